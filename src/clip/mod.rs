@@ -1,0 +1,5 @@
+//! The frozen model.
+
+pub mod config;
+pub mod tokenizer;
+pub mod weights;

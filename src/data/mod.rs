@@ -1,0 +1,3 @@
+//! Photos in, batches of pixels out.
+
+pub mod demo;

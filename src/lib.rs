@@ -1,0 +1,18 @@
+//! Fine-tunes CLIP image classifiers with hand-written forward and backward passes.
+//!
+//! Data flows one way: [`data`] turns photos into batches of pixels, [`clip`] turns pixels into
+//! features (with the trained parts of [`tune`] inside its linear layers), [`objective`] turns features
+//! into a loss, and the gradients walk back to the first trained tensor, where [`optim`] takes over.
+//! [`train`] is the loop around it. The model is written once, over a [`backend`]; the backend knows
+//! no model, the model knows no training, and the loop knows no command line.
+
+pub mod backend;
+pub mod check;
+pub mod clip;
+pub mod data;
+pub mod objective;
+pub mod optim;
+pub mod report;
+pub mod tensor;
+pub mod train;
+pub mod tune;

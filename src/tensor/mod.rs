@@ -1,0 +1,299 @@
+//! The minimal tensor layer: a shape, an element type and memory, owned or borrowed. No autograd.
+//!
+//! Tensors are dense and row-major. [`Tensor`] owns 64-byte aligned memory; [`View`] borrows bytes that
+//! live elsewhere, such as a memory-mapped weight file, at any alignment.
+
+mod dtype;
+mod shape;
+
+pub use dtype::{DType, Element};
+pub use shape::Shape;
+
+use bytemuck::{Pod, Zeroable};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use thiserror::Error;
+
+/// What can be wrong with a tensor that was handed over.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum TensorError {
+    /// The memory holds another element type than the caller asked for.
+    #[error("expected a {expected} tensor, found {found}")]
+    DType { expected: DType, found: DType },
+    /// The number of bytes does not fit the shape.
+    #[error("shape {shape} of {dtype} takes {expected} bytes, found {found}")]
+    Length { shape: Shape, dtype: DType, expected: usize, found: usize },
+    /// Two shapes that must agree do not.
+    #[error("{what}: expected shape {expected}, found {found}")]
+    Shape { what: &'static str, expected: Shape, found: Shape },
+    /// There is no conversion between these element types.
+    #[error("cannot convert {from} to {to}")]
+    Convert { from: DType, to: DType },
+}
+
+/// One cache line; the unit of allocation, so that every tensor starts on a 64-byte boundary.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+/// A dense row-major tensor that owns its memory.
+#[derive(Clone)]
+pub struct Tensor {
+    shape: Shape,
+    dtype: DType,
+    memory: Vec<Line>,
+}
+
+impl Tensor {
+    /// A tensor of zeros.
+    pub fn zeros(shape: impl Into<Shape>, dtype: DType) -> Self {
+        let shape = shape.into();
+        let lines = (shape.elements() * dtype.size()).div_ceil(64);
+        Tensor { shape, dtype, memory: vec![Line([0; 64]); lines] }
+    }
+
+    /// A tensor that copies `values`; their number must be that of `shape`.
+    pub fn from_slice<T: Element>(shape: impl Into<Shape>, values: &[T]) -> Result<Self, TensorError> {
+        let view = View::new(shape.into(), T::DTYPE, bytemuck::cast_slice(values))?;
+        let mut tensor = Tensor::zeros(view.shape, view.dtype);
+        tensor.bytes_mut().copy_from_slice(view.bytes);
+        Ok(tensor)
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Number of elements.
+    pub fn elements(&self) -> usize {
+        self.shape.elements()
+    }
+
+    /// Shrinks or grows the leading dimension within the memory allocated at the start, so that a
+    /// last, smaller batch runs in the same buffers. Contents of kept rows stay.
+    pub fn set_rows(&mut self, rows: usize) -> Result<(), TensorError> {
+        let shape = self.shape.with_rows(rows);
+        let (expected, found) = (shape.elements() * self.dtype.size(), self.memory.len() * 64);
+        if expected > found {
+            return Err(TensorError::Length { shape, dtype: self.dtype, expected, found });
+        }
+        self.shape = shape;
+        Ok(())
+    }
+
+    /// The same elements under another shape of the same size.
+    pub fn reshape(mut self, shape: impl Into<Shape>) -> Result<Self, TensorError> {
+        let shape = shape.into();
+        if shape.elements() != self.shape.elements() {
+            return Err(TensorError::Shape { what: "reshape", expected: self.shape, found: shape });
+        }
+        self.shape = shape;
+        Ok(self)
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.memory);
+        &bytes[..self.shape.elements() * self.dtype.size()]
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        let used = self.shape.elements() * self.dtype.size();
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
+        &mut bytes[..used]
+    }
+
+    /// The elements, row-major; an error when they are of another type.
+    pub fn typed<T: Element>(&self) -> Result<&[T], TensorError> {
+        self.expect_dtype(T::DTYPE)?;
+        Ok(bytemuck::cast_slice(self.bytes()))
+    }
+
+    /// The elements for writing; an error when they are of another type.
+    pub fn typed_mut<T: Element>(&mut self) -> Result<&mut [T], TensorError> {
+        self.expect_dtype(T::DTYPE)?;
+        Ok(bytemuck::cast_slice_mut(self.bytes_mut()))
+    }
+
+    /// A borrowed view of the whole tensor.
+    pub fn view(&self) -> View<'_> {
+        View { shape: self.shape, dtype: self.dtype, bytes: self.bytes() }
+    }
+
+    fn expect_dtype(&self, expected: DType) -> Result<(), TensorError> {
+        if self.dtype == expected { Ok(()) } else { Err(TensorError::DType { expected, found: self.dtype }) }
+    }
+}
+
+impl std::fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tensor({} {})", self.dtype, self.shape)
+    }
+}
+
+/// A dense row-major tensor in borrowed memory, of any alignment.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    shape: Shape,
+    dtype: DType,
+    bytes: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Wraps `bytes`; their number must be that of `shape`.
+    pub fn new(shape: impl Into<Shape>, dtype: DType, bytes: &'a [u8]) -> Result<Self, TensorError> {
+        let shape = shape.into();
+        let expected = shape.elements() * dtype.size();
+        if bytes.len() != expected {
+            return Err(TensorError::Length { shape, dtype, expected, found: bytes.len() });
+        }
+        Ok(View { shape, dtype, bytes })
+    }
+
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// Rows `start..start + rows` of the leading dimension.
+    pub fn rows(&self, start: usize, rows: usize) -> Result<View<'a>, TensorError> {
+        let shape = self.shape.with_rows(rows);
+        let row = self.shape.row_elements() * self.dtype.size();
+        let (from, to) = (start * row, (start + rows) * row);
+        let bytes = self.bytes.get(from..to).ok_or(TensorError::Length {
+            shape,
+            dtype: self.dtype,
+            expected: to,
+            found: self.bytes.len(),
+        })?;
+        View::new(shape, self.dtype, bytes)
+    }
+
+    /// An owned copy with the elements converted to `dtype`. Floats convert among each other, rounding
+    /// to nearest even; the integer types only to themselves.
+    pub fn to_tensor(&self, dtype: DType) -> Result<Tensor, TensorError> {
+        let mut out = Tensor::zeros(self.shape, dtype);
+        self.convert_into(&mut out)?;
+        Ok(out)
+    }
+
+    /// Writes the elements into `out`, which has the same shape, converting as [`View::to_tensor`] does.
+    pub fn convert_into(&self, out: &mut Tensor) -> Result<(), TensorError> {
+        if out.shape != self.shape {
+            return Err(TensorError::Shape { what: "copy", expected: out.shape, found: self.shape });
+        }
+        let bytes = self.bytes;
+        match (self.dtype, out.dtype) {
+            (a, b) if a == b => out.bytes_mut().copy_from_slice(bytes),
+            (DType::F16, DType::F32) => {
+                widen::<f16>(bytes, out.typed_mut()?, |from, to| from.convert_to_f32_slice(to))
+            }
+            (DType::BF16, DType::F32) => {
+                widen::<bf16>(bytes, out.typed_mut()?, |from, to| from.convert_to_f32_slice(to))
+            }
+            (DType::F16, DType::F64) => each(bytes, out.typed_mut()?, f16::to_f64),
+            (DType::BF16, DType::F64) => each(bytes, out.typed_mut()?, bf16::to_f64),
+            (DType::F32, DType::F64) => each(bytes, out.typed_mut()?, |v: f32| f64::from(v)),
+            (DType::F64, DType::F32) => each(bytes, out.typed_mut()?, |v: f64| v as f32),
+            (DType::F32, DType::F16) => each(bytes, out.typed_mut()?, f16::from_f32),
+            (DType::F32, DType::BF16) => each(bytes, out.typed_mut()?, bf16::from_f32),
+            (DType::F64, DType::F16) => each(bytes, out.typed_mut()?, f16::from_f64),
+            (DType::F64, DType::BF16) => each(bytes, out.typed_mut()?, bf16::from_f64),
+            (DType::F16, DType::BF16) => each(bytes, out.typed_mut()?, |v: f16| bf16::from_f32(v.to_f32())),
+            (DType::BF16, DType::F16) => each(bytes, out.typed_mut()?, |v: bf16| f16::from_f32(v.to_f32())),
+            (from, to) => return Err(TensorError::Convert { from, to }),
+        }
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for View<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "View({} {})", self.dtype, self.shape)
+    }
+}
+
+/// Converts element by element; reads without assuming alignment.
+fn each<A: Pod, B: Pod>(bytes: &[u8], out: &mut [B], convert: impl Fn(A) -> B) {
+    for (chunk, value) in bytes.chunks_exact(size_of::<A>()).zip(out) {
+        *value = convert(bytemuck::pod_read_unaligned(chunk));
+    }
+}
+
+/// Converts a half-precision slice to f32 with the processor's own instructions where it has them;
+/// misaligned input goes through a small aligned buffer.
+fn widen<H: Element>(bytes: &[u8], out: &mut [f32], convert: impl Fn(&[H], &mut [f32])) {
+    if let Ok(values) = bytemuck::try_cast_slice(bytes) {
+        convert(values, out);
+        return;
+    }
+    let mut buffer = [H::zeroed(); 256];
+    for (bytes, out) in bytes.chunks(256 * size_of::<H>()).zip(out.chunks_mut(256)) {
+        let buffer = &mut buffer[..out.len()];
+        bytemuck::cast_slice_mut::<H, u8>(buffer).copy_from_slice(bytes);
+        convert(buffer, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_round_and_widen_exactly() {
+        let values = [0.0f32, -1.5, 65504.0, 1.0009766, 3.1415927, -0.0];
+        let tensor = Tensor::from_slice([2, 3], &values).unwrap();
+        for dtype in [DType::F16, DType::BF16] {
+            let narrow = tensor.view().to_tensor(dtype).unwrap();
+            let wide = narrow.view().to_tensor(DType::F32).unwrap();
+            let exact = narrow.view().to_tensor(DType::F64).unwrap();
+            for ((&a, &b), &v) in
+                wide.typed::<f32>().unwrap().iter().zip(exact.typed::<f64>().unwrap()).zip(&values)
+            {
+                assert_eq!(f64::from(a), b);
+                let bound = if dtype == DType::F16 { 1.0 / 2048.0 } else { 1.0 / 256.0 };
+                assert!((a - v).abs() <= v.abs() * bound, "{dtype}: {v} became {a}");
+            }
+        }
+    }
+
+    #[test]
+    fn unaligned_half_precision_reads_equal_aligned_ones() {
+        let values: Vec<f16> = (0..1000).map(|i| f16::from_f32(i as f32 * 0.37 - 90.0)).collect();
+        let mut bytes = vec![0u8];
+        bytes.extend_from_slice(bytemuck::cast_slice(&values));
+        let odd = View::new([1000], DType::F16, &bytes[1..]).unwrap().to_tensor(DType::F32).unwrap();
+        let even = Tensor::from_slice([1000], &values).unwrap().view().to_tensor(DType::F32).unwrap();
+        assert_eq!(odd.typed::<f32>().unwrap(), even.typed::<f32>().unwrap());
+    }
+
+    #[test]
+    fn rows_move_within_the_allocation_only() {
+        let mut tensor = Tensor::from_slice([4, 32], &[1.0f32; 128]).unwrap();
+        tensor.set_rows(2).unwrap();
+        assert_eq!(tensor.typed::<f32>().unwrap().len(), 64);
+        tensor.set_rows(4).unwrap();
+        assert!(matches!(tensor.set_rows(5), Err(TensorError::Length { .. })));
+        assert!(tensor.view().rows(3, 2).is_err());
+        assert_eq!(tensor.view().rows(1, 2).unwrap().shape(), Shape::from([2, 32]));
+    }
+
+    #[test]
+    fn wrong_types_and_sizes_are_errors() {
+        let tensor = Tensor::zeros([3], DType::U8);
+        assert!(tensor.typed::<f32>().is_err());
+        assert!(tensor.view().to_tensor(DType::F32).is_err());
+        assert!(View::new([2, 2], DType::F32, &[0; 15]).is_err());
+        assert!(tensor.reshape([2, 2]).is_err());
+    }
+}
