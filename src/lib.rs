@@ -12,6 +12,7 @@ pub mod clip;
 pub mod data;
 pub mod objective;
 pub mod optim;
+pub mod progress;
 pub mod report;
 pub mod tensor;
 pub mod train;

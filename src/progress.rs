@@ -1,0 +1,33 @@
+//! How long-running library work reports its progress and learns that it should stop.
+
+/// Watches one piece of long-running work. The command line draws bars with it; a library user can pass
+/// [`Silent`].
+pub trait Monitor: Send + Sync {
+    /// A task of `total` units starts; tasks do not nest.
+    fn begin(&self, task: &str, total: u64);
+    /// `units` more are done. Called from any thread.
+    fn advance(&self, units: u64);
+    /// A short state to show beside the bar, such as the current loss.
+    fn state(&self, text: &str);
+    /// The task is over.
+    fn finish(&self);
+    /// A line worth keeping: shown above the bar.
+    fn line(&self, text: &str);
+    /// True once the user asked to stop (Ctrl-C): finish cleanly, as soon as possible.
+    fn stopped(&self) -> bool;
+}
+
+/// Shows nothing and never stops.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn begin(&self, _task: &str, _total: u64) {}
+    fn advance(&self, _units: u64) {}
+    fn state(&self, _text: &str) {}
+    fn finish(&self) {}
+    fn line(&self, _text: &str) {}
+    fn stopped(&self) -> bool {
+        false
+    }
+}
