@@ -1,1 +1,381 @@
-//! backend
+//! The list of operations that a device must provide, one line of maths each.
+//!
+//! The model, the objectives and the training loop are written once over [`Backend`]. The CPU form of an
+//! operation ([`cpu`]) is its definition: plain loops and products in f32, or f64 for the gradient checks.
+//!
+//! Conventions: matrices are row-major and `y = x·Wᵀ + b`; an operation writes every element of its
+//! outputs unless it says "adds to"; shapes come from the tensors themselves and are checked; nothing is
+//! allocated inside an operation, callers pass the scratch memory. Frozen weights have no gradient here.
+
+pub mod cpu;
+
+use crate::tensor::{DType, Shape, Tensor, TensorError, View};
+use thiserror::Error;
+
+/// What can go wrong inside a backend.
+#[derive(Debug, Error)]
+pub enum BackendError {
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// An operation was handed tensors that do not fit together.
+    #[error("{op}: {what} is {found}, expected {expected}")]
+    Shape { op: &'static str, what: &'static str, expected: Shape, found: Shape },
+    /// An operation was handed a size it cannot work with.
+    #[error("{op}: {problem}")]
+    Invalid { op: &'static str, problem: String },
+}
+
+pub type Result<T> = std::result::Result<T, BackendError>;
+
+/// Memory on a device, with a shape and an element type.
+pub trait DeviceTensor: Send + Sync {
+    fn shape(&self) -> Shape;
+    fn dtype(&self) -> DType;
+    /// Changes the leading dimension within the memory allocated at the start.
+    fn set_rows(&mut self, rows: usize) -> Result<()>;
+}
+
+impl DeviceTensor for Tensor {
+    fn shape(&self) -> Shape {
+        self.shape()
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype()
+    }
+
+    fn set_rows(&mut self, rows: usize) -> Result<()> {
+        Ok(self.set_rows(rows)?)
+    }
+}
+
+/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\].
+pub struct Linear<B: Backend> {
+    pub weight: B::Tensor,
+    pub bias: Option<B::Tensor>,
+}
+
+/// A frozen layer norm: `weight` and `bias` \[D\].
+pub struct LayerNorm<B: Backend> {
+    pub weight: B::Tensor,
+    pub bias: B::Tensor,
+    pub eps: f64,
+}
+
+/// The patch embedding: `weight` \[D, 3·p·p\] as the convolution stores it (channel, row, column),
+/// `class` \[D\], `position` \[S, D\], and how u8 pixels become numbers: `(v/255 − mean)/std`.
+pub struct PatchEmbedding<B: Backend> {
+    pub weight: B::Tensor,
+    pub class: B::Tensor,
+    pub position: B::Tensor,
+    pub patch: usize,
+    pub mean: [f32; 3],
+    pub std: [f32; 3],
+}
+
+/// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
+/// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
+pub struct Lora<'a, B: Backend> {
+    pub a: &'a B::Tensor,
+    pub b: &'a B::Tensor,
+    pub columns: &'a [usize],
+    pub scale: f64,
+}
+
+impl<B: Backend> Clone for Lora<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Lora<'_, B> {}
+
+/// Queries, keys and values, heads side by side in the last dimension.
+pub enum AttentionInput<'a, B: Backend> {
+    /// \[B, S, 3·D\]: queries, keys, values.
+    Packed(&'a B::Tensor),
+    /// Queries \[B, Sq, D\] for some rows, keys and values \[B, S, 2·D\] for all.
+    Split { q: &'a B::Tensor, kv: &'a B::Tensor },
+}
+
+/// Where the gradients of an [`AttentionInput`] go; the same shapes.
+pub enum AttentionGradient<'a, B: Backend> {
+    Packed(&'a mut B::Tensor),
+    Split { dq: &'a mut B::Tensor, dkv: &'a mut B::Tensor },
+}
+
+/// How attention is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    pub heads: usize,
+    /// A query sees no key after its own position.
+    pub causal: bool,
+}
+
+/// The non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// z·σ(1.702·z), as OpenAI trained CLIP.
+    QuickGelu,
+    /// z·Φ(z) with the exact normal distribution function.
+    Gelu,
+}
+
+/// The classifier on normalised features: `weight` \[C, E\], `bias` \[C\] are trained; `text` \[C, E\] is
+/// constant, and so is `text_scale` = exp(logit_scale).
+pub struct Classifier<'a, B: Backend> {
+    pub weight: &'a B::Tensor,
+    pub bias: &'a B::Tensor,
+    pub text: &'a B::Tensor,
+    pub text_scale: f64,
+}
+
+/// Positions in the vector of numbers that a step leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stat {
+    /// Mean cross entropy of the head.
+    LossHead = 0,
+    /// Mean cross entropy of the text logits.
+    LossText = 1,
+    /// Images that the head classifies rightly.
+    Correct = 2,
+    /// Images that the text logits classify rightly.
+    TextCorrect = 3,
+    /// Sum of squares of all gradients.
+    GradientSquared = 4,
+}
+
+impl Stat {
+    pub const COUNT: usize = 5;
+}
+
+/// One trained tensor as the optimizer sees it; all of one shape.
+pub struct AdamwTensor<'a, B: Backend> {
+    pub value: &'a mut B::Tensor,
+    pub gradient: &'a B::Tensor,
+    pub first_moment: &'a mut B::Tensor,
+    pub second_moment: &'a mut B::Tensor,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+}
+
+/// The constants of AdamW; `step` counts from 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamwStep {
+    pub step: u64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+}
+
+/// A device that can run the model.
+pub trait Backend: Sized + Send + Sync + 'static {
+    type Tensor: DeviceTensor;
+
+    /// What it is, for people: "CPU, 2 threads, f32".
+    fn describe(&self) -> String;
+    /// Element type of activations and frozen weights.
+    fn compute_dtype(&self) -> DType;
+    /// Element type of trained tensors, their gradients, optimizer state and losses.
+    fn master_dtype(&self) -> DType;
+
+    /// New memory, zeroed.
+    fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self::Tensor>;
+    /// New memory with a copy of `source`, converted to `dtype`.
+    fn upload(&self, source: View<'_>, dtype: DType) -> Result<Self::Tensor>;
+    /// Overwrites `target` with `source` of the same shape, converting.
+    fn write(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
+    /// A copy on the host; waits for the device.
+    fn download(&self, source: &Self::Tensor) -> Result<Tensor>;
+
+    /// x = \[class; patches·Wᵀ\] + position.
+    /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are;
+    /// `x` \[B, S, D\]; scratch: `patches` \[B·(S−1), 3·p·p\], `products` \[B·(S−1), D\].
+    fn patch_embed(
+        &self,
+        pixels: &Self::Tensor,
+        embedding: &PatchEmbedding<Self>,
+        patches: &mut Self::Tensor,
+        products: &mut Self::Tensor,
+        x: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// y = (x − mean(x))/√(var(x) + eps)·w + b over the last dimension; `stats` \[rows, 2\] keeps the
+    /// mean and 1/√(var + eps) of each row.
+    fn layer_norm(
+        &self,
+        x: &Self::Tensor,
+        norm: &LayerNorm<Self>,
+        y: &mut Self::Tensor,
+        stats: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// With x̂ = (x − mean)/σ and g = dy·w: dx = (g − mean(g) − x̂·mean(g·x̂))/σ; adds to `dx`.
+    fn layer_norm_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        norm: &LayerNorm<Self>,
+        stats: &Self::Tensor,
+        dx: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// y = x·Wᵀ + b (+ residual).
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        residual: Option<&Self::Tensor>,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// dx = dy·W. There is no dW: the layer is frozen.
+    fn linear_backward(&self, dy: &Self::Tensor, layer: &Linear<Self>, dx: &mut Self::Tensor) -> Result<()>;
+
+    /// y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ (+ residual); `u` = x·Aᵀ \[rows, n·r\] is kept for the backward pass.
+    fn lora_linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        residual: Option<&Self::Tensor>,
+        u: &mut Self::Tensor,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// du = scale·dy·B, dA = duᵀ·x, dB = scale·dyᵀ·u, and where the input's gradient is wanted
+    /// dx = dy·W + du·A. Scratch: `du` \[rows, n·r\].
+    #[allow(clippy::too_many_arguments)]
+    fn lora_linear_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        u: &Self::Tensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        du: &mut Self::Tensor,
+        da: &mut Self::Tensor,
+        db: &mut Self::Tensor,
+        dx: Option<&mut Self::Tensor>,
+    ) -> Result<()>;
+
+    /// folded = W + scale·B·A, for evaluation.
+    fn lora_fold(&self, weight: &Self::Tensor, lora: Lora<'_, Self>, folded: &mut Self::Tensor)
+    -> Result<()>;
+
+    /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there.
+    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape;
+
+    /// Per head: o = softmax(q·kᵀ/√d)·v; `o` \[B, Sq, D\]. A causal mask needs packed input.
+    fn attention(
+        &self,
+        input: AttentionInput<'_, Self>,
+        shape: AttentionShape,
+        saved: &mut Self::Tensor,
+        o: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// With P = softmax(q·kᵀ/√d): dv = Pᵀ·do, dS = P∘(dP − rowsum(dP∘P))/√d where dP = do·vᵀ,
+    /// dq = dS·k, dk = dSᵀ·q.
+    fn attention_backward(
+        &self,
+        d_o: &Self::Tensor,
+        input: AttentionInput<'_, Self>,
+        saved: &Self::Tensor,
+        shape: AttentionShape,
+        scratch: &mut Self::Tensor,
+        gradient: AttentionGradient<'_, Self>,
+    ) -> Result<()>;
+
+    /// g = act(z).
+    fn activation(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()>;
+
+    /// dz = dg·act′(z), in place: `d` holds dg and then dz.
+    fn activation_backward(&self, kind: Activation, z: &Self::Tensor, d: &mut Self::Tensor) -> Result<()>;
+
+    /// y\[b\] = x\[b, rows\[b\]\]: `x` \[B, S, D\], `rows` u32 \[B\], `y` \[B, …, D\].
+    fn take_rows(&self, x: &Self::Tensor, rows: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
+
+    /// dx\[b, rows\[b\]\] += dy\[b\]; adds to `dx`.
+    fn take_rows_backward(&self, dy: &Self::Tensor, rows: &Self::Tensor, dx: &mut Self::Tensor)
+    -> Result<()>;
+
+    /// Sets every element to zero.
+    fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
+
+    /// f = x/|x| per row; `norms` \[B\] keeps |x|.
+    fn l2_norm(&self, x: &Self::Tensor, f: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()>;
+
+    /// dx = (df − f·⟨f, df⟩)/|x|.
+    fn l2_norm_backward(
+        &self,
+        df: &Self::Tensor,
+        f: &Self::Tensor,
+        norms: &Self::Tensor,
+        dx: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// head = f·Hᵀ + h, text = text_scale·f·Tᵀ, both \[B, C\]; the losses and counts of [`Stat`] over the
+    /// batch go to `stats`.
+    fn head_loss(
+        &self,
+        f: &Self::Tensor,
+        classifier: Classifier<'_, Self>,
+        labels: &Self::Tensor,
+        head: &mut Self::Tensor,
+        text: &mut Self::Tensor,
+        stats: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Gradient of `head_weight`·CE(head) + `text_weight`·CE(text), means over the batch. The logits are
+    /// overwritten with their gradients; dH = d_headᵀ·f, dh = Σ d_head, and where it is wanted
+    /// df = d_head·H + text_scale·d_text·T.
+    #[allow(clippy::too_many_arguments)]
+    fn head_loss_backward(
+        &self,
+        f: &Self::Tensor,
+        classifier: Classifier<'_, Self>,
+        labels: &Self::Tensor,
+        weights: LossWeights,
+        head: &mut Self::Tensor,
+        text: &mut Self::Tensor,
+        d_weight: &mut Self::Tensor,
+        d_bias: &mut Self::Tensor,
+        df: Option<&mut Self::Tensor>,
+    ) -> Result<()>;
+
+    /// AdamW with decoupled decay and bias correction as in `torch.optim.AdamW`, over all trained tensors;
+    /// the gradients' sum of squares goes to `stats`.
+    fn adamw(
+        &self,
+        tensors: &mut [AdamwTensor<'_, Self>],
+        step: AdamwStep,
+        stats: &mut Self::Tensor,
+    ) -> Result<()>;
+}
+
+/// Weights of the two cross entropies in the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossWeights {
+    pub head: f64,
+    pub text: f64,
+}
+
+impl<B: Backend> Clone for Classifier<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Classifier<'_, B> {}
+
+/// Checks that `found` is `expected`.
+pub(crate) fn expect_shape(
+    op: &'static str,
+    what: &'static str,
+    expected: impl Into<Shape>,
+    found: Shape,
+) -> Result<()> {
+    let expected = expected.into();
+    if expected == found { Ok(()) } else { Err(BackendError::Shape { op, what, expected, found }) }
+}

@@ -1,0 +1,144 @@
+//! From pixels to tokens, and picking single tokens out of sequences.
+
+use super::Cpu;
+use super::product::{Matrix, MatrixMut, Threads, Write, product};
+use super::real::Real;
+use crate::backend::{BackendError, PatchEmbedding, Result, expect_shape};
+use crate::tensor::{DType, Tensor};
+use rayon::prelude::*;
+
+pub fn patch_embed<T: Real>(
+    pixels: &Tensor,
+    embedding: &PatchEmbedding<Cpu<T>>,
+    patches: &mut Tensor,
+    products: &mut Tensor,
+    x: &mut Tensor,
+) -> Result<()> {
+    const OP: &str = "patch_embed";
+    let [batch, tokens, d] = *x.shape().dims() else {
+        return Err(BackendError::Invalid { op: OP, problem: format!("x {} is not [B, S, D]", x.shape()) });
+    };
+    let (count, p) = (tokens - 1, embedding.patch);
+    let inputs = 3 * p * p;
+    expect_shape(OP, "position", [tokens, d], embedding.position.shape())?;
+    expect_shape(OP, "patches", [batch * count, inputs], patches.shape())?;
+    expect_shape(OP, "products", [batch * count, d], products.shape())?;
+    gather_patches(pixels, embedding, count, patches.typed_mut::<T>()?)?;
+    product(
+        MatrixMut::new(products.typed_mut::<T>()?, batch * count, d),
+        Write::Replace,
+        T::ONE,
+        Matrix::new(patches.typed::<T>()?, batch * count, inputs),
+        Matrix::new(embedding.weight.typed::<T>()?, d, inputs).transposed(),
+        Threads::All,
+    );
+    let class = embedding.class.typed::<T>()?;
+    let position = embedding.position.typed::<T>()?;
+    let products = products.typed::<T>()?.par_chunks(count * d);
+    x.typed_mut::<T>()?.par_chunks_mut(tokens * d).zip(products).for_each(|(x, products)| {
+        for ((x, &token), &position) in x.iter_mut().zip(class.iter().chain(products)).zip(position) {
+            *x = token + position;
+        }
+    });
+    Ok(())
+}
+
+/// Copies every patch into a row, in the order of the convolution's weights.
+fn gather_patches<T: Real>(
+    pixels: &Tensor,
+    embedding: &PatchEmbedding<Cpu<T>>,
+    count: usize,
+    out: &mut [T],
+) -> Result<()> {
+    let p = embedding.patch;
+    let unfit = || BackendError::Invalid {
+        op: "patch_embed",
+        problem: format!(
+            "pixels {} of {} make no {count} patches of {p} a side",
+            pixels.shape(),
+            pixels.dtype()
+        ),
+    };
+    let (side, hwc) = match *pixels.shape().dims() {
+        [_, h, w, 3] if h == w && pixels.dtype() == DType::U8 => (h, true),
+        [_, 3, h, w] if h == w => (h, false),
+        _ => return Err(unfit()),
+    };
+    let across = side / p;
+    if across * across != count {
+        return Err(unfit());
+    }
+    let image_patches = out.par_chunks_mut(count * 3 * p * p);
+    if hwc {
+        let table = normalisation::<T>(embedding.mean, embedding.std);
+        let images = pixels.typed::<u8>()?.par_chunks(side * side * 3);
+        image_patches.zip(images).for_each(|(out, image)| {
+            fill_patches(out, across, p, |channel, y, x| {
+                table[channel][usize::from(image[(y * side + x) * 3 + channel])]
+            })
+        });
+    } else {
+        let images = pixels.typed::<T>()?.par_chunks(side * side * 3);
+        image_patches.zip(images).for_each(|(out, image)| {
+            fill_patches(out, across, p, |channel, y, x| image[(channel * side + y) * side + x])
+        });
+    }
+    Ok(())
+}
+
+fn fill_patches<T>(out: &mut [T], across: usize, p: usize, pixel: impl Fn(usize, usize, usize) -> T) {
+    for (patch, out) in out.chunks_exact_mut(3 * p * p).enumerate() {
+        let (top, left) = (patch / across * p, patch % across * p);
+        for (row, out) in out.chunks_exact_mut(p).enumerate() {
+            let (channel, y) = (row / p, top + row % p);
+            for (x, out) in out.iter_mut().enumerate() {
+                *out = pixel(channel, y, left + x);
+            }
+        }
+    }
+}
+
+/// What each of the 256 levels becomes, per channel, in the f32 arithmetic of CLIP's processor.
+fn normalisation<T: Real>(mean: [f32; 3], std: [f32; 3]) -> [[T; 256]; 3] {
+    std::array::from_fn(|c| {
+        std::array::from_fn(|level| {
+            let value = (level as f64 * (1.0 / 255.0)) as f32;
+            T::from_f64(f64::from((value - mean[c]) / std[c]))
+        })
+    })
+}
+
+/// The sizes of a row selection: batch, sequence length, width, and the chosen row of each sequence.
+fn selection<'a>(op: &'static str, x: &Tensor, rows: &'a Tensor) -> Result<(usize, usize, &'a [u32])> {
+    let [batch, s, d] = *x.shape().dims() else {
+        return Err(BackendError::Invalid { op, problem: format!("x {} is not [B, S, D]", x.shape()) });
+    };
+    expect_shape(op, "rows", [batch], rows.shape())?;
+    let rows = rows.typed::<u32>()?;
+    match rows.iter().find(|&&row| row as usize >= s) {
+        Some(row) => Err(BackendError::Invalid { op, problem: format!("row {row} of a sequence of {s}") }),
+        None => Ok((s, d, rows)),
+    }
+}
+
+pub fn take_rows<T: Real>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+    let (s, d, rows) = selection("take_rows", x, rows)?;
+    expect_shape("take_rows", "y as a matrix", [rows.len(), d], [y.elements() / d, d].into())?;
+    let x = x.typed::<T>()?.chunks_exact(s * d);
+    for ((y, x), &row) in y.typed_mut::<T>()?.chunks_exact_mut(d).zip(x).zip(rows) {
+        y.copy_from_slice(&x[row as usize * d..][..d]);
+    }
+    Ok(())
+}
+
+pub fn take_rows_backward<T: Real>(dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
+    let (s, d, rows) = selection("take_rows_backward", dx, rows)?;
+    expect_shape("take_rows_backward", "dy as a matrix", [rows.len(), d], [dy.elements() / d, d].into())?;
+    let dx = dx.typed_mut::<T>()?.chunks_exact_mut(s * d);
+    for ((dx, dy), &row) in dx.zip(dy.typed::<T>()?.chunks_exact(d)).zip(rows) {
+        for (dx, &dy) in dx[row as usize * d..][..d].iter_mut().zip(dy) {
+            *dx += dy;
+        }
+    }
+    Ok(())
+}

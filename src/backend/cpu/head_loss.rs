@@ -1,0 +1,137 @@
+//! Head and text logits, their cross entropies, and the gradients of both.
+
+use super::Cpu;
+use super::product::{Matrix, MatrixMut, Threads, Write, product};
+use super::real::{Real, max_of};
+use crate::backend::{BackendError, Classifier, LossWeights, Result, Stat, expect_shape};
+use crate::tensor::Tensor;
+
+/// Batch, classes and width, after all shapes were compared.
+fn extents<T: Real>(
+    op: &'static str,
+    f: &Tensor,
+    c: Classifier<'_, Cpu<T>>,
+    labels: &Tensor,
+    head: &Tensor,
+    text: &Tensor,
+) -> Result<(usize, usize, usize)> {
+    let (batch, width) = (f.shape().rows(), f.shape().columns());
+    let classes = c.bias.shape().rows();
+    expect_shape(op, "weight", [classes, width], c.weight.shape())?;
+    expect_shape(op, "text", [classes, width], c.text.shape())?;
+    expect_shape(op, "head logits", [batch, classes], head.shape())?;
+    expect_shape(op, "text logits", [batch, classes], text.shape())?;
+    expect_shape(op, "labels", [batch], labels.shape())?;
+    match labels.typed::<u32>()?.iter().find(|&&label| label as usize >= classes) {
+        Some(label) => {
+            Err(BackendError::Invalid { op, problem: format!("label {label} among {classes} classes") })
+        }
+        None => Ok((batch, classes, width)),
+    }
+}
+
+pub fn head_loss<T: Real>(
+    f: &Tensor,
+    classifier: Classifier<'_, Cpu<T>>,
+    labels: &Tensor,
+    head: &mut Tensor,
+    text: &mut Tensor,
+    stats: &mut Tensor,
+) -> Result<()> {
+    let (batch, classes, width) = extents("head_loss", f, classifier, labels, head, text)?;
+    let features = Matrix::new(f.typed::<T>()?, batch, width);
+    let bias = classifier.bias.typed::<T>()?;
+    let head = head.typed_mut::<T>()?;
+    head.chunks_exact_mut(classes).for_each(|row| row.copy_from_slice(bias));
+    let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width).transposed();
+    product(MatrixMut::new(head, batch, classes), Write::Add, T::ONE, features, weight, Threads::All);
+    let text = text.typed_mut::<T>()?;
+    let text_weight = Matrix::new(classifier.text.typed::<T>()?, classes, width).transposed();
+    let scale = T::from_f64(classifier.text_scale);
+    product(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
+
+    let labels = labels.typed::<u32>()?;
+    let stats = stats.typed_mut::<T>()?;
+    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) = cross_entropy(head, classes, labels);
+    (stats[Stat::LossText as usize], stats[Stat::TextCorrect as usize]) =
+        cross_entropy(text, classes, labels);
+    Ok(())
+}
+
+/// Mean of −log softmax(z)[y] over the rows, and how many rows have their largest logit (the first of
+/// equals) at y.
+fn cross_entropy<T: Real>(logits: &[T], classes: usize, labels: &[u32]) -> (T, T) {
+    let (mut loss, mut correct) = (T::ZERO, T::ZERO);
+    for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+        let max = max_of(row);
+        let sum: f64 = row.iter().map(|&z| (z - max).to_f64().exp()).sum();
+        loss += T::from_f64(sum.ln() + (max - row[label as usize]).to_f64());
+        if row.iter().position(|&z| z == max) == Some(label as usize) {
+            correct += T::ONE;
+        }
+    }
+    (loss / T::from_f64(labels.len().max(1) as f64), correct)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn head_loss_backward<T: Real>(
+    f: &Tensor,
+    classifier: Classifier<'_, Cpu<T>>,
+    labels: &Tensor,
+    weights: LossWeights,
+    head: &mut Tensor,
+    text: &mut Tensor,
+    d_weight: &mut Tensor,
+    d_bias: &mut Tensor,
+    df: Option<&mut Tensor>,
+) -> Result<()> {
+    const OP: &str = "head_loss_backward";
+    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
+    expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
+    let labels = labels.typed::<u32>()?;
+    let head = head.typed_mut::<T>()?;
+    cross_entropy_backward(head, classes, labels, weights.head / batch as f64);
+    let d_head = Matrix::new(head, batch, classes);
+    let features = Matrix::new(f.typed::<T>()?, batch, width);
+    let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
+    product(d_weight, Write::Replace, T::ONE, d_head.transposed(), features, Threads::All);
+    let d_bias = d_bias.typed_mut::<T>()?;
+    d_bias.fill(T::ZERO);
+    for row in head.chunks_exact(classes) {
+        d_bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
+    }
+    if let Some(df) = df {
+        expect_shape(OP, "df", f.shape(), df.shape())?;
+        let df = df.typed_mut::<T>()?;
+        let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width);
+        product(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
+        if weights.text != 0.0 {
+            let text = text.typed_mut::<T>()?;
+            cross_entropy_backward(text, classes, labels, weights.text / batch as f64);
+            let d_text = Matrix::new(text, batch, classes);
+            let features = Matrix::new(classifier.text.typed::<T>()?, classes, width);
+            let scale = T::from_f64(classifier.text_scale);
+            product(MatrixMut::new(df, batch, width), Write::Add, scale, d_text, features, Threads::All);
+        }
+    }
+    Ok(())
+}
+
+/// z becomes scale·(softmax(z) − onehot(y)), row by row.
+fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, labels: &[u32], scale: f64) {
+    let scale = T::from_f64(scale);
+    for (row, &label) in logits.chunks_exact_mut(classes).zip(labels) {
+        let max = max_of(row);
+        let mut sum = T::ZERO;
+        for z in row.iter_mut() {
+            *z = (*z - max).exp();
+            sum += *z;
+        }
+        let factor = scale / sum;
+        for z in row.iter_mut() {
+            *z = *z * factor;
+        }
+        row[label as usize] = row[label as usize] - scale;
+    }
+}

@@ -1,0 +1,231 @@
+//! The CPU backend: the definition of every operation, and what runs where there is no GPU.
+//!
+//! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
+//! operation; [`real`] makes the loops vectorise, [`product`] holds the matrix products.
+
+mod activation;
+mod adamw;
+mod attention;
+mod embed;
+mod head_loss;
+mod l2_norm;
+mod layer_norm;
+mod lora_linear;
+pub mod product;
+pub mod real;
+
+use super::*;
+use real::Real;
+use std::marker::PhantomData;
+
+/// The CPU, computing in `T`: f32, or f64 for the checks.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu<T> {
+    number: PhantomData<T>,
+}
+
+impl<T: Real> Cpu<T> {
+    pub fn new() -> Self {
+        Cpu { number: PhantomData }
+    }
+}
+
+impl<T: Real> Backend for Cpu<T> {
+    type Tensor = Tensor;
+
+    fn describe(&self) -> String {
+        format!("CPU, {} threads, {}", rayon::current_num_threads(), T::DTYPE)
+    }
+
+    fn compute_dtype(&self) -> DType {
+        T::DTYPE
+    }
+
+    fn master_dtype(&self) -> DType {
+        T::DTYPE
+    }
+
+    fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        Ok(Tensor::zeros(shape, dtype))
+    }
+
+    fn upload(&self, source: View<'_>, dtype: DType) -> Result<Tensor> {
+        Ok(source.to_tensor(dtype)?)
+    }
+
+    fn write(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
+        Ok(source.convert_into(target)?)
+    }
+
+    fn download(&self, source: &Tensor) -> Result<Tensor> {
+        Ok(source.clone())
+    }
+
+    fn patch_embed(
+        &self,
+        pixels: &Tensor,
+        embedding: &PatchEmbedding<Self>,
+        patches: &mut Tensor,
+        products: &mut Tensor,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        embed::patch_embed(pixels, embedding, patches, products, x)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &Tensor,
+        norm: &LayerNorm<Self>,
+        y: &mut Tensor,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        layer_norm::layer_norm(x, norm, y, stats)
+    }
+
+    fn layer_norm_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: &LayerNorm<Self>,
+        stats: &Tensor,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        layer_norm::layer_norm_backward(dy, x, norm, stats, dx)
+    }
+
+    fn linear(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Self>,
+        residual: Option<&Tensor>,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        lora_linear::linear(x, layer, residual, y)
+    }
+
+    fn linear_backward(&self, dy: &Tensor, layer: &Linear<Self>, dx: &mut Tensor) -> Result<()> {
+        lora_linear::linear_backward(dy, layer, dx)
+    }
+
+    fn lora_linear(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        residual: Option<&Tensor>,
+        u: &mut Tensor,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        lora_linear::lora_linear(x, layer, lora, residual, u, y)
+    }
+
+    fn lora_linear_backward(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        u: &Tensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        du: &mut Tensor,
+        da: &mut Tensor,
+        db: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
+        lora_linear::lora_linear_backward(dy, x, u, layer, lora, du, da, db, dx)
+    }
+
+    fn lora_fold(&self, weight: &Tensor, lora: Lora<'_, Self>, folded: &mut Tensor) -> Result<()> {
+        lora_linear::lora_fold(weight, lora, folded)
+    }
+
+    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
+        attention::saved(batch, heads, queries, keys)
+    }
+
+    fn attention(
+        &self,
+        input: AttentionInput<'_, Self>,
+        shape: AttentionShape,
+        saved: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        attention::attention(input, shape, saved, o)
+    }
+
+    fn attention_backward(
+        &self,
+        d_o: &Tensor,
+        input: AttentionInput<'_, Self>,
+        saved: &Tensor,
+        shape: AttentionShape,
+        scratch: &mut Tensor,
+        gradient: AttentionGradient<'_, Self>,
+    ) -> Result<()> {
+        attention::attention_backward(d_o, input, saved, shape, scratch, gradient)
+    }
+
+    fn activation(&self, kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
+        activation::activation::<T>(kind, z, g)
+    }
+
+    fn activation_backward(&self, kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
+        activation::activation_backward::<T>(kind, z, d)
+    }
+
+    fn take_rows(&self, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+        embed::take_rows::<T>(x, rows, y)
+    }
+
+    fn take_rows_backward(&self, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
+        embed::take_rows_backward::<T>(dy, rows, dx)
+    }
+
+    fn clear(&self, x: &mut Tensor) -> Result<()> {
+        x.bytes_mut().fill(0);
+        Ok(())
+    }
+
+    fn l2_norm(&self, x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+        l2_norm::l2_norm::<T>(x, f, norms)
+    }
+
+    fn l2_norm_backward(&self, df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
+        l2_norm::l2_norm_backward::<T>(df, f, norms, dx)
+    }
+
+    fn head_loss(
+        &self,
+        f: &Tensor,
+        classifier: Classifier<'_, Self>,
+        labels: &Tensor,
+        head: &mut Tensor,
+        text: &mut Tensor,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        head_loss::head_loss(f, classifier, labels, head, text, stats)
+    }
+
+    fn head_loss_backward(
+        &self,
+        f: &Tensor,
+        classifier: Classifier<'_, Self>,
+        labels: &Tensor,
+        weights: LossWeights,
+        head: &mut Tensor,
+        text: &mut Tensor,
+        d_weight: &mut Tensor,
+        d_bias: &mut Tensor,
+        df: Option<&mut Tensor>,
+    ) -> Result<()> {
+        head_loss::head_loss_backward(f, classifier, labels, weights, head, text, d_weight, d_bias, df)
+    }
+
+    fn adamw(
+        &self,
+        tensors: &mut [AdamwTensor<'_, Self>],
+        step: AdamwStep,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        adamw::adamw(tensors, step, stats)
+    }
+}

@@ -1,0 +1,182 @@
+//! The two number types of the CPU backend, and loops over them that the compiler turns into SIMD code.
+
+use crate::tensor::Element;
+use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
+
+/// f32 for work, f64 for the gradient checks.
+pub trait Real:
+    Element
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + AddAssign
+{
+    const ZERO: Self;
+    const ONE: Self;
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+    fn sqrt(self) -> Self;
+    /// eˣ to about an ulp.
+    fn exp(self) -> Self;
+    /// The error function; within 3e-7 in f32.
+    fn erf(self) -> Self;
+}
+
+impl Real for f64 {
+    const ZERO: f64 = 0.0;
+    const ONE: f64 = 1.0;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> f64 {
+        value
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> f64 {
+        self.sqrt()
+    }
+
+    fn exp(self) -> f64 {
+        self.exp()
+    }
+
+    fn erf(self) -> f64 {
+        libm::erf(self)
+    }
+}
+
+impl Real for f32 {
+    const ZERO: f32 = 0.0;
+    const ONE: f32 = 1.0;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> f32 {
+        value as f32
+    }
+
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> f32 {
+        self.sqrt()
+    }
+
+    /// Branch-free, so that it vectorises: x = n·ln 2 + r with |r| ≤ ln 2/2 (ln 2 in two parts), eʳ by
+    /// the polynomial of Cephes' `expf`, 2ⁿ written into the exponent. Results saturate at 2^±126.
+    #[inline(always)]
+    fn exp(self) -> f32 {
+        // Adding and taking away 1.5·2²³ rounds to the nearest integer and leaves it in the low bits.
+        const ROUND: f32 = 12_582_912.0;
+        const LN2_HIGH: f32 = 0.693_359_4;
+        const LN2_LOW: f32 = -2.121_944_4e-4;
+        let x = if self > 87.0 { 87.0 } else { self };
+        let x = if x < -87.0 { -87.0 } else { x };
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * LN2_HIGH - n * LN2_LOW;
+        let mut p = 1.987_569_1e-4;
+        p = p * r + 1.398_2e-3;
+        p = p * r + 8.333_452e-3;
+        p = p * r + 4.166_579_6e-2;
+        p = p * r + 1.666_666_6e-1;
+        p = p * r + 0.5;
+        let power = (shifted.to_bits() << 23).wrapping_add(127 << 23);
+        (p * r * r + r + 1.0) * f32::from_bits(power)
+    }
+
+    /// A rational approximation in x² on |x| ≤ 4, beyond which erf is ±1 in f32; the coefficients are
+    /// those of Eigen's `erf`.
+    #[inline(always)]
+    fn erf(self) -> f32 {
+        let x = if self > 4.0 { 4.0 } else { self };
+        let x = if x < -4.0 { -4.0 } else { x };
+        let q = x * x;
+        let mut top = -2.726_142_3e-10;
+        for c in
+            [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_4e-4, -2.954_6e-3, -1.609_603_3e-2]
+        {
+            top = top * q + c;
+        }
+        let mut bottom = -1.456_607_2e-5;
+        for c in [-2.133_740_6e-4, -1.682_827e-3, -7.373_329_2e-3, -1.426_474e-2] {
+            bottom = bottom * q + c;
+        }
+        x * top / bottom
+    }
+}
+
+/// Runs `body` compiled for the widest vector instructions of this machine.
+#[inline(always)]
+pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(body)
+}
+
+/// Σ f(aᵢ, bᵢ) in sixteen interleaved partial sums: an order that is fixed, and that vectorises.
+#[inline(always)]
+pub fn sum_of<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
+    let mut lanes = [T::ZERO; 16];
+    let (a_blocks, a_rest) = a.as_chunks::<16>();
+    let (b_blocks, b_rest) = b.as_chunks::<16>();
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..16 {
+            lanes[i] += f(a[i], b[i]);
+        }
+    }
+    for (lane, (&a, &b)) in lanes.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *lane += f(a, b);
+    }
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            let upper = lanes[i + half];
+            lanes[i] += upper;
+        }
+    }
+    lanes[0]
+}
+
+/// The largest element; `T::ZERO` for none.
+#[inline(always)]
+pub fn max_of<T: Real>(values: &[T]) -> T {
+    let Some((&first, rest)) = values.split_first() else { return T::ZERO };
+    rest.iter().fold(first, |best, &v| if v > best { v } else { best })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Real;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut worst = 0.0f64;
+        for i in -860_000..870_000 {
+            let x = i as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(Real::exp(x)) - exact).abs() / exact);
+        }
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
+        assert_eq!(Real::exp(0.0f32), 1.0);
+        assert!(Real::exp(f32::NEG_INFINITY) < 1e-37);
+        assert!(Real::exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn erf_is_within_3e_7() {
+        let mut worst = 0.0f64;
+        for i in -60_000..60_000 {
+            let x = i as f32 * 1e-4;
+            worst = worst.max((f64::from(Real::erf(x)) - libm::erf(f64::from(x))).abs());
+        }
+        assert!(worst < 3e-7, "absolute error {worst:e}");
+    }
+}
