@@ -190,7 +190,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
 
     /// x = \[class; patches·Wᵀ\] + position.
     /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are;
-    /// `x` \[B, S, D\]; scratch: `patches` \[B·(S−1), 3·p·p\], `products` \[B·(S−1), D\].
+    /// `x` \[B, S, D\]; scratch: `patches` \[B, S−1, 3·p·p\], `products` \[B, S−1, D\].
     fn patch_embed(
         &self,
         pixels: &Self::Tensor,
@@ -200,7 +200,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
         x: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// y = (x − mean(x))/√(var(x) + eps)·w + b over the last dimension; `stats` \[rows, 2\] keeps the
+    /// y = (x − mean(x))/√(var(x) + eps)·w + b over the last dimension; `stats` \[…, 2\] keeps the
     /// mean and 1/√(var + eps) of each row.
     fn layer_norm(
         &self,
@@ -232,7 +232,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     /// dx = dy·W. There is no dW: the layer is frozen.
     fn linear_backward(&self, dy: &Self::Tensor, layer: &Linear<Self>, dx: &mut Self::Tensor) -> Result<()>;
 
-    /// y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ (+ residual); `u` = x·Aᵀ \[rows, n·r\] is kept for the backward pass.
+    /// y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ (+ residual); `u` = x·Aᵀ \[…, n·r\] is kept for the backward pass.
     fn lora_linear(
         &self,
         x: &Self::Tensor,
@@ -244,7 +244,7 @@ pub trait Backend: Sized + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// du = scale·dy·B, dA = duᵀ·x, dB = scale·dyᵀ·u, and where the input's gradient is wanted
-    /// dx = dy·W + du·A. Scratch: `du` \[rows, n·r\].
+    /// dx = dy·W + du·A. Scratch: `du` \[…, n·r\].
     #[allow(clippy::too_many_arguments)]
     fn lora_linear_backward(
         &self,
@@ -368,6 +368,21 @@ impl<B: Backend> Clone for Classifier<'_, B> {
 }
 
 impl<B: Backend> Copy for Classifier<'_, B> {}
+
+/// Checks that a tensor holds `rows`·`columns` elements in rows of `columns`, whatever its leading
+/// dimensions are.
+pub(crate) fn expect_matrix(
+    op: &'static str,
+    what: &'static str,
+    rows: usize,
+    columns: usize,
+    found: Shape,
+) -> Result<()> {
+    if found.columns() == columns && found.elements() == rows * columns {
+        return Ok(());
+    }
+    Err(BackendError::Shape { op, what, expected: [rows, columns].into(), found })
+}
 
 /// Checks that `found` is `expected`.
 pub(crate) fn expect_shape(

@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::Real;
-use crate::backend::{BackendError, PatchEmbedding, Result, expect_shape};
+use crate::backend::{BackendError, PatchEmbedding, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
@@ -21,8 +21,8 @@ pub fn patch_embed<T: Real>(
     let (count, p) = (tokens - 1, embedding.patch);
     let inputs = 3 * p * p;
     expect_shape(OP, "position", [tokens, d], embedding.position.shape())?;
-    expect_shape(OP, "patches", [batch * count, inputs], patches.shape())?;
-    expect_shape(OP, "products", [batch * count, d], products.shape())?;
+    expect_matrix(OP, "patches", batch * count, inputs, patches.shape())?;
+    expect_matrix(OP, "products", batch * count, d, products.shape())?;
     gather_patches(pixels, embedding, count, patches.typed_mut::<T>()?)?;
     product(
         MatrixMut::new(products.typed_mut::<T>()?, batch * count, d),
@@ -123,7 +123,7 @@ fn selection<'a>(op: &'static str, x: &Tensor, rows: &'a Tensor) -> Result<(usiz
 
 pub fn take_rows<T: Real>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
     let (s, d, rows) = selection("take_rows", x, rows)?;
-    expect_shape("take_rows", "y as a matrix", [rows.len(), d], [y.elements() / d, d].into())?;
+    expect_matrix("take_rows", "y", rows.len(), d, y.shape())?;
     let x = x.typed::<T>()?.chunks_exact(s * d);
     for ((y, x), &row) in y.typed_mut::<T>()?.chunks_exact_mut(d).zip(x).zip(rows) {
         y.copy_from_slice(&x[row as usize * d..][..d]);
@@ -133,7 +133,7 @@ pub fn take_rows<T: Real>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<(
 
 pub fn take_rows_backward<T: Real>(dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
     let (s, d, rows) = selection("take_rows_backward", dx, rows)?;
-    expect_shape("take_rows_backward", "dy as a matrix", [rows.len(), d], [dy.elements() / d, d].into())?;
+    expect_matrix("take_rows_backward", "dy", rows.len(), d, dy.shape())?;
     let dx = dx.typed_mut::<T>()?.chunks_exact_mut(s * d);
     for ((dx, dy), &row) in dx.zip(dy.typed::<T>()?.chunks_exact(d)).zip(rows) {
         for (dx, &dy) in dx[row as usize * d..][..d].iter_mut().zip(dy) {

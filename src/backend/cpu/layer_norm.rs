@@ -1,7 +1,7 @@
 //! Layer norm over the last dimension, and its gradient with respect to the input.
 
 use super::real::{Real, sum_of, vectorized};
-use crate::backend::{LayerNorm, Result, expect_shape};
+use crate::backend::{LayerNorm, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -17,7 +17,7 @@ pub fn layer_norm<T: Real>(
     let d = x.shape().columns();
     let rows = x.elements() / d;
     expect_shape("layer_norm", "y", x.shape(), y.shape())?;
-    expect_shape("layer_norm", "stats", [rows, 2], stats.shape())?;
+    expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
     expect_shape("layer_norm", "weight", [d], norm.weight.shape())?;
     let (weight, bias) = (norm.weight.typed::<T>()?, norm.bias.typed::<T>()?);
     let (eps, n) = (T::from_f64(norm.eps), T::from_f64(d as f64));
@@ -54,7 +54,7 @@ pub fn layer_norm_backward<T: Real>(
     let rows = x.elements() / d;
     expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
     expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
-    expect_shape("layer_norm_backward", "stats", [rows, 2], stats.shape())?;
+    expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
     let weight = norm.weight.typed::<T>()?;
     let n = T::from_f64(d as f64);
     dx.typed_mut::<T>()?

@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, vectorized};
-use crate::backend::{Linear, Lora, Result, expect_shape};
+use crate::backend::{Linear, Lora, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -20,9 +20,9 @@ pub fn linear<T: Real>(
     y: &mut Tensor,
 ) -> Result<()> {
     let (rows, inputs) = matrix_shape(x);
-    let (y_rows, outputs) = matrix_shape(y);
+    let outputs = y.shape().columns();
     expect_shape("linear", "weight", [outputs, inputs], layer.weight.shape())?;
-    expect_shape("linear", "y as a matrix", [rows, outputs], [y_rows, outputs].into())?;
+    expect_matrix("linear", "y", rows, outputs, y.shape())?;
     let write = start_output(layer, residual, y)?;
     product(
         MatrixMut::new(y.typed_mut::<T>()?, rows, outputs),
@@ -68,9 +68,9 @@ fn start_output<T: Real>(layer: &Linear<Cpu<T>>, residual: Option<&Tensor>, y: &
 
 pub fn linear_backward<T: Real>(dy: &Tensor, layer: &Linear<Cpu<T>>, dx: &mut Tensor) -> Result<()> {
     let (rows, outputs) = matrix_shape(dy);
-    let (dx_rows, inputs) = matrix_shape(dx);
+    let inputs = dx.shape().columns();
     expect_shape("linear_backward", "weight", [outputs, inputs], layer.weight.shape())?;
-    expect_shape("linear_backward", "dx as a matrix", [rows, inputs], [dx_rows, inputs].into())?;
+    expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
     product(
         MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs),
         Write::Replace,
@@ -145,7 +145,7 @@ pub fn lora_linear<T: Real>(
     let (rows, inputs) = matrix_shape(x);
     let columns = y.shape().columns();
     let parts = Parts::of(lora, inputs)?;
-    expect_shape("lora_linear", "u", [rows, parts.width()], u.shape())?;
+    expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
     product(
         MatrixMut::new(u.typed_mut::<T>()?, rows, parts.width()),
         Write::Replace,
@@ -184,8 +184,8 @@ pub fn lora_linear_backward<T: Real>(
     let columns = dy.shape().columns();
     let parts = Parts::of(lora, inputs)?;
     let width = parts.width();
-    expect_shape("lora_linear_backward", "u", [rows, width], u.shape())?;
-    expect_shape("lora_linear_backward", "du", [rows, width], du.shape())?;
+    expect_matrix("lora_linear_backward", "u", rows, width, u.shape())?;
+    expect_matrix("lora_linear_backward", "du", rows, width, du.shape())?;
     expect_shape("lora_linear_backward", "da", lora.a.shape(), da.shape())?;
     expect_shape("lora_linear_backward", "db", lora.b.shape(), db.shape())?;
     let (dy_data, u, du_data) = (dy.typed::<T>()?, u.typed::<T>()?, du.typed_mut::<T>()?);

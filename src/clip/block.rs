@@ -1,0 +1,558 @@
+//! One transformer block, forward and backward side by side.
+//!
+//! x ← x + Attention(LN₁ x), then x ← x + MLP(LN₂ x). The last vision block is asked for the class token
+//! only: its queries, output projection and MLP run on that one row, keys and values on all.
+
+use super::config::TowerConfig;
+use super::error::ClipError;
+use super::source::Loader;
+use crate::backend::{
+    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, LayerNorm, Linear,
+    Result,
+};
+use crate::tune::{BlockLora, LoraLayer, ProjectionLora};
+
+/// The linear layers in front of attention.
+pub enum Projections<B: Backend> {
+    /// Queries, keys and values as one product, \[3·D, D\].
+    Packed(Linear<B>),
+    /// Queries for chosen rows only, \[D, D\]; keys and values for all, \[2·D, D\].
+    Split { q: Linear<B>, kv: Linear<B> },
+}
+
+/// The frozen weights of one block.
+pub struct Block<B: Backend> {
+    norm1: LayerNorm<B>,
+    projections: Projections<B>,
+    out: Linear<B>,
+    norm2: LayerNorm<B>,
+    fc1: Linear<B>,
+    fc2: Linear<B>,
+    shape: AttentionShape,
+    activation: Activation,
+}
+
+/// Which rows of its output a block is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    All,
+    /// One row of each sequence.
+    One,
+}
+
+/// A block's linear layers with adapters folded in, for evaluation.
+pub struct FoldedBlock<B: Backend> {
+    projections: Projections<B>,
+    out: Linear<B>,
+}
+
+/// What stands beside the frozen weights in a forward pass.
+pub enum Adapters<'a, B: Backend> {
+    None,
+    Lora(&'a BlockLora<B>),
+    Folded(&'a FoldedBlock<B>),
+}
+
+impl<B: Backend> Block<B> {
+    /// Loads the block whose tensors begin with `prefix`.
+    pub(super) fn load(
+        loader: &Loader<'_, B>,
+        prefix: &str,
+        tower: &TowerConfig,
+        causal: bool,
+        rows: Rows,
+    ) -> std::result::Result<Self, ClipError> {
+        let (d, m) = (tower.width, tower.mlp);
+        let name = |part: &str| format!("{prefix}.{part}");
+        let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
+        let projections = match rows {
+            Rows::All => Projections::Packed(loader.stacked(&[&q, &k, &v], d, d)?),
+            Rows::One => {
+                Projections::Split { q: loader.linear(&q, d, d)?, kv: loader.stacked(&[&k, &v], d, d)? }
+            }
+        };
+        Ok(Block {
+            norm1: loader.layer_norm(&name("layer_norm1"), d, tower.norm_eps)?,
+            projections,
+            out: loader.linear(&name("self_attn.out_proj"), d, d)?,
+            norm2: loader.layer_norm(&name("layer_norm2"), d, tower.norm_eps)?,
+            fc1: loader.linear(&name("mlp.fc1"), m, d)?,
+            fc2: loader.linear(&name("mlp.fc2"), d, m)?,
+            shape: AttentionShape { heads: tower.heads, causal },
+            activation: tower.activation,
+        })
+    }
+
+    /// The rows of its output that this block computes.
+    pub fn rows(&self) -> Rows {
+        match self.projections {
+            Projections::Packed(_) => Rows::All,
+            Projections::Split { .. } => Rows::One,
+        }
+    }
+
+    /// output = block(`a.input`); keeps in `a` what the backward pass needs.
+    pub fn forward(
+        &self,
+        backend: &B,
+        adapters: Adapters<'_, B>,
+        rows: &B::Tensor,
+        a: &mut BlockActivations<B>,
+        scratch: &mut Scratch<B>,
+        output: &mut B::Tensor,
+    ) -> Result<()> {
+        backend.layer_norm(&a.input, &self.norm1, &mut a.normed, &mut a.stats1)?;
+        let (projections, out) = match adapters {
+            Adapters::Folded(folded) => (&folded.projections, &folded.out),
+            _ => (&self.projections, &self.out),
+        };
+        let lora = match adapters {
+            Adapters::Lora(lora) => Some(lora),
+            _ => None,
+        };
+        match (projections, &mut a.projected) {
+            (Projections::Packed(layer), Projected::Packed { qkv, u }) => {
+                let lora = lora.and_then(|l| match &l.projections {
+                    ProjectionLora::Packed(qkv) => qkv.as_ref(),
+                    ProjectionLora::Split { .. } => None,
+                });
+                apply(backend, layer, lora, &a.normed, None, u, qkv)?;
+                backend.attention(AttentionInput::Packed(qkv), self.shape, &mut a.saved, &mut a.attended)?;
+            }
+            (Projections::Split { q: q_layer, kv: kv_layer }, Projected::Split(s)) => {
+                let (lora_q, lora_kv) = match lora.map(|l| &l.projections) {
+                    Some(ProjectionLora::Split { q, kv }) => (q.as_ref(), kv.as_ref()),
+                    _ => (None, None),
+                };
+                backend.take_rows(&a.input, rows, &mut s.input)?;
+                backend.take_rows(&a.normed, rows, &mut s.normed)?;
+                apply(backend, q_layer, lora_q, &s.normed, None, &mut s.u_q, &mut s.q)?;
+                apply(backend, kv_layer, lora_kv, &a.normed, None, &mut s.u_kv, &mut s.kv)?;
+                let input = AttentionInput::Split { q: &s.q, kv: &s.kv };
+                backend.attention(input, self.shape, &mut a.saved, &mut a.attended)?;
+            }
+            _ => return Err(mismatch()),
+        }
+        let residual = match &a.projected {
+            Projected::Packed { .. } => &a.input,
+            Projected::Split(s) => &s.input,
+        };
+        let lora_out = lora.and_then(|l| l.out.as_ref());
+        apply(backend, out, lora_out, &a.attended, Some(residual), &mut a.u_out, &mut a.middle)?;
+        backend.layer_norm(&a.middle, &self.norm2, &mut scratch.narrow, &mut a.stats2)?;
+        backend.linear(&scratch.narrow, &self.fc1, None, &mut a.hidden)?;
+        backend.activation(self.activation, &a.hidden, &mut scratch.wide)?;
+        backend.linear(&scratch.wide, &self.fc2, Some(&a.middle), output)
+    }
+
+    /// Walks back through the block. `d` holds the gradient of the output and is used up; where the
+    /// gradient of the input is wanted it is left in `d` ([`Rows::All`]) or `d_input` ([`Rows::One`]).
+    /// What no adapter of this block and no earlier one needs is not computed.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        backend: &B,
+        lora: Option<&mut BlockLora<B>>,
+        rows: &B::Tensor,
+        a: &BlockActivations<B>,
+        scratch: &mut Scratch<B>,
+        d: &mut B::Tensor,
+        d_input: Option<&mut B::Tensor>,
+        wanted: bool,
+    ) -> Result<()> {
+        let (projection_lora, out_lora) = match lora {
+            Some(lora) => (Some(&mut lora.projections), lora.out.as_mut()),
+            None => (None, None),
+        };
+        let into_attention = wanted || projection_lora.as_ref().is_some_and(|p| !p.is_empty());
+        if !into_attention && out_lora.is_none() {
+            return Ok(());
+        }
+        backend.linear_backward(d, &self.fc2, &mut scratch.wide)?;
+        backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
+        backend.linear_backward(&scratch.wide, &self.fc1, &mut scratch.narrow)?;
+        backend.layer_norm_backward(&scratch.narrow, &a.middle, &self.norm2, &a.stats2, d)?;
+        let d_attended = into_attention.then_some(&mut scratch.d_attended);
+        let (x, u, du) = (&a.attended, &a.u_out, &mut scratch.du);
+        apply_backward(backend, &self.out, out_lora, d, x, u, du, d_attended)?;
+        if !into_attention {
+            return Ok(());
+        }
+        match (&self.projections, &a.projected) {
+            (Projections::Packed(layer), Projected::Packed { qkv, u }) => {
+                let lora = projection_lora.and_then(|p| match p {
+                    ProjectionLora::Packed(qkv) => qkv.as_mut(),
+                    ProjectionLora::Split { .. } => None,
+                });
+                let Gradients::Packed { dqkv } = &mut scratch.gradients else { return Err(mismatch()) };
+                backend.attention_backward(
+                    &scratch.d_attended,
+                    AttentionInput::Packed(qkv),
+                    &a.saved,
+                    self.shape,
+                    &mut scratch.d_scores,
+                    AttentionGradient::Packed(dqkv),
+                )?;
+                let d_normed = wanted.then_some(&mut scratch.narrow);
+                apply_backward(backend, layer, lora, dqkv, &a.normed, u, &mut scratch.du, d_normed)?;
+                if wanted {
+                    let d_normed = &scratch.narrow;
+                    backend.layer_norm_backward(d_normed, &a.input, &self.norm1, &a.stats1, d)?;
+                }
+                Ok(())
+            }
+            (Projections::Split { q, kv }, Projected::Split(s)) => {
+                let (lora_q, lora_kv) = match projection_lora {
+                    Some(ProjectionLora::Split { q, kv }) => (q.as_mut(), kv.as_mut()),
+                    _ => (None, None),
+                };
+                let Gradients::Split(g) = &mut scratch.gradients else { return Err(mismatch()) };
+                backend.attention_backward(
+                    &scratch.d_attended,
+                    AttentionInput::Split { q: &s.q, kv: &s.kv },
+                    &a.saved,
+                    self.shape,
+                    &mut scratch.d_scores,
+                    AttentionGradient::Split { dq: &mut g.dq, dkv: &mut g.dkv },
+                )?;
+                let to_q = wanted.then_some(&mut scratch.narrow);
+                apply_backward(backend, q, lora_q, &g.dq, &s.normed, &s.u_q, &mut scratch.du, to_q)?;
+                let to_kv = wanted.then_some(&mut g.d_normed);
+                apply_backward(backend, kv, lora_kv, &g.dkv, &a.normed, &s.u_kv, &mut g.du, to_kv)?;
+                if let (true, Some(d_input)) = (wanted, d_input) {
+                    backend.take_rows_backward(&scratch.narrow, rows, &mut g.d_normed)?;
+                    backend.clear(d_input)?;
+                    backend.layer_norm_backward(&g.d_normed, &a.input, &self.norm1, &a.stats1, d_input)?;
+                    backend.take_rows_backward(d, rows, d_input)?;
+                }
+                Ok(())
+            }
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// Memory for this block's linear layers with adapters folded in.
+    pub fn folded(&self, backend: &B) -> Result<FoldedBlock<B>> {
+        let copy = |layer: &Linear<B>| -> Result<Linear<B>> {
+            let dtype = backend.compute_dtype();
+            let bias = match &layer.bias {
+                Some(bias) => Some(backend.upload(backend.download(bias)?.view(), dtype)?),
+                None => None,
+            };
+            Ok(Linear { weight: backend.zeros(layer.weight.shape(), dtype)?, bias })
+        };
+        let projections = match &self.projections {
+            Projections::Packed(qkv) => Projections::Packed(copy(qkv)?),
+            Projections::Split { q, kv } => Projections::Split { q: copy(q)?, kv: copy(kv)? },
+        };
+        Ok(FoldedBlock { projections, out: copy(&self.out)? })
+    }
+
+    /// Writes W + scale·B·A into `folded`, for every layer with an adapter and as it is for the others.
+    pub fn fold(&self, backend: &B, lora: &BlockLora<B>, folded: &mut FoldedBlock<B>) -> Result<()> {
+        match (&self.projections, &lora.projections, &mut folded.projections) {
+            (Projections::Packed(w), ProjectionLora::Packed(lora), Projections::Packed(to)) => {
+                fold_layer(backend, w, lora.as_ref(), to)?;
+            }
+            (
+                Projections::Split { q, kv },
+                ProjectionLora::Split { q: lora_q, kv: lora_kv },
+                Projections::Split { q: to_q, kv: to_kv },
+            ) => {
+                fold_layer(backend, q, lora_q.as_ref(), to_q)?;
+                fold_layer(backend, kv, lora_kv.as_ref(), to_kv)?;
+            }
+            _ => return Err(mismatch()),
+        }
+        fold_layer(backend, &self.out, lora.out.as_ref(), &mut folded.out)
+    }
+}
+
+/// Activations, adapters and weights of one block must agree on whether queries are computed apart.
+fn mismatch() -> crate::backend::BackendError {
+    crate::backend::BackendError::Invalid {
+        op: "block",
+        problem: "packed and split projections do not go together".into(),
+    }
+}
+
+/// A linear layer with or without an adapter.
+fn apply<B: Backend>(
+    backend: &B,
+    layer: &Linear<B>,
+    lora: Option<&LoraLayer<B>>,
+    x: &B::Tensor,
+    residual: Option<&B::Tensor>,
+    u: &mut Option<B::Tensor>,
+    y: &mut B::Tensor,
+) -> Result<()> {
+    match (lora, u) {
+        (Some(lora), Some(u)) => backend.lora_linear(x, layer, lora.as_lora(), residual, u, y),
+        (None, _) => backend.linear(x, layer, residual, y),
+        (Some(_), None) => Err(mismatch()),
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn apply_backward<B: Backend>(
+    backend: &B,
+    layer: &Linear<B>,
+    lora: Option<&mut LoraLayer<B>>,
+    dy: &B::Tensor,
+    x: &B::Tensor,
+    u: &Option<B::Tensor>,
+    du: &mut DuScratch<B>,
+    dx: Option<&mut B::Tensor>,
+) -> Result<()> {
+    match (lora, u) {
+        (Some(lora), Some(u)) => {
+            let (columns, scale) = (&lora.columns, lora.scale);
+            let view = crate::backend::Lora { a: &lora.a.value, b: &lora.b.value, columns, scale };
+            let (da, db) = (&mut lora.a.gradient, &mut lora.b.gradient);
+            let du = du.of_shape(u.shape())?;
+            backend.lora_linear_backward(dy, x, u, layer, view, du, da, db, dx)
+        }
+        _ => match dx {
+            Some(dx) => backend.linear_backward(dy, layer, dx),
+            None => Ok(()),
+        },
+    }
+}
+
+fn fold_layer<B: Backend>(
+    backend: &B,
+    layer: &Linear<B>,
+    lora: Option<&LoraLayer<B>>,
+    to: &mut Linear<B>,
+) -> Result<()> {
+    match lora {
+        Some(lora) => backend.lora_fold(&layer.weight, lora.as_lora(), &mut to.weight),
+        None => backend.write(backend.download(&layer.weight)?.view(), &mut to.weight),
+    }
+}
+
+/// Scratch for the gradient of x·Aᵀ, one buffer per width that occurs.
+pub struct DuScratch<B: Backend> {
+    buffers: Vec<B::Tensor>,
+}
+
+impl<B: Backend> DuScratch<B> {
+    fn of_shape(&mut self, shape: crate::tensor::Shape) -> Result<&mut B::Tensor> {
+        self.buffers.iter_mut().find(|b| b.shape() == shape).ok_or_else(mismatch)
+    }
+}
+
+/// What a block keeps of its forward pass. Leading dimension: images.
+pub struct BlockActivations<B: Backend> {
+    /// The block's input \[B, S, D\].
+    pub input: B::Tensor,
+    /// LN₁ of it, and the statistics of its rows.
+    normed: B::Tensor,
+    stats1: B::Tensor,
+    projected: Projected<B>,
+    /// What attention keeps for its backward pass.
+    saved: B::Tensor,
+    attended: B::Tensor,
+    u_out: Option<B::Tensor>,
+    /// Between attention and MLP.
+    middle: B::Tensor,
+    stats2: B::Tensor,
+    /// In front of the activation function.
+    hidden: B::Tensor,
+}
+
+/// Queries, keys and values, and x·Aᵀ of their adapters.
+enum Projected<B: Backend> {
+    Packed { qkv: B::Tensor, u: Option<B::Tensor> },
+    Split(Box<SplitProjected<B>>),
+}
+
+struct SplitProjected<B: Backend> {
+    /// The chosen rows of the input, and of LN₁ of it.
+    input: B::Tensor,
+    normed: B::Tensor,
+    q: B::Tensor,
+    kv: B::Tensor,
+    u_q: Option<B::Tensor>,
+    u_kv: Option<B::Tensor>,
+}
+
+/// Memory that blocks of one kind share.
+pub struct Scratch<B: Backend> {
+    narrow: B::Tensor,
+    wide: B::Tensor,
+    d_attended: B::Tensor,
+    d_scores: B::Tensor,
+    du: DuScratch<B>,
+    gradients: Gradients<B>,
+}
+
+/// Gradients of what attention reads; empty where no backward pass will run.
+enum Gradients<B: Backend> {
+    None,
+    Packed { dqkv: B::Tensor },
+    Split(Box<SplitGradients<B>>),
+}
+
+struct SplitGradients<B: Backend> {
+    dq: B::Tensor,
+    dkv: B::Tensor,
+    d_normed: B::Tensor,
+    du: DuScratch<B>,
+}
+
+/// The sizes from which activations and scratch memory are made.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockSizes {
+    pub batch: usize,
+    pub tokens: usize,
+    pub width: usize,
+    pub mlp: usize,
+    pub heads: usize,
+    pub rows: Rows,
+}
+
+impl BlockSizes {
+    fn queries(&self) -> usize {
+        if self.rows == Rows::One { 1 } else { self.tokens }
+    }
+}
+
+impl<B: Backend> BlockActivations<B> {
+    /// Memory for one block; with room for x·Aᵀ where `lora` has adapters.
+    pub fn new(backend: &B, s: BlockSizes, lora: Option<&BlockLora<B>>) -> Result<Self> {
+        let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
+        let make = |dims: [usize; 3]| backend.zeros(dims, backend.compute_dtype());
+        let stats = |rows| backend.zeros([n, rows, 2], backend.master_dtype());
+        let u = |rows: usize, layer: Option<&LoraLayer<B>>| match layer {
+            Some(layer) => make([n, rows, layer.width()]).map(Some),
+            None => Ok(None),
+        };
+        let projected = match (s.rows, lora.map(|l| &l.projections)) {
+            (Rows::All, lora) => {
+                let lora = match lora {
+                    Some(ProjectionLora::Packed(qkv)) => qkv.as_ref(),
+                    _ => None,
+                };
+                Projected::Packed { qkv: make([n, keys, 3 * d])?, u: u(keys, lora)? }
+            }
+            (Rows::One, lora) => {
+                let (lora_q, lora_kv) = match lora {
+                    Some(ProjectionLora::Split { q, kv }) => (q.as_ref(), kv.as_ref()),
+                    _ => (None, None),
+                };
+                Projected::Split(Box::new(SplitProjected {
+                    input: make([n, 1, d])?,
+                    normed: make([n, 1, d])?,
+                    q: make([n, 1, d])?,
+                    kv: make([n, keys, 2 * d])?,
+                    u_q: u(1, lora_q)?,
+                    u_kv: u(keys, lora_kv)?,
+                }))
+            }
+        };
+        let saved = backend.attention_saved(n, s.heads, queries, keys);
+        Ok(BlockActivations {
+            input: make([n, keys, d])?,
+            normed: make([n, keys, d])?,
+            stats1: stats(keys)?,
+            projected,
+            saved: backend.zeros(saved, backend.compute_dtype())?,
+            attended: make([n, queries, d])?,
+            u_out: u(queries, lora.and_then(|l| l.out.as_ref()))?,
+            middle: make([n, queries, d])?,
+            stats2: stats(queries)?,
+            hidden: make([n, queries, s.mlp])?,
+        })
+    }
+
+    /// Sets the number of images.
+    pub fn set_batch(&mut self, batch: usize) -> Result<()> {
+        let BlockActivations {
+            input,
+            normed,
+            stats1,
+            projected,
+            saved,
+            attended,
+            u_out,
+            middle,
+            stats2,
+            hidden,
+        } = self;
+        for tensor in [input, normed, stats1, saved, attended, middle, stats2, hidden] {
+            tensor.set_rows(batch)?;
+        }
+        let optional = match projected {
+            Projected::Packed { qkv, u } => {
+                qkv.set_rows(batch)?;
+                [u.as_mut(), None, u_out.as_mut()]
+            }
+            Projected::Split(s) => {
+                for tensor in [&mut s.input, &mut s.normed, &mut s.q, &mut s.kv] {
+                    tensor.set_rows(batch)?;
+                }
+                [s.u_q.as_mut(), s.u_kv.as_mut(), u_out.as_mut()]
+            }
+        };
+        optional.into_iter().flatten().try_for_each(|u| u.set_rows(batch))
+    }
+}
+
+impl<B: Backend> Scratch<B> {
+    /// Memory shared by all blocks of these sizes. `lora` lists the adapters that will be trained; with
+    /// none, and `backward` false, only a forward pass is possible.
+    pub fn new(backend: &B, s: BlockSizes, lora: &[&BlockLora<B>], backward: bool) -> Result<Self> {
+        let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
+        let make = |dims: [usize; 3]| backend.zeros(dims, backend.compute_dtype());
+        let du = |rows: usize, layers: Vec<&LoraLayer<B>>| -> Result<DuScratch<B>> {
+            let mut widths: Vec<usize> = layers.iter().map(|l| l.width()).collect();
+            widths.sort_unstable();
+            widths.dedup();
+            let buffers = widths.into_iter().map(|w| make([n, rows, w])).collect::<Result<_>>()?;
+            Ok(DuScratch { buffers })
+        };
+        let every = || lora.iter().flat_map(|l| l.layers()).collect::<Vec<_>>();
+        let gradients = match (backward, s.rows) {
+            (false, _) => Gradients::None,
+            (true, Rows::All) => Gradients::Packed { dqkv: make([n, keys, 3 * d])? },
+            (true, Rows::One) => Gradients::Split(Box::new(SplitGradients {
+                dq: make([n, 1, d])?,
+                dkv: make([n, keys, 2 * d])?,
+                d_normed: make([n, keys, d])?,
+                du: du(keys, every())?,
+            })),
+        };
+        let (rows, scores) = if backward {
+            (queries, backend.attention_saved(n, s.heads, queries, keys))
+        } else {
+            (0, [n, 0].into())
+        };
+        Ok(Scratch {
+            narrow: make([n, queries, d])?,
+            wide: make([n, queries, s.mlp])?,
+            d_attended: make([n, rows, d])?,
+            d_scores: backend.zeros(scores, backend.compute_dtype())?,
+            du: du(queries, every())?,
+            gradients,
+        })
+    }
+
+    /// Sets the number of images.
+    pub fn set_batch(&mut self, batch: usize) -> Result<()> {
+        for tensor in [&mut self.narrow, &mut self.wide, &mut self.d_attended, &mut self.d_scores] {
+            tensor.set_rows(batch)?;
+        }
+        self.du.buffers.iter_mut().try_for_each(|b| b.set_rows(batch))?;
+        match &mut self.gradients {
+            Gradients::None => Ok(()),
+            Gradients::Packed { dqkv } => dqkv.set_rows(batch),
+            Gradients::Split(g) => {
+                for tensor in [&mut g.dq, &mut g.dkv, &mut g.d_normed] {
+                    tensor.set_rows(batch)?;
+                }
+                g.du.buffers.iter_mut().try_for_each(|b| b.set_rows(batch))
+            }
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Where the frozen tensors come from: a checkpoint, or a random model of the same shape.
+
+use super::error::ClipError;
+use crate::backend::{Backend, LayerNorm, Linear};
+use crate::tensor::{DType, Tensor, View};
+
+/// One tensor of a model, borrowed from its file or made for the purpose.
+pub enum Loaded<'a> {
+    Borrowed(View<'a>),
+    Owned(Tensor),
+}
+
+impl Loaded<'_> {
+    pub fn view(&self) -> View<'_> {
+        match self {
+            Loaded::Borrowed(view) => *view,
+            Loaded::Owned(tensor) => tensor.view(),
+        }
+    }
+}
+
+/// Gives out a model's tensors by their Hugging Face names.
+pub trait WeightSource {
+    /// The tensor `name`, which must have the extents `dims`.
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<Loaded<'_>, ClipError>;
+}
+
+/// Uploads tensors of one source to one backend, in the type of its activations.
+pub(super) struct Loader<'a, B: Backend> {
+    pub backend: &'a B,
+    pub source: &'a dyn WeightSource,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<B::Tensor, ClipError> {
+        let loaded = self.source.tensor(name, dims)?;
+        Ok(self.backend.upload(loaded.view(), self.backend.compute_dtype())?)
+    }
+
+    pub fn layer_norm(&self, name: &str, width: usize, eps: f64) -> Result<LayerNorm<B>, ClipError> {
+        Ok(LayerNorm {
+            weight: self.tensor(&format!("{name}.weight"), &[width])?,
+            bias: self.tensor(&format!("{name}.bias"), &[width])?,
+            eps,
+        })
+    }
+
+    pub fn linear(&self, name: &str, outputs: usize, inputs: usize) -> Result<Linear<B>, ClipError> {
+        self.stacked(&[name], outputs, inputs)
+    }
+
+    /// Layers of one size computed as one product: their weights and biases below each other.
+    pub fn stacked(&self, names: &[&str], outputs: usize, inputs: usize) -> Result<Linear<B>, ClipError> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        let dtype = self.host_dtype();
+        for name in names {
+            let part = self.source.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
+            weight.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
+            let part = self.source.tensor(&format!("{name}.bias"), &[outputs])?;
+            bias.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
+        }
+        let rows = names.len() * outputs;
+        let target = self.backend.compute_dtype();
+        Ok(Linear {
+            weight: self.backend.upload(View::new([rows, inputs], dtype, &weight)?, target)?,
+            bias: Some(self.backend.upload(View::new([rows], dtype, &bias)?, target)?),
+        })
+    }
+
+    /// The type in which parts are put together: no narrower than the backend's.
+    fn host_dtype(&self) -> DType {
+        if self.backend.compute_dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+}
