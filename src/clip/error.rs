@@ -1,0 +1,83 @@
+//! What can be wrong with a CLIP checkpoint on disk.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::tensor::{Shape, TensorError};
+
+/// Why a checkpoint directory cannot be used. Every message is one line: the file, what is wrong with it,
+/// what to do about it.
+#[derive(Debug, Error)]
+pub enum ClipError {
+    /// The operating system refused to open, read or map a file.
+    #[error("{}: cannot be read ({source}); check the path and the permissions", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+
+    /// A JSON file is no JSON, or not of the structure its name promises.
+    #[error("{}: {problem}; fetch the file again from where the model came from", path.display())]
+    Json { path: PathBuf, problem: String },
+
+    /// A value in `config.json` is missing, of the wrong type, out of range, or describes another model.
+    #[error("{}: {key} {problem}", path.display())]
+    Config { path: PathBuf, key: String, problem: String },
+
+    /// The directory holds no weights at all.
+    #[error(
+        "{}: neither model.safetensors nor model.safetensors.index.json is there; \
+         pass the directory of a Hugging Face CLIP checkpoint", dir.display()
+    )]
+    NoWeights { dir: PathBuf },
+
+    /// The directory holds weights as a Python pickle only, which is code as much as data and is not read.
+    #[error(
+        "{}: only pickled weights here; convert them once with: python -c \"from transformers import CLIPModel; \
+         CLIPModel.from_pretrained('{}').save_pretrained('{}')\"", file.display(), dir.display(), dir.display()
+    )]
+    PickledWeights { dir: PathBuf, file: PathBuf },
+
+    /// A safetensors file is truncated, longer than its header says, or has a header that contradicts itself.
+    #[error("{}: not a complete safetensors file ({problem}); delete it and fetch it again", path.display())]
+    Safetensors { path: PathBuf, problem: String },
+
+    /// The index of a sharded checkpoint points outside the directory, or at a tensor that is not there.
+    #[error("{}: {problem}; fetch the index and every shard again from the same revision", path.display())]
+    Index { path: PathBuf, problem: String },
+
+    /// A tensor that the configuration calls for is not in the weights.
+    #[error(
+        "{}: tensor {name} {shape} is missing ({missing} of {expected} are); \
+         config.json disagrees with the weights: take both from the same CLIP checkpoint", path.display()
+    )]
+    Missing { path: PathBuf, name: String, shape: Shape, missing: usize, expected: usize },
+
+    /// A tensor is there under another shape.
+    #[error(
+        "{}: tensor {name} has shape {found:?} where {expected} is needed; \
+         config.json disagrees with the weights: take both from the same CLIP checkpoint", path.display()
+    )]
+    TensorShape { path: PathBuf, name: String, expected: Shape, found: Vec<usize> },
+
+    /// A tensor holds elements of a type that weights cannot have.
+    #[error("{}: tensor {name} holds {dtype}; save the checkpoint as f32, f16 or bf16", path.display())]
+    TensorType { path: PathBuf, name: String, dtype: String },
+
+    /// There is neither `tokenizer.json` nor the pair `vocab.json` and `merges.txt`.
+    #[error(
+        "{}: no tokenizer here; add tokenizer.json, or vocab.json and merges.txt, of the same checkpoint",
+        dir.display()
+    )]
+    NoTokenizer { dir: PathBuf },
+
+    /// The tokenizer's files do not make a CLIP tokenizer, or one of another model.
+    #[error("{}: {problem}; take the tokenizer files of the same checkpoint as config.json", path.display())]
+    Tokenizer { path: PathBuf, problem: String },
+
+    /// A text could not be encoded.
+    #[error("text {text:?}: {problem}; take the tokenizer files of the same checkpoint as config.json")]
+    Encode { text: String, problem: String },
+
+    /// A tensor that was handed over has the wrong type or size.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+}
