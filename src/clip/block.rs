@@ -3,8 +3,8 @@
 //! x ← x + Attention(LN₁ x), then x ← x + MLP(LN₂ x). The last vision block is asked for the class token
 //! only: its queries, output projection and MLP run on that one row, keys and values on all.
 
+use super::ClipError;
 use super::config::TowerConfig;
-use super::error::ClipError;
 use super::source::Loader;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, LayerNorm, Linear,

@@ -10,14 +10,7 @@ use serde_json::{Map, Value};
 
 use super::ClipError;
 
-/// The function between the two linear layers of an MLP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// x·σ(1.702·x), what OpenAI's checkpoints were trained with.
-    QuickGelu,
-    /// x·Φ(x) with the exact error function.
-    Gelu,
-}
+pub use crate::backend::Activation;
 
 /// The sizes of one transformer, vision or text.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::backend::BackendError;
 use crate::tensor::{Shape, TensorError};
 
 /// Why a checkpoint directory cannot be used. Every message is one line: the file, what is wrong with it,
@@ -80,4 +81,12 @@ pub enum ClipError {
     /// A tensor that was handed over has the wrong type or size.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+
+    /// The backend refused an operation.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+
+    /// The user asked to stop.
+    #[error("interrupted")]
+    Interrupted,
 }

@@ -1,8 +1,16 @@
-//! The frozen model.
+//! The frozen model: CLIP's two towers as `transformers.CLIPModel` defines them.
+//!
+//! [`config`], [`weights`] and [`tokenizer`] read a Hugging Face directory; [`vision`] and [`text`] are the
+//! towers, both made of the blocks in [`block`], written once over a backend.
 
+pub mod block;
 pub mod config;
 mod error;
+pub mod random;
+pub mod source;
+pub mod text;
 pub mod tokenizer;
+pub mod vision;
 pub mod weights;
 
 pub use error::ClipError;

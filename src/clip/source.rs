@@ -1,6 +1,6 @@
 //! Where the frozen tensors come from: a checkpoint, or a random model of the same shape.
 
-use super::error::ClipError;
+use super::ClipError;
 use crate::backend::{Backend, LayerNorm, Linear};
 use crate::tensor::{DType, Tensor, View};
 
@@ -70,5 +70,11 @@ impl<B: Backend> Loader<'_, B> {
     /// The type in which parts are put together: no narrower than the backend's.
     fn host_dtype(&self) -> DType {
         if self.backend.compute_dtype() == DType::F64 { DType::F64 } else { DType::F32 }
+    }
+}
+
+impl WeightSource for super::weights::Weights {
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<Loaded<'_>, ClipError> {
+        Ok(Loaded::Borrowed(self.get(name, dims)?))
     }
 }

@@ -1,1 +1,3 @@
-//! train
+//! The training loop and everything a run needs.
+
+pub mod learner;
