@@ -1,1 +1,64 @@
-//! check
+//! Numerical checks: finite differences of every operation and of a whole training step, and comparison
+//! with reference outputs from PyTorch.
+
+pub mod difference;
+pub mod ops;
+pub mod reference;
+pub mod step;
+
+use crate::backend::BackendError;
+use crate::clip::ClipError;
+use crate::tensor::TensorError;
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Why a check could not be carried out.
+#[derive(Debug, Error)]
+pub enum CheckError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Clip(#[from] ClipError),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The reference file cannot be used.
+    #[error("{}: {problem}; make it again with tools/reference.py", path.display())]
+    Reference { path: PathBuf, problem: String },
+}
+
+/// One line of the table of errors.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// What was checked: "layer_norm dx".
+    pub name: String,
+    /// At which sizes, or in which number type.
+    pub at: String,
+    /// Largest absolute error over the largest absolute value.
+    pub error: f64,
+    pub bound: f64,
+}
+
+impl Row {
+    /// False for an error above the bound, and for one that is not a number.
+    pub fn passed(&self) -> bool {
+        self.error <= self.bound
+    }
+}
+
+/// max|a − b| / max|b|; infinite where exactly one of them is zero throughout, or lengths differ.
+pub fn relative_error(a: &[f64], b: &[f64]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let mut largest = 0.0f64;
+    let mut worst = 0.0f64;
+    for (&a, &b) in a.iter().zip(b) {
+        let difference = (a - b).abs();
+        if difference.is_nan() {
+            return f64::NAN;
+        }
+        worst = worst.max(difference);
+        largest = largest.max(b.abs());
+    }
+    if worst == 0.0 { 0.0 } else { worst / largest }
+}

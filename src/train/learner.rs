@@ -180,7 +180,7 @@ impl<B: Backend> Learner<B> {
     /// Forward and backward only: afterwards every trained tensor holds its gradient.
     pub fn gradients(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
-        self.tower.forward(&self.backend, &self.pixels, &self.lora, &mut self.activations)?;
+        self.forward()?;
         self.head_loss()?;
         let classifier = Classifier {
             weight: &self.head.weight.value,
@@ -200,13 +200,16 @@ impl<B: Backend> Learner<B> {
             &mut self.head.bias.gradient,
             d_features,
         )?;
+        if self.lora.is_empty() {
+            return Ok(());
+        }
         self.tower.backward(&self.backend, &mut self.lora, &mut self.activations)
     }
 
     /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
     pub fn loss(&mut self, images: View<'_>, labels: &[u32]) -> Result<f64> {
         self.load_batch(images, labels)?;
-        self.tower.forward(&self.backend, &self.pixels, &self.lora, &mut self.activations)?;
+        self.forward()?;
         self.head_loss()?;
         Ok(self.stats()?.loss)
     }
@@ -258,6 +261,14 @@ impl<B: Backend> Learner<B> {
         self.folded_is_current = false;
         let params = trained(&mut self.lora, &mut self.head);
         params.into_iter().zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
+    }
+
+    /// The tower's forward pass; where nothing in it is trained, no activation is kept.
+    fn forward(&mut self) -> Result<()> {
+        if self.lora.is_empty() {
+            return self.tower.infer(&self.backend, &self.pixels, &[], &mut self.activations);
+        }
+        self.tower.forward(&self.backend, &self.pixels, &self.lora, &mut self.activations)
     }
 
     fn head_loss(&mut self) -> Result<()> {

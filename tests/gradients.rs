@@ -1,0 +1,100 @@
+//! The gradient checks pass, and the exact savings change nothing.
+
+use clip_engine::backend::Activation;
+use clip_engine::check::step::TinyStep;
+use clip_engine::check::{self, relative_error};
+use clip_engine::clip::vision::Savings;
+use clip_engine::objective::Objective;
+use clip_engine::tune::Target;
+
+#[test]
+fn every_operation_passes_its_finite_differences() {
+    for row in check::ops::check().unwrap() {
+        assert!(row.passed(), "{} at {}: {:e} above {:e}", row.name, row.at, row.error, row.bound);
+    }
+}
+
+#[test]
+fn whole_steps_pass_their_finite_differences() {
+    for row in check::step::check().unwrap() {
+        assert!(row.passed(), "{} at {}: {:e} above {:e}", row.name, row.at, row.error, row.bound);
+    }
+}
+
+/// Gradient of every trained tensor under its own name, whatever the adapters are stacked with.
+fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
+    let tiny = TinyStep {
+        layers: 3,
+        activation: Activation::QuickGelu,
+        targets: targets.to_vec(),
+        objective: Objective { head: 1.0, text: 0.3 },
+        savings,
+    };
+    let mut learner = tiny.learner().unwrap();
+    let (images, labels) = TinyStep::batch().unwrap();
+    learner.gradients(images.view(), &labels).unwrap();
+    let mut named =
+        vec![("head.weight".to_string(), learner.head().weight.gradient.typed::<f64>().unwrap().to_vec())];
+    for (l, block) in learner.lora().iter().enumerate() {
+        for layer in block.layers() {
+            let n = layer.targets.len();
+            let parts = |p: &clip_engine::tensor::Tensor| p.typed::<f64>().unwrap().to_vec();
+            let (a, b) = (parts(&layer.a.gradient), parts(&layer.b.gradient));
+            for (i, target) in layer.targets.iter().enumerate() {
+                named.push((format!("{l}.{target}.A"), a[i * a.len() / n..(i + 1) * a.len() / n].to_vec()));
+                named.push((format!("{l}.{target}.B"), b[i * b.len() / n..(i + 1) * b.len() / n].to_vec()));
+            }
+        }
+    }
+    named.sort_by(|a, b| a.0.cmp(&b.0));
+    named
+}
+
+#[test]
+fn savings_leave_every_gradient_as_it_is() {
+    for targets in [&Target::ALL[..], &[Target::Key, Target::Output], &[Target::Query], &[Target::Output]] {
+        let full = gradients(targets, Savings::NONE);
+        for savings in [
+            Savings::ALL,
+            Savings { class_token_only: true, stop_at_first_trained: false },
+            Savings { class_token_only: false, stop_at_first_trained: true },
+        ] {
+            let saved = gradients(targets, savings);
+            assert_eq!(saved.len(), full.len());
+            for ((name, saved), (same, full)) in saved.iter().zip(&full) {
+                assert_eq!(name, same);
+                let error = relative_error(saved, full);
+                assert!(error < 1e-12, "{name} with {savings:?} and {targets:?}: {error:e}");
+                assert!(full.iter().any(|&g| g != 0.0), "{name} has a gradient");
+            }
+        }
+    }
+}
+
+#[test]
+fn folded_adapters_evaluate_as_unfolded_ones_train() {
+    for class_token_only in [true, false] {
+        let tiny = TinyStep {
+            layers: 3,
+            activation: Activation::Gelu,
+            targets: vec![Target::Query, Target::Value, Target::Output],
+            objective: Objective { head: 1.0, text: 0.3 },
+            savings: Savings { class_token_only, stop_at_first_trained: true },
+        };
+        let mut learner = tiny.learner().unwrap();
+        let (images, labels) = TinyStep::batch().unwrap();
+        let loss = learner.loss(images.view(), &labels).unwrap();
+        let features = learner.features().unwrap();
+        learner.evaluate(images.view(), &labels).unwrap();
+        let folded = learner.features().unwrap();
+        let error = relative_error(folded.typed().unwrap(), features.typed().unwrap());
+        assert!(error < 1e-13, "features: {error:e}");
+        assert!((learner.stats().unwrap().loss - loss).abs() < 1e-13);
+        // A smaller batch through the same buffers.
+        let part = images.view().rows(1, 2).unwrap();
+        learner.evaluate(part, &labels[1..3]).unwrap();
+        let two = learner.features().unwrap();
+        let error = relative_error(two.typed().unwrap(), &features.typed::<f64>().unwrap()[6..18]);
+        assert!(error < 1e-13, "features of a part: {error:e}");
+    }
+}
