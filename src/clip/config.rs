@@ -76,6 +76,17 @@ impl TextConfig {
     /// A wrong end token that checkpoints converted before 2023 carry. `transformers` takes it to mean that
     /// the token with the largest id ends the text.
     pub const LEGACY_EOS: u32 = 2;
+
+    /// The position of the token whose feature stands for a text: the first end token, or with the legacy
+    /// end token in `config.json` the first of the largest ids, as in `transformers`. Padding comes later
+    /// and cannot change it, being the end token itself.
+    pub fn pooled_position(&self, ids: &[u32]) -> u32 {
+        let end = match self.eos {
+            TextConfig::LEGACY_EOS => ids.iter().copied().max().unwrap_or(self.eos),
+            eos => eos,
+        };
+        ids.iter().position(|&id| id == end).unwrap_or(0) as u32
+    }
 }
 
 /// The sizes of a whole CLIP model.

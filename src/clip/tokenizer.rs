@@ -23,9 +23,7 @@ const WORDS: &str =
 /// Encodes texts for one text tower.
 pub struct ClipTokenizer {
     tokenizer: Tokenizer,
-    vocabulary: usize,
-    /// How `config.json` names the end token; may be the legacy value.
-    config_eos: u32,
+    config: TextConfig,
     /// The end token that the tokenizer really appends.
     eos: u32,
 }
@@ -59,7 +57,7 @@ impl ClipTokenizer {
         if config.eos != TextConfig::LEGACY_EOS && config.eos != eos {
             return Err(wrong(format!("ends texts with token {eos}, config.json says {}", config.eos)));
         }
-        Ok(ClipTokenizer { tokenizer, vocabulary: config.vocabulary, config_eos: config.eos, eos })
+        Ok(ClipTokenizer { tokenizer, config: config.clone(), eos })
     }
 
     /// Encodes `texts`: start token, text, end token; cut to the tower's longest text with the end token
@@ -72,7 +70,7 @@ impl ClipTokenizer {
             ids: Vec::with_capacity(rows.len() * len),
             len,
             rows: rows.len(),
-            eos_rows: rows.iter().map(|row| self.pooled_position(row)).collect(),
+            eos_rows: rows.iter().map(|row| self.config.pooled_position(row)).collect(),
         };
         for row in rows {
             let padding = len - row.len();
@@ -85,21 +83,10 @@ impl ClipTokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>, ClipError> {
         let failed = |problem| ClipError::Encode { text: text.to_string(), problem };
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| failed(e.to_string()))?;
-        match encoding.get_ids().iter().find(|&&id| id as usize >= self.vocabulary) {
-            Some(id) => Err(failed(format!("has token {id}, the model knows {} tokens", self.vocabulary))),
+        match encoding.get_ids().iter().find(|&&id| id as usize >= self.config.vocabulary) {
+            Some(id) => Err(failed(format!("has token {id}, the model knows {} tokens", self.config.vocabulary))),
             None => Ok(encoding.get_ids().to_vec()),
         }
-    }
-
-    /// Where `transformers` takes the text's features from: the first end token, or with the legacy end
-    /// token in `config.json` the first of the largest ids. Padding comes later and cannot change it,
-    /// being the end token itself.
-    fn pooled_position(&self, row: &[u32]) -> u32 {
-        let end = match self.config_eos {
-            TextConfig::LEGACY_EOS => row.iter().copied().max().unwrap_or(self.eos),
-            eos => eos,
-        };
-        row.iter().position(|&id| id == end).unwrap_or(0) as u32
     }
 }
 

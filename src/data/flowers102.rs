@@ -1,1 +1,211 @@
-//! flowers102
+//! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
+
+use super::source::{Item, Source, SourceKind};
+use super::{DataError, mat};
+use std::path::{Path, PathBuf};
+
+/// Class names in the order of the official labels: entry i names label i + 1.
+pub const CLASS_NAMES: [&str; 102] = [
+    "pink primrose",
+    "hard-leaved pocket orchid",
+    "canterbury bells",
+    "sweet pea",
+    "english marigold",
+    "tiger lily",
+    "moon orchid",
+    "bird of paradise",
+    "monkshood",
+    "globe thistle",
+    "snapdragon",
+    "colt's foot",
+    "king protea",
+    "spear thistle",
+    "yellow iris",
+    "globe-flower",
+    "purple coneflower",
+    "peruvian lily",
+    "balloon flower",
+    "giant white arum lily",
+    "fire lily",
+    "pincushion flower",
+    "fritillary",
+    "red ginger",
+    "grape hyacinth",
+    "corn poppy",
+    "prince of wales feathers",
+    "stemless gentian",
+    "artichoke",
+    "sweet william",
+    "carnation",
+    "garden phlox",
+    "love in the mist",
+    "mexican aster",
+    "alpine sea holly",
+    "ruby-lipped cattleya",
+    "cape flower",
+    "great masterwort",
+    "siam tulip",
+    "lenten rose",
+    "barbeton daisy",
+    "daffodil",
+    "sword lily",
+    "poinsettia",
+    "bolero deep blue",
+    "wallflower",
+    "marigold",
+    "buttercup",
+    "oxeye daisy",
+    "common dandelion",
+    "petunia",
+    "wild pansy",
+    "primula",
+    "sunflower",
+    "pelargonium",
+    "bishop of llandaff",
+    "gaura",
+    "geranium",
+    "orange dahlia",
+    "pink-yellow dahlia",
+    "cautleya spicata",
+    "japanese anemone",
+    "black-eyed susan",
+    "silverbush",
+    "californian poppy",
+    "osteospermum",
+    "spring crocus",
+    "bearded iris",
+    "windflower",
+    "tree poppy",
+    "gazania",
+    "azalea",
+    "water lily",
+    "rose",
+    "thorn apple",
+    "morning glory",
+    "passion flower",
+    "lotus",
+    "toad lily",
+    "anthurium",
+    "frangipani",
+    "clematis",
+    "hibiscus",
+    "columbine",
+    "desert-rose",
+    "tree mallow",
+    "magnolia",
+    "cyclamen",
+    "watercress",
+    "canna lily",
+    "hippeastrum",
+    "bee balm",
+    "ball moss",
+    "foxglove",
+    "bougainvillea",
+    "camellia",
+    "mallow",
+    "mexican petunia",
+    "bromelia",
+    "blanket flower",
+    "trumpet creeper",
+    "blackberry lily",
+];
+
+/// Where the three parts of the data set lie.
+#[derive(Debug)]
+pub(super) struct Files {
+    photos: PathBuf,
+    labels: PathBuf,
+    splits: PathBuf,
+}
+
+/// The data set's files when `root` looks like one: torchvision's `root/flowers-102/`, or the files in
+/// `root` itself.
+pub(super) fn find(root: &Path) -> Option<Files> {
+    [root.join("flowers-102"), root.to_path_buf()].into_iter().find_map(|folder| {
+        let files = Files {
+            photos: folder.join("jpg"),
+            labels: folder.join("imagelabels.mat"),
+            splits: folder.join("setid.mat"),
+        };
+        (files.labels.is_file() || files.splits.is_file()).then_some(files)
+    })
+}
+
+/// Reads labels and the official split, and checks that every photo is there.
+pub(super) fn open(root: &Path, files: &Files) -> Result<Source, DataError> {
+    for needed in [&files.labels, &files.splits, &files.photos] {
+        if !needed.exists() {
+            return Err(DataError::Layout {
+                path: needed.clone(),
+                found: "missing from a Flowers-102 root, which needs jpg/, imagelabels.mat and setid.mat"
+                    .to_owned(),
+            });
+        }
+    }
+    let labels = labels(&files.labels)?;
+    let items = |name| split(files, name, &labels);
+    Ok(Source {
+        root: root.to_path_buf(),
+        kind: SourceKind::Flowers102,
+        class_names: CLASS_NAMES.map(str::to_owned).to_vec(),
+        train: items("trnid")?,
+        val: items("valid")?,
+        test: items("tstid")?,
+    })
+}
+
+/// The label of every photo, counted from 0.
+fn labels(path: &Path) -> Result<Vec<u32>, DataError> {
+    let wrong = |reason| DataError::MatFile { path: path.to_path_buf(), reason };
+    mat::read_array(path, "labels")?
+        .into_iter()
+        .enumerate()
+        .map(|(i, value)| match one_based(value, CLASS_NAMES.len()) {
+            Some(label) => Ok(label as u32),
+            None => Err(wrong(format!("photo {} has label {value}, labels run from 1 to 102", i + 1))),
+        })
+        .collect()
+}
+
+/// The photos of one split, in the order of their numbers.
+fn split(files: &Files, name: &str, labels: &[u32]) -> Result<Vec<Item>, DataError> {
+    let wrong = |reason| DataError::MatFile { path: files.splits.clone(), reason };
+    let mut numbers = Vec::new();
+    for value in mat::read_array(&files.splits, name)? {
+        let index = one_based(value, labels.len())
+            .ok_or_else(|| wrong(format!("{name} names photo {value}, there are {}", labels.len())))?;
+        numbers.push(index);
+    }
+    if numbers.is_empty() {
+        return Err(wrong(format!("{name} is empty")));
+    }
+    numbers.sort_unstable();
+    numbers
+        .into_iter()
+        .map(|index| {
+            let number = index + 1;
+            let path = files.photos.join(format!("image_{number:05}.jpg"));
+            if path.is_file() {
+                Ok(Item { path, label: labels[index] })
+            } else {
+                Err(DataError::PhotoMissing { path, number })
+            }
+        })
+        .collect()
+}
+
+/// Turns a MATLAB index in 1..=len into one in 0..len.
+fn one_based(value: f64, len: usize) -> Option<usize> {
+    (value.fract() == 0.0 && value >= 1.0 && value <= len as f64).then(|| value as usize - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn class_names_are_distinct() {
+        let distinct: std::collections::BTreeSet<_> = CLASS_NAMES.iter().collect();
+        assert_eq!(distinct.len(), 102);
+    }
+}

@@ -1,8 +1,57 @@
 //! Photos in, batches of pixels out.
+//!
+//! [`source`] finds the photos, their classes and their splits; [`decode`] and [`preprocess`] turn one
+//! photo into the pixels CLIP expects; [`cache`] keeps those pixels in one memory-mapped file, which is
+//! what training reads.
 
 pub mod cache;
+pub mod decode;
 pub mod demo;
+mod error;
 pub mod flowers102;
 pub mod folder;
+mod mat;
 pub mod preprocess;
+pub mod resize;
 pub mod source;
+
+pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
+pub use error::DataError;
+pub use preprocess::Preprocess;
+pub use source::{Item, Source, SourceKind};
+
+/// Which part of the data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Split {
+    Train,
+    Val,
+    Test,
+}
+
+impl Split {
+    /// Every split, in the order in which the cache holds them.
+    pub const ALL: [Split; 3] = [Split::Train, Split::Val, Split::Test];
+
+    /// The name used on the command line and as folder name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Split::Train => "train",
+            Split::Val => "val",
+            Split::Test => "test",
+        }
+    }
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Split {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Split, DataError> {
+        Split::ALL.into_iter().find(|s| s.name() == name).ok_or_else(|| DataError::SplitName(name.to_owned()))
+    }
+}

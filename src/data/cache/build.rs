@@ -1,0 +1,359 @@
+//! Building a cache: what decides that one is current, and decoding in parallel into a new one.
+
+use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
+use super::{Cache, CacheOptions, Storage};
+use crate::data::{DataError, Item, Preprocess, Source, SourceKind, Split, decode};
+use crate::progress::Monitor;
+use crate::tensor::DType;
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Error as IoError, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub(super) fn open_or_build(
+    source: &Source,
+    preprocess: &Preprocess,
+    dtype: DType,
+    cache_dir: &Path,
+    options: &CacheOptions,
+    monitor: &dyn Monitor,
+) -> Result<Cache, DataError> {
+    let dtype = PixelType::new(dtype)?;
+    std::fs::create_dir_all(cache_dir).map_err(DataError::io(cache_dir, "make the cache folder"))?;
+    let fingerprint = fingerprint(source, preprocess, dtype)?;
+    let path = cache_dir.join(file_name(source, preprocess, dtype));
+    match file::open(&path) {
+        Ok((header, mapping)) => {
+            let complete = header.skipped.is_empty() || options.skip_bad_images;
+            if header.fingerprint == fingerprint && complete {
+                report_skipped(&header.skipped, monitor);
+                return Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true });
+            }
+        }
+        Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+        Err(DataError::Cache { path, reason }) => {
+            monitor
+                .line(&format!("{}: not a usable cache file: {reason}; building it again", path.display()));
+        }
+        Err(error) => return Err(error),
+    }
+    let mut header = Header::new(source.class_names.clone(), preprocess.clone(), dtype);
+    header.fingerprint = fingerprint;
+    header.root = source.root.clone();
+    monitor.begin("preparing images", source.len() as u64);
+    let built = build(source, header, &path, options, monitor);
+    monitor.finish();
+    built?;
+    let (header, mapping) = file::open(&path)?;
+    report_skipped(&header.skipped, monitor);
+    Ok(Cache { header, storage: Storage::Mapped(mapping), reused: false })
+}
+
+fn report_skipped(skipped: &[Skipped], monitor: &dyn Monitor) {
+    if let Some(first) = skipped.first() {
+        monitor.line(&format!("skipped {} bad images; the first: {}", skipped.len(), first.reason));
+    }
+}
+
+/// Writes the cache at `path`: all or nothing.
+fn build(
+    source: &Source,
+    mut header: Header,
+    path: &Path,
+    options: &CacheOptions,
+    monitor: &dyn Monitor,
+) -> Result<(), DataError> {
+    const ACTION: &str = "write the cache";
+    let items: Vec<&Item> = source.items().collect();
+    let pixels = items.len() as u64 * header.image_bytes();
+    // Removed again when dropped, whichever way this function ends early.
+    let temporary = temporary_beside(path)?;
+    let out = temporary.as_file();
+    reserve(out, PIXELS_AT + pixels).map_err(|e| write_error(path, pixels, e))?;
+    let bad = decode_all(&items, &header, out, path, options, monitor)?;
+
+    list_images(source, bad, &mut header)?;
+    let json = serde_json::to_vec(&header)
+        .map_err(|e| DataError::Cache { path: path.to_path_buf(), reason: e.to_string() })?;
+    let end = || -> Result<(), IoError> {
+        write_at(out, &json, PIXELS_AT + pixels)?;
+        write_at(out, &file::start(pixels, &json), 0)?;
+        out.sync_all()
+    };
+    end().map_err(|e| write_error(path, pixels, e))?;
+    temporary.persist(path).map_err(|e| DataError::io(path, ACTION)(e.error))?;
+    sync_folder(path);
+    Ok(())
+}
+
+/// Fills in labels, files and rows of the images that are not bad.
+fn list_images(source: &Source, bad: Vec<(usize, DataError)>, header: &mut Header) -> Result<(), DataError> {
+    let mut bad = bad.into_iter().peekable();
+    let mut index = 0;
+    for split in Split::ALL {
+        for item in source.split(split) {
+            let file = relative(source, item).to_string_lossy().into_owned();
+            match bad.next_if(|(bad, _)| *bad == index) {
+                Some((_, error)) => header.skipped.push(Skipped { file, reason: error.to_string() }),
+                None => header.push(split, file, item.label, index as u64),
+            }
+            index += 1;
+        }
+        if header.range(split).is_empty() && !source.split(split).is_empty() {
+            let (root, skipped) = (source.root.clone(), header.skipped.len());
+            return Err(DataError::NothingLeft { root, split, skipped });
+        }
+    }
+    Ok(())
+}
+
+/// Decodes every image and writes it at its place. Returns the bad ones, in order, when they are to be
+/// skipped; otherwise the first of them is the error, whatever the order in which threads met them.
+fn decode_all(
+    items: &[&Item],
+    header: &Header,
+    out: &File,
+    path: &Path,
+    options: &CacheOptions,
+    monitor: &dyn Monitor,
+) -> Result<Vec<(usize, DataError)>, DataError> {
+    let size = header.image_bytes();
+    let total = items.len() as u64 * size;
+    let failure = Failure::default();
+    let skipped = Mutex::new(Vec::new());
+    let one = |converter: &mut Converter, index: usize, item: &Item| {
+        if monitor.stopped() || failure.is_before(index) {
+            return;
+        }
+        match decode::decode(&item.path) {
+            Ok(image) => {
+                let bytes = converter.convert(header, header.preprocess.resize_crop(&image));
+                if let Err(error) = write_at(out, bytes, PIXELS_AT + index as u64 * size) {
+                    // Ends everything, so it counts as the first.
+                    failure.record(0, write_error(path, total, error));
+                }
+            }
+            Err(error) if options.skip_bad_images => lock(&skipped).push((index, error)),
+            Err(error) => failure.record(index, DataError::BadImage(Box::new(error))),
+        }
+        monitor.advance(1);
+    };
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .build()
+        .map_err(|e| DataError::io(path, "start threads for the cache")(IoError::other(e)))?;
+    pool.install(|| {
+        items
+            .par_iter()
+            .enumerate()
+            .for_each_init(Converter::default, |converter, (index, item)| one(converter, index, item));
+    });
+    if monitor.stopped() {
+        return Err(DataError::Interrupted);
+    }
+    failure.into_result()?;
+    let mut skipped = skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
+    skipped.sort_by_key(|(index, _)| *index);
+    Ok(skipped)
+}
+
+/// The first failure by position, kept so that images after it need not be decoded.
+struct Failure {
+    position: AtomicUsize,
+    first: Mutex<Option<(usize, DataError)>>,
+}
+
+impl Default for Failure {
+    fn default() -> Self {
+        Failure { position: AtomicUsize::new(usize::MAX), first: Mutex::new(None) }
+    }
+}
+
+impl Failure {
+    fn is_before(&self, index: usize) -> bool {
+        self.position.load(Ordering::Relaxed) < index
+    }
+
+    fn record(&self, index: usize, error: DataError) {
+        let mut first = lock(&self.first);
+        if first.as_ref().is_none_or(|(known, _)| index < *known) {
+            *first = Some((index, error));
+            self.position.store(index, Ordering::Relaxed);
+        }
+    }
+
+    fn into_result(self) -> Result<(), DataError> {
+        match self.first.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some((_, error)) => Err(error),
+            None => Ok(()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Turns cropped pixels into the bytes that are stored; one per thread, for its buffers.
+#[derive(Default)]
+struct Converter {
+    pixels: Vec<u8>,
+    values: Vec<f32>,
+    halves: Vec<f16>,
+}
+
+impl Converter {
+    fn convert(&mut self, header: &Header, pixels: Vec<u8>) -> &[u8] {
+        self.pixels = pixels;
+        if header.dtype == PixelType::U8 {
+            return &self.pixels;
+        }
+        self.values.resize(self.pixels.len(), 0.0);
+        header.preprocess.normalise(&self.pixels, &mut self.values);
+        if header.dtype == PixelType::F32 {
+            return bytemuck::cast_slice(&self.values);
+        }
+        self.halves.resize(self.values.len(), f16::ZERO);
+        self.halves.convert_from_f32_slice(&self.values);
+        bytemuck::cast_slice(&self.halves)
+    }
+}
+
+/// A hash of everything the pixels, labels and splits follow from. Photos count by name, size and
+/// modification time.
+fn fingerprint(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Result<String, DataError> {
+    let mut hash = Fields(Sha256::new());
+    settings(&mut hash, source, preprocess, dtype);
+    for name in &source.class_names {
+        hash.field(name.as_bytes());
+    }
+    for split in Split::ALL {
+        hash.field(split.name().as_bytes());
+        for item in source.split(split) {
+            let metadata =
+                std::fs::metadata(&item.path).map_err(DataError::io(&item.path, "look at the image"))?;
+            let modified =
+                metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            hash.field(relative(source, item).as_os_str().as_encoded_bytes());
+            hash.field(&item.label.to_le_bytes());
+            hash.field(&metadata.len().to_le_bytes());
+            hash.field(&modified.map_or(0, |d| d.as_nanos()).to_le_bytes());
+        }
+    }
+    Ok(hash.hex(32))
+}
+
+/// What tells caches in one folder apart: where the photos are and what is made of them.
+fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: PixelType) {
+    let seed = match source.kind {
+        SourceKind::ClassFolders { seed } => seed,
+        SourceKind::SplitFolders | SourceKind::Flowers102 => 0,
+    };
+    hash.field(&VERSION.to_le_bytes());
+    hash.field(source.kind.name().as_bytes());
+    hash.field(&seed.to_le_bytes());
+    hash.field(DType::from(dtype).name().as_bytes());
+    hash.field(format!("{:?}", preprocess.resize()).as_bytes());
+    hash.field(&(preprocess.image_size() as u64).to_le_bytes());
+    for value in preprocess.mean().into_iter().chain(preprocess.std()) {
+        hash.field(&value.to_bits().to_le_bytes());
+    }
+}
+
+/// Stable for one source, preprocessing and type, so that a newer cache replaces the older.
+fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
+    let root = source.root.canonicalize().unwrap_or_else(|_| source.root.clone());
+    let mut hash = Fields(Sha256::new());
+    hash.field(root.as_os_str().as_encoded_bytes());
+    settings(&mut hash, source, preprocess, dtype);
+    let name = root.file_name().unwrap_or_default().to_string_lossy();
+    let plain: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(40).collect();
+    format!("{plain}-{}px-{}-{}.pixels", preprocess.image_size(), DType::from(dtype), hash.hex(8))
+}
+
+/// SHA-256 over fields, each preceded by its length.
+struct Fields(Sha256);
+
+impl Fields {
+    fn field(&mut self, bytes: &[u8]) {
+        self.0.update((bytes.len() as u64).to_le_bytes());
+        self.0.update(bytes);
+    }
+
+    /// The first `bytes` bytes of the hash in hexadecimal.
+    fn hex(self, bytes: usize) -> String {
+        self.0.finalize().iter().take(bytes).map(|b| format!("{b:02x}")).collect()
+    }
+}
+
+fn relative<'a>(source: &Source, item: &'a Item) -> &'a Path {
+    item.path.strip_prefix(&source.root).unwrap_or(&item.path)
+}
+
+/// A new file beside `path` with the permissions any new file gets.
+fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile, DataError> {
+    let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".preparing-").suffix(".tmp");
+    #[cfg(unix)]
+    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
+    #[cfg(unix)]
+    builder.permissions(permissions);
+    builder.tempfile_in(&folder).map_err(DataError::io(&folder, "write a cache in the folder"))
+}
+
+/// Takes `length` bytes of disk before anything is decoded, where the system can.
+fn reserve(file: &File, length: u64) -> Result<(), IoError> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        match fallocate(file, FallocateFlags::empty(), 0, length) {
+            Ok(()) => return Ok(()),
+            Err(error @ (Errno::NOSPC | Errno::DQUOT | Errno::FBIG)) => return Err(error.into()),
+            // Not every file system can; the writes then tell.
+            Err(_) => {}
+        }
+    }
+    file.set_len(length)
+}
+
+/// Tells a full disk from other failures.
+fn write_error(path: &Path, pixels: u64, error: IoError) -> DataError {
+    let full = [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge];
+    if full.contains(&error.kind()) {
+        return DataError::DiskFull { path: path.to_path_buf(), needed: PIXELS_AT + pixels };
+    }
+    DataError::io(path, "write the cache")(error)
+}
+
+#[cfg(unix)]
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> Result<(), IoError> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> Result<(), IoError> {
+    while !bytes.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, bytes, offset)?;
+        if written == 0 {
+            return Err(ErrorKind::WriteZero.into());
+        }
+        bytes = &bytes[written..];
+        offset += written as u64;
+    }
+    Ok(())
+}
+
+/// Makes the rename last; best effort, a lost cache is built again.
+fn sync_folder(path: &Path) {
+    if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
+        folder.sync_all().ok();
+    }
+}

@@ -1,0 +1,127 @@
+//! One image file to 8-bit RGB, as Pillow's `Image.open(path).convert("RGB")` gives it.
+//!
+//! The format is told by the content, never by the file's name. Grey is repeated, palettes are looked
+//! up, alpha is dropped (colours under transparent pixels stay), 16-bit colour keeps its upper byte, an
+//! animation gives its first frame, and an EXIF orientation is not applied. JPEG is decoded to the very
+//! bits of libjpeg-turbo, which Pillow uses.
+
+use super::DataError;
+use super::resize::RgbImage;
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use libjpeg_turbo_rs as jpeg;
+use std::io::{Cursor, Read};
+use std::path::Path;
+
+/// The largest image that is decoded: where Pillow calls an image a decompression bomb.
+pub const MAX_PIXELS: u64 = 178_956_970;
+
+/// The largest file that is read.
+const MAX_FILE_BYTES: u64 = 1 << 30;
+
+/// Decoding may hold a 16-bit image with alpha beside its compressed form.
+const MAX_DECODE_BYTES: u64 = MAX_PIXELS * 8 + (1 << 26);
+
+const JPEG_START: [u8; 3] = [0xff, 0xd8, 0xff];
+
+/// Reads and decodes the image at `path`.
+///
+/// # Errors
+/// A file that cannot be read, is no image of a known format, is damaged or cut short, or is larger
+/// than [`MAX_PIXELS`].
+pub fn decode(path: &Path) -> Result<RgbImage, DataError> {
+    let bytes = read(path)?;
+    decode_bytes(path, &bytes)
+}
+
+/// Decodes the contents of an image file; `path` is for messages only.
+pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
+    if bytes.is_empty() {
+        return Err(bad(path, "the file is empty"));
+    }
+    if bytes.starts_with(&JPEG_START) { decode_jpeg(path, bytes) } else { decode_other(path, bytes) }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+    const ACTION: &str = "read the image";
+    let file = std::fs::File::open(path).map_err(DataError::io(path, ACTION))?;
+    let metadata = file.metadata().map_err(DataError::io(path, ACTION))?;
+    if !metadata.is_file() {
+        return Err(bad(path, "not a regular file"));
+    }
+    let mut bytes = Vec::with_capacity(metadata.len().min(MAX_FILE_BYTES) as usize);
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io(path, ACTION))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(bad(path, "the file is larger than 1 GiB"));
+    }
+    Ok(bytes)
+}
+
+fn decode_jpeg(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
+    let wrong = |error: jpeg::JpegError| match error {
+        jpeg::JpegError::UnexpectedEof => bad(path, "JPEG data cut short"),
+        error => bad(path, &format!("damaged or unsupported JPEG ({error})")),
+    };
+    let mut decoder = jpeg::Decoder::new(bytes).map_err(wrong)?;
+    let (width, height) = (decoder.header().width, decoder.header().height);
+    check_size(path, u64::from(width), u64::from(height))?;
+    decoder.set_output_format(jpeg::PixelFormat::Rgb);
+    let image = decoder.decode_image().map_err(wrong)?;
+    let cut = |w: &jpeg::DecodeWarning| matches!(w, jpeg::DecodeWarning::TruncatedData { .. });
+    if image.warnings.iter().any(cut) {
+        return Err(wrong(jpeg::JpegError::UnexpectedEof));
+    }
+    RgbImage::new(image.width, image.height, image.data).ok_or_else(|| bad(path, "JPEG of no size"))
+}
+
+fn decode_other(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
+    let wrong = |error: ImageError| bad(path, &one_line(&error));
+    let format = image::guess_format(bytes)
+        .map_err(|_| bad(path, "not a JPEG, PNG, WebP, BMP, GIF or TIFF image, whatever its name says"))?;
+    let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODE_BYTES);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(wrong)?;
+    let (width, height) = decoder.dimensions();
+    check_size(path, u64::from(width), u64::from(height))?;
+    let image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    RgbImage::new(width, height, to_rgb(image, format)).ok_or_else(|| bad(path, "image of no size"))
+}
+
+/// 8-bit RGB by Pillow's rules.
+fn to_rgb(image: DynamicImage, _format: ImageFormat) -> Vec<u8> {
+    match image {
+        DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
+        DynamicImage::ImageRgba8(rgba) => rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
+        DynamicImage::ImageLuma8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
+        DynamicImage::ImageLumaA8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
+        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|p| [upper(p.0[0]); 3]).collect(),
+        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|p| [upper(p.0[0]); 3]).collect(),
+        DynamicImage::ImageRgb16(rgb) => rgb.pixels().flat_map(|p| p.0.map(upper)).collect(),
+        DynamicImage::ImageRgba16(rgba) => {
+            rgba.pixels().flat_map(|p| [upper(p.0[0]), upper(p.0[1]), upper(p.0[2])]).collect()
+        }
+        other => other.into_rgb8().into_raw(),
+    }
+}
+
+fn upper(value: u16) -> u8 {
+    (value >> 8) as u8
+}
+
+fn check_size(path: &Path, width: u64, height: u64) -> Result<(), DataError> {
+    if width * height > MAX_PIXELS {
+        return Err(DataError::TooLarge { path: path.to_path_buf(), width, height, limit: MAX_PIXELS });
+    }
+    Ok(())
+}
+
+fn bad(path: &Path, reason: &str) -> DataError {
+    DataError::Decode { path: path.to_path_buf(), reason: reason.to_owned() }
+}
+
+/// The message of an error from the `image` crate on one line.
+fn one_line(error: &ImageError) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}

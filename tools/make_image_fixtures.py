@@ -1,0 +1,205 @@
+"""Writes tests/fixtures/images: small image files of every kind, and what Pillow and the Hugging Face
+CLIP processor make of them.
+
+  photos/*            the files
+  decoded.safetensors Pillow's Image.open(file).convert("RGB"), u8 [H,W,3], one tensor per file
+  resize.json         width, height, size and the SHA-256 of Pillow's bicubic short-side resize and
+                      centre crop of the pattern below, u8 [S,S,3]
+  pixels.safetensors  for a few small cases the crop itself, u8 [S,S,3], and the processor's f32 [3,S,S]
+
+Needs Pillow, numpy, safetensors and transformers. Run from the repository root:
+  python tools/make_image_fixtures.py
+"""
+import hashlib
+import json
+import os
+import pathlib
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+import numpy as np
+import PIL
+from PIL import Image
+from safetensors.numpy import save_file
+
+OUT = pathlib.Path("tests/fixtures/images")
+
+# width, height, size: down, up, equal on one side, odd, extreme aspect ratios, sides of one pixel.
+RESIZE = [
+    (500, 667, 224), (333, 501, 224), (667, 500, 224), (224, 1000, 224), (100, 80, 224), (224, 224, 224),
+    (225, 224, 224), (224, 225, 224), (223, 225, 224), (1023, 769, 224), (17, 640, 32), (640, 17, 32),
+    (1, 1, 16), (1, 40, 16), (40, 1, 16), (2, 3, 32), (61, 47, 32), (47, 61, 32), (33, 32, 32), (32, 33, 32),
+    (31, 32, 32), (300, 301, 7), (301, 300, 1), (640, 480, 336), (65, 64, 63), (3000, 20, 8), (20, 3000, 8),
+]
+SMALL = [(61, 47, 32), (47, 61, 32), (2, 3, 32), (100, 80, 32), (224, 250, 24)]
+
+
+def pattern(width, height):
+    """A pattern of integers that the Rust test makes too: noise, hard edges, saturated blocks."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.uint64)
+    planes = []
+    for c in range(3):
+        with np.errstate(over="ignore"):
+            h = (x * np.uint64(0x9E3779B1) + y * np.uint64(0x85EBCA77) + np.uint64(c * 0xC2B2AE3D)) & np.uint64(0xFFFFFFFF)
+            h = ((h ^ (h >> np.uint64(15))) * np.uint64(0x2C1B3C6D)) & np.uint64(0xFFFFFFFF)
+            h = (h ^ (h >> np.uint64(13))) & np.uint64(255)
+        block = (x // np.uint64(13) + y // np.uint64(17) + np.uint64(c)) % np.uint64(4)
+        ramp = (x * np.uint64(3) + y * np.uint64(2) + np.uint64(40 * c)) % np.uint64(256)
+        planes.append(np.select([block == 0, block == 1, block == 2], [h, ramp, np.uint64(255) * (h & np.uint64(1))], 0))
+    return np.stack(planes, -1).astype(np.uint8)
+
+
+def crop(image, size):
+    """Short side to `size`, the long one truncated, then the middle."""
+    w, h = image.size
+    tw, th = (size, int(size * h / w)) if w <= h else (int(size * w / h), size)
+    image = image.resize((tw, th), Image.BICUBIC)
+    left, top = (tw - size) // 2, (th - size) // 2
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+def natural(width, height):
+    """Something like a photo: smooth, a few edges, little noise."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float64)
+    r = np.random.default_rng(width * 1000 + height)
+    a = np.stack([127 + 100 * np.sin(x / (5 + 3 * c) + y / (9 - 2 * c) + c) for c in range(3)], -1)
+    a[(x - width / 2) ** 2 + (y - height / 2) ** 2 < (min(width, height) / 4) ** 2] = (230, 30, 120)
+    a += r.normal(0, 6, a.shape)
+    return np.clip(np.rint(a), 0, 255).astype(np.uint8)
+
+
+def write_photos():
+    d = OUT / "photos"
+    d.mkdir(parents=True, exist_ok=True)
+    for old in d.iterdir():
+        old.unlink()
+    rgb = Image.fromarray(natural(61, 47))
+    small = Image.fromarray(natural(21, 17))
+    grey, cmyk = rgb.convert("L"), rgb.convert("CMYK")
+    r = np.random.default_rng(7)
+
+    # JPEG: every chroma layout, entropy coding and colour space a camera or an editor writes.
+    for name, sub in [("444", 0), ("422", 1), ("420", 2)]:
+        for q in (60, 95):
+            rgb.save(d / f"base_{name}_q{q}.jpg", quality=q, subsampling=sub)
+        rgb.save(d / f"prog_{name}.jpg", quality=85, subsampling=sub, progressive=True)
+    rgb.save(d / "restart_420.jpg", quality=85, subsampling=2, restart_marker_blocks=2)
+    rgb.save(d / "optimized_420.jpg", quality=90, subsampling=2, optimize=True)
+    rgb.save(d / "kept_rgb.jpg", quality=90, keep_rgb=True)
+    for w, h in [(1, 1), (2, 2), (3, 5), (16, 16), (17, 16), (33, 7)]:
+        Image.fromarray(natural(w, h)).save(d / f"size_{w}x{h}.jpg", quality=88, subsampling=2)
+    grey.save(d / "grey.jpg", quality=85)
+    grey.save(d / "grey_prog.jpg", quality=85, progressive=True)
+    cmyk.save(d / "cmyk.jpg", quality=90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees: Pillow leaves it alone, and so do we
+    rgb.save(d / "exif_orientation.jpg", quality=85, exif=exif)
+
+    # PNG: every colour type and depth.
+    small.save(d / "rgb.png")
+    small.convert("L").save(d / "grey.png")
+    small.convert("1").save(d / "bits_1.png")
+    small.quantize(200).save(d / "palette_8.png")
+    small.quantize(13).save(d / "palette_4.png", bits=4)
+    small.quantize(3).save(d / "palette_2.png", bits=2)
+    small.quantize(2).save(d / "palette_1.png", bits=1)
+    small.quantize(40).save(d / "palette_trns.png", transparency=3)
+    small.quantize(40).save(d / "palette_trns_bytes.png", transparency=bytes(range(0, 240, 6)))
+    alpha = Image.fromarray(r.integers(0, 256, (17, 21), dtype=np.uint8))
+    hidden = alpha.point(lambda v: 0 if v < 128 else v)  # colours under full transparency stay
+    rgba = small.copy()
+    rgba.putalpha(hidden)
+    rgba.save(d / "rgba.png")
+    la = small.convert("L")
+    la.putalpha(hidden)
+    la.save(d / "la.png")
+    small.save(d / "rgb_trns.png", transparency=tuple(np.asarray(small)[3, 4].tolist()))
+    small.convert("L").save(d / "grey_trns.png", transparency=int(np.asarray(small.convert("L"))[3, 4]))
+    sixteen = r.integers(0, 65536, (17, 21), dtype=np.uint16)
+    sixteen[:5] //= 300  # some values below 256
+    Image.fromarray(sixteen).save(d / "grey_16.png")
+    write_png16(d / "rgb_16.png", r.integers(0, 65536, (17, 21, 3), dtype=np.uint16), 2)
+    write_png16(d / "rgba_16.png", r.integers(0, 65536, (17, 21, 4), dtype=np.uint16), 6)
+    write_png16(d / "la_16.png", r.integers(0, 65536, (17, 21, 2), dtype=np.uint16), 4)
+    write_png_bits(d / "grey_2.png", r.integers(0, 4, (17, 21), dtype=np.uint8), 2)
+    write_png_bits(d / "grey_4.png", r.integers(0, 16, (17, 21), dtype=np.uint8), 4)
+
+    # WebP, BMP, GIF, TIFF.
+    small.save(d / "lossless.webp", lossless=True)
+    rgba.save(d / "lossless_alpha.webp", lossless=True, exact=True)
+    rgb.save(d / "lossy.webp", quality=80)
+    im = rgb.convert("RGBA")
+    im.putalpha(Image.fromarray(natural(61, 47)).convert("L"))
+    im.save(d / "lossy_alpha.webp", quality=80, exact=True)
+    small.save(d / "rgb.bmp")
+    small.convert("L").save(d / "grey.bmp")
+    small.convert("1").save(d / "bits_1.bmp")
+    small.quantize(100).save(d / "palette.bmp")
+    rgba.save(d / "rgba.bmp")
+    small.quantize(60).save(d / "palette.gif")
+    small.quantize(60).save(d / "frames.gif", save_all=True, append_images=[small.transpose(0).quantize(60)])
+    small.quantize(60).save(d / "transparent.gif", transparency=5)
+    small.save(d / "rgb.tif")
+    small.save(d / "rgb_lzw.tif", compression="tiff_lzw")
+    small.convert("L").save(d / "grey.tif")
+    small.convert("1").save(d / "bits_1.tif")
+    small.quantize(50).save(d / "palette.tif")
+    rgba.save(d / "rgba.tif")
+    small.convert("CMYK").save(d / "cmyk.tif")
+    Image.fromarray(sixteen).save(d / "grey_16.tif")
+
+
+def write_png(path, width, height, depth, colour, rows):
+    import struct
+    import zlib
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    data = b"".join(b"\0" + row for row in rows)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    )
+
+
+def write_png16(path, a, colour):
+    write_png(path, a.shape[1], a.shape[0], 16, colour, [row.astype(">u2").tobytes() for row in a])
+
+
+def write_png_bits(path, a, depth):
+    bits = (a[..., None] >> np.arange(depth - 1, -1, -1)) & 1
+    rows = [np.packbits(row.reshape(-1)).tobytes() for row in bits.astype(np.uint8)]
+    write_png(path, a.shape[1], a.shape[0], depth, 0, rows)
+
+
+def main():
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    OUT.mkdir(parents=True, exist_ok=True)
+    write_photos()
+    decoded = {p.name: np.asarray(Image.open(p).convert("RGB")).copy() for p in sorted((OUT / "photos").iterdir())}
+    save_file(decoded, OUT / "decoded.safetensors", {"pillow": PIL.__version__})
+
+    cases = []
+    for w, h, s in RESIZE:
+        pixels = crop(Image.fromarray(pattern(w, h)), s)
+        cases.append({"width": w, "height": h, "size": s, "sha256": hashlib.sha256(pixels.tobytes()).hexdigest()})
+    (OUT / "resize.json").write_text(json.dumps(cases, indent=0) + "\n")
+
+    pixels = {}
+    for w, h, s in SMALL:
+        image = Image.fromarray(pattern(w, h))
+        key = f"{w}x{h}_{s}"
+        pixels[key + ".crop"] = crop(image, s).copy()
+        processor = CLIPImageProcessorPil(size={"shortest_edge": s}, crop_size={"height": s, "width": s})
+        values = processor(images=image, return_tensors="np")["pixel_values"][0]
+        pixels[key + ".values"] = np.ascontiguousarray(values.astype(np.float32))
+    save_file(pixels, OUT / "pixels.safetensors", {"pillow": PIL.__version__})
+    for p in sorted((OUT / "photos").iterdir()):
+        im = Image.open(p)
+        print(p.name, im.format, im.mode, im.size, p.stat().st_size)
+
+
+if __name__ == "__main__":
+    main()
