@@ -189,3 +189,9 @@ pub fn class_features(features: &Tensor, templates: usize) -> Result<Tensor, Cli
     }
     Ok(out)
 }
+
+/// exp(logit_scale): what text logits are multiplied with.
+pub fn logit_scale(source: &dyn WeightSource) -> Result<f64, ClipError> {
+    let scale = source.tensor("logit_scale", &[])?.view().to_tensor(DType::F64)?;
+    Ok(scale.typed::<f64>()?[0].exp())
+}

@@ -84,7 +84,9 @@ impl ClipTokenizer {
         let failed = |problem| ClipError::Encode { text: text.to_string(), problem };
         let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| failed(e.to_string()))?;
         match encoding.get_ids().iter().find(|&&id| id as usize >= self.config.vocabulary) {
-            Some(id) => Err(failed(format!("has token {id}, the model knows {} tokens", self.config.vocabulary))),
+            Some(id) => {
+                Err(failed(format!("has token {id}, the model knows {} tokens", self.config.vocabulary)))
+            }
             None => Ok(encoding.get_ids().to_vec()),
         }
     }
