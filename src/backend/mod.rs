@@ -169,7 +169,7 @@ pub struct AdamwStep {
 }
 
 /// A device that can run the model.
-pub trait Backend: Sized + Send + Sync + 'static {
+pub trait Backend: Clone + Send + Sync + 'static {
     type Tensor: DeviceTensor;
 
     /// What it is, for people: "CPU, 2 threads, f32".

@@ -129,7 +129,7 @@ impl LoraInit for Start<'_> {
 /// after some steps are measured against the larger of the two. A B that started at zero is still as small
 /// as the learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps,
 /// in PyTorch's f32 as in any other.
-pub fn check<B: Backend + Clone>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
+pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
     let weights = Weights::open(model)?;
@@ -189,7 +189,7 @@ fn text_features<B: Backend>(
     Ok(TextClassifier { features: classes, scale })
 }
 
-fn compare_start<B: Backend + Clone>(
+fn compare_start<B: Backend>(
     backend: &B,
     start: &Start<'_>,
     config: &ClipConfig,
@@ -282,7 +282,7 @@ fn run<'a, B: Backend>(
     Ok(())
 }
 
-fn build<B: Backend + Clone>(
+fn build<B: Backend>(
     backend: &B,
     start: &Start<'_>,
     config: &ClipConfig,

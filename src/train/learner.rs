@@ -143,6 +143,22 @@ impl<B: Backend> Learner<B> {
         [&self.head.weight, &self.head.bias].into_iter().chain(lora).collect()
     }
 
+    /// A name for each of [`Learner::params`], in the same order.
+    pub fn param_names(&self) -> Vec<String> {
+        let lora = self.lora.iter().enumerate().flat_map(|(l, block)| {
+            block.layers().flat_map(move |layer| {
+                let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
+                ["lora_A", "lora_B"].map(|part| format!("layers.{l}.{}.{part}", targets.join("+")))
+            })
+        });
+        ["head.weight", "head.bias"].map(String::from).into_iter().chain(lora).collect()
+    }
+
+    /// Elements of all trained tensors.
+    pub fn trained_elements(&self) -> usize {
+        self.params().into_iter().map(|p| p.value.shape().elements()).sum()
+    }
+
     /// Every trained tensor for writing, in the order of [`Learner::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
         self.folded_is_current = false;
@@ -222,6 +238,13 @@ impl<B: Backend> Learner<B> {
             self.folded_is_current = true;
         }
         self.tower.infer(&self.backend, &self.pixels, &self.folded, &mut self.activations)?;
+        self.head_loss()
+    }
+
+    /// Evaluates a batch with the tower as it was before training: no adapters.
+    pub fn evaluate_frozen(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_batch(images, labels)?;
+        self.tower.infer(&self.backend, &self.pixels, &[], &mut self.activations)?;
         self.head_loss()
     }
 

@@ -229,3 +229,8 @@ impl<T: Real> Backend for Cpu<T> {
         adamw::adamw(tensors, step, stats)
     }
 }
+
+/// The widest vector instructions that products and loops use on this machine.
+pub fn vector_instructions() -> String {
+    format!("{:?}", pulp::Arch::new())
+}

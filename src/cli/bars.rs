@@ -1,0 +1,126 @@
+//! Progress on standard error: bars on a terminal, plain lines elsewhere. Also where Ctrl-C arrives.
+
+use clip_engine::progress::Monitor;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// How often a plain line says how far a long task is.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
+
+/// The command line's monitor.
+pub struct Bars {
+    terminal: bool,
+    task: Mutex<Option<Task>>,
+}
+
+struct Task {
+    name: String,
+    total: u64,
+    done: u64,
+    state: String,
+    started: Instant,
+    spoke: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl Bars {
+    /// Makes the monitor and lets Ctrl-C ask for a clean stop; a second Ctrl-C ends the process.
+    pub fn new() -> Self {
+        let handler = || {
+            if STOP.swap(true, Ordering::SeqCst) {
+                std::process::exit(130);
+            }
+            let _ = writeln!(std::io::stderr(), "stopping; Ctrl-C again to quit at once");
+        };
+        // A handler may be set already when tests run several commands in one process.
+        let _ = ctrlc::set_handler(handler);
+        Bars { terminal: std::io::stderr().is_terminal(), task: Mutex::new(None) }
+    }
+
+    fn with_task(&self, action: impl FnOnce(&mut Task)) {
+        if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            action(task);
+        }
+    }
+}
+
+impl Task {
+    fn plain(&self, line: &str) {
+        let _ = writeln!(std::io::stderr(), "{}: {line}", self.name);
+    }
+}
+
+impl Monitor for Bars {
+    fn begin(&self, task: &str, total: u64) {
+        let bar = self.terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let template = "{prefix:<14} {bar:24} {pos:>6}/{len}  {eta:>4} left  {msg}";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar.set_prefix(task.to_string());
+            bar
+        });
+        let now = Instant::now();
+        let task = Task {
+            name: task.to_string(),
+            total,
+            done: 0,
+            state: String::new(),
+            started: now,
+            spoke: now,
+            bar,
+        };
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    fn advance(&self, units: u64) {
+        self.with_task(|task| {
+            task.done += units;
+            if let Some(bar) = &task.bar {
+                bar.inc(units);
+            } else if task.spoke.elapsed() >= PLAIN_INTERVAL {
+                task.spoke = Instant::now();
+                let elapsed = task.started.elapsed().as_secs_f64();
+                let left = elapsed / task.done.max(1) as f64 * task.total.saturating_sub(task.done) as f64;
+                task.plain(&format!("{}/{}, {left:.0} s left  {}", task.done, task.total, task.state));
+            }
+        });
+    }
+
+    fn state(&self, text: &str) {
+        self.with_task(|task| {
+            task.state = text.to_string();
+            if let Some(bar) = &task.bar {
+                bar.set_message(text.to_string());
+            }
+        });
+    }
+
+    fn finish(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(Task { bar: Some(bar), .. }) = task {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn line(&self, text: &str) {
+        let guard = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let print = || {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        };
+        match guard.as_ref().and_then(|task| task.bar.as_ref()) {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        STOP.load(Ordering::SeqCst)
+    }
+}

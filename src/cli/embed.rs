@@ -1,0 +1,60 @@
+//! `engine embed`
+
+use super::bars::Bars;
+use super::common;
+use anyhow::{Result, bail};
+use clip_engine::train::embed::embed;
+use clip_engine::train::model::Model;
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::settings::Precision;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face CLIP directory [default: that of --run].
+    #[arg(long, value_name = "DIR", required_unless_present = "run")]
+    model: Option<PathBuf>,
+    /// Use the adapter of this run.
+    #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
+    run: Option<PathBuf>,
+    /// Use the adapter/ in this directory.
+    #[arg(long, value_name = "DIR")]
+    init_from: Option<PathBuf>,
+    /// A folder of photos, searched with its subfolders.
+    #[arg(long, value_name = "DIR")]
+    images: PathBuf,
+    /// The safetensors file to write: `features` [N, E], f32, in the order of the sorted paths.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Images per batch.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch_size: u32,
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    device: String,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    let backend = common::device(&args.device, Precision::F32)?;
+    let settings = args.run.as_deref().map(|run| RunDir::existing(run)?.read_settings()).transpose()?;
+    let model = match (&args.model, &settings) {
+        (Some(dir), _) => Model::open(dir)?,
+        (None, Some(settings)) if settings.demo => clip_engine::train::demo::model()?,
+        (None, Some(settings)) => match &settings.model {
+            Some(dir) => Model::open(dir)?,
+            None => bail!("--run: its config.toml names no model; give --model"),
+        },
+        (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
+    };
+    let adapter = args.run.or(args.init_from).map(|dir| dir.join("adapter"));
+    if let Some(dir) = &adapter
+        && !dir.is_dir()
+    {
+        bail!("{}: no such folder; name a run or a directory that holds adapter/", dir.display());
+    }
+    let batch = args.batch_size as usize;
+    let count = embed(backend, model, adapter.as_deref(), &args.images, &args.out, batch, &monitor)?;
+    println!("{count} features in {}", args.out.display());
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! `engine eval`
+
+use super::bars::Bars;
+use super::{common, table};
+use anyhow::Result;
+use clip_engine::data::Split;
+use clip_engine::train::evaluate::evaluate_run;
+use clip_engine::train::run_dir::RunDir;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A finished run.
+    #[arg(long, value_name = "RUN")]
+    run: PathBuf,
+    /// Other data with the same classes [default: the run's own].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Which images.
+    #[arg(long, default_value = "test")]
+    split: Split,
+    /// Where to compute [default: as the run].
+    #[arg(long, value_name = "auto|cpu")]
+    device: Option<String>,
+    /// Print the results as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    let dir = RunDir::existing(&args.run)?;
+    let mut settings = dir.read_settings()?;
+    if let Some(data) = args.data {
+        settings.data = Some(data);
+        if settings.demo {
+            anyhow::bail!("--data: a demo run knows its own flowers only; leave it out");
+        }
+    }
+    let backend = common::device(args.device.as_deref().unwrap_or(&settings.device), settings.precision)?;
+    let (model, cache) = common::model_and_cache(&settings, &monitor)?;
+    let metrics = evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&metrics)?);
+    } else {
+        println!("{}", table::results(&[(args.split.to_string(), &metrics)]));
+    }
+    Ok(())
+}

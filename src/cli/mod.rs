@@ -1,0 +1,76 @@
+//! The command line: one file per subcommand, each from arguments over a library call to what is printed.
+
+mod bars;
+mod bench;
+mod check;
+mod common;
+mod doctor;
+mod embed;
+mod eval;
+mod prep;
+mod table;
+mod train;
+mod zero_shot;
+
+use anyhow::Error;
+use clap::{Parser, Subcommand};
+use clip_engine::TrainError;
+use std::process::ExitCode;
+
+/// Fine-tunes CLIP image classifiers.
+#[derive(Parser)]
+#[command(name = "engine", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Decode, resize and crop all photos once, into a memory-mapped cache.
+    Prep(prep::Args),
+    /// Fine-tune a model; `--demo` needs no files at all.
+    Train(Box<train::Args>),
+    /// Evaluate a finished run.
+    Eval(eval::Args),
+    /// Evaluate plain CLIP by its text features.
+    ZeroShot(zero_shot::Args),
+    /// Write the normalised features of a folder of photos.
+    Embed(embed::Args),
+    /// Numerical gradient checks of every operation and of whole steps, or against a PyTorch reference.
+    Check(check::Args),
+    /// Benchmarks.
+    Bench(bench::Args),
+    /// Say what was found on this machine.
+    Doctor(doctor::Args),
+}
+
+/// Runs the command that the arguments name. Exit status: 0 done, 2 wrong usage, 1 any other failure, with
+/// one line on standard error.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        Command::Prep(args) => prep::run(args),
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => eval::run(args),
+        Command::ZeroShot(args) => zero_shot::run(args),
+        Command::Embed(args) => embed::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Doctor(args) => doctor::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            exit_code(&error)
+        }
+    }
+}
+
+fn exit_code(error: &Error) -> ExitCode {
+    match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Setting(_)) => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,53 @@
+//! `engine prep`
+
+use super::bars::Bars;
+use super::common::{CacheType, open_cache};
+use super::table;
+use anyhow::Result;
+use clip_engine::data::{Preprocess, Split};
+use clip_engine::train::model::Model;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// The CLIP directory whose image size and preprocessing to use [default: CLIP's own, 224 pixels].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Where to keep the cache [default: the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Element type of the cache.
+    #[arg(long, value_enum, default_value_t = CacheType::U8)]
+    dtype: CacheType,
+    /// Seed of the split, for a folder of class folders.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Leave out images that cannot be decoded instead of stopping at the first.
+    #[arg(long)]
+    skip_bad_images: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    let preprocess = match &args.model {
+        Some(dir) => Model::open(dir)?.preprocess,
+        None => Preprocess::clip(224),
+    };
+    let (dir, dtype) = (args.cache.as_deref(), args.dtype.into());
+    let cache =
+        open_cache(&args.data, args.seed, &preprocess, dtype, dir, args.skip_bad_images, &monitor)?;
+    let mut table = table::table(&["split", "images", "classes"]);
+    for split in Split::ALL {
+        let view = cache.split(split);
+        let mut classes = view.labels().to_vec();
+        classes.sort_unstable();
+        classes.dedup();
+        table.add_row([split.to_string(), view.len().to_string(), classes.len().to_string()]);
+    }
+    println!("{table}");
+    println!("{} images of {} {}, {:.1} MiB", cache.len(), cache.image_shape(), cache.dtype(), cache.bytes() as f64 / f64::from(1 << 20));
+    Ok(())
+}

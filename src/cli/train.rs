@@ -1,0 +1,253 @@
+//! `engine train`
+
+use super::bars::Bars;
+use super::{common, table};
+use anyhow::{Context, Result, bail};
+use clip_engine::TrainError;
+use clip_engine::data::Split;
+use clip_engine::optim::{ScheduleKind, StopAgainst};
+use clip_engine::progress::Monitor;
+use clip_engine::train::run::{self, Summary};
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::settings::{Method, Patience, Precision, Recipe, Settings};
+use clip_engine::tune::Target;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where the run is written.
+    #[arg(long, value_name = "RUN", default_value = "runs/demo", default_value_if("demo", "true", "runs/demo"))]
+    #[arg(required_unless_present = "demo")]
+    output: PathBuf,
+    /// Settings from a TOML file, such as the config.toml of another run; flags override it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Continue the run in RUN; only --epochs and --device may differ from its config.toml.
+    #[arg(long, conflicts_with_all = ["config", "overwrite"])]
+    resume: bool,
+    /// Replace the run in RUN.
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+/// Every setting, as a flag and as a key of the TOML file.
+#[derive(clap::Args, Debug, Default, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Options {
+    /// The bundled tiny CLIP on generated flowers: no network, no files.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    demo: Option<bool>,
+    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// A Hugging Face CLIP directory.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Where preprocessed images are kept [default: the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Start from the adapter/ and head.safetensors found here.
+    #[arg(long, value_name = "DIR")]
+    init_from: Option<PathBuf>,
+    /// Leave out images that cannot be decoded instead of stopping at the first.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    skip_bad_images: Option<bool>,
+    /// A named combination of settings [default: lora].
+    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear")]
+    recipe: Option<Recipe>,
+    /// What is trained beside the head [default: the recipe's].
+    #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear")]
+    method: Option<Method>,
+    /// Weight of the text alignment in the loss [default: 0.3].
+    #[arg(long, value_name = "W")]
+    text_weight: Option<f64>,
+    /// Rank of the adapters [default: 8].
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+    /// Adapters are scaled by alpha/rank [default: 16].
+    #[arg(long, value_name = "A")]
+    alpha: Option<f64>,
+    /// Adapted layers [default: q_proj,k_proj,v_proj,out_proj].
+    #[arg(long, value_delimiter = ',', value_name = "LAYER,…")]
+    targets: Option<Vec<Target>>,
+    /// Passes over the training images [default: 40].
+    #[arg(long, value_name = "N")]
+    epochs: Option<u32>,
+    /// Images per step [default: 32].
+    #[arg(long, value_name = "B")]
+    batch_size: Option<usize>,
+    /// Seed of everything random [default: 42].
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Shuffle the training images every epoch [default: true].
+    #[arg(long, value_name = "true|false")]
+    shuffle: Option<bool>,
+    /// Learning rate of the head [default: 0.001].
+    #[arg(long, value_name = "LR")]
+    lr_head: Option<f64>,
+    /// Weight decay of the head [default: 0.0001].
+    #[arg(long, value_name = "WD")]
+    wd_head: Option<f64>,
+    /// Learning rate of the adapters [default: 0.0001].
+    #[arg(long, value_name = "LR")]
+    lr_lora: Option<f64>,
+    /// Weight decay of the adapters [default: 0.01].
+    #[arg(long, value_name = "WD")]
+    wd_lora: Option<f64>,
+    /// Course of the learning rates [default: constant].
+    #[arg(long, value_parser = parse_serde::<ScheduleKind>, value_name = "constant|cosine")]
+    schedule: Option<ScheduleKind>,
+    /// Steps over which the learning rates climb to their values [default: 0].
+    #[arg(long, value_name = "STEPS")]
+    warmup: Option<u64>,
+    /// Stop after N epochs in a row without improvement of the validation loss [default: 3].
+    #[arg(long, value_name = "N|off")]
+    early_stop: Option<Patience>,
+    /// By how much the validation loss must fall to count [default: 0.02].
+    #[arg(long, value_name = "D")]
+    early_stop_min_delta: Option<f64>,
+    /// Compare with the best epoch so far or with the one before [default: best].
+    #[arg(long, value_parser = parse_serde::<StopAgainst>, value_name = "best|previous")]
+    early_stop_against: Option<StopAgainst>,
+    /// Number type of activations and frozen weights; the CPU has f32 [default: f32].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
+    /// Where to compute [default: auto].
+    #[arg(long, value_name = "auto|cpu")]
+    device: Option<String>,
+    /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
+    #[arg(long = "template", value_name = "TEXT")]
+    templates: Option<Vec<String>>,
+}
+
+/// Reads a word as serde does, so that flags and TOML take the same ones.
+fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Result<T, String> {
+    use serde::de::IntoDeserializer;
+    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        word.into_deserializer();
+    T::deserialize(deserializer).map_err(|e| e.to_string())
+}
+
+impl Options {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot be read; check --config", path.display()))?;
+        toml::from_str(&text).map_err(|e| {
+            let problem = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            anyhow::anyhow!("{}: {problem}; the keys are the flags without --", path.display())
+        })
+    }
+
+    /// Writes every setting that is given here over `settings`.
+    fn apply(self, settings: &mut Settings) {
+        macro_rules! set {
+            ($($field:ident),*) => { $(if let Some(value) = self.$field { settings.$field = value; })* };
+        }
+        macro_rules! set_optional {
+            ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
+        }
+        set_optional!(data, model, cache, init_from);
+        set!(
+            demo, skip_bad_images, recipe, method, text_weight, rank, alpha, targets, epochs, batch_size, seed,
+            shuffle, lr_head, wd_head, lr_lora, wd_lora, schedule, warmup, early_stop, early_stop_min_delta,
+            early_stop_against, precision, device, templates
+        );
+    }
+}
+
+/// Recipe defaults, then the file, then the flags.
+fn resolve(file: Options, flags: Options) -> Settings {
+    let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
+    let mut settings = Settings::of(recipe);
+    file.apply(&mut settings);
+    flags.apply(&mut settings);
+    settings
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    let (dir, settings) = if args.resume {
+        resume(&args)?
+    } else {
+        let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
+        let settings = resolve(file, args.options);
+        settings.validate()?;
+        (None, settings)
+    };
+    let backend = common::device(&settings.device, settings.precision)?;
+    monitor.line(&format!("device: {}", clip_engine::backend::Backend::describe(&backend)));
+    let (model, cache) = common::model_and_cache(&settings, &monitor)?;
+    let counts = Split::ALL.map(|split| format!("{} {split}", cache.split(split).len()));
+    monitor.line(&format!("{} classes, images: {}", cache.class_names().len(), counts.join(", ")));
+    let resumed = dir.is_some();
+    let dir = match dir {
+        Some(dir) => dir,
+        None => RunDir::create(&args.output, args.overwrite)?,
+    };
+    dir.write_settings(&settings)?;
+    let summary = run::train(backend, model, &cache, &settings, &dir, resumed, &monitor)?;
+    print(&summary, &dir);
+    Ok(())
+}
+
+/// The run directory and settings of a run to continue.
+fn resume(args: &Args) -> Result<(Option<RunDir>, Settings)> {
+    let dir = RunDir::existing(&args.output)?;
+    let mut settings = dir.read_settings()?;
+    let allowed = Options {
+        epochs: args.options.epochs,
+        device: args.options.device.clone(),
+        demo: args.options.demo,
+        ..Options::default()
+    };
+    if args.options != allowed {
+        bail!(TrainError::Setting("--resume: only --epochs and --device may be given with it".into()));
+    }
+    if args.options.demo.is_some_and(|demo| demo != settings.demo) {
+        bail!(TrainError::Setting("--resume: that run is no demo; leave out --demo".into()));
+    }
+    allowed.apply(&mut settings);
+    settings.validate()?;
+    Ok((Some(dir), settings))
+}
+
+fn print(summary: &Summary, dir: &RunDir) {
+    let mut table = table::table(&["", "images", "top-1", "top-5", "macro F1", "text top-1", "loss"]);
+    let z = &summary.zero_shot;
+    table.add_row([
+        format!("zero-shot, {}", z.split),
+        z.images.to_string(),
+        table::percent(z.top1),
+        table::percent(z.top5),
+        "".into(),
+        table::percent(z.top1),
+        format!("{:.4}", z.loss),
+    ]);
+    let rows = [("val", Some(&summary.val)), ("test", summary.test.as_ref())];
+    for (name, m) in rows.into_iter().filter_map(|(name, m)| m.map(|m| (name, m))) {
+        table.add_row([
+            format!("fine-tuned, {name}"),
+            m.images.to_string(),
+            table::percent(m.top1),
+            table::percent(m.top5),
+            table::percent(m.macro_f1),
+            table::percent(m.text_top1),
+            format!("{:.4}", m.loss),
+        ]);
+    }
+    println!("{table}");
+    println!(
+        "epoch {} of {} kept{}; {} trained parameters; {:.1} s, {:.0} images/s in training; {}",
+        summary.best_epoch,
+        summary.epochs,
+        if summary.stopped_early { " (stopped early)" } else { "" },
+        summary.trained_parameters,
+        summary.seconds,
+        summary.images_per_s,
+        summary.device,
+    );
+    println!("run: {}", dir.path().display());
+}

@@ -1,0 +1,72 @@
+//! `engine zero-shot`
+
+use super::bars::Bars;
+use super::{common, table};
+use anyhow::Result;
+use clip_engine::data::Split;
+use clip_engine::tensor::DType;
+use clip_engine::train::evaluate::zero_shot;
+use clip_engine::train::model::Model;
+use clip_engine::train::settings::Precision;
+use clip_engine::clip::text::TEMPLATES;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A Hugging Face CLIP directory.
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Which images.
+    #[arg(long, default_value = "test")]
+    split: Split,
+    /// Where preprocessed images are kept [default: the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Seed of the split, for a folder of class folders.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
+    #[arg(long = "template", value_name = "TEXT")]
+    templates: Vec<String>,
+    /// Images per batch.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch_size: u32,
+    /// Leave out images that cannot be decoded instead of stopping at the first.
+    #[arg(long)]
+    skip_bad_images: bool,
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    device: String,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    let backend = common::device(&args.device, Precision::F32)?;
+    let model = Model::open(&args.model)?;
+    let cache = common::open_cache(
+        &args.data,
+        args.seed,
+        &model.preprocess,
+        DType::U8,
+        args.cache.as_deref(),
+        args.skip_bad_images,
+        &monitor,
+    )?;
+    let templates =
+        if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
+    let batch = args.batch_size as usize;
+    let metrics = zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)?;
+    let mut table = table::table(&["split", "images", "text loss", "text top-1", "text top-5"]);
+    table.add_row([
+        args.split.to_string(),
+        metrics.images.to_string(),
+        format!("{:.4}", metrics.loss_text),
+        table::percent(metrics.text_top1),
+        table::percent(metrics.text_top5),
+    ]);
+    println!("{table}");
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! What can end a run.
+
+use crate::backend::BackendError;
+use crate::clip::ClipError;
+use crate::data::DataError;
+use crate::tensor::TensorError;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why a run did not happen or did not finish. Every message is one line that names the file or flag, says
+/// what is wrong and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Clip(#[from] ClipError),
+    #[error(transparent)]
+    Data(#[from] DataError),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
+    Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    /// The run directory holds something.
+    #[error(
+        "{}: not empty; continue that run with --resume, replace it with --overwrite, or choose another --output",
+        path.display()
+    )]
+    RunExists { path: PathBuf },
+    /// `--resume` without a run to resume.
+    #[error("{}: {problem}; start the run again with --overwrite", path.display())]
+    Resume { path: PathBuf, problem: String },
+    /// A file of a run, or an adapter, that cannot be used.
+    #[error("{}: {problem}", path.display())]
+    File { path: PathBuf, problem: String },
+    /// Two settings that contradict each other, or one out of range.
+    #[error("{0}")]
+    Setting(String),
+    /// The loss is not a number any more.
+    #[error(
+        "step {step} of epoch {epoch}: the loss is {loss}; lower the learning rates (--lr-head, --lr-lora) or check the images"
+    )]
+    NotFinite { step: u64, epoch: u32, loss: f64 },
+    /// The user asked to stop, and nothing was finished that could be continued.
+    #[error("interrupted before the first epoch ended; start again with --overwrite")]
+    InterruptedEarly,
+    /// The user asked to stop.
+    #[error(
+        "interrupted after epoch {epoch}; continue with: engine train --resume --output {}", path.display()
+    )]
+    Interrupted { epoch: u32, path: PathBuf },
+}
+
+impl TrainError {
+    /// Wraps an operating system error for `map_err`.
+    pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> TrainError {
+        move |source| TrainError::Io { path: path.to_path_buf(), action, source }
+    }
+
+    /// A file that cannot be used, for `map_err`.
+    pub fn file(path: &Path, problem: impl Into<String>) -> TrainError {
+        TrainError::File { path: path.to_path_buf(), problem: problem.into() }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, TrainError>;

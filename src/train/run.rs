@@ -1,0 +1,495 @@
+//! One training run, from the settings to the tested best epoch.
+
+use super::adapter::{self, Adapter, HeadFile};
+use super::error::{Result, TrainError};
+use super::learner::{Learner, LearnerSpec, StepStats};
+use super::metrics::{Accumulator, EvalMetrics};
+use super::model::Model;
+use super::run_dir::{MetricsFile, RunDir};
+use super::settings::Settings;
+use super::state::{self, Best, Progress};
+use crate::backend::Backend;
+use crate::clip::vision::{Purpose, VisionTower};
+use crate::data::{Cache, Split, SplitView};
+use crate::optim::{Adamw, EarlyStop, Schedule};
+use crate::progress::Monitor;
+use crate::tensor::Tensor;
+use crate::tune::{BlockLora, Head, head::initial_head, lora::KaimingInit};
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+use serde::Serialize;
+use serde_json::json;
+use std::path::Path;
+use std::time::Instant;
+
+/// What a finished run says of itself; the content of summary.json.
+#[derive(Debug, Clone, Serialize)]
+pub struct Summary {
+    pub recipe: super::settings::Recipe,
+    pub classes: usize,
+    pub trained_parameters: usize,
+    /// Epochs that ran, and the one that was kept.
+    pub epochs: u32,
+    pub best_epoch: u32,
+    pub stopped_early: bool,
+    /// The kept epoch on the validation split, and on the test split where there is one.
+    pub val: EvalMetrics,
+    pub test: Option<EvalMetrics>,
+    /// Plain CLIP on the test split, or on the validation split where there is no test split: its text
+    /// logits are the result, its head is untrained.
+    pub zero_shot: ZeroShot,
+    /// Wall-clock time of training and validation.
+    pub seconds: f64,
+    /// Images per second of the training steps alone.
+    pub images_per_s: f64,
+    pub device: String,
+}
+
+/// Plain CLIP's results.
+#[derive(Debug, Clone, Serialize)]
+pub struct ZeroShot {
+    pub split: String,
+    pub images: usize,
+    pub loss: f64,
+    pub top1: f64,
+    pub top5: f64,
+}
+
+/// Everything one run works with.
+pub struct Run<'a, B: Backend> {
+    settings: &'a Settings,
+    cache: &'a Cache,
+    dir: &'a RunDir,
+    model_name: String,
+    monitor: &'a dyn Monitor,
+    learner: Learner<B>,
+    /// A batch on the host.
+    staging: Tensor,
+    staged_labels: Vec<u32>,
+    schedule: Schedule,
+    early_stop: Option<EarlyStop>,
+    metrics: MetricsFile,
+    /// Seconds of training and validation, and of training steps alone with their images.
+    seconds: f64,
+    step_seconds: f64,
+    step_images: usize,
+}
+
+/// Trains and tests. `resume` continues the run that `dir` holds. The model's weights are let go before
+/// the first step.
+pub fn train<B: Backend>(
+    backend: B,
+    model: Model,
+    cache: &Cache,
+    settings: &Settings,
+    dir: &RunDir,
+    resume: bool,
+    monitor: &dyn Monitor,
+) -> Result<Summary> {
+    for split in [Split::Train, Split::Val] {
+        if cache.split(split).is_empty() {
+            return Err(TrainError::Setting(format!("--data: the {split} split has no images; add some")));
+        }
+    }
+    let names = cache.class_names();
+    let text = model.text_classifier(&backend, names, &settings.templates, monitor)?;
+    let tower = model.vision(&backend)?;
+    let (lora, head) = trained_parts(&backend, &tower, settings, names)?;
+    let spec = LearnerSpec {
+        batch: settings.batch_size,
+        image: cache.image_shape(),
+        image_dtype: cache.dtype(),
+        objective: settings.objective(),
+        adamw: Adamw::default(),
+        purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
+    };
+    let model_name = model.name.clone();
+    drop(model);
+    let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;
+    let (progress, best) = if resume {
+        let path = dir.state();
+        if !path.is_file() {
+            let problem = "no saved state: the run ended before its first epoch did".into();
+            return Err(TrainError::Resume { path, problem });
+        }
+        let (progress, values) = state::load(&path, &mut learner)?;
+        let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
+        (Some(progress), Some(best))
+    } else {
+        (None, None)
+    };
+    let steps_per_epoch = cache.split(Split::Train).len().div_ceil(settings.batch_size) as u64;
+    let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
+    if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
+        (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
+    }
+    let run = Run {
+        settings,
+        cache,
+        dir,
+        model_name,
+        monitor,
+        learner,
+        staging: Tensor::zeros(cache.batch_shape(settings.batch_size), cache.dtype()),
+        staged_labels: Vec::with_capacity(settings.batch_size),
+        schedule: Schedule {
+            kind: settings.schedule,
+            warmup: settings.warmup,
+            total: steps_per_epoch * u64::from(settings.epochs),
+        },
+        early_stop,
+        metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
+        seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
+        step_seconds: 0.0,
+        step_images: 0,
+    };
+    run.epochs(progress, best)
+}
+
+/// Adapters and head as the run starts with them.
+fn trained_parts<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    settings: &Settings,
+    class_names: &[String],
+) -> Result<(Vec<BlockLora<B>>, Head<B>)> {
+    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    let (weight, bias) = initial_head(class_names.len(), tower.features(), &mut rng);
+    let mut head = Head::new(backend, weight.view(), bias.view())?;
+    let mut lora = match settings.lora() {
+        Some(spec) => {
+            let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
+            tower.adapters(backend, &spec, &mut init)?
+        }
+        None => Vec::new(),
+    };
+    if let Some(from) = &settings.init_from {
+        (lora, head) = initial_parts_from(backend, tower, settings, class_names, from, lora, head)?;
+    }
+    Ok((lora, head))
+}
+
+/// Replaces what `from` has files for.
+fn initial_parts_from<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    settings: &Settings,
+    class_names: &[String],
+    from: &Path,
+    mut lora: Vec<BlockLora<B>>,
+    mut head: Head<B>,
+) -> Result<(Vec<BlockLora<B>>, Head<B>)> {
+    let (adapter_dir, head_path) = (from.join("adapter"), from.join("head.safetensors"));
+    if !adapter_dir.is_dir() && !head_path.is_file() {
+        return Err(TrainError::file(
+            from,
+            "neither adapter/ nor head.safetensors is here; check --init-from",
+        ));
+    }
+    if let (true, Some(spec)) = (adapter_dir.is_dir(), settings.lora()) {
+        let mut adapter = Adapter::load(&adapter_dir)?;
+        let mut wanted = spec.clone();
+        wanted.targets.sort_unstable();
+        if adapter.spec != wanted {
+            let found = &adapter.spec;
+            return Err(TrainError::file(
+                &adapter_dir,
+                format!(
+                    "rank {} alpha {} targets {:?} differ from the run's; set --rank, --alpha and --targets to these",
+                    found.rank,
+                    found.alpha,
+                    found.targets.iter().map(|t| t.name()).collect::<Vec<_>>()
+                ),
+            ));
+        }
+        adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
+        lora = tower.adapters(backend, &spec, &mut adapter)?;
+    }
+    if head_path.is_file() {
+        let file = HeadFile::load(&head_path, tower.features())?;
+        file.check_classes(&head_path, class_names)?;
+        head = Head::new(backend, file.weight.view(), file.bias.view())?;
+    }
+    Ok((lora, head))
+}
+
+impl<B: Backend> Run<'_, B> {
+    fn epochs(mut self, progress: Option<Progress>, mut best: Option<Best>) -> Result<Summary> {
+        let zero_shot = match progress.as_ref().and_then(|p| p.zero_shot.clone()) {
+            Some(metrics) => metrics,
+            None => {
+                let metrics = self.evaluate(self.result_split(), true)?;
+                if let Some(metrics) = metrics {
+                    metrics
+                } else {
+                    return Err(TrainError::InterruptedEarly);
+                }
+            }
+        };
+        let (mut last, mut stopped) =
+            progress.as_ref().map_or((0, false), |progress| (progress.epoch, progress.stopped));
+        while last < self.settings.epochs && !stopped {
+            let epoch = last + 1;
+            let started = Instant::now();
+            let trained = self.train_epoch(epoch)?;
+            let val = match trained {
+                Some(_) => self.evaluate(Split::Val, false)?,
+                None => None,
+            };
+            let (Some(train), Some(val)) = (trained, val) else {
+                let path = self.dir.path().to_path_buf();
+                return Err(match last {
+                    0 => TrainError::InterruptedEarly,
+                    epoch => TrainError::Interrupted { epoch, path },
+                });
+            };
+            self.seconds += started.elapsed().as_secs_f64();
+            stopped = self.early_stop.as_mut().is_some_and(|stop| stop.update(val.loss));
+            self.end_epoch(epoch, &train, val, stopped, &zero_shot, &mut best)?;
+            last = epoch;
+        }
+        self.finish(last, stopped, zero_shot, best)
+    }
+
+    /// Where the final result is measured.
+    fn result_split(&self) -> Split {
+        if self.cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test }
+    }
+
+    /// One pass over the training images; `None` when the user asked to stop.
+    fn train_epoch(&mut self, epoch: u32) -> Result<Option<StepStats>> {
+        let order = self.order(epoch);
+        let cache = self.cache;
+        let split = cache.split(Split::Train);
+        let (rates, of) = (self.settings.rates(), self.settings.epochs);
+        let mut sums = EpochSums::default();
+        self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
+        for indices in order.chunks(self.settings.batch_size) {
+            if self.monitor.stopped() {
+                self.monitor.finish();
+                return Ok(None);
+            }
+            let started = Instant::now();
+            self.stage(&split, indices)?;
+            let factor = self.schedule.factor(self.learner.steps());
+            self.learner.train_step(self.staging.view(), &self.staged_labels, &rates, factor)?;
+            let stats = self.learner.stats()?;
+            let seconds = started.elapsed().as_secs_f64();
+            let step = self.learner.steps();
+            if !stats.loss.is_finite() {
+                self.monitor.finish();
+                return Err(TrainError::NotFinite { step, epoch, loss: stats.loss });
+            }
+            self.step_seconds += seconds;
+            self.step_images += indices.len();
+            self.metrics.append(&json!({
+                "type": "step", "step": step, "epoch": epoch,
+                "loss": stats.loss, "loss_head": stats.loss_head, "loss_text": stats.loss_text,
+                "lr": rates.head.learning_rate * factor, "lr_lora": rates.lora.learning_rate * factor,
+                "loss_scale": 1.0, "grad_norm": stats.grad_norm,
+                "images_per_s": indices.len() as f64 / seconds,
+            }))?;
+            sums.add(&stats, indices.len());
+            self.monitor.advance(indices.len() as u64);
+            let mean = sums.mean();
+            self.monitor.state(&format!(
+                "loss {:.4}  accuracy {:.1} %  {:.0} images/s",
+                mean.loss,
+                100.0 * mean.correct as f64 / sums.images.max(1) as f64,
+                self.step_images as f64 / self.step_seconds.max(1e-9),
+            ));
+        }
+        self.monitor.finish();
+        Ok(Some(sums.mean()))
+    }
+
+    /// The training images in this epoch's order, which depends on the seed and the epoch alone.
+    fn order(&self, epoch: u32) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.cache.split(Split::Train).len()).collect();
+        if self.settings.shuffle {
+            let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
+            rng.set_stream(u64::from(epoch));
+            order.shuffle(&mut rng);
+        }
+        order
+    }
+
+    /// Copies images and labels of a batch next to each other.
+    fn stage(&mut self, split: &SplitView<'_>, indices: &[usize]) -> Result<()> {
+        self.staging.set_rows(indices.len())?;
+        split.gather(indices, &mut self.staging)?;
+        self.staged_labels.clear();
+        self.staged_labels.extend(indices.iter().map(|&i| split.labels()[i]));
+        Ok(())
+    }
+
+    /// Evaluates a split, with what was trained or as plain CLIP; `None` when the user asked to stop.
+    fn evaluate(&mut self, split: Split, frozen: bool) -> Result<Option<EvalMetrics>> {
+        let cache = self.cache;
+        let view = cache.split(split);
+        let task = if frozen { format!("zero-shot {split}") } else { split.to_string() };
+        let mut sums = Accumulator::new(self.learner.classes(), self.settings.objective());
+        self.monitor.begin(&task, view.len() as u64);
+        let indices: Vec<usize> = (0..view.len()).collect();
+        for indices in indices.chunks(self.settings.batch_size) {
+            if self.monitor.stopped() {
+                self.monitor.finish();
+                return Ok(None);
+            }
+            self.stage(&view, indices)?;
+            if frozen {
+                self.learner.evaluate_frozen(self.staging.view(), &self.staged_labels)?;
+            } else {
+                self.learner.evaluate(self.staging.view(), &self.staged_labels)?;
+            }
+            let (head, text) = self.learner.logits()?;
+            sums.add(&head, &text, &self.staged_labels)?;
+            self.monitor.advance(indices.len() as u64);
+        }
+        self.monitor.finish();
+        Ok(Some(sums.finish()))
+    }
+
+    /// Writes metrics, the best epoch's files and the state.
+    fn end_epoch(
+        &mut self,
+        epoch: u32,
+        train: &StepStats,
+        val: EvalMetrics,
+        stopped: bool,
+        zero_shot: &EvalMetrics,
+        best: &mut Option<Best>,
+    ) -> Result<()> {
+        let images = self.cache.split(Split::Train).len() as f64;
+        let top1 = train.correct as f64 / images;
+        self.metrics.append(&json!({
+            "type": "epoch", "epoch": epoch,
+            "train": {
+                "loss": train.loss, "loss_head": train.loss_head, "loss_text": train.loss_text,
+                "top1": top1, "text_top1": train.text_correct as f64 / images,
+            },
+            "val": val,
+        }))?;
+        let better = best
+            .as_ref()
+            .is_none_or(|b| val.top1 > b.val.top1 || (val.top1 == b.val.top1 && val.loss < b.val.loss));
+        self.monitor.line(&format!(
+            "epoch {epoch:>3}/{}  train loss {:.4} top-1 {:5.1} %   val loss {:.4} top-1 {:5.1} %  text {:5.1} %{}",
+            self.settings.epochs,
+            train.loss,
+            100.0 * top1,
+            val.loss,
+            100.0 * val.top1,
+            100.0 * val.text_top1,
+            if better { "  *" } else { "" },
+        ));
+        if better {
+            self.save_best()?;
+            *best = Some(Best { epoch, val, values: self.learner.snapshot()? });
+        }
+        let Some(best) = best else { return Ok(()) };
+        let progress = Progress {
+            epoch,
+            steps: self.learner.steps(),
+            stopped,
+            early_stop_reference: self.early_stop.and_then(|stop| stop.reference),
+            early_stop_stale: self.early_stop.map_or(0, |stop| stop.stale),
+            best_epoch: best.epoch,
+            best_val: best.val.clone(),
+            zero_shot: Some(zero_shot.clone()),
+            metrics_bytes: self.metrics.sync()?,
+            seconds: self.seconds,
+        };
+        state::save(&self.dir.state(), &self.learner, &progress, &best.values)
+    }
+
+    /// Writes adapter/ and head.safetensors as they are now.
+    fn save_best(&self) -> Result<()> {
+        let backend = self.learner.backend();
+        if let Some(spec) = self.settings.lora() {
+            let tensors = adapter::tensors(backend, self.learner.lora())?;
+            adapter::save(&self.dir.adapter(), &tensors, &spec, &self.model_name)?;
+        }
+        let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
+        adapter::save_head(&self.dir.head(), weight, bias, self.cache.class_names())
+    }
+
+    /// Tests the best epoch and writes the summary.
+    fn finish(
+        mut self,
+        epochs: u32,
+        stopped_early: bool,
+        zero_shot: EvalMetrics,
+        best: Option<Best>,
+    ) -> Result<Summary> {
+        let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
+        self.learner.restore(&best.values)?;
+        let split = self.result_split();
+        let test = if split == Split::Test {
+            let metrics = self.evaluate(Split::Test, false)?;
+            let path = self.dir.path().to_path_buf();
+            Some(metrics.ok_or(TrainError::Interrupted { epoch: epochs, path })?)
+        } else {
+            None
+        };
+        let summary = Summary {
+            recipe: self.settings.recipe,
+            classes: self.learner.classes(),
+            trained_parameters: self.learner.trained_elements(),
+            epochs,
+            best_epoch: best.epoch,
+            stopped_early,
+            val: best.val,
+            test,
+            zero_shot: ZeroShot {
+                split: split.to_string(),
+                images: zero_shot.images,
+                loss: zero_shot.loss_text,
+                top1: zero_shot.text_top1,
+                top5: zero_shot.text_top5,
+            },
+            seconds: self.seconds,
+            images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
+            device: self.learner.backend().describe(),
+        };
+        self.dir.write_summary(&summary)?;
+        Ok(summary)
+    }
+}
+
+/// Sums over the steps of an epoch.
+#[derive(Default)]
+struct EpochSums {
+    images: usize,
+    loss: f64,
+    loss_head: f64,
+    loss_text: f64,
+    correct: u64,
+    text_correct: u64,
+}
+
+impl EpochSums {
+    fn add(&mut self, stats: &StepStats, images: usize) {
+        let n = images as f64;
+        self.images += images;
+        self.loss += n * stats.loss;
+        self.loss_head += n * stats.loss_head;
+        self.loss_text += n * stats.loss_text;
+        self.correct += stats.correct;
+        self.text_correct += stats.text_correct;
+    }
+
+    /// Means of the losses, sums of the counts.
+    fn mean(&self) -> StepStats {
+        let n = self.images.max(1) as f64;
+        StepStats {
+            loss: self.loss / n,
+            loss_head: self.loss_head / n,
+            loss_text: self.loss_text / n,
+            correct: self.correct,
+            text_correct: self.text_correct,
+            grad_norm: f64::NAN,
+        }
+    }
+}

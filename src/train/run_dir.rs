@@ -1,0 +1,158 @@
+//! The run directory: what is where, and the metrics file.
+
+use super::error::{Result, TrainError};
+use super::files::write_atomic;
+use super::settings::Settings;
+use serde::Serialize;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Everything a run may leave behind; what `--overwrite` removes.
+const FILES: [&str; 5] =
+    ["config.toml", "metrics.jsonl", "summary.json", "head.safetensors", "state.safetensors"];
+
+/// A directory that holds one run.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    path: PathBuf,
+}
+
+impl RunDir {
+    /// The directory of a run that exists already.
+    pub fn existing(path: &Path) -> Result<Self> {
+        let run = RunDir { path: path.to_path_buf() };
+        if !run.config().is_file() {
+            return Err(TrainError::file(path, "no config.toml here; name the --output of a training run"));
+        }
+        Ok(run)
+    }
+
+    /// A directory for a new run. One that holds anything is refused, or with `overwrite` emptied of an
+    /// earlier run's files.
+    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
+        let run = RunDir { path: path.to_path_buf() };
+        std::fs::create_dir_all(path).map_err(TrainError::io(path, "create the folder"))?;
+        let entries = std::fs::read_dir(path).map_err(TrainError::io(path, "list the folder"))?;
+        let occupied = entries.count() > 0;
+        if occupied && !overwrite {
+            return Err(TrainError::RunExists { path: path.to_path_buf() });
+        }
+        if occupied {
+            run.clear()?;
+        }
+        Ok(run)
+    }
+
+    fn clear(&self) -> Result<()> {
+        for file in FILES.map(|name| self.path.join(name)) {
+            match std::fs::remove_file(&file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(TrainError::io(&file, "remove the file")(e));
+                }
+                _ => {}
+            }
+        }
+        match std::fs::remove_dir_all(self.adapter()) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(TrainError::io(&self.adapter(), "remove the folder")(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.path.join("config.toml")
+    }
+
+    pub fn metrics(&self) -> PathBuf {
+        self.path.join("metrics.jsonl")
+    }
+
+    pub fn summary(&self) -> PathBuf {
+        self.path.join("summary.json")
+    }
+
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
+    }
+
+    pub fn head(&self) -> PathBuf {
+        self.path.join("head.safetensors")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.path.join("state.safetensors")
+    }
+
+    /// Writes config.toml.
+    pub fn write_settings(&self, settings: &Settings) -> Result<()> {
+        let path = self.config();
+        let text = toml::to_string(settings)
+            .map_err(|e| TrainError::file(&path, format!("cannot be stored ({e})")))?;
+        write_atomic(&path, text.as_bytes())
+    }
+
+    /// Reads config.toml.
+    pub fn read_settings(&self) -> Result<Settings> {
+        let path = self.config();
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path, "read the file"))?;
+        toml::from_str(&text).map_err(|e| {
+            let problem = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+            TrainError::file(&path, format!("not the configuration of a run ({problem})"))
+        })
+    }
+
+    /// Writes summary.json.
+    pub fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
+        let path = self.summary();
+        let text = serde_json::to_string_pretty(summary)
+            .map_err(|e| TrainError::file(&path, format!("cannot be stored ({e})")))?;
+        write_atomic(&path, (text + "\n").as_bytes())
+    }
+}
+
+/// metrics.jsonl: one JSON object a line, appended as the run goes.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl MetricsFile {
+    /// Opens the file and cuts it to its first `bytes` bytes: 0 for a new run, more to resume one.
+    pub fn open(path: &Path, bytes: u64) -> Result<Self> {
+        let io = |e| TrainError::io(path, "open the file")(e);
+        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+        let found = file.metadata().map_err(io)?.len();
+        if found < bytes {
+            return Err(TrainError::Resume {
+                path: path.to_path_buf(),
+                problem: format!("has {found} bytes where the saved state knows {bytes}"),
+            });
+        }
+        file.set_len(bytes).map_err(io)?;
+        Ok(MetricsFile { path: path.to_path_buf(), file, bytes })
+    }
+
+    /// Appends one line.
+    pub fn append(&mut self, entry: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_vec(entry)
+            .map_err(|e| TrainError::file(&self.path, format!("cannot be stored ({e})")))?;
+        line.push(b'\n');
+        self.file.write_all(&line).map_err(TrainError::io(&self.path, "append to the file"))?;
+        self.bytes += line.len() as u64;
+        Ok(())
+    }
+
+    /// Forces the lines so far to the disk and returns their length.
+    pub fn sync(&mut self) -> Result<u64> {
+        self.file.sync_data().map_err(TrainError::io(&self.path, "write the file"))?;
+        Ok(self.bytes)
+    }
+}

@@ -1,0 +1,93 @@
+//! What `--resume` needs: the state at the end of an epoch.
+
+use super::error::{Result, TrainError};
+use super::files::{TensorFile, write_tensors};
+use super::learner::Learner;
+use super::metrics::EvalMetrics;
+use crate::backend::{Backend, DeviceTensor};
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// The best epoch so far.
+#[derive(Debug, Clone)]
+pub struct Best {
+    pub epoch: u32,
+    pub val: EvalMetrics,
+    /// Values of all trained tensors, in the order of [`Learner::params`].
+    pub values: Vec<Tensor>,
+}
+
+/// The numbers of a saved state; the tensors stand beside them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The last finished epoch, counted from 1.
+    pub epoch: u32,
+    /// Optimizer steps so far.
+    pub steps: u64,
+    /// True when early stopping ended the run.
+    pub stopped: bool,
+    pub early_stop_reference: Option<f64>,
+    pub early_stop_stale: u32,
+    pub best_epoch: u32,
+    pub best_val: EvalMetrics,
+    pub zero_shot: Option<EvalMetrics>,
+    /// Length of metrics.jsonl.
+    pub metrics_bytes: u64,
+    /// Training time so far.
+    pub seconds: f64,
+}
+
+const METADATA: &str = "progress";
+
+/// The four tensors that are stored of every trained one.
+const PARTS: [&str; 4] = ["value", "first_moment", "second_moment", "best"];
+
+/// Writes the state of `learner` and `progress`; `best` are the values of the best epoch.
+pub fn save<B: Backend>(
+    path: &Path,
+    learner: &Learner<B>,
+    progress: &Progress,
+    best: &[Tensor],
+) -> Result<()> {
+    let backend = learner.backend();
+    let mut tensors = BTreeMap::new();
+    for ((name, param), best) in learner.param_names().iter().zip(learner.params()).zip(best) {
+        let [value, first, second, best] = [
+            backend.download(&param.value)?,
+            backend.download(&param.first_moment)?,
+            backend.download(&param.second_moment)?,
+            best.clone(),
+        ];
+        for (part, tensor) in PARTS.into_iter().zip([value, first, second, best]) {
+            tensors.insert(format!("{name}.{part}"), tensor);
+        }
+    }
+    let progress = serde_json::to_string(progress)
+        .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
+    write_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))
+}
+
+/// Reads a state into `learner`; returns the numbers and the values of the best epoch.
+pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progress, Vec<Tensor>)> {
+    let mut file = TensorFile::read(path)?;
+    let progress = file.metadata.get(METADATA).and_then(|text| serde_json::from_str::<Progress>(text).ok());
+    let progress = progress.ok_or_else(|| TrainError::Resume {
+        path: path.to_path_buf(),
+        problem: "holds no state of this version".into(),
+    })?;
+    let names = learner.param_names();
+    let mut best = Vec::new();
+    let backend = learner.backend().clone();
+    for (name, param) in names.iter().zip(learner.params_mut()) {
+        let shape = param.value.shape();
+        let mut take = |part: &str| file.take(path, &format!("{name}.{part}"), shape);
+        backend.write(take("value")?.view(), &mut param.value)?;
+        backend.write(take("first_moment")?.view(), &mut param.first_moment)?;
+        backend.write(take("second_moment")?.view(), &mut param.second_moment)?;
+        best.push(take("best")?);
+    }
+    learner.set_steps(progress.steps);
+    Ok((progress, best))
+}
