@@ -42,12 +42,13 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=ROOT / "assets" / "demo-clip", help="model directory")
     parser.add_argument("--work", type=Path, default=ROOT / "target" / "demo", help="where the pictures are drawn")
-    parser.add_argument("--images", type=int, default=40000, help="pre-training pictures")
-    parser.add_argument("--steps", type=int, default=1600, help="pre-training steps")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--images", type=int, default=30000, help="pre-training pictures")
+    parser.add_argument("--steps", type=int, default=950, help="pre-training steps")
+    parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--keep-pictures", action="store_true", help="use the pre-training pictures already drawn")
     parser.add_argument("--evaluate-only", action="store_true", help="keep the model, repeat the evaluation")
     return parser.parse_args()
 
@@ -248,7 +249,7 @@ def pretrain(model, tokenizer, work, options):
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
         shown.append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == options.steps:
+        if (step + 1) % 50 == 0 or step + 1 == options.steps:
             passed = time.time() - started
             print(f"step {step + 1:5d}  loss {np.mean(shown):.3f}  {passed:5.0f} s", flush=True)
             shown = []
@@ -383,7 +384,8 @@ def main():
     options = arguments()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    draw(options.work, 0 if options.evaluate_only else options.images, options.seed)
+    drawn = options.evaluate_only or options.keep_pictures
+    draw(options.work, 0 if drawn else options.images, options.seed)
     if not options.evaluate_only:
         rng = random.Random(options.seed)
         words = [json.loads(line) for line in (options.work / "pretraining" / "captions.jsonl").open()]

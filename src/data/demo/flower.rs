@@ -267,3 +267,105 @@ impl Flower {
         scale(colour, gain)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::kind::Petals;
+    use super::super::stream_rng;
+    use super::*;
+
+    const FACING: Pose = Pose {
+        centre: [0.5, 0.5],
+        radius: 0.4,
+        rotation: 0.0,
+        tilt_axis: 0.0,
+        tilt_cosine: 1.0,
+        light: -1.2,
+    };
+
+    fn grown(form: Form, petals: Petals, marking: Marking, rings: Rings, seed: u64) -> Flower {
+        let kind =
+            FlowerKind { rings, petals, marking, colour: Colour::Violet, form, centre: Centre::Yellow };
+        Flower::grow(kind, FACING, &mut stream_rng(seed, 0))
+    }
+
+    /// How often a circle of `radius` around the middle enters a petal.
+    fn lobes(flower: &Flower, radius: f32) -> usize {
+        const STEPS: usize = 4000;
+        let on = |step: usize| {
+            let (sin, cos) = (step as f32 / STEPS as f32 * TAU).sin_cos();
+            flower.colour_at(radius * cos, radius * sin).is_some()
+        };
+        (0..STEPS).filter(|&step| !on(step) && on(step + 1)).count()
+    }
+
+    #[test]
+    fn a_flower_has_as_many_petals_as_its_name_says() {
+        for form in [Form::Rosette, Form::Star, Form::Daisy, Form::Pinwheel] {
+            for petals in form.petal_counts() {
+                for (rings, seed) in [(Rings::Single, 1), (Rings::Double, 2)] {
+                    let flower = grown(form, petals, Marking::Plain, rings, seed);
+                    assert_eq!(lobes(&flower, 0.88), petals.count(), "{}", flower.kind.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_heart_has_two_lobes_a_petal() {
+        let flower = grown(Form::Heart, Petals::Five, Marking::Plain, Rings::Single, 3);
+        assert_eq!(lobes(&flower, 0.88), 10);
+    }
+
+    #[test]
+    fn a_double_flower_has_a_second_ring_above_the_first() {
+        let double = grown(Form::Star, Petals::Five, Marking::Plain, Rings::Double, 4);
+        assert_eq!(double.petals.len(), 10);
+        let top_petal = |radius: f32, turn: f32| {
+            let (sin, cos) = (TAU * turn / 5.0).sin_cos();
+            let (x, y) = (radius * cos, radius * sin);
+            double.petals.iter().position(|petal| petal.locate(Form::Star, x, y).is_some())
+        };
+        for petal in 0..5 {
+            // The inner petals cover the seams of the outer ring, which reaches beyond them.
+            assert_eq!(top_petal(0.35, petal as f32), Some(petal));
+            assert_eq!(top_petal(0.75, petal as f32 + 0.5), Some(petal + 5));
+        }
+    }
+
+    /// Saturation of the petal colour at (u, v): 0 is grey or white.
+    fn saturation(marking: Marking, u: f32, v: f32) -> f32 {
+        let flower = grown(Form::Rosette, Petals::Five, marking, Rings::Single, 5);
+        let colour = flower.petal_at(&flower.petals[0], u, v, u);
+        let (low, high) = colour.iter().fold((f32::MAX, 0.0f32), |(low, high), &c| (low.min(c), high.max(c)));
+        1.0 - low / high
+    }
+
+    #[test]
+    fn markings_are_where_their_words_say() {
+        assert!(saturation(Marking::WhiteEdged, 0.5, 0.8) < 0.1);
+        assert!(saturation(Marking::WhiteEdged, 0.98, 0.0) < 0.1);
+        assert!(saturation(Marking::WhiteEdged, 0.5, 0.0) > 0.4);
+        assert!(saturation(Marking::WhiteStriped, 0.5, 0.0) < 0.1);
+        assert!(saturation(Marking::WhiteStriped, 0.5, 0.6) > 0.4);
+        let brightness = |u: f32| {
+            let flower = grown(Form::Rosette, Petals::Five, Marking::DarkThroated, Rings::Single, 6);
+            flower.petal_at(&flower.petals[0], u, 0.0, u).iter().sum::<f32>()
+        };
+        assert!(brightness(0.3) < 0.4 * brightness(0.8));
+    }
+
+    #[test]
+    fn the_tilt_and_turn_are_undone_point_by_point() {
+        let mut flower = grown(Form::Star, Petals::Five, Marking::Plain, Rings::Single, 7);
+        flower.pose = Pose { rotation: 0.7, tilt_axis: 1.9, tilt_cosine: 0.6, ..FACING };
+        // The axis of the tilt keeps its length; across it, lengths shrink by the cosine.
+        let (sin, cos) = 1.9f32.sin_cos();
+        let (x, y) = flower.to_plane(0.5 + 0.4 * cos, 0.5 + 0.4 * sin);
+        approx::assert_abs_diff_eq!(x.hypot(y), 1.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(y.atan2(x), 1.9 - 0.7, epsilon = 1e-5);
+        let (x, y) = flower.to_plane(0.5 - 0.4 * 0.6 * sin, 0.5 + 0.4 * 0.6 * cos);
+        approx::assert_abs_diff_eq!(x.hypot(y), 1.0, epsilon = 1e-5);
+        approx::assert_abs_diff_eq!(y.atan2(x), 1.9 - 0.7 + PI / 2.0, epsilon = 1e-5);
+    }
+}
