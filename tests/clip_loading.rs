@@ -56,17 +56,14 @@ fn configurations_resolve_as_transformers_resolves_them() {
     let text = fs::read_to_string(fixtures().join("clip-config/cases.json")).unwrap();
     let mut cases: Vec<Value> = serde_json::from_str(&text).unwrap();
     assert!(cases.len() >= 9);
+    assert_eq!(cases[0]["name"], "defaults");
     for case in &mut cases {
         let expected = &mut case["resolved"];
         // Python writes a whole number without a fraction.
         expected["logit_scale_init"] = json!(expected["logit_scale_init"].as_f64());
         assert_eq!(resolved_json(&parse(&case["config"]).unwrap()), case["resolved"], "{}", case["name"]);
     }
-}
-
-#[test]
-fn the_built_in_sizes_are_those_of_an_empty_file() {
-    assert_eq!(parse(&json!({"model_type": "clip"})).unwrap(), ClipConfig::vit_b_32());
+    assert_eq!(resolved_json(&ClipConfig::vit_b_32()), cases[0]["resolved"]);
 }
 
 #[test]
@@ -155,6 +152,19 @@ fn half_precision_files_hold_the_rounded_weights() {
             let rounded = values(&single, &name, shape.dims(), dtype);
             assert_eq!((stored.dtype(), stored.bytes()), (dtype, rounded.bytes()), "{directory} {name}");
         }
+    }
+}
+
+#[test]
+fn models_of_awkward_sizes_have_every_tensor() {
+    for (name, tokens, activation, eos) in [
+        ("tiny", 17, Activation::QuickGelu, 199),
+        ("odd", 26, Activation::QuickGelu, 150),
+        ("gelu", 10, Activation::Gelu, 2),
+    ] {
+        let (_, config) = open(&format!("reference/{name}"));
+        let found = (config.vision.tokens(), config.vision.tower.activation, config.text.eos);
+        assert_eq!(found, (tokens, activation, eos), "{name}");
     }
 }
 

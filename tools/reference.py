@@ -29,6 +29,7 @@ import dataclasses
 import json
 import math
 import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -377,18 +378,17 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
 
 
 def write(settings: Settings, out: Path, name: str | None = None, keep_hidden: bool | None = None) -> Path:
-    """Writes the model directory (once) and one reference file; returns the file's path."""
+    """Writes the model directory and one reference file; returns the file's path."""
     directory = out / settings.size
     model = build_model(settings)
-    if not (directory / "model.safetensors").exists():
-        model.save_pretrained(directory)
-        (directory / "generation_config.json").unlink(missing_ok=True)
+    model.save_pretrained(directory)
+    (directory / "generation_config.json").unlink(missing_ok=True)
     tensors = reference(model, settings, settings.size != "full" if keep_hidden is None else keep_hidden)
     path = directory / f"{name or settings.variant + ('_lora' if settings.with_lora else '')}.safetensors"
     save_file(tensors, path, metadata={"meta": settings.meta()})
     worst = max(relative_error(tensors[k.replace("f64", "f32")], v) for k, v in tensors.items() if "f64.grad" in k)
     print(f"{path}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, loss {tensors['f64.loss']:.6f}, "
-          f"f32 gradients within {worst:.1e} of f64")
+          f"f32 gradients within {worst:.1e} of f64", file=sys.stderr)
     return path
 
 
