@@ -39,9 +39,16 @@ fn split_folders_are_listed_in_the_order_of_their_names() {
     touch(
         dir.path(),
         &[
-            "train/b_lily/2.PNG", "train/b_lily/10.jpeg", "train/a_rose/z.webp", "train/a_rose/notes.txt",
-            "train/a_rose/.hidden.jpg", "valid/a_rose/1.bmp", "valid/b_lily/1.tiff", "test/b_lily/q.gif",
-            "test/a_rose/q.jpg", "train/readme.md",
+            "train/b_lily/2.PNG",
+            "train/b_lily/10.jpeg",
+            "train/a_rose/z.webp",
+            "train/a_rose/notes.txt",
+            "train/a_rose/.hidden.jpg",
+            "valid/a_rose/1.bmp",
+            "valid/b_lily/1.tiff",
+            "test/b_lily/q.gif",
+            "test/a_rose/q.jpg",
+            "train/readme.md",
         ],
     );
     let source = Source::open(dir.path(), 7).unwrap();
@@ -128,14 +135,26 @@ fn flowers_102_is_read_in_both_places_and_all_element_types() {
         let source = Source::open(dir.path(), 0).unwrap();
         assert_eq!(source.kind, SourceKind::Flowers102);
         assert_eq!(source.class_names.len(), 102);
-        assert_eq!((source.class_names[0].as_str(), source.class_names[101].as_str()), ("pink primrose", "blackberry lily"));
+        assert_eq!(
+            (source.class_names[0].as_str(), source.class_names[101].as_str()),
+            ("pink primrose", "blackberry lily")
+        );
         let numbers = |split| -> Vec<(String, u32)> {
             let items: &[clip_engine::data::Item] = source.split(split);
-            items.iter().map(|i| (i.path.file_name().unwrap().to_string_lossy().into_owned(), i.label)).collect()
+            items
+                .iter()
+                .map(|i| (i.path.file_name().unwrap().to_string_lossy().into_owned(), i.label))
+                .collect()
         };
-        assert_eq!(numbers(Split::Train), [("image_00001.jpg".to_owned(), 76), ("image_00004.jpg".to_owned(), 0)]);
+        assert_eq!(
+            numbers(Split::Train),
+            [("image_00001.jpg".to_owned(), 76), ("image_00004.jpg".to_owned(), 0)]
+        );
         assert_eq!(numbers(Split::Val), [("image_00002.jpg".to_owned(), 101)]);
-        assert_eq!(numbers(Split::Test), [("image_00003.jpg".to_owned(), 9), ("image_00005.jpg".to_owned(), 1)]);
+        assert_eq!(
+            numbers(Split::Test),
+            [("image_00003.jpg".to_owned(), 9), ("image_00005.jpg".to_owned(), 1)]
+        );
     }
 }
 
