@@ -92,6 +92,13 @@ def write_photos():
     grey.save(d / "grey.jpg", quality=85)
     grey.save(d / "grey_prog.jpg", quality=85, progressive=True)
     cmyk.save(d / "cmyk.jpg", quality=90)
+    # The same scan without Adobe's marker, and with the marker saying YCCK.
+    data = (d / "cmyk.jpg").read_bytes()
+    at = data.index(b"\xff\xee")
+    length = int.from_bytes(data[at + 2 : at + 4], "big")
+    assert data[at + 4 : at + 9] == b"Adobe" and data[at + 1 + length] == 0
+    (d / "cmyk_no_adobe.jpg").write_bytes(data[:at] + data[at + 2 + length :])
+    (d / "ycck.jpg").write_bytes(data[: at + 1 + length] + b"\2" + data[at + 2 + length :])
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees: Pillow leaves it alone, and so do we
     rgb.save(d / "exif_orientation.jpg", quality=85, exif=exif)
@@ -165,6 +172,8 @@ def write_mats():
     savemat(d / "setid.mat", typed(splits, np.uint16), do_compression=True)
     savemat(d / "imagelabels_double.mat", typed(labels, np.float64))
     savemat(d / "setid_double.mat", typed(splits, np.float64))
+    for path in d.iterdir():  # the description carries the time of writing
+        path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + path.read_bytes()[116:])
 
 
 def write_png(path, width, height, depth, colour, rows):
