@@ -27,7 +27,7 @@ fn every_format_decodes_to_pillows_bytes() {
     let references = SafeTensors::deserialize(&file).unwrap();
     let mut names = references.names();
     names.sort();
-    assert!(names.len() > 55, "{} references", names.len());
+    assert!(names.len() > 58, "{} references", names.len());
     let mut wrong = Vec::new();
     for name in names {
         let reference = references.tensor(name).unwrap();
@@ -76,7 +76,7 @@ fn other_formats_cut_short_are_errors_too() {
 }
 
 #[test]
-fn damaged_files_never_panic() {
+fn damaged_files_give_an_image_or_one_line() {
     let mut state = 1u64;
     for entry in std::fs::read_dir(fixtures().join("photos")).unwrap() {
         let path = entry.unwrap().path();

@@ -2,12 +2,13 @@
 CLIP processor make of them.
 
   photos/*            the files
+  mat/*               small forms of Flowers-102's label and split files
   decoded.safetensors Pillow's Image.open(file).convert("RGB"), u8 [H,W,3], one tensor per file
   resize.json         width, height, size and the SHA-256 of Pillow's bicubic short-side resize and
                       centre crop of the pattern below, u8 [S,S,3]
   pixels.safetensors  for a few small cases the crop itself, u8 [S,S,3], and the processor's f32 [3,S,S]
 
-Needs Pillow, numpy, safetensors and transformers. Run from the repository root:
+Needs Pillow, numpy, scipy, safetensors and transformers. Run from the repository root:
   python tools/make_image_fixtures.py
 """
 import hashlib
@@ -28,7 +29,8 @@ RESIZE = [
     (500, 667, 224), (333, 501, 224), (667, 500, 224), (224, 1000, 224), (100, 80, 224), (224, 224, 224),
     (225, 224, 224), (224, 225, 224), (223, 225, 224), (1023, 769, 224), (17, 640, 32), (640, 17, 32),
     (1, 1, 16), (1, 40, 16), (40, 1, 16), (2, 3, 32), (61, 47, 32), (47, 61, 32), (33, 32, 32), (32, 33, 32),
-    (31, 32, 32), (300, 301, 7), (301, 300, 1), (640, 480, 336), (65, 64, 63), (3000, 20, 8), (20, 3000, 8),
+    (31, 32, 32), (300, 301, 7), (301, 300, 1), (640, 480, 336), (65, 64, 63), (3000, 20, 8), (20, 3000, 8), (20, 3000, 32),
+    (300, 600, 64), (300, 601, 64), (300, 610, 64), (250, 900, 64),
 ]
 SMALL = [(61, 47, 32), (47, 61, 32), (2, 3, 32), (100, 80, 32), (224, 250, 24)]
 
@@ -90,6 +92,13 @@ def write_photos():
     grey.save(d / "grey.jpg", quality=85)
     grey.save(d / "grey_prog.jpg", quality=85, progressive=True)
     cmyk.save(d / "cmyk.jpg", quality=90)
+    # The same scan without Adobe's marker, and with the marker saying YCCK.
+    data = (d / "cmyk.jpg").read_bytes()
+    at = data.index(b"\xff\xee")
+    length = int.from_bytes(data[at + 2 : at + 4], "big")
+    assert data[at + 4 : at + 9] == b"Adobe" and data[at + 1 + length] == 0
+    (d / "cmyk_no_adobe.jpg").write_bytes(data[:at] + data[at + 2 + length :])
+    (d / "ycck.jpg").write_bytes(data[: at + 1 + length] + b"\2" + data[at + 2 + length :])
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees: Pillow leaves it alone, and so do we
     rgb.save(d / "exif_orientation.jpg", quality=85, exif=exif)
@@ -142,10 +151,29 @@ def write_photos():
     small.save(d / "rgb_lzw.tif", compression="tiff_lzw")
     small.convert("L").save(d / "grey.tif")
     small.convert("1").save(d / "bits_1.tif")
-    small.quantize(50).save(d / "palette.tif")
     rgba.save(d / "rgba.tif")
     small.convert("CMYK").save(d / "cmyk.tif")
     Image.fromarray(sixteen).save(d / "grey_16.tif")
+
+
+def write_mats():
+    """Flowers-102's two files in small: five photos, once as the originals are and once as doubles."""
+    from scipy.io import savemat
+
+    d = OUT / "mat"
+    d.mkdir(parents=True, exist_ok=True)
+    labels = {"labels": [[77, 102, 10, 1, 2]]}
+    splits = {"trnid": [[4, 1]], "valid": [[2]], "tstid": [[3, 5]]}
+
+    def typed(arrays, dtype):
+        return {k: np.array(v, dtype) for k, v in arrays.items()}
+
+    savemat(d / "imagelabels.mat", typed(labels, np.uint8), do_compression=True)
+    savemat(d / "setid.mat", typed(splits, np.uint16), do_compression=True)
+    savemat(d / "imagelabels_double.mat", typed(labels, np.float64))
+    savemat(d / "setid_double.mat", typed(splits, np.float64))
+    for path in d.iterdir():  # the description carries the time of writing
+        path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + path.read_bytes()[116:])
 
 
 def write_png(path, width, height, depth, colour, rows):
@@ -178,6 +206,7 @@ def main():
 
     OUT.mkdir(parents=True, exist_ok=True)
     write_photos()
+    write_mats()
     decoded = {p.name: np.asarray(Image.open(p).convert("RGB")).copy() for p in sorted((OUT / "photos").iterdir())}
     save_file(decoded, OUT / "decoded.safetensors", {"pillow": PIL.__version__})
 

@@ -1,13 +1,13 @@
 //! One image file to 8-bit RGB, as Pillow's `Image.open(path).convert("RGB")` gives it.
 //!
 //! The format is told by the content, never by the file's name. Grey is repeated, palettes are looked
-//! up, alpha is dropped (colours under transparent pixels stay), 16-bit colour keeps its upper byte, an
-//! animation gives its first frame, and an EXIF orientation is not applied. JPEG is decoded to the very
+//! up, alpha is dropped (colours under transparent pixels stay), 16-bit colour keeps its upper byte while
+//! 16-bit grey is clipped at 255, an animation gives its first frame, and an EXIF orientation is not applied. JPEG is decoded to the very
 //! bits of libjpeg-turbo, which Pillow uses.
 
 use super::DataError;
 use super::resize::RgbImage;
-use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 use libjpeg_turbo_rs as jpeg;
 use std::io::{Cursor, Read};
 use std::path::Path;
@@ -38,7 +38,10 @@ pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
     if bytes.is_empty() {
         return Err(bad(path, "the file is empty"));
     }
-    if bytes.starts_with(&JPEG_START) { decode_jpeg(path, bytes) } else { decode_other(path, bytes) }
+    let decoder = if bytes.starts_with(&JPEG_START) { decode_jpeg } else { decode_other };
+    // Files come from anywhere: a bug that one meets in a decoder costs that image, not the run.
+    std::panic::catch_unwind(|| decoder(path, bytes))
+        .unwrap_or_else(|_| Err(bad(path, "damaged in a way the decoder cannot handle")))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {
@@ -66,10 +69,6 @@ fn decode_jpeg(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
     check_size(path, u64::from(width), u64::from(height))?;
     decoder.set_output_format(jpeg::PixelFormat::Rgb);
     let image = decoder.decode_image().map_err(wrong)?;
-    let cut = |w: &jpeg::DecodeWarning| matches!(w, jpeg::DecodeWarning::TruncatedData { .. });
-    if image.warnings.iter().any(cut) {
-        return Err(wrong(jpeg::JpegError::UnexpectedEof));
-    }
     RgbImage::new(image.width, image.height, image.data).ok_or_else(|| bad(path, "JPEG of no size"))
 }
 
@@ -86,17 +85,18 @@ fn decode_other(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
     check_size(path, u64::from(width), u64::from(height))?;
     let image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
-    RgbImage::new(width, height, to_rgb(image, format)).ok_or_else(|| bad(path, "image of no size"))
+    RgbImage::new(width, height, to_rgb(image)).ok_or_else(|| bad(path, "image of no size"))
 }
 
 /// 8-bit RGB by Pillow's rules.
-fn to_rgb(image: DynamicImage, _format: ImageFormat) -> Vec<u8> {
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
     match image {
         DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
         DynamicImage::ImageRgba8(rgba) => rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
         DynamicImage::ImageLuma8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
         DynamicImage::ImageLumaA8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
-        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|p| [upper(p.0[0]); 3]).collect(),
+        // Pillow clips 16-bit grey instead of scaling it.
+        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|p| [p.0[0].min(255) as u8; 3]).collect(),
         DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|p| [upper(p.0[0]); 3]).collect(),
         DynamicImage::ImageRgb16(rgb) => rgb.pixels().flat_map(|p| p.0.map(upper)).collect(),
         DynamicImage::ImageRgba16(rgba) => {

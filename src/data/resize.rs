@@ -1,7 +1,7 @@
 //! Bicubic resizing with antialiasing, equal to Pillow's `Image.resize(…, BICUBIC)` in every bit.
 //!
-//! Two passes of one-dimensional filtering, rows first, rounded to u8 in between, in fixed point with
-//! 22 fractional bits. Every output pixel depends on its own row and column of weights only, so the
+//! Two passes of one-dimensional filtering, along the rows and down the columns, rounded to u8 in
+//! between, in fixed point with 22 fractional bits. Every output pixel depends on its own row and column of weights only, so the
 //! passes compute just the window that a crop keeps, and the result is the crop of the whole.
 
 use std::ops::Range;
@@ -11,6 +11,9 @@ pub const CHANNELS: usize = 3;
 
 /// Fractional bits of the weights: 32 bits less 8 of the pixel and 2 for sums beyond one.
 const FRACTION_BITS: u32 = 22;
+
+/// One half, where every sum starts, so that cutting the fraction rounds.
+const HALF: i32 = 1 << (FRACTION_BITS - 1);
 
 /// Radius of the cubic kernel at scale 1, in pixels.
 const SUPPORT: f64 = 2.0;
@@ -66,18 +69,27 @@ pub struct Window {
 /// Resizes `image` to `window.width` × `window.height` and returns the window, [side, side, 3].
 pub fn resize_window(image: &RgbImage, window: &Window) -> Vec<u8> {
     let Window { left, top, side, .. } = *window;
-    let down = Filter::new(image.height, window.height, top..top + side);
-    let rows = down.source_range();
     let across = Filter::new(image.width, window.width, left..left + side);
-    let stride = image.width * CHANNELS;
-    let source = &image.pixels[rows.start * stride..rows.end * stride];
-    let mut narrow = vec![0u8; rows.len() * side * CHANNELS];
-    for (source, out) in source.chunks_exact(stride).zip(narrow.chunks_exact_mut(side * CHANNELS)) {
-        across.along_row(source, out);
+    let down = Filter::new(image.height, window.height, top..top + side);
+    if columns_first(image, window) {
+        let columns = across.source_range();
+        let low = down.columns(&image.pixels, image.width, 0, &columns);
+        let mut out = vec![0u8; side * side * CHANNELS];
+        across.rows(&low, columns.len(), columns.start, &mut out);
+        out
+    } else {
+        let rows = down.source_range();
+        let stride = image.width * CHANNELS;
+        let mut narrow = vec![0u8; rows.len() * side * CHANNELS];
+        across.rows(&image.pixels[rows.start * stride..rows.end * stride], image.width, 0, &mut narrow);
+        down.columns(&narrow, side, rows.start, &(0..side))
     }
-    let mut out = vec![0u8; side * side * CHANNELS];
-    down.down_columns(&narrow, rows.start, side * CHANNELS, &mut out);
-    out
+}
+
+/// Whether columns are filtered before rows, which changes the rounding in between. Pillow does so since
+/// version 13, and only when the height shrinks by more than twice what the width shrinks by.
+fn columns_first(image: &RgbImage, window: &Window) -> bool {
+    window.height < image.height && image.height + 2 * window.width > window.height + 2 * image.width
 }
 
 /// The taps of one output position: `first` source position and as many weights as there are.
@@ -129,31 +141,37 @@ impl Filter {
         start..end
     }
 
-    /// Filters one row of pixels, [n_in, 3], into `out`, [positions, 3].
-    fn along_row(&self, row: &[u8], out: &mut [u8]) {
-        for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
-            let weights = &self.weights[taps.weights.clone()];
-            let pixels = &row[taps.first * CHANNELS..][..weights.len() * CHANNELS];
-            let mut sums = [1i32 << (FRACTION_BITS - 1); CHANNELS];
-            for (pixel, &weight) in pixels.chunks_exact(CHANNELS).zip(weights) {
-                for (sum, &value) in sums.iter_mut().zip(pixel) {
-                    *sum += i32::from(value) * weight;
+    /// Filters the rows of `source`, `width` pixels each, into `out`. Pixel 0 of a row stands at source
+    /// position `offset`.
+    fn rows(&self, source: &[u8], width: usize, offset: usize, out: &mut [u8]) {
+        let out = out.chunks_exact_mut(self.taps.len() * CHANNELS);
+        for (row, out) in source.chunks_exact(width * CHANNELS).zip(out) {
+            for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(CHANNELS)) {
+                let pixels = row[(taps.first - offset) * CHANNELS..].chunks_exact(CHANNELS);
+                let mut sums = [HALF; CHANNELS];
+                for (pixel, &weight) in pixels.zip(&self.weights[taps.weights.clone()]) {
+                    for (sum, &value) in sums.iter_mut().zip(pixel) {
+                        *sum += i32::from(value) * weight;
+                    }
                 }
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = to_u8(sum);
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = to_u8(sum);
+                }
             }
         }
     }
 
-    /// Filters columns: `rows` holds the source rows from `offset` on, `width` bytes each.
-    fn down_columns(&self, rows: &[u8], offset: usize, width: usize, out: &mut [u8]) {
-        let mut sums = vec![0i32; width];
-        for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(width)) {
-            sums.fill(1 << (FRACTION_BITS - 1));
-            let source = rows[(taps.first - offset) * width..].chunks_exact(width);
-            for (row, &weight) in source.zip(&self.weights[taps.weights.clone()]) {
-                for (sum, &value) in sums.iter_mut().zip(row) {
+    /// Filters the columns `columns` of `source`, whose rows are `width` pixels; row 0 stands at source
+    /// position `offset`. Returns [positions, columns, 3].
+    fn columns(&self, source: &[u8], width: usize, offset: usize, columns: &Range<usize>) -> Vec<u8> {
+        let stride = columns.len() * CHANNELS;
+        let mut out = vec![0u8; self.taps.len() * stride];
+        let mut sums = vec![0i32; stride];
+        for (taps, out) in self.taps.iter().zip(out.chunks_exact_mut(stride)) {
+            sums.fill(HALF);
+            let rows = source[(taps.first - offset) * width * CHANNELS..].chunks_exact(width * CHANNELS);
+            for (row, &weight) in rows.zip(&self.weights[taps.weights.clone()]) {
+                for (sum, &value) in sums.iter_mut().zip(&row[columns.start * CHANNELS..]) {
                     *sum += i32::from(value) * weight;
                 }
             }
@@ -161,6 +179,7 @@ impl Filter {
                 *out = to_u8(sum);
             }
         }
+        out
     }
 }
 
