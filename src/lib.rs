@@ -13,7 +13,8 @@ pub mod data;
 pub mod objective;
 pub mod optim;
 pub mod progress;
-pub mod report;
 pub mod tensor;
 pub mod train;
 pub mod tune;
+
+pub use train::TrainError;

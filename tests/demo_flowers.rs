@@ -4,9 +4,10 @@
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
+use clip_engine::data::Split;
 use clip_engine::data::demo::{
-    Centre, Colour, DemoSplit, FlowerKind, Form, IMAGE_SIZE, Marking, Petals, Rings, World, all_kinds,
-    demo_class_names, demo_classes, demo_dataset, draw, pretraining_kinds, stream_rng,
+    Centre, Colour, FlowerKind, Form, IMAGE_SIZE, Marking, Petals, Rings, World, all_kinds, demo_class_names,
+    demo_classes, demo_dataset, draw, per_class, pretraining_kinds, stream_rng,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
@@ -46,11 +47,11 @@ fn the_set_has_the_promised_sizes_and_no_picture_twice() {
     let images: Vec<_> = demo_dataset(42).collect();
     assert_eq!(images.len(), demo_dataset(42).len());
     let names = demo_class_names();
-    for split in DemoSplit::ALL {
+    for split in Split::ALL {
         for label in 0..classes {
             let of_class = images.iter().filter(|image| image.split == split && image.label == label as u32);
-            assert_eq!(of_class.clone().count(), split.per_class());
-            let folder = format!("{}/{}/", split.as_str(), names[label]);
+            assert_eq!(of_class.clone().count(), per_class(split));
+            let folder = format!("{}/{}/", split.name(), names[label]);
             assert!(of_class.clone().all(|image| image.name.starts_with(&folder)));
         }
     }

@@ -1,14 +1,14 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
 use anyhow::{Result, bail};
+use clap::ValueEnum;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
+use clip_engine::train::demo;
 use clip_engine::train::model::Model;
 use clip_engine::train::settings::{Precision, Settings};
-use clip_engine::train::demo;
-use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
 /// The element type of a cache.

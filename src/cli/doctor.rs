@@ -12,7 +12,7 @@ pub fn run(_: Args) -> Result<()> {
     let mut table = table::table(&["", "found"]);
     table.add_row(["version", env!("CARGO_PKG_VERSION")]);
     table.add_row(["device", &Cpu::<f32>::new().describe()]);
-    table.add_row(["vector instructions", &clip_engine::backend::cpu::vector_instructions()]);
+    table.add_row(["vector instructions", clip_engine::backend::cpu::vector_instructions()]);
     let cache = common::cache_dir(None)?;
     let state = if cache.is_dir() {
         let files = std::fs::read_dir(&cache)?.filter_map(|e| e.ok()?.metadata().ok());

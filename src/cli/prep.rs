@@ -37,8 +37,7 @@ pub fn run(args: Args) -> Result<()> {
         None => Preprocess::clip(224),
     };
     let (dir, dtype) = (args.cache.as_deref(), args.dtype.into());
-    let cache =
-        open_cache(&args.data, args.seed, &preprocess, dtype, dir, args.skip_bad_images, &monitor)?;
+    let cache = open_cache(&args.data, args.seed, &preprocess, dtype, dir, args.skip_bad_images, &monitor)?;
     let mut table = table::table(&["split", "images", "classes"]);
     for split in Split::ALL {
         let view = cache.split(split);
@@ -48,6 +47,12 @@ pub fn run(args: Args) -> Result<()> {
         table.add_row([split.to_string(), view.len().to_string(), classes.len().to_string()]);
     }
     println!("{table}");
-    println!("{} images of {} {}, {:.1} MiB", cache.len(), cache.image_shape(), cache.dtype(), cache.bytes() as f64 / f64::from(1 << 20));
+    println!(
+        "{} images of {} {}, {:.1} MiB",
+        cache.len(),
+        cache.image_shape(),
+        cache.dtype(),
+        cache.bytes() as f64 / f64::from(1 << 20)
+    );
     Ok(())
 }

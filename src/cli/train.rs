@@ -17,7 +17,12 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the run is written.
-    #[arg(long, value_name = "RUN", default_value = "runs/demo", default_value_if("demo", "true", "runs/demo"))]
+    #[arg(
+        long,
+        value_name = "RUN",
+        default_value = "runs/demo",
+        default_value_if("demo", "true", "runs/demo")
+    )]
     #[arg(required_unless_present = "demo")]
     output: PathBuf,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
@@ -151,9 +156,30 @@ impl Options {
         }
         set_optional!(data, model, cache, init_from);
         set!(
-            demo, skip_bad_images, recipe, method, text_weight, rank, alpha, targets, epochs, batch_size, seed,
-            shuffle, lr_head, wd_head, lr_lora, wd_lora, schedule, warmup, early_stop, early_stop_min_delta,
-            early_stop_against, precision, device, templates
+            demo,
+            skip_bad_images,
+            recipe,
+            method,
+            text_weight,
+            rank,
+            alpha,
+            targets,
+            epochs,
+            batch_size,
+            seed,
+            shuffle,
+            lr_head,
+            wd_head,
+            lr_lora,
+            wd_lora,
+            schedule,
+            warmup,
+            early_stop,
+            early_stop_min_delta,
+            early_stop_against,
+            precision,
+            device,
+            templates
         );
     }
 }

@@ -3,12 +3,12 @@
 use super::bars::Bars;
 use super::{common, table};
 use anyhow::Result;
+use clip_engine::clip::text::TEMPLATES;
 use clip_engine::data::Split;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
 use clip_engine::train::model::Model;
 use clip_engine::train::settings::Precision;
-use clip_engine::clip::text::TEMPLATES;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

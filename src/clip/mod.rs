@@ -6,6 +6,7 @@
 pub mod block;
 pub mod config;
 mod error;
+pub mod flops;
 pub mod random;
 pub mod source;
 pub mod text;

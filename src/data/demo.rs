@@ -11,6 +11,7 @@ mod flower;
 mod kind;
 mod scene;
 
+use super::Split;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -22,34 +23,12 @@ pub use scene::{World, draw};
 /// Side of a demo picture in pixels: what the bundled model takes.
 pub const IMAGE_SIZE: usize = 64;
 
-/// Which part of the demo set a picture belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum DemoSplit {
-    Train,
-    Val,
-    Test,
-}
-
-impl DemoSplit {
-    /// Every split, in the order the data set lists them.
-    pub const ALL: [Self; 3] = [Self::Train, Self::Val, Self::Test];
-
-    /// The folder name: `train`, `val` or `test`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Train => "train",
-            Self::Val => "val",
-            Self::Test => "test",
-        }
-    }
-
-    /// Pictures of each class.
-    pub fn per_class(self) -> usize {
-        match self {
-            Self::Train => 16,
-            Self::Val => 10,
-            Self::Test => 30,
-        }
+/// Pictures of each class in a split.
+pub fn per_class(split: Split) -> usize {
+    match split {
+        Split::Train => 16,
+        Split::Val => 10,
+        Split::Test => 30,
     }
 }
 
@@ -62,7 +41,7 @@ pub struct DemoImage {
     pub label: u32,
     /// Relative path as in an image folder: `train/five-petalled …/007.png`.
     pub name: String,
-    pub split: DemoSplit,
+    pub split: Split,
 }
 
 /// The class names of the demo, in label order.
@@ -76,15 +55,15 @@ pub fn demo_class_names() -> Vec<String> {
 pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = DemoImage> {
     let classes = demo_classes();
     let mut places = Vec::new();
-    for split in DemoSplit::ALL {
+    for split in Split::ALL {
         for label in 0..classes.len() {
-            places.extend((0..split.per_class()).map(|index| (split, label, index)));
+            places.extend((0..per_class(split)).map(|index| (split, label, index)));
         }
     }
     places.into_iter().enumerate().map(move |(stream, (split, label, index))| DemoImage {
         pixels: draw(&classes[label], World::Field, &mut stream_rng(seed, stream as u64), IMAGE_SIZE),
         label: label as u32,
-        name: format!("{}/{}/{index:03}.png", split.as_str(), classes[label].name()),
+        name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
         split,
     })
 }

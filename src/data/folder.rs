@@ -165,6 +165,31 @@ fn images(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if paths.is_empty() { Err(DataError::EmptyClass { path: folder.to_path_buf() }) } else { Ok(paths) }
 }
 
+/// All photos in `root` and its subfolders, in the order of their paths.
+///
+/// # Errors
+/// A missing folder, one that cannot be listed, and one without photos.
+pub fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
+    if !root.exists() {
+        return Err(DataError::NotFound { path: root.to_path_buf() });
+    }
+    let mut paths = Vec::new();
+    for entry in walkdir::WalkDir::new(root).follow_links(true) {
+        let entry = entry.map_err(|e| {
+            let path = e.path().unwrap_or(root).to_path_buf();
+            DataError::Io { path, action: "list the folder", source: e.into() }
+        })?;
+        if entry.file_type().is_file() && is_image(entry.path()) {
+            paths.push(entry.into_path());
+        }
+    }
+    paths.sort();
+    if paths.is_empty() {
+        return Err(DataError::EmptyClass { path: root.to_path_buf() });
+    }
+    Ok(paths)
+}
+
 fn is_image(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     EXTENSIONS.contains(&extension.as_str())

@@ -1,7 +1,7 @@
 //! Adapters in PEFT's format and heads with their class names, as files.
 
-use super::error::{Result, TrainError};
 use super::files::{TensorFile, write_atomic, write_tensors};
+use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
 use crate::tune::{BlockLora, Head, LoraSpec, Target, lora::LoraInit};

@@ -1,6 +1,6 @@
 //! Files that are either whole or not there: written beside, synced, renamed.
 
-use super::error::{Result, TrainError};
+use super::{Result, TrainError};
 use crate::tensor::{DType, Shape, Tensor, View};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::{BTreeMap, HashMap};

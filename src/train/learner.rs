@@ -127,6 +127,10 @@ impl<B: Backend> Learner<B> {
         self.head.bias.value.shape().rows()
     }
 
+    pub fn objective(&self) -> Objective {
+        self.objective
+    }
+
     /// Optimizer steps taken so far.
     pub fn steps(&self) -> u64 {
         self.steps

@@ -1,6 +1,6 @@
 //! What an evaluation reports.
 
-use super::error::Result;
+use super::Result;
 use crate::objective::Objective;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};

@@ -1,7 +1,10 @@
 //! The training loop and everything a run needs: settings, checkpoints, metrics, the run directory.
 
 pub mod adapter;
-pub mod error;
+pub mod demo;
+pub mod embed;
+mod error;
+pub mod evaluate;
 pub mod files;
 pub mod learner;
 pub mod metrics;
@@ -9,7 +12,7 @@ pub mod model;
 pub mod run;
 pub mod run_dir;
 pub mod settings;
-pub mod state;
+mod state;
 
-pub use error::TrainError;
+pub use error::{Result, TrainError};
 pub use settings::Settings;

@@ -1,7 +1,7 @@
 //! A CLIP directory put to use: towers on a backend, class features, preprocessing.
 
-use super::error::{Result, TrainError};
 use super::learner::TextClassifier;
+use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{self, TextTower};
@@ -20,6 +20,8 @@ pub struct Model {
     pub config: ClipConfig,
     pub weights: Weights,
     pub preprocess: Preprocess,
+    /// A temporary home of the files, if they have one.
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl Model {
@@ -35,7 +37,19 @@ impl Model {
         let weights = Weights::open(dir)?;
         weights.check(&config)?;
         let preprocess = Preprocess::from_model_dir(dir, config.vision.image_size)?;
-        Ok(Model { name: dir.display().to_string(), dir: dir.to_path_buf(), config, weights, preprocess })
+        Ok(Model {
+            name: dir.display().to_string(),
+            dir: dir.to_path_buf(),
+            config,
+            weights,
+            preprocess,
+            temporary: None,
+        })
+    }
+
+    /// Keeps `dir`, where the files are, for as long as the model.
+    pub(super) fn keep(&mut self, dir: tempfile::TempDir) {
+        self.temporary = Some(dir);
     }
 
     /// The vision tower with the exact savings.

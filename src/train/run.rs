@@ -1,19 +1,19 @@
 //! One training run, from the settings to the tested best epoch.
 
 use super::adapter::{self, Adapter, HeadFile};
-use super::error::{Result, TrainError};
+use super::evaluate::{Staging, Subject, evaluate_split};
 use super::learner::{Learner, LearnerSpec, StepStats};
-use super::metrics::{Accumulator, EvalMetrics};
+use super::metrics::EvalMetrics;
 use super::model::Model;
 use super::run_dir::{MetricsFile, RunDir};
 use super::settings::Settings;
 use super::state::{self, Best, Progress};
+use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::vision::{Purpose, VisionTower};
-use crate::data::{Cache, Split, SplitView};
+use crate::data::{Cache, Split};
 use crate::optim::{Adamw, EarlyStop, Schedule};
 use crate::progress::Monitor;
-use crate::tensor::Tensor;
 use crate::tune::{BlockLora, Head, head::initial_head, lora::KaimingInit};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -64,9 +64,7 @@ pub struct Run<'a, B: Backend> {
     model_name: String,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
-    /// A batch on the host.
-    staging: Tensor,
-    staged_labels: Vec<u32>,
+    staging: Staging,
     schedule: Schedule,
     early_stop: Option<EarlyStop>,
     metrics: MetricsFile,
@@ -131,8 +129,7 @@ pub fn train<B: Backend>(
         model_name,
         monitor,
         learner,
-        staging: Tensor::zeros(cache.batch_shape(settings.batch_size), cache.dtype()),
-        staged_labels: Vec::with_capacity(settings.batch_size),
+        staging: Staging::new(cache, settings.batch_size),
         schedule: Schedule {
             kind: settings.schedule,
             warmup: settings.warmup,
@@ -219,12 +216,8 @@ impl<B: Backend> Run<'_, B> {
         let zero_shot = match progress.as_ref().and_then(|p| p.zero_shot.clone()) {
             Some(metrics) => metrics,
             None => {
-                let metrics = self.evaluate(self.result_split(), true)?;
-                if let Some(metrics) = metrics {
-                    metrics
-                } else {
-                    return Err(TrainError::InterruptedEarly);
-                }
+                let metrics = self.evaluate(self.result_split(), Subject::Frozen)?;
+                metrics.ok_or(TrainError::InterruptedEarly)?
             }
         };
         let (mut last, mut stopped) =
@@ -234,7 +227,7 @@ impl<B: Backend> Run<'_, B> {
             let started = Instant::now();
             let trained = self.train_epoch(epoch)?;
             let val = match trained {
-                Some(_) => self.evaluate(Split::Val, false)?,
+                Some(_) => self.evaluate(Split::Val, Subject::Tuned)?,
                 None => None,
             };
             let (Some(train), Some(val)) = (trained, val) else {
@@ -271,9 +264,10 @@ impl<B: Backend> Run<'_, B> {
                 return Ok(None);
             }
             let started = Instant::now();
-            self.stage(&split, indices)?;
+            self.staging.fill(&split, indices)?;
             let factor = self.schedule.factor(self.learner.steps());
-            self.learner.train_step(self.staging.view(), &self.staged_labels, &rates, factor)?;
+            let (images, labels) = (self.staging.images.view(), &self.staging.labels);
+            self.learner.train_step(images, labels, &rates, factor)?;
             let stats = self.learner.stats()?;
             let seconds = started.elapsed().as_secs_f64();
             let step = self.learner.steps();
@@ -315,40 +309,12 @@ impl<B: Backend> Run<'_, B> {
         order
     }
 
-    /// Copies images and labels of a batch next to each other.
-    fn stage(&mut self, split: &SplitView<'_>, indices: &[usize]) -> Result<()> {
-        self.staging.set_rows(indices.len())?;
-        split.gather(indices, &mut self.staging)?;
-        self.staged_labels.clear();
-        self.staged_labels.extend(indices.iter().map(|&i| split.labels()[i]));
-        Ok(())
-    }
-
-    /// Evaluates a split, with what was trained or as plain CLIP; `None` when the user asked to stop.
-    fn evaluate(&mut self, split: Split, frozen: bool) -> Result<Option<EvalMetrics>> {
-        let cache = self.cache;
-        let view = cache.split(split);
-        let task = if frozen { format!("zero-shot {split}") } else { split.to_string() };
-        let mut sums = Accumulator::new(self.learner.classes(), self.settings.objective());
-        self.monitor.begin(&task, view.len() as u64);
-        let indices: Vec<usize> = (0..view.len()).collect();
-        for indices in indices.chunks(self.settings.batch_size) {
-            if self.monitor.stopped() {
-                self.monitor.finish();
-                return Ok(None);
-            }
-            self.stage(&view, indices)?;
-            if frozen {
-                self.learner.evaluate_frozen(self.staging.view(), &self.staged_labels)?;
-            } else {
-                self.learner.evaluate(self.staging.view(), &self.staged_labels)?;
-            }
-            let (head, text) = self.learner.logits()?;
-            sums.add(&head, &text, &self.staged_labels)?;
-            self.monitor.advance(indices.len() as u64);
-        }
-        self.monitor.finish();
-        Ok(Some(sums.finish()))
+    /// Evaluates a split; `None` when the user asked to stop.
+    fn evaluate(&mut self, split: Split, subject: Subject) -> Result<Option<EvalMetrics>> {
+        let task = if subject == Subject::Frozen { format!("zero-shot {split}") } else { split.to_string() };
+        let (view, batch) = (self.cache.split(split), self.settings.batch_size);
+        let staging = &mut self.staging;
+        evaluate_split(&mut self.learner, &view, subject, staging, batch, &task, self.monitor)
     }
 
     /// Writes metrics, the best epoch's files and the state.
@@ -427,7 +393,7 @@ impl<B: Backend> Run<'_, B> {
         self.learner.restore(&best.values)?;
         let split = self.result_split();
         let test = if split == Split::Test {
-            let metrics = self.evaluate(Split::Test, false)?;
+            let metrics = self.evaluate(Split::Test, Subject::Tuned)?;
             let path = self.dir.path().to_path_buf();
             Some(metrics.ok_or(TrainError::Interrupted { epoch: epochs, path })?)
         } else {

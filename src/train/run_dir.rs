@@ -1,8 +1,8 @@
 //! The run directory: what is where, and the metrics file.
 
-use super::error::{Result, TrainError};
 use super::files::write_atomic;
 use super::settings::Settings;
+use super::{Result, TrainError};
 use serde::Serialize;
 use std::fs::{File, OpenOptions};
 use std::io::Write;

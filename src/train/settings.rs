@@ -1,6 +1,6 @@
 //! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
 
-use super::error::{Result, TrainError};
+use super::{Result, TrainError};
 use crate::clip::text::TEMPLATES;
 use crate::objective::Objective;
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};

@@ -1,9 +1,9 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
-use super::error::{Result, TrainError};
 use super::files::{TensorFile, write_tensors};
 use super::learner::Learner;
 use super::metrics::EvalMetrics;
+use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};

@@ -1,0 +1,68 @@
+//! Floating-point operations of a training step and of an evaluation, counted from the sizes.
+//!
+//! A multiply and an add are two operations; products and attention are counted, passes over single
+//! elements are not.
+
+use super::config::VisionConfig;
+use crate::tune::Target;
+
+/// What a step works on.
+#[derive(Debug, Clone)]
+pub struct StepSizes<'a> {
+    pub vision: &'a VisionConfig,
+    /// Width E of the features.
+    pub features: usize,
+    pub classes: usize,
+    pub batch: usize,
+    /// Rank and targets of the adapters; rank 0 for none.
+    pub rank: usize,
+    pub targets: &'a [Target],
+}
+
+/// Operations of one batch with the exact savings.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Flops {
+    /// Forward pass of training.
+    pub forward: f64,
+    pub backward: f64,
+    /// Forward pass of evaluation, adapters folded in.
+    pub evaluation: f64,
+}
+
+impl Flops {
+    pub fn of(s: &StepSizes<'_>) -> Flops {
+        let t = &s.vision.tower;
+        let (d, m, tokens) = (t.width as f64, t.mlp as f64, s.vision.tokens() as f64);
+        let (layers, rank) = (t.layers as f64, s.rank as f64);
+        let has = |target| f64::from(u8::from(s.targets.contains(&target) && s.rank > 0));
+        let in_qkv = has(Target::Query) + has(Target::Key) + has(Target::Value);
+        // Per token of a full block: the frozen products, and attention's two.
+        let linear = 2.0 * (4.0 * d * d + 2.0 * d * m);
+        let attention = 2.0 * 2.0 * tokens * d;
+        let lora = 2.0 * 2.0 * d * rank * (in_qkv + has(Target::Output));
+        // The last block: keys and values for every token, all else for one.
+        let last_linear = tokens * 2.0 * 2.0 * d * d + 2.0 * (2.0 * d * d + 2.0 * d * m);
+        let last_attention = 2.0 * 2.0 * tokens * d;
+        let in_kv = has(Target::Key) + has(Target::Value);
+        let last_lora = 2.0 * 2.0 * d * rank * (tokens * in_kv + has(Target::Query) + has(Target::Output));
+        let full = (layers - 1.0).max(0.0);
+        let patches = 2.0 * (tokens - 1.0) * 3.0 * (s.vision.patch_size as f64).powi(2) * d;
+        let (e, c) = (s.features as f64, s.classes as f64);
+        let ends = 2.0 * d * e + 2.0 * 2.0 * e * c;
+        let frozen = patches + full * tokens * (linear + attention) + last_linear + last_attention + ends;
+        let adapters = full * tokens * lora + last_lora;
+        let backward = if in_qkv + has(Target::Output) == 0.0 {
+            2.0 * e * c
+        } else {
+            // Through every frozen product but those in front of the first block's attention; attention
+            // twice its forward; the adapters' input gradient and both of their own.
+            let first = if in_qkv > 0.0 { tokens * 3.0 * 2.0 * d * d } else { tokens * (4.0 * 2.0 * d * d) };
+            let frozen =
+                full * tokens * (linear + 2.0 * attention) + last_linear + 2.0 * last_attention - first;
+            let lora = 2.0 * adapters - tokens * 2.0 * d * rank * in_qkv;
+            frozen + lora + 2.0 * d * e + 3.0 * 2.0 * e * c
+        };
+        let batch = s.batch as f64;
+        Flops { forward: batch * (frozen + adapters), backward: batch * backward, evaluation: batch * frozen }
+    }
+}
