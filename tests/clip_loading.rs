@@ -168,8 +168,11 @@ fn models_of_awkward_sizes_have_every_tensor() {
     }
 }
 
+/// Name to element type, extents and bytes.
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
 /// A directory with `model.safetensors` made of `tensors`.
-fn saved(tensors: &BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>) -> TempDir {
+fn saved(tensors: &Tensors) -> TempDir {
     let views = tensors
         .iter()
         .map(|(name, (dtype, dims, bytes))| (name, TensorView::new(*dtype, dims.clone(), bytes).unwrap()));
@@ -185,7 +188,7 @@ fn directory(files: &[(&str, Vec<u8>)]) -> TempDir {
 }
 
 /// The tensors of the smallest model, to be changed and saved again.
-fn tensors() -> (BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>, ClipConfig) {
+fn tensors() -> (Tensors, ClipConfig) {
     let (weights, config) = open("clip-single");
     let copy = |(name, shape): (String, clip_engine::tensor::Shape)| {
         let bytes = weights.get(&name, shape.dims()).unwrap().bytes().to_vec();

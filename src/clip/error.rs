@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use crate::backend::BackendError;
-use crate::tensor::{Shape, TensorError};
+use crate::tensor::TensorError;
 
 /// Why a checkpoint directory cannot be used. Every message is one line: the file, what is wrong with it,
 /// what to do about it.
@@ -47,17 +47,17 @@ pub enum ClipError {
 
     /// A tensor that the configuration calls for is not in the weights.
     #[error(
-        "{}: tensor {name} {shape} is missing ({missing} of {expected} are); \
+        "{}: tensor {name} {shape:?} is missing ({missing} of {expected} are); \
          config.json disagrees with the weights: take both from the same CLIP checkpoint", path.display()
     )]
-    Missing { path: PathBuf, name: String, shape: Shape, missing: usize, expected: usize },
+    Missing { path: PathBuf, name: String, shape: Vec<usize>, missing: usize, expected: usize },
 
     /// A tensor is there under another shape.
     #[error(
-        "{}: tensor {name} has shape {found:?} where {expected} is needed; \
+        "{}: tensor {name} has shape {found:?} where {expected:?} is needed; \
          config.json disagrees with the weights: take both from the same CLIP checkpoint", path.display()
     )]
-    TensorShape { path: PathBuf, name: String, expected: Shape, found: Vec<usize> },
+    TensorShape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
 
     /// A tensor holds elements of a type that weights cannot have.
     #[error("{}: tensor {name} holds {dtype}; save the checkpoint as f32, f16 or bf16", path.display())]
@@ -80,13 +80,25 @@ pub enum ClipError {
 
     /// A tensor that was handed over has the wrong type or size.
     #[error(transparent)]
-    Tensor(#[from] TensorError),
+    Tensor(Box<TensorError>),
 
     /// The backend refused an operation.
     #[error(transparent)]
-    Backend(#[from] BackendError),
+    Backend(Box<BackendError>),
 
     /// The user asked to stop.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl From<TensorError> for ClipError {
+    fn from(error: TensorError) -> Self {
+        ClipError::Tensor(Box::new(error))
+    }
+}
+
+impl From<BackendError> for ClipError {
+    fn from(error: BackendError) -> Self {
+        ClipError::Backend(Box::new(error))
+    }
 }

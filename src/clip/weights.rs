@@ -83,14 +83,17 @@ impl Weights {
 
     /// The tensor `name`, which must have the extents `dims`, in the element type it was saved with.
     pub fn get(&self, name: &str, dims: &[usize]) -> Result<View<'_>, ClipError> {
-        let shape = Shape::try_from(dims).map_err(|_| self.shape_error(name, Shape::from([]), dims))?;
         let Some((file, tensor)) = self.find(name) else {
-            let (path, name) = (self.files[0].path.clone(), name.to_string());
+            let (path, name, shape) = (self.files[0].path.clone(), name.to_string(), dims.to_vec());
             return Err(ClipError::Missing { path, name, shape, missing: 1, expected: 1 });
         };
-        if tensor.dims != dims {
-            return Err(self.shape_error(name, shape, &tensor.dims));
-        }
+        let shape = Shape::try_from(dims).ok().filter(|_| tensor.dims == dims);
+        let shape = shape.ok_or_else(|| ClipError::TensorShape {
+            path: file.path.clone(),
+            name: name.to_string(),
+            expected: dims.to_vec(),
+            found: tensor.dims.clone(),
+        })?;
         let dtype = float_type(tensor.dtype).ok_or_else(|| ClipError::TensorType {
             path: file.path.clone(),
             name: name.to_string(),
@@ -108,7 +111,7 @@ impl Weights {
             return Err(ClipError::Missing {
                 path: self.files[0].path.clone(),
                 name: name.clone(),
-                shape: *shape,
+                shape: shape.dims().to_vec(),
                 missing: 1 + missing.count(),
                 expected: expected.len(),
             });
@@ -119,11 +122,6 @@ impl Weights {
     fn find(&self, name: &str) -> Option<(&WeightFile, &TensorEntry)> {
         let file = &self.files[*self.holder.get(name)?];
         Some((file, file.tensors.get(name)?))
-    }
-
-    fn shape_error(&self, name: &str, expected: Shape, found: &[usize]) -> ClipError {
-        let path = self.find(name).map_or(&self.files[0].path, |(file, _)| &file.path).clone();
-        ClipError::TensorShape { path, name: name.to_string(), expected, found: found.to_vec() }
     }
 }
 
