@@ -134,6 +134,8 @@ def write_photos():
 
     # WebP, BMP, GIF, TIFF.
     small.save(d / "lossless.webp", lossless=True)
+    flipped = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    small.save(d / "frames.webp", lossless=True, save_all=True, append_images=[flipped])
     rgba.save(d / "lossless_alpha.webp", lossless=True, exact=True)
     rgb.save(d / "lossy.webp", quality=80)
     im = rgb.convert("RGBA")

@@ -41,7 +41,7 @@ pub struct MemoryImage {
 pub struct Cache {
     header: Header,
     storage: Storage,
-    /// The file was there and still right, or it was built just now.
+    /// False when it was built just now.
     reused: bool,
 }
 

@@ -208,4 +208,18 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = CLASS_NAMES.iter().collect();
         assert_eq!(distinct.len(), 102);
     }
+
+    #[test]
+    fn well_known_labels_have_their_names() {
+        for (label, name) in [
+            (46, "wallflower"),
+            (51, "petunia"),
+            (54, "sunflower"),
+            (74, "rose"),
+            (77, "passion flower"),
+            (89, "watercress"),
+        ] {
+            assert_eq!(CLASS_NAMES[label - 1], name);
+        }
+    }
 }
