@@ -13,7 +13,9 @@ fn compare(size: &str, variant: &str, least_rows: usize) {
     let failed: Vec<String> = rows
         .iter()
         .filter(|row| !row.passed())
-        .map(|row| format!("{}: {:.2e} above {:.0e} ({})", row.name, row.error, row.bound, row.at))
+        .map(|row| {
+            format!("{}: {:.2e} above {:.0e} (PyTorch f32: {:?})", row.name, row.error, row.bound, row.peer)
+        })
         .collect();
     assert!(failed.is_empty(), "{size}/{variant}:\n{}", failed.join("\n"));
 }

@@ -36,6 +36,8 @@ pub struct Row {
     /// Largest absolute error over the largest absolute value.
     pub error: f64,
     pub bound: f64,
+    /// PyTorch's own f32 error on the same numbers, where the reference tells.
+    pub peer: Option<f64>,
 }
 
 impl Row {

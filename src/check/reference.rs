@@ -159,8 +159,8 @@ fn row(
     let (prefix, quantity) = name.split_once("f64.").unwrap_or(("", name));
     let exact = reference.values(name)?;
     let peer = reference.values(&format!("{prefix}f32.{quantity}"));
-    let at = peer.map_or(String::new(), |peer| format!("PyTorch f32 {:.1e}", relative_error(&peer, &exact)));
-    rows.push(Row { name: label, at, error: relative_error(ours, &exact), bound });
+    let peer = peer.ok().map(|peer| relative_error(&peer, &exact));
+    rows.push(Row { name: label, at: "f32".into(), error: relative_error(ours, &exact), bound, peer });
     Ok(())
 }
 
@@ -276,8 +276,7 @@ fn run<'a, B: Backend>(
         let smaller = largest(&exact) / largest(&exact).max(largest(&partner));
         let error = smaller * relative_error(&values, &exact);
         let peer = of("f32", &tensor).map(|peer| smaller * relative_error(&peer, &exact));
-        let at = peer.map_or(String::new(), |peer| format!("PyTorch f32 {peer:.1e}"));
-        rows.push(Row { name: label, at, error, bound: 1e-5 });
+        rows.push(Row { name: label, at: "f32".into(), error, bound: 1e-5, peer: peer.ok() });
     }
     Ok(())
 }

@@ -135,5 +135,5 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
         error = if one.is_nan() { one } else { error.max(one) };
     }
     learner.restore(&start)?;
-    Ok(Row { name: format!("step: {name}"), at: "f64".into(), error, bound: BOUND })
+    Ok(Row { name: format!("step: {name}"), at: "f64".into(), error, bound: BOUND, peer: None })
 }

@@ -39,7 +39,7 @@ pub fn run(args: Args) -> Result<()> {
             .iter()
             .map(|row| {
                 json!({"name": row.name, "at": row.at, "error": row.error, "bound": row.bound,
-                       "passed": row.passed()})
+                       "passed": row.passed(), "pytorch_f32_error": row.peer})
             })
             .collect();
         let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
@@ -53,13 +53,14 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn print(rows: &[Row]) {
-    let mut table = table::table(&["check", "at", "error", "bound", ""]);
+    let mut table = table::table(&["check", "at", "error", "bound", "PyTorch f32", ""]);
     for row in rows {
         table.add_row([
             row.name.clone(),
             row.at.clone(),
             format!("{:.1e}", row.error),
             format!("{:.0e}", row.bound),
+            row.peer.map_or(String::new(), |peer| format!("{peer:.1e}")),
             if row.passed() { "ok" } else { "FAILED" }.to_string(),
         ]);
     }
