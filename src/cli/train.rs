@@ -201,26 +201,20 @@ pub fn run(args: Args) -> Result<()> {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options);
         settings.validate()?;
-        (None, settings)
+        (RunDir::vacant(&args.output, args.overwrite)?, settings)
     };
     let backend = common::device(&settings.device, settings.precision)?;
     monitor.line(&format!("device: {}", clip_engine::backend::Backend::describe(&backend)));
     let (model, cache) = common::model_and_cache(&settings, &monitor)?;
     let counts = Split::ALL.map(|split| format!("{} {split}", cache.split(split).len()));
     monitor.line(&format!("{} classes, images: {}", cache.class_names().len(), counts.join(", ")));
-    let resumed = dir.is_some();
-    let dir = match dir {
-        Some(dir) => dir,
-        None => RunDir::create(&args.output, args.overwrite)?,
-    };
-    dir.write_settings(&settings)?;
-    let summary = run::train(backend, model, &cache, &settings, &dir, resumed, &monitor)?;
+    let summary = run::train(backend, model, &cache, &settings, &dir, args.resume, &monitor)?;
     print(&summary, &dir);
     Ok(())
 }
 
 /// The run directory and settings of a run to continue.
-fn resume(args: &Args) -> Result<(Option<RunDir>, Settings)> {
+fn resume(args: &Args) -> Result<(RunDir, Settings)> {
     let dir = RunDir::existing(&args.output)?;
     let mut settings = dir.read_settings()?;
     let allowed = Options {
@@ -237,7 +231,7 @@ fn resume(args: &Args) -> Result<(Option<RunDir>, Settings)> {
     }
     allowed.apply(&mut settings);
     settings.validate()?;
-    Ok((Some(dir), settings))
+    Ok((dir, settings))
 }
 
 fn print(summary: &Summary, dir: &RunDir) {

@@ -112,9 +112,11 @@ pub fn train<B: Backend>(
             return Err(TrainError::Resume { path, problem });
         }
         let (progress, values) = state::load(&path, &mut learner)?;
+        dir.write_settings(settings)?;
         let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
         (Some(progress), Some(best))
     } else {
+        dir.begin(settings)?;
         (None, None)
     };
     let steps_per_epoch = cache.split(Split::Train).len().div_ceil(settings.batch_size) as u64;

@@ -28,20 +28,26 @@ impl RunDir {
         Ok(run)
     }
 
-    /// A directory for a new run. One that holds anything is refused, or with `overwrite` emptied of an
-    /// earlier run's files.
-    pub fn create(path: &Path, overwrite: bool) -> Result<Self> {
-        let run = RunDir { path: path.to_path_buf() };
-        std::fs::create_dir_all(path).map_err(TrainError::io(path, "create the folder"))?;
-        let entries = std::fs::read_dir(path).map_err(TrainError::io(path, "list the folder"))?;
-        let occupied = entries.count() > 0;
-        if occupied && !overwrite {
-            return Err(TrainError::RunExists { path: path.to_path_buf() });
+    /// The directory of a run to come. One that holds anything is refused unless it may be overwritten.
+    /// Nothing is written yet: that is [`RunDir::begin`]'s, once all else is known to be right.
+    pub fn vacant(path: &Path, overwrite: bool) -> Result<Self> {
+        match std::fs::read_dir(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(TrainError::io(path, "list the folder")(e)),
+            Ok(mut entries) => {
+                if entries.next().is_some() && !overwrite {
+                    return Err(TrainError::RunExists { path: path.to_path_buf() });
+                }
+            }
         }
-        if occupied {
-            run.clear()?;
-        }
-        Ok(run)
+        Ok(RunDir { path: path.to_path_buf() })
+    }
+
+    /// Makes the directory, removes the files of an earlier run, and writes config.toml.
+    pub fn begin(&self, settings: &Settings) -> Result<()> {
+        std::fs::create_dir_all(&self.path).map_err(TrainError::io(&self.path, "create the folder"))?;
+        self.clear()?;
+        self.write_settings(settings)
     }
 
     fn clear(&self) -> Result<()> {

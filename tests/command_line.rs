@@ -1,0 +1,523 @@
+//! The `engine` command on real files: whole runs, and every kind of bad input.
+
+use clip_engine::data::Split;
+use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+/// What a finished command left.
+struct Done {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+fn command(args: &[&str], cache: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
+    command.args(args).env("XDG_CACHE_HOME", cache).stdin(Stdio::null());
+    command
+}
+
+/// Runs the engine with caches below `cache`.
+fn engine(args: &[&str], cache: &Path) -> Done {
+    let output = command(args, cache).output().unwrap();
+    Done {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Runs the engine and insists on success.
+fn succeed(args: &[&str], cache: &Path) -> Done {
+    let done = engine(args, cache);
+    assert_eq!(done.code, 0, "{args:?}\n{}{}", done.out, done.err);
+    done
+}
+
+/// Runs the engine and insists on one error line that contains every part of `expected`.
+fn fail(code: i32, args: &[&str], cache: &Path, expected: &[&str]) -> Done {
+    let done = engine(args, cache);
+    assert_eq!(done.code, code, "{args:?}\n{}{}", done.out, done.err);
+    let errors: Vec<&str> = done.err.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{args:?}: one error line, found\n{}", done.err);
+    assert!(done.err.trim_end().ends_with(errors[0]), "nothing after the error line:\n{}", done.err);
+    for part in expected {
+        assert!(errors[0].contains(part), "{args:?}: {part:?} is not in\n{}", errors[0]);
+    }
+    assert!(!done.err.contains("panicked"), "{}", done.err);
+    done
+}
+
+fn demo_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-clip")
+}
+
+/// A copy of the demo model that a test may damage.
+fn model_copy(to: &Path) -> PathBuf {
+    let dir = to.join("model");
+    std::fs::create_dir_all(&dir).unwrap();
+    for entry in std::fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    dir
+}
+
+/// An image folder of drawn flowers: three classes, this many of each in train, val and test.
+fn flowers(to: &Path, counts: [usize; 3]) -> PathBuf {
+    let root = to.join("flowers");
+    let names = demo_class_names();
+    let mut written = std::collections::HashMap::new();
+    for image in demo_dataset(7).filter(|image| image.label < 3) {
+        let wanted = counts[Split::ALL.iter().position(|&s| s == image.split).unwrap()];
+        let count = written.entry((image.split, image.label)).or_insert(0usize);
+        if *count == wanted {
+            continue;
+        }
+        let dir = root.join(image.split.name()).join(names[image.label as usize].replace(' ', "_"));
+        std::fs::create_dir_all(&dir).unwrap();
+        let side = IMAGE_SIZE as u32;
+        let png = image::RgbImage::from_raw(side, side, image.pixels).unwrap();
+        png.save(dir.join(format!("{count:03}.png"))).unwrap();
+        *count += 1;
+    }
+    root
+}
+
+struct Place {
+    dir: TempDir,
+    data: String,
+    model: String,
+}
+
+impl Place {
+    fn new(counts: [usize; 3]) -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let data = flowers(dir.path(), counts).display().to_string();
+        Place { dir, data, model: demo_model().display().to_string() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path().join(name).display().to_string()
+    }
+
+    fn class_dir(&self, split: &str) -> PathBuf {
+        Path::new(&self.data).join(split).join(demo_class_names()[1].replace(' ', "_"))
+    }
+
+    /// Arguments of a short run into `run`; `more` goes before the defaults of a test run.
+    fn train<'a>(&'a self, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+        let mut args = vec!["train", "--data", &self.data, "--model", &self.model, "--output", run];
+        for [flag, value] in
+            [["--epochs", "3"], ["--batch-size", "5"], ["--lr-lora", "0.001"], ["--early-stop", "off"]]
+        {
+            if !more.contains(&flag) {
+                args.extend([flag, value]);
+            }
+        }
+        args.extend(more);
+        args
+    }
+}
+
+/// The lines of metrics.jsonl without what depends on the clock.
+fn metrics(run: &str) -> Vec<Value> {
+    let text = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines
+        .map(|mut line| {
+            line.as_object_mut().unwrap().remove("images_per_s");
+            line
+        })
+        .collect()
+}
+
+fn bytes(run: &str, file: &str) -> Vec<u8> {
+    std::fs::read(Path::new(run).join(file)).unwrap()
+}
+
+fn json(run: &str, file: &str) -> Value {
+    serde_json::from_slice(&bytes(run, file)).unwrap()
+}
+
+const TRAINED: [&str; 3] =
+    ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "head.safetensors"];
+
+#[test]
+fn a_run_on_photos_leaves_everything_it_promises() {
+    let place = Place::new([6, 4, 5]);
+    let run = place.at("run");
+    let done = succeed(&place.train(&run, &[]), place.path());
+    for word in ["zero-shot, test", "fine-tuned, val", "fine-tuned, test", "trained parameters"] {
+        assert!(done.out.contains(word), "{word} is not in\n{}", done.out);
+    }
+    let lines = metrics(&run);
+    let of = |kind: &str| lines.iter().filter(|line| line["type"] == kind).count();
+    assert_eq!((of("step"), of("epoch"), lines.len()), (3 * 4, 3, 15));
+    assert_eq!(lines[0]["step"], 1);
+    for key in ["loss", "loss_head", "loss_text", "lr", "grad_norm", "loss_scale"] {
+        assert!(lines[0][key].as_f64().unwrap().is_finite(), "{key}");
+    }
+    let summary = json(&run, "summary.json");
+    assert_eq!(summary["test"]["images"], 15);
+    let best = summary["best_epoch"].as_u64().unwrap();
+    let epochs: Vec<&Value> = lines.iter().filter(|line| line["type"] == "epoch").collect();
+    assert_eq!(epochs[best as usize - 1]["val"], summary["val"]);
+    let top1 = |line: &Value| line["val"]["top1"].as_f64().unwrap();
+    assert!(epochs.iter().all(|line| top1(line) <= top1(epochs[best as usize - 1])));
+
+    // What was saved is what was tested.
+    let eval = succeed(&["eval", "--run", &run, "--json"], place.path());
+    assert_eq!(serde_json::from_str::<Value>(&eval.out).unwrap(), summary["test"]);
+
+    // Adapters of all layers moved, B from zero; nothing frozen is stored.
+    let adapter = bytes(&run, TRAINED[0]);
+    let adapter = safetensors::SafeTensors::deserialize(&adapter).unwrap();
+    assert!(adapter.names().iter().all(|n| n.ends_with("lora_A.weight") || n.ends_with("lora_B.weight")));
+    let config = json(&run, "adapter/adapter_config.json");
+    assert_eq!((config["r"].as_u64(), config["lora_alpha"].as_f64()), (Some(8), Some(16.0)));
+    for (name, view) in adapter.tensors() {
+        assert!(view.data().iter().any(|&b| b != 0), "{name} is still zero");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_config_toml_repeats_a_run() {
+    let place = Place::new([6, 3, 2]);
+    let (first, second, third) = (place.at("first"), place.at("second"), place.at("third"));
+    succeed(&place.train(&first, &[]), place.path());
+    succeed(&place.train(&second, &[]), place.path());
+    let config = format!("{first}/config.toml");
+    succeed(&["train", "--config", &config, "--output", &third], place.path());
+    for other in [&second, &third] {
+        assert_eq!(metrics(&first), metrics(other));
+        for file in TRAINED {
+            assert!(bytes(&first, file) == bytes(other, file), "{file} differs");
+        }
+    }
+    let fourth = place.at("fourth");
+    succeed(&place.train(&fourth, &["--seed", "43"]), place.path());
+    assert_ne!(metrics(&first), metrics(&fourth));
+}
+
+#[test]
+fn a_resumed_run_ends_where_an_unbroken_one_does() {
+    let place = Place::new([6, 3, 2]);
+    let (whole, parts) = (place.at("whole"), place.at("parts"));
+    succeed(&place.train(&whole, &["--epochs", "4"]), place.path());
+    succeed(&place.train(&parts, &["--epochs", "2"]), place.path());
+    succeed(&["train", "--resume", "--output", &parts, "--epochs", "4"], place.path());
+    assert_eq!(metrics(&whole), metrics(&parts));
+    for file in TRAINED {
+        assert!(bytes(&whole, file) == bytes(&parts, file), "{file} differs");
+    }
+    let (a, b) = (json(&whole, "summary.json"), json(&parts, "summary.json"));
+    assert_eq!((&a["test"], &a["best_epoch"]), (&b["test"], &b["best_epoch"]));
+}
+
+#[test]
+fn the_head_alone_trains_and_starts_from_another_run() {
+    let place = Place::new([5, 3, 2]);
+    let (linear, lora) = (place.at("linear"), place.at("lora"));
+    succeed(&place.train(&linear, &["--recipe", "linear"]), place.path());
+    assert!(!Path::new(&linear).join("adapter").exists());
+    let warm = place.train(&lora, &["--init-from", &linear, "--epochs", "1", "--schedule", "cosine"]);
+    succeed(&warm, place.path());
+    let loss = |run: &str| metrics(run)[0]["loss_head"].as_f64().unwrap();
+    assert!(loss(&lora) < loss(&linear), "{} is not below {}", loss(&lora), loss(&linear));
+}
+
+#[test]
+fn embed_and_zero_shot_read_the_same_model() {
+    let place = Place::new([2, 2, 4]);
+    let (out, again) = (place.at("features.safetensors"), place.at("again.safetensors"));
+    let embed = ["embed", "--model", &place.model, "--images", &place.data, "--out"];
+    succeed(&[&embed[..], &[&out, "--batch-size", "3"]].concat(), place.path());
+    succeed(&[&embed[..], &[&again, "--batch-size", "7"]].concat(), place.path());
+    let file = std::fs::read(&out).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&file).unwrap();
+    let paths: Vec<String> = serde_json::from_str(&header.metadata().as_ref().unwrap()["paths"]).unwrap();
+    assert_eq!(paths.len(), 3 * 8);
+    assert!(paths.is_sorted());
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        let file = safetensors::SafeTensors::deserialize(bytes).unwrap();
+        let view = file.tensor("features").unwrap();
+        assert_eq!(view.shape()[0], 24);
+        view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let (features, others) = (floats(&file), floats(&std::fs::read(&again).unwrap()));
+    for row in features.chunks_exact(features.len() / 24) {
+        let norm: f32 = row.iter().map(|v| v * v).sum();
+        assert!((norm - 1.0).abs() < 1e-5);
+    }
+    assert!(features.iter().zip(&others).all(|(a, b)| (a - b).abs() < 1e-5), "batches make no difference");
+    let done = succeed(&["zero-shot", "--model", &place.model, "--data", &place.data], place.path());
+    assert!(done.out.contains("| test  |     12 |"), "{}", done.out);
+}
+
+#[test]
+fn prep_writes_a_cache_that_training_uses_and_damage_is_noticed() {
+    let place = Place::new([3, 2, 2]);
+    let prep = ["prep", "--data", &place.data, "--model", &place.model];
+    let first = succeed(&prep, place.path());
+    assert!(first.err.contains("wrote the cache"), "{}", first.err);
+    let run = place.at("run");
+    let train = place.train(&run, &["--epochs", "1", "--overwrite"]);
+    assert!(succeed(&train, place.path()).err.contains("using the cache"));
+    let cache = std::fs::read_dir(place.path().join("clip-engine")).unwrap().next().unwrap().unwrap().path();
+    let whole = std::fs::read(&cache).unwrap();
+    std::fs::write(&cache, &whole[..whole.len() / 2]).unwrap();
+    assert!(succeed(&train, place.path()).err.contains("wrote the cache"), "a cache cut short is rebuilt");
+    assert!(std::fs::read(&cache).unwrap() == whole);
+    // Another image size is another cache.
+    let other = succeed(&["prep", "--data", &place.data], place.path());
+    assert!(other.err.contains("wrote the cache") && other.out.contains("[224, 224, 3]"), "{}", other.out);
+}
+
+#[test]
+fn bad_data_is_named_with_a_remedy() {
+    let place = Place::new([2, 2, 2]);
+    let run = place.at("run");
+    let with_data = |data: &str, expected: &[&str]| {
+        let args = ["train", "--data", data, "--model", &place.model, "--output", &run];
+        fail(1, &args, place.path(), expected);
+        assert!(!Path::new(&run).exists(), "no run directory is left");
+    };
+    with_data(&place.at("nowhere"), &["nowhere", "check the path"]);
+    std::fs::create_dir(place.at("empty")).unwrap();
+    with_data(&place.at("empty"), &["empty", "--data takes"]);
+    let class = place.class_dir("train");
+    let kept = std::fs::read(class.join("000.png")).unwrap();
+    for file in ["000.png", "001.png"] {
+        std::fs::remove_file(class.join(file)).unwrap();
+    }
+    with_data(&place.data, &[&class.display().to_string(), "without images"]);
+    std::fs::write(class.join("000.jpg"), "this is no photo\n").unwrap();
+    with_data(&place.data, &["000.jpg", "--skip-bad-images"]);
+    let jpeg = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/photos/base_420_q60.jpg");
+    let jpeg = std::fs::read(jpeg).unwrap();
+    std::fs::write(class.join("000.jpg"), &jpeg[..jpeg.len() * 2 / 3]).unwrap();
+    with_data(&place.data, &["000.jpg", "--skip-bad-images"]);
+    // With a good photo beside it, the bad one can be left out.
+    std::fs::write(class.join("001.png"), kept).unwrap();
+    let done = succeed(&place.train(&run, &["--skip-bad-images", "--epochs", "1"]), place.path());
+    assert!(done.err.contains("1 images could not be decoded"), "{}", done.err);
+}
+
+#[test]
+fn a_bad_model_is_named_with_a_remedy() {
+    let place = Place::new([2, 2, 2]);
+    let run = place.at("run");
+    let model = model_copy(place.path());
+    let name = model.display().to_string();
+    let check = |expected: &[&str]| {
+        let args = ["train", "--data", &place.data, "--model", &name, "--output", &run];
+        fail(1, &args, place.path(), expected);
+    };
+    let tensors = std::fs::read(model.join("model.safetensors")).unwrap();
+    let config = std::fs::read_to_string(model.join("config.json")).unwrap();
+    std::fs::write(model.join("model.safetensors"), &tensors[..tensors.len() - 100]).unwrap();
+    check(&["model.safetensors", "fetch it again"]);
+    let mut lying = tensors.clone();
+    lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    std::fs::write(model.join("model.safetensors"), lying).unwrap();
+    check(&["model.safetensors", "fetch it again"]);
+    std::fs::write(model.join("model.safetensors"), &tensors).unwrap();
+    let mut other: Value = serde_json::from_str(&config).unwrap();
+    let layers = other["vision_config"]["num_hidden_layers"].as_u64().unwrap();
+    other["vision_config"]["num_hidden_layers"] = (layers + 1).into();
+    std::fs::write(model.join("config.json"), other.to_string()).unwrap();
+    check(&["config.json disagrees with the weights"]);
+    std::fs::write(model.join("config.json"), &config).unwrap();
+    std::fs::rename(model.join("tokenizer.json"), model.join("gone")).unwrap();
+    check(&["no tokenizer", "add tokenizer.json"]);
+    let args = ["train", "--data", &place.data, "--model", "openai/nowhere", "--output", &run];
+    fail(1, &args, place.path(), &["openai/nowhere", "--model"]);
+}
+
+#[test]
+fn flags_that_make_no_sense_are_wrong_usage() {
+    let place = Place::new([2, 2, 2]);
+    let run = place.at("run");
+    for (more, expected) in [
+        (&["--epochs", "0"][..], &["--epochs"][..]),
+        (&["--rank", "0"], &["--rank"]),
+        (&["--lr-head=-1"], &["--lr-head"]),
+        (&["--demo"], &["--demo", "--data"]),
+        (&["--targets", "q_proj,q_proj"], &["--targets", "twice"]),
+        (&["--template", "no place for the class"], &["--templates"]),
+    ] {
+        fail(2, &place.train(&run, more), place.path(), expected);
+    }
+    for args in
+        [&["train"][..], &["train", "--demo", "--nonsense"], &["train", "--demo", "--early-stop", "0"]]
+    {
+        assert_eq!(engine(args, place.path()).code, 2, "{args:?}");
+    }
+    fail(1, &place.train(&run, &["--device", "cuda"]), place.path(), &["--device cuda", "--device cpu"]);
+    fail(1, &place.train(&run, &["--precision", "f16"]), place.path(), &["--precision", "f32"]);
+    assert!(!Path::new(&run).exists());
+}
+
+#[test]
+fn an_existing_run_is_not_touched_unasked() {
+    let place = Place::new([2, 2, 2]);
+    let run = place.at("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(Path::new(&run).join("notes.txt"), "mine").unwrap();
+    let train = place.train(&run, &["--epochs", "1"]);
+    fail(1, &train, place.path(), &["not empty", "--resume", "--overwrite"]);
+    fail(1, &["train", "--resume", "--output", &run], place.path(), &["config.toml"]);
+    succeed(&[&train[..], &["--overwrite"]].concat(), place.path());
+    assert_eq!(bytes(&run, "notes.txt"), b"mine", "--overwrite removes a run's files only");
+    let resume = ["train", "--resume", "--output", &run, "--rank", "4"];
+    fail(2, &resume, place.path(), &["--resume", "--epochs"]);
+    std::fs::remove_file(Path::new(&run).join("state.safetensors")).unwrap();
+    fail(1, &resume[..4], place.path(), &["state.safetensors", "--overwrite"]);
+}
+
+#[test]
+fn adapters_and_heads_of_something_else_are_refused() {
+    let place = Place::new([2, 2, 2]);
+    let (run, other) = (place.at("run"), place.at("other"));
+    succeed(&place.train(&run, &["--epochs", "1"]), place.path());
+    let from = ["--init-from", &run, "--epochs", "1", "--overwrite"];
+    let with = |more: &[&'static str]| [&from[..], more].concat();
+    fail(1, &place.train(&other, &with(&["--rank", "4"])), place.path(), &["rank 8", "--rank"]);
+    fail(
+        1,
+        &place.train(&other, &["--init-from", &place.at("none")]),
+        place.path(),
+        &["none", "--init-from"],
+    );
+    let adapter = Path::new(&run).join(TRAINED[0]);
+    let whole = std::fs::read(&adapter).unwrap();
+    std::fs::write(&adapter, &whole[..whole.len() - 8]).unwrap();
+    fail(1, &place.train(&other, &with(&[])), place.path(), &["adapter_model.safetensors"]);
+    std::fs::write(&adapter, &whole).unwrap();
+    let renamed = place.class_dir("train").with_file_name("zinnia");
+    for split in ["train", "val", "test"] {
+        let class = place.class_dir(split);
+        std::fs::rename(&class, class.with_file_name("zinnia")).unwrap();
+    }
+    assert!(renamed.is_dir());
+    fail(1, &place.train(&other, &with(&[])), place.path(), &["head.safetensors", "classes"]);
+    fail(1, &["eval", "--run", &run], place.path(), &["head.safetensors", "classes"]);
+}
+
+#[cfg(unix)]
+mod signals {
+    use super::*;
+    use std::io::Read;
+    use std::time::{Duration, Instant};
+
+    /// Starts the engine, sends SIGINT once `ready` says so, and waits for the end.
+    fn interrupt(args: &[&str], cache: &Path, ready: impl Fn() -> bool) -> Done {
+        let mut child = command(args, cache).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !ready() && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "never ready");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let pid = child.id().to_string();
+        Command::new("kill").args(["-INT", &pid]).status().unwrap();
+        let code = child.wait().unwrap().code().unwrap_or(-1);
+        let mut done = Done { code, out: String::new(), err: String::new() };
+        child.stdout.unwrap().read_to_string(&mut done.out).unwrap();
+        child.stderr.unwrap().read_to_string(&mut done.err).unwrap();
+        done
+    }
+
+    #[test]
+    fn ctrl_c_in_training_stops_cleanly_and_the_run_goes_on_later() {
+        let place = Place::new([8, 4, 4]);
+        let (run, whole) = (place.at("run"), place.at("whole"));
+        let state = Path::new(&run).join("state.safetensors");
+        let long = ["--epochs", "400"];
+        let done = interrupt(&place.train(&run, &long), place.path(), || state.exists());
+        assert_eq!(done.code, 1, "{}", done.err);
+        assert!(done.err.contains("--resume --output"), "{}", done.err);
+        let epoch: u64 = done
+            .err
+            .split("interrupted after epoch ")
+            .nth(1)
+            .unwrap()
+            .split(';')
+            .next()
+            .unwrap()
+            .parse()
+            .unwrap();
+        let target = (epoch + 2).to_string();
+        succeed(&["eval", "--run", &run], place.path());
+        succeed(&["train", "--resume", "--output", &run, "--epochs", &target], place.path());
+        succeed(&place.train(&whole, &["--epochs", &target]), place.path());
+        assert_eq!(metrics(&run), metrics(&whole), "no line is lost or doubled");
+        for file in TRAINED {
+            assert!(bytes(&run, file) == bytes(&whole, file), "{file} differs");
+        }
+    }
+
+    #[test]
+    fn ctrl_c_in_prep_leaves_nothing() {
+        let place = Place::new([16, 10, 30]);
+        // Large photos, so that there is time to interrupt.
+        let class = place.class_dir("train");
+        let large =
+            image::RgbImage::from_fn(3000, 2000, |x, y| image::Rgb([x as u8, y as u8, (x ^ y) as u8]));
+        large.save(class.join("large.bmp")).unwrap();
+        for i in 0..60 {
+            std::fs::hard_link(class.join("large.bmp"), class.join(format!("large{i}.bmp"))).unwrap();
+        }
+        let cache = place.path().join("clip-engine");
+        let started = || std::fs::read_dir(&cache).is_ok_and(|mut entries| entries.next().is_some());
+        let prep = ["prep", "--data", &place.data, "--model", &place.model];
+        let done = interrupt(&prep, place.path(), started);
+        assert_eq!(done.code, 1, "{}", done.err);
+        assert!(done.err.contains("interrupted"), "{}", done.err);
+        assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 0, "nothing is left in the cache folder");
+        succeed(&prep, place.path());
+    }
+
+    #[test]
+    fn a_full_disk_is_said_and_leaves_nothing_half_written() {
+        let place = Place::new([8, 4, 4]);
+        let run = place.at("run");
+        // A limit on file sizes stands in for the full disk: writes fail with an error just the same.
+        let limited = |blocks: u32, args: &[&str]| {
+            let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+            let output = Command::new("bash")
+                .args(["-c", &script, env!("CARGO_BIN_EXE_engine")])
+                .args(args)
+                .env("XDG_CACHE_HOME", place.path())
+                .stdin(Stdio::null())
+                .output()
+                .unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let prep = ["prep", "--data", &place.data, "--model", &place.model];
+        let (code, err) = limited(100, &prep);
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("--cache"), "{err}");
+        assert_eq!(std::fs::read_dir(place.path().join("clip-engine")).unwrap().count(), 0);
+        succeed(&prep, place.path());
+        let (code, err) = limited(100, &place.train(&run, &["--epochs", "1"]));
+        assert_eq!(code, Some(1), "{err}");
+        assert!(err.contains("cannot write") && err.contains(&run) && err.contains("free space"), "{err}");
+        for entry in walkdir::WalkDir::new(&run) {
+            let entry = entry.unwrap();
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".safetensors") {
+                let whole = std::fs::read(entry.path()).unwrap();
+                assert!(safetensors::SafeTensors::deserialize(&whole).is_ok(), "{name} is whole");
+            }
+            assert!(!name.starts_with(".tmp"), "{name} is left over");
+        }
+    }
+}
