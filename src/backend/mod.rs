@@ -18,8 +18,13 @@ pub enum BackendError {
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// An operation was handed tensors that do not fit together.
-    #[error("{op}: {what} is {found}, expected {expected}")]
-    Shape { op: &'static str, what: &'static str, expected: Shape, found: Shape },
+    #[error("{op}: {what} is {}, expected {}", shapes[1], shapes[0])]
+    Shape {
+        op: &'static str,
+        what: &'static str,
+        /// What was expected and what was found; boxed to keep results small.
+        shapes: Box<[Shape; 2]>,
+    },
     /// An operation was handed a size it cannot work with.
     #[error("{op}: {problem}")]
     Invalid { op: &'static str, problem: String },
@@ -381,7 +386,7 @@ pub(crate) fn expect_matrix(
     if found.columns() == columns && found.elements() == rows * columns {
         return Ok(());
     }
-    Err(BackendError::Shape { op, what, expected: [rows, columns].into(), found })
+    Err(BackendError::Shape { op, what, shapes: Box::new([[rows, columns].into(), found]) })
 }
 
 /// Checks that `found` is `expected`.
@@ -392,5 +397,8 @@ pub(crate) fn expect_shape(
     found: Shape,
 ) -> Result<()> {
     let expected = expected.into();
-    if expected == found { Ok(()) } else { Err(BackendError::Shape { op, what, expected, found }) }
+    if expected == found {
+        return Ok(());
+    }
+    Err(BackendError::Shape { op, what, shapes: Box::new([expected, found]) })
 }

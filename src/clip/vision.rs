@@ -5,6 +5,7 @@ use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, R
 use super::config::VisionConfig;
 use super::source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, PatchEmbedding, Result};
+use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
 use crate::tune::{BlockLora, LoraSpec, lora::LoraInit};
 
@@ -17,10 +18,7 @@ pub struct Normalisation {
 
 impl Normalisation {
     /// CLIP's own constants.
-    pub const CLIP: Normalisation = Normalisation {
-        mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
-    };
+    pub const CLIP: Normalisation = Normalisation { mean: CLIP_MEAN, std: CLIP_STD };
 }
 
 /// The exact savings, which can be switched off to compare with the full computation.
