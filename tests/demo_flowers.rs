@@ -97,6 +97,26 @@ fn demo_kinds_are_new_to_the_model_but_every_pair_of_their_attributes_is_not() {
     }
 }
 
+#[test]
+fn flowers_are_drawn_as_when_the_model_was_made() {
+    let file = std::fs::read(repository("tests/fixtures/demo/reference.safetensors")).unwrap();
+    let reference = SafeTensors::deserialize(&file).unwrap().tensor("pixels").unwrap();
+    assert_eq!(reference.shape(), [demo_classes().len(), IMAGE_SIZE, IMAGE_SIZE, 3]);
+    let pictures = reference.data().chunks_exact(IMAGE_SIZE * IMAGE_SIZE * 3);
+    let first_of_test =
+        demo_dataset(42).filter(|image| image.split == DemoSplit::Test && image.name.ends_with("/000.png"));
+    for (drawn, expected) in first_of_test.zip(pictures) {
+        let differences: Vec<u8> = drawn.pixels.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).collect();
+        // One platform's sine is not another's: a sample on a petal's rim may fall on its other side.
+        let changed = differences.iter().filter(|&&difference| difference > 1).count();
+        assert!(
+            changed * 200 < differences.len(),
+            "{}: {changed} values differ; make the model again",
+            drawn.name
+        );
+    }
+}
+
 /// Mean colour of the ring between centre and rim over twelve plain studio flowers.
 fn mean_petal_colour(colour: Colour) -> [f32; 3] {
     let kind = FlowerKind {

@@ -192,14 +192,21 @@ impl Centre {
     }
 }
 
-/// One sort of flower: a combination of attributes.
+/// One sort of flower: a combination of attributes. Not every combination can be drawn; [`all_kinds`] lists
+/// those that can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowerKind {
+    /// Rings of petals.
     pub rings: Rings,
+    /// Petals in each ring.
     pub petals: Petals,
+    /// What is on the petals beside their colour.
     pub marking: Marking,
+    /// Main colour of the petals.
     pub colour: Colour,
+    /// Shape of the petals.
     pub form: Form,
+    /// Colour of the middle.
     pub centre: Centre,
 }
 
