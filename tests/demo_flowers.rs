@@ -42,15 +42,14 @@ fn a_picture_does_not_depend_on_the_ones_before_it() {
 
 #[test]
 fn the_set_has_the_promised_sizes_and_no_picture_twice() {
-    let classes = demo_classes().len();
     let images: Vec<_> = demo_dataset(42).collect();
     assert_eq!(images.len(), demo_dataset(42).len());
     let names = demo_class_names();
     for split in DemoSplit::ALL {
-        for label in 0..classes {
+        for (label, name) in names.iter().enumerate() {
             let of_class = images.iter().filter(|image| image.split == split && image.label == label as u32);
             assert_eq!(of_class.clone().count(), split.per_class());
-            let folder = format!("{}/{}/", split.as_str(), names[label]);
+            let folder = format!("{}/{name}/", split.as_str());
             assert!(of_class.clone().all(|image| image.name.starts_with(&folder)));
         }
     }
