@@ -43,15 +43,14 @@ fn a_picture_does_not_depend_on_the_ones_before_it() {
 
 #[test]
 fn the_set_has_the_promised_sizes_and_no_picture_twice() {
-    let classes = demo_classes().len();
     let images: Vec<_> = demo_dataset(42).collect();
     assert_eq!(images.len(), demo_dataset(42).len());
     let names = demo_class_names();
     for split in Split::ALL {
-        for label in 0..classes {
+        for (label, name) in names.iter().enumerate() {
             let of_class = images.iter().filter(|image| image.split == split && image.label == label as u32);
             assert_eq!(of_class.clone().count(), per_class(split));
-            let folder = format!("{}/{}/", split.name(), names[label]);
+            let folder = format!("{split}/{name}/");
             assert!(of_class.clone().all(|image| image.name.starts_with(&folder)));
         }
     }
@@ -95,6 +94,26 @@ fn demo_kinds_are_new_to_the_model_but_every_pair_of_their_attributes_is_not() {
     ] {
         let distinct: HashSet<usize> = seen.iter().map(|kind| kind[attribute]).collect();
         assert_eq!(distinct.len(), count);
+    }
+}
+
+#[test]
+fn flowers_are_drawn_as_when_the_model_was_made() {
+    let file = std::fs::read(repository("tests/fixtures/demo/reference.safetensors")).unwrap();
+    let reference = SafeTensors::deserialize(&file).unwrap().tensor("pixels").unwrap();
+    assert_eq!(reference.shape(), [demo_classes().len(), IMAGE_SIZE, IMAGE_SIZE, 3]);
+    let pictures = reference.data().chunks_exact(IMAGE_SIZE * IMAGE_SIZE * 3);
+    let first_of_test =
+        demo_dataset(42).filter(|image| image.split == Split::Test && image.name.ends_with("/000.png"));
+    for (drawn, expected) in first_of_test.zip(pictures) {
+        let differences: Vec<u8> = drawn.pixels.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).collect();
+        // One platform's sine is not another's: a sample on a petal's rim may fall on its other side.
+        let changed = differences.iter().filter(|&&difference| difference > 1).count();
+        assert!(
+            changed * 200 < differences.len(),
+            "{}: {changed} values differ; make the model again",
+            drawn.name
+        );
     }
 }
 

@@ -46,7 +46,7 @@ def arguments():
     parser.add_argument("--output", type=Path, default=ASSETS, help="model directory")
     parser.add_argument("--work", type=Path, default=ROOT / "target" / "demo", help="where the pictures are drawn")
     parser.add_argument("--images", type=int, default=30000, help="pre-training pictures")
-    parser.add_argument("--steps", type=int, default=950, help="pre-training steps")
+    parser.add_argument("--steps", type=int, default=1200, help="pre-training steps")
     parser.add_argument("--batch-size", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--threads", type=int, default=2)

@@ -98,12 +98,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Training steps and evaluations of random images.
-fn step(
-    backend: &(impl Backend + Clone),
-    config: &ClipConfig,
-    args: &Args,
-    report: &mut Value,
-) -> Result<()> {
+fn step(backend: &impl Backend, config: &ClipConfig, args: &Args, report: &mut Value) -> Result<()> {
     let batch = args.batch_size as usize;
     let mut learner = learner(backend.clone(), config, args)?;
     let side = config.vision.image_size;

@@ -240,7 +240,7 @@ impl<'a> SplitView<'a> {
         }
         if batch.shape() != shape {
             let found = batch.shape();
-            return Err(TensorError::Shape { what: "gather", expected: shape, found }.into());
+            return Err(TensorError::shape("gather", shape, found).into());
         }
         let size = self.cache.header.image_bytes() as usize;
         for (&index, row) in indices.iter().zip(batch.bytes_mut().chunks_exact_mut(size)) {

@@ -24,11 +24,22 @@ pub enum TensorError {
     #[error("shape {shape} of {dtype} takes {expected} bytes, found {found}")]
     Length { shape: Shape, dtype: DType, expected: usize, found: usize },
     /// Two shapes that must agree do not.
-    #[error("{what}: expected shape {expected}, found {found}")]
-    Shape { what: &'static str, expected: Shape, found: Shape },
+    #[error("{what}: expected shape {}, found {}", shapes[0], shapes[1])]
+    Shape {
+        what: &'static str,
+        /// What was expected and what was found; boxed to keep results small.
+        shapes: Box<[Shape; 2]>,
+    },
     /// There is no conversion between these element types.
     #[error("cannot convert {from} to {to}")]
     Convert { from: DType, to: DType },
+}
+
+impl TensorError {
+    /// Two shapes that must agree and do not.
+    pub fn shape(what: &'static str, expected: Shape, found: Shape) -> Self {
+        TensorError::Shape { what, shapes: Box::new([expected, found]) }
+    }
 }
 
 /// One cache line; the unit of allocation, so that every tensor starts on a 64-byte boundary.
@@ -89,7 +100,7 @@ impl Tensor {
     pub fn reshape(mut self, shape: impl Into<Shape>) -> Result<Self, TensorError> {
         let shape = shape.into();
         if shape.elements() != self.shape.elements() {
-            return Err(TensorError::Shape { what: "reshape", expected: self.shape, found: shape });
+            return Err(TensorError::shape("reshape", self.shape, shape));
         }
         self.shape = shape;
         Ok(self)
@@ -190,7 +201,7 @@ impl<'a> View<'a> {
     /// Writes the elements into `out`, which has the same shape, converting as [`View::to_tensor`] does.
     pub fn convert_into(&self, out: &mut Tensor) -> Result<(), TensorError> {
         if out.shape != self.shape {
-            return Err(TensorError::Shape { what: "copy", expected: out.shape, found: self.shape });
+            return Err(TensorError::shape("copy", out.shape, self.shape));
         }
         let bytes = self.bytes;
         match (self.dtype, out.dtype) {

@@ -316,7 +316,7 @@ impl<B: Backend> Learner<B> {
         let expected = Shape::from([batch]);
         if images.shape().rows() != batch {
             let found = images.shape();
-            return Err(TensorError::Shape { what: "labels of a batch of images", expected, found }.into());
+            return Err(TensorError::shape("labels of a batch of images", expected, found).into());
         }
         if self.labels.shape().rows() != batch {
             self.activations.set_batch(batch)?;

@@ -192,14 +192,21 @@ impl Centre {
     }
 }
 
-/// One sort of flower: a combination of attributes.
+/// One sort of flower: a combination of attributes. Not every combination can be drawn; [`all_kinds`] lists
+/// those that can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FlowerKind {
+    /// Rings of petals.
     pub rings: Rings,
+    /// Petals in each ring.
     pub petals: Petals,
+    /// What is on the petals beside their colour.
     pub marking: Marking,
+    /// Main colour of the petals.
     pub colour: Colour,
+    /// Shape of the petals.
     pub form: Form,
+    /// Colour of the middle.
     pub centre: Centre,
 }
 
@@ -244,30 +251,46 @@ pub fn pretraining_kinds() -> Vec<FlowerKind> {
     all_kinds().into_iter().filter(|kind| !held_out.contains(kind)).collect()
 }
 
-/// The twelve classes of the demo, in label order: four families, each of three kinds that share most of
-/// their attributes, so that colour alone does not tell them apart.
+/// The twelve classes of the demo, in label order: four families of three. In the first three families only
+/// the colour differs, and the colours are neighbours; in the last, only the form.
 pub fn demo_classes() -> Vec<FlowerKind> {
-    let kind = |rings, petals, marking, colour, form, centre| FlowerKind {
-        rings,
-        petals,
-        marking,
-        colour,
-        form,
-        centre,
+    let daisy = FlowerKind {
+        rings: Rings::Single,
+        petals: Petals::Thirteen,
+        marking: Marking::Plain,
+        colour: Colour::White,
+        form: Form::Daisy,
+        centre: Centre::Brown,
     };
-    use {Centre as C, Colour as P, Form as F, Marking as M, Petals as N, Rings as R};
+    let rosette = FlowerKind {
+        rings: Rings::Single,
+        petals: Petals::Five,
+        marking: Marking::DarkThroated,
+        colour: Colour::Violet,
+        form: Form::Rosette,
+        centre: Centre::Yellow,
+    };
+    let ruffle = FlowerKind {
+        rings: Rings::Double,
+        petals: Petals::Eight,
+        marking: Marking::Plain,
+        colour: Colour::Pink,
+        form: Form::Ruffle,
+        centre: Centre::Green,
+    };
+    let edged = FlowerKind { marking: Marking::WhiteEdged, form: Form::Star, ..rosette };
     vec![
-        kind(R::Single, N::Five, M::WhiteEdged, P::Violet, F::Star, C::Yellow),
-        kind(R::Single, N::Five, M::WhiteEdged, P::Violet, F::Pinwheel, C::Yellow),
-        kind(R::Single, N::Five, M::WhiteStriped, P::Blue, F::Star, C::Yellow),
-        kind(R::Single, N::Five, M::DarkThroated, P::Red, F::Heart, C::Yellow),
-        kind(R::Single, N::Five, M::DarkThroated, P::Red, F::Rosette, C::Yellow),
-        kind(R::Double, N::Five, M::DarkThroated, P::Orange, F::Rosette, C::Yellow),
-        kind(R::Single, N::Thirteen, M::Plain, P::White, F::Daisy, C::Brown),
-        kind(R::Single, N::Eight, M::Plain, P::White, F::Daisy, C::Yellow),
-        kind(R::Double, N::Thirteen, M::Plain, P::Yellow, F::Daisy, C::Brown),
-        kind(R::Single, N::Eight, M::Plain, P::Pink, F::Ruffle, C::Green),
-        kind(R::Double, N::Eight, M::Plain, P::Magenta, F::Ruffle, C::Green),
-        kind(R::Single, N::Eight, M::WhiteStriped, P::Pink, F::Pinwheel, C::Green),
+        daisy,
+        FlowerKind { colour: Colour::Yellow, ..daisy },
+        FlowerKind { colour: Colour::Orange, ..daisy },
+        rosette,
+        FlowerKind { colour: Colour::Magenta, ..rosette },
+        FlowerKind { colour: Colour::Blue, ..rosette },
+        ruffle,
+        FlowerKind { colour: Colour::Magenta, ..ruffle },
+        FlowerKind { colour: Colour::Red, ..ruffle },
+        edged,
+        FlowerKind { form: Form::Pinwheel, ..edged },
+        FlowerKind { form: Form::Heart, ..edged },
     ]
 }

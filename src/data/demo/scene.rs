@@ -15,7 +15,8 @@ use super::kind::FlowerKind;
 pub enum World {
     /// Good light, flowers large and facing the viewer, plain surroundings.
     Studio,
-    /// Coloured or failing light, flowers smaller, turned away, crowded or partly hidden, busy surroundings.
+    /// Low evening light that turns every colour towards its warmer neighbour, flowers smaller, turned away,
+    /// crowded or partly hidden, busy surroundings, a noisy camera.
     Field,
 }
 
@@ -28,8 +29,10 @@ struct Ranges {
     companions: f64,
     occlusion: f64,
     brightness: [f32; 2],
-    /// Strength of the colour cast.
-    cast: f32,
+    /// Colour of the light: above 0 red gains what blue loses, below 0 the reverse.
+    warmth: [f32; 2],
+    /// The same for green alone.
+    tint: [f32; 2],
     contrast: [f32; 2],
     shade: [f32; 2],
     blur: [f32; 2],
@@ -44,7 +47,8 @@ const STUDIO: Ranges = Ranges {
     companions: 0.12,
     occlusion: 0.05,
     brightness: [0.85, 1.12],
-    cast: 0.06,
+    warmth: [-0.06, 0.06],
+    tint: [-0.03, 0.03],
     contrast: [0.9, 1.1],
     shade: [0.0, 0.25],
     blur: [0.0, 0.5],
@@ -53,17 +57,18 @@ const STUDIO: Ranges = Ranges {
 
 const FIELD: Ranges = Ranges {
     backgrounds: &[Background::Bokeh, Background::Foliage, Background::Dusk, Background::Stone],
-    radius: [0.25, 0.40],
-    offset: 0.14,
-    tilt: [0.20, 0.90],
-    companions: 0.35,
-    occlusion: 0.30,
-    brightness: [0.60, 1.00],
-    cast: 0.20,
-    contrast: [0.70, 1.05],
-    shade: [0.1, 0.5],
-    blur: [0.3, 0.8],
-    noise: [0.02, 0.06],
+    radius: [0.28, 0.42],
+    offset: 0.12,
+    tilt: [0.10, 0.80],
+    companions: 0.30,
+    occlusion: 0.25,
+    brightness: [0.65, 0.95],
+    warmth: [0.22, 0.36],
+    tint: [-0.05, 0.05],
+    contrast: [0.75, 1.0],
+    shade: [0.1, 0.4],
+    blur: [0.2, 0.7],
+    noise: [0.01, 0.045],
 };
 
 impl World {
@@ -169,8 +174,7 @@ fn paint_blade_across<R: Rng + ?Sized>(pose: &Pose, canvas: &mut Canvas, rng: &m
 fn photograph<R: Rng + ?Sized>(canvas: &Canvas, ranges: &Ranges, light: f32, rng: &mut R) -> Vec<u8> {
     let mut picture = canvas.pixels();
     let brightness = between(rng, ranges.brightness);
-    let warmth = between(rng, [-ranges.cast, ranges.cast]);
-    let tint = between(rng, [-ranges.cast, ranges.cast]) * 0.4;
+    let (warmth, tint) = (between(rng, ranges.warmth), between(rng, ranges.tint));
     let cast = [1.0 + warmth, 1.0 + tint, 1.0 - warmth];
     let contrast = between(rng, ranges.contrast);
     let shade = between(rng, ranges.shade);
