@@ -282,6 +282,20 @@ fn prep_writes_a_cache_that_training_uses_and_damage_is_noticed() {
 }
 
 #[test]
+fn the_demo_needs_no_file_and_no_flag() {
+    let place = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let mut demo = command(&["train", "--demo", "--epochs", "1"], place.path());
+        let output = demo.current_dir(place.path()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let run = place.path().join("runs/demo").display().to_string();
+    let summary = json(&run, "summary.json");
+    assert!(summary["zero_shot"]["top1"].as_f64().unwrap() > 3.0 / 12.0, "well above chance: {summary}");
+    succeed(&["eval", "--run", &run, "--split", "val"], place.path());
+}
+
+#[test]
 fn bad_data_is_named_with_a_remedy() {
     let place = Place::new([2, 2, 2]);
     let run = place.at("run");

@@ -14,17 +14,14 @@ use clip_engine::tune::Target;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
+/// Where the demo's run goes unless --output says otherwise.
+const DEMO_OUTPUT: &str = "runs/demo";
+
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the run is written.
-    #[arg(
-        long,
-        value_name = "RUN",
-        default_value = "runs/demo",
-        default_value_if("demo", "true", "runs/demo")
-    )]
-    #[arg(required_unless_present = "demo")]
-    output: PathBuf,
+    /// Where the run is written [default with --demo: runs/demo, replacing the demo run before].
+    #[arg(long, value_name = "RUN", required_unless_present = "demo")]
+    output: Option<PathBuf>,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -201,7 +198,11 @@ pub fn run(args: Args) -> Result<()> {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options);
         settings.validate()?;
-        (RunDir::vacant(&args.output, args.overwrite)?, settings)
+        let dir = match &args.output {
+            Some(output) => RunDir::vacant(output, args.overwrite)?,
+            None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,
+        };
+        (dir, settings)
     };
     let backend = common::device(&settings.device, settings.precision)?;
     monitor.line(&format!("device: {}", clip_engine::backend::Backend::describe(&backend)));
@@ -215,7 +216,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The run directory and settings of a run to continue.
 fn resume(args: &Args) -> Result<(RunDir, Settings)> {
-    let dir = RunDir::existing(&args.output)?;
+    let dir = RunDir::existing(args.output.as_deref().unwrap_or(Path::new(DEMO_OUTPUT)))?;
     let mut settings = dir.read_settings()?;
     let allowed = Options {
         epochs: args.options.epochs,
