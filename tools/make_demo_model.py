@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def arguments():
 def draw(work, images, seed):
     """Runs the Rust drawer: the demo set as an image folder and, where asked for, a pre-training set."""
     command = ["cargo", "run", "--release", "--quiet", "--example", "01_draw_flowers", "--", "--seed", str(seed)]
+    shutil.rmtree(work / "folder", ignore_errors=True)
     subprocess.run([*command, "--output", str(work / "folder")], cwd=ROOT, check=True)
     if images:
         pretraining = ["--output", str(work / "pretraining"), "--pretraining", str(images)]
@@ -363,13 +365,15 @@ def fine_tune(output, tokenizer, work, seed, lora, epochs=40, early_stop=3):
         if early_stop and waited >= early_stop:
             print(f"  stopped early after epoch {epoch + 1}")
             break
+    test_x, test_y, _ = demo_split(work, "test")
+    _, last, _ = measure(model, head, text, test_x, test_y)
     with torch.no_grad():
         for parameter, kept in zip([*adapters, *head.parameters()], best_state):
             parameter.copy_(kept)
-    test_x, test_y, _ = demo_split(work, "test")
     _, by_head, by_text = measure(model, head, text, test_x, test_y)
-    method = ("lora + head" if lora else "head only") + ("" if early_stop else ", no early stopping")
-    print(f"{method}: best epoch {best_epoch + 1}, test top-1 head {by_head:.1f} %, text {by_text:.1f} %", flush=True)
+    method = "lora + head" if lora else "head only"
+    print(f"{method}: best epoch {best_epoch + 1}, test top-1 head {by_head:.1f} %, text {by_text:.1f} %", end="")
+    print(f"; last epoch {epoch + 1}, head {last:.1f} %", flush=True)
 
 
 def zero_shot(output, tokenizer, work):
@@ -420,7 +424,6 @@ def main():
     zero_shot(options.output, tokenizer, options.work)
     fine_tune(options.output, tokenizer, options.work, options.seed, lora=False)
     fine_tune(options.output, tokenizer, options.work, options.seed, lora=True)
-    fine_tune(options.output, tokenizer, options.work, options.seed, lora=True, early_stop=0)
     if options.output.resolve() == ASSETS:
         write_reference(options.output, tokenizer, options.work)
 
