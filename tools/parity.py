@@ -4,7 +4,8 @@
 
 Makes a model with random weights and a reference (tools/reference.py), lets `engine check --reference` repeat
 it, and prints the largest error of every kind of quantity as Markdown. Errors are against PyTorch in f64 and
-relative to the largest value of the tensor; beside them stands PyTorch's own, f32 against f64. Exit status 1
+relative to the largest value of the tensor (adapters after the last step: as vectors); beside them stands
+PyTorch's own, f32 against f64. Exit status 1
 when a quantity is beyond its bound.
 """
 
@@ -33,9 +34,10 @@ def check(engine: Path, reference: Path) -> list[dict]:
 
 
 def kind(name: str) -> str:
-    """The name without layer and target: "warm.grad lora.3.q_proj.A" is of the kind "grad LoRA A, B not zero"."""
+    """The name without layer and target: "warm.grad lora.3.q_proj.A" is a "gradient of LoRA A, from B ≠ 0"."""
     start = ", from B ≠ 0" if name.startswith("warm.") else ""
     name = re.sub(r"lora\.\d+\.\w+\.([AB])", r"LoRA \1", name.removeprefix("warm."))
+    name = re.sub(r"lora\.\d+\.\w+", "LoRA A and B together", name)
     return name.replace("grad ", "gradient of ") + start
 
 

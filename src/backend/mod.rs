@@ -54,7 +54,8 @@ impl DeviceTensor for Tensor {
     }
 }
 
-/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\].
+/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\]. The rows of `weight` may be longer than `in`,
+/// see [`Backend::weight_stride`]; what is behind the first `in` columns is not looked at.
 pub struct Linear<B: Backend> {
     pub weight: B::Tensor,
     pub bias: Option<B::Tensor>,
@@ -184,6 +185,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Element type of trained tensors, their gradients, optimizer state and losses.
     fn master_dtype(&self) -> DType;
 
+    /// Elements from one row to the next in which this backend wants the weights of layers with `inputs`
+    /// inputs; at least `inputs`.
+    fn weight_stride(&self, inputs: usize) -> usize {
+        inputs
+    }
+
     /// New memory, zeroed.
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self::Tensor>;
     /// New memory with a copy of `source`, converted to `dtype`.
@@ -264,7 +271,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         dx: Option<&mut Self::Tensor>,
     ) -> Result<()>;
 
-    /// folded = W + scale·B·A, for evaluation.
+    /// folded = W + scale·B·A, for evaluation; `folded` has the shape of `weight`.
     fn lora_fold(&self, weight: &Self::Tensor, lora: Lora<'_, Self>, folded: &mut Self::Tensor)
     -> Result<()>;
 

@@ -64,3 +64,12 @@ pub fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     }
     if worst == 0.0 { 0.0 } else { worst / largest }
 }
+
+/// |a − b| / |b| as vectors; infinite where lengths differ.
+pub fn euclidean_error(a: &[f64], b: &[f64]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let difference = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+    if difference == 0.0 { 0.0 } else { difference / b.iter().map(|b| b * b).sum::<f64>().sqrt() }
+}

@@ -3,7 +3,7 @@
 //! The values to meet are the reference's f64 ones, so that the error is this engine's own and not that of
 //! two f32 computations; next to it stands PyTorch's own f32 error on the same numbers.
 
-use super::{CheckError, Row, relative_error};
+use super::{CheckError, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{self, TextTower};
@@ -18,6 +18,7 @@ use crate::train::learner::{Learner, LearnerSpec, TextClassifier};
 use crate::tune::{Head, LoraSpec, Param, Target, lora::LoraInit};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The settings a reference was made with.
@@ -125,10 +126,10 @@ impl LoraInit for Start<'_> {
 /// Compares this engine on `backend` with the reference; one row per quantity. The bounds are those of
 /// f32: features 1e-5, gradients 1e-4, losses 1e-5, trained tensors after the last step 1e-5.
 ///
-/// All errors are relative to the largest value of their tensor, with one exception: A and B of an adapter
-/// after some steps are measured against the larger of the two. A B that started at zero is still as small
-/// as the learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps,
-/// in PyTorch's f32 as in any other.
+/// Errors are relative to the largest value of their tensor. Only after the last step each adapter, A and B
+/// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
+/// learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps, in
+/// PyTorch's f32 as in any other.
 pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
@@ -261,24 +262,31 @@ fn run<'a, B: Backend>(
     let steps = reference.meta.steps;
     let label = format!("{prefix}loss of {steps} steps");
     row(rows, reference, label, &format!("{prefix}f64.traj.loss"), &losses, 1e-5)?;
-    for (tensor, values) in named(learner, |p| &p.value)? {
-        let label = format!("{prefix}{tensor} after {steps} steps");
-        let of = |precision: &str, tensor: &str| {
-            reference.values(&format!("{prefix}{precision}.traj.final.{tensor}"))
+    for (name, values) in adapters(named(learner, |p| &p.value)?) {
+        let of = |precision: &str| -> Result<Vec<f64>> {
+            let mut all = Vec::new();
+            for (tensor, _) in &values {
+                all.extend(reference.values(&format!("{prefix}{precision}.traj.final.{tensor}"))?);
+            }
+            Ok(all)
         };
-        let exact = of("f64", &tensor)?;
-        let partner = match (tensor.strip_suffix(".A"), tensor.strip_suffix(".B")) {
-            (Some(adapter), _) => of("f64", &format!("{adapter}.B"))?,
-            (_, Some(adapter)) => of("f64", &format!("{adapter}.A"))?,
-            _ => Vec::new(),
-        };
-        let largest = |values: &[f64]| values.iter().fold(0.0f64, |m, v| m.max(v.abs()));
-        let smaller = largest(&exact) / largest(&exact).max(largest(&partner));
-        let error = smaller * relative_error(&values, &exact);
-        let peer = of("f32", &tensor).map(|peer| smaller * relative_error(&peer, &exact));
-        rows.push(Row { name: label, at: "f32".into(), error, bound: 1e-5, peer: peer.ok() });
+        let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
+        let exact = of("f64")?;
+        let peer = of("f32").ok().map(|peer| euclidean_error(&peer, &exact));
+        let (label, error) = (format!("{prefix}{name} after {steps} steps"), euclidean_error(&ours, &exact));
+        rows.push(Row { name: label, at: "f32".into(), error, bound: 1e-5, peer });
     }
     Ok(())
+}
+
+/// Trained tensors by what they belong to: A and B of an adapter together, the others alone.
+fn adapters(tensors: Vec<(String, Vec<f64>)>) -> BTreeMap<String, Vec<(String, Vec<f64>)>> {
+    let mut groups = BTreeMap::<String, Vec<_>>::new();
+    for (tensor, values) in tensors {
+        let name = tensor.strip_suffix(".A").or(tensor.strip_suffix(".B")).unwrap_or(&tensor);
+        groups.entry(name.to_string()).or_default().push((tensor, values));
+    }
+    groups
 }
 
 fn build<B: Backend>(

@@ -52,17 +52,21 @@ impl<B: Backend> Loader<'_, B> {
     /// Layers of one size computed as one product: their weights and biases below each other.
     pub fn stacked(&self, names: &[&str], outputs: usize, inputs: usize) -> Result<Linear<B>, ClipError> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        let dtype = self.host_dtype();
+        let (dtype, stride) = (self.host_dtype(), self.backend.weight_stride(inputs));
         for name in names {
             let part = self.source.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-            weight.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
+            let part = part.view().to_tensor(dtype)?;
+            for row in part.bytes().chunks_exact(inputs * dtype.size()) {
+                weight.extend_from_slice(row);
+                weight.resize(weight.len() + (stride - inputs) * dtype.size(), 0);
+            }
             let part = self.source.tensor(&format!("{name}.bias"), &[outputs])?;
             bias.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
         }
         let rows = names.len() * outputs;
         let target = self.backend.compute_dtype();
         Ok(Linear {
-            weight: self.backend.upload(View::new([rows, inputs], dtype, &weight)?, target)?,
+            weight: self.backend.upload(View::new([rows, stride], dtype, &weight)?, target)?,
             bias: Some(self.backend.upload(View::new([rows], dtype, &bias)?, target)?),
         })
     }

@@ -13,6 +13,18 @@ fn matrix_shape(x: &Tensor) -> (usize, usize) {
     (x.elements() / columns.max(1), columns)
 }
 
+/// The weight of a layer as a matrix \[out, in\]; its rows may be padded.
+fn weight_matrix<'a, T: Real>(
+    op: &'static str,
+    weight: &'a Tensor,
+    outputs: usize,
+    inputs: usize,
+) -> Result<Matrix<'a, T>> {
+    let stride = weight.shape().columns().max(inputs);
+    expect_shape(op, "weight", [outputs, stride], weight.shape())?;
+    Ok(Matrix::strided(weight.typed()?, outputs, inputs, stride))
+}
+
 pub fn linear<T: Real>(
     x: &Tensor,
     layer: &Linear<Cpu<T>>,
@@ -21,7 +33,7 @@ pub fn linear<T: Real>(
 ) -> Result<()> {
     let (rows, inputs) = matrix_shape(x);
     let outputs = y.shape().columns();
-    expect_shape("linear", "weight", [outputs, inputs], layer.weight.shape())?;
+    let weight = weight_matrix("linear", &layer.weight, outputs, inputs)?;
     expect_matrix("linear", "y", rows, outputs, y.shape())?;
     let write = start_output(layer, residual, y)?;
     product(
@@ -29,7 +41,7 @@ pub fn linear<T: Real>(
         write,
         T::ONE,
         Matrix::new(x.typed::<T>()?, rows, inputs),
-        Matrix::new(layer.weight.typed::<T>()?, outputs, inputs).transposed(),
+        weight.transposed(),
         Threads::All,
     );
     Ok(())
@@ -69,14 +81,14 @@ fn start_output<T: Real>(layer: &Linear<Cpu<T>>, residual: Option<&Tensor>, y: &
 pub fn linear_backward<T: Real>(dy: &Tensor, layer: &Linear<Cpu<T>>, dx: &mut Tensor) -> Result<()> {
     let (rows, outputs) = matrix_shape(dy);
     let inputs = dx.shape().columns();
-    expect_shape("linear_backward", "weight", [outputs, inputs], layer.weight.shape())?;
+    let weight = weight_matrix("linear_backward", &layer.weight, outputs, inputs)?;
     expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
     product(
         MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs),
         Write::Replace,
         T::ONE,
         Matrix::new(dy.typed::<T>()?, rows, outputs),
-        Matrix::new(layer.weight.typed::<T>()?, outputs, inputs),
+        weight,
         Threads::All,
     );
     Ok(())
@@ -235,13 +247,13 @@ pub fn lora_linear_backward<T: Real>(
 
 pub fn lora_fold<T: Real>(weight: &Tensor, lora: Lora<'_, Cpu<T>>, folded: &mut Tensor) -> Result<()> {
     expect_shape("lora_fold", "folded", weight.shape(), folded.shape())?;
-    let inputs = weight.shape().columns();
+    let (inputs, stride) = (lora.a.shape().columns(), weight.shape().columns());
     let parts = Parts::of(lora, inputs)?;
     let folded = folded.typed_mut::<T>()?;
     folded.copy_from_slice(weight.typed::<T>()?);
     for (part, &row) in parts.columns.iter().enumerate() {
         product(
-            MatrixMut::new(&mut folded[row * inputs..], parts.outputs, inputs),
+            MatrixMut::strided(&mut folded[row * stride..], parts.outputs, inputs, stride),
             Write::Add,
             parts.scale,
             parts.b(part),
