@@ -48,7 +48,7 @@ impl<T: Real> Backend for Cpu<T> {
     /// Rows a multiple of 4 KiB apart share a few cache sets, and packing W for x·Wᵀ then runs at three
     /// quarters of its speed (docs/performance.md): such rows get a cache line of padding.
     fn weight_stride(&self, inputs: usize) -> usize {
-        if inputs * size_of::<T>() % 4096 == 0 { inputs + 64 / size_of::<T>() } else { inputs }
+        if (inputs * size_of::<T>()).is_multiple_of(4096) { inputs + 64 / size_of::<T>() } else { inputs }
     }
 
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
