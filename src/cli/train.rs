@@ -245,7 +245,7 @@ fn print(summary: &Summary, dir: &RunDir) {
         table::percent(z.top5),
         "".into(),
         table::percent(z.top1),
-        format!("{:.4}", z.loss),
+        "".into(),
     ]);
     let rows = [("val", Some(&summary.val)), ("test", summary.test.as_ref())];
     for (name, m) in rows.into_iter().filter_map(|(name, m)| m.map(|m| (name, m))) {

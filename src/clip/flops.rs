@@ -66,3 +66,35 @@ impl Flops {
         Flops { forward: batch * (frozen + adapters), backward: batch * backward, evaluation: batch * frozen }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clip::config::ClipConfig;
+
+    /// ViT-B/32, batch 32, 102 classes without any saving: 282.2 GFLOP forward, 1.9 for the adapters,
+    /// 275.8 backward, as PyTorch's counter has it. What the last block leaves out is subtracted by hand.
+    #[test]
+    fn counts_are_those_of_the_full_model_less_the_savings() {
+        let config = ClipConfig::vit_b_32();
+        let sizes = StepSizes {
+            vision: &config.vision,
+            features: config.projection,
+            classes: 102,
+            batch: 32,
+            rank: 8,
+            targets: &Target::ALL,
+        };
+        let flops = Flops::of(&sizes);
+        let (rows, d, m) = (32.0 * 49.0, 768.0, 3072.0);
+        let linear = rows * 2.0 * (2.0 * d * d + 2.0 * d * m);
+        let attention = rows * 4.0 * 50.0 * d;
+        let lora = rows * 2.0 * 2.0 * d * 8.0 * 2.0;
+        let expected = 282.2e9 - linear - attention;
+        assert!((flops.evaluation - expected).abs() < 0.1e9, "{}", flops.evaluation);
+        let expected = expected + 1.9e9 - lora;
+        assert!((flops.forward - expected).abs() < 0.1e9, "{}", flops.forward);
+        let expected = 275.8e9 - linear - 2.0 * attention - 2.0 * lora;
+        assert!((flops.backward - expected).abs() < 0.2e9, "{}", flops.backward);
+    }
+}

@@ -87,7 +87,8 @@ pub fn train<B: Backend>(
 ) -> Result<Summary> {
     for split in [Split::Train, Split::Val] {
         if cache.split(split).is_empty() {
-            return Err(TrainError::Setting(format!("--data: the {split} split has no images; add some")));
+            let data = settings.data.clone().unwrap_or_default();
+            return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
         }
     }
     let names = cache.class_names();

@@ -1,0 +1,49 @@
+//! AdamW against `torch.optim.AdamW`, with a decay and a rate large enough that each term of the update shows.
+
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cpu::real::Real;
+use clip_engine::backend::{AdamwStep, AdamwTensor, Backend, Stat};
+use clip_engine::tensor::{DType, Tensor};
+
+/// lr 0.1, weight decay 0.3, betas (0.9, 0.999), eps 1e-8 on p = [1.5, -0.25, 0, 3] with these gradients,
+/// f64, PyTorch 2.15. The last element has a gradient near eps, and none at first.
+const GRADIENTS: [[f64; 4]; 3] = [[0.5, -2.0, 1e-3, 0.0], [0.25, 3.0, -1e-3, 1e-9], [-1.0, 0.5, 2e-3, 0.0]];
+const EXPECTED: [f64; 4] =
+    [1.2051337816128875, -0.18585143094090825, -0.13880770917875515, 2.730111212516439];
+
+fn run<T: Real>() -> (Vec<f64>, f64) {
+    let backend = Cpu::<T>::new();
+    let numbers = |values: &[f64]| {
+        Tensor::from_slice([values.len()], values).unwrap().view().to_tensor(T::DTYPE).unwrap()
+    };
+    let mut value = numbers(&[1.5, -0.25, 0.0, 3.0]);
+    let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros([4], T::DTYPE));
+    let mut stats = Tensor::zeros([Stat::COUNT], T::DTYPE);
+    for (step, gradient) in (1..).zip(&GRADIENTS) {
+        let mut tensors = [AdamwTensor {
+            value: &mut value,
+            gradient: &numbers(gradient),
+            first_moment: &mut first,
+            second_moment: &mut second,
+            learning_rate: 0.1,
+            weight_decay: 0.3,
+        }];
+        let step = AdamwStep { step, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        backend.adamw(&mut tensors, step, &mut stats).unwrap();
+    }
+    let wide = |t: &Tensor| t.view().to_tensor(DType::F64).unwrap().typed::<f64>().unwrap().to_vec();
+    (wide(&value), wide(&stats)[Stat::GradientSquared as usize])
+}
+
+fn worst(values: &[f64]) -> f64 {
+    values.iter().zip(EXPECTED).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
+}
+
+#[test]
+fn three_steps_are_pytorchs() {
+    let (values, squared) = run::<f64>();
+    assert!(worst(&values) < 1e-14, "{values:?}");
+    assert!((squared - (1.0 + 0.25 + 4e-6)).abs() < 1e-12, "the last gradient's sum of squares: {squared}");
+    let (values, _) = run::<f32>();
+    assert!(worst(&values) < 1e-6, "{values:?}");
+}
