@@ -189,6 +189,27 @@ fn a_run_on_photos_leaves_everything_it_promises() {
 }
 
 #[test]
+fn the_best_epoch_is_tested_and_not_the_last() {
+    let place = Place::new([6, 4, 5]);
+    let run = place.at("run");
+    // Learning rates this high make validation go up and down; some seed ends below its best.
+    let wild = ["--lr-lora", "0.03", "--lr-head", "0.01", "--epochs", "5", "--overwrite", "--seed"];
+    for seed in ["1", "2", "3", "4", "5", "6"] {
+        succeed(&place.train(&run, &[&wild[..], &[seed]].concat()), place.path());
+        let summary = json(&run, "summary.json");
+        if summary["best_epoch"].as_u64() < Some(5) {
+            let eval = succeed(&["eval", "--run", &run, "--json"], place.path());
+            let tested = serde_json::from_str::<Value>(&eval.out).unwrap();
+            assert_eq!(tested["top1"], summary["test"]["top1"]);
+            let (a, b) = (tested["loss"].as_f64().unwrap(), summary["test"]["loss"].as_f64().unwrap());
+            assert!((a - b).abs() < 1e-6 * b, "{a} and {b}");
+            return;
+        }
+    }
+    panic!("the last epoch was the best with every seed");
+}
+
+#[test]
 fn the_same_seed_gives_the_same_bits_and_config_toml_repeats_a_run() {
     let place = Place::new([6, 3, 2]);
     let (first, second, third) = (place.at("first"), place.at("second"), place.at("third"));
