@@ -343,7 +343,7 @@ fn bad_data_is_named_with_a_remedy() {
     // With a good photo beside it, the bad one can be left out.
     std::fs::write(class.join("001.png"), kept).unwrap();
     let done = succeed(&place.train(&run, &["--skip-bad-images", "--epochs", "1"]), place.path());
-    assert!(done.err.contains("1 images could not be decoded"), "{}", done.err);
+    assert!(done.err.contains("left out 1"), "{}", done.err);
 }
 
 #[test]
@@ -387,7 +387,10 @@ fn flags_that_make_no_sense_are_wrong_usage() {
         (&["--lr-head=-1"], &["--lr-head"]),
         (&["--demo"], &["--demo", "--data"]),
         (&["--targets", "q_proj,q_proj"], &["--targets", "twice"]),
-        (&["--template", "no place for the class"], &["--templates"]),
+        (&["--template", "no place for the class"], &["--template"]),
+        (&["--batch-size", "100000000"], &["--batch-size"]),
+        (&["--device", "gpu"], &["--device gpu"]),
+        (&["--precision", "f16"], &["--precision", "f32"]),
     ] {
         fail(2, &place.train(&run, more), place.path(), expected);
     }
@@ -397,7 +400,6 @@ fn flags_that_make_no_sense_are_wrong_usage() {
         assert_eq!(engine(args, place.path()).code, 2, "{args:?}");
     }
     fail(1, &place.train(&run, &["--device", "cuda"]), place.path(), &["--device cuda", "--device cpu"]);
-    fail(1, &place.train(&run, &["--precision", "f16"]), place.path(), &["--precision", "f32"]);
     assert!(!Path::new(&run).exists());
 }
 
@@ -405,17 +407,119 @@ fn flags_that_make_no_sense_are_wrong_usage() {
 fn an_existing_run_is_not_touched_unasked() {
     let place = Place::new([2, 2, 2]);
     let run = place.at("run");
-    std::fs::create_dir(&run).unwrap();
-    std::fs::write(Path::new(&run).join("notes.txt"), "mine").unwrap();
     let train = place.train(&run, &["--epochs", "1"]);
+    let overwrite = [&train[..], &["--overwrite"]].concat();
+    std::fs::create_dir(&run).unwrap();
+    let notes = Path::new(&run).join("notes.txt");
+    std::fs::write(&notes, "mine").unwrap();
     fail(1, &train, place.path(), &["not empty", "--resume", "--overwrite"]);
+    fail(1, &overwrite, place.path(), &["no run", "--output"]);
     fail(1, &["train", "--resume", "--output", &run], place.path(), &["config.toml"]);
-    succeed(&[&train[..], &["--overwrite"]].concat(), place.path());
-    assert_eq!(bytes(&run, "notes.txt"), b"mine", "--overwrite removes a run's files only");
+    std::fs::remove_file(&notes).unwrap();
+    succeed(&train, place.path());
+    fail(1, &train, place.path(), &["not empty", "--resume", "--overwrite"]);
+    for file in ["notes.txt", "adapter/notes.txt"] {
+        std::fs::write(Path::new(&run).join(file), "mine").unwrap();
+    }
+    succeed(&overwrite, place.path());
+    for file in ["notes.txt", "adapter/notes.txt"] {
+        assert_eq!(bytes(&run, file), b"mine", "--overwrite removes a run's files only");
+    }
     let resume = ["train", "--resume", "--output", &run, "--rank", "4"];
     fail(2, &resume, place.path(), &["--resume", "--epochs"]);
+    let class = place.class_dir("train");
+    std::fs::copy(class.join("000.png"), class.join("999.png")).unwrap();
+    fail(1, &resume[..4], place.path(), &["state.safetensors", "photos", "--overwrite"]);
+    std::fs::remove_file(class.join("999.png")).unwrap();
     std::fs::remove_file(Path::new(&run).join("state.safetensors")).unwrap();
     fail(1, &resume[..4], place.path(), &["state.safetensors", "--overwrite"]);
+}
+
+#[test]
+fn numbers_that_are_none_end_a_run_and_are_not_kept() {
+    let place = Place::new([4, 2, 2]);
+    let run = place.at("run");
+    for more in [["--lr-lora", "1e38"], ["--lr-head", "1e38"]] {
+        let wild = place.train(&run, &[&more[..], &["--epochs", "2", "--overwrite"]].concat());
+        fail(1, &wild, place.path(), &["not finite", "--lr-lora"]);
+        for file in TRAINED {
+            let file = Path::new(&run).join(file);
+            assert!(!file.exists(), "{} must not be kept", file.display());
+        }
+    }
+}
+
+#[test]
+fn settings_combine_as_their_names_say() {
+    let place = Place::new([3, 3, 3]);
+    let (lora, linear, text) = (place.at("lora"), place.at("linear"), place.at("text"));
+    succeed(&place.train(&lora, &["--epochs", "1"]), place.path());
+    // A recipe on the command line brings its own method, whatever the file says.
+    let config = format!("{lora}/config.toml");
+    succeed(&["train", "--config", &config, "--recipe", "linear", "--output", &linear], place.path());
+    assert!(!Path::new(&linear).join("adapter").exists());
+    let from = ["--recipe", "linear", "--init-from", &lora, "--overwrite"];
+    fail(2, &place.train(&linear, &from), place.path(), &["--init-from", "--method"]);
+    // The features of a head-only run are those of plain CLIP.
+    let [a, b] = ["a.safetensors", "b.safetensors"].map(|name| place.at(name));
+    let images = ["--images", &place.data, "--out"];
+    succeed(&[&["embed", "--run", &linear], &images[..], &[&a]].concat(), place.path());
+    succeed(&[&["embed", "--model", &place.model], &images[..], &[&b]].concat(), place.path());
+    assert!(std::fs::read(a).unwrap() == std::fs::read(b).unwrap());
+    // A head that starts from the text features and learns nothing is the text classifier.
+    let still = ["--head-init", "text", "--epochs", "1", "--lr-head", "0", "--lr-lora", "0"];
+    succeed(&place.train(&text, &still), place.path());
+    let val = json(&text, "summary.json")["val"].clone();
+    assert_eq!(val["top1"], val["text_top1"]);
+    assert_eq!(val["top5"], val["text_top5"]);
+}
+
+#[test]
+fn caches_of_every_type_train_alike() {
+    let place = Place::new([3, 2, 2]);
+    let losses: Vec<f64> = ["u8", "f32", "f16"]
+        .map(|dtype| {
+            let run = place.at(dtype);
+            succeed(&place.train(&run, &["--dtype", dtype, "--epochs", "2"]), place.path());
+            json(&run, "summary.json")["val"]["loss"].as_f64().unwrap()
+        })
+        .to_vec();
+    assert!((losses[1] - losses[0]).abs() < 1e-5 * losses[0], "f32 holds the same pixels: {losses:?}");
+    assert!((losses[2] - losses[0]).abs() < 1e-2 * losses[0], "f16 rounds them: {losses:?}");
+}
+
+#[test]
+fn runs_are_read_from_any_directory_and_damaged_settings_are_named() {
+    let place = Place::new([2, 2, 2]);
+    let run = place.at("run");
+    let name = Path::new(&place.data).file_name().unwrap().to_str().unwrap();
+    let train = ["train", "--data", name, "--model", &place.model, "--output", &run, "--epochs", "1"];
+    let mut relative = command(&train, place.path());
+    assert!(relative.current_dir(place.path()).output().unwrap().status.success());
+    let mut elsewhere = command(&["eval", "--run", &run], place.path());
+    assert!(elsewhere.current_dir("/").output().unwrap().status.success());
+    let config = Path::new(&run).join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("batch-size = 32", "batch-size = 0")).unwrap();
+    fail(2, &["eval", "--run", &run], place.path(), &["--batch-size"]);
+    let other = place.at("other");
+    let file = place.at("mine.toml");
+    std::fs::write(&file, "seed = 1\nepohcs = 3\n").unwrap();
+    let args = ["train", "--demo", "--config", &file, "--output", &other];
+    fail(1, &args, place.path(), &["mine.toml line 2", "epohcs"]);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_or_closed_standard_output_is_no_panic() {
+    let place = tempfile::tempdir().unwrap();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = command(&["doctor"], place.path()).stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).starts_with("error: standard output"));
+    let mut child = command(&["doctor"], place.path()).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success(), "a reader that has gone away is no error");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `engine bench`
 
 use super::{common, table};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clip_engine::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
 use clip_engine::backend::{
@@ -16,6 +16,7 @@ use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use clip_engine::clip::weights::Weights;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Adamw, Rate, Rates};
+use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Learner, LearnerSpec, TextClassifier};
 use clip_engine::train::settings::Precision;
@@ -70,7 +71,7 @@ enum ModelSize {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let backend = common::device(&args.device, Precision::F32)?;
+    let backend = common::device(&args.device, Precision::F32, &Silent)?;
     let config = match &args.model {
         Some(dir) => ClipConfig::load(dir)?,
         None => match args.model_size {
@@ -90,9 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     report["peak_rss_mib"] = json!(peak_memory_mib());
     if let Some(path) = &args.json {
-        let text = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(path, text)
-            .with_context(|| format!("{}: cannot be written; check --json", path.display()))?;
+        common::write_json(path, &report)?;
     }
     Ok(())
 }
@@ -146,9 +145,8 @@ fn step(backend: &impl Backend, config: &ClipConfig, args: &Args, report: &mut V
             format!("{:.1}", gflop / p50),
         ]);
     }
-    println!("{table}");
-    println!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe());
-    Ok(())
+    common::say(table)?;
+    common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
 }
 
 fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
@@ -237,7 +235,7 @@ fn ops(
     let times_back = times(reps, || Ok(backend.layer_norm_backward(&dy, &x, &norm, &stats, &mut y)?))?;
     add("layer_norm_backward", narrow.to_string(), &times_back, 16.0 * narrow.elements() as f64, "GB/s");
     attention(backend, [batch, tokens, tower.heads, d], reps, &mut add)?;
-    println!("{table}");
+    common::say(table)?;
     report["ops"] = json!(entries);
     Ok(())
 }

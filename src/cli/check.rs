@@ -1,8 +1,9 @@
 //! `engine check`
 
 use super::{common, table};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clip_engine::check::{self, Row};
+use clip_engine::progress::Silent;
 use clip_engine::train::settings::Precision;
 use serde_json::json;
 use std::path::PathBuf;
@@ -24,7 +25,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let backend = common::device(&args.device, Precision::F32)?;
+    let backend = common::device(&args.device, Precision::F32, &Silent)?;
     let rows = match (&args.reference, &args.model) {
         (Some(reference), Some(model)) => check::reference::check(&backend, model, reference)?,
         _ => {
@@ -33,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
             rows
         }
     };
-    print(&rows);
+    print(&rows)?;
     if let Some(path) = &args.json {
         let rows: Vec<_> = rows
             .iter()
@@ -42,9 +43,7 @@ pub fn run(args: Args) -> Result<()> {
                        "passed": row.passed(), "pytorch_f32_error": row.peer})
             })
             .collect();
-        let text = serde_json::to_string_pretty(&json!({ "rows": rows }))?;
-        std::fs::write(path, text + "\n")
-            .with_context(|| format!("{}: cannot be written; check --json", path.display()))?;
+        common::write_json(path, &json!({ "rows": rows }))?;
     }
     match rows.iter().filter(|row| !row.passed()).count() {
         0 => Ok(()),
@@ -52,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     }
 }
 
-fn print(rows: &[Row]) {
+fn print(rows: &[Row]) -> Result<()> {
     let mut table = table::table(&["check", "at", "error", "bound", "PyTorch f32", ""]);
     for row in rows {
         table.add_row([
@@ -64,5 +63,5 @@ fn print(rows: &[Row]) {
             if row.passed() { "ok" } else { "FAILED" }.to_string(),
         ]);
     }
-    println!("{table}");
+    common::say(table)
 }

@@ -1,48 +1,59 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
 use anyhow::{Result, bail};
-use clap::ValueEnum;
+use clip_engine::TrainError;
+use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
+use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
 use clip_engine::train::settings::{Precision, Settings};
+use serde::Deserialize;
+use serde_json::Value;
+use std::fmt::Display;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// The element type of a cache.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum CacheType {
-    /// Pixels as they are: exact, and the smallest.
-    U8,
-    /// Normalised, half precision.
-    F16,
-    /// Normalised, single precision.
-    F32,
+/// Reads a word as serde does, so that flags and TOML take the same ones.
+pub fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Result<T, String> {
+    use serde::de::IntoDeserializer;
+    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
+        word.into_deserializer();
+    T::deserialize(deserializer).map_err(|e| e.to_string())
 }
 
-impl From<CacheType> for DType {
-    fn from(t: CacheType) -> DType {
-        match t {
-            CacheType::U8 => DType::U8,
-            CacheType::F16 => DType::F16,
-            CacheType::F32 => DType::F32,
+/// The backend for `--device` and `--precision`; says which it is.
+pub fn device(name: &str, precision: Precision, monitor: &dyn Monitor) -> Result<Cpu<f32>> {
+    let refuse = |text: String| Err(TrainError::Setting(text).into());
+    match name.split_once(':').map_or(name, |(kind, _)| kind) {
+        _ if matches!(name, "auto" | "cpu") => {}
+        "cuda" => {
+            bail!("--device {name}: this version computes on the CPU only; use --device cpu")
         }
-    }
-}
-
-/// The backend for `--device` and `--precision`; says on standard error which device it is.
-pub fn device(name: &str, precision: Precision) -> Result<Cpu<f32>> {
-    match name.split(':').next() {
-        Some("auto" | "cpu") => {}
-        Some("cuda") => bail!("--device {name}: this version computes on the CPU only; use --device cpu"),
-        _ => bail!("--device {name}: not a device; use auto or cpu"),
+        _ => return refuse(format!("--device {name}: not a device; use auto or cpu")),
     }
     if precision != Precision::F32 {
-        bail!("--precision: the CPU computes in f32 only; use --precision f32");
+        return refuse("--precision: the CPU computes in f32 only; use --precision f32".into());
     }
-    Ok(Cpu::new())
+    let backend = Cpu::new();
+    monitor.line(&format!("device: {}", backend.describe()));
+    Ok(backend)
+}
+
+/// Prints to standard output. A reader that has gone away is no error.
+pub fn say(text: impl Display) -> Result<()> {
+    match writeln!(std::io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => bail!("standard output: {e}"),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a report as JSON for the flag `--json`.
+pub fn write_json(path: &Path, report: &Value) -> Result<()> {
+    Ok(write_atomic(path, format!("{report:#}\n").as_bytes())?)
 }
 
 /// The folder for caches when none is named: the user's cache folder.
@@ -76,9 +87,6 @@ pub fn open_cache(
         let verb = if cache.reused() { "using" } else { "wrote" };
         monitor.line(&format!("{verb} the cache {}", path.display()));
     }
-    if !cache.skipped().is_empty() {
-        monitor.line(&format!("{} images could not be decoded and are left out", cache.skipped().len()));
-    }
     Ok(cache)
 }
 
@@ -95,7 +103,7 @@ pub fn model_and_cache(settings: &Settings, monitor: &dyn Monitor) -> Result<(Mo
         data,
         settings.seed,
         &model.preprocess,
-        DType::U8,
+        settings.dtype.into(),
         settings.cache.as_deref(),
         settings.skip_bad_images,
         monitor,

@@ -23,6 +23,6 @@ pub fn run(_: Args) -> Result<()> {
     };
     table.add_row(["image caches", &state]);
     table.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Left));
-    println!("{table}");
+    common::say(table)?;
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clip_engine::train::embed::embed;
 use clip_engine::train::model::Model;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Precision;
+use clip_engine::train::settings::{Method, Precision};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -36,7 +36,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let backend = common::device(&args.device, Precision::F32)?;
+    let backend = common::device(&args.device, Precision::F32, &monitor)?;
     let settings = args.run.as_deref().map(|run| RunDir::existing(run)?.read_settings()).transpose()?;
     let model = match (&args.model, &settings) {
         (Some(dir), _) => Model::open(dir)?,
@@ -47,14 +47,21 @@ pub fn run(args: Args) -> Result<()> {
         },
         (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
     };
-    let adapter = args.run.or(args.init_from).map(|dir| dir.join("adapter"));
+    // A run of the head alone has no adapter: its features are plain CLIP's.
+    let adapted_run = args.run.filter(|_| settings.is_some_and(|s| s.method == Method::Lora));
+    let adapter = adapted_run.or(args.init_from).map(|dir| dir.join("adapter"));
     if let Some(dir) = &adapter
         && !dir.is_dir()
     {
         bail!("{}: no such folder; name a run or a directory that holds adapter/", dir.display());
     }
+    let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
+    if let Some(folder) = folder
+        && !folder.is_dir()
+    {
+        bail!("--out: the folder {} does not exist; make it first", folder.display());
+    }
     let batch = args.batch_size as usize;
     let count = embed(backend, model, adapter.as_deref(), &args.images, &args.out, batch, &monitor)?;
-    println!("{count} features in {}", args.out.display());
-    Ok(())
+    common::say(format!("{count} features in {}", args.out.display()))
 }

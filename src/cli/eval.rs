@@ -3,6 +3,7 @@
 use super::bars::Bars;
 use super::{common, table};
 use anyhow::Result;
+use clip_engine::TrainError;
 use clip_engine::data::Split;
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::run_dir::RunDir;
@@ -34,16 +35,17 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(data) = args.data {
         settings.data = Some(data);
         if settings.demo {
-            anyhow::bail!("--data: a demo run knows its own flowers only; leave it out");
+            let text = "--data: a demo run knows its own flowers only; leave it out";
+            anyhow::bail!(TrainError::Setting(text.into()));
         }
     }
-    let backend = common::device(args.device.as_deref().unwrap_or(&settings.device), settings.precision)?;
+    let backend =
+        common::device(args.device.as_deref().unwrap_or(&settings.device), settings.precision, &monitor)?;
     let (model, cache) = common::model_and_cache(&settings, &monitor)?;
     let metrics = evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&metrics)?);
+        common::say(serde_json::to_string_pretty(&metrics)?)
     } else {
-        println!("{}", table::results(&[(args.split.to_string(), &metrics)]));
+        common::say(table::results(&[(args.split.to_string(), &metrics)]))
     }
-    Ok(())
 }

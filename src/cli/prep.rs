@@ -1,11 +1,12 @@
 //! `engine prep`
 
 use super::bars::Bars;
-use super::common::{CacheType, open_cache};
-use super::table;
+use super::common::open_cache;
+use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::{Preprocess, Split};
 use clip_engine::train::model::Model;
+use clip_engine::train::settings::CacheType;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -20,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Element type of the cache.
-    #[arg(long, value_enum, default_value_t = CacheType::U8)]
+    #[arg(long, value_parser = common::parse_serde::<CacheType>, value_name = "u8|f16|f32", default_value = "u8")]
     dtype: CacheType,
     /// Seed of the split, for a folder of class folders.
     #[arg(long, default_value_t = 42)]
@@ -46,13 +47,12 @@ pub fn run(args: Args) -> Result<()> {
         classes.dedup();
         table.add_row([split.to_string(), view.len().to_string(), classes.len().to_string()]);
     }
-    println!("{table}");
-    println!(
+    common::say(table)?;
+    common::say(format!(
         "{} images of {} {}, {:.1} MiB",
         cache.len(),
         cache.image_shape(),
         cache.dtype(),
         cache.bytes() as f64 / f64::from(1 << 20)
-    );
-    Ok(())
+    ))
 }

@@ -1,6 +1,7 @@
 //! `engine train`
 
 use super::bars::Bars;
+use super::common::parse_serde;
 use super::{common, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
@@ -9,7 +10,7 @@ use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::progress::Monitor;
 use clip_engine::train::run::{self, Summary};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Method, Patience, Precision, Recipe, Settings};
+use clip_engine::train::settings::{CacheType, HeadInit, Method, Patience, Precision, Recipe, Settings};
 use clip_engine::tune::Target;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,9 @@ pub struct Options {
     /// Where preprocessed images are kept [default: the user's cache folder].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
+    /// Element type of the image cache [default: u8, which is exact and the smallest].
+    #[arg(long, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
+    dtype: Option<CacheType>,
     /// Start from the adapter/ and head.safetensors found here.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
@@ -63,6 +67,9 @@ pub struct Options {
     /// What is trained beside the head [default: the recipe's].
     #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear")]
     method: Option<Method>,
+    /// Where the head starts: at random, or at the class features of the text tower [default: random].
+    #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "random|text")]
+    head_init: Option<HeadInit>,
     /// Weight of the text alignment in the loss [default: 0.3].
     #[arg(long, value_name = "W")]
     text_weight: Option<f64>,
@@ -99,7 +106,7 @@ pub struct Options {
     /// Weight decay of the adapters [default: 0.01].
     #[arg(long, value_name = "WD")]
     wd_lora: Option<f64>,
-    /// Course of the learning rates [default: constant].
+    /// Course of the learning rates over --epochs [default: constant].
     #[arg(long, value_parser = parse_serde::<ScheduleKind>, value_name = "constant|cosine")]
     schedule: Option<ScheduleKind>,
     /// Steps over which the learning rates climb to their values [default: 0].
@@ -122,15 +129,8 @@ pub struct Options {
     device: Option<String>,
     /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
     #[arg(long = "template", value_name = "TEXT")]
+    #[serde(alias = "template")]
     templates: Option<Vec<String>>,
-}
-
-/// Reads a word as serde does, so that flags and TOML take the same ones.
-fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Result<T, String> {
-    use serde::de::IntoDeserializer;
-    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
-        word.into_deserializer();
-    T::deserialize(deserializer).map_err(|e| e.to_string())
 }
 
 impl Options {
@@ -138,8 +138,9 @@ impl Options {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot be read; check --config", path.display()))?;
         toml::from_str(&text).map_err(|e| {
-            let problem = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            anyhow::anyhow!("{}: {problem}; the keys are the flags without --", path.display())
+            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            let problem = e.message();
+            anyhow::anyhow!("{} line {line}: {problem}; the keys are the flags without --", path.display())
         })
     }
 
@@ -153,6 +154,8 @@ impl Options {
         }
         set_optional!(data, model, cache, init_from);
         set!(
+            dtype,
+            head_init,
             demo,
             skip_bad_images,
             recipe,
@@ -182,11 +185,20 @@ impl Options {
 }
 
 /// Recipe defaults, then the file, then the flags.
-fn resolve(file: Options, flags: Options) -> Settings {
+fn resolve(mut file: Options, flags: Options) -> Settings {
+    if flags.recipe.is_some() && flags.recipe != file.recipe {
+        // The file's method is that of its own recipe.
+        file.method = None;
+    }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
     file.apply(&mut settings);
     flags.apply(&mut settings);
+    // config.toml must mean the same from any directory.
+    let paths = [&mut settings.data, &mut settings.model, &mut settings.cache, &mut settings.init_from];
+    for path in paths.into_iter().flatten() {
+        *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+    }
     settings
 }
 
@@ -204,14 +216,12 @@ pub fn run(args: Args) -> Result<()> {
         };
         (dir, settings)
     };
-    let backend = common::device(&settings.device, settings.precision)?;
-    monitor.line(&format!("device: {}", clip_engine::backend::Backend::describe(&backend)));
+    let backend = common::device(&settings.device, settings.precision, &monitor)?;
     let (model, cache) = common::model_and_cache(&settings, &monitor)?;
     let counts = Split::ALL.map(|split| format!("{} {split}", cache.split(split).len()));
     monitor.line(&format!("{} classes, images: {}", cache.class_names().len(), counts.join(", ")));
     let summary = run::train(backend, model, &cache, &settings, &dir, args.resume, &monitor)?;
-    print(&summary, &dir);
-    Ok(())
+    print(&summary, &dir)
 }
 
 /// The run directory and settings of a run to continue.
@@ -235,7 +245,7 @@ fn resume(args: &Args) -> Result<(RunDir, Settings)> {
     Ok((dir, settings))
 }
 
-fn print(summary: &Summary, dir: &RunDir) {
+fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
     let mut table = table::table(&["", "images", "top-1", "top-5", "macro F1", "text top-1", "loss"]);
     let z = &summary.zero_shot;
     table.add_row([
@@ -259,8 +269,8 @@ fn print(summary: &Summary, dir: &RunDir) {
             format!("{:.4}", m.loss),
         ]);
     }
-    println!("{table}");
-    println!(
+    common::say(table)?;
+    common::say(format!(
         "epoch {} of {} kept{}; {} trained parameters; {:.1} s, {:.0} images/s in training; {}",
         summary.best_epoch,
         summary.epochs,
@@ -269,6 +279,6 @@ fn print(summary: &Summary, dir: &RunDir) {
         summary.seconds,
         summary.images_per_s,
         summary.device,
-    );
-    println!("run: {}", dir.path().display());
+    ))?;
+    common::say(format!("run: {}", dir.path().display()))
 }

@@ -8,7 +8,7 @@ use clip_engine::data::Split;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
 use clip_engine::train::model::Model;
-use clip_engine::train::settings::Precision;
+use clip_engine::train::settings::{Precision, check_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -44,7 +44,10 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let backend = common::device(&args.device, Precision::F32)?;
+    let backend = common::device(&args.device, Precision::F32, &monitor)?;
+    let templates =
+        if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
+    check_templates(&templates)?;
     let model = Model::open(&args.model)?;
     let cache = common::open_cache(
         &args.data,
@@ -55,8 +58,6 @@ pub fn run(args: Args) -> Result<()> {
         args.skip_bad_images,
         &monitor,
     )?;
-    let templates =
-        if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
     let batch = args.batch_size as usize;
     let metrics = zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)?;
     let mut table = table::table(&["split", "images", "text loss", "text top-1", "text top-5"]);
@@ -67,6 +68,6 @@ pub fn run(args: Args) -> Result<()> {
         table::percent(metrics.text_top1),
         table::percent(metrics.text_top5),
     ]);
-    println!("{table}");
+    common::say(table)?;
     Ok(())
 }

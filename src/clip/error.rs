@@ -87,7 +87,7 @@ pub enum ClipError {
     Backend(Box<BackendError>),
 
     /// The user asked to stop.
-    #[error("interrupted")]
+    #[error("interrupted; run the same command again to start over")]
     Interrupted,
 }
 

@@ -125,6 +125,12 @@ impl Cache {
         &self.header.class_names
     }
 
+    /// What the images were made from: a hash of every photo's path, size and modification time, of classes,
+    /// labels, splits and settings. Empty for images in memory.
+    pub fn fingerprint(&self) -> &str {
+        &self.header.fingerprint
+    }
+
     /// How the pixels were made.
     pub fn preprocess(&self) -> &Preprocess {
         &self.header.preprocess

@@ -19,6 +19,12 @@ pub enum DataError {
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path and its permissions", path.display())]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    /// A folder of photos to look at that is none.
+    #[error(
+        "{}: {found}; name a folder with jpg, jpeg, png, webp, bmp, gif, tif or tiff files",
+        path.display()
+    )]
+    NoImages { path: PathBuf, found: &'static str },
     /// No layout that is understood.
     #[error(
         "{}: {found}; --data takes ROOT/train|val|test/CLASS/*.jpg, one folder of class folders, or a Flowers-102 root",
@@ -74,7 +80,7 @@ pub enum DataError {
     )]
     DiskFull { path: PathBuf, needed: u64 },
     /// The user asked to stop.
-    #[error("interrupted: nothing was written; run the same command again to start over")]
+    #[error("interrupted, nothing was written; run the same command again to start over")]
     Interrupted,
     /// An image number beyond the end of a split.
     #[error("image {index} of a split of {len}; indices run from 0 to {len} - 1")]

@@ -165,16 +165,20 @@ fn images(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if paths.is_empty() { Err(DataError::EmptyClass { path: folder.to_path_buf() }) } else { Ok(paths) }
 }
 
-/// All photos in `root` and its subfolders, in the order of their paths.
+/// All photos in `root` and its subfolders, in the order of their paths; hidden files and folders are
+/// passed over.
 ///
 /// # Errors
 /// A missing folder, one that cannot be listed, and one without photos.
 pub fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
-    if !root.exists() {
-        return Err(DataError::NotFound { path: root.to_path_buf() });
+    if !root.is_dir() {
+        return Err(DataError::NoImages { path: root.to_path_buf(), found: "no such folder" });
     }
+    let visible = |entry: &walkdir::DirEntry| {
+        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
+    };
     let mut paths = Vec::new();
-    for entry in walkdir::WalkDir::new(root).follow_links(true) {
+    for entry in walkdir::WalkDir::new(root).follow_links(true).into_iter().filter_entry(visible) {
         let entry = entry.map_err(|e| {
             let path = e.path().unwrap_or(root).to_path_buf();
             DataError::Io { path, action: "list the folder", source: e.into() }
@@ -185,7 +189,7 @@ pub fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
     }
     paths.sort();
     if paths.is_empty() {
-        return Err(DataError::EmptyClass { path: root.to_path_buf() });
+        return Err(DataError::NoImages { path: root.to_path_buf(), found: "no images in it" });
     }
     Ok(paths)
 }

@@ -40,9 +40,13 @@ impl EarlyStop {
     /// Takes in an epoch's validation loss; true when the run should end. A loss that is not a number is
     /// no improvement.
     pub fn update(&mut self, loss: f64) -> bool {
-        let improved = self.reference.is_none_or(|reference| loss < reference - self.spec.min_delta);
+        let improved = match self.reference {
+            Some(reference) => loss < reference - self.spec.min_delta,
+            None => !loss.is_nan(),
+        };
         self.stale = if improved { 0 } else { self.stale + 1 };
         self.reference = match (self.spec.against, self.reference) {
+            (_, reference) if loss.is_nan() => reference,
             (StopAgainst::Best, Some(reference)) => Some(reference.min(loss)),
             _ => Some(loss),
         };
@@ -83,5 +87,6 @@ mod tests {
     #[test]
     fn not_a_number_is_no_improvement() {
         assert_eq!(run(StopAgainst::Best, &[1.0, f64::NAN, f64::NAN, f64::NAN]), Some(3));
+        assert_eq!(run(StopAgainst::Previous, &[f64::NAN, f64::NAN, f64::NAN, 1.0]), Some(2));
     }
 }

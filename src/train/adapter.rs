@@ -1,6 +1,6 @@
 //! Adapters in PEFT's format and heads with their class names, as files.
 
-use super::files::{TensorFile, write_atomic, write_tensors};
+use super::files::{Staged, TensorFile, stage_tensors};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
@@ -33,8 +33,8 @@ pub fn tensors<B: Backend>(backend: &B, lora: &[BlockLora<B>]) -> Result<Adapter
     Ok(tensors)
 }
 
-/// Writes `dir`/adapter_config.json and `dir`/adapter_model.safetensors.
-pub fn save(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: &str) -> Result<()> {
+/// Prepares `dir`/adapter_model.safetensors and `dir`/adapter_config.json.
+pub fn stage(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: &str) -> Result<[Staged; 2]> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
     let targets: Vec<&str> = spec.targets.iter().map(|t| t.name()).collect();
     let config = json!({
@@ -61,8 +61,8 @@ pub fn save(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: &
         named.insert(format!("{name}.lora_B.weight"), b.clone());
     }
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    write_tensors(&dir.join("adapter_model.safetensors"), &named, metadata)?;
-    write_atomic(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())
+    let tensors = stage_tensors(&dir.join("adapter_model.safetensors"), &named, metadata)?;
+    Ok([tensors, Staged::new(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?])
 }
 
 /// An adapter read from files, ready to start training or inference from.
@@ -200,11 +200,11 @@ impl LoraInit for Adapter {
     }
 }
 
-/// Writes head.weight \[C, E\] and head.bias \[C\], with the class names as a JSON list in the metadata.
-pub fn save_head(path: &Path, weight: Tensor, bias: Tensor, class_names: &[String]) -> Result<()> {
+/// Prepares a file of head.weight \[C, E\] and head.bias \[C\], with the class names as a JSON list in the metadata.
+pub fn stage_head(path: &Path, weight: Tensor, bias: Tensor, class_names: &[String]) -> Result<Staged> {
     let tensors = BTreeMap::from([("head.weight".to_string(), weight), ("head.bias".to_string(), bias)]);
     let metadata = HashMap::from([("class_names".to_string(), json!(class_names).to_string())]);
-    write_tensors(path, &tensors, metadata)
+    stage_tensors(path, &tensors, metadata)
 }
 
 /// The head's tensors as host copies: weight, bias.

@@ -1,7 +1,7 @@
 //! Features of a folder of photos.
 
 use super::adapter::Adapter;
-use super::files::write_tensors;
+use super::files::stage_tensors;
 use super::model::Model;
 use super::{Result, TrainError};
 use crate::backend::{Backend, BackendError};
@@ -64,7 +64,7 @@ pub fn embed<B: Backend>(
         paths.iter().map(|path| path.strip_prefix(images).unwrap_or(path).display().to_string()).collect();
     let names = serde_json::to_string(&names).map_err(|e| TrainError::file(out, e.to_string()))?;
     let tensors = BTreeMap::from([("features".to_string(), features)]);
-    write_tensors(out, &tensors, HashMap::from([("paths".to_string(), names)]))?;
+    stage_tensors(out, &tensors, HashMap::from([("paths".to_string(), names)]))?.persist()?;
     Ok(paths.len())
 }
 

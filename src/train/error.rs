@@ -40,7 +40,7 @@ pub enum TrainError {
     Setting(String),
     /// The loss is not a number any more.
     #[error(
-        "step {step} of epoch {epoch}: the loss is {loss}; lower the learning rates (--lr-head, --lr-lora) or check the images"
+        "step {step} of epoch {epoch}: the loss or its gradient is not finite (loss {loss}); lower the learning rates (--lr-head, --lr-lora) or check the images"
     )]
     NotFinite { step: u64, epoch: u32, loss: f64 },
     /// The user asked to stop, and nothing was finished that could be continued.

@@ -143,6 +143,7 @@ fn evaluate<B: Backend>(
             "--split: the data has no {split} images; name another split"
         )));
     }
+    let batch = batch.min(view.len());
     let text = model.text_classifier(&backend, cache.class_names(), templates, monitor)?;
     let tower = model.vision(&backend)?;
     let lora = match adapter {

@@ -6,35 +6,58 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-/// Writes `bytes` to `path` so that a reader, or a crash at any moment, finds the old file or the new one.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let io = |e: std::io::Error| TrainError::io(path, "write the file")(e);
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
-    file.as_file().sync_all().map_err(io)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let readable = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(readable).map_err(io)?;
-    }
-    file.persist(path).map_err(|e| io(e.error))?;
-    // The rename itself must reach the disk too; not every file system lets a folder be synced.
-    if let Ok(dir) = File::open(dir) {
-        let _ = dir.sync_all();
-    }
-    Ok(())
+/// A file whose contents are on the disk already, under another name.
+pub struct Staged {
+    file: tempfile::NamedTempFile,
+    path: PathBuf,
 }
 
-/// Writes named tensors with text metadata as a safetensors file.
-pub fn write_tensors(
+impl Staged {
+    /// Writes `bytes` beside `path` and syncs them.
+    pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let io = |e: std::io::Error| TrainError::io(path, "write the file")(e);
+        let mut builder = tempfile::Builder::new();
+        #[cfg(unix)]
+        {
+            // As any other new file: the user's umask decides.
+            use std::os::unix::fs::PermissionsExt;
+            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        }
+        let mut file = builder.tempfile_in(folder_of(path)).map_err(io)?;
+        file.write_all(bytes).map_err(io)?;
+        file.as_file().sync_all().map_err(io)?;
+        Ok(Staged { file, path: path.to_path_buf() })
+    }
+
+    /// Gives the file its name, so that a reader, or a crash at any moment, finds the old file or this one.
+    pub fn persist(self) -> Result<()> {
+        let Staged { file, path } = self;
+        file.persist(&path).map_err(|e| TrainError::io(&path, "write the file")(e.error))?;
+        // The rename itself must reach the disk too; not every file system lets a folder be synced.
+        if let Ok(folder) = File::open(folder_of(&path)) {
+            let _ = folder.sync_all();
+        }
+        Ok(())
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Writes a whole file or none.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    Staged::new(path, bytes)?.persist()
+}
+
+/// Named tensors with text metadata as a safetensors file for `path`.
+pub fn stage_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,
-) -> Result<()> {
+) -> Result<Staged> {
     let mut views = Vec::with_capacity(tensors.len());
     for (name, tensor) in tensors {
         let view =
@@ -44,7 +67,7 @@ pub fn write_tensors(
     }
     let bytes = safetensors::serialize(views, Some(metadata))
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
-    write_atomic(path, &bytes)
+    Staged::new(path, &bytes)
 }
 
 fn file_dtype(dtype: DType) -> Dtype {

@@ -116,11 +116,11 @@ fn cross_entropy(logits: &[f64], label: usize) -> f64 {
 }
 
 /// How many classes come before `label`: larger logits, and equal ones of a smaller index. A logit that is
-/// not a number puts its class last.
+/// not a number is no choice at all.
 fn place_of(logits: &[f64], label: usize) -> usize {
     let own = logits[label];
     if own.is_nan() {
-        return logits.len();
+        return usize::MAX;
     }
     logits.iter().enumerate().filter(|&(i, &z)| z > own || (z == own && i < label)).count()
 }

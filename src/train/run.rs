@@ -2,11 +2,11 @@
 
 use super::adapter::{self, Adapter, HeadFile};
 use super::evaluate::{Staging, Subject, evaluate_split};
-use super::learner::{Learner, LearnerSpec, StepStats};
+use super::learner::{Learner, LearnerSpec, StepStats, TextClassifier};
 use super::metrics::EvalMetrics;
 use super::model::Model;
 use super::run_dir::{MetricsFile, RunDir};
-use super::settings::Settings;
+use super::settings::{HeadInit, Settings};
 use super::state::{self, Best, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -14,6 +14,7 @@ use crate::clip::vision::{Purpose, VisionTower};
 use crate::data::{Cache, Split};
 use crate::optim::{Adamw, EarlyStop, Schedule};
 use crate::progress::Monitor;
+use crate::tensor::{DType, Tensor};
 use crate::tune::{BlockLora, Head, head::initial_head, lora::KaimingInit};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -94,9 +95,12 @@ pub fn train<B: Backend>(
     let names = cache.class_names();
     let text = model.text_classifier(&backend, names, &settings.templates, monitor)?;
     let tower = model.vision(&backend)?;
-    let (lora, head) = trained_parts(&backend, &tower, settings, names)?;
+    let (lora, head) = trained_parts(&backend, &tower, settings, names, &text)?;
+    // No batch is larger than the largest split.
+    let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
+    let batch = settings.batch_size.min(largest);
     let spec = LearnerSpec {
-        batch: settings.batch_size,
+        batch,
         image: cache.image_shape(),
         image_dtype: cache.dtype(),
         objective: settings.objective(),
@@ -113,6 +117,10 @@ pub fn train<B: Backend>(
             return Err(TrainError::Resume { path, problem });
         }
         let (progress, values) = state::load(&path, &mut learner)?;
+        if progress.class_names != names || progress.data != cache.fingerprint() {
+            let problem = "the photos or classes are not those that the run began with".into();
+            return Err(TrainError::Resume { path, problem });
+        }
         dir.write_settings(settings)?;
         let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
         (Some(progress), Some(best))
@@ -132,7 +140,7 @@ pub fn train<B: Backend>(
         model_name,
         monitor,
         learner,
-        staging: Staging::new(cache, settings.batch_size),
+        staging: Staging::new(cache, batch),
         schedule: Schedule {
             kind: settings.schedule,
             warmup: settings.warmup,
@@ -141,8 +149,8 @@ pub fn train<B: Backend>(
         early_stop,
         metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
         seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
-        step_seconds: 0.0,
-        step_images: 0,
+        step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
+        step_images: progress.as_ref().map_or(0, |p| p.step_images),
     };
     run.epochs(progress, best)
 }
@@ -153,10 +161,17 @@ fn trained_parts<B: Backend>(
     tower: &VisionTower<B>,
     settings: &Settings,
     class_names: &[String],
+    text: &TextClassifier,
 ) -> Result<(Vec<BlockLora<B>>, Head<B>)> {
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let (weight, bias) = initial_head(class_names.len(), tower.features(), &mut rng);
-    let mut head = Head::new(backend, weight.view(), bias.view())?;
+    let mut head = match settings.head_init {
+        HeadInit::Random => Head::new(backend, weight.view(), bias.view())?,
+        HeadInit::Text => {
+            let zero = Tensor::zeros([class_names.len()], DType::F32);
+            Head::new(backend, text.features.view(), zero.view())?
+        }
+    };
     let mut lora = match settings.lora() {
         Some(spec) => {
             let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
@@ -186,6 +201,12 @@ fn initial_parts_from<B: Backend>(
             from,
             "neither adapter/ nor head.safetensors is here; check --init-from",
         ));
+    }
+    if adapter_dir.is_dir() && settings.lora().is_none() {
+        return Err(TrainError::Setting(format!(
+            "--init-from: {} has an adapter, which --method linear leaves out; use --method lora",
+            from.display()
+        )));
     }
     if let (true, Some(spec)) = (adapter_dir.is_dir(), settings.lora()) {
         let mut adapter = Adapter::load(&adapter_dir)?;
@@ -225,6 +246,9 @@ impl<B: Backend> Run<'_, B> {
         };
         let (mut last, mut stopped) =
             progress.as_ref().map_or((0, false), |progress| (progress.epoch, progress.stopped));
+        if stopped {
+            self.monitor.line(&format!("stopped early after epoch {last}; nothing is left to train"));
+        }
         while last < self.settings.epochs && !stopped {
             let epoch = last + 1;
             let started = Instant::now();
@@ -240,6 +264,10 @@ impl<B: Backend> Run<'_, B> {
                     epoch => TrainError::Interrupted { epoch, path },
                 });
             };
+            if !val.loss.is_finite() {
+                let step = self.learner.steps();
+                return Err(TrainError::NotFinite { step, epoch, loss: val.loss });
+            }
             self.seconds += started.elapsed().as_secs_f64();
             stopped = self.early_stop.as_mut().is_some_and(|stop| stop.update(val.loss));
             self.end_epoch(epoch, &train, val, stopped, &zero_shot, &mut best)?;
@@ -274,7 +302,7 @@ impl<B: Backend> Run<'_, B> {
             let stats = self.learner.stats()?;
             let seconds = started.elapsed().as_secs_f64();
             let step = self.learner.steps();
-            if !stats.loss.is_finite() {
+            if !stats.loss.is_finite() || !stats.grad_norm.is_finite() {
                 self.monitor.finish();
                 return Err(TrainError::NotFinite { step, epoch, loss: stats.loss });
             }
@@ -359,6 +387,8 @@ impl<B: Backend> Run<'_, B> {
         }
         let Some(best) = best else { return Ok(()) };
         let progress = Progress {
+            class_names: self.cache.class_names().to_vec(),
+            data: self.cache.fingerprint().to_string(),
             epoch,
             steps: self.learner.steps(),
             stopped,
@@ -369,19 +399,24 @@ impl<B: Backend> Run<'_, B> {
             zero_shot: Some(zero_shot.clone()),
             metrics_bytes: self.metrics.sync()?,
             seconds: self.seconds,
+            step_seconds: self.step_seconds,
+            step_images: self.step_images,
         };
         state::save(&self.dir.state(), &self.learner, &progress, &best.values)
     }
 
-    /// Writes adapter/ and head.safetensors as they are now.
+    /// Writes adapter/ and head.safetensors as they are now. They belong together: all are on the disk
+    /// before the first gets its name.
     fn save_best(&self) -> Result<()> {
         let backend = self.learner.backend();
+        let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
+        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
         if let Some(spec) = self.settings.lora() {
             let tensors = adapter::tensors(backend, self.learner.lora())?;
-            adapter::save(&self.dir.adapter(), &tensors, &spec, &self.model_name)?;
+            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, &self.model_name)?;
+            staged.into_iter().try_for_each(|file| file.persist())?;
         }
-        let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
-        adapter::save_head(&self.dir.head(), weight, bias, self.cache.class_names())
+        head.persist()
     }
 
     /// Tests the best epoch and writes the summary.
@@ -394,6 +429,8 @@ impl<B: Backend> Run<'_, B> {
     ) -> Result<Summary> {
         let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
         self.learner.restore(&best.values)?;
+        // Again, in case an earlier attempt was cut off between two of the files.
+        self.save_best()?;
         let split = self.result_split();
         let test = if split == Split::Test {
             let metrics = self.evaluate(Split::Test, Subject::Tuned)?;

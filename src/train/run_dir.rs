@@ -9,8 +9,15 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Everything a run may leave behind; what `--overwrite` removes.
-const FILES: [&str; 5] =
-    ["config.toml", "metrics.jsonl", "summary.json", "head.safetensors", "state.safetensors"];
+const FILES: [&str; 7] = [
+    "config.toml",
+    "metrics.jsonl",
+    "summary.json",
+    "head.safetensors",
+    "state.safetensors",
+    "adapter/adapter_config.json",
+    "adapter/adapter_model.safetensors",
+];
 
 /// A directory that holds one run.
 #[derive(Debug, Clone)]
@@ -35,8 +42,13 @@ impl RunDir {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(TrainError::io(path, "list the folder")(e)),
             Ok(mut entries) => {
-                if entries.next().is_some() && !overwrite {
+                let occupied = entries.next().is_some();
+                if occupied && !overwrite {
                     return Err(TrainError::RunExists { path: path.to_path_buf() });
+                }
+                if occupied && RunDir::existing(path).and_then(|run| run.read_settings()).is_err() {
+                    let problem = "holds something that is no run; choose another --output";
+                    return Err(TrainError::file(path, problem));
                 }
             }
         }
@@ -59,12 +71,9 @@ impl RunDir {
                 _ => {}
             }
         }
-        match std::fs::remove_dir_all(self.adapter()) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(TrainError::io(&self.adapter(), "remove the folder")(e))
-            }
-            _ => Ok(()),
-        }
+        // Whatever else is in there is the user's, and keeps the folder.
+        let _ = std::fs::remove_dir(self.adapter());
+        Ok(())
     }
 
     pub fn path(&self) -> &Path {
@@ -107,10 +116,11 @@ impl RunDir {
     pub fn read_settings(&self) -> Result<Settings> {
         let path = self.config();
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path, "read the file"))?;
-        toml::from_str(&text).map_err(|e| {
-            let problem = e.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
-            TrainError::file(&path, format!("not the configuration of a run ({problem})"))
-        })
+        let settings: Settings = toml::from_str(&text).map_err(|e| {
+            TrainError::file(&path, format!("not the configuration of a run ({})", e.message()))
+        })?;
+        settings.validate()?;
+        Ok(settings)
     }
 
     /// Writes summary.json.
@@ -151,7 +161,11 @@ impl MetricsFile {
         let mut line = serde_json::to_vec(entry)
             .map_err(|e| TrainError::file(&self.path, format!("cannot be stored ({e})")))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(TrainError::io(&self.path, "append to the file"))?;
+        if let Err(error) = self.file.write_all(&line) {
+            // Half a line would spoil the file for every reader.
+            let _ = self.file.set_len(self.bytes);
+            return Err(TrainError::io(&self.path, "append to the file")(error));
+        }
         self.bytes += line.len() as u64;
         Ok(())
     }

@@ -4,6 +4,7 @@ use super::{Result, TrainError};
 use crate::clip::text::TEMPLATES;
 use crate::objective::Objective;
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
+use crate::tensor::DType;
 use crate::tune::{LoraSpec, Target};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
@@ -35,6 +36,38 @@ pub enum Precision {
     F32,
     F16,
     Bf16,
+}
+
+/// Element type of the image cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheType {
+    /// Pixels as they are: exact, and the smallest.
+    U8,
+    /// Normalised, half precision.
+    F16,
+    /// Normalised, single precision.
+    F32,
+}
+
+impl From<CacheType> for DType {
+    fn from(t: CacheType) -> DType {
+        match t {
+            CacheType::U8 => DType::U8,
+            CacheType::F16 => DType::F16,
+            CacheType::F32 => DType::F32,
+        }
+    }
+}
+
+/// Where the head starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadInit {
+    /// As `torch.nn.Linear` does.
+    Random,
+    /// Weight: the class features of the text tower; bias 0.
+    Text,
 }
 
 /// Epochs without improvement after which a run ends, or "off".
@@ -81,6 +114,9 @@ impl<'de> Deserialize<'de> for Patience {
     }
 }
 
+/// The largest batch.
+pub const MAX_BATCH: usize = 4096;
+
 /// The settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -94,12 +130,15 @@ pub struct Settings {
     /// Where preprocessed images are kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache: Option<PathBuf>,
+    /// Element type of the cache.
+    pub dtype: CacheType,
     /// Where the trained tensors start from: a directory with adapter/ or head.safetensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
     pub skip_bad_images: bool,
     pub recipe: Recipe,
     pub method: Method,
+    pub head_init: HeadInit,
     pub text_weight: f64,
     pub rank: usize,
     pub alpha: f64,
@@ -131,6 +170,7 @@ impl Settings {
             data: None,
             model: None,
             cache: None,
+            dtype: CacheType::U8,
             init_from: None,
             skip_bad_images: false,
             recipe,
@@ -138,6 +178,7 @@ impl Settings {
                 Recipe::Lora => Method::Lora,
                 Recipe::Linear => Method::Linear,
             },
+            head_init: HeadInit::Random,
             text_weight: 0.3,
             rank: 8,
             alpha: 16.0,
@@ -169,6 +210,9 @@ impl Settings {
                 return refuse(format!("{flag}: 0 trains nothing; give at least 1"));
             }
         }
+        if self.batch_size > MAX_BATCH {
+            return refuse(format!("--batch-size: {} is more than {MAX_BATCH}", self.batch_size));
+        }
         for (flag, value) in [
             ("--lr-head", self.lr_head),
             ("--lr-lora", self.lr_lora),
@@ -198,9 +242,7 @@ impl Settings {
                 return refuse("--targets: a layer is named twice; name each once".into());
             }
         }
-        if self.templates.is_empty() || self.templates.iter().any(|t| !t.contains("{}")) {
-            return refuse("--templates: every template needs {} where the class name goes".into());
-        }
+        check_templates(&self.templates)?;
         match (self.demo, &self.data, &self.model) {
             (true, None, None) | (false, Some(_), Some(_)) => Ok(()),
             (true, ..) => refuse("--demo brings its own data and model; leave out --data and --model".into()),
@@ -238,4 +280,13 @@ impl Settings {
             }),
         }
     }
+}
+
+/// Refuses templates without a place for the class name.
+pub fn check_templates(templates: &[String]) -> Result<()> {
+    if templates.is_empty() || templates.iter().any(|t| !t.contains("{}")) {
+        let text = "--template: every template needs {} where the class name goes";
+        return Err(TrainError::Setting(text.into()));
+    }
+    Ok(())
 }

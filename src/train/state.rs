@@ -1,6 +1,6 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
-use super::files::{TensorFile, write_tensors};
+use super::files::{TensorFile, stage_tensors};
 use super::learner::Learner;
 use super::metrics::EvalMetrics;
 use super::{Result, TrainError};
@@ -22,6 +22,9 @@ pub struct Best {
 /// The numbers of a saved state; the tensors stand beside them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
+    /// The classes and [`crate::data::Cache::fingerprint`] of the images that the run began with.
+    pub class_names: Vec<String>,
+    pub data: String,
     /// The last finished epoch, counted from 1.
     pub epoch: u32,
     /// Optimizer steps so far.
@@ -35,8 +38,10 @@ pub struct Progress {
     pub zero_shot: Option<EvalMetrics>,
     /// Length of metrics.jsonl.
     pub metrics_bytes: u64,
-    /// Training time so far.
+    /// Seconds of training and validation so far; of training steps alone, and their images.
     pub seconds: f64,
+    pub step_seconds: f64,
+    pub step_images: usize,
 }
 
 const METADATA: &str = "progress";
@@ -66,7 +71,7 @@ pub fn save<B: Backend>(
     }
     let progress = serde_json::to_string(progress)
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
-    write_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))
+    stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()
 }
 
 /// Reads a state into `learner`; returns the numbers and the values of the best epoch.

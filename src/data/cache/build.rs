@@ -56,7 +56,11 @@ pub(super) fn open_or_build(
 
 fn report_skipped(skipped: &[Skipped], monitor: &dyn Monitor) {
     if let Some(first) = skipped.first() {
-        monitor.line(&format!("skipped {} bad images; the first: {}", skipped.len(), first.reason));
+        monitor.line(&format!(
+            "left out {} that cannot be decoded; the first: {}",
+            skipped.len(),
+            first.reason
+        ));
     }
 }
 
