@@ -203,7 +203,7 @@ fn ops(
     for (n, k, outputs) in shapes {
         let flop = 2.0 * n as f64 * k as f64 * outputs as f64;
         for transposed in [true, false] {
-            let times = product_times(n, k, outputs, transposed, reps)?;
+            let times = product_times(backend, [n, k, outputs], transposed, reps)?;
             let name = if transposed { "x·Wᵀ" } else { "dy·W" };
             add(name, format!("{n}x{k} to {outputs}"), &times, flop, "GFLOP/s");
         }
@@ -274,12 +274,23 @@ fn attention(
     Ok(())
 }
 
-fn product_times(n: usize, k: usize, outputs: usize, transposed: bool, reps: usize) -> Result<Vec<f64>> {
+/// x·Wᵀ with W \[outputs, k\] in rows as the backend wants them, or dy·W with W \[k, outputs\].
+fn product_times(
+    backend: &impl Backend,
+    [n, k, outputs]: [usize; 3],
+    transposed: bool,
+    reps: usize,
+) -> Result<Vec<f64>> {
     let f32s = |count, seed| normal(count, seed).into_iter().map(|v| v as f32).collect::<Vec<_>>();
-    let (x, w, mut y) = (f32s(n * k, 1), f32s(k * outputs, 2), vec![0.0f32; n * outputs]);
+    let stride = backend.weight_stride(if transposed { k } else { outputs });
+    let w = f32s(stride * if transposed { outputs } else { k }, 2);
+    let (x, mut y) = (f32s(n * k, 1), vec![0.0f32; n * outputs]);
     times(reps, || {
-        let w =
-            if transposed { Matrix::new(&w, outputs, k).transposed() } else { Matrix::new(&w, k, outputs) };
+        let w = if transposed {
+            Matrix::strided(&w, outputs, k, stride).transposed()
+        } else {
+            Matrix::strided(&w, k, outputs, stride)
+        };
         let out = MatrixMut::new(&mut y, n, outputs);
         product(out, Write::Replace, 1.0, Matrix::new(&x, n, k), w, Threads::All);
         Ok(())
