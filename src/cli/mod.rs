@@ -49,6 +49,12 @@ enum Command {
 /// one line on standard error.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if !clip_engine::data::decode::decoding() {
+            report(info);
+        }
+    }));
     let result = match cli.command {
         Command::Prep(args) => prep::run(args),
         Command::Train(args) => train::run(*args),

@@ -9,6 +9,7 @@ use super::DataError;
 use super::resize::RgbImage;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 use libjpeg_turbo_rs as jpeg;
+use std::cell::Cell;
 use std::io::{Cursor, Read};
 use std::path::Path;
 
@@ -40,8 +41,20 @@ pub fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
     }
     let decoder = if bytes.starts_with(&JPEG_START) { decode_jpeg } else { decode_other };
     // Files come from anywhere: a bug that one meets in a decoder costs that image, not the run.
-    std::panic::catch_unwind(|| decoder(path, bytes))
-        .unwrap_or_else(|_| Err(bad(path, "damaged in a way the decoder cannot handle")))
+    DECODING.set(true);
+    let decoded = std::panic::catch_unwind(|| decoder(path, bytes));
+    DECODING.set(false);
+    decoded.unwrap_or_else(|_| Err(bad(path, "damaged in a way the decoder cannot handle")))
+}
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True on a thread that is inside a decoder. A panic there becomes that image's error, and a panic hook
+/// has no need to report it.
+pub fn decoding() -> bool {
+    DECODING.get()
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {

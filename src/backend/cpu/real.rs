@@ -21,7 +21,7 @@ pub trait Real:
     fn sqrt(self) -> Self;
     /// eˣ to about an ulp.
     fn exp(self) -> Self;
-    /// The error function; within 3e-7 in f32.
+    /// The error function; within 5e-7 in f32.
     fn erf(self) -> Self;
 }
 
@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn erf_is_within_3e_7() {
+    fn erf_is_within_5e_7() {
         let mut worst = 0.0f64;
         for i in -60_000..60_000 {
             let x = i as f32 * 1e-4;
             worst = worst.max((f64::from(Real::erf(x)) - libm::erf(f64::from(x))).abs());
         }
-        assert!(worst < 3e-7, "absolute error {worst:e}");
+        assert!(worst < 5e-7, "absolute error {worst:e}");
     }
 }
