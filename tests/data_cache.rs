@@ -323,7 +323,7 @@ fn bad_images_are_left_out_when_asked() {
     let skipped: Vec<&str> = cache.skipped().iter().map(|s| s.file.as_str()).collect();
     assert_eq!(skipped, ["train/daisy/002_grey.jpg", "train/rose/001_rgb.png"]);
     let lines = monitor.lines.lock().unwrap();
-    assert!(lines[0].contains("skipped 2 bad images") && lines[0].contains("002_grey.jpg"), "{lines:?}");
+    assert!(lines[0].contains("left out 2") && lines[0].contains("002_grey.jpg"), "{lines:?}");
     // The list stays with the file; without the option the bad image is an error again.
     assert_eq!(workspace.build(DType::U8, &options, &Silent).unwrap().skipped().len(), 2);
     let strict = workspace.build(DType::U8, &CacheOptions::default(), &Silent);
