@@ -281,6 +281,26 @@ fn an_interrupted_preparation_leaves_nothing() {
     assert_eq!(workspace.files().len(), 1);
 }
 
+#[test]
+fn what_a_killed_preparation_left_is_removed_by_the_next() {
+    let workspace = Workspace::new(&PHOTOS);
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(600);
+    let leave = |name: &str, age| {
+        let path = workspace.caches.path().join(name);
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_modified(age).unwrap();
+        (path, file)
+    };
+    let (abandoned, _) = leave(".preparing-old.tmp", old);
+    let (young, _) = leave(".preparing-new.tmp", std::time::SystemTime::now());
+    let (foreign, _) = leave("notes.tmp", old);
+    let (busy, lock) = leave(".preparing-busy.tmp", old);
+    lock.lock().unwrap();
+    workspace.cache();
+    assert!(!abandoned.exists());
+    assert!(young.exists() && foreign.exists() && busy.exists());
+}
+
 /// Cuts a photo in half.
 fn truncate(path: &Path) {
     let bytes = std::fs::read(path).unwrap();

@@ -14,6 +14,7 @@ use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 pub(super) fn open_or_build(
     source: &Source,
@@ -300,16 +301,41 @@ fn relative<'a>(source: &Source, item: &'a Item) -> &'a Path {
     item.path.strip_prefix(&source.root).unwrap_or(&item.path)
 }
 
-/// A new file beside `path` with the permissions any new file gets.
+/// How a cache in the making is named.
+const PREFIX: &str = ".preparing-";
+const SUFFIX: &str = ".tmp";
+
+/// A new file beside `path` with the permissions any new file gets, locked for as long as it is open.
 fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile, DataError> {
     let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+    remove_abandoned(&folder);
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".preparing-").suffix(".tmp");
+    builder.prefix(PREFIX).suffix(SUFFIX);
     #[cfg(unix)]
     let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
     #[cfg(unix)]
     builder.permissions(permissions);
-    builder.tempfile_in(&folder).map_err(DataError::io(&folder, "write a cache in the folder"))
+    let file = builder.tempfile_in(&folder).map_err(DataError::io(&folder, "write a cache in the folder"))?;
+    // A file system without locks only loses the tidying up.
+    let _ = file.as_file().try_lock();
+    Ok(file)
+}
+
+/// Removes what a killed process left half-made: such files are as large as a whole cache. The lock says
+/// that nobody is writing one; the age, that nobody is about to lock it.
+fn remove_abandoned(folder: &Path) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let ours = name.to_str().is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(SUFFIX));
+        let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
+        if ours && age.is_some_and(|age| age > Duration::from_secs(60)) {
+            let unlocked = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
+            if unlocked {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+    }
 }
 
 /// Takes `length` bytes of disk before anything is decoded, where the system can.
