@@ -134,6 +134,7 @@ fn first_choice(logits: &[f64]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use approx::assert_relative_eq;
 
     #[test]
     fn counts_agree_with_a_case_worked_by_hand() {
@@ -146,14 +147,14 @@ mod tests {
         sums.add(&head, &text, &[0, 1, 2]).unwrap();
         let metrics = sums.finish();
         assert_eq!(metrics.images, 3);
-        assert!((metrics.top1 - 2.0 / 3.0).abs() < 1e-12);
+        assert_relative_eq!(metrics.top1, 2.0 / 3.0);
         assert_eq!(metrics.top5, 1.0);
-        assert!((metrics.text_top1 - 2.0 / 3.0).abs() < 1e-12);
+        assert_relative_eq!(metrics.text_top1, 2.0 / 3.0);
         // Class 0: precision 1/2, recall 1; class 1: both 1; class 2: never predicted.
-        assert!((metrics.macro_f1 - (2.0 / 3.0 + 1.0 + 0.0) / 3.0).abs() < 1e-12);
+        assert_relative_eq!(metrics.macro_f1, (2.0 / 3.0 + 1.0 + 0.0) / 3.0);
         let expected = |z: [f64; 3], y: usize| (z.iter().map(|v| v.exp()).sum::<f64>()).ln() - z[y];
         let loss = (expected([2.0, 1.0, 0.0], 0) + expected([0.0, 3.0, 1.0], 1) + 3f64.ln()) / 3.0;
-        assert!((metrics.loss_head - loss).abs() < 1e-12);
-        assert!((metrics.loss - (metrics.loss_head + 0.5 * metrics.loss_text)).abs() < 1e-12);
+        assert_relative_eq!(metrics.loss_head, loss, epsilon = 1e-12);
+        assert_relative_eq!(metrics.loss, metrics.loss_head + 0.5 * metrics.loss_text, epsilon = 1e-12);
     }
 }
