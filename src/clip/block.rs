@@ -40,10 +40,13 @@ pub enum Rows {
     One,
 }
 
-/// A block's linear layers with adapters folded in, for evaluation.
+/// The linear layers of a block that have adapters, with these folded in, for evaluation. Layers without
+/// an adapter are not copied.
 pub struct FoldedBlock<B: Backend> {
-    projections: Projections<B>,
-    out: Linear<B>,
+    qkv: Option<Linear<B>>,
+    q: Option<Linear<B>>,
+    kv: Option<Linear<B>>,
+    out: Option<Linear<B>>,
 }
 
 /// What stands beside the frozen weights in a forward pass.
@@ -102,20 +105,18 @@ impl<B: Backend> Block<B> {
         output: &mut B::Tensor,
     ) -> Result<()> {
         backend.layer_norm(&a.input, &self.norm1, &mut a.normed, &mut a.stats1)?;
-        let (projections, out) = match adapters {
-            Adapters::Folded(folded) => (&folded.projections, &folded.out),
-            _ => (&self.projections, &self.out),
+        let (lora, folded) = match adapters {
+            Adapters::None => (None, None),
+            Adapters::Lora(lora) => (Some(lora), None),
+            Adapters::Folded(folded) => (None, Some(folded)),
         };
-        let lora = match adapters {
-            Adapters::Lora(lora) => Some(lora),
-            _ => None,
-        };
-        match (projections, &mut a.projected) {
+        match (&self.projections, &mut a.projected) {
             (Projections::Packed(layer), Projected::Packed { qkv, u }) => {
                 let lora = lora.and_then(|l| match &l.projections {
                     ProjectionLora::Packed(qkv) => qkv.as_ref(),
                     ProjectionLora::Split { .. } => None,
                 });
+                let layer = folded.and_then(|f| f.qkv.as_ref()).unwrap_or(layer);
                 apply(backend, layer, lora, &a.normed, None, u, qkv)?;
                 backend.attention(AttentionInput::Packed(qkv), self.shape, &mut a.saved, &mut a.attended)?;
             }
@@ -124,6 +125,8 @@ impl<B: Backend> Block<B> {
                     Some(ProjectionLora::Split { q, kv }) => (q.as_ref(), kv.as_ref()),
                     _ => (None, None),
                 };
+                let q_layer = folded.and_then(|f| f.q.as_ref()).unwrap_or(q_layer);
+                let kv_layer = folded.and_then(|f| f.kv.as_ref()).unwrap_or(kv_layer);
                 backend.take_rows(&a.input, rows, &mut s.input)?;
                 backend.take_rows(&a.normed, rows, &mut s.normed)?;
                 apply(backend, q_layer, lora_q, &s.normed, None, &mut s.u_q, &mut s.q)?;
@@ -138,6 +141,7 @@ impl<B: Backend> Block<B> {
             Projected::Split(s) => &s.input,
         };
         let lora_out = lora.and_then(|l| l.out.as_ref());
+        let out = folded.and_then(|f| f.out.as_ref()).unwrap_or(&self.out);
         apply(backend, out, lora_out, &a.attended, Some(residual), &mut a.u_out, &mut a.middle)?;
         backend.layer_norm(&a.middle, &self.norm2, &mut scratch.narrow, &mut a.stats2)?;
         backend.linear(&scratch.narrow, &self.fc1, None, &mut a.hidden)?;
@@ -231,40 +235,46 @@ impl<B: Backend> Block<B> {
         }
     }
 
-    /// Memory for this block's linear layers with adapters folded in.
-    pub fn folded(&self, backend: &B) -> Result<FoldedBlock<B>> {
-        let copy = |layer: &Linear<B>| -> Result<Linear<B>> {
+    /// Memory for this block's adapted layers with `lora` folded in.
+    pub fn folded(&self, backend: &B, lora: &BlockLora<B>) -> Result<FoldedBlock<B>> {
+        let copy = |layer: &Linear<B>, lora: &Option<LoraLayer<B>>| -> Result<Option<Linear<B>>> {
+            if lora.is_none() {
+                return Ok(None);
+            }
             let dtype = backend.compute_dtype();
             let bias = match &layer.bias {
                 Some(bias) => Some(backend.upload(backend.download(bias)?.view(), dtype)?),
                 None => None,
             };
-            Ok(Linear { weight: backend.zeros(layer.weight.shape(), dtype)?, bias })
+            Ok(Some(Linear { weight: backend.zeros(layer.weight.shape(), dtype)?, bias }))
         };
-        let projections = match &self.projections {
-            Projections::Packed(qkv) => Projections::Packed(copy(qkv)?),
-            Projections::Split { q, kv } => Projections::Split { q: copy(q)?, kv: copy(kv)? },
+        let (qkv, q, kv) = match (&self.projections, &lora.projections) {
+            (Projections::Packed(layer), ProjectionLora::Packed(lora)) => (copy(layer, lora)?, None, None),
+            (Projections::Split { q, kv }, ProjectionLora::Split { q: lora_q, kv: lora_kv }) => {
+                (None, copy(q, lora_q)?, copy(kv, lora_kv)?)
+            }
+            _ => return Err(mismatch()),
         };
-        Ok(FoldedBlock { projections, out: copy(&self.out)? })
+        Ok(FoldedBlock { qkv, q, kv, out: copy(&self.out, &lora.out)? })
     }
 
-    /// Writes W + scale·B·A into `folded`, for every layer with an adapter and as it is for the others.
+    /// Writes W + scale·B·A into `folded`, for every layer with an adapter.
     pub fn fold(&self, backend: &B, lora: &BlockLora<B>, folded: &mut FoldedBlock<B>) -> Result<()> {
-        match (&self.projections, &lora.projections, &mut folded.projections) {
-            (Projections::Packed(w), ProjectionLora::Packed(lora), Projections::Packed(to)) => {
-                fold_layer(backend, w, lora.as_ref(), to)?;
-            }
-            (
-                Projections::Split { q, kv },
-                ProjectionLora::Split { q: lora_q, kv: lora_kv },
-                Projections::Split { q: to_q, kv: to_kv },
-            ) => {
-                fold_layer(backend, q, lora_q.as_ref(), to_q)?;
-                fold_layer(backend, kv, lora_kv.as_ref(), to_kv)?;
+        let fold =
+            |layer: &Linear<B>, lora: &Option<LoraLayer<B>>, to: &mut Option<Linear<B>>| match (lora, to) {
+                (Some(lora), Some(to)) => backend.lora_fold(&layer.weight, lora.as_lora(), &mut to.weight),
+                (None, None) => Ok(()),
+                _ => Err(mismatch()),
+            };
+        match (&self.projections, &lora.projections) {
+            (Projections::Packed(layer), ProjectionLora::Packed(lora)) => fold(layer, lora, &mut folded.qkv)?,
+            (Projections::Split { q, kv }, ProjectionLora::Split { q: lora_q, kv: lora_kv }) => {
+                fold(q, lora_q, &mut folded.q)?;
+                fold(kv, lora_kv, &mut folded.kv)?;
             }
             _ => return Err(mismatch()),
         }
-        fold_layer(backend, &self.out, lora.out.as_ref(), &mut folded.out)
+        fold(&self.out, &lora.out, &mut folded.out)
     }
 }
 
@@ -316,18 +326,6 @@ fn apply_backward<B: Backend>(
             Some(dx) => backend.linear_backward(dy, layer, dx),
             None => Ok(()),
         },
-    }
-}
-
-fn fold_layer<B: Backend>(
-    backend: &B,
-    layer: &Linear<B>,
-    lora: Option<&LoraLayer<B>>,
-    to: &mut Linear<B>,
-) -> Result<()> {
-    match lora {
-        Some(lora) => backend.lora_fold(&layer.weight, lora.as_lora(), &mut to.weight),
-        None => backend.write(backend.download(&layer.weight)?.view(), &mut to.weight),
     }
 }
 

@@ -28,13 +28,6 @@ pub struct TowerConfig {
     pub norm_eps: f64,
 }
 
-impl TowerConfig {
-    /// Elements of one attention head.
-    pub fn head_width(&self) -> usize {
-        self.width / self.heads
-    }
-}
-
 /// The image side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {

@@ -71,8 +71,8 @@ impl<B: Backend> Loader<'_, B> {
         })
     }
 
-    /// The type in which parts are put together: no narrower than the backend's.
-    fn host_dtype(&self) -> DType {
+    /// The type in which tensors are put together on the host: no narrower than the backend's.
+    pub fn host_dtype(&self) -> DType {
         if self.backend.compute_dtype() == DType::F64 { DType::F64 } else { DType::F32 }
     }
 }

@@ -71,7 +71,7 @@ impl<B: Backend> VisionTower<B> {
         let embedding = PatchEmbedding {
             weight: {
                 let name = "vision_model.embeddings.patch_embedding.weight";
-                let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(host(backend))?;
+                let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
                 backend.upload(weight.reshape([d, 3 * p * p])?.view(), backend.compute_dtype())?
             },
             class: loader.tensor("vision_model.embeddings.class_embedding", &[d])?,
@@ -119,9 +119,9 @@ impl<B: Backend> VisionTower<B> {
             .collect()
     }
 
-    /// Memory for the linear layers with adapters folded in.
-    pub fn folded(&self, backend: &B) -> Result<Vec<FoldedBlock<B>>> {
-        self.blocks.iter().map(|block| block.folded(backend)).collect()
+    /// Memory for the layers that `lora` adapts, with the adapters folded in.
+    pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
+        self.blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
     }
 
     /// Folds the adapters into `folded`.
@@ -240,11 +240,6 @@ impl<B: Backend> VisionTower<B> {
         }
         Ok(())
     }
-}
-
-/// The type in which a tensor is reshaped on the host: no narrower than the backend's.
-fn host<B: Backend>(backend: &B) -> DType {
-    if backend.compute_dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 
 /// What the memory is for.

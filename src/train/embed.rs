@@ -34,7 +34,7 @@ pub fn embed<B: Backend>(
         let mut adapter = Adapter::load(dir)?;
         adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
         let lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
-        folded = tower.folded(&backend)?;
+        folded = tower.folded(&backend, &lora)?;
         tower.fold(&backend, &lora, &mut folded)?;
     }
     let preprocess = model.preprocess.clone();

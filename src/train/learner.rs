@@ -76,7 +76,7 @@ impl<B: Backend> Learner<B> {
         let classes = head.bias.value.shape().rows();
         let batch = spec.batch;
         let activations = VisionActivations::new(&backend, &tower, batch, &lora, spec.purpose)?;
-        let folded = if lora.is_empty() { Vec::new() } else { tower.folded(&backend)? };
+        let folded = tower.folded(&backend, &lora)?;
         let pixel_dtype = if spec.image_dtype == DType::U8 { DType::U8 } else { compute };
         let image = spec.image.dims();
         let [a, b, c] = [0, 1, 2].map(|i| image.get(i).copied().unwrap_or(1));
