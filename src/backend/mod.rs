@@ -8,6 +8,7 @@
 //! allocated inside an operation, callers pass the scratch memory. Frozen weights have no gradient here.
 
 pub mod cpu;
+pub mod cuda;
 
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use thiserror::Error;
@@ -28,6 +29,15 @@ pub enum BackendError {
     /// An operation was handed a size it cannot work with.
     #[error("{op}: {problem}")]
     Invalid { op: &'static str, problem: String },
+    /// The GPU, its driver or its libraries.
+    #[error(transparent)]
+    Cuda(Box<cuda::CudaError>),
+}
+
+impl From<cuda::CudaError> for BackendError {
+    fn from(error: cuda::CudaError) -> Self {
+        BackendError::Cuda(Box::new(error))
+    }
 }
 
 pub type Result<T> = std::result::Result<T, BackendError>;

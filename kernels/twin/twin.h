@@ -1,0 +1,1 @@
+// Runs CUDA C on the CPU.

@@ -1,0 +1,223 @@
+//! What the CUDA backend asks of a device: memory, copies, launches, products, recording.
+//!
+//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and [`twin`](super::twin), which runs
+//! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
+//! Work is enqueued in order on one stream; only what says so waits.
+
+use super::CudaError;
+use crate::tensor::DType;
+use std::ffi::c_void;
+
+pub type Result<T> = std::result::Result<T, CudaError>;
+
+/// An address in device memory; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Address(pub u64);
+
+impl Address {
+    pub const NULL: Address = Address(0);
+
+    /// The address `bytes` further on.
+    pub fn offset(self, bytes: usize) -> Address {
+        Address(self.0 + bytes as u64)
+    }
+}
+
+/// What a device is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceInfo {
+    /// As the driver names it: "NVIDIA H100 80GB HBM3".
+    pub name: String,
+    pub index: usize,
+    /// Major · 10 + minor: 90 for an H100.
+    pub compute_capability: u32,
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block can ask for.
+    pub shared_memory_per_block: usize,
+    pub l2_cache: usize,
+    pub memory: usize,
+    /// Versions, for people and for cache keys: "driver 580.95, CUDA 13.0, NVRTC 13.0, cuBLASLt 13.1.0".
+    pub software: String,
+}
+
+/// A kernel: the file under kernels/ without its ending, and the function's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    pub file: &'static str,
+    pub name: &'static str,
+}
+
+/// The arguments of a launch, in the order of the kernel's parameters.
+#[derive(Clone, Copy)]
+pub struct Args {
+    slots: [u64; Args::MAX],
+    sizes: [u8; Args::MAX],
+    count: usize,
+}
+
+impl Args {
+    pub const MAX: usize = 32;
+
+    pub fn new() -> Self {
+        Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0 }
+    }
+
+    fn push(mut self, bits: u64, size: u8) -> Self {
+        debug_assert!(self.count < Args::MAX, "a kernel with more than {} parameters", Args::MAX);
+        self.slots[self.count] = bits;
+        self.sizes[self.count] = size;
+        self.count += 1;
+        self
+    }
+
+    pub fn address(self, address: Address) -> Self {
+        self.push(address.0, 8)
+    }
+
+    /// A pointer that may be null.
+    pub fn optional(self, address: Option<Address>) -> Self {
+        self.push(address.map_or(0, |a| a.0), 8)
+    }
+
+    /// A 32-bit integer, signed or not: sizes are below 2³¹.
+    pub fn int(self, value: usize) -> Self {
+        debug_assert!(value < 1 << 31, "{value} does not fit a kernel's int");
+        self.push(value as u64, 4)
+    }
+
+    /// A 32-bit signed integer that may be negative.
+    pub fn signed(self, value: i32) -> Self {
+        self.push(u64::from(value as u32), 4)
+    }
+
+    pub fn float(self, value: f32) -> Self {
+        self.push(u64::from(value.to_bits()), 4)
+    }
+
+    pub fn double(self, value: f64) -> Self {
+        self.push(value.to_bits(), 8)
+    }
+
+    /// Size in bytes of each argument.
+    pub fn sizes(&self) -> &[u8] {
+        &self.sizes[..self.count]
+    }
+
+    /// One pointer to each argument, as cuLaunchKernel takes them; valid while `self` is not moved.
+    pub fn pointers(&mut self) -> [*mut c_void; Args::MAX] {
+        let mut pointers = [std::ptr::null_mut(); Args::MAX];
+        for (pointer, slot) in pointers.iter_mut().zip(&mut self.slots[..self.count]) {
+            *pointer = std::ptr::from_mut(slot).cast();
+        }
+        pointers
+    }
+}
+
+impl Default for Args {
+    fn default() -> Self {
+        Args::new()
+    }
+}
+
+/// A kernel with its grid and arguments.
+#[derive(Clone, Copy)]
+pub struct Launch {
+    pub kernel: Kernel,
+    /// Blocks in x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block in x, y and z.
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: usize,
+    pub args: Args,
+}
+
+/// y \[m, n\] = x \[m, k\]·op(w) (+ bias \[n\]) (+ add \[m, n\]); row-major, strides in elements between
+/// rows. w is \[n, k\] when `transposed` (y = x·wᵀ), else \[k, n\]. Accumulates in f32 and rounds once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Product {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub x: Address,
+    pub x_stride: usize,
+    pub w: Address,
+    pub w_stride: usize,
+    pub transposed: bool,
+    pub bias: Option<Address>,
+    /// Added to the product; rows `y_stride` apart; may be `y` itself.
+    pub add: Option<Address>,
+    pub y: Address,
+    pub y_stride: usize,
+    /// Of x, w, bias, add and y: f16, bf16 or f32.
+    pub dtype: DType,
+}
+
+/// Launches, copies within the device and products, recorded to be run again at the same addresses.
+pub trait Recording: Send {
+    /// For the driver that made it.
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// Bytes on their way from the device.
+pub trait Fetch: Send {
+    /// The bytes, if they have arrived. Never waits.
+    fn poll(&mut self) -> Result<Option<Vec<u8>>>;
+    /// The bytes; waits for them.
+    fn wait(&mut self) -> Result<Vec<u8>>;
+}
+
+/// A device.
+pub trait Driver: Send + Sync {
+    fn info(&self) -> &DeviceInfo;
+
+    /// Memory with unspecified contents, 256-byte aligned.
+    fn allocate(&self, bytes: usize) -> Result<Address>;
+    /// Gives memory back, once all enqueued work is done with it.
+    fn free(&self, address: Address);
+    /// Bytes allocated now, and the most that ever were.
+    fn allocated(&self) -> (usize, usize);
+
+    /// Zeros. Enqueued.
+    fn clear(&self, to: Address, bytes: usize) -> Result<()>;
+    /// Within the device. Enqueued.
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
+    /// From the host; waits until it is done. Never part of a recording.
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
+    /// To the host; waits for all work enqueued before.
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
+    /// From the host, in order with the enqueued work, which goes on meanwhile: through pinned memory on
+    /// a second stream. `from` is free again on return. Never part of a recording.
+    fn feed(&self, to: Address, from: &[u8]) -> Result<()>;
+    /// To the host, in order with the enqueued work; does not wait.
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
+
+    /// Enqueues a kernel.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, and all memory it touches through them must be allocated.
+    unsafe fn launch(&self, launch: &Launch) -> Result<()>;
+    /// Enqueues a matrix product.
+    ///
+    /// # Safety
+    /// All addresses must be of allocated memory of the sizes that the product tells.
+    unsafe fn product(&self, product: &Product) -> Result<()>;
+
+    /// From here to [`Driver::end_recording`] work is recorded and not run.
+    fn begin_recording(&self) -> Result<()>;
+    fn end_recording(&self) -> Result<Box<dyn Recording>>;
+    /// Enqueues everything that was recorded.
+    fn replay(&self, recording: &dyn Recording) -> Result<()>;
+
+    /// Whether timings mean anything here.
+    fn has_clock(&self) -> bool;
+    /// A choice remembered on disk for this device and these libraries, or earlier in this process.
+    fn recall(&self, key: &str) -> Option<String>;
+    /// Remembers a choice for [`Driver::recall`].
+    fn remember(&self, key: &str, choice: &str) -> Result<()>;
+
+    /// Waits for all enqueued work.
+    fn synchronize(&self) -> Result<()>;
+    /// Seconds of device time that the work enqueued by `body` took; waits for it.
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
+}

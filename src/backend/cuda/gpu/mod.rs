@@ -1,0 +1,1 @@
+//! A GPU, through the CUDA driver, NVRTC and cuBLASLt.

@@ -1,0 +1,87 @@
+//! The kernels' source text: embedded, or from a folder that overrides it.
+
+use super::CudaError;
+use super::driver::Result;
+use crate::tensor::DType;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+/// The environment variable that names a folder to take the kernels from, so that they can be edited and
+/// tried without a build.
+pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
+
+/// Every file of kernels/, by its path there.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    files: Vec<(String, String)>,
+    /// The folder they were read from; none for the embedded ones.
+    pub folder: Option<PathBuf>,
+}
+
+impl Sources {
+    /// Those of [`OVERRIDE`]'s folder if it is set, else the embedded ones.
+    pub fn load() -> Result<Self> {
+        match std::env::var_os(OVERRIDE).filter(|v| !v.is_empty()) {
+            Some(folder) => Sources::from_folder(Path::new(&folder)),
+            None => Ok(Sources::embedded()),
+        }
+    }
+
+    pub fn embedded() -> Self {
+        let files = FILES.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        Sources { files, folder: None }
+    }
+
+    /// The files that the embedded ones are named after, from `folder`.
+    pub fn from_folder(folder: &Path) -> Result<Self> {
+        let read = |name: &str| {
+            let path = folder.join(name);
+            std::fs::read_to_string(&path).map_err(|e| CudaError::File { path, problem: e.to_string() })
+        };
+        let files = FILES.iter().map(|(name, _)| Ok(((*name).to_owned(), read(name)?)));
+        Ok(Sources { files: files.collect::<Result<_>>()?, folder: Some(folder.to_path_buf()) })
+    }
+
+    /// Path below kernels/ and text of every file.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// The files with kernels, without ".cu".
+    pub fn kernel_files(&self) -> impl Iterator<Item = &str> {
+        self.files.iter().filter_map(|(name, _)| name.strip_suffix(".cu"))
+    }
+
+    /// The text of one file.
+    pub fn text(&self, name: &str) -> Result<&str> {
+        let found = self.files.iter().find(|(n, _)| n == name);
+        found.map(|(_, text)| text.as_str()).ok_or_else(|| CudaError::File {
+            path: PathBuf::from("kernels").join(name),
+            problem: "no such kernel file".into(),
+        })
+    }
+
+    /// SHA-256 over the names and texts of `names`.
+    pub fn hash(&self, names: &[&str]) -> Result<[u8; 32]> {
+        let mut hash = Sha256::new();
+        for name in names {
+            for part in [name, self.text(name)?] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        }
+        Ok(hash.finalize().into())
+    }
+}
+
+/// The macro that chooses the activation type.
+pub fn real_macro(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F16 => Ok("REAL_F16"),
+        DType::BF16 => Ok("REAL_BF16"),
+        DType::F32 => Ok("REAL_F32"),
+        other => Err(CudaError::Unsupported(format!("the kernels compute in f16, bf16 or f32, not {other}"))),
+    }
+}
