@@ -3,11 +3,11 @@
 use approx::assert_abs_diff_eq;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cpu::real::Real;
-use clip_engine::backend::{AdamwStep, AdamwTensor, Backend, Stat};
+use clip_engine::backend::{AdamwStep, AdamwTensor, Backend, Control, Stat};
 use clip_engine::tensor::{DType, Tensor};
 
 /// lr 0.1, weight decay 0.3, betas (0.9, 0.999), eps 1e-8 on p = [1.5, -0.25, 0, 3] with these gradients,
-/// f64, PyTorch 2.15. The last element has a gradient near eps, and none at first.
+/// f64, PyTorch 2.15 (here a rate of 0.2 and a factor of 0.5). The last element has a gradient near eps, and none at first.
 const GRADIENTS: [[f64; 4]; 3] = [[0.5, -2.0, 1e-3, 0.0], [0.25, 3.0, -1e-3, 1e-9], [-1.0, 0.5, 2e-3, 0.0]];
 const EXPECTED: [f64; 4] =
     [1.2051337816128875, -0.18585143094090825, -0.13880770917875515, 2.730111212516439];
@@ -20,16 +20,25 @@ fn run<T: Real>() -> (Vec<f64>, f64) {
     let mut value = numbers(&[1.5, -0.25, 0.0, 3.0]);
     let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros([4], T::DTYPE));
     let mut stats = Tensor::zeros([Stat::COUNT], T::DTYPE);
-    for (step, gradient) in (1..).zip(&GRADIENTS) {
+    let mut control = Tensor::zeros([Control::COUNT], T::DTYPE);
+    let factor = numbers(&[0.5]);
+    for gradient in &GRADIENTS {
         let mut tensors = [AdamwTensor {
             value: &mut value,
             gradient: &numbers(gradient),
             first_moment: &mut first,
             second_moment: &mut second,
-            learning_rate: 0.1,
+            learning_rate: 0.2,
             weight_decay: 0.3,
         }];
-        let step = AdamwStep { step, beta1: 0.9, beta2: 0.999, eps: 1e-8 };
+        let step = AdamwStep {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            scaling: None,
+            factor: &factor,
+            control: &mut control,
+        };
         backend.adamw(&mut tensors, step, &mut stats).unwrap();
     }
     let wide = |t: &Tensor| t.view().to_tensor(DType::F64).unwrap().typed::<f64>().unwrap().to_vec();

@@ -68,6 +68,7 @@ fn step_bytes(layers: usize) -> (usize, usize) {
         objective: Objective { head: 1.0, text: 0.3 },
         adamw: Adamw::default(),
         purpose: Purpose::Training,
+        scaling: None,
     };
     let mut learner = Learner::new(backend, tower, lora, head, &text, &spec).unwrap();
     let pixels: Vec<u8> = (0..BATCH * 56 * 56 * 3).map(|i| (i * 31 % 251) as u8).collect();

@@ -71,7 +71,7 @@ pub struct Linear<B: Backend> {
     pub bias: Option<B::Tensor>,
 }
 
-/// A frozen layer norm: `weight` and `bias` \[D\].
+/// A frozen layer norm: `weight` and `bias` \[D\], in the master type.
 pub struct LayerNorm<B: Backend> {
     pub weight: B::Tensor,
     pub bias: B::Tensor,
@@ -79,11 +79,13 @@ pub struct LayerNorm<B: Backend> {
 }
 
 /// The patch embedding: `weight` \[D, 3·p·p\] as the convolution stores it (channel, row, column),
-/// `class` \[D\], `position` \[S, D\], and how u8 pixels become numbers: `(v/255 − mean)/std`.
+/// `class` \[D\] and `position` \[S, D\] in the master type, the layer norm behind them, and how u8 pixels become numbers:
+/// `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Backend> {
     pub weight: B::Tensor,
     pub class: B::Tensor,
     pub position: B::Tensor,
+    pub norm: LayerNorm<B>,
     pub patch: usize,
     pub mean: [f32; 3],
     pub std: [f32; 3],
@@ -157,15 +159,57 @@ pub enum Stat {
     Correct = 2,
     /// Images that the text logits classify rightly.
     TextCorrect = 3,
-    /// Sum of squares of all gradients.
+    /// Sum of squares of all gradients; not finite where one of them is not.
     GradientSquared = 4,
+    /// The loss scale that this step's gradients were computed with; 1 without loss scaling.
+    LossScale = 5,
+    /// 1 where loss scaling found a gradient that is not finite and left the trained tensors alone.
+    Skipped = 6,
 }
 
 impl Stat {
-    pub const COUNT: usize = 5;
+    pub const COUNT: usize = 7;
 }
 
-/// One trained tensor as the optimizer sees it; all of one shape.
+/// Positions in the vector that the optimizer keeps on the device from step to step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// Steps that moved the trained tensors.
+    Steps = 0,
+    /// The loss scale of the next step.
+    LossScale = 1,
+    /// Good steps since the scale last changed.
+    GoodSteps = 2,
+}
+
+impl Control {
+    pub const COUNT: usize = 3;
+
+    /// The vector before the first step.
+    pub fn start(scaling: Option<LossScaling>) -> [f32; Control::COUNT] {
+        [0.0, scaling.map_or(1.0, |s| s.start as f32), 0.0]
+    }
+}
+
+/// Dynamic loss scaling as in `torch.amp.GradScaler`: gradients are computed `scale` times too large, so
+/// that small ones survive f16; a step with a gradient that is not finite is skipped and the scale reduced,
+/// after `interval` good steps in a row it grows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossScaling {
+    pub start: f64,
+    pub growth: f64,
+    pub backoff: f64,
+    pub interval: u32,
+}
+
+impl Default for LossScaling {
+    fn default() -> Self {
+        LossScaling { start: 65536.0, growth: 2.0, backoff: 0.5, interval: 2000 }
+    }
+}
+
+/// One trained tensor as the optimizer sees it; all of one shape. The learning rate is the one before the
+/// schedule's factor.
 pub struct AdamwTensor<'a, B: Backend> {
     pub value: &'a mut B::Tensor,
     pub gradient: &'a B::Tensor,
@@ -175,24 +219,32 @@ pub struct AdamwTensor<'a, B: Backend> {
     pub weight_decay: f64,
 }
 
-/// The constants of AdamW; `step` counts from 1.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamwStep {
-    pub step: u64,
+/// The constants of AdamW and of loss scaling, and where the optimizer keeps its state.
+pub struct AdamwStep<'a, B: Backend> {
     pub beta1: f64,
     pub beta2: f64,
     pub eps: f64,
+    pub scaling: Option<LossScaling>,
+    /// The schedule's factor on all learning rates \[1\].
+    pub factor: &'a B::Tensor,
+    /// See [`Control`].
+    pub control: &'a mut B::Tensor,
 }
 
 /// A device that can run the model.
 pub trait Backend: Clone + Send + Sync + 'static {
     type Tensor: DeviceTensor;
+    /// A tensor on its way to the host.
+    type Pending: Send;
+    /// Operations recorded to be run again.
+    type Recording: Send;
 
     /// What it is, for people: "CPU, 2 threads, f32".
     fn describe(&self) -> String;
     /// Element type of activations and frozen weights.
     fn compute_dtype(&self) -> DType;
-    /// Element type of trained tensors, their gradients, optimizer state and losses.
+    /// Element type of trained tensors, their gradients, optimizer state, statistics, normalised features,
+    /// logits and losses.
     fn master_dtype(&self) -> DType;
 
     /// Elements from one row to the next in which this backend wants the weights of layers with `inputs`
@@ -203,14 +255,40 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// New memory, zeroed.
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self::Tensor>;
+    /// New memory for something that is written before it is read.
+    fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self::Tensor> {
+        self.zeros(shape, dtype)
+    }
     /// New memory with a copy of `source`, converted to `dtype`.
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<Self::Tensor>;
     /// Overwrites `target` with `source` of the same shape, converting.
     fn write(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
     /// A copy on the host; waits for the device.
     fn download(&self, source: &Self::Tensor) -> Result<Tensor>;
+    /// As [`Backend::write`], in order with the operations, for which the caller does not wait.
+    fn feed(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
+        self.write(source, target)
+    }
+    /// Starts copying `source`, as it is after the operations so far, to the host.
+    fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;
+    /// What [`Backend::fetch`] started to copy, if it is here; `wait` until it is.
+    fn arrived(&self, pending: &mut Self::Pending, wait: bool) -> Result<Option<Tensor>>;
+    /// Waits for all operations.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
 
-    /// x = \[class; patches·Wᵀ\] + position.
+    /// True where operations can be recorded, which saves most of the cost of starting them one by one.
+    fn can_record(&self) -> bool {
+        false
+    }
+    /// Records the operations that `body` calls for, without running them. All must have run before in
+    /// the same shapes. `feed`, `write`, `download` and new memory are no operations in this sense.
+    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
+    /// Runs recorded operations, on the tensors that they were recorded with.
+    fn replay(&self, recording: &Self::Recording) -> Result<()>;
+
+    /// x = layer norm of (\[class; patches·Wᵀ\] + position).
     /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are;
     /// `x` \[B, S, D\]; scratch: `patches` \[B, S−1, 3·p·p\], `products` \[B, S−1, D\].
     fn patch_embed(
@@ -285,7 +363,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn lora_fold(&self, weight: &Self::Tensor, lora: Lora<'_, Self>, folded: &mut Self::Tensor)
     -> Result<()>;
 
-    /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there.
+    /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there;
+    /// both in the master type.
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape;
 
     /// Per head: o = softmax(q·kᵀ/√d)·v; `o` \[B, Sq, D\]. A causal mask needs packed input.
@@ -298,10 +377,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// With P = softmax(q·kᵀ/√d): dv = Pᵀ·do, dS = P∘(dP − rowsum(dP∘P))/√d where dP = do·vᵀ,
-    /// dq = dS·k, dk = dSᵀ·q.
+    /// dq = dS·k, dk = dSᵀ·q. `o` is what [`Backend::attention`] gave: rowsum(dP∘P) = rowsum(do∘o).
+    #[allow(clippy::too_many_arguments)]
     fn attention_backward(
         &self,
         d_o: &Self::Tensor,
+        o: &Self::Tensor,
         input: AttentionInput<'_, Self>,
         saved: &Self::Tensor,
         shape: AttentionShape,
@@ -325,7 +406,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Sets every element to zero.
     fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
 
-    /// f = x/|x| per row; `norms` \[B\] keeps |x|.
+    /// f = x/|x| per row; `norms` \[B\] keeps |x|; both in the master type.
     fn l2_norm(&self, x: &Self::Tensor, f: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()>;
 
     /// dx = (df − f·⟨f, df⟩)/|x|.
@@ -338,7 +419,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// head = f·Hᵀ + h, text = text_scale·f·Tᵀ, both \[B, C\]; the losses and counts of [`Stat`] over the
-    /// batch go to `stats`.
+    /// batch go to `stats`. All in the master type.
     fn head_loss(
         &self,
         f: &Self::Tensor,
@@ -351,7 +432,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Gradient of `head_weight`·CE(head) + `text_weight`·CE(text), means over the batch. The logits are
     /// overwritten with their gradients; dH = d_headᵀ·f, dh = Σ d_head, and where it is wanted
-    /// df = d_head·H + text_scale·d_text·T.
+    /// df = d_head·H + text_scale·d_text·T. All of it times the loss scale where there is one: the element
+    /// [`Control::LossScale`] of `control`.
     #[allow(clippy::too_many_arguments)]
     fn head_loss_backward(
         &self,
@@ -359,6 +441,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         classifier: Classifier<'_, Self>,
         labels: &Self::Tensor,
         weights: LossWeights,
+        control: Option<&Self::Tensor>,
         head: &mut Self::Tensor,
         text: &mut Self::Tensor,
         d_weight: &mut Self::Tensor,
@@ -366,12 +449,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
         df: Option<&mut Self::Tensor>,
     ) -> Result<()>;
 
-    /// AdamW with decoupled decay and bias correction as in `torch.optim.AdamW`, over all trained tensors;
-    /// the gradients' sum of squares goes to `stats`.
+    /// AdamW with decoupled decay and bias correction as in `torch.optim.AdamW`, over all trained tensors.
+    /// With loss scaling the gradients are divided by the scale first, and [`LossScaling`] says what
+    /// happens when one is not finite. Gradient norm, scale and skip go to `stats`.
     fn adamw(
         &self,
         tensors: &mut [AdamwTensor<'_, Self>],
-        step: AdamwStep,
+        step: AdamwStep<'_, Self>,
         stats: &mut Self::Tensor,
     ) -> Result<()>;
 }

@@ -170,10 +170,10 @@ fn attention_packed(b: &B, size: [usize; 4], causal: bool, rows: &mut Vec<Row>) 
         Ok(o)
     };
     let mut saved = zeros(saved_shape);
-    forward(&qkv, &mut saved)?;
+    let o = forward(&qkv, &mut saved)?;
     let (mut scratch, mut dqkv) = (zeros(saved_shape), zeros(qkv.shape()));
     let gradient = AttentionGradient::Packed(&mut dqkv);
-    b.attention_backward(&w, AttentionInput::Packed(&qkv), &saved, shape, &mut scratch, gradient)?;
+    b.attention_backward(&w, &o, AttentionInput::Packed(&qkv), &saved, shape, &mut scratch, gradient)?;
     let name = if causal { "attention causal dqkv" } else { "attention dqkv" };
     let at = format!("{batch}x{tokens}, {heads} heads of {head}");
     row(rows, name, at, &qkv, &dqkv, |qkv| dot(&forward(qkv, &mut zeros(saved_shape))?, &w))
@@ -185,17 +185,18 @@ fn attention_split(b: &B, size: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
     let (q, kv, w) =
         (random([batch, 1, d], 1)?, random([batch, tokens, 2 * d], 2)?, random([batch, 1, d], 3)?);
     let saved_shape = b.attention_saved(batch, heads, 1, tokens);
-    let loss = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| -> Result<f64> {
+    let forward = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| -> Result<Tensor> {
         let mut o = zeros([batch, 1, d]);
         b.attention(AttentionInput::Split { q, kv }, shape, saved, &mut o)?;
-        dot(&o, &w)
+        Ok(o)
     };
+    let loss = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| dot(&forward(q, kv, saved)?, &w);
     let mut saved = zeros(saved_shape);
-    loss(&q, &kv, &mut saved)?;
+    let o = forward(&q, &kv, &mut saved)?;
     let (mut scratch, mut dq, mut dkv) = (zeros(saved_shape), zeros(q.shape()), zeros(kv.shape()));
     let gradient = AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv };
     let input = AttentionInput::Split { q: &q, kv: &kv };
-    b.attention_backward(&w, input, &saved, shape, &mut scratch, gradient)?;
+    b.attention_backward(&w, &o, input, &saved, shape, &mut scratch, gradient)?;
     let at = format!("{batch}x1 of {tokens}, {heads} heads of {head}");
     row(rows, "attention one row dq", at.clone(), &q, &dq, |q| loss(q, &kv, &mut zeros(saved_shape)))?;
     row(rows, "attention one row dkv", at, &kv, &dkv, |kv| loss(&q, kv, &mut zeros(saved_shape)))
@@ -263,6 +264,7 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
         classifier,
         &labels,
         weights,
+        None,
         &mut head,
         &mut text_logits,
         &mut dw,
@@ -283,6 +285,7 @@ fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<
         weight: random([d, 3 * patch * patch], 1)?,
         class: random([d], 2)?,
         position: random([tokens, d], 3)?,
+        norm: LayerNorm { weight: random([d], 5)?, bias: random([d], 6)?, eps: 1e-5 },
         patch,
         mean: [0.0; 3],
         std: [1.0; 3],
@@ -309,7 +312,10 @@ fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<
         }
         direct.push(sum);
     }
-    let error = relative_error(values(&x)?, &direct);
+    let sums = tensor([batch, tokens, d], &direct)?;
+    let (mut direct, mut stats) = (zeros([batch, tokens, d]), zeros([batch, tokens, 2]));
+    b.layer_norm(&sums, &embedding.norm, &mut direct, &mut stats)?;
+    let error = relative_error(values(&x)?, values(&direct)?);
     let at = format!("{side} px in patches of {patch}");
     rows.push(Row { name: "patch_embed x".into(), at, error, bound: 1e-13, peer: None });
     Ok(())

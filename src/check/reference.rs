@@ -321,6 +321,7 @@ fn build<B: Backend>(
         objective: Objective { head: 1.0, text: meta.text_weight },
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
+        scaling: None,
     };
     Ok(Learner::new(backend.clone(), tower, lora, head, text, &spec)?)
 }

@@ -67,6 +67,7 @@ impl TinyStep {
             objective: self.objective,
             adamw: Adamw::default(),
             purpose: Purpose::Training,
+            scaling: None,
         };
         Ok(Learner::new(backend, tower, lora, head, &text, &spec)?)
     }

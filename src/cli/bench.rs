@@ -172,6 +172,7 @@ fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<L
         objective: Objective { head: 1.0, text: 0.3 },
         adamw: Adamw::default(),
         purpose: Purpose::Training,
+        scaling: None,
     };
     let text = TextClassifier { features: text, scale: 14.3 };
     Ok(Learner::new(backend, tower, lora, head, &text, &spec)?)
@@ -262,6 +263,7 @@ fn attention(
     let back = times(reps, || {
         let gradient = AttentionGradient::Packed(&mut dqkv);
         Ok(backend.attention_backward(
+            &o,
             &o,
             AttentionInput::Packed(&qkv),
             &saved,

@@ -191,6 +191,7 @@ impl<B: Backend> Block<B> {
                 let Gradients::Packed { dqkv } = &mut scratch.gradients else { return Err(mismatch()) };
                 backend.attention_backward(
                     &scratch.d_attended,
+                    &a.attended,
                     AttentionInput::Packed(qkv),
                     &a.saved,
                     self.shape,
@@ -213,6 +214,7 @@ impl<B: Backend> Block<B> {
                 let Gradients::Split(g) = &mut scratch.gradients else { return Err(mismatch()) };
                 backend.attention_backward(
                     &scratch.d_attended,
+                    &a.attended,
                     AttentionInput::Split { q: &s.q, kv: &s.kv },
                     &a.saved,
                     self.shape,
@@ -246,7 +248,7 @@ impl<B: Backend> Block<B> {
                 Some(bias) => Some(backend.upload(backend.download(bias)?.view(), dtype)?),
                 None => None,
             };
-            Ok(Some(Linear { weight: backend.zeros(layer.weight.shape(), dtype)?, bias }))
+            Ok(Some(Linear { weight: backend.empty(layer.weight.shape(), dtype)?, bias }))
         };
         let (qkv, q, kv) = match (&self.projections, &lora.projections) {
             (Projections::Packed(layer), ProjectionLora::Packed(lora)) => (copy(layer, lora)?, None, None),
@@ -420,8 +422,8 @@ impl<B: Backend> BlockActivations<B> {
     /// Memory for one block; with room for x·Aᵀ where `lora` has adapters.
     pub fn new(backend: &B, s: BlockSizes, lora: Option<&BlockLora<B>>) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
-        let make = |dims: [usize; 3]| backend.zeros(dims, backend.compute_dtype());
-        let stats = |rows| backend.zeros([n, rows, 2], backend.master_dtype());
+        let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
+        let stats = |rows| backend.empty([n, rows, 2], backend.master_dtype());
         let u = |rows: usize, layer: Option<&LoraLayer<B>>| match layer {
             Some(layer) => make([n, rows, layer.width()]).map(Some),
             None => Ok(None),
@@ -455,7 +457,7 @@ impl<B: Backend> BlockActivations<B> {
             normed: make([n, keys, d])?,
             stats1: stats(keys)?,
             projected,
-            saved: backend.zeros(saved, backend.compute_dtype())?,
+            saved: backend.empty(saved, backend.master_dtype())?,
             attended: make([n, queries, d])?,
             u_out: u(queries, lora.and_then(|l| l.out.as_ref()))?,
             middle: make([n, queries, d])?,
@@ -502,7 +504,7 @@ impl<B: Backend> Scratch<B> {
     /// none, and `backward` false, only a forward pass is possible.
     pub fn new(backend: &B, s: BlockSizes, lora: &[&BlockLora<B>], backward: bool) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
-        let make = |dims: [usize; 3]| backend.zeros(dims, backend.compute_dtype());
+        let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
         let du = |rows: usize, layers: Vec<&LoraLayer<B>>| -> Result<DuScratch<B>> {
             let mut widths: Vec<usize> = layers.iter().map(|l| l.width()).collect();
             widths.sort_unstable();
@@ -530,7 +532,7 @@ impl<B: Backend> Scratch<B> {
             narrow: make([n, queries, d])?,
             wide: make([n, queries, s.mlp])?,
             d_attended: make([n, rows, d])?,
-            d_scores: backend.zeros(scores, backend.compute_dtype())?,
+            d_scores: backend.empty(scores, backend.master_dtype())?,
             du: du(queries, every())?,
             gradients,
         })

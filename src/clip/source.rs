@@ -37,10 +37,16 @@ impl<B: Backend> Loader<'_, B> {
         Ok(self.backend.upload(loaded.view(), self.backend.compute_dtype())?)
     }
 
+    /// A small tensor that is not rounded to the type of the activations.
+    pub fn master(&self, name: &str, dims: &[usize]) -> Result<B::Tensor, ClipError> {
+        let loaded = self.source.tensor(name, dims)?;
+        Ok(self.backend.upload(loaded.view(), self.backend.master_dtype())?)
+    }
+
     pub fn layer_norm(&self, name: &str, width: usize, eps: f64) -> Result<LayerNorm<B>, ClipError> {
         Ok(LayerNorm {
-            weight: self.tensor(&format!("{name}.weight"), &[width])?,
-            bias: self.tensor(&format!("{name}.bias"), &[width])?,
+            weight: self.master(&format!("{name}.weight"), &[width])?,
+            bias: self.master(&format!("{name}.bias"), &[width])?,
             eps,
         })
     }

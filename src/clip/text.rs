@@ -58,7 +58,7 @@ impl<B: Backend> TextTower<B> {
         })
     }
 
-    /// Normalised features \[N, E\] of tokenised prompts, in the backend's type. The rows of the token
+    /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token
     /// embedding that occur are read from `source`.
     pub fn features(
         &self,
@@ -74,7 +74,7 @@ impl<B: Backend> TextTower<B> {
         let mut memory = TextMemory {
             activations: BlockActivations::new(backend, sizes, None)?,
             scratch: Scratch::new(backend, sizes, &[], false)?,
-            output: backend.zeros([batch, len, d], dtype)?,
+            output: backend.empty([batch, len, d], dtype)?,
         };
         let embedding = Embedding::load(source, &self.config, len)?;
         let mut features = Vec::new();
@@ -92,7 +92,8 @@ impl<B: Backend> TextTower<B> {
             monitor.advance(rows as u64);
         }
         monitor.finish();
-        Ok(View::new([tokens.rows, self.features], dtype, &features)?.to_tensor(dtype)?)
+        let master = backend.master_dtype();
+        Ok(View::new([tokens.rows, self.features], master, &features)?.to_tensor(master)?)
     }
 
     /// Features of one batch of embedded prompts.
@@ -116,12 +117,12 @@ impl<B: Backend> TextTower<B> {
             let (a, output) = (&mut m.activations, &mut m.output);
             block.forward(backend, Adapters::None, &rows, a, &mut m.scratch, output)?;
         }
-        let mut last = backend.zeros([n, 1, d], dtype)?;
-        let mut normed = backend.zeros([n, 1, d], dtype)?;
-        let mut stats = backend.zeros([n, 1, 2], master)?;
-        let mut projected = backend.zeros([n, e], dtype)?;
-        let mut features = backend.zeros([n, e], dtype)?;
-        let mut norms = backend.zeros([n], master)?;
+        let mut last = backend.empty([n, 1, d], dtype)?;
+        let mut normed = backend.empty([n, 1, d], dtype)?;
+        let mut stats = backend.empty([n, 1, 2], master)?;
+        let mut projected = backend.empty([n, e], dtype)?;
+        let mut features = backend.empty([n, e], master)?;
+        let mut norms = backend.empty([n], master)?;
         backend.take_rows(&m.output, &rows, &mut last)?;
         backend.layer_norm(&last, &self.final_norm, &mut normed, &mut stats)?;
         backend.linear(&normed, &self.projection, None, &mut projected)?;

@@ -38,7 +38,6 @@ impl Savings {
 /// The frozen vision tower.
 pub struct VisionTower<B: Backend> {
     embedding: PatchEmbedding<B>,
-    pre_norm: LayerNorm<B>,
     blocks: Vec<Block<B>>,
     post_norm: LayerNorm<B>,
     projection: Linear<B>,
@@ -74,16 +73,16 @@ impl<B: Backend> VisionTower<B> {
                 let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
                 backend.upload(weight.reshape([d, 3 * p * p])?.view(), backend.compute_dtype())?
             },
-            class: loader.tensor("vision_model.embeddings.class_embedding", &[d])?,
+            class: loader.master("vision_model.embeddings.class_embedding", &[d])?,
             position: loader
-                .tensor("vision_model.embeddings.position_embedding.weight", &[config.tokens(), d])?,
+                .master("vision_model.embeddings.position_embedding.weight", &[config.tokens(), d])?,
+            norm: loader.layer_norm("vision_model.pre_layrnorm", d, eps)?,
             patch: p,
             mean: pixels.mean,
             std: pixels.std,
         };
         Ok(VisionTower {
             embedding,
-            pre_norm: loader.layer_norm("vision_model.pre_layrnorm", d, eps)?,
             blocks,
             post_norm: loader.layer_norm("vision_model.post_layernorm", d, eps)?,
             projection: Linear {
@@ -186,13 +185,11 @@ impl<B: Backend> VisionTower<B> {
 
     /// Tokens in front of the first block.
     fn embed(&self, backend: &B, pixels: &B::Tensor, a: &mut VisionActivations<B>) -> Result<()> {
-        let (patches, products) = (&mut a.patches, &mut a.products);
-        backend.patch_embed(pixels, &self.embedding, patches, products, &mut a.embedded)?;
         let first = match a.blocks.first_mut() {
             Some(block) => &mut block.input,
             None => &mut a.full_output,
         };
-        backend.layer_norm(&a.embedded, &self.pre_norm, first, &mut a.embedded_stats)
+        backend.patch_embed(pixels, &self.embedding, &mut a.patches, &mut a.products, first)
     }
 
     /// From the class token behind the last block to the normalised features.
@@ -255,8 +252,6 @@ pub enum Purpose {
 pub struct VisionActivations<B: Backend> {
     patches: B::Tensor,
     products: B::Tensor,
-    embedded: B::Tensor,
-    embedded_stats: B::Tensor,
     blocks: Vec<BlockActivations<B>>,
     scratch: Scratch<B>,
     class_scratch: Scratch<B>,
@@ -292,9 +287,10 @@ impl<B: Backend> VisionActivations<B> {
         let (tokens, d, count) = (config.tokens(), t.width, config.patches());
         let sizes = |rows| BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows };
         let training = purpose == Purpose::Training;
-        let make = |dims: [usize; 3]| backend.zeros(dims, backend.compute_dtype());
-        let flat = |width| backend.zeros([batch, width], backend.compute_dtype());
-        let stats = |rows| backend.zeros([batch, rows, 2], backend.master_dtype());
+        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let make = |dims: [usize; 3]| backend.empty(dims, compute);
+        let flat = |dtype| backend.empty([batch, e], dtype);
+        let stats = |rows| backend.empty([batch, rows, 2], master);
         let kept = tower
             .blocks
             .iter()
@@ -314,8 +310,6 @@ impl<B: Backend> VisionActivations<B> {
         Ok(VisionActivations {
             patches: make([batch, count, 3 * p * p])?,
             products: make([batch, count, d])?,
-            embedded: make([batch, tokens, d])?,
-            embedded_stats: stats(tokens)?,
             blocks,
             scratch: of(Rows::All)?,
             class_scratch: of(Rows::One)?,
@@ -324,11 +318,11 @@ impl<B: Backend> VisionActivations<B> {
             class_output: make([batch, 1, d])?,
             class_normed: make([batch, 1, d])?,
             class_stats: stats(1)?,
-            projected: flat(e)?,
-            norms: backend.zeros([batch], backend.master_dtype())?,
-            features: flat(e)?,
-            d_features: flat(e)?,
-            d_projected: flat(e)?,
+            projected: flat(compute)?,
+            norms: backend.empty([batch], master)?,
+            features: flat(master)?,
+            d_features: flat(master)?,
+            d_projected: flat(compute)?,
             d_normed: make([batch, 1, d])?,
             d_class: make([batch, 1, d])?,
         })
@@ -339,8 +333,6 @@ impl<B: Backend> VisionActivations<B> {
         for tensor in [
             &mut self.patches,
             &mut self.products,
-            &mut self.embedded,
-            &mut self.embedded_stats,
             &mut self.class_rows,
             &mut self.full_output,
             &mut self.class_output,

@@ -60,6 +60,7 @@ pub fn evaluate_split<B: Backend>(
 ) -> Result<Option<EvalMetrics>> {
     let mut sums = Accumulator::new(learner.classes(), learner.objective());
     let indices: Vec<usize> = (0..split.len()).collect();
+    let mut waiting: Option<Waiting<B>> = None;
     monitor.begin(task, split.len() as u64);
     for indices in indices.chunks(batch) {
         if monitor.stopped() {
@@ -71,12 +72,34 @@ pub fn evaluate_split<B: Backend>(
             Subject::Tuned => learner.evaluate(staging.images.view(), &staging.labels)?,
             Subject::Frozen => learner.evaluate_frozen(staging.images.view(), &staging.labels)?,
         }
-        let (head, text) = learner.logits()?;
-        sums.add(&head, &text, &staging.labels)?;
-        monitor.advance(indices.len() as u64);
+        let logits = learner.fetch_logits()?;
+        // One batch behind, so that the device works on the next while this one is counted.
+        if let Some(previous) = waiting.replace(Waiting { logits, labels: staging.labels.clone() }) {
+            previous.count(learner.backend(), &mut sums, monitor)?;
+        }
+    }
+    if let Some(last) = waiting {
+        last.count(learner.backend(), &mut sums, monitor)?;
     }
     monitor.finish();
     Ok(Some(sums.finish()))
+}
+
+/// A batch whose logits are on their way.
+struct Waiting<B: Backend> {
+    logits: [B::Pending; 2],
+    labels: Vec<u32>,
+}
+
+impl<B: Backend> Waiting<B> {
+    fn count(mut self, backend: &B, sums: &mut Accumulator, monitor: &dyn Monitor) -> Result<()> {
+        let [head, text] = &mut self.logits;
+        if let (Some(head), Some(text)) = (backend.arrived(head, true)?, backend.arrived(text, true)?) {
+            sums.add(&head, &text, &self.labels)?;
+        }
+        monitor.advance(self.labels.len() as u64);
+        Ok(())
+    }
 }
 
 /// Evaluates plain CLIP: the text results of the metrics are meaningful, there is no head.
@@ -162,6 +185,7 @@ fn evaluate<B: Backend>(
         objective,
         adamw: Adamw::default(),
         purpose: Purpose::Inference,
+        scaling: None,
     };
     let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);

@@ -1,12 +1,16 @@
 //! Model, adapters, head and optimizer together: one training step, one evaluation batch.
 
-use crate::backend::{AdamwStep, AdamwTensor, Backend, Classifier, DeviceTensor, Result, Stat};
+use crate::backend::{
+    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling, Result,
+    Stat,
+};
 use crate::clip::block::FoldedBlock;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::Objective;
 use crate::optim::{Adamw, Rates};
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use crate::tune::{BlockLora, Head, Param};
+use std::collections::HashMap;
 
 /// Class features of the text tower and the scale of their logits.
 pub struct TextClassifier {
@@ -26,6 +30,8 @@ pub struct LearnerSpec {
     pub objective: Objective,
     pub adamw: Adamw,
     pub purpose: Purpose,
+    /// For f16; the other types need none.
+    pub scaling: Option<LossScaling>,
 }
 
 /// What one batch left behind.
@@ -38,6 +44,54 @@ pub struct StepStats {
     pub text_correct: u64,
     /// Length of all gradients as one vector.
     pub grad_norm: f64,
+    /// What the loss was multiplied with for the backward pass.
+    pub loss_scale: f64,
+    /// True where a gradient was not finite and loss scaling left the trained tensors alone.
+    pub skipped: bool,
+}
+
+/// The numbers of a step, on their way from the device.
+pub struct PendingStats<B: Backend> {
+    pending: B::Pending,
+    objective: Objective,
+}
+
+impl<B: Backend> PendingStats<B> {
+    /// The numbers, if they are here; `wait` until they are.
+    pub fn arrived(&mut self, backend: &B, wait: bool) -> Result<Option<StepStats>> {
+        let stats = backend.arrived(&mut self.pending, wait)?;
+        stats.map(|stats| StepStats::from_tensor(&stats, self.objective)).transpose()
+    }
+}
+
+impl StepStats {
+    fn from_tensor(stats: &Tensor, objective: Objective) -> Result<Self> {
+        let stats = stats.view().to_tensor(DType::F64)?;
+        let stats = stats.typed::<f64>()?;
+        let at = |stat: Stat| stats[stat as usize];
+        let (loss_head, loss_text) = (at(Stat::LossHead), at(Stat::LossText));
+        Ok(StepStats {
+            loss: objective.total(loss_head, loss_text),
+            loss_head,
+            loss_text,
+            correct: at(Stat::Correct) as u64,
+            text_correct: at(Stat::TextCorrect) as u64,
+            grad_norm: at(Stat::GradientSquared).sqrt(),
+            loss_scale: at(Stat::LossScale),
+            skipped: at(Stat::Skipped) != 0.0,
+        })
+    }
+}
+
+/// What is run on a batch, and recorded where the backend records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Work {
+    /// Forward, backward, optimizer.
+    Train,
+    /// Evaluation with the adapters folded into the weights.
+    Tuned,
+    /// Evaluation without adapters.
+    Frozen,
 }
 
 /// The frozen tower with what is trained on it. All memory is allocated by [`Learner::new`].
@@ -57,9 +111,19 @@ pub struct Learner<B: Backend> {
     head_logits: B::Tensor,
     text_logits: B::Tensor,
     stats: B::Tensor,
+    /// See [`Control`].
+    control: B::Tensor,
+    /// The schedule's factor \[1\], and its value.
+    factor: B::Tensor,
+    factor_value: f64,
+    rates: Option<Rates>,
+    scaling: Option<LossScaling>,
     objective: Objective,
     adamw: Adamw,
     steps: u64,
+    /// What has run so far for a number of images; recorded when it runs for the second time, because the
+    /// first time may choose algorithms and allocate.
+    recordings: HashMap<(Work, usize), Option<B::Recording>>,
 }
 
 impl<B: Backend> Learner<B> {
@@ -82,10 +146,13 @@ impl<B: Backend> Learner<B> {
         let [a, b, c] = [0, 1, 2].map(|i| image.get(i).copied().unwrap_or(1));
         let pixels = backend.zeros([batch, a, b, c], pixel_dtype)?;
         let labels = backend.zeros([batch], DType::U32)?;
-        let head_logits = backend.zeros([batch, classes], compute)?;
-        let text_logits = backend.zeros([batch, classes], compute)?;
+        let head_logits = backend.empty([batch, classes], master)?;
+        let text_logits = backend.empty([batch, classes], master)?;
         let stats = backend.zeros([Stat::COUNT], master)?;
-        let text_features = backend.upload(text.features.view(), compute)?;
+        let text_features = backend.upload(text.features.view(), master)?;
+        let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
+        let control = backend.upload(control.view(), master)?;
+        let factor = backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), master)?;
         Ok(Learner {
             backend,
             tower,
@@ -101,9 +168,15 @@ impl<B: Backend> Learner<B> {
             head_logits,
             text_logits,
             stats,
+            control,
+            factor,
+            factor_value: 1.0,
+            rates: None,
+            scaling: spec.scaling,
             objective: spec.objective,
             adamw: spec.adamw,
             steps: 0,
+            recordings: HashMap::new(),
         })
     }
 
@@ -131,14 +204,20 @@ impl<B: Backend> Learner<B> {
         self.objective
     }
 
-    /// Optimizer steps taken so far.
+    /// Training steps so far, skipped ones included.
     pub fn steps(&self) -> u64 {
         self.steps
     }
 
-    /// Sets the number of optimizer steps taken, when a run is resumed.
-    pub fn set_steps(&mut self, steps: u64) {
+    /// The optimizer's own state, see [`Control`].
+    pub fn control(&self) -> Result<Tensor> {
+        self.backend.download(&self.control)
+    }
+
+    /// Continues from the number of steps and the optimizer's state of an earlier run.
+    pub fn resume(&mut self, steps: u64, control: View<'_>) -> Result<()> {
         self.steps = steps;
+        self.backend.write(control, &mut self.control)
     }
 
     /// Every trained tensor, in a fixed order.
@@ -170,15 +249,102 @@ impl<B: Backend> Learner<B> {
     }
 
     /// One step on `images` \[n, …\] with labels \[n\]: forward, backward, AdamW at `factor` times `rates`.
+    /// Does not wait for the device.
     pub fn train_step(&mut self, images: View<'_>, labels: &[u32], rates: &Rates, factor: f64) -> Result<()> {
-        self.gradients(images, labels)?;
+        self.load_batch(images, labels)?;
+        if self.rates != Some(*rates) {
+            self.rates = Some(*rates);
+            self.recordings.retain(|(work, _), _| *work != Work::Train);
+        }
+        if self.factor_value != factor {
+            self.factor_value = factor;
+            self.backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
+        }
         self.steps += 1;
         self.folded_is_current = false;
+        self.run(Work::Train)
+    }
+
+    /// Forward and backward only: afterwards every trained tensor holds its gradient, times the loss scale
+    /// where there is one.
+    pub fn gradients(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_batch(images, labels)?;
+        self.forward_and_backward()
+    }
+
+    /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
+    pub fn loss(&mut self, images: View<'_>, labels: &[u32]) -> Result<f64> {
+        self.load_batch(images, labels)?;
+        self.forward()?;
+        self.head_loss()?;
+        Ok(self.stats()?.loss)
+    }
+
+    /// Evaluates a batch with the adapters folded into the weights. Does not wait for the device.
+    pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_batch(images, labels)?;
+        if !self.lora.is_empty() && !self.folded_is_current {
+            self.tower.fold(&self.backend, &self.lora, &mut self.folded)?;
+            self.folded_is_current = true;
+        }
+        self.run(Work::Tuned)
+    }
+
+    /// Evaluates a batch with the tower as it was before training: no adapters.
+    pub fn evaluate_frozen(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_batch(images, labels)?;
+        self.run(Work::Frozen)
+    }
+
+    /// Runs work on the batch that was loaded: from its recording, where there is one.
+    fn run(&mut self, work: Work) -> Result<()> {
+        if !self.backend.can_record() {
+            return self.enqueue(work);
+        }
+        let key = (work, self.labels.shape().rows());
+        match self.recordings.get(&key) {
+            Some(Some(recording)) => self.backend.replay(recording),
+            Some(None) => {
+                let backend = self.backend.clone();
+                let recording = backend.record(|| self.enqueue(work))?;
+                backend.replay(&recording)?;
+                self.recordings.insert(key, Some(recording));
+                Ok(())
+            }
+            None => {
+                self.enqueue(work)?;
+                self.recordings.insert(key, None);
+                Ok(())
+            }
+        }
+    }
+
+    /// Calls for the operations of a piece of work.
+    fn enqueue(&mut self, work: Work) -> Result<()> {
+        let folded = match work {
+            Work::Train => {
+                self.forward_and_backward()?;
+                return self.optimizer_step();
+            }
+            Work::Tuned => &*self.folded,
+            Work::Frozen => &[],
+        };
+        self.tower.infer(&self.backend, &self.pixels, folded, &mut self.activations)?;
+        self.head_loss()
+    }
+
+    fn optimizer_step(&mut self) -> Result<()> {
+        let Some(rates) = self.rates else {
+            let problem = "no learning rates were given".into();
+            return Err(BackendError::Invalid { op: "adamw", problem });
+        };
         let step = AdamwStep {
-            step: self.steps,
             beta1: self.adamw.beta1,
             beta2: self.adamw.beta2,
             eps: self.adamw.eps,
+            scaling: self.scaling,
+            factor: &self.factor,
+            control: &mut self.control,
         };
         let mut tensors: Vec<AdamwTensor<'_, B>> = trained(&mut self.lora, &mut self.head)
             .into_iter()
@@ -189,7 +355,7 @@ impl<B: Backend> Learner<B> {
                     gradient: &p.gradient,
                     first_moment: &mut p.first_moment,
                     second_moment: &mut p.second_moment,
-                    learning_rate: rate.learning_rate * factor,
+                    learning_rate: rate.learning_rate,
                     weight_decay: rate.weight_decay,
                 }
             })
@@ -197,9 +363,7 @@ impl<B: Backend> Learner<B> {
         self.backend.adamw(&mut tensors, step, &mut self.stats)
     }
 
-    /// Forward and backward only: afterwards every trained tensor holds its gradient.
-    pub fn gradients(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
-        self.load_batch(images, labels)?;
+    fn forward_and_backward(&mut self) -> Result<()> {
         self.forward()?;
         self.head_loss()?;
         let classifier = Classifier {
@@ -214,6 +378,7 @@ impl<B: Backend> Learner<B> {
             classifier,
             &self.labels,
             self.objective.weights(),
+            self.scaling.is_some().then_some(&self.control),
             &mut self.head_logits,
             &mut self.text_logits,
             &mut self.head.weight.gradient,
@@ -226,32 +391,6 @@ impl<B: Backend> Learner<B> {
         self.tower.backward(&self.backend, &mut self.lora, &mut self.activations)
     }
 
-    /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
-    pub fn loss(&mut self, images: View<'_>, labels: &[u32]) -> Result<f64> {
-        self.load_batch(images, labels)?;
-        self.forward()?;
-        self.head_loss()?;
-        Ok(self.stats()?.loss)
-    }
-
-    /// Evaluates a batch with the adapters folded into the weights.
-    pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
-        self.load_batch(images, labels)?;
-        if !self.lora.is_empty() && !self.folded_is_current {
-            self.tower.fold(&self.backend, &self.lora, &mut self.folded)?;
-            self.folded_is_current = true;
-        }
-        self.tower.infer(&self.backend, &self.pixels, &self.folded, &mut self.activations)?;
-        self.head_loss()
-    }
-
-    /// Evaluates a batch with the tower as it was before training: no adapters.
-    pub fn evaluate_frozen(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
-        self.load_batch(images, labels)?;
-        self.tower.infer(&self.backend, &self.pixels, &[], &mut self.activations)?;
-        self.head_loss()
-    }
-
     /// Logits of the last batch that was evaluated: head \[n, C\] and text \[n, C\].
     pub fn logits(&self) -> Result<(Tensor, Tensor)> {
         Ok((self.backend.download(&self.head_logits)?, self.backend.download(&self.text_logits)?))
@@ -262,20 +401,20 @@ impl<B: Backend> Learner<B> {
         self.backend.download(&self.activations.features)
     }
 
-    /// Losses and counts of the last batch; the gradient norm is that of the last training step.
+    /// Losses and counts of the last batch; the gradient norm is that of the last training step. Waits for
+    /// the device.
     pub fn stats(&self) -> Result<StepStats> {
-        let stats = self.backend.download(&self.stats)?.view().to_tensor(DType::F64)?;
-        let stats = stats.typed::<f64>()?;
-        let at = |stat: Stat| stats[stat as usize];
-        let (loss_head, loss_text) = (at(Stat::LossHead), at(Stat::LossText));
-        Ok(StepStats {
-            loss: self.objective.total(loss_head, loss_text),
-            loss_head,
-            loss_text,
-            correct: at(Stat::Correct) as u64,
-            text_correct: at(Stat::TextCorrect) as u64,
-            grad_norm: at(Stat::GradientSquared).sqrt(),
-        })
+        StepStats::from_tensor(&self.backend.download(&self.stats)?, self.objective)
+    }
+
+    /// As [`Learner::stats`], without waiting.
+    pub fn fetch_stats(&self) -> Result<PendingStats<B>> {
+        Ok(PendingStats { pending: self.backend.fetch(&self.stats)?, objective: self.objective })
+    }
+
+    /// As [`Learner::logits`], without waiting; for [`Backend::arrived`].
+    pub fn fetch_logits(&self) -> Result<[B::Pending; 2]> {
+        Ok([self.backend.fetch(&self.head_logits)?, self.backend.fetch(&self.text_logits)?])
     }
 
     /// Copies the values of all trained tensors to the host, in the order of [`Learner::params`].
@@ -318,14 +457,19 @@ impl<B: Backend> Learner<B> {
             let found = images.shape();
             return Err(TensorError::shape("labels of a batch of images", expected, found).into());
         }
+        let classes = self.classes();
+        if let Some(label) = labels.iter().find(|&&label| label as usize >= classes) {
+            let problem = format!("label {label} among {classes} classes");
+            return Err(BackendError::Invalid { op: "batch", problem });
+        }
         if self.labels.shape().rows() != batch {
             self.activations.set_batch(batch)?;
             let buffers = [&mut self.pixels, &mut self.head_logits, &mut self.text_logits, &mut self.labels];
             buffers.into_iter().try_for_each(|t| t.set_rows(batch))?;
         }
-        self.backend.write(images, &mut self.pixels)?;
+        self.backend.feed(images, &mut self.pixels)?;
         let labels = View::new(expected, DType::U32, bytemuck::cast_slice(labels))?;
-        self.backend.write(labels, &mut self.labels)
+        self.backend.feed(labels, &mut self.labels)
     }
 }
 

@@ -2,14 +2,14 @@
 
 use super::adapter::{self, Adapter, HeadFile};
 use super::evaluate::{Staging, Subject, evaluate_split};
-use super::learner::{Learner, LearnerSpec, StepStats, TextClassifier};
+use super::learner::{Learner, LearnerSpec, PendingStats, StepStats, TextClassifier};
 use super::metrics::EvalMetrics;
 use super::model::Model;
 use super::run_dir::{MetricsFile, RunDir};
 use super::settings::{HeadInit, Settings};
 use super::state::{self, Best, Progress};
 use super::{Result, TrainError};
-use crate::backend::Backend;
+use crate::backend::{Backend, LossScaling};
 use crate::clip::vision::{Purpose, VisionTower};
 use crate::data::{Cache, Split};
 use crate::optim::{Adamw, EarlyStop, Schedule};
@@ -21,6 +21,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::Serialize;
 use serde_json::json;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
 
@@ -106,6 +107,7 @@ pub fn train<B: Backend>(
         objective: settings.objective(),
         adamw: Adamw::default(),
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
+        scaling: (backend.compute_dtype() == DType::F16).then(LossScaling::default),
     };
     let model_name = model.name.clone();
     drop(model);
@@ -281,42 +283,56 @@ impl<B: Backend> Run<'_, B> {
         if self.cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test }
     }
 
-    /// One pass over the training images; `None` when the user asked to stop.
+    /// One pass over the training images; `None` when the user asked to stop. Steps are handed to the
+    /// device ahead of their results, which are written down as they arrive.
     fn train_epoch(&mut self, epoch: u32) -> Result<Option<StepStats>> {
         let order = self.order(epoch);
         let cache = self.cache;
         let split = cache.split(Split::Train);
         let (rates, of) = (self.settings.rates(), self.settings.epochs);
         let mut sums = EpochSums::default();
+        let mut waiting = VecDeque::new();
+        let mut clock = Instant::now();
         self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
         for indices in order.chunks(self.settings.batch_size) {
             if self.monitor.stopped() {
                 self.monitor.finish();
                 return Ok(None);
             }
-            let started = Instant::now();
             self.staging.fill(&split, indices)?;
             let factor = self.schedule.factor(self.learner.steps());
             let (images, labels) = (self.staging.images.view(), &self.staging.labels);
             self.learner.train_step(images, labels, &rates, factor)?;
-            let stats = self.learner.stats()?;
-            let seconds = started.elapsed().as_secs_f64();
-            let step = self.learner.steps();
-            if !stats.loss.is_finite() || !stats.grad_norm.is_finite() {
-                self.monitor.finish();
-                return Err(TrainError::NotFinite { step, epoch, loss: stats.loss });
-            }
-            self.step_seconds += seconds;
-            self.step_images += indices.len();
-            self.metrics.append(&json!({
-                "type": "step", "step": step, "epoch": epoch,
-                "loss": stats.loss, "loss_head": stats.loss_head, "loss_text": stats.loss_text,
-                "lr": rates.head.learning_rate * factor, "lr_lora": rates.lora.learning_rate * factor,
-                "loss_scale": 1.0, "grad_norm": stats.grad_norm,
-                "images_per_s": indices.len() as f64 / seconds,
-            }))?;
-            sums.add(&stats, indices.len());
-            self.monitor.advance(indices.len() as u64);
+            let (step, images, stats) = (self.learner.steps(), indices.len(), self.learner.fetch_stats()?);
+            waiting.push_back(Step { step, images, factor, stats });
+            let wait = waiting.len() > STEPS_AHEAD;
+            self.write_steps(epoch, &mut waiting, wait, &mut sums, &mut clock)?;
+        }
+        while !waiting.is_empty() {
+            self.write_steps(epoch, &mut waiting, true, &mut sums, &mut clock)?;
+        }
+        self.monitor.finish();
+        Ok(Some(sums.mean()))
+    }
+
+    /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
+    fn write_steps(
+        &mut self,
+        epoch: u32,
+        waiting: &mut VecDeque<Step<B>>,
+        mut wait: bool,
+        sums: &mut EpochSums,
+        clock: &mut Instant,
+    ) -> Result<()> {
+        while let Some(oldest) = waiting.front_mut() {
+            let Some(stats) = oldest.stats.arrived(self.learner.backend(), wait)? else { break };
+            let Some(step) = waiting.pop_front() else { break };
+            wait = false;
+            let seconds = clock.elapsed().as_secs_f64();
+            *clock = Instant::now();
+            self.write_step(epoch, &step, &stats, seconds)?;
+            sums.add(&stats, step.images);
+            self.monitor.advance(step.images as u64);
             let mean = sums.mean();
             self.monitor.state(&format!(
                 "loss {:.4}  accuracy {:.1} %  {:.0} images/s",
@@ -325,8 +341,26 @@ impl<B: Backend> Run<'_, B> {
                 self.step_images as f64 / self.step_seconds.max(1e-9),
             ));
         }
-        self.monitor.finish();
-        Ok(Some(sums.mean()))
+        Ok(())
+    }
+
+    /// One line of metrics; `seconds` since the step before was done.
+    fn write_step(&mut self, epoch: u32, step: &Step<B>, stats: &StepStats, seconds: f64) -> Result<()> {
+        let finite = stats.loss.is_finite() && stats.grad_norm.is_finite();
+        if !finite && !(stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE) {
+            self.monitor.finish();
+            return Err(TrainError::NotFinite { step: step.step, epoch, loss: stats.loss });
+        }
+        self.step_seconds += seconds;
+        self.step_images += step.images;
+        let rates = self.settings.rates();
+        self.metrics.append(&json!({
+            "type": "step", "step": step.step, "epoch": epoch,
+            "loss": stats.loss, "loss_head": stats.loss_head, "loss_text": stats.loss_text,
+            "lr": rates.head.learning_rate * step.factor, "lr_lora": rates.lora.learning_rate * step.factor,
+            "loss_scale": stats.loss_scale, "skipped": stats.skipped, "grad_norm": stats.grad_norm,
+            "images_per_s": step.images as f64 / seconds,
+        }))
     }
 
     /// The training images in this epoch's order, which depends on the seed and the epoch alone.
@@ -464,10 +498,27 @@ impl<B: Backend> Run<'_, B> {
     }
 }
 
+/// Steps that are handed to the device before the host waits for the results of the first.
+const STEPS_AHEAD: usize = 64;
+
+/// When overflows have pushed the loss scale below this, the model itself is at fault.
+const SMALLEST_LOSS_SCALE: f64 = 1.0 / 1024.0;
+
+/// A step on the device.
+struct Step<B: Backend> {
+    step: u64,
+    images: usize,
+    /// The schedule's.
+    factor: f64,
+    stats: PendingStats<B>,
+}
+
 /// Sums over the steps of an epoch.
 #[derive(Default)]
 struct EpochSums {
     images: usize,
+    /// Those in steps whose loss was a number: an overflow in f16 may leave one without.
+    counted: usize,
     loss: f64,
     loss_head: f64,
     loss_text: f64,
@@ -477,18 +528,21 @@ struct EpochSums {
 
 impl EpochSums {
     fn add(&mut self, stats: &StepStats, images: usize) {
-        let n = images as f64;
         self.images += images;
-        self.loss += n * stats.loss;
-        self.loss_head += n * stats.loss_head;
-        self.loss_text += n * stats.loss_text;
+        if stats.loss.is_finite() {
+            let n = images as f64;
+            self.counted += images;
+            self.loss += n * stats.loss;
+            self.loss_head += n * stats.loss_head;
+            self.loss_text += n * stats.loss_text;
+        }
         self.correct += stats.correct;
         self.text_correct += stats.text_correct;
     }
 
     /// Means of the losses, sums of the counts.
     fn mean(&self) -> StepStats {
-        let n = self.images.max(1) as f64;
+        let n = self.counted.max(1) as f64;
         StepStats {
             loss: self.loss / n,
             loss_head: self.loss_head / n,
@@ -496,6 +550,8 @@ impl EpochSums {
             correct: self.correct,
             text_correct: self.text_correct,
             grad_norm: f64::NAN,
+            loss_scale: f64::NAN,
+            skipped: false,
         }
     }
 }

@@ -4,7 +4,7 @@ use super::files::{TensorFile, stage_tensors};
 use super::learner::Learner;
 use super::metrics::EvalMetrics;
 use super::{Result, TrainError};
-use crate::backend::{Backend, DeviceTensor};
+use crate::backend::{Backend, Control, DeviceTensor};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
@@ -27,7 +27,7 @@ pub struct Progress {
     pub data: String,
     /// The last finished epoch, counted from 1.
     pub epoch: u32,
-    /// Optimizer steps so far.
+    /// Training steps so far, skipped ones included.
     pub steps: u64,
     /// True when early stopping ended the run.
     pub stopped: bool,
@@ -45,6 +45,9 @@ pub struct Progress {
 }
 
 const METADATA: &str = "progress";
+
+/// The optimizer's own state, see [`Control`].
+const CONTROL: &str = "optimizer.control";
 
 /// The four tensors that are stored of every trained one.
 const PARTS: [&str; 4] = ["value", "first_moment", "second_moment", "best"];
@@ -69,6 +72,7 @@ pub fn save<B: Backend>(
             tensors.insert(format!("{name}.{part}"), tensor);
         }
     }
+    tensors.insert(CONTROL.to_string(), learner.control()?);
     let progress = serde_json::to_string(progress)
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
     stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()
@@ -93,6 +97,7 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progre
         backend.write(take("second_moment")?.view(), &mut param.second_moment)?;
         best.push(take("best")?);
     }
-    learner.set_steps(progress.steps);
+    let control = file.take(path, CONTROL, [Control::COUNT].into())?;
+    learner.resume(progress.steps, control.view())?;
     Ok((progress, best))
 }

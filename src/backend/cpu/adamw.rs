@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use super::real::{Real, sum_of, vectorized};
-use crate::backend::{AdamwStep, AdamwTensor, Result, Stat, expect_shape};
+use crate::backend::{AdamwStep, AdamwTensor, Control, LossScaling, Result, Stat, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -11,31 +11,88 @@ const BLOCK: usize = 16 * 1024;
 
 pub fn adamw<T: Real>(
     tensors: &mut [AdamwTensor<'_, Cpu<T>>],
-    step: AdamwStep,
+    step: AdamwStep<'_, Cpu<T>>,
     stats: &mut Tensor,
 ) -> Result<()> {
+    let factor = step.factor.typed::<T>()?.first().map_or(1.0, |f| f.to_f64());
+    expect_shape("adamw", "control", [Control::COUNT], step.control.shape())?;
+    let control = step.control.typed_mut::<T>()?;
+    let scale = step.scaling.map_or(1.0, |_| control[Control::LossScale as usize].to_f64());
     let mut squares = T::ZERO;
-    for tensor in tensors {
-        squares += update(tensor, step)?;
+    for tensor in tensors.iter() {
+        squares += squared(tensor, T::from_f64(1.0 / scale))?;
     }
-    stats.typed_mut::<T>()?[Stat::GradientSquared as usize] = squares;
+    let skip = step.scaling.is_some() && !squares.to_f64().is_finite();
+    let stats = stats.typed_mut::<T>()?;
+    stats[Stat::GradientSquared as usize] = squares;
+    stats[Stat::LossScale as usize] = T::from_f64(scale);
+    stats[Stat::Skipped as usize] = if skip { T::ONE } else { T::ZERO };
+    if !skip {
+        let taken = control[Control::Steps as usize].to_f64() + 1.0;
+        control[Control::Steps as usize] = T::from_f64(taken);
+        let constants = Constants { taken, factor, scale, ..Constants::of(&step) };
+        for tensor in tensors {
+            update(tensor, constants)?;
+        }
+    }
+    if let Some(scaling) = step.scaling {
+        rescale(scaling, skip, step.control.typed_mut::<T>()?);
+    }
     Ok(())
 }
 
-/// Updates one tensor; returns its gradient's sum of squares.
-fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, step: AdamwStep) -> Result<T> {
+/// The loss scale of the next step.
+fn rescale<T: Real>(scaling: LossScaling, skipped: bool, control: &mut [T]) {
+    let scale = control[Control::LossScale as usize].to_f64();
+    let good = control[Control::GoodSteps as usize].to_f64() + 1.0;
+    let (scale, good) = match skipped {
+        true => (scale * scaling.backoff, 0.0),
+        false if good >= f64::from(scaling.interval) => (scale * scaling.growth, 0.0),
+        false => (scale, good),
+    };
+    control[Control::LossScale as usize] = T::from_f64(scale);
+    control[Control::GoodSteps as usize] = T::from_f64(good);
+}
+
+/// What is the same for all tensors of a step.
+#[derive(Clone, Copy)]
+struct Constants {
+    beta1: f64,
+    beta2: f64,
+    eps: f64,
+    /// Steps taken, this one included.
+    taken: f64,
+    factor: f64,
+    scale: f64,
+}
+
+impl Constants {
+    fn of<T: Real>(step: &AdamwStep<'_, Cpu<T>>) -> Self {
+        let (beta1, beta2, eps) = (step.beta1, step.beta2, step.eps);
+        Constants { beta1, beta2, eps, taken: 1.0, factor: 1.0, scale: 1.0 }
+    }
+}
+
+/// The sum of squares of a tensor's gradient, without the loss scale.
+fn squared<T: Real>(tensor: &AdamwTensor<'_, Cpu<T>>, unscale: T) -> Result<T> {
+    let gradient = tensor.gradient.typed::<T>()?;
+    Ok(vectorized(|| sum_of(gradient, gradient, |a, b| (a * unscale) * (b * unscale))))
+}
+
+/// Updates one tensor.
+fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, c: Constants) -> Result<()> {
     let shape = tensor.value.shape();
     expect_shape("adamw", "gradient", shape, tensor.gradient.shape())?;
     expect_shape("adamw", "first moment", shape, tensor.first_moment.shape())?;
     expect_shape("adamw", "second moment", shape, tensor.second_moment.shape())?;
     let gradient = tensor.gradient.typed::<T>()?;
-    let t = step.step as f64;
-    let keep = T::from_f64(1.0 - tensor.learning_rate * tensor.weight_decay);
-    let step_size = T::from_f64(tensor.learning_rate / (1.0 - step.beta1.powf(t)));
-    let root_correction = T::from_f64((1.0 - step.beta2.powf(t)).sqrt());
-    let (beta1, beta2) = (T::from_f64(step.beta1), T::from_f64(step.beta2));
-    let (rest1, rest2) = (T::from_f64(1.0 - step.beta1), T::from_f64(1.0 - step.beta2));
-    let eps = T::from_f64(step.eps);
+    let rate = tensor.learning_rate * c.factor;
+    let keep = T::from_f64(1.0 - rate * tensor.weight_decay);
+    let step_size = T::from_f64(rate / (1.0 - c.beta1.powf(c.taken)));
+    let root_correction = T::from_f64((1.0 - c.beta2.powf(c.taken)).sqrt());
+    let (beta1, beta2) = (T::from_f64(c.beta1), T::from_f64(c.beta2));
+    let (rest1, rest2) = (T::from_f64(1.0 - c.beta1), T::from_f64(1.0 - c.beta2));
+    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(1.0 / c.scale));
     tensor
         .value
         .typed_mut::<T>()?
@@ -47,6 +104,7 @@ fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, step: AdamwStep) -> Res
             vectorized(|| {
                 let moments = first.iter_mut().zip(second);
                 for ((p, &g), (m, v)) in value.iter_mut().zip(gradient).zip(moments) {
+                    let g = g * unscale;
                     *m = *m * beta1 + g * rest1;
                     *v = *v * beta2 + g * g * rest2;
                     let denominator = v.sqrt() / root_correction + eps;
@@ -54,5 +112,5 @@ fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, step: AdamwStep) -> Res
                 }
             })
         });
-    Ok(vectorized(|| sum_of(gradient, gradient, |a, b| a * b)))
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! From pixels to tokens, and picking single tokens out of sequences.
 
 use super::Cpu;
+use super::layer_norm::NormInPlace;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::Real;
 use crate::backend::{BackendError, PatchEmbedding, Result, expect_matrix, expect_shape};
@@ -35,10 +36,12 @@ pub fn patch_embed<T: Real>(
     let class = embedding.class.typed::<T>()?;
     let position = embedding.position.typed::<T>()?;
     let products = products.typed::<T>()?.par_chunks(count * d);
+    let norm = NormInPlace::of(&embedding.norm, d)?;
     x.typed_mut::<T>()?.par_chunks_mut(tokens * d).zip(products).for_each(|(x, products)| {
         for ((x, &token), &position) in x.iter_mut().zip(class.iter().chain(products)).zip(position) {
             *x = token + position;
         }
+        x.chunks_exact_mut(d).for_each(|row| norm.apply(row));
     });
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::Cpu;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, max_of};
-use crate::backend::{BackendError, Classifier, LossWeights, Result, Stat, expect_shape};
+use crate::backend::{BackendError, Classifier, Control, LossWeights, Result, Stat, expect_shape};
 use crate::tensor::Tensor;
 
 /// Batch, classes and width, after all shapes were compared.
@@ -79,6 +79,7 @@ pub fn head_loss_backward<T: Real>(
     classifier: Classifier<'_, Cpu<T>>,
     labels: &Tensor,
     weights: LossWeights,
+    control: Option<&Tensor>,
     head: &mut Tensor,
     text: &mut Tensor,
     d_weight: &mut Tensor,
@@ -90,8 +91,12 @@ pub fn head_loss_backward<T: Real>(
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
     let labels = labels.typed::<u32>()?;
+    let loss_scale = match control {
+        Some(control) => control.typed::<T>()?[Control::LossScale as usize].to_f64(),
+        None => 1.0,
+    };
     let head = head.typed_mut::<T>()?;
-    cross_entropy_backward(head, classes, labels, weights.head / batch as f64);
+    cross_entropy_backward(head, classes, labels, loss_scale * weights.head / batch as f64);
     let d_head = Matrix::new(head, batch, classes);
     let features = Matrix::new(f.typed::<T>()?, batch, width);
     let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
@@ -108,7 +113,7 @@ pub fn head_loss_backward<T: Real>(
         product(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
         if weights.text != 0.0 {
             let text = text.typed_mut::<T>()?;
-            cross_entropy_backward(text, classes, labels, weights.text / batch as f64);
+            cross_entropy_backward(text, classes, labels, loss_scale * weights.text / batch as f64);
             let d_text = Matrix::new(text, batch, classes);
             let features = Matrix::new(classifier.text.typed::<T>()?, classes, width);
             let scale = T::from_f64(classifier.text_scale);

@@ -43,6 +43,34 @@ pub fn layer_norm<T: Real>(
     Ok(())
 }
 
+/// Layer norm of single rows where they stand.
+pub struct NormInPlace<'a, T> {
+    weight: &'a [T],
+    bias: &'a [T],
+    eps: T,
+}
+
+impl<'a, T: Real> NormInPlace<'a, T> {
+    pub fn of(norm: &'a LayerNorm<super::Cpu<T>>, width: usize) -> Result<Self> {
+        expect_shape("layer_norm", "weight", [width], norm.weight.shape())?;
+        expect_shape("layer_norm", "bias", [width], norm.bias.shape())?;
+        let eps = T::from_f64(norm.eps);
+        Ok(NormInPlace { weight: norm.weight.typed()?, bias: norm.bias.typed()?, eps })
+    }
+
+    pub fn apply(&self, row: &mut [T]) {
+        let n = T::from_f64(row.len() as f64);
+        vectorized(|| {
+            let mean = sum_of(row, row, |v, _| v) / n;
+            let variance = sum_of(row, row, |v, _| (v - mean) * (v - mean)) / n;
+            let inverse = T::ONE / (variance + self.eps).sqrt();
+            for ((x, &w), &b) in row.iter_mut().zip(self.weight).zip(self.bias) {
+                *x = (*x - mean) * inverse * w + b;
+            }
+        })
+    }
+}
+
 pub fn layer_norm_backward<T: Real>(
     dy: &Tensor,
     x: &Tensor,

@@ -30,8 +30,13 @@ impl<T: Real> Cpu<T> {
     }
 }
 
+/// The CPU records nothing: there is no value of this type.
+pub enum NoRecording {}
+
 impl<T: Real> Backend for Cpu<T> {
     type Tensor = Tensor;
+    type Pending = Option<Tensor>;
+    type Recording = NoRecording;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", rayon::current_num_threads(), T::DTYPE)
@@ -65,6 +70,22 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn download(&self, source: &Tensor) -> Result<Tensor> {
         Ok(source.clone())
+    }
+
+    fn fetch(&self, source: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(source.clone()))
+    }
+
+    fn arrived(&self, pending: &mut Option<Tensor>, _wait: bool) -> Result<Option<Tensor>> {
+        Ok(pending.take())
+    }
+
+    fn record(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoRecording> {
+        Err(BackendError::Invalid { op: "record", problem: "the CPU records nothing".into() })
+    }
+
+    fn replay(&self, recording: &NoRecording) -> Result<()> {
+        match *recording {}
     }
 
     fn patch_embed(
@@ -161,6 +182,7 @@ impl<T: Real> Backend for Cpu<T> {
     fn attention_backward(
         &self,
         d_o: &Tensor,
+        _o: &Tensor,
         input: AttentionInput<'_, Self>,
         saved: &Tensor,
         shape: AttentionShape,
@@ -217,19 +239,22 @@ impl<T: Real> Backend for Cpu<T> {
         classifier: Classifier<'_, Self>,
         labels: &Tensor,
         weights: LossWeights,
+        control: Option<&Tensor>,
         head: &mut Tensor,
         text: &mut Tensor,
         d_weight: &mut Tensor,
         d_bias: &mut Tensor,
         df: Option<&mut Tensor>,
     ) -> Result<()> {
-        head_loss::head_loss_backward(f, classifier, labels, weights, head, text, d_weight, d_bias, df)
+        head_loss::head_loss_backward(
+            f, classifier, labels, weights, control, head, text, d_weight, d_bias, df,
+        )
     }
 
     fn adamw(
         &self,
         tensors: &mut [AdamwTensor<'_, Self>],
-        step: AdamwStep,
+        step: AdamwStep<'_, Self>,
         stats: &mut Tensor,
     ) -> Result<()> {
         adamw::adamw(tensors, step, stats)

@@ -1,9 +1,514 @@
 //! The CUDA backend: kernels of our own, compiled at run time, and cuBLASLt for the large products.
+//!
+//! One file per operation holds its launcher, named as its kernel file. A launcher checks shapes, chooses
+//! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
+//! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`twin`]).
 
+mod activation;
+mod adamw;
+mod attention;
 pub mod driver;
+mod embed;
 mod error;
 pub mod gpu;
+mod head_loss;
+mod l2_norm;
+mod layer_norm;
+mod lora_linear;
 pub mod source;
 pub mod twin;
 
+use super::*;
+use driver::{Address, Args, Driver, Kernel, Launch};
 pub use error::CudaError;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// How a linear layer with an adapter is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoraForm {
+    /// The faster of the two for each shape, timed once and remembered.
+    #[default]
+    Auto,
+    /// One tensor-core kernel of our own.
+    Fused,
+    /// A kernel for the low-rank part and a cuBLASLt product that adds to it.
+    Product,
+}
+
+/// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
+#[derive(Clone)]
+pub struct Cuda {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    driver: Arc<dyn Driver>,
+    dtype: DType,
+    lora_form: LoraForm,
+    /// Memory that one launch hands to the next, or one block to another; see [`Cuda::scratch`].
+    scratch: Mutex<Scratch>,
+    counters: Memory,
+    adamw: Mutex<adamw::Tables>,
+}
+
+/// The blocks of scratch memory so far; the last is the current one. Recordings may refer to earlier ones.
+#[derive(Default)]
+struct Scratch {
+    blocks: Vec<Memory>,
+}
+
+/// Device memory that is given back when dropped.
+struct Memory {
+    driver: Arc<dyn Driver>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Memory {
+    fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        let address = if bytes == 0 { Address::NULL } else { driver.allocate(bytes)? };
+        Ok(Memory { driver: driver.clone(), address, bytes })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.address != Address::NULL {
+            self.driver.free(self.address);
+        }
+    }
+}
+
+/// A dense row-major tensor in device memory.
+pub struct CudaTensor {
+    memory: Memory,
+    shape: Shape,
+    dtype: DType,
+}
+
+impl CudaTensor {
+    /// Where it begins.
+    pub fn address(&self) -> Address {
+        self.memory.address
+    }
+
+    /// Its length as it is shaped now.
+    pub fn bytes(&self) -> usize {
+        self.shape.elements() * self.dtype.size()
+    }
+
+    /// Its address, after its element type was checked.
+    fn typed(&self, dtype: DType) -> Result<Address> {
+        if self.dtype == dtype {
+            return Ok(self.memory.address);
+        }
+        Err(TensorError::DType { expected: dtype, found: self.dtype }.into())
+    }
+
+    /// Rows and columns when all dimensions but the last are taken together.
+    fn matrix(&self) -> (usize, usize) {
+        let columns = self.shape.columns();
+        (self.shape.elements() / columns.max(1), columns)
+    }
+}
+
+impl DeviceTensor for CudaTensor {
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn set_rows(&mut self, rows: usize) -> Result<()> {
+        let shape = self.shape.with_rows(rows);
+        let (expected, found) = (shape.elements() * self.dtype.size(), self.memory.bytes);
+        if expected > found {
+            return Err(TensorError::Length { shape, dtype: self.dtype, expected, found }.into());
+        }
+        self.shape = shape;
+        Ok(())
+    }
+}
+
+impl Cuda {
+    /// A backend on `driver`, computing in `dtype`.
+    pub fn new(driver: Arc<dyn Driver>, dtype: DType, lora_form: LoraForm) -> Result<Self> {
+        source::real_macro(dtype)?;
+        let bytes = Cuda::COUNTERS * size_of::<u32>();
+        let counters = Memory::new(&driver, bytes)?;
+        driver.clear(counters.address, bytes)?;
+        let scratch = Mutex::new(Scratch::default());
+        let adamw = Mutex::new(adamw::Tables::default());
+        Ok(Cuda { inner: Arc::new(Inner { driver, dtype, lora_form, scratch, counters, adamw }) })
+    }
+
+    /// Counters that [`Cuda::counters`] can hand out at once.
+    const COUNTERS: usize = 16 * 1024;
+
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.inner.driver
+    }
+
+    fn lora_form(&self) -> LoraForm {
+        self.inner.lora_form
+    }
+
+    /// The type of activations.
+    fn real(&self) -> DType {
+        self.inner.dtype
+    }
+
+    /// Whether the kernels that use tensor cores and asynchronous copies exist for this device and type.
+    fn has_tensor_cores(&self) -> bool {
+        self.inner.dtype != DType::F32 && self.driver().info().compute_capability >= 80
+    }
+
+    /// At least `bytes` of memory for one launch, or for one launch and the next: operations follow each
+    /// other on one stream, so they can share it.
+    fn scratch(&self, bytes: usize) -> Result<Address> {
+        let mut scratch = locked(&self.inner.scratch);
+        match scratch.blocks.last() {
+            Some(block) if block.bytes >= bytes => Ok(block.address),
+            _ => {
+                let block = Memory::new(&self.inner.driver, bytes.next_power_of_two().max(1 << 20))?;
+                let address = block.address;
+                scratch.blocks.push(block);
+                Ok(address)
+            }
+        }
+    }
+
+    /// `count` counters for `last_block`: zero when a kernel starts, and the kernel leaves them zero.
+    fn counters(&self, op: &'static str, count: usize) -> Result<Address> {
+        if count > Cuda::COUNTERS {
+            let problem = format!("{count} groups of blocks, more than {}", Cuda::COUNTERS);
+            return Err(BackendError::Invalid { op, problem });
+        }
+        Ok(self.inner.counters.address)
+    }
+
+    fn adamw_tables(&self) -> MutexGuard<'_, adamw::Tables> {
+        locked(&self.inner.adamw)
+    }
+
+    /// Enqueues a kernel of kernels/`file`.cu.
+    fn launch(
+        &self,
+        file: &'static str,
+        name: &'static str,
+        grid: [usize; 3],
+        threads: usize,
+        shared: usize,
+        args: Args,
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let [x, y, z] = grid.map(|n| n as u32);
+        if grid[0] >= 1 << 31 || grid[1].max(grid[2]) >= 1 << 16 {
+            return Err(BackendError::Invalid { op: name, problem: format!("a grid of {grid:?} blocks") });
+        }
+        let kernel = Kernel { file, name };
+        let launch = Launch { kernel, grid: [x, y, z], block: [threads as u32, 1, 1], shared, args };
+        // SAFETY: the launchers of this folder pass the kernel's parameters in order, with tensors whose
+        // shapes they have checked; the host twin's tests hold them to it.
+        Ok(unsafe { self.driver().launch(&launch) }?)
+    }
+}
+
+/// A lock whose holder panicked guards nothing that could be half-written here.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Backend for Cuda {
+    type Tensor = CudaTensor;
+    type Pending = PendingTensor;
+    type Recording = Box<dyn driver::Recording>;
+
+    fn describe(&self) -> String {
+        let info = self.driver().info();
+        format!("{} (cuda:{}), {}", info.name, info.index, self.inner.dtype)
+    }
+
+    fn compute_dtype(&self) -> DType {
+        self.inner.dtype
+    }
+
+    fn master_dtype(&self) -> DType {
+        DType::F32
+    }
+
+    fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<CudaTensor> {
+        let mut tensor = self.empty(shape, dtype)?;
+        self.clear(&mut tensor)?;
+        Ok(tensor)
+    }
+
+    fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<CudaTensor> {
+        let shape = shape.into();
+        let memory = Memory::new(&self.inner.driver, shape.elements() * dtype.size())?;
+        Ok(CudaTensor { memory, shape, dtype })
+    }
+
+    fn upload(&self, source: View<'_>, dtype: DType) -> Result<CudaTensor> {
+        let mut tensor = self.empty(source.shape(), dtype)?;
+        self.write(source, &mut tensor)?;
+        Ok(tensor)
+    }
+
+    fn write(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+        in_type_of(source, target, |bytes, address| self.driver().upload(address, bytes))
+    }
+
+    fn download(&self, source: &CudaTensor) -> Result<Tensor> {
+        let mut tensor = Tensor::zeros(source.shape, source.dtype);
+        if source.bytes() > 0 {
+            self.driver().download(source.address(), tensor.bytes_mut())?;
+        }
+        Ok(tensor)
+    }
+
+    fn feed(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+        in_type_of(source, target, |bytes, address| self.driver().feed(address, bytes))
+    }
+
+    fn fetch(&self, source: &CudaTensor) -> Result<PendingTensor> {
+        let fetch = self.driver().fetch(source.address(), source.bytes())?;
+        Ok(PendingTensor { fetch, shape: source.shape, dtype: source.dtype })
+    }
+
+    fn arrived(&self, pending: &mut PendingTensor, wait: bool) -> Result<Option<Tensor>> {
+        let bytes = if wait { Some(pending.fetch.wait()?) } else { pending.fetch.poll()? };
+        let Some(bytes) = bytes else { return Ok(None) };
+        Ok(Some(View::new(pending.shape, pending.dtype, &bytes)?.to_tensor(pending.dtype)?))
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(self.driver().synchronize()?)
+    }
+
+    fn can_record(&self) -> bool {
+        true
+    }
+
+    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording> {
+        self.driver().begin_recording()?;
+        let done = body();
+        let recording = self.driver().end_recording();
+        done?;
+        Ok(recording?)
+    }
+
+    fn replay(&self, recording: &Self::Recording) -> Result<()> {
+        Ok(self.driver().replay(&**recording)?)
+    }
+
+    fn patch_embed(
+        &self,
+        pixels: &CudaTensor,
+        embedding: &PatchEmbedding<Self>,
+        patches: &mut CudaTensor,
+        products: &mut CudaTensor,
+        x: &mut CudaTensor,
+    ) -> Result<()> {
+        embed::patch_embed(self, pixels, embedding, patches, products, x)
+    }
+
+    fn layer_norm(
+        &self,
+        x: &CudaTensor,
+        norm: &LayerNorm<Self>,
+        y: &mut CudaTensor,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        layer_norm::layer_norm(self, x, norm, y, stats)
+    }
+
+    fn layer_norm_backward(
+        &self,
+        dy: &CudaTensor,
+        x: &CudaTensor,
+        norm: &LayerNorm<Self>,
+        stats: &CudaTensor,
+        dx: &mut CudaTensor,
+    ) -> Result<()> {
+        layer_norm::layer_norm_backward(self, dy, x, norm, stats, dx)
+    }
+
+    fn linear(
+        &self,
+        x: &CudaTensor,
+        layer: &Linear<Self>,
+        residual: Option<&CudaTensor>,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        lora_linear::linear(self, x, layer, residual, y)
+    }
+
+    fn linear_backward(&self, dy: &CudaTensor, layer: &Linear<Self>, dx: &mut CudaTensor) -> Result<()> {
+        lora_linear::linear_backward(self, dy, layer, dx)
+    }
+
+    fn lora_linear(
+        &self,
+        x: &CudaTensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        residual: Option<&CudaTensor>,
+        u: &mut CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        lora_linear::lora_linear(self, x, layer, lora, residual, u, y)
+    }
+
+    fn lora_linear_backward(
+        &self,
+        dy: &CudaTensor,
+        x: &CudaTensor,
+        u: &CudaTensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        du: &mut CudaTensor,
+        da: &mut CudaTensor,
+        db: &mut CudaTensor,
+        dx: Option<&mut CudaTensor>,
+    ) -> Result<()> {
+        lora_linear::lora_linear_backward(self, dy, x, u, layer, lora, du, da, db, dx)
+    }
+
+    fn lora_fold(&self, weight: &CudaTensor, lora: Lora<'_, Self>, folded: &mut CudaTensor) -> Result<()> {
+        lora_linear::lora_fold(self, weight, lora, folded)
+    }
+
+    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, _keys: usize) -> Shape {
+        [batch, heads, queries].into()
+    }
+
+    fn attention(
+        &self,
+        input: AttentionInput<'_, Self>,
+        shape: AttentionShape,
+        saved: &mut CudaTensor,
+        o: &mut CudaTensor,
+    ) -> Result<()> {
+        attention::attention(self, input, shape, saved, o)
+    }
+
+    fn attention_backward(
+        &self,
+        d_o: &CudaTensor,
+        o: &CudaTensor,
+        input: AttentionInput<'_, Self>,
+        saved: &CudaTensor,
+        shape: AttentionShape,
+        scratch: &mut CudaTensor,
+        gradient: AttentionGradient<'_, Self>,
+    ) -> Result<()> {
+        attention::attention_backward(self, d_o, o, input, saved, shape, scratch, gradient)
+    }
+
+    fn activation(&self, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
+        activation::activation(self, kind, z, g)
+    }
+
+    fn activation_backward(&self, kind: Activation, z: &CudaTensor, d: &mut CudaTensor) -> Result<()> {
+        activation::activation_backward(self, kind, z, d)
+    }
+
+    fn take_rows(&self, x: &CudaTensor, rows: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        embed::take_rows(self, x, rows, y)
+    }
+
+    fn take_rows_backward(&self, dy: &CudaTensor, rows: &CudaTensor, dx: &mut CudaTensor) -> Result<()> {
+        embed::take_rows_backward(self, dy, rows, dx)
+    }
+
+    fn clear(&self, x: &mut CudaTensor) -> Result<()> {
+        match x.bytes() {
+            0 => Ok(()),
+            bytes => Ok(self.driver().clear(x.address(), bytes)?),
+        }
+    }
+
+    fn l2_norm(&self, x: &CudaTensor, f: &mut CudaTensor, norms: &mut CudaTensor) -> Result<()> {
+        l2_norm::l2_norm(self, x, f, norms)
+    }
+
+    fn l2_norm_backward(
+        &self,
+        df: &CudaTensor,
+        f: &CudaTensor,
+        norms: &CudaTensor,
+        dx: &mut CudaTensor,
+    ) -> Result<()> {
+        l2_norm::l2_norm_backward(self, df, f, norms, dx)
+    }
+
+    fn head_loss(
+        &self,
+        f: &CudaTensor,
+        classifier: Classifier<'_, Self>,
+        labels: &CudaTensor,
+        head: &mut CudaTensor,
+        text: &mut CudaTensor,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        head_loss::head_loss(self, f, classifier, labels, head, text, stats)
+    }
+
+    fn head_loss_backward(
+        &self,
+        f: &CudaTensor,
+        classifier: Classifier<'_, Self>,
+        labels: &CudaTensor,
+        weights: LossWeights,
+        control: Option<&CudaTensor>,
+        head: &mut CudaTensor,
+        text: &mut CudaTensor,
+        d_weight: &mut CudaTensor,
+        d_bias: &mut CudaTensor,
+        df: Option<&mut CudaTensor>,
+    ) -> Result<()> {
+        head_loss::head_loss_backward(
+            self, f, classifier, labels, weights, control, head, text, d_weight, d_bias, df,
+        )
+    }
+
+    fn adamw(
+        &self,
+        tensors: &mut [AdamwTensor<'_, Self>],
+        step: AdamwStep<'_, Self>,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        adamw::adamw(self, tensors, step, stats)
+    }
+}
+
+/// A tensor on its way from the device.
+pub struct PendingTensor {
+    fetch: Box<dyn driver::Fetch>,
+    shape: Shape,
+    dtype: DType,
+}
+
+/// Hands the bytes of `source`, in the type of `target`, to `copy`.
+fn in_type_of(
+    source: View<'_>,
+    target: &mut CudaTensor,
+    copy: impl FnOnce(&[u8], Address) -> driver::Result<()>,
+) -> Result<()> {
+    if source.shape() != target.shape {
+        return Err(TensorError::shape("copy", target.shape, source.shape()).into());
+    }
+    if source.bytes().is_empty() {
+        return Ok(());
+    }
+    let address = target.memory.address;
+    if source.dtype() == target.dtype {
+        return Ok(copy(source.bytes(), address)?);
+    }
+    Ok(copy(source.to_tensor(target.dtype)?.bytes(), address)?)
+}
