@@ -1,0 +1,8 @@
+//! Checks of layer_norm.
+
+use super::{Checker, Result};
+use crate::backend::Backend;
+
+pub(super) fn check<B: Backend>(_c: &mut Checker<'_, B>) -> Result<()> {
+    Ok(())
+}
