@@ -1,7 +1,7 @@
 //! The gradient checks pass, and the exact savings change nothing.
 
 use clip_engine::backend::Activation;
-use clip_engine::check::step::TinyStep;
+use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::check::{self, relative_error};
 use clip_engine::clip::vision::Savings;
 use clip_engine::objective::Objective;
@@ -24,6 +24,7 @@ fn whole_steps_pass_their_finite_differences() {
 /// Gradient of every trained tensor under its own name, whatever the adapters are stacked with.
 fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
     let tiny = TinyStep {
+        sizes: TinySizes::ODD,
         layers: 3,
         activation: Activation::QuickGelu,
         targets: targets.to_vec(),
@@ -31,7 +32,7 @@ fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
         savings,
     };
     let mut learner = tiny.learner().unwrap();
-    let (images, labels) = TinyStep::batch().unwrap();
+    let (images, labels) = tiny.batch().unwrap();
     learner.gradients(images.view(), &labels).unwrap();
     let mut named =
         vec![("head.weight".to_string(), learner.head().weight.gradient.typed::<f64>().unwrap().to_vec())];
@@ -78,6 +79,7 @@ fn folded_adapters_evaluate_as_unfolded_ones_train() {
         [&Target::ALL, &[Target::Query, Target::Value], &[Target::Key], &[Target::Output]];
     for (class_token_only, targets) in [true, false].into_iter().flat_map(|c| targets.map(|t| (c, t))) {
         let tiny = TinyStep {
+            sizes: TinySizes::ODD,
             layers: 3,
             activation: Activation::Gelu,
             targets: targets.to_vec(),
@@ -85,7 +87,7 @@ fn folded_adapters_evaluate_as_unfolded_ones_train() {
             savings: Savings { class_token_only, stop_at_first_trained: true },
         };
         let mut learner = tiny.learner().unwrap();
-        let (images, labels) = TinyStep::batch().unwrap();
+        let (images, labels) = tiny.batch().unwrap();
         let loss = learner.loss(images.view(), &labels).unwrap();
         let features = learner.features().unwrap();
         learner.evaluate(images.view(), &labels).unwrap();

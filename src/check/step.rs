@@ -2,8 +2,8 @@
 
 use super::difference::{against, normal};
 use super::{CheckError, Row};
-use crate::backend::Activation;
 use crate::backend::cpu::Cpu;
+use crate::backend::{Activation, Backend, LossScaling};
 use crate::clip::config::{TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
@@ -16,8 +16,52 @@ use crate::tune::{Head, LoraSpec, Target, lora::LoraInit};
 /// The largest error that passes.
 pub const BOUND: f64 = 1e-5;
 
-/// A model small enough to difference, with awkward sizes.
+/// The sizes of a model small enough to difference, or to run on the host twin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TinySizes {
+    pub batch: usize,
+    pub classes: usize,
+    /// Pixels of an image and of a patch, a side.
+    pub side: usize,
+    pub patch: usize,
+    pub width: usize,
+    pub heads: usize,
+    pub mlp: usize,
+    pub features: usize,
+    pub rank: usize,
+}
+
+impl TinySizes {
+    /// Awkward everywhere.
+    pub const ODD: TinySizes = TinySizes {
+        batch: 4,
+        classes: 5,
+        side: 15,
+        patch: 5,
+        width: 12,
+        heads: 3,
+        mlp: 20,
+        features: 6,
+        rank: 2,
+    };
+
+    /// Multiples of what tensor cores and wide accesses take.
+    pub const EVEN: TinySizes = TinySizes {
+        batch: 6,
+        classes: 5,
+        side: 32,
+        patch: 8,
+        width: 64,
+        heads: 2,
+        mlp: 128,
+        features: 32,
+        rank: 8,
+    };
+}
+
+/// A tiny model with adapters and head, and a batch for it.
 pub struct TinyStep {
+    pub sizes: TinySizes,
     pub layers: usize,
     pub activation: Activation,
     pub targets: Vec<Target>,
@@ -26,62 +70,83 @@ pub struct TinyStep {
 }
 
 impl TinyStep {
-    const BATCH: usize = 4;
-    const CLASSES: usize = 5;
-    const SIDE: usize = 15;
-    const FEATURES: usize = 6;
-
-    /// Model, adapters with B ≠ 0 and head, all from fixed seeds.
+    /// Model, adapters with B ≠ 0 and head, all from fixed seeds, in f64 on the CPU.
     pub fn learner(&self) -> Result<Learner<Cpu<f64>>, CheckError> {
-        let backend = Cpu::<f64>::new();
+        let image = Shape::from([3, self.sizes.side, self.sizes.side]);
+        self.learner_on(Cpu::new(), image, DType::F64, None)
+    }
+
+    /// The same on any backend; `image` and `dtype` are those of one image as it will be handed in.
+    pub fn learner_on<B: Backend>(
+        &self,
+        backend: B,
+        image: Shape,
+        dtype: DType,
+        scaling: Option<LossScaling>,
+    ) -> Result<Learner<B>, CheckError> {
+        let sizes = self.sizes;
         let config = VisionConfig {
             tower: TowerConfig {
-                width: 12,
-                mlp: 20,
+                width: sizes.width,
+                mlp: sizes.mlp,
                 layers: self.layers,
-                heads: 3,
+                heads: sizes.heads,
                 activation: self.activation,
                 norm_eps: 1e-5,
             },
-            image_size: Self::SIDE,
-            patch_size: 5,
+            image_size: sizes.side,
+            patch_size: sizes.patch,
         };
         let source = RandomWeights { seed: 5 };
-        let tower =
-            VisionTower::load(&backend, &source, &config, Self::FEATURES, Normalisation::CLIP, self.savings)?;
+        let (c, e, norm) = (sizes.classes, sizes.features, Normalisation::CLIP);
+        let tower = VisionTower::load(&backend, &source, &config, e, norm, self.savings)?;
         let lora = if self.targets.is_empty() {
             Vec::new()
         } else {
-            let spec = LoraSpec { rank: 2, alpha: 4.0, targets: self.targets.clone() };
-            tower.adapters(&backend, &spec, &mut WarmInit)?
+            let alpha = 2.0 * sizes.rank as f64;
+            let spec = LoraSpec { rank: sizes.rank, alpha, targets: self.targets.clone() };
+            tower.adapters(&backend, &spec, &mut WarmInit { rank: sizes.rank })?
         };
-        let (c, e) = (Self::CLASSES, Self::FEATURES);
         let weight = Tensor::from_slice([c, e], &normal(c * e, 11))?;
         let bias = Tensor::from_slice([c], &normal(c, 12))?;
         let head = Head::new(&backend, weight.view(), bias.view())?;
         let text = TextClassifier { features: Tensor::from_slice([c, e], &normal(c * e, 13))?, scale: 1.5 };
         let spec = LearnerSpec {
-            batch: Self::BATCH,
-            image: Shape::from([3, Self::SIDE, Self::SIDE]),
-            image_dtype: DType::F64,
+            batch: sizes.batch,
+            image,
+            image_dtype: dtype,
             objective: self.objective,
             adamw: Adamw::default(),
             purpose: Purpose::Training,
-            scaling: None,
+            scaling,
         };
         Ok(Learner::new(backend, tower, lora, head, &text, &spec)?)
     }
 
     /// Random images and labels.
-    pub fn batch() -> Result<(Tensor, Vec<u32>), CheckError> {
-        let shape = Shape::from([Self::BATCH, 3, Self::SIDE, Self::SIDE]);
-        Ok((Tensor::from_slice(shape, &normal(shape.elements(), 14))?, vec![0, 3, 1, 3]))
+    pub fn batch(&self) -> Result<(Tensor, Vec<u32>), CheckError> {
+        let shape = Shape::from([self.sizes.batch, 3, self.sizes.side, self.sizes.side]);
+        Ok((Tensor::from_slice(shape, &normal(shape.elements(), 14))?, self.labels()))
+    }
+
+    /// Random u8 images and labels; another `seed` gives other images.
+    pub fn pixels(&self, seed: u64) -> Result<(Tensor, Vec<u32>), CheckError> {
+        let shape = Shape::from([self.sizes.batch, self.sizes.side, self.sizes.side, 3]);
+        let levels: Vec<u8> =
+            normal(shape.elements(), seed).iter().map(|v| (v * 60.0 + 128.0) as u8).collect();
+        Ok((Tensor::from_slice(shape, &levels)?, self.labels()))
+    }
+
+    fn labels(&self) -> Vec<u32> {
+        (0..self.sizes.batch).map(|i| (i * 3 % self.sizes.classes) as u32).collect()
     }
 }
 
 /// Adapters whose B is not zero: with B = 0 the gradient of A is zero whatever the code does. The values
 /// depend on layer and target only, not on the order in which they are asked for.
-struct WarmInit;
+struct WarmInit {
+    rank: usize,
+}
 
 impl LoraInit for WarmInit {
     fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
@@ -94,7 +159,7 @@ impl LoraInit for WarmInit {
             }
             tensor
         };
-        (fill([2, inputs], seed), fill([outputs, 2], seed + 1))
+        (fill([self.rank, inputs], seed), fill([outputs, self.rank], seed + 1))
     }
 }
 
@@ -110,7 +175,8 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
     ];
     let mut rows = Vec::new();
     for (name, layers, activation, targets, objective) in variants {
-        let tiny = TinyStep { layers, activation, targets, objective, savings: Savings::ALL };
+        let sizes = TinySizes::ODD;
+        let tiny = TinyStep { sizes, layers, activation, targets, objective, savings: Savings::ALL };
         rows.push(variant(name, &tiny)?);
     }
     Ok(rows)
@@ -118,7 +184,7 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
 
 /// The worst error over all trained tensors of one variant.
 fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
-    let (images, labels) = TinyStep::batch()?;
+    let (images, labels) = tiny.batch()?;
     let mut learner = tiny.learner()?;
     learner.gradients(images.view(), &labels)?;
     let start = learner.snapshot()?;

@@ -11,6 +11,7 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod step;
 
 use super::difference::normal;
 use super::{CheckError, Row, relative_error};
@@ -49,6 +50,14 @@ pub fn check<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     adamw::check(&mut checker)?;
     attention::check(&mut checker)?;
     lora_linear::check(&mut checker)?;
+    step::check(&mut checker)?;
+    Ok(checker.rows)
+}
+
+/// Checks whole steps only.
+pub fn check_steps<B: Backend>(device: &B) -> Result<Vec<Row>> {
+    let mut checker = Checker { device, cpu: Cpu::new(), scope: Scope::Quick, rows: Vec::new() };
+    step::check(&mut checker)?;
     Ok(checker.rows)
 }
 

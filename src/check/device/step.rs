@@ -1,0 +1,74 @@
+//! Whole training steps of a device against the CPU's in f64: every gradient, and the losses of a few steps.
+
+use super::{Checker, Pair, Result};
+use crate::backend::{Activation, Backend, LossScaling};
+use crate::check::Row;
+use crate::check::step::{TinySizes, TinyStep};
+use crate::clip::vision::Savings;
+use crate::objective::Objective;
+use crate::optim::{Rate, Rates};
+use crate::tensor::{DType, Shape, Tensor};
+use crate::tune::Target;
+
+/// Steps of which the losses are compared.
+const STEPS: u64 = 5;
+
+/// The loss scale of the check. Its models are so small that 65536 would overflow their gradients.
+const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 0.5, interval: 2000 };
+
+/// Largest error of a gradient, relative to its largest element, and of a loss: rounding adds up over the
+/// operations of a step.
+fn bounds(dtype: DType) -> (f64, f64) {
+    match dtype {
+        DType::F16 => (2e-2, 5e-3),
+        DType::BF16 => (1.5e-1, 4e-2),
+        _ => (1e-4, 1e-5),
+    }
+}
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let variants = [
+        ("even sizes", TinySizes::EVEN, Activation::QuickGelu, Target::ALL.to_vec()),
+        ("odd sizes", TinySizes::ODD, Activation::Gelu, vec![Target::Query, Target::Value, Target::Output]),
+        ("head only", TinySizes::EVEN, Activation::QuickGelu, vec![]),
+    ];
+    for (name, sizes, activation, targets) in variants {
+        let (objective, savings) = (Objective { head: 1.0, text: 0.3 }, Savings::ALL);
+        variant(c, name, &TinyStep { sizes, layers: 3, activation, targets, objective, savings })?;
+    }
+    Ok(())
+}
+
+fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> Result<()> {
+    let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
+    let scaling = (c.real() == DType::F16).then_some(SCALING);
+    let mut device = tiny.learner_on(c.device.clone(), image, DType::U8, scaling)?;
+    let mut cpu = tiny.learner_on(c.cpu, image, DType::U8, None)?;
+    let (images, labels) = tiny.pixels(14)?;
+    device.gradients(images.view(), &labels)?;
+    cpu.gradients(images.view(), &labels)?;
+    let (gradient_bound, loss_bound) = bounds(c.real());
+    let loss_scale = scaling.map_or(1.0, |s| s.start);
+    let expected = cpu.params().into_iter().map(|p| p.gradient.clone()).collect::<Vec<_>>();
+    for ((param, expected), part) in device.params().into_iter().zip(expected).zip(device.param_names()) {
+        let scaled: Vec<f64> = expected.typed::<f64>()?.iter().map(|g| g * loss_scale).collect();
+        let host = Tensor::from_slice(expected.shape(), &scaled)?;
+        let found = c.device.download(&param.gradient)?;
+        let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
+        c.compare_within(&format!("step gradient of {part}"), name, &pair, gradient_bound)?;
+    }
+    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
+    let rates = Rates { head: rate(1e-2), lora: rate(1e-3) };
+    let mut worst = 0.0f64;
+    for step in 0..STEPS {
+        let (images, labels) = tiny.pixels(20 + step)?;
+        device.train_step(images.view(), &labels, &rates, 1.0)?;
+        cpu.train_step(images.view(), &labels, &rates, 1.0)?;
+        let (found, expected) = (device.stats()?.loss, cpu.stats()?.loss);
+        let error = ((found - expected) / expected).abs();
+        worst = if error.is_nan() { error } else { worst.max(error) };
+    }
+    let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
+    c.rows.push(Row { name, at, error: worst, bound: loss_bound, peer: None });
+    Ok(())
+}
