@@ -7,6 +7,7 @@
 //! no model, the model knows no training, and the loop knows no command line.
 
 pub mod backend;
+pub mod bench;
 pub mod check;
 pub mod clip;
 pub mod data;

@@ -278,6 +278,19 @@ pub trait Backend: Clone + Send + Sync + 'static {
         Ok(())
     }
 
+    /// Seconds that the operations called for by `body` take on the device; waits for them.
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.synchronize()?;
+        let start = std::time::Instant::now();
+        body()?;
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+    /// Bytes of the last cache in front of the memory; 0 where timings need not care.
+    fn cache_bytes(&self) -> usize {
+        0
+    }
+
     /// True where operations can be recorded, which saves most of the cost of starting them one by one.
     fn can_record(&self) -> bool {
         false

@@ -1,7 +1,11 @@
 //! `engine check`
 
+use super::common::parse_serde;
+use super::device::{self, Device, on_device};
 use super::{common, table};
 use anyhow::{Result, bail};
+use clip_engine::backend::Backend;
+use clip_engine::check::device::Scope;
 use clip_engine::check::{self, Row};
 use clip_engine::progress::Silent;
 use clip_engine::train::settings::Precision;
@@ -10,10 +14,17 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    /// Where to compute. On the CPU every gradient is compared with finite differences; on a GPU every
+    /// operation and whole steps are compared with the CPU's in f64.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     device: String,
-    /// Compare with a file from tools/reference.py instead of finite differences.
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
+    /// On a GPU: small sizes only.
+    #[arg(long)]
+    quick: bool,
+    /// Compare with a file from tools/reference.py instead.
     #[arg(long, value_name = "FILE", requires = "model")]
     reference: Option<PathBuf>,
     /// The model directory that the reference was made with.
@@ -25,16 +36,24 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let backend = common::device(&args.device, Precision::F32, &Silent)?;
-    let rows = match (&args.reference, &args.model) {
-        (Some(reference), Some(model)) => check::reference::check(&backend, model, reference)?,
-        _ => {
+    let device = device::open(&args.device, args.precision, &Silent)?;
+    let rows = match (&args.reference, &args.model, &device) {
+        (Some(reference), Some(model), device) => {
+            on_device!(device, backend => check::reference::check(backend, model, reference))?
+        }
+        (_, _, Device::Cpu(_)) => {
             let mut rows = check::ops::check()?;
             rows.extend(check::step::check()?);
             rows
         }
+        (_, _, Device::Cuda(cuda)) => {
+            let scope = if args.quick { Scope::Quick } else { Scope::Full };
+            check::device::check(cuda, scope)?
+        }
     };
     print(&rows)?;
+    let described = on_device!(&device, backend => backend.describe());
+    common::say(format!("{} checks on {described}", rows.len()))?;
     if let Some(path) = &args.json {
         let rows: Vec<_> = rows
             .iter()
@@ -43,7 +62,8 @@ pub fn run(args: Args) -> Result<()> {
                        "passed": row.passed(), "pytorch_f32_error": row.peer})
             })
             .collect();
-        common::write_json(path, &json!({ "rows": rows }))?;
+        let report = json!({ "device": described, "commit": common::commit(), "rows": rows });
+        common::write_json(path, &report)?;
     }
     match rows.iter().filter(|row| !row.passed()).count() {
         0 => Ok(()),

@@ -1,16 +1,13 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
-use clip_engine::backend::Backend;
-use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
-use clip_engine::train::settings::{Precision, Settings};
+use clip_engine::train::settings::Settings;
 use serde::Deserialize;
 use serde_json::Value;
 use std::fmt::Display;
@@ -23,24 +20,6 @@ pub fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Resul
     let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
         word.into_deserializer();
     T::deserialize(deserializer).map_err(|e| e.to_string())
-}
-
-/// The backend for `--device` and `--precision`; says which it is.
-pub fn device(name: &str, precision: Precision, monitor: &dyn Monitor) -> Result<Cpu<f32>> {
-    let refuse = |text: String| Err(TrainError::Setting(text).into());
-    match name.split_once(':').map_or(name, |(kind, _)| kind) {
-        _ if matches!(name, "auto" | "cpu") => {}
-        "cuda" => {
-            bail!("--device {name}: this version computes on the CPU only; use --device cpu")
-        }
-        _ => return refuse(format!("--device {name}: not a device; use auto or cpu")),
-    }
-    if precision != Precision::F32 {
-        return refuse("--precision: the CPU computes in f32 only; use --precision f32".into());
-    }
-    let backend = Cpu::new();
-    monitor.line(&format!("device: {}", backend.describe()));
-    Ok(backend)
 }
 
 /// Prints to standard output. A reader that has gone away is no error.
@@ -109,4 +88,18 @@ pub fn model_and_cache(settings: &Settings, monitor: &dyn Monitor) -> Result<(Mo
         monitor,
     )?;
     Ok((model, cache))
+}
+
+/// The commit of the working directory, where it is a git checkout.
+pub fn commit() -> Value {
+    let git = |args: &[&str]| {
+        let output = std::process::Command::new("git").args(args).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]).filter(|_| Path::new("Cargo.toml").exists())
+    else {
+        return Value::Null;
+    };
+    let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
+    serde_json::json!(if dirty { commit + "+changes" } else { commit })
 }

@@ -1,7 +1,8 @@
 //! `engine embed`
 
 use super::bars::Bars;
-use super::common;
+use super::common::{self, parse_serde};
+use super::device::{self, on_device};
 use anyhow::{Result, bail};
 use clip_engine::train::embed::embed;
 use clip_engine::train::model::Model;
@@ -30,13 +31,16 @@ pub struct Args {
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
     /// Where to compute.
-    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     device: String,
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let backend = common::device(&args.device, Precision::F32, &monitor)?;
+    let device = device::open(&args.device, args.precision, &monitor)?;
     let settings = args.run.as_deref().map(|run| RunDir::existing(run)?.read_settings()).transpose()?;
     let model = match (&args.model, &settings) {
         (Some(dir), _) => Model::open(dir)?,
@@ -62,6 +66,8 @@ pub fn run(args: Args) -> Result<()> {
         bail!("--out: the folder {} does not exist; make it first", folder.display());
     }
     let batch = args.batch_size as usize;
-    let count = embed(backend, model, adapter.as_deref(), &args.images, &args.out, batch, &monitor)?;
+    let count = on_device!(device, backend => {
+        embed(backend, model, adapter.as_deref(), &args.images, &args.out, batch, &monitor)
+    })?;
     common::say(format!("{count} features in {}", args.out.display()))
 }

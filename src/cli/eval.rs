@@ -1,12 +1,15 @@
 //! `engine eval`
 
 use super::bars::Bars;
+use super::common::parse_serde;
+use super::device::{self, on_device};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
 use clip_engine::data::Split;
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::settings::Precision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -21,8 +24,11 @@ pub struct Args {
     #[arg(long, default_value = "test")]
     split: Split,
     /// Where to compute [default: as the run].
-    #[arg(long, value_name = "auto|cpu")]
+    #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
     /// Print the results as JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -39,10 +45,12 @@ pub fn run(args: Args) -> Result<()> {
             anyhow::bail!(TrainError::Setting(text.into()));
         }
     }
-    let backend =
-        common::device(args.device.as_deref().unwrap_or(&settings.device), settings.precision, &monitor)?;
+    let name = args.device.as_deref().unwrap_or(&settings.device);
+    let device = device::open(name, args.precision, &monitor)?;
     let (model, cache) = common::model_and_cache(&settings, &monitor)?;
-    let metrics = evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)?;
+    let metrics = on_device!(device, backend => {
+        evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)
+    })?;
     if args.json {
         common::say(serde_json::to_string_pretty(&metrics)?)
     } else {

@@ -4,6 +4,7 @@ mod bars;
 mod bench;
 mod check;
 mod common;
+mod device;
 mod doctor;
 mod embed;
 mod eval;

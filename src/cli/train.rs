@@ -2,6 +2,7 @@
 
 use super::bars::Bars;
 use super::common::parse_serde;
+use super::device::{self, on_device};
 use super::{common, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
@@ -26,7 +27,8 @@ pub struct Args {
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Continue the run in RUN; only --epochs and --device may differ from its config.toml.
+    /// Continue the run in RUN; only --epochs, --device and --precision may
+    /// differ from its config.toml.
     #[arg(long, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
     /// Replace the run in RUN.
@@ -121,11 +123,11 @@ pub struct Options {
     /// Compare with the best epoch so far or with the one before [default: best].
     #[arg(long, value_parser = parse_serde::<StopAgainst>, value_name = "best|previous")]
     early_stop_against: Option<StopAgainst>,
-    /// Number type of activations and frozen weights; the CPU has f32 [default: f32].
+    /// Number type of activations and frozen weights [default: f16 on a GPU; the CPU has f32 only].
     #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
     /// Where to compute [default: auto].
-    #[arg(long, value_name = "auto|cpu")]
+    #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
     /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
     #[arg(long = "template", value_name = "TEXT")]
@@ -152,7 +154,7 @@ impl Options {
         macro_rules! set_optional {
             ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
         }
-        set_optional!(data, model, cache, init_from);
+        set_optional!(data, model, cache, init_from, precision);
         set!(
             dtype,
             head_init,
@@ -177,7 +179,6 @@ impl Options {
             early_stop,
             early_stop_min_delta,
             early_stop_against,
-            precision,
             device,
             templates
         );
@@ -204,7 +205,7 @@ fn resolve(mut file: Options, flags: Options) -> Settings {
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let (dir, settings) = if args.resume {
+    let (dir, mut settings) = if args.resume {
         resume(&args)?
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
@@ -216,11 +217,15 @@ pub fn run(args: Args) -> Result<()> {
         };
         (dir, settings)
     };
-    let backend = common::device(&settings.device, settings.precision, &monitor)?;
+    let device = device::open(&settings.device, settings.precision, &monitor)?;
+    settings.precision = Some(device.precision());
     let (model, cache) = common::model_and_cache(&settings, &monitor)?;
     let counts = Split::ALL.map(|split| format!("{} {split}", cache.split(split).len()));
     monitor.line(&format!("{} classes, images: {}", cache.class_names().len(), counts.join(", ")));
-    let summary = run::train(backend, model, &cache, &settings, &dir, args.resume, &monitor)?;
+    let resume = args.resume;
+    let summary = on_device!(device, backend => {
+        run::train(backend, model, &cache, &settings, &dir, resume, &monitor)
+    })?;
     print(&summary, &dir)
 }
 
@@ -231,11 +236,14 @@ fn resume(args: &Args) -> Result<(RunDir, Settings)> {
     let allowed = Options {
         epochs: args.options.epochs,
         device: args.options.device.clone(),
+        precision: args.options.precision,
         demo: args.options.demo,
         ..Options::default()
     };
     if args.options != allowed {
-        bail!(TrainError::Setting("--resume: only --epochs and --device may be given with it".into()));
+        bail!(TrainError::Setting(
+            "--resume: only --epochs, --device and --precision may be given with it".into()
+        ));
     }
     if args.options.demo.is_some_and(|demo| demo != settings.demo) {
         bail!(TrainError::Setting("--resume: that run is no demo; leave out --demo".into()));

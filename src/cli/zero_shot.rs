@@ -1,6 +1,8 @@
 //! `engine zero-shot`
 
 use super::bars::Bars;
+use super::common::parse_serde;
+use super::device::{self, on_device};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::clip::text::TEMPLATES;
@@ -38,13 +40,16 @@ pub struct Args {
     #[arg(long)]
     skip_bad_images: bool,
     /// Where to compute.
-    #[arg(long, value_name = "auto|cpu", default_value = "auto")]
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     device: String,
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let backend = common::device(&args.device, Precision::F32, &monitor)?;
+    let device = device::open(&args.device, args.precision, &monitor)?;
     let templates =
         if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
     check_templates(&templates)?;
@@ -59,7 +64,9 @@ pub fn run(args: Args) -> Result<()> {
         &monitor,
     )?;
     let batch = args.batch_size as usize;
-    let metrics = zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)?;
+    let metrics = on_device!(device, backend => {
+        zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)
+    })?;
     let mut table = table::table(&["split", "images", "text loss", "text top-1", "text top-5"]);
     table.add_row([
         args.split.to_string(),

@@ -34,6 +34,11 @@ pub struct LearnerSpec {
     pub scaling: Option<LossScaling>,
 }
 
+/// Loss scaling as the backend's number type needs it.
+pub fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
+    (backend.compute_dtype() == DType::F16).then(LossScaling::default)
+}
+
 /// What one batch left behind.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepStats {

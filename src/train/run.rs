@@ -2,14 +2,14 @@
 
 use super::adapter::{self, Adapter, HeadFile};
 use super::evaluate::{Staging, Subject, evaluate_split};
-use super::learner::{Learner, LearnerSpec, PendingStats, StepStats, TextClassifier};
+use super::learner::{Learner, LearnerSpec, PendingStats, StepStats, TextClassifier, loss_scaling};
 use super::metrics::EvalMetrics;
 use super::model::Model;
 use super::run_dir::{MetricsFile, RunDir};
 use super::settings::{HeadInit, Settings};
 use super::state::{self, Best, Progress};
 use super::{Result, TrainError};
-use crate::backend::{Backend, LossScaling};
+use crate::backend::Backend;
 use crate::clip::vision::{Purpose, VisionTower};
 use crate::data::{Cache, Split};
 use crate::optim::{Adamw, EarlyStop, Schedule};
@@ -107,7 +107,7 @@ pub fn train<B: Backend>(
         objective: settings.objective(),
         adamw: Adamw::default(),
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
-        scaling: (backend.compute_dtype() == DType::F16).then(LossScaling::default),
+        scaling: loss_scaling(&backend),
     };
     let model_name = model.name.clone();
     drop(model);

@@ -38,6 +38,16 @@ pub enum Precision {
     Bf16,
 }
 
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> DType {
+        match precision {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+}
+
 /// Element type of the image cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -157,7 +167,9 @@ pub struct Settings {
     pub early_stop: Patience,
     pub early_stop_min_delta: f64,
     pub early_stop_against: StopAgainst,
-    pub precision: Precision,
+    /// None until the device is known: f16 on a GPU, f32 on the CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
     pub device: String,
     pub templates: Vec<String>,
 }
@@ -196,7 +208,7 @@ impl Settings {
             early_stop: Patience::Epochs(3),
             early_stop_min_delta: 0.02,
             early_stop_against: StopAgainst::Best,
-            precision: Precision::F32,
+            precision: None,
             device: "auto".into(),
             templates: TEMPLATES.map(String::from).to_vec(),
         }

@@ -147,6 +147,23 @@ impl Cuda {
     /// Counters that [`Cuda::counters`] can hand out at once.
     const COUNTERS: usize = 16 * 1024;
 
+    /// The GPU `index`, with the embedded kernels or those of [`source::OVERRIDE`]'s folder.
+    pub fn open(index: usize, dtype: DType) -> Result<Self> {
+        let _ = (index, dtype);
+        Err(CudaError::Unsupported("not merged".into()).into())
+    }
+
+    /// The host twin as a device of this compute capability.
+    pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Self> {
+        let _ = (dtype, compute_capability);
+        Err(CudaError::Unsupported("not merged".into()).into())
+    }
+
+    /// The same device, with another form of the linear layers with adapters.
+    pub fn with_lora_form(&self, lora_form: LoraForm) -> Result<Self> {
+        Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
+    }
+
     pub fn driver(&self) -> &dyn Driver {
         &*self.inner.driver
     }
@@ -288,6 +305,22 @@ impl Backend for Cuda {
 
     fn synchronize(&self) -> Result<()> {
         Ok(self.driver().synchronize()?)
+    }
+
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let mut failed = None;
+        let seconds = self.driver().seconds(&mut || {
+            failed = body().err();
+            Ok(())
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(seconds?),
+        }
+    }
+
+    fn cache_bytes(&self) -> usize {
+        self.driver().info().l2_cache
     }
 
     fn can_record(&self) -> bool {

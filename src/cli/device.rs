@@ -1,0 +1,109 @@
+//! Where a subcommand computes: `--device` and `--precision`.
+
+use anyhow::{Result, anyhow, bail};
+use clip_engine::TrainError;
+use clip_engine::backend::Backend;
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::Cuda;
+use clip_engine::progress::Monitor;
+use clip_engine::tensor::DType;
+use clip_engine::train::settings::Precision;
+
+/// An opened device.
+pub enum Device {
+    Cpu(Cpu<f32>),
+    Cuda(Cuda),
+}
+
+/// Runs `$body` with the device's backend as `$backend`: one copy of the code for each kind of device.
+macro_rules! on_device {
+    ($device:expr, $backend:ident => $body:expr) => {
+        match $device {
+            $crate::cli::device::Device::Cpu($backend) => $body,
+            $crate::cli::device::Device::Cuda($backend) => $body,
+        }
+    };
+}
+pub(crate) use on_device;
+
+impl Device {
+    /// The number type that the device computes in.
+    pub fn precision(&self) -> Precision {
+        match on_device!(self, backend => backend.compute_dtype()) {
+            DType::F16 => Precision::F16,
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    fn describe(&self) -> String {
+        on_device!(self, backend => backend.describe())
+    }
+}
+
+/// What `--device` can say.
+enum Choice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    /// The kernels on the CPU, for those who work on them; its number is a compute capability.
+    Twin(u32),
+}
+
+impl Choice {
+    fn parse(name: &str) -> Result<Self> {
+        let (kind, number) = match name.split_once(':') {
+            Some((kind, number)) => (kind, Some(number)),
+            None => (name, None),
+        };
+        let parsed = number.map(|n| n.parse::<u32>());
+        match (kind, parsed) {
+            ("auto", None) => Ok(Choice::Auto),
+            ("cpu", None) => Ok(Choice::Cpu),
+            ("cuda", None) => Ok(Choice::Cuda(0)),
+            ("cuda", Some(Ok(index))) => Ok(Choice::Cuda(index as usize)),
+            ("twin", None) => Ok(Choice::Twin(90)),
+            ("twin", Some(Ok(capability))) => Ok(Choice::Twin(capability)),
+            _ => {
+                let text = format!("--device {name}: not a device; use auto, cpu, cuda or cuda:N");
+                Err(TrainError::Setting(text).into())
+            }
+        }
+    }
+}
+
+/// Opens the device that `name` chooses and says which it is. The precision is f16 on a GPU and f32 on the
+/// CPU unless one is given.
+pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    let on_gpu = DType::from(precision.unwrap_or(Precision::F16));
+    let (device, remark) = match Choice::parse(name)? {
+        Choice::Cpu => (cpu(precision)?, String::new()),
+        Choice::Cuda(index) => {
+            let cuda = Cuda::open(index, on_gpu).map_err(|e| anyhow!("--device {name}: {e}"))?;
+            (Device::Cuda(cuda), String::new())
+        }
+        Choice::Twin(capability) => {
+            let cuda = Cuda::on_twin(on_gpu, capability).map_err(|e| anyhow!("--device {name}: {e}"))?;
+            (Device::Cuda(cuda), String::new())
+        }
+        Choice::Auto => match Cuda::open(0, on_gpu) {
+            Ok(cuda) => (Device::Cuda(cuda), String::new()),
+            Err(problem) if on_gpu != DType::F32 && precision.is_some() => {
+                bail!("--precision {on_gpu} needs a GPU: {problem}")
+            }
+            Err(problem) => (cpu(precision)?, format!(" (no GPU is used: {problem})")),
+        },
+    };
+    monitor.line(&format!("device: {}{remark}", device.describe()));
+    Ok(device)
+}
+
+fn cpu(precision: Option<Precision>) -> Result<Device> {
+    match precision {
+        None | Some(Precision::F32) => Ok(Device::Cpu(Cpu::new())),
+        Some(_) => {
+            let text = "--precision: the CPU computes in f32 only; use --precision f32 or --device cuda";
+            Err(TrainError::Setting(text.into()).into())
+        }
+    }
+}
