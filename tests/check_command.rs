@@ -9,7 +9,12 @@ fn fixture(name: &str) -> PathBuf {
 }
 
 fn check(args: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_engine")).arg("check").args(args).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_engine"))
+        .arg("check")
+        .args(args)
+        .env("CUDA_VISIBLE_DEVICES", "")
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }

@@ -34,29 +34,55 @@ impl Sizes {
 /// What is done with each operation in turn.
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
-/// Makes one operation after the other and hands it to `visit`.
-pub fn each<B: Backend>(backend: &B, sizes: &Sizes, visit: &mut Visit<'_>) -> Result<()> {
+/// Makes one operation after the other and hands it to `visit`; those that begin with `only`, if given.
+pub fn each<B: Backend>(
+    backend: &B,
+    sizes: &Sizes,
+    only: Option<&str>,
+    visit: &mut Visit<'_>,
+) -> Result<()> {
     let b = Bench { backend, sizes, real: backend.compute_dtype() };
+    let wanted = |name: &str| only.is_none_or(|only| only.starts_with(name));
     let (d, m) = (sizes.width, sizes.mlp);
-    for (inputs, outputs) in [(d, 3 * d), (d, d), (d, m), (m, d)] {
-        b.linear(inputs, outputs, visit)?;
+    if wanted("linear") {
+        for (inputs, outputs) in [(d, 3 * d), (d, d), (d, m), (m, d)] {
+            b.linear(inputs, outputs, visit)?;
+        }
     }
-    lora(backend, sizes, visit)?;
-    b.lora_unfused(3, visit)?;
-    b.lora_unfused(1, visit)?;
-    b.lora_fold(visit)?;
-    b.layer_norm(visit)?;
-    for kind in [Activation::QuickGelu, Activation::Gelu] {
-        b.activation(kind, visit)?;
+    if wanted("lora_linear") {
+        lora(backend, sizes, visit)?;
+        b.lora_unfused(3, visit)?;
+        b.lora_unfused(1, visit)?;
     }
-    for tokens in [sizes.tokens, 197, 257] {
-        b.attention(tokens, visit)?;
+    if wanted("lora_fold") {
+        b.lora_fold(visit)?;
     }
-    b.attention_one_row(visit)?;
-    b.patch_embed(visit)?;
-    b.l2_norm(visit)?;
-    b.head_loss(visit)?;
-    b.adamw(visit)
+    if wanted("layer_norm") {
+        b.layer_norm(visit)?;
+    }
+    if wanted("activation") {
+        b.activation(Activation::QuickGelu, visit)?;
+        b.activation(Activation::Gelu, visit)?;
+    }
+    if wanted("attention") {
+        for tokens in [sizes.tokens, 197, 257] {
+            b.attention(tokens, visit)?;
+        }
+        b.attention_one_row(visit)?;
+    }
+    if wanted("patch_embed") {
+        b.patch_embed(visit)?;
+    }
+    if wanted("l2_norm") {
+        b.l2_norm(visit)?;
+    }
+    if wanted("head_loss") {
+        b.head_loss(visit)?;
+    }
+    if wanted("adamw") {
+        b.adamw(visit)?;
+    }
+    Ok(())
 }
 
 /// The linear layers with adapters alone.

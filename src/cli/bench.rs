@@ -248,7 +248,7 @@ fn report_ops(
     report["best_product_flop_per_s"] = json!(best.flop_rate);
     report["copy_bytes_per_s"] = json!(best.copy_rate);
     let mut rows = OpRows::new(best);
-    on_device!(device, backend => ops::each(backend, &sizes, &mut |op| rows.time(backend, op, "", reps)))?;
+    on_device!(device, backend => ops::each(backend, &sizes, None, &mut |op| rows.time(backend, op, "", reps)))?;
     if let Device::Cuda(cuda) = device {
         for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Product, ", product")] {
             let cuda = cuda.with_lora_form(form)?;

@@ -79,7 +79,8 @@ pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> 
     let (device, remark) = match Choice::parse(name)? {
         Choice::Cpu => (cpu(precision)?, String::new()),
         Choice::Cuda(index) => {
-            let cuda = Cuda::open(index, on_gpu).map_err(|e| anyhow!("--device {name}: {e}"))?;
+            let cuda = Cuda::open(index, on_gpu)
+                .map_err(|e| anyhow!("--device {name}: {e}; or use --device cpu"))?;
             (Device::Cuda(cuda), String::new())
         }
         Choice::Twin(capability) => {

@@ -129,6 +129,7 @@ pub struct Learner<B: Backend> {
     /// What has run so far for a number of images; recorded when it runs for the second time, because the
     /// first time may choose algorithms and allocate.
     recordings: HashMap<(Work, usize), Option<B::Recording>>,
+    recording: bool,
 }
 
 impl<B: Backend> Learner<B> {
@@ -158,6 +159,7 @@ impl<B: Backend> Learner<B> {
         let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
         let control = backend.upload(control.view(), master)?;
         let factor = backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), master)?;
+        let recording = backend.can_record();
         Ok(Learner {
             backend,
             tower,
@@ -182,6 +184,7 @@ impl<B: Backend> Learner<B> {
             adamw: spec.adamw,
             steps: 0,
             recordings: HashMap::new(),
+            recording,
         })
     }
 
@@ -217,6 +220,12 @@ impl<B: Backend> Learner<B> {
     /// The optimizer's own state, see [`Control`].
     pub fn control(&self) -> Result<Tensor> {
         self.backend.download(&self.control)
+    }
+
+    /// Whether steps are recorded and replayed where the backend can; operations that are started one by
+    /// one are easier to watch with a profiler.
+    pub fn set_recording(&mut self, recording: bool) {
+        self.recording = recording && self.backend.can_record();
     }
 
     /// Continues from the number of steps and the optimizer's state of an earlier run.
@@ -303,7 +312,7 @@ impl<B: Backend> Learner<B> {
 
     /// Runs work on the batch that was loaded: from its recording, where there is one.
     fn run(&mut self, work: Work) -> Result<()> {
-        if !self.backend.can_record() {
+        if !self.recording {
             return self.enqueue(work);
         }
         let key = (work, self.labels.shape().rows());

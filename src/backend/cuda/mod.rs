@@ -155,8 +155,7 @@ impl Cuda {
 
     /// The host twin as a device of this compute capability.
     pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Self> {
-        let _ = (dtype, compute_capability);
-        Err(CudaError::Unsupported("not merged".into()).into())
+        Cuda::new(Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto)
     }
 
     /// The same device, with another form of the linear layers with adapters.

@@ -1,0 +1,73 @@
+//! The operations of a training step of ViT-B/32 at batch 8, on the GPU where there is one, else on the CPU.
+//!
+//! `cargo bench` runs them all, `cargo bench -- attention` those whose name contains the word. The same
+//! operations with percentiles, bandwidths and JSON: `engine bench ops`.
+
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::{Backend, Result};
+use clip_engine::bench::Op;
+use clip_engine::bench::ops::{Sizes, each};
+use clip_engine::tensor::DType;
+use divan::Bencher;
+use std::sync::OnceLock;
+
+const SIZES: Sizes = Sizes {
+    batch: 8,
+    tokens: 50,
+    width: 768,
+    heads: 12,
+    mlp: 3072,
+    features: 512,
+    classes: 102,
+    rank: 8,
+    side: 224,
+    patch: 32,
+};
+
+fn main() {
+    divan::main();
+}
+
+fn gpu() -> Option<&'static Cuda> {
+    static GPU: OnceLock<Option<Cuda>> = OnceLock::new();
+    GPU.get_or_init(|| Cuda::open(0, DType::F16).ok()).as_ref()
+}
+
+/// Hands out the operations one after the other.
+fn visit(only: Option<&str>, visit: &mut dyn FnMut(Op<'_>) -> Result<()>) -> Result<()> {
+    match gpu() {
+        Some(cuda) => each(cuda, &SIZES, only, visit),
+        None => each(&Cpu::<f32>::new(), &SIZES, only, visit),
+    }
+}
+
+fn label(op: &Op<'_>) -> String {
+    format!("{} {}", op.name, op.at)
+}
+
+fn labels() -> Vec<String> {
+    let mut labels = Vec::new();
+    let listed = visit(None, &mut |op| {
+        labels.push(label(&op));
+        Ok(())
+    });
+    if let Err(error) = listed {
+        eprintln!("the operations cannot be set up: {error}");
+    }
+    labels
+}
+
+#[divan::bench(args = labels(), sample_count = 10, sample_size = 1)]
+fn op(bencher: Bencher, wanted: &String) {
+    let mut bencher = Some(bencher);
+    let done = visit(Some(wanted), &mut |mut op| {
+        if let (true, Some(bencher)) = (label(&op) == *wanted, bencher.take()) {
+            bencher.bench_local(|| (op.run)().and_then(|()| gpu().map_or(Ok(()), |gpu| gpu.synchronize())));
+        }
+        Ok(())
+    });
+    if let Err(error) = done {
+        eprintln!("{wanted}: {error}");
+    }
+}

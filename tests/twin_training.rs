@@ -1,0 +1,262 @@
+//! Whole training runs through the CUDA backend on the host twin: its launchers, kernels, recordings and
+//! loss scaling, against the CPU backend.
+
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::{Activation, Backend, Control, DeviceTensor, LossScaling};
+use clip_engine::check::device::check_steps;
+use clip_engine::check::step::{TinySizes, TinyStep};
+use clip_engine::clip::vision::Savings;
+use clip_engine::objective::Objective;
+use clip_engine::optim::{Rate, Rates};
+use clip_engine::tensor::{DType, Shape, Tensor};
+use clip_engine::train::learner::{Learner, StepStats};
+use clip_engine::tune::Target;
+
+fn twin(dtype: DType) -> Cuda {
+    Cuda::on_twin(dtype, 90).unwrap()
+}
+
+fn tiny(sizes: TinySizes) -> TinyStep {
+    TinyStep {
+        sizes,
+        layers: 2,
+        activation: Activation::QuickGelu,
+        targets: Target::ALL.to_vec(),
+        objective: Objective { head: 1.0, text: 0.3 },
+        savings: Savings::ALL,
+    }
+}
+
+fn learner<B: Backend>(backend: B, tiny: &TinyStep, scaling: Option<LossScaling>) -> Learner<B> {
+    let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
+    tiny.learner_on(backend, image, DType::U8, scaling).unwrap()
+}
+
+fn rates() -> Rates {
+    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
+    Rates { head: rate(1e-2), lora: rate(1e-3) }
+}
+
+/// Trains on three batches in turn; returns what each step left.
+fn train<B: Backend>(learner: &mut Learner<B>, tiny: &TinyStep, steps: u64) -> Vec<StepStats> {
+    (0..steps)
+        .map(|step| {
+            let (images, labels) = tiny.pixels(30 + step % 3).unwrap();
+            learner.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+            learner.stats().unwrap()
+        })
+        .collect()
+}
+
+fn relative(a: f64, b: f64) -> f64 {
+    ((a - b) / b).abs()
+}
+
+#[test]
+fn steps_are_the_cpus_in_every_number_type() {
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for row in check_steps(&twin(dtype)).unwrap() {
+            assert!(
+                row.passed(),
+                "{dtype} {} at {}: {:e} above {:e}",
+                row.name,
+                row.at,
+                row.error,
+                row.bound
+            );
+        }
+    }
+}
+
+#[test]
+fn twenty_steps_in_f32_are_the_cpus() {
+    let tiny = tiny(TinySizes::ODD);
+    let cpu = train(&mut learner(Cpu::<f64>::new(), &tiny, None), &tiny, 20);
+    let gpu = train(&mut learner(twin(DType::F32), &tiny, None), &tiny, 20);
+    for (step, (gpu, cpu)) in gpu.iter().zip(&cpu).enumerate() {
+        assert!(relative(gpu.loss, cpu.loss) < 1e-4, "step {step}: {} and {}", gpu.loss, cpu.loss);
+        assert_eq!((gpu.correct, gpu.text_correct), (cpu.correct, cpu.text_correct), "step {step}");
+        assert!(relative(gpu.grad_norm, cpu.grad_norm) < 1e-3, "step {step}: gradient norms");
+    }
+    assert!(cpu[19].loss < 0.8 * cpu[0].loss, "nothing was learned: {} to {}", cpu[0].loss, cpu[19].loss);
+}
+
+/// A scale that no f16 gradient survives is halved until one does; every halving skips exactly one step.
+#[test]
+fn twenty_steps_in_f16_overflow_recover_and_end_where_f32_does() {
+    let tiny = tiny(TinySizes::EVEN);
+    let steps = 20;
+    let mut reference = learner(Cpu::<f32>::new(), &tiny, None);
+    // Small enough for every gradient of this model, but for the step in which it is raised.
+    let scaling = LossScaling { start: 256.0, growth: 2.0, backoff: 0.5, interval: 2000 };
+    let mut half = learner(twin(DType::F16), &tiny, Some(scaling));
+    let (forced, mut skipped) = (7, 0);
+    let (mut last, mut expected) = (f64::NAN, f64::NAN);
+    for step in 0..steps {
+        let (images, labels) = tiny.pixels(30 + step % 3).unwrap();
+        let control = half.control().unwrap().typed::<f32>().unwrap().to_vec();
+        let overflow = step == forced;
+        if overflow {
+            let mut raised = control.clone();
+            raised[Control::LossScale as usize] = 1e30;
+            half.resume(step, Tensor::from_slice([Control::COUNT], &raised).unwrap().view()).unwrap();
+        }
+        let before = half.snapshot().unwrap();
+        half.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+        let stats = half.stats().unwrap();
+        let moved = half.snapshot().unwrap().iter().zip(&before).any(|(a, b)| a.bytes() != b.bytes());
+        assert_eq!(stats.skipped, overflow, "step {step}");
+        assert_eq!(moved, !overflow, "step {step}: trained tensors move exactly when the step counts");
+        let after = half.control().unwrap().typed::<f32>().unwrap().to_vec();
+        if overflow {
+            skipped += 1;
+            assert!(!stats.grad_norm.is_finite());
+            assert_eq!(after[Control::LossScale as usize], 5e29);
+            assert_eq!(after[Control::Steps as usize], control[Control::Steps as usize]);
+            assert_eq!(after[Control::GoodSteps as usize], 0.0);
+            half.resume(step + 1, Tensor::from_slice([Control::COUNT], &control).unwrap().view()).unwrap();
+            continue;
+        }
+        assert_eq!(after[Control::Steps as usize], control[Control::Steps as usize] + 1.0);
+        reference.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+        (last, expected) = (stats.loss, reference.stats().unwrap().loss);
+    }
+    assert_eq!(skipped, 1);
+    assert!(relative(last, expected) < 0.02, "f16 ends at {last}, f32 at {expected}");
+}
+
+/// The scale that PyTorch starts with is too large for some models: the first steps are skipped, each
+/// halving it once, and then training goes on.
+#[test]
+fn a_scale_that_is_too_large_comes_down_by_itself() {
+    let tiny = tiny(TinySizes::EVEN);
+    let scaling = LossScaling { start: 2f64.powi(40), growth: 2.0, backoff: 0.5, interval: 3 };
+    let mut half = learner(twin(DType::F16), &tiny, Some(scaling));
+    let stats = train(&mut half, &tiny, 40);
+    let skips = stats.iter().take_while(|s| s.skipped).count();
+    assert!((10..35).contains(&skips), "{skips} steps were skipped at first");
+    for (i, s) in stats.iter().take(skips + 1).enumerate() {
+        assert_eq!(s.loss_scale, 2f64.powi(40 - i as i32));
+    }
+    // Three good steps double it again.
+    assert_eq!(stats[skips + 3].loss_scale, 2.0 * stats[skips].loss_scale);
+}
+
+/// Recorded steps do what the same steps do one by one, to the bit; so does a second run.
+#[test]
+fn recordings_and_repetitions_change_no_bit() {
+    let tiny = tiny(TinySizes::EVEN);
+    let run = |record: bool| {
+        let mut learner =
+            learner(twin(DType::F16), &tiny, Some(LossScaling { start: 256.0, ..Default::default() }));
+        learner.set_recording(record);
+        let stats = train(&mut learner, &tiny, 5);
+        let (images, labels) = tiny.pixels(50).unwrap();
+        let mut logits = Vec::new();
+        for _ in 0..3 {
+            learner.evaluate(images.view(), &labels).unwrap();
+            logits.push(learner.logits().unwrap().0.bytes().to_vec());
+            learner.evaluate_frozen(images.view(), &labels).unwrap();
+            logits.push(learner.logits().unwrap().1.bytes().to_vec());
+        }
+        assert_eq!(logits[0], logits[4], "the third evaluation, which is a replay, differs from the first");
+        let values: Vec<Vec<u8>> = learner.snapshot().unwrap().iter().map(|t| t.bytes().to_vec()).collect();
+        (stats, values, logits)
+    };
+    let recorded = run(true);
+    assert_eq!(recorded, run(true));
+    assert_eq!(recorded, run(false));
+}
+
+/// The last batch of an epoch may be smaller; its recording lives beside that of the full batch.
+#[test]
+fn batches_of_two_sizes_take_turns() {
+    let tiny = tiny(TinySizes::ODD);
+    let mut cpu = learner(Cpu::<f64>::new(), &tiny, None);
+    let mut gpu = learner(twin(DType::F32), &tiny, None);
+    for step in 0..9 {
+        let (images, labels) = tiny.pixels(30 + step).unwrap();
+        let rows = if step % 3 == 2 { 1 } else { labels.len() };
+        let view = images.view().rows(0, rows).unwrap();
+        cpu.train_step(view, &labels[..rows], &rates(), 1.0).unwrap();
+        gpu.train_step(view, &labels[..rows], &rates(), 1.0).unwrap();
+        let (cpu, gpu) = (cpu.stats().unwrap(), gpu.stats().unwrap());
+        assert!(relative(gpu.loss, cpu.loss) < 1e-4, "step {step}: {} and {}", gpu.loss, cpu.loss);
+    }
+}
+
+#[test]
+fn every_trained_tensor_moves_and_no_frozen_one_does() {
+    let tiny = tiny(TinySizes::EVEN);
+    let mut learner = learner(twin(DType::BF16), &tiny, None);
+    let (images, labels) = tiny.pixels(30).unwrap();
+    let frozen = |learner: &mut Learner<Cuda>| {
+        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.features().unwrap().bytes().to_vec()
+    };
+    let (before, features) = (learner.snapshot().unwrap(), frozen(&mut learner));
+    train(&mut learner, &tiny, 2);
+    for ((before, after), name) in before.iter().zip(learner.snapshot().unwrap()).zip(learner.param_names()) {
+        assert_ne!(before.bytes(), after.bytes(), "{name}");
+    }
+    assert_eq!(features, frozen(&mut learner), "the frozen tower has changed");
+}
+
+/// The schedule's factor reaches the device also when the step is a replay.
+#[test]
+fn the_schedule_moves_the_rates_of_recorded_steps() {
+    let tiny = tiny(TinySizes::ODD);
+    let mut gpu = learner(twin(DType::F32), &tiny, None);
+    let mut cpu = learner(Cpu::<f64>::new(), &tiny, None);
+    for step in 0..6u64 {
+        let (images, labels) = tiny.pixels(30 + step).unwrap();
+        let factor = if step == 4 { 0.0 } else { 1.0 / (step + 1) as f64 };
+        let before = gpu.snapshot().unwrap();
+        gpu.train_step(images.view(), &labels, &rates(), factor).unwrap();
+        cpu.train_step(images.view(), &labels, &rates(), factor).unwrap();
+        let moved = gpu.snapshot().unwrap().iter().zip(&before).any(|(a, b)| a.bytes() != b.bytes());
+        assert_eq!(moved, factor != 0.0, "step {step}");
+    }
+    for ((gpu, cpu), name) in
+        gpu.snapshot().unwrap().iter().zip(cpu.snapshot().unwrap()).zip(cpu.param_names())
+    {
+        let gpu = gpu.view().to_tensor(DType::F64).unwrap();
+        let error = clip_engine::check::relative_error(gpu.typed().unwrap(), cpu.typed().unwrap());
+        assert!(error < 1e-4, "{name}: {error:e}");
+        assert_eq!(gpu.shape(), cpu.shape());
+    }
+}
+
+#[test]
+fn labels_out_of_range_and_unfit_batches_are_refused() {
+    let tiny = tiny(TinySizes::ODD);
+    let mut learner = learner(twin(DType::F32), &tiny, None);
+    let (images, mut labels) = tiny.pixels(30).unwrap();
+    labels[1] = tiny.sizes.classes as u32;
+    let error = learner.train_step(images.view(), &labels, &rates(), 1.0).unwrap_err().to_string();
+    assert!(error.contains("label 5"), "{error}");
+    assert!(learner.train_step(images.view(), &labels[..2], &rates(), 1.0).is_err());
+}
+
+#[test]
+fn device_memory_is_given_back() {
+    let backend = twin(DType::F16);
+    let before = backend.driver().allocated().0;
+    let tiny = tiny(TinySizes::EVEN);
+    let mut learner = learner(backend.clone(), &tiny, None);
+    train(&mut learner, &tiny, 3);
+    let during = backend.driver().allocated().0;
+    assert!(during > before);
+    let steady = {
+        train(&mut learner, &tiny, 3);
+        backend.driver().allocated().0
+    };
+    assert_eq!(during, steady, "steps allocate");
+    drop(learner);
+    let tensor = backend.zeros([3], DType::F32).unwrap();
+    assert_eq!(tensor.shape(), Shape::from([3]));
+    drop(tensor);
+    // Scratch memory and tables stay for the next learner.
+    assert!(backend.driver().allocated().0 < before + (during - before) / 2);
+}
