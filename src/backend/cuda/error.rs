@@ -20,6 +20,11 @@ pub enum CudaError {
     /// A call that reported failure.
     #[error("{call}: {problem}")]
     Call { call: &'static str, problem: String },
+    /// A failure after which the device answers nothing more in this process.
+    #[error(
+        "{call}: {problem}; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
+    )]
+    Lost { call: &'static str, problem: String },
     #[error("out of GPU memory: {} more were asked for, {} of {} are free", mib(*.bytes), mib(*.free), mib(*.total))]
     OutOfMemory { bytes: usize, free: usize, total: usize },
     /// The compiler's log is part of the message.

@@ -1,1 +1,386 @@
 //! A GPU, through the CUDA driver, NVRTC and cuBLASLt.
+//!
+//! Everything runs in order on one stream, except that bytes from the host travel on a second one. Each
+//! call makes the context current on its thread, so any thread may call. What threads share is behind
+//! locks: that of the recording is taken before any other, and of the others one at a time.
+
+mod choices;
+pub mod compile;
+pub mod cubins;
+mod device;
+mod handles;
+mod kernels;
+pub mod libraries;
+mod probe;
+mod product;
+pub mod store;
+mod transfer;
+
+pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
+
+use super::CudaError;
+use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use super::source::Sources;
+use crate::tensor::DType;
+use choices::{Choices, Map, Scope};
+use cubins::Cubins;
+use handles::{Context, DeviceBuffer, Event, GraphExec, Stream};
+use kernels::Kernels;
+use product::Products;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use transfer::{Landings, Ring, Streams};
+
+/// Batches that may be on their way to the device at once, and small things like labels.
+const LARGE_FEEDS: usize = 3;
+const SMALL_FEEDS: usize = 16;
+const SMALL_FEED: usize = 64 << 10;
+
+/// How a [`Gpu`] is set up.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// Where compiled kernels and choices are kept; none keeps nothing.
+    pub cache: Option<PathBuf>,
+    /// Measures the algorithms of each product when it is first seen; else the heuristic decides.
+    pub measure_products: bool,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        GpuOptions { cache: store::folder(), measure_products: true }
+    }
+}
+
+/// Memory that is handed out.
+#[derive(Default)]
+struct Ledger {
+    buffers: HashMap<u64, (DeviceBuffer, usize)>,
+    now: usize,
+    peak: usize,
+    /// Given back while a recording was open, when nothing can be waited for.
+    to_free: Vec<DeviceBuffer>,
+}
+
+/// Whether enqueued work is recorded.
+enum RecordingState {
+    Closed,
+    Open,
+    /// Ended by an error, which nobody has asked about yet.
+    Broken(String),
+}
+
+/// A GPU.
+pub struct Gpu {
+    info: DeviceInfo,
+    options: GpuOptions,
+    recording: Mutex<RecordingState>,
+    ledger: Mutex<Ledger>,
+    kernels: Kernels,
+    products: Products,
+    large_feeds: Ring,
+    small_feeds: Ring,
+    landings: Arc<Landings>,
+    choices: Arc<Choices>,
+    streams: Streams,
+    context: Arc<Context>,
+}
+
+impl Gpu {
+    /// The device `index`, with the kernels of `sources` for activations in `dtype`.
+    pub fn new(index: usize, dtype: DType, sources: &Sources, options: GpuOptions) -> Result<Self> {
+        libraries::driver()?;
+        libraries::nvrtc()?;
+        libraries::cublaslt()?;
+        device::check_driver()?;
+        let device::Device { raw, mut info } = device::open(index)?;
+        device::check_capability(&info, dtype)?;
+        info.software = software()?;
+        let architecture = compile::architecture_for(info.compute_capability)?;
+        let folder = |name: &str| options.cache.as_ref().map(|cache| cache.join(name));
+        let cubins = Cubins::new(folder("kernels")).all(sources, architecture, dtype)?;
+
+        let context = Context::retain(raw)?;
+        let kernels = Kernels::load(&context, &cubins, info.shared_memory_per_block)?;
+        let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
+        Ok(Gpu {
+            recording: Mutex::new(RecordingState::Closed),
+            ledger: Mutex::default(),
+            kernels,
+            products: Products::new(&context, info.compute_capability, choices.clone())?,
+            large_feeds: Ring::new(&context, LARGE_FEEDS, SMALL_FEED),
+            small_feeds: Ring::new(&context, SMALL_FEEDS, SMALL_FEED),
+            landings: Landings::new(&context),
+            choices,
+            streams: Streams { compute: Stream::new(&context)?, copy: Stream::new(&context)? },
+            context,
+            info,
+            options,
+        })
+    }
+
+    /// Does what cannot be part of a recording, with none open until it is done.
+    fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
+        let state = self.recording();
+        if matches!(*state, RecordingState::Open) {
+            let problem = "a recording is open, and this cannot be part of one".into();
+            return Err(CudaError::Call { call, problem });
+        }
+        body()
+    }
+
+    /// Passes a result on; an error ends an open recording, which is of no use then.
+    fn recorded<T>(&self, result: Result<T>) -> Result<T> {
+        if let Err(error) = &result {
+            let mut state = self.recording();
+            if matches!(*state, RecordingState::Open) {
+                // The graph so far is thrown away, and a failure to end it adds nothing to the first one.
+                let _ = self.streams.compute.end_capture();
+                *state = RecordingState::Broken(error.to_string());
+            }
+            drop(state);
+            self.free_deferred();
+        }
+        result
+    }
+
+    fn recording(&self) -> MutexGuard<'_, RecordingState> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees what was given back while a recording was open, if none is now.
+    fn free_deferred(&self) {
+        let state = self.recording();
+        if matches!(*state, RecordingState::Open) {
+            return;
+        }
+        let buffers = std::mem::take(&mut self.ledger().to_free);
+        if !buffers.is_empty() {
+            // A failure here is found again by the next call that can report it.
+            let _ = self.streams.compute.synchronize();
+        }
+    }
+}
+
+fn software() -> Result<String> {
+    let kernel_driver = libraries::kernel_driver().map(|version| format!("driver {version}, "));
+    let (cuda, nvrtc) = (&libraries::driver()?.version, &libraries::nvrtc()?.version);
+    let cublaslt = &libraries::cublaslt()?.version;
+    Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}", kernel_driver.unwrap_or_default()))
+}
+
+fn scope(info: &DeviceInfo) -> Result<Scope> {
+    let cuda = libraries::driver()?.version.clone();
+    Ok(Scope {
+        device: info.name.clone(),
+        driver: libraries::kernel_driver().unwrap_or(cuda),
+        cublaslt: libraries::cublaslt()?.version.clone(),
+    })
+}
+
+/// A recorded graph.
+struct GraphRecording {
+    graph: GraphExec,
+}
+
+impl Recording for GraphRecording {
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+impl Driver for Gpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let buffer = DeviceBuffer::new(&self.context, bytes)?;
+        let address = buffer.address();
+        let mut ledger = self.ledger();
+        ledger.buffers.insert(address, (buffer, bytes));
+        ledger.now += bytes;
+        ledger.peak = ledger.peak.max(ledger.now);
+        Ok(Address(address))
+    }
+
+    fn free(&self, address: Address) {
+        let mut ledger = self.ledger();
+        let Some((buffer, bytes)) = ledger.buffers.remove(&address.0) else {
+            debug_assert!(false, "{address:?} is freed and was not allocated");
+            return;
+        };
+        ledger.now -= bytes;
+        ledger.to_free.push(buffer);
+        drop(ledger);
+        self.free_deferred();
+    }
+
+    fn allocated(&self) -> (usize, usize) {
+        let ledger = self.ledger();
+        (ledger.now, ledger.peak)
+    }
+
+    fn clear(&self, to: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: callers pass memory that they allocated; it is freed only once the stream has come by.
+        self.recorded(unsafe { self.streams.compute.clear(to.0, bytes) })
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        if bytes == 0 {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        self.recorded(unsafe { self.streams.compute.copy(to.0, from.0, bytes) })
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        self.outside("upload", || {
+            // SAFETY: `from` is borrowed until the stream has been waited for; `to` as above.
+            let sent = unsafe { self.streams.compute.copy_from_host(to.0, from.as_ptr(), from.len()) };
+            let done = self.streams.compute.synchronize();
+            sent.and(done)
+        })
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.outside("download", || {
+            // SAFETY: `to` is borrowed until the stream has been waited for; `from` as above.
+            let sent = unsafe { self.streams.compute.copy_to_host(to.as_mut_ptr(), from.0, to.len()) };
+            let done = self.streams.compute.synchronize();
+            sent.and(done)
+        })
+    }
+
+    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        // Whether a recording is open is asked before a slot is waited for, and again when it is used.
+        self.outside("feed", || Ok(()))?;
+        let ring = if from.len() <= SMALL_FEED { &self.small_feeds } else { &self.large_feeds };
+        let filled = ring.fill(from)?;
+        // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
+        self.outside("feed", || unsafe { filled.send(to.0, &self.streams) })
+    }
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
+        self.outside("fetch", || {
+            // SAFETY: as for `feed`.
+            let fetch = unsafe { self.landings.fetch(from.0, bytes, &self.streams.compute) }?;
+            Ok(Box::new(fetch) as Box<dyn Fetch>)
+        })
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        // SAFETY: as the caller promises.
+        self.recorded(unsafe { self.kernels.launch(launch, &self.streams.compute) })
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        let state = self.recording();
+        let open = matches!(*state, RecordingState::Open);
+        let may_measure = self.options.measure_products && !open;
+        // A measurement records for itself, so no other recording may begin meanwhile; in an open one the
+        // lock must be free for `recorded` to end it.
+        let guard = may_measure.then_some(state);
+        // SAFETY: as the caller promises; all products go to the one stream.
+        let result = unsafe { self.products.enqueue(product, &self.streams.compute, may_measure) };
+        drop(guard);
+        self.recorded(result)
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        let mut state = self.recording();
+        if matches!(*state, RecordingState::Open) {
+            let _ = self.streams.compute.end_capture();
+            *state = RecordingState::Closed;
+            let problem = "a recording was open already; both are thrown away".into();
+            return Err(CudaError::Call { call: "begin_recording", problem });
+        }
+        self.streams.compute.begin_capture()?;
+        *state = RecordingState::Open;
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+        let call = "end_recording";
+        let mut state = self.recording();
+        let graph = match std::mem::replace(&mut *state, RecordingState::Closed) {
+            RecordingState::Open => self.streams.compute.end_capture(),
+            RecordingState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
+            RecordingState::Broken(problem) => {
+                Err(CudaError::Call { call, problem: format!("an error ended the recording: {problem}") })
+            }
+        };
+        drop(state);
+        self.free_deferred();
+        let graph = graph?.instantiate()?;
+        graph.upload(&self.streams.compute)?;
+        Ok(Box::new(GraphRecording { graph }))
+    }
+
+    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+        let graph = recording.as_any().downcast_ref::<GraphRecording>().map(|r| &r.graph);
+        let Some(graph) = graph.filter(|graph| Arc::ptr_eq(graph.context(), &self.context)) else {
+            let problem = "the recording was made on another device".into();
+            return Err(CudaError::Call { call: "replay", problem });
+        };
+        self.outside("replay", || graph.launch(&self.streams.compute))
+    }
+
+    fn has_clock(&self) -> bool {
+        true
+    }
+
+    fn recall(&self, key: &str) -> Option<String> {
+        self.choices.recall(Map::Choices, key)
+    }
+
+    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+        self.choices.remember(Map::Choices, key, choice);
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.outside("synchronize", || {
+            self.streams.copy.synchronize()?;
+            self.streams.compute.synchronize()
+        })
+    }
+
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let (start, end) = (Event::timing(&self.context)?, Event::timing(&self.context)?);
+        self.outside("seconds", || start.record(&self.streams.compute))?;
+        body()?;
+        self.outside("seconds", || {
+            end.record(&self.streams.compute)?;
+            end.synchronize()?;
+            start.seconds_until(&end)
+        })
+    }
+}
+
+impl Drop for Gpu {
+    /// The fields give themselves back afterwards; nothing may still be running then.
+    fn drop(&mut self) {
+        if matches!(*self.recording(), RecordingState::Open) {
+            let _ = self.streams.compute.end_capture();
+        }
+        let _ = self.streams.copy.synchronize();
+        let _ = self.streams.compute.synchronize();
+    }
+}

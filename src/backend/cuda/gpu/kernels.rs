@@ -1,0 +1,172 @@
+//! Loaded kernels, found by name and launched.
+
+use super::cubins::Cubin;
+use super::handles::{Context, Module, Stream, check};
+use super::libraries;
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Kernel, Launch, Result};
+use cudarc::driver::sys as cu;
+use std::collections::HashMap;
+use std::ffi::{CString, c_int, c_uint};
+use std::ptr::null_mut;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A kernel of a module that is loaded.
+#[derive(Clone)]
+struct Function {
+    raw: cu::CUfunction,
+    /// Bytes of shared memory that the kernel declares itself.
+    static_shared: usize,
+    /// Bytes of dynamic shared memory that launches may ask for so far.
+    dynamic_shared: usize,
+    /// Sizes of its parameters, where the driver tells.
+    parameters: Option<Vec<u8>>,
+}
+
+// SAFETY: the driver's handles may be used on any thread.
+unsafe impl Send for Function {}
+
+/// The modules of all kernel files.
+pub struct Kernels {
+    functions: Mutex<HashMap<Kernel, Function>>,
+    modules: HashMap<String, Module>,
+    shared_limit: usize,
+    context: Arc<Context>,
+}
+
+impl Kernels {
+    /// Loads all cubins. `shared_limit`: bytes of shared memory that a block can have on this device.
+    pub fn load(context: &Arc<Context>, cubins: &[Cubin], shared_limit: usize) -> Result<Self> {
+        let mut modules = HashMap::new();
+        for cubin in cubins {
+            modules.insert(cubin.file.clone(), Module::load(context, &cubin.code)?);
+        }
+        Ok(Kernels { functions: Mutex::new(HashMap::new()), modules, shared_limit, context: context.clone() })
+    }
+
+    /// Enqueues a kernel.
+    ///
+    /// # Safety
+    /// The arguments must be those of the kernel, and all memory it touches through them must be allocated.
+    pub unsafe fn launch(&self, launch: &Launch, stream: &Stream) -> Result<()> {
+        self.context.enter()?;
+        let function = self.function(launch)?;
+        let mut args = launch.args;
+        if let Some(expected) = function.parameters.as_deref().filter(|expected| *expected != args.sizes()) {
+            let found = args.sizes();
+            let problem = format!("its parameters are of {expected:?} bytes, the arguments of {found:?}");
+            return Err(failed(launch.kernel, problem));
+        }
+        let mut pointers = args.pointers();
+        let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        // SAFETY: the function belongs to a loaded module and the context is current; `pointers` holds one
+        // pointer per argument into `args`, which the driver reads before it returns; the rest is the
+        // caller's promise. The checks in `function` keep `shared` far below 2³².
+        let status = unsafe {
+            cu::cuLaunchKernel(
+                function.raw,
+                gx,
+                gy,
+                gz,
+                bx,
+                by,
+                bz,
+                launch.shared as c_uint,
+                stream.raw(),
+                pointers.as_mut_ptr(),
+                null_mut(),
+            )
+        };
+        check("cuLaunchKernel", status).map_err(|error| describe(error, launch))
+    }
+
+    /// The kernel, allowed to use the shared memory that the launch asks for.
+    fn function(&self, launch: &Launch) -> Result<Function> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = launch.kernel;
+        if !functions.contains_key(&kernel) {
+            functions.insert(kernel, self.find(kernel)?);
+        }
+        let Some(function) = functions.get_mut(&kernel) else {
+            return Err(failed(kernel, "it was not found".into()));
+        };
+        if launch.shared > function.dynamic_shared {
+            let limit = self.shared_limit.saturating_sub(function.static_shared);
+            if launch.shared > limit {
+                return Err(CudaError::Unsupported(format!(
+                    "kernel {} of kernels/{}.cu needs {} bytes of dynamic shared memory, and this device has \
+                     {limit} for it",
+                    kernel.name, kernel.file, launch.shared
+                )));
+            }
+            let attribute = cu::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: the function belongs to a loaded module; the size was checked against the device's.
+            let status = unsafe { cu::cuFuncSetAttribute(function.raw, attribute, launch.shared as c_int) };
+            check("cuFuncSetAttribute", status).map_err(|error| describe(error, launch))?;
+            function.dynamic_shared = launch.shared;
+        }
+        Ok(function.clone())
+    }
+
+    fn find(&self, kernel: Kernel) -> Result<Function> {
+        let module = self.modules.get(kernel.file).ok_or_else(|| CudaError::Call {
+            call: "cuModuleGetFunction",
+            problem: format!("there is no kernels/{}.cu", kernel.file),
+        })?;
+        let name = CString::new(kernel.name).map_err(|_| failed(kernel, "its name has a zero byte".into()))?;
+        let raw = module.function(&name)?.ok_or_else(|| {
+            failed(kernel, format!("the file has no extern \"C\" __global__ function {}", kernel.name))
+        })?;
+        use cu::CUfunction_attribute as Attribute;
+        let static_shared = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
+        let dynamic_shared = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?;
+        Ok(Function { raw, static_shared, dynamic_shared, parameters: parameter_sizes(raw) })
+    }
+}
+
+fn attribute(function: cu::CUfunction, attribute: cu::CUfunction_attribute) -> Result<usize> {
+    let mut value: c_int = 0;
+    // SAFETY: a place for the number, and a function of a loaded module.
+    check("cuFuncGetAttribute", unsafe { cu::cuFuncGetAttribute(&mut value, attribute, function) })?;
+    Ok(usize::try_from(value).unwrap_or(0))
+}
+
+/// Sizes in bytes of a kernel's parameters; drivers before 12.4 do not tell.
+fn parameter_sizes(function: cu::CUfunction) -> Option<Vec<u8>> {
+    if !libraries::driver_has("cuFuncGetParamInfo") {
+        return None;
+    }
+    let mut sizes = Vec::new();
+    loop {
+        let (mut offset, mut size) = (0, 0);
+        // SAFETY: two places for numbers, and a function of a loaded module; an index behind the last
+        // parameter is answered by an error.
+        let status = unsafe { cu::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
+        match status {
+            cu::CUresult::CUDA_SUCCESS => sizes.push(u8::try_from(size).ok()?),
+            cu::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
+            _ => return None,
+        }
+    }
+}
+
+fn failed(kernel: Kernel, problem: String) -> CudaError {
+    let problem = format!("kernel {} of kernels/{}.cu: {problem}", kernel.name, kernel.file);
+    CudaError::Call { call: "launch", problem }
+}
+
+/// The error with the launch it is about.
+fn describe(error: CudaError, launch: &Launch) -> CudaError {
+    let Launch { kernel, grid, block, shared, .. } = launch;
+    let about = |problem: String| {
+        format!(
+            "kernel {} of kernels/{}.cu, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: {problem}",
+            kernel.name, kernel.file
+        )
+    };
+    match error {
+        CudaError::Call { call, problem } => CudaError::Call { call, problem: about(problem) },
+        CudaError::Lost { call, problem } => CudaError::Lost { call, problem: about(problem) },
+        other => other,
+    }
+}

@@ -1,0 +1,505 @@
+//! Finds and loads the CUDA libraries: the driver, NVRTC and cuBLASLt.
+//!
+//! cudarc opens them by name, which the system's loader resolves. Libraries elsewhere, in a toolkit named
+//! by CUDA_HOME or in Python's nvidia wheels, are opened here first by their full path: from then on the
+//! same name resolves to them. They stay open for the life of the process.
+
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::Result;
+use serde::Serialize;
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::{OsString, c_int, c_void};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The environment variable that names folders to look for the libraries in, before all others.
+pub const FOLDERS: &str = "CLIP_ENGINE_CUDA_LIBRARIES";
+
+/// The major versions of NVRTC and cuBLASLt that cudarc asks the loader for, newest first.
+const MAJORS: [u32; 2] = [13, 12];
+
+/// A library that was found.
+#[derive(Debug, Clone, Serialize)]
+pub struct Loaded {
+    /// The file that is in use, where the system tells.
+    pub path: Option<PathBuf>,
+    pub major: u32,
+    pub version: String,
+    /// How it was found: "system loader", "CUDA_HOME", …
+    pub found_by: String,
+}
+
+/// Why a library cannot be used.
+#[derive(Debug, Clone)]
+enum Problem {
+    Missing(String),
+    Unsupported(String),
+}
+
+impl Problem {
+    fn into_error(self, library: &'static str) -> CudaError {
+        match self {
+            Problem::Missing(hint) => CudaError::Missing { library, hint },
+            Problem::Unsupported(text) => CudaError::Unsupported(text),
+        }
+    }
+}
+
+type Outcome = std::result::Result<Loaded, Problem>;
+
+/// What is known of one library before it is loaded.
+struct Wanted {
+    name: &'static str,
+    files: Vec<String>,
+    /// Loaded too, from the same folder: files that begin like this.
+    companions: Option<&'static str>,
+    hint: &'static str,
+    /// Whether cudarc finds it.
+    present: fn() -> bool,
+    /// The address of a function in the library that cudarc uses.
+    symbol: fn(&str) -> Option<*const c_void>,
+    /// Functions without which it is of no use here.
+    symbols: &'static [&'static str],
+    /// Major version and text, once all symbols are known to be there.
+    version: fn() -> std::result::Result<(u32, String), String>,
+}
+
+/// The driver, libcuda; the version is that of CUDA.
+pub fn driver() -> Result<&'static Loaded> {
+    static DRIVER: OnceLock<Outcome> = OnceLock::new();
+    get(&DRIVER, "the NVIDIA driver (libcuda)", || load(&wanted_driver()))
+}
+
+/// Whether the driver has a function that older ones lack.
+pub fn driver_has(name: &str) -> bool {
+    driver().is_ok() && (wanted_driver().symbol)(name).is_some()
+}
+
+/// NVRTC, which compiles the kernels.
+pub fn nvrtc() -> Result<&'static Loaded> {
+    static NVRTC: OnceLock<Outcome> = OnceLock::new();
+    get(&NVRTC, "NVRTC (libnvrtc)", || load(&wanted_nvrtc()))
+}
+
+/// cuBLASLt, which multiplies the large matrices.
+pub fn cublaslt() -> Result<&'static Loaded> {
+    static CUBLASLT: OnceLock<Outcome> = OnceLock::new();
+    get(&CUBLASLT, "cuBLASLt (libcublasLt)", || load(&wanted_cublaslt()))
+}
+
+fn get(
+    cell: &'static OnceLock<Outcome>,
+    name: &'static str,
+    load: impl FnOnce() -> Outcome,
+) -> Result<&'static Loaded> {
+    cell.get_or_init(load).as_ref().map_err(|problem| problem.clone().into_error(name))
+}
+
+/// The version of the kernel's side of the driver, "580.95.05", where the system tells.
+pub fn kernel_driver() -> Option<String> {
+    let text = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+// ---------------------------------------------------------------- the three
+
+fn wanted_driver() -> Wanted {
+    Wanted {
+        name: "libcuda",
+        files: vec!["libcuda.so.1".into()],
+        companions: None,
+        hint: "install the NVIDIA driver, or train on the CPU with --device cpu",
+        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
+        present: || unsafe { cudarc::driver::sys::is_culib_present() },
+        // SAFETY: only called where cudarc finds the library; the address is not called.
+        symbol: |name| unsafe { address(cudarc::driver::sys::culib(), name) },
+        symbols: DRIVER_SYMBOLS,
+        version: || {
+            let mut version: c_int = 0;
+            // SAFETY: a place for the number; the function exists and needs no initialisation.
+            let status = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) };
+            match u32::try_from(version) {
+                Ok(v) if status == cudarc::driver::sys::CUresult::CUDA_SUCCESS && v > 0 => {
+                    Ok((v / 1000, format!("{}.{}", v / 1000, v % 1000 / 10)))
+                }
+                _ => Err(format!("cuDriverGetVersion: {status:?}")),
+            }
+        },
+    }
+}
+
+fn wanted_nvrtc() -> Wanted {
+    Wanted {
+        name: "libnvrtc",
+        files: versioned("libnvrtc.so"),
+        // NVRTC opens these by name, and the wheels' NVRTC does not say where.
+        companions: Some("libnvrtc-builtins.so"),
+        hint: "run pip install nvidia-cuda-nvrtc, or install the CUDA toolkit; \
+               CLIP_ENGINE_CUDA_LIBRARIES names folders to look in",
+        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
+        present: || unsafe { cudarc::nvrtc::sys::is_culib_present() },
+        // SAFETY: only called where cudarc finds the library; the address is not called.
+        symbol: |name| unsafe { address(cudarc::nvrtc::sys::culib(), name) },
+        symbols: NVRTC_SYMBOLS,
+        version: || {
+            let (mut major, mut minor): (c_int, c_int) = (0, 0);
+            // SAFETY: two places for numbers; the function exists.
+            let status = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
+            match (status, u32::try_from(major)) {
+                (cudarc::nvrtc::sys::nvrtcResult::NVRTC_SUCCESS, Ok(major)) => {
+                    Ok((major, format!("{major}.{minor}")))
+                }
+                _ => Err(format!("nvrtcVersion: {status:?}")),
+            }
+        },
+    }
+}
+
+fn wanted_cublaslt() -> Wanted {
+    Wanted {
+        name: "libcublasLt",
+        files: versioned("libcublasLt.so"),
+        companions: None,
+        hint: "run pip install nvidia-cublas, or install the CUDA toolkit; \
+               CLIP_ENGINE_CUDA_LIBRARIES names folders to look in",
+        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
+        present: || unsafe { cudarc::cublaslt::sys::is_culib_present() },
+        // SAFETY: only called where cudarc finds the library; the address is not called.
+        symbol: |name| unsafe { address(cudarc::cublaslt::sys::culib(), name) },
+        symbols: CUBLASLT_SYMBOLS,
+        version: || {
+            // SAFETY: the function exists and takes nothing.
+            let version = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+            // 120304 is 12.3.4, and so is 11.x's 11xx0y; only majors from 12 on are used.
+            let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
+            u32::try_from(major)
+                .map(|m| (m, format!("{major}.{minor}.{patch}")))
+                .map_err(|_| format!("cublasLtGetVersion: {version}"))
+        },
+    }
+}
+
+/// The names under which a library of CUDA 13 or 12 lies on a disk; that of the driver's version first.
+fn versioned(stem: &str) -> Vec<String> {
+    let mut majors = MAJORS.to_vec();
+    if driver().is_ok_and(|driver| driver.major < MAJORS[0]) {
+        majors.reverse();
+    }
+    majors.iter().map(|major| format!("{stem}.{major}")).collect()
+}
+
+// ---------------------------------------------------------------- loading
+
+fn load(wanted: &Wanted) -> Outcome {
+    let mut failures = Vec::new();
+    let mut found_by = preload(wanted, &explicit_folders(), &mut failures);
+    if found_by.is_none() && (wanted.present)() {
+        found_by = Some("system loader".to_owned());
+    }
+    if found_by.is_none() {
+        found_by = preload(wanted, &other_folders(&|name| env::var_os(name)), &mut failures);
+    }
+    let Some(found_by) = found_by else {
+        let failures: String = failures.iter().map(|f| format!("{f}; ")).collect();
+        return Err(Problem::Missing(failures + wanted.hint));
+    };
+    if !(wanted.present)() {
+        let name = wanted.name;
+        return Err(Problem::Unsupported(format!(
+            "{name} was loaded ({found_by}), but not under a name it can be used by; {}",
+            wanted.hint
+        )));
+    }
+    examine(wanted, found_by)
+}
+
+/// Opens the library by its full path from the first folder that has it, with its companions, and says
+/// how it was found.
+fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> Option<String> {
+    for folder in folders {
+        for file in &wanted.files {
+            let path = folder.path.join(file);
+            if !path.is_file() {
+                continue;
+            }
+            match open_for_good(&path) {
+                Ok(()) => {
+                    for companion in wanted.companions.map(|c| files_like(&folder.path, c)).unwrap_or_default() {
+                        if let Err(problem) = open_for_good(&companion) {
+                            failures.push(problem);
+                        }
+                    }
+                    return Some(folder.named_by.clone());
+                }
+                Err(problem) => failures.push(problem),
+            }
+        }
+    }
+    None
+}
+
+fn open_for_good(path: &Path) -> std::result::Result<(), String> {
+    #[cfg(unix)]
+    // SAFETY: runs the library's initialisers, which are NVIDIA's.
+    let library = unsafe {
+        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+        Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)
+    };
+    #[cfg(not(unix))]
+    // SAFETY: as above.
+    let library = unsafe { libloading::Library::new(path) };
+    // Never closed: cudarc and other libraries keep pointers into it.
+    library.map(std::mem::forget).map_err(|e| format!("{} cannot be loaded ({e})", path.display()))
+}
+
+fn files_like(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let named = |path: &PathBuf| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(prefix));
+    let mut files: Vec<_> = entries.filter_map(|e| Some(e.ok()?.path())).filter(named).collect();
+    files.sort();
+    files
+}
+
+/// Makes sure that every function that will be called is there, as cudarc panics where one is not.
+fn examine(wanted: &Wanted, found_by: String) -> Outcome {
+    let mut path = None;
+    for name in wanted.symbols {
+        let Some(address) = (wanted.symbol)(name) else {
+            let library = wanted.name;
+            return Err(Problem::Unsupported(format!(
+                "{library} ({found_by}) has no function {name}: it is too old; {}",
+                wanted.hint
+            )));
+        };
+        if path.is_none() {
+            path = file_at(address as usize);
+        }
+    }
+    match (wanted.version)() {
+        Ok((major, version)) => Ok(Loaded { path, major, version, found_by }),
+        Err(problem) => Err(Problem::Unsupported(format!("{}: {problem}", wanted.name))),
+    }
+}
+
+/// # Safety
+/// The address must not be called with a wrong signature.
+unsafe fn address(library: &libloading::Library, name: &str) -> Option<*const c_void> {
+    // SAFETY: a symbol is as large as a pointer, whatever it points to.
+    let symbol = unsafe { library.get::<*const c_void>(name.as_bytes()) };
+    symbol.ok().map(|symbol| *symbol).filter(|pointer| !pointer.is_null())
+}
+
+/// The file that is mapped at an address of this process.
+fn file_at(address: usize) -> Option<PathBuf> {
+    let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
+    maps.lines().find_map(|line| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let inside = (usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
+            .contains(&address);
+        inside.then(|| rest.find('/').map(|at| PathBuf::from(&rest[at..])))?
+    })
+}
+
+// ---------------------------------------------------------------- where to look
+
+/// A folder and why it is looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Folder {
+    path: PathBuf,
+    named_by: String,
+}
+
+fn explicit_folders() -> Vec<Folder> {
+    let Some(list) = env::var_os(FOLDERS) else { return Vec::new() };
+    let folders = env::split_paths(&list).filter(|path| !path.as_os_str().is_empty());
+    folders.map(|path| Folder { path, named_by: FOLDERS.to_owned() }).collect()
+}
+
+/// Toolkits, then Python's wheels; `variable` reads the environment.
+fn other_folders(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<Folder> {
+    let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let mut folders = Vec::new();
+    let mut add = |path: PathBuf, named_by: &str| folders.push(Folder { path, named_by: named_by.to_owned() });
+    for name in ["CUDA_HOME", "CUDA_PATH"] {
+        if let Some(home) = set(name) {
+            add(home.join("lib64"), name);
+            add(home.join("lib"), name);
+        }
+    }
+    add("/usr/local/cuda/lib64".into(), "CUDA toolkit");
+    add("/usr/lib/wsl/lib".into(), "WSL");
+    add("/usr/local/nvidia/lib64".into(), "container");
+    for (packages, named_by) in site_packages(&set) {
+        for wheel in ["cu13/lib", "cuda_nvrtc/lib", "cublas/lib", "cu12/lib"] {
+            add(packages.join("nvidia").join(wheel), &named_by);
+        }
+    }
+    folders
+}
+
+/// The folders that Python packages are installed in, those of an active environment first.
+fn site_packages(set: &dyn Fn(&str) -> Option<PathBuf>) -> Vec<(PathBuf, String)> {
+    let mut prefixes: Vec<(PathBuf, &str)> = Vec::new();
+    prefixes.extend(set("VIRTUAL_ENV").map(|path| (path, "VIRTUAL_ENV")));
+    prefixes.extend(set("CONDA_PREFIX").map(|path| (path, "CONDA_PREFIX")));
+    let path = set("PATH").unwrap_or_default();
+    let pythons = env::split_paths(&path).filter(|bin| bin.join("python3").exists());
+    prefixes.extend(pythons.filter_map(|bin| Some((bin.parent()?.to_path_buf(), "python3 on PATH"))));
+    prefixes.extend(set("HOME").map(|home| (home.join(".local"), "~/.local")));
+    prefixes.extend(["/usr/local", "/usr"].map(|prefix| (PathBuf::from(prefix), "the system's Python")));
+    let mut seen = BTreeSet::new();
+    let mut found = Vec::new();
+    for (prefix, named_by) in prefixes {
+        for python in files_like(&prefix.join("lib"), "python3") {
+            for kind in ["site-packages", "dist-packages"] {
+                let packages = python.join(kind);
+                if packages.join("nvidia").is_dir() && seen.insert(packages.clone()) {
+                    found.push((packages, format!("Python's packages ({named_by})")));
+                }
+            }
+        }
+    }
+    found
+}
+
+// ---------------------------------------------------------------- the functions that are called
+
+const DRIVER_SYMBOLS: &[&str] = &[
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventQuery",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuGetErrorName",
+    "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphUpload",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+const NVRTC_SYMBOLS: &[&str] = &[
+    "nvrtcCompileProgram",
+    "nvrtcCreateProgram",
+    "nvrtcDestroyProgram",
+    "nvrtcGetCUBIN",
+    "nvrtcGetCUBINSize",
+    "nvrtcGetErrorString",
+    "nvrtcGetNumSupportedArchs",
+    "nvrtcGetProgramLog",
+    "nvrtcGetProgramLogSize",
+    "nvrtcGetSupportedArchs",
+    "nvrtcVersion",
+];
+
+const CUBLASLT_SYMBOLS: &[&str] = &[
+    "cublasLtCreate",
+    "cublasLtDestroy",
+    "cublasLtGetStatusName",
+    "cublasLtGetVersion",
+    "cublasLtMatmul",
+    "cublasLtMatmulAlgoCheck",
+    "cublasLtMatmulAlgoGetHeuristic",
+    "cublasLtMatmulDescCreate",
+    "cublasLtMatmulDescDestroy",
+    "cublasLtMatmulDescSetAttribute",
+    "cublasLtMatmulPreferenceCreate",
+    "cublasLtMatmulPreferenceDestroy",
+    "cublasLtMatmulPreferenceSetAttribute",
+    "cublasLtMatrixLayoutCreate",
+    "cublasLtMatrixLayoutDestroy",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A Python prefix with a wheel's folder in it.
+    fn prefix_with(root: &Path, name: &str, wheel: &str) -> PathBuf {
+        let prefix = root.join(name);
+        std::fs::create_dir_all(prefix.join("lib/python3.12/site-packages/nvidia").join(wheel)).unwrap();
+        prefix
+    }
+
+    #[test]
+    fn toolkits_come_before_wheels_and_the_active_environment_before_others() {
+        let root = tempfile::tempdir().unwrap();
+        let venv = prefix_with(root.path(), "venv", "cu13/lib");
+        let conda = prefix_with(root.path(), "conda", "cublas/lib");
+        let variables = |name: &str| match name {
+            "CUDA_HOME" => Some(OsString::from("/toolkit")),
+            "VIRTUAL_ENV" => Some(venv.clone().into_os_string()),
+            "CONDA_PREFIX" => Some(conda.clone().into_os_string()),
+            _ => None,
+        };
+        let folders = other_folders(&variables);
+        let position = |path: &Path| folders.iter().position(|f| f.path == path);
+        let toolkit = position(Path::new("/toolkit/lib64"));
+        let in_venv = position(&venv.join("lib/python3.12/site-packages/nvidia/cu13/lib"));
+        let in_conda = position(&conda.join("lib/python3.12/site-packages/nvidia/cublas/lib"));
+        assert!(toolkit.is_some() && toolkit < in_venv && in_venv < in_conda, "{folders:#?}");
+    }
+
+    #[test]
+    fn a_python_on_the_path_leads_to_its_packages() {
+        let root = tempfile::tempdir().unwrap();
+        let prefix = prefix_with(root.path(), "elsewhere", "cuda_nvrtc/lib");
+        std::fs::create_dir_all(prefix.join("bin")).unwrap();
+        std::fs::write(prefix.join("bin/python3"), "").unwrap();
+        let variables = |name: &str| (name == "PATH").then(|| prefix.join("bin").into_os_string());
+        let wanted = prefix.join("lib/python3.12/site-packages/nvidia/cuda_nvrtc/lib");
+        assert!(other_folders(&variables).iter().any(|f| f.path == wanted));
+    }
+
+    #[test]
+    fn a_file_that_is_no_library_is_reported_and_not_taken() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::write(root.path().join("libfake.so.1"), "text").unwrap();
+        let wanted = Wanted { files: vec!["libfake.so.1".into()], ..wanted_driver() };
+        let folders = [Folder { path: root.path().to_path_buf(), named_by: "test".into() }];
+        let mut failures = Vec::new();
+        assert_eq!(preload(&wanted, &folders, &mut failures), None);
+        assert!(failures.len() == 1 && failures[0].contains("libfake.so.1 cannot be loaded"), "{failures:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_file_of_an_address_is_found() {
+        let here = file_at(file_at as *const () as usize);
+        assert_eq!(here.as_deref(), std::env::current_exe().ok().as_deref());
+    }
+}

@@ -1,0 +1,137 @@
+//! What `engine doctor` tells about CUDA: libraries, devices, caches. Nothing here fails or changes a file.
+
+use super::{cubins, device, libraries, store};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::Result;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// A library, found or not.
+#[derive(Debug, Clone, Serialize)]
+pub struct LibraryReport {
+    pub name: &'static str,
+    pub found: Option<libraries::Loaded>,
+    /// What is wrong and what to do about it.
+    pub problem: Option<String>,
+}
+
+/// A device.
+#[derive(Debug, Clone, Serialize)]
+pub struct DeviceReport {
+    pub index: usize,
+    pub name: String,
+    /// "9.0".
+    pub compute_capability: String,
+    pub multiprocessors: u32,
+    /// Bytes.
+    pub memory: usize,
+}
+
+/// The folder where compiled kernels and choices are kept.
+#[derive(Debug, Clone, Serialize)]
+pub struct CacheReport {
+    pub folder: Option<PathBuf>,
+    pub kernel_files: usize,
+    /// Of the compiled kernels.
+    pub bytes: u64,
+    /// Why nothing can be kept, which makes every start slower.
+    pub problem: Option<String>,
+}
+
+/// All of it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Probe {
+    pub libraries: Vec<LibraryReport>,
+    /// The version of the driver's kernel module.
+    pub kernel_driver: Option<String>,
+    pub devices: Vec<DeviceReport>,
+    /// Why there are no devices, or why they cannot be used.
+    pub problem: Option<String>,
+    pub cache: CacheReport,
+}
+
+/// Looks at everything that the CUDA backend needs.
+pub fn probe() -> Probe {
+    let (devices, problem) = match devices() {
+        Ok(devices) if devices.is_empty() => (devices, Some("the driver finds no CUDA device".to_owned())),
+        Ok(devices) => (devices, device::check_driver().err().map(|e| e.to_string())),
+        // The library's own line says so already.
+        Err(CudaError::Missing { .. }) => (Vec::new(), None),
+        Err(error) => (Vec::new(), Some(error.to_string())),
+    };
+    Probe {
+        libraries: vec![
+            library("libcuda", libraries::driver()),
+            library("libnvrtc", libraries::nvrtc()),
+            library("libcublasLt", libraries::cublaslt()),
+        ],
+        kernel_driver: libraries::kernel_driver(),
+        devices,
+        problem,
+        cache: cache(store::folder()),
+    }
+}
+
+fn library(name: &'static str, outcome: Result<&libraries::Loaded>) -> LibraryReport {
+    match outcome {
+        Ok(found) => LibraryReport { name, found: Some(found.clone()), problem: None },
+        Err(error) => LibraryReport { name, found: None, problem: Some(error.to_string()) },
+    }
+}
+
+fn devices() -> Result<Vec<DeviceReport>> {
+    let report = |index| {
+        let info = device::open(index)?.info;
+        Ok(DeviceReport {
+            index,
+            name: info.name,
+            compute_capability: format!("{}.{}", info.compute_capability / 10, info.compute_capability % 10),
+            multiprocessors: info.multiprocessors,
+            memory: info.memory,
+        })
+    };
+    (0..device::count()?).map(report).collect()
+}
+
+fn cache(folder: Option<PathBuf>) -> CacheReport {
+    let Some(folder) = folder else {
+        let variable = store::FOLDER;
+        let problem = format!("none of {variable}, XDG_CACHE_HOME and HOME is set; nothing is kept");
+        return CacheReport { folder: None, kernel_files: 0, bytes: 0, problem: Some(problem) };
+    };
+    let (kernel_files, bytes) = cubins::content(&folder.join("kernels"));
+    let problem = unwritable(&folder).map(|problem| format!("{}: {problem}", folder.display()));
+    CacheReport { folder: Some(folder), kernel_files, bytes, problem }
+}
+
+/// Why no file can be made in `folder`, or, while it does not exist, in the folder that it would be made in.
+fn unwritable(folder: &Path) -> Option<String> {
+    let existing = folder.ancestors().find(|path| path.exists())?;
+    tempfile::tempfile_in(existing).err().map(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_tells_about_every_library_and_can_be_stored() {
+        let probe = probe();
+        let names: Vec<_> = probe.libraries.iter().map(|l| l.name).collect();
+        assert_eq!(names, ["libcuda", "libnvrtc", "libcublasLt"]);
+        for library in &probe.libraries {
+            assert!(library.found.is_some() != library.problem.is_some(), "{library:?}");
+        }
+        assert!(serde_json::to_string(&probe).unwrap().contains("\"cache\""));
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_is_reported() {
+        assert!(cache(None).problem.is_some_and(|text| text.contains(store::FOLDER)));
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(cache(Some(folder.path().join("not/yet"))).problem, None);
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(cache(Some(file.join("below"))).problem.is_some());
+    }
+}

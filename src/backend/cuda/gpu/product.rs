@@ -1,0 +1,621 @@
+//! Matrix products by cuBLASLt: what depends on the shape is planned once, and the algorithm of each shape
+//! is measured once and kept.
+//!
+//! cuBLASLt counts columns first, so the row-major y = x·op(w) is computed as yᵀ = op(w)ᵀ·xᵀ: a row-major
+//! matrix with rows `stride` apart is, column-major, its transpose with columns `stride` apart.
+
+use super::choices::{Choices, Map};
+use super::handles::{Context, DeviceBuffer, Event, Stream};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Address, Product, Result};
+use crate::tensor::DType;
+use cudarc::cublaslt::sys as lt;
+use std::collections::HashMap;
+use std::ffi::{CStr, c_int, c_void};
+use std::fmt;
+use std::mem::{MaybeUninit, size_of_val};
+use std::ptr::{from_ref, null, null_mut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Algorithms that are measured per shape.
+const CANDIDATES: usize = 8;
+/// Products in a graph that is timed, and how often it is: the gaps between launches from the host, as
+/// long as a small product, are not measured, and the shortest of the times is disturbed least.
+const RUNS: usize = 10;
+const REPETITIONS: usize = 3;
+/// A later candidate, which the heuristic thinks worse, must be faster by this factor.
+const CLEARLY_FASTER: f64 = 0.98;
+/// Alignments beyond this one gain nothing.
+const MAX_ALIGNMENT: u64 = 256;
+
+/// CUBLAS_OP_N and CUBLAS_OP_T, which are cuBLAS's and not in cudarc's module of cuBLASLt.
+const OP_N: i32 = 0;
+const OP_T: i32 = 1;
+
+/// What is added to a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Add {
+    Nothing,
+    /// The output's own contents.
+    Output,
+    Separate,
+}
+
+/// What a plan depends on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Key {
+    m: usize,
+    n: usize,
+    k: usize,
+    x_stride: usize,
+    w_stride: usize,
+    y_stride: usize,
+    transposed: bool,
+    bias: bool,
+    add: Add,
+    dtype: DType,
+    /// Of x, w, what is added, and y with the bias: the powers of two, up to 256, that divide the addresses.
+    alignment: [u32; 4],
+}
+
+impl Key {
+    fn of(product: &Product) -> Self {
+        let output = product.y.0 | product.bias.map_or(0, |a| a.0);
+        let added = product.add.unwrap_or(product.y).0;
+        Key {
+            m: product.m,
+            n: product.n,
+            k: product.k,
+            x_stride: product.x_stride,
+            w_stride: product.w_stride,
+            y_stride: product.y_stride,
+            transposed: product.transposed,
+            bias: product.bias.is_some(),
+            add: match product.add {
+                None => Add::Nothing,
+                Some(add) if add == product.y => Add::Output,
+                Some(_) => Add::Separate,
+            },
+            dtype: product.dtype,
+            alignment: [product.x.0, product.w.0, added, output].map(alignment),
+        }
+    }
+}
+
+/// Under this name an algorithm is kept on the disk.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Key { m, n, k, x_stride, w_stride, y_stride, dtype, .. } = self;
+        let w = if self.transposed { "wT" } else { "w" };
+        write!(f, "{dtype} m={m} n={n} k={k} x/{x_stride} {w}/{w_stride} y/{y_stride}")?;
+        f.write_str(if self.bias { " bias" } else { "" })?;
+        f.write_str(match self.add {
+            Add::Nothing => "",
+            Add::Output => " add=y",
+            Add::Separate => " add",
+        })?;
+        let [x, w, add, y] = self.alignment;
+        write!(f, " aligned {x} {w} {add} {y}")
+    }
+}
+
+fn alignment(address: u64) -> u32 {
+    // The lowest bit that is set divides the address; 0 is divided by everything.
+    (1 << (address | MAX_ALIGNMENT).trailing_zeros()) as u32
+}
+
+/// cuBLASLt on one device, with a plan for every product it has seen.
+pub struct Products {
+    plans: Mutex<HashMap<Key, Plan>>,
+    workspace: DeviceBuffer,
+    workspace_bytes: usize,
+    choices: Arc<Choices>,
+    handle: Handle,
+    context: Arc<Context>,
+}
+
+impl Products {
+    pub fn new(context: &Arc<Context>, compute_capability: u32, choices: Arc<Choices>) -> Result<Self> {
+        // What NVIDIA recommends: 32 MiB from Hopper on, 4 before; some algorithms use a little more.
+        let workspace_bytes = if compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
+        context.enter()?;
+        Ok(Products {
+            plans: Mutex::new(HashMap::new()),
+            workspace: DeviceBuffer::new(context, workspace_bytes)?,
+            workspace_bytes,
+            choices,
+            handle: Handle::new()?,
+            context: context.clone(),
+        })
+    }
+
+    /// Enqueues a product. Where `may_measure`, the first of each shape measures the algorithms.
+    ///
+    /// # Safety
+    /// All addresses must be of allocated memory of the sizes that the product tells. The stream must be
+    /// the same at every call, as all products share one workspace, and not be recording if `may_measure`.
+    pub unsafe fn enqueue(&self, product: &Product, stream: &Stream, may_measure: bool) -> Result<()> {
+        if product.m == 0 || product.n == 0 {
+            return Ok(());
+        }
+        self.context.enter()?;
+        let key = Key::of(product);
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let usable = plans.get(&key).is_some_and(|plan| plan.settled || !may_measure);
+        if !usable {
+            // SAFETY: as the caller promises.
+            let plan = unsafe { self.plan(&key, product, stream, may_measure) }?;
+            plans.insert(key.clone(), plan);
+        }
+        let Some(plan) = plans.get(&key) else { return Ok(()) };
+        // SAFETY: as the caller promises; the lock keeps the descriptor, which holds the bias's address,
+        // to this thread.
+        unsafe { self.run(plan, &plan.algorithm, product, stream) }
+    }
+
+    /// # Safety
+    /// As [`Products::enqueue`].
+    unsafe fn plan(&self, key: &Key, product: &Product, stream: &Stream, may_measure: bool) -> Result<Plan> {
+        let mut plan = Plan::new(key)?;
+        // The heuristic may look at whether there is a bias, and at its address.
+        plan.set_bias(product)?;
+        if let Some(algorithm) = self.remembered(key, &plan) {
+            plan.algorithm = algorithm;
+            plan.settled = true;
+            return Ok(plan);
+        }
+        let candidates = self.candidates(key, &plan)?;
+        plan.algorithm = candidates[0];
+        if may_measure {
+            // SAFETY: as the caller promises.
+            match unsafe { self.fastest(&plan, &candidates, product, stream) } {
+                Ok(algorithm) => plan.algorithm = algorithm,
+                // No room for a second output beside the caller's: the heuristic's first choice is right
+                // too, and there is no point in measuring it again at every call.
+                Err(CudaError::OutOfMemory { .. }) => {
+                    plan.settled = true;
+                    return Ok(plan);
+                }
+                Err(error) => return Err(error),
+            }
+            plan.settled = true;
+            self.choices.remember(Map::Products, &key.to_string(), &to_hex(&plan.algorithm));
+        }
+        Ok(plan)
+    }
+
+    /// The algorithm that was measured before, if cuBLASLt still takes it.
+    fn remembered(&self, key: &Key, plan: &Plan) -> Option<lt::cublasLtMatmulAlgo_t> {
+        let algorithm = from_hex(&self.choices.recall(Map::Products, &key.to_string())?)?;
+        let mut result = empty_result();
+        let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
+        // SAFETY: all descriptors exist, `algorithm` has the right size whatever is in it, and is checked
+        // by this call; `result` is a place for the answer.
+        let status = unsafe {
+            lt::cublasLtMatmulAlgoCheck(self.handle.0, plan.operation.0, w, x, y, y, &algorithm, &mut result)
+        };
+        let fits = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+            && result.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
+            && result.workspaceSize <= self.workspace_bytes;
+        fits.then_some(algorithm)
+    }
+
+    /// The algorithms that the heuristic proposes, the best first; at least one.
+    fn candidates(&self, key: &Key, plan: &Plan) -> Result<Vec<lt::cublasLtMatmulAlgo_t>> {
+        let preference = Preference::new(key, self.workspace_bytes)?;
+        let mut results = [empty_result(); CANDIDATES];
+        let mut count: c_int = 0;
+        let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
+        // SAFETY: all descriptors exist; there is room for as many results as are asked for.
+        let status = unsafe {
+            lt::cublasLtMatmulAlgoGetHeuristic(
+                self.handle.0,
+                plan.operation.0,
+                w,
+                x,
+                y,
+                y,
+                preference.0,
+                CANDIDATES as c_int,
+                results.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        let call = "cublasLtMatmulAlgoGetHeuristic";
+        check(call, status).map_err(|error| about(error, key))?;
+        let found = &results[..usize::try_from(count).unwrap_or(0).min(CANDIDATES)];
+        let good = found.iter().filter(|r| r.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        let algorithms: Vec<_> = good.map(|r| r.algo).collect();
+        if algorithms.is_empty() {
+            let problem = "cuBLASLt has no algorithm for it".into();
+            return Err(about(CudaError::Call { call, problem }, key));
+        }
+        Ok(algorithms)
+    }
+
+    /// Enqueues the product with one algorithm.
+    ///
+    /// # Safety
+    /// As [`Products::enqueue`].
+    unsafe fn run(
+        &self,
+        plan: &Plan,
+        algorithm: &lt::cublasLtMatmulAlgo_t,
+        product: &Product,
+        stream: &Stream,
+    ) -> Result<()> {
+        plan.set_bias(product)?;
+        let pointer = |address: Address| address.0 as *mut c_void;
+        let alpha = 1.0f32;
+        let beta: f32 = if product.add.is_some() { 1.0 } else { 0.0 };
+        let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
+        // SAFETY: all descriptors exist, `alpha` and `beta` are read on the host before the call returns,
+        // the workspace has the size that is given, and the rest is the caller's promise.
+        let status = unsafe {
+            lt::cublasLtMatmul(
+                self.handle.0,
+                plan.operation.0,
+                from_ref(&alpha).cast(),
+                pointer(product.w),
+                w,
+                pointer(product.x),
+                x,
+                from_ref(&beta).cast(),
+                pointer(product.add.unwrap_or(product.y)),
+                y,
+                pointer(product.y),
+                y,
+                algorithm,
+                pointer(Address(self.workspace.address())),
+                self.workspace_bytes,
+                stream.raw().cast(),
+            )
+        };
+        check("cublasLtMatmul", status).map_err(|error| about(error, &Key::of(product)))
+    }
+
+    /// The candidate that takes the least time on the caller's inputs; the output goes elsewhere.
+    ///
+    /// # Safety
+    /// As [`Products::enqueue`].
+    unsafe fn fastest(
+        &self,
+        plan: &Plan,
+        candidates: &[lt::cublasLtMatmulAlgo_t],
+        product: &Product,
+        stream: &Stream,
+    ) -> Result<lt::cublasLtMatmulAlgo_t> {
+        let bytes = ((product.m - 1) * product.y_stride + product.n) * product.dtype.size();
+        let scratch = DeviceBuffer::new(&self.context, bytes + MAX_ALIGNMENT as usize)?;
+        // As far from an aligned address as the caller's output is.
+        let y = Address(scratch.address() + product.y.0 % MAX_ALIGNMENT);
+        // SAFETY: `bytes` is what the output spans, and there is as much room behind `y`.
+        unsafe { stream.copy(y.0, product.y.0, bytes) }?;
+        let add = product.add.map(|add| if add == product.y { y } else { add });
+        let trial = Product { y, add, ..*product };
+        let mut best = (candidates[0], f64::INFINITY);
+        let mut failure = None;
+        for algorithm in candidates {
+            // SAFETY: as the caller promises, and the output has moved to scratch memory of its size.
+            match unsafe { self.measure(plan, algorithm, &trial, stream) } {
+                Ok(seconds) if seconds < best.1 * CLEARLY_FASTER => best = (*algorithm, seconds),
+                Ok(_) => {}
+                Err(error @ CudaError::Lost { .. }) => return Err(error),
+                Err(error) => failure = Some(error),
+            }
+        }
+        stream.synchronize()?;
+        match failure {
+            Some(error) if best.1.is_infinite() => Err(error),
+            _ => Ok(best.0),
+        }
+    }
+
+    /// Seconds that one product takes with this algorithm.
+    ///
+    /// # Safety
+    /// As [`Products::enqueue`].
+    unsafe fn measure(
+        &self,
+        plan: &Plan,
+        algorithm: &lt::cublasLtMatmulAlgo_t,
+        trial: &Product,
+        stream: &Stream,
+    ) -> Result<f64> {
+        // SAFETY: as the caller promises.
+        let run = || unsafe { self.run(plan, algorithm, trial, stream) };
+        run()?;
+        stream.synchronize()?;
+        stream.begin_capture()?;
+        let runs: Result<()> = (0..RUNS).try_for_each(|_| run());
+        // Whatever happened in between, the stream must stop recording.
+        let graph = stream.end_capture();
+        runs?;
+        let graph = graph?.instantiate()?;
+        let (start, end) = (Event::timing(&self.context)?, Event::timing(&self.context)?);
+        graph.launch(stream)?;
+        let mut best = f64::INFINITY;
+        for _ in 0..REPETITIONS {
+            start.record(stream)?;
+            graph.launch(stream)?;
+            end.record(stream)?;
+            end.synchronize()?;
+            best = best.min(start.seconds_until(&end)? / RUNS as f64);
+        }
+        Ok(best)
+    }
+}
+
+/// The descriptors of one shape and its algorithm.
+struct Plan {
+    operation: Operation,
+    w: Layout,
+    x: Layout,
+    y: Layout,
+    has_bias: bool,
+    algorithm: lt::cublasLtMatmulAlgo_t,
+    /// The algorithm was measured; else it is the heuristic's first proposal, until it may be measured.
+    settled: bool,
+}
+
+impl Plan {
+    fn new(key: &Key) -> Result<Self> {
+        let kind = match key.dtype {
+            DType::F16 => lt::cudaDataType_t::CUDA_R_16F,
+            DType::BF16 => lt::cudaDataType_t::CUDA_R_16BF,
+            DType::F32 => lt::cudaDataType_t::CUDA_R_32F,
+            other => {
+                return Err(CudaError::Unsupported(format!("products are in f16, bf16 or f32, not {other}")));
+            }
+        };
+        // f32 stays f32: TensorFloat-32 is a compute type of its own.
+        let operation = Operation::new()?;
+        let w_operation = if key.transposed { OP_T } else { OP_N };
+        let epilogue = match key.bias {
+            true => lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+            false => lt::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+        };
+        use lt::cublasLtMatmulDescAttributes_t as Attribute;
+        operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &w_operation)?;
+        operation.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &OP_N)?;
+        operation.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
+        let (w_rows, w_columns) = if key.transposed { (key.k, key.n) } else { (key.n, key.k) };
+        Ok(Plan {
+            operation,
+            w: Layout::new(kind, w_rows, w_columns, key.w_stride)?,
+            x: Layout::new(kind, key.k, key.m, key.x_stride)?,
+            y: Layout::new(kind, key.n, key.m, key.y_stride)?,
+            has_bias: key.bias,
+            algorithm: empty_result().algo,
+            settled: false,
+        })
+    }
+
+    /// The bias's address is part of the operation's description.
+    fn set_bias(&self, product: &Product) -> Result<()> {
+        if !self.has_bias {
+            return Ok(());
+        }
+        let pointer = product.bias.map_or(null(), |address| address.0 as *const c_void);
+        self.operation.set(lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer)
+    }
+}
+
+// ---------------------------------------------------------------- cuBLASLt's objects
+
+struct Handle(lt::cublasLtHandle_t);
+
+// SAFETY: cuBLASLt's handle may be used on any thread, several at once too.
+unsafe impl Send for Handle {}
+// SAFETY: as above.
+unsafe impl Sync for Handle {}
+
+impl Handle {
+    /// For the current context.
+    fn new() -> Result<Self> {
+        let mut handle = null_mut();
+        // SAFETY: a place for the handle.
+        check("cublasLtCreate", unsafe { lt::cublasLtCreate(&mut handle) })?;
+        Ok(Handle(handle))
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe { lt::cublasLtDestroy(self.0) };
+    }
+}
+
+struct Operation(lt::cublasLtMatmulDesc_t);
+
+// SAFETY: plain host memory that belongs to no thread.
+unsafe impl Send for Operation {}
+
+impl Operation {
+    /// Accumulates in f32 and scales by f32 numbers.
+    fn new() -> Result<Self> {
+        let mut operation = null_mut();
+        let compute = lt::cublasComputeType_t::CUBLAS_COMPUTE_32F;
+        let scale = lt::cudaDataType_t::CUDA_R_32F;
+        // SAFETY: a place for the handle.
+        let status = unsafe { lt::cublasLtMatmulDescCreate(&mut operation, compute, scale) };
+        check("cublasLtMatmulDescCreate", status)?;
+        Ok(Operation(operation))
+    }
+
+    fn set<T>(&self, attribute: lt::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
+        let bytes = size_of_val(value);
+        // SAFETY: the operation exists; cuBLASLt compares the size with that of the attribute and copies.
+        let status = unsafe {
+            lt::cublasLtMatmulDescSetAttribute(self.0, attribute, from_ref(value).cast(), bytes)
+        };
+        check("cublasLtMatmulDescSetAttribute", status)
+    }
+}
+
+impl Drop for Operation {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe { lt::cublasLtMatmulDescDestroy(self.0) };
+    }
+}
+
+/// A matrix, columns first.
+struct Layout(lt::cublasLtMatrixLayout_t);
+
+// SAFETY: plain host memory that belongs to no thread.
+unsafe impl Send for Layout {}
+
+impl Layout {
+    fn new(kind: lt::cudaDataType_t, rows: usize, columns: usize, stride: usize) -> Result<Self> {
+        let mut layout = null_mut();
+        // SAFETY: a place for the handle.
+        let status = unsafe {
+            lt::cublasLtMatrixLayoutCreate(&mut layout, kind, rows as u64, columns as u64, stride as i64)
+        };
+        check("cublasLtMatrixLayoutCreate", status)?;
+        Ok(Layout(layout))
+    }
+}
+
+impl Drop for Layout {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe { lt::cublasLtMatrixLayoutDestroy(self.0) };
+    }
+}
+
+/// What the heuristic must respect.
+struct Preference(lt::cublasLtMatmulPreference_t);
+
+impl Preference {
+    fn new(key: &Key, workspace: usize) -> Result<Self> {
+        let mut preference = null_mut();
+        // SAFETY: a place for the handle.
+        let status = unsafe { lt::cublasLtMatmulPreferenceCreate(&mut preference) };
+        check("cublasLtMatmulPreferenceCreate", status)?;
+        let preference = Preference(preference);
+        use lt::cublasLtMatmulPreferenceAttributes_t as Attribute;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &workspace)?;
+        // Parts of a split sum are added in f32, never in the output's type: one rounding.
+        let reductions = lt::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions)?;
+        // cuBLASLt's A is w and its B is x.
+        let [x, w, add, y] = key.alignment;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &w)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &x)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &add)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &y)?;
+        Ok(preference)
+    }
+
+    fn set<T>(&self, attribute: lt::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<()> {
+        let bytes = size_of_val(value);
+        // SAFETY: the object exists; cuBLASLt compares the size with that of the attribute and copies.
+        let status = unsafe {
+            lt::cublasLtMatmulPreferenceSetAttribute(self.0, attribute, from_ref(value).cast(), bytes)
+        };
+        check("cublasLtMatmulPreferenceSetAttribute", status)
+    }
+}
+
+impl Drop for Preference {
+    fn drop(&mut self) {
+        // SAFETY: created once, destroyed once.
+        unsafe { lt::cublasLtMatmulPreferenceDestroy(self.0) };
+    }
+}
+
+fn empty_result() -> lt::cublasLtMatmulHeuristicResult_t {
+    // SAFETY: numbers all through, and the status 0 is success.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
+fn check(call: &'static str, status: lt::cublasStatus_t) -> Result<()> {
+    if status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+        return Ok(());
+    }
+    // SAFETY: cuBLASLt returns a constant string for every status.
+    let name = unsafe { lt::cublasLtGetStatusName(status) };
+    let problem = if name.is_null() {
+        format!("{status:?}")
+    } else {
+        // SAFETY: not null, and ends with a zero.
+        unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
+    };
+    Err(CudaError::Call { call, problem })
+}
+
+/// The error with the product it is about.
+fn about(error: CudaError, key: &Key) -> CudaError {
+    match error {
+        CudaError::Call { call, problem } => {
+            CudaError::Call { call, problem: format!("product {key}: {problem}") }
+        }
+        other => other,
+    }
+}
+
+fn to_hex(algorithm: &lt::cublasLtMatmulAlgo_t) -> String {
+    algorithm.data.iter().map(|word| format!("{word:016x}")).collect()
+}
+
+/// None where the text is not of an algorithm.
+fn from_hex(text: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
+    let mut algorithm = empty_result().algo;
+    if text.len() != 16 * algorithm.data.len() || !text.is_ascii() {
+        return None;
+    }
+    for (i, word) in algorithm.data.iter_mut().enumerate() {
+        *word = u64::from_str_radix(&text[16 * i..16 * (i + 1)], 16).ok()?;
+    }
+    Some(algorithm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn product() -> Product {
+        Product {
+            m: 1600,
+            n: 2304,
+            k: 768,
+            x: Address(0x1000),
+            x_stride: 768,
+            w: Address(0x2010),
+            w_stride: 776,
+            transposed: true,
+            bias: Some(Address(0x3004)),
+            add: None,
+            y: Address(0x4080),
+            y_stride: 2304,
+            dtype: DType::F16,
+        }
+    }
+
+    #[test]
+    fn plans_are_told_apart_by_shape_alignment_and_what_is_added() {
+        let key = Key::of(&product());
+        assert_eq!(key.alignment, [256, 16, 128, 4]);
+        assert_eq!(key.to_string(), "f16 m=1600 n=2304 k=768 x/768 wT/776 y/2304 bias aligned 256 16 128 4");
+        let moved = Product { x: Address(0x8_0000), y: Address(0x1_0080), ..product() };
+        assert_eq!(Key::of(&moved), key, "addresses of the same alignment share a plan");
+        let in_place = Key::of(&Product { add: Some(Address(0x4080)), ..product() });
+        let separate = Key::of(&Product { add: Some(Address(0x9080)), ..product() });
+        assert!(in_place.add == Add::Output && separate.add == Add::Separate);
+        assert!(in_place.to_string() != separate.to_string());
+    }
+
+    #[test]
+    fn algorithms_survive_as_text() {
+        let mut algorithm = empty_result().algo;
+        for (i, word) in algorithm.data.iter_mut().enumerate() {
+            *word = 0x0123_4567_89ab_cdef_u64.rotate_left(7 * i as u32);
+        }
+        assert_eq!(from_hex(&to_hex(&algorithm)), Some(algorithm));
+        assert_eq!(from_hex("00"), None);
+        assert_eq!(from_hex(&"g".repeat(128)), None);
+    }
+}
