@@ -18,15 +18,16 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 const FLAGS: &[&str] = &[
     "-std=c++17",
     "-O1",
-    "-g1",
+    "-g",
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fno-optimize-sibling-calls",
     "-Wno-unknown-pragmas",
 ];
-/// Nothing in one kernel library may stand in for something of the same name in another.
-const KERNEL_FLAGS: &[&str] = &["-fvisibility=hidden", "-fno-gnu-unique"];
+/// The thread sanitizer's instrumentation calls the runtime before every load and store that can matter to
+/// another thread. Nothing in one kernel library may stand in for something of the same name in another.
+const KERNEL_FLAGS: &[&str] = &["-fsanitize=thread", "-fvisibility=hidden", "-fno-exceptions"];
 const RUNTIME: &str = "twin/runtime.cpp";
 
 /// A kernel as twin.h describes it.
@@ -57,6 +58,7 @@ struct RawLaunch {
 
 /// The kernels of one file. Its library is never unloaded.
 pub struct KernelLibrary {
+    path: PathBuf,
     kernels: HashMap<String, *const Exported>,
     touch: *const c_void,
 }
@@ -154,6 +156,7 @@ impl Machine {
             return Ok(());
         }
         let message = CStr::from_bytes_until_nul(&message).unwrap_or_default().to_string_lossy();
+        let message = with_lines(&message, &library.path);
         let kernel = launch.kernel;
         Err(CudaError::Twin(format!("{}.cu, {}: {message}", kernel.file, kernel.name)))
     }
@@ -217,7 +220,7 @@ fn describe(path: &Path) -> Result<KernelLibrary> {
     }
     // Unloading would take the kernels away from the twins that have them.
     std::mem::forget(library);
-    Ok(KernelLibrary { kernels, touch })
+    Ok(KernelLibrary { path: path.to_path_buf(), kernels, touch })
 }
 
 fn open(path: &Path) -> Result<libloading::os::unix::Library> {
@@ -296,20 +299,58 @@ fn compile(
         std::fs::create_dir_all(below).map_err(|e| trouble(below, &e))?;
         std::fs::write(&path, text).map_err(|e| trouble(&path, &e))?;
     }
-    let output = Command::new(compiler)
-        .current_dir(folder.path())
-        .args(flags)
-        .args(["-shared", "-x", "c++", &format!("kernels/{file}"), "-o", "library.so"])
-        .args(runtime.map(|path| vec![Path::new("-x"), Path::new("none"), path]).unwrap_or_default())
-        .arg("-ldl")
-        .output()
-        .map_err(|e| trouble(Path::new(compiler), &e))?;
+    let here = folder.path();
+    let prefix = format!("-ffile-prefix-map={}=.", here.display());
+    let source = format!("kernels/{file}");
+    let compiling = flags.iter().copied().chain([&prefix, "-c", "-x", "c++", &source, "-o", "object.o"]);
+    step(compiler, here, file, compiling.map(OsString::from).collect())?;
+    // In a step of its own, because with the sanitizer's flag the compiler would add its library.
+    let mut linking: Vec<OsString> =
+        ["-shared", "object.o", "-o", "library.so", "-ldl"].map(OsString::from).into();
+    linking.extend(runtime.map(|path| path.as_os_str().to_owned()));
+    step(compiler, here, file, linking)?;
+    let made = folder.path().join("library.so");
+    std::fs::rename(&made, to).map_err(|e| trouble(to, &e))
+}
+
+fn step(compiler: &OsString, folder: &Path, file: &str, arguments: Vec<OsString>) -> Result<()> {
+    let output = Command::new(compiler).current_dir(folder).args(arguments).output();
+    let output = output.map_err(|e| trouble(Path::new(compiler), &e))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
         return Err(CudaError::Compile { file: file.trim_end_matches(".cu").to_owned(), log });
     }
-    let made = folder.path().join("library.so");
-    std::fs::rename(&made, to).map_err(|e| trouble(to, &e))
+    Ok(())
+}
+
+/// Puts source lines where the runtime wrote offsets in the library: "{1a2b}".
+fn with_lines(message: &str, library: &Path) -> String {
+    let mut text = String::new();
+    let mut rest = message;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((offset, behind)) = after.split_once('}') else { break };
+        text.push_str(before);
+        text.push_str(
+            &source_line(offset, library).unwrap_or_else(|| format!("offset 0x{offset} of its library")),
+        );
+        rest = behind;
+    }
+    text + rest
+}
+
+/// "kernels/prelude.cuh:160 (from kernels/layer_norm.cu:31)": the line, and those it was inlined into. None
+/// without binutils' addr2line.
+fn source_line(offset: &str, library: &Path) -> Option<String> {
+    let output =
+        Command::new("addr2line").arg("-i").arg("-e").arg(library).arg(format!("0x{offset}")).output();
+    let output = String::from_utf8(output.ok().filter(|o| o.status.success())?.stdout).ok()?;
+    let mut lines = output.lines().map(|line| {
+        let line = line.split(" (discriminator").next().unwrap_or(line);
+        line.find("kernels/").map_or(line, |at| &line[at..])
+    });
+    let first = lines.next().filter(|line| !line.starts_with("??"))?;
+    let callers: Vec<&str> = lines.filter(|line| !line.contains("/twin/")).collect();
+    Some(if callers.is_empty() { first.to_owned() } else { format!("{first} (from {})", callers.join(", ")) })
 }
 
 fn trouble(path: &Path, error: &std::io::Error) -> CudaError {

@@ -32,7 +32,7 @@ pub enum BlockOrder {
 /// What can be recorded.
 #[derive(Clone)]
 enum Command {
-    Launch(Launch),
+    Launch(Box<Launch>),
     Product(Product),
     Clear { to: Address, bytes: usize },
     Copy { to: Address, from: Address, bytes: usize },
@@ -279,7 +279,7 @@ impl Driver for Twin {
     }
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
-        self.enqueue(Command::Launch(*launch))
+        self.enqueue(Command::Launch(Box::new(*launch)))
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
