@@ -125,7 +125,8 @@ fn spills(reports: &[Report]) -> Vec<String> {
     let mut found = Vec::new();
     for report in reports {
         for kernel in &report.kernels {
-            let allowed = MAY_SPILL.iter().any(|(file, name, _)| *file == report.file && *name == kernel.name);
+            let allowed =
+                MAY_SPILL.iter().any(|(file, name, _)| *file == report.file && *name == kernel.name);
             if kernel.spill_stores + kernel.spill_loads > 0 && !allowed {
                 let Report { file, architecture, dtype, .. } = report;
                 found.push(format!("{file} {} sm_{architecture} {dtype}: {kernel:?}", kernel.name));
@@ -175,7 +176,8 @@ fn a_kernel_that_does_not_compile_shows_the_log() {
     if !have_nvrtc() {
         return;
     }
-    let text = "#include \"prelude.cuh\"\nextern \"C\" __global__ void broken(Real* x) { x[0] = nonsense; }\n";
+    let text =
+        "#include \"prelude.cuh\"\nextern \"C\" __global__ void broken(Real* x) { x[0] = nonsense; }\n";
     let sources = Sources::embedded().with_file("broken.cu", text);
     let error = compile(&sources, "broken", 90, DType::F16).unwrap_err();
     assert!(matches!(&error, CudaError::Compile { file, .. } if file == "broken"), "{error:?}");
@@ -311,7 +313,9 @@ fn all_files_are_compiled_at_once() {
     assert!(cold.iter().zip(&warm).all(|(a, b)| a.file == b.file && a.code == b.code));
 
     let broken = sources.with_file("d.cu", "not C++");
-    assert!(matches!(cubins.all(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d"));
+    assert!(
+        matches!(cubins.all(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d")
+    );
 }
 
 #[test]

@@ -35,12 +35,7 @@ impl Sizes {
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
 /// Makes one operation after the other and hands it to `visit`; those that begin with `only`, if given.
-pub fn each<B: Backend>(
-    backend: &B,
-    sizes: &Sizes,
-    only: Option<&str>,
-    visit: &mut Visit<'_>,
-) -> Result<()> {
+pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &mut Visit<'_>) -> Result<()> {
     let b = Bench { backend, sizes, real: backend.compute_dtype() };
     let wanted = |name: &str| only.is_none_or(|only| only.starts_with(name));
     let (d, m) = (sizes.width, sizes.mlp);

@@ -4,25 +4,99 @@ use super::{common, table};
 use anyhow::Result;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
+use clip_engine::backend::cuda::source::{OVERRIDE, Sources};
+use serde_json::json;
 
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Print what was found as JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
 
-pub fn run(_: Args) -> Result<()> {
+pub fn run(args: Args) -> Result<()> {
+    let cuda = probe();
+    let cpu = Cpu::<f32>::new().describe();
+    if args.json {
+        let report = json!({ "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "cuda": cuda });
+        return common::say(format!("{report:#}"));
+    }
+    let mut rows: Vec<(String, String)> = vec![
+        ("version".into(), env!("CARGO_PKG_VERSION").into()),
+        ("CPU".into(), cpu),
+        ("vector instructions".into(), clip_engine::backend::cpu::vector_instructions().into()),
+    ];
+    cuda_rows(&cuda, &mut rows);
+    rows.push(("kernel sources".into(), sources()));
+    rows.push(("image caches".into(), image_caches()?));
     let mut table = table::table(&["", "found"]);
-    table.add_row(["version", env!("CARGO_PKG_VERSION")]);
-    table.add_row(["device", &Cpu::<f32>::new().describe()]);
-    table.add_row(["vector instructions", clip_engine::backend::cpu::vector_instructions()]);
-    let cache = common::cache_dir(None)?;
-    let state = if cache.is_dir() {
-        let files = std::fs::read_dir(&cache)?.filter_map(|e| e.ok()?.metadata().ok());
-        let (count, bytes) = files.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len()));
-        format!("{}: {count} files, {:.1} MiB", cache.display(), bytes as f64 / f64::from(1 << 20))
-    } else {
-        format!("{}: not made yet", cache.display())
-    };
-    table.add_row(["image caches", &state]);
+    for (name, found) in rows {
+        table.add_row([name, found]);
+    }
     table.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Left));
-    common::say(table)?;
-    Ok(())
+    common::say(table)
+}
+
+fn cuda_rows(cuda: &Probe, rows: &mut Vec<(String, String)>) {
+    for library in &cuda.libraries {
+        let found = match (&library.found, &library.problem) {
+            (Some(found), _) => describe(found),
+            (None, problem) => problem.clone().unwrap_or_else(|| "not found".into()),
+        };
+        rows.push((library.name.into(), found));
+    }
+    if let Some(version) = &cuda.kernel_driver {
+        rows.push(("NVIDIA driver".into(), version.clone()));
+    }
+    for device in &cuda.devices {
+        let gib = device.memory as f64 / f64::from(1 << 30);
+        rows.push((
+            format!("cuda:{}", device.index),
+            format!(
+                "{}, compute capability {}, {} multiprocessors, {gib:.1} GiB",
+                device.name, device.compute_capability, device.multiprocessors
+            ),
+        ));
+    }
+    if let Some(problem) = &cuda.problem {
+        rows.push(("GPU".into(), problem.clone()));
+    }
+    let cache = &cuda.cache;
+    let mut kept = match &cache.folder {
+        Some(folder) => format!("{}: {} files, {}", folder.display(), cache.kernel_files, mib(cache.bytes)),
+        None => "nowhere".into(),
+    };
+    if let Some(problem) = &cache.problem {
+        kept = format!("{kept} ({problem})");
+    }
+    rows.push(("compiled kernels".into(), kept));
+}
+
+fn describe(library: &Loaded) -> String {
+    let path = library.path.as_ref().map_or(String::new(), |path| format!(" {}", path.display()));
+    format!("{}{path} ({})", library.version, library.found_by)
+}
+
+/// Where the kernels' source text comes from.
+fn sources() -> String {
+    match Sources::load() {
+        Ok(Sources { folder: Some(folder), .. }) => format!("{} ({OVERRIDE})", folder.display()),
+        Ok(_) => "embedded".into(),
+        Err(problem) => problem.to_string(),
+    }
+}
+
+fn image_caches() -> Result<String> {
+    let cache = common::cache_dir(None)?;
+    if !cache.is_dir() {
+        return Ok(format!("{}: not made yet", cache.display()));
+    }
+    let files = std::fs::read_dir(&cache)?.filter_map(|e| e.ok()?.metadata().ok()).filter(|m| m.is_file());
+    let (count, bytes) = files.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len()));
+    Ok(format!("{}: {count} files, {}", cache.display(), mib(bytes)))
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -149,8 +149,9 @@ impl Cuda {
 
     /// The GPU `index`, with the embedded kernels or those of [`source::OVERRIDE`]'s folder.
     pub fn open(index: usize, dtype: DType) -> Result<Self> {
-        let _ = (index, dtype);
-        Err(CudaError::Unsupported("not merged".into()).into())
+        let sources = source::Sources::load()?;
+        let gpu = gpu::Gpu::new(index, dtype, &sources, gpu::GpuOptions::default())?;
+        Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
     }
 
     /// The host twin as a device of this compute capability.

@@ -16,6 +16,7 @@ mod product;
 pub mod store;
 mod transfer;
 
+pub use libraries::Loaded;
 pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
 use super::CudaError;

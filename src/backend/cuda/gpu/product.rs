@@ -447,9 +447,8 @@ impl Operation {
     fn set<T>(&self, attribute: lt::cublasLtMatmulDescAttributes_t, value: &T) -> Result<()> {
         let bytes = size_of_val(value);
         // SAFETY: the operation exists; cuBLASLt compares the size with that of the attribute and copies.
-        let status = unsafe {
-            lt::cublasLtMatmulDescSetAttribute(self.0, attribute, from_ref(value).cast(), bytes)
-        };
+        let status =
+            unsafe { lt::cublasLtMatmulDescSetAttribute(self.0, attribute, from_ref(value).cast(), bytes) };
         check("cublasLtMatmulDescSetAttribute", status)
     }
 }
