@@ -231,6 +231,14 @@ pub struct AdamwStep<'a, B: Backend> {
     pub control: &'a mut B::Tensor,
 }
 
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    pub free: usize,
+    /// By this backend, now.
+    pub allocated: usize,
+}
+
 /// A device that can run the model.
 pub trait Backend: Clone + Send + Sync + 'static {
     type Tensor: DeviceTensor;
@@ -289,6 +297,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Bytes of the last cache in front of the memory; 0 where timings need not care.
     fn cache_bytes(&self) -> usize {
         0
+    }
+
+    /// The device's memory; none where it is the host's own.
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        Ok(None)
     }
 
     /// True where operations can be recorded, which saves most of the cost of starting them one by one.

@@ -38,6 +38,17 @@ pub enum TrainError {
     /// Two settings that contradict each other, or one out of range.
     #[error("{0}")]
     Setting(String),
+    /// Found out before the first step.
+    #[error(
+        "--batch-size: {batch} images need {} of GPU memory and {} are free; {}",
+        mib(*.needed),
+        mib(*.free),
+        match fits {
+            0 => "not even one image fits".to_owned(),
+            fits => format!("up to {fits} fit"),
+        }
+    )]
+    DeviceMemory { batch: usize, needed: usize, free: usize, fits: usize },
     /// The loss is not a number any more.
     #[error(
         "step {step} of epoch {epoch}: the loss or its gradient is not finite (loss {loss}); lower the learning rates (--lr-head, --lr-lora) or check the images"
@@ -66,3 +77,7 @@ impl TrainError {
 }
 
 pub type Result<T> = std::result::Result<T, TrainError>;
+
+fn mib(bytes: usize) -> String {
+    format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 pub mod files;
 pub mod learner;
+mod memory;
 pub mod metrics;
 pub mod model;
 pub mod run;

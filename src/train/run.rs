@@ -3,6 +3,7 @@
 use super::adapter::{self, Adapter, HeadFile};
 use super::evaluate::{Staging, Subject, evaluate_split};
 use super::learner::{Learner, LearnerSpec, PendingStats, StepStats, TextClassifier, loss_scaling};
+use super::memory;
 use super::metrics::EvalMetrics;
 use super::model::Model;
 use super::run_dir::{MetricsFile, RunDir};
@@ -109,6 +110,7 @@ pub fn train<B: Backend>(
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
         scaling: loss_scaling(&backend),
     };
+    memory::check_batch(&backend, &tower, &lora, names.len(), &spec)?;
     let model_name = model.name.clone();
     drop(model);
     let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;

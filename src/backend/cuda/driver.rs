@@ -178,6 +178,11 @@ pub trait Driver: Send + Sync {
     /// Bytes allocated now, and the most that ever were.
     fn allocated(&self) -> (usize, usize);
 
+    /// Bytes that could still be allocated.
+    fn free_memory(&self) -> Result<usize> {
+        Ok(self.info().memory.saturating_sub(self.allocated().0))
+    }
+
     /// Zeros. Enqueued.
     fn clear(&self, to: Address, bytes: usize) -> Result<()>;
     /// Within the device. Enqueued.

@@ -323,6 +323,11 @@ impl Backend for Cuda {
         self.driver().info().l2_cache
     }
 
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let free = self.driver().free_memory()?;
+        Ok(Some(DeviceMemory { free, allocated: self.driver().allocated().0 }))
+    }
+
     fn can_record(&self) -> bool {
         true
     }

@@ -1,0 +1,49 @@
+//! Whether a batch fits into the device's memory, before anything is allocated for it.
+
+use super::learner::LearnerSpec;
+use super::{Result, TrainError};
+use crate::backend::Backend;
+use crate::clip::vision::{VisionActivations, VisionTower};
+use crate::tensor::DType;
+use crate::tune::BlockLora;
+
+/// Batches of pixels that the device may hold at once: the one it works on and those on their way.
+const BATCHES_OF_PIXELS: usize = 4;
+
+/// Refuses a batch that does not fit, with the size that would.
+///
+/// The bytes are measured, not estimated: those of one image are the difference between memory for two
+/// images and for one.
+pub fn check_batch<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    lora: &[BlockLora<B>],
+    classes: usize,
+    spec: &LearnerSpec,
+) -> Result<()> {
+    let Some(before) = backend.memory()? else { return Ok(()) };
+    let activations = |images: usize| -> Result<usize> {
+        let memory = VisionActivations::new(backend, tower, images, lora, spec.purpose)?;
+        let now = backend.memory()?.map_or(0, |m| m.allocated);
+        drop(memory);
+        Ok(now.saturating_sub(before.allocated))
+    };
+    let (one, two) = (activations(1)?, activations(2)?);
+    let folded = {
+        let memory = tower.folded(backend, lora)?;
+        let now = backend.memory()?.map_or(0, |m| m.allocated);
+        drop(memory);
+        now.saturating_sub(before.allocated)
+    };
+    let pixel = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
+    let pixels = BATCHES_OF_PIXELS * spec.image.elements() * pixel.size();
+    let logits = 2 * classes * backend.master_dtype().size();
+    let image = two.saturating_sub(one) + pixels + logits;
+    let fixed = one.saturating_sub(two.saturating_sub(one)) + folded;
+    let needed = fixed + spec.batch * image;
+    if needed <= before.free {
+        return Ok(());
+    }
+    let fits = before.free.saturating_sub(fixed) / image.max(1);
+    Err(TrainError::DeviceMemory { batch: spec.batch, needed, free: before.free, fits })
+}
