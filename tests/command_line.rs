@@ -661,3 +661,44 @@ mod signals {
         }
     }
 }
+
+/// The whole program on the CUDA backend, by way of the host twin: the photos, the text tower, f16 with
+/// loss scaling, recorded steps, files. It ends where the CPU ends.
+#[test]
+fn the_cuda_backend_trains_as_the_cpu_does() {
+    let place = Place::new([2, 1, 1]);
+    let (cpu, twin) = (place.at("cpu"), place.at("twin"));
+    let more = ["--epochs", "2", "--batch-size", "8"];
+    succeed(&place.train(&cpu, &more), place.path());
+    let on_twin = [&more[..], &["--device", "twin"]].concat();
+    let done = succeed(&place.train(&twin, &on_twin), place.path());
+    assert!(done.err.contains("host twin"), "{}", done.err);
+    let config = std::fs::read_to_string(Path::new(&twin).join("config.toml")).unwrap();
+    assert!(config.contains("precision = \"f16\""), "{config}");
+    let (cpu, twin) = (metrics(&cpu), metrics(&twin));
+    assert_eq!(cpu.len(), twin.len());
+    for (cpu, twin) in cpu.iter().zip(&twin) {
+        let loss = |line: &Value| match line["type"].as_str().unwrap() {
+            "step" => line["loss"].as_f64().unwrap(),
+            _ => line["val"]["loss"].as_f64().unwrap(),
+        };
+        assert!((loss(cpu) / loss(twin) - 1.0).abs() < 0.01, "{cpu}\n{twin}");
+    }
+    let steps = || twin.iter().filter(|line| line["type"] == "step");
+    assert!(steps().all(|line| line["loss_scale"].as_f64().unwrap() >= 1024.0));
+    assert!(steps().any(|line| line["skipped"] == false));
+}
+
+#[test]
+fn a_resumed_run_on_the_cuda_backend_is_the_unbroken_one() {
+    let place = Place::new([2, 1, 1]);
+    let (whole, broken) = (place.at("whole"), place.at("broken"));
+    let more = ["--batch-size", "8", "--device", "twin"];
+    succeed(&place.train(&whole, &[&more[..], &["--epochs", "2"]].concat()), place.path());
+    succeed(&place.train(&broken, &[&more[..], &["--epochs", "1"]].concat()), place.path());
+    succeed(&["train", "--resume", "--output", &broken, "--epochs", "2"], place.path());
+    assert_eq!(metrics(&whole), metrics(&broken));
+    for file in TRAINED {
+        assert_eq!(bytes(&whole, file), bytes(&broken, file), "{file}");
+    }
+}
