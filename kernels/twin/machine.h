@@ -125,6 +125,8 @@ struct Machine {
 
   // The kernel's library: its constants may be read.
   Region library;
+  // Of the block so far.
+  uint64 accesses = 0;
   // The buffer of the last access.
   Buffer recent = {0, 0};
 

@@ -64,11 +64,17 @@ inline std::string place_text(const void* address) {
   fail_thread("misaligned: " + access + format("address %p is no multiple of %zu", address, bytes));
 }
 
+// Some ten seconds; what waits here for another block waits forever.
+const uint64 MOST_ACCESSES = 1000000000;
+
 enum class Memory { global, shared, local, constant };
 
 // The checks of an access that is one instruction on the device, all but races.
 inline Memory check(const char* what, const void* address, size_t bytes, bool whole, const void* caller) {
   Machine& m = *machine;
+  if (++m.accesses > MOST_ACCESSES)
+    fail_thread("after " + std::to_string(MOST_ACCESSES) + " accesses the block still runs; the last was at " +
+                site_text(site_of(caller)));
   bool aligned = !whole || reinterpret_cast<uintptr_t>(address) % bytes == 0;
   if (!aligned) fail_access(what, address, bytes, false, caller);
   if (in_global(address, bytes)) return Memory::global;
