@@ -81,7 +81,9 @@ fn compile_all(sources: &Sources, jobs: &[(String, u32, DType)]) -> Vec<Report> 
     let reports = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
+            // The compiler recurses deeply in templates.
+            let thread = std::thread::Builder::new().stack_size(16 << 20);
+            let work = || {
                 while let Some((file, architecture, dtype)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let compiled = compile(sources, file, *architecture, *dtype)
                         .unwrap_or_else(|error| panic!("sm_{architecture}, {dtype}: {error}"));
@@ -94,7 +96,8 @@ fn compile_all(sources: &Sources, jobs: &[(String, u32, DType)]) -> Vec<Report> 
                         kernels: compiled.kernels,
                     });
                 }
-            });
+            };
+            thread.spawn_scoped(scope, work).unwrap();
         }
     });
     let mut reports = reports.into_inner().unwrap();
@@ -125,7 +128,8 @@ fn spills(reports: &[Report]) -> Vec<String> {
     let mut found = Vec::new();
     for report in reports {
         for kernel in &report.kernels {
-            let allowed = MAY_SPILL.iter().any(|(file, name, _)| *file == report.file && *name == kernel.name);
+            let allowed =
+                MAY_SPILL.iter().any(|(file, name, _)| *file == report.file && *name == kernel.name);
             if kernel.spill_stores + kernel.spill_loads > 0 && !allowed {
                 let Report { file, architecture, dtype, .. } = report;
                 found.push(format!("{file} {} sm_{architecture} {dtype}: {kernel:?}", kernel.name));
@@ -175,7 +179,8 @@ fn a_kernel_that_does_not_compile_shows_the_log() {
     if !have_nvrtc() {
         return;
     }
-    let text = "#include \"prelude.cuh\"\nextern \"C\" __global__ void broken(Real* x) { x[0] = nonsense; }\n";
+    let text =
+        "#include \"prelude.cuh\"\nextern \"C\" __global__ void broken(Real* x) { x[0] = nonsense; }\n";
     let sources = Sources::embedded().with_file("broken.cu", text);
     let error = compile(&sources, "broken", 90, DType::F16).unwrap_err();
     assert!(matches!(&error, CudaError::Compile { file, .. } if file == "broken"), "{error:?}");
@@ -311,7 +316,9 @@ fn all_files_are_compiled_at_once() {
     assert!(cold.iter().zip(&warm).all(|(a, b)| a.file == b.file && a.code == b.code));
 
     let broken = sources.with_file("d.cu", "not C++");
-    assert!(matches!(cubins.all(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d"));
+    assert!(
+        matches!(cubins.all(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d")
+    );
 }
 
 #[test]

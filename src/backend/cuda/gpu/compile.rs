@@ -136,7 +136,8 @@ impl Program {
             header_names.push(c_string(name)?);
             header_texts.push(c_string(text)?);
         }
-        let pointers = |strings: &[CString]| -> Vec<*const c_char> { strings.iter().map(|s| s.as_ptr()).collect() };
+        let pointers =
+            |strings: &[CString]| -> Vec<*const c_char> { strings.iter().map(|s| s.as_ptr()).collect() };
         let (names, texts) = (pointers(&header_names), pointers(&header_texts));
         let mut program = null_mut();
         // SAFETY: all strings end with a zero and outlive the call, which copies them; both lists are of

@@ -127,6 +127,7 @@ fn read(path: &Path) -> Option<Vec<u8>> {
 /// How many entries a folder has, and their bytes.
 pub fn content(folder: &Path) -> (usize, u64) {
     let Ok(entries) = std::fs::read_dir(folder) else { return (0, 0) };
-    let cubins = entries.filter_map(|e| e.ok()).filter(|e| e.path().extension().is_some_and(|x| x == "cubin"));
+    let cubins =
+        entries.filter_map(|e| e.ok()).filter(|e| e.path().extension().is_some_and(|x| x == "cubin"));
     cubins.filter_map(|e| e.metadata().ok()).fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len()))
 }

@@ -145,7 +145,9 @@ mod tests {
             software: String::new(),
         };
         let refusal = |cc, dtype| check_capability(&device(cc), dtype).err().map(|e| e.to_string());
-        assert!(refusal(70, DType::F32).is_some_and(|text| text.contains("NVIDIA Old") && text.contains("7.0")));
+        assert!(
+            refusal(70, DType::F32).is_some_and(|text| text.contains("NVIDIA Old") && text.contains("7.0"))
+        );
         assert!(refusal(75, DType::BF16).is_some_and(|text| text.contains("--precision f16")));
         assert_eq!(refusal(75, DType::F16), None);
         assert_eq!(refusal(90, DType::BF16), None);

@@ -17,7 +17,11 @@ pub fn check(call: &'static str, status: cu::CUresult) -> Result<()> {
         return Ok(());
     }
     let problem = describe(status);
-    if is_sticky(status) { Err(CudaError::Lost { call, problem }) } else { Err(CudaError::Call { call, problem }) }
+    if is_sticky(status) {
+        Err(CudaError::Lost { call, problem })
+    } else {
+        Err(CudaError::Call { call, problem })
+    }
 }
 
 /// The errors after which every further call on the context fails too.
@@ -284,7 +288,8 @@ impl Event {
             let new = library.get::<Elapsed>(b"cuEventElapsedTime_v2");
             new.or_else(|_| library.get::<Elapsed>(b"cuEventElapsedTime"))
         };
-        let elapsed = elapsed.map_err(|e| CudaError::Call { call: "cuEventElapsedTime", problem: e.to_string() })?;
+        let elapsed =
+            elapsed.map_err(|e| CudaError::Call { call: "cuEventElapsedTime", problem: e.to_string() })?;
         let mut milliseconds = 0.0f32;
         // SAFETY: a place for the number, and two events that exist.
         check("cuEventElapsedTime", unsafe { elapsed(&mut milliseconds, self.raw, end.raw) })?;

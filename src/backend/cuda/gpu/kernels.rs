@@ -113,7 +113,8 @@ impl Kernels {
             call: "cuModuleGetFunction",
             problem: format!("there is no kernels/{}.cu", kernel.file),
         })?;
-        let name = CString::new(kernel.name).map_err(|_| failed(kernel, "its name has a zero byte".into()))?;
+        let name =
+            CString::new(kernel.name).map_err(|_| failed(kernel, "its name has a zero byte".into()))?;
         let raw = module.function(&name)?.ok_or_else(|| {
             failed(kernel, format!("the file has no extern \"C\" __global__ function {}", kernel.name))
         })?;

@@ -225,7 +225,9 @@ fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> O
             }
             match open_for_good(&path) {
                 Ok(()) => {
-                    for companion in wanted.companions.map(|c| files_like(&folder.path, c)).unwrap_or_default() {
+                    for companion in
+                        wanted.companions.map(|c| files_like(&folder.path, c)).unwrap_or_default()
+                    {
                         if let Err(problem) = open_for_good(&companion) {
                             failures.push(problem);
                         }
@@ -296,8 +298,8 @@ fn file_at(address: usize) -> Option<PathBuf> {
     maps.lines().find_map(|line| {
         let (range, rest) = line.split_once(' ')?;
         let (start, end) = range.split_once('-')?;
-        let inside = (usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?)
-            .contains(&address);
+        let inside =
+            (usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?).contains(&address);
         inside.then(|| rest.find('/').map(|at| PathBuf::from(&rest[at..])))?
     })
 }
@@ -321,7 +323,8 @@ fn explicit_folders() -> Vec<Folder> {
 fn other_folders(variable: &dyn Fn(&str) -> Option<OsString>) -> Vec<Folder> {
     let set = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let mut folders = Vec::new();
-    let mut add = |path: PathBuf, named_by: &str| folders.push(Folder { path, named_by: named_by.to_owned() });
+    let mut add =
+        |path: PathBuf, named_by: &str| folders.push(Folder { path, named_by: named_by.to_owned() });
     for name in ["CUDA_HOME", "CUDA_PATH"] {
         if let Some(home) = set(name) {
             add(home.join("lib64"), name);
