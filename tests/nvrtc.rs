@@ -81,7 +81,9 @@ fn compile_all(sources: &Sources, jobs: &[(String, u32, DType)]) -> Vec<Report> 
     let reports = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(|| {
+            // The compiler recurses deeply in templates.
+            let thread = std::thread::Builder::new().stack_size(16 << 20);
+            let work = || {
                 while let Some((file, architecture, dtype)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let compiled = compile(sources, file, *architecture, *dtype)
                         .unwrap_or_else(|error| panic!("sm_{architecture}, {dtype}: {error}"));
@@ -94,7 +96,8 @@ fn compile_all(sources: &Sources, jobs: &[(String, u32, DType)]) -> Vec<Report> 
                         kernels: compiled.kernels,
                     });
                 }
-            });
+            };
+            thread.spawn_scoped(scope, work).unwrap();
         }
     });
     let mut reports = reports.into_inner().unwrap();

@@ -7,6 +7,7 @@ use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
 use cudarc::driver::sys as cu;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_uint};
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ struct Function {
     /// Bytes of dynamic shared memory that launches may ask for so far.
     dynamic_shared: usize,
     /// Sizes of its parameters, where the driver tells.
-    parameters: Option<Vec<u8>>,
+    parameters: Option<Arc<[u8]>>,
 }
 
 // SAFETY: the driver's handles may be used on any thread.
@@ -84,11 +85,9 @@ impl Kernels {
     fn function(&self, launch: &Launch) -> Result<Function> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         let kernel = launch.kernel;
-        if !functions.contains_key(&kernel) {
-            functions.insert(kernel, self.find(kernel)?);
-        }
-        let Some(function) = functions.get_mut(&kernel) else {
-            return Err(failed(kernel, "it was not found".into()));
+        let function = match functions.entry(kernel) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.find(kernel)?),
         };
         if launch.shared > function.dynamic_shared {
             let limit = self.shared_limit.saturating_sub(function.static_shared);
@@ -133,7 +132,7 @@ fn attribute(function: cu::CUfunction, attribute: cu::CUfunction_attribute) -> R
 }
 
 /// Sizes in bytes of a kernel's parameters; drivers before 12.4 do not tell.
-fn parameter_sizes(function: cu::CUfunction) -> Option<Vec<u8>> {
+fn parameter_sizes(function: cu::CUfunction) -> Option<Arc<[u8]>> {
     if !libraries::driver_has("cuFuncGetParamInfo") {
         return None;
     }
@@ -145,7 +144,7 @@ fn parameter_sizes(function: cu::CUfunction) -> Option<Vec<u8>> {
         let status = unsafe { cu::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
         match status {
             cu::CUresult::CUDA_SUCCESS => sizes.push(u8::try_from(size).ok()?),
-            cu::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes),
+            cu::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes.into()),
             _ => return None,
         }
     }

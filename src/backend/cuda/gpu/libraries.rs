@@ -193,30 +193,33 @@ fn versioned(stem: &str) -> Vec<String> {
 
 fn load(wanted: &Wanted) -> Outcome {
     let mut failures = Vec::new();
-    let mut found_by = preload(wanted, &explicit_folders(), &mut failures);
-    if found_by.is_none() && (wanted.present)() {
-        found_by = Some("system loader".to_owned());
+    let mut opened = preload(wanted, &explicit_folders(), &mut failures);
+    let by_name = opened.is_none() && (wanted.present)();
+    if opened.is_none() && !by_name {
+        opened = preload(wanted, &other_folders(&|name| env::var_os(name)), &mut failures);
     }
-    if found_by.is_none() {
-        found_by = preload(wanted, &other_folders(&|name| env::var_os(name)), &mut failures);
-    }
-    let Some(found_by) = found_by else {
+    if opened.is_none() && !by_name {
         let failures: String = failures.iter().map(|f| format!("{f}; ")).collect();
         return Err(Problem::Missing(failures + wanted.hint));
-    };
+    }
     if !(wanted.present)() {
         let name = wanted.name;
         return Err(Problem::Unsupported(format!(
-            "{name} was loaded ({found_by}), but not under a name it can be used by; {}",
+            "{name} was loaded, but not under a name it can be used by; {}",
             wanted.hint
         )));
     }
-    examine(wanted, found_by)
+    examine(wanted, opened.as_ref())
 }
 
-/// Opens the library by its full path from the first folder that has it, with its companions, and says
-/// how it was found.
-fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> Option<String> {
+/// A library that was opened by its path.
+struct Opened {
+    path: PathBuf,
+    named_by: String,
+}
+
+/// Opens the library by its full path from the first folder that has it.
+fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> Option<Opened> {
     for folder in folders {
         for file in &wanted.files {
             let path = folder.path.join(file);
@@ -224,16 +227,7 @@ fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> O
                 continue;
             }
             match open_for_good(&path) {
-                Ok(()) => {
-                    for companion in
-                        wanted.companions.map(|c| files_like(&folder.path, c)).unwrap_or_default()
-                    {
-                        if let Err(problem) = open_for_good(&companion) {
-                            failures.push(problem);
-                        }
-                    }
-                    return Some(folder.named_by.clone());
-                }
+                Ok(()) => return Some(Opened { path, named_by: folder.named_by.clone() }),
                 Err(problem) => failures.push(problem),
             }
         }
@@ -263,21 +257,36 @@ fn files_like(folder: &Path, prefix: &str) -> Vec<PathBuf> {
     files
 }
 
-/// Makes sure that every function that will be called is there, as cudarc panics where one is not.
-fn examine(wanted: &Wanted, found_by: String) -> Outcome {
+/// Makes sure that every function that will be called is there, as cudarc panics where one is not, and
+/// finds out which file is in use: the loader may know another one by a name that comes first.
+fn examine(wanted: &Wanted, opened: Option<&Opened>) -> Outcome {
     let mut path = None;
     for name in wanted.symbols {
         let Some(address) = (wanted.symbol)(name) else {
             let library = wanted.name;
-            return Err(Problem::Unsupported(format!(
-                "{library} ({found_by}) has no function {name}: it is too old; {}",
-                wanted.hint
-            )));
+            let problem = format!("{library} has no function {name}: it is too old; {}", wanted.hint);
+            return Err(Problem::Unsupported(problem));
         };
         if path.is_none() {
             path = file_at(address as usize);
         }
     }
+    // Of the same build as the library, so from beside the one in use.
+    let folder = path.as_deref().and_then(Path::parent);
+    if let (Some(companions), Some(folder)) = (wanted.companions, folder) {
+        for companion in files_like(folder, companions) {
+            open_for_good(&companion).map_err(Problem::Unsupported)?;
+        }
+    }
+    let same = |opened: &Opened| {
+        path.is_none()
+            || opened.path.canonicalize().ok() == path.as_deref().and_then(|p| p.canonicalize().ok())
+    };
+    let found_by = match opened {
+        Some(opened) if same(opened) => opened.named_by.clone(),
+        Some(opened) => format!("system loader, before {} by {}", opened.path.display(), opened.named_by),
+        None => "system loader".to_owned(),
+    };
     match (wanted.version)() {
         Ok((major, version)) => Ok(Loaded { path, major, version, found_by }),
         Err(problem) => Err(Problem::Unsupported(format!("{}: {problem}", wanted.name))),
@@ -495,7 +504,7 @@ mod tests {
         let wanted = Wanted { files: vec!["libfake.so.1".into()], ..wanted_driver() };
         let folders = [Folder { path: root.path().to_path_buf(), named_by: "test".into() }];
         let mut failures = Vec::new();
-        assert_eq!(preload(&wanted, &folders, &mut failures), None);
+        assert!(preload(&wanted, &folders, &mut failures).is_none());
         assert!(failures.len() == 1 && failures[0].contains("libfake.so.1 cannot be loaded"), "{failures:?}");
     }
 

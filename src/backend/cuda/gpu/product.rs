@@ -271,7 +271,12 @@ impl Products {
                 stream.raw().cast(),
             )
         };
-        check("cublasLtMatmul", status).map_err(|error| about(error, &Key::of(product)))
+        let Err(error) = check("cublasLtMatmul", status) else { return Ok(()) };
+        // cuBLASLt hides a sticky error behind a status of its own; the driver tells.
+        match self.context.memory() {
+            Err(lost @ CudaError::Lost { .. }) => Err(lost),
+            _ => Err(about(error, &Key::of(product))),
+        }
     }
 
     /// The candidate that takes the least time on the caller's inputs; the output goes elsewhere.
