@@ -91,8 +91,8 @@ DEVICE void update_part(const Part& part, const Constants& c) {
 
 // squares[chunk] = Σ (g/scale)², and corrections = 1 − β1ᵗ and √(1 − β2ᵗ) for the step t that this would be.
 // Reads the gradients once: 2.6 MB for the adapters of ViT-B/32 and a head, 0.8 µs. A block of 256 a chunk of
-// 4096, so four 16-byte loads a thread; about 200 blocks. The powers, in double, are worked out by a warp of
-// the first block that has nothing to add while the others read.
+// 4096, so four 16-byte loads a thread; about 200 blocks. One block more works out the powers, in double,
+// while the others read.
 extern "C" __global__ void __launch_bounds__(adamw::THREADS)
     adamw_norm(const adamw::Tensor* __restrict__ tensors, const adamw::Chunk* __restrict__ chunks, int count,
                const float* __restrict__ control, int scaling, double beta1, double beta2,
