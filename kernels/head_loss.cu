@@ -144,13 +144,19 @@ struct FeatureGradient {
   }
 };
 
+// What the warps of a block have added up, each on its own.
+template <int N>
+struct Parts {
+  float sums[WARPS][SUMS][32 * N];
+  float totals[WARPS][SUMS];
+};
+
 // out[first + r] = Σ over terms of coefficient(r, term)·row(term), for SUMS rows and 32·N columns; and, where
 // `totals` is given, totals[first + r] = Σ coefficient(r, term). The warps take the terms in turn; their
 // parts are added in order.
 template <int N, class Terms>
-DEVICE void weighted_sums(const Terms& terms, float* out, float* totals, int first, int rows, int width) {
-  __shared__ float parts[WARPS][SUMS][32 * N];
-  __shared__ float coefficients[WARPS][SUMS];
+DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, float* totals, int first, int rows,
+                          int width) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   int start = int(blockIdx.y) * 32 * N, column = start + lane * N;
   float sum[SUMS][N] = {}, total[SUMS] = {};
@@ -169,8 +175,8 @@ DEVICE void weighted_sums(const Terms& terms, float* out, float* totals, int fir
 #pragma unroll
   for (int r = 0; r < SUMS; r++) {
 #pragma unroll
-    for (int j = 0; j < N; j++) parts[warp][r][lane * N + j] = sum[r][j];
-    if (lane == 0) coefficients[warp][r] = total[r];
+    for (int j = 0; j < N; j++) shared.sums[warp][r][lane * N + j] = sum[r][j];
+    if (lane == 0) shared.totals[warp][r] = total[r];
   }
   __syncthreads();
   for (int i = threadIdx.x; i < SUMS * 32 * N; i += THREADS) {
@@ -178,13 +184,13 @@ DEVICE void weighted_sums(const Terms& terms, float* out, float* totals, int fir
     if (first + r >= rows || start + c >= width) continue;
     float value = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) value += parts[w][r][c];
+    for (int w = 0; w < WARPS; w++) value += shared.sums[w][r][c];
     out[size_t(first + r) * width + start + c] = value;
   }
   if (totals != nullptr && blockIdx.y == 0 && int(threadIdx.x) < SUMS && first + int(threadIdx.x) < rows) {
     float value = 0.0f;
 #pragma unroll
-    for (int w = 0; w < WARPS; w++) value += coefficients[w][threadIdx.x];
+    for (int w = 0; w < WARPS; w++) value += shared.totals[w][threadIdx.x];
     totals[first + threadIdx.x] = value;
   }
 }
@@ -259,23 +265,24 @@ EXPORT_KERNEL(head_loss_backward_logits)
 // 3.3 MFLOP and 10 at 32×102×512; dH reads 1.7 MB of L2, df 3.3 MB. Both are sums of rows with coefficients,
 // so one kernel does both: blocks below `class_tiles` make 4 rows of dH, the others 4 rows of df, each 128
 // columns (32 where E is not divisible by 4): (26 + 8)·4 = 136 blocks.
-#define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                \
-  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                          \
-      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,   \
-           float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,            \
-           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles, \
-           int batch, int classes, int width) {                                                             \
-    using namespace head_loss;                                                                              \
-    if (int(blockIdx.x) < class_tiles) {                                                                    \
-      int first = int(blockIdx.x) * SUMS;                                                                   \
-      HeadGradient terms = {d_head, f, first, batch, classes, width};                                       \
-      weighted_sums<N>(terms, d_weight, d_bias, first, classes, width);                                     \
-    } else {                                                                                                \
-      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                   \
-      FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};     \
-      weighted_sums<N>(terms, df, static_cast<float*>(nullptr), first, batch, width);                       \
-    }                                                                                                       \
-  }                                                                                                         \
+#define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                   \
+  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                             \
+      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,      \
+           float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,               \
+           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles,  \
+           int batch, int classes, int width) {                                                                \
+    using namespace head_loss;                                                                                 \
+    __shared__ Parts<N> shared;                                                                                \
+    if (int(blockIdx.x) < class_tiles) {                                                                       \
+      int first = int(blockIdx.x) * SUMS;                                                                      \
+      HeadGradient terms = {d_head, f, first, batch, classes, width};                                          \
+      weighted_sums<N>(terms, shared, d_weight, d_bias, first, classes, width);                                \
+    } else {                                                                                                   \
+      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                      \
+      FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};        \
+      weighted_sums<N>(terms, shared, df, static_cast<float*>(nullptr), first, batch, width);                  \
+    }                                                                                                          \
+  }                                                                                                            \
   EXPORT_KERNEL(name)
 HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_fours, 4)
 HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_ones, 1)

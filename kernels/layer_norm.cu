@@ -27,6 +27,9 @@ DEVICE int row_of_warp() { return int(blockIdx.x) * WARPS + int(threadIdx.x >> 5
 // Where lane's pack i begins in its row.
 DEVICE int column_of(int i) { return (int(threadIdx.x & 31) + 32 * i) * N; }
 
+// sum/width within 2 ulp: the exact division brings a call that costs every kernel registers.
+DEVICE float over(float sum, int width) { return __fdividef(sum, float(width)); }
+
 DEVICE void load_floats(float (&to)[N], const float* from) {
 #pragma unroll
   for (int i = 0; i < N; i += 4) {
@@ -108,7 +111,7 @@ DEVICE void forward(Source source, const float* weight, const float* bias, Real*
       for (int j = 0; j < N; j++) sum += v[i][j];
     }
   }
-  float mean = warp_sum(sum) / width;
+  float mean = over(warp_sum(sum), width);
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
@@ -117,7 +120,7 @@ DEVICE void forward(Source source, const float* weight, const float* bias, Real*
       for (int j = 0; j < N; j++) squares += (v[i][j] - mean) * (v[i][j] - mean);
     }
   }
-  float inverse = 1.0f / sqrtf(warp_sum(squares) / width + eps);
+  float inverse = rsqrtf(over(warp_sum(squares), width) + eps);
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
     if (column_of(i) >= width) continue;
@@ -139,13 +142,13 @@ DEVICE void forward_general(Source source, const float* weight, const float* bia
   int row = int(blockIdx.x);
   float sum = 0.0f;
   for (int c = threadIdx.x; c < width; c += GENERAL_THREADS) sum += source.one(row, c);
-  float mean = block_sum(sum, scratch) / width;
+  float mean = over(block_sum(sum, scratch), width);
   float squares = 0.0f;
   for (int c = threadIdx.x; c < width; c += GENERAL_THREADS) {
     float d = source.one(row, c) - mean;
     squares += d * d;
   }
-  float inverse = 1.0f / sqrtf(block_sum(squares, scratch) / width + eps);
+  float inverse = rsqrtf(over(block_sum(squares, scratch), width) + eps);
   for (int c = threadIdx.x; c < width; c += GENERAL_THREADS) {
     float value = (source.one(row, c) - mean) * inverse * weight[c] + bias[c];
     y[size_t(row) * width + c] = from_float<Real>(value);
@@ -184,8 +187,8 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
       sum_gx += g[i][j] * (to_float(input[i].at[j]) - mean);
     }
   }
-  float mean_g = warp_sum(sum_g) / width;
-  float mean_gx = warp_sum(sum_gx) * inverse / width;
+  float mean_g = over(warp_sum(sum_g), width);
+  float mean_gx = over(warp_sum(sum_gx) * inverse, width);
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
     if (column_of(i) >= width) continue;
@@ -292,8 +295,8 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
     sum_g += g;
     sum_gx += g * (to_float(x[start + c]) - mean);
   }
-  float mean_g = block_sum(sum_g, scratch) / width;
-  float mean_gx = block_sum(sum_gx, scratch) * inverse / width;
+  float mean_g = layer_norm::over(block_sum(sum_g, scratch), width);
+  float mean_gx = layer_norm::over(block_sum(sum_gx, scratch) * inverse, width);
   for (int c = threadIdx.x; c < width; c += layer_norm::GENERAL_THREADS) {
     float g = to_float(dy[start + c]) * weight[c];
     float normal = (to_float(x[start + c]) - mean) * inverse;
