@@ -96,6 +96,8 @@ fn gather_patches(
     args = args.int(side).int(across).int(patch);
     let pack = pack(cuda, patch);
     if !levels {
+        // Here packs are read as well, from rows of the image.
+        let pack = pack.min(self::pack(cuda, side));
         let name = if pack > 1 { "patch_embed_numbers_wide" } else { "patch_embed_numbers_ones" };
         let packs = 3 * (across * patch).pow(2) / pack;
         return cuda.launch("embed", name, [batch, packs.div_ceil(THREADS), 1], THREADS, 0, args);
