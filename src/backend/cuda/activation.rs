@@ -2,17 +2,46 @@
 
 use super::*;
 
-#[allow(clippy::too_many_arguments)]
-pub fn activation(_cuda: &Cuda, _kind: Activation, _z: &CudaTensor, _g: &mut CudaTensor) -> Result<()> {
-    Err(CudaError::Unsupported("activation on the GPU".into()).into())
+const THREADS: usize = 256;
+
+/// 16-byte packs that a block takes.
+const PACKS: usize = 2 * THREADS;
+
+/// Enqueues `name` over the elements of `z`; `out` is written.
+fn launch(
+    cuda: &Cuda,
+    op: &'static str,
+    name: &'static str,
+    z: &CudaTensor,
+    out: &mut CudaTensor,
+) -> Result<()> {
+    expect_shape(op, "g or d", z.shape(), out.shape())?;
+    let elements = z.shape().elements();
+    if elements == 0 {
+        return Ok(());
+    }
+    let pack = 16 / cuda.real().size();
+    let args = Args::new()
+        .address(z.typed(cuda.real())?)
+        .address(out.typed(cuda.real())?)
+        .int(elements / pack)
+        .int(elements % pack);
+    let blocks = (elements / pack).div_ceil(PACKS).max(1);
+    cuda.launch("activation", name, [blocks, 1, 1], THREADS, 0, args)
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn activation_backward(
-    _cuda: &Cuda,
-    _kind: Activation,
-    _z: &CudaTensor,
-    _d: &mut CudaTensor,
-) -> Result<()> {
-    Err(CudaError::Unsupported("activation_backward on the GPU".into()).into())
+pub fn activation(cuda: &Cuda, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
+    let name = match kind {
+        Activation::QuickGelu => "activation_quick_gelu",
+        Activation::Gelu => "activation_gelu",
+    };
+    launch(cuda, "activation", name, z, g)
+}
+
+pub fn activation_backward(cuda: &Cuda, kind: Activation, z: &CudaTensor, d: &mut CudaTensor) -> Result<()> {
+    let name = match kind {
+        Activation::QuickGelu => "activation_backward_quick_gelu",
+        Activation::Gelu => "activation_backward_gelu",
+    };
+    launch(cuda, "activation_backward", name, z, d)
 }

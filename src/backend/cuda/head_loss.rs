@@ -2,32 +2,158 @@
 
 use super::*;
 
-#[allow(clippy::too_many_arguments)]
+const THREADS: usize = 256;
+
+/// Images and classes that a block of the forward pass takes.
+const IMAGES: usize = 4;
+const CLASSES: usize = 16;
+
+/// Threads and rows of a block that turns logits into their gradients.
+const GRADIENT_THREADS: usize = 128;
+const GRADIENT_ROWS: usize = 4;
+
+/// Rows that a block of the backward products makes, and its columns for each element of a pack.
+const SUMS: usize = 4;
+const LANES: usize = 32;
+
+/// Elements that a lane moves at a time where the width divides.
+const FOUR: usize = 4;
+
+/// Batch, classes and width, after all shapes were compared.
+fn extents(
+    op: &'static str,
+    f: &CudaTensor,
+    c: Classifier<'_, Cuda>,
+    labels: &CudaTensor,
+    head: &CudaTensor,
+    text: &CudaTensor,
+) -> Result<(usize, usize, usize)> {
+    let (batch, width) = f.matrix();
+    let classes = c.bias.shape().elements();
+    expect_shape(op, "f", [batch, width], f.shape())?;
+    expect_shape(op, "bias", [classes], c.bias.shape())?;
+    expect_shape(op, "weight", [classes, width], c.weight.shape())?;
+    expect_shape(op, "text", [classes, width], c.text.shape())?;
+    expect_shape(op, "head logits", [batch, classes], head.shape())?;
+    expect_shape(op, "text logits", [batch, classes], text.shape())?;
+    expect_shape(op, "labels", [batch], labels.shape())?;
+    if batch == 0 || classes == 0 || width == 0 {
+        let problem = format!("a batch of {batch}, {classes} classes, {width} features: none may be 0");
+        return Err(BackendError::Invalid { op, problem });
+    }
+    Ok((batch, classes, width))
+}
+
 pub fn head_loss(
-    _cuda: &Cuda,
-    _f: &CudaTensor,
-    _classifier: Classifier<'_, Cuda>,
-    _labels: &CudaTensor,
-    _head: &mut CudaTensor,
-    _text: &mut CudaTensor,
-    _stats: &mut CudaTensor,
+    cuda: &Cuda,
+    f: &CudaTensor,
+    classifier: Classifier<'_, Cuda>,
+    labels: &CudaTensor,
+    head: &mut CudaTensor,
+    text: &mut CudaTensor,
+    stats: &mut CudaTensor,
 ) -> Result<()> {
-    Err(CudaError::Unsupported("head_loss on the GPU".into()).into())
+    const OP: &str = "head_loss";
+    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
+    let groups = batch.div_ceil(IMAGES);
+    let args = Args::new()
+        .address(f.typed(DType::F32)?)
+        .address(classifier.weight.typed(DType::F32)?)
+        .address(classifier.bias.typed(DType::F32)?)
+        .address(classifier.text.typed(DType::F32)?)
+        .float(classifier.text_scale as f32)
+        .address(labels.typed(DType::U32)?)
+        .address(head.typed(DType::F32)?)
+        .address(text.typed(DType::F32)?)
+        .address(cuda.scratch(4 * batch * size_of::<f32>())?)
+        .address(cuda.counters(OP, 2 * groups + 1)?)
+        .address(stats.typed(DType::F32)?)
+        .int(batch)
+        .int(classes)
+        .int(width);
+    let name = if width.is_multiple_of(FOUR) { "head_loss_fours" } else { "head_loss_ones" };
+    cuda.launch("head_loss", name, [classes.div_ceil(CLASSES), groups, 2], THREADS, 0, args)
 }
 
 #[allow(clippy::too_many_arguments)]
 pub fn head_loss_backward(
-    _cuda: &Cuda,
-    _f: &CudaTensor,
-    _classifier: Classifier<'_, Cuda>,
-    _labels: &CudaTensor,
-    _weights: LossWeights,
-    _control: Option<&CudaTensor>,
-    _head: &mut CudaTensor,
-    _text: &mut CudaTensor,
-    _d_weight: &mut CudaTensor,
-    _d_bias: &mut CudaTensor,
-    _df: Option<&mut CudaTensor>,
+    cuda: &Cuda,
+    f: &CudaTensor,
+    classifier: Classifier<'_, Cuda>,
+    labels: &CudaTensor,
+    weights: LossWeights,
+    control: Option<&CudaTensor>,
+    head: &mut CudaTensor,
+    text: &mut CudaTensor,
+    d_weight: &mut CudaTensor,
+    d_bias: &mut CudaTensor,
+    df: Option<&mut CudaTensor>,
 ) -> Result<()> {
-    Err(CudaError::Unsupported("head_loss_backward on the GPU".into()).into())
+    const OP: &str = "head_loss_backward";
+    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
+    expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
+    if let Some(df) = &df {
+        expect_shape(OP, "df", f.shape(), df.shape())?;
+    }
+    let with_text = df.is_some() && weights.text != 0.0;
+    logits_backward(cuda, labels, weights, control, with_text, head, text)?;
+
+    let class_tiles = classes.div_ceil(SUMS);
+    let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };
+    let d_text = if with_text { Some(text.typed(DType::F32)?) } else { None };
+    let args = Args::new()
+        .address(f.typed(DType::F32)?)
+        .address(classifier.weight.typed(DType::F32)?)
+        .address(classifier.text.typed(DType::F32)?)
+        .float(classifier.text_scale as f32)
+        .address(head.typed(DType::F32)?)
+        .optional(d_text)
+        .address(d_weight.typed(DType::F32)?)
+        .address(d_bias.typed(DType::F32)?)
+        .optional(df.map(|df| df.typed(DType::F32)).transpose()?)
+        .int(class_tiles)
+        .int(batch)
+        .int(classes)
+        .int(width);
+    let (name, columns) = match width.is_multiple_of(FOUR) {
+        true => ("head_loss_backward_products_fours", LANES * FOUR),
+        false => ("head_loss_backward_products_ones", LANES),
+    };
+    let grid = [class_tiles + image_tiles, width.div_ceil(columns), 1];
+    cuda.launch("head_loss", name, grid, THREADS, 0, args)
+}
+
+/// The logits become their gradients; those of the text only where they are wanted.
+fn logits_backward(
+    cuda: &Cuda,
+    labels: &CudaTensor,
+    weights: LossWeights,
+    control: Option<&CudaTensor>,
+    with_text: bool,
+    head: &mut CudaTensor,
+    text: &mut CudaTensor,
+) -> Result<()> {
+    const OP: &str = "head_loss_backward";
+    let (batch, classes) = head.matrix();
+    let loss_scale = match control {
+        Some(control) => {
+            expect_shape(OP, "control", [Control::COUNT], control.shape())?;
+            let scale = Control::LossScale as usize * size_of::<f32>();
+            Some(control.typed(DType::F32)?.offset(scale))
+        }
+        None => None,
+    };
+    let args = Args::new()
+        .address(head.typed(DType::F32)?)
+        .address(text.typed(DType::F32)?)
+        .address(labels.typed(DType::U32)?)
+        .float((weights.head / batch as f64) as f32)
+        .float((weights.text / batch as f64) as f32)
+        .optional(loss_scale)
+        .int(batch)
+        .int(classes);
+    let grid = [batch.div_ceil(GRADIENT_ROWS), 1 + usize::from(with_text), 1];
+    cuda.launch("head_loss", "head_loss_backward_logits", grid, GRADIENT_THREADS, 0, args)
 }

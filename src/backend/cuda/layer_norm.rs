@@ -2,25 +2,115 @@
 
 use super::*;
 
-#[allow(clippy::too_many_arguments)]
-pub fn layer_norm(
-    _cuda: &Cuda,
-    _x: &CudaTensor,
-    _norm: &LayerNorm<Cuda>,
-    _y: &mut CudaTensor,
-    _stats: &mut CudaTensor,
-) -> Result<()> {
-    Err(CudaError::Unsupported("layer_norm on the GPU".into()).into())
+/// Threads of a block whose warps hold a row each, and its rows.
+const WARP_FORM: (usize, usize) = (128, 4);
+
+/// Threads of a block that shares one row.
+const GENERAL_THREADS: usize = 256;
+
+/// The kernels of one operation: for rows of up to 256, 512, … elements in the registers of a warp, and for
+/// any other.
+pub struct Forms {
+    held: [&'static str; 5],
+    general: &'static str,
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn layer_norm_backward(
-    _cuda: &Cuda,
-    _dy: &CudaTensor,
-    _x: &CudaTensor,
-    _norm: &LayerNorm<Cuda>,
-    _stats: &CudaTensor,
-    _dx: &mut CudaTensor,
+/// Elements by which the widths of [`Forms::held`] grow.
+const STEP: usize = 256;
+
+const FORWARD: Forms = Forms {
+    held: ["layer_norm_256", "layer_norm_512", "layer_norm_768", "layer_norm_1024", "layer_norm_1280"],
+    general: "layer_norm_general",
+};
+
+const BACKWARD: Forms = Forms {
+    held: [
+        "layer_norm_backward_256",
+        "layer_norm_backward_512",
+        "layer_norm_backward_768",
+        "layer_norm_backward_1024",
+        "layer_norm_backward_1280",
+    ],
+    general: "layer_norm_backward_general",
+};
+
+/// The norm of the embedding's rows as they are added up.
+pub const TOKENS: Forms = Forms {
+    held: [
+        "layer_norm_tokens_256",
+        "layer_norm_tokens_512",
+        "layer_norm_tokens_768",
+        "layer_norm_tokens_1024",
+        "layer_norm_tokens_1280",
+    ],
+    general: "layer_norm_tokens_general",
+};
+
+/// Enqueues the kernel of `forms` for `rows` rows of `width`.
+pub fn launch_rows(cuda: &Cuda, forms: &Forms, rows: usize, width: usize, args: Args) -> Result<()> {
+    if rows == 0 || width == 0 {
+        return Ok(());
+    }
+    let packs_fit = width.is_multiple_of(16 / cuda.real().size());
+    match forms.held.get((width - 1) / STEP) {
+        Some(name) if packs_fit => {
+            let (threads, rows_of_block) = WARP_FORM;
+            cuda.launch("layer_norm", name, [rows.div_ceil(rows_of_block), 1, 1], threads, 0, args)
+        }
+        _ => cuda.launch("layer_norm", forms.general, [rows, 1, 1], GENERAL_THREADS, 0, args),
+    }
+}
+
+/// Addresses of a norm's weight and bias for rows of `width`.
+pub fn parameters(norm: &LayerNorm<Cuda>, width: usize) -> Result<(Address, Address)> {
+    expect_shape("layer_norm", "weight", [width], norm.weight.shape())?;
+    expect_shape("layer_norm", "bias", [width], norm.bias.shape())?;
+    Ok((norm.weight.typed(DType::F32)?, norm.bias.typed(DType::F32)?))
+}
+
+pub fn layer_norm(
+    cuda: &Cuda,
+    x: &CudaTensor,
+    norm: &LayerNorm<Cuda>,
+    y: &mut CudaTensor,
+    stats: &mut CudaTensor,
 ) -> Result<()> {
-    Err(CudaError::Unsupported("layer_norm_backward on the GPU".into()).into())
+    let (rows, width) = x.matrix();
+    expect_shape("layer_norm", "y", x.shape(), y.shape())?;
+    expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
+    let (weight, bias) = parameters(norm, width)?;
+    let args = Args::new()
+        .address(x.typed(cuda.real())?)
+        .address(weight)
+        .address(bias)
+        .address(y.typed(cuda.real())?)
+        .address(stats.typed(DType::F32)?)
+        .int(rows)
+        .int(width)
+        .float(norm.eps as f32);
+    launch_rows(cuda, &FORWARD, rows, width, args)
+}
+
+pub fn layer_norm_backward(
+    cuda: &Cuda,
+    dy: &CudaTensor,
+    x: &CudaTensor,
+    norm: &LayerNorm<Cuda>,
+    stats: &CudaTensor,
+    dx: &mut CudaTensor,
+) -> Result<()> {
+    let (rows, width) = x.matrix();
+    expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
+    expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
+    expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
+    let (weight, _) = parameters(norm, width)?;
+    let args = Args::new()
+        .address(dy.typed(cuda.real())?)
+        .address(x.typed(cuda.real())?)
+        .address(weight)
+        .address(stats.typed(DType::F32)?)
+        .address(dx.typed(cuda.real())?)
+        .int(rows)
+        .int(width);
+    launch_rows(cuda, &BACKWARD, rows, width, args)
 }

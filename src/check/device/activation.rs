@@ -1,8 +1,35 @@
 //! Checks of activation.
 
-use super::{Checker, Result};
-use crate::backend::Backend;
+use super::{Checker, Result, Scope};
+use crate::backend::{Activation, Backend};
 
-pub(super) fn check<B: Backend>(_c: &mut Checker<'_, B>) -> Result<()> {
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    // Less than a pack, one block with a rest behind its packs, and several blocks of which the last is
+    // partly filled.
+    let mut sizes = vec![1, 37, 4 * 2048 + 1029];
+    if c.scope == Scope::Full {
+        sizes.extend([400 * 3072, 257 * 4096]);
+    }
+    for size in sizes {
+        for kind in [Activation::QuickGelu, Activation::Gelu] {
+            activation(c, kind, size)?;
+        }
+    }
     Ok(())
+}
+
+fn activation<B: Backend>(c: &mut Checker<'_, B>, kind: Activation, size: usize) -> Result<()> {
+    let real = c.real();
+    // Wide enough for both ends of the curves.
+    let z = c.random([size], real, 3.0, 1)?;
+    let mut g = c.output([size], real)?;
+    c.device.activation(kind, &z.device, &mut g.device)?;
+    c.cpu.activation(kind, &z.host, &mut g.host)?;
+    let at = format!("{kind:?}, {size}");
+    c.compare("activation g", &at, &g)?;
+
+    let mut d = c.random([size], real, 1.0, 2)?;
+    c.device.activation_backward(kind, &z.device, &mut d.device)?;
+    c.cpu.activation_backward(kind, &z.host, &mut d.host)?;
+    c.compare("activation dz", &at, &d)
 }

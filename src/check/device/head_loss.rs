@@ -1,8 +1,214 @@
-//! Checks of head_loss.
+//! Checks of head_loss. All of it is in the master type, whatever the activations are in.
 
-use super::{Checker, Result};
-use crate::backend::Backend;
+use super::{Checker, Pair, Result, Scope, bound};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Classifier, Control, LossWeights, Stat};
+use crate::tensor::{DType, Tensor, View};
 
-pub(super) fn check<B: Backend>(_c: &mut Checker<'_, B>) -> Result<()> {
+/// What the definition and the device are asked for.
+#[derive(Clone, Copy)]
+struct Case {
+    batch: usize,
+    classes: usize,
+    width: usize,
+    weights: LossWeights,
+    /// Whether the gradient of the features is wanted, and whether there is a loss scale.
+    features: bool,
+    scaled: bool,
+}
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let both = LossWeights { head: 0.8, text: 0.3 };
+    let case =
+        |batch, classes, width| Case { batch, classes, width, weights: both, features: true, scaled: false };
+    // One of everything; sizes that no tile divides, with rows of 16 bytes and without; several groups of
+    // images, and more columns and classes than a block takes.
+    let mut cases = vec![case(1, 1, 1), case(5, 3, 7), case(9, 102, 64), case(6, 37, 141), case(3, 300, 12)];
+    cases.push(Case { scaled: true, ..case(4, 17, 8) });
+    cases.push(Case { features: false, ..case(4, 17, 8) });
+    cases.push(Case { weights: LossWeights { head: 1.0, text: 0.0 }, ..case(4, 17, 8) });
+    if c.scope == Scope::Full {
+        cases.extend([case(32, 102, 512), case(8, 1000, 768), case(256, 102, 512), case(2, 100_000, 16)]);
+    }
+    cases.into_iter().try_for_each(|case| head_loss(c, case))?;
+    ties(c)
+}
+
+/// The trained and the constant weights, on both sides.
+struct Weights<B: Backend> {
+    weight: Pair<B>,
+    bias: Pair<B>,
+    text: Pair<B>,
+    text_scale: f64,
+}
+
+impl<B: Backend> Weights<B> {
+    fn device(&self) -> Classifier<'_, B> {
+        let Weights { weight, bias, text, text_scale } = self;
+        Classifier { weight: &weight.device, bias: &bias.device, text: &text.device, text_scale: *text_scale }
+    }
+
+    fn host(&self) -> Classifier<'_, Cpu<f64>> {
+        let Weights { weight, bias, text, text_scale } = self;
+        Classifier { weight: &weight.host, bias: &bias.host, text: &text.host, text_scale: *text_scale }
+    }
+}
+
+/// The part of a vector that begins at `start`.
+fn part<B: Backend>(c: &Checker<'_, B>, whole: &Pair<B>, start: usize, count: usize) -> Result<Pair<B>> {
+    let device = c.device.download(&whole.device)?.view().to_tensor(DType::F64)?;
+    let take = |values: &Tensor| -> Result<Tensor> {
+        Ok(Tensor::from_slice([count], &values.typed::<f64>()?[start..start + count])?)
+    };
+    let master = c.device.master_dtype();
+    let device = c.device.upload(take(&device)?.view(), master)?;
+    Ok(Pair { device, host: take(&whole.host)? })
+}
+
+fn labels<B: Backend>(c: &Checker<'_, B>, labels: &[u32]) -> Result<Pair<B>> {
+    let bytes = bytemuck::cast_slice(labels);
+    let device = c.device.upload(View::new([labels.len()], DType::U32, bytes)?, DType::U32)?;
+    Ok(Pair { device, host: Tensor::from_slice([labels.len()], labels)? })
+}
+
+fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
+    let Case { batch, classes, width, .. } = case;
+    let master = c.device.master_dtype();
+    let unit = 1.0 / (width as f64).sqrt();
+    let weights = Weights {
+        weight: c.random([classes, width], master, 1.0, 2)?,
+        bias: c.random([classes], master, 1.0, 3)?,
+        text: c.random([classes, width], master, unit, 4)?,
+        // Text logits with a deviation of 3, as CLIP's are.
+        text_scale: 3.0 / unit,
+    };
+    let f = c.random([batch, width], master, unit, 1)?;
+    let truth: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
+    let labels = labels(c, &truth)?;
+    let mut head = c.output([batch, classes], master)?;
+    let mut text = c.output([batch, classes], master)?;
+    let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
+    c.device.head_loss(
+        &f.device,
+        weights.device(),
+        &labels.device,
+        &mut head.device,
+        &mut text.device,
+        &mut stats.device,
+    )?;
+    c.cpu.head_loss(
+        &f.host,
+        weights.host(),
+        &labels.host,
+        &mut head.host,
+        &mut text.host,
+        &mut stats.host,
+    )?;
+    let at = format!("{batch} of {classes} classes, width {width}");
+    c.compare_within("head_loss head", &at, &head, bound(master))?;
+    c.compare_within("head_loss text", &at, &text, bound(master))?;
+    let (losses, counts) = (part(c, &stats, 0, 2)?, part(c, &stats, 2, Stat::COUNT - 2)?);
+    // With one class both losses are 0: the counts alone tell.
+    if classes > 1 {
+        c.compare_within("head_loss losses", &at, &losses, bound(master))?;
+    }
+    c.compare_within("head_loss counts", &at, &counts, 0.0)?;
+    if classes > 1 {
+        backward(c, case, &weights, &f, &labels, head, text)?;
+    }
     Ok(())
+}
+
+fn backward<B: Backend>(
+    c: &mut Checker<'_, B>,
+    case: Case,
+    weights: &Weights<B>,
+    f: &Pair<B>,
+    labels: &Pair<B>,
+    head: Pair<B>,
+    text: Pair<B>,
+) -> Result<()> {
+    let Case { batch, classes, width, .. } = case;
+    let master = c.device.master_dtype();
+    // From the same logits on both sides.
+    let (mut head, mut text) = (c.pair(&head.host, master)?, c.pair(&text.host, master)?);
+    let mut dw = c.output([classes, width], master)?;
+    let mut db = c.output([classes], master)?;
+    let mut df = c.output([batch, width], master)?;
+    let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, master)?;
+    c.device.head_loss_backward(
+        &f.device,
+        weights.device(),
+        &labels.device,
+        case.weights,
+        case.scaled.then_some(&control.device),
+        &mut head.device,
+        &mut text.device,
+        &mut dw.device,
+        &mut db.device,
+        case.features.then_some(&mut df.device),
+    )?;
+    c.cpu.head_loss_backward(
+        &f.host,
+        weights.host(),
+        &labels.host,
+        case.weights,
+        case.scaled.then_some(&control.host),
+        &mut head.host,
+        &mut text.host,
+        &mut dw.host,
+        &mut db.host,
+        case.features.then_some(&mut df.host),
+    )?;
+    let mut at = format!("{batch} of {classes} classes, width {width}");
+    at += if case.scaled { ", scaled" } else { "" };
+    at += if case.features { "" } else { ", head alone" };
+    at += if case.weights.text == 0.0 { ", no text" } else { "" };
+    c.compare_within("head_loss d_head", &at, &head, bound(master))?;
+    // Without a use for their gradients the text logits stay what they were.
+    c.compare_within("head_loss d_text", &at, &text, bound(master))?;
+    c.compare_within("head_loss dH", &at, &dw, bound(master))?;
+    c.compare_within("head_loss dh", &at, &db, bound(master))?;
+    if case.features {
+        c.compare_within("head_loss df", &at, &df, bound(master))?;
+    }
+    Ok(())
+}
+
+/// Where all logits are equal, the first class is the answer.
+fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let (master, batch, classes, width) = (c.device.master_dtype(), 6, 70, 4);
+    let zeros = |shape: &[usize]| match *shape {
+        [n] => c.pair(&Tensor::zeros([n], DType::F64), master),
+        _ => c.pair(&Tensor::zeros([classes, width], DType::F64), master),
+    };
+    let weights = Weights {
+        weight: zeros(&[classes, width])?,
+        bias: zeros(&[classes])?,
+        text: zeros(&[classes, width])?,
+        text_scale: 1.0,
+    };
+    let f = c.random([batch, width], master, 1.0, 1)?;
+    let labels = labels(c, &[0, 1, 2, 0, 32, 64])?;
+    let mut head = c.output([batch, classes], master)?;
+    let mut text = c.output([batch, classes], master)?;
+    let mut stats = zeros(&[Stat::COUNT])?;
+    c.device.head_loss(
+        &f.device,
+        weights.device(),
+        &labels.device,
+        &mut head.device,
+        &mut text.device,
+        &mut stats.device,
+    )?;
+    c.cpu.head_loss(
+        &f.host,
+        weights.host(),
+        &labels.host,
+        &mut head.host,
+        &mut text.host,
+        &mut stats.host,
+    )?;
+    let counts = part(c, &stats, 2, Stat::COUNT - 2)?;
+    c.compare_within("head_loss counts", "equal logits", &counts, 0.0)
 }

@@ -1,8 +1,62 @@
 //! Checks of layer_norm.
 
-use super::{Checker, Result};
-use crate::backend::Backend;
+use super::{Checker, Pair, Result, Scope, normal};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, LayerNorm};
+use crate::tensor::Tensor;
 
-pub(super) fn check<B: Backend>(_c: &mut Checker<'_, B>) -> Result<()> {
-    Ok(())
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    // One element; rows that no pack divides, over one and several turns of a block; one width for each
+    // number of packs that a lane holds, full and not; and one too wide to be held.
+    let mut shapes = vec![[1, 1, 1], [2, 3, 7], [1, 5, 301], [3, 3, 64], [1, 2, 264], [1, 5, 768]];
+    shapes.extend([[1, 1, 1000], [1, 2, 1280], [1, 2, 1536]]);
+    if c.scope == Scope::Full {
+        shapes.extend([
+            [8, 50, 768],
+            [8, 77, 512],
+            [4, 197, 768],
+            [2, 257, 1024],
+            [4, 66, 768],
+            [2, 242, 768],
+        ]);
+    }
+    shapes.into_iter().try_for_each(|shape| layer_norm(c, shape))
+}
+
+/// A norm of `width`, for the device and for the host.
+pub(super) fn norm<B: Backend>(
+    c: &Checker<'_, B>,
+    width: usize,
+    seed: u64,
+) -> Result<(LayerNorm<B>, LayerNorm<Cpu<f64>>)> {
+    let master = c.device.master_dtype();
+    let (weight, bias) = (c.random([width], master, 1.0, seed)?, c.random([width], master, 1.0, seed + 1)?);
+    let eps = 1e-5;
+    Ok((
+        LayerNorm { weight: weight.device, bias: bias.device, eps },
+        LayerNorm { weight: weight.host, bias: bias.host, eps },
+    ))
+}
+
+fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<()> {
+    let (real, master) = (c.real(), c.device.master_dtype());
+    let (device_norm, host_norm) = norm(c, shape[2], 1)?;
+    // Rows away from zero: their variance is small beside the square of their mean.
+    let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| v + 2.0).collect();
+    let x = c.pair(&Tensor::from_slice(shape, &values)?, real)?;
+    let mut y: Pair<B> = c.output(shape, real)?;
+    let mut stats = c.output([shape[0], shape[1], 2], master)?;
+    c.device.layer_norm(&x.device, &device_norm, &mut y.device, &mut stats.device)?;
+    c.cpu.layer_norm(&x.host, &host_norm, &mut y.host, &mut stats.host)?;
+    let at = format!("{}x{}x{}", shape[0], shape[1], shape[2]);
+    c.compare("layer_norm y", &at, &y)?;
+    c.compare("layer_norm stats", &at, &stats)?;
+
+    let dy = c.random(shape, real, 1.0, 4)?;
+    let mut dx = c.random(shape, real, 1.0, 5)?;
+    // From the same stats on both sides.
+    let stats = c.pair(&stats.host, master)?;
+    c.device.layer_norm_backward(&dy.device, &x.device, &device_norm, &stats.device, &mut dx.device)?;
+    c.cpu.layer_norm_backward(&dy.host, &x.host, &host_norm, &stats.host, &mut dx.host)?;
+    c.compare("layer_norm dx", &at, &dx)
 }

@@ -1,0 +1,289 @@
+// Head and text logits, their cross entropies and counts, and the gradients of both; all in f32.
+//
+// Sizes: B images, C classes, E features. Products of 32×102×512 are far too small for a library call to pay:
+// they are sums over rows that lie in L2, spread over enough blocks to be limited by its latency alone.
+#include "prelude.cuh"
+
+namespace head_loss {
+
+const int WARPS = 8;
+const int THREADS = 32 * WARPS;
+
+// Images whose features meet a class row while it is in registers.
+const int IMAGES = 4;
+
+// Class rows that a warp multiplies at a time, and a block in all.
+const int ROWS = 2;
+const int CLASSES = WARPS * ROWS;
+
+// Rows of a result of weighted_sums, each over 32·N columns.
+const int SUMS = 4;
+
+// Warps of a block that turns logits into their gradients, each with a row of its own.
+const int GRADIENT_WARPS = 4;
+const int GRADIENT_THREADS = 32 * GRADIENT_WARPS;
+
+DEVICE float not_a_number() { return __uint_as_float(0x7fc00000u); }
+
+// The logits of IMAGES images and ROWS classes for each warp of the block.
+template <int N>
+DEVICE void logits(const float* __restrict__ f, const float* __restrict__ weight,
+                   const float* __restrict__ bias, float scale, float* __restrict__ out, int batch, int classes,
+                   int width) {
+  int lane = threadIdx.x & 31, image = int(blockIdx.y) * IMAGES;
+  int first = int(blockIdx.x) * CLASSES + int(threadIdx.x >> 5) * ROWS;
+  float sum[ROWS][IMAGES] = {};
+#pragma unroll 4
+  for (int column = lane * N; column < width; column += 32 * N) {
+    Pack<float, N> w[ROWS], x[IMAGES];
+    // Rows behind the last are computed as the last, and not stored.
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+      w[r] = load_pack<N>(weight + size_t(min(first + r, classes - 1)) * width + column);
+    }
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) {
+      x[i] = load_pack<N>(f + size_t(min(image + i, batch - 1)) * width + column);
+    }
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+      for (int i = 0; i < IMAGES; i++) {
+#pragma unroll
+        for (int j = 0; j < N; j++) sum[r][i] += w[r].at[j] * x[i].at[j];
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+#pragma unroll
+    for (int i = 0; i < IMAGES; i++) {
+      float total = scale * warp_sum(sum[r][i]);
+      if (lane != 0 || first + r >= classes || image + i >= batch) continue;
+      if (bias != nullptr) total += bias[first + r];
+      out[size_t(image + i) * classes + first + r] = total;
+    }
+  }
+}
+
+// The largest logit of a row and the first class that has it, in every lane.
+DEVICE float largest(const float* row, int classes, int* at) {
+  float best = -__uint_as_float(0x7f800000u);
+  int where = classes;
+#pragma unroll 4
+  for (int c = threadIdx.x & 31; c < classes; c += 32) {
+    float z = row[c];
+    if (z > best) {
+      best = z;
+      where = c;
+    }
+  }
+#pragma unroll
+  for (int offset = 16; offset > 0; offset >>= 1) {
+    float other = __shfl_xor_sync(FULL_WARP, best, offset);
+    int elsewhere = __shfl_xor_sync(FULL_WARP, where, offset);
+    if (other > best || (other == best && elsewhere < where)) {
+      best = other;
+      where = elsewhere;
+    }
+  }
+  *at = where;
+  return best;
+}
+
+// Σ exp(z − best) over a row, in every lane.
+DEVICE float exponentials(const float* row, int classes, float best) {
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int c = threadIdx.x & 31; c < classes; c += 32) sum += expf(row[c] - best);
+  return warp_sum(sum);
+}
+
+// −log softmax(row)[label] to *loss, and to *correct whether the label has the largest logit (the first of
+// equals). A label that is no class gives NaN.
+DEVICE void cross_entropy(const float* row, int classes, uint32 label, float* loss, float* correct) {
+  int at;
+  float best = largest(row, classes, &at);
+  float sum = exponentials(row, classes, best);
+  if ((threadIdx.x & 31) != 0) return;
+  bool known = label < uint32(classes);
+  *loss = known ? logf(sum) + (best - row[label]) : not_a_number();
+  *correct = known && at == int(label) ? 1.0f : 0.0f;
+}
+
+// What weighted_sums adds up for the gradient of the head: dH[class] = Σ over images of d_head·f.
+struct HeadGradient {
+  const float* d_head;
+  const float* f;
+  int first, batch, classes, width;
+
+  DEVICE int terms() const { return batch; }
+  DEVICE float coefficient(int r, int image) const {
+    return d_head[size_t(image) * classes + min(first + r, classes - 1)];
+  }
+  DEVICE const float* row(int image) const { return f + size_t(image) * width; }
+};
+
+// And for the gradient of the features: df[image] = Σ over classes of d_head·H + text_scale·d_text·T; the
+// text's terms follow the head's.
+struct FeatureGradient {
+  const float* d_head;
+  const float* d_text;
+  const float* weight;
+  const float* text;
+  float text_scale;
+  int first, batch, classes, width;
+
+  DEVICE int terms() const { return d_text == nullptr ? classes : 2 * classes; }
+  DEVICE float coefficient(int r, int term) const {
+    size_t start = size_t(min(first + r, batch - 1)) * classes;
+    return term < classes ? d_head[start + term] : text_scale * d_text[start + (term - classes)];
+  }
+  DEVICE const float* row(int term) const {
+    return term < classes ? weight + size_t(term) * width : text + size_t(term - classes) * width;
+  }
+};
+
+// What the warps of a block have added up, each on its own.
+template <int N>
+struct Parts {
+  float sums[WARPS][SUMS][32 * N];
+  float totals[WARPS][SUMS];
+};
+
+// out[first + r] = Σ over terms of coefficient(r, term)·row(term), for SUMS rows and 32·N columns; and, where
+// `totals` is given, totals[first + r] = Σ coefficient(r, term). The warps take the terms in turn; their
+// parts are added in order.
+template <int N, class Terms>
+DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, float* totals, int first, int rows,
+                          int width) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  int start = int(blockIdx.y) * 32 * N, column = start + lane * N;
+  float sum[SUMS][N] = {}, total[SUMS] = {};
+#pragma unroll 4
+  for (int term = warp; term < terms.terms(); term += WARPS) {
+    Pack<float, N> row = {};
+    if (column < width) row = load_pack<N>(terms.row(term) + column);
+#pragma unroll
+    for (int r = 0; r < SUMS; r++) {
+      float c = terms.coefficient(r, term);
+      total[r] += c;
+#pragma unroll
+      for (int j = 0; j < N; j++) sum[r][j] += c * row.at[j];
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < SUMS; r++) {
+#pragma unroll
+    for (int j = 0; j < N; j++) shared.sums[warp][r][lane * N + j] = sum[r][j];
+    if (lane == 0) shared.totals[warp][r] = total[r];
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < SUMS * 32 * N; i += THREADS) {
+    int r = i / (32 * N), c = i % (32 * N);
+    if (first + r >= rows || start + c >= width) continue;
+    float value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) value += shared.sums[w][r][c];
+    out[size_t(first + r) * width + start + c] = value;
+  }
+  if (totals != nullptr && blockIdx.y == 0 && int(threadIdx.x) < SUMS && first + int(threadIdx.x) < rows) {
+    float value = 0.0f;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) value += shared.totals[w][threadIdx.x];
+    totals[first + threadIdx.x] = value;
+  }
+}
+
+}  // namespace head_loss
+
+// head = f·Hᵀ + h and text = text_scale·f·Tᵀ, [B, C]; stats[0..4] = mean cross entropy of head and of text,
+// correct answers of head and of text. f [B, E], H and T [C, E], h [C]; outcomes: 4·B floats of scratch.
+//
+// At 32×102×512 it reads 0.5 MB and computes 6.7 MFLOP: a few µs of L2 latency, and no floor to speak of.
+// Grid: class tiles × groups of 4 images × (head, text): 7·8·2 = 112 blocks. A warp holds parts of 2 class
+// rows and 4 features at once: 8 products for 6 loads. The last block of a group takes its cross entropies
+// (a warp a row), the last group adds up the batch in the order of the images: one launch instead of three.
+#define HEAD_LOSS(name, N)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                           \
+      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ bias,    \
+           const float* __restrict__ text_weight, float text_scale, const uint32* __restrict__ labels,       \
+           float* head, float* text, float* outcomes, uint32* counters, float* stats, int batch, int classes, \
+           int width) {                                                                                      \
+    using namespace head_loss;                                                                               \
+    __shared__ int flag;                                                                                     \
+    int kind = blockIdx.z, group = blockIdx.y, groups = gridDim.y;                                           \
+    float* out = kind == 0 ? head : text;                                                                    \
+    logits<N>(f, kind == 0 ? weight : text_weight, kind == 0 ? bias : nullptr,                               \
+              kind == 0 ? 1.0f : text_scale, out, batch, classes, width);                                    \
+    if (!last_block(counters + kind * groups + group, gridDim.x, &flag)) return;                             \
+    int warp = threadIdx.x >> 5, image = group * IMAGES + warp;                                              \
+    if (warp < IMAGES && image < batch) {                                                                    \
+      cross_entropy(out + size_t(image) * classes, classes, labels[image], outcomes + kind * batch + image,  \
+                    outcomes + (2 + kind) * batch + image);                                                  \
+    }                                                                                                        \
+    if (!last_block(counters + 2 * groups, 2 * groups, &flag)) return;                                       \
+    if (warp < 4) {                                                                                          \
+      float sum = 0.0f;                                                                                      \
+      for (int i = threadIdx.x & 31; i < batch; i += 32) sum += outcomes[warp * batch + i];                  \
+      sum = warp_sum(sum);                                                                                   \
+      if ((threadIdx.x & 31) == 0) stats[warp] = warp < 2 ? sum / batch : sum;                               \
+    }                                                                                                        \
+  }                                                                                                          \
+  EXPORT_KERNEL(name)
+HEAD_LOSS(head_loss_fours, 4)
+HEAD_LOSS(head_loss_ones, 1)
+#undef HEAD_LOSS
+
+// Logits become their gradients, row by row: z = scale·(softmax(z) − onehot(label)), scale = weight of this
+// cross entropy over B, times *loss_scale where there is one. [B, C]; a label that is no class makes NaN.
+// A warp a row, B/4 blocks for the head and as many for the text; 26 KB at 32×102.
+extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
+    head_loss_backward_logits(float* head, float* text, const uint32* __restrict__ labels, float head_scale,
+                              float text_scale, const float* __restrict__ loss_scale, int batch, int classes) {
+  using namespace head_loss;
+  int image = int(blockIdx.x) * GRADIENT_WARPS + int(threadIdx.x >> 5);
+  if (image >= batch) return;
+  float* row = (blockIdx.y == 0 ? head : text) + size_t(image) * classes;
+  float scale = blockIdx.y == 0 ? head_scale : text_scale;
+  if (loss_scale != nullptr) scale *= *loss_scale;
+  uint32 label = labels[image];
+  if (label >= uint32(classes)) scale = not_a_number();
+  int at;
+  float best = largest(row, classes, &at);
+  float factor = scale / exponentials(row, classes, best);
+#pragma unroll 4
+  for (int c = threadIdx.x & 31; c < classes; c += 32) {
+    row[c] = expf(row[c] - best) * factor - (uint32(c) == label ? scale : 0.0f);
+  }
+}
+EXPORT_KERNEL(head_loss_backward_logits)
+
+// dH = d_headᵀ·f [C, E], dh = Σ d_head [C], and where df is given df = d_head·H + text_scale·d_text·T [B, E],
+// without the second part where d_text is null.
+//
+// 3.3 MFLOP and 10 at 32×102×512; dH reads 1.7 MB of L2, df 3.3 MB. Both are sums of rows with coefficients,
+// so one kernel does both: blocks below `class_tiles` make 4 rows of dH, the others 4 rows of df, each 128
+// columns (32 where E is not divisible by 4): (26 + 8)·4 = 136 blocks.
+#define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                   \
+  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                             \
+      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,      \
+           float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,               \
+           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles,  \
+           int batch, int classes, int width) {                                                                \
+    using namespace head_loss;                                                                                 \
+    __shared__ Parts<N> shared;                                                                                \
+    if (int(blockIdx.x) < class_tiles) {                                                                       \
+      int first = int(blockIdx.x) * SUMS;                                                                      \
+      HeadGradient terms = {d_head, f, first, batch, classes, width};                                          \
+      weighted_sums<N>(terms, shared, d_weight, d_bias, first, classes, width);                                \
+    } else {                                                                                                   \
+      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                      \
+      FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};        \
+      weighted_sums<N>(terms, shared, df, static_cast<float*>(nullptr), first, batch, width);                  \
+    }                                                                                                          \
+  }                                                                                                            \
+  EXPORT_KERNEL(name)
+HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_fours, 4)
+HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_ones, 1)
+#undef HEAD_LOSS_BACKWARD_PRODUCTS
