@@ -173,9 +173,9 @@ fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     )?;
     let at = size.describe();
     c.compare("attention o", &at, &o)?;
-    compare_columns(c, "attention dq", &at, &dqkv, 0..d)?;
-    compare_columns(c, "attention dk", &at, &dqkv, d..2 * d)?;
-    compare_columns(c, "attention dv", &at, &dqkv, 2 * d..3 * d)
+    compare_columns(c, "attention dq", size, &dqkv, 0..d)?;
+    compare_columns(c, "attention dk", size, &dqkv, d..2 * d)?;
+    compare_columns(c, "attention dv", size, &dqkv, 2 * d..3 * d)
 }
 
 fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
@@ -210,9 +210,9 @@ fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     )?;
     let at = size.describe();
     c.compare("attention split o", &at, &o)?;
-    c.compare("attention split dq", &at, &dq)?;
-    compare_columns(c, "attention split dk", &at, &dkv, 0..d)?;
-    compare_columns(c, "attention split dv", &at, &dkv, d..2 * d)
+    compare_columns(c, "attention split dq", size, &dq, 0..d)?;
+    compare_columns(c, "attention split dk", size, &dkv, 0..d)?;
+    compare_columns(c, "attention split dv", size, &dkv, d..2 * d)
 }
 
 /// What the two backends keep differs, and so do its shapes.
@@ -228,7 +228,7 @@ fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
 fn compare_columns<B: Backend>(
     c: &mut Checker<'_, B>,
     name: &str,
-    at: &str,
+    size: Size,
     pair: &Pair<B>,
     columns: Range<usize>,
 ) -> Result<()> {
@@ -237,8 +237,15 @@ fn compare_columns<B: Backend>(
         values.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect()
     };
     let found = c.device.download(&pair.device)?.view().to_tensor(DType::F64)?;
-    let error = relative_error(&part(found.typed::<f64>()?), &part(pair.host.typed::<f64>()?));
-    let bound = bound(c.real());
-    c.rows.push(Row { name: name.into(), at: at.into(), error, bound, peer: None });
+    let (found, expected) = (part(found.typed::<f64>()?), part(pair.host.typed::<f64>()?));
+    // The softmax over one key is constant: dq and dk are zero but for rounding, which is then measured
+    // against the numbers that cancel, about 1.
+    let error = if size.keys == 1 && expected.iter().all(|v| v.abs() < 1e-12) {
+        found.iter().fold(0.0, |worst: f64, v| if v.is_nan() { f64::NAN } else { worst.max(v.abs()) })
+    } else {
+        relative_error(&found, &expected)
+    };
+    let (at, bound) = (size.describe(), bound(c.real()));
+    c.rows.push(Row { name: name.into(), at, error, bound, peer: None });
     Ok(())
 }
