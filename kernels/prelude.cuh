@@ -65,6 +65,17 @@ DEVICE float to_float(half v) {
 
 DEVICE float to_float(bf16 v) { return __uint_as_float(uint32(v.bits) << 16); }
 
+// 2^v within two units in the last place, in one instruction; 0 for -infinity.
+DEVICE float fast_exp2(float v) {
+#ifdef __CUDACC_RTC__
+  float r;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+#else
+  return exp2f(v);
+#endif
+}
+
 // Rounds to nearest even.
 template <class T>
 DEVICE T from_float(float v);

@@ -73,6 +73,13 @@ pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     Ok(checker.rows)
 }
 
+/// [`check`] for attention alone.
+pub fn check_attention<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
+    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
+    attention::check(&mut checker)?;
+    Ok(checker.rows)
+}
+
 /// A device under test, and the rows so far.
 pub(super) struct Checker<'a, B: Backend> {
     pub device: &'a B,
