@@ -28,7 +28,7 @@ fn gather(dir: &Path, files: &mut Vec<PathBuf>) {
         let kind = path.extension().and_then(|e| e.to_str());
         if path.is_dir() {
             gather(&path, files);
-        } else if matches!(kind, Some("cu" | "cuh" | "h")) {
+        } else if matches!(kind, Some("cu" | "cuh" | "h" | "cpp")) {
             files.push(path);
         }
     }

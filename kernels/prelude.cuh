@@ -44,8 +44,8 @@ typedef float Real;
 #error "define REAL_F16, REAL_BF16 or REAL_F32"
 #endif
 
-// Tensor cores with 16-bit operands and asynchronous copies: sm_80 and later; the twin has them too.
-#if !defined(REAL_F32) && (!defined(__CUDACC_RTC__) || __CUDA_ARCH__ >= 800)
+// Tensor cores with 16-bit operands and asynchronous copies: sm_80 and later, and the twin of such a device.
+#if !defined(REAL_F32) && __CUDA_ARCH__ >= 800
 #define TENSOR_CORES 1
 #else
 #define TENSOR_CORES 0

@@ -44,6 +44,13 @@ impl Sources {
         Ok(Sources { files: files.collect::<Result<_>>()?, folder: Some(folder.to_path_buf()) })
     }
 
+    /// The same files and one more, which replaces one of that name.
+    pub fn with_file(mut self, name: &str, text: &str) -> Self {
+        self.files.retain(|(n, _)| n != name);
+        self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
     /// Path below kernels/ and text of every file.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))

@@ -1,0 +1,479 @@
+// Runs a kernel on the CPU: block after block, the threads of a block as fibers on one OS thread.
+//
+// A fiber runs until it has to wait for others (a barrier, a shuffle, ...), then another goes on. When
+// none can, the launch has failed; so it has when a kernel does what it must not. The launch is then given
+// up where it stands: what the fibers were doing stays undone, and the message goes to the host.
+#define TWIN_RUNTIME
+#include <link.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "machine.h"
+#include "memory.h"
+
+namespace twin {
+
+// ---------------------------------------------------------------- scheduling
+
+static bool can_run(const Thread& t) { return !t.done && (!t.gate || *t.gate != t.seen); }
+
+// The next thread in [low, high) that can run, from the one after `after` on, round and round.
+static Thread* next_in(uint32 low, uint32 high, uint32 after) {
+  Machine& m = *machine;
+  for (uint32 step = 1, i = after; step < high - low; step++) {
+    if (++i >= high) i = low;
+    if (can_run(m.threads[i])) return &m.threads[i];
+  }
+  return nullptr;
+}
+
+// Who waits where, one line for all who wait at the same place.
+[[noreturn]] static void fail_deadlock() {
+  Machine& m = *machine;
+  std::vector<std::pair<std::string, std::string>> places;
+  for (uint32 i = 0; i < m.count; i++) {
+    const Thread& t = m.threads[i];
+    std::string place = t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where;
+    auto known = std::find_if(places.begin(), places.end(), [&](auto& p) { return p.first == place; });
+    if (known == places.end()) known = places.insert(places.end(), {place, ""});
+    if (known->second.size() < 40) known->second += format(known->second.empty() ? "%u" : ",%u", i);
+    else if (known->second.back() != '.') known->second += "...";
+  }
+  std::string problem = "no thread can go on (a barrier or warp operation that not all reach)";
+  for (auto& p : places) problem += "\n  threads " + p.second + " " + p.first;
+  fail_launch(problem);
+}
+
+static void switch_to(Thread* next) {
+  Thread* me = machine->current;
+  machine->current = next;
+  switch_context(me->context, next->context);
+}
+
+// Lets others run until `gate` has moved on from `seen`; those of [low, high) come first.
+static void wait_for(const uint64& gate, uint64 seen, uint32 low, uint32 high) {
+  Machine& m = *machine;
+  Thread* me = m.current;
+  me->gate = &gate;
+  me->seen = seen;
+  while (gate == seen) {
+    Thread* next = next_in(low, high, me->linear);
+    if (!next) next = next_in(0, m.count, me->linear);
+    if (!next) fail_deadlock();
+    switch_to(next);
+  }
+  me->gate = nullptr;
+}
+
+static void open_barrier() {
+  machine->epoch++;
+  machine->barrier_arrived = 0;
+  machine->barrier_gate++;
+}
+
+// A thread from its first block to the end of the launch.
+static void thread_main() {
+  for (;;) {
+    machine->launch->kernel->run(machine->launch->arguments);
+    Machine& m = *machine;
+    Thread* me = m.current;
+    me->done = true;
+    m.live--;
+    // Threads that have returned no longer count, as on the device.
+    if (m.live && m.barrier_arrived >= m.live) open_barrier();
+    if (!m.live) {
+      switch_context(me->context, m.host);
+      continue;
+    }
+    Thread* next = next_in(0, m.count, me->linear);
+    if (!next) fail_deadlock();
+    switch_to(next);
+  }
+}
+
+// ---------------------------------------------------------------- barriers and warp operations
+
+void barrier(const char* where) {
+  Machine& m = *machine;
+  m.current->op = "__syncthreads";
+  m.current->where = where;
+  if (m.barrier_arrived == 0) m.barrier_where = where;
+  if (strcmp(m.barrier_where, where) != 0)
+    fail_thread(format("reached __syncthreads at %s while others wait in the one at %s", where, m.barrier_where));
+  uint64 seen = m.barrier_gate;
+  if (++m.barrier_arrived >= m.live) {
+    open_barrier();
+  } else {
+    wait_for(m.barrier_gate, seen, 0, m.count);
+  }
+}
+
+static Meeting& meeting_of(Warp& warp, uint32 mask) {
+  Meeting* unused = nullptr;
+  for (auto& meeting : warp.meetings) {
+    if (meeting->mask == mask) return *meeting;
+    if (!meeting->inside) unused = meeting.get();
+  }
+  if (!unused) {
+    warp.meetings.push_back(std::make_unique<Meeting>());
+    unused = warp.meetings.back().get();
+  }
+  unused->mask = mask;
+  return *unused;
+}
+
+// Lanes of the warp that the block has: the last warp may be short.
+static uint32 lanes_of(uint32 first) {
+  uint32 lanes = machine->count - first;
+  return lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
+}
+
+static void join_meeting(Meeting& meeting, const char* op, const char* where) {
+  if (meeting.arrived == 0) {
+    meeting.op = op;
+    meeting.where = where;
+  }
+  bool barriers = !strcmp(op, "__syncwarp") && !strcmp(meeting.op, "__syncwarp");
+  if (!barriers && (strcmp(op, meeting.op) || strcmp(where, meeting.where)))
+    fail_thread(format("reached %s at %s while lanes of the same mask wait in %s at %s", op, where, meeting.op,
+                       meeting.where));
+}
+
+// Publishes `value`, waits for every lane of `mask`, and has `read` look at the slots of all.
+template <class T, class Read>
+static void meet(uint32 mask, const char* op, const char* where, const T& value, Read read) {
+  static_assert(sizeof(T) <= SLOT, "a slot holds the value");
+  Machine& m = *machine;
+  Thread* me = m.current;
+  uint32 lane = me->linear % WARP, first = me->linear - lane;
+  me->op = op;
+  me->where = where;
+  if (!(mask >> lane & 1)) fail_thread(format("%s at %s with a mask (%08x) without its own lane", op, where, mask));
+  mask &= lanes_of(first);
+  Meeting& meeting = meeting_of(m.warps[first / WARP], mask);
+  join_meeting(meeting, op, where);
+  uint64 seen = meeting.gate;
+  unsigned char(*slots)[SLOT] = meeting.slots[seen & 1];
+  memcpy(slots[lane], &value, sizeof(T));
+  meeting.arrived |= 1u << lane;
+  meeting.inside++;
+  if (meeting.arrived == mask) {
+    meeting.arrived = 0;
+    meeting.gate++;
+    if (!strcmp(op, "__syncwarp")) share_knowledge(m.warps[first / WARP], mask);
+  } else {
+    wait_for(meeting.gate, seen, first, std::min(first + WARP, m.count));
+  }
+  read(slots);
+  meeting.inside--;
+}
+
+void warp_barrier(const char* where, uint32 mask) {
+  meet(mask, "__syncwarp", where, 0, [](auto) {});
+}
+
+uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate) {
+  uint32 result = 0, taking_part = mask & lanes_of(machine->current->linear & ~31u);
+  meet(mask, op, where, predicate, [&](auto slots) {
+    for (int i = 0; i < WARP; i++)
+      if (taking_part >> i & 1) result |= uint32(slots[i][0] != 0) << i;
+  });
+  return result;
+}
+
+static int shuffle_source(Shuffle kind, int lane, int amount, int width) {
+  int low = lane & ~(width - 1);
+  int source = kind == Shuffle::index ? low + (amount & (width - 1))
+               : kind == Shuffle::up  ? lane - amount
+               : kind == Shuffle::down ? lane + amount
+                                       : lane ^ amount;
+  // Lower groups can be read by an exclusive or, higher ones cannot.
+  bool inside = source < low + width && (source >= low || (kind == Shuffle::exclusive_or && source >= 0));
+  return inside ? source : lane;
+}
+
+uint64 shuffle_bits(const char* where, Shuffle kind, uint32 mask, uint64 bits, int amount, int width) {
+  static const char* const ops[] = {"__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync"};
+  const char* op = ops[int(kind)];
+  if (width < 1 || width > WARP || (width & (width - 1)))
+    fail_thread(format("%s at %s with a width of %d, which is no power of two up to 32", op, where, width));
+  int lane = machine->current->linear % WARP, source = shuffle_source(kind, lane, amount, width);
+  uint32 taking_part = mask & lanes_of(machine->current->linear - lane);
+  // What a lane gets that takes no part is undefined on the device; here it is a NaN.
+  uint64 result = ~uint64(0);
+  meet(mask, op, where, bits, [&](auto slots) {
+    if (taking_part >> source & 1) memcpy(&result, slots[source], sizeof result);
+  });
+  return result;
+}
+
+// ---------------------------------------------------------------- memory
+
+// What the thread sanitizer's calls may not see, because the accesses become several there.
+void check_access(const void* address, size_t bytes, const char* what) { check(what, address, bytes, true, CALLER); }
+
+template <class T, class Change>
+static T change(const char* op, T* at, const void* caller, Change changed) {
+  Memory memory = check(op, at, sizeof(T), true, caller);
+  if (memory == Memory::shared) write_shared(at, sizeof(T), true, caller);
+  if (memory == Memory::local || memory == Memory::constant) fail_access(op, at, sizeof(T), true, caller);
+  return std::exchange(*at, changed(*at));
+}
+
+uint32 atomic_add(uint32* at, uint32 value) {
+  return change("atomicAdd", at, CALLER, [&](uint32 old) { return old + value; });
+}
+uint32 atomic_max(uint32* at, uint32 value) {
+  return change("atomicMax", at, CALLER, [&](uint32 old) { return std::max(old, value); });
+}
+uint32 atomic_min(uint32* at, uint32 value) {
+  return change("atomicMin", at, CALLER, [&](uint32 old) { return std::min(old, value); });
+}
+int atomic_max_signed(int* at, int value) {
+  return change("atomicMax", at, CALLER, [&](int old) { return std::max(old, value); });
+}
+int atomic_min_signed(int* at, int value) {
+  return change("atomicMin", at, CALLER, [&](int old) { return std::min(old, value); });
+}
+uint32 atomic_or(uint32* at, uint32 value) {
+  return change("atomicOr", at, CALLER, [&](uint32 old) { return old | value; });
+}
+uint32 atomic_and(uint32* at, uint32 value) {
+  return change("atomicAnd", at, CALLER, [&](uint32 old) { return old & value; });
+}
+uint32 atomic_exchange(uint32* at, uint32 value) {
+  return change("atomicExch", at, CALLER, [&](uint32) { return value; });
+}
+uint32 atomic_compare_and_swap(uint32* at, uint32 expected, uint32 value) {
+  return change("atomicCAS", at, CALLER, [&](uint32 old) { return old == expected ? value : old; });
+}
+
+// ---------------------------------------------------------------- asynchronous copies
+
+static void check_kind(const char* what, const void* address, Memory wanted, const void* caller) {
+  if (check(what, address, 16, true, caller) != wanted) fail_access(what, address, 16, true, caller);
+}
+
+void cp_async_16(void* shared, const void* global, bool in_range) {
+  check_kind("cp.async to shared memory", shared, Memory::shared, CALLER);
+  if (in_range) check_kind("cp.async from global memory", global, Memory::global, CALLER);
+  expect_copy(shared, 16, CALLER);
+  memset(shared, 0xff, 16);
+  Thread& me = *machine->current;
+  me.copies.push_back({static_cast<unsigned char*>(shared), in_range ? global : nullptr, me.open_group});
+}
+
+void cp_async_commit() { machine->current->open_group++; }
+
+// Copies land here and nowhere else.
+void cp_async_wait(int pending) {
+  Thread& me = *machine->current;
+  const void* caller = CALLER;
+  auto landed = [&](const Copy& copy) {
+    if (copy.group + uint32(pending) >= me.open_group) return false;
+    land_copy(copy.to, 16, caller);
+    if (copy.from) memcpy(copy.to, copy.from, 16);
+    else memset(copy.to, 0, 16);
+    return true;
+  };
+  me.copies.erase(std::remove_if(me.copies.begin(), me.copies.end(), landed), me.copies.end());
+}
+
+// ---------------------------------------------------------------- matrices
+
+Accumulator mma(Accumulator d, Operands operands) {
+  int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
+  meet(0xffffffffu, "mma_m16n8k16", "the prelude", operands, [&](auto slots) {
+    auto of = [&](int from) { return reinterpret_cast<const Operands*>(slots[from]); };
+    // Register order of a: (row, k), (row + 8, k), (row, k + 8), (row + 8, k + 8), two k each.
+    for (int i = 0; i < 4; i++) {
+      int upper = i >> 1, column = 2 * quad + (i & 1);
+      for (int k = 0; k < 16; k++) {
+        int holder = (k & 7) >> 1, half = k >> 3, odd = k & 1;
+        float a = of(group * 4 + holder)->a[(half * 2 + upper) * 2 + odd];
+        float b = of(column * 4 + holder)->b[half * 2 + odd];
+        d.at[i] += a * b;
+      }
+    }
+  });
+  return d;
+}
+
+Fragment ldmatrix(const void* row, int matrices, bool transposed) {
+  int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
+  if (lane < 8 * matrices) {
+    check_kind("ldmatrix", row, Memory::shared, CALLER);
+    read_shared(row, 16, CALLER);
+  }
+  Fragment result = {};
+  meet(0xffffffffu, "ldmatrix", "the prelude", row, [&](auto slots) {
+    auto element = [&](int matrix, int i, int j) {
+      const uint16* from;
+      memcpy(&from, slots[matrix * 8 + i], sizeof from);
+      return uint32(from[j]);
+    };
+    for (int m = 0; m < matrices; m++)
+      result.at[m] = transposed ? element(m, 2 * quad, group) | element(m, 2 * quad + 1, group) << 16
+                                : element(m, group, 2 * quad) | element(m, group, 2 * quad + 1) << 16;
+  });
+  return result;
+}
+
+// ---------------------------------------------------------------- half precision
+
+static float widen_half(uint16 bits) {
+  uint32 sign = uint32(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
+  if (exponent == 31) return same_bits<float>(sign | 0x7f800000u | mantissa << 13);
+  if (exponent) return same_bits<float>(sign | (exponent + 112) << 23 | mantissa << 13);
+  float subnormal = ldexpf(float(mantissa), -24);
+  return sign ? -subnormal : subnormal;
+}
+
+float half_to_float(uint16 bits) {
+  static const std::vector<float> table = [] {
+    std::vector<float> all(1 << 16);
+    for (uint32 i = 0; i < all.size(); i++) all[i] = widen_half(uint16(i));
+    return all;
+  }();
+  return table[bits];
+}
+
+// To nearest even. Below 2^-14 the steps are 2^-24: adding 0.5 makes the float's own rounding do it.
+uint16 float_to_half(float value) {
+  uint32 bits = same_bits<uint32>(value), magnitude = bits & 0x7fffffffu;
+  uint16 sign = uint16(bits >> 16 & 0x8000);
+  if (magnitude > 0x7f800000u) return 0x7fff;
+  if (magnitude >= 0x477ff000u) return sign | 0x7c00;
+  if (magnitude < 0x38800000u)
+    return sign | uint16(same_bits<uint32>(same_bits<float>(magnitude) + 0.5f) - 0x3f000000u);
+  uint32 rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  return sign | uint16((rounded - 0x38000000u) >> 13);
+}
+
+void trap() { fail_thread("__trap at " + site_text(site_of(CALLER))); }
+
+// ---------------------------------------------------------------- indices
+
+uint3 thread_index() { return machine->current->index; }
+uint3 block_index() { return machine->block; }
+uint3 block_size() { return machine->block_size; }
+uint3 grid_size() { return machine->grid_size; }
+void* dynamic_shared() { return machine->dynamic.start; }
+
+// ---------------------------------------------------------------- blocks and launches
+
+static void poison_shared(Machine& m) {
+  if (m.dynamic.bytes) memset(m.dynamic.start, 0xff, m.dynamic.bytes);
+  memset(m.fixed.start, 0xff, m.fixed.bytes);
+}
+
+static void run_block(Machine& m, uint64 block) {
+  m.block.x = uint32(block % m.grid_size.x);
+  m.block.y = uint32(block / m.grid_size.x % m.grid_size.y);
+  m.block.z = uint32(block / (uint64(m.grid_size.x) * m.grid_size.y));
+  m.live = m.count;
+  m.barrier_arrived = 0;
+  m.block_epoch = ++m.epoch;
+  for (Thread& t : m.threads) {
+    t.done = false;
+    t.gate = nullptr;
+    t.copies.clear();
+    t.open_group = 0;
+  }
+  poison_shared(m);
+  m.current = &m.threads[0];
+  switch_context(m.host, m.threads[0].context);
+}
+
+// The kernel's library in memory, and its thread-local memory in this OS thread: static shared memory.
+static void find_library(Machine& m) {
+  m.launch->touch();
+  auto look = [](dl_phdr_info* library, size_t, void* data) {
+    Machine& m = *static_cast<Machine*>(data);
+    uint64 code = reinterpret_cast<uint64>(m.launch->touch), base = library->dlpi_addr, end = base;
+    bool ours = false;
+    size_t fixed_bytes = 0;
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+      const ElfW(Phdr)& part = library->dlpi_phdr[i];
+      if (part.p_type == PT_TLS) fixed_bytes = part.p_memsz;
+      if (part.p_type != PT_LOAD) continue;
+      uint64 start = base + part.p_vaddr;
+      end = std::max<uint64>(end, start + part.p_memsz);
+      ours = ours || (code >= start && code < start + part.p_memsz);
+    }
+    if (!ours) return 0;
+    m.library = {reinterpret_cast<unsigned char*>(base), size_t(end - base)};
+    m.fixed = {static_cast<unsigned char*>(library->dlpi_tls_data), fixed_bytes};
+    return 1;
+  };
+  dl_iterate_phdr(look, &m);
+}
+
+static bool prepare(Machine& m) {
+  const Launch& l = *m.launch;
+  m.block_size = {l.block[0], l.block[1], l.block[2]};
+  m.grid_size = {l.grid[0], l.grid[1], l.grid[2]};
+  m.count = l.block[0] * l.block[1] * l.block[2];
+  if (!m.stacks.grow(m.count)) return false;
+  m.threads.resize(m.count);
+  m.warps.clear();
+  m.warps.resize((m.count + WARP - 1) / WARP);
+  for (uint32 i = 0; i < m.count; i++) {
+    Thread& t = m.threads[i];
+    t.linear = i;
+    t.index = {i % l.block[0], i / l.block[0] % l.block[1], i / (l.block[0] * l.block[1])};
+    make_context(t.context, m.stacks[i], Stacks::BYTES, thread_main);
+  }
+  m.dynamic_memory.resize(l.shared + 128);
+  unsigned char* start = m.dynamic_memory.data();
+  m.dynamic = {start + -reinterpret_cast<uintptr_t>(start) % 128, l.shared};
+  find_library(m);
+  if (m.epoch > 1u << 31) {
+    m.epoch = 0;
+    m.cells.clear();
+  }
+  m.cells.resize(std::max<size_t>(m.cells.size(), m.dynamic.bytes + m.fixed.bytes));
+  m.recent = {0, 0};
+  m.failure.clear();
+  return true;
+}
+
+static std::vector<uint64> block_order(const Machine& m) {
+  std::vector<uint64> blocks(uint64(m.grid_size.x) * m.grid_size.y * m.grid_size.z);
+  for (uint64 i = 0; i < blocks.size(); i++) blocks[i] = i;
+  uint64 state = m.launch->order;
+  if (state == 1) std::reverse(blocks.begin(), blocks.end());
+  if (state <= 1) return blocks;
+  for (uint64 i = blocks.size(); i > 1; i--) {
+    // Knuth's MMIX generator; its upper bits are the good ones.
+    state = state * 6364136223846793005ull + 1442695040888963407ull;
+    std::swap(blocks[i - 1], blocks[(state >> 33) % i]);
+  }
+  return blocks;
+}
+
+}  // namespace twin
+
+extern "C" __attribute__((visibility("default"))) twin::Machine* twin_machine_new() { return new twin::Machine; }
+
+extern "C" __attribute__((visibility("default"))) void twin_machine_free(twin::Machine* m) { delete m; }
+
+// 0 when the kernel ran to its end; otherwise the message says what it did.
+extern "C" __attribute__((visibility("default"))) int twin_run(twin::Machine* m, const twin::Launch* launch) {
+  m->launch = launch;
+  if (!twin::prepare(*m)) {
+    m->failure = "no memory for the stacks of its threads";
+  } else {
+    // Set only now: without a machine the checks let everything pass, the library's own code included.
+    twin::machine = m;
+    for (uint64 block : twin::block_order(*m)) {
+      twin::run_block(*m, block);
+      if (!m->failure.empty()) break;
+    }
+    twin::machine = nullptr;
+  }
+  if (m->failure.empty()) return 0;
+  snprintf(launch->message, launch->message_size, "%s", m->failure.c_str());
+  return 1;
+}

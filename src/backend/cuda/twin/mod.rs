@@ -1,0 +1,345 @@
+//! The host twin: a device that runs the kernels on the CPU, so that they can be tested where there is no GPU.
+//!
+//! The unchanged files of kernels/ are compiled by a C++ compiler against kernels/twin/twin.h, one library
+//! per file as the GPU has one module per file, and run by kernels/twin/runtime.cpp, which reports what a
+//! GPU might let pass. The matrix products that cuBLASLt does on a GPU are the CPU backend's here.
+//!
+//! It is an instrument for tests: slow, and in need of a C++ compiler (`c++`, or what CXX names) on Linux.
+
+mod library;
+mod memory;
+mod product;
+
+use super::CudaError;
+use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use super::source::{self, Sources};
+use crate::tensor::DType;
+use library::{KernelLibrary, Machine};
+use memory::Memory;
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// In which order the blocks of a launch run. A GPU promises none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockOrder {
+    Ascending,
+    Descending,
+    /// The same order for the same seed.
+    Shuffled(u32),
+}
+
+/// What can be recorded.
+#[derive(Clone)]
+enum Command {
+    Launch(Box<Launch>),
+    Product(Product),
+    Clear { to: Address, bytes: usize },
+    Copy { to: Address, from: Address, bytes: usize },
+}
+
+/// The device, and a recording of commands for it.
+pub struct Twin {
+    info: DeviceInfo,
+    dtype: DType,
+    sources: Sources,
+    state: Mutex<State>,
+    choices: Mutex<HashMap<String, String>>,
+}
+
+struct State {
+    machine: Machine,
+    memory: Memory,
+    libraries: HashMap<&'static str, Arc<KernelLibrary>>,
+    recording: Option<Vec<Command>>,
+    order: BlockOrder,
+}
+
+struct Tape(Vec<Command>);
+
+impl Recording for Tape {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Bytes that are there already.
+struct Arrived(Vec<u8>);
+
+impl Fetch for Arrived {
+    fn poll(&mut self) -> Result<Option<Vec<u8>>> {
+        Ok(Some(std::mem::take(&mut self.0)))
+    }
+
+    fn wait(&mut self) -> Result<Vec<u8>> {
+        Ok(std::mem::take(&mut self.0))
+    }
+}
+
+impl Twin {
+    /// A twin that computes in `dtype`, of a device of `compute_capability` (major · 10 + minor).
+    pub fn new(dtype: DType, compute_capability: u32) -> Result<Twin> {
+        Twin::with_sources(Sources::load()?, dtype, compute_capability)
+    }
+
+    /// The same with other kernels.
+    pub fn with_sources(sources: Sources, dtype: DType, compute_capability: u32) -> Result<Twin> {
+        source::real_macro(dtype)?;
+        let info = describe(compute_capability)?;
+        let state = State {
+            machine: Machine::new(&sources)?,
+            memory: Memory::default(),
+            libraries: HashMap::new(),
+            recording: None,
+            order: BlockOrder::Shuffled(2),
+        };
+        Ok(Twin { info, dtype, sources, state: Mutex::new(state), choices: Mutex::default() })
+    }
+
+    /// Compiles every kernel file now; otherwise each waits for the first launch of one of its kernels.
+    pub fn compile_all(&self) -> Result<()> {
+        for file in self.sources.kernel_files() {
+            library::load(&self.sources, file, self.dtype, self.info.compute_capability)?;
+        }
+        Ok(())
+    }
+
+    pub fn set_block_order(&self, order: BlockOrder) {
+        self.state().order = order;
+    }
+
+    /// A test that panics while it holds the lock leaves nothing half done that another use could meet.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs a command, or keeps it while a recording goes on. Errors that are known before it runs come
+    /// at once either way.
+    fn enqueue(&self, command: Command) -> Result<()> {
+        let mut state = self.state();
+        self.check(&mut state, &command)?;
+        match &mut state.recording {
+            Some(commands) => commands.push(command),
+            None => self.run(&mut state, &command)?,
+        }
+        Ok(())
+    }
+
+    fn check(&self, state: &mut State, command: &Command) -> Result<()> {
+        match command {
+            Command::Launch(launch) => {
+                self.check_limits(launch)?;
+                self.library(state, launch)?.check_arguments(launch)
+            }
+            Command::Product(product) => product::check(&state.memory, product),
+            Command::Clear { to, bytes } => state.memory.check(*to, *bytes, "clear"),
+            Command::Copy { to, from, bytes } => {
+                state.memory.check(*from, *bytes, "copy from")?;
+                state.memory.check(*to, *bytes, "copy to")
+            }
+        }
+    }
+
+    fn run(&self, state: &mut State, command: &Command) -> Result<()> {
+        match command {
+            Command::Launch(launch) => {
+                let library = self.library(state, launch)?;
+                let State { machine, memory, order, .. } = state;
+                machine.run(&library, launch, memory, *order)
+            }
+            Command::Product(product) => product::run(&mut state.memory, product),
+            Command::Clear { to, bytes } => {
+                state.memory.bytes_mut(*to, *bytes, "clear")?.fill(0);
+                Ok(())
+            }
+            Command::Copy { to, from, bytes } => {
+                let moved = state.memory.bytes(*from, *bytes, "copy from")?.to_vec();
+                state.memory.bytes_mut(*to, *bytes, "copy to")?.copy_from_slice(&moved);
+                Ok(())
+            }
+        }
+    }
+
+    fn library(&self, state: &mut State, launch: &Launch) -> Result<Arc<KernelLibrary>> {
+        let file = launch.kernel.file;
+        if let Some(library) = state.libraries.get(file) {
+            return Ok(library.clone());
+        }
+        let library = library::load(&self.sources, file, self.dtype, self.info.compute_capability)?;
+        state.libraries.insert(file, library.clone());
+        Ok(library)
+    }
+
+    /// What the driver of a GPU would refuse.
+    fn check_limits(&self, launch: &Launch) -> Result<()> {
+        let refuse = |problem: String| {
+            let kernel = launch.kernel;
+            Err(CudaError::Twin(format!("{}.cu, {}: {problem}", kernel.file, kernel.name)))
+        };
+        let threads: u64 = launch.block.iter().map(|&n| u64::from(n)).product();
+        if threads == 0 || threads > 1024 || launch.block[2] > 64 {
+            return refuse(format!("a block of {:?} threads; at most 1024, 64 of them in z", launch.block));
+        }
+        if launch.grid.contains(&0)
+            || launch.grid[0] > 0x7fff_ffff
+            || launch.grid[1..].iter().any(|&n| n > 65535)
+        {
+            return refuse(format!("a grid of {:?} blocks", launch.grid));
+        }
+        let limit = self.info.shared_memory_per_block;
+        if launch.shared > limit {
+            return refuse(format!(
+                "{} bytes of shared memory, the device has {limit} per block",
+                launch.shared
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Shared memory per block as the CUDA C programming guide's table of compute capabilities has it.
+fn describe(compute_capability: u32) -> Result<DeviceInfo> {
+    let shared = match compute_capability {
+        75 => 64,
+        80 | 87 => 163,
+        86 | 89 | 120 => 99,
+        90 | 100 => 227,
+        other => {
+            return Err(CudaError::Unsupported(format!("the host twin knows no compute capability {other}")));
+        }
+    };
+    Ok(DeviceInfo {
+        name: format!("host twin of sm_{compute_capability}"),
+        index: 0,
+        compute_capability,
+        multiprocessors: 4,
+        shared_memory_per_block: shared << 10,
+        l2_cache: 1 << 20,
+        memory: 1 << 32,
+        software: "host twin".to_owned(),
+    })
+}
+
+impl Driver for Twin {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let mut state = self.state();
+        let (used, _) = state.memory.allocated();
+        let free = self.info.memory.saturating_sub(used);
+        if bytes > free {
+            return Err(CudaError::OutOfMemory { bytes, free, total: self.info.memory });
+        }
+        state.memory.allocate(bytes)
+    }
+
+    fn free(&self, address: Address) {
+        self.state().memory.free(address);
+    }
+
+    fn allocated(&self) -> (usize, usize) {
+        self.state().memory.allocated()
+    }
+
+    fn clear(&self, to: Address, bytes: usize) -> Result<()> {
+        self.enqueue(Command::Clear { to, bytes })
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.enqueue(Command::Copy { to, from, bytes })
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        refuse_in_recording(&state, "upload")?;
+        state.memory.bytes_mut(to, from.len(), "upload")?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        let state = self.state();
+        refuse_in_recording(&state, "download")?;
+        to.copy_from_slice(state.memory.bytes(from, to.len(), "download")?);
+        Ok(())
+    }
+
+    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+        let mut state = self.state();
+        refuse_in_recording(&state, "feed")?;
+        state.memory.bytes_mut(to, from.len(), "feed")?.copy_from_slice(from);
+        Ok(())
+    }
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
+        let state = self.state();
+        refuse_in_recording(&state, "fetch")?;
+        Ok(Box::new(Arrived(state.memory.bytes(from, bytes, "fetch")?.to_vec())))
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        self.enqueue(Command::Launch(Box::new(*launch)))
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        self.enqueue(Command::Product(*product))
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        let mut state = self.state();
+        refuse_in_recording(&state, "begin_recording")?;
+        state.recording = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+        let commands = self.state().recording.take();
+        let none = || CudaError::Twin("end_recording without begin_recording".into());
+        Ok(Box::new(Tape(commands.ok_or_else(none)?)))
+    }
+
+    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+        let foreign = || CudaError::Twin("replay of another device's recording".into());
+        let Tape(commands) = recording.as_any().downcast_ref().ok_or_else(foreign)?;
+        let mut state = self.state();
+        refuse_in_recording(&state, "replay")?;
+        for command in commands {
+            self.check(&mut state, command)?;
+            self.run(&mut state, command)?;
+        }
+        Ok(())
+    }
+
+    fn has_clock(&self) -> bool {
+        false
+    }
+
+    fn recall(&self, key: &str) -> Option<String> {
+        self.choices.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        choices.insert(key.to_owned(), choice.to_owned());
+        Ok(())
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        refuse_in_recording(&self.state(), "synchronize")
+    }
+
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        let start = std::time::Instant::now();
+        body()?;
+        Ok(start.elapsed().as_secs_f64())
+    }
+}
+
+/// As CUDA refuses during a capture whatever would wait or cannot be part of a graph.
+fn refuse_in_recording(state: &State, call: &str) -> Result<()> {
+    if state.recording.is_some() {
+        return Err(CudaError::Twin(format!("{call} during a recording")));
+    }
+    Ok(())
+}
