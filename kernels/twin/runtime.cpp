@@ -7,6 +7,7 @@
 #include <link.h>
 
 #include <algorithm>
+#include <map>
 #include <utility>
 
 #include "machine.h"
@@ -28,20 +29,29 @@ static Thread* next_in(uint32 low, uint32 high, uint32 after) {
   return nullptr;
 }
 
+// "0 to 15, 32", of rising numbers.
+static std::string list_text(const std::vector<uint32>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) last++;
+    text += format(text.empty() ? "%u" : ", %u", numbers[i]);
+    if (last > i) text += format(" to %u", numbers[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
 // Who waits where, one line for all who wait at the same place.
 [[noreturn]] static void fail_deadlock() {
   Machine& m = *machine;
-  std::vector<std::pair<std::string, std::string>> places;
+  std::map<std::string, std::vector<uint32>> places;
   for (uint32 i = 0; i < m.count; i++) {
     const Thread& t = m.threads[i];
-    std::string place = t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where;
-    auto known = std::find_if(places.begin(), places.end(), [&](auto& p) { return p.first == place; });
-    if (known == places.end()) known = places.insert(places.end(), {place, ""});
-    if (known->second.size() < 40) known->second += format(known->second.empty() ? "%u" : ",%u", i);
-    else if (known->second.back() != '.') known->second += "...";
+    places[t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where].push_back(i);
   }
   std::string problem = "no thread can go on (a barrier or warp operation that not all reach)";
-  for (auto& p : places) problem += "\n  threads " + p.second + " " + p.first;
+  for (auto& [place, threads] : places) problem += "\n  threads " + list_text(threads) + " " + place;
   fail_launch(problem);
 }
 
