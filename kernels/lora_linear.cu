@@ -580,8 +580,8 @@ extern "C" __global__ void __launch_bounds__(128)
                               float* partial, uint32* counters, int m, int k, int n, int out, int rank,
                               int width, int segments, float scale, int slab_rows) {
   using namespace lora_linear;
-  __shared__ alignas(16) float wide[GRADIENT_ROWS][GRADIENT_COLUMNS];
-  __shared__ alignas(16) float narrow[GRADIENT_ROWS][GRADIENT_WIDTH];
+  __shared__ __align__(16) float wide[GRADIENT_ROWS][GRADIENT_COLUMNS];
+  __shared__ __align__(16) float narrow[GRADIENT_ROWS][GRADIENT_WIDTH];
   __shared__ int flag;
   GradientTile tile =
       gradient_tile(blockIdx.x, du, x, u, dy, da, db, k, n, out, rank, width, segments, scale);
