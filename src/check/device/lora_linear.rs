@@ -57,9 +57,12 @@ const QUICK: &[Case] = &[
     // As much of du as the fused form has room for, and a rank that it does not take.
     Case::new(45, 64, 64, 3, 16),
     Case::new(40, 104, 72, 2, 40),
-    // Several tiles, of the larger kind too.
-    Case::new(200, 256, 256, 3, 8).on(&[0, 2]),
-    Case::new(200, 256, 256, 1, 16),
+    // Several tiles, of the larger kind too, and more terms than the stages of the pipeline hold.
+    Case::new(130, 160, 72, 3, 8).on(&[0, 2]),
+    Case::new(130, 160, 136, 1, 16),
+    // More columns than the warps of a start kernel take in one turn; a slab longer than the pipeline.
+    Case::new(170, 520, 8, 1, 8),
+    Case::new(20, 8, 328, 1, 4).without_bias(),
 ];
 
 const FULL: &[Case] = &[
