@@ -1,8 +1,200 @@
-//! Checks of lora_linear.
+//! Checks of linear, lora_linear and lora_fold.
 
-use super::{Checker, Result};
-use crate::backend::Backend;
+use super::{Checker, Pair, Result, Scope};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Linear, Lora};
+use crate::tensor::DType;
 
-pub(super) fn check<B: Backend>(_c: &mut Checker<'_, B>) -> Result<()> {
+/// A layer of `segments` times `out` outputs, with adapters of rank `rank` on the segments `parts`.
+#[derive(Clone, Copy)]
+struct Case {
+    rows: usize,
+    inputs: usize,
+    out: usize,
+    segments: usize,
+    parts: &'static [usize],
+    rank: usize,
+    bias: bool,
+}
+
+impl Case {
+    const fn new(rows: usize, inputs: usize, out: usize, segments: usize, rank: usize) -> Self {
+        let parts: &[usize] = match segments {
+            1 => &[0],
+            2 => &[0, 1],
+            _ => &[0, 1, 2],
+        };
+        Case { rows, inputs, out, segments, parts, rank, bias: true }
+    }
+
+    const fn on(self, parts: &'static [usize]) -> Self {
+        Case { parts, ..self }
+    }
+
+    const fn without_bias(self) -> Self {
+        Case { bias: false, ..self }
+    }
+
+    fn outputs(&self) -> usize {
+        self.segments * self.out
+    }
+
+    fn at(&self) -> String {
+        let Case { rows, inputs, out, segments, parts, rank, bias } = self;
+        let bias = if *bias { "" } else { ", no bias" };
+        format!("{rows}x{inputs} to {segments}x{out}, r {rank} on {parts:?}{bias}")
+    }
+}
+
+const QUICK: &[Case] = &[
+    // Odd sizes; a rank beyond 16 with them.
+    Case::new(7, 5, 11, 3, 3).on(&[0, 2]),
+    Case::new(33, 35, 17, 2, 40).without_bias(),
+    // Multiples of 8 that are no multiples of any tile, parts not in the order of their segments.
+    Case::new(1, 8, 8, 1, 1),
+    Case::new(77, 96, 72, 3, 8).on(&[1, 0, 2]),
+    Case::new(70, 72, 136, 2, 5).on(&[1]).without_bias(),
+    // As much of du as the fused form has room for, and a rank that it does not take.
+    Case::new(45, 64, 64, 3, 16),
+    Case::new(40, 104, 72, 2, 40),
+    // Several tiles, of the larger kind too, and more terms than the stages of the pipeline hold.
+    Case::new(130, 160, 72, 3, 8).on(&[0, 2]),
+    Case::new(130, 160, 136, 1, 16),
+    // More columns than the warps of a start kernel take in one turn; a slab longer than the pipeline.
+    Case::new(170, 520, 8, 1, 8),
+    Case::new(20, 8, 328, 1, 4).without_bias(),
+];
+
+const FULL: &[Case] = &[
+    Case::new(1600, 768, 768, 3, 8),
+    Case::new(1600, 768, 768, 3, 16).on(&[0, 2]),
+    Case::new(1600, 768, 768, 1, 8),
+    Case::new(32, 768, 768, 2, 8),
+    Case::new(32, 768, 768, 1, 8),
+    Case::new(1600, 768, 3072, 1, 8),
+    Case::new(1600, 3072, 768, 1, 8),
+    Case::new(2 * 257, 1024, 1024, 3, 8),
+    Case::new(4 * 77, 512, 512, 3, 4),
+    Case::new(3 * 242, 768, 768, 3, 64),
+];
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let full = if c.scope == Scope::Full { FULL } else { &[] };
+    for &case in QUICK.iter().chain(full) {
+        let layer = Layer::new(c, case)?;
+        linear(c, case, &layer)?;
+        lora_linear(c, case, &layer)?;
+        lora_fold(c, case, &layer)?;
+    }
     Ok(())
+}
+
+/// A layer and its adapter on both devices.
+struct Layer<B: Backend> {
+    device: Linear<B>,
+    host: Linear<Cpu<f64>>,
+    a: Pair<B>,
+    b: Pair<B>,
+    columns: Vec<usize>,
+}
+
+impl<B: Backend> Layer<B> {
+    /// With values such that x·Wᵀ and the update are of similar size.
+    fn new(c: &Checker<'_, B>, case: Case) -> Result<Self> {
+        let Case { inputs, out, rank, parts, .. } = case;
+        let (real, near_one) = (c.real(), 1.0 / (inputs as f64).sqrt());
+        let weight = c.random([case.outputs(), inputs], real, near_one, 1)?;
+        let bias = c.random([case.outputs()], real, 0.5, 2)?;
+        let a = c.random([parts.len() * rank, inputs], DType::F32, near_one, 3)?;
+        let b = c.random([parts.len(), out, rank], DType::F32, 0.5 / (rank as f64).sqrt(), 4)?;
+        Ok(Layer {
+            device: Linear { weight: weight.device, bias: case.bias.then_some(bias.device) },
+            host: Linear { weight: weight.host, bias: case.bias.then_some(bias.host) },
+            a,
+            b,
+            columns: parts.iter().map(|p| p * out).collect(),
+        })
+    }
+
+    /// The adapter, for the device and for the host.
+    fn lora(&self) -> (Lora<'_, B>, Lora<'_, Cpu<f64>>) {
+        let (columns, scale) = (&self.columns[..], 2.0);
+        let device = Lora { a: &self.a.device, b: &self.b.device, columns, scale };
+        (device, Lora { a: &self.a.host, b: &self.b.host, columns, scale })
+    }
+}
+
+fn linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
+    let (device, cpu, real, at) = (c.device, c.cpu, c.real(), case.at());
+    let x = c.random([case.rows, case.inputs], real, 1.0, 5)?;
+    let residual = c.random([case.rows, case.outputs()], real, 1.0, 6)?;
+    let mut y = c.output([case.rows, case.outputs()], real)?;
+    device.linear(&x.device, &layer.device, Some(&residual.device), &mut y.device)?;
+    cpu.linear(&x.host, &layer.host, Some(&residual.host), &mut y.host)?;
+    c.compare("linear y", &at, &y)?;
+
+    let dy = c.random([case.rows, case.outputs()], real, 1.0, 7)?;
+    let mut dx = c.output([case.rows, case.inputs], real)?;
+    device.linear_backward(&dy.device, &layer.device, &mut dx.device)?;
+    cpu.linear_backward(&dy.host, &layer.host, &mut dx.host)?;
+    c.compare("linear dx", &at, &dx)
+}
+
+fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
+    let (device, cpu, real, at) = (c.device, c.cpu, c.real(), case.at());
+    let (rows, width) = (case.rows, case.parts.len() * case.rank);
+    let (on_device, on_host) = layer.lora();
+    let x = c.random([rows, case.inputs], real, 1.0, 5)?;
+    let residual = c.random([rows, case.outputs()], real, 1.0, 6)?;
+    let mut u = c.output([rows, width], real)?;
+    let mut y = c.output([rows, case.outputs()], real)?;
+    for residual in [None, Some(&residual)] {
+        let (before, host) = (residual.map(|r| &r.device), residual.map(|r| &r.host));
+        device.lora_linear(&x.device, &layer.device, on_device, before, &mut u.device, &mut y.device)?;
+        cpu.lora_linear(&x.host, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
+        c.compare("lora_linear u", &at, &u)?;
+        c.compare("lora_linear y", &at, &y)?;
+    }
+
+    let dy = c.random([rows, case.outputs()], real, 1.0, 7)?;
+    let mut dx = c.output([rows, case.inputs], real)?;
+    for wanted in [false, true] {
+        let mut du = c.output([rows, width], real)?;
+        let (mut da, mut db) =
+            (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
+        device.lora_linear_backward(
+            &dy.device,
+            &x.device,
+            &u.device,
+            &layer.device,
+            on_device,
+            &mut du.device,
+            &mut da.device,
+            &mut db.device,
+            wanted.then_some(&mut dx.device),
+        )?;
+        cpu.lora_linear_backward(
+            &dy.host,
+            &x.host,
+            &u.host,
+            &layer.host,
+            on_host,
+            &mut du.host,
+            &mut da.host,
+            &mut db.host,
+            wanted.then_some(&mut dx.host),
+        )?;
+        c.compare("lora_linear du", &at, &du)?;
+        c.compare("lora_linear dA", &at, &da)?;
+        c.compare("lora_linear dB", &at, &db)?;
+    }
+    c.compare("lora_linear dx", &at, &dx)
+}
+
+fn lora_fold<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
+    let (on_device, on_host) = layer.lora();
+    let mut folded = c.output([case.outputs(), case.inputs], c.real())?;
+    c.device.lora_fold(&layer.device.weight, on_device, &mut folded.device)?;
+    c.cpu.lora_fold(&layer.host.weight, on_host, &mut folded.host)?;
+    c.compare("lora_fold", &case.at(), &folded)
 }

@@ -80,6 +80,13 @@ pub fn check_attention<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>>
     Ok(checker.rows)
 }
 
+/// As [`check`], of linear layers alone.
+pub fn check_lora_linear<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
+    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
+    lora_linear::check(&mut checker)?;
+    Ok(checker.rows)
+}
+
 /// A device under test, and the rows so far.
 pub(super) struct Checker<'a, B: Backend> {
     pub device: &'a B,

@@ -1,0 +1,129 @@
+//! The form in one kernel: for 16-bit types on sm_80 and later, ranks up to 16 and widths in multiples of 8.
+
+use super::*;
+
+/// A block's share of the result, and the kernel for it.
+#[derive(Clone, Copy)]
+pub struct Tile {
+    kernel: &'static str,
+    rows: usize,
+    columns: usize,
+    threads: usize,
+    /// Bytes of dynamic shared memory.
+    shared: usize,
+}
+
+/// Terms and stages of the pipeline, as in the kernels; a term of a row is 2 bytes.
+const DEPTH: usize = 32;
+const STAGES: usize = 4;
+
+/// Columns of du that have room beside the stages.
+const BACKWARD_WIDTH: usize = 48;
+
+/// The kernel for y; none where the fused form cannot compute it.
+pub fn forward_tile(cuda: &Cuda, work: &Forward) -> Option<Tile> {
+    let Parts { out, rank, .. } = work.parts;
+    let padded = padded_rank(cuda, &work.frozen, &work.parts)?;
+    let shared = |rows, columns| STAGES * ((rows + columns) * DEPTH * 2 + padded * (DEPTH + 8) * 4);
+    let names = match padded {
+        8 => ["lora_linear_fused_128x128_r8", "lora_linear_fused_64x64_r8"],
+        _ => ["lora_linear_fused_128x128_r16", "lora_linear_fused_64x64_r16"],
+    };
+    debug_assert!(rank <= padded);
+    // A tile never reaches across two segments.
+    let segments = work.frozen.sizes.n / out;
+    pick(cuda, names, shared, |tile| {
+        work.frozen.sizes.m.div_ceil(tile.rows) * segments * out.div_ceil(tile.columns)
+    })
+}
+
+/// The kernel for du and dx; none where the fused form cannot compute them.
+pub fn backward_tile(cuda: &Cuda, work: &Backward) -> Option<Tile> {
+    let padded = padded_rank(cuda, &work.frozen, &work.parts)?;
+    if work.parts.width > BACKWARD_WIDTH {
+        return None;
+    }
+    let shared = |rows, columns| {
+        let stage = (rows + columns) * DEPTH * 2 + padded * DEPTH * 4;
+        STAGES * stage + rows * (BACKWARD_WIDTH + 8) * 2
+    };
+    let names = match padded {
+        8 => ["lora_linear_backward_fused_128x128_r8", "lora_linear_backward_fused_64x64_r8"],
+        _ => ["lora_linear_backward_fused_128x128_r16", "lora_linear_backward_fused_64x64_r16"],
+    };
+    let Sizes { m, k, .. } = work.frozen.sizes;
+    pick(cuda, names, shared, |tile| m.div_ceil(tile.rows) * k.div_ceil(tile.columns))
+}
+
+/// The rank in whole 8-column tiles, if the fused form can be had at all.
+fn padded_rank(cuda: &Cuda, frozen: &Frozen, parts: &Parts) -> Option<usize> {
+    let Sizes { k, weight_stride, .. } = frozen.sizes;
+    let fits = cuda.has_tensor_cores() && parts.in_packs(k) && weight_stride.is_multiple_of(8);
+    (fits && parts.rank <= 16).then(|| parts.rank.next_multiple_of(8))
+}
+
+/// The large tile if it makes enough blocks for all multiprocessors and has the shared memory it needs, else
+/// the small one.
+fn pick(
+    cuda: &Cuda,
+    [large, small]: [&'static str; 2],
+    shared: impl Fn(usize, usize) -> usize,
+    blocks: impl Fn(&Tile) -> usize,
+) -> Option<Tile> {
+    let info = cuda.driver().info();
+    let large = Tile { kernel: large, rows: 128, columns: 128, threads: 256, shared: shared(128, 128) };
+    let small = Tile { kernel: small, rows: 64, columns: 64, threads: 128, shared: shared(64, 64) };
+    let fits = |tile: &Tile| tile.shared <= info.shared_memory_per_block;
+    if fits(&large) && blocks(&large) >= info.multiprocessors as usize {
+        return Some(large);
+    }
+    fits(&small).then_some(small)
+}
+
+pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
+    let Forward { frozen, parts, u } = work;
+    let Sizes { m, k, n, weight_stride } = frozen.sizes;
+    let args = Args::new()
+        .address(frozen.from)
+        .address(frozen.weight)
+        .address(parts.a)
+        .address(parts.b)
+        .optional(frozen.bias)
+        .optional(frozen.residual)
+        .address(*u)
+        .address(frozen.to)
+        .int(m)
+        .int(k)
+        .int(n)
+        .int(weight_stride)
+        .int(parts.out)
+        .int(parts.rank)
+        .int(parts.width)
+        .int(parts.part_of_segment)
+        .float(parts.scale);
+    let grid = [n / parts.out * parts.out.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
+    cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
+}
+
+pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
+    let Backward { frozen, parts, du } = work;
+    let Sizes { m, k, n, weight_stride } = frozen.sizes;
+    let args = Args::new()
+        .address(frozen.from)
+        .address(frozen.weight)
+        .address(parts.a)
+        .address(parts.b)
+        .address(*du)
+        .address(frozen.to)
+        .int(m)
+        .int(k)
+        .int(n)
+        .int(weight_stride)
+        .int(parts.out)
+        .int(parts.rank)
+        .int(parts.width)
+        .int(parts.part_of_segment)
+        .float(parts.scale);
+    let grid = [k.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
+    cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
+}

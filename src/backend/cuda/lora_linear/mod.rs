@@ -1,0 +1,374 @@
+//! Frozen linear layers, with and without a low-rank update beside them.
+//!
+//! A layer with an adapter has two forms: [`product`], a kernel for the low-rank part and a cuBLASLt
+//! product that adds to it, and [`fused`], one kernel of our own for all of it. Here is what they share: the
+//! checks of shapes, and which form computes what.
+
+mod fused;
+mod gradients;
+mod parts;
+mod product;
+
+use super::driver::Product;
+use super::*;
+use parts::Parts;
+
+pub fn linear(
+    cuda: &Cuda,
+    x: &CudaTensor,
+    layer: &Linear<Cuda>,
+    residual: Option<&CudaTensor>,
+    y: &mut CudaTensor,
+) -> Result<()> {
+    let sizes = Sizes::of("linear", x.matrix(), y.shape.columns(), layer)?;
+    let frozen = Frozen::forward("linear", cuda, sizes, x, layer, residual, y)?;
+    frozen.product(cuda)
+}
+
+pub fn linear_backward(
+    cuda: &Cuda,
+    dy: &CudaTensor,
+    layer: &Linear<Cuda>,
+    dx: &mut CudaTensor,
+) -> Result<()> {
+    let (m, n) = dy.matrix();
+    let sizes = Sizes::of("linear_backward", (m, dx.shape.columns()), n, layer)?;
+    Frozen::backward("linear_backward", cuda, sizes, dy, layer, dx)?.product(cuda)
+}
+
+pub fn lora_linear(
+    cuda: &Cuda,
+    x: &CudaTensor,
+    layer: &Linear<Cuda>,
+    lora: Lora<'_, Cuda>,
+    residual: Option<&CudaTensor>,
+    u: &mut CudaTensor,
+    y: &mut CudaTensor,
+) -> Result<()> {
+    const OP: &str = "lora_linear";
+    let sizes = Sizes::of(OP, x.matrix(), y.shape.columns(), layer)?;
+    let parts = Parts::of(OP, lora, sizes.k, sizes.n)?;
+    expect_matrix(OP, "u", sizes.m, parts.width, u.shape)?;
+    let frozen = Frozen::forward(OP, cuda, sizes, x, layer, residual, y)?;
+    let work = Forward { frozen, parts, u: u.typed(cuda.real())? };
+    if sizes.m == 0 {
+        return Ok(());
+    }
+    let tile = fused::forward_tile(cuda, &work);
+    let form = form(cuda, OP, &work.frozen, &parts, tile.is_some(), &mut |form, y, u| {
+        let work = Forward { frozen: Frozen { to: y, ..work.frozen }, u, ..work };
+        forward_as(form, cuda, &work, tile)
+    })?;
+    forward_as(form, cuda, &work, tile)
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear_backward(
+    cuda: &Cuda,
+    dy: &CudaTensor,
+    x: &CudaTensor,
+    u: &CudaTensor,
+    layer: &Linear<Cuda>,
+    lora: Lora<'_, Cuda>,
+    du: &mut CudaTensor,
+    da: &mut CudaTensor,
+    db: &mut CudaTensor,
+    dx: Option<&mut CudaTensor>,
+) -> Result<()> {
+    const OP: &str = "lora_linear_backward";
+    let sizes = Sizes::of(OP, x.matrix(), dy.shape.columns(), layer)?;
+    let Sizes { m, k, n, .. } = sizes;
+    let parts = Parts::of(OP, lora, k, n)?;
+    expect_matrix(OP, "dy", m, n, dy.shape)?;
+    expect_matrix(OP, "u", m, parts.width, u.shape)?;
+    expect_matrix(OP, "du", m, parts.width, du.shape)?;
+    expect_shape(OP, "da", lora.a.shape, da.shape)?;
+    expect_shape(OP, "db", lora.b.shape, db.shape)?;
+    let real = cuda.real();
+    let (dy_at, du) = (dy.typed(real)?, du.typed(real)?);
+    let frozen = dx.map(|dx| Frozen::backward(OP, cuda, sizes, dy, layer, dx)).transpose()?;
+    let gradients = gradients::Gradients {
+        du,
+        x: x.typed(real)?,
+        u: u.typed(real)?,
+        dy: dy_at,
+        da: da.typed(DType::F32)?,
+        db: db.typed(DType::F32)?,
+        sizes,
+    };
+    match frozen {
+        _ if m == 0 => {}
+        None => product::backward_start(cuda, &parts, sizes, dy_at, du, None)?,
+        Some(frozen) => input_gradient(cuda, &Backward { frozen, parts, du })?,
+    }
+    gradients.launch(cuda, &parts)
+}
+
+/// du and dx, in the form that is the faster one.
+fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
+    let tile = fused::backward_tile(cuda, work);
+    let form = form(
+        cuda,
+        "lora_linear_backward",
+        &work.frozen,
+        &work.parts,
+        tile.is_some(),
+        &mut |form, dx, du| {
+            let work = Backward { frozen: Frozen { to: dx, ..work.frozen }, du, ..*work };
+            backward_as(form, cuda, &work, tile)
+        },
+    )?;
+    backward_as(form, cuda, work, tile)
+}
+
+pub fn lora_fold(
+    cuda: &Cuda,
+    weight: &CudaTensor,
+    lora: Lora<'_, Cuda>,
+    folded: &mut CudaTensor,
+) -> Result<()> {
+    const OP: &str = "lora_fold";
+    expect_shape(OP, "folded", weight.shape, folded.shape)?;
+    let (n, stride) = weight.matrix();
+    let k = lora.a.shape.columns();
+    if stride < k {
+        return Err(BackendError::Shape {
+            op: OP,
+            what: "weight",
+            shapes: Box::new([[n, k].into(), weight.shape]),
+        });
+    }
+    let parts = Parts::of(OP, lora, k, n)?;
+    let pack = 16 / cuda.real().size();
+    let wide = k.is_multiple_of(pack) && stride.is_multiple_of(pack);
+    let (name, columns) = if wide { ("lora_fold", 32 * pack) } else { ("lora_fold_any", 32) };
+    let args = Args::new()
+        .address(weight.typed(cuda.real())?)
+        .address(parts.a)
+        .address(parts.b)
+        .address(folded.typed(cuda.real())?)
+        .int(stride)
+        .int(k)
+        .int(parts.out)
+        .int(parts.rank)
+        .int(parts.part_of_segment)
+        .float(parts.scale);
+    let grid = [stride.div_ceil(columns), parts.out.div_ceil(32), n / parts.out];
+    cuda.launch("lora_linear", name, grid, 128, 0, args)
+}
+
+/// Rows, inputs and outputs of a layer, and elements from one row of its weight to the next.
+#[derive(Clone, Copy)]
+struct Sizes {
+    m: usize,
+    k: usize,
+    n: usize,
+    weight_stride: usize,
+}
+
+impl Sizes {
+    /// `x`: the rows and columns of the input or of its gradient.
+    fn of(op: &'static str, x: (usize, usize), outputs: usize, layer: &Linear<Cuda>) -> Result<Self> {
+        let weight_stride = layer.weight.shape.columns().max(x.1);
+        expect_shape(op, "weight", [outputs, weight_stride], layer.weight.shape)?;
+        Ok(Sizes { m: x.0, k: x.1, n: outputs, weight_stride })
+    }
+}
+
+/// A frozen layer's product, forward (y from x) or backward (dx from dy), without a low-rank update.
+#[derive(Clone, Copy)]
+struct Frozen {
+    sizes: Sizes,
+    forward: bool,
+    from: Address,
+    weight: Address,
+    bias: Option<Address>,
+    residual: Option<Address>,
+    to: Address,
+    dtype: DType,
+}
+
+impl Frozen {
+    fn forward(
+        op: &'static str,
+        cuda: &Cuda,
+        sizes: Sizes,
+        x: &CudaTensor,
+        layer: &Linear<Cuda>,
+        residual: Option<&CudaTensor>,
+        y: &mut CudaTensor,
+    ) -> Result<Self> {
+        let real = cuda.real();
+        expect_matrix(op, "y", sizes.m, sizes.n, y.shape)?;
+        if let Some(residual) = residual {
+            expect_shape(op, "residual", y.shape, residual.shape)?;
+        }
+        if let Some(bias) = &layer.bias {
+            expect_shape(op, "bias", [sizes.n], bias.shape)?;
+        }
+        Ok(Frozen {
+            sizes,
+            forward: true,
+            from: x.typed(real)?,
+            weight: layer.weight.typed(real)?,
+            bias: layer.bias.as_ref().map(|b| b.typed(real)).transpose()?,
+            residual: residual.map(|r| r.typed(real)).transpose()?,
+            to: y.typed(real)?,
+            dtype: real,
+        })
+    }
+
+    fn backward(
+        op: &'static str,
+        cuda: &Cuda,
+        sizes: Sizes,
+        dy: &CudaTensor,
+        layer: &Linear<Cuda>,
+        dx: &mut CudaTensor,
+    ) -> Result<Self> {
+        let real = cuda.real();
+        expect_matrix(op, "dx", sizes.m, sizes.k, dx.shape)?;
+        Ok(Frozen {
+            sizes,
+            forward: false,
+            from: dy.typed(real)?,
+            weight: layer.weight.typed(real)?,
+            bias: None,
+            residual: None,
+            to: dx.typed(real)?,
+            dtype: real,
+        })
+    }
+
+    /// Columns of the result, and of what it is computed from.
+    fn columns(&self) -> (usize, usize) {
+        if self.forward { (self.sizes.n, self.sizes.k) } else { (self.sizes.k, self.sizes.n) }
+    }
+
+    /// Enqueues it as one product.
+    fn product(&self, cuda: &Cuda) -> Result<()> {
+        let (n, k) = self.columns();
+        if self.sizes.m == 0 {
+            return Ok(());
+        }
+        let product = Product {
+            m: self.sizes.m,
+            n,
+            k,
+            x: self.from,
+            x_stride: k,
+            w: self.weight,
+            w_stride: self.sizes.weight_stride,
+            transposed: self.forward,
+            bias: self.bias,
+            add: self.residual,
+            y: self.to,
+            y_stride: n,
+            dtype: self.dtype,
+        };
+        // SAFETY: the addresses are of tensors, or of scratch memory as large, whose shapes and types were
+        // checked against these sizes.
+        Ok(unsafe { cuda.driver().product(&product) }?)
+    }
+}
+
+/// A layer with an adapter, forward.
+#[derive(Clone, Copy)]
+struct Forward {
+    frozen: Frozen,
+    parts: Parts,
+    u: Address,
+}
+
+/// du and dx of a layer with an adapter.
+#[derive(Clone, Copy)]
+struct Backward {
+    frozen: Frozen,
+    parts: Parts,
+    du: Address,
+}
+
+/// [`LoraForm`] without the open question.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Fused,
+    Product,
+}
+
+impl Form {
+    fn name(self) -> &'static str {
+        match self {
+            Form::Fused => "fused",
+            Form::Product => "product",
+        }
+    }
+}
+
+/// `tile` is there whenever `form` says fused.
+fn forward_as(form: Form, cuda: &Cuda, work: &Forward, tile: Option<fused::Tile>) -> Result<()> {
+    match (form, tile) {
+        (Form::Fused, Some(tile)) => fused::forward(cuda, work, tile),
+        _ => product::forward(cuda, work),
+    }
+}
+
+fn backward_as(form: Form, cuda: &Cuda, work: &Backward, tile: Option<fused::Tile>) -> Result<()> {
+    match (form, tile) {
+        (Form::Fused, Some(tile)) => fused::backward(cuda, work, tile),
+        _ => product::backward(cuda, work),
+    }
+}
+
+/// The form to take: the one asked for (fused only where there is such a kernel), else the one remembered,
+/// else the faster one by the clock. `run` enqueues a form with other addresses for the wide and the narrow
+/// result, so that timing does not touch what the caller keeps. Never times inside a recording: what is
+/// recorded has run before.
+fn form(
+    cuda: &Cuda,
+    op: &'static str,
+    frozen: &Frozen,
+    parts: &Parts,
+    fused: bool,
+    run: &mut dyn FnMut(Form, Address, Address) -> Result<()>,
+) -> Result<Form> {
+    match cuda.lora_form() {
+        _ if !fused => return Ok(Form::Product),
+        LoraForm::Product => return Ok(Form::Product),
+        LoraForm::Fused => return Ok(Form::Fused),
+        LoraForm::Auto if !cuda.driver().has_clock() => return Ok(Form::Fused),
+        LoraForm::Auto => {}
+    }
+    let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);
+    let extra = (frozen.bias.is_some(), frozen.residual.is_some());
+    let Parts { count, rank, part_of_segment, .. } = *parts;
+    let key = format!("{op} {dtype} {m}x{k} to {n}, {count} of {rank} at {part_of_segment:x}, {extra:?}");
+    let known = cuda.driver().recall(&key);
+    if let Some(form) = [Form::Fused, Form::Product].into_iter().find(|f| known.as_deref() == Some(f.name()))
+    {
+        return Ok(form);
+    }
+    let wide = (m * frozen.columns().0 * dtype.size()).next_multiple_of(256);
+    let to = cuda.scratch(wide + m * parts.width * dtype.size())?;
+    let mut time = |form| seconds(cuda, &mut || run(form, to, to.offset(wide)));
+    let form = if time(Form::Fused)? <= time(Form::Product)? { Form::Fused } else { Form::Product };
+    cuda.driver().remember(&key, form.name())?;
+    Ok(form)
+}
+
+/// The shortest of several timings of a few launches each, after a first one that does not count.
+fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    const REPETITIONS: usize = 5;
+    const LAUNCHES: usize = 8;
+    run()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..REPETITIONS {
+        let mut done = Ok(());
+        let seconds = cuda.driver().seconds(&mut || {
+            done = (0..LAUNCHES).try_for_each(|_| run());
+            Ok(())
+        })?;
+        done?;
+        best = best.min(seconds);
+    }
+    Ok(best)
+}
