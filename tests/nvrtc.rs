@@ -219,7 +219,8 @@ fn a_folder_overrides_the_embedded_kernels() {
     let prelude = folder.join("prelude.cuh");
     let text = std::fs::read_to_string(&prelude).unwrap();
     std::fs::write(&prelude, text + "\nDEVICE float only_in_the_folder() { return 1.0f; }\n").unwrap();
-    let user = "#include \"prelude.cuh\"\nextern \"C\" __global__ void user(float* x) { *x = only_in_the_folder(); }\n";
+    let user = "#include \"prelude.cuh\"\n\
+                extern \"C\" __global__ void user(float* x) { *x = only_in_the_folder(); }\n";
     let edited = Sources::from_folder(&folder).unwrap().with_file("user.cu", user);
     assert!(compile(&edited, "user", 90, DType::F16).is_ok());
     let embedded = Sources::embedded().with_file("user.cu", user);

@@ -121,7 +121,7 @@ macro_rules! owned_handle {
         impl Drop for $name {
             fn drop(&mut self) {
                 if self.context.enter().is_ok() {
-                    // SAFETY: the handle was made by the driver, is destroyed once, and its context is current.
+                    // SAFETY: made by the driver, destroyed once, and its context is current.
                     unsafe { $destroy(self.raw) };
                 }
             }

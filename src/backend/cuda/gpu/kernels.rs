@@ -160,7 +160,8 @@ fn describe(error: CudaError, launch: &Launch) -> CudaError {
     let Launch { kernel, grid, block, shared, .. } = launch;
     let about = |problem: String| {
         format!(
-            "kernel {} of kernels/{}.cu, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: {problem}",
+            "kernel {} of kernels/{}.cu, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: \
+             {problem}",
             kernel.name, kernel.file
         )
     };

@@ -52,7 +52,7 @@ type Outcome = std::result::Result<Loaded, Problem>;
 struct Wanted {
     name: &'static str,
     files: Vec<String>,
-    /// Loaded too, from the same folder: files that begin like this.
+    /// Loaded too, from the same folder: the files of this name and the library's version.
     companions: Option<&'static str>,
     hint: &'static str,
     /// Whether cudarc finds it.
@@ -271,10 +271,12 @@ fn examine(wanted: &Wanted, opened: Option<&Opened>) -> Outcome {
             path = file_at(address as usize);
         }
     }
+    let (major, version) =
+        (wanted.version)().map_err(|problem| Problem::Unsupported(format!("{}: {problem}", wanted.name)))?;
     // Of the same build as the library, so from beside the one in use.
     let folder = path.as_deref().and_then(Path::parent);
     if let (Some(companions), Some(folder)) = (wanted.companions, folder) {
-        for companion in files_like(folder, companions) {
+        for companion in files_like(folder, &format!("{companions}.{version}")) {
             open_for_good(&companion).map_err(Problem::Unsupported)?;
         }
     }
@@ -287,10 +289,7 @@ fn examine(wanted: &Wanted, opened: Option<&Opened>) -> Outcome {
         Some(opened) => format!("system loader, before {} by {}", opened.path.display(), opened.named_by),
         None => "system loader".to_owned(),
     };
-    match (wanted.version)() {
-        Ok((major, version)) => Ok(Loaded { path, major, version, found_by }),
-        Err(problem) => Err(Problem::Unsupported(format!("{}: {problem}", wanted.name))),
-    }
+    Ok(Loaded { path, major, version, found_by })
 }
 
 /// # Safety
