@@ -329,6 +329,8 @@ def main() -> None:
     parser.add_argument("--reps", type=int, default=50)
     parser.add_argument("--json", type=Path, help="write all measurements here, as they come")
     args = parser.parse_args()
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: PyTorch finds no GPU here; --device cpu tries the script out")
     # f32 means f32, as in the engine.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     timer, entries = Timer(args.device, args.reps), []

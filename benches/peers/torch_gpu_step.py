@@ -83,13 +83,13 @@ def vision_tower(args, variant, compute):
                       target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
     tower = inject_adapter_in_model(lora, tower)
     # peft gives adapters the type of the weights they sit on; the recipe has them in f32.
-    for adapter in adapters(tower):
+    for adapter in trained(tower):
         adapter.data = adapter.data.to(torch.float32)
-    return tower.to(args.device)
+    return tower
 
 
-def adapters(tower):
-    return [p for p in tower.parameters() if p.requires_grad]
+def trained(module):
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 class Batches:
@@ -110,52 +110,61 @@ class Batches:
         self.device = [tuple(t.to(args.device) for t in batch) for batch in self.host]
 
 
+def classifier(args, variant, compute):
+    """Tower, head and text features as one module: what it holds stays in place, so CUDA graphs need not copy it."""
+    import torch
+    from torch import nn
+    from torch.nn.functional import cross_entropy, linear, normalize
+
+    class Classifier(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tower = vision_tower(args, variant, compute)
+            width = self.tower.config.projection_dim
+            self.head = nn.Linear(width, args.classes)
+            # The scale is that of CLIP before training: exp(2.6592).
+            self.register_buffer("text", math.exp(2.6592) * normalize(torch.randn(args.classes, width), dim=-1))
+            self.register_buffer("mean", torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1))
+            self.register_buffer("std", torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1))
+
+        def logits(self, pixels):
+            images = (pixels.float() / 255 - self.mean) / self.std
+            features = normalize(self.tower(pixel_values=images).image_embeds, dim=-1)
+            return self.head(features), linear(features, self.text)
+
+        def losses(self, pixels, labels):
+            with torch.autocast(args.device.type, compute, enabled=compute is not None):
+                by_head, by_text = self.logits(pixels)
+                return cross_entropy(by_head, labels) + 0.3 * cross_entropy(by_text, labels), by_head, by_text
+
+        def loss(self, pixels, labels):
+            return self.losses(pixels, labels)[0]
+
+        def counts(self, pixels, labels):
+            """Loss, and how many images either classifier gets right."""
+            loss, by_head, by_text = self.losses(pixels, labels)
+            right = [(logits.argmax(-1) == labels).sum() for logits in (by_head, by_text)]
+            return torch.stack([loss.float(), *(count.float() for count in right)])
+
+    return Classifier().to(args.device)
+
+
 class Learner:
-    """The step to be timed and what it needs."""
+    """The steps to be timed."""
 
     def __init__(self, args, variant):
         import torch
         torch.manual_seed(0)
-        self.args, self.variant, device = args, variant, args.device
-        self.compute = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": None}[args.dtype]
-        self.tower = vision_tower(args, variant, self.compute).train()
-        width = self.tower.config.projection_dim
-        self.head = torch.nn.Linear(width, args.classes).to(device)
-        text = torch.nn.functional.normalize(torch.randn(args.classes, width, device=device), dim=-1)
-        # As CLIP's logit scale starts out: exp(2.6592).
-        self.text, self.text_scale = text, math.exp(2.6592)
-        self.mean = torch.tensor((0.48145466, 0.4578275, 0.40821073), device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor((0.26862954, 0.26130258, 0.27577711), device=device).view(1, 3, 1, 1)
-        groups = [dict(params=list(self.head.parameters()), lr=1e-3, weight_decay=1e-4),
-                  dict(params=adapters(self.tower), lr=1e-4, weight_decay=1e-2)]
+        compute = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": None}[args.dtype]
+        self.variant, self.model = variant, classifier(args, variant, compute).train()
+        head = self.model.head
+        groups = [dict(params=list(head.parameters()), lr=1e-3, weight_decay=1e-4),
+                  dict(params=trained(self.model.tower), lr=1e-4, weight_decay=1e-2)]
         self.optimizer = torch.optim.AdamW(groups, fused=True, capturable=variant.one_graph)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=args.dtype == "f16")
+        self.scaler = torch.amp.GradScaler(args.device.type, enabled=args.dtype == "f16")
         wrap = torch.compile if variant.compile else lambda f, **_: f
-        self.loss = wrap(self.loss_of, mode=variant.compile)
-        self.counts = wrap(self.counts_of, mode=variant.compile)
-
-    def logits(self, pixels):
-        import torch
-        images = (pixels.float() / 255 - self.mean) / self.std
-        features = torch.nn.functional.normalize(self.tower(pixel_values=images).image_embeds, dim=-1)
-        return self.head(features), self.text_scale * torch.nn.functional.linear(features, self.text)
-
-    def losses(self, pixels, labels):
-        import torch
-        with torch.autocast(self.args.device.type, self.compute, enabled=self.compute is not None):
-            by_head, by_text = self.logits(pixels)
-            cross_entropy = torch.nn.functional.cross_entropy
-            return cross_entropy(by_head, labels) + 0.3 * cross_entropy(by_text, labels), by_head, by_text
-
-    def loss_of(self, pixels, labels):
-        return self.losses(pixels, labels)[0]
-
-    def counts_of(self, pixels, labels):
-        """Loss, and how many images either classifier gets right."""
-        import torch
-        loss, by_head, by_text = self.losses(pixels, labels)
-        right = [(logits.argmax(-1) == labels).sum() for logits in (by_head, by_text)]
-        return torch.stack([loss.float(), *(count.float() for count in right)])
+        self.loss = wrap(self.model.loss, mode=variant.compile)
+        self.counts = wrap(self.model.counts, mode=variant.compile)
 
     def train(self, pixels, labels):
         import torch
@@ -176,14 +185,14 @@ class Learner:
     def merge(self) -> None:
         """Adapters into the weights, as the engine does before it evaluates."""
         from peft.tuners.tuners_utils import BaseTunerLayer
-        for module in self.tower.modules():
+        for module in self.model.modules():
             if isinstance(module, BaseTunerLayer):
                 module.merge()
-        self.tower.eval()
+        self.model.eval()
 
     def skipped(self, calls: int) -> int:
         """Steps of `calls` that loss scaling left out."""
-        return calls - round(self.optimizer.state[self.head.bias]["step"].item())
+        return calls - round(self.optimizer.state[self.model.head.bias]["step"].item())
 
 
 def captured(step, example):
@@ -217,10 +226,9 @@ class Measurement:
 
     def __init__(self, args, variant):
         self.args, self.learner = args, Learner(args, variant)
-        self.batches = Batches(args, self.learner.tower.config.image_size)
-        self.calls = 0
-        trained = adapters(self.learner.tower) + list(self.learner.head.parameters())
-        self.result = {"trained_tensors": len(trained), "trained_parameters": sum(p.numel() for p in trained)}
+        self.batches = Batches(args, self.learner.model.tower.config.image_size)
+        tensors = trained(self.learner.model)
+        self.result = {"trained_tensors": len(tensors), "trained_parameters": sum(p.numel() for p in tensors)}
 
     def note(self, **parts) -> None:
         self.result |= parts
@@ -232,7 +240,7 @@ class Measurement:
             torch.cuda.synchronize()
 
     def first(self, step):
-        """`step` ready to be timed, warmed up, and the seconds of its first call with all compilation."""
+        """`step` ready to be timed; seconds of its first call, which compiles, and until it is warm; its calls."""
         start = time.perf_counter()
         step(*self.batches.device[0])
         self.synchronize()
@@ -243,7 +251,7 @@ class Measurement:
         for i in range(self.args.warm_up):
             step(*self.batches.device[i % self.args.rotation])
         self.synchronize()
-        return step, seconds, calls + self.args.warm_up
+        return step, (seconds, time.perf_counter() - start), calls + self.args.warm_up
 
     def timed(self, step, upload: bool):
         """Percentiles of the steps, and what each returned, kept on the device meanwhile."""
@@ -267,8 +275,8 @@ class Measurement:
         return found, torch.stack(returned).float().cpu()
 
     def train(self) -> None:
-        step, first_s, calls = self.first(self.learner.train)
-        self.note(first_train_step_s=first_s, graph_breaks=graph_breaks())
+        step, (first_s, warm_s), calls = self.first(self.learner.train)
+        self.note(first_train_step_s=first_s, train_warm_after_s=warm_s)
         self.forget_peak()
         resident, losses = self.timed(step, upload=False)
         resident |= self.rate("train", resident)
@@ -284,12 +292,13 @@ class Measurement:
         self.learner.merge()
         self.synchronize()
         merge_s = time.perf_counter() - start
-        step, first_s, _ = self.first(self.learner.evaluate)
+        step, (first_s, warm_s), _ = self.first(self.learner.evaluate)
         self.forget_peak()
         resident, counts = self.timed(step, upload=False)
         resident |= self.rate("eval", resident)
         finite(counts)
-        self.note(merge_s=merge_s, first_eval_s=first_s, eval_resident=resident, eval_memory=self.peak())
+        self.note(merge_s=merge_s, first_eval_s=first_s, eval_warm_after_s=warm_s, eval_resident=resident,
+                  eval_memory=self.peak(), graph_breaks=graph_breaks())
         self.note(eval_uploaded=self.timed(step, upload=True)[0])
 
     def rate(self, what: str, found: dict) -> dict:
@@ -308,7 +317,7 @@ class Measurement:
 
     def moved(self) -> None:
         # B starts at zero: what is still zero was never trained.
-        names = [n for n, p in self.learner.tower.named_parameters()
+        names = [n for n, p in self.learner.model.named_parameters()
                  if p.requires_grad and "lora_B" in n and not p.detach().any()]
         if names:
             raise RuntimeError(f"{len(names)} adapters have not moved, the first is {names[0]}")
@@ -447,11 +456,15 @@ def run_all(args, folder: Path) -> list[dict]:
     found_full = cache.is_dir() and any(cache.iterdir())
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
     os.environ["TRITON_CACHE_DIR"] = str(cache / "triton")
-    settings = {k: getattr(args, k) for k in ("device", "model_size", "classes", "steps", "warm_up", "budget")}
+    planned = ("variants", "batch_sizes", "dtypes")
+    settings = {k: getattr(args, k)
+                for k in (*planned, "device", "model_size", "classes", "steps", "warm_up", "budget")}
     settings |= {"images": "u8 [B, 3, H, W], normalised on the device", "evaluation": "adapters merged",
                  "compile_cache": "filled before" if found_full else "empty before the first compiled variant"}
     deadline = time.monotonic() + args.total
     report = {"settings": settings, "gflop_at_batch_32": GFLOP_AT_32, "machine": None, "variants": []}
+    if args.json:
+        write_json(args.json, report)
     for batch in args.batch_sizes:
         for dtype in args.dtypes:
             for name in args.variants:
