@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # What an NVIDIA GPU says of the engine: correctness, speed beside PyTorch's, and memory errors, in one run.
 #
-#   tools/gpu_report.sh [STAGE...]    of: doctor start check bench peers sanitizer profile; default: all, in this order
+#   tools/gpu_report.sh [STAGE...]    of: doctor start check bench peers sanitizer profile; default: all, in order
 #
-# For a machine with a GPU and without Rust: brings the release binary, needs bash, coreutils and, for the peers, Python
+# For a machine with a GPU and without Rust: needs the release binary, bash, coreutils and, for the peers, Python
 # with torch, transformers and peft. Nothing of the GPU's settings is changed.
 #
 #   ENGINE               the binary (target/release/engine)
