@@ -79,7 +79,7 @@ fn twenty_steps_in_f32_are_the_cpus() {
         assert_eq!((gpu.correct, gpu.text_correct), (cpu.correct, cpu.text_correct), "step {step}");
         assert!(relative(gpu.grad_norm, cpu.grad_norm) < 1e-3, "step {step}: gradient norms");
     }
-    assert!(cpu[19].loss < 0.8 * cpu[0].loss, "nothing was learned: {} to {}", cpu[0].loss, cpu[19].loss);
+    assert!(cpu[19].loss < 0.95 * cpu[0].loss, "nothing was learned: {} to {}", cpu[0].loss, cpu[19].loss);
 }
 
 /// A scale that no f16 gradient survives is halved until one does; every halving skips exactly one step.
@@ -136,11 +136,18 @@ fn a_scale_that_is_too_large_comes_down_by_itself() {
     let stats = train(&mut half, &tiny, 40);
     let skips = stats.iter().take_while(|s| s.skipped).count();
     assert!((10..35).contains(&skips), "{skips} steps were skipped at first");
-    for (i, s) in stats.iter().take(skips + 1).enumerate() {
-        assert_eq!(s.loss_scale, 2f64.powi(40 - i as i32));
+    // The rule, step by step, from the skips alone.
+    let (mut scale, mut good, mut growths) = (scaling.start, 0, 0);
+    for (step, stats) in stats.iter().enumerate() {
+        assert_eq!(stats.loss_scale, scale, "step {step}");
+        good = if stats.skipped { 0 } else { good + 1 };
+        if stats.skipped {
+            scale *= scaling.backoff;
+        } else if good == scaling.interval {
+            (scale, good, growths) = (scale * scaling.growth, 0, growths + 1);
+        }
     }
-    // Three good steps double it again.
-    assert_eq!(stats[skips + 3].loss_scale, 2.0 * stats[skips].loss_scale);
+    assert!(growths > 0, "the scale never grew");
 }
 
 /// Recorded steps do what the same steps do one by one, to the bit; so does a second run.
@@ -240,23 +247,21 @@ fn labels_out_of_range_and_unfit_batches_are_refused() {
 }
 
 #[test]
-fn device_memory_is_given_back() {
+fn steps_allocate_nothing_and_learners_give_their_memory_back() {
     let backend = twin(DType::F16);
-    let before = backend.driver().allocated().0;
     let tiny = tiny(TinySizes::EVEN);
-    let mut learner = learner(backend.clone(), &tiny, None);
-    train(&mut learner, &tiny, 3);
-    let during = backend.driver().allocated().0;
-    assert!(during > before);
-    let steady = {
+    let run = || {
+        let mut learner = learner(backend.clone(), &tiny, None);
         train(&mut learner, &tiny, 3);
-        backend.driver().allocated().0
+        let during = backend.driver().allocated().0;
+        train(&mut learner, &tiny, 3);
+        assert_eq!(during, backend.driver().allocated().0, "steps allocate");
+        drop(learner);
+        (during, backend.driver().allocated().0)
     };
-    assert_eq!(during, steady, "steps allocate");
-    drop(learner);
-    let tensor = backend.zeros([3], DType::F32).unwrap();
-    assert_eq!(tensor.shape(), Shape::from([3]));
-    drop(tensor);
-    // Scratch memory and tables stay for the next learner.
-    assert!(backend.driver().allocated().0 < before + (during - before) / 2);
+    let (during, after) = run();
+    assert!(after < during);
+    // Scratch memory and the optimizer's tables stay for the next learner, which adds nothing to them.
+    let (_, again) = run();
+    assert!(again <= after + 4096, "{after} bytes are left, then {again}");
 }

@@ -151,15 +151,17 @@ struct WarmInit {
 impl LoraInit for WarmInit {
     fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
         let seed = 100 + (layer * 16 + target as usize * 2) as u64;
-        let fill = |shape: [usize; 2], seed| {
+        let fill = |shape: [usize; 2], deviation: f64, seed| {
             let mut tensor = Tensor::zeros(shape, DType::F32);
             let values = normal(shape[0] * shape[1], seed);
             for (bytes, v) in tensor.bytes_mut().chunks_exact_mut(4).zip(values) {
-                bytes.copy_from_slice(&(0.3 * v as f32).to_ne_bytes());
+                bytes.copy_from_slice(&((deviation * v) as f32).to_ne_bytes());
             }
             tensor
         };
-        (fill([self.rank, inputs], seed), fill([outputs, self.rank], seed + 1))
+        // With the scale of 2 the update is half as large as the layer's own output.
+        let (a, b) = (1.0 / (inputs as f64).sqrt(), 0.25 / (self.rank as f64).sqrt());
+        (fill([self.rank, inputs], a, seed), fill([outputs, self.rank], b, seed + 1))
     }
 }
 
