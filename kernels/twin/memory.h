@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "global_memory.h"
 #include "machine.h"
 #include "shared_memory.h"
 
@@ -64,8 +65,8 @@ inline std::string place_text(const void* address) {
   fail_thread("misaligned: " + access + format("address %p is no multiple of %zu", address, bytes));
 }
 
-// Some ten seconds; what waits here for another block waits forever.
-const uint64 MOST_ACCESSES = 1000000000;
+// Some seconds; what waits here for another block waits forever.
+const uint64 MOST_ACCESSES = 100000000;
 
 enum class Memory { global, shared, local, constant };
 
@@ -86,12 +87,15 @@ inline Memory check(const char* what, const void* address, size_t bytes, bool wh
 
 inline void load(const void* address, size_t bytes, bool whole, const void* caller) {
   if (!machine) return;
-  if (check("read", address, bytes, whole, caller) == Memory::shared) read_shared(address, bytes, caller);
+  Memory memory = check("read", address, bytes, whole, caller);
+  if (memory == Memory::global) read_global(address, bytes, caller);
+  if (memory == Memory::shared) read_shared(address, bytes, caller);
 }
 
 inline void store(const void* address, size_t bytes, bool whole, const void* caller) {
   if (!machine) return;
   Memory memory = check("write", address, bytes, whole, caller);
+  if (memory == Memory::global) write_global(address, bytes, false, caller);
   if (memory == Memory::shared) write_shared(address, bytes, false, caller);
   if (memory == Memory::constant) fail_access("write to a constant", address, bytes, true, caller);
 }

@@ -231,6 +231,7 @@ void check_access(const void* address, size_t bytes, const char* what) { check(w
 template <class T, class Change>
 static T change(const char* op, T* at, const void* caller, Change changed) {
   Memory memory = check(op, at, sizeof(T), true, caller);
+  if (memory == Memory::global) write_global(at, sizeof(T), true, caller);
   if (memory == Memory::shared) write_shared(at, sizeof(T), true, caller);
   if (memory == Memory::local || memory == Memory::constant) fail_access(op, at, sizeof(T), true, caller);
   return std::exchange(*at, changed(*at));
@@ -272,7 +273,10 @@ static void check_kind(const char* what, const void* address, Memory wanted, con
 
 void cp_async_16(void* shared, const void* global, bool in_range) {
   check_kind("cp.async to shared memory", shared, Memory::shared, CALLER);
-  if (in_range) check_kind("cp.async from global memory", global, Memory::global, CALLER);
+  if (in_range) {
+    check_kind("cp.async from global memory", global, Memory::global, CALLER);
+    read_global(global, 16, CALLER);
+  }
   expect_copy(shared, 16, CALLER);
   memset(shared, 0xff, 16);
   Thread& me = *machine->current;
@@ -398,6 +402,7 @@ static void run_block(Machine& m, uint64 block) {
   m.live = m.count;
   m.barrier_arrived = 0;
   m.block_epoch = ++m.epoch;
+  m.runs.push_back({m.epoch, 0});
   m.accesses = 0;
   for (Thread& t : m.threads) {
     t.done = false;
@@ -434,6 +439,9 @@ static void find_library(Machine& m) {
   dl_iterate_phdr(look, &m);
 }
 
+// Some 800 MiB of cells.
+const size_t MOST_PAGES = 16384;
+
 static bool prepare(Machine& m) {
   const Launch& l = *m.launch;
   m.block_size = {l.block[0], l.block[1], l.block[2]};
@@ -456,7 +464,12 @@ static bool prepare(Machine& m) {
   if (m.epoch > 1u << 31) {
     m.epoch = 0;
     m.cells.clear();
+    m.pages.clear();
   }
+  if (m.pages.size() > MOST_PAGES) m.pages.clear();
+  m.recent_pages.fill({0, nullptr});
+  m.launch_epoch = m.epoch + 1;
+  m.runs.clear();
   m.cells.resize(std::max<size_t>(m.cells.size(), m.dynamic.bytes + m.fixed.bytes));
   m.recent = {0, 0};
   m.failure.clear();

@@ -289,7 +289,7 @@ fn build(sources: &Sources, file: &str, defines: &[String], runtime: Option<&Pat
     let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
     let mut hash = Sha256::new();
     hash.update(sources.hash(&headers)?);
-    for part in [&compiler.version, file, text, &flags.join(" ")] {
+    for part in [&compiler.version, &compiler.first.join(" "), file, text, &flags.join(" ")] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

@@ -8,7 +8,9 @@
 //! - touches memory that is not its own, or with one instruction what is not aligned to it;
 //! - reads shared memory that the block has not written, or that a `cp.async` has not delivered; device
 //!   memory that nobody has written is NaN in every number type;
-//! - has a race in shared memory, between threads of a block or lanes of a warp;
+//! - has a race in shared memory, between threads of a block or lanes of a warp, or one in device memory,
+//!   between warps or blocks of the launch, a race being two accesses, one of them a write, in no order that
+//!   barriers, `__syncwarp` or (for blocks) atomics give them, even if both write the same value;
 //! - leaves threads waiting at different barriers, or a warp operation without some of its lanes;
 //! - is launched with other arguments, more threads or more dynamic shared memory than it can have.
 //!
