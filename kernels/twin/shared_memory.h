@@ -22,12 +22,12 @@ inline Cell* cells_of(const void* address) {
   return &m.cells[offset];
 }
 
+// The host turns "{+offset}" into the name of the variable.
 inline std::string shared_text(const void* address) {
   Machine& m = *machine;
   const unsigned char* at = static_cast<const unsigned char*>(address);
-  bool dynamic = m.dynamic.holds(at, 1);
-  return format("byte %td of %s shared memory", at - (dynamic ? m.dynamic : m.fixed).start,
-                dynamic ? "dynamic" : "static");
+  if (m.dynamic.holds(at, 1)) return format("byte %td of dynamic shared memory", at - m.dynamic.start);
+  return format("{+%tx} of static shared memory", at - m.fixed.start);
 }
 
 // Whether the running thread comes after what `other` did in this epoch at `stamp`.
@@ -89,7 +89,7 @@ inline void read_shared(const void* address, size_t bytes, const void* caller) {
     if (cell.arriving == m.block_epoch) fail_arriving("reads", at + i, caller, cell.write_site);
     if (cell.write_epoch < m.block_epoch)
       fail_thread("reads " + shared_text(at + i) + " at " + site_text(site_of(caller)) +
-                  ", which nothing has been written to in this block");
+                  ", which this block has not written yet");
     if (cell.write_epoch == m.epoch && !comes_after(cell.writer, cell.write_stamp))
       fail_race("reads", at + i, caller, "wrote", thread_text(cell.writer), cell.write_site);
     note_read(cell, me, caller);
@@ -120,7 +120,7 @@ inline void write_shared(const void* address, size_t bytes, bool atomic, const v
     if (cell.arriving == m.block_epoch) fail_arriving("writes", at + i, caller, cell.write_site);
     if (atomic && cell.write_epoch < m.block_epoch)
       fail_thread("changes " + shared_text(at + i) + " at " + site_text(site_of(caller)) +
-                  ", which nothing has been written to in this block");
+                  ", which this block has not written yet");
     bool both_atomic = atomic && cell.atomic;
     if (cell.write_epoch == m.epoch && !both_atomic && !comes_after(cell.writer, cell.write_stamp))
       fail_race("writes", at + i, caller, "wrote", thread_text(cell.writer), cell.write_site);
