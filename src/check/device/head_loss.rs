@@ -3,7 +3,7 @@
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Classifier, Control, LossWeights, Stat};
-use crate::tensor::{DType, Tensor, View};
+use crate::tensor::{DType, Tensor};
 
 /// What the definition and the device are asked for.
 #[derive(Clone, Copy)]
@@ -66,9 +66,8 @@ fn part<B: Backend>(c: &Checker<'_, B>, whole: &Pair<B>, start: usize, count: us
 }
 
 fn labels<B: Backend>(c: &Checker<'_, B>, labels: &[u32]) -> Result<Pair<B>> {
-    let bytes = bytemuck::cast_slice(labels);
-    let device = c.device.upload(View::new([labels.len()], DType::U32, bytes)?, DType::U32)?;
-    Ok(Pair { device, host: Tensor::from_slice([labels.len()], labels)? })
+    let host = Tensor::from_slice([labels.len()], labels)?;
+    Ok(Pair { device: c.device.upload(host.view(), DType::U32)?, host })
 }
 
 fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
@@ -178,21 +177,14 @@ fn backward<B: Backend>(
 /// Where all logits are equal, the first class is the answer.
 fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let (master, batch, classes, width) = (c.device.master_dtype(), 6, 70, 4);
-    let zeros = |shape: &[usize]| match *shape {
-        [n] => c.pair(&Tensor::zeros([n], DType::F64), master),
-        _ => c.pair(&Tensor::zeros([classes, width], DType::F64), master),
-    };
-    let weights = Weights {
-        weight: zeros(&[classes, width])?,
-        bias: zeros(&[classes])?,
-        text: zeros(&[classes, width])?,
-        text_scale: 1.0,
-    };
+    let vector = |n: usize| c.pair(&Tensor::zeros([n], DType::F64), master);
+    let matrix = || c.pair(&Tensor::zeros([classes, width], DType::F64), master);
+    let weights = Weights { weight: matrix()?, bias: vector(classes)?, text: matrix()?, text_scale: 1.0 };
     let f = c.random([batch, width], master, 1.0, 1)?;
     let labels = labels(c, &[0, 1, 2, 0, 32, 64])?;
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
-    let mut stats = zeros(&[Stat::COUNT])?;
+    let mut stats = vector(Stat::COUNT)?;
     c.device.head_loss(
         &f.device,
         weights.device(),

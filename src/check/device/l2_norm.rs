@@ -1,6 +1,6 @@
 //! Checks of l2_norm.
 
-use super::{Checker, Result, Scope, normal};
+use super::{Checker, Result, Scope, bound, normal};
 use crate::backend::Backend;
 use crate::tensor::Tensor;
 
@@ -21,8 +21,8 @@ fn l2_norm<B: Backend>(c: &mut Checker<'_, B>, rows: usize, width: usize) -> Res
     c.cpu.l2_norm(&x.host, &mut f.host, &mut norms.host)?;
     let at = format!("{rows}x{width}");
     // Nothing is rounded to the activations' type here: the bound of f32 holds for all of them.
-    c.compare_within("l2_norm f", &at, &f, super::bound(master))?;
-    c.compare_within("l2_norm norms", &at, &norms, super::bound(master))?;
+    c.compare_within("l2_norm f", &at, &f, bound(master))?;
+    c.compare_within("l2_norm norms", &at, &norms, bound(master))?;
     if width == 1 {
         // The gradient is zero but for rounding: there is no scale to measure it by.
         return Ok(());
@@ -44,6 +44,6 @@ fn zero<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let (mut f, mut norms) = (c.output([3, 8], master)?, c.output([3], master)?);
     c.device.l2_norm(&x.device, &mut f.device, &mut norms.device)?;
     c.cpu.l2_norm(&x.host, &mut f.host, &mut norms.host)?;
-    c.compare_within("l2_norm f", "a row of zeros", &f, super::bound(master))?;
-    c.compare_within("l2_norm norms", "a row of zeros", &norms, super::bound(master))
+    c.compare_within("l2_norm f", "a row of zeros", &f, bound(master))?;
+    c.compare_within("l2_norm norms", "a row of zeros", &norms, bound(master))
 }
