@@ -3,141 +3,17 @@
 // A fiber runs until it has to wait for others (a barrier, a shuffle, ...), then another goes on. When
 // none can, the launch has failed; so it has when a kernel does what it must not. The launch is then given
 // up where it stands: what the fibers were doing stays undone, and the message goes to the host.
-#include <algorithm>
-#include <cstdarg>
-#include <cstdio>
-#include <memory>
-#include <string>
-
-#include <dlfcn.h>
+#define TWIN_RUNTIME
 #include <link.h>
 
-#define TWIN_RUNTIME
-#include "fiber.h"
-#include "twin.h"
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "machine.h"
+#include "memory.h"
 
 namespace twin {
-
-// ---------------------------------------------------------------- what the host hands over
-
-// A piece of device memory: from `start` up to `end`.
-struct Buffer {
-  uint64 start, end;
-};
-
-struct Launch {
-  const Kernel* kernel;
-  // Of the kernel's library.
-  void (*touch)();
-  uint32 grid[3], block[3];
-  uint64 shared;
-  void** arguments;
-  // Sorted by address.
-  const Buffer* buffers;
-  uint64 buffer_count;
-  // 0: ascending, 1: descending, anything else seeds a shuffle.
-  uint64 order;
-  // Where a message goes.
-  char* message;
-  uint64 message_size;
-};
-
-// ---------------------------------------------------------------- the state of a launch
-
-const int WARP = 32, SLOT = 64;
-
-// A copy on its way from global to shared memory; `group` counts the commits of its thread.
-struct Copy {
-  unsigned char* to;
-  const void* from;
-  uint32 group;
-};
-
-struct Thread {
-  Context context;
-  uint3 index;
-  uint32 linear = 0;
-  bool done = true;
-  // Waits until *gate differs from `seen`; nowhere: runs.
-  const uint64* gate = nullptr;
-  uint64 seen = 0;
-  const char *op = "", *where = "";
-  std::vector<Copy> copies;
-  uint32 open_group = 0;
-};
-
-// The lanes of one mask meeting. The slots are doubled: a fast lane may be at the next meeting while a slow
-// one still reads, but not at the one after it.
-struct Meeting {
-  uint32 mask = 0, arrived = 0, inside = 0;
-  uint64 gate = 0;
-  const char *op = "", *where = "";
-  alignas(16) unsigned char slots[2][WARP][SLOT];
-};
-
-struct Warp {
-  std::vector<std::unique_ptr<Meeting>> meetings;
-};
-
-struct Machine {
-  Stacks stacks;
-  std::vector<Thread> threads;
-  std::vector<Warp> warps;
-  Context host;
-  Thread* current = nullptr;
-
-  const Launch* launch = nullptr;
-  uint32 count = 0, live = 0;
-  uint3 block, block_size, grid_size;
-
-  // The block's barrier.
-  uint64 barrier_gate = 0;
-  uint32 barrier_arrived = 0;
-  const char* barrier_where = "";
-
-  std::vector<unsigned char> dynamic_memory;
-  unsigned char *dynamic = nullptr, *fixed = nullptr;
-  size_t fixed_bytes = 0;
-
-  std::string failure;
-};
-
-// __thread and not thread_local: no constructor to look for at each use.
-static __thread Machine* machine = nullptr;
-
-static std::string format(const char* text, ...) __attribute__((format(printf, 1, 2)));
-static std::string format(const char* text, ...) {
-  char line[512];
-  va_list values;
-  va_start(values, text);
-  vsnprintf(line, sizeof line, text, values);
-  va_end(values);
-  return line;
-}
-
-// The call in the kernel's code that led here, for the host to turn into a source line.
-#define CALLER __builtin_return_address(0)
-
-// Gives the launch up: the host goes on after its switch to the block, and nothing here ever does.
-[[noreturn]] static void fail_launch(const std::string& problem) {
-  Machine& m = *machine;
-  m.failure = format("block (%u,%u,%u): ", m.block.x, m.block.y, m.block.z) + problem;
-  Context abandoned;
-  switch_context(abandoned, m.host);
-  __builtin_unreachable();
-}
-
-// The same for what the running thread did.
-[[noreturn]] static void fail_thread(const std::string& problem, const void* caller = nullptr) {
-  const uint3& t = machine->current->index;
-  std::string place;
-  if (caller) {
-    Dl_info library;
-    if (dladdr(caller, &library))
-      place = format(" at {%zx}", size_t(static_cast<const char*>(caller) - static_cast<char*>(library.dli_fbase)));
-  }
-  fail_launch(format("thread (%u,%u,%u): ", t.x, t.y, t.z) + problem + place);
-}
 
 // ---------------------------------------------------------------- scheduling
 
@@ -153,20 +29,29 @@ static Thread* next_in(uint32 low, uint32 high, uint32 after) {
   return nullptr;
 }
 
+// "0 to 15, 32", of rising numbers.
+static std::string list_text(const std::vector<uint32>& numbers) {
+  std::string text;
+  for (size_t i = 0; i < numbers.size();) {
+    size_t last = i;
+    while (last + 1 < numbers.size() && numbers[last + 1] == numbers[last] + 1) last++;
+    text += format(text.empty() ? "%u" : ", %u", numbers[i]);
+    if (last > i) text += format(" to %u", numbers[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
 // Who waits where, one line for all who wait at the same place.
 [[noreturn]] static void fail_deadlock() {
   Machine& m = *machine;
-  std::vector<std::pair<std::string, std::string>> places;
+  std::map<std::string, std::vector<uint32>> places;
   for (uint32 i = 0; i < m.count; i++) {
     const Thread& t = m.threads[i];
-    std::string place = t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where;
-    auto known = std::find_if(places.begin(), places.end(), [&](auto& p) { return p.first == place; });
-    if (known == places.end()) known = places.insert(places.end(), {place, ""});
-    if (known->second.size() < 40) known->second += format(known->second.empty() ? "%u" : ",%u", i);
-    else if (known->second.back() != '.') known->second += "...";
+    places[t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where].push_back(i);
   }
   std::string problem = "no thread can go on (a barrier or warp operation that not all reach)";
-  for (auto& p : places) problem += "\n  threads " + p.second + " " + p.first;
+  for (auto& [place, threads] : places) problem += "\n  threads " + list_text(threads) + " " + place;
   fail_launch(problem);
 }
 
@@ -192,6 +77,7 @@ static void wait_for(const uint64& gate, uint64 seen, uint32 low, uint32 high) {
 }
 
 static void open_barrier() {
+  machine->epoch++;
   machine->barrier_arrived = 0;
   machine->barrier_gate++;
 }
@@ -218,12 +104,15 @@ static void thread_main() {
 
 // ---------------------------------------------------------------- barriers and warp operations
 
+// Texts of one place are mostly one text.
+static bool same(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 void barrier(const char* where) {
   Machine& m = *machine;
   m.current->op = "__syncthreads";
   m.current->where = where;
   if (m.barrier_arrived == 0) m.barrier_where = where;
-  if (strcmp(m.barrier_where, where) != 0)
+  if (!same(m.barrier_where, where))
     fail_thread(format("reached __syncthreads at %s while others wait in the one at %s", where, m.barrier_where));
   uint64 seen = m.barrier_gate;
   if (++m.barrier_arrived >= m.live) {
@@ -232,6 +121,9 @@ void barrier(const char* where) {
     wait_for(m.barrier_gate, seen, 0, m.count);
   }
 }
+
+// The one operation that lanes may reach at different places of the code.
+static const char* const SYNCWARP = "__syncwarp";
 
 static Meeting& meeting_of(Warp& warp, uint32 mask) {
   Meeting* unused = nullptr;
@@ -258,8 +150,7 @@ static void join_meeting(Meeting& meeting, const char* op, const char* where) {
     meeting.op = op;
     meeting.where = where;
   }
-  bool barriers = !strcmp(op, "__syncwarp") && !strcmp(meeting.op, "__syncwarp");
-  if (!barriers && (strcmp(op, meeting.op) || strcmp(where, meeting.where)))
+  if (!same(op, meeting.op) || (op != SYNCWARP && !same(where, meeting.where)))
     fail_thread(format("reached %s at %s while lanes of the same mask wait in %s at %s", op, where, meeting.op,
                        meeting.where));
 }
@@ -285,6 +176,7 @@ static void meet(uint32 mask, const char* op, const char* where, const T& value,
   if (meeting.arrived == mask) {
     meeting.arrived = 0;
     meeting.gate++;
+    if (op == SYNCWARP) share_knowledge(m.warps[first / WARP], mask);
   } else {
     wait_for(meeting.gate, seen, first, std::min(first + WARP, m.count));
   }
@@ -293,7 +185,7 @@ static void meet(uint32 mask, const char* op, const char* where, const T& value,
 }
 
 void warp_barrier(const char* where, uint32 mask) {
-  meet(mask, "__syncwarp", where, 0, [](auto) {});
+  meet(mask, SYNCWARP, where, 0, [](auto) {});
 }
 
 uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate) {
@@ -333,81 +225,59 @@ uint64 shuffle_bits(const char* where, Shuffle kind, uint32 mask, uint64 bits, i
 
 // ---------------------------------------------------------------- memory
 
-static bool in_shared(const void* address, size_t bytes) {
-  Machine& m = *machine;
-  const unsigned char* at = static_cast<const unsigned char*>(address);
-  auto inside = [&](unsigned char* start, size_t size) { return at >= start && at + bytes <= start + size; };
-  return inside(m.dynamic, m.launch->shared) || inside(m.fixed, m.fixed_bytes);
-}
+// What the thread sanitizer's calls may not see, because the accesses become several there.
+void check_access(const void* address, size_t bytes, const char* what) { check(what, address, bytes, true, CALLER); }
 
-static bool in_global(const void* address, size_t bytes) {
-  const Launch& l = *machine->launch;
-  uint64 at = reinterpret_cast<uint64>(address);
-  const Buffer* next =
-      std::upper_bound(l.buffers, l.buffers + l.buffer_count, at, [](uint64 a, const Buffer& b) { return a < b.start; });
-  return next != l.buffers && at + bytes <= next[-1].end;
-}
-
-static void check(const void* address, size_t bytes, bool allowed, const char* what, const void* caller) {
-  if (reinterpret_cast<uintptr_t>(address) % bytes)
-    fail_thread(format("%s of %zu bytes at %p, which is not aligned to them", what, bytes, address), caller);
-  if (!allowed) fail_thread(format("%s of %zu bytes at %p, out of bounds", what, bytes, address), caller);
-}
-
-void check_access(const void* address, size_t bytes, const char* what) {
-  check(address, bytes, in_shared(address, bytes) || in_global(address, bytes), what, CALLER);
+template <class T, class Change>
+static T change(const char* op, T* at, const void* caller, Change changed) {
+  Memory memory = check(op, at, sizeof(T), true, caller);
+  if (memory == Memory::global) write_global(at, sizeof(T), true, caller);
+  if (memory == Memory::shared) write_shared(at, sizeof(T), true, caller);
+  if (memory == Memory::local || memory == Memory::constant) fail_access(op, at, sizeof(T), true, caller);
+  return std::exchange(*at, changed(*at));
 }
 
 uint32 atomic_add(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicAdd", CALLER);
-  return std::exchange(*at, *at + value);
+  return change("atomicAdd", at, CALLER, [&](uint32 old) { return old + value; });
 }
-
 uint32 atomic_max(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicMax", CALLER);
-  return std::exchange(*at, std::max(*at, value));
+  return change("atomicMax", at, CALLER, [&](uint32 old) { return std::max(old, value); });
 }
-
 uint32 atomic_min(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicMin", CALLER);
-  return std::exchange(*at, std::min(*at, value));
+  return change("atomicMin", at, CALLER, [&](uint32 old) { return std::min(old, value); });
 }
-
 int atomic_max_signed(int* at, int value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicMax", CALLER);
-  return std::exchange(*at, std::max(*at, value));
+  return change("atomicMax", at, CALLER, [&](int old) { return std::max(old, value); });
 }
-
 int atomic_min_signed(int* at, int value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicMin", CALLER);
-  return std::exchange(*at, std::min(*at, value));
+  return change("atomicMin", at, CALLER, [&](int old) { return std::min(old, value); });
 }
-
 uint32 atomic_or(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicOr", CALLER);
-  return std::exchange(*at, *at | value);
+  return change("atomicOr", at, CALLER, [&](uint32 old) { return old | value; });
 }
-
 uint32 atomic_and(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicAnd", CALLER);
-  return std::exchange(*at, *at & value);
+  return change("atomicAnd", at, CALLER, [&](uint32 old) { return old & value; });
 }
-
 uint32 atomic_exchange(uint32* at, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicExch", CALLER);
-  return std::exchange(*at, value);
+  return change("atomicExch", at, CALLER, [&](uint32) { return value; });
 }
-
 uint32 atomic_compare_and_swap(uint32* at, uint32 expected, uint32 value) {
-  check(at, 4, in_shared(at, 4) || in_global(at, 4), "atomicCAS", CALLER);
-  return std::exchange(*at, *at == expected ? value : *at);
+  return change("atomicCAS", at, CALLER, [&](uint32 old) { return old == expected ? value : old; });
 }
 
 // ---------------------------------------------------------------- asynchronous copies
 
+static void check_kind(const char* what, const void* address, Memory wanted, const void* caller) {
+  if (check(what, address, 16, true, caller) != wanted) fail_access(what, address, 16, true, caller);
+}
+
 void cp_async_16(void* shared, const void* global, bool in_range) {
-  check(shared, 16, in_shared(shared, 16), "cp.async to shared memory", CALLER);
-  if (in_range) check(global, 16, in_global(global, 16), "cp.async from global memory", CALLER);
+  check_kind("cp.async to shared memory", shared, Memory::shared, CALLER);
+  if (in_range) {
+    check_kind("cp.async from global memory", global, Memory::global, CALLER);
+    read_global(global, 16, CALLER);
+  }
+  expect_copy(shared, 16, CALLER);
   memset(shared, 0xff, 16);
   Thread& me = *machine->current;
   me.copies.push_back({static_cast<unsigned char*>(shared), in_range ? global : nullptr, me.open_group});
@@ -415,11 +285,13 @@ void cp_async_16(void* shared, const void* global, bool in_range) {
 
 void cp_async_commit() { machine->current->open_group++; }
 
-// Copies land here and nowhere else, so what is read before is poison.
+// Copies land here and nowhere else.
 void cp_async_wait(int pending) {
   Thread& me = *machine->current;
+  const void* caller = CALLER;
   auto landed = [&](const Copy& copy) {
-    if (copy.group + pending >= me.open_group) return false;
+    if (copy.group + uint32(pending) >= me.open_group) return false;
+    land_copy(copy.to, 16, caller);
     if (copy.from) memcpy(copy.to, copy.from, 16);
     else memset(copy.to, 0, 16);
     return true;
@@ -429,7 +301,14 @@ void cp_async_wait(int pending) {
 
 // ---------------------------------------------------------------- matrices
 
+static void expect_whole_warp(const char* op, const void* caller) {
+  uint32 first = machine->current->linear / WARP * WARP;
+  if (machine->count - first < WARP)
+    fail_thread(format("%s at ", op) + site_text(site_of(caller)) + " in a warp of fewer than 32 threads");
+}
+
 Accumulator mma(Accumulator d, Operands operands) {
+  expect_whole_warp("mma_m16n8k16", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
   meet(0xffffffffu, "mma_m16n8k16", "the prelude", operands, [&](auto slots) {
     auto of = [&](int from) { return reinterpret_cast<const Operands*>(slots[from]); };
@@ -448,8 +327,12 @@ Accumulator mma(Accumulator d, Operands operands) {
 }
 
 Fragment ldmatrix(const void* row, int matrices, bool transposed) {
+  expect_whole_warp("ldmatrix", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
-  if (lane < 8 * matrices) check(row, 16, in_shared(row, 16), "ldmatrix", CALLER);
+  if (lane < 8 * matrices) {
+    check_kind("ldmatrix", row, Memory::shared, CALLER);
+    read_shared(row, 16, CALLER);
+  }
   Fragment result = {};
   meet(0xffffffffu, "ldmatrix", "the prelude", row, [&](auto slots) {
     auto element = [&](int matrix, int i, int j) {
@@ -495,7 +378,7 @@ uint16 float_to_half(float value) {
   return sign | uint16((rounded - 0x38000000u) >> 13);
 }
 
-void trap() { fail_thread("__trap", CALLER); }
+void trap() { fail_thread("__trap at " + site_text(site_of(CALLER))); }
 
 // ---------------------------------------------------------------- indices
 
@@ -503,13 +386,13 @@ uint3 thread_index() { return machine->current->index; }
 uint3 block_index() { return machine->block; }
 uint3 block_size() { return machine->block_size; }
 uint3 grid_size() { return machine->grid_size; }
-void* dynamic_shared() { return machine->dynamic; }
+void* dynamic_shared() { return machine->dynamic.start; }
 
 // ---------------------------------------------------------------- blocks and launches
 
 static void poison_shared(Machine& m) {
-  if (m.launch->shared) memset(m.dynamic, 0xff, m.launch->shared);
-  memset(m.fixed, 0xff, m.fixed_bytes);
+  if (m.dynamic.bytes) memset(m.dynamic.start, 0xff, m.dynamic.bytes);
+  memset(m.fixed.start, 0xff, m.fixed.bytes);
 }
 
 static void run_block(Machine& m, uint64 block) {
@@ -518,6 +401,9 @@ static void run_block(Machine& m, uint64 block) {
   m.block.z = uint32(block / (uint64(m.grid_size.x) * m.grid_size.y));
   m.live = m.count;
   m.barrier_arrived = 0;
+  m.block_epoch = ++m.epoch;
+  m.runs.push_back({m.epoch, 0});
+  m.accesses = 0;
   for (Thread& t : m.threads) {
     t.done = false;
     t.gate = nullptr;
@@ -529,30 +415,32 @@ static void run_block(Machine& m, uint64 block) {
   switch_context(m.host, m.threads[0].context);
 }
 
-// The static shared memory of the kernel's library: its thread-local memory, in this OS thread.
-static void find_fixed(Machine& m) {
+// The kernel's library in memory, and its thread-local memory in this OS thread: static shared memory.
+static void find_library(Machine& m) {
   m.launch->touch();
-  m.fixed = nullptr;
-  m.fixed_bytes = 0;
-  dl_iterate_phdr(
-      [](dl_phdr_info* library, size_t, void* data) {
-        Machine& m = *static_cast<Machine*>(data);
-        uint64 code = reinterpret_cast<uint64>(m.launch->touch);
-        const ElfW(Phdr)* local = nullptr;
-        bool ours = false;
-        for (int i = 0; i < library->dlpi_phnum; i++) {
-          const ElfW(Phdr)& part = library->dlpi_phdr[i];
-          uint64 start = library->dlpi_addr + part.p_vaddr;
-          if (part.p_type == PT_LOAD && code >= start && code < start + part.p_memsz) ours = true;
-          if (part.p_type == PT_TLS) local = &part;
-        }
-        if (!ours || !local) return 0;
-        m.fixed = static_cast<unsigned char*>(library->dlpi_tls_data);
-        m.fixed_bytes = local->p_memsz;
-        return 1;
-      },
-      &m);
+  auto look = [](dl_phdr_info* library, size_t, void* data) {
+    Machine& m = *static_cast<Machine*>(data);
+    uint64 code = reinterpret_cast<uint64>(m.launch->touch), base = library->dlpi_addr, end = base;
+    bool ours = false;
+    size_t fixed_bytes = 0;
+    for (int i = 0; i < library->dlpi_phnum; i++) {
+      const ElfW(Phdr)& part = library->dlpi_phdr[i];
+      if (part.p_type == PT_TLS) fixed_bytes = part.p_memsz;
+      if (part.p_type != PT_LOAD) continue;
+      uint64 start = base + part.p_vaddr;
+      end = std::max<uint64>(end, start + part.p_memsz);
+      ours = ours || (code >= start && code < start + part.p_memsz);
+    }
+    if (!ours) return 0;
+    m.library = {reinterpret_cast<unsigned char*>(base), size_t(end - base)};
+    m.fixed = {static_cast<unsigned char*>(library->dlpi_tls_data), fixed_bytes};
+    return 1;
+  };
+  dl_iterate_phdr(look, &m);
 }
+
+// Some 800 MiB of cells.
+const size_t MOST_PAGES = 16384;
 
 static bool prepare(Machine& m) {
   const Launch& l = *m.launch;
@@ -570,9 +458,20 @@ static bool prepare(Machine& m) {
     make_context(t.context, m.stacks[i], Stacks::BYTES, thread_main);
   }
   m.dynamic_memory.resize(l.shared + 128);
-  m.dynamic = m.dynamic_memory.data();
-  m.dynamic += -reinterpret_cast<uintptr_t>(m.dynamic) % 128;
-  find_fixed(m);
+  unsigned char* start = m.dynamic_memory.data();
+  m.dynamic = {start + -reinterpret_cast<uintptr_t>(start) % 128, l.shared};
+  find_library(m);
+  if (m.epoch > 1u << 31) {
+    m.epoch = 0;
+    m.cells.clear();
+    m.pages.clear();
+  }
+  if (m.pages.size() > MOST_PAGES) m.pages.clear();
+  m.recent_pages.fill({0, nullptr});
+  m.launch_epoch = m.epoch + 1;
+  m.runs.clear();
+  m.cells.resize(std::max<size_t>(m.cells.size(), m.dynamic.bytes + m.fixed.bytes));
+  m.recent = {0, 0};
   m.failure.clear();
   return true;
 }
@@ -600,16 +499,17 @@ extern "C" __attribute__((visibility("default"))) void twin_machine_free(twin::M
 // 0 when the kernel ran to its end; otherwise the message says what it did.
 extern "C" __attribute__((visibility("default"))) int twin_run(twin::Machine* m, const twin::Launch* launch) {
   m->launch = launch;
-  twin::machine = m;
   if (!twin::prepare(*m)) {
     m->failure = "no memory for the stacks of its threads";
   } else {
+    // Set only now: without a machine the checks let everything pass, the library's own code included.
+    twin::machine = m;
     for (uint64 block : twin::block_order(*m)) {
       twin::run_block(*m, block);
       if (!m->failure.empty()) break;
     }
+    twin::machine = nullptr;
   }
-  twin::machine = nullptr;
   if (m->failure.empty()) return 0;
   snprintf(launch->message, launch->message_size, "%s", m->failure.c_str());
   return 1;

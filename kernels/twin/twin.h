@@ -5,7 +5,7 @@
 // instrumentation that the kernels get: there every load and store calls a check first (memory.h).
 //
 // Left out on purpose, so that a kernel that uses them does not compile: atomics on floats (their order
-// is not fixed), __activemask, and everything that differs between devices without a macro to ask.
+// is not fixed) and __activemask (what it gives is up to the compiler).
 #pragma once
 
 #include <math.h>
@@ -31,6 +31,8 @@ typedef unsigned long long uint64;
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define DEVICE __forceinline__
+// CUDA's compilers take alignas behind __shared__ too, where C++ has no place for it.
+#define alignas(bytes) __attribute__((aligned(bytes)))
 
 // Static shared memory is the library's thread-local memory and nothing else is, which is how the runtime
 // finds it: blocks run one at a time on an OS thread.
@@ -70,7 +72,7 @@ __attribute__((const)) void* dynamic_shared();
 
 // `where` is the source line, for messages and to tell one barrier from another.
 void barrier(const char* where);
-void warp_barrier(const char* where, uint32 mask = 0xffffffffu);
+void warp_barrier(const char* where, uint32 mask);
 uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate);
 
 enum class Shuffle { index, up, down, exclusive_or };
@@ -128,6 +130,12 @@ __attribute__((const)) uint16 float_to_half(float value);
 
 namespace twin {
 
+// A call with or without a mask.
+struct WarpBarrier {
+  const char* where;
+  DEVICE void operator()(uint32 mask = 0xffffffffu) const { warp_barrier(where, mask); }
+};
+
 template <class T>
 DEVICE T shuffle(const char* where, Shuffle kind, uint32 mask, T value, int amount, int width = 32) {
   static_assert(std::is_arithmetic<T>::value && (sizeof(T) == 4 || sizeof(T) == 8),
@@ -142,7 +150,7 @@ DEVICE T shuffle(const char* where, Shuffle kind, uint32 mask, T value, int amou
 }  // namespace twin
 
 #define __syncthreads() twin::barrier(TWIN_HERE)
-#define __syncwarp(...) twin::warp_barrier(TWIN_HERE, ##__VA_ARGS__)
+#define __syncwarp(...) twin::WarpBarrier{TWIN_HERE}(__VA_ARGS__)
 #define __shfl_sync(...) twin::shuffle(TWIN_HERE, twin::Shuffle::index, __VA_ARGS__)
 #define __shfl_up_sync(...) twin::shuffle(TWIN_HERE, twin::Shuffle::up, __VA_ARGS__)
 #define __shfl_down_sync(...) twin::shuffle(TWIN_HERE, twin::Shuffle::down, __VA_ARGS__)

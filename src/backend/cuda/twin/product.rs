@@ -30,7 +30,7 @@ pub fn check(memory: &Memory, p: &Product) -> Result<()> {
         if stride < columns {
             return Err(CudaError::Twin(format!("{what}: rows of {columns} only {stride} elements apart")));
         }
-        if at.0 % p.dtype.size() as u64 != 0 {
+        if !at.0.is_multiple_of(p.dtype.size() as u64) {
             return Err(CudaError::Twin(format!("{what}: {:#x} is not aligned to {}", at.0, p.dtype)));
         }
         memory.check(at, extent(rows, columns, stride, p.dtype), what)
