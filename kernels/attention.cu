@@ -124,7 +124,7 @@ DEVICE void accumulate(float (&sums)[General<CHUNK>::ROWS][General<CHUNK>::COLUM
   using G = General<CHUNK>;
   weights += (threadIdx.x >> 5) * G::ROWS * G::TILE;
   tile += threadIdx.x & 31;
-#pragma unroll 2
+#pragma unroll 1
   for (int j = 0; j < count; j += 4) {
     Pack<float, 4> w[G::ROWS];
 #pragma unroll
@@ -144,6 +144,7 @@ DEVICE void accumulate(float (&sums)[General<CHUNK>::ROWS][General<CHUNK>::COLUM
 // Σ over the columns of a·b in row `row`, in every lane of the warp.
 DEVICE float row_dot(const Rows& a, const Rows& b, int row, int head) {
   float sum = 0.0f;
+#pragma unroll 2
   for (int c = threadIdx.x & 31; c < head; c += 32) {
     sum += to_float(a.at[row * a.stride + c]) * to_float(b.at[row * b.stride + c]);
   }
@@ -267,7 +268,7 @@ DEVICE void backward_general(const Rows& own1, const Rows& own2, const Rows& oth
         stage<G::TILE, CHUNK, G::PITCH>(shared.tile1, other1, tile, column, head);
         stage<G::TILE, CHUNK, G::PITCH>(shared.tile2, other2, tile, column, head);
         if (KEYS_OWN && i == 1) {
-#pragma unroll 4
+#pragma unroll 2
           for (int row = warp; row < G::TILE; row += WARPS) {
             bool inside = tile + row < sizes.queries;
             float delta = inside ? row_dot(d_o, o, tile + row, head) : 0.0f;
@@ -342,7 +343,7 @@ ATTENTION_GENERAL(128)
 // At 384 heads of 50 tokens and width 64 in f32: 44 MB from memory (13 µs), 1.4 GFLOP·2 by count of the
 // seven products (46 µs at 60 TFLOP/s), and as in the forward pass shared memory is what limits.
 #define ATTENTION_BACKWARD_GENERAL(CHUNK)                                                                  \
-  extern "C" __global__ void __launch_bounds__(attention::THREADS, 3)                                         \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                         \
       attention_backward_general_##CHUNK(ATTENTION_BACKWARD_PARAMETERS) {                                  \
     __shared__ attention::General<CHUNK>::Shared shared;                                                   \
     ATTENTION_HEAD;                                                                                        \
@@ -389,7 +390,7 @@ struct Mma {
 template <int HEAD>
 DEVICE void copy_tile(Real* tile, const Rows& from, int first, int head) {
   constexpr int PACKS = HEAD / 8;
-#pragma unroll
+#pragma unroll 4
   for (int i = 0; i < Mma<HEAD>::TILE * PACKS / THREADS; i++) {
     int at = threadIdx.x + i * THREADS, row = at / PACKS, c = at % PACKS * 8;
     bool inside = first + row < from.count && c < head;
@@ -605,7 +606,7 @@ DEVICE void query_numbers(float* lse2, float* delta, const Rows& d_o, const Rows
   int at = threadIdx.x >> 1, part = threadIdx.x & 1, row = first + at;
   bool inside = row < d_o.count;
   float sum = 0.0f;
-#pragma unroll
+#pragma unroll(HEAD > 96 ? 1 : 4)
   for (int i = 0; i < HEAD / 16; i++) {
     int c = (2 * i + part) * 8;
     if (inside && c < head) {

@@ -54,6 +54,12 @@ impl Size {
         AttentionShape { heads: self.heads, causal: self.causal }
     }
 
+    /// Rounded in f32, scores of about `scale` are off by some 1e-7 of that, and an exponential passes the
+    /// error on as a relative one.
+    fn bound(&self, dtype: DType) -> f64 {
+        bound(dtype).max(5e-7 * self.scale)
+    }
+
     fn describe(&self) -> String {
         let &Size { batch, queries, keys, heads, head, causal, scale } = self;
         let of = if queries == keys { String::new() } else { format!(" of {keys}") };
@@ -76,7 +82,7 @@ fn quick_packed<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         Size::of(2, 17, 2, 8),
         Size::of(1, 1, 2, 32),
         Size::of(1, 64, 1, 32),
-        Size::of(1, 130, 1, 32),
+        Size::of(1, 130, 1, 32).scaled(64.0),
         Size::of(1, 130, 1, 32).causal(),
         Size::of(2, 50, 2, 64),
         Size::of(1, 65, 1, 64),
@@ -171,8 +177,7 @@ fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
         &mut scratch.host,
         AttentionGradient::Packed(&mut dqkv.host),
     )?;
-    let at = size.describe();
-    c.compare("attention o", &at, &o)?;
+    c.compare_within("attention o", &size.describe(), &o, size.bound(real))?;
     compare_columns(c, "attention dq", size, &dqkv, 0..d)?;
     compare_columns(c, "attention dk", size, &dqkv, d..2 * d)?;
     compare_columns(c, "attention dv", size, &dqkv, 2 * d..3 * d)
@@ -208,8 +213,7 @@ fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
         &mut scratch.host,
         AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host },
     )?;
-    let at = size.describe();
-    c.compare("attention split o", &at, &o)?;
+    c.compare_within("attention split o", &size.describe(), &o, size.bound(real))?;
     compare_columns(c, "attention split dq", size, &dq, 0..d)?;
     compare_columns(c, "attention split dk", size, &dkv, 0..d)?;
     compare_columns(c, "attention split dv", size, &dkv, d..2 * d)
@@ -245,7 +249,7 @@ fn compare_columns<B: Backend>(
     } else {
         relative_error(&found, &expected)
     };
-    let (at, bound) = (size.describe(), bound(c.real()));
+    let (at, bound) = (size.describe(), size.bound(c.real()));
     c.rows.push(Row { name: name.into(), at, error, bound, peer: None });
     Ok(())
 }
