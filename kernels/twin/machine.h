@@ -3,10 +3,13 @@
 
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdarg>
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -100,6 +103,23 @@ struct Cell {
   uint8 atomic;
 };
 
+// The same for two bytes of device memory; see global_memory.h.
+struct GlobalCell {
+  uint32 write_epoch, write_site, read_epoch, read_site;
+  uint16 writer, reader;
+  uint8 atomic, read_before;
+};
+
+struct GlobalPage {
+  static const size_t BYTES = 4096;
+  GlobalCell cells[BYTES / 2];
+};
+
+// The epochs in which a block started and did its last atomic in device memory, 0 for none.
+struct BlockRun {
+  uint32 start, last_atomic;
+};
+
 struct Machine {
   Stacks stacks;
   std::vector<Thread> threads;
@@ -121,10 +141,18 @@ struct Machine {
   Region dynamic, fixed;
   std::vector<Cell> cells;
   // Goes up at every barrier and with every block, so that what is older needs no clearing.
-  uint32 epoch = 0, block_epoch = 0;
+  uint32 epoch = 0, block_epoch = 0, launch_epoch = 0;
+
+  // What is known of device memory, by page; the blocks of the launch so far.
+  std::unordered_map<uint64, std::unique_ptr<GlobalPage>> pages;
+  std::array<std::pair<uint64, GlobalPage*>, 64> recent_pages;
+  std::vector<BlockRun> runs;
+
 
   // The kernel's library: its constants may be read.
   Region library;
+  // Of the block so far.
+  uint64 accesses = 0;
   // The buffer of the last access.
   Buffer recent = {0, 0};
 

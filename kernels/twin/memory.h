@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "global_memory.h"
 #include "machine.h"
 #include "shared_memory.h"
 
@@ -64,11 +65,17 @@ inline std::string place_text(const void* address) {
   fail_thread("misaligned: " + access + format("address %p is no multiple of %zu", address, bytes));
 }
 
+// Some ten seconds; what waits here for another block waits forever.
+const uint64 MOST_ACCESSES = 1000000000;
+
 enum class Memory { global, shared, local, constant };
 
 // The checks of an access that is one instruction on the device, all but races.
 inline Memory check(const char* what, const void* address, size_t bytes, bool whole, const void* caller) {
   Machine& m = *machine;
+  if (++m.accesses > MOST_ACCESSES)
+    fail_thread("after " + std::to_string(MOST_ACCESSES) + " accesses the block still runs; the last was at " +
+                site_text(site_of(caller)));
   bool aligned = !whole || reinterpret_cast<uintptr_t>(address) % bytes == 0;
   if (!aligned) fail_access(what, address, bytes, false, caller);
   if (in_global(address, bytes)) return Memory::global;
@@ -80,12 +87,15 @@ inline Memory check(const char* what, const void* address, size_t bytes, bool wh
 
 inline void load(const void* address, size_t bytes, bool whole, const void* caller) {
   if (!machine) return;
-  if (check("read", address, bytes, whole, caller) == Memory::shared) read_shared(address, bytes, caller);
+  Memory memory = check("read", address, bytes, whole, caller);
+  if (memory == Memory::global) read_global(address, bytes, caller);
+  if (memory == Memory::shared) read_shared(address, bytes, caller);
 }
 
 inline void store(const void* address, size_t bytes, bool whole, const void* caller) {
   if (!machine) return;
   Memory memory = check("write", address, bytes, whole, caller);
+  if (memory == Memory::global) write_global(address, bytes, false, caller);
   if (memory == Memory::shared) write_shared(address, bytes, false, caller);
   if (memory == Memory::constant) fail_access("write to a constant", address, bytes, true, caller);
 }

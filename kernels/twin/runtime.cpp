@@ -104,12 +104,15 @@ static void thread_main() {
 
 // ---------------------------------------------------------------- barriers and warp operations
 
+// Texts of one place are mostly one text.
+static bool same(const char* a, const char* b) { return a == b || !strcmp(a, b); }
+
 void barrier(const char* where) {
   Machine& m = *machine;
   m.current->op = "__syncthreads";
   m.current->where = where;
   if (m.barrier_arrived == 0) m.barrier_where = where;
-  if (strcmp(m.barrier_where, where) != 0)
+  if (!same(m.barrier_where, where))
     fail_thread(format("reached __syncthreads at %s while others wait in the one at %s", where, m.barrier_where));
   uint64 seen = m.barrier_gate;
   if (++m.barrier_arrived >= m.live) {
@@ -118,6 +121,9 @@ void barrier(const char* where) {
     wait_for(m.barrier_gate, seen, 0, m.count);
   }
 }
+
+// The one operation that lanes may reach at different places of the code.
+static const char* const SYNCWARP = "__syncwarp";
 
 static Meeting& meeting_of(Warp& warp, uint32 mask) {
   Meeting* unused = nullptr;
@@ -144,8 +150,7 @@ static void join_meeting(Meeting& meeting, const char* op, const char* where) {
     meeting.op = op;
     meeting.where = where;
   }
-  bool barriers = !strcmp(op, "__syncwarp") && !strcmp(meeting.op, "__syncwarp");
-  if (!barriers && (strcmp(op, meeting.op) || strcmp(where, meeting.where)))
+  if (!same(op, meeting.op) || (op != SYNCWARP && !same(where, meeting.where)))
     fail_thread(format("reached %s at %s while lanes of the same mask wait in %s at %s", op, where, meeting.op,
                        meeting.where));
 }
@@ -171,7 +176,7 @@ static void meet(uint32 mask, const char* op, const char* where, const T& value,
   if (meeting.arrived == mask) {
     meeting.arrived = 0;
     meeting.gate++;
-    if (!strcmp(op, "__syncwarp")) share_knowledge(m.warps[first / WARP], mask);
+    if (op == SYNCWARP) share_knowledge(m.warps[first / WARP], mask);
   } else {
     wait_for(meeting.gate, seen, first, std::min(first + WARP, m.count));
   }
@@ -180,7 +185,7 @@ static void meet(uint32 mask, const char* op, const char* where, const T& value,
 }
 
 void warp_barrier(const char* where, uint32 mask) {
-  meet(mask, "__syncwarp", where, 0, [](auto) {});
+  meet(mask, SYNCWARP, where, 0, [](auto) {});
 }
 
 uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate) {
@@ -226,6 +231,7 @@ void check_access(const void* address, size_t bytes, const char* what) { check(w
 template <class T, class Change>
 static T change(const char* op, T* at, const void* caller, Change changed) {
   Memory memory = check(op, at, sizeof(T), true, caller);
+  if (memory == Memory::global) write_global(at, sizeof(T), true, caller);
   if (memory == Memory::shared) write_shared(at, sizeof(T), true, caller);
   if (memory == Memory::local || memory == Memory::constant) fail_access(op, at, sizeof(T), true, caller);
   return std::exchange(*at, changed(*at));
@@ -267,7 +273,10 @@ static void check_kind(const char* what, const void* address, Memory wanted, con
 
 void cp_async_16(void* shared, const void* global, bool in_range) {
   check_kind("cp.async to shared memory", shared, Memory::shared, CALLER);
-  if (in_range) check_kind("cp.async from global memory", global, Memory::global, CALLER);
+  if (in_range) {
+    check_kind("cp.async from global memory", global, Memory::global, CALLER);
+    read_global(global, 16, CALLER);
+  }
   expect_copy(shared, 16, CALLER);
   memset(shared, 0xff, 16);
   Thread& me = *machine->current;
@@ -292,7 +301,14 @@ void cp_async_wait(int pending) {
 
 // ---------------------------------------------------------------- matrices
 
+static void expect_whole_warp(const char* op, const void* caller) {
+  uint32 first = machine->current->linear / WARP * WARP;
+  if (machine->count - first < WARP)
+    fail_thread(format("%s at ", op) + site_text(site_of(caller)) + " in a warp of fewer than 32 threads");
+}
+
 Accumulator mma(Accumulator d, Operands operands) {
+  expect_whole_warp("mma_m16n8k16", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
   meet(0xffffffffu, "mma_m16n8k16", "the prelude", operands, [&](auto slots) {
     auto of = [&](int from) { return reinterpret_cast<const Operands*>(slots[from]); };
@@ -311,6 +327,7 @@ Accumulator mma(Accumulator d, Operands operands) {
 }
 
 Fragment ldmatrix(const void* row, int matrices, bool transposed) {
+  expect_whole_warp("ldmatrix", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
   if (lane < 8 * matrices) {
     check_kind("ldmatrix", row, Memory::shared, CALLER);
@@ -385,6 +402,8 @@ static void run_block(Machine& m, uint64 block) {
   m.live = m.count;
   m.barrier_arrived = 0;
   m.block_epoch = ++m.epoch;
+  m.runs.push_back({m.epoch, 0});
+  m.accesses = 0;
   for (Thread& t : m.threads) {
     t.done = false;
     t.gate = nullptr;
@@ -420,6 +439,9 @@ static void find_library(Machine& m) {
   dl_iterate_phdr(look, &m);
 }
 
+// Some 800 MiB of cells.
+const size_t MOST_PAGES = 16384;
+
 static bool prepare(Machine& m) {
   const Launch& l = *m.launch;
   m.block_size = {l.block[0], l.block[1], l.block[2]};
@@ -442,7 +464,12 @@ static bool prepare(Machine& m) {
   if (m.epoch > 1u << 31) {
     m.epoch = 0;
     m.cells.clear();
+    m.pages.clear();
   }
+  if (m.pages.size() > MOST_PAGES) m.pages.clear();
+  m.recent_pages.fill({0, nullptr});
+  m.launch_epoch = m.epoch + 1;
+  m.runs.clear();
   m.cells.resize(std::max<size_t>(m.cells.size(), m.dynamic.bytes + m.fixed.bytes));
   m.recent = {0, 0};
   m.failure.clear();

@@ -5,7 +5,7 @@
 // instrumentation that the kernels get: there every load and store calls a check first (memory.h).
 //
 // Left out on purpose, so that a kernel that uses them does not compile: atomics on floats (their order
-// is not fixed), __activemask, and everything that differs between devices without a macro to ask.
+// is not fixed) and __activemask (what it gives is up to the compiler).
 #pragma once
 
 #include <math.h>
@@ -31,6 +31,8 @@ typedef unsigned long long uint64;
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define DEVICE __forceinline__
+// CUDA's compilers take alignas behind __shared__ too, where C++ has no place for it.
+#define alignas(bytes) __attribute__((aligned(bytes)))
 
 // Static shared memory is the library's thread-local memory and nothing else is, which is how the runtime
 // finds it: blocks run one at a time on an OS thread.

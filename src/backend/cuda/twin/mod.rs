@@ -4,7 +4,25 @@
 //! per file as the GPU has one module per file, and run by kernels/twin/runtime.cpp, which reports what a
 //! GPU might let pass. The matrix products that cuBLASLt does on a GPU are the CPU backend's here.
 //!
-//! It is an instrument for tests: slow, and in need of a C++ compiler (`c++`, or what CXX names) on Linux.
+//! A launch fails, with the kernel, the thread and the source lines, when a kernel
+//! - touches memory that is not its own, or with one instruction what is not aligned to it;
+//! - reads shared memory that the block has not written, or that a `cp.async` has not delivered; device
+//!   memory that nobody has written is NaN in every number type;
+//! - has a race in shared memory, between threads of a block or lanes of a warp;
+//! - leaves threads waiting at different barriers, or a warp operation without some of its lanes;
+//! - is launched with other arguments, more threads or more dynamic shared memory than it can have.
+//!
+//! Blocks run one after another in a shuffled order ([`Twin::set_block_order`]). What the twin cannot see:
+//! - time, registers, spills, bank conflicts, `__launch_bounds__`, the sum of dynamic and static shared memory;
+//! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
+//! - one static shared array running into the next, global arrays of one buffer running into each other;
+//! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong, and how
+//!   the device rounds: there is no fused multiply-add unless the kernel says `fmaf`, and `expf` and its kin
+//!   are the C library's;
+//! - wgmma and TMA, which it does not have. Dividing an integer by zero ends the process.
+//!
+//! It is an instrument for tests: slow, and in need of Linux, a C++ compiler (`c++`, or what CXX names), and
+//! for source lines in its messages of binutils.
 
 mod library;
 mod memory;

@@ -1,0 +1,92 @@
+// Races in device memory, within a launch: launches follow each other.
+//
+// As in shared memory, but coarser, because there is more of it: a cell stands for two bytes, single bytes
+// are not followed, and lanes of one warp count as ordered. Threads of a block are ordered by its barriers.
+// Blocks are ordered by nothing but atomics in device memory: what a block did before an atomic is known to
+// a block that has done one since, which is how the last block finds the results of the others.
+#pragma once
+
+#include <algorithm>
+
+#include "machine.h"
+
+namespace twin {
+
+const uint16 OTHER_WARPS = 0xffff;
+
+inline GlobalCell* global_cells_of(uint64 address) {
+  Machine& m = *machine;
+  uint64 number = address / GlobalPage::BYTES;
+  auto& recent = m.recent_pages[number % m.recent_pages.size()];
+  if (recent.first != number || !recent.second) {
+    auto& page = m.pages[number];
+    if (!page) page = std::make_unique<GlobalPage>();
+    recent = {number, page.get()};
+  }
+  return recent.second->cells + address % GlobalPage::BYTES / 2;
+}
+
+// Whether the running thread comes after what `thread` did at `epoch`.
+inline bool comes_after_global(uint32 epoch, uint16 thread) {
+  const Machine& m = *machine;
+  if (epoch < m.launch_epoch) return true;
+  if (epoch >= m.block_epoch)
+    return epoch < m.epoch || (thread != OTHER_WARPS && thread / WARP == m.current->linear / WARP);
+  auto after = [](uint32 e, const BlockRun& run) { return e < run.start; };
+  const BlockRun& theirs = std::upper_bound(m.runs.begin(), m.runs.end(), epoch, after)[-1];
+  return theirs.last_atomic >= epoch && m.runs.back().last_atomic > 0;
+}
+
+[[noreturn]] inline void fail_global_race(const char* mine, uint64 at, const void* caller, const char* theirs,
+                                          uint32 epoch, uint16 thread, uint32 site) {
+  Machine& m = *machine;
+  bool same_block = epoch >= m.block_epoch;
+  auto in_buffer = [&](const Buffer& b) { return at >= b.start && at < b.end; };
+  uint64 start = in_buffer(m.recent) ? m.recent.start : 0;
+  std::string who = !same_block ? "another block" : thread == OTHER_WARPS ? "other warps" : thread_text(thread);
+  fail_thread(format("race: %s byte %llu of a buffer of %llu bytes at ", mine, at - start, m.recent.end - start) +
+              site_text(site_of(caller)) + ", which " + who + " " + theirs + " at " + site_text(site) +
+              (same_block ? " with no barrier between" : " in the same launch"));
+}
+
+inline void read_global(const void* address, size_t bytes, const void* caller) {
+  Machine& m = *machine;
+  uint64 at = reinterpret_cast<uint64>(address), end = at + bytes;
+  uint16 me = uint16(m.current->linear);
+  for (at &= ~uint64(1); at < end; at += 2) {
+    GlobalCell& cell = *global_cells_of(at);
+    if (!comes_after_global(cell.write_epoch, cell.writer))
+      fail_global_race("reads", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
+    if (cell.read_epoch < m.launch_epoch) cell.read_before = 0;
+    else if (cell.read_epoch < m.block_epoch) cell.read_before = 1;
+    bool joins = cell.read_epoch == m.epoch && (cell.reader == OTHER_WARPS || cell.reader / WARP != me / WARP);
+    cell.reader = joins ? OTHER_WARPS : me;
+    cell.read_epoch = m.epoch;
+    cell.read_site = site_of(caller);
+  }
+}
+
+inline void write_global(const void* address, size_t bytes, bool atomic, const void* caller) {
+  Machine& m = *machine;
+  uint64 at = reinterpret_cast<uint64>(address), end = at + bytes;
+  uint16 me = uint16(m.current->linear);
+  if (bytes == 1) return;
+  for (at &= ~uint64(1); at < end; at += 2) {
+    GlobalCell& cell = *global_cells_of(at);
+    if (!(atomic && cell.atomic) && !comes_after_global(cell.write_epoch, cell.writer))
+      fail_global_race("writes", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
+    if (!comes_after_global(cell.read_epoch, cell.reader))
+      fail_global_race("writes", at, caller, "read", cell.read_epoch, cell.reader, cell.read_site);
+    if (cell.read_epoch >= m.launch_epoch && cell.read_before && m.runs.back().last_atomic == 0)
+      fail_global_race("writes", at, caller, "read", m.launch_epoch, me, cell.read_site);
+    cell.write_epoch = m.epoch;
+    cell.writer = me;
+    cell.write_site = site_of(caller);
+    cell.atomic = atomic;
+    cell.read_epoch = 0;
+    cell.read_before = 0;
+  }
+  if (atomic) m.runs.back().last_atomic = m.epoch;
+}
+
+}  // namespace twin
