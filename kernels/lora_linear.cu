@@ -44,7 +44,7 @@ DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int
         bool inside = m < rows && c0 + c < depth;
         shared.wide[m][c] = inside ? to_float(left[size_t(m) * left_stride + c0 + c]) : 0.0f;
       }
-#pragma unroll
+#pragma unroll 8
       for (int step = 0; step < ANY_WIDTH * ANY_DEPTH / ANY_THREADS; step++) {
         int i = step * ANY_THREADS + threadIdx.x;
         int j = TRANSPOSED ? i % ANY_WIDTH : i / ANY_DEPTH, c = TRANSPOSED ? i / ANY_WIDTH : i % ANY_DEPTH;
@@ -52,7 +52,7 @@ DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int
         shared.narrow[j][c] = j0 + j < width && c0 + c < depth ? right[at] : 0.0f;
       }
       __syncthreads();
-#pragma unroll 4
+#pragma unroll 2
       for (int c = 0; c < ANY_DEPTH; c += 4) {
         Pack<float, 4> r = load_pack<4>(&shared.narrow[lane][c]);
 #pragma unroll
@@ -89,7 +89,7 @@ DEVICE void any_wide(AnyShared& shared, const Real* narrow, int narrow_stride, i
       }
       __syncthreads();
       if (c < columns) {
-#pragma unroll 4
+#pragma unroll 2
         for (int j = 0; j < count; j++) {
           float r = right[TRANSPOSED ? size_t(j0 + j) * right_stride + c : size_t(c) * right_stride + j0 + j];
 #pragma unroll
@@ -244,7 +244,7 @@ DEVICE void wide_tiles(const Real* narrow, int narrow_stride, int rows, int widt
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
   uint32 first[4];
   narrow_fragment(first, narrow, narrow_stride, rows, width, 0);
-#pragma unroll 3
+#pragma unroll 2
   for (int c0 = (threadIdx.x >> 5) * 32; c0 < columns; c0 += 32 * START_WARPS) {
     float sum[4][4] = {};
     for (int k0 = 0; k0 < width; k0 += 16) {
@@ -277,7 +277,7 @@ DEVICE void wide_tiles(const Real* narrow, int narrow_stride, int rows, int widt
 // rows of an mma), 100 blocks: fewer rows would read A and B more often, more would leave multiprocessors
 // idle. Its 8 warps share the K terms of u, then the columns of y.
 #if TENSOR_CORES
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     lora_linear_start(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                       const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
                       int m, int k, int n, int out, int rank, int width, int parts, float scale) {
@@ -315,7 +315,7 @@ EXPORT_KERNEL(lora_linear_start)
 
 // As lora_linear_start, for any type and size: a block of 16 rows and 128 threads, about 6000 cycles of
 // shared memory reads for u at the sizes above, beside a product that takes twenty times as long in f32.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_start_any(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                           const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
                           int m, int k, int n, int out, int rank, int width, int parts, float scale) {
@@ -340,7 +340,7 @@ EXPORT_KERNEL(lora_linear_start_any)
 // Same sizes: dy 7.4 MB, dx 2.5 MB, A and B 74 KB per block: about 2 µs from L2. Blocks as in
 // lora_linear_start; the warps share the `out` terms of every part and meet once for six tiles of 8 columns.
 #if TENSOR_CORES
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     lora_linear_backward_start(const Real* __restrict__ dy, const float* __restrict__ a,
                                const float* __restrict__ b, Real* du, Real* dx, int m, int k, int n, int out,
                                int rank, int width, int count, int segments, float scale) {
@@ -376,7 +376,7 @@ EXPORT_KERNEL(lora_linear_backward_start)
 #endif
 
 // As lora_linear_backward_start, for any type and size.
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_backward_start_any(const Real* __restrict__ dy, const float* __restrict__ a,
                                    const float* __restrict__ b, Real* du, Real* dx, int m, int k, int n,
                                    int out, int rank, int width, int count, int segments, float scale) {
