@@ -3,7 +3,7 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
-use clip_engine::backend::{Activation, Backend, Control, DeviceTensor, LossScaling};
+use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::check::device::check_steps;
 use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::clip::vision::Savings;
@@ -231,7 +231,6 @@ fn the_schedule_moves_the_rates_of_recorded_steps() {
         let gpu = gpu.view().to_tensor(DType::F64).unwrap();
         let error = clip_engine::check::relative_error(gpu.typed().unwrap(), cpu.typed().unwrap());
         assert!(error < 1e-4, "{name}: {error:e}");
-        assert_eq!(gpu.shape(), cpu.shape());
     }
 }
 
