@@ -18,6 +18,7 @@
 //! - time, registers, spills, bank conflicts, `__launch_bounds__`;
 //! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
 //! - one static shared array running into the next, global arrays of one buffer running into each other;
+//! - races in device memory between lanes of one warp, and those of single-byte writes;
 //! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong, and how
 //!   the device rounds: there is no fused multiply-add unless the kernel says `fmaf`, and `expf` and its kin
 //!   are the C library's;
