@@ -158,6 +158,15 @@ extern "C" __global__ void shared_beyond(float* y) {
 }
 EXPORT_KERNEL(shared_beyond)
 
+// Dynamic shared memory as large as a block can have, and one float beside it.
+extern "C" __global__ void a_float_too_much(float* y) {
+  __shared__ float one;
+  if (threadIdx.x == 0) one = 1.0f;
+  __syncthreads();
+  y[threadIdx.x] = one;
+}
+EXPORT_KERNEL(a_float_too_much)
+
 extern "C" __global__ void misaligned_pack(const float* x, float* y) {
   store_pack(y + 4 * threadIdx.x, load_pack<4>(x + 4 * threadIdx.x + 1));
 }
