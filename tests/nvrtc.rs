@@ -318,15 +318,15 @@ fn all_files_are_compiled_at_once() {
         sources = sources.with_file(&format!("{name}.cu"), &PROBE.replace("probe_", &format!("{name}_")));
     }
     let count = sources.kernel_files().count();
-    let cold = cubins.all(&sources, 90, DType::F16).unwrap();
-    let warm = cubins.all(&sources, 90, DType::F16).unwrap();
+    let cold = cubins.common(&sources, 90, DType::F16).unwrap();
+    let warm = cubins.common(&sources, 90, DType::F16).unwrap();
     assert!(cold.len() == count && cold.iter().all(|c| !c.cached));
     assert!(warm.len() == count && warm.iter().all(|c| c.cached));
     assert!(cold.iter().zip(&warm).all(|(a, b)| a.file == b.file && a.code == b.code));
 
     let broken = sources.with_file("d.cu", "not C++");
     assert!(
-        matches!(cubins.all(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d")
+        matches!(cubins.common(&broken, 90, DType::F16), Err(CudaError::Compile { file, .. }) if file == "d")
     );
 }
 

@@ -12,6 +12,9 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// tried without a build.
 pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
+/// Kernels for heads of other sizes than the 64 of nearly every CLIP. They take long to compile.
+const RARE: [&str; 4] = ["attention_32", "attention_80", "attention_96", "attention_128"];
+
 /// Every file of kernels/, by its path there.
 #[derive(Debug, Clone)]
 pub struct Sources {
@@ -54,6 +57,12 @@ impl Sources {
     /// Path below kernels/ and text of every file.
     pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
         self.files.iter().map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
+    /// Those of [`Sources::kernel_files`] that nearly every run needs; the others are compiled when a kernel
+    /// of theirs is first launched.
+    pub fn common_kernel_files(&self) -> impl Iterator<Item = &str> {
+        self.kernel_files().filter(|file| !RARE.contains(file))
     }
 
     /// The files with kernels, without ".cu".

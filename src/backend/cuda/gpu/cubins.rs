@@ -19,7 +19,7 @@ const MAGIC: &[u8; 8] = b"CECUBIN1";
 const CHECKSUM: usize = 32;
 
 /// The compiler recurses deeply in templates.
-const COMPILER_STACK: usize = 16 << 20;
+pub const COMPILER_STACK: usize = 16 << 20;
 
 /// Machine code of a kernel file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +42,11 @@ impl Cubins {
         Cubins { folder }
     }
 
-    /// All kernel files, compiled in parallel where they are not there yet.
-    pub fn all(&self, sources: &Sources, architecture: u32, dtype: DType) -> Result<Vec<Cubin>> {
-        let files: Vec<&str> = sources.kernel_files().collect();
+    /// The kernel files that nearly every run needs, compiled in parallel where they are not there yet.
+    pub fn common(&self, sources: &Sources, architecture: u32, dtype: DType) -> Result<Vec<Cubin>> {
+        let mut files: Vec<&str> = sources.common_kernel_files().collect();
+        // The longest first: one that begins last is waited for alone.
+        files.sort_by_key(|file| std::cmp::Reverse(sources.text(&format!("{file}.cu")).map_or(0, str::len)));
         let next = AtomicUsize::new(0);
         let done = Mutex::new(Vec::with_capacity(files.len()));
         let work = || {

@@ -1,16 +1,19 @@
 //! Loaded kernels, found by name and launched.
 
-use super::cubins::Cubin;
+use super::cubins::{COMPILER_STACK, Cubin, Cubins};
 use super::handles::{Context, Module, Stream, check};
 use super::libraries;
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
+use crate::backend::cuda::source::Sources;
+use crate::tensor::DType;
 use cudarc::driver::sys as cu;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_uint};
 use std::ptr::null_mut;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 /// A kernel of a module that is loaded.
 #[derive(Clone)]
@@ -27,22 +30,63 @@ struct Function {
 // SAFETY: the driver's handles may be used on any thread.
 unsafe impl Send for Function {}
 
-/// The modules of all kernel files.
+/// What it takes to compile a kernel file, or to find it compiled.
+pub struct Compiler {
+    pub cubins: Cubins,
+    pub sources: Sources,
+    pub architecture: u32,
+    pub dtype: DType,
+}
+
+impl Compiler {
+    /// The files that nearly every run needs.
+    pub fn common(&self) -> Result<Vec<Cubin>> {
+        self.cubins.common(&self.sources, self.architecture, self.dtype)
+    }
+
+    /// One of the others.
+    fn rare(&self, file: &str) -> Result<Cubin> {
+        let get = || self.cubins.get(&self.sources, file, self.architecture, self.dtype);
+        thread::scope(|scope| {
+            let compiler = thread::Builder::new().stack_size(COMPILER_STACK).spawn_scoped(scope, get);
+            match compiler.map(|thread| thread.join()) {
+                Ok(Ok(cubin)) => cubin,
+                // No thread to be had, or a panic in it.
+                _ => get(),
+            }
+        })
+    }
+}
+
+/// The modules of the kernel files that were needed so far.
 pub struct Kernels {
     functions: Mutex<HashMap<Kernel, Function>>,
-    modules: HashMap<String, Module>,
+    modules: Mutex<HashMap<String, Module>>,
+    compiler: Compiler,
     shared_limit: usize,
     context: Arc<Context>,
 }
 
 impl Kernels {
-    /// Loads all cubins. `shared_limit`: bytes of shared memory that a block can have on this device.
-    pub fn load(context: &Arc<Context>, cubins: &[Cubin], shared_limit: usize) -> Result<Self> {
+    /// Loads the cubins that are there. `shared_limit`: bytes of shared memory that a block can have on this
+    /// device.
+    pub fn load(
+        context: &Arc<Context>,
+        compiler: Compiler,
+        cubins: &[Cubin],
+        shared_limit: usize,
+    ) -> Result<Self> {
         let mut modules = HashMap::new();
         for cubin in cubins {
             modules.insert(cubin.file.clone(), Module::load(context, &cubin.code)?);
         }
-        Ok(Kernels { functions: Mutex::new(HashMap::new()), modules, shared_limit, context: context.clone() })
+        Ok(Kernels {
+            functions: Mutex::new(HashMap::new()),
+            modules: Mutex::new(modules),
+            compiler,
+            shared_limit,
+            context: context.clone(),
+        })
     }
 
     /// Enqueues a kernel.
@@ -108,10 +152,14 @@ impl Kernels {
     }
 
     fn find(&self, kernel: Kernel) -> Result<Function> {
-        let module = self.modules.get(kernel.file).ok_or_else(|| CudaError::Call {
-            call: "cuModuleGetFunction",
-            problem: format!("there is no kernels/{}.cu", kernel.file),
-        })?;
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let module = match modules.entry(kernel.file.to_owned()) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let cubin = self.compiler.rare(kernel.file)?;
+                entry.insert(Module::load(&self.context, &cubin.code)?)
+            }
+        };
         let name =
             CString::new(kernel.name).map_err(|_| failed(kernel, "its name has a zero byte".into()))?;
         let raw = module.function(&name)?.ok_or_else(|| {

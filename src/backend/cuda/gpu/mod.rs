@@ -26,7 +26,7 @@ use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;
 use handles::{Context, DeviceBuffer, Event, GraphExec, Stream};
-use kernels::Kernels;
+use kernels::{Compiler, Kernels};
 use product::Products;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -99,10 +99,17 @@ impl Gpu {
         info.software = software()?;
         let architecture = compile::architecture_for(info.compute_capability)?;
         let folder = |name: &str| options.cache.as_ref().map(|cache| cache.join(name));
-        let cubins = Cubins::new(folder("kernels")).all(sources, architecture, dtype)?;
+        let compiler = Compiler {
+            cubins: Cubins::new(folder("kernels")),
+            sources: sources.clone(),
+            architecture,
+            dtype,
+        };
+        // Before the context, which need not wait for an error here.
+        let common = compiler.common()?;
 
         let context = Context::retain(raw)?;
-        let kernels = Kernels::load(&context, &cubins, info.shared_memory_per_block)?;
+        let kernels = Kernels::load(&context, compiler, &common, info.shared_memory_per_block)?;
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
             recording: Mutex::new(RecordingState::Closed),
