@@ -42,7 +42,7 @@ fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<(
     let (real, master) = (c.real(), c.device.master_dtype());
     let (device_norm, host_norm) = norm(c, shape[2], 1)?;
     // Rows away from zero: their variance is small beside the square of their mean.
-    let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| v + 2.0).collect();
+    let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| 0.5 * v + 2.0).collect();
     let x = c.pair(&Tensor::from_slice(shape, &values)?, real)?;
     let mut y: Pair<B> = c.output(shape, real)?;
     let mut stats = c.output([shape[0], shape[1], 2], master)?;
