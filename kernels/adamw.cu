@@ -141,21 +141,27 @@ extern "C" __global__ void __launch_bounds__(adamw::THREADS)
   __shared__ Constants constants;
   __shared__ int flag;
   float scale = loss_scale_of(control, scaling);
-  Chunk chunk = {0, 0};
-  if (int(blockIdx.x) < count) chunk = chunks[blockIdx.x];
-  // One thread works out what needs double, the barriers of the sum hand it to the others.
-  if (threadIdx.x == 0 && int(blockIdx.x) < count) {
-    double rate = tensors[chunk.tensor].learning_rate * double(*factor);
-    constants = {float(beta1), float(beta2), float(1.0 - beta1), float(1.0 - beta2), float(eps), 1.0f / scale,
-                 float(1.0 - rate * tensors[chunk.tensor].weight_decay), float(rate / corrections[0]),
-                 float(corrections[1])};
+  // The part is looked up before the sum, so that both are waited for together. Without any chunk there is
+  // one block, with an empty part.
+  Part part = {};
+  if (int(blockIdx.x) < count) {
+    Chunk chunk = chunks[blockIdx.x];
+    const Tensor& tensor = tensors[chunk.tensor];
+    part = part_of(tensor, chunk);
+    // One thread works out what needs double; the barriers of the sum hand it to the others.
+    if (threadIdx.x == 0) {
+      double rate = tensor.learning_rate * double(*factor);
+      constants = {float(beta1), float(beta2), float(1.0 - beta1), float(1.0 - beta2), float(eps), 1.0f / scale,
+                   float(1.0 - rate * tensor.weight_decay), float(rate / corrections[0]),
+                   float(corrections[1])};
+    }
   }
   float total = 0.0f;
 #pragma unroll 4
   for (int i = threadIdx.x; i < count; i += THREADS) total += squares[i];
   total = block_sum(total, scratch);
   bool skip = scaling && !is_finite(total);
-  if (!skip && int(blockIdx.x) < count) update_part(part_of(tensors[chunk.tensor], chunk), constants);
+  if (!skip) update_part(part, constants);
   if (!last_block(counter, gridDim.x, &flag) || threadIdx.x != 0) return;
   stats[STAT_GRADIENT_SQUARED] = total;
   stats[STAT_LOSS_SCALE] = scale;

@@ -115,15 +115,15 @@ DEVICE void take_backward(const Real* __restrict__ dy, const uint32* __restrict_
 // an H100's memory. A block takes `rows` rows of an image (8: 896 blocks at 32×224), which lie side by side
 // in memory, into shared memory, and writes runs of p numbers; the division by std is a table look-up, made
 // once a block.
-#define PATCH_EMBED_PIXELS(name, N)                                                                      \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                           \
+#define PATCH_EMBED_PIXELS(name, N)                                                                       \
+  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                            \
       name(const uint8* __restrict__ images, Real* __restrict__ patches, int side, int across, int patch, \
-           int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {        \
-    DYNAMIC_SHARED(uint8, strip);                                                                        \
-    __shared__ float table[3][embed::LEVELS];                                                            \
-    embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                     \
-    embed::pixels<N>(images, patches, strip, table, side, across, patch, rows);                          \
-  }                                                                                                      \
+           int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {         \
+    DYNAMIC_SHARED(uint8, strip);                                                                         \
+    __shared__ float table[3][embed::LEVELS];                                                             \
+    embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                      \
+    embed::pixels<N>(images, patches, strip, table, side, across, patch, rows);                           \
+  }                                                                                                       \
   EXPORT_KERNEL(name)
 PATCH_EMBED_PIXELS(patch_embed_pixels_wide, embed::WIDE)
 PATCH_EMBED_PIXELS(patch_embed_pixels_pairs, 2)
@@ -132,11 +132,11 @@ PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
 
 // The same for numbers that are normalised already, Real [B, 3, side, side]: a copy, one pack a thread.
 // Moves each number in and out: 19.3 MB at 32 images of 224 in f16, 5.7 µs.
-#define PATCH_EMBED_NUMBERS(name, N)                                                                      \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                            \
+#define PATCH_EMBED_NUMBERS(name, N)                                                                       \
+  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                             \
       name(const Real* __restrict__ images, Real* __restrict__ patches, int side, int across, int patch) { \
-    embed::numbers<N>(images, patches, side, across, patch);                                              \
-  }                                                                                                       \
+    embed::numbers<N>(images, patches, side, across, patch);                                               \
+  }                                                                                                        \
   EXPORT_KERNEL(name)
 PATCH_EMBED_NUMBERS(patch_embed_numbers_wide, embed::WIDE)
 PATCH_EMBED_NUMBERS(patch_embed_numbers_ones, 1)
@@ -145,12 +145,12 @@ PATCH_EMBED_NUMBERS(patch_embed_numbers_ones, 1)
 // y[b] = x[b, rows[b]]; x Real [B, s, width], y Real [B, width]. A row that is not in its sequence gives NaN,
 // since the host does not see the indices. 98 KB at 32×768: the launch is the cost. A block for each row
 // (and for each further 128 packs of it).
-#define TAKE_ROWS(name, N)                                                                          \
-  extern "C" __global__ void __launch_bounds__(embed::COPY_THREADS)                                 \
+#define TAKE_ROWS(name, N)                                                                           \
+  extern "C" __global__ void __launch_bounds__(embed::COPY_THREADS)                                  \
       name(const Real* __restrict__ x, const uint32* __restrict__ rows, Real* __restrict__ y, int s, \
-           int width) {                                                                             \
-    embed::take<N>(x, rows, y, s, width);                                                           \
-  }                                                                                                 \
+           int width) {                                                                              \
+    embed::take<N>(x, rows, y, s, width);                                                            \
+  }                                                                                                  \
   EXPORT_KERNEL(name)
 TAKE_ROWS(take_rows_wide, embed::WIDE)
 TAKE_ROWS(take_rows_ones, 1)

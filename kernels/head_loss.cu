@@ -9,6 +9,10 @@ namespace head_loss {
 const int WARPS = 8;
 const int THREADS = 32 * WARPS;
 
+// Blocks that must fit a multiprocessor: there is hardly one for each, so registers are better spent on loads
+// that are on their way together.
+const int BLOCKS = 2;
+
 // Images whose features meet a class row while it is in registers.
 const int IMAGES = 4;
 
@@ -204,32 +208,32 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
 // Grid: class tiles × groups of 4 images × (head, text): 7·8·2 = 112 blocks. A warp holds parts of 2 class
 // rows and 4 features at once: 8 products for 6 loads. The last block of a group takes its cross entropies
 // (a warp a row), the last group adds up the batch in the order of the images: one launch instead of three.
-#define HEAD_LOSS(name, N)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                           \
-      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ bias,    \
-           const float* __restrict__ text_weight, float text_scale, const uint32* __restrict__ labels,       \
+#define HEAD_LOSS(name, N)                                                                                    \
+  extern "C" __global__ void __launch_bounds__(head_loss::THREADS, head_loss::BLOCKS)                         \
+      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ bias,     \
+           const float* __restrict__ text_weight, float text_scale, const uint32* __restrict__ labels,        \
            float* head, float* text, float* outcomes, uint32* counters, float* stats, int batch, int classes, \
-           int width) {                                                                                      \
-    using namespace head_loss;                                                                               \
-    __shared__ int flag;                                                                                     \
-    int kind = blockIdx.z, group = blockIdx.y, groups = gridDim.y;                                           \
-    float* out = kind == 0 ? head : text;                                                                    \
-    logits<N>(f, kind == 0 ? weight : text_weight, kind == 0 ? bias : nullptr,                               \
-              kind == 0 ? 1.0f : text_scale, out, batch, classes, width);                                    \
-    if (!last_block(counters + kind * groups + group, gridDim.x, &flag)) return;                             \
-    int warp = threadIdx.x >> 5, image = group * IMAGES + warp;                                              \
-    if (warp < IMAGES && image < batch) {                                                                    \
-      cross_entropy(out + size_t(image) * classes, classes, labels[image], outcomes + kind * batch + image,  \
-                    outcomes + (2 + kind) * batch + image);                                                  \
-    }                                                                                                        \
-    if (!last_block(counters + 2 * groups, 2 * groups, &flag)) return;                                       \
-    if (warp < 4) {                                                                                          \
-      float sum = 0.0f;                                                                                      \
-      for (int i = threadIdx.x & 31; i < batch; i += 32) sum += outcomes[warp * batch + i];                  \
-      sum = warp_sum(sum);                                                                                   \
-      if ((threadIdx.x & 31) == 0) stats[warp] = warp < 2 ? sum / batch : sum;                               \
-    }                                                                                                        \
-  }                                                                                                          \
+           int width) {                                                                                       \
+    using namespace head_loss;                                                                                \
+    __shared__ int flag;                                                                                      \
+    int kind = blockIdx.z, group = blockIdx.y, groups = gridDim.y;                                            \
+    float* out = kind == 0 ? head : text;                                                                     \
+    logits<N>(f, kind == 0 ? weight : text_weight, kind == 0 ? bias : nullptr,                                \
+              kind == 0 ? 1.0f : text_scale, out, batch, classes, width);                                     \
+    if (!last_block(counters + kind * groups + group, gridDim.x, &flag)) return;                              \
+    int warp = threadIdx.x >> 5, image = group * IMAGES + warp;                                               \
+    if (warp < IMAGES && image < batch) {                                                                     \
+      cross_entropy(out + size_t(image) * classes, classes, labels[image], outcomes + kind * batch + image,   \
+                    outcomes + (2 + kind) * batch + image);                                                   \
+    }                                                                                                         \
+    if (!last_block(counters + 2 * groups, 2 * groups, &flag)) return;                                        \
+    if (warp < 4) {                                                                                           \
+      float sum = 0.0f;                                                                                       \
+      for (int i = threadIdx.x & 31; i < batch; i += 32) sum += outcomes[warp * batch + i];                   \
+      sum = warp_sum(sum);                                                                                    \
+      if ((threadIdx.x & 31) == 0) stats[warp] = warp < 2 ? sum / batch : sum;                                \
+    }                                                                                                         \
+  }                                                                                                           \
   EXPORT_KERNEL(name)
 HEAD_LOSS(head_loss_fours, 4)
 HEAD_LOSS(head_loss_ones, 1)
@@ -265,24 +269,24 @@ EXPORT_KERNEL(head_loss_backward_logits)
 // 3.3 MFLOP and 10 at 32×102×512; dH reads 1.7 MB of L2, df 3.3 MB. Both are sums of rows with coefficients,
 // so one kernel does both: blocks below `class_tiles` make 4 rows of dH, the others 4 rows of df, each 128
 // columns (32 where E is not divisible by 4): (26 + 8)·4 = 136 blocks.
-#define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                   \
-  extern "C" __global__ void __launch_bounds__(head_loss::THREADS)                                             \
-      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,      \
-           float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,               \
-           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles,  \
-           int batch, int classes, int width) {                                                                \
-    using namespace head_loss;                                                                                 \
-    __shared__ Parts<N> shared;                                                                                \
-    if (int(blockIdx.x) < class_tiles) {                                                                       \
-      int first = int(blockIdx.x) * SUMS;                                                                      \
-      HeadGradient terms = {d_head, f, first, batch, classes, width};                                          \
-      weighted_sums<N>(terms, shared, d_weight, d_bias, first, classes, width);                                \
-    } else {                                                                                                   \
-      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                      \
-      FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};        \
-      weighted_sums<N>(terms, shared, df, static_cast<float*>(nullptr), first, batch, width);                  \
-    }                                                                                                          \
-  }                                                                                                            \
+#define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                  \
+  extern "C" __global__ void __launch_bounds__(head_loss::THREADS, head_loss::BLOCKS)                         \
+      name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,     \
+           float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,              \
+           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles, \
+           int batch, int classes, int width) {                                                               \
+    using namespace head_loss;                                                                                \
+    __shared__ Parts<N> shared;                                                                               \
+    if (int(blockIdx.x) < class_tiles) {                                                                      \
+      int first = int(blockIdx.x) * SUMS;                                                                     \
+      HeadGradient terms = {d_head, f, first, batch, classes, width};                                         \
+      weighted_sums<N>(terms, shared, d_weight, d_bias, first, classes, width);                               \
+    } else {                                                                                                  \
+      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                     \
+      FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};       \
+      weighted_sums<N>(terms, shared, df, static_cast<float*>(nullptr), first, batch, width);                 \
+    }                                                                                                         \
+  }                                                                                                           \
   EXPORT_KERNEL(name)
 HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_fours, 4)
 HEAD_LOSS_BACKWARD_PRODUCTS(head_loss_backward_products_ones, 1)

@@ -1,8 +1,8 @@
 // Layer norm over the last dimension, forward and backward, and the embedding's sum and norm in one pass.
 //
-// Two forms of each. Rows of up to 1280 elements that divide into 16-byte packs are held in the registers
-// of one warp: nothing is read twice and no barrier is needed. Any other width goes to a block per row that
-// reads its row once for each sum.
+// Two forms of each. Rows of 256, 512, 768, 1024 or 1280 elements, the widths of CLIP's towers, are held in
+// the registers of one warp: nothing is read twice, no barrier is needed, and with the width known no load
+// waits behind a branch. Any other width goes to a block per row that reads its row once for each sum.
 #include "prelude.cuh"
 
 namespace layer_norm {
@@ -13,13 +13,17 @@ const int N = Wide<Real>::N;
 const int WARPS = 4;
 const int THREADS = 32 * WARPS;
 
+// Blocks that must fit a multiprocessor: more would leave a thread too few registers to have all loads of its
+// row on the way at once.
+const int BLOCKS = 4;
+
 // Threads of a block that shares one row.
 const int GENERAL_THREADS = 256;
 
-// Packs that a lane holds of a row of up to COLUMNS elements.
-template <int COLUMNS>
+// Packs that a lane holds of a row of WIDTH elements.
+template <int WIDTH>
 struct Held {
-  static const int PACKS = COLUMNS / (32 * N);
+  static const int PACKS = WIDTH / (32 * N);
 };
 
 DEVICE int row_of_warp() { return int(blockIdx.x) * WARPS + int(threadIdx.x >> 5); }
@@ -27,7 +31,7 @@ DEVICE int row_of_warp() { return int(blockIdx.x) * WARPS + int(threadIdx.x >> 5
 // Where lane's pack i begins in its row.
 DEVICE int column_of(int i) { return (int(threadIdx.x & 31) + 32 * i) * N; }
 
-// sum/width within 2 ulp: the exact division brings a call that costs every kernel registers.
+// sum/width within 2 ulp: the exact division would bring a call.
 DEVICE float over(float sum, int width) { return __fdividef(sum, float(width)); }
 
 DEVICE void load_floats(float (&to)[N], const float* from) {
@@ -92,51 +96,47 @@ DEVICE void store_stats(float* stats, int row, float mean, float inverse) {
 
 // The variance is summed from the differences, in a second pass over the registers: the mean of squares
 // less the square of the mean would lose the digits of a row that is far from zero.
-template <int COLUMNS, class Source>
-DEVICE void forward(Source source, const float* weight, const float* bias, Real* y, float* stats, int rows,
-                    int width, float eps) {
-  const int PACKS = Held<COLUMNS>::PACKS;
+template <int WIDTH, class Source>
+DEVICE void forward(const Source& source, const float* weight, const float* bias, Real* y, float* stats,
+                    int rows, float eps) {
+  const int PACKS = Held<WIDTH>::PACKS;
   int row = row_of_warp();
   if (row >= rows) return;
-  float v[PACKS][N];
+  float v[PACKS][N], w[PACKS][N], b[PACKS][N];
+#pragma unroll
+  for (int i = 0; i < PACKS; i++) source.load(v[i], row, column_of(i));
+  // On their way while the sums are taken.
+#pragma unroll
+  for (int i = 0; i < PACKS; i++) {
+    load_floats(w[i], weight + column_of(i));
+    load_floats(b[i], bias + column_of(i));
+  }
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) < width) source.load(v[i], row, column_of(i));
-  }
 #pragma unroll
-  for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) < width) {
-#pragma unroll
-      for (int j = 0; j < N; j++) sum += v[i][j];
-    }
+    for (int j = 0; j < N; j++) sum += v[i][j];
   }
-  float mean = over(warp_sum(sum), width);
+  float mean = over(warp_sum(sum), WIDTH);
   float squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) < width) {
 #pragma unroll
-      for (int j = 0; j < N; j++) squares += (v[i][j] - mean) * (v[i][j] - mean);
-    }
+    for (int j = 0; j < N; j++) squares += (v[i][j] - mean) * (v[i][j] - mean);
   }
-  float inverse = rsqrtf(over(warp_sum(squares), width) + eps);
+  float inverse = rsqrtf(over(warp_sum(squares), WIDTH) + eps);
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) >= width) continue;
-    float w[N], b[N];
-    load_floats(w, weight + column_of(i));
-    load_floats(b, bias + column_of(i));
     Pack<Real, N> out;
 #pragma unroll
-    for (int j = 0; j < N; j++) out.at[j] = from_float<Real>((v[i][j] - mean) * inverse * w[j] + b[j]);
-    store_pack(y + size_t(row) * width + column_of(i), out);
+    for (int j = 0; j < N; j++) out.at[j] = from_float<Real>((v[i][j] - mean) * inverse * w[i][j] + b[i][j]);
+    store_pack(y + size_t(row) * WIDTH + column_of(i), out);
   }
   if (stats != nullptr && (threadIdx.x & 31) == 0) store_stats(stats, row, mean, inverse);
 }
 
 template <class Source>
-DEVICE void forward_general(Source source, const float* weight, const float* bias, Real* y, float* stats,
+DEVICE void forward_general(const Source& source, const float* weight, const float* bias, Real* y, float* stats,
                             int width, float eps) {
   __shared__ float scratch[32];
   int row = int(blockIdx.x);
@@ -156,20 +156,19 @@ DEVICE void forward_general(Source source, const float* weight, const float* bia
   if (stats != nullptr && threadIdx.x == 0) store_stats(stats, row, mean, inverse);
 }
 
-template <int COLUMNS>
+template <int WIDTH>
 DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, const float* __restrict__ weight,
-                     const float* __restrict__ stats, Real* __restrict__ dx, int rows, int width) {
-  const int PACKS = Held<COLUMNS>::PACKS;
+                     const float* __restrict__ stats, Real* __restrict__ dx, int rows) {
+  const int PACKS = Held<WIDTH>::PACKS;
   int row = row_of_warp();
   if (row >= rows) return;
-  size_t start = size_t(row) * width;
+  size_t start = size_t(row) * WIDTH;
   Pack<float, 2> both = load_pack<2>(stats + 2 * size_t(row));
   float mean = both.at[0], inverse = both.at[1];
   // All loads of the row are on their way before the first is waited for.
   Pack<Real, N> upstream[PACKS], input[PACKS], before[PACKS];
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) >= width) continue;
     upstream[i] = load_pack<N>(dy + start + column_of(i));
     input[i] = load_pack<N>(x + start + column_of(i));
     before[i] = load_pack<N>(dx + start + column_of(i));
@@ -178,7 +177,6 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
   float sum_g = 0.0f, sum_gx = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) >= width) continue;
     load_floats(g[i], weight + column_of(i));
 #pragma unroll
     for (int j = 0; j < N; j++) {
@@ -187,11 +185,10 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
       sum_gx += g[i][j] * (to_float(input[i].at[j]) - mean);
     }
   }
-  float mean_g = over(warp_sum(sum_g), width);
-  float mean_gx = over(warp_sum(sum_gx) * inverse, width);
+  float mean_g = over(warp_sum(sum_g), WIDTH);
+  float mean_gx = over(warp_sum(sum_gx) * inverse, WIDTH);
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    if (column_of(i) >= width) continue;
     Pack<Real, N> out;
 #pragma unroll
     for (int j = 0; j < N; j++) {
@@ -209,15 +206,15 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
 // and 1/√(var + eps).
 // Moves x once and y once: 4.9 MB at 1600×768 in f16, 1.5 µs of an H100's memory; the weights stay in L1.
 // A warp holds a row (24 numbers a lane at 768); 4 rows a block make 400 blocks, three for each
-// multiprocessor, and no warp waits for another.
-#define LAYER_NORM(COLUMNS)                                                                                \
-  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS)                                        \
-      layer_norm_##COLUMNS(const Real* __restrict__ x, const float* __restrict__ weight,                   \
+// multiprocessor, and no warp waits for another. (`width` is unused here: all forms take the same arguments.)
+#define LAYER_NORM(WIDTH)                                                                                   \
+  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS, layer_norm::BLOCKS)                     \
+      layer_norm_##WIDTH(const Real* __restrict__ x, const float* __restrict__ weight,                      \
                            const float* __restrict__ bias, Real* __restrict__ y, float* __restrict__ stats, \
-                           int rows, int width, float eps) {                                               \
-    layer_norm::forward<COLUMNS>(layer_norm::Rows{x, width}, weight, bias, y, stats, rows, width, eps);    \
-  }                                                                                                        \
-  EXPORT_KERNEL(layer_norm_##COLUMNS)
+                           int rows, int width, float eps) {                                                \
+    layer_norm::forward<WIDTH>(layer_norm::Rows{x, WIDTH}, weight, bias, y, stats, rows, eps);              \
+  }                                                                                                         \
+  EXPORT_KERNEL(layer_norm_##WIDTH)
 LAYER_NORM(256)
 LAYER_NORM(512)
 LAYER_NORM(768)
@@ -237,15 +234,16 @@ EXPORT_KERNEL(layer_norm_general)
 // x = layer norm of ([class; products] + position): products Real [B, S − 1, D], class [D], position [S, D],
 // x Real [B, S, D]; rows = B·S.
 // Moves the products once and x once, as layer_norm does; class and positions (150 KB) come from L2.
-#define LAYER_NORM_TOKENS(COLUMNS)                                                                         \
-  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS) layer_norm_tokens_##COLUMNS(           \
-      const Real* __restrict__ products, const float* __restrict__ first,                                  \
-      const float* __restrict__ position, const float* __restrict__ weight,                                \
-      const float* __restrict__ bias, Real* __restrict__ x, int rows, int tokens, int width, float eps) {  \
-    layer_norm::Tokens source = {products, first, position, tokens, width};                                \
-    layer_norm::forward<COLUMNS>(source, weight, bias, x, nullptr, rows, width, eps);                      \
-  }                                                                                                        \
-  EXPORT_KERNEL(layer_norm_tokens_##COLUMNS)
+#define LAYER_NORM_TOKENS(WIDTH)                                                                            \
+  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS, layer_norm::BLOCKS)                     \
+      layer_norm_tokens_##WIDTH(const Real* __restrict__ products, const float* __restrict__ first,         \
+                                const float* __restrict__ position, const float* __restrict__ weight,       \
+                                const float* __restrict__ bias, Real* __restrict__ x, int rows, int tokens, \
+                                int width, float eps) {                                                     \
+    layer_norm::Tokens source = {products, first, position, tokens, WIDTH};                                 \
+    layer_norm::forward<WIDTH>(source, weight, bias, x, nullptr, rows, eps);                                \
+  }                                                                                                         \
+  EXPORT_KERNEL(layer_norm_tokens_##WIDTH)
 LAYER_NORM_TOKENS(256)
 LAYER_NORM_TOKENS(512)
 LAYER_NORM_TOKENS(768)
@@ -266,14 +264,14 @@ EXPORT_KERNEL(layer_norm_tokens_general)
 // With x̂ = (x − mean)·inverse and g = dy·w: dx += (g − mean(g) − x̂·mean(g·x̂))·inverse; shapes as above.
 // Moves dy, x and dx in and dx out: 9.8 MB at 1600×768 in f16, 2.9 µs. Grid as the forward pass; both sums
 // are reduced together, so that their shuffles overlap.
-#define LAYER_NORM_BACKWARD(COLUMNS)                                                                         \
-  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS)                                          \
-      layer_norm_backward_##COLUMNS(const Real* __restrict__ dy, const Real* __restrict__ x,                 \
-                                    const float* __restrict__ weight, const float* __restrict__ stats,       \
-                                    Real* __restrict__ dx, int rows, int width) {                            \
-    layer_norm::backward<COLUMNS>(dy, x, weight, stats, dx, rows, width);                                    \
-  }                                                                                                          \
-  EXPORT_KERNEL(layer_norm_backward_##COLUMNS)
+#define LAYER_NORM_BACKWARD(WIDTH)                                                                     \
+  extern "C" __global__ void __launch_bounds__(layer_norm::THREADS, layer_norm::BLOCKS)                \
+      layer_norm_backward_##WIDTH(const Real* __restrict__ dy, const Real* __restrict__ x,             \
+                                    const float* __restrict__ weight, const float* __restrict__ stats, \
+                                    Real* __restrict__ dx, int rows, int width) {                      \
+    layer_norm::backward<WIDTH>(dy, x, weight, stats, dx, rows);                                       \
+  }                                                                                                    \
+  EXPORT_KERNEL(layer_norm_backward_##WIDTH)
 LAYER_NORM_BACKWARD(256)
 LAYER_NORM_BACKWARD(512)
 LAYER_NORM_BACKWARD(768)

@@ -2,6 +2,7 @@
 //! against the CPU forms; and what the CPU forms do not tell: indices out of range, blocks in any order,
 //! recorded steps.
 
+use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
@@ -227,6 +228,49 @@ impl Adamw {
     fn state(&self, cuda: &Cuda) -> Vec<Vec<f32>> {
         let vectors = [&self.control, &self.stats];
         self.tensors.iter().flatten().chain(vectors).map(|tensor| numbers(cuda, tensor)).collect()
+    }
+}
+
+#[test]
+fn adamw_without_tensors_counts_the_step() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let adamw = Adamw { tensors: Vec::new(), ..Adamw::new(&cuda, None) }.run(&cuda, 2);
+    assert_eq!(adamw.state(&cuda), [vec![2.0, 1.0, 0.0], vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]]);
+}
+
+#[test]
+fn adamw_adds_more_chunks_than_a_block_has_threads() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let mut device = Adamw::new(&cuda, None);
+    let size = 258 * 4096 + 3;
+    let host = |seed| Tensor::from_slice([size], &noise(size, seed)).unwrap();
+    let (mut value, gradient) = (host(1), host(2));
+    let zeros = || Tensor::zeros([size], DType::F32);
+    let moment = || upload(&cuda, [size], &vec![0.0f32; size]);
+    let of_device = |t: &Tensor| cuda.upload(t.view(), DType::F32).unwrap();
+    device.tensors = vec![[of_device(&value), of_device(&gradient), moment(), moment()]];
+    device.step(&cuda).unwrap();
+
+    let factor = Tensor::from_slice([1], &[1.0f32]).unwrap();
+    let mut control = Tensor::from_slice([Control::COUNT], &Control::start(None)).unwrap();
+    let mut stats = Tensor::zeros([Stat::COUNT], DType::F32);
+    let mut tensors = [AdamwTensor {
+        value: &mut value,
+        gradient: &gradient,
+        first_moment: &mut zeros(),
+        second_moment: &mut zeros(),
+        learning_rate: 1e-2,
+        weight_decay: 1e-2,
+    }];
+    let (factor, control) = (&factor, &mut control);
+    let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, factor, control };
+    Cpu::<f32>::new().adamw(&mut tensors, step, &mut stats).unwrap();
+    let expected = stats.typed::<f32>().unwrap()[Stat::GradientSquared as usize];
+    let found = numbers(&cuda, &device.stats)[Stat::GradientSquared as usize];
+    approx::assert_relative_eq!(found, expected, max_relative = 1e-5);
+    let found = numbers(&cuda, &device.tensors[0][0]);
+    for (found, expected) in found.iter().zip(value.typed::<f32>().unwrap()) {
+        approx::assert_abs_diff_eq!(found, expected, epsilon = 1e-6);
     }
 }
 

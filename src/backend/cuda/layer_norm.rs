@@ -8,14 +8,14 @@ const WARP_FORM: (usize, usize) = (128, 4);
 /// Threads of a block that shares one row.
 const GENERAL_THREADS: usize = 256;
 
-/// The kernels of one operation: for rows of up to 256, 512, … elements in the registers of a warp, and for
-/// any other.
+/// The kernels of one operation: for rows of 256, 512, … elements in the registers of a warp, and for any
+/// other width.
 pub struct Forms {
     held: [&'static str; 5],
     general: &'static str,
 }
 
-/// Elements by which the widths of [`Forms::held`] grow.
+/// Elements by which the widths of [`Forms::held`] grow: a 16-byte pack of 16-bit numbers for every lane.
 const STEP: usize = 256;
 
 const FORWARD: Forms = Forms {
@@ -51,9 +51,8 @@ pub fn launch_rows(cuda: &Cuda, forms: &Forms, rows: usize, width: usize, args: 
     if rows == 0 || width == 0 {
         return Ok(());
     }
-    let packs_fit = width.is_multiple_of(16 / cuda.real().size());
     match forms.held.get((width - 1) / STEP) {
-        Some(name) if packs_fit => {
+        Some(name) if width.is_multiple_of(STEP) => {
             let (threads, rows_of_block) = WARP_FORM;
             cuda.launch("layer_norm", name, [rows.div_ceil(rows_of_block), 1, 1], threads, 0, args)
         }

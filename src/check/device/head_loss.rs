@@ -21,9 +21,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let both = LossWeights { head: 0.8, text: 0.3 };
     let case =
         |batch, classes, width| Case { batch, classes, width, weights: both, features: true, scaled: false };
-    // One of everything; sizes that no tile divides, with rows of 16 bytes and without; several groups of
-    // images, and more columns and classes than a block takes.
-    let mut cases = vec![case(1, 1, 1), case(5, 3, 7), case(9, 102, 64), case(6, 37, 141), case(3, 300, 12)];
+    // One of everything; sizes that no tile divides, with rows of 16 bytes and without; more classes and
+    // columns than a block takes, and more images than a warp has lanes.
+    let mut cases = vec![case(1, 1, 1), case(5, 3, 7), case(9, 102, 64), case(6, 37, 141)];
+    cases.extend([case(3, 300, 12), case(3, 9, 200), case(40, 5, 8)]);
     cases.push(Case { scaled: true, ..case(4, 17, 8) });
     cases.push(Case { features: false, ..case(4, 17, 8) });
     cases.push(Case { weights: LossWeights { head: 1.0, text: 0.0 }, ..case(4, 17, 8) });
@@ -169,7 +170,10 @@ fn backward<B: Backend>(
     c.compare_within("head_loss dH", &at, &dw, bound(master))?;
     c.compare_within("head_loss dh", &at, &db, bound(master))?;
     if case.features {
-        c.compare_within("head_loss df", &at, &df, bound(master))?;
+        // Once the label's term is in the sum, each of very many small ones rounds a number of its size:
+        // 6e-6 of the largest value at 100 000 classes.
+        let many = if classes > 10_000 { 3.0 } else { 1.0 };
+        c.compare_within("head_loss df", &at, &df, many * bound(master))?;
     }
     Ok(())
 }
