@@ -65,7 +65,7 @@ impl Size {
     /// sum to zero, which they do as exactly as o is rounded.
     fn bound(&self, dtype: DType) -> f64 {
         let scores = self.scale + self.shift * self.shift * (self.head as f64).sqrt();
-        (bound(dtype) * (1.0 + self.shift)).max(5e-7 * scores)
+        (bound(dtype) * (1.0 + self.shift)).max(1e-6 * scores)
     }
 
     fn describe(&self) -> String {
