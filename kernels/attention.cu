@@ -7,18 +7,17 @@
 // apart. Scores and probabilities live in registers and shared memory only; the backward pass computes
 // them again from lse, which is all that the forward pass leaves behind.
 //
-// There are two forms. The general one multiplies with FMAs in float and takes any type, device and head
-// size. The other (flash attention) uses tensor cores for head sizes that are multiples of 8 up to 128.
-// In both a block owns some rows (queries, or keys for dk and dv), loops over tiles of the rows on the
-// other side, and sums in a fixed order. Grids are (blocks of rows, heads, images).
+// There are three forms. The general one multiplies with FMAs in float and takes any type, device and head
+// size. One uses tensor cores (flash attention), for head sizes that are multiples of 8 up to 128. In both
+// a block owns some rows (queries, or keys for dk and dv) and loops over tiles of the rows on the other
+// side. The third is for a single query, where there is nothing to share between rows. All sum in a fixed
+// order. Grids are (blocks of rows, heads, images).
 #include "prelude.cuh"
 
 namespace attention {
 
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
-constexpr float LOG2_E = 1.44269504f;
-constexpr float LN_2 = 0.69314718f;
 
 DEVICE float infinity() { return __uint_as_float(0x7f800000u); }
 
@@ -170,9 +169,10 @@ DEVICE void store_rows(Real* to, int stride, int first, int count, int column, i
 // A warp for every ROWS queries; a lane holds the scores of one key of the tile, then some columns of o.
 //
 // Reads q, writes o and lse once; k and v are read once for each OWN queries, from L2. At 384 heads of 50
-// tokens and width 64 in f32 that is 20 MB from memory (6 µs at 3.35 TB/s) and 0.3 GFLOP·2 (10 µs at 60
-// TFLOP/s); shared memory moves 16 bytes for 4·ROWS FMAs in the scores, which is the limit, at about half
-// of that. Small blocks, because 50 tokens have no more than four of them a head.
+// tokens and width 64 in f32 that is 20 MB from memory (6 µs at 3.35 TB/s) and on full tiles 0.4 GFLOP (7 µs
+// at 60 TFLOP/s). Shared memory is the limit: for each 4·ROWS FMAs of the scores a warp reads 16 bytes a
+// lane and ROWS broadcasts, which takes twice as long as the FMAs. Small blocks, because 50 tokens have no
+// more than four of them a head.
 template <int CHUNK>
 DEVICE void forward_general(const Rows& q, const Rows& k, const Rows& v, float* lse, Real* o, int o_stride,
                             const Sizes& sizes) {
@@ -230,6 +230,21 @@ DEVICE void forward_general(const Rows& q, const Rows& k, const Rows& v, float* 
   }
 }
 
+// lse and delta = do·o of the tile's queries.
+template <int CHUNK>
+DEVICE void tile_numbers(typename General<CHUNK>::Shared& shared, const Rows& d_o, const Rows& o,
+                         const float* lse, int tile, int head) {
+#pragma unroll 2
+  for (int row = threadIdx.x >> 5; row < General<CHUNK>::TILE; row += WARPS) {
+    bool inside = tile + row < d_o.count;
+    float delta = inside ? row_dot(d_o, o, tile + row, head) : 0.0f;
+    if ((threadIdx.x & 31) == 0) {
+      shared.lse[row] = inside ? lse[tile + row] : 0.0f;
+      shared.delta[row] = delta;
+    }
+  }
+}
+
 // One of the two roles of the backward pass, which differ in who owns rows. A block that owns queries has
 // q and do as own rows, meets tiles of k and v, and sums dq = Σ ds·k. A block that owns keys has k and v,
 // meets tiles of q and do, and sums dk = Σ ds·q and dv = Σ p·do.
@@ -267,15 +282,7 @@ DEVICE void backward_general(const Rows& own1, const Rows& own2, const Rows& oth
         }
         stage<G::TILE, CHUNK, G::PITCH>(shared.tile1, other1, tile, column, head);
         stage<G::TILE, CHUNK, G::PITCH>(shared.tile2, other2, tile, column, head);
-        if (KEYS_OWN && i == 1) {
-#pragma unroll 2
-          for (int row = warp; row < G::TILE; row += WARPS) {
-            bool inside = tile + row < sizes.queries;
-            float delta = inside ? row_dot(d_o, o, tile + row, head) : 0.0f;
-            if (lane == 0) shared.lse[row] = inside ? lse[tile + row] : 0.0f;
-            if (lane == 0) shared.delta[row] = delta;
-          }
-        }
+        if (KEYS_OWN && i == 1) tile_numbers<CHUNK>(shared, d_o, o, lse, tile, head);
         __syncthreads();
         if (active) {
           dots<CHUNK>(s, shared.own1, shared.tile1, min(CHUNK, head - column));
@@ -327,7 +334,7 @@ DEVICE void backward_general(const Rows& own1, const Rows& own2, const Rows& oth
   int o_stride = gridDim.y * head
 
 #define ATTENTION_GENERAL(CHUNK)                                                                           \
-  extern "C" __global__ void __launch_bounds__(attention::THREADS, 3)                                         \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS, 3)                                      \
       attention_general_##CHUNK(ATTENTION_PARAMETERS) {                                                    \
     ATTENTION_HEAD;                                                                                        \
     attention::forward_general<CHUNK>(q_rows, k_rows, v_rows, lse, head_of(o, queries, o_stride, head),    \
@@ -340,10 +347,10 @@ ATTENTION_GENERAL(128)
 
 // Both roles in one launch: the blocks that own keys come first, because they have more to do.
 //
-// At 384 heads of 50 tokens and width 64 in f32: 44 MB from memory (13 µs), 1.4 GFLOP·2 by count of the
-// seven products (46 µs at 60 TFLOP/s), and as in the forward pass shared memory is what limits.
+// At 384 heads of 50 tokens and width 64 in f32: 39 MB from memory (12 µs at 3.35 TB/s), on full tiles 1.4
+// GFLOP in seven products (23 µs at 60 TFLOP/s), and as in the forward pass shared memory is what limits.
 #define ATTENTION_BACKWARD_GENERAL(CHUNK)                                                                  \
-  extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                         \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                      \
       attention_backward_general_##CHUNK(ATTENTION_BACKWARD_PARAMETERS) {                                  \
     __shared__ attention::General<CHUNK>::Shared shared;                                                   \
     ATTENTION_HEAD;                                                                                        \
@@ -366,11 +373,223 @@ ATTENTION_GENERAL(128)
 ATTENTION_BACKWARD_GENERAL(64)
 ATTENTION_BACKWARD_GENERAL(128)
 
+// ---------------------------------------------------------------- one query for each head
+
+namespace attention {
+
+// The last block of a tower wants the features of one token: one query, all keys. A block has one head of
+// one image; 8 lanes hold a row, so that 16 groups of lanes work on 16 keys, KEYS rounds of them at a time.
+// PACKS: 16-byte accesses that a lane needs for its share of a row.
+template <int PACKS>
+struct Single {
+  static constexpr int N = Wide<Real>::N;
+  static constexpr int LANES = 8;
+  static constexpr int GROUPS = THREADS / LANES;
+  static constexpr int KEYS = 4 / PACKS;  // more would take more registers than there are
+  static constexpr int COLUMNS = PACKS * N;
+  using Row = Pack<Real, N>[PACKS];
+};
+
+// The lane's share of a row; zeros past the last row and column.
+template <int PACKS>
+DEVICE void load_row(typename Single<PACKS>::Row& to, const Rows& from, int row, int head) {
+  using S = Single<PACKS>;
+#pragma unroll
+  for (int i = 0; i < PACKS; i++) {
+    int c = (i * S::LANES + threadIdx.x % S::LANES) * S::N;
+    to[i] = Pack<Real, S::N>();
+    if (row < from.count && c < head) to[i] = load_pack<S::N>(from.at + row * from.stride + c);
+  }
+}
+
+template <int PACKS>
+DEVICE void store_row(const Rows& shape, Real* to, int row, int head,
+                      const float (&values)[Single<PACKS>::COLUMNS], float factor) {
+  using S = Single<PACKS>;
+#pragma unroll
+  for (int i = 0; i < PACKS; i++) {
+    int c = (i * S::LANES + threadIdx.x % S::LANES) * S::N;
+    Pack<Real, S::N> pack;
+#pragma unroll
+    for (int e = 0; e < S::N; e++) pack.at[e] = from_float<Real>(values[i * S::N + e] * factor);
+    if (row < shape.count && c < head) store_pack<S::N>(to + row * shape.stride + c, pack);
+  }
+}
+
+// The row as floats.
+template <int PACKS>
+DEVICE void widen(float (&to)[Single<PACKS>::COLUMNS], const typename Single<PACKS>::Row& row) {
+  constexpr int N = Single<PACKS>::N;
+#pragma unroll
+  for (int i = 0; i < PACKS * N; i++) to[i] = to_float(row[i / N].at[i % N]);
+}
+
+// a·b over the whole row, in every lane of the group.
+template <int PACKS>
+DEVICE float group_dot(const float (&a)[Single<PACKS>::COLUMNS], const typename Single<PACKS>::Row& b) {
+  constexpr int N = Single<PACKS>::N;
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < PACKS * N; i++) sum += a[i] * to_float(b[i / N].at[i % N]);
+#pragma unroll
+  for (int offset = 1; offset < Single<PACKS>::LANES; offset *= 2) {
+    sum += __shfl_xor_sync(FULL_WARP, sum, offset);
+  }
+  return sum;
+}
+
+// Writes the sum over the block's groups of a row that each holds, times `factor`. Ends the kernel's use of
+// `shared`.
+template <int PACKS>
+DEVICE void store_sum(Real* to, float (&values)[Single<PACKS>::COLUMNS], float factor, int head,
+                      float (&shared)[WARPS][Single<PACKS>::LANES * Single<PACKS>::COLUMNS]) {
+  using S = Single<PACKS>;
+  int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int i = 0; i < S::COLUMNS; i++) {
+#pragma unroll
+    for (int offset = S::LANES; offset < 32; offset *= 2) {
+      values[i] += __shfl_xor_sync(FULL_WARP, values[i], offset);
+    }
+    int c = (i / S::N * S::LANES + lane % S::LANES) * S::N + i % S::N;
+    if (lane < S::LANES) shared[threadIdx.x >> 5][c] = values[i];
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < head; c += THREADS) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int warp = 0; warp < WARPS; warp++) sum += shared[warp][c];
+    to[c] = from_float<Real>(sum * factor);
+  }
+}
+
+// Reads k and v once and keeps softmax's running maximum for each group: at 384 heads of 50 keys and width
+// 64 in f16 5 MB (1.5 µs at 3.35 TB/s); all of a block's loads are under way together.
+template <int PACKS>
+DEVICE void forward_single(const Rows& q, const Rows& k, const Rows& v, float* lse, Real* o,
+                           const Sizes& sizes) {
+  using S = Single<PACKS>;
+  __shared__ float shared_max[S::GROUPS], shared_total[S::GROUPS], shared[WARPS][S::LANES * S::COLUMNS];
+  int group = threadIdx.x / S::LANES, head = sizes.head;
+  float query[S::COLUMNS], sums[S::COLUMNS] = {}, largest = -infinity(), total = 0.0f;
+  typename S::Row row;
+  load_row<PACKS>(row, q, 0, head);
+  widen<PACKS>(query, row);
+
+  for (int first = 0; first < k.count; first += S::GROUPS * S::KEYS) {
+    typename S::Row key[S::KEYS], value[S::KEYS];
+    float s[S::KEYS], larger = largest;
+#pragma unroll
+    for (int i = 0; i < S::KEYS; i++) {
+      load_row<PACKS>(key[i], k, first + i * S::GROUPS + group, head);
+      load_row<PACKS>(value[i], v, first + i * S::GROUPS + group, head);
+    }
+#pragma unroll
+    for (int i = 0; i < S::KEYS; i++) {
+      s[i] = group_dot<PACKS>(query, key[i]) * sizes.scale;
+      if (first + i * S::GROUPS + group >= k.count) s[i] = -infinity();
+      larger = fmaxf(larger, s[i]);
+    }
+    // A group may have no key at all.
+    float origin = larger == -infinity() ? 0.0f : larger, shrink = expf(largest - origin);
+    largest = larger;
+    total *= shrink;
+#pragma unroll
+    for (int c = 0; c < S::COLUMNS; c++) sums[c] *= shrink;
+#pragma unroll
+    for (int i = 0; i < S::KEYS; i++) {
+      float p = expf(s[i] - origin);
+      total += p;
+#pragma unroll
+      for (int c = 0; c < S::COLUMNS; c++) sums[c] += p * to_float(value[i][c / S::N].at[c % S::N]);
+    }
+  }
+  if (threadIdx.x % S::LANES == 0) {
+    shared_max[group] = largest;
+    shared_total[group] = total;
+  }
+  __syncthreads();
+  float all = shared_max[0], sum = 0.0f;
+#pragma unroll
+  for (int g = 1; g < S::GROUPS; g++) all = fmaxf(all, shared_max[g]);
+#pragma unroll
+  for (int g = 0; g < S::GROUPS; g++) sum += shared_total[g] * expf(shared_max[g] - all);
+  float share = expf(largest - all);
+#pragma unroll
+  for (int c = 0; c < S::COLUMNS; c++) sums[c] *= share;
+  if (threadIdx.x == 0) lse[0] = all + logf(sum);
+  store_sum<PACKS>(o, sums, 1.0f / sum, head, shared);
+}
+
+// One pass over k and v writes dk and dv and gathers dq: at 384 heads of 50 keys and width 64 in f16 10 MB
+// (3 µs at 3.35 TB/s).
+template <int PACKS>
+DEVICE void backward_single(const Rows& d_o, const Rows& o, const Rows& q, const Rows& k, const Rows& v,
+                            const float* lse, Real* dq, Real* dk, Real* dv, const Sizes& sizes) {
+  using S = Single<PACKS>;
+  __shared__ float shared[WARPS][S::LANES * S::COLUMNS];
+  int group = threadIdx.x / S::LANES, head = sizes.head;
+  float query[S::COLUMNS], d_out[S::COLUMNS], sums[S::COLUMNS] = {};
+  typename S::Row row;
+  load_row<PACKS>(row, q, 0, head);
+  widen<PACKS>(query, row);
+  load_row<PACKS>(row, d_o, 0, head);
+  widen<PACKS>(d_out, row);
+  load_row<PACKS>(row, o, 0, head);
+  float delta = group_dot<PACKS>(d_out, row), row_lse = lse[0];
+
+  for (int first = 0; first < k.count; first += S::GROUPS * S::KEYS) {
+    typename S::Row key[S::KEYS], value[S::KEYS];
+#pragma unroll
+    for (int i = 0; i < S::KEYS; i++) {
+      load_row<PACKS>(key[i], k, first + i * S::GROUPS + group, head);
+      load_row<PACKS>(value[i], v, first + i * S::GROUPS + group, head);
+    }
+#pragma unroll
+    for (int i = 0; i < S::KEYS; i++) {
+      int at = first + i * S::GROUPS + group;
+      float s = group_dot<PACKS>(query, key[i]) * sizes.scale, dp = group_dot<PACKS>(d_out, value[i]);
+      float p = at < k.count ? expf(s - row_lse) : 0.0f, ds = p * (dp - delta) * sizes.scale;
+      store_row<PACKS>(k, dk, at, head, query, ds);
+      store_row<PACKS>(v, dv, at, head, d_out, p);
+#pragma unroll
+      for (int c = 0; c < S::COLUMNS; c++) sums[c] += ds * to_float(key[i][c / S::N].at[c % S::N]);
+    }
+  }
+  store_sum<PACKS>(dq, sums, 1.0f, head, shared);
+}
+
+}  // namespace attention
+
+#define ATTENTION_SINGLE(PACKS)                                                                            \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
+      attention_single_##PACKS(ATTENTION_PARAMETERS) {                                                     \
+    ATTENTION_HEAD;                                                                                        \
+    attention::forward_single<PACKS>(q_rows, k_rows, v_rows, lse, head_of(o, 1, o_stride, head), sizes);   \
+  }                                                                                                        \
+  EXPORT_KERNEL(attention_single_##PACKS)                                                                  \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
+      attention_backward_single_##PACKS(ATTENTION_BACKWARD_PARAMETERS) {                                   \
+    ATTENTION_HEAD;                                                                                        \
+    attention::Rows d_o_rows = {head_of(d_o, 1, o_stride, head), o_stride, 1};                             \
+    attention::Rows o_rows = {head_of(o, 1, o_stride, head), o_stride, 1};                                 \
+    attention::backward_single<PACKS>(d_o_rows, o_rows, q_rows, k_rows, v_rows, lse,                       \
+                                      head_of(dq, 1, q_stride, head), head_of(dk, keys, kv_stride, head),  \
+                                      head_of(dv, keys, kv_stride, head), sizes);                          \
+  }                                                                                                        \
+  EXPORT_KERNEL(attention_backward_single_##PACKS)
+
+ATTENTION_SINGLE(1)
+ATTENTION_SINGLE(2)
+ATTENTION_SINGLE(4)
+
 // ---------------------------------------------------------------- the form with tensor cores
 
 #if TENSOR_CORES
 
 namespace attention {
+
+constexpr float LOG2_E = 1.44269504f;
 
 // A block owns 64 rows, 16 for each of its four warps, and meets tiles of 64 rows of the other side. HEAD,
 // a multiple of 16, is the width of the tiles in shared memory; the head may be narrower, the rest is zero.
@@ -481,10 +700,77 @@ DEVICE void store_own(const Rows& to_shape, Real* to, Real* tile, int first, int
   }
 }
 
-// 64 queries; scores in base 2, so that an exponential is one multiply-add and one instruction.
+// Minus infinity for the scores of keys that do not exist or lie in a query's future; `first` is the warp's
+// first query, `tile` the first key.
+template <int N>
+DEVICE void hide_keys(float (&s)[N][4], int first, int tile, const Sizes& sizes) {
+  int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      int key = tile + n * 8 + lane % 4 * 2 + e % 2, query = first + lane / 4 + e / 2 * 8;
+      if (key >= sizes.keys || (sizes.causal && key > query)) s[n][e] = -infinity();
+    }
+  }
+}
+
+// The softmax over the keys so far of a lane's two rows, lane/4 and 8 below it: the largest score (in every
+// lane of the row) and the lane's own part of the sum.
+struct Softmax {
+  float largest[2], total[2];
+};
+
+// Turns the scores of one more tile into exp2(scale·(s − largest)), and brings what was summed before to the
+// new maximum.
+template <int N, int BLOCKS>
+DEVICE void softmax_tile(Softmax& rows, float (&s)[N][4], float (&sums)[BLOCKS][4], float scale) {
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float larger = rows.largest[half];
+#pragma unroll
+    for (int n = 0; n < N; n++) larger = fmaxf(larger, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    larger = fmaxf(larger, __shfl_xor_sync(FULL_WARP, larger, 1));
+    larger = fmaxf(larger, __shfl_xor_sync(FULL_WARP, larger, 2));
+    // Every row sees key 0, which is in the first tile: `larger` is finite.
+    float shrink = fast_exp2((rows.largest[half] - larger) * scale), origin = larger * scale;
+    rows.largest[half] = larger;
+    rows.total[half] *= shrink;
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+#pragma unroll
+      for (int e = 2 * half; e < 2 * half + 2; e++) {
+        s[n][e] = fast_exp2(s[n][e] * scale - origin);
+        rows.total[half] += s[n][e];
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < BLOCKS; n++) {
+      sums[n][2 * half] *= shrink;
+      sums[n][2 * half + 1] *= shrink;
+    }
+  }
+}
+
+// Writes lse of the warp's rows and leaves 1/Σ in `inverse`.
+DEVICE void finish_softmax(const Softmax& rows, float* lse, int first, const Sizes& sizes,
+                           float (&inverse)[2]) {
+  int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float sum = rows.total[half];
+    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+    sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+    inverse[half] = 1.0f / sum;
+    int row = first + lane / 4 + half * 8;
+    if (lane % 4 == 0 && row < sizes.queries) lse[row] = rows.largest[half] * sizes.scale + logf(sum);
+  }
+}
+
+// 64 queries; exponentials in base 2, which are one multiply-add and one instruction.
 //
-// At 384 heads of 50 tokens and width 64: 10 MB (3 µs at 3.35 TB/s, mostly from L2 in a training step), 0.4
-// GFLOP·2 on full tiles (1 µs). Latency decides: a block loads everything it needs at once (28 KiB of shared
+// At 384 heads of 50 tokens and width 64: 10 MB (3 µs at 3.35 TB/s, less where they are still in L2), on full
+// tiles 0.4 GFLOP (1 µs). Latency decides: a block asks for everything it needs at once (28 KiB of shared
 // memory, so all 384 blocks are on the multiprocessors together), multiplies, and writes. With more keys the
 // next tile of keys arrives while the present values are multiplied, and the other way round.
 template <int HEAD>
@@ -493,13 +779,12 @@ DEVICE void forward_mma(const Rows& q, const Rows& k, const Rows& v, float* lse,
   using M = Mma<HEAD>;
   DYNAMIC_SHARED(Real, shared);
   Real *q_tile = shared, *k_tile = shared + M::ELEMENTS, *v_tile = shared + 2 * M::ELEMENTS;
-  int lane = threadIdx.x & 31, own_first = blockIdx.x * M::TILE;
+  int own_first = blockIdx.x * M::TILE;
   int first = own_first + (threadIdx.x >> 5) * 16, head = sizes.head;
   int tiles = (k.count + M::TILE - 1) / M::TILE;
   if (sizes.causal) tiles = min(tiles, int(blockIdx.x) + 1);
   // Warps without a query only help to copy.
   bool active = first < q.count;
-  const float scale = sizes.scale * LOG2_E;
 
   copy_tile<HEAD>(q_tile, q, own_first, head);
   copy_tile<HEAD>(k_tile, k, 0, head);
@@ -507,11 +792,12 @@ DEVICE void forward_mma(const Rows& q, const Rows& k, const Rows& v, float* lse,
   copy_tile<HEAD>(v_tile, v, 0, head);
   cp_async_commit();
 
-  // A lane has two rows: lane/4 and 8 below it.
-  float sums[M::BLOCKS][4] = {}, largest[2] = {-infinity(), -infinity()}, total[2] = {};
+  float sums[M::BLOCKS][4] = {};
+  Softmax rows = {{-infinity(), -infinity()}, {}};
   uint32 own[M::STEPS][4];
   for (int t = 0; t < tiles; t++) {
     int tile = t * M::TILE, seen = min(M::TILE, k.count - tile);
+    // Only at first are the values already on their way.
     if (t == 0) {
       cp_async_wait<1>();
     } else {
@@ -529,44 +815,8 @@ DEVICE void forward_mma(const Rows& q, const Rows& k, const Rows& v, float* lse,
       float s[M::TILE / 8][4] = {};
       multiply_transposed<HEAD, 0, 4>(s, own, k_tile, 0);
       if (seen > 32) multiply_transposed<HEAD, 4, 8>(s, own, k_tile, 0);
-      if (seen < M::TILE || (sizes.causal && t == int(blockIdx.x))) {
-#pragma unroll
-        for (int n = 0; n < M::TILE / 8; n++) {
-#pragma unroll
-          for (int e = 0; e < 4; e++) {
-            int key = tile + n * 8 + lane % 4 * 2 + e % 2, query = first + lane / 4 + e / 2 * 8;
-            if (key >= k.count || (sizes.causal && key > query)) s[n][e] = -infinity();
-          }
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float larger = largest[half];
-#pragma unroll
-        for (int n = 0; n < M::TILE / 8; n++) {
-          larger = fmaxf(larger, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
-        }
-        larger = fmaxf(larger, __shfl_xor_sync(FULL_WARP, larger, 1));
-        larger = fmaxf(larger, __shfl_xor_sync(FULL_WARP, larger, 2));
-        // Every row sees key 0, which is in the first tile: `larger` is finite.
-        float shrink = fast_exp2((largest[half] - larger) * scale), origin = larger * scale;
-        largest[half] = larger;
-        total[half] *= shrink;
-#pragma unroll
-        for (int n = 0; n < M::TILE / 8; n++) {
-#pragma unroll
-          for (int e = 0; e < 2; e++) {
-            float& at = s[n][2 * half + e];
-            at = fast_exp2(at * scale - origin);
-            total[half] += at;
-          }
-        }
-#pragma unroll
-        for (int n = 0; n < M::BLOCKS; n++) {
-          sums[n][2 * half] *= shrink;
-          sums[n][2 * half + 1] *= shrink;
-        }
-      }
+      if (seen < M::TILE || (sizes.causal && t == int(blockIdx.x))) hide_keys(s, first, tile, sizes);
+      softmax_tile(rows, s, sums, sizes.scale * LOG2_E);
 #pragma unroll
       for (int j = 0; j < M::TILE / 16; j++) as_operand(weights[j], s[2 * j], s[2 * j + 1]);
     }
@@ -576,24 +826,14 @@ DEVICE void forward_mma(const Rows& q, const Rows& k, const Rows& v, float* lse,
       copy_tile<HEAD>(k_tile, k, tile + M::TILE, head);
       cp_async_commit();
     }
-    if (active) {
 #pragma unroll
-      for (int j = 0; j < M::TILE / 16; j++) {
-        if (16 * j < seen) multiply<HEAD>(sums, weights[j], v_tile, 16 * j);
-      }
+    for (int j = 0; j < M::TILE / 16; j++) {
+      if (active && 16 * j < seen) multiply<HEAD>(sums, weights[j], v_tile, 16 * j);
     }
   }
   if (!active) return;
   float inverse[2];
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    float sum = total[half];
-    sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-    sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-    inverse[half] = 1.0f / sum;
-    int row = first + lane / 4 + half * 8;
-    if (lane % 4 == 0 && row < q.count) lse[row] = largest[half] * sizes.scale + logf(sum);
-  }
+  finish_softmax(rows, lse, first, sizes, inverse);
   Rows o_shape = {nullptr, o_stride, q.count};
   store_own<HEAD>(o_shape, o, q_tile, own_first, head, sums, inverse);
 }
@@ -610,7 +850,8 @@ DEVICE void query_numbers(float* lse2, float* delta, const Rows& d_o, const Rows
   for (int i = 0; i < HEAD / 16; i++) {
     int c = (2 * i + part) * 8;
     if (inside && c < head) {
-      Pack<Real, 8> a = load_pack<8>(d_o.at + row * d_o.stride + c), b = load_pack<8>(o.at + row * o.stride + c);
+      Pack<Real, 8> a = load_pack<8>(d_o.at + row * d_o.stride + c);
+      Pack<Real, 8> b = load_pack<8>(o.at + row * o.stride + c);
 #pragma unroll
       for (int e = 0; e < 8; e++) sum += to_float(a.at[e]) * to_float(b.at[e]);
     }
@@ -619,6 +860,44 @@ DEVICE void query_numbers(float* lse2, float* delta, const Rows& d_o, const Rows
   if (part == 0) {
     lse2[at] = inside ? lse[row] * LOG2_E : infinity();
     delta[at] = sum;
+  }
+}
+
+// What a lane knows of its two own rows, where queries own the block.
+struct QueryNumbers {
+  float lse2[2], delta[2];
+};
+
+// s becomes p, and dp becomes ds but for the scale, which the result gets. `own` is the warp's first row,
+// `tile` the tile's, `step` the first of these columns in the tile, whose lse and delta are in `tile_lse` and
+// `tile_delta` where keys own the block.
+template <bool KEYS_OWN, int N>
+DEVICE void to_gradients(float (&s)[N][4], float (&dp)[N][4], const QueryNumbers& rows, const float* tile_lse,
+                         const float* tile_delta, int own, int tile, int step, bool masked,
+                         const Sizes& sizes) {
+  int lane = threadIdx.x & 31;
+  const float scale = sizes.scale * LOG2_E;
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    int column = step + n * 8 + lane % 4 * 2;
+    Pack<float, 2> column_lse = {}, column_delta = {};
+    if (KEYS_OWN) {
+      column_lse = load_pack<2>(tile_lse + column);
+      column_delta = load_pack<2>(tile_delta + column);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      float lse2 = KEYS_OWN ? column_lse.at[e % 2] : rows.lse2[e / 2];
+      float delta = KEYS_OWN ? column_delta.at[e % 2] : rows.delta[e / 2];
+      float p = fast_exp2(s[n][e] * scale - lse2);
+      if (masked) {
+        int row = own + lane / 4 + e / 2 * 8, other = tile + column + e % 2;
+        bool future = KEYS_OWN ? row > other : other > row;
+        if ((sizes.causal && future) || (!KEYS_OWN && other >= sizes.keys)) p = 0.0f;
+      }
+      s[n][e] = p;
+      dp[n][e] = p * (dp[n][e] - delta);
+    }
   }
 }
 
@@ -635,13 +914,12 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
   constexpr int STEP = HEAD > 64 ? 16 : 32;
   DYNAMIC_SHARED(Real, shared);
   float* numbers = reinterpret_cast<float*>(shared + 4 * M::ELEMENTS);
-  int lane = threadIdx.x & 31, head = sizes.head, own_first = block * M::TILE;
+  int head = sizes.head, own_first = block * M::TILE;
   int first = own_first + (threadIdx.x >> 5) * 16;
   int begin = sizes.causal && KEYS_OWN ? block : 0;
   int end = (other1.count + M::TILE - 1) / M::TILE;
   if (sizes.causal && !KEYS_OWN) end = min(end, block + 1);
   bool active = first < own1.count;
-  const float scale = sizes.scale * LOG2_E;
 
   copy_tile<HEAD>(shared + 2 * M::ELEMENTS, own1, own_first, head);
   copy_tile<HEAD>(shared + 3 * M::ELEMENTS, own2, own_first, head);
@@ -655,12 +933,12 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
   uint32 left1[M::STEPS][4], left2[M::STEPS][4];
   load_own<HEAD>(left1, shared + 2 * M::ELEMENTS);
   load_own<HEAD>(left2, shared + 3 * M::ELEMENTS);
-  float own_lse[2] = {}, own_delta[2] = {};
+  QueryNumbers rows = {};
 #pragma unroll
   for (int half = 0; half < 2 && !KEYS_OWN; half++) {
-    int at = (threadIdx.x >> 5) * 16 + lane / 4 + half * 8;
-    own_lse[half] = numbers[at];
-    own_delta[half] = numbers[M::TILE + at];
+    int at = first - own_first + (threadIdx.x & 31) / 4 + half * 8;
+    rows.lse2[half] = numbers[at];
+    rows.delta[half] = numbers[M::TILE + at];
   }
   __syncthreads();
 
@@ -678,36 +956,14 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
       }
     }
     const Real *tile1 = shared + stage * 2 * M::ELEMENTS, *tile2 = tile1 + M::ELEMENTS;
-    const float *tile_lse = numbers + stage * 2 * M::TILE, *tile_delta = tile_lse + M::TILE;
+    const float* tile_lse = numbers + stage * 2 * M::TILE;
     bool masked = (!KEYS_OWN && seen < M::TILE) || (sizes.causal && t == block);
 #pragma unroll 1
     for (int step = 0; active && step < seen; step += STEP) {
       float s[STEP / 8][4] = {}, dp[STEP / 8][4] = {};
       multiply_transposed<HEAD, 0, STEP / 8>(s, left1, tile1, step);
       multiply_transposed<HEAD, 0, STEP / 8>(dp, left2, tile2, step);
-      // s becomes p, and dp becomes ds but for the scale, which the result gets.
-#pragma unroll
-      for (int n = 0; n < STEP / 8; n++) {
-        int column = step + n * 8 + lane % 4 * 2;
-        Pack<float, 2> column_lse = {}, column_delta = {};
-        if (KEYS_OWN) {
-          column_lse = load_pack<2>(tile_lse + column);
-          column_delta = load_pack<2>(tile_delta + column);
-        }
-#pragma unroll
-        for (int e = 0; e < 4; e++) {
-          float row_lse = KEYS_OWN ? column_lse.at[e % 2] : own_lse[e / 2];
-          float delta = KEYS_OWN ? column_delta.at[e % 2] : own_delta[e / 2];
-          float p = fast_exp2(s[n][e] * scale - row_lse);
-          if (masked) {
-            int own = first + lane / 4 + e / 2 * 8, other = tile + column + e % 2;
-            bool future = KEYS_OWN ? own > other : other > own;
-            if ((sizes.causal && future) || (!KEYS_OWN && other >= sizes.keys)) p = 0.0f;
-          }
-          s[n][e] = p;
-          dp[n][e] = p * (dp[n][e] - delta);
-        }
-      }
+      to_gradients<KEYS_OWN>(s, dp, rows, tile_lse, tile_lse + M::TILE, first, tile, step, masked, sizes);
 #pragma unroll
       for (int j = 0; j < STEP / 16; j++) {
         uint32 weights[4];
@@ -750,8 +1006,9 @@ ATTENTION_MMA(128)
 // Both roles in one launch, without atomics and without partial results in memory: computing the scores
 // once for each role costs two products of seven, and saves a launch and its memory.
 //
-// At 384 heads of 50 tokens and width 64: 22 MB (7 µs, mostly from L2 in a training step) and 1.4 GFLOP·2 on
-// full tiles (3 µs at what mma.sync reaches). 768 blocks of 38 KiB of shared memory.
+// At 384 heads of 50 tokens and width 64: 20 MB (6 µs at 3.35 TB/s, less where they are still in L2), on full
+// tiles 1.4 GFLOP in seven products (3 µs at the 500 TFLOP/s that mma.sync may reach). 768 blocks with 38
+// KiB of shared memory and 168 registers: three to a multiprocessor, two rounds on an H100.
 #define ATTENTION_BACKWARD_MMA(HEAD)                                                                       \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_mma_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                       \

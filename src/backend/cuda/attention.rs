@@ -10,7 +10,7 @@ const THREADS: usize = 128;
 /// Rows that a block of the tensor-core form owns, and rows of a tile on the other side.
 const MMA_ROWS: usize = 64;
 
-/// Kernels built for heads of up to `width` columns.
+/// Kernels built for heads of up to `width` columns, or of so many 16-byte accesses of 8 lanes.
 struct Variant {
     width: usize,
     forward: &'static str,
@@ -38,6 +38,9 @@ const MMA: [Variant; 5] = [
     variant!("mma", 96),
     variant!("mma", 128),
 ];
+
+/// The form for one query.
+const SINGLE: [Variant; 3] = [variant!("single", 1), variant!("single", 2), variant!("single", 4)];
 
 /// Extents of one attention.
 #[derive(Clone, Copy)]
@@ -114,39 +117,57 @@ impl Extents {
 }
 
 /// Which kernels compute it.
+#[derive(Clone, Copy)]
 enum Form {
     General(&'static Variant),
     Mma(&'static Variant),
+    Single(&'static Variant),
 }
 
 impl Form {
-    /// Tensor cores need rows that are 16-byte aligned. With one query for each head they would multiply
-    /// mostly zeros.
+    /// Rows must be whole 16-byte accesses for all forms but the general one. With a single query tensor
+    /// cores would multiply mostly zeros.
     fn of(cuda: &Cuda, e: &Extents) -> Form {
-        let fits = |variants: &'static [Variant]| variants.iter().find(|v| e.head <= v.width);
-        if cuda.has_tensor_cores() && e.head % 8 == 0 && e.queries > 1 {
-            if let Some(variant) = fits(&MMA) {
-                return Form::Mma(variant);
-            }
-        }
-        Form::General(fits(&GENERAL).unwrap_or(&GENERAL[GENERAL.len() - 1]))
+        let fits = |variants: &'static [Variant], width| variants.iter().find(|v| width <= v.width);
+        let elements = 16 / cuda.real().size();
+        let aligned = e.head.is_multiple_of(elements);
+        let special = match e.queries {
+            1 if aligned => fits(&SINGLE, e.head.div_ceil(8 * elements)).map(Form::Single),
+            2.. if aligned && cuda.has_tensor_cores() => fits(&MMA, e.head).map(Form::Mma),
+            _ => None,
+        };
+        special.unwrap_or(Form::General(fits(&GENERAL, e.head).unwrap_or(&GENERAL[GENERAL.len() - 1])))
     }
 
-    /// Rows that a block owns.
-    fn rows(&self) -> usize {
+    fn variant(self) -> &'static Variant {
+        let (Form::General(variant) | Form::Mma(variant) | Form::Single(variant)) = self;
+        variant
+    }
+
+    /// Blocks for so many rows that they own.
+    fn blocks(self, rows: usize) -> usize {
         match self {
             // Four warps, and registers for 256 columns of results in a warp's lanes.
-            Form::General(variant) => 4 * 256 / variant.width,
-            Form::Mma(_) => MMA_ROWS,
+            Form::General(variant) => rows.div_ceil(4 * 256 / variant.width),
+            Form::Mma(_) => rows.div_ceil(MMA_ROWS),
+            Form::Single(_) => 1,
         }
     }
 
-    /// Dynamic shared memory for so many tiles, whose rows are padded by 16 bytes, and so many floats. The
-    /// general form's is static.
-    fn shared(&self, tiles: usize, floats: usize) -> usize {
+    /// Blocks of the backward pass: some own keys, others queries; with a single query one does it all.
+    fn backward_blocks(self, e: &Extents) -> usize {
         match self {
-            Form::General(_) => 0,
+            Form::Single(_) => 1,
+            _ => self.blocks(e.keys) + self.blocks(e.queries),
+        }
+    }
+
+    /// Dynamic shared memory for so many tiles, whose rows are padded by 16 bytes, and so many floats. That
+    /// of the other forms is static.
+    fn shared(self, tiles: usize, floats: usize) -> usize {
+        match self {
             Form::Mma(variant) => tiles * MMA_ROWS * (variant.width + 8) * 2 + floats * size_of::<f32>(),
+            _ => 0,
         }
     }
 }
@@ -217,12 +238,11 @@ pub fn attention(
     expect_shape(OP, "saved", e.saved(), saved.shape())?;
     expect_shape(OP, "o", e.o(), o.shape())?;
     let form = Form::of(cuda, &e);
-    let (Form::General(variant) | Form::Mma(variant)) = form;
     let args = Parts::of(cuda, &input, &e)?.push(Args::new());
     let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(cuda.real())?));
-    let grid = e.grid(e.queries.div_ceil(form.rows()));
+    let grid = e.grid(form.blocks(e.queries));
     // Tiles of queries, keys and values.
-    cuda.launch(FILE, variant.forward, grid, THREADS, form.shared(3, 0), args)
+    cuda.launch(FILE, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -243,12 +263,10 @@ pub fn attention_backward(
     expect_shape(OP, "saved", e.saved(), saved.shape())?;
     expect_shape(OP, "scratch", saved.shape(), scratch.shape())?;
     let form = Form::of(cuda, &e);
-    let (Form::General(variant) | Form::Mma(variant)) = form;
     let args = Args::new().address(d_o.typed(cuda.real())?).address(o.typed(cuda.real())?);
     let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
-    // Blocks that own keys, and blocks that own queries.
-    let grid = e.grid(e.keys.div_ceil(form.rows()) + e.queries.div_ceil(form.rows()));
+    let grid = e.grid(form.backward_blocks(&e));
     // Two stages of two tiles, and of two numbers for each of a tile's queries.
-    cuda.launch(FILE, variant.backward, grid, THREADS, form.shared(4, 4 * MMA_ROWS), args)
+    cuda.launch(FILE, form.variant().backward, grid, THREADS, form.shared(4, 4 * MMA_ROWS), args)
 }

@@ -26,12 +26,14 @@ struct Size {
     causal: bool,
     /// Of the numbers in the queries; the others are around 1.
     scale: f64,
+    /// Added to queries and taken from keys: all scores are far below zero.
+    shift: f64,
 }
 
 impl Size {
     /// `tokens` that see each other.
     fn of(batch: usize, tokens: usize, heads: usize, head: usize) -> Size {
-        Size { batch, queries: tokens, keys: tokens, heads, head, causal: false, scale: 1.0 }
+        Size { batch, queries: tokens, keys: tokens, heads, head, causal: false, scale: 1.0, shift: 0.0 }
     }
 
     fn causal(self) -> Size {
@@ -46,6 +48,10 @@ impl Size {
         Size { scale, ..self }
     }
 
+    fn shifted(self, shift: f64) -> Size {
+        Size { shift, ..self }
+    }
+
     fn width(&self) -> usize {
         self.heads * self.head
     }
@@ -54,18 +60,21 @@ impl Size {
         AttentionShape { heads: self.heads, causal: self.causal }
     }
 
-    /// Rounded in f32, scores of about `scale` are off by some 1e-7 of that, and an exponential passes the
-    /// error on as a relative one.
+    /// Rounded in f32, scores are off by some 1e-7 of their size, and an exponential passes the error on as
+    /// a relative one. What was added to queries and keys cancels in the gradients because the rows of dS
+    /// sum to zero, which they do as exactly as o is rounded.
     fn bound(&self, dtype: DType) -> f64 {
-        bound(dtype).max(5e-7 * self.scale)
+        let scores = self.scale + self.shift * self.shift * (self.head as f64).sqrt();
+        (bound(dtype) * (1.0 + self.shift)).max(1e-6 * scores)
     }
 
     fn describe(&self) -> String {
-        let &Size { batch, queries, keys, heads, head, causal, scale } = self;
+        let &Size { batch, queries, keys, heads, head, causal, scale, shift } = self;
         let of = if queries == keys { String::new() } else { format!(" of {keys}") };
         let mask = if causal { ", causal" } else { "" };
         let large = if scale == 1.0 { String::new() } else { format!(", q·{scale}") };
-        format!("{batch}x{queries}{of}, {heads} heads of {head}{mask}{large}")
+        let low = if shift == 0.0 { String::new() } else { format!(", q + {shift}, k - {shift}") };
+        format!("{batch}x{queries}{of}, {heads} heads of {head}{mask}{large}{low}")
     }
 }
 
@@ -88,6 +97,7 @@ fn quick_packed<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         Size::of(1, 65, 1, 64),
         Size::of(1, 77, 1, 64).causal(),
         Size::of(1, 50, 1, 64).scaled(8.0),
+        Size::of(1, 5, 1, 64).shifted(4.0),
         Size::of(1, 17, 2, 80),
         Size::of(1, 70, 1, 80),
         Size::of(1, 17, 1, 88),
@@ -104,7 +114,10 @@ fn quick_split<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     for size in [
         Size::of(3, 1, 2, 5).queries(1),
         Size::of(2, 37, 2, 64).queries(1),
+        Size::of(1, 70, 1, 40).queries(1),
         Size::of(1, 50, 1, 128).queries(1),
+        Size::of(1, 9, 1, 256).queries(1),
+        Size::of(2, 5, 1, 64).queries(1).shifted(4.0),
         Size::of(1, 40, 1, 7).queries(19),
         Size::of(1, 17, 2, 32).queries(70),
         Size::of(1, 100, 1, 64).queries(3),
@@ -134,17 +147,18 @@ fn full<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// Numbers in which the columns before `columns` are `scale` times larger.
-fn scaled_columns<B: Backend>(
+/// Numbers of which those in each part of a row's columns are turned into `scale·v + shift`.
+fn random_parts<B: Backend, const N: usize>(
     c: &Checker<'_, B>,
     shape: [usize; 3],
-    columns: usize,
-    scale: f64,
+    parts: [(f64, f64); N],
     seed: u64,
 ) -> Result<Pair<B>> {
     let mut values = c.random(shape, DType::F64, 1.0, seed)?.host;
-    for row in values.typed_mut::<f64>()?.chunks_exact_mut(shape[2]) {
-        row[..columns].iter_mut().for_each(|v| *v *= scale);
+    let columns = (shape[2] / N).max(1);
+    for (index, part) in values.typed_mut::<f64>()?.chunks_exact_mut(columns).enumerate() {
+        let (scale, shift) = parts[index % N];
+        part.iter_mut().for_each(|v| *v = scale * *v + shift);
     }
     c.pair(&values, c.real())
 }
@@ -152,7 +166,7 @@ fn scaled_columns<B: Backend>(
 fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (d, real, shape) = (size.width(), c.real(), size.shape());
     let (rows, wide) = ([size.batch, size.keys, d], [size.batch, size.keys, 3 * d]);
-    let qkv = scaled_columns(c, wide, d, size.scale, 1)?;
+    let qkv = random_parts(c, wide, [(size.scale, size.shift), (1.0, -size.shift), (1.0, 0.0)], 1)?;
     let d_o = c.random(rows, real, 1.0, 2)?;
     let (mut o, mut dqkv) = (c.output(rows, real)?, c.output(wide, real)?);
     let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
@@ -186,8 +200,9 @@ fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
 fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (d, real, shape) = (size.width(), c.real(), size.shape());
     let (rows, wide) = ([size.batch, size.queries, d], [size.batch, size.keys, 2 * d]);
-    let q = scaled_columns(c, rows, d, size.scale, 1)?;
-    let (kv, d_o) = (c.random(wide, real, 1.0, 2)?, c.random(rows, real, 1.0, 3)?);
+    let q = random_parts(c, rows, [(size.scale, size.shift)], 1)?;
+    let kv = random_parts(c, wide, [(1.0, -size.shift), (1.0, 0.0)], 2)?;
+    let d_o = c.random(rows, real, 1.0, 3)?;
     let (mut o, mut dq, mut dkv) = (c.output(rows, real)?, c.output(rows, real)?, c.output(wide, real)?);
     let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
 
