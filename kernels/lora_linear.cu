@@ -198,19 +198,26 @@ template <bool TRANSPOSED>
 DEVICE void right_fragments(uint32 (&b)[4][2], const float* right, int right_stride, int width, int k0, int c0,
                             int columns) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, c = c0 + 4 * g;
-  float r[4][4];
+  float r[4][4] = {};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int k = k0 + 2 * q + (i & 1) + 8 * (i >> 1);
-    bool inside = k < width && c < columns;
+    if (k >= width || c >= columns) continue;
     if (TRANSPOSED) {
-      Pack<float, 4> row = {{0.0f, 0.0f, 0.0f, 0.0f}};
-      if (inside) row = load_pack<4>(right + size_t(k) * right_stride + c);
+      Pack<float, 4> row = load_pack<4>(right + size_t(k) * right_stride + c);
 #pragma unroll
       for (int t = 0; t < 4; t++) r[t][i] = row.at[t];
-    } else {
+    } else if (right_stride % 2 != 0) {
 #pragma unroll
-      for (int t = 0; t < 4; t++) r[t][i] = inside ? right[size_t(c + t) * right_stride + k] : 0.0f;
+      for (int t = 0; t < 4; t++) r[t][i] = right[size_t(c + t) * right_stride + k];
+    } else if (i % 2 == 0) {
+      // The width is even too, so the next term is there.
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        Pack<float, 2> pair = load_pack<2>(right + size_t(c + t) * right_stride + k);
+        r[t][i] = pair.at[0];
+        r[t][i + 1] = pair.at[1];
+      }
     }
   }
 #pragma unroll

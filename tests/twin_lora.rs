@@ -120,7 +120,7 @@ fn the_order_of_blocks_changes_no_bit() {
 #[test]
 fn parts_that_kernels_cannot_place_are_refused() {
     let cuda = Cuda::new(Arc::new(Twin::new(DType::F16, 90).unwrap()), DType::F16, LoraForm::Fused).unwrap();
-    for columns in [[0, WIDTH / 2], [WIDTH, WIDTH], [0, 3 * WIDTH]] {
+    for columns in [[0, WIDTH / 2], [WIDTH, WIDTH], [0, 3 * WIDTH], [0, 900 * WIDTH]] {
         let Err(error) = compute(&cuda, &columns) else { panic!("{columns:?} passed") };
         assert!(error.to_string().contains("parts lie on different multiples of 72"), "{error}");
     }
