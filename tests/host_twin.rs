@@ -335,8 +335,10 @@ fn memory_is_poisoned_counted_and_bounded() {
     twin.free(a);
     assert_eq!(twin.allocated().0, before.0);
     says(&twin.download(a, &mut [0]).unwrap_err().to_string(), &["download: 1 bytes at", "not allocated"]);
-    let much = twin.allocate(1 << 40).unwrap_err().to_string();
-    says(&much, &["out of GPU memory: 1048576 MiB more were asked for"]);
+    let small = Twin::new(DType::F32, 90).unwrap().with_memory(64 << 20);
+    small.allocate(48 << 20).unwrap();
+    let much = small.allocate(32 << 20).unwrap_err().to_string();
+    says(&much, &["out of GPU memory: 32 MiB more were asked for, 16 MiB of 64 MiB are free"]);
 }
 
 #[test]
@@ -421,6 +423,44 @@ fn races_in_shared_memory_are_reported() {
 }
 
 #[test]
+fn races_in_device_memory_are_reported() {
+    let twin = broken(DType::F32);
+    let (x, y) = two_buffers(&twin);
+    let only_y = Args::new().address(y);
+    let wrote = "wrote at kernels/broken.cu:";
+    let inside = report(&twin, "global_race_in_block", 64, 1, 0, Args::new().address(x).address(y));
+    let buffer = "of a buffer of 256 bytes at kernels/broken.cu:";
+    says(
+        &inside,
+        &["thread (32,0,0): race: reads byte 64", buffer, "which thread (16,0,0)", wrote, "no barrier"],
+    );
+    let twice = report(&twin, "global_written_twice", 32, 2, 0, only_y);
+    let another = "which another block wrote at kernels/broken.cu:";
+    says(&twice, &["block (1,0,0): thread (0,0,0): race: writes byte 0", another, "in the same launch"]);
+    let from = report(&twin, "global_from_another_block", 1, 2, 0, only_y);
+    says(&from, &["block (1,0,0): thread (0,0,0): race: reads byte 0", another, "in the same launch"]);
+    let over = report(&twin, "global_over_readers", 1, 2, 0, only_y);
+    says(
+        &over,
+        &["race: writes byte 4", "which another block read at kernels/broken.cu:", "in the same launch"],
+    );
+    let counter = upload(&twin, &[0u32]);
+    let early = report(&twin, "count_before_result", 32, 2, 0, only_y.address(counter));
+    says(&early, &["block (1,0,0)", "race: reads byte 0", another, "in the same launch"]);
+}
+
+#[test]
+fn a_kernel_that_waits_for_another_block_is_given_up() {
+    let twin = broken(DType::F32);
+    let args = Args::new().address(upload(&twin, &[0i32]));
+    let message = report(&twin, "waits_forever", 1, 2, 0, args);
+    says(
+        &message,
+        &["waits_forever: block", "accesses the block still runs; the last was at kernels/broken.cu:"],
+    );
+}
+
+#[test]
 fn divergence_is_reported() {
     let twin = broken(DType::F32);
     let (x, y) = two_buffers(&twin);
@@ -450,10 +490,14 @@ fn divergence_is_reported() {
             "no thread can go on",
             "threads 16 to 31 have returned",
             "threads 0 to 15 wait in __shfl_xor_sync at kernels/prelude.cuh:",
+            "(from kernels/broken.cu:",
         ],
     );
     let foreign = report(&twin, "foreign_mask", 32, 1, 0, only_y);
-    says(&foreign, &["thread (16,0,0): __shfl_sync at", "0000ffff", "without its own lane"]);
+    says(
+        &foreign,
+        &["thread (16,0,0): __shfl_sync with a mask (0000ffff) without its own lane at kernels/broken.cu:"],
+    );
 }
 
 #[test]
@@ -496,6 +540,8 @@ fn misaligned_accesses_are_reported() {
     let copy = report(&twin, "copy_misaligned", 1, 1, 0, Args::new().address(x));
     says(&copy, &["misaligned: cp.async from global memory of 16 bytes"]);
     let matrix = report(&twin, "ldmatrix_misaligned", 32, 1, 0, Args::new().address(y));
+    let short = report(&twin, "half_a_warp", 16, 1, 0, Args::new().address(y));
+    says(&short, &["mma_m16n8k16 at kernels/prelude.cuh:", "in a warp of fewer than 32 threads"]);
     says(&matrix, &["misaligned: ldmatrix of 16 bytes at kernels/prelude.cuh:", "(from kernels/broken.cu:"]);
 }
 

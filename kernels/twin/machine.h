@@ -29,7 +29,8 @@ struct Launch {
   // Of the kernel's library.
   void (*touch)();
   uint32 grid[3], block[3];
-  uint64 shared;
+  // Bytes of dynamic shared memory, and what a block can have of both kinds.
+  uint64 shared, shared_limit;
   void** arguments;
   // Sorted by address.
   const Buffer* buffers;
@@ -60,7 +61,9 @@ struct Thread {
   // Waits until *gate differs from `seen`; null while it can run.
   const uint64* gate = nullptr;
   uint64 seen = 0;
+  // The last barrier or warp operation.
   const char *op = "", *where = "";
+  const void* caller = nullptr;
   std::vector<Copy> copies;
   uint32 open_group = 0;
 };
@@ -70,7 +73,9 @@ struct Thread {
 struct Meeting {
   uint32 mask = 0, arrived = 0, inside = 0;
   uint64 gate = 0;
+  // Of the first to arrive.
   const char *op = "", *where = "";
+  const void* caller = nullptr;
   alignas(16) unsigned char slots[2][WARP][SLOT];
 };
 

@@ -65,8 +65,8 @@ inline std::string place_text(const void* address) {
   fail_thread("misaligned: " + access + format("address %p is no multiple of %zu", address, bytes));
 }
 
-// Some ten seconds; what waits here for another block waits forever.
-const uint64 MOST_ACCESSES = 1000000000;
+// Some seconds; what waits here for another block waits forever.
+const uint64 MOST_ACCESSES = 100000000;
 
 enum class Memory { global, shared, local, constant };
 

@@ -45,13 +45,17 @@ static std::string list_text(const std::vector<uint32>& numbers) {
 // Who waits where, one line for all who wait at the same place.
 [[noreturn]] static void fail_deadlock() {
   Machine& m = *machine;
-  std::map<std::string, std::vector<uint32>> places;
+  std::map<std::pair<std::string, std::string>, std::vector<uint32>> places;
   for (uint32 i = 0; i < m.count; i++) {
     const Thread& t = m.threads[i];
-    places[t.done ? "have returned" : std::string("wait in ") + t.op + " at " + t.where].push_back(i);
+    places[t.done ? std::make_pair("", "") : std::make_pair(t.op, t.where)].push_back(i);
   }
   std::string problem = "no thread can go on (a barrier or warp operation that not all reach)";
-  for (auto& [place, threads] : places) problem += "\n  threads " + list_text(threads) + " " + place;
+  for (auto& [place, threads] : places) {
+    problem += "\n  threads " + list_text(threads);
+    if (place.first.empty()) problem += " have returned";
+    else problem += " wait in " + place.first + " at " + site_text(site_of(m.threads[threads[0]].caller));
+  }
   fail_launch(problem);
 }
 
@@ -111,6 +115,7 @@ void barrier(const char* where) {
   Machine& m = *machine;
   m.current->op = "__syncthreads";
   m.current->where = where;
+  m.current->caller = CALLER;
   if (m.barrier_arrived == 0) m.barrier_where = where;
   if (!same(m.barrier_where, where))
     fail_thread(format("reached __syncthreads at %s while others wait in the one at %s", where, m.barrier_where));
@@ -145,29 +150,32 @@ static uint32 lanes_of(uint32 first) {
   return lanes >= 32 ? 0xffffffffu : (1u << lanes) - 1;
 }
 
-static void join_meeting(Meeting& meeting, const char* op, const char* where) {
+static void join_meeting(Meeting& meeting, const char* op, const char* where, const void* caller) {
   if (meeting.arrived == 0) {
     meeting.op = op;
     meeting.where = where;
+    meeting.caller = caller;
   }
   if (!same(op, meeting.op) || (op != SYNCWARP && !same(where, meeting.where)))
-    fail_thread(format("reached %s at %s while lanes of the same mask wait in %s at %s", op, where, meeting.op,
-                       meeting.where));
+    fail_thread(format("reached %s at ", op) + site_text(site_of(caller)) + " while lanes of the same mask wait in " +
+                meeting.op + " at " + site_text(site_of(meeting.caller)));
 }
 
 // Publishes `value`, waits for every lane of `mask`, and has `read` look at the slots of all.
 template <class T, class Read>
-static void meet(uint32 mask, const char* op, const char* where, const T& value, Read read) {
+static void meet(uint32 mask, const char* op, const char* where, const void* caller, const T& value, Read read) {
   static_assert(sizeof(T) <= SLOT, "a slot holds the value");
   Machine& m = *machine;
   Thread* me = m.current;
   uint32 lane = me->linear % WARP, first = me->linear - lane;
   me->op = op;
   me->where = where;
-  if (!(mask >> lane & 1)) fail_thread(format("%s at %s with a mask (%08x) without its own lane", op, where, mask));
+  me->caller = caller;
+  if (!(mask >> lane & 1))
+    fail_thread(format("%s with a mask (%08x) without its own lane at ", op, mask) + site_text(site_of(caller)));
   mask &= lanes_of(first);
   Meeting& meeting = meeting_of(m.warps[first / WARP], mask);
-  join_meeting(meeting, op, where);
+  join_meeting(meeting, op, where, caller);
   uint64 seen = meeting.gate;
   unsigned char(*slots)[SLOT] = meeting.slots[seen & 1];
   memcpy(slots[lane], &value, sizeof(T));
@@ -185,12 +193,12 @@ static void meet(uint32 mask, const char* op, const char* where, const T& value,
 }
 
 void warp_barrier(const char* where, uint32 mask) {
-  meet(mask, SYNCWARP, where, 0, [](auto) {});
+  meet(mask, SYNCWARP, where, CALLER, 0, [](auto) {});
 }
 
 uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate) {
   uint32 result = 0, taking_part = mask & lanes_of(machine->current->linear & ~31u);
-  meet(mask, op, where, predicate, [&](auto slots) {
+  meet(mask, op, where, CALLER, predicate, [&](auto slots) {
     for (int i = 0; i < WARP; i++)
       if (taking_part >> i & 1) result |= uint32(slots[i][0] != 0) << i;
   });
@@ -212,12 +220,12 @@ uint64 shuffle_bits(const char* where, Shuffle kind, uint32 mask, uint64 bits, i
   static const char* const ops[] = {"__shfl_sync", "__shfl_up_sync", "__shfl_down_sync", "__shfl_xor_sync"};
   const char* op = ops[int(kind)];
   if (width < 1 || width > WARP || (width & (width - 1)))
-    fail_thread(format("%s at %s with a width of %d, which is no power of two up to 32", op, where, width));
+    fail_thread(format("%s with a width of %d, which is no power of two up to 32, at %s", op, width, where));
   int lane = machine->current->linear % WARP, source = shuffle_source(kind, lane, amount, width);
   uint32 taking_part = mask & lanes_of(machine->current->linear - lane);
   // What a lane gets that takes no part is undefined on the device; here it is a NaN.
   uint64 result = ~uint64(0);
-  meet(mask, op, where, bits, [&](auto slots) {
+  meet(mask, op, where, CALLER, bits, [&](auto slots) {
     if (taking_part >> source & 1) memcpy(&result, slots[source], sizeof result);
   });
   return result;
@@ -310,7 +318,7 @@ static void expect_whole_warp(const char* op, const void* caller) {
 Accumulator mma(Accumulator d, Operands operands) {
   expect_whole_warp("mma_m16n8k16", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
-  meet(0xffffffffu, "mma_m16n8k16", "the prelude", operands, [&](auto slots) {
+  meet(0xffffffffu, "mma_m16n8k16", "", CALLER, operands, [&](auto slots) {
     auto of = [&](int from) { return reinterpret_cast<const Operands*>(slots[from]); };
     // Register order of a: (row, k), (row + 8, k), (row, k + 8), (row + 8, k + 8), two k each.
     for (int i = 0; i < 4; i++) {
@@ -334,7 +342,7 @@ Fragment ldmatrix(const void* row, int matrices, bool transposed) {
     read_shared(row, 16, CALLER);
   }
   Fragment result = {};
-  meet(0xffffffffu, "ldmatrix", "the prelude", row, [&](auto slots) {
+  meet(0xffffffffu, "ldmatrix", "", CALLER, row, [&](auto slots) {
     auto element = [&](int matrix, int i, int j) {
       const uint16* from;
       memcpy(&from, slots[matrix * 8 + i], sizeof from);
@@ -492,6 +500,20 @@ static std::vector<uint64> block_order(const Machine& m) {
 
 }  // namespace twin
 
+namespace twin {
+
+// What of the static shared memory the launch wrote: at least the kernel's.
+static void check_shared_limit(Machine& m) {
+  auto written = [&](const Cell& cell) { return cell.write_epoch >= m.launch_epoch; };
+  auto first = m.cells.begin() + m.dynamic.bytes;
+  uint64 fixed = std::count_if(first, first + m.fixed.bytes, written);
+  if (fixed + m.dynamic.bytes > m.launch->shared_limit)
+    m.failure = format("%zu bytes of dynamic and at least %llu of static shared memory, the device has %llu per block",
+                       m.dynamic.bytes, fixed, m.launch->shared_limit);
+}
+
+}  // namespace twin
+
 extern "C" __attribute__((visibility("default"))) twin::Machine* twin_machine_new() { return new twin::Machine; }
 
 extern "C" __attribute__((visibility("default"))) void twin_machine_free(twin::Machine* m) { delete m; }
@@ -510,6 +532,7 @@ extern "C" __attribute__((visibility("default"))) int twin_run(twin::Machine* m,
     }
     twin::machine = nullptr;
   }
+  if (m->failure.empty()) twin::check_shared_limit(*m);
   if (m->failure.empty()) return 0;
   snprintf(launch->message, launch->message_size, "%s", m->failure.c_str());
   return 1;

@@ -59,6 +59,42 @@ extern "C" __global__ void race_with_atomic(uint32* y) {
 }
 EXPORT_KERNEL(race_with_atomic)
 
+// Doubles every one of 32 floats by way of device memory, without the barrier between warps.
+extern "C" __global__ void global_race_in_block(const float* x, float* y) {
+  y[threadIdx.x] = x[threadIdx.x];
+  float v = y[threadIdx.x / 2];
+  __syncthreads();
+  y[threadIdx.x] = v;
+}
+EXPORT_KERNEL(global_race_in_block)
+
+// Every block writes the same rows.
+extern "C" __global__ void global_written_twice(float* y) { y[threadIdx.x] = float(blockIdx.x); }
+EXPORT_KERNEL(global_written_twice)
+
+// Every block reads what the one before wrote: right in one order of blocks only.
+extern "C" __global__ void global_from_another_block(float* y) {
+  y[blockIdx.x] = blockIdx.x == 0 ? 1.0f : y[blockIdx.x - 1];
+}
+EXPORT_KERNEL(global_from_another_block)
+
+// Shifts in place, each block one element.
+extern "C" __global__ void global_over_readers(float* y) {
+  float next = y[blockIdx.x + 1];
+  y[blockIdx.x] = next;
+}
+EXPORT_KERNEL(global_over_readers)
+
+// The count of blocks that were there is taken before the results are written.
+extern "C" __global__ void count_before_result(float* y, uint32* counter) {
+  __shared__ int flag;
+  bool last = last_block(counter, gridDim.x, &flag);
+  if (threadIdx.x == 0) y[blockIdx.x] = 1.0f;
+  if (last && threadIdx.x == 0)
+    for (int i = 0; i < int(gridDim.x); i++) y[32] += y[i];
+}
+EXPORT_KERNEL(count_before_result)
+
 // One half of the block stops at one barrier, the other at another.
 extern "C" __global__ void two_barriers(float* y) {
   if (threadIdx.x < 32)
@@ -91,6 +127,13 @@ extern "C" __global__ void foreign_mask(float* y) {
 }
 EXPORT_KERNEL(foreign_mask)
 
+// Waits for another block, which on a full device may never run.
+extern "C" __global__ void waits_forever(const int* flag) {
+  while (*const_cast<const volatile int*>(flag) == 0) {
+  }
+}
+EXPORT_KERNEL(waits_forever)
+
 extern "C" __global__ void read_beyond(const float* x, float* y) { y[threadIdx.x] = x[threadIdx.x + 1]; }
 EXPORT_KERNEL(read_beyond)
 
@@ -114,6 +157,15 @@ extern "C" __global__ void shared_beyond(float* y) {
   y[threadIdx.x] = held[threadIdx.x];
 }
 EXPORT_KERNEL(shared_beyond)
+
+// Dynamic shared memory as large as a block can have, and one float beside it.
+extern "C" __global__ void a_float_too_much(float* y) {
+  __shared__ float one;
+  if (threadIdx.x == 0) one = 1.0f;
+  __syncthreads();
+  y[threadIdx.x] = one;
+}
+EXPORT_KERNEL(a_float_too_much)
 
 extern "C" __global__ void misaligned_pack(const float* x, float* y) {
   store_pack(y + 4 * threadIdx.x, load_pack<4>(x + 4 * threadIdx.x + 1));
@@ -199,6 +251,15 @@ extern "C" __global__ void copy_misaligned(const float* x) {
   cp_async_16(held, x + 1);
 }
 EXPORT_KERNEL(copy_misaligned)
+
+// Half a warp has no fragments to give.
+extern "C" __global__ void half_a_warp(float* y) {
+  uint32 a[4] = {}, b[2] = {};
+  float d[4] = {};
+  mma_m16n8k16<Real>(d, a, b);
+  y[threadIdx.x] = d[0];
+}
+EXPORT_KERNEL(half_a_warp)
 
 // Rows of 36 bytes are not 16-byte aligned.
 extern "C" __global__ void ldmatrix_misaligned(uint32* y) {

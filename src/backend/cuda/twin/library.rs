@@ -50,6 +50,7 @@ struct RawLaunch {
     grid: [u32; 3],
     block: [u32; 3],
     shared: u64,
+    shared_limit: u64,
     arguments: *const *mut c_void,
     buffers: *const Buffer,
     buffer_count: u64,
@@ -131,6 +132,7 @@ impl Machine {
         launch: &Launch,
         memory: &mut Memory,
         order: BlockOrder,
+        shared_limit: usize,
     ) -> Result<()> {
         let mut args: Args = launch.args;
         let arguments = args.pointers();
@@ -141,6 +143,7 @@ impl Machine {
             grid: launch.grid,
             block: launch.block,
             shared: launch.shared as u64,
+            shared_limit: shared_limit as u64,
             arguments: arguments.as_ptr(),
             buffers: memory.buffers().as_ptr(),
             buffer_count: memory.buffers().len() as u64,
@@ -289,7 +292,8 @@ fn build(sources: &Sources, file: &str, defines: &[String], runtime: Option<&Pat
     let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
     let mut hash = Sha256::new();
     hash.update(sources.hash(&headers)?);
-    for part in [&compiler.version, file, text, &flags.join(" ")] {
+    let needed = runtime.unwrap_or(Path::new("")).to_string_lossy();
+    for part in [&compiler.version, &compiler.first.join(" "), file, text, &flags.join(" "), &needed] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
@@ -374,7 +378,10 @@ fn step(compiler: &Compiler, folder: &Path, file: &str, arguments: Vec<OsString>
     let output = output.map_err(|e| trouble(Path::new(&compiler.program), &e))?;
     if !output.status.success() {
         let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(CudaError::Compile { file: file.trim_end_matches(".cu").to_owned(), log });
+        return Err(match file.strip_suffix(".cu") {
+            Some(file) => CudaError::Compile { file: file.to_owned(), log },
+            None => CudaError::Twin(format!("kernels/{file} does not compile:\n{log}")),
+        });
     }
     Ok(())
 }

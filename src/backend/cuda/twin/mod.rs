@@ -8,12 +8,14 @@
 //! - touches memory that is not its own, or with one instruction what is not aligned to it;
 //! - reads shared memory that the block has not written, or that a `cp.async` has not delivered; device
 //!   memory that nobody has written is NaN in every number type;
-//! - has a race in shared memory, between threads of a block or lanes of a warp;
+//! - has a race in shared memory, between threads of a block or lanes of a warp, or one in device memory,
+//!   between warps or blocks of the launch, a race being two accesses, one of them a write, in no order that
+//!   barriers, `__syncwarp` or (for blocks) atomics give them, even if both write the same value;
 //! - leaves threads waiting at different barriers, or a warp operation without some of its lanes;
-//! - is launched with other arguments, more threads or more dynamic shared memory than it can have.
+//! - is launched with other arguments, more threads or more shared memory than it can have.
 //!
 //! Blocks run one after another in a shuffled order ([`Twin::set_block_order`]). What the twin cannot see:
-//! - time, registers, spills, bank conflicts, `__launch_bounds__`, the sum of dynamic and static shared memory;
+//! - time, registers, spills, bank conflicts, `__launch_bounds__`;
 //! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
 //! - one static shared array running into the next, global arrays of one buffer running into each other;
 //! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong, and how
@@ -114,6 +116,12 @@ impl Twin {
         Ok(Twin { info, dtype, sources, state: Mutex::new(state), choices: Mutex::default() })
     }
 
+    /// The same device with other memory: `bytes` in all.
+    pub fn with_memory(mut self, bytes: usize) -> Twin {
+        self.info.memory = bytes;
+        self
+    }
+
     /// Compiles every kernel file now; otherwise each waits for the first launch of one of its kernels.
     pub fn compile_all(&self) -> Result<()> {
         for file in self.sources.kernel_files() {
@@ -163,7 +171,7 @@ impl Twin {
             Command::Launch(launch) => {
                 let library = self.library(state, launch)?;
                 let State { machine, memory, order, .. } = state;
-                machine.run(&library, launch, memory, *order)
+                machine.run(&library, launch, memory, *order, self.info.shared_memory_per_block)
             }
             Command::Product(product) => product::run(&mut state.memory, product),
             Command::Clear { to, bytes } => {
