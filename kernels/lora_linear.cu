@@ -28,14 +28,16 @@ struct AnyShared {
 };
 
 // narrow[m, j] = factor·Σ_c left[m, c]·right[j, c] (right[c, j] if TRANSPOSED) for up to 16 rows and
-// `width` columns: tiles of 32 columns and 64 terms in shared memory, four rows of one column per thread.
-template <bool TRANSPOSED>
-DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
-                       const float* right, int right_stride, int width, float factor, Real* narrow,
-                       int narrow_stride) {
-  int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 4;
-  for (int j0 = 0; j0 < width; j0 += ANY_WIDTH) {
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+// `width` columns: tiles of WIDTH columns and 64 terms in shared memory, one or four rows of one column per
+// thread.
+template <bool TRANSPOSED, int WIDTH>
+DEVICE void any_narrow_by(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
+                          const float* right, int right_stride, int width, float factor, Real* narrow,
+                          int narrow_stride) {
+  const int EACH = ANY_ROWS * WIDTH / ANY_THREADS;
+  int column = threadIdx.x % WIDTH, first = threadIdx.x / WIDTH * EACH;
+  for (int j0 = 0; j0 < width; j0 += WIDTH) {
+    float sum[EACH] = {};
     for (int c0 = 0; c0 < depth; c0 += ANY_DEPTH) {
       __syncthreads();
 #pragma unroll
@@ -45,28 +47,41 @@ DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int
         shared.wide[m][c] = inside ? to_float(left[size_t(m) * left_stride + c0 + c]) : 0.0f;
       }
 #pragma unroll 8
-      for (int step = 0; step < ANY_WIDTH * ANY_DEPTH / ANY_THREADS; step++) {
+      for (int step = 0; step < WIDTH * ANY_DEPTH / ANY_THREADS; step++) {
         int i = step * ANY_THREADS + threadIdx.x;
-        int j = TRANSPOSED ? i % ANY_WIDTH : i / ANY_DEPTH, c = TRANSPOSED ? i / ANY_WIDTH : i % ANY_DEPTH;
+        int j = TRANSPOSED ? i % WIDTH : i / ANY_DEPTH, c = TRANSPOSED ? i / WIDTH : i % ANY_DEPTH;
         size_t at = TRANSPOSED ? size_t(c0 + c) * right_stride + j0 + j : size_t(j0 + j) * right_stride + c0 + c;
         shared.narrow[j][c] = j0 + j < width && c0 + c < depth ? right[at] : 0.0f;
       }
       __syncthreads();
 #pragma unroll 2
       for (int c = 0; c < ANY_DEPTH; c += 4) {
-        Pack<float, 4> r = load_pack<4>(&shared.narrow[lane][c]);
+        Pack<float, 4> r = load_pack<4>(&shared.narrow[column][c]);
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
+        for (int m = 0; m < EACH; m++) {
           Pack<float, 4> l = load_pack<4>(&shared.wide[first + m][c]);
           sum[m] += l.at[0] * r.at[0] + l.at[1] * r.at[1] + l.at[2] * r.at[2] + l.at[3] * r.at[3];
         }
       }
     }
 #pragma unroll
-    for (int m = 0; m < 4; m++)
-      if (first + m < rows && j0 + lane < width)
-        narrow[size_t(first + m) * narrow_stride + j0 + lane] = from_float<Real>(factor * sum[m]);
+    for (int m = 0; m < EACH; m++)
+      if (first + m < rows && j0 + column < width)
+        narrow[size_t(first + m) * narrow_stride + j0 + column] = from_float<Real>(factor * sum[m]);
   }
+}
+
+// In tiles that suit the width.
+template <bool TRANSPOSED>
+DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
+                       const float* right, int right_stride, int width, float factor, Real* narrow,
+                       int narrow_stride) {
+  if (width <= 8)
+    any_narrow_by<TRANSPOSED, 8>(shared, left, left_stride, rows, depth, right, right_stride, width, factor,
+                                 narrow, narrow_stride);
+  else
+    any_narrow_by<TRANSPOSED, ANY_WIDTH>(shared, left, left_stride, rows, depth, right, right_stride, width,
+                                         factor, narrow, narrow_stride);
 }
 
 // wide[m, c] = (bias[c]) + (residual[m, c]) + factor·Σ_j narrow[m, j]·right[c, j] (right[j, c] if
@@ -353,8 +368,9 @@ START_KERNEL(lora_linear_start_32_rows, 2)
 
 #endif  // TENSOR_CORES
 
-// The same for any type and size: a block of 16 rows of one segment and 128 threads, about 3000 cycles of
-// shared memory reads for u at the sizes above, beside a product that takes twenty times as long in f32.
+// The same for any type and size: a block of 16 rows of one segment and 128 threads. At the sizes above 300
+// blocks, each of them some 2000 cycles of shared memory reads for u and as many for y: a few percent of what
+// the product takes in f32.
 extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_start_any(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                           const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
