@@ -43,8 +43,10 @@ inline bool comes_after_global(uint32 epoch, uint16 thread) {
   bool same_block = epoch >= m.block_epoch;
   auto in_buffer = [&](const Buffer& b) { return at >= b.start && at < b.end; };
   uint64 start = in_buffer(m.recent) ? m.recent.start : 0;
-  std::string who = !same_block ? "another block" : thread == OTHER_WARPS ? "other warps" : thread_text(thread);
-  fail_thread(format("race: %s byte %llu of a buffer of %llu bytes at ", mine, at - start, m.recent.end - start) +
+  std::string who = thread == OTHER_WARPS ? "threads of several warps" : thread_text(thread);
+  if (!same_block) who = "another block";
+  uint64 size = m.recent.end - start;
+  fail_thread(format("race: %s byte %llu of a buffer of %llu bytes at ", mine, at - start, size) +
               site_text(site_of(caller)) + ", which " + who + " " + theirs + " at " + site_text(site) +
               (same_block ? " with no barrier between" : " in the same launch"));
 }
@@ -59,8 +61,8 @@ inline void read_global(const void* address, size_t bytes, const void* caller) {
       fail_global_race("reads", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
     if (cell.read_epoch < m.launch_epoch) cell.read_before = 0;
     else if (cell.read_epoch < m.block_epoch) cell.read_before = 1;
-    bool joins = cell.read_epoch == m.epoch && (cell.reader == OTHER_WARPS || cell.reader / WARP != me / WARP);
-    cell.reader = joins ? OTHER_WARPS : me;
+    bool mine = cell.reader != OTHER_WARPS && cell.reader / WARP == me / WARP;
+    cell.reader = cell.read_epoch == m.epoch && !mine ? OTHER_WARPS : me;
     cell.read_epoch = m.epoch;
     cell.read_site = site_of(caller);
   }

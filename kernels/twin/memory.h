@@ -54,7 +54,8 @@ inline std::string place_text(const void* address) {
   bool has_next = next < l.buffers + l.buffer_count;
   if (before && (!has_next || at - before->start <= next->start - at))
     return format("byte %llu of a buffer of %llu bytes", at - before->start, before->end - before->start);
-  if (has_next) return format("%llu bytes before a buffer of %llu bytes", next->start - at, next->end - next->start);
+  if (has_next)
+    return format("%llu bytes before a buffer of %llu bytes", next->start - at, next->end - next->start);
   return format("%p, which is no device memory", address);
 }
 
@@ -74,7 +75,7 @@ enum class Memory { global, shared, local, constant };
 inline Memory check(const char* what, const void* address, size_t bytes, bool whole, const void* caller) {
   Machine& m = *machine;
   if (++m.accesses > MOST_ACCESSES)
-    fail_thread("after " + std::to_string(MOST_ACCESSES) + " accesses the block still runs; the last was at " +
+    fail_thread(format("after %llu accesses the block still runs; the last was at ", MOST_ACCESSES) +
                 site_text(site_of(caller)));
   bool aligned = !whole || reinterpret_cast<uintptr_t>(address) % bytes == 0;
   if (!aligned) fail_access(what, address, bytes, false, caller);

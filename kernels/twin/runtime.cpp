@@ -118,7 +118,8 @@ void barrier(const char* where) {
   m.current->caller = CALLER;
   if (m.barrier_arrived == 0) m.barrier_where = where;
   if (!same(m.barrier_where, where))
-    fail_thread(format("reached __syncthreads at %s while others wait in the one at %s", where, m.barrier_where));
+    fail_thread(format("reached __syncthreads at %s while others wait in the one at ", where) +
+                m.barrier_where);
   uint64 seen = m.barrier_gate;
   if (++m.barrier_arrived >= m.live) {
     open_barrier();
@@ -157,13 +158,15 @@ static void join_meeting(Meeting& meeting, const char* op, const char* where, co
     meeting.caller = caller;
   }
   if (!same(op, meeting.op) || (op != SYNCWARP && !same(where, meeting.where)))
-    fail_thread(format("reached %s at ", op) + site_text(site_of(caller)) + " while lanes of the same mask wait in " +
-                meeting.op + " at " + site_text(site_of(meeting.caller)));
+    fail_thread(format("reached %s at ", op) + site_text(site_of(caller)) +
+                " while lanes of the same mask wait in " + meeting.op + " at " +
+                site_text(site_of(meeting.caller)));
 }
 
 // Publishes `value`, waits for every lane of `mask`, and has `read` look at the slots of all.
 template <class T, class Read>
-static void meet(uint32 mask, const char* op, const char* where, const void* caller, const T& value, Read read) {
+static void meet(uint32 mask, const char* op, const char* where, const void* caller, const T& value,
+                 Read read) {
   static_assert(sizeof(T) <= SLOT, "a slot holds the value");
   Machine& m = *machine;
   Thread* me = m.current;
@@ -172,7 +175,8 @@ static void meet(uint32 mask, const char* op, const char* where, const void* cal
   me->where = where;
   me->caller = caller;
   if (!(mask >> lane & 1))
-    fail_thread(format("%s with a mask (%08x) without its own lane at ", op, mask) + site_text(site_of(caller)));
+    fail_thread(format("%s with a mask (%08x) without its own lane at ", op, mask) +
+                site_text(site_of(caller)));
   mask &= lanes_of(first);
   Meeting& meeting = meeting_of(m.warps[first / WARP], mask);
   join_meeting(meeting, op, where, caller);
@@ -234,7 +238,9 @@ uint64 shuffle_bits(const char* where, Shuffle kind, uint32 mask, uint64 bits, i
 // ---------------------------------------------------------------- memory
 
 // What the thread sanitizer's calls may not see, because the accesses become several there.
-void check_access(const void* address, size_t bytes, const char* what) { check(what, address, bytes, true, CALLER); }
+void check_access(const void* address, size_t bytes, const char* what) {
+  check(what, address, bytes, true, CALLER);
+}
 
 template <class T, class Change>
 static T change(const char* op, T* at, const void* caller, Change changed) {
@@ -508,18 +514,18 @@ static void check_shared_limit(Machine& m) {
   auto first = m.cells.begin() + m.dynamic.bytes;
   uint64 fixed = std::count_if(first, first + m.fixed.bytes, written);
   if (fixed + m.dynamic.bytes > m.launch->shared_limit)
-    m.failure = format("%zu bytes of dynamic and at least %llu of static shared memory, the device has %llu per block",
-                       m.dynamic.bytes, fixed, m.launch->shared_limit);
+    m.failure = format("%zu bytes of dynamic and at least %llu of static shared memory, the device has %llu",
+                       m.dynamic.bytes, fixed, m.launch->shared_limit) + " per block";
 }
 
 }  // namespace twin
 
-extern "C" __attribute__((visibility("default"))) twin::Machine* twin_machine_new() { return new twin::Machine; }
+extern "C" twin::Machine* twin_machine_new() { return new twin::Machine; }
 
-extern "C" __attribute__((visibility("default"))) void twin_machine_free(twin::Machine* m) { delete m; }
+extern "C" void twin_machine_free(twin::Machine* m) { delete m; }
 
 // 0 when the kernel ran to its end; otherwise the message says what it did.
-extern "C" __attribute__((visibility("default"))) int twin_run(twin::Machine* m, const twin::Launch* launch) {
+extern "C" int twin_run(twin::Machine* m, const twin::Launch* launch) {
   m->launch = launch;
   if (!twin::prepare(*m)) {
     m->failure = "no memory for the stacks of its threads";

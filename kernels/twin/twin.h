@@ -174,11 +174,17 @@ inline uint32 atomicExch(uint32* at, uint32 value) { return twin::atomic_exchang
 inline uint32 atomicCAS(uint32* at, uint32 expected, uint32 value) {
   return twin::atomic_compare_and_swap(at, expected, value);
 }
-inline int atomicAdd(int* at, int value) { return int(atomicAdd(reinterpret_cast<uint32*>(at), uint32(value))); }
+inline int atomicAdd(int* at, int value) {
+  return int(atomicAdd(reinterpret_cast<uint32*>(at), uint32(value)));
+}
 inline int atomicMax(int* at, int value) { return twin::atomic_max_signed(at, value); }
 inline int atomicMin(int* at, int value) { return twin::atomic_min_signed(at, value); }
-inline int atomicOr(int* at, int value) { return int(atomicOr(reinterpret_cast<uint32*>(at), uint32(value))); }
-inline int atomicAnd(int* at, int value) { return int(atomicAnd(reinterpret_cast<uint32*>(at), uint32(value))); }
+inline int atomicOr(int* at, int value) {
+  return int(atomicOr(reinterpret_cast<uint32*>(at), uint32(value)));
+}
+inline int atomicAnd(int* at, int value) {
+  return int(atomicAnd(reinterpret_cast<uint32*>(at), uint32(value)));
+}
 inline int atomicExch(int* at, int value) {
   return int(atomicExch(reinterpret_cast<uint32*>(at), uint32(value)));
 }

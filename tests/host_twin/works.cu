@@ -65,8 +65,8 @@ extern "C" __global__ void pass_on(const int* x, int* y) {
 EXPORT_KERNEL(pass_on)
 
 // Counts, maxima and flags over all blocks; the last block to come sums what the blocks left, in order.
-extern "C" __global__ void over_blocks(const uint32* x, uint32* counter, uint32* maximum, int* least, uint32* bits,
-                                       float* parts, float* sum) {
+extern "C" __global__ void over_blocks(const uint32* x, uint32* counter, uint32* maximum, int* least,
+                                       uint32* bits, float* parts, float* sum) {
   __shared__ uint32 odd;
   __shared__ int flag;
   uint32 v = x[blockIdx.x * blockDim.x + threadIdx.x];

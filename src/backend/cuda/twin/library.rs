@@ -1,36 +1,16 @@
-//! Compiles kernel files into libraries, keeps them in the temporary folder, and runs their kernels.
+//! The libraries of compiled kernels: what is in them, and how a kernel is run.
 
 use super::super::CudaError;
 use super::super::driver::{Args, Launch, Result};
-use super::super::source::{self, Sources};
-use super::BlockOrder;
+use super::super::source::Sources;
 use super::memory::{Buffer, Memory};
+use super::{BlockOrder, compile, places};
 use crate::tensor::DType;
-use sha2::{Digest, Sha256};
+use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
-use std::ffi::{CStr, OsString, c_char, c_int, c_void};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
-
-/// No -march=native and no contraction to fused multiply-adds: the same numbers on every machine.
-/// Sibling calls would lose the caller that messages name.
-const FLAGS: &[&str] = &[
-    "-std=c++17",
-    "-g",
-    "-fPIC",
-    "-ffp-contract=off",
-    "-fno-strict-aliasing",
-    "-fno-optimize-sibling-calls",
-    "-Wno-unknown-pragmas",
-];
-/// The thread sanitizer's instrumentation calls the runtime before every load and store that can matter to
-/// another thread. Nothing in one kernel library may stand in for something of the same name in another.
-const KERNEL_FLAGS: &[&str] = &["-O1", "-fsanitize=thread", "-fvisibility=hidden", "-fno-exceptions"];
-const RUNTIME_FLAGS: &[&str] = &["-O2"];
-const RUNTIME: &str = "twin/runtime.cpp";
 
 /// A kernel as twin.h describes it.
 #[repr(C)]
@@ -161,7 +141,7 @@ impl Machine {
             return Ok(());
         }
         let message = CStr::from_bytes_until_nul(&message).unwrap_or_default().to_string_lossy();
-        let message = with_lines(&message, &library.path);
+        let message = places::named(&message, &library.path);
         let kernel = launch.kernel;
         Err(CudaError::Twin(format!("{}.cu, {}: {message}", kernel.file, kernel.name)))
     }
@@ -174,13 +154,13 @@ impl Drop for Machine {
     }
 }
 
-static RUNTIMES: LazyLock<Mutex<HashMap<PathBuf, Arc<libloading::os::unix::Library>>>> =
-    LazyLock::new(Mutex::default);
+/// What this process has loaded, by path.
+static RUNTIMES: LazyLock<Mutex<HashMap<PathBuf, Arc<Library>>>> = LazyLock::new(Mutex::default);
 static LIBRARIES: LazyLock<Mutex<HashMap<PathBuf, Arc<KernelLibrary>>>> = LazyLock::new(Mutex::default);
 
-fn load_runtime(sources: &Sources) -> Result<Arc<libloading::os::unix::Library>> {
+fn load_runtime(sources: &Sources) -> Result<Arc<Library>> {
+    let path = compile::runtime(sources)?;
     let mut runtimes = RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner);
-    let path = build(sources, RUNTIME, &[], None)?;
     if let Some(loaded) = runtimes.get(&path) {
         return Ok(loaded.clone());
     }
@@ -196,11 +176,8 @@ pub fn load(
     dtype: DType,
     compute_capability: u32,
 ) -> Result<Arc<KernelLibrary>> {
-    let defines =
-        [format!("-D{}", source::real_macro(dtype)?), format!("-D__CUDA_ARCH__={}", compute_capability * 10)];
+    let path = compile::kernels(sources, file, dtype, compute_capability)?;
     let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
-    let runtime = build(sources, RUNTIME, &[], None)?;
-    let path = build(sources, &format!("{file}.cu"), &defines, Some(&runtime))?;
     if let Some(loaded) = libraries.get(&path) {
         return Ok(loaded.clone());
     }
@@ -228,234 +205,16 @@ fn describe(path: &Path) -> Result<KernelLibrary> {
     Ok(KernelLibrary { path: path.to_path_buf(), kernels, touch })
 }
 
-fn open(path: &Path) -> Result<libloading::os::unix::Library> {
-    let flags = libloading::os::unix::RTLD_NOW | libloading::os::unix::RTLD_LOCAL;
+fn open(path: &Path) -> Result<Library> {
+    let flags = RTLD_NOW | RTLD_LOCAL;
     // SAFETY: a library that we have compiled; its initialisers only register kernels.
-    unsafe { libloading::os::unix::Library::open(Some(path), flags) }
+    unsafe { Library::open(Some(path), flags) }
         .map_err(|e| CudaError::File { path: path.to_path_buf(), problem: e.to_string() })
 }
 
-fn symbol(library: &libloading::os::unix::Library, name: &'static str) -> Result<*const c_void> {
+fn symbol(library: &Library, name: &'static str) -> Result<*const c_void> {
     // SAFETY: taken as an address only; who calls it knows its signature.
     let found = unsafe { library.get::<*const c_void>(name.as_bytes()) };
     let found = found.map_err(|e| CudaError::Call { call: "dlsym", problem: e.to_string() })?;
     Ok(found.as_raw_ptr().cast_const())
-}
-
-/// A C++ compiler: the program, arguments that come first (CXX may say "ccache g++"), and its version, which
-/// names the cached libraries along with their sources.
-struct Compiler {
-    program: String,
-    first: Vec<String>,
-    version: String,
-}
-
-impl Compiler {
-    /// The one that CXX names, else `c++`.
-    fn find(cxx: Option<String>) -> Result<Compiler> {
-        let words = cxx.unwrap_or_default();
-        let mut words = words.split_whitespace().map(str::to_owned);
-        let program = words.next().unwrap_or_else(|| "c++".to_owned());
-        let mut found = Compiler { program, first: words.collect(), version: String::new() };
-        let output = found.command().arg("--version").output();
-        let problem = match output {
-            Ok(output) if output.status.success() => {
-                found.version = String::from_utf8_lossy(&output.stdout).into_owned();
-                return Ok(found);
-            }
-            Ok(output) => format!("--version ends with {}", output.status),
-            Err(error) => error.to_string(),
-        };
-        let program = found.program;
-        let hint = format!(
-            "the host twin compiles the kernels with it: install g++ or clang, or name one in CXX \
-             ({program}: {problem})"
-        );
-        Err(CudaError::Missing { library: "a C++ compiler", hint })
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(&self.first);
-        command
-    }
-}
-
-/// The library made of a file, from the cache or by the compiler. Written under another name and renamed,
-/// because several test processes may be at it. A library of kernels needs the `runtime`, by its path.
-fn build(sources: &Sources, file: &str, defines: &[String], runtime: Option<&Path>) -> Result<PathBuf> {
-    let compiler = Compiler::find(std::env::var("CXX").ok())?;
-    let text = sources.text(file)?;
-    let mut flags: Vec<&str> = FLAGS.to_vec();
-    flags.extend(if runtime.is_some() { KERNEL_FLAGS } else { RUNTIME_FLAGS });
-    flags.extend(defines.iter().map(String::as_str));
-    let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
-    let mut hash = Sha256::new();
-    hash.update(sources.hash(&headers)?);
-    let needed = runtime.unwrap_or(Path::new("")).to_string_lossy();
-    for part in [&compiler.version, &compiler.first.join(" "), file, text, &flags.join(" "), &needed] {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    let name: String = hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
-    let folder = cache_folder()?;
-    let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
-    let path = folder.join(format!("{stem}-{name}.so"));
-    match std::fs::File::options().append(true).open(&path) {
-        // The time says that it is in use.
-        Ok(found) => found.set_modified(SystemTime::now()).map_err(|e| trouble(&path, &e))?,
-        Err(_) => {
-            compile(sources, file, &compiler, &flags, runtime, &path)?;
-            forget_old(&folder);
-        }
-    }
-    Ok(path)
-}
-
-/// A folder of this user's: the libraries in it are run.
-fn cache_folder() -> Result<PathBuf> {
-    let me = Path::new("/proc/self");
-    let user = std::fs::metadata(me).map_err(|e| trouble(me, &e))?.uid();
-    let folder = std::env::temp_dir().join(format!("clip-engine-twin-{user}"));
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&folder)
-        .map_err(|e| trouble(&folder, &e))?;
-    let found = std::fs::symlink_metadata(&folder).map_err(|e| trouble(&folder, &e))?;
-    if !found.is_dir() || found.uid() != user || found.mode() & 0o022 != 0 {
-        let problem = "others can write here, so no libraries are run from it; remove it".to_owned();
-        return Err(CudaError::File { path: folder, problem });
-    }
-    Ok(folder)
-}
-
-/// Removes libraries that no test has used for a week. One that stays is no harm.
-fn forget_old(folder: &Path) {
-    let week = Duration::from_secs(7 * 24 * 3600);
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let modified = entry.metadata().and_then(|m| m.modified());
-        if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > week)) {
-            // The folders are what killed tests left behind.
-            let path = entry.path();
-            let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-        }
-    }
-}
-
-fn compile(
-    sources: &Sources,
-    file: &str,
-    compiler: &Compiler,
-    flags: &[&str],
-    runtime: Option<&Path>,
-    to: &Path,
-) -> Result<()> {
-    let parent = to.parent().unwrap_or(Path::new("."));
-    let folder = tempfile::tempdir_in(parent).map_err(|e| trouble(parent, &e))?;
-    for (name, text) in sources.files().filter(|(name, _)| !name.ends_with(".cu") || *name == file) {
-        let path = folder.path().join("kernels").join(name);
-        let below = path.parent().unwrap_or(folder.path());
-        std::fs::create_dir_all(below).map_err(|e| trouble(below, &e))?;
-        std::fs::write(&path, text).map_err(|e| trouble(&path, &e))?;
-    }
-    let here = folder.path();
-    let prefix = format!("-ffile-prefix-map={}=.", here.display());
-    let source = format!("kernels/{file}");
-    let compiling = flags.iter().copied().chain([&prefix, "-c", "-x", "c++", &source, "-o", "object.o"]);
-    step(compiler, here, file, compiling.map(OsString::from).collect())?;
-    // In a step of its own, because with the sanitizer's flag the compiler would add its library.
-    let mut linking: Vec<OsString> =
-        ["-shared", "object.o", "-o", "library.so", "-ldl"].map(OsString::from).into();
-    linking.extend(runtime.map(|path| path.as_os_str().to_owned()));
-    step(compiler, here, file, linking)?;
-    let made = folder.path().join("library.so");
-    std::fs::rename(&made, to).map_err(|e| trouble(to, &e))
-}
-
-fn step(compiler: &Compiler, folder: &Path, file: &str, arguments: Vec<OsString>) -> Result<()> {
-    let output = compiler.command().current_dir(folder).args(arguments).output();
-    let output = output.map_err(|e| trouble(Path::new(&compiler.program), &e))?;
-    if !output.status.success() {
-        let log = String::from_utf8_lossy(&output.stderr).into_owned();
-        return Err(match file.strip_suffix(".cu") {
-            Some(file) => CudaError::Compile { file: file.to_owned(), log },
-            None => CudaError::Twin(format!("kernels/{file} does not compile:\n{log}")),
-        });
-    }
-    Ok(())
-}
-
-/// Puts source lines where the runtime wrote offsets in the library, "{1a2b}", and variables where it wrote
-/// offsets in static shared memory, "{+1c}".
-fn with_lines(message: &str, library: &Path) -> String {
-    let mut text = String::new();
-    let mut rest = message;
-    while let Some((before, after)) = rest.split_once('{') {
-        let Some((offset, behind)) = after.split_once('}') else { break };
-        text.push_str(before);
-        text.push_str(&match offset.strip_prefix('+') {
-            Some(offset) => shared_byte(offset, library).unwrap_or_else(|| format!("byte 0x{offset}")),
-            None => {
-                source_line(offset, library).unwrap_or_else(|| format!("offset 0x{offset} of its library"))
-            }
-        });
-        rest = behind;
-    }
-    text + rest
-}
-
-/// "kernels/prelude.cuh:160 (from kernels/layer_norm.cu:31)": the line, and those it was inlined into. None
-/// without binutils' addr2line.
-fn source_line(offset: &str, library: &Path) -> Option<String> {
-    let output =
-        Command::new("addr2line").arg("-i").arg("-e").arg(library).arg(format!("0x{offset}")).output();
-    let output = String::from_utf8(output.ok().filter(|o| o.status.success())?.stdout).ok()?;
-    let lines = output.lines().map(|line| {
-        let line = line.split(" (discriminator").next().unwrap_or(line);
-        line.find("kernels/").map_or(line, |at| &line[at..])
-    });
-    let mut lines = lines.filter(|line| !line.contains("/twin/"));
-    let first = lines.next().filter(|line| !line.starts_with("??"))?;
-    let callers: Vec<&str> = lines.collect();
-    Some(if callers.is_empty() { first.to_owned() } else { format!("{first} (from {})", callers.join(", ")) })
-}
-
-/// "byte 8 of row_sum(float const*)::scratch". None without binutils' readelf.
-fn shared_byte(offset: &str, library: &Path) -> Option<String> {
-    let offset = u64::from_str_radix(offset, 16).ok()?;
-    let output =
-        Command::new("readelf").arg("--symbols").arg("--wide").arg("--demangle").arg(library).output();
-    let output = String::from_utf8(output.ok()?.stdout).ok()?;
-    output.lines().find_map(|line| {
-        // Number, value, size, type, binding, visibility, section, name.
-        let mut columns = line.split_whitespace().skip(1);
-        let start = u64::from_str_radix(columns.next()?, 16).ok()?;
-        let size: u64 = columns.next()?.parse().ok()?;
-        let inside = columns.next()? == "TLS" && (start..start + size).contains(&offset);
-        let name = columns.skip(3).collect::<Vec<_>>().join(" ");
-        inside.then(|| format!("byte {} of {name}", offset - start))
-    })
-}
-
-fn trouble(path: &Path, error: &std::io::Error) -> CudaError {
-    CudaError::File { path: path.to_path_buf(), problem: error.to_string() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_missing_compiler_is_named_with_what_to_do() {
-        let error = Compiler::find(Some("no-such-compiler -x".into())).err().expect("there is none");
-        let message = error.to_string();
-        assert!(message.starts_with("a C++ compiler was not found; "), "{message}");
-        assert!(
-            message.contains("install g++ or clang, or name one in CXX (no-such-compiler: "),
-            "{message}"
-        );
-        let error = Compiler::find(Some("false".into())).err().expect("it is no compiler");
-        assert!(error.to_string().contains("false: --version ends with"), "{error}");
-    }
 }

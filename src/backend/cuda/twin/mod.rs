@@ -18,6 +18,7 @@
 //! - time, registers, spills, bank conflicts, `__launch_bounds__`;
 //! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
 //! - one static shared array running into the next, global arrays of one buffer running into each other;
+//! - races in device memory between lanes of one warp, and those of single-byte writes;
 //! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong, and how
 //!   the device rounds: there is no fused multiply-add unless the kernel says `fmaf`, and `expf` and its kin
 //!   are the C library's;
@@ -26,8 +27,10 @@
 //! It is an instrument for tests: slow, and in need of Linux, a C++ compiler (`c++`, or what CXX names), and
 //! for source lines in its messages of binutils.
 
+mod compile;
 mod library;
 mod memory;
+mod places;
 mod product;
 
 use super::CudaError;
@@ -36,6 +39,7 @@ use super::source::{self, Sources};
 use crate::tensor::DType;
 use library::{KernelLibrary, Machine};
 use memory::Memory;
+use rayon::prelude::*;
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -124,10 +128,10 @@ impl Twin {
 
     /// Compiles every kernel file now; otherwise each waits for the first launch of one of its kernels.
     pub fn compile_all(&self) -> Result<()> {
-        for file in self.sources.kernel_files() {
-            library::load(&self.sources, file, self.dtype, self.info.compute_capability)?;
-        }
-        Ok(())
+        let files: Vec<&str> = self.sources.kernel_files().collect();
+        files.into_par_iter().try_for_each(|file| {
+            library::load(&self.sources, file, self.dtype, self.info.compute_capability).map(drop)
+        })
     }
 
     pub fn set_block_order(&self, order: BlockOrder) {
