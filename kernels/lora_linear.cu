@@ -742,7 +742,7 @@ DEVICE void fold(const Real* weight, const float* a, const float* b, Real* folde
 
 // folded = W + scale·B·A, rounded once; what is behind the first K columns of a row is copied.
 //
-// N = 2304, K = 768, r = 8: W read and written 3.5 MB each, 2.1 µs; A once per 8 rows, 21 MB from L2.
+// N = 2304, K = 768, r = 8: W read and written 3.5 MB each, 2.1 µs; A once per 8 rows, 7 MB from L2.
 // Four warps of 8 rows by 256 columns.
 extern "C" __global__ void __launch_bounds__(128)
     lora_fold(const Real* __restrict__ weight, const float* __restrict__ a, const float* __restrict__ b,
