@@ -28,14 +28,16 @@ struct AnyShared {
 };
 
 // narrow[m, j] = factor·Σ_c left[m, c]·right[j, c] (right[c, j] if TRANSPOSED) for up to 16 rows and
-// `width` columns: tiles of 32 columns and 64 terms in shared memory, four rows of one column per thread.
-template <bool TRANSPOSED>
-DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
-                       const float* right, int right_stride, int width, float factor, Real* narrow,
-                       int narrow_stride) {
-  int lane = threadIdx.x & 31, first = (threadIdx.x >> 5) * 4;
-  for (int j0 = 0; j0 < width; j0 += ANY_WIDTH) {
-    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+// `width` columns: tiles of WIDTH columns and 64 terms in shared memory, one or four rows of one column per
+// thread.
+template <bool TRANSPOSED, int WIDTH>
+DEVICE void any_narrow_by(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
+                          const float* right, int right_stride, int width, float factor, Real* narrow,
+                          int narrow_stride) {
+  const int EACH = ANY_ROWS * WIDTH / ANY_THREADS;
+  int column = threadIdx.x % WIDTH, first = threadIdx.x / WIDTH * EACH;
+  for (int j0 = 0; j0 < width; j0 += WIDTH) {
+    float sum[EACH] = {};
     for (int c0 = 0; c0 < depth; c0 += ANY_DEPTH) {
       __syncthreads();
 #pragma unroll
@@ -45,28 +47,41 @@ DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int
         shared.wide[m][c] = inside ? to_float(left[size_t(m) * left_stride + c0 + c]) : 0.0f;
       }
 #pragma unroll 8
-      for (int step = 0; step < ANY_WIDTH * ANY_DEPTH / ANY_THREADS; step++) {
+      for (int step = 0; step < WIDTH * ANY_DEPTH / ANY_THREADS; step++) {
         int i = step * ANY_THREADS + threadIdx.x;
-        int j = TRANSPOSED ? i % ANY_WIDTH : i / ANY_DEPTH, c = TRANSPOSED ? i / ANY_WIDTH : i % ANY_DEPTH;
+        int j = TRANSPOSED ? i % WIDTH : i / ANY_DEPTH, c = TRANSPOSED ? i / WIDTH : i % ANY_DEPTH;
         size_t at = TRANSPOSED ? size_t(c0 + c) * right_stride + j0 + j : size_t(j0 + j) * right_stride + c0 + c;
         shared.narrow[j][c] = j0 + j < width && c0 + c < depth ? right[at] : 0.0f;
       }
       __syncthreads();
 #pragma unroll 2
       for (int c = 0; c < ANY_DEPTH; c += 4) {
-        Pack<float, 4> r = load_pack<4>(&shared.narrow[lane][c]);
+        Pack<float, 4> r = load_pack<4>(&shared.narrow[column][c]);
 #pragma unroll
-        for (int m = 0; m < 4; m++) {
+        for (int m = 0; m < EACH; m++) {
           Pack<float, 4> l = load_pack<4>(&shared.wide[first + m][c]);
           sum[m] += l.at[0] * r.at[0] + l.at[1] * r.at[1] + l.at[2] * r.at[2] + l.at[3] * r.at[3];
         }
       }
     }
 #pragma unroll
-    for (int m = 0; m < 4; m++)
-      if (first + m < rows && j0 + lane < width)
-        narrow[size_t(first + m) * narrow_stride + j0 + lane] = from_float<Real>(factor * sum[m]);
+    for (int m = 0; m < EACH; m++)
+      if (first + m < rows && j0 + column < width)
+        narrow[size_t(first + m) * narrow_stride + j0 + column] = from_float<Real>(factor * sum[m]);
   }
+}
+
+// In tiles that suit the width.
+template <bool TRANSPOSED>
+DEVICE void any_narrow(AnyShared& shared, const Real* left, int left_stride, int rows, int depth,
+                       const float* right, int right_stride, int width, float factor, Real* narrow,
+                       int narrow_stride) {
+  if (width <= 8)
+    any_narrow_by<TRANSPOSED, 8>(shared, left, left_stride, rows, depth, right, right_stride, width, factor,
+                                 narrow, narrow_stride);
+  else
+    any_narrow_by<TRANSPOSED, ANY_WIDTH>(shared, left, left_stride, rows, depth, right, right_stride, width,
+                                         factor, narrow, narrow_stride);
 }
 
 // wide[m, c] = (bias[c]) + (residual[m, c]) + factor·Σ_j narrow[m, j]·right[c, j] (right[j, c] if
@@ -117,65 +132,74 @@ DEVICE void any_wide(AnyShared& shared, const Real* narrow, int narrow_stride, i
 
 #if TENSOR_CORES
 
-const int START_ROWS = 16, START_WARPS = 8, START_THREADS = 32 * START_WARPS, START_COLUMNS = 48;
+const int START_WARPS = 8, START_THREADS = 32 * START_WARPS, START_SLOTS = 3;
 
-// What each warp has summed of its share of the terms.
+// What each warp has summed of its share of the terms: tiles of 8 columns, STRIPES times 16 rows.
+template <int STRIPES>
 struct StartShared {
-  alignas(16) float partial[START_WARPS][START_ROWS][START_COLUMNS];
+  alignas(16) float partial[START_WARPS][16 * STRIPES][8 * START_SLOTS];
 };
 
 DEVICE Pack<uint32, 4> load_words(const Real* from) {
   return load_pack<4>(reinterpret_cast<const uint32*>(from));
 }
 
-// sum[t] += left[16, c]·right[8·t + j, c]ᵀ (right[c, 8·t + j] if TRANSPOSED) over this warp's terms c, in
-// chunks of 32. The order of the terms is free, so a lane takes 8 neighbours: 16-byte reads, and no shared
-// memory on the way to the fragments.
-template <bool TRANSPOSED, int TILES>
-DEVICE void narrow_tiles(float (&sum)[TILES][4], const Real* left, int left_stride, int rows, int depth,
-                         const float* right, int right_stride, int width) {
+// sum[s][t] += left[16·s + m, c]·right[8·t + j, c]ᵀ (right[c, 8·t + j] if TRANSPOSED) over this warp's terms
+// c, in chunks of 32. The order of the terms is free, so a lane takes 8 neighbours: 16-byte reads, and no
+// shared memory on the way to the fragments.
+template <bool TRANSPOSED, int STRIPES, int TILES>
+DEVICE void narrow_tiles(float (&sum)[STRIPES][TILES][4], const Real* left, int left_stride, int rows,
+                         int depth, const float* right, int right_stride, int width) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
 #pragma unroll 3
   for (int c0 = (threadIdx.x >> 5) * 32; c0 < depth; c0 += 32 * START_WARPS) {
     int c = c0 + 8 * q;
-    Pack<uint32, 4> top = {{0, 0, 0, 0}}, bottom = {{0, 0, 0, 0}};
-    if (c < depth && g < rows) top = load_words(left + size_t(g) * left_stride + c);
-    if (c < depth && g + 8 < rows) bottom = load_words(left + size_t(g + 8) * left_stride + c);
+    Pack<uint32, 4> l[2 * STRIPES] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * STRIPES; i++)
+      if (c < depth && g + 8 * i < rows) l[i] = load_words(left + size_t(g + 8 * i) * left_stride + c);
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
       if (8 * t >= width) break;
       int j = 8 * t + g;
 #pragma unroll
-      for (int s = 0; s < 2; s++) {
-        Pack<float, 4> r = {{0.0f, 0.0f, 0.0f, 0.0f}};
+      for (int half = 0; half < 2; half++) {
+        Pack<float, 4> r = {};
         if (c < depth && j < width) {
           if (TRANSPOSED) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) r.at[i] = right[size_t(c + 4 * s + i) * right_stride + j];
+            for (int i = 0; i < 4; i++) r.at[i] = right[size_t(c + 4 * half + i) * right_stride + j];
           } else {
-            r = load_pack<4>(right + size_t(j) * right_stride + c + 4 * s);
+            r = load_pack<4>(right + size_t(j) * right_stride + c + 4 * half);
           }
         }
-        uint32 a[4] = {top.at[2 * s], bottom.at[2 * s], top.at[2 * s + 1], bottom.at[2 * s + 1]};
         uint32 b[2] = {pack_pair<Real>(r.at[0], r.at[1]), pack_pair<Real>(r.at[2], r.at[3])};
-        mma_m16n8k16<Real>(sum[t], a, b);
+#pragma unroll
+        for (int s = 0; s < STRIPES; s++) {
+          uint32 a[4] = {l[2 * s].at[2 * half], l[2 * s + 1].at[2 * half], l[2 * s].at[2 * half + 1],
+                         l[2 * s + 1].at[2 * half + 1]};
+          mma_m16n8k16<Real>(sum[s][t], a, b);
+        }
       }
     }
   }
 }
 
-// Lays a warp's sums of one tile into its part of shared memory, at column `column`.
-DEVICE void keep_partial(StartShared& shared, const float (&sum)[4], int column) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  store_pack(&shared.partial[warp][g][column + 2 * q], Pack<float, 2>{{sum[0], sum[1]}});
-  store_pack(&shared.partial[warp][g + 8][column + 2 * q], Pack<float, 2>{{sum[2], sum[3]}});
+// Lays a warp's sums of one tile into its part of shared memory.
+template <int STRIPES>
+DEVICE void keep_partial(StartShared<STRIPES>& shared, const float (&sum)[4], int stripe, int slot) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, row = 16 * stripe + (lane >> 2);
+  int column = 8 * slot + 2 * (lane & 3);
+  store_pack(&shared.partial[warp][row][column], Pack<float, 2>{{sum[0], sum[1]}});
+  store_pack(&shared.partial[warp][row + 8][column], Pack<float, 2>{{sum[2], sum[3]}});
 }
 
 // The sum over the warps, in their order.
-DEVICE float all_partials(const StartShared& shared, int m, int column) {
+template <int STRIPES>
+DEVICE float all_partials(const StartShared<STRIPES>& shared, int row, int column) {
   float sum = 0.0f;
 #pragma unroll
-  for (int warp = 0; warp < START_WARPS; warp++) sum += shared.partial[warp][m][column];
+  for (int warp = 0; warp < START_WARPS; warp++) sum += shared.partial[warp][row][column];
   return sum;
 }
 
@@ -198,19 +222,26 @@ template <bool TRANSPOSED>
 DEVICE void right_fragments(uint32 (&b)[4][2], const float* right, int right_stride, int width, int k0, int c0,
                             int columns) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, c = c0 + 4 * g;
-  float r[4][4];
+  float r[4][4] = {};
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int k = k0 + 2 * q + (i & 1) + 8 * (i >> 1);
-    bool inside = k < width && c < columns;
+    if (k >= width || c >= columns) continue;
     if (TRANSPOSED) {
-      Pack<float, 4> row = {{0.0f, 0.0f, 0.0f, 0.0f}};
-      if (inside) row = load_pack<4>(right + size_t(k) * right_stride + c);
+      Pack<float, 4> row = load_pack<4>(right + size_t(k) * right_stride + c);
 #pragma unroll
       for (int t = 0; t < 4; t++) r[t][i] = row.at[t];
-    } else {
+    } else if (right_stride % 2 != 0) {
 #pragma unroll
-      for (int t = 0; t < 4; t++) r[t][i] = inside ? right[size_t(c + t) * right_stride + k] : 0.0f;
+      for (int t = 0; t < 4; t++) r[t][i] = right[size_t(c + t) * right_stride + k];
+    } else if (i % 2 == 0) {
+      // The width is even too, so the next term is there.
+#pragma unroll
+      for (int t = 0; t < 4; t++) {
+        Pack<float, 2> pair = load_pack<2>(right + size_t(c + t) * right_stride + k);
+        r[t][i] = pair.at[0];
+        r[t][i + 1] = pair.at[1];
+      }
     }
   }
 #pragma unroll
@@ -236,31 +267,39 @@ DEVICE void finish_row(const float (&sum)[4][4], int second, float factor, const
 }
 
 // wide[m, c] = (bias[c]) + (residual[m, c]) + factor·Σ_j narrow[m, j]·right[c, j] (right[j, c] if
-// TRANSPOSED), 16 rows by 32 columns per warp and turn.
-template <bool TRANSPOSED>
+// TRANSPOSED), all rows by 32 columns per warp and turn.
+template <bool TRANSPOSED, int STRIPES>
 DEVICE void wide_tiles(const Real* narrow, int narrow_stride, int rows, int width, const float* right,
                        int right_stride, float factor, const Real* bias, const Real* residual, Real* wide,
                        int wide_stride, int columns) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-  uint32 first[4];
-  narrow_fragment(first, narrow, narrow_stride, rows, width, 0);
+  uint32 first[STRIPES][4];
+#pragma unroll
+  for (int s = 0; s < STRIPES; s++)
+    narrow_fragment(first[s], narrow + size_t(16 * s) * narrow_stride, narrow_stride, rows - 16 * s, width, 0);
 #pragma unroll 2
   for (int c0 = (threadIdx.x >> 5) * 32; c0 < columns; c0 += 32 * START_WARPS) {
-    float sum[4][4] = {};
+    float sum[STRIPES][4][4] = {};
     for (int k0 = 0; k0 < width; k0 += 16) {
-      uint32 a[4] = {first[0], first[1], first[2], first[3]}, b[4][2];
-      if (k0 > 0) narrow_fragment(a, narrow, narrow_stride, rows, width, k0);
+      uint32 b[4][2];
       right_fragments<TRANSPOSED>(b, right, right_stride, width, k0, c0, columns);
 #pragma unroll
-      for (int t = 0; t < 4; t++) mma_m16n8k16<Real>(sum[t], a, b[t]);
+      for (int s = 0; s < STRIPES; s++) {
+        uint32 a[4] = {first[s][0], first[s][1], first[s][2], first[s][3]};
+        if (k0 > 0)
+          narrow_fragment(a, narrow + size_t(16 * s) * narrow_stride, narrow_stride, rows - 16 * s, width, k0);
+#pragma unroll
+        for (int t = 0; t < 4; t++) mma_m16n8k16<Real>(sum[s][t], a, b[t]);
+      }
     }
     int c = c0 + 8 * q;
     if (c >= columns) continue;
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
+    for (int h = 0; h < 2 * STRIPES; h++) {
       size_t at = size_t(g + 8 * h) * wide_stride + c;
       if (g + 8 * h < rows)
-        finish_row(sum, h, factor, bias ? bias + c : nullptr, residual ? residual + at : nullptr, wide + at);
+        finish_row(sum[h / 2], h % 2, factor, bias ? bias + c : nullptr, residual ? residual + at : nullptr,
+                   wide + at);
     }
   }
 }
@@ -272,49 +311,66 @@ DEVICE void wide_tiles(const Real* narrow, int narrow_stride, int rows, int widt
 // u = x·Aᵀ and y = bias + residual + scale·u·Bᵀ (bias + residual where no part is), to which the product
 // x·Wᵀ is then added: the low-rank path reads x and writes y once more, from and to L2.
 //
-// M = 1600, K = 768, N = 2304, three parts of r = 8: x 2.5 MB, residual and y 7.4 MB each, A and B 74 KB per
-// block; about 2 µs at 5.5 TB/s from L2; 118 MFLOP are nothing for tensor cores. A block of 16 rows (the
-// rows of an mma), 100 blocks: fewer rows would read A and B more often, more would leave multiprocessors
-// idle. Its 8 warps share the K terms of u, then the columns of y.
+// A block: 16 or 32 rows (stripes of an mma) of one segment, whose part it computes for itself. Its 8 warps
+// share the K terms of u, meet, and share the columns of y. M = 1600, K = 768, N = 2304, three parts of r = 8:
+// 150 blocks of 32 rows, each of them 49 KB of x, 49 KB of A and B and 49 KB of y (as much of a residual):
+// 22 MB, 4 µs at 5.5 TB/s from L2. Fewer rows read A and B more often, so 16 only where 32 would leave
+// multiprocessors idle. 118 MFLOP are nothing for tensor cores.
 #if TENSOR_CORES
-extern "C" __global__ void __launch_bounds__(256, 2)
-    lora_linear_start(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
-                      const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
-                      int m, int k, int n, int out, int rank, int width, int parts, float scale) {
-  using namespace lora_linear;
-  __shared__ StartShared shared;
-  const int TILES = 3;
-  int row = blockIdx.x * START_ROWS, rows = min(START_ROWS, m - row);
-  x += size_t(row) * k;
-  u += size_t(row) * width;
-  y += size_t(row) * n;
-  if (residual) residual += size_t(row) * n;
-  for (int j0 = 0; j0 < width; j0 += 8 * TILES) {
-    int columns = min(8 * TILES, width - j0);
-    float sum[TILES][4] = {};
+
+namespace lora_linear {
+
+template <int STRIPES>
+DEVICE void start(StartShared<STRIPES>& shared, const Real* x, const float* a, const float* b, const Real* bias,
+                  const Real* residual, Real* u, Real* y, int m, int k, int n, int out, int rank, int width,
+                  int parts, float scale) {
+  int row = blockIdx.x * 16 * STRIPES, rows = min(16 * STRIPES, m - row);
+  int segment = blockIdx.y, part = part_on(parts, segment);
+  if (part >= 0) {
+    x += size_t(row) * k;
+    a += size_t(part) * rank * k;
+    b += size_t(part) * out * rank;
+    u += size_t(row) * width + part * rank;
+  }
+  for (int j0 = 0; part >= 0 && j0 < rank; j0 += 8 * START_SLOTS) {
+    int columns = min(8 * START_SLOTS, rank - j0);
+    float sum[STRIPES][START_SLOTS][4] = {};
     narrow_tiles<false>(sum, x, k, rows, k, a + size_t(j0) * k, k, columns);
 #pragma unroll
-    for (int t = 0; t < TILES; t++) keep_partial(shared, sum[t], 8 * t);
+    for (int s = 0; s < STRIPES; s++)
+#pragma unroll
+      for (int t = 0; t < START_SLOTS; t++) keep_partial(shared, sum[s][t], s, t);
     __syncthreads();
     for (int i = threadIdx.x; i < rows * columns; i += START_THREADS)
       u[size_t(i / columns) * width + j0 + i % columns] =
           from_float<Real>(all_partials(shared, i / columns, i % columns));
     __syncthreads();
   }
-  for (int segment = 0; segment * out < n; segment++) {
-    int part = part_on(parts, segment), column = segment * out;
-    const float* right = part < 0 ? b : b + size_t(part) * out * rank;
-    const Real* narrow = part < 0 ? u : u + part * rank;
-    wide_tiles<false>(narrow, width, rows, part < 0 ? 0 : rank, right, rank, scale,
-                      bias ? bias + column : nullptr, residual ? residual + column : nullptr, y + column, n,
-                      out);
-  }
+  size_t at = size_t(row) * n + segment * out;
+  wide_tiles<false, STRIPES>(u, width, rows, part < 0 ? 0 : rank, b, rank, scale,
+                             bias ? bias + segment * out : nullptr, residual ? residual + at : nullptr, y + at,
+                             n, out);
 }
-EXPORT_KERNEL(lora_linear_start)
-#endif
 
-// As lora_linear_start, for any type and size: a block of 16 rows and 128 threads, about 6000 cycles of
-// shared memory reads for u at the sizes above, beside a product that takes twenty times as long in f32.
+}  // namespace lora_linear
+
+#define START_KERNEL(name, stripes)                                                                           \
+  extern "C" __global__ void __launch_bounds__(256, 2)                                                        \
+      name(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,              \
+           const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y, int m, int k,  \
+           int n, int out, int rank, int width, int parts, float scale) {                                     \
+    __shared__ lora_linear::StartShared<stripes> shared;                                                      \
+    lora_linear::start(shared, x, a, b, bias, residual, u, y, m, k, n, out, rank, width, parts, scale);       \
+  }                                                                                                           \
+  EXPORT_KERNEL(name)
+START_KERNEL(lora_linear_start_16_rows, 1)
+START_KERNEL(lora_linear_start_32_rows, 2)
+
+#endif  // TENSOR_CORES
+
+// The same for any type and size: a block of 16 rows of one segment and 128 threads. At the sizes above 300
+// blocks, each of them some 2000 cycles of shared memory reads for u and as many for y: a few percent of what
+// the product takes in f32.
 extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_start_any(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                           const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
@@ -322,43 +378,45 @@ extern "C" __global__ void __launch_bounds__(128, 4)
   using namespace lora_linear;
   __shared__ AnyShared shared;
   int row = blockIdx.x * ANY_ROWS, rows = min(ANY_ROWS, m - row);
-  u += size_t(row) * width;
-  any_narrow<false>(shared, x + size_t(row) * k, k, rows, k, a, k, width, 1.0f, u, width);
-  for (int segment = 0; segment * out < n; segment++) {
-    int part = part_on(parts, segment);
-    size_t at = size_t(row) * n + segment * out;
-    const float* right = part < 0 ? b : b + size_t(part) * out * rank;
-    const Real* narrow = part < 0 ? u : u + part * rank;
-    any_wide<false>(shared, narrow, width, rows, part < 0 ? 0 : rank, right, rank, scale,
-                    bias ? bias + segment * out : nullptr, residual ? residual + at : nullptr, y + at, n, out);
+  int segment = blockIdx.y, part = part_on(parts, segment);
+  if (part >= 0) {
+    a += size_t(part) * rank * k;
+    b += size_t(part) * out * rank;
+    u += size_t(row) * width + part * rank;
+    any_narrow<false>(shared, x + size_t(row) * k, k, rows, k, a, k, rank, 1.0f, u, width);
   }
+  size_t at = size_t(row) * n + segment * out;
+  any_wide<false>(shared, u, width, rows, part < 0 ? 0 : rank, b, rank, scale,
+                  bias ? bias + segment * out : nullptr, residual ? residual + at : nullptr, y + at, n, out);
 }
 EXPORT_KERNEL(lora_linear_start_any)
 
 // du_i = scale·dy_i·B_i and, where dx is wanted, dx = Σ du_i·A_i, to which the product dy·W is then added.
 //
-// Same sizes: dy 7.4 MB, dx 2.5 MB, A and B 74 KB per block: about 2 µs from L2. Blocks as in
-// lora_linear_start; the warps share the `out` terms of every part and meet once for six tiles of 8 columns.
+// A block: 16 or 32 rows of all segments, as dx is a sum over the parts; its warps share the `out` terms of
+// every part and meet once for three tiles of 8 columns. Same sizes: 100 blocks of 16 rows, each of them
+// 74 KB of dy, 147 KB of A and B and 25 KB of dx: 25 MB, 4.5 µs at 5.5 TB/s from L2.
 #if TENSOR_CORES
-extern "C" __global__ void __launch_bounds__(256, 2)
-    lora_linear_backward_start(const Real* __restrict__ dy, const float* __restrict__ a,
-                               const float* __restrict__ b, Real* du, Real* dx, int m, int k, int n, int out,
-                               int rank, int width, int count, int segments, float scale) {
-  using namespace lora_linear;
-  __shared__ StartShared shared;
-  const int SLOTS = START_COLUMNS / 8;
-  int row = blockIdx.x * START_ROWS, rows = min(START_ROWS, m - row);
+
+namespace lora_linear {
+
+template <int STRIPES>
+DEVICE void backward_start(StartShared<STRIPES>& shared, const Real* dy, const float* a, const float* b,
+                           Real* du, Real* dx, int m, int k, int n, int out, int rank, int width, int count,
+                           int segments, float scale) {
+  int row = blockIdx.x * 16 * STRIPES, rows = min(16 * STRIPES, m - row);
   dy += size_t(row) * n;
   du += size_t(row) * width;
   int tiles = (rank + 7) / 8;
-  for (int first = 0; first < count * tiles; first += SLOTS) {
-    int slots = min(SLOTS, count * tiles - first);
+  for (int first = 0; first < count * tiles; first += START_SLOTS) {
+    int slots = min(START_SLOTS, count * tiles - first);
     for (int slot = 0; slot < slots; slot++) {
       int part = (first + slot) / tiles, j0 = (first + slot) % tiles * 8;
-      float sum[1][4] = {};
+      float sum[STRIPES][1][4] = {};
       narrow_tiles<true>(sum, dy + entry(segments, part) * out, n, rows, out,
                          b + size_t(part) * out * rank + j0, rank, min(8, rank - j0));
-      keep_partial(shared, sum[0], 8 * slot);
+#pragma unroll
+      for (int s = 0; s < STRIPES; s++) keep_partial(shared, sum[s][0], s, slot);
     }
     __syncthreads();
     for (int i = threadIdx.x; i < rows * slots * 8; i += START_THREADS) {
@@ -370,12 +428,26 @@ extern "C" __global__ void __launch_bounds__(256, 2)
     __syncthreads();
   }
   if (dx)
-    wide_tiles<true>(du, width, rows, width, a, k, 1.0f, nullptr, nullptr, dx + size_t(row) * k, k, k);
+    wide_tiles<true, STRIPES>(du, width, rows, width, a, k, 1.0f, nullptr, nullptr, dx + size_t(row) * k, k, k);
 }
-EXPORT_KERNEL(lora_linear_backward_start)
-#endif
 
-// As lora_linear_backward_start, for any type and size.
+}  // namespace lora_linear
+
+#define BACKWARD_START_KERNEL(name, stripes)                                                                  \
+  extern "C" __global__ void __launch_bounds__(256, 2)                                                        \
+      name(const Real* __restrict__ dy, const float* __restrict__ a, const float* __restrict__ b, Real* du,   \
+           Real* dx, int m, int k, int n, int out, int rank, int width, int count, int segments,              \
+           float scale) {                                                                                     \
+    __shared__ lora_linear::StartShared<stripes> shared;                                                      \
+    lora_linear::backward_start(shared, dy, a, b, du, dx, m, k, n, out, rank, width, count, segments, scale); \
+  }                                                                                                           \
+  EXPORT_KERNEL(name)
+BACKWARD_START_KERNEL(lora_linear_backward_start_16_rows, 1)
+BACKWARD_START_KERNEL(lora_linear_backward_start_32_rows, 2)
+
+#endif  // TENSOR_CORES
+
+// The same for any type and size: blocks of 16 rows.
 extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_backward_start_any(const Real* __restrict__ dy, const float* __restrict__ a,
                                    const float* __restrict__ b, Real* du, Real* dx, int m, int k, int n,
@@ -670,7 +742,7 @@ DEVICE void fold(const Real* weight, const float* a, const float* b, Real* folde
 
 // folded = W + scale·B·A, rounded once; what is behind the first K columns of a row is copied.
 //
-// N = 2304, K = 768, r = 8: W read and written 3.5 MB each, 2.1 µs; A once per 8 rows, 21 MB from L2.
+// N = 2304, K = 768, r = 8: W read and written 3.5 MB each, 2.1 µs; A once per 8 rows, 7 MB from L2.
 // Four warps of 8 rows by 256 columns.
 extern "C" __global__ void __launch_bounds__(128)
     lora_fold(const Real* __restrict__ weight, const float* __restrict__ a, const float* __restrict__ b,

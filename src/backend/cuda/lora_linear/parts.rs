@@ -46,8 +46,8 @@ impl Parts {
         let (mut part_of_segment, mut segment_of_part) = (0, 0);
         for (part, &column) in lora.columns.iter().enumerate() {
             let segment = column / out;
-            let taken = column.is_multiple_of(out) && part_of_segment >> (4 * segment) & 15 != 0;
-            if !column.is_multiple_of(out) || segment >= segments || taken {
+            let placed = column.is_multiple_of(out) && segment < segments;
+            if !placed || part_of_segment >> (4 * segment) & 15 != 0 {
                 let problem = format!(
                     "part {part} at column {column}: parts lie on different multiples of {out} below {outputs}"
                 );

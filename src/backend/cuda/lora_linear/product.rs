@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Rows of a block, in both bodies of both kernels.
-const ROWS: usize = 16;
-
 /// y from u·Bᵀ, bias and residual; then y += x·Wᵀ.
 pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
     let Forward { frozen, parts, u } = work;
@@ -25,11 +22,8 @@ pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
         .int(parts.width)
         .int(parts.part_of_segment)
         .float(parts.scale);
-    let (name, threads) = match cuda.has_tensor_cores() && parts.in_packs(k) {
-        true => ("lora_linear_start", 256),
-        false => ("lora_linear_start_any", 128),
-    };
-    cuda.launch("lora_linear", name, [m.div_ceil(ROWS), 1, 1], threads, 0, args)?;
+    let names = ["lora_linear_start_16_rows", "lora_linear_start_32_rows", "lora_linear_start_any"];
+    start(cuda, names, parts.in_packs(k), m, n / parts.out, args)?;
     Frozen { bias: None, residual: Some(frozen.to), ..*frozen }.product(cuda)
 }
 
@@ -64,9 +58,29 @@ pub fn backward_start(
         .int(parts.count)
         .int(parts.segment_of_part)
         .float(parts.scale);
-    let (name, threads) = match cuda.has_tensor_cores() && parts.in_packs(sizes.k) {
-        true => ("lora_linear_backward_start", 256),
-        false => ("lora_linear_backward_start_any", 128),
+    let names = [
+        "lora_linear_backward_start_16_rows",
+        "lora_linear_backward_start_32_rows",
+        "lora_linear_backward_start_any",
+    ];
+    start(cuda, names, parts.in_packs(sizes.k), sizes.m, 1, args)
+}
+
+/// Launches the kernel for blocks of 16 rows, or of 32 where those are still enough for all multiprocessors,
+/// or the one for any type and size. The grid has `segments` blocks for the same rows.
+fn start(
+    cuda: &Cuda,
+    [of_16, of_32, any]: [&'static str; 3],
+    in_packs: bool,
+    rows: usize,
+    segments: usize,
+    args: Args,
+) -> Result<()> {
+    let enough = rows.div_ceil(32) * segments >= cuda.driver().info().multiprocessors as usize;
+    let (name, rows_each, threads) = match cuda.has_tensor_cores() && in_packs {
+        true if enough => (of_32, 32, 256),
+        true => (of_16, 16, 256),
+        false => (any, 16, 128),
     };
-    cuda.launch("lora_linear", name, [sizes.m.div_ceil(ROWS), 1, 1], threads, 0, args)
+    cuda.launch("lora_linear", name, [rows.div_ceil(rows_each), segments, 1], threads, 0, args)
 }
