@@ -2,8 +2,6 @@
 
 use super::*;
 
-const FILE: &str = "attention";
-
 /// Threads of every block.
 const THREADS: usize = 128;
 
@@ -13,14 +11,16 @@ const MMA_ROWS: usize = 64;
 /// Kernels built for heads of up to `width` columns, or of so many 16-byte accesses of 8 lanes.
 struct Variant {
     width: usize,
+    file: &'static str,
     forward: &'static str,
     backward: &'static str,
 }
 
 macro_rules! variant {
-    ($form:literal, $width:literal) => {
+    ($file:expr, $form:literal, $width:literal) => {
         Variant {
             width: $width,
+            file: $file,
             forward: concat!("attention_", $form, "_", $width),
             backward: concat!("attention_backward_", $form, "_", $width),
         }
@@ -28,19 +28,23 @@ macro_rules! variant {
 }
 
 /// Wider heads are taken in chunks of the last one's width.
-const GENERAL: [Variant; 2] = [variant!("general", 64), variant!("general", 128)];
+const GENERAL: [Variant; 2] = [variant!("attention", "general", 64), variant!("attention", "general", 128)];
 
 /// The form with tensor cores.
 const MMA: [Variant; 5] = [
-    variant!("mma", 32),
-    variant!("mma", 64),
-    variant!("mma", 80),
-    variant!("mma", 96),
-    variant!("mma", 128),
+    variant!("attention_mma_32", "mma", 32),
+    variant!("attention_mma_64", "mma", 64),
+    variant!("attention_mma_80", "mma", 80),
+    variant!("attention_mma_96", "mma", 96),
+    variant!("attention_mma_128", "mma", 128),
 ];
 
 /// The form for one query.
-const SINGLE: [Variant; 3] = [variant!("single", 1), variant!("single", 2), variant!("single", 4)];
+const SINGLE: [Variant; 3] = [
+    variant!("attention", "single", 1),
+    variant!("attention", "single", 2),
+    variant!("attention", "single", 4),
+];
 
 /// Extents of one attention.
 #[derive(Clone, Copy)]
@@ -242,7 +246,7 @@ pub fn attention(
     let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(cuda.real())?));
     let grid = e.grid(form.blocks(e.queries));
     // Tiles of queries, keys and values.
-    cuda.launch(FILE, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
+    cuda.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -268,5 +272,12 @@ pub fn attention_backward(
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
     let grid = e.grid(form.backward_blocks(&e));
     // Two stages of two tiles, and of two numbers for each of a tile's queries.
-    cuda.launch(FILE, form.variant().backward, grid, THREADS, form.shared(4, 4 * MMA_ROWS), args)
+    cuda.launch(
+        form.variant().file,
+        form.variant().backward,
+        grid,
+        THREADS,
+        form.shared(4, 4 * MMA_ROWS),
+        args,
+    )
 }

@@ -143,8 +143,7 @@ fn multiply(
         y_stride: n,
         dtype: cuda.real(),
     };
-    // SAFETY: the shapes of all three were compared by the caller, and their types here.
-    Ok(unsafe { cuda.driver().product(&product) }?)
+    cuda.product(&product)
 }
 
 /// x = layer norm of (\[class; products\] + position).

@@ -16,10 +16,11 @@ mod l2_norm;
 mod layer_norm;
 mod lora_linear;
 pub mod source;
+#[cfg(target_os = "linux")]
 pub mod twin;
 
 use super::*;
-use driver::{Address, Args, Driver, Kernel, Launch};
+use driver::{Address, Args, Driver, Kernel, Launch, Product};
 pub use error::CudaError;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -156,7 +157,10 @@ impl Cuda {
 
     /// The host twin as a device of this compute capability.
     pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Self> {
-        Cuda::new(Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto)
+        #[cfg(target_os = "linux")]
+        return Cuda::new(Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto);
+        #[cfg(not(target_os = "linux"))]
+        return Err(CudaError::Unsupported("the host twin runs on Linux only".into()).into());
     }
 
     /// The same device, with another form of the linear layers with adapters.
@@ -232,6 +236,13 @@ impl Cuda {
         // SAFETY: the launchers of this folder pass the kernel's parameters in order, with tensors whose
         // shapes they have checked; the host twin's tests hold them to it.
         Ok(unsafe { self.driver().launch(&launch) }?)
+    }
+
+    /// Enqueues a matrix product.
+    fn product(&self, product: &Product) -> Result<()> {
+        // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large,
+        // whose shapes and types they have checked; the host twin's tests hold them to it.
+        Ok(unsafe { self.driver().product(product) }?)
     }
 }
 

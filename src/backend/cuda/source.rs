@@ -13,7 +13,7 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
 /// Kernels for heads of other sizes than the 64 of nearly every CLIP. They take long to compile.
-const RARE: [&str; 4] = ["attention_32", "attention_80", "attention_96", "attention_128"];
+const RARE: [&str; 4] = ["attention_mma_32", "attention_mma_80", "attention_mma_96", "attention_mma_128"];
 
 /// Every file of kernels/, by its path there.
 #[derive(Debug, Clone)]

@@ -251,7 +251,7 @@ impl Frozen {
         if self.sizes.m == 0 {
             return Ok(());
         }
-        let product = Product {
+        cuda.product(&Product {
             m: self.sizes.m,
             n,
             k,
@@ -265,10 +265,7 @@ impl Frozen {
             y: self.to,
             y_stride: n,
             dtype: self.dtype,
-        };
-        // SAFETY: the addresses are of tensors, or of scratch memory as large, whose shapes and types were
-        // checked against these sizes.
-        Ok(unsafe { cuda.driver().product(&product) }?)
+        })
     }
 }
 

@@ -1,0 +1,9 @@
+// Attention with tensor cores for heads of 104 to 128 columns.
+#include "attention_mma.cuh"
+
+#if TENSOR_CORES
+
+ATTENTION_MMA(128)
+ATTENTION_BACKWARD_MMA(128)
+
+#endif  // TENSOR_CORES
