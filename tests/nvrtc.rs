@@ -307,7 +307,7 @@ fn a_cache_that_cannot_be_written_only_costs_time() {
 }
 
 #[test]
-fn all_files_are_compiled_at_once() {
+fn common_files_are_compiled_at_once() {
     if !have_nvrtc() {
         return;
     }
@@ -317,7 +317,8 @@ fn all_files_are_compiled_at_once() {
     for name in ["a", "b", "c"] {
         sources = sources.with_file(&format!("{name}.cu"), &PROBE.replace("probe_", &format!("{name}_")));
     }
-    let count = sources.kernel_files().count();
+    let count = sources.common_kernel_files().count();
+    assert!((1..sources.kernel_files().count()).contains(&count), "rare files are left for later");
     let cold = cubins.common(&sources, 90, DType::F16).unwrap();
     let warm = cubins.common(&sources, 90, DType::F16).unwrap();
     assert!(cold.len() == count && cold.iter().all(|c| !c.cached));
