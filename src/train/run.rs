@@ -349,7 +349,8 @@ impl<B: Backend> Run<'_, B> {
     /// One line of metrics; `seconds` since the step before was done.
     fn write_step(&mut self, epoch: u32, step: &Step<B>, stats: &StepStats, seconds: f64) -> Result<()> {
         let finite = stats.loss.is_finite() && stats.grad_norm.is_finite();
-        if !finite && !(stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE) {
+        let scaled_down = stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE;
+        if !finite && !scaled_down {
             self.monitor.finish();
             return Err(TrainError::NotFinite { step: step.step, epoch, loss: stats.loss });
         }
