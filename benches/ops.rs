@@ -62,7 +62,10 @@ fn labels() -> Vec<String> {
 fn op(bencher: Bencher, wanted: &String) {
     let mut bencher = Some(bencher);
     let done = visit(Some(wanted), &mut |mut op| {
-        if let (true, Some(bencher)) = (label(&op) == *wanted, bencher.take()) {
+        if label(&op) != *wanted {
+            return Ok(());
+        }
+        if let Some(bencher) = bencher.take() {
             bencher.bench_local(|| (op.run)().and_then(|()| gpu().map_or(Ok(()), |gpu| gpu.synchronize())));
         }
         Ok(())

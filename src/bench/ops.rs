@@ -217,7 +217,7 @@ impl<B: Backend> Bench<'_, B> {
         let mut folded = self.empty(layer.weight.shape())?;
         let (flop, bytes) = (2.0 * (3 * d * d * r) as f64, self.bytes(6 * d * d));
         let run = Box::new(|| self.backend.lora_fold(&layer.weight, lora, &mut folded));
-        visit(Op { name: "lora_fold", at: format!("3x{d} of {d}, r {r}"), flop, bytes, run })
+        visit(Op { name: "lora_fold", at: format!("3x{d} by {d}, r {r}"), flop, bytes, run })
     }
 
     fn layer_norm(&self, visit: &mut Visit<'_>) -> Result<()> {
