@@ -130,6 +130,56 @@ pub struct AttentionShape {
     pub causal: bool,
 }
 
+/// Extents of one attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AttentionExtents {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    /// Width of all heads together, and of one.
+    pub width: usize,
+    pub heads: usize,
+    pub head: usize,
+    pub causal: bool,
+}
+
+impl AttentionExtents {
+    /// Those of `input`, after its shapes were checked.
+    pub fn of<B: Backend>(
+        op: &'static str,
+        input: &AttentionInput<'_, B>,
+        shape: AttentionShape,
+    ) -> Result<Self> {
+        let invalid = |problem: String| Err(BackendError::Invalid { op, problem });
+        let (batch, queries, keys, width) = match input {
+            AttentionInput::Packed(qkv) => match *qkv.shape().dims() {
+                [batch, s, width] if width % 3 == 0 => (batch, s, s, width / 3),
+                _ => return invalid(format!("qkv {} is not [B, S, 3·D]", qkv.shape())),
+            },
+            AttentionInput::Split { q, kv } => match (q.shape().dims(), kv.shape().dims()) {
+                (&[batch, sq, width], &[same, s, double]) if batch == same && double == 2 * width => {
+                    (batch, sq, s, width)
+                }
+                _ => {
+                    let (q, kv) = (q.shape(), kv.shape());
+                    return invalid(format!("q {q} and kv {kv} are not [B, Sq, D] and [B, S, 2·D]"));
+                }
+            },
+        };
+        let AttentionShape { heads, causal } = shape;
+        if heads == 0 || width == 0 || width % heads != 0 {
+            return invalid(format!("{heads} heads do not divide a width of {width}"));
+        }
+        if causal && matches!(input, AttentionInput::Split { .. }) {
+            return invalid("a causal mask needs packed queries, keys and values".into());
+        }
+        if keys == 0 {
+            return invalid("there are no keys".into());
+        }
+        Ok(AttentionExtents { batch, queries, keys, width, heads, head: width / heads, causal })
+    }
+}
+
 /// The non-linearity of the MLP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {

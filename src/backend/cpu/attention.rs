@@ -4,7 +4,9 @@
 use super::Cpu;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, max_of, sum_of, vectorized};
-use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape};
+use crate::backend::{
+    AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
+};
 use crate::tensor::{Shape, Tensor};
 use rayon::prelude::*;
 
@@ -12,48 +14,9 @@ pub fn saved(batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
     [batch, heads, queries, keys].into()
 }
 
-/// Extents of one attention.
-#[derive(Clone, Copy)]
-struct Extents {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    /// Width of all heads together.
-    width: usize,
-    heads: usize,
-    /// Width of one head.
-    head: usize,
-    causal: bool,
-}
+type Extents = AttentionExtents;
 
 impl Extents {
-    fn of<T: Real>(input: &AttentionInput<'_, Cpu<T>>, shape: AttentionShape) -> Result<Self> {
-        let invalid = |problem: String| Err(BackendError::Invalid { op: "attention", problem });
-        let (batch, queries, keys, width) = match input {
-            AttentionInput::Packed(qkv) => match *qkv.shape().dims() {
-                [batch, s, width] if width % 3 == 0 => (batch, s, s, width / 3),
-                _ => return invalid(format!("qkv {} is not [B, S, 3·D]", qkv.shape())),
-            },
-            AttentionInput::Split { q, kv } => match (q.shape().dims(), kv.shape().dims()) {
-                (&[batch, sq, width], &[same, s, double]) if batch == same && double == 2 * width => {
-                    (batch, sq, s, width)
-                }
-                _ => {
-                    let (q, kv) = (q.shape(), kv.shape());
-                    return invalid(format!("q {q} and kv {kv} are not [B, Sq, D] and [B, S, 2·D]"));
-                }
-            },
-        };
-        if shape.heads == 0 || width % shape.heads != 0 {
-            return invalid(format!("{} heads do not divide a width of {width}", shape.heads));
-        }
-        if shape.causal && matches!(input, AttentionInput::Split { .. }) {
-            return invalid("a causal mask needs packed queries, keys and values".into());
-        }
-        let heads = shape.heads;
-        Ok(Extents { batch, queries, keys, width, heads, head: width / heads, causal: shape.causal })
-    }
-
     /// Probabilities of one image.
     fn scores(&self) -> usize {
         self.heads * self.queries * self.keys
@@ -109,7 +72,7 @@ pub fn attention<T: Real>(
     saved: &mut Tensor,
     o: &mut Tensor,
 ) -> Result<()> {
-    let e = Extents::of(&input, shape)?;
+    let e = Extents::of("attention", &input, shape)?;
     expect_shape("attention", "saved", [e.batch, e.heads, e.queries, e.keys], saved.shape())?;
     expect_shape("attention", "o", [e.batch, e.queries, e.width], o.shape())?;
     o.typed_mut::<T>()?
@@ -199,7 +162,7 @@ pub fn attention_backward<T: Real>(
     gradient: AttentionGradient<'_, Cpu<T>>,
 ) -> Result<()> {
     const OP: &str = "attention_backward";
-    let e = Extents::of(&input, shape)?;
+    let e = Extents::of("attention", &input, shape)?;
     expect_shape(OP, "do", [e.batch, e.queries, e.width], d_o.shape())?;
     expect_shape(OP, "saved", [e.batch, e.heads, e.queries, e.keys], saved.shape())?;
     expect_shape(OP, "scratch", saved.shape(), scratch.shape())?;

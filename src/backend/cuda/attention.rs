@@ -46,53 +46,31 @@ const SINGLE: [Variant; 3] = [
     variant!("attention", "single", 4),
 ];
 
-/// Extents of one attention.
+/// Extents of one attention, and how far apart rows are.
 #[derive(Clone, Copy)]
 struct Extents {
-    batch: usize,
-    queries: usize,
-    keys: usize,
-    /// Width of all heads together.
-    width: usize,
-    heads: usize,
-    /// Width of one head.
-    head: usize,
-    causal: bool,
+    of: AttentionExtents,
     /// Elements from one row of queries to the next, and of keys or values.
     q_stride: usize,
     kv_stride: usize,
 }
 
+impl std::ops::Deref for Extents {
+    type Target = AttentionExtents;
+
+    fn deref(&self) -> &AttentionExtents {
+        &self.of
+    }
+}
+
 impl Extents {
     fn of(op: &'static str, input: &AttentionInput<'_, Cuda>, shape: AttentionShape) -> Result<Self> {
-        let invalid = |problem: String| Err(BackendError::Invalid { op, problem });
-        let (batch, queries, keys, width, q_stride, kv_stride) = match input {
-            AttentionInput::Packed(qkv) => match *qkv.shape().dims() {
-                [batch, s, width] if width % 3 == 0 => (batch, s, s, width / 3, width, width),
-                _ => return invalid(format!("qkv {} is not [B, S, 3·D]", qkv.shape())),
-            },
-            AttentionInput::Split { q, kv } => match (q.shape().dims(), kv.shape().dims()) {
-                (&[batch, sq, width], &[same, s, double]) if batch == same && double == 2 * width => {
-                    (batch, sq, s, width, width, double)
-                }
-                _ => {
-                    let (q, kv) = (q.shape(), kv.shape());
-                    return invalid(format!("q {q} and kv {kv} are not [B, Sq, D] and [B, S, 2·D]"));
-                }
-            },
+        let of = AttentionExtents::of(op, input, shape)?;
+        let (q_stride, kv_stride) = match input {
+            AttentionInput::Packed(_) => (3 * of.width, 3 * of.width),
+            AttentionInput::Split { .. } => (of.width, 2 * of.width),
         };
-        let (heads, causal) = (shape.heads, shape.causal);
-        if heads == 0 || width == 0 || width % heads != 0 {
-            return invalid(format!("{heads} heads do not divide a width of {width}"));
-        }
-        if causal && matches!(input, AttentionInput::Split { .. }) {
-            return invalid("a causal mask needs packed queries, keys and values".into());
-        }
-        if keys == 0 {
-            return invalid("there are no keys".into());
-        }
-        let head = width / heads;
-        Ok(Extents { batch, queries, keys, width, heads, head, causal, q_stride, kv_stride })
+        Ok(Extents { of, q_stride, kv_stride })
     }
 
     fn saved(&self) -> [usize; 3] {
