@@ -38,6 +38,7 @@ use library::{KernelLibrary, Machine};
 use memory::Memory;
 use std::any::Any;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// In which order the blocks of a launch run. A GPU promises none.
@@ -117,11 +118,10 @@ impl Twin {
     }
 
     /// Compiles every kernel file now; otherwise each waits for the first launch of one of its kernels.
-    pub fn compile_all(&self) -> Result<()> {
-        for file in self.sources.kernel_files() {
-            library::load(&self.sources, file, self.dtype, self.info.compute_capability)?;
-        }
-        Ok(())
+    /// Returns their libraries.
+    pub fn compile_all(&self) -> Result<Vec<PathBuf>> {
+        let load = |file| library::load(&self.sources, file, self.dtype, self.info.compute_capability);
+        self.sources.kernel_files().map(|file| Ok(load(file)?.path().to_path_buf())).collect()
     }
 
     pub fn set_block_order(&self, order: BlockOrder) {
