@@ -449,8 +449,7 @@ fn time_is_that_of_the_work_in_between() {
     assert!(gpu.has_clock());
     scale(&gpu, x, x, 8, 2.0).unwrap();
     let seconds = gpu.seconds(&mut || (0..5).try_for_each(|_| scale(&gpu, x, x, 8, 2.0))).unwrap();
-    // Of the two events one is counted.
-    assert!((seconds - 6.0 * STEP).abs() < 0.01 * STEP, "{seconds}");
+    assert!((seconds - 5.0 * STEP).abs() < 0.01 * STEP, "{seconds}");
     let text = failure(gpu.seconds(&mut || launch(&gpu, &launch_of("probe_twist", Args::new()))));
     assert!(text.contains("probe_twist"), "{text}");
     assert_eq!(download(&gpu, x, 8), [64.0; 8]);
@@ -668,9 +667,9 @@ impl Squares {
         };
         let microseconds = gpu.seconds(&mut run).unwrap() / STEP;
         match microseconds.round() as u32 {
-            32 => 1,
-            12 => 2,
-            22 => 3,
+            31 => 1,
+            11 => 2,
+            21 => 3,
             other => panic!("{other} µs are of no algorithm"),
         }
     }
@@ -763,12 +762,14 @@ fn products_are_measured_outside_of_recordings_only() {
 #[test]
 fn products_run_where_there_is_no_room_to_measure_them() {
     let Some(session) = Session::begin() else { return };
-    let gpu = session.probe_in(Some(session.cache()), DType::F32);
+    let cache = tempfile::tempdir().unwrap();
+    let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
     let squares = Squares::new(&gpu);
     let used = gpu.info().memory - gpu.free_memory().unwrap();
     session.set("MEMORY", &(used + 100).to_string());
     squares.run(&gpu);
     assert_eq!(squares.algorithm(&gpu), 1);
+    assert!(!cache.path().join("choices").exists());
     assert_eq!(download(&gpu, squares.at[2], 64), [4.0; 64]);
     squares.free(&gpu);
 }

@@ -205,6 +205,12 @@ extern "C" PUBLIC long stand_in_misuses() {
 
 API cuInit(unsigned) { return number("DEVICES", 1) ? SUCCESS : NO_DEVICE; }
 
+// NVRTC asks every driver that it finds for private functions, and crashes where it cannot even ask.
+API cuGetExportTable(const void** table, const void*) {
+  *table = nullptr;
+  return INVALID_VALUE;
+}
+
 API cuDriverGetVersion(int* version) {
   *version = int(number("DRIVER", 13000));
   return SUCCESS;

@@ -19,7 +19,8 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
-const SOURCES: [(&str, &str); 5] = [
+const SOURCES: [(&str, &str); 6] = [
+    ("exports.map", include_str!("exports.map")),
     ("stand_in.h", include_str!("stand_in.h")),
     ("work.h", include_str!("work.h")),
     ("modules.h", include_str!("modules.h")),
@@ -29,8 +30,17 @@ const SOURCES: [(&str, &str); 5] = [
 const LIBRARIES: [(&str, &str); 2] = [("cuda.cpp", "libcuda.so.1"), ("cublaslt.cpp", "libcublasLt.so.13")];
 
 /// No contraction to fused multiply-adds: the tests compare bits.
-const FLAGS: [&str; 6] =
-    ["-std=c++17", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off"];
+const FLAGS: [&str; 9] = [
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-ffp-contract=off",
+    "-static-libstdc++",
+    "-static-libgcc",
+    "-Wl,--version-script=exports.map",
+];
 
 /// What tests set between two of them, with the values of an untouched device.
 const SETTINGS: [(&str, &str); 4] =
