@@ -12,7 +12,6 @@ use clip_engine::backend::{Activation, LossScaling};
 use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::clip::vision::Savings;
 use clip_engine::data::Split;
-use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
@@ -238,6 +237,7 @@ impl Done {
         assert_eq!(self.code, Some(1), "{}{}", self.out, self.err);
         let mut lines = self.err.lines().filter_map(|line| line.strip_prefix("error: "));
         let line = lines.next().expect("an error line");
+        eprintln!("{}", self.err);
         assert!(lines.next().is_none() && self.err.trim_end().ends_with(line), "{}", self.err);
         assert!(!self.err.contains("panicked"), "{}", self.err);
         line
@@ -275,29 +275,46 @@ fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     Done { code, out, err }
 }
 
-/// An image folder of drawn flowers: three classes, this many of each in train, val and test.
+/// A model directory with the smallest of the reference models, and a tokenizer that spells: one token for
+/// each letter, and one for each that ends a word.
+fn write_model(folder: &Path) {
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference/tiny");
+    std::fs::create_dir_all(folder).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(reference.join(file), folder.join(file)).unwrap();
+    }
+    let mut vocabulary =
+        HashMap::from([("<|startoftext|>".to_owned(), 198), ("<|endoftext|>".to_owned(), 199)]);
+    for (id, letter) in ('a'..='z').enumerate() {
+        vocabulary.insert(letter.to_string(), id);
+        vocabulary.insert(format!("{letter}</w>"), 26 + id);
+    }
+    std::fs::write(folder.join("vocab.json"), serde_json::to_vec(&vocabulary).unwrap()).unwrap();
+    std::fs::write(folder.join("merges.txt"), "#version: 0.2\n").unwrap();
+}
+
+/// A model and an image folder: three classes, this many images of each in train, val and test.
 struct Place {
     dir: TempDir,
 }
 
 impl Place {
-    fn new(counts: [usize; 3]) -> Place {
+    fn new(counts: [u32; 3]) -> Place {
         let dir = tempfile::tempdir().unwrap();
-        let names = demo_class_names();
-        let mut written = HashMap::new();
-        for image in demo_dataset(7).filter(|image| image.label < 3) {
-            let wanted = counts[Split::ALL.iter().position(|&s| s == image.split).unwrap()];
-            let count = written.entry((image.split, image.label)).or_insert(0usize);
-            if *count == wanted {
-                continue;
+        write_model(&dir.path().join("model"));
+        for (split, count) in Split::ALL.into_iter().zip(counts) {
+            for (class, name) in ["red", "green", "blue"].into_iter().enumerate() {
+                let folder = dir.path().join("images").join(split.name()).join(name);
+                std::fs::create_dir_all(&folder).unwrap();
+                for number in 0..count {
+                    let photo = image::RgbImage::from_fn(32, 32, |x, y| {
+                        let mut pixel = [(5 * x) as u8, (5 * y) as u8, (40 * number + 3 * (x ^ y)) as u8];
+                        pixel[class] = 230;
+                        image::Rgb(pixel)
+                    });
+                    photo.save(folder.join(format!("{number}.png"))).unwrap();
+                }
             }
-            let class = names[image.label as usize].replace(' ', "_");
-            let folder = dir.path().join("flowers").join(image.split.name()).join(class);
-            std::fs::create_dir_all(&folder).unwrap();
-            let side = IMAGE_SIZE as u32;
-            let photo = image::RgbImage::from_raw(side, side, image.pixels).unwrap();
-            photo.save(folder.join(format!("{count:03}.png"))).unwrap();
-            *count += 1;
         }
         Place { dir }
     }
@@ -308,10 +325,10 @@ impl Place {
 
     /// Trains on cuda:0 in f32, with these flags and the rest as in a short run.
     fn train(&self, session: &Session, flags: &[&str], settings: &[(&str, &str)]) -> Done {
-        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-clip").display().to_string();
-        let (data, run) = (self.dir.path().join("flowers").display().to_string(), self.run());
-        let run = run.display().to_string();
-        let mut args = vec!["train", "--data", &data, "--model", &model, "--output", &run, "--device", "cuda"];
+        let [data, model, run] =
+            ["images", "model", "run"].map(|name| self.dir.path().join(name).display().to_string());
+        let mut args =
+            vec!["train", "--data", &data, "--model", &model, "--output", &run, "--device", "cuda"];
         args.extend(["--precision", "f32", "--early-stop", "off", "--template", "a {}"]);
         args.extend(flags);
         let kernels = libraries_of(&Sources::embedded(), DType::F32);
@@ -374,22 +391,28 @@ fn the_doctor_finds_the_device() {
     }
 }
 
-/// The batch that would fit is in the line, and does.
+/// Before the first step, with what is needed, what is free, and a smaller batch.
 #[test]
-fn a_batch_that_does_not_fit_is_refused_with_one_that_does() {
+fn a_batch_that_does_not_fit_is_refused() {
     let Some(session) = Session::begin() else { return };
-    let place = Place::new([4, 1, 1]);
-    let memory = [("MEMORY", "56623104")];
-    let done = place.train(&session, &["--epochs", "1", "--batch-size", "12"], &memory);
+    let place = Place::new([32, 1, 1]);
+    // The workspace of the products takes 32 MiB, the model and its text features some more.
+    let memory = (40 << 20).to_string();
+    let done = place.train(&session, &["--epochs", "1", "--batch-size", "96"], &[("MEMORY", &memory)]);
     let line = done.error();
     let words: Vec<&str> = line.split(' ').collect();
-    assert!(line.starts_with("--batch-size: 12 images need ") && line.ends_with(" fit"), "{line}");
-    let fits: usize = words[words.len() - 2].parse().unwrap();
-    assert!((1..12).contains(&fits), "{line}");
-    println!("{line}");
-    let fitting = fits.to_string();
-    let done = place.train(&session, &["--epochs", "1", "--overwrite", "--batch-size", &fitting], &memory);
-    assert_eq!(done.code, Some(0), "{}", done.err);
+    let number = |at: usize| words.get(at).and_then(|word| word.parse::<usize>().ok());
+    let (Some(needed), Some(free), Some(fits)) = (number(4), number(10), number(15)) else {
+        panic!("{line}");
+    };
+    assert_eq!(
+        line,
+        format!(
+            "--batch-size: 96 images need {needed} MiB of GPU memory and {free} MiB are free; up to {fits} fit"
+        )
+    );
+    assert!(free < 8 && free < needed && (1..96).contains(&fits), "{line}");
+    assert!(!place.run().join("metrics.jsonl").exists(), "nothing was trained");
 }
 
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.
@@ -404,8 +427,10 @@ fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
     let done = place.train(&session, &flags, &[("LOST_AFTER", &after)]);
     let line = done.error();
     assert!(
-        line.contains("CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered); the GPU context \
-                       is lost with all that was in it: start the program again, a training run with --resume"),
+        line.contains(
+            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered); the GPU context \
+                       is lost with all that was in it: start the program again, a training run with --resume"
+        ),
         "{line}"
     );
     assert!(done.err.contains("stand-in: the device is lost"), "{}", done.err);
