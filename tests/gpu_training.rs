@@ -402,7 +402,7 @@ fn a_batch_that_does_not_fit_is_refused() {
     let line = done.error();
     let words: Vec<&str> = line.split(' ').collect();
     let number = |at: usize| words.get(at).and_then(|word| word.parse::<usize>().ok());
-    let (Some(needed), Some(free), Some(fits)) = (number(4), number(10), number(15)) else {
+    let (Some(needed), Some(free), Some(fits)) = (number(4), number(10), number(16)) else {
         panic!("{line}");
     };
     assert_eq!(
