@@ -525,15 +525,30 @@ DEVICE float* gradient_slab(float* partial, int slab) {
   return partial + (size_t(blockIdx.x) * gridDim.y + slab) * (GRADIENT_WIDTH * GRADIENT_COLUMNS);
 }
 
-// In the last block of a tile: adds the slabs in their order.
+// Slabs that are read together: nearly all there are at the sizes of a training step.
+const int GRADIENT_GROUP = 12;
+
+// In the last block of a tile: adds the slabs in their order. The reads of a group are on their way
+// together, which is why none of them waits behind a branch.
 DEVICE void gradient_finish(const GradientTile& tile, float* partial) {
-  for (int i = threadIdx.x; i < tile.width * GRADIENT_COLUMNS; i += GRADIENT_THREADS) {
+  const int slabs = gridDim.y;
+  for (int i = 4 * threadIdx.x; i < tile.width * GRADIENT_COLUMNS; i += 4 * GRADIENT_THREADS) {
     int j = i / GRADIENT_COLUMNS, c = i % GRADIENT_COLUMNS;
-    if (c >= tile.columns) continue;
-    float sum = 0.0f;
-#pragma unroll 8
-    for (int slab = 0; slab < gridDim.y; slab++) sum += gradient_slab(partial, slab)[i];
-    tile.to[size_t(c) * tile.column_stride + size_t(j) * tile.width_stride] = tile.factor * sum;
+    float sum[4] = {};
+    for (int first = 0; first < slabs; first += GRADIENT_GROUP) {
+      Pack<float, 4> part[GRADIENT_GROUP];
+#pragma unroll
+      for (int s = 0; s < GRADIENT_GROUP; s++)
+        part[s] = load_pack<4>(gradient_slab(partial, min(first + s, slabs - 1)) + i);
+#pragma unroll
+      for (int s = 0; s < GRADIENT_GROUP; s++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) sum[e] += first + s < slabs ? part[s].at[e] : 0.0f;
+    }
+#pragma unroll
+    for (int e = 0; e < 4; e++)
+      if (c + e < tile.columns)
+        tile.to[size_t(c + e) * tile.column_stride + size_t(j) * tile.width_stride] = tile.factor * sum[e];
   }
 }
 

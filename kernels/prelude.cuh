@@ -185,18 +185,19 @@ DEVICE float block_sum(float v, float* scratch) {
 
 // True in every thread of the block that is the last of `blocks` to get here; that block then sees what
 // the others wrote before. `counter` starts at 0 and is 0 again afterwards. `flag`: one int of shared memory.
+//
+// One thread's fence and atomic are enough: the barriers before and after carry the order to the others.
 DEVICE bool last_block(uint32* counter, uint32 blocks, int* flag) {
-  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();
     bool last = atomicAdd(counter, 1u) == blocks - 1;
     if (last) *counter = 0;
     *flag = last;
+    __threadfence();
   }
   __syncthreads();
-  bool last = *flag != 0;
-  __threadfence();
-  return last;
+  return *flag != 0;
 }
 
 // ---------------------------------------------------------------- tensor cores and asynchronous copies

@@ -12,6 +12,7 @@ use super::{DataError, Preprocess, Source, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use file::{Header, Mapping, PixelType};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -249,10 +250,11 @@ impl<'a> SplitView<'a> {
             return Err(TensorError::shape("gather", shape, found).into());
         }
         let size = self.cache.header.image_bytes() as usize;
-        for (&index, row) in indices.iter().zip(batch.bytes_mut().chunks_exact_mut(size)) {
+        let rows = batch.bytes_mut().par_chunks_exact_mut(size).zip(indices);
+        rows.try_for_each(|(row, &index)| {
             row.copy_from_slice(self.image_bytes(index)?);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn image_bytes(&self, index: usize) -> Result<&'a [u8], DataError> {

@@ -233,6 +233,11 @@ impl Driver for Gpu {
         (ledger.now, ledger.peak)
     }
 
+    /// As the driver counts: other programs, the context and cuBLASLt's workspace take memory, too.
+    fn free_memory(&self) -> Result<usize> {
+        Ok(self.context.memory()?.0)
+    }
+
     fn clear(&self, to: Address, bytes: usize) -> Result<()> {
         if bytes == 0 {
             return Ok(());

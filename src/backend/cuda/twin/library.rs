@@ -52,6 +52,10 @@ unsafe impl Send for KernelLibrary {}
 unsafe impl Sync for KernelLibrary {}
 
 impl KernelLibrary {
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     fn find(&self, launch: &Launch) -> Result<*const Exported> {
         let kernel = launch.kernel;
         self.kernels.get(kernel.name).copied().ok_or_else(|| {

@@ -42,6 +42,7 @@ use memory::Memory;
 use rayon::prelude::*;
 use std::any::Any;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// In which order the blocks of a launch run. A GPU promises none.
@@ -127,11 +128,11 @@ impl Twin {
     }
 
     /// Compiles every kernel file now; otherwise each waits for the first launch of one of its kernels.
-    pub fn compile_all(&self) -> Result<()> {
+    /// Returns their libraries.
+    pub fn compile_all(&self) -> Result<Vec<PathBuf>> {
         let files: Vec<&str> = self.sources.kernel_files().collect();
-        files.into_par_iter().try_for_each(|file| {
-            library::load(&self.sources, file, self.dtype, self.info.compute_capability).map(drop)
-        })
+        let load = |file| library::load(&self.sources, file, self.dtype, self.info.compute_capability);
+        files.into_par_iter().map(|file| Ok(load(file)?.path().to_path_buf())).collect()
     }
 
     pub fn set_block_order(&self, order: BlockOrder) {

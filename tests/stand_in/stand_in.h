@@ -1,0 +1,61 @@
+// What the stand-ins for libcuda (cuda.cpp) and libcublasLt (cublaslt.cpp) share.
+//
+// They stand in for NVIDIA's libraries where there is no GPU, so that tests can run the GPU driver's own
+// code. They keep the driver's promises about order and nothing else: a copy, a kernel or a product runs as
+// late as those promises allow, when something waits for it, so whatever relies on more than was promised
+// meets unfinished work. Kernels run by way of the host twin's libraries. Nothing here says how fast a GPU
+// is, what its machine code does, or how its driver behaves beyond what CUDA documents.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#define PUBLIC __attribute__((visibility("default")))
+
+namespace stand_in {
+
+// One thing that a device does. A graph does it once per launch.
+using Work = std::function<void()>;
+
+// The statuses of the driver that occur here.
+enum Status {
+  SUCCESS = 0,
+  INVALID_VALUE = 1,
+  OUT_OF_MEMORY = 2,
+  NO_DEVICE = 100,
+  INVALID_DEVICE = 101,
+  INVALID_IMAGE = 200,
+  INVALID_CONTEXT = 201,
+  INVALID_HANDLE = 400,
+  NOT_FOUND = 500,
+  NOT_READY = 600,
+  ILLEGAL_ADDRESS = 700,
+  CAPTURE_UNSUPPORTED = 900,
+  CAPTURE_INVALIDATED = 901,
+};
+
+// What the test has set for STAND_IN_`name`, in the environment or since.
+PUBLIC std::string setting(const char* name, const char* otherwise);
+PUBLIC long number(const char* name, long otherwise);
+
+// Puts work behind all that the stream was given before, or into the graph that it records.
+PUBLIC Status enqueue(void* stream, Work work);
+
+// For work that runs: whether device memory of this size is allocated there. If not, the device is lost.
+PUBLIC bool may_touch(const char* what, const void* at, size_t bytes);
+
+// Lets the device's clock go on. It counts what was done and knows no time.
+PUBLIC void spend(double microseconds);
+
+// Counts the objects of a kind that exist.
+PUBLIC void hold(const char* kind, int change);
+
+// Reports a use that the driver forbids, or leaves undefined, where it cannot be answered by a status.
+PUBLIC void misuse(const std::string& what);
+
+// Whether the thread has a context that exists.
+PUBLIC bool has_context();
+
+}  // namespace stand_in
