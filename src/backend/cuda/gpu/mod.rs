@@ -74,6 +74,8 @@ enum RecordingState {
 /// A GPU.
 pub struct Gpu {
     info: DeviceInfo,
+    /// Of the kernels' sources.
+    kernels_hash: String,
     options: GpuOptions,
     recording: Mutex<RecordingState>,
     ledger: Mutex<Ledger>,
@@ -112,6 +114,7 @@ impl Gpu {
         let kernels = Kernels::load(&context, compiler, &common, info.shared_memory_per_block)?;
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
+            kernels_hash: kernels_hash(sources)?,
             recording: Mutex::new(RecordingState::Closed),
             ledger: Mutex::default(),
             kernels,
@@ -152,6 +155,11 @@ impl Gpu {
         result
     }
 
+    /// What is remembered of other kernels' times says nothing of these.
+    fn of_these_kernels(&self, key: &str) -> String {
+        format!("{key}, kernels {}", self.kernels_hash)
+    }
+
     fn recording(&self) -> MutexGuard<'_, RecordingState> {
         self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -172,6 +180,12 @@ impl Gpu {
             let _ = self.streams.compute.synchronize();
         }
     }
+}
+
+fn kernels_hash(sources: &Sources) -> Result<String> {
+    let mut names: Vec<&str> = sources.files().map(|(name, _)| name).collect();
+    names.retain(|name| name.ends_with(".cu") || name.ends_with(".cuh"));
+    Ok(sources.hash(&names)?.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn software() -> Result<String> {
@@ -360,11 +374,11 @@ impl Driver for Gpu {
     }
 
     fn recall(&self, key: &str) -> Option<String> {
-        self.choices.recall(Map::Choices, key)
+        self.choices.recall(Map::Choices, &self.of_these_kernels(key))
     }
 
     fn remember(&self, key: &str, choice: &str) -> Result<()> {
-        self.choices.remember(Map::Choices, key, choice);
+        self.choices.remember(Map::Choices, &self.of_these_kernels(key), choice);
         Ok(())
     }
 

@@ -3,9 +3,9 @@
 use super::*;
 
 /// A block's share of the result, and the kernel for it.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
-    kernel: &'static str,
+    pub kernel: &'static str,
     rows: usize,
     columns: usize,
     threads: usize,
@@ -20,10 +20,13 @@ const STAGES: usize = 4;
 /// Columns of du that have room beside the stages.
 const BACKWARD_WIDTH: usize = 48;
 
-/// The kernel for y; none where the fused form cannot compute it.
-pub fn forward_tile(cuda: &Cuda, work: &Forward) -> Option<Tile> {
+/// The tiles that a layer can be computed in, the one to take without a clock first.
+pub type Tiles = [Option<Tile>; 2];
+
+/// The kernels for y; none where the fused form cannot compute it.
+pub fn forward_tiles(cuda: &Cuda, work: &Forward) -> Tiles {
     let Parts { out, rank, .. } = work.parts;
-    let padded = padded_rank(cuda, &work.frozen, &work.parts)?;
+    let Some(padded) = padded_rank(cuda, &work.frozen, &work.parts) else { return [None; 2] };
     let shared = |rows, columns| STAGES * ((rows + columns) * DEPTH * 2 + padded * (DEPTH + 8) * 4);
     let names = match padded {
         8 => ["lora_linear_fused_128x128_r8", "lora_linear_fused_64x64_r8"],
@@ -37,11 +40,11 @@ pub fn forward_tile(cuda: &Cuda, work: &Forward) -> Option<Tile> {
     })
 }
 
-/// The kernel for du and dx; none where the fused form cannot compute them.
-pub fn backward_tile(cuda: &Cuda, work: &Backward) -> Option<Tile> {
-    let padded = padded_rank(cuda, &work.frozen, &work.parts)?;
+/// The kernels for du and dx; none where the fused form cannot compute them.
+pub fn backward_tiles(cuda: &Cuda, work: &Backward) -> Tiles {
+    let Some(padded) = padded_rank(cuda, &work.frozen, &work.parts) else { return [None; 2] };
     if work.parts.width > BACKWARD_WIDTH {
-        return None;
+        return [None; 2];
     }
     let shared = |rows, columns| {
         let stage = (rows + columns) * DEPTH * 2 + padded * DEPTH * 4;
@@ -62,22 +65,23 @@ fn padded_rank(cuda: &Cuda, frozen: &Frozen, parts: &Parts) -> Option<usize> {
     (fits && parts.rank <= 16).then(|| parts.rank.next_multiple_of(8))
 }
 
-/// The large tile if it makes enough blocks for all multiprocessors and has the shared memory it needs, else
-/// the small one.
+/// The tiles that have the shared memory they need: the large one first if it makes enough blocks for all
+/// multiprocessors. Fewer large blocks read less, which only a clock can weigh against that.
 fn pick(
     cuda: &Cuda,
     [large, small]: [&'static str; 2],
     shared: impl Fn(usize, usize) -> usize,
     blocks: impl Fn(&Tile) -> usize,
-) -> Option<Tile> {
+) -> Tiles {
     let info = cuda.driver().info();
     let large = Tile { kernel: large, rows: 128, columns: 128, threads: 256, shared: shared(128, 128) };
     let small = Tile { kernel: small, rows: 64, columns: 64, threads: 128, shared: shared(64, 64) };
-    let fits = |tile: &Tile| tile.shared <= info.shared_memory_per_block;
-    if fits(&large) && blocks(&large) >= info.multiprocessors as usize {
-        return Some(large);
+    let fits = |tile: Tile| (tile.shared <= info.shared_memory_per_block).then_some(tile);
+    match (fits(large), fits(small)) {
+        (Some(large), small) if blocks(&large) >= info.multiprocessors as usize => [Some(large), small],
+        (large, Some(small)) => [Some(small), large],
+        (large, None) => [large, None],
     }
-    fits(&small).then_some(small)
 }
 
 pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {

@@ -54,12 +54,11 @@ pub fn lora_linear(
     if sizes.m == 0 {
         return Ok(());
     }
-    let tile = fused::forward_tile(cuda, &work);
-    let form = form(cuda, OP, &work.frozen, &parts, tile.is_some(), &mut |form, y, u| {
-        let work = Forward { frozen: Frozen { to: y, ..work.frozen }, u, ..work };
-        forward_as(form, cuda, &work, tile)
-    })?;
-    forward_as(form, cuda, &work, tile)
+    let tiles = fused::forward_tiles(cuda, &work);
+    form(cuda, OP, &work.frozen, &parts, tiles, &mut |form| match form {
+        Form::Fused(tile) => fused::forward(cuda, &work, tile),
+        Form::Product => product::forward(cuda, &work),
+    })
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -106,19 +105,11 @@ pub fn lora_linear_backward(
 
 /// du and dx, in the form that is the faster one.
 fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
-    let tile = fused::backward_tile(cuda, work);
-    let form = form(
-        cuda,
-        "lora_linear_backward",
-        &work.frozen,
-        &work.parts,
-        tile.is_some(),
-        &mut |form, dx, du| {
-            let work = Backward { frozen: Frozen { to: dx, ..work.frozen }, du, ..*work };
-            backward_as(form, cuda, &work, tile)
-        },
-    )?;
-    backward_as(form, cuda, work, tile)
+    let tiles = fused::backward_tiles(cuda, work);
+    form(cuda, "lora_linear_backward", &work.frozen, &work.parts, tiles, &mut |form| match form {
+        Form::Fused(tile) => fused::backward(cuda, work, tile),
+        Form::Product => product::backward(cuda, work),
+    })
 }
 
 pub fn lora_fold(
@@ -288,84 +279,71 @@ struct Backward {
 /// [`LoraForm`] without the open question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Form {
-    Fused,
+    Fused(fused::Tile),
     Product,
 }
 
 impl Form {
+    /// Under which it is remembered.
     fn name(self) -> &'static str {
         match self {
-            Form::Fused => "fused",
+            Form::Fused(tile) => tile.kernel,
             Form::Product => "product",
         }
     }
 }
 
-/// `tile` is there whenever `form` says fused.
-fn forward_as(form: Form, cuda: &Cuda, work: &Forward, tile: Option<fused::Tile>) -> Result<()> {
-    match (form, tile) {
-        (Form::Fused, Some(tile)) => fused::forward(cuda, work, tile),
-        _ => product::forward(cuda, work),
-    }
-}
-
-fn backward_as(form: Form, cuda: &Cuda, work: &Backward, tile: Option<fused::Tile>) -> Result<()> {
-    match (form, tile) {
-        (Form::Fused, Some(tile)) => fused::backward(cuda, work, tile),
-        _ => product::backward(cuda, work),
-    }
-}
-
-/// The form to take: the one asked for (fused only where there is such a kernel), else the one remembered,
-/// else the faster one by the clock. `run` enqueues a form with other addresses for the wide and the narrow
-/// result, so that timing does not touch what the caller keeps. Never times inside a recording: what is
-/// recorded has run before.
+/// Enqueues the work in the form asked for (fused only where there is such a kernel), else in the one
+/// remembered, else in the fastest by the clock. `run` enqueues one form; as it only writes what it also
+/// overwrites the next time, timing leaves nothing behind. Never times inside a recording: what is recorded
+/// has run before.
 fn form(
     cuda: &Cuda,
     op: &'static str,
     frozen: &Frozen,
     parts: &Parts,
-    fused: bool,
-    run: &mut dyn FnMut(Form, Address, Address) -> Result<()>,
-) -> Result<Form> {
-    match cuda.lora_form() {
-        _ if !fused => return Ok(Form::Product),
-        LoraForm::Product => return Ok(Form::Product),
-        LoraForm::Fused => return Ok(Form::Fused),
-        LoraForm::Auto if !cuda.driver().has_clock() => return Ok(Form::Fused),
-        LoraForm::Auto => {}
+    tiles: fused::Tiles,
+    run: &mut dyn FnMut(Form) -> Result<()>,
+) -> Result<()> {
+    let fused = tiles[0].map(Form::Fused);
+    match (cuda.lora_form(), fused) {
+        (_, None) | (LoraForm::Product, _) => return run(Form::Product),
+        (LoraForm::Fused, Some(fused)) => return run(fused),
+        (LoraForm::Auto, Some(fused)) if !cuda.driver().has_clock() => return run(fused),
+        (LoraForm::Auto, _) => {}
     }
     let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());
     let Parts { count, rank, part_of_segment, .. } = *parts;
     let key = format!("{op} {dtype} {m}x{k} to {n}, {count} of {rank} at {part_of_segment:x}, {extra:?}");
+    let candidates = || tiles.into_iter().flatten().map(Form::Fused).chain([Form::Product]);
     let known = cuda.driver().recall(&key);
-    if let Some(form) = [Form::Fused, Form::Product].into_iter().find(|f| known.as_deref() == Some(f.name()))
-    {
-        return Ok(form);
+    if let Some(form) = candidates().find(|form| known.as_deref() == Some(form.name())) {
+        return run(form);
     }
-    let wide = (m * frozen.columns().0 * dtype.size()).next_multiple_of(256);
-    let to = cuda.scratch(wide + m * parts.width * dtype.size())?;
-    let mut time = |form| seconds(cuda, &mut || run(form, to, to.offset(wide)));
-    let form = if time(Form::Fused)? <= time(Form::Product)? { Form::Fused } else { Form::Product };
-    cuda.driver().remember(&key, form.name())?;
-    Ok(form)
+    let mut fastest = (Form::Product, f64::INFINITY);
+    for form in candidates() {
+        let seconds = seconds(cuda, &mut || run(form))?;
+        if seconds < fastest.1 {
+            fastest = (form, seconds);
+        }
+    }
+    cuda.driver().remember(&key, fastest.0.name())?;
+    run(fastest.0)
 }
 
-/// The shortest of several timings of a few launches each, after a first one that does not count.
+/// The shortest of several timings of a few launches each. They are recorded, as in a training step: what
+/// the host takes to launch them is left out.
 fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     const REPETITIONS: usize = 5;
     const LAUNCHES: usize = 8;
+    // Products may choose their algorithm now, which a recording would not let them.
     run()?;
+    let recording = cuda.record(|| (0..LAUNCHES).try_for_each(|_| run()))?;
+    cuda.replay(&recording)?;
     let mut best = f64::INFINITY;
     for _ in 0..REPETITIONS {
-        let mut done = Ok(());
-        let seconds = cuda.driver().seconds(&mut || {
-            done = (0..LAUNCHES).try_for_each(|_| run());
-            Ok(())
-        })?;
-        done?;
-        best = best.min(seconds);
+        best = best.min(cuda.seconds(&mut || cuda.replay(&recording))?);
     }
     Ok(best)
 }
