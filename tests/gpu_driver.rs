@@ -519,14 +519,16 @@ impl Variant {
         (memory, memory.offset(shift))
     }
 
-    /// Runs it `times` times on the GPU and by plain loops, and compares all of y to the bit.
+    /// Runs it `times` times, with two biases in turn, on the GPU and by plain loops, and compares all of y to
+    /// the bit.
     fn check(&self, gpu: &Gpu, times: usize) {
         let [xs, ws, ys] = self.strides();
         let w_rows = if self.transposed { N } else { K };
         let (x, w) = (numbers(M * xs, 1), numbers(w_rows * ws, 2));
-        let (bias, other, mut y) = (numbers(N, 3), numbers(M * ys, 4), numbers(M * ys, 5));
-        let places = [&x, &w, &bias, &other, &y].map(|values| self.place(gpu, values));
-        let [at_x, at_w, at_bias, at_other, at_y] = places.map(|(_, at)| at);
+        let biases = [numbers(N, 3), numbers(N, 6)];
+        let (other, mut y) = (numbers(M * ys, 4), numbers(M * ys, 5));
+        let places = [&x, &w, &biases[0], &biases[1], &other, &y].map(|values| self.place(gpu, values));
+        let [at_x, at_w, first_bias, second_bias, at_other, at_y] = places.map(|(_, at)| at);
         let product = Product {
             m: M,
             n: N,
@@ -536,7 +538,7 @@ impl Variant {
             w: at_w,
             w_stride: ws,
             transposed: self.transposed,
-            bias: self.bias.then_some(at_bias),
+            bias: self.bias.then_some(first_bias),
             add: match self.added {
                 Added::Nothing => None,
                 Added::Output => Some(at_y),
@@ -546,7 +548,10 @@ impl Variant {
             y_stride: ys,
             dtype: self.dtype,
         };
-        for _ in 0..times {
+        for time in 0..times {
+            let bias = &biases[time % 2];
+            let at_bias = [first_bias, second_bias][time % 2];
+            let product = Product { bias: self.bias.then_some(at_bias), ..product };
             // SAFETY: every matrix was placed with the rows and strides that the product names.
             unsafe { gpu.product(&product) }.unwrap();
             for i in 0..M {

@@ -67,7 +67,11 @@ fn build() -> PathBuf {
         std::fs::write(build.path().join(name), text).unwrap();
     }
     for (source, library) in LIBRARIES {
-        let mut compiler = Command::new(env::var("CXX").unwrap_or("c++".into()));
+        // "ccache g++" is two words.
+        let named = env::var("CXX").unwrap_or("c++".into());
+        let mut words = named.split_whitespace();
+        let mut compiler = Command::new(words.next().unwrap_or("c++"));
+        compiler.args(words);
         compiler.current_dir(build.path()).args(FLAGS).arg(format!("-Wl,-soname,{library}"));
         compiler.args([source, "-o", library]).args((source != LIBRARIES[0].0).then_some("./libcuda.so.1"));
         let output = compiler.arg("-ldl").output().unwrap();
