@@ -207,7 +207,7 @@ fn launches_that_fit_no_kernel_are_refused() {
     );
     let elsewhere = Kernel { file: "elsewhere", name: "probe_scale" };
     let there = Launch { kernel: elsewhere, ..scaling(x, x, 4, 2.0) };
-    assert_eq!(refusal(there), "cuModuleGetFunction: there is no kernels/elsewhere.cu");
+    assert_eq!(refusal(there), "kernels/elsewhere.cu: no such kernel file");
     assert_eq!(
         refusal(Launch { block: [1025, 1, 1], ..scaling(x, x, 4, 2.0) }),
         "cuLaunchKernel: kernel probe_scale of kernels/probe.cu, grid [1, 1, 1], block [1025, 1, 1], 0 bytes \

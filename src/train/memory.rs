@@ -38,7 +38,10 @@ pub fn check_batch<B: Backend>(
     let pixel = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
     let pixels = BATCHES_OF_PIXELS * spec.image.elements() * pixel.size();
     let logits = 2 * classes * backend.master_dtype().size();
-    let image = two.saturating_sub(one) + pixels + logits;
+    // A second output beside the largest one, where algorithms are tried.
+    let (vision, sizes) = (tower.config(), &tower.config().tower);
+    let trial = vision.tokens() * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size();
+    let image = two.saturating_sub(one) + pixels + logits + trial;
     let fixed = one.saturating_sub(two.saturating_sub(one)) + folded;
     let needed = fixed + spec.batch * image;
     // Allocations are rounded up, and algorithms want memory too.

@@ -649,7 +649,8 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   uint64_t threads = uint64_t(bx) * by * bz;
   if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !threads || threads > 1024) return INVALID_VALUE;
   if (shared > f->dynamic_limit) return INVALID_VALUE;
-  TwinLaunch launch = {f->kernel, f->library.touch, {gx, gy, gz}, {bx, by, bz}, shared, nullptr, nullptr, 0, 0, nullptr, 0};
+  TwinLaunch launch = {f->kernel, f->library.touch, {gx, gy, gz}, {bx, by, bz}, shared,
+                       227 << 10, nullptr, nullptr, 0, 0, nullptr, 0};
   auto given = std::make_shared<Arguments>(*f->kernel, arguments);
   return enqueue(stream, [launch, given, library = f->library] {
     run_kernel(launch, library, given->pointers.data());

@@ -34,7 +34,7 @@ struct TwinLaunch {
   const TwinKernel* kernel;
   void (*touch)();
   uint32_t grid[3], block[3];
-  uint64_t shared;
+  uint64_t shared, shared_limit;
   void** arguments;
   const TwinBuffer* buffers;
   uint64_t buffer_count, order;

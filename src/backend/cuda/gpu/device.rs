@@ -98,7 +98,7 @@ pub fn check_capability(info: &DeviceInfo, dtype: DType) -> Result<()> {
     let name = &info.name;
     if info.compute_capability < OLDEST {
         return Err(CudaError::Unsupported(format!(
-            "{name} has compute capability {major}.{minor}; 7.5 (Turing) or later is needed; use --device cpu"
+            "{name} has compute capability {major}.{minor}; 7.5 (Turing) or later is needed"
         )));
     }
     if dtype == DType::BF16 && info.compute_capability < OLDEST_BF16 {

@@ -109,7 +109,7 @@ fn wanted_driver() -> Wanted {
         name: "libcuda",
         files: vec!["libcuda.so.1".into()],
         companions: None,
-        hint: "install the NVIDIA driver, or train on the CPU with --device cpu",
+        hint: "install the NVIDIA driver",
         // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
         present: || unsafe { cudarc::driver::sys::is_culib_present() },
         // SAFETY: only called where cudarc finds the library; the address is not called.
