@@ -2,12 +2,13 @@
 
 use super::adapter::{Adapter, HeadFile};
 use super::learner::{Learner, LearnerSpec};
+use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::{Method, Settings};
 use super::{Result, TrainError};
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceTensor};
 use crate::clip::vision::Purpose;
 use crate::data::{Cache, DataError, Split, SplitView};
 use crate::objective::Objective;
@@ -187,6 +188,7 @@ fn evaluate<B: Backend>(
         purpose: Purpose::Inference,
         scaling: None,
     };
+    memory::check_batch(&backend, &tower, &lora, head.bias.value.shape().rows(), &spec)?;
     let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);
     let name = split.to_string();

@@ -12,8 +12,8 @@ const BATCHES_OF_PIXELS: usize = 4;
 
 /// Refuses a batch that does not fit, with the size that would.
 ///
-/// The bytes are measured, not estimated: those of one image are the difference between memory for two
-/// images and for one.
+/// What the activations of an image take is measured: the difference between memory for two images and for
+/// one. The rest is added up.
 pub fn check_batch<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
