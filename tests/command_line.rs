@@ -665,6 +665,7 @@ mod signals {
 
 /// The whole program on the CUDA backend, by way of the host twin: the photos, the text tower, f16 with
 /// loss scaling, recorded steps, files. It ends where the CPU ends.
+#[cfg(target_os = "linux")]
 #[test]
 fn the_cuda_backend_trains_as_the_cpu_does() {
     let place = Place::new([2, 1, 1]);
@@ -690,6 +691,7 @@ fn the_cuda_backend_trains_as_the_cpu_does() {
     assert!(steps().any(|line| line["skipped"] == false));
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn a_resumed_run_on_the_cuda_backend_is_the_unbroken_one() {
     let place = Place::new([2, 1, 1]);

@@ -1,6 +1,7 @@
 //! The GPU driver (src/backend/cuda/gpu) on stand-ins for libcuda and libcublasLt: memory, copies beside the
 //! running work, recordings, products and their plans, caches, refusals. What a GPU itself does is not
 //! tested here.
+#![cfg(target_os = "linux")]
 
 mod stand_in;
 

@@ -1,5 +1,6 @@
 //! Training through the GPU driver, on stand-ins for libcuda and libcublasLt that run the kernels by way of
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
+#![cfg(target_os = "linux")]
 
 mod stand_in;
 

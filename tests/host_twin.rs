@@ -1,4 +1,5 @@
 //! The host twin itself: right kernels give right results, and each kind of mistake is reported.
+#![cfg(target_os = "linux")]
 
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Kernel, Launch, Product};
 use clip_engine::backend::cuda::source::Sources;

@@ -55,6 +55,7 @@ fn head_only() {
     }
 }
 
+#[cfg(target_os = "linux")]
 #[test]
 fn the_cuda_backend() {
     let twin = Cuda::on_twin(DType::F32, 90).unwrap();

@@ -1,4 +1,5 @@
 //! Attention's kernels, run by the host twin, against their definition.
+#![cfg(target_os = "linux")]
 
 use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};

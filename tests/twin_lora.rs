@@ -1,4 +1,5 @@
 //! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
+#![cfg(target_os = "linux")]
 
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};

@@ -1,6 +1,7 @@
 //! The kernels of layer norm, activation, embedding, L2 norm, head and loss and AdamW on the host twin,
 //! against the CPU forms; and what the CPU forms do not tell: indices out of range, blocks in any order,
 //! recorded steps.
+#![cfg(target_os = "linux")]
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};

@@ -1,5 +1,6 @@
 //! Whole training runs through the CUDA backend on the host twin: its launchers, kernels, recordings and
 //! loss scaling, against the CPU backend.
+#![cfg(target_os = "linux")]
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
