@@ -14,7 +14,7 @@ use crate::objective::Objective;
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor, TensorError};
-use crate::train::learner::{Learner, LearnerSpec, TextClassifier};
+use crate::train::learner::{Learner, LearnerSpec, TextClassifier, loss_scaling};
 use crate::tune::{Head, LoraSpec, Param, Target, lora::LoraInit};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -232,7 +232,10 @@ fn compare_start<B: Backend>(
     for (value, what) in [(stats.loss, "loss"), (stats.loss_head, "ce_head"), (stats.loss_text, "ce_text")] {
         row(rows, reference, label(what), &name(what), &[value], 1e-5)?;
     }
-    for (tensor, values) in named(&learner, |p| &p.gradient)? {
+    // In f16 the gradients are computed as many times too large as the loss is scaled.
+    let loss_scale = loss_scaling(learner.backend()).map_or(1.0, |scaling| scaling.start);
+    for (tensor, mut values) in named(&learner, |p| &p.gradient)? {
+        values.iter_mut().for_each(|value| *value /= loss_scale);
         let gradient = label(&format!("grad {tensor}"));
         row(rows, reference, gradient, &name(&format!("grad.{tensor}")), &values, 1e-4)?;
     }
@@ -321,7 +324,7 @@ fn build<B: Backend>(
         objective: Objective { head: 1.0, text: meta.text_weight },
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
-        scaling: None,
+        scaling: loss_scaling(backend),
     };
     Ok(Learner::new(backend.clone(), tower, lora, head, text, &spec)?)
 }
