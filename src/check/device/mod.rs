@@ -39,31 +39,25 @@ pub fn bound(dtype: DType) -> f64 {
     }
 }
 
-/// Checks all operations of `device`; one row for each tensor that one of them computes.
+/// Checks all operations of `device` and whole steps; one row for each tensor that one of them computes.
 pub fn check<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
-    layer_norm::check(&mut checker)?;
-    activation::check(&mut checker)?;
-    embed::check(&mut checker)?;
-    l2_norm::check(&mut checker)?;
-    head_loss::check(&mut checker)?;
-    adamw::check(&mut checker)?;
-    attention::check(&mut checker)?;
-    lora_linear::check(&mut checker)?;
-    step::check(&mut checker)?;
-    Ok(checker.rows)
+    let mut rows = check_small(device, scope)?;
+    rows.extend(check_attention(device, scope)?);
+    rows.extend(check_lora_linear(device, scope)?);
+    rows.extend(check_steps(device)?);
+    Ok(rows)
 }
 
-/// Checks whole steps only.
+/// Whole steps alone.
 pub fn check_steps<B: Backend>(device: &B) -> Result<Vec<Row>> {
-    let mut checker = Checker { device, cpu: Cpu::new(), scope: Scope::Quick, rows: Vec::new() };
+    let mut checker = Checker::new(device, Scope::Quick);
     step::check(&mut checker)?;
     Ok(checker.rows)
 }
 
-/// [`check`] without attention and linear layers.
+/// All operations but attention and linear layers.
 pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
+    let mut checker = Checker::new(device, scope);
     layer_norm::check(&mut checker)?;
     activation::check(&mut checker)?;
     embed::check(&mut checker)?;
@@ -73,16 +67,16 @@ pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     Ok(checker.rows)
 }
 
-/// [`check`] for attention alone.
+/// Attention alone.
 pub fn check_attention<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
+    let mut checker = Checker::new(device, scope);
     attention::check(&mut checker)?;
     Ok(checker.rows)
 }
 
-/// As [`check`], of linear layers alone.
+/// Linear layers alone.
 pub fn check_lora_linear<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() };
+    let mut checker = Checker::new(device, scope);
     lora_linear::check(&mut checker)?;
     Ok(checker.rows)
 }
@@ -101,7 +95,11 @@ pub(super) struct Pair<B: Backend> {
     pub host: Tensor,
 }
 
-impl<B: Backend> Checker<'_, B> {
+impl<'a, B: Backend> Checker<'a, B> {
+    fn new(device: &'a B, scope: Scope) -> Self {
+        Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() }
+    }
+
     /// Type of activations on the device.
     pub fn real(&self) -> DType {
         self.device.compute_dtype()
