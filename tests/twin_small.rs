@@ -7,7 +7,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, LossScaling, LossWeights, Result, Stat,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, LossScaling, LossWeights, Result, Stat, Targets,
 };
 use clip_engine::check::device::{Scope, check_small};
 use clip_engine::tensor::{DType, Element, Shape, Tensor};
@@ -137,10 +137,11 @@ impl Head {
         let Head { f, weight, bias, text, labels, logits, stats, gradients } = self;
         let classifier = Classifier { weight, bias, text, text_scale: 2.0 };
         let [head, text] = logits;
-        cuda.head_loss(f, classifier, labels, head, text, stats).unwrap();
+        let targets = Targets { labels, mix: None };
+        cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
         let [dw, db, df] = gradients;
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        cuda.head_loss_backward(f, classifier, labels, weights, None, head, text, dw, db, Some(df)).unwrap();
+        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, Some(df)).unwrap();
         [stats, head, text, dw, db, df].map(|t| numbers(cuda, t))
     }
 }

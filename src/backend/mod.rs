@@ -46,8 +46,13 @@ pub type Result<T> = std::result::Result<T, BackendError>;
 pub trait DeviceTensor: Send + Sync {
     fn shape(&self) -> Shape;
     fn dtype(&self) -> DType;
+    /// Takes another shape within the memory allocated at the start. The contents are unspecified
+    /// afterwards, unless only the leading dimension has changed: then those of kept rows stay.
+    fn set_shape(&mut self, shape: Shape) -> Result<()>;
     /// Changes the leading dimension within the memory allocated at the start.
-    fn set_rows(&mut self, rows: usize) -> Result<()>;
+    fn set_rows(&mut self, rows: usize) -> Result<()> {
+        self.set_shape(self.shape().with_rows(rows))
+    }
 }
 
 impl DeviceTensor for Tensor {
@@ -59,8 +64,8 @@ impl DeviceTensor for Tensor {
         self.dtype()
     }
 
-    fn set_rows(&mut self, rows: usize) -> Result<()> {
-        Ok(self.set_rows(rows)?)
+    fn set_shape(&mut self, shape: Shape) -> Result<()> {
+        Ok(self.set_shape(shape)?)
     }
 }
 
@@ -198,6 +203,32 @@ pub struct Classifier<'a, B: Backend> {
     pub text_scale: f64,
 }
 
+/// MixUp (Zhang et al. 2018) of a batch of B: row i becomes λᵢ·row i + (1 − λᵢ)·row `partner`\[i\].
+pub struct Mix<B: Backend> {
+    /// u32 \[B\], a permutation of the batch.
+    pub partner: B::Tensor,
+    /// u32 \[B\], the inverse permutation: `partner`\[`inverse`\[i\]\] = i.
+    pub inverse: B::Tensor,
+    /// \[B\], in the master type.
+    pub lambda: B::Tensor,
+}
+
+/// What a batch should be classified as.
+pub struct Targets<'a, B: Backend> {
+    /// u32 \[B\].
+    pub labels: &'a B::Tensor,
+    /// Where images are mixed, so are their classes: λᵢ of label i and 1 − λᵢ of its partner's.
+    pub mix: Option<&'a Mix<B>>,
+}
+
+impl<B: Backend> Clone for Targets<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Targets<'_, B> {}
+
 /// Positions in the vector of numbers that a step leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stat {
@@ -205,9 +236,10 @@ pub enum Stat {
     LossHead = 0,
     /// Mean cross entropy of the text logits.
     LossText = 1,
-    /// Images that the head classifies rightly.
+    /// Images that the head classifies rightly; a mixed image counts λ where it is given the one class, and
+    /// 1 − λ where the other.
     Correct = 2,
-    /// Images that the text logits classify rightly.
+    /// The same for the text logits.
     TextCorrect = 3,
     /// Sum of squares of all gradients; not finite where one of them is not.
     GradientSquared = 4,
@@ -215,10 +247,12 @@ pub enum Stat {
     LossScale = 5,
     /// 1 where loss scaling found a gradient that is not finite and left the trained tensors alone.
     Skipped = 6,
+    /// Mean triplet loss; 0 where none is computed.
+    LossTriplet = 7,
 }
 
 impl Stat {
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
 }
 
 /// Positions in the vector that the optimizer keeps on the device from step to step.
@@ -364,12 +398,19 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Runs recorded operations, on the tensors that they were recorded with.
     fn replay(&self, recording: &Self::Recording) -> Result<()>;
 
+    /// Random resized crops: y\[b\] = the rectangle `crops`\[b\] of `images`\[b\], resized by an antialiased
+    /// bicubic filter (a = −0.5, as Pillow's; the support grows with the reduction, taps end at the
+    /// rectangle) and mirrored where asked. `images` u8 \[B, H, W, 3\]; `crops` u32 \[B, 5\]: top, left, height,
+    /// width (at least 1, inside the image), 1 for mirrored; `y` u8 \[B, S, S, 3\], rounded to nearest.
+    fn crop_resize(&self, images: &Self::Tensor, crops: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
+
     /// x = layer norm of (\[class; patches·Wᵀ\] + position).
-    /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are;
-    /// `x` \[B, S, D\]; scratch: `patches` \[B, S−1, 3·p·p\], `products` \[B, S−1, D\].
+    /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are, then mixed
+    /// where `mix` is given; `x` \[B, S, D\]; scratch: `patches` \[B, S−1, 3·p·p\], `products` \[B, S−1, D\].
     fn patch_embed(
         &self,
         pixels: &Self::Tensor,
+        mix: Option<&Mix<Self>>,
         embedding: &PatchEmbedding<Self>,
         patches: &mut Self::Tensor,
         products: &mut Self::Tensor,
@@ -479,6 +520,38 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn take_rows_backward(&self, dy: &Self::Tensor, rows: &Self::Tensor, dx: &mut Self::Tensor)
     -> Result<()>;
 
+    /// y = \[x₀; `prompts`\[layer\]; x₁; x₂; …\] per sequence: `x` \[B, S, D\], `prompts` \[n, m, D\] in the
+    /// master type, `y` \[B, S+m, D\].
+    fn insert_prompts(
+        &self,
+        x: &Self::Tensor,
+        prompts: &Self::Tensor,
+        layer: usize,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Adds Σ over the batch of the prompts' rows of `dy` to `d_prompts`\[layer\]; dx = the other rows, where
+    /// it is wanted. The batch is added up in order.
+    fn insert_prompts_backward(
+        &self,
+        dy: &Self::Tensor,
+        layer: usize,
+        d_prompts: &mut Self::Tensor,
+        dx: Option<&mut Self::Tensor>,
+    ) -> Result<()>;
+
+    /// Rows 1 to m of every sequence become `prompts`\[layer\], in place: `x` \[B, S, D\].
+    fn replace_prompts(&self, prompts: &Self::Tensor, layer: usize, x: &mut Self::Tensor) -> Result<()>;
+
+    /// Adds Σ over the batch of rows 1 to m of `d` to `d_prompts`\[layer\] and sets these rows to zero: `d` held
+    /// the gradient of what [`Backend::replace_prompts`] left, and then holds that of what it was given.
+    fn replace_prompts_backward(
+        &self,
+        d: &mut Self::Tensor,
+        layer: usize,
+        d_prompts: &mut Self::Tensor,
+    ) -> Result<()>;
+
     /// Sets every element to zero.
     fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
 
@@ -494,13 +567,48 @@ pub trait Backend: Clone + Send + Sync + 'static {
         dx: &mut Self::Tensor,
     ) -> Result<()>;
 
+    /// y = the mixed rows of x; both \[B, E\] in the master type.
+    fn mix_rows(&self, x: &Self::Tensor, mix: &Mix<Self>, y: &mut Self::Tensor) -> Result<()>;
+
+    /// dx\[i\] = λᵢ·dy\[i\] + (1 − λₖ)·dy\[k\] with k = `inverse`\[i\].
+    fn mix_rows_backward(&self, dy: &Self::Tensor, mix: &Mix<Self>, dx: &mut Self::Tensor) -> Result<()>;
+
+    /// Batch-hard triplet loss (Hermans et al. 2017): mean over the anchors i of max(0, d(i, p) − d(i, n) +
+    /// margin), d(i, j) = √max(|fᵢ − fⱼ|², 1e-12), p the farthest other image of the same class, n the nearest
+    /// of another (the first of equals); an anchor that lacks either counts as 0. `pairs` u32 \[B, 2\] keeps p and
+    /// n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] theirs, 0 there. The mean goes to
+    /// [`Stat::LossTriplet`] of `stats`. All but the pairs in the master type.
+    #[allow(clippy::too_many_arguments)]
+    fn triplet(
+        &self,
+        f: &Self::Tensor,
+        labels: &Self::Tensor,
+        margin: f64,
+        pairs: &mut Self::Tensor,
+        distances: &mut Self::Tensor,
+        stats: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Adds the gradient of `weight`·loss to `df`, times the loss scale as in
+    /// [`Backend::head_loss_backward`]. The gradient of a distance that was clamped is 0.
+    fn triplet_backward(
+        &self,
+        f: &Self::Tensor,
+        pairs: &Self::Tensor,
+        distances: &Self::Tensor,
+        weight: f64,
+        control: Option<&Self::Tensor>,
+        df: &mut Self::Tensor,
+    ) -> Result<()>;
+
     /// head = f·Hᵀ + h, text = text_scale·f·Tᵀ, both \[B, C\]; the losses and counts of [`Stat`] over the
-    /// batch go to `stats`. All in the master type.
+    /// batch go to `stats`. All in the master type. With mixed targets a cross entropy is
+    /// λᵢ·CE(label i) + (1 − λᵢ)·CE(its partner's).
     fn head_loss(
         &self,
         f: &Self::Tensor,
         classifier: Classifier<'_, Self>,
-        labels: &Self::Tensor,
+        targets: Targets<'_, Self>,
         head: &mut Self::Tensor,
         text: &mut Self::Tensor,
         stats: &mut Self::Tensor,
@@ -515,7 +623,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         &self,
         f: &Self::Tensor,
         classifier: Classifier<'_, Self>,
-        labels: &Self::Tensor,
+        targets: Targets<'_, Self>,
         weights: LossWeights,
         control: Option<&Self::Tensor>,
         head: &mut Self::Tensor,

@@ -1,6 +1,7 @@
 //! The operations of a training step, at its sizes.
 
 use super::Op;
+use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
     Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, PatchEmbedding, Result, Stat,
@@ -316,8 +317,9 @@ impl<B: Backend> Bench<'_, B> {
         let flop = 2.0 * (batch * count * inputs * d) as f64;
         let bytes = levels.len() as f64 + self.bytes(d * inputs + batch * (count + 1) * d);
         let at = format!("{batch} of {side} px in patches of {patch}");
-        let run =
-            Box::new(|| self.backend.patch_embed(&pixels, &embedding, &mut patches, &mut products, &mut x));
+        let run = Box::new(|| {
+            self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
+        });
         visit(Op { name: "patch_embed", at, flop, bytes, run })
     }
 
@@ -354,7 +356,14 @@ impl<B: Backend> Bench<'_, B> {
         let at = format!("{n} of {classes} classes, width {e}");
         let run = Box::new(|| {
             let (head, text) = (&mut head, &mut text_logits);
-            self.backend.head_loss(&f, classifier, &labels, head, text, &mut stats)
+            self.backend.head_loss(
+                &f,
+                classifier,
+                Targets { labels: &labels, mix: None },
+                head,
+                text,
+                &mut stats,
+            )
         });
         visit(Op { name: "head_loss", at: at.clone(), flop, bytes, run })?;
         let (mut dw, mut db, mut df) =
@@ -364,7 +373,7 @@ impl<B: Backend> Bench<'_, B> {
             self.backend.head_loss_backward(
                 &f,
                 classifier,
-                &labels,
+                Targets { labels: &labels, mix: None },
                 weights,
                 None,
                 &mut head,

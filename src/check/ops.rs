@@ -9,7 +9,7 @@ use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, LayerNorm, Linear,
-    Lora, LossWeights, PatchEmbedding, Stat,
+    Lora, LossWeights, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -251,18 +251,32 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
     let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<f64> {
         let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
         let classifier = Classifier::<B> { weight, bias, text: &text, text_scale };
-        b.head_loss(f, classifier, &labels, &mut head, &mut text_logits, &mut stats)?;
+        b.head_loss(
+            f,
+            classifier,
+            Targets { labels: &labels, mix: None },
+            &mut head,
+            &mut text_logits,
+            &mut stats,
+        )?;
         let stats = values(&stats)?;
         Ok(0.8 * stats[Stat::LossHead as usize] + 0.3 * stats[Stat::LossText as usize])
     };
     let classifier = Classifier::<B> { weight: &weight, bias: &bias, text: &text, text_scale };
     let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
-    b.head_loss(&f, classifier, &labels, &mut head, &mut text_logits, &mut stats)?;
+    b.head_loss(
+        &f,
+        classifier,
+        Targets { labels: &labels, mix: None },
+        &mut head,
+        &mut text_logits,
+        &mut stats,
+    )?;
     let (mut dw, mut db, mut df) = (zeros(weight.shape()), zeros(bias.shape()), zeros(f.shape()));
     b.head_loss_backward(
         &f,
         classifier,
-        &labels,
+        Targets { labels: &labels, mix: None },
         weights,
         None,
         &mut head,
@@ -294,7 +308,7 @@ fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<
     let mut x = zeros([batch, tokens, d]);
     let (mut patches, mut products) =
         (zeros([batch, tokens - 1, 3 * patch * patch]), zeros([batch, tokens - 1, d]));
-    b.patch_embed(&pixels, &embedding, &mut patches, &mut products, &mut x)?;
+    b.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)?;
     let (p, w) = (values(&pixels)?, values(&embedding.weight)?);
     let mut direct = Vec::with_capacity(batch * tokens * d);
     for index in 0..batch * tokens * d {

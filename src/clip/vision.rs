@@ -189,7 +189,7 @@ impl<B: Backend> VisionTower<B> {
             Some(block) => &mut block.input,
             None => &mut a.full_output,
         };
-        backend.patch_embed(pixels, &self.embedding, &mut a.patches, &mut a.products, first)
+        backend.patch_embed(pixels, None, &self.embedding, &mut a.patches, &mut a.products, first)
     }
 
     /// From the class token behind the last block to the normalised features.

@@ -87,7 +87,12 @@ impl Tensor {
     /// Shrinks or grows the leading dimension within the memory allocated at the start, so that a
     /// last, smaller batch runs in the same buffers. Contents of kept rows stay.
     pub fn set_rows(&mut self, rows: usize) -> Result<(), TensorError> {
-        let shape = self.shape.with_rows(rows);
+        self.set_shape(self.shape.with_rows(rows))
+    }
+
+    /// Takes another shape within the memory allocated at the start.
+    pub fn set_shape(&mut self, shape: impl Into<Shape>) -> Result<(), TensorError> {
+        let shape = shape.into();
         let (expected, found) = (shape.elements() * self.dtype.size(), self.memory.len() * 64);
         if expected > found {
             return Err(TensorError::Length { shape, dtype: self.dtype, expected, found });

@@ -2,7 +2,7 @@
 
 use crate::backend::{
     AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling, Result,
-    Stat,
+    Stat, Targets,
 };
 use crate::clip::block::FoldedBlock;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
@@ -390,7 +390,7 @@ impl<B: Backend> Learner<B> {
         self.backend.head_loss_backward(
             &self.activations.features,
             classifier,
-            &self.labels,
+            Targets { labels: &self.labels, mix: None },
             self.objective.weights(),
             self.scaling.is_some().then_some(&self.control),
             &mut self.head_logits,
@@ -458,9 +458,10 @@ impl<B: Backend> Learner<B> {
             text: &self.text,
             text_scale: self.text_scale,
         };
-        let (features, labels) = (&self.activations.features, &self.labels);
+        let features = &self.activations.features;
+        let targets = Targets { labels: &self.labels, mix: None };
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
-        self.backend.head_loss(features, classifier, labels, head, text, &mut self.stats)
+        self.backend.head_loss(features, classifier, targets, head, text, &mut self.stats)
     }
 
     /// Uploads a batch and sets every buffer to its size.

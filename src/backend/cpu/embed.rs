@@ -2,14 +2,16 @@
 
 use super::Cpu;
 use super::layer_norm::NormInPlace;
+use super::mix::Mixed;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::Real;
-use crate::backend::{BackendError, PatchEmbedding, Result, expect_matrix, expect_shape};
+use crate::backend::{BackendError, Mix, PatchEmbedding, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
 pub fn patch_embed<T: Real>(
     pixels: &Tensor,
+    mix: Option<&Mix<Cpu<T>>>,
     embedding: &PatchEmbedding<Cpu<T>>,
     patches: &mut Tensor,
     products: &mut Tensor,
@@ -24,7 +26,8 @@ pub fn patch_embed<T: Real>(
     expect_shape(OP, "position", [tokens, d], embedding.position.shape())?;
     expect_matrix(OP, "patches", batch * count, inputs, patches.shape())?;
     expect_matrix(OP, "products", batch * count, d, products.shape())?;
-    gather_patches(pixels, embedding, count, patches.typed_mut::<T>()?)?;
+    let mixed = mix.map(|mix| Mixed::new(OP, mix, batch)).transpose()?;
+    gather_patches(pixels, mixed.as_ref(), embedding, count, patches.typed_mut::<T>()?)?;
     product(
         MatrixMut::new(products.typed_mut::<T>()?, batch * count, d),
         Write::Replace,
@@ -46,9 +49,11 @@ pub fn patch_embed<T: Real>(
     Ok(())
 }
 
-/// Copies every patch into a row, in the order of the convolution's weights.
+/// Copies every patch into a row, in the order of the convolution's weights; of a mixed image, its two
+/// images' patches by their shares.
 fn gather_patches<T: Real>(
     pixels: &Tensor,
+    mixed: Option<&Mixed<'_, T>>,
     embedding: &PatchEmbedding<Cpu<T>>,
     count: usize,
     out: &mut [T],
@@ -71,22 +76,44 @@ fn gather_patches<T: Real>(
     if across * across != count {
         return Err(unfit());
     }
-    let image_patches = out.par_chunks_mut(count * 3 * p * p);
+    let size = side * side * 3;
+    let images = out.par_chunks_mut(count * size_of_patch(p)).enumerate();
     if hwc {
         let table = normalisation::<T>(embedding.mean, embedding.std);
-        let images = pixels.typed::<u8>()?.par_chunks(side * side * 3);
-        image_patches.zip(images).for_each(|(out, image)| {
-            fill_patches(out, across, p, |channel, y, x| {
-                table[channel][usize::from(image[(y * side + x) * 3 + channel])]
-            })
+        let pixels = pixels.typed::<u8>()?;
+        let level = |image: usize, channel: usize, y: usize, x: usize| {
+            table[channel][usize::from(pixels[image * size + (y * side + x) * 3 + channel])]
+        };
+        images.for_each(|(image, out)| match mixed {
+            None => fill_patches(out, across, p, |channel, y, x| level(image, channel, y, x)),
+            Some(mixed) => {
+                let (partner, own, other) = mixed.of(image);
+                fill_patches(out, across, p, |channel, y, x| {
+                    own * level(image, channel, y, x) + other * level(partner, channel, y, x)
+                })
+            }
         });
     } else {
-        let images = pixels.typed::<T>()?.par_chunks(side * side * 3);
-        image_patches.zip(images).for_each(|(out, image)| {
-            fill_patches(out, across, p, |channel, y, x| image[(channel * side + y) * side + x])
+        let pixels = pixels.typed::<T>()?;
+        let number = |image: usize, channel: usize, y: usize, x: usize| {
+            pixels[image * size + (channel * side + y) * side + x]
+        };
+        images.for_each(|(image, out)| match mixed {
+            None => fill_patches(out, across, p, |channel, y, x| number(image, channel, y, x)),
+            Some(mixed) => {
+                let (partner, own, other) = mixed.of(image);
+                fill_patches(out, across, p, |channel, y, x| {
+                    own * number(image, channel, y, x) + other * number(partner, channel, y, x)
+                })
+            }
         });
     }
     Ok(())
+}
+
+/// Numbers in a patch of `p` pixels a side.
+const fn size_of_patch(p: usize) -> usize {
+    3 * p * p
 }
 
 fn fill_patches<T>(out: &mut [T], across: usize, p: usize, pixel: impl Fn(usize, usize, usize) -> T) {

@@ -1,10 +1,37 @@
 //! Head and text logits, their cross entropies, and the gradients of both.
 
 use super::Cpu;
+use super::mix::Mixed;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, max_of};
-use crate::backend::{BackendError, Classifier, Control, LossWeights, Result, Stat, expect_shape};
+use crate::backend::{BackendError, Classifier, Control, LossWeights, Result, Stat, Targets, expect_shape};
 use crate::tensor::Tensor;
+
+/// The classes of a batch, checked.
+struct Classes<'a, T> {
+    labels: &'a [u32],
+    mixed: Option<Mixed<'a, T>>,
+}
+
+impl<'a, T: Real> Classes<'a, T> {
+    fn new(op: &'static str, targets: Targets<'a, Cpu<T>>, batch: usize) -> Result<Self> {
+        let mixed = targets.mix.map(|mix| Mixed::new(op, mix, batch)).transpose()?;
+        Ok(Classes { labels: targets.labels.typed::<u32>()?, mixed })
+    }
+
+    /// The classes of an image and how much of it each gets; they add up to 1.
+    fn of(&self, image: usize) -> impl Iterator<Item = (usize, T)> {
+        let own = self.labels[image] as usize;
+        let shares = match &self.mixed {
+            Some(mixed) => {
+                let (partner, first, second) = mixed.of(image);
+                [Some((own, first)), Some((self.labels[partner] as usize, second))]
+            }
+            None => [Some((own, T::ONE)), None],
+        };
+        shares.into_iter().flatten()
+    }
+}
 
 /// Batch, classes and width, after all shapes were compared.
 fn extents<T: Real>(
@@ -33,12 +60,12 @@ fn extents<T: Real>(
 pub fn head_loss<T: Real>(
     f: &Tensor,
     classifier: Classifier<'_, Cpu<T>>,
-    labels: &Tensor,
+    targets: Targets<'_, Cpu<T>>,
     head: &mut Tensor,
     text: &mut Tensor,
     stats: &mut Tensor,
 ) -> Result<()> {
-    let (batch, classes, width) = extents("head_loss", f, classifier, labels, head, text)?;
+    let (batch, classes, width) = extents("head_loss", f, classifier, targets.labels, head, text)?;
     let features = Matrix::new(f.typed::<T>()?, batch, width);
     let bias = classifier.bias.typed::<T>()?;
     let head = head.typed_mut::<T>()?;
@@ -50,34 +77,37 @@ pub fn head_loss<T: Real>(
     let scale = T::from_f64(classifier.text_scale);
     product(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
 
-    let labels = labels.typed::<u32>()?;
+    let truth = Classes::new("head_loss", targets, batch)?;
     let stats = stats.typed_mut::<T>()?;
-    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) = cross_entropy(head, classes, labels);
+    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) = cross_entropy(head, classes, &truth);
     (stats[Stat::LossText as usize], stats[Stat::TextCorrect as usize]) =
-        cross_entropy(text, classes, labels);
+        cross_entropy(text, classes, &truth);
     Ok(())
 }
 
 /// Mean of −log softmax(z)[y] over the rows, and how many rows have their largest logit (the first of
-/// equals) at y.
-fn cross_entropy<T: Real>(logits: &[T], classes: usize, labels: &[u32]) -> (T, T) {
+/// equals) at y; a row of two classes counts each by its share.
+fn cross_entropy<T: Real>(logits: &[T], classes: usize, truth: &Classes<'_, T>) -> (T, T) {
     let (mut loss, mut correct) = (T::ZERO, T::ZERO);
-    for (row, &label) in logits.chunks_exact(classes).zip(labels) {
+    for (image, row) in logits.chunks_exact(classes).enumerate() {
         let max = max_of(row);
         let sum: f64 = row.iter().map(|&z| (z - max).to_f64().exp()).sum();
-        loss += T::from_f64(sum.ln() + (max - row[label as usize]).to_f64());
-        if row.iter().position(|&z| z == max) == Some(label as usize) {
-            correct += T::ONE;
+        let first = row.iter().position(|&z| z == max);
+        for (label, share) in truth.of(image) {
+            loss += share * T::from_f64(sum.ln() + (max - row[label]).to_f64());
+            if first == Some(label) {
+                correct += share;
+            }
         }
     }
-    (loss / T::from_f64(labels.len().max(1) as f64), correct)
+    (loss / T::from_f64(truth.labels.len().max(1) as f64), correct)
 }
 
 #[allow(clippy::too_many_arguments)]
 pub fn head_loss_backward<T: Real>(
     f: &Tensor,
     classifier: Classifier<'_, Cpu<T>>,
-    labels: &Tensor,
+    targets: Targets<'_, Cpu<T>>,
     weights: LossWeights,
     control: Option<&Tensor>,
     head: &mut Tensor,
@@ -87,16 +117,16 @@ pub fn head_loss_backward<T: Real>(
     df: Option<&mut Tensor>,
 ) -> Result<()> {
     const OP: &str = "head_loss_backward";
-    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
-    let labels = labels.typed::<u32>()?;
+    let truth = Classes::new(OP, targets, batch)?;
     let loss_scale = match control {
         Some(control) => control.typed::<T>()?[Control::LossScale as usize].to_f64(),
         None => 1.0,
     };
     let head = head.typed_mut::<T>()?;
-    cross_entropy_backward(head, classes, labels, loss_scale * weights.head / batch as f64);
+    cross_entropy_backward(head, classes, &truth, loss_scale * weights.head / batch as f64);
     let d_head = Matrix::new(head, batch, classes);
     let features = Matrix::new(f.typed::<T>()?, batch, width);
     let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
@@ -113,7 +143,7 @@ pub fn head_loss_backward<T: Real>(
         product(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
         if weights.text != 0.0 {
             let text = text.typed_mut::<T>()?;
-            cross_entropy_backward(text, classes, labels, loss_scale * weights.text / batch as f64);
+            cross_entropy_backward(text, classes, &truth, loss_scale * weights.text / batch as f64);
             let d_text = Matrix::new(text, batch, classes);
             let features = Matrix::new(classifier.text.typed::<T>()?, classes, width);
             let scale = T::from_f64(classifier.text_scale);
@@ -123,10 +153,10 @@ pub fn head_loss_backward<T: Real>(
     Ok(())
 }
 
-/// z becomes scale·(softmax(z) − onehot(y)), row by row.
-fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, labels: &[u32], scale: f64) {
+/// z becomes scale·(softmax(z) − the shares of its classes), row by row.
+fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, truth: &Classes<'_, T>, scale: f64) {
     let scale = T::from_f64(scale);
-    for (row, &label) in logits.chunks_exact_mut(classes).zip(labels) {
+    for (image, row) in logits.chunks_exact_mut(classes).enumerate() {
         let max = max_of(row);
         let mut sum = T::ZERO;
         for z in row.iter_mut() {
@@ -137,6 +167,8 @@ fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, labels: &[u
         for z in row.iter_mut() {
             *z = *z * factor;
         }
-        row[label as usize] = row[label as usize] - scale;
+        for (label, share) in truth.of(image) {
+            row[label] = row[label] - scale * share;
+        }
     }
 }

@@ -6,13 +6,17 @@
 mod activation;
 mod adamw;
 mod attention;
+mod crop_resize;
 mod embed;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod mix;
 pub mod product;
+mod prompts;
 pub mod real;
+mod triplet;
 
 use super::*;
 use real::Real;
@@ -88,15 +92,20 @@ impl<T: Real> Backend for Cpu<T> {
         match *recording {}
     }
 
+    fn crop_resize(&self, images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {
+        crop_resize::crop_resize(images, crops, y)
+    }
+
     fn patch_embed(
         &self,
         pixels: &Tensor,
+        mix: Option<&Mix<Self>>,
         embedding: &PatchEmbedding<Self>,
         patches: &mut Tensor,
         products: &mut Tensor,
         x: &mut Tensor,
     ) -> Result<()> {
-        embed::patch_embed(pixels, embedding, patches, products, x)
+        embed::patch_embed(pixels, mix, embedding, patches, products, x)
     }
 
     fn layer_norm(
@@ -208,6 +217,28 @@ impl<T: Real> Backend for Cpu<T> {
         embed::take_rows_backward::<T>(dy, rows, dx)
     }
 
+    fn insert_prompts(&self, x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
+        prompts::insert_prompts::<T>(x, prompts, layer, y)
+    }
+
+    fn insert_prompts_backward(
+        &self,
+        dy: &Tensor,
+        layer: usize,
+        d_prompts: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
+        prompts::insert_prompts_backward::<T>(dy, layer, d_prompts, dx)
+    }
+
+    fn replace_prompts(&self, prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
+        prompts::replace_prompts::<T>(prompts, layer, x)
+    }
+
+    fn replace_prompts_backward(&self, d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
+        prompts::replace_prompts_backward::<T>(d, layer, d_prompts)
+    }
+
     fn clear(&self, x: &mut Tensor) -> Result<()> {
         x.bytes_mut().fill(0);
         Ok(())
@@ -221,23 +252,55 @@ impl<T: Real> Backend for Cpu<T> {
         l2_norm::l2_norm_backward::<T>(df, f, norms, dx)
     }
 
+    fn mix_rows(&self, x: &Tensor, mix: &Mix<Self>, y: &mut Tensor) -> Result<()> {
+        mix::mix_rows(x, mix, y)
+    }
+
+    fn mix_rows_backward(&self, dy: &Tensor, mix: &Mix<Self>, dx: &mut Tensor) -> Result<()> {
+        mix::mix_rows_backward(dy, mix, dx)
+    }
+
+    fn triplet(
+        &self,
+        f: &Tensor,
+        labels: &Tensor,
+        margin: f64,
+        pairs: &mut Tensor,
+        distances: &mut Tensor,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        triplet::triplet::<T>(f, labels, margin, pairs, distances, stats)
+    }
+
+    fn triplet_backward(
+        &self,
+        f: &Tensor,
+        pairs: &Tensor,
+        distances: &Tensor,
+        weight: f64,
+        control: Option<&Tensor>,
+        df: &mut Tensor,
+    ) -> Result<()> {
+        triplet::triplet_backward::<T>(f, pairs, distances, weight, control, df)
+    }
+
     fn head_loss(
         &self,
         f: &Tensor,
         classifier: Classifier<'_, Self>,
-        labels: &Tensor,
+        targets: Targets<'_, Self>,
         head: &mut Tensor,
         text: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        head_loss::head_loss(f, classifier, labels, head, text, stats)
+        head_loss::head_loss(f, classifier, targets, head, text, stats)
     }
 
     fn head_loss_backward(
         &self,
         f: &Tensor,
         classifier: Classifier<'_, Self>,
-        labels: &Tensor,
+        targets: Targets<'_, Self>,
         weights: LossWeights,
         control: Option<&Tensor>,
         head: &mut Tensor,
@@ -247,7 +310,7 @@ impl<T: Real> Backend for Cpu<T> {
         df: Option<&mut Tensor>,
     ) -> Result<()> {
         head_loss::head_loss_backward(
-            f, classifier, labels, weights, control, head, text, d_weight, d_bias, df,
+            f, classifier, targets, weights, control, head, text, d_weight, d_bias, df,
         )
     }
 

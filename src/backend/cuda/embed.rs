@@ -62,6 +62,7 @@ impl Grid {
 pub fn patch_embed(
     cuda: &Cuda,
     pixels: &CudaTensor,
+    mix: Option<&Mix<Cuda>>,
     embedding: &PatchEmbedding<Cuda>,
     patches: &mut CudaTensor,
     products: &mut CudaTensor,
@@ -71,6 +72,9 @@ pub fn patch_embed(
         let problem = format!("x {} is not [B, S, D]", x.shape());
         return Err(BackendError::Invalid { op: PATCH_EMBED, problem });
     };
+    if mix.is_some() {
+        return Err(BackendError::Invalid { op: PATCH_EMBED, problem: "mixing is being written".into() });
+    }
     let grid = Grid::of(cuda, pixels, batch, tokens, embedding.patch)?;
     let (count, inputs) = (grid.across * grid.across, 3 * grid.patch * grid.patch);
     expect_shape(PATCH_EMBED, "weight", [d, inputs], embedding.weight.shape())?;

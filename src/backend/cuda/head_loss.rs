@@ -48,13 +48,16 @@ pub fn head_loss(
     cuda: &Cuda,
     f: &CudaTensor,
     classifier: Classifier<'_, Cuda>,
-    labels: &CudaTensor,
+    targets: Targets<'_, Cuda>,
     head: &mut CudaTensor,
     text: &mut CudaTensor,
     stats: &mut CudaTensor,
 ) -> Result<()> {
     const OP: &str = "head_loss";
-    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
+    if targets.mix.is_some() {
+        return Err(BackendError::Invalid { op: OP, problem: "mixing is being written".into() });
+    }
     expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
     let groups = batch.div_ceil(IMAGES);
     let args = Args::new()
@@ -63,7 +66,7 @@ pub fn head_loss(
         .address(classifier.bias.typed(DType::F32)?)
         .address(classifier.text.typed(DType::F32)?)
         .float(classifier.text_scale as f32)
-        .address(labels.typed(DType::U32)?)
+        .address(targets.labels.typed(DType::U32)?)
         .address(head.typed(DType::F32)?)
         .address(text.typed(DType::F32)?)
         .address(cuda.scratch(4 * batch * size_of::<f32>())?)
@@ -81,7 +84,7 @@ pub fn head_loss_backward(
     cuda: &Cuda,
     f: &CudaTensor,
     classifier: Classifier<'_, Cuda>,
-    labels: &CudaTensor,
+    targets: Targets<'_, Cuda>,
     weights: LossWeights,
     control: Option<&CudaTensor>,
     head: &mut CudaTensor,
@@ -91,14 +94,17 @@ pub fn head_loss_backward(
     df: Option<&mut CudaTensor>,
 ) -> Result<()> {
     const OP: &str = "head_loss_backward";
-    let (batch, classes, width) = extents(OP, f, classifier, labels, head, text)?;
+    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
+    if targets.mix.is_some() {
+        return Err(BackendError::Invalid { op: OP, problem: "mixing is being written".into() });
+    }
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
     if let Some(df) = &df {
         expect_shape(OP, "df", f.shape(), df.shape())?;
     }
     let with_text = df.is_some() && weights.text != 0.0;
-    logits_backward(cuda, labels, weights, control, with_text, head, text)?;
+    logits_backward(cuda, targets.labels, weights, control, with_text, head, text)?;
 
     let class_tiles = classes.div_ceil(SUMS);
     let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };

@@ -7,6 +7,7 @@
 mod activation;
 mod adamw;
 mod attention;
+mod crop_resize;
 pub mod driver;
 mod embed;
 mod error;
@@ -15,7 +16,10 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod mix;
+mod prompts;
 pub mod source;
+mod triplet;
 #[cfg(target_os = "linux")]
 pub mod twin;
 
@@ -122,8 +126,7 @@ impl DeviceTensor for CudaTensor {
         self.dtype
     }
 
-    fn set_rows(&mut self, rows: usize) -> Result<()> {
-        let shape = self.shape.with_rows(rows);
+    fn set_shape(&mut self, shape: Shape) -> Result<()> {
         let (expected, found) = (shape.elements() * self.dtype.size(), self.memory.bytes);
         if expected > found {
             return Err(TensorError::Length { shape, dtype: self.dtype, expected, found }.into());
@@ -355,15 +358,20 @@ impl Backend for Cuda {
         Ok(self.driver().replay(&**recording)?)
     }
 
+    fn crop_resize(&self, images: &CudaTensor, crops: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+        crop_resize::crop_resize(self, images, crops, y)
+    }
+
     fn patch_embed(
         &self,
         pixels: &CudaTensor,
+        mix: Option<&Mix<Self>>,
         embedding: &PatchEmbedding<Self>,
         patches: &mut CudaTensor,
         products: &mut CudaTensor,
         x: &mut CudaTensor,
     ) -> Result<()> {
-        embed::patch_embed(self, pixels, embedding, patches, products, x)
+        embed::patch_embed(self, pixels, mix, embedding, patches, products, x)
     }
 
     fn layer_norm(
@@ -475,6 +483,39 @@ impl Backend for Cuda {
         embed::take_rows_backward(self, dy, rows, dx)
     }
 
+    fn insert_prompts(
+        &self,
+        x: &CudaTensor,
+        prompts: &CudaTensor,
+        layer: usize,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        prompts::insert_prompts(self, x, prompts, layer, y)
+    }
+
+    fn insert_prompts_backward(
+        &self,
+        dy: &CudaTensor,
+        layer: usize,
+        d_prompts: &mut CudaTensor,
+        dx: Option<&mut CudaTensor>,
+    ) -> Result<()> {
+        prompts::insert_prompts_backward(self, dy, layer, d_prompts, dx)
+    }
+
+    fn replace_prompts(&self, prompts: &CudaTensor, layer: usize, x: &mut CudaTensor) -> Result<()> {
+        prompts::replace_prompts(self, prompts, layer, x)
+    }
+
+    fn replace_prompts_backward(
+        &self,
+        d: &mut CudaTensor,
+        layer: usize,
+        d_prompts: &mut CudaTensor,
+    ) -> Result<()> {
+        prompts::replace_prompts_backward(self, d, layer, d_prompts)
+    }
+
     fn clear(&self, x: &mut CudaTensor) -> Result<()> {
         match x.bytes() {
             0 => Ok(()),
@@ -496,23 +537,55 @@ impl Backend for Cuda {
         l2_norm::l2_norm_backward(self, df, f, norms, dx)
     }
 
+    fn mix_rows(&self, x: &CudaTensor, mix: &Mix<Self>, y: &mut CudaTensor) -> Result<()> {
+        mix::mix_rows(self, x, mix, y)
+    }
+
+    fn mix_rows_backward(&self, dy: &CudaTensor, mix: &Mix<Self>, dx: &mut CudaTensor) -> Result<()> {
+        mix::mix_rows_backward(self, dy, mix, dx)
+    }
+
+    fn triplet(
+        &self,
+        f: &CudaTensor,
+        labels: &CudaTensor,
+        margin: f64,
+        pairs: &mut CudaTensor,
+        distances: &mut CudaTensor,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        triplet::triplet(self, f, labels, margin, pairs, distances, stats)
+    }
+
+    fn triplet_backward(
+        &self,
+        f: &CudaTensor,
+        pairs: &CudaTensor,
+        distances: &CudaTensor,
+        weight: f64,
+        control: Option<&CudaTensor>,
+        df: &mut CudaTensor,
+    ) -> Result<()> {
+        triplet::triplet_backward(self, f, pairs, distances, weight, control, df)
+    }
+
     fn head_loss(
         &self,
         f: &CudaTensor,
         classifier: Classifier<'_, Self>,
-        labels: &CudaTensor,
+        targets: Targets<'_, Self>,
         head: &mut CudaTensor,
         text: &mut CudaTensor,
         stats: &mut CudaTensor,
     ) -> Result<()> {
-        head_loss::head_loss(self, f, classifier, labels, head, text, stats)
+        head_loss::head_loss(self, f, classifier, targets, head, text, stats)
     }
 
     fn head_loss_backward(
         &self,
         f: &CudaTensor,
         classifier: Classifier<'_, Self>,
-        labels: &CudaTensor,
+        targets: Targets<'_, Self>,
         weights: LossWeights,
         control: Option<&CudaTensor>,
         head: &mut CudaTensor,
@@ -522,7 +595,7 @@ impl Backend for Cuda {
         df: Option<&mut CudaTensor>,
     ) -> Result<()> {
         head_loss::head_loss_backward(
-            self, f, classifier, labels, weights, control, head, text, d_weight, d_bias, df,
+            self, f, classifier, targets, weights, control, head, text, d_weight, d_bias, df,
         )
     }
 

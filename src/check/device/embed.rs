@@ -87,12 +87,13 @@ fn patch_embed<B: Backend>(
     let mut x = c.output([batch, count + 1, width], real)?;
     c.device.patch_embed(
         &pixels.device,
+        None,
         &device,
         &mut patches.device,
         &mut products.device,
         &mut x.device,
     )?;
-    c.cpu.patch_embed(&pixels.host, &host, &mut patches.host, &mut products.host, &mut x.host)?;
+    c.cpu.patch_embed(&pixels.host, None, &host, &mut patches.host, &mut products.host, &mut x.host)?;
     let what = if levels { "u8" } else { "numbers" };
     let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
     // In f32 the pixels' arithmetic is that of the definition, step by step.

@@ -2,7 +2,7 @@
 
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Classifier, Control, LossWeights, Stat};
+use crate::backend::{Backend, Classifier, Control, LossWeights, Stat, Targets};
 use crate::tensor::{DType, Tensor};
 
 /// What the definition and the device are asked for.
@@ -91,7 +91,7 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     c.device.head_loss(
         &f.device,
         weights.device(),
-        &labels.device,
+        Targets { labels: &labels.device, mix: None },
         &mut head.device,
         &mut text.device,
         &mut stats.device,
@@ -99,7 +99,7 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     c.cpu.head_loss(
         &f.host,
         weights.host(),
-        &labels.host,
+        Targets { labels: &labels.host, mix: None },
         &mut head.host,
         &mut text.host,
         &mut stats.host,
@@ -139,7 +139,7 @@ fn backward<B: Backend>(
     c.device.head_loss_backward(
         &f.device,
         weights.device(),
-        &labels.device,
+        Targets { labels: &labels.device, mix: None },
         case.weights,
         case.scaled.then_some(&control.device),
         &mut head.device,
@@ -151,7 +151,7 @@ fn backward<B: Backend>(
     c.cpu.head_loss_backward(
         &f.host,
         weights.host(),
-        &labels.host,
+        Targets { labels: &labels.host, mix: None },
         case.weights,
         case.scaled.then_some(&control.host),
         &mut head.host,
@@ -192,7 +192,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     c.device.head_loss(
         &f.device,
         weights.device(),
-        &labels.device,
+        Targets { labels: &labels.device, mix: None },
         &mut head.device,
         &mut text.device,
         &mut stats.device,
@@ -200,7 +200,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     c.cpu.head_loss(
         &f.host,
         weights.host(),
-        &labels.host,
+        Targets { labels: &labels.host, mix: None },
         &mut head.host,
         &mut text.host,
         &mut stats.host,
