@@ -14,6 +14,7 @@ pub mod data;
 pub mod objective;
 pub mod optim;
 pub mod progress;
+pub mod report;
 pub mod tensor;
 pub mod train;
 pub mod tune;

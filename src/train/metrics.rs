@@ -24,6 +24,56 @@ pub struct EvalMetrics {
     pub macro_f1: f64,
 }
 
+/// Everything that is known about a split after an evaluation; the content of evaluation.json.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evaluation {
+    pub split: String,
+    pub class_names: Vec<String>,
+    pub metrics: EvalMetrics,
+    /// In label order.
+    pub classes: Vec<ClassMetrics>,
+    /// The same for plain CLIP's text logits, before training.
+    pub zero_shot: Vec<ClassMetrics>,
+    /// Images of class i that the head takes for class j, at \[i\]\[j\].
+    pub confusion: Vec<Vec<u32>>,
+    pub calibration: Vec<CalibrationBin>,
+    /// In the order of the split.
+    pub images: Vec<ImageResult>,
+}
+
+/// The results on one class.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClassMetrics {
+    /// Images of the class, and images that are taken for it.
+    pub images: u32,
+    pub predicted: u32,
+    pub right: u32,
+    /// `right`/`predicted` and `right`/`images`, and their harmonic mean; none where nothing is divided by.
+    pub precision: Option<f64>,
+    pub recall: Option<f64>,
+    pub f1: Option<f64>,
+}
+
+/// Images whose confidence, the probability of the head's first choice, is within one of equally wide bins.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CalibrationBin {
+    pub images: u32,
+    /// Means; 0 where there is no image.
+    pub confidence: f64,
+    pub accuracy: f64,
+}
+
+/// One image as the classifier sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ImageResult {
+    pub path: String,
+    pub label: u32,
+    pub predicted: u32,
+    /// Probability of `predicted`.
+    pub confidence: f32,
+    pub text_predicted: u32,
+}
+
 /// Sums over the batches of a split.
 #[derive(Debug, Clone)]
 pub struct Accumulator {

@@ -20,14 +20,14 @@ use crate::tune::{BlockLora, Head, head::initial_head, lora::KaimingInit};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
 
 /// What a finished run says of itself; the content of summary.json.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     pub recipe: super::settings::Recipe,
     pub classes: usize,
@@ -50,7 +50,7 @@ pub struct Summary {
 }
 
 /// Plain CLIP's results.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ZeroShot {
     pub split: String,
     pub images: usize,

@@ -9,11 +9,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Everything a run may leave behind; what `--overwrite` removes.
-const FILES: [&str; 7] = [
+const FILES: [&str; 9] = [
     "config.toml",
     "metrics.jsonl",
     "summary.json",
+    "evaluation.json",
     "head.safetensors",
+    "prompts.safetensors",
     "state.safetensors",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
@@ -92,6 +94,14 @@ impl RunDir {
         self.path.join("summary.json")
     }
 
+    pub fn evaluation(&self) -> PathBuf {
+        self.path.join("evaluation.json")
+    }
+
+    pub fn prompts(&self) -> PathBuf {
+        self.path.join("prompts.safetensors")
+    }
+
     pub fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
     }
@@ -125,11 +135,20 @@ impl RunDir {
 
     /// Writes summary.json.
     pub fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
-        let path = self.summary();
-        let text = serde_json::to_string_pretty(summary)
-            .map_err(|e| TrainError::file(&path, format!("cannot be stored ({e})")))?;
-        write_atomic(&path, (text + "\n").as_bytes())
+        let text = serde_json::to_string_pretty(summary);
+        write_json(&self.summary(), text)
     }
+
+    /// Writes evaluation.json.
+    pub fn write_evaluation(&self, evaluation: &impl Serialize) -> Result<()> {
+        let text = serde_json::to_string(evaluation);
+        write_json(&self.evaluation(), text)
+    }
+}
+
+fn write_json(path: &Path, text: serde_json::Result<String>) -> Result<()> {
+    let text = text.map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
+    write_atomic(path, (text + "\n").as_bytes())
 }
 
 /// metrics.jsonl: one JSON object a line, appended as the run goes.

@@ -1,0 +1,7 @@
+//! What is drawn and written about finished runs: pictures, pages, tables.
+
+pub mod compare;
+pub mod data;
+
+pub use compare::Comparison;
+pub use data::RunData;
