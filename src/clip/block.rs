@@ -466,37 +466,36 @@ impl<B: Backend> BlockActivations<B> {
         })
     }
 
-    /// Sets the number of images.
-    pub fn set_batch(&mut self, batch: usize) -> Result<()> {
-        let BlockActivations {
-            input,
-            normed,
-            stats1,
-            projected,
-            saved,
-            attended,
-            u_out,
-            middle,
-            stats2,
-            hidden,
-        } = self;
-        for tensor in [input, normed, stats1, saved, attended, middle, stats2, hidden] {
-            tensor.set_rows(batch)?;
+    /// Sets the numbers of images and tokens, up to those that the memory was made for.
+    pub fn set_extent(&mut self, backend: &B, s: BlockSizes) -> Result<()> {
+        let (n, keys, queries) = (s.batch, s.tokens, s.queries());
+        for tensor in [&mut self.input, &mut self.normed, &mut self.stats1] {
+            set_tokens(tensor, n, keys)?;
         }
-        let optional = match projected {
+        for tensor in [&mut self.attended, &mut self.middle, &mut self.stats2, &mut self.hidden] {
+            set_tokens(tensor, n, queries)?;
+        }
+        self.saved.set_shape(backend.attention_saved(n, s.heads, queries, keys))?;
+        match &mut self.projected {
             Projected::Packed { qkv, u } => {
-                qkv.set_rows(batch)?;
-                [u.as_mut(), None, u_out.as_mut()]
+                set_tokens(qkv, n, keys)?;
+                u.iter_mut().try_for_each(|u| set_tokens(u, n, keys))?;
             }
             Projected::Split(s) => {
-                for tensor in [&mut s.input, &mut s.normed, &mut s.q, &mut s.kv] {
-                    tensor.set_rows(batch)?;
+                set_tokens(&mut s.kv, n, keys)?;
+                s.u_kv.iter_mut().try_for_each(|u| set_tokens(u, n, keys))?;
+                for tensor in [&mut s.input, &mut s.normed, &mut s.q].into_iter().chain(&mut s.u_q) {
+                    set_tokens(tensor, n, 1)?;
                 }
-                [s.u_q.as_mut(), s.u_kv.as_mut(), u_out.as_mut()]
             }
-        };
-        optional.into_iter().flatten().try_for_each(|u| u.set_rows(batch))
+        }
+        self.u_out.iter_mut().try_for_each(|u| set_tokens(u, n, queries))
     }
+}
+
+/// Makes `tensor` \[batch, tokens, …\] of what was \[B, S, …\].
+fn set_tokens<T: DeviceTensor>(tensor: &mut T, batch: usize, tokens: usize) -> Result<()> {
+    tensor.set_shape([batch, tokens, tensor.shape().columns()].into())
 }
 
 impl<B: Backend> Scratch<B> {
@@ -538,20 +537,24 @@ impl<B: Backend> Scratch<B> {
         })
     }
 
-    /// Sets the number of images.
-    pub fn set_batch(&mut self, batch: usize) -> Result<()> {
-        for tensor in [&mut self.narrow, &mut self.wide, &mut self.d_attended, &mut self.d_scores] {
-            tensor.set_rows(batch)?;
+    /// Sets the numbers of images and tokens, up to those that the memory was made for.
+    pub fn set_extent(&mut self, backend: &B, s: BlockSizes) -> Result<()> {
+        let (n, keys, queries) = (s.batch, s.tokens, s.queries());
+        set_tokens(&mut self.narrow, n, queries)?;
+        set_tokens(&mut self.wide, n, queries)?;
+        self.du.buffers.iter_mut().try_for_each(|b| set_tokens(b, n, queries))?;
+        if !matches!(self.gradients, Gradients::None) {
+            set_tokens(&mut self.d_attended, n, queries)?;
+            self.d_scores.set_shape(backend.attention_saved(n, s.heads, queries, keys))?;
         }
-        self.du.buffers.iter_mut().try_for_each(|b| b.set_rows(batch))?;
         match &mut self.gradients {
             Gradients::None => Ok(()),
-            Gradients::Packed { dqkv } => dqkv.set_rows(batch),
+            Gradients::Packed { dqkv } => set_tokens(dqkv, n, keys),
             Gradients::Split(g) => {
-                for tensor in [&mut g.dq, &mut g.dkv, &mut g.d_normed] {
-                    tensor.set_rows(batch)?;
-                }
-                g.du.buffers.iter_mut().try_for_each(|b| b.set_rows(batch))
+                set_tokens(&mut g.dq, n, 1)?;
+                set_tokens(&mut g.dkv, n, keys)?;
+                set_tokens(&mut g.d_normed, n, keys)?;
+                g.du.buffers.iter_mut().try_for_each(|b| set_tokens(b, n, keys))
             }
         }
     }

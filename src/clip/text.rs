@@ -72,6 +72,7 @@ impl<B: Backend> TextTower<B> {
         let batch = tokens.rows.min(BATCH);
         let sizes = BlockSizes { batch, tokens: len, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let mut memory = TextMemory {
+            sizes,
             activations: BlockActivations::new(backend, sizes, None)?,
             scratch: Scratch::new(backend, sizes, &[], false)?,
             output: backend.empty([batch, len, d], dtype)?,
@@ -107,8 +108,9 @@ impl<B: Backend> TextTower<B> {
         use crate::backend::DeviceTensor;
         let (n, d, e) = (eos.len(), self.config.tower.width, self.features);
         let (dtype, master) = (backend.compute_dtype(), backend.master_dtype());
-        m.activations.set_batch(n)?;
-        m.scratch.set_batch(n)?;
+        let sizes = BlockSizes { batch: n, ..m.sizes };
+        m.activations.set_extent(backend, sizes)?;
+        m.scratch.set_extent(backend, sizes)?;
         m.output.set_rows(n)?;
         let rows = backend.upload(Tensor::from_slice([n], eos)?.view(), DType::U32)?;
         backend.write(embedded.view(), &mut m.output)?;
@@ -132,6 +134,7 @@ impl<B: Backend> TextTower<B> {
 }
 
 struct TextMemory<B: Backend> {
+    sizes: BlockSizes,
     activations: BlockActivations<B>,
     scratch: Scratch<B>,
     output: B::Tensor,

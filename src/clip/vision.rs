@@ -4,10 +4,10 @@ use super::ClipError;
 use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, Rows, Scratch};
 use super::config::VisionConfig;
 use super::source::{Loader, WeightSource};
-use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, PatchEmbedding, Result};
+use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::{BlockLora, LoraSpec, lora::LoraInit};
+use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, TowerTuning, lora::LoraInit};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -129,25 +129,63 @@ impl<B: Backend> VisionTower<B> {
         blocks.into_iter().try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
     }
 
+    /// Tokens in block `layer`.
+    fn tokens(&self, layer: usize, prompts: Option<&Prompts<B>>) -> usize {
+        let tokens = self.config.tokens();
+        prompts.map_or(tokens, |prompts| prompts.tokens(layer, tokens))
+    }
+
+    /// Tokens of the longest sequence: that in front of the last block.
+    pub fn longest(&self, prompts: Option<&Prompts<B>>) -> usize {
+        self.tokens(self.blocks.len().saturating_sub(1), prompts)
+    }
+
+    /// The sizes of block `layer`.
+    fn sizes(&self, layer: usize, prompts: Option<&Prompts<B>>, batch: usize) -> BlockSizes {
+        let t = &self.config.tower;
+        let (tokens, rows) = (self.tokens(layer, prompts), self.blocks[layer].rows());
+        BlockSizes { batch, tokens, width: t.width, mlp: t.mlp, heads: t.heads, rows }
+    }
+
     /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept.
     pub fn forward(
         &self,
         backend: &B,
         pixels: &B::Tensor,
-        lora: &[BlockLora<B>],
+        mix: Option<&Mix<B>>,
+        tuning: TowerTuning<'_, B>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
-        self.embed(backend, pixels, a)?;
+        let prompts = tuning.prompts;
+        for l in 0..self.blocks.len() {
+            a.blocks[l].set_extent(backend, self.sizes(l, prompts, a.batch))?;
+        }
+        self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = lora.get(l).map_or(Adapters::None, Adapters::Lora);
+            let adapters = tuning.lora.get(l).map_or(Adapters::None, Adapters::Lora);
+            let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
+            let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
             let output = match (block.rows(), next.first_mut()) {
-                (Rows::All, Some(next)) => &mut next.input,
-                (Rows::All, None) => &mut a.full_output,
                 (Rows::One, _) => &mut a.class_output,
+                (Rows::All, Some(next)) if !grows => &mut next.input,
+                (Rows::All, _) => {
+                    a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
+                    &mut a.full_output
+                }
             };
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
+            scratch.set_extent(backend, sizes)?;
             block.forward(backend, adapters, &a.class_rows, &mut current[l], scratch, output)?;
+            if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
+                let (values, set) = (&prompts.param.value, prompts.set(l + 1));
+                match prompts.mode {
+                    PromptMode::Replace => backend.replace_prompts(values, set, &mut next.input)?,
+                    PromptMode::Accumulate => {
+                        backend.insert_prompts(&a.full_output, values, set, &mut next.input)?
+                    }
+                }
+            }
         }
         self.project(backend, a)
     }
@@ -158,38 +196,72 @@ impl<B: Backend> VisionTower<B> {
         &self,
         backend: &B,
         pixels: &B::Tensor,
+        mix: Option<&Mix<B>>,
         folded: &[FoldedBlock<B>],
+        prompts: Option<&Prompts<B>>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
-        self.embed(backend, pixels, a)?;
+        // The memory of the last block that computes all rows has room for the sequences of every such block.
+        let last = a.blocks.len().saturating_sub(1);
+        let wide = match self.blocks.last().map(Block::rows) {
+            Some(Rows::One) => last.saturating_sub(1),
+            _ => last,
+        };
+        let memory_of = |l: usize| if self.blocks[l].rows() == Rows::One { last } else { wide };
+        if !self.blocks.is_empty() {
+            a.blocks[memory_of(0)].set_extent(backend, self.sizes(0, prompts, a.batch))?;
+        }
+        let first = if self.blocks.is_empty() { 0 } else { memory_of(0) };
+        self.embed(backend, pixels, mix, prompts, first, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
             let adapters = folded.get(l).map_or(Adapters::None, Adapters::Folded);
-            if block.rows() == Rows::One {
-                let kept = a.blocks.len() - 1;
-                if kept > 0 && l > 0 {
-                    std::mem::swap(&mut a.blocks[kept].input, &mut a.full_output);
-                }
-                let (rows, scratch) = (&a.class_rows, &mut a.class_scratch);
-                let (block_activations, output) = (&mut a.blocks[kept], &mut a.class_output);
-                block.forward(backend, adapters, rows, block_activations, scratch, output)?;
-            } else {
-                if l > 0 {
-                    std::mem::swap(&mut a.blocks[0].input, &mut a.full_output);
-                }
-                let (block_activations, output) = (&mut a.blocks[0], &mut a.full_output);
-                block.forward(backend, adapters, &a.class_rows, block_activations, &mut a.scratch, output)?;
+            let sizes = self.sizes(l, prompts, a.batch);
+            let current = &mut a.blocks[memory_of(l)];
+            if l > 0 {
+                current.set_extent(backend, sizes)?;
+                advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
             }
+            let (scratch, output) = match block.rows() {
+                Rows::One => (&mut a.class_scratch, &mut a.class_output),
+                Rows::All => {
+                    a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
+                    (&mut a.scratch, &mut a.full_output)
+                }
+            };
+            scratch.set_extent(backend, sizes)?;
+            block.forward(backend, adapters, &a.class_rows, current, scratch, output)?;
         }
         self.project(backend, a)
     }
 
-    /// Tokens in front of the first block.
-    fn embed(&self, backend: &B, pixels: &B::Tensor, a: &mut VisionActivations<B>) -> Result<()> {
-        let first = match a.blocks.first_mut() {
-            Some(block) => &mut block.input,
-            None => &mut a.full_output,
-        };
-        backend.patch_embed(pixels, None, &self.embedding, &mut a.patches, &mut a.products, first)
+    /// Tokens in front of the first block, whose memory is `a.blocks[first]`.
+    fn embed(
+        &self,
+        backend: &B,
+        pixels: &B::Tensor,
+        mix: Option<&Mix<B>>,
+        prompts: Option<&Prompts<B>>,
+        first: usize,
+        a: &mut VisionActivations<B>,
+    ) -> Result<()> {
+        let (patches, products) = (&mut a.patches, &mut a.products);
+        match (a.blocks.get_mut(first), prompts) {
+            (Some(block), None) => {
+                backend.patch_embed(pixels, mix, &self.embedding, patches, products, &mut block.input)
+            }
+            (block, prompts) => {
+                let (tokens, width) = (self.config.tokens(), self.config.tower.width);
+                a.full_output.set_shape([a.batch, tokens, width].into())?;
+                backend.patch_embed(pixels, mix, &self.embedding, patches, products, &mut a.full_output)?;
+                match (block, prompts) {
+                    (Some(block), Some(prompts)) => {
+                        let values = &prompts.param.value;
+                        backend.insert_prompts(&a.full_output, values, prompts.set(0), &mut block.input)
+                    }
+                    _ => Ok(()),
+                }
+            }
+        }
     }
 
     /// From the class token behind the last block to the normalised features.
@@ -202,40 +274,103 @@ impl<B: Backend> VisionTower<B> {
         backend.l2_norm(&a.projected, &mut a.features, &mut a.norms)
     }
 
-    /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters. It stops at
-    /// the first trained tensor and computes nothing that only frozen ones would need.
+    /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters and prompts.
+    /// It stops at the first trained tensor and computes nothing that only frozen ones would need.
     pub fn backward(
         &self,
         backend: &B,
         lora: &mut [BlockLora<B>],
+        mut prompts: Option<&mut Prompts<B>>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
-        let first_trained = lora.iter().position(|l| l.layers().next().is_some());
+        // Prompts stand in front of the first block.
+        let first_trained = match prompts {
+            Some(_) => Some(0),
+            None => lora.iter().position(|l| l.layers().next().is_some()),
+        };
         let stop = match (first_trained, self.savings.stop_at_first_trained) {
             (None, true) => return Ok(()),
             (Some(layer), true) => layer,
             (_, false) => 0,
         };
+        if let Some(prompts) = prompts.as_deref_mut() {
+            backend.clear(&mut prompts.param.gradient)?;
+        }
         backend.l2_norm_backward(&a.d_features, &a.features, &a.norms, &mut a.d_projected)?;
         backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
         backend.clear(&mut a.d_class)?;
         let (d_normed, x) = (&a.d_normed, &a.class_output);
         backend.layer_norm_backward(d_normed, x, &self.post_norm, &a.class_stats, &mut a.d_class)?;
-        if self.blocks.last().is_some_and(|block| block.rows() == Rows::All) {
-            backend.clear(&mut a.full_output)?;
-            backend.take_rows_backward(&a.d_class, &a.class_rows, &mut a.full_output)?;
-        }
+        let width = self.config.tower.width;
         for l in (stop..self.blocks.len()).rev() {
-            let wanted = l > stop || !self.savings.stop_at_first_trained;
+            let sizes = self.sizes(l, prompts.as_deref(), a.batch);
+            let wanted = l > stop || prompts.is_some() || !self.savings.stop_at_first_trained;
             let (block, kept) = (&self.blocks[l], &a.blocks[l]);
             // Behind the blocks `full_output` is free: it carries the gradient of the token sequence.
+            a.full_output.set_shape([sizes.batch, sizes.tokens, width].into())?;
+            if l + 1 == self.blocks.len() && block.rows() == Rows::All {
+                backend.clear(&mut a.full_output)?;
+                backend.take_rows_backward(&a.d_class, &a.class_rows, &mut a.full_output)?;
+            }
             let (scratch, d, d_input) = match block.rows() {
                 Rows::One => (&mut a.class_scratch, &mut a.d_class, Some(&mut a.full_output)),
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
+            scratch.set_extent(backend, sizes)?;
             block.backward(backend, lora.get_mut(l), &a.class_rows, kept, scratch, d, d_input, wanted)?;
+            if let Some(prompts) = prompts.as_deref_mut() {
+                let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
+                prompts_backward(backend, prompts, l, before, a)?;
+            }
         }
         Ok(())
+    }
+}
+
+/// The tokens behind block `l` − 1 become those in front of block `l`. Where there are as many, the two
+/// buffers change places.
+fn advance<B: Backend>(
+    backend: &B,
+    prompts: Option<&Prompts<B>>,
+    l: usize,
+    output: &mut B::Tensor,
+    input: &mut B::Tensor,
+) -> Result<()> {
+    let Some(prompts) = prompts else {
+        std::mem::swap(input, output);
+        return Ok(());
+    };
+    let (values, set) = (&prompts.param.value, prompts.set(l));
+    match prompts.mode {
+        PromptMode::Replace => {
+            std::mem::swap(input, output);
+            backend.replace_prompts(values, set, input)
+        }
+        PromptMode::Accumulate => backend.insert_prompts(output, values, set, input),
+    }
+}
+
+/// Adds the gradient of the prompts in front of block `l`. `a.full_output` holds the gradient of the block's
+/// input and then that of the output of the block before it, whose shape is `before`.
+fn prompts_backward<B: Backend>(
+    backend: &B,
+    prompts: &mut Prompts<B>,
+    l: usize,
+    before: Option<[usize; 3]>,
+    a: &mut VisionActivations<B>,
+) -> Result<()> {
+    let (set, mode) = (prompts.set(l), prompts.mode);
+    let gradient = &mut prompts.param.gradient;
+    match (before, mode, &mut a.shorter) {
+        // In front of the first block there is nothing to train but the prompts.
+        (None, ..) => backend.insert_prompts_backward(&a.full_output, set, gradient, None),
+        (Some(before), PromptMode::Accumulate, Some(shorter)) => {
+            shorter.set_shape(before.into())?;
+            backend.insert_prompts_backward(&a.full_output, set, gradient, Some(shorter))?;
+            std::mem::swap(&mut a.full_output, shorter);
+            Ok(())
+        }
+        _ => backend.replace_prompts_backward(&mut a.full_output, set, gradient),
     }
 }
 
@@ -250,6 +385,7 @@ pub enum Purpose {
 
 /// All memory of the vision tower, allocated once for the largest batch.
 pub struct VisionActivations<B: Backend> {
+    batch: usize,
     patches: B::Tensor,
     products: B::Tensor,
     blocks: Vec<BlockActivations<B>>,
@@ -259,6 +395,8 @@ pub struct VisionActivations<B: Backend> {
     class_rows: B::Tensor,
     /// The tokens behind a block; in the backward pass the gradient there.
     full_output: B::Tensor,
+    /// As large as `full_output`, where sequences grow and a backward pass will run.
+    shorter: Option<B::Tensor>,
     class_output: B::Tensor,
     class_normed: B::Tensor,
     class_stats: B::Tensor,
@@ -274,47 +412,56 @@ pub struct VisionActivations<B: Backend> {
 }
 
 impl<B: Backend> VisionActivations<B> {
-    /// Memory for batches of up to `batch` images; `lora` as the tower's forward pass will get it.
+    /// Memory for batches of up to `batch` images; `tuning` as the tower's passes will get it.
     pub fn new(
         backend: &B,
         tower: &VisionTower<B>,
         batch: usize,
-        lora: &[BlockLora<B>],
+        tuning: TowerTuning<'_, B>,
         purpose: Purpose,
     ) -> Result<Self> {
         let config = &tower.config;
-        let (t, e, p) = (&config.tower, tower.features, config.patch_size);
-        let (tokens, d, count) = (config.tokens(), t.width, config.patches());
-        let sizes = |rows| BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows };
+        let (e, p, d, layers) = (tower.features, config.patch_size, config.tower.width, tower.blocks.len());
+        let count = config.patches();
         let training = purpose == Purpose::Training;
         let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
         let make = |dims: [usize; 3]| backend.empty(dims, compute);
         let flat = |dtype| backend.empty([batch, e], dtype);
         let stats = |rows| backend.empty([batch, rows, 2], master);
-        let kept = tower
-            .blocks
-            .iter()
-            .enumerate()
-            .filter(|(l, block)| training || *l == 0 || block.rows() == Rows::One);
+        let longest = tower.longest(tuning.prompts);
+        let widest = tower.blocks.iter().rposition(|block| block.rows() == Rows::All);
+        let sizes = |l: usize| {
+            let sizes = tower.sizes(l, tuning.prompts, batch);
+            // This block's memory also serves all others in evaluation.
+            let tokens = if Some(l) == widest { longest } else { sizes.tokens };
+            BlockSizes { tokens, ..sizes }
+        };
+        let kept =
+            (0..layers).filter(|&l| training || Some(l) == widest || tower.blocks[l].rows() == Rows::One);
         let blocks = kept
-            .map(|(l, block)| BlockActivations::new(backend, sizes(block.rows()), lora.get(l)))
+            .map(|l| BlockActivations::new(backend, sizes(l), tuning.lora.get(l)))
             .collect::<Result<_>>()?;
-        let of = |rows| {
-            let lora = tower.blocks.iter().zip(lora).filter(|(block, _)| block.rows() == rows);
-            let lora: Vec<_> = lora.map(|(_, lora)| lora).collect();
-            let any = tower.blocks.iter().any(|block| block.rows() == rows);
-            let sizes = if any { sizes(rows) } else { BlockSizes { tokens: 0, ..sizes(rows) } };
+        let scratch = |rows| {
+            let of_kind: Vec<usize> = (0..layers).filter(|&l| tower.blocks[l].rows() == rows).collect();
+            let lora: Vec<_> = of_kind.iter().filter_map(|&l| tuning.lora.get(l)).collect();
+            let (any, t) = (!of_kind.is_empty(), &config.tower);
+            let tokens = if any { longest } else { 0 };
+            let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows };
             Scratch::new(backend, sizes, &lora, training && any)
         };
+        let grows = tuning.prompts.is_some_and(|prompts| prompts.mode == PromptMode::Accumulate);
+        let shorter = if grows && training { Some(make([batch, longest, d])?) } else { None };
         let rows = Tensor::zeros([batch], DType::U32);
         Ok(VisionActivations {
+            batch,
             patches: make([batch, count, 3 * p * p])?,
             products: make([batch, count, d])?,
             blocks,
-            scratch: of(Rows::All)?,
-            class_scratch: of(Rows::One)?,
+            scratch: scratch(Rows::All)?,
+            class_scratch: scratch(Rows::One)?,
             class_rows: backend.upload(rows.view(), DType::U32)?,
-            full_output: make([batch, tokens, d])?,
+            full_output: make([batch, longest, d])?,
+            shorter,
             class_output: make([batch, 1, d])?,
             class_normed: make([batch, 1, d])?,
             class_stats: stats(1)?,
@@ -330,7 +477,8 @@ impl<B: Backend> VisionActivations<B> {
 
     /// Sets the number of images, up to the number that the memory was made for.
     pub fn set_batch(&mut self, batch: usize) -> Result<()> {
-        for tensor in [
+        self.batch = batch;
+        let tensors = [
             &mut self.patches,
             &mut self.products,
             &mut self.class_rows,
@@ -345,11 +493,7 @@ impl<B: Backend> VisionActivations<B> {
             &mut self.d_projected,
             &mut self.d_normed,
             &mut self.d_class,
-        ] {
-            tensor.set_rows(batch)?;
-        }
-        self.blocks.iter_mut().try_for_each(|block| block.set_batch(batch))?;
-        self.scratch.set_batch(batch)?;
-        self.class_scratch.set_batch(batch)
+        ];
+        tensors.into_iter().try_for_each(|tensor| tensor.set_rows(batch))
     }
 }

@@ -1,23 +1,47 @@
-//! What is minimised: the head's cross entropy plus a share of the text alignment.
+//! What is minimised: the head's cross entropy, a share of the text alignment, and what the recipes add.
+
+pub mod mixup;
+
+pub use mixup::{MixDraw, MixOn};
 
 use crate::backend::LossWeights;
 
 /// Weights of the parts of the loss.
 ///
-/// `head`·CE(f·Hᵀ + h, y) + `text`·CE(exp(logit_scale)·f·Tᵀ, y), means over the batch: the second term
-/// keeps the features where the text tower finds them.
+/// `head`·CE(f·Hᵀ + h, y) + `text`·CE(exp(logit_scale)·f·Tᵀ, y) + `triplet`·(batch-hard triplet loss of f),
+/// means over the batch: the second term keeps the features where the text tower finds them, the third
+/// pulls those of a class together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
     pub head: f64,
     pub text: f64,
+    pub triplet: f64,
+    /// By how much the nearest image of another class should be farther away than the farthest of the same.
+    pub margin: f64,
 }
 
 impl Objective {
+    /// Cross entropies only.
+    pub const fn new(head: f64, text: f64) -> Self {
+        Objective { head, text, triplet: 0.0, margin: 0.0 }
+    }
+
+    /// `triplet` times the triplet loss, and the rest of the weight for the head: (1 − λ)·CE + λ·triplet.
+    pub fn with_triplet(self, triplet: f64, margin: f64) -> Self {
+        Objective { head: self.head * (1.0 - triplet), triplet, margin, ..self }
+    }
+
+    /// The loss that is reported for images which are not trained on: the cross entropies, the head's in
+    /// full. It is the same measure for all recipes, and does not depend on which images share a batch.
+    pub fn evaluation(&self) -> Self {
+        Objective::new(if self.head == 0.0 { 0.0 } else { 1.0 }, self.text)
+    }
+
     /// The loss from its parts.
-    pub fn total(&self, loss_head: f64, loss_text: f64) -> f64 {
+    pub fn total(&self, loss_head: f64, loss_text: f64, loss_triplet: f64) -> f64 {
         // A term of weight 0 may be anything, not a number included.
         let term = |weight: f64, loss: f64| if weight == 0.0 { 0.0 } else { weight * loss };
-        term(self.head, loss_head) + term(self.text, loss_text)
+        term(self.head, loss_head) + term(self.text, loss_text) + term(self.triplet, loss_triplet)
     }
 
     pub fn weights(&self) -> LossWeights {

@@ -18,6 +18,7 @@ pub struct Rate {
 pub struct Rates {
     pub head: Rate,
     pub lora: Rate,
+    pub prompt: Rate,
 }
 
 impl Rates {
@@ -25,6 +26,7 @@ impl Rates {
         match group {
             crate::tune::Group::Head => self.head,
             crate::tune::Group::Lora => self.lora,
+            crate::tune::Group::Prompt => self.prompt,
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Adapters in PEFT's format and heads with their class names, as files.
+//! Adapters in PEFT's format, prompts, and heads with their class names, as files.
 
 use super::files::{Staged, TensorFile, stage_tensors};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
-use crate::tune::{BlockLora, Head, LoraSpec, Target, lora::LoraInit};
+use crate::tune::{BlockLora, Head, LoraSpec, PromptSharing, PromptSpec, Prompts, Target, lora::LoraInit};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -205,6 +205,36 @@ pub fn stage_head(path: &Path, weight: Tensor, bias: Tensor, class_names: &[Stri
     let tensors = BTreeMap::from([("head.weight".to_string(), weight), ("head.bias".to_string(), bias)]);
     let metadata = HashMap::from([("class_names".to_string(), json!(class_names).to_string())]);
     stage_tensors(path, &tensors, metadata)
+}
+
+/// Prepares a file of `prompts`: \[m, D\] where all blocks share them, else \[L, m, D\].
+pub fn stage_prompts<B: Backend>(path: &Path, backend: &B, prompts: &Prompts<B>) -> Result<Staged> {
+    let mut values = backend.download(&prompts.param.value)?;
+    if let [1, count, width] = *values.shape().dims() {
+        values = values.reshape([count, width])?;
+    }
+    stage_tensors(path, &BTreeMap::from([("prompts".to_string(), values)]), HashMap::new())
+}
+
+/// Reads prompts for a tower of `layers` blocks, `width` wide: \[sets, m, D\].
+///
+/// # Errors
+/// Prompts of another shape than `spec` asks for.
+pub fn load_prompts(path: &Path, spec: &PromptSpec, layers: usize, width: usize) -> Result<Tensor> {
+    let mut file = TensorFile::read(path)?;
+    let shape = match spec.sharing {
+        PromptSharing::Shared => Shape::from([spec.count, width]),
+        PromptSharing::PerLayer => Shape::from([layers, spec.count, width]),
+    };
+    let found = file.tensors.get("prompts").map(Tensor::shape);
+    if let Some(found) = found.filter(|&found| found != shape) {
+        let problem = format!(
+            "prompts have shape {found} where {shape} is needed; set --prompts and --prompt-count to theirs, \
+             or use the model they were trained with"
+        );
+        return Err(TrainError::file(path, problem));
+    }
+    Ok(file.take(path, "prompts", shape)?.reshape([spec.sets(layers), spec.count, width])?)
 }
 
 /// The head's tensors as host copies: weight, bias.

@@ -1,77 +1,101 @@
 //! Evaluation of a split: plain CLIP, a run in progress, or a finished one.
 
-use super::adapter::{Adapter, HeadFile};
+use super::adapter::{Adapter, HeadFile, load_prompts};
 use super::learner::{Learner, LearnerSpec};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
 use super::model::Model;
 use super::run_dir::RunDir;
-use super::settings::{Method, Settings};
+use super::settings::Settings;
 use super::{Result, TrainError};
-use crate::backend::{Backend, DeviceTensor};
+use crate::backend::Backend;
 use crate::clip::vision::Purpose;
 use crate::data::{Cache, DataError, Split, SplitView};
 use crate::objective::Objective;
 use crate::optim::Adamw;
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
-use crate::tune::Head;
+use crate::tune::{Head, PromptMode, Prompts, Trained};
+use std::sync::Arc;
 
-/// A batch on the host: images next to each other, and their labels.
+/// What a split's batches are taken from.
+pub enum Inputs<'a> {
+    Images(SplitView<'a>),
+    /// Features \[N, E\] of the images, and their labels.
+    Features {
+        values: Arc<Tensor>,
+        labels: &'a [u32],
+    },
+}
+
+impl Inputs<'_> {
+    pub fn labels(&self) -> &[u32] {
+        match self {
+            Inputs::Images(split) => split.labels(),
+            Inputs::Features { labels, .. } => labels,
+        }
+    }
+}
+
+/// A batch on the host: images or features next to each other, and their labels.
 pub struct Staging {
-    pub images: Tensor,
+    pub inputs: Tensor,
     pub labels: Vec<u32>,
 }
 
 impl Staging {
     /// Room for `batch` images of `cache`.
     pub fn new(cache: &Cache, batch: usize) -> Self {
-        let images = Tensor::zeros(cache.batch_shape(batch), cache.dtype());
-        Staging { images, labels: Vec::with_capacity(batch) }
+        let inputs = Tensor::zeros(cache.batch_shape(batch), cache.dtype());
+        Staging { inputs, labels: Vec::with_capacity(batch) }
     }
 
-    /// Copies the images `indices` of `split`.
-    pub fn fill(&mut self, split: &SplitView<'_>, indices: &[usize]) -> Result<()> {
-        self.images.set_rows(indices.len())?;
-        split.gather(indices, &mut self.images)?;
+    /// Room for the features of `batch` images.
+    pub fn of_features(features: &Tensor, batch: usize) -> Self {
+        let inputs = Tensor::zeros([batch, features.shape().columns()], features.dtype());
+        Staging { inputs, labels: Vec::with_capacity(batch) }
+    }
+
+    /// Copies the images, or features, `indices`.
+    pub fn fill(&mut self, inputs: &Inputs<'_>, indices: &[usize]) -> Result<()> {
+        self.inputs.set_rows(indices.len())?;
+        match inputs {
+            Inputs::Images(split) => split.gather(indices, &mut self.inputs)?,
+            Inputs::Features { values, .. } => {
+                let size = values.shape().columns() * values.dtype().size();
+                for (row, &index) in self.inputs.bytes_mut().chunks_exact_mut(size).zip(indices) {
+                    row.copy_from_slice(values.view().rows(index, 1)?.bytes());
+                }
+            }
+        }
         self.labels.clear();
-        self.labels.extend(indices.iter().map(|&i| split.labels()[i]));
+        self.labels.extend(indices.iter().map(|&i| inputs.labels()[i]));
         Ok(())
     }
-}
-
-/// What is evaluated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Subject {
-    /// The tower with its adapters folded in, and the head.
-    Tuned,
-    /// The tower as it was before training.
-    Frozen,
 }
 
 /// Runs over a split in order; `None` when the user asked to stop.
 pub fn evaluate_split<B: Backend>(
     learner: &mut Learner<B>,
-    split: &SplitView<'_>,
-    subject: Subject,
+    inputs: &Inputs<'_>,
     staging: &mut Staging,
     batch: usize,
     task: &str,
     monitor: &dyn Monitor,
-) -> Result<Option<EvalMetrics>> {
-    let mut sums = Accumulator::new(learner.classes(), learner.objective());
-    let indices: Vec<usize> = (0..split.len()).collect();
+) -> Result<Option<Accumulator>> {
+    let mut sums = Accumulator::new(learner.classes(), learner.objective().evaluation());
+    let indices: Vec<usize> = (0..inputs.labels().len()).collect();
     let mut waiting: Option<Waiting<B>> = None;
-    monitor.begin(task, split.len() as u64);
+    monitor.begin(task, indices.len() as u64);
     for indices in indices.chunks(batch) {
         if monitor.stopped() {
             monitor.finish();
             return Ok(None);
         }
-        staging.fill(split, indices)?;
-        match subject {
-            Subject::Tuned => learner.evaluate(staging.images.view(), &staging.labels)?,
-            Subject::Frozen => learner.evaluate_frozen(staging.images.view(), &staging.labels)?,
+        staging.fill(inputs, indices)?;
+        match inputs {
+            Inputs::Images(_) => learner.evaluate(staging.inputs.view(), &staging.labels)?,
+            Inputs::Features { .. } => learner.evaluate_head(staging.inputs.view(), &staging.labels)?,
         }
         let logits = learner.fetch_logits()?;
         // One batch behind, so that the device works on the next while this one is counted.
@@ -83,7 +107,7 @@ pub fn evaluate_split<B: Backend>(
         last.count(learner.backend(), &mut sums, monitor)?;
     }
     monitor.finish();
-    Ok(Some(sums.finish()))
+    Ok(Some(sums))
 }
 
 /// A batch whose logits are on their way.
@@ -119,8 +143,9 @@ pub fn zero_shot<B: Backend>(
         bias: Tensor::zeros([classes], DType::F32),
         class_names: cache.class_names().to_vec(),
     };
-    let objective = Objective { head: 0.0, text: 1.0 };
-    evaluate(backend, model, cache, split, None, head, templates, objective, batch, monitor)
+    let objective = Objective::new(0.0, 1.0);
+    let files = Files { adapter: None, prompts: None, head };
+    evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)
 }
 
 /// Evaluates the kept epoch of the run in `dir`.
@@ -139,13 +164,26 @@ pub fn evaluate_run<B: Backend>(
     }
     let head = HeadFile::load(&dir.head(), model.config.projection)?;
     head.check_classes(&dir.head(), cache.class_names())?;
-    let adapter = match settings.method {
-        Method::Lora => Some(Adapter::load(&dir.adapter())?),
-        Method::Linear => None,
-    };
+    let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
+    let tower = &model.config.vision.tower;
+    let prompts = settings
+        .prompt_spec()
+        .map(|spec| {
+            let values = load_prompts(&dir.prompts(), &spec, tower.layers, tower.width)?;
+            Ok::<_, TrainError>((spec.mode, values))
+        })
+        .transpose()?;
+    let files = Files { adapter, prompts, head };
     let (templates, batch) = (&settings.templates, settings.batch_size);
     let objective = settings.objective();
-    evaluate(backend, model, cache, split, adapter, head, templates, objective, batch, monitor)
+    evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)
+}
+
+/// What was trained, read from its files.
+struct Files {
+    adapter: Option<Adapter>,
+    prompts: Option<(PromptMode, Tensor)>,
+    head: HeadFile,
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -154,8 +192,7 @@ fn evaluate<B: Backend>(
     model: Model,
     cache: &Cache,
     split: Split,
-    adapter: Option<Adapter>,
-    head: HeadFile,
+    files: Files,
     templates: &[String],
     objective: Objective,
     batch: usize,
@@ -170,7 +207,7 @@ fn evaluate<B: Backend>(
     let batch = batch.min(view.len());
     let text = model.text_classifier(&backend, cache.class_names(), templates, monitor)?;
     let tower = model.vision(&backend)?;
-    let lora = match adapter {
+    let lora = match files.adapter {
         Some(mut adapter) => {
             adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
             tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?
@@ -178,20 +215,25 @@ fn evaluate<B: Backend>(
         None => Vec::new(),
     };
     drop(model);
-    let head = Head::new(&backend, head.weight.view(), head.bias.view())?;
+    let prompts =
+        files.prompts.map(|(mode, values)| Prompts::new(&backend, mode, values.view())).transpose()?;
+    let head = Head::new(&backend, files.head.weight.view(), files.head.bias.view())?;
+    let trained = Trained { lora, prompts, head };
     let spec = LearnerSpec {
         batch,
         image: cache.image_shape(),
         image_dtype: cache.dtype(),
         objective,
+        mix: None,
+        crops_of: None,
         adamw: Adamw::default(),
         purpose: Purpose::Inference,
         scaling: None,
     };
-    memory::check_batch(&backend, &tower, &lora, head.bias.value.shape().rows(), &spec)?;
-    let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;
+    memory::check_batch(&backend, &tower, &trained, &spec)?;
+    let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);
     let name = split.to_string();
-    evaluate_split(&mut learner, &view, Subject::Tuned, &mut staging, batch, &name, monitor)?
-        .ok_or(TrainError::Data(DataError::Interrupted))
+    let sums = evaluate_split(&mut learner, &Inputs::Images(view), &mut staging, batch, &name, monitor)?;
+    Ok(sums.ok_or(TrainError::Data(DataError::Interrupted))?.finish())
 }

@@ -1,18 +1,20 @@
 //! Model, adapters, head and optimizer together: one training step, one evaluation batch.
 
 use crate::backend::{
-    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling, Result,
-    Stat, Targets,
+    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling, Mix,
+    Result, Stat, Targets,
 };
 use crate::clip::block::FoldedBlock;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
-use crate::objective::Objective;
+use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rates};
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
-use crate::tune::{BlockLora, Head, Param};
+use crate::tune::{BlockLora, Head, Param, Prompts, Trained};
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// Class features of the text tower and the scale of their logits.
+#[derive(Debug, Clone)]
 pub struct TextClassifier {
     /// T \[C, E\], rows normalised.
     pub features: Tensor,
@@ -28,6 +30,10 @@ pub struct LearnerSpec {
     pub image: Shape,
     pub image_dtype: DType,
     pub objective: Objective,
+    /// Where training batches are mixed.
+    pub mix: Option<MixOn>,
+    /// Side of the images that training batches are crops of; none where they are taken as they are.
+    pub crops_of: Option<usize>,
     pub adamw: Adamw,
     pub purpose: Purpose,
     /// For f16; the other types need none.
@@ -39,14 +45,37 @@ pub fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
     (backend.compute_dtype() == DType::F16).then(LossScaling::default)
 }
 
+/// A batch on the host.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// \[n, …\]: images; those that crops are taken of where there are `crops`.
+    pub images: View<'a>,
+    /// \[n\]
+    pub labels: &'a [u32],
+    /// How it is mixed, as [`LearnerSpec::mix`] says.
+    pub mix: Option<&'a MixDraw>,
+    /// u32 \[n, 5\], for [`Backend::crop_resize`].
+    pub crops: Option<View<'a>>,
+}
+
+impl<'a> Batch<'a> {
+    /// Images as they are.
+    pub fn new(images: View<'a>, labels: &'a [u32]) -> Self {
+        Batch { images, labels, mix: None, crops: None }
+    }
+}
+
 /// What one batch left behind.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepStats {
     pub loss: f64,
     pub loss_head: f64,
     pub loss_text: f64,
-    pub correct: u64,
-    pub text_correct: u64,
+    pub loss_triplet: f64,
+    /// Images whose class is the first choice of the head, and of the text logits; see
+    /// [`Stat::Correct`] for mixed ones.
+    pub correct: f64,
+    pub text_correct: f64,
     /// Length of all gradients as one vector.
     pub grad_norm: f64,
     /// What the loss was multiplied with for the backward pass.
@@ -75,12 +104,14 @@ impl StepStats {
         let stats = stats.typed::<f64>()?;
         let at = |stat: Stat| stats[stat as usize];
         let (loss_head, loss_text) = (at(Stat::LossHead), at(Stat::LossText));
+        let loss_triplet = at(Stat::LossTriplet);
         Ok(StepStats {
-            loss: objective.total(loss_head, loss_text),
+            loss: objective.total(loss_head, loss_text, loss_triplet),
             loss_head,
             loss_text,
-            correct: at(Stat::Correct) as u64,
-            text_correct: at(Stat::TextCorrect) as u64,
+            loss_triplet,
+            correct: at(Stat::Correct),
+            text_correct: at(Stat::TextCorrect),
             grad_norm: at(Stat::GradientSquared).sqrt(),
             loss_scale: at(Stat::LossScale),
             skipped: at(Stat::Skipped) != 0.0,
@@ -93,18 +124,21 @@ impl StepStats {
 enum Work {
     /// Forward, backward, optimizer.
     Train,
-    /// Evaluation with the adapters folded into the weights.
+    /// The same for the head alone, on features that are there already.
+    TrainHead,
+    /// Evaluation with the adapters folded into the weights, and the prompts.
     Tuned,
-    /// Evaluation without adapters.
+    /// Evaluation of the tower as it was.
     Frozen,
+    /// Evaluation of the head alone, on features that are there already.
+    Head,
 }
 
 /// The frozen tower with what is trained on it. All memory is allocated by [`Learner::new`].
 pub struct Learner<B: Backend> {
     backend: B,
-    tower: VisionTower<B>,
-    lora: Vec<BlockLora<B>>,
-    head: Head<B>,
+    tower: Arc<VisionTower<B>>,
+    trained: Trained<B>,
     /// The adapters folded into the weights, and whether that is up to date.
     folded: Vec<FoldedBlock<B>>,
     folded_is_current: bool,
@@ -112,9 +146,12 @@ pub struct Learner<B: Backend> {
     text_scale: f64,
     activations: VisionActivations<B>,
     pixels: B::Tensor,
+    crops: Option<Crops<B>>,
+    mixing: Option<Mixing<B>>,
     labels: B::Tensor,
     head_logits: B::Tensor,
     text_logits: B::Tensor,
+    triplets: Option<Triplets<B>>,
     stats: B::Tensor,
     /// See [`Control`].
     control: B::Tensor,
@@ -132,25 +169,84 @@ pub struct Learner<B: Backend> {
     recording: bool,
 }
 
+/// What training batches are cut out of.
+struct Crops<B: Backend> {
+    /// u8 \[B, H, H, 3\]
+    images: B::Tensor,
+    /// u32 \[B, 5\]
+    rectangles: B::Tensor,
+}
+
+/// How training batches are mixed.
+struct Mixing<B: Backend> {
+    on: MixOn,
+    mix: Mix<B>,
+    /// Features after mixing, and their gradient \[B, E\]; unused where pixels are mixed.
+    features: B::Tensor,
+    d_features: B::Tensor,
+}
+
+impl<B: Backend> Mixing<B> {
+    fn new(backend: &B, on: MixOn, batch: usize, width: usize) -> Result<Self> {
+        let master = backend.master_dtype();
+        let rows = if on == MixOn::Features { batch } else { 0 };
+        let mix = Mix {
+            partner: backend.zeros([batch], DType::U32)?,
+            inverse: backend.zeros([batch], DType::U32)?,
+            lambda: backend.zeros([batch], master)?,
+        };
+        let (features, d_features) =
+            (backend.empty([rows, width], master)?, backend.empty([rows, width], master)?);
+        Ok(Mixing { on, mix, features, d_features })
+    }
+
+    fn tensors(&mut self) -> Vec<&mut B::Tensor> {
+        let mix = [&mut self.mix.partner, &mut self.mix.inverse, &mut self.mix.lambda];
+        let features = [&mut self.features, &mut self.d_features];
+        let features = features.into_iter().filter(|_| self.on == MixOn::Features);
+        mix.into_iter().chain(features).collect()
+    }
+}
+
+/// What the triplet loss keeps for its gradient: see [`Backend::triplet`].
+struct Triplets<B: Backend> {
+    pairs: B::Tensor,
+    distances: B::Tensor,
+}
+
 impl<B: Backend> Learner<B> {
-    /// `lora` is empty when the tower stays as it is and only the head trains.
     pub fn new(
         backend: B,
-        tower: VisionTower<B>,
-        lora: Vec<BlockLora<B>>,
-        head: Head<B>,
+        tower: Arc<VisionTower<B>>,
+        trained: Trained<B>,
         text: &TextClassifier,
         spec: &LearnerSpec,
     ) -> Result<Self> {
         let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
-        let classes = head.bias.value.shape().rows();
+        let classes = trained.head.bias.value.shape().rows();
         let batch = spec.batch;
-        let activations = VisionActivations::new(&backend, &tower, batch, &lora, spec.purpose)?;
-        let folded = tower.folded(&backend, &lora)?;
+        let activations = VisionActivations::new(&backend, &tower, batch, trained.tower(), spec.purpose)?;
+        let folded = tower.folded(&backend, &trained.lora)?;
         let pixel_dtype = if spec.image_dtype == DType::U8 { DType::U8 } else { compute };
         let image = spec.image.dims();
         let [a, b, c] = [0, 1, 2].map(|i| image.get(i).copied().unwrap_or(1));
         let pixels = backend.zeros([batch, a, b, c], pixel_dtype)?;
+        let crops = match spec.crops_of {
+            Some(side) => Some(Crops {
+                images: backend.zeros([batch, side, side, 3], DType::U8)?,
+                rectangles: backend.zeros([batch, 5], DType::U32)?,
+            }),
+            None => None,
+        };
+        let width = tower.features();
+        let mixing = spec.mix.map(|on| Mixing::new(&backend, on, batch, width)).transpose()?;
+        let triplets = match spec.objective.triplet {
+            0.0 => None,
+            _ => Some(Triplets {
+                pairs: backend.zeros([batch, 2], DType::U32)?,
+                distances: backend.empty([batch, 2], master)?,
+            }),
+        };
         let labels = backend.zeros([batch], DType::U32)?;
         let head_logits = backend.empty([batch, classes], master)?;
         let text_logits = backend.empty([batch, classes], master)?;
@@ -163,17 +259,19 @@ impl<B: Backend> Learner<B> {
         Ok(Learner {
             backend,
             tower,
-            lora,
-            head,
+            trained,
             folded,
             folded_is_current: false,
             text: text_features,
             text_scale: text.scale,
             activations,
             pixels,
+            crops,
+            mixing,
             labels,
             head_logits,
             text_logits,
+            triplets,
             stats,
             control,
             factor,
@@ -197,15 +295,19 @@ impl<B: Backend> Learner<B> {
     }
 
     pub fn lora(&self) -> &[BlockLora<B>] {
-        &self.lora
+        &self.trained.lora
+    }
+
+    pub fn prompts(&self) -> Option<&Prompts<B>> {
+        self.trained.prompts.as_ref()
     }
 
     pub fn head(&self) -> &Head<B> {
-        &self.head
+        &self.trained.head
     }
 
     pub fn classes(&self) -> usize {
-        self.head.bias.value.shape().rows()
+        self.trained.head.bias.value.shape().rows()
     }
 
     pub fn objective(&self) -> Objective {
@@ -236,19 +338,12 @@ impl<B: Backend> Learner<B> {
 
     /// Every trained tensor, in a fixed order.
     pub fn params(&self) -> Vec<&Param<B>> {
-        let lora = self.lora.iter().flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b]);
-        [&self.head.weight, &self.head.bias].into_iter().chain(lora).collect()
+        self.trained.params()
     }
 
     /// A name for each of [`Learner::params`], in the same order.
     pub fn param_names(&self) -> Vec<String> {
-        let lora = self.lora.iter().enumerate().flat_map(|(l, block)| {
-            block.layers().flat_map(move |layer| {
-                let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
-                ["lora_A", "lora_B"].map(|part| format!("layers.{l}.{}.{part}", targets.join("+")))
-            })
-        });
-        ["head.weight", "head.bias"].map(String::from).into_iter().chain(lora).collect()
+        self.trained.names()
     }
 
     /// Elements of all trained tensors.
@@ -259,16 +354,43 @@ impl<B: Backend> Learner<B> {
     /// Every trained tensor for writing, in the order of [`Learner::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
         self.folded_is_current = false;
-        trained(&mut self.lora, &mut self.head)
+        self.trained.params_mut()
     }
 
-    /// One step on `images` \[n, …\] with labels \[n\]: forward, backward, AdamW at `factor` times `rates`.
-    /// Does not wait for the device.
-    pub fn train_step(&mut self, images: View<'_>, labels: &[u32], rates: &Rates, factor: f64) -> Result<()> {
-        self.load_batch(images, labels)?;
+    /// One step: forward, backward, AdamW at `factor` times `rates`. Does not wait for the device.
+    pub fn train_step(&mut self, batch: Batch<'_>, rates: &Rates, factor: f64) -> Result<()> {
+        self.load_training_batch(batch)?;
+        self.step(Work::Train, rates, factor)
+    }
+
+    /// One step of the head on features \[n, E\] of the frozen tower.
+    ///
+    /// # Errors
+    /// A learner that trains more than the head, or mixes pixels.
+    pub fn train_head_step(
+        &mut self,
+        features: View<'_>,
+        labels: &[u32],
+        mix: Option<&MixDraw>,
+        rates: &Rates,
+        factor: f64,
+    ) -> Result<()> {
+        let pixels = self.mixing.as_ref().is_some_and(|mixing| mixing.on == MixOn::Pixels);
+        if !self.trained.tower().is_none() || pixels {
+            let problem =
+                "more than the head is trained, or pixels are mixed: features do not stand for images";
+            return Err(BackendError::Invalid { op: "train_head_step", problem: problem.into() });
+        }
+        self.load_features(features, labels)?;
+        self.load_mix(mix)?;
+        self.step(Work::TrainHead, rates, factor)
+    }
+
+    /// Runs a training step on what was loaded.
+    fn step(&mut self, work: Work, rates: &Rates, factor: f64) -> Result<()> {
         if self.rates != Some(*rates) {
             self.rates = Some(*rates);
-            self.recordings.retain(|(work, _), _| *work != Work::Train);
+            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train | Work::TrainHead));
         }
         if self.factor_value != factor {
             self.factor_value = factor;
@@ -276,38 +398,45 @@ impl<B: Backend> Learner<B> {
         }
         self.steps += 1;
         self.folded_is_current = false;
-        self.run(Work::Train)
+        self.run(work)
     }
 
     /// Forward and backward only: afterwards every trained tensor holds its gradient, times the loss scale
     /// where there is one.
-    pub fn gradients(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
-        self.load_batch(images, labels)?;
+    pub fn gradients(&mut self, batch: Batch<'_>) -> Result<()> {
+        self.load_training_batch(batch)?;
         self.forward_and_backward()
     }
 
     /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
-    pub fn loss(&mut self, images: View<'_>, labels: &[u32]) -> Result<f64> {
-        self.load_batch(images, labels)?;
+    pub fn loss(&mut self, batch: Batch<'_>) -> Result<f64> {
+        self.load_training_batch(batch)?;
         self.forward()?;
-        self.head_loss()?;
+        self.training_loss()?;
         Ok(self.stats()?.loss)
     }
 
-    /// Evaluates a batch with the adapters folded into the weights. Does not wait for the device.
+    /// Evaluates a batch with the prompts, and the adapters folded into the weights. Does not wait for the
+    /// device.
     pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
-        if !self.lora.is_empty() && !self.folded_is_current {
-            self.tower.fold(&self.backend, &self.lora, &mut self.folded)?;
+        if !self.trained.lora.is_empty() && !self.folded_is_current {
+            self.tower.fold(&self.backend, &self.trained.lora, &mut self.folded)?;
             self.folded_is_current = true;
         }
         self.run(Work::Tuned)
     }
 
-    /// Evaluates a batch with the tower as it was before training: no adapters.
+    /// Evaluates a batch with the tower as it was before training: no adapters, no prompts.
     pub fn evaluate_frozen(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
         self.run(Work::Frozen)
+    }
+
+    /// Evaluates the head on features \[n, E\].
+    pub fn evaluate_head(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_features(features, labels)?;
+        self.run(Work::Head)
     }
 
     /// Runs work on the batch that was loaded: from its recording, where there is one.
@@ -335,16 +464,21 @@ impl<B: Backend> Learner<B> {
 
     /// Calls for the operations of a piece of work.
     fn enqueue(&mut self, work: Work) -> Result<()> {
-        let folded = match work {
+        let (folded, prompts) = match work {
             Work::Train => {
                 self.forward_and_backward()?;
                 return self.optimizer_step();
             }
-            Work::Tuned => &*self.folded,
-            Work::Frozen => &[],
+            Work::TrainHead => {
+                self.loss_and_backward()?;
+                return self.optimizer_step();
+            }
+            Work::Head => return self.evaluation_loss(),
+            Work::Tuned => (&*self.folded, self.trained.prompts.as_ref()),
+            Work::Frozen => (&[][..], None),
         };
-        self.tower.infer(&self.backend, &self.pixels, folded, &mut self.activations)?;
-        self.head_loss()
+        self.tower.infer(&self.backend, &self.pixels, None, folded, prompts, &mut self.activations)?;
+        self.evaluation_loss()
     }
 
     fn optimizer_step(&mut self) -> Result<()> {
@@ -360,7 +494,9 @@ impl<B: Backend> Learner<B> {
             factor: &self.factor,
             control: &mut self.control,
         };
-        let mut tensors: Vec<AdamwTensor<'_, B>> = trained(&mut self.lora, &mut self.head)
+        let mut tensors: Vec<AdamwTensor<'_, B>> = self
+            .trained
+            .params_mut()
             .into_iter()
             .map(|p| {
                 let rate = rates.of(p.group);
@@ -379,30 +515,50 @@ impl<B: Backend> Learner<B> {
 
     fn forward_and_backward(&mut self) -> Result<()> {
         self.forward()?;
-        self.head_loss()?;
+        self.loss_and_backward()
+    }
+
+    /// From the features to the gradients of everything that is trained.
+    fn loss_and_backward(&mut self) -> Result<()> {
+        self.training_loss()?;
+        let in_tower = !self.trained.tower().is_none();
+        let control = self.scaling.is_some().then_some(&self.control);
+        let (a, head) = (&mut self.activations, &mut self.trained.head);
         let classifier = Classifier {
-            weight: &self.head.weight.value,
-            bias: &self.head.bias.value,
+            weight: &head.weight.value,
+            bias: &head.bias.value,
             text: &self.text,
             text_scale: self.text_scale,
         };
-        let d_features = (!self.lora.is_empty()).then_some(&mut self.activations.d_features);
+        let (features, d_features, mix) = match &mut self.mixing {
+            Some(m) if m.on == MixOn::Features => (&m.features, &mut m.d_features, Some(&m.mix)),
+            mixing => (&a.features, &mut a.d_features, mixing.as_ref().map(|m| &m.mix)),
+        };
         self.backend.head_loss_backward(
-            &self.activations.features,
+            features,
             classifier,
-            Targets { labels: &self.labels, mix: None },
+            Targets { labels: &self.labels, mix },
             self.objective.weights(),
-            self.scaling.is_some().then_some(&self.control),
+            control,
             &mut self.head_logits,
             &mut self.text_logits,
-            &mut self.head.weight.gradient,
-            &mut self.head.bias.gradient,
-            d_features,
+            &mut head.weight.gradient,
+            &mut head.bias.gradient,
+            in_tower.then_some(d_features),
         )?;
-        if self.lora.is_empty() {
+        if !in_tower {
             return Ok(());
         }
-        self.tower.backward(&self.backend, &mut self.lora, &mut self.activations)
+        if let Some(m) = self.mixing.as_ref().filter(|m| m.on == MixOn::Features) {
+            self.backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_features)?;
+        }
+        if let Some(Triplets { pairs, distances }) = &self.triplets {
+            let weight = self.objective.triplet;
+            let (f, df) = (&a.features, &mut a.d_features);
+            self.backend.triplet_backward(f, pairs, distances, weight, control, df)?;
+        }
+        let Trained { lora, prompts, .. } = &mut self.trained;
+        self.tower.backward(&self.backend, lora, prompts.as_mut(), a)
     }
 
     /// Logits of the last batch that was evaluated: head \[n, C\] and text \[n, C\].
@@ -439,37 +595,109 @@ impl<B: Backend> Learner<B> {
     /// Puts values from [`Learner::snapshot`] back.
     pub fn restore(&mut self, values: &[Tensor]) -> Result<()> {
         self.folded_is_current = false;
-        let params = trained(&mut self.lora, &mut self.head);
-        params.into_iter().zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
+        let params = self.trained.params_mut().into_iter();
+        params.zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
     }
 
-    /// The tower's forward pass; where nothing in it is trained, no activation is kept.
+    /// The tower's forward pass on a training batch; where nothing in the tower is trained, no activation is
+    /// kept.
     fn forward(&mut self) -> Result<()> {
-        if self.lora.is_empty() {
-            return self.tower.infer(&self.backend, &self.pixels, &[], &mut self.activations);
+        if let Some(crops) = &self.crops {
+            self.backend.crop_resize(&crops.images, &crops.rectangles, &mut self.pixels)?;
         }
-        self.tower.forward(&self.backend, &self.pixels, &self.lora, &mut self.activations)
+        let (backend, pixels, a) = (&self.backend, &self.pixels, &mut self.activations);
+        let mix = self.mixing.as_ref().filter(|m| m.on == MixOn::Pixels).map(|m| &m.mix);
+        let tuning = self.trained.tower();
+        if tuning.is_none() {
+            return self.tower.infer(backend, pixels, mix, &[], None, a);
+        }
+        self.tower.forward(backend, pixels, mix, tuning, a)
     }
 
-    fn head_loss(&mut self) -> Result<()> {
-        let classifier = Classifier {
-            weight: &self.head.weight.value,
-            bias: &self.head.bias.value,
-            text: &self.text,
-            text_scale: self.text_scale,
+    /// Logits and losses of a training batch, from its features.
+    fn training_loss(&mut self) -> Result<()> {
+        let own = &self.activations.features;
+        let (features, mix) = match &mut self.mixing {
+            Some(m) if m.on == MixOn::Features => {
+                self.backend.mix_rows(own, &m.mix, &mut m.features)?;
+                (&m.features, Some(&m.mix))
+            }
+            mixing => (own, mixing.as_ref().map(|m| &m.mix)),
         };
-        let features = &self.activations.features;
+        let targets = Targets { labels: &self.labels, mix };
+        let (head, text) = (&mut self.head_logits, &mut self.text_logits);
+        let classifier = classifier(&self.trained.head, &self.text, self.text_scale);
+        self.backend.head_loss(features, classifier, targets, head, text, &mut self.stats)?;
+        if let Some(Triplets { pairs, distances }) = &mut self.triplets {
+            let margin = self.objective.margin;
+            self.backend.triplet(own, &self.labels, margin, pairs, distances, &mut self.stats)?;
+        }
+        Ok(())
+    }
+
+    /// Logits and cross entropies of a batch that is evaluated, from its features.
+    fn evaluation_loss(&mut self) -> Result<()> {
+        let classifier = classifier(&self.trained.head, &self.text, self.text_scale);
         let targets = Targets { labels: &self.labels, mix: None };
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
+        let features = &self.activations.features;
         self.backend.head_loss(features, classifier, targets, head, text, &mut self.stats)
     }
 
-    /// Uploads a batch and sets every buffer to its size.
+    /// Uploads a batch to train on.
+    fn load_training_batch(&mut self, batch: Batch<'_>) -> Result<()> {
+        let Batch { images, labels, mix, crops } = batch;
+        self.load_labels(images, labels)?;
+        self.load_mix(mix)?;
+        match (&mut self.crops, crops) {
+            (Some(to), Some(crops)) => {
+                self.backend.feed(images, &mut to.images)?;
+                self.backend.feed(crops, &mut to.rectangles)
+            }
+            (None, None) => self.backend.feed(images, &mut self.pixels),
+            _ => {
+                let problem = "crops go with a learner that was made for them, and with no other".into();
+                Err(BackendError::Invalid { op: "batch", problem })
+            }
+        }
+    }
+
+    /// Uploads a batch to evaluate.
     fn load_batch(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_labels(images, labels)?;
+        self.backend.feed(images, &mut self.pixels)
+    }
+
+    /// Uploads features in the place of images.
+    fn load_features(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_labels(features, labels)?;
+        self.backend.feed(features, &mut self.activations.features)
+    }
+
+    /// Uploads how a training batch is mixed, after its labels.
+    fn load_mix(&mut self, mix: Option<&MixDraw>) -> Result<()> {
+        let invalid = |problem: String| Err(BackendError::Invalid { op: "mixup", problem });
+        let batch = self.labels.shape().rows();
+        let (m, draw) = match (&mut self.mixing, mix) {
+            (None, None) => return Ok(()),
+            (Some(m), Some(draw)) if draw.fits(batch) => (m, draw),
+            (Some(_), Some(draw)) => {
+                return invalid(format!("{draw:?} is no way of mixing {batch} images"));
+            }
+            _ => return invalid("a draw goes with a learner that mixes, and with no other".into()),
+        };
+        let indices = |values: &[u32]| Tensor::from_slice([batch], values);
+        self.backend.feed(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
+        self.backend.feed(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
+        self.backend.feed(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
+    }
+
+    /// Checks a batch, sets every buffer to its size, and uploads the labels.
+    fn load_labels(&mut self, inputs: View<'_>, labels: &[u32]) -> Result<()> {
         let batch = labels.len();
         let expected = Shape::from([batch]);
-        if images.shape().rows() != batch {
-            let found = images.shape();
+        if inputs.shape().rows() != batch {
+            let found = inputs.shape();
             return Err(TensorError::shape("labels of a batch of images", expected, found).into());
         }
         let classes = self.classes();
@@ -478,18 +706,23 @@ impl<B: Backend> Learner<B> {
             return Err(BackendError::Invalid { op: "batch", problem });
         }
         if self.labels.shape().rows() != batch {
-            self.activations.set_batch(batch)?;
-            let buffers = [&mut self.pixels, &mut self.head_logits, &mut self.text_logits, &mut self.labels];
-            buffers.into_iter().try_for_each(|t| t.set_rows(batch))?;
+            self.set_batch(batch)?;
         }
-        self.backend.feed(images, &mut self.pixels)?;
         let labels = View::new(expected, DType::U32, bytemuck::cast_slice(labels))?;
         self.backend.feed(labels, &mut self.labels)
     }
+
+    fn set_batch(&mut self, batch: usize) -> Result<()> {
+        self.activations.set_batch(batch)?;
+        let buffers = [&mut self.pixels, &mut self.head_logits, &mut self.text_logits, &mut self.labels];
+        let crops = self.crops.iter_mut().flat_map(|c| [&mut c.images, &mut c.rectangles]);
+        let triplets = self.triplets.iter_mut().flat_map(|t| [&mut t.pairs, &mut t.distances]);
+        let mixing = self.mixing.iter_mut().flat_map(Mixing::tensors);
+        let mut all = buffers.into_iter().chain(crops).chain(triplets).chain(mixing);
+        all.try_for_each(|t| t.set_rows(batch))
+    }
 }
 
-/// The trained tensors of a model's parts, in a fixed order.
-fn trained<'a, B: Backend>(lora: &'a mut [BlockLora<B>], head: &'a mut Head<B>) -> Vec<&'a mut Param<B>> {
-    let lora = lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
-    [&mut head.weight, &mut head.bias].into_iter().chain(lora).collect()
+fn classifier<'a, B: Backend>(head: &'a Head<B>, text: &'a B::Tensor, text_scale: f64) -> Classifier<'a, B> {
+    Classifier { weight: &head.weight.value, bias: &head.bias.value, text, text_scale }
 }

@@ -12,6 +12,7 @@ pub mod metrics;
 pub mod model;
 pub mod run;
 pub mod run_dir;
+pub mod session;
 pub mod settings;
 mod state;
 

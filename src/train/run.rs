@@ -1,22 +1,29 @@
 //! One training run, from the settings to the tested best epoch.
 
-use super::adapter::{self, Adapter, HeadFile};
-use super::evaluate::{Staging, Subject, evaluate_split};
-use super::learner::{Learner, LearnerSpec, PendingStats, StepStats, TextClassifier, loss_scaling};
+use super::adapter::{self, Adapter, HeadFile, load_prompts};
+use super::evaluate::{Inputs, Staging, evaluate_split};
+use super::files::Staged;
+use super::learner::{Batch, Learner, LearnerSpec, PendingStats, StepStats, TextClassifier, loss_scaling};
 use super::memory;
-use super::metrics::EvalMetrics;
-use super::model::Model;
+use super::metrics::{Accumulator, EvalMetrics};
 use super::run_dir::{MetricsFile, RunDir};
-use super::settings::{HeadInit, Settings};
-use super::state::{self, Best, Progress};
+use super::session::Session;
+use super::settings::{Augment, HeadInit, Settings};
+use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::vision::{Purpose, VisionTower};
-use crate::data::{Cache, Split};
-use crate::optim::{Adamw, EarlyStop, Schedule};
+use crate::data::augment::Augmentation;
+use crate::data::shots::few_shot;
+use crate::data::{Cache, DataError, Split};
+use crate::objective::MixDraw;
+use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
-use crate::tune::{BlockLora, Head, head::initial_head, lora::KaimingInit};
+use crate::tune::{
+    BlockLora, Head, LoraSpec, Prompts, Trained, head::initial_head, lora::KaimingInit,
+    prompts::initial_prompts,
+};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -60,13 +67,17 @@ pub struct ZeroShot {
 }
 
 /// Everything one run works with.
-pub struct Run<'a, B: Backend> {
+struct Run<'a, B: Backend> {
     settings: &'a Settings,
     cache: &'a Cache,
     dir: &'a RunDir,
-    model_name: String,
+    model_name: &'a str,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
+    training: Training<'a>,
+    /// What validation and test are evaluated on.
+    val: Inputs<'a>,
+    test: Option<Inputs<'a>>,
     staging: Staging,
     schedule: Schedule,
     early_stop: Option<EarlyStop>,
@@ -77,116 +88,210 @@ pub struct Run<'a, B: Backend> {
     step_images: usize,
 }
 
-/// Trains and tests. `resume` continues the run that `dir` holds. The model's weights are let go before
-/// the first step.
-pub fn train<B: Backend>(
-    backend: B,
-    model: Model,
-    cache: &Cache,
-    settings: &Settings,
-    dir: &RunDir,
-    resume: bool,
-    monitor: &dyn Monitor,
-) -> Result<Summary> {
-    for split in [Split::Train, Split::Val] {
-        if cache.split(split).is_empty() {
-            let data = settings.data.clone().unwrap_or_default();
-            return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
-        }
-    }
-    let names = cache.class_names();
-    let text = model.text_classifier(&backend, names, &settings.templates, monitor)?;
-    let tower = model.vision(&backend)?;
-    let (lora, head) = trained_parts(&backend, &tower, settings, names, &text)?;
-    // No batch is larger than the largest split.
-    let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
-    let batch = settings.batch_size.min(largest);
-    let spec = LearnerSpec {
-        batch,
-        image: cache.image_shape(),
-        image_dtype: cache.dtype(),
-        objective: settings.objective(),
-        adamw: Adamw::default(),
-        purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
-        scaling: loss_scaling(&backend),
-    };
-    memory::check_batch(&backend, &tower, &lora, names.len(), &spec)?;
-    let model_name = model.name.clone();
-    drop(model);
-    let mut learner = Learner::new(backend, tower, lora, head, &text, &spec)?;
-    let (progress, best) = if resume {
-        let path = dir.state();
-        if !path.is_file() {
-            let problem = "no saved state: the run ended before its first epoch did".into();
-            return Err(TrainError::Resume { path, problem });
-        }
-        let (progress, values) = state::load(&path, &mut learner)?;
-        if progress.class_names != names || progress.data != cache.fingerprint() {
-            let problem = "the photos or classes are not those that the run began with".into();
-            return Err(TrainError::Resume { path, problem });
-        }
-        dir.write_settings(settings)?;
-        let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
-        (Some(progress), Some(best))
-    } else {
-        dir.begin(settings)?;
-        (None, None)
-    };
-    let steps_per_epoch = cache.split(Split::Train).len().div_ceil(settings.batch_size) as u64;
-    let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
-    if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
-        (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
-    }
-    let run = Run {
-        settings,
-        cache,
-        dir,
-        model_name,
-        monitor,
-        learner,
-        staging: Staging::new(cache, batch),
-        schedule: Schedule {
-            kind: settings.schedule,
-            warmup: settings.warmup,
-            total: steps_per_epoch * u64::from(settings.epochs),
-        },
-        early_stop,
-        metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
-        seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
-        step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
-        step_images: progress.as_ref().map_or(0, |p| p.step_images),
-    };
-    run.epochs(progress, best)
+/// What is trained on.
+struct Training<'a> {
+    inputs: Inputs<'a>,
+    /// The images that take part.
+    chosen: Vec<usize>,
+    staging: Staging,
+    /// How they are augmented, and their side before.
+    augmentation: Option<(Augmentation, usize)>,
 }
 
-/// Adapters and head as the run starts with them.
+impl<B: Backend> Session<'_, B> {
+    /// Trains and tests. `resume` continues the run that `dir` holds.
+    pub fn train(
+        &mut self,
+        settings: &Settings,
+        dir: &RunDir,
+        resume: bool,
+        monitor: &dyn Monitor,
+    ) -> Result<Summary> {
+        settings.validate()?;
+        self.check_templates(&settings.templates)?;
+        let cache = self.cache;
+        for split in [Split::Train, Split::Val] {
+            if cache.split(split).is_empty() {
+                let data = settings.data.clone().unwrap_or_default();
+                return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
+            }
+        }
+        let names = cache.class_names();
+        let chosen = match settings.shots {
+            Some(shots) => few_shot(cache.split(Split::Train).labels(), names, shots, settings.seed)?,
+            None => (0..cache.split(Split::Train).len()).collect(),
+        };
+        // No batch is larger than the largest split.
+        let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
+        let batch = settings.batch_size.min(largest);
+        let trained = trained_parts(&self.backend, &self.tower, settings, names, &self.text)?;
+        let augmented = match (settings.augment, self.enlarged) {
+            (Augment::Off, _) => None,
+            (Augment::CropFlip, Some(images)) => Some(images),
+            (Augment::CropFlip, None) => {
+                let text = "--augment: larger training images are needed and were not prepared";
+                return Err(TrainError::Setting(text.into()));
+            }
+        };
+        let spec = LearnerSpec {
+            batch,
+            image: cache.image_shape(),
+            image_dtype: cache.dtype(),
+            objective: settings.objective(),
+            mix: settings.mix(),
+            crops_of: augmented.map(|images| images.preprocess().image_size()),
+            adamw: Adamw::default(),
+            purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
+            scaling: loss_scaling(&self.backend),
+        };
+        memory::check_batch(&self.backend, &self.tower, &trained, &spec)?;
+        let mut learner =
+            Learner::new(self.backend.clone(), self.tower.clone(), trained, &self.text, &spec)?;
+        let (progress, best) = if resume {
+            let (progress, best) = resumed(&mut learner, cache, dir)?;
+            dir.write_settings(settings)?;
+            (Some(progress), Some(best))
+        } else {
+            dir.begin(settings)?;
+            (None, None)
+        };
+        let zero_shot = match progress.as_ref().map(|p| p.zero_shot.clone()) {
+            Some(zero_shot) => zero_shot,
+            None => self.zero_shot(&mut learner, batch, monitor)?,
+        };
+        let on_features = settings.on_frozen_features();
+        let mut inputs = |split: Split| -> Result<Inputs<'_>> {
+            if on_features {
+                let values = self.features(split, batch, monitor)?;
+                return Ok(Inputs::Features { values, labels: cache.split(split).labels() });
+            }
+            Ok(Inputs::Images(cache.split(split)))
+        };
+        let val = inputs(Split::Val)?;
+        let test = if cache.split(Split::Test).is_empty() { None } else { Some(inputs(Split::Test)?) };
+        let staging = match &val {
+            Inputs::Images(_) => Staging::new(cache, batch),
+            Inputs::Features { values, .. } => Staging::of_features(values, batch),
+        };
+        let training = match (augmented, inputs(Split::Train)?) {
+            (Some(images), _) => Training {
+                inputs: Inputs::Images(images.split(Split::Train)),
+                staging: Staging::new(images, batch),
+                augmentation: Some((Augmentation::default(), images.preprocess().image_size())),
+                chosen,
+            },
+            (None, inputs) => {
+                let staging = match &inputs {
+                    Inputs::Images(_) => Staging::new(cache, batch),
+                    Inputs::Features { values, .. } => Staging::of_features(values, batch),
+                };
+                Training { inputs, staging, augmentation: None, chosen }
+            }
+        };
+        let steps_per_epoch = training.chosen.len().div_ceil(settings.batch_size) as u64;
+        let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
+        if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
+            (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
+        }
+        let run = Run {
+            settings,
+            cache,
+            dir,
+            model_name: &self.model_name,
+            monitor,
+            learner,
+            training,
+            val,
+            test,
+            staging,
+            schedule: Schedule {
+                kind: settings.schedule,
+                warmup: settings.warmup,
+                total: steps_per_epoch * u64::from(settings.epochs),
+            },
+            early_stop,
+            metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
+            seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
+            step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
+            step_images: progress.as_ref().map_or(0, |p| p.step_images),
+        };
+        run.epochs(zero_shot, progress, best)
+    }
+
+    /// Plain CLIP on the split where the final result is measured.
+    fn zero_shot(
+        &mut self,
+        learner: &mut Learner<B>,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<PlainResult> {
+        let split = if self.cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
+        let values = match self.features(split, batch, monitor) {
+            Err(TrainError::Data(DataError::Interrupted)) => return Err(TrainError::InterruptedEarly),
+            values => values?,
+        };
+        let mut staging = Staging::of_features(&values, batch);
+        let inputs = Inputs::Features { values, labels: self.cache.split(split).labels() };
+        let task = format!("zero-shot {split}");
+        let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
+        let sums = sums.ok_or(TrainError::InterruptedEarly)?;
+        Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes() })
+    }
+}
+
+/// The state that the run in `dir` was left in.
+fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) -> Result<(Progress, Best)> {
+    let path = dir.state();
+    if !path.is_file() {
+        let problem = "no saved state: the run ended before its first epoch did".into();
+        return Err(TrainError::Resume { path, problem });
+    }
+    let (progress, values) = state::load(&path, learner)?;
+    if progress.class_names != cache.class_names() || progress.data != cache.fingerprint() {
+        let problem = "the photos or classes are not those that the run began with".into();
+        return Err(TrainError::Resume { path, problem });
+    }
+    let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
+    Ok((progress, best))
+}
+
+/// Adapters, prompts and head as the run starts with them.
 fn trained_parts<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
     settings: &Settings,
     class_names: &[String],
     text: &TextClassifier,
-) -> Result<(Vec<BlockLora<B>>, Head<B>)> {
+) -> Result<Trained<B>> {
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
     let (weight, bias) = initial_head(class_names.len(), tower.features(), &mut rng);
-    let mut head = match settings.head_init {
+    let head = match settings.head_init {
         HeadInit::Random => Head::new(backend, weight.view(), bias.view())?,
         HeadInit::Text => {
             let zero = Tensor::zeros([class_names.len()], DType::F32);
             Head::new(backend, text.features.view(), zero.view())?
         }
     };
-    let mut lora = match settings.lora() {
+    let lora = match settings.lora() {
         Some(spec) => {
             let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
             tower.adapters(backend, &spec, &mut init)?
         }
         None => Vec::new(),
     };
+    let prompts = match settings.prompt_spec() {
+        Some(spec) => {
+            let sizes = &tower.config().tower;
+            let initial = initial_prompts(&spec, sizes.layers, sizes.width, &mut rng);
+            Some(Prompts::new(backend, spec.mode, initial.view())?)
+        }
+        None => None,
+    };
+    let mut trained = Trained { lora, prompts, head };
     if let Some(from) = &settings.init_from {
-        (lora, head) = initial_parts_from(backend, tower, settings, class_names, from, lora, head)?;
+        initial_parts_from(backend, tower, settings, class_names, from, &mut trained)?;
     }
-    Ok((lora, head))
+    Ok(trained)
 }
 
 /// Replaces what `from` has files for.
@@ -196,58 +301,72 @@ fn initial_parts_from<B: Backend>(
     settings: &Settings,
     class_names: &[String],
     from: &Path,
-    mut lora: Vec<BlockLora<B>>,
-    mut head: Head<B>,
-) -> Result<(Vec<BlockLora<B>>, Head<B>)> {
+    trained: &mut Trained<B>,
+) -> Result<()> {
     let (adapter_dir, head_path) = (from.join("adapter"), from.join("head.safetensors"));
-    if !adapter_dir.is_dir() && !head_path.is_file() {
-        return Err(TrainError::file(
-            from,
-            "neither adapter/ nor head.safetensors is here; check --init-from",
-        ));
+    let prompts_path = from.join("prompts.safetensors");
+    let sizes = &tower.config().tower;
+    let found = [adapter_dir.is_dir(), prompts_path.is_file(), head_path.is_file()];
+    if found == [false; 3] {
+        let problem =
+            "none of adapter/, head.safetensors and prompts.safetensors is here; check --init-from";
+        return Err(TrainError::file(from, problem));
     }
-    if adapter_dir.is_dir() && settings.lora().is_none() {
-        return Err(TrainError::Setting(format!(
-            "--init-from: {} has an adapter, which --method linear leaves out; use --method lora",
-            from.display()
-        )));
+    let unused = |what: &str, remedy: &str| {
+        let text = format!("--init-from: {} has {what}, which this run leaves out; {remedy}", from.display());
+        Err(TrainError::Setting(text))
+    };
+    match (found[0], settings.lora()) {
+        (true, None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
+        (true, Some(spec)) => trained.lora = adapters_from(backend, tower, &adapter_dir, &spec)?,
+        (false, _) => {}
     }
-    if let (true, Some(spec)) = (adapter_dir.is_dir(), settings.lora()) {
-        let mut adapter = Adapter::load(&adapter_dir)?;
-        let mut wanted = spec.clone();
-        wanted.targets.sort_unstable();
-        if adapter.spec != wanted {
-            let found = &adapter.spec;
-            return Err(TrainError::file(
-                &adapter_dir,
-                format!(
-                    "rank {} alpha {} targets {:?} differ from the run's; set --rank, --alpha and --targets to these",
-                    found.rank,
-                    found.alpha,
-                    found.targets.iter().map(|t| t.name()).collect::<Vec<_>>()
-                ),
-            ));
+    match (found[1], settings.prompt_spec()) {
+        (true, None) => return unused("prompts", "use --method vpt"),
+        (true, Some(spec)) => {
+            let values = load_prompts(&prompts_path, &spec, sizes.layers, sizes.width)?;
+            trained.prompts = Some(Prompts::new(backend, spec.mode, values.view())?);
         }
-        adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
-        lora = tower.adapters(backend, &spec, &mut adapter)?;
+        (false, _) => {}
     }
-    if head_path.is_file() {
+    if found[2] {
         let file = HeadFile::load(&head_path, tower.features())?;
         file.check_classes(&head_path, class_names)?;
-        head = Head::new(backend, file.weight.view(), file.bias.view())?;
+        trained.head = Head::new(backend, file.weight.view(), file.bias.view())?;
     }
-    Ok((lora, head))
+    Ok(())
+}
+
+/// Reads adapters, which must be those that `spec` describes.
+fn adapters_from<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    dir: &Path,
+    spec: &LoraSpec,
+) -> Result<Vec<BlockLora<B>>> {
+    let mut adapter = Adapter::load(dir)?;
+    let mut wanted = spec.clone();
+    wanted.targets.sort_unstable();
+    if adapter.spec != wanted {
+        let found = &adapter.spec;
+        let targets: Vec<&str> = found.targets.iter().map(|t| t.name()).collect();
+        let problem = format!(
+            "rank {} alpha {} targets {targets:?} differ from the run's; set --rank, --alpha and --targets to these",
+            found.rank, found.alpha,
+        );
+        return Err(TrainError::file(dir, problem));
+    }
+    adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
+    Ok(tower.adapters(backend, spec, &mut adapter)?)
 }
 
 impl<B: Backend> Run<'_, B> {
-    fn epochs(mut self, progress: Option<Progress>, mut best: Option<Best>) -> Result<Summary> {
-        let zero_shot = match progress.as_ref().and_then(|p| p.zero_shot.clone()) {
-            Some(metrics) => metrics,
-            None => {
-                let metrics = self.evaluate(self.result_split(), Subject::Frozen)?;
-                metrics.ok_or(TrainError::InterruptedEarly)?
-            }
-        };
+    fn epochs(
+        mut self,
+        zero_shot: PlainResult,
+        progress: Option<Progress>,
+        mut best: Option<Best>,
+    ) -> Result<Summary> {
         let (mut last, mut stopped) =
             progress.as_ref().map_or((0, false), |progress| (progress.epoch, progress.stopped));
         if stopped {
@@ -258,7 +377,7 @@ impl<B: Backend> Run<'_, B> {
             let started = Instant::now();
             let trained = self.train_epoch(epoch)?;
             let val = match trained {
-                Some(_) => self.evaluate(Split::Val, Subject::Tuned)?,
+                Some(_) => self.evaluate(Split::Val)?.map(|sums| sums.finish()),
                 None => None,
             };
             let (Some(train), Some(val)) = (trained, val) else {
@@ -280,17 +399,10 @@ impl<B: Backend> Run<'_, B> {
         self.finish(last, stopped, zero_shot, best)
     }
 
-    /// Where the final result is measured.
-    fn result_split(&self) -> Split {
-        if self.cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test }
-    }
-
     /// One pass over the training images; `None` when the user asked to stop. Steps are handed to the
     /// device ahead of their results, which are written down as they arrive.
     fn train_epoch(&mut self, epoch: u32) -> Result<Option<StepStats>> {
         let order = self.order(epoch);
-        let cache = self.cache;
-        let split = cache.split(Split::Train);
         let (rates, of) = (self.settings.rates(), self.settings.epochs);
         let mut sums = EpochSums::default();
         let mut waiting = VecDeque::new();
@@ -301,10 +413,8 @@ impl<B: Backend> Run<'_, B> {
                 self.monitor.finish();
                 return Ok(None);
             }
-            self.staging.fill(&split, indices)?;
-            let factor = self.schedule.factor(self.learner.steps());
-            let (images, labels) = (self.staging.images.view(), &self.staging.labels);
-            self.learner.train_step(images, labels, &rates, factor)?;
+            self.start_step(epoch, indices, &rates)?;
+            let factor = self.schedule.factor(self.learner.steps() - 1);
             let (step, images, stats) = (self.learner.steps(), indices.len(), self.learner.fetch_stats()?);
             waiting.push_back(Step { step, images, factor, stats });
             let wait = waiting.len() > STEPS_AHEAD;
@@ -315,6 +425,34 @@ impl<B: Backend> Run<'_, B> {
         }
         self.monitor.finish();
         Ok(Some(sums.mean()))
+    }
+
+    /// Hands a step on the images `indices` to the device.
+    fn start_step(&mut self, epoch: u32, indices: &[usize], rates: &Rates) -> Result<()> {
+        let Training { inputs, staging, augmentation, .. } = &mut self.training;
+        let settings = self.settings;
+        staging.fill(inputs, indices)?;
+        let steps = self.learner.steps();
+        let factor = self.schedule.factor(steps);
+        let mix = match settings.has_mixup() {
+            true => Some(mix_draw(settings, indices.len(), steps)?),
+            false => None,
+        };
+        if let Inputs::Features { .. } = inputs {
+            let (features, labels) = (staging.inputs.view(), &staging.labels);
+            return Ok(self.learner.train_head_step(features, labels, mix.as_ref(), rates, factor)?);
+        }
+        let crops = augmentation
+            .as_ref()
+            .map(|(augmentation, side)| augmentation.crops(settings.seed, epoch, indices, *side, *side))
+            .transpose()?;
+        let batch = Batch {
+            images: staging.inputs.view(),
+            labels: &staging.labels,
+            mix: mix.as_ref(),
+            crops: crops.as_ref().map(Tensor::view),
+        };
+        Ok(self.learner.train_step(batch, rates, factor)?)
     }
 
     /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
@@ -339,7 +477,7 @@ impl<B: Backend> Run<'_, B> {
             self.monitor.state(&format!(
                 "loss {:.4}  accuracy {:.1} %  {:.0} images/s",
                 mean.loss,
-                100.0 * mean.correct as f64 / sums.images.max(1) as f64,
+                100.0 * mean.correct / sums.images.max(1) as f64,
                 self.step_images as f64 / self.step_seconds.max(1e-9),
             ));
         }
@@ -360,7 +498,9 @@ impl<B: Backend> Run<'_, B> {
         self.metrics.append(&json!({
             "type": "step", "step": step.step, "epoch": epoch,
             "loss": stats.loss, "loss_head": stats.loss_head, "loss_text": stats.loss_text,
+            "loss_triplet": stats.loss_triplet,
             "lr": rates.head.learning_rate * step.factor, "lr_lora": rates.lora.learning_rate * step.factor,
+            "lr_prompt": rates.prompt.learning_rate * step.factor,
             "loss_scale": stats.loss_scale, "skipped": stats.skipped, "grad_norm": stats.grad_norm,
             "images_per_s": step.images as f64 / seconds,
         }))
@@ -368,7 +508,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The training images in this epoch's order, which depends on the seed and the epoch alone.
     fn order(&self, epoch: u32) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.cache.split(Split::Train).len()).collect();
+        let mut order = self.training.chosen.clone();
         if self.settings.shuffle {
             let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
             rng.set_stream(u64::from(epoch));
@@ -377,12 +517,15 @@ impl<B: Backend> Run<'_, B> {
         order
     }
 
-    /// Evaluates a split; `None` when the user asked to stop.
-    fn evaluate(&mut self, split: Split, subject: Subject) -> Result<Option<EvalMetrics>> {
-        let task = if subject == Subject::Frozen { format!("zero-shot {split}") } else { split.to_string() };
-        let (view, batch) = (self.cache.split(split), self.settings.batch_size);
-        let staging = &mut self.staging;
-        evaluate_split(&mut self.learner, &view, subject, staging, batch, &task, self.monitor)
+    /// Evaluates the validation or the test split; `None` when the user asked to stop.
+    fn evaluate(&mut self, split: Split) -> Result<Option<Accumulator>> {
+        let inputs = match (split, &self.test) {
+            (Split::Test, Some(test)) => test,
+            _ => &self.val,
+        };
+        let batch = self.staging.inputs.shape().rows().max(1);
+        let batch = batch.max(self.settings.batch_size.min(inputs.labels().len().max(1)));
+        evaluate_split(&mut self.learner, inputs, &mut self.staging, batch, split.name(), self.monitor)
     }
 
     /// Writes metrics, the best epoch's files and the state.
@@ -392,16 +535,17 @@ impl<B: Backend> Run<'_, B> {
         train: &StepStats,
         val: EvalMetrics,
         stopped: bool,
-        zero_shot: &EvalMetrics,
+        zero_shot: &PlainResult,
         best: &mut Option<Best>,
     ) -> Result<()> {
-        let images = self.cache.split(Split::Train).len() as f64;
-        let top1 = train.correct as f64 / images;
+        let images = self.training.chosen.len() as f64;
+        let top1 = train.correct / images;
         self.metrics.append(&json!({
             "type": "epoch", "epoch": epoch,
             "train": {
                 "loss": train.loss, "loss_head": train.loss_head, "loss_text": train.loss_text,
-                "top1": top1, "text_top1": train.text_correct as f64 / images,
+                "loss_triplet": train.loss_triplet,
+                "top1": top1, "text_top1": train.text_correct / images,
             },
             "val": val,
         }))?;
@@ -433,7 +577,7 @@ impl<B: Backend> Run<'_, B> {
             early_stop_stale: self.early_stop.map_or(0, |stop| stop.stale),
             best_epoch: best.epoch,
             best_val: best.val.clone(),
-            zero_shot: Some(zero_shot.clone()),
+            zero_shot: zero_shot.clone(),
             metrics_bytes: self.metrics.sync()?,
             seconds: self.seconds,
             step_seconds: self.step_seconds,
@@ -442,40 +586,47 @@ impl<B: Backend> Run<'_, B> {
         state::save(&self.dir.state(), &self.learner, &progress, &best.values)
     }
 
-    /// Writes adapter/ and head.safetensors as they are now. They belong together: all are on the disk
+    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk
     /// before the first gets its name.
     fn save_best(&self) -> Result<()> {
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
         let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
+        let prompts = self.learner.prompts();
+        let prompts = prompts.map(|p| adapter::stage_prompts(&self.dir.prompts(), backend, p)).transpose()?;
         if let Some(spec) = self.settings.lora() {
             let tensors = adapter::tensors(backend, self.learner.lora())?;
-            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, &self.model_name)?;
+            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name)?;
             staged.into_iter().try_for_each(|file| file.persist())?;
         }
+        prompts.map_or(Ok(()), Staged::persist)?;
         head.persist()
     }
 
-    /// Tests the best epoch and writes the summary.
+    /// Tests the best epoch; writes its evaluation and the summary.
     fn finish(
         mut self,
         epochs: u32,
         stopped_early: bool,
-        zero_shot: EvalMetrics,
+        zero_shot: PlainResult,
         best: Option<Best>,
     ) -> Result<Summary> {
         let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
         self.learner.restore(&best.values)?;
         // Again, in case an earlier attempt was cut off between two of the files.
         self.save_best()?;
-        let split = self.result_split();
-        let test = if split == Split::Test {
-            let metrics = self.evaluate(Split::Test, Subject::Tuned)?;
-            let path = self.dir.path().to_path_buf();
-            Some(metrics.ok_or(TrainError::Interrupted { epoch: epochs, path })?)
-        } else {
-            None
+        // Where there is no test split, once more on the validation split, for what is known of each image.
+        let split = if self.test.is_some() { Split::Test } else { Split::Val };
+        let (dir, cache) = (self.dir, self.cache);
+        let sums = match self.evaluate(split)? {
+            Some(sums) => sums,
+            None => return Err(TrainError::Interrupted { epoch: epochs, path: dir.path().to_path_buf() }),
         };
+        let images = cache.split(split);
+        let path = |index| images.path(index).unwrap_or_default().display().to_string();
+        let names = cache.class_names();
+        dir.write_evaluation(&sums.evaluation(split.name(), names, path, zero_shot.classes))?;
+        let plain = zero_shot.metrics;
         let summary = Summary {
             recipe: self.settings.recipe,
             classes: self.learner.classes(),
@@ -484,21 +635,27 @@ impl<B: Backend> Run<'_, B> {
             best_epoch: best.epoch,
             stopped_early,
             val: best.val,
-            test,
+            test: self.test.is_some().then(|| sums.finish()),
             zero_shot: ZeroShot {
                 split: split.to_string(),
-                images: zero_shot.images,
-                loss: zero_shot.loss_text,
-                top1: zero_shot.text_top1,
-                top5: zero_shot.text_top5,
+                images: plain.images,
+                loss: plain.loss_text,
+                top1: plain.text_top1,
+                top5: plain.text_top5,
             },
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
             device: self.learner.backend().describe(),
         };
-        self.dir.write_summary(&summary)?;
+        dir.write_summary(&summary)?;
         Ok(summary)
     }
+}
+
+/// How the images of a step are mixed.
+fn mix_draw(settings: &Settings, batch: usize, step: u64) -> Result<MixDraw> {
+    MixDraw::new(settings.mixup, batch, settings.seed, step)
+        .map_err(|e| TrainError::Setting(format!("--mixup: {} is no α of a Beta distribution ({e})", settings.mixup)))
 }
 
 /// Steps that are handed to the device before the host waits for the results of the first.
@@ -525,8 +682,9 @@ struct EpochSums {
     loss: f64,
     loss_head: f64,
     loss_text: f64,
-    correct: u64,
-    text_correct: u64,
+    loss_triplet: f64,
+    correct: f64,
+    text_correct: f64,
 }
 
 impl EpochSums {
@@ -538,6 +696,7 @@ impl EpochSums {
             self.loss += n * stats.loss;
             self.loss_head += n * stats.loss_head;
             self.loss_text += n * stats.loss_text;
+            self.loss_triplet += n * stats.loss_triplet;
         }
         self.correct += stats.correct;
         self.text_correct += stats.text_correct;
@@ -550,6 +709,7 @@ impl EpochSums {
             loss: self.loss / n,
             loss_head: self.loss_head / n,
             loss_text: self.loss_text / n,
+            loss_triplet: self.loss_triplet / n,
             correct: self.correct,
             text_correct: self.text_correct,
             grad_norm: f64::NAN,

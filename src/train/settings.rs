@@ -2,22 +2,49 @@
 
 use super::{Result, TrainError};
 use crate::clip::text::TEMPLATES;
-use crate::objective::Objective;
+use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
-use crate::tune::{LoraSpec, Target};
+use crate::tune::{LoraSpec, PromptMode, PromptSharing, PromptSpec, Target};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 /// A named combination of settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Recipe {
-    /// LoRA in the attention layers and a head, head loss + 0.3 × text alignment.
-    Lora,
     /// The head alone on frozen features.
     Linear,
+    /// LoRA in the attention layers and a head, head loss + 0.3 × text alignment.
+    Lora,
+    /// LoRA and a head on mixed images.
+    Mixup,
+    /// LoRA and a head, head loss × 0.7 + batch-hard triplet loss × 0.3.
+    Triplet,
+    /// Prompts in front of every block and a head.
+    Vpt,
+}
+
+impl Recipe {
+    pub const ALL: [Recipe; 5] = [Recipe::Linear, Recipe::Lora, Recipe::Mixup, Recipe::Triplet, Recipe::Vpt];
+
+    /// The word for it on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Recipe::Linear => "linear",
+            Recipe::Lora => "lora",
+            Recipe::Mixup => "mixup",
+            Recipe::Triplet => "triplet",
+            Recipe::Vpt => "vpt",
+        }
+    }
+}
+
+impl std::fmt::Display for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// What is trained beside the head.
@@ -27,6 +54,18 @@ pub enum Method {
     Lora,
     /// Nothing.
     Linear,
+    /// Prompts.
+    Vpt,
+}
+
+/// What is done to training images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Augment {
+    /// They are the same in every epoch.
+    Off,
+    /// Random resized crop and horizontal flip.
+    CropFlip,
 }
 
 /// Element type of activations and frozen weights.
@@ -142,7 +181,8 @@ pub struct Settings {
     pub cache: Option<PathBuf>,
     /// Element type of the cache.
     pub dtype: CacheType,
-    /// Where the trained tensors start from: a directory with adapter/ or head.safetensors.
+    /// Where the trained tensors start from: a directory with adapter/, head.safetensors or
+    /// prompts.safetensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
     pub skip_bad_images: bool,
@@ -150,17 +190,39 @@ pub struct Settings {
     pub method: Method,
     pub head_init: HeadInit,
     pub text_weight: f64,
+    /// α of MixUp's Beta distribution; 0 for none.
+    pub mixup: f64,
+    pub mixup_on: MixOn,
+    /// Weight λ of the triplet loss, of which the head's leaves 1 − λ; 0 for none.
+    pub triplet: f64,
+    pub margin: f64,
+    pub prompts: PromptSharing,
+    pub prompt_mode: PromptMode,
+    /// Prompts of a block.
+    pub prompt_count: usize,
+    /// Adapters beside the prompts.
+    pub with_lora: bool,
     pub rank: usize,
     pub alpha: f64,
     pub targets: Vec<Target>,
     pub epochs: u32,
     pub batch_size: usize,
     pub seed: u64,
+    /// Seed of what the images are: the split of a folder of classes, the demo's flowers. None for that of
+    /// the run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_seed: Option<u64>,
+    /// Training images of each class; none for all there are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shots: Option<usize>,
+    pub augment: Augment,
     pub shuffle: bool,
     pub lr_head: f64,
     pub wd_head: f64,
     pub lr_lora: f64,
     pub wd_lora: f64,
+    pub lr_prompt: f64,
+    pub wd_prompt: f64,
     pub schedule: ScheduleKind,
     /// Steps over which the learning rates climb to their values.
     pub warmup: u64,
@@ -187,22 +249,39 @@ impl Settings {
             skip_bad_images: false,
             recipe,
             method: match recipe {
-                Recipe::Lora => Method::Lora,
                 Recipe::Linear => Method::Linear,
+                Recipe::Lora | Recipe::Mixup | Recipe::Triplet => Method::Lora,
+                Recipe::Vpt => Method::Vpt,
             },
             head_init: HeadInit::Random,
-            text_weight: 0.3,
+            text_weight: match recipe {
+                Recipe::Mixup | Recipe::Triplet => 0.0,
+                Recipe::Linear | Recipe::Lora | Recipe::Vpt => 0.3,
+            },
+            mixup: if recipe == Recipe::Mixup { 0.2 } else { 0.0 },
+            mixup_on: MixOn::Pixels,
+            triplet: if recipe == Recipe::Triplet { 0.3 } else { 0.0 },
+            margin: 1.0,
+            prompts: PromptSharing::Shared,
+            prompt_mode: PromptMode::Replace,
+            prompt_count: 16,
+            with_lora: false,
             rank: 8,
             alpha: 16.0,
             targets: Target::ALL.to_vec(),
             epochs: 40,
             batch_size: 32,
             seed: 42,
+            data_seed: None,
+            shots: None,
+            augment: Augment::Off,
             shuffle: true,
             lr_head: 1e-3,
             wd_head: 1e-4,
             lr_lora: 1e-4,
             wd_lora: 1e-2,
+            lr_prompt: 5e-3,
+            wd_prompt: 0.0,
             schedule: ScheduleKind::Constant,
             warmup: 0,
             early_stop: Patience::Epochs(3),
@@ -230,6 +309,10 @@ impl Settings {
             ("--lr-lora", self.lr_lora),
             ("--wd-head", self.wd_head),
             ("--wd-lora", self.wd_lora),
+            ("--lr-prompt", self.lr_prompt),
+            ("--wd-prompt", self.wd_prompt),
+            ("--mixup", self.mixup),
+            ("--margin", self.margin),
             ("--text-weight", self.text_weight),
             ("--early-stop-min-delta", self.early_stop_min_delta),
         ] {
@@ -237,23 +320,10 @@ impl Settings {
                 return refuse(format!("{flag}: {value} is not a number of at least 0"));
             }
         }
-        if self.method == Method::Lora {
-            if self.rank == 0 || self.rank > 1024 {
-                return refuse(format!("--rank: {} is not between 1 and 1024", self.rank));
-            }
-            if !self.alpha.is_finite() {
-                return refuse(format!("--alpha: {} is not a number", self.alpha));
-            }
-            if self.targets.is_empty() {
-                return refuse("--targets: name at least one layer, or choose --method linear".into());
-            }
-            let mut seen = self.targets.clone();
-            seen.sort_unstable();
-            seen.dedup();
-            if seen.len() != self.targets.len() {
-                return refuse("--targets: a layer is named twice; name each once".into());
-            }
+        if self.has_lora() {
+            self.validate_lora()?;
         }
+        self.validate_technique()?;
         check_templates(&self.templates)?;
         match (self.demo, &self.data, &self.model) {
             (true, None, None) | (false, Some(_), Some(_)) => Ok(()),
@@ -263,22 +333,117 @@ impl Settings {
         }
     }
 
+    /// Refuses adapters that cannot be made.
+    fn validate_lora(&self) -> Result<()> {
+        let refuse = |text: String| Err(TrainError::Setting(text));
+        if self.rank == 0 || self.rank > 1024 {
+            return refuse(format!("--rank: {} is not between 1 and 1024", self.rank));
+        }
+        if !self.alpha.is_finite() {
+            return refuse(format!("--alpha: {} is not a number", self.alpha));
+        }
+        if self.targets.is_empty() {
+            return refuse("--targets: name at least one layer, or choose --method linear".into());
+        }
+        let mut seen = self.targets.clone();
+        seen.sort_unstable();
+        seen.dedup();
+        if seen.len() != self.targets.len() {
+            return refuse("--targets: a layer is named twice; name each once".into());
+        }
+        Ok(())
+    }
+
+    /// Refuses techniques that contradict each other.
+    fn validate_technique(&self) -> Result<()> {
+        let refuse = |text: &str| Err(TrainError::Setting(text.into()));
+        if !(0.0..=1.0).contains(&self.triplet) {
+            let text = format!("--triplet: {} is no share of the loss; give 0 to 1", self.triplet);
+            return Err(TrainError::Setting(text));
+        }
+        if self.has_mixup() && self.has_triplet() {
+            return refuse(
+                "--triplet with --mixup: mixed images have no single class to form triplets by; choose one",
+            );
+        }
+        if self.batch_size == 1 && self.has_mixup() {
+            return refuse("--batch-size: 1 leaves MixUp nothing to mix with; give at least 2");
+        }
+        if self.batch_size < 3 && self.has_triplet() {
+            return refuse(
+                "--batch-size: a triplet is an image, one of its class and one of another; give at least 3",
+            );
+        }
+        if self.method == Method::Linear && self.has_triplet() {
+            return refuse(
+                "--triplet: the loss acts on the features, which --method linear leaves as they are; use lora or vpt",
+            );
+        }
+        if self.with_lora && self.method == Method::Linear {
+            return refuse("--with-lora: contradicts --method linear; use --method lora");
+        }
+        if self.method == Method::Vpt && !(1..=1024).contains(&self.prompt_count) {
+            let text = format!("--prompt-count: {} is not between 1 and 1024", self.prompt_count);
+            return Err(TrainError::Setting(text));
+        }
+        if self.shots == Some(0) {
+            return refuse("--shots: 0 leaves no image to train on; give at least 1");
+        }
+        if self.augment != Augment::Off && self.dtype != CacheType::U8 {
+            return refuse("--augment: crops are taken of pixels; use --dtype u8");
+        }
+        Ok(())
+    }
+
+    fn has_lora(&self) -> bool {
+        self.method == Method::Lora || self.with_lora
+    }
+
+    pub fn has_mixup(&self) -> bool {
+        self.mixup > 0.0
+    }
+
+    pub fn has_triplet(&self) -> bool {
+        self.triplet > 0.0
+    }
+
     pub fn lora(&self) -> Option<LoraSpec> {
-        (self.method == Method::Lora).then(|| LoraSpec {
+        self.has_lora().then(|| LoraSpec {
             rank: self.rank,
             alpha: self.alpha,
             targets: self.targets.clone(),
         })
     }
 
+    pub fn prompt_spec(&self) -> Option<PromptSpec> {
+        let spec = PromptSpec { count: self.prompt_count, sharing: self.prompts, mode: self.prompt_mode };
+        (self.method == Method::Vpt).then_some(spec)
+    }
+
+    /// Where batches are mixed.
+    pub fn mix(&self) -> Option<MixOn> {
+        self.has_mixup().then_some(self.mixup_on)
+    }
+
+    /// True where an image's features are the same in every step, so that they need computing only once.
+    pub fn on_frozen_features(&self) -> bool {
+        self.method == Method::Linear && self.mix() != Some(MixOn::Pixels) && self.augment == Augment::Off
+    }
+
+    /// The seed of what the images are.
+    pub fn image_seed(&self) -> u64 {
+        self.data_seed.unwrap_or(self.seed)
+    }
+
     pub fn objective(&self) -> Objective {
-        Objective { head: 1.0, text: self.text_weight }
+        Objective::new(1.0, self.text_weight).with_triplet(self.triplet, self.margin)
     }
 
     pub fn rates(&self) -> Rates {
         Rates {
             head: Rate { learning_rate: self.lr_head, weight_decay: self.wd_head },
             lora: Rate { learning_rate: self.lr_lora, weight_decay: self.wd_lora },
+            prompt: Rate { learning_rate: self.lr_prompt, weight_decay: self.wd_prompt },
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::files::{TensorFile, stage_tensors};
 use super::learner::Learner;
-use super::metrics::EvalMetrics;
+use super::metrics::{ClassMetrics, EvalMetrics};
 use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
 use crate::tensor::Tensor;
@@ -17,6 +17,14 @@ pub struct Best {
     pub val: EvalMetrics,
     /// Values of all trained tensors, in the order of [`Learner::params`].
     pub values: Vec<Tensor>,
+}
+
+/// What plain CLIP makes of the split where the final result is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlainResult {
+    pub metrics: EvalMetrics,
+    /// By its text logits.
+    pub classes: Vec<ClassMetrics>,
 }
 
 /// The numbers of a saved state; the tensors stand beside them.
@@ -35,7 +43,7 @@ pub struct Progress {
     pub early_stop_stale: u32,
     pub best_epoch: u32,
     pub best_val: EvalMetrics,
-    pub zero_shot: Option<EvalMetrics>,
+    pub zero_shot: PlainResult,
     /// Length of metrics.jsonl.
     pub metrics_bytes: u64,
     /// Seconds of training and validation so far; of training steps alone, and their images.
