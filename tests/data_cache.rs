@@ -2,8 +2,13 @@
 
 mod common;
 
+use clip_engine::backend::Backend;
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::decode;
-use clip_engine::data::{Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split};
+use clip_engine::data::{
+    Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split,
+};
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::tensor::{DType, Tensor};
 use common::photo;
@@ -354,6 +359,125 @@ fn bad_images_are_left_out_when_asked() {
     }
     let error = workspace.build(DType::U8, &options, &Silent).unwrap_err();
     assert!(matches!(error, DataError::NothingLeft { split: Split::Val, .. }), "{error}");
+}
+
+#[test]
+fn images_can_be_looked_at_whatever_the_type_of_the_cache() {
+    let workspace = Workspace::new(&PHOTOS);
+    let expected = workspace.cache();
+    for dtype in [DType::U8, DType::F16, DType::F32] {
+        let cache = workspace.build(dtype, &CacheOptions::default(), &Silent).unwrap();
+        for split in Split::ALL {
+            let (view, expected) = (cache.split(split), expected.split(split));
+            for i in 0..view.len() {
+                assert_eq!(view.rgb(i).unwrap(), expected.image(i).unwrap().bytes(), "{dtype} {split} {i}");
+            }
+            assert!(matches!(view.rgb(view.len()), Err(DataError::Index { .. })));
+        }
+    }
+}
+
+#[test]
+fn larger_training_images_have_a_cache_of_their_own() {
+    let workspace = Workspace::new(&PHOTOS);
+    let source = workspace.source();
+    let train = source.only(Split::Train);
+    assert_eq!((train.train.len(), train.len(), &train.class_names), (10, 10, &source.class_names));
+    let build = |source: &Source, preprocess: &Preprocess| {
+        let (folder, options) = (workspace.caches.path(), CacheOptions::default());
+        Cache::open_or_build(source, preprocess, DType::U8, folder, &options, &Silent).unwrap()
+    };
+    let preprocess = Preprocess::clip(SIDE);
+    let larger = preprocess.enlarged(larger_side(SIDE)).unwrap();
+    assert_eq!(larger.image_size(), 18);
+    let all = build(&source, &preprocess);
+    // At another size and at the same, as where a model takes what another's crops are cut from.
+    for preprocess in [&larger, &preprocess] {
+        let cache = build(&train, preprocess);
+        assert!(!cache.reused());
+        assert_ne!(cache.path(), all.path());
+        assert_ne!(cache.fingerprint(), all.fingerprint());
+        assert_eq!((cache.split(Split::Train).len(), cache.len()), (10, 10));
+        assert!(cache.split(Split::Val).is_empty() && cache.split(Split::Test).is_empty());
+        assert_eq!(cache.split(Split::Train).labels(), all.split(Split::Train).labels());
+        for (i, item) in source.train.iter().enumerate() {
+            assert_eq!(cache.split(Split::Train).path(i), all.split(Split::Train).path(i));
+            let pixels = preprocess.resize_crop(&decode(&item.path).unwrap());
+            assert_eq!(cache.split(Split::Train).image(i).unwrap().bytes(), pixels);
+        }
+        assert!(build(&train, preprocess).reused());
+    }
+    assert!(build(&source, &preprocess).reused(), "the others have not replaced it");
+    assert_eq!(workspace.files().len(), 3);
+    // A split that the data does not have.
+    let none = build(&source.only(Split::Test), &preprocess);
+    assert!(none.is_empty() && build(&source.only(Split::Test), &preprocess).is_empty());
+    assert_eq!(none.class_names(), source.class_names);
+}
+
+#[test]
+fn the_same_bad_images_are_left_out_of_larger_images() {
+    let workspace = Workspace::new(&PHOTOS);
+    truncate(&workspace.photos.path().join("train/daisy/002_grey.jpg"));
+    let options = CacheOptions { skip_bad_images: true, threads: 0 };
+    let all = workspace.build(DType::U8, &options, &Silent).unwrap();
+    let train = workspace.source().only(Split::Train);
+    let larger = Preprocess::clip(SIDE).enlarged(SIDE + 2).unwrap();
+    let folder = workspace.caches.path();
+    let cache = Cache::open_or_build(&train, &larger, DType::U8, folder, &options, &Silent).unwrap();
+    let (cache, all) = (cache.split(Split::Train), all.split(Split::Train));
+    assert_eq!((cache.len(), cache.labels()), (9, all.labels()));
+    assert!((0..9).all(|i| cache.path(i) == all.path(i)));
+}
+
+#[test]
+fn crops_of_a_batch_are_what_the_backend_takes() {
+    let workspace = Workspace::new(&PHOTOS);
+    let cache = workspace.cache();
+    let train = cache.split(Split::Train);
+    let indices = [7, 0, 4];
+    let mut images = Tensor::zeros(cache.batch_shape(3), DType::U8);
+    train.gather(&indices, &mut images).unwrap();
+    let cpu = Cpu::<f32>::new();
+    let cut = |augmentation: &Augmentation, side: usize| {
+        let crops = augmentation.crops(1, 0, &indices, SIDE, SIDE).unwrap();
+        let mut y = Tensor::zeros([3, side, side, 3], DType::U8);
+        cpu.crop_resize(&images, &crops, &mut y).unwrap();
+        y
+    };
+    // The whole image, mirrored, at its own size: the columns in reverse.
+    let mirror = Augmentation { scale: [1.0, 1.0], ratio: [1.0, 1.0], flip: 1.0 };
+    let mirrored = cut(&mirror, SIDE);
+    let rows = mirrored.bytes().chunks_exact(SIDE * 3).zip(images.bytes().chunks_exact(SIDE * 3));
+    for (found, row) in rows {
+        let reversed: Vec<u8> = row.chunks_exact(3).rev().flatten().copied().collect();
+        assert_eq!(found, reversed);
+    }
+    // Boxes of every place and shape are taken too.
+    for epoch in 0..50 {
+        let crops = Augmentation::default().crops(1, epoch, &indices, SIDE, SIDE).unwrap();
+        let mut y = Tensor::zeros([3, 14, 14, 3], DType::U8);
+        cpu.crop_resize(&images, &crops, &mut y).unwrap();
+    }
+}
+
+#[test]
+fn a_class_without_an_image_is_named() {
+    let workspace = Workspace::new(&["base_420_q95.jpg"]);
+    let options = CacheOptions { skip_bad_images: true, threads: 0 };
+    let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
+    cache.split(Split::Train).require_every_class().unwrap();
+    cache.split(Split::Val).require_every_class().unwrap();
+    // The only training photo of a class is left out.
+    truncate(&workspace.photos.path().join("train/rose/000_base_420_q95.jpg"));
+    let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
+    let message = cache.split(Split::Train).require_every_class().unwrap_err().to_string();
+    assert!(message.contains("\"rose\"") && message.contains("train split"), "{message}");
+    cache.split(Split::Val).require_every_class().unwrap();
+    assert!(matches!(
+        cache.split(Split::Test).require_every_class(),
+        Err(DataError::NoImageOfClass { class, split: Split::Test }) if class == "daisy"
+    ));
 }
 
 #[test]

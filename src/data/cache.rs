@@ -118,7 +118,7 @@ impl Cache {
 
     /// The images of one split.
     pub fn split(&self, split: Split) -> SplitView<'_> {
-        SplitView { cache: self, range: self.header.range(split) }
+        SplitView { cache: self, split, range: self.header.range(split) }
     }
 
     /// Class names in label order.
@@ -200,6 +200,7 @@ impl Cache {
 #[derive(Debug, Clone)]
 pub struct SplitView<'a> {
     cache: &'a Cache,
+    split: Split,
     range: Range<usize>,
 }
 
@@ -225,6 +226,36 @@ impl<'a> SplitView<'a> {
     pub fn image(&self, index: usize) -> Result<View<'a>, DataError> {
         let bytes = self.image_bytes(index)?;
         Ok(View::new(self.cache.image_shape(), self.cache.dtype(), bytes)?)
+    }
+
+    /// Image `index` to look at: [S, S, 3] u8 whatever the cache's type.
+    ///
+    /// # Errors
+    /// An index past the end.
+    pub fn rgb(&self, index: usize) -> Result<Vec<u8>, DataError> {
+        let image = self.image(index)?;
+        if image.dtype() == DType::U8 {
+            return Ok(image.bytes().to_vec());
+        }
+        let values = image.to_tensor(DType::F32)?;
+        Ok(self.cache.header.preprocess.denormalise(values.typed::<f32>()?))
+    }
+
+    /// Refuses a split in which a class has no image: what training needs of the train split. Photos that
+    /// were left out count as missing.
+    ///
+    /// # Errors
+    /// [`DataError::NoImageOfClass`] names the first such class.
+    pub fn require_every_class(&self) -> Result<(), DataError> {
+        let names = self.cache.class_names();
+        let mut present = vec![false; names.len()];
+        for &label in self.labels() {
+            present[label as usize] = true;
+        }
+        match names.iter().zip(present).find(|(_, present)| !present) {
+            Some((class, _)) => Err(DataError::NoImageOfClass { class: class.clone(), split: self.split }),
+            None => Ok(()),
+        }
     }
 
     /// Where image `index` came from: the path of the photo, or the name of a generated image. None

@@ -11,7 +11,7 @@ mod flower;
 mod kind;
 mod scene;
 
-use super::Split;
+use super::{MemoryImage, Split};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -35,7 +35,7 @@ pub fn per_class(split: Split) -> usize {
 /// One labelled picture of the demo set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DemoImage {
-    /// RGB bytes, [`IMAGE_SIZE`, `IMAGE_SIZE`, 3].
+    /// RGB bytes, [side, side, 3]; the side is [`IMAGE_SIZE`] unless another was asked for.
     pub pixels: Vec<u8>,
     /// Index into [`demo_classes`].
     pub label: u32,
@@ -44,24 +44,60 @@ pub struct DemoImage {
     pub split: Split,
 }
 
+impl From<DemoImage> for MemoryImage {
+    fn from(image: DemoImage) -> MemoryImage {
+        let DemoImage { pixels, label, name, split } = image;
+        MemoryImage { pixels, label, name, split }
+    }
+}
+
 /// The class names of the demo, in label order.
 pub fn demo_class_names() -> Vec<String> {
     demo_classes().iter().map(FlowerKind::name).collect()
+}
+
+/// One picture of the demo set, not yet drawn.
+struct Place {
+    split: Split,
+    label: usize,
+    /// Among the pictures of its class and split.
+    index: usize,
+}
+
+/// Every picture: all of train, then val, then test, classes in label order.
+fn places(classes: usize) -> Vec<Place> {
+    let mut places = Vec::new();
+    for split in Split::ALL {
+        for label in 0..classes {
+            places.extend((0..per_class(split)).map(|index| Place { split, label, index }));
+        }
+    }
+    places
 }
 
 /// The demo set, drawn as it is iterated: all of train, then val, then test, classes in label order.
 ///
 /// Each picture has its own random stream, so it does not depend on the ones drawn before it.
 pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = DemoImage> {
+    demo_pictures(seed, IMAGE_SIZE, |_| true)
+}
+
+/// The pictures of one split of [`demo_dataset`], with `side` pixels a side: the same flowers on another
+/// grid, to cut crops from.
+pub fn demo_split_at(seed: u64, split: Split, side: usize) -> impl ExactSizeIterator<Item = DemoImage> {
+    demo_pictures(seed, side, move |other| other == split)
+}
+
+fn demo_pictures(
+    seed: u64,
+    side: usize,
+    wanted: impl Fn(Split) -> bool,
+) -> impl ExactSizeIterator<Item = DemoImage> {
     let classes = demo_classes();
-    let mut places = Vec::new();
-    for split in Split::ALL {
-        for label in 0..classes.len() {
-            places.extend((0..per_class(split)).map(|index| (split, label, index)));
-        }
-    }
-    places.into_iter().enumerate().map(move |(stream, (split, label, index))| DemoImage {
-        pixels: draw(&classes[label], World::Field, &mut stream_rng(seed, stream as u64), IMAGE_SIZE),
+    let streams = places(classes.len()).into_iter().zip(0u64..);
+    let wanted: Vec<_> = streams.filter(|(place, _)| wanted(place.split)).collect();
+    wanted.into_iter().map(move |(Place { split, label, index }, stream)| DemoImage {
+        pixels: draw(&classes[label], World::Field, &mut stream_rng(seed, stream), side),
         label: label as u32,
         name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
         split,
@@ -73,4 +109,74 @@ pub fn stream_rng(seed: u64, stream: u64) -> ChaCha8Rng {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(stream);
     rng
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
+        assert_eq!(a.len(), b.len());
+        a.iter().zip(b).map(|(&a, &b)| f64::from(a.abs_diff(b))).sum::<f64>() / a.len() as f64
+    }
+
+    /// How much neighbours in a row differ: noise adds to it, blur takes from it.
+    fn roughness(pixels: &[u8]) -> f64 {
+        let rows = pixels.chunks_exact(IMAGE_SIZE * 3);
+        rows.map(|row| mean_difference(&row[3..], &row[..row.len() - 3])).sum::<f64>() / IMAGE_SIZE as f64
+    }
+
+    /// The means over squares of 2 × 2 pixels.
+    fn halve(pixels: &[u8]) -> Vec<u8> {
+        let at = |row: usize, column: usize, channel: usize| {
+            u16::from(pixels[(row * 2 * IMAGE_SIZE + column) * 3 + channel])
+        };
+        let mut small = Vec::new();
+        for index in 0..IMAGE_SIZE * IMAGE_SIZE * 3 {
+            let (pixel, channel) = (index / 3, index % 3);
+            let (row, column) = (pixel / IMAGE_SIZE * 2, pixel % IMAGE_SIZE * 2);
+            let sum: u16 =
+                [(0, 0), (0, 1), (1, 0), (1, 1)].map(|(y, x)| at(row + y, column + x, channel)).iter().sum();
+            small.push(((sum + 2) / 4) as u8);
+        }
+        small
+    }
+
+    #[test]
+    fn a_finer_grid_shows_the_same_flowers() {
+        const COUNT: usize = 6;
+        let train: Vec<DemoImage> = demo_dataset(9).take(COUNT).collect();
+        let (mut finer_roughness, mut own_roughness) = (0.0, 0.0);
+        for (i, finer) in demo_split_at(9, Split::Train, 2 * IMAGE_SIZE).take(COUNT).enumerate() {
+            let image = &train[i];
+            assert_eq!((finer.label, &finer.name, finer.split), (image.label, &image.name, image.split));
+            let small = halve(&finer.pixels);
+            let own = mean_difference(&small, &image.pixels);
+            let other = mean_difference(&small, &train[(i + 1) % COUNT].pixels);
+            assert!(own < other / 3.0, "{}: {own} from its own picture, {other} from the next", finer.name);
+            finer_roughness += roughness(&small);
+            own_roughness += roughness(&image.pixels);
+        }
+        let ratio = finer_roughness / own_roughness;
+        // Without the noise scaled it would be 0.77, without the blur 1.02.
+        assert!((0.9..1.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn a_split_alone_has_the_pictures_of_the_whole_set() {
+        let classes = demo_classes();
+        let mut first = 0;
+        for split in Split::ALL {
+            let mut pictures = demo_split_at(4, split, IMAGE_SIZE);
+            let count = per_class(split) * classes.len();
+            assert_eq!(pictures.len(), count);
+            let picture = pictures.nth(1).unwrap();
+            assert_eq!(picture.name, format!("{split}/{}/001.png", classes[0].name()));
+            let mut rng = stream_rng(4, first + 1);
+            assert_eq!(picture.pixels, draw(&classes[0], World::Field, &mut rng, IMAGE_SIZE));
+            assert_eq!((picture.label, picture.split), (0, split));
+            first += count as u64;
+        }
+        assert_eq!(first, demo_dataset(4).len() as u64);
+    }
 }

@@ -91,6 +91,26 @@ pub enum DataError {
     /// A batch buffer of another shape or element type.
     #[error("batch buffer: {0}; allocate it with the shape and type of the cache")]
     Batch(#[from] TensorError),
+    /// A class that cannot be learnt.
+    #[error("class {class:?} has no image in the {split} split; add images of it or remove the class")]
+    NoImageOfClass { class: String, split: Split },
+    /// Few-shot training without images.
+    #[error("--shots 0 leaves no training image; give at least 1")]
+    NoShots,
+    /// Fewer images of a class than few-shot training asks for.
+    #[error(
+        "class {class:?}, the smallest, has {images} training images, --shots {shots} needs more; \
+         lower --shots or add images"
+    )]
+    TooFewImages { class: String, images: usize, shots: usize },
+    /// Augmentation that describes no crop.
+    #[error("augmentation: {setting} {value} is out of range; give {expected}")]
+    Augmentation { setting: &'static str, value: String, expected: &'static str },
+    /// Images to cut crops from that are smaller than the model's, or beyond all measure.
+    #[error(
+        "augmentation: images of {side} pixels to cut crops from; give a size from {least} to {greatest}"
+    )]
+    LargerSide { side: usize, least: usize, greatest: usize },
     /// A split name that is none.
     #[error("{0:?} is not a split; use train, val or test")]
     SplitName(String),

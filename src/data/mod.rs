@@ -2,8 +2,9 @@
 //!
 //! [`source`] finds the photos, their classes and their splits; [`decode`] and [`preprocess`] turn one
 //! photo into the pixels CLIP expects; [`cache`] keeps those pixels in one memory-mapped file, which is
-//! what training reads.
+//! what training reads. [`shots`] draws a few-shot part of the training images, [`augment`] their crops.
 
+pub mod augment;
 pub mod cache;
 pub mod decode;
 pub mod demo;
@@ -12,12 +13,16 @@ pub mod flowers102;
 pub mod folder;
 mod mat;
 pub mod preprocess;
+mod random;
 pub mod resize;
+pub mod shots;
 pub mod source;
 
+pub use augment::Augmentation;
 pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
 pub use error::DataError;
 pub use preprocess::Preprocess;
+pub use shots::few_shot;
 pub use source::{Item, Source, SourceKind};
 
 /// Which part of the data.

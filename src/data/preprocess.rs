@@ -91,6 +91,23 @@ impl Preprocess {
         Ok(Preprocess::clip(image_size))
     }
 
+    /// The same settings for larger images, to cut crops from: both the resize and the centre crop end at
+    /// `side` pixels.
+    ///
+    /// # Errors
+    /// A side below [`Preprocess::image_size`] or beyond what any model takes.
+    pub fn enlarged(&self, side: usize) -> Result<Preprocess, DataError> {
+        let (least, greatest) = (self.crop, MAX_SIDE as usize);
+        if !(least..=greatest).contains(&side) {
+            return Err(DataError::LargerSide { side, least, greatest });
+        }
+        let resize = match self.resize {
+            Resize::ShortSide(_) => Resize::ShortSide(side),
+            Resize::Square(_) => Resize::Square(side),
+        };
+        Ok(Preprocess { resize, crop: side, ..self.clone() })
+    }
+
     /// Reads the settings as Hugging Face's image processors write them; what is missing has CLIP's value.
     fn from_config(config: &Value) -> Result<Preprocess, String> {
         for flag in ["do_resize", "do_rescale", "do_normalize"] {
@@ -184,6 +201,20 @@ impl Preprocess {
                 *value = table[usize::from(pixel[channel])];
             }
         }
+    }
+
+    /// Undoes [`Preprocess::normalise`]: [3, S, S] → [S, S, 3] u8, rounded to nearest. Values that f16
+    /// rounded give their pixels back too.
+    pub fn denormalise(&self, values: &[f32]) -> Vec<u8> {
+        let plane = values.len() / CHANNELS;
+        let mut pixels = vec![0; plane * CHANNELS];
+        for (channel, values) in values.chunks_exact(plane.max(1)).enumerate() {
+            for (value, pixel) in values.iter().zip(pixels.chunks_exact_mut(CHANNELS)) {
+                let scaled = value * self.std[channel] + self.mean[channel];
+                pixel[channel] = (scaled * 255.0).round() as u8;
+            }
+        }
+        pixels
     }
 
     /// The normalised value of every pixel value, per channel.

@@ -83,6 +83,19 @@ impl Source {
         }
     }
 
+    /// The same source with the other splits empty, for a cache of this one alone.
+    pub fn only(&self, split: Split) -> Source {
+        let keep = |other: Split| if other == split { self.split(split).to_vec() } else { Vec::new() };
+        Source {
+            root: self.root.clone(),
+            kind: self.kind,
+            class_names: self.class_names.clone(),
+            train: keep(Split::Train),
+            val: keep(Split::Val),
+            test: keep(Split::Test),
+        }
+    }
+
     /// All photos: train, then val, then test.
     pub fn items(&self) -> impl Iterator<Item = &Item> {
         Split::ALL.into_iter().flat_map(|split| self.split(split))
@@ -93,7 +106,7 @@ impl Source {
         self.train.len() + self.val.len() + self.test.len()
     }
 
-    /// True when there is no photo at all; [`Source::open`] never returns such a source.
+    /// True when there is no photo at all; [`Source::open`] never returns such a source, [`Source::only`] may.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -270,7 +270,7 @@ fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: 
     }
 }
 
-/// Stable for one source, preprocessing and type, so that a newer cache replaces the older.
+/// Stable for one source, preprocessing, type and choice of splits, so that a newer cache replaces the older.
 fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
     let root = source.root.canonicalize().unwrap_or_else(|_| source.root.clone());
     let mut hash = Fields(Sha256::new());
@@ -279,7 +279,12 @@ fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Stri
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let plain: String =
         name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '_' }).take(40).collect();
-    format!("{plain}-{}px-{}-{}.pixels", preprocess.image_size(), DType::from(dtype), hash.hex(8))
+    // A cache of one split alone lies beside that of all, also where their images are of one size.
+    let filled: Vec<Split> =
+        Split::ALL.into_iter().filter(|&split| !source.split(split).is_empty()).collect();
+    let only = if let [split] = filled[..] { format!("-{split}") } else { String::new() };
+    let (side, dtype) = (preprocess.image_size(), DType::from(dtype));
+    format!("{plain}{only}-{side}px-{dtype}-{}.pixels", hash.hex(8))
 }
 
 /// SHA-256 over fields, each preceded by its length.

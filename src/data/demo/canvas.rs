@@ -165,6 +165,11 @@ pub struct Picture {
 }
 
 impl Picture {
+    /// Pixels a side.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
     /// Recolours every pixel from its place and colour.
     pub fn recolour(&mut self, change: impl Fn(f32, f32, Rgb) -> Rgb) {
         let size = self.size;

@@ -4,6 +4,7 @@ use std::f32::consts::{PI, TAU};
 
 use rand::{Rng, RngExt};
 
+use super::IMAGE_SIZE;
 use super::canvas::{Canvas, Rgb, between, mix, noise, scale, smooth_step};
 use super::flower::{Flower, Pose};
 use super::kind::FlowerKind;
@@ -184,8 +185,11 @@ fn photograph<R: Rng + ?Sized>(canvas: &Canvas, ranges: &Ranges, light: f32, rng
         let gain = brightness * (1.0 + shade * 1.4 * towards);
         std::array::from_fn(|channel| (colour[channel] * gain * cast[channel] - 0.45) * contrast + 0.45)
     });
-    picture.blur(between(rng, ranges.blur));
-    picture.add_noise(between(rng, ranges.noise), rng);
+    // Both ranges are meant for pixels of a picture of IMAGE_SIZE. Blur reaches equally far on any grid;
+    // noise is as strong over any area.
+    let finer = picture.size() as f32 / IMAGE_SIZE as f32;
+    picture.blur(between(rng, ranges.blur) * finer);
+    picture.add_noise(between(rng, ranges.noise) * finer, rng);
     picture.into_bytes()
 }
 

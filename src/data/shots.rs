@@ -1,0 +1,124 @@
+//! Few-shot training: a small, balanced part of the training images.
+
+use super::{DataError, random};
+use rand::seq::SliceRandom;
+
+/// Draws `shots` images of every class without replacement: indices into `labels`, ascending.
+///
+/// The choice depends on `seed`, and within a class on its label and its images alone. Fewer shots under the
+/// same seed are a part of more shots, so that a curve over their number compares like with like.
+///
+/// # Errors
+/// [`DataError::NoShots`] for none; [`DataError::TooFewImages`] names the smallest class when it has fewer.
+///
+/// # Panics
+/// On a label without a class name, which no cache holds.
+pub fn few_shot(
+    labels: &[u32],
+    class_names: &[String],
+    shots: usize,
+    seed: u64,
+) -> Result<Vec<usize>, DataError> {
+    if shots == 0 {
+        return Err(DataError::NoShots);
+    }
+    let mut classes = vec![Vec::new(); class_names.len()];
+    for (index, &label) in labels.iter().enumerate() {
+        classes[label as usize].push(index);
+    }
+    let smallest = classes.iter().zip(class_names).min_by_key(|(images, _)| images.len());
+    if let Some((images, class)) = smallest.filter(|(images, _)| images.len() < shots) {
+        return Err(DataError::TooFewImages { class: class.clone(), images: images.len(), shots });
+    }
+    let generator = random::generator("few-shot", &[seed]);
+    let mut chosen = Vec::with_capacity(shots * classes.len());
+    for (images, label) in classes.iter_mut().zip(0..) {
+        // All of them, where a part would do: fewer shots are then the beginning of more.
+        images.shuffle(&mut random::stream(&generator, label));
+        chosen.extend_from_slice(&images[..shots]);
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names() -> Vec<String> {
+        ["lily", "rose", "tulip"].map(str::to_owned).to_vec()
+    }
+
+    /// 40 lilies, 25 roses and 10 tulips, mixed up.
+    fn labels() -> Vec<u32> {
+        (0..75u32).map(|i| [0, 1, 0, 1, 0, 0, 2, 0, 1, 0, 1, 0, 1, 2, 0][i as usize % 15]).collect()
+    }
+
+    #[test]
+    fn every_class_gets_as_many_images_as_asked_for_and_none_twice() {
+        let labels = labels();
+        for shots in [1, 4, 10] {
+            let chosen = few_shot(&labels, &names(), shots, 42).unwrap();
+            assert!(chosen.is_sorted_by(|a, b| a < b), "{chosen:?}");
+            for label in 0..3 {
+                assert_eq!(chosen.iter().filter(|&&i| labels[i] == label).count(), shots);
+            }
+        }
+    }
+
+    #[test]
+    fn the_choice_depends_on_the_seed_and_on_nothing_else() {
+        let labels = labels();
+        let choose = |seed| few_shot(&labels, &names(), 4, seed).unwrap();
+        let all: std::collections::BTreeSet<Vec<usize>> = (0..50).map(choose).collect();
+        assert_eq!(all.len(), 50, "other seeds give other images");
+        assert_eq!(choose(7), choose(7));
+        // The tulips are the same ones whether or not there are more lilies after them.
+        let mut more = labels.clone();
+        more.extend([0; 20]);
+        let tulips =
+            |chosen: Vec<usize>| -> Vec<usize> { chosen.into_iter().filter(|&i| more[i] == 2).collect() };
+        assert_eq!(tulips(few_shot(&more, &names(), 4, 7).unwrap()), tulips(choose(7)));
+    }
+
+    #[test]
+    fn every_image_is_as_likely_as_any_other_of_its_class() {
+        let labels = labels();
+        let mut count = vec![0u32; labels.len()];
+        for seed in 0..2000 {
+            for image in few_shot(&labels, &names(), 5, seed).unwrap() {
+                count[image] += 1;
+            }
+        }
+        for (image, &count) in count.iter().enumerate() {
+            let of_class = labels.iter().filter(|&&label| label == labels[image]).count() as f64;
+            let expected = 5.0 / of_class;
+            let deviation = (expected * (1.0 - expected) / 2000.0).sqrt();
+            let found = f64::from(count) / 2000.0;
+            assert!(
+                (found - expected).abs() < 5.0 * deviation,
+                "image {image}: {found}, expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn fewer_shots_are_a_part_of_more() {
+        let choose = |shots| few_shot(&labels(), &names(), shots, 3).unwrap();
+        let more = choose(8);
+        assert!(choose(2).iter().all(|image| more.binary_search(image).is_ok()));
+    }
+
+    #[test]
+    fn the_smallest_class_is_named_when_it_has_too_few_images() {
+        let message = few_shot(&labels(), &names(), 30, 0).unwrap_err().to_string();
+        for text in ["\"tulip\"", "10 training images", "--shots 30"] {
+            assert!(message.contains(text), "{message}");
+        }
+        let message = few_shot(&[0, 0, 2], &names(), 1, 0).unwrap_err().to_string();
+        assert!(message.contains("\"rose\"") && message.contains(" 0 training"), "{message}");
+        // No number is so large that it fails otherwise.
+        assert!(matches!(few_shot(&labels(), &names(), usize::MAX, 0), Err(DataError::TooFewImages { .. })));
+        assert!(matches!(few_shot(&labels(), &names(), 0, 0), Err(DataError::NoShots)));
+    }
+}
