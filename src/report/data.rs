@@ -1,6 +1,6 @@
 //! A run as its directory tells it.
 
-use crate::train::metrics::{EvalMetrics, Evaluation};
+use crate::train::metrics::{EvalMetrics, Evaluation, number};
 use crate::train::run::Summary;
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
@@ -66,10 +66,6 @@ pub struct TrainRecord {
 enum Record {
     Step(StepRecord),
     Epoch(EpochRecord),
-}
-
-fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
-    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 impl RunData {

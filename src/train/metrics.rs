@@ -3,15 +3,18 @@
 use super::Result;
 use crate::objective::Objective;
 use crate::tensor::{DType, Tensor};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The results on one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
     pub images: usize,
-    /// The objective, over the whole split.
+    /// The objective, over the whole split. Null in JSON where a logit was not a number.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
+    #[serde(deserialize_with = "number")]
     pub loss_head: f64,
+    #[serde(deserialize_with = "number")]
     pub loss_text: f64,
     /// Fractions of images whose class is the head's first choice, and among its first five.
     pub top1: f64,
@@ -22,6 +25,10 @@ pub struct EvalMetrics {
     /// Mean over the classes of the head's F1 score; classes that occur neither in labels nor in
     /// predictions are left out, as in scikit-learn.
     pub macro_f1: f64,
+    /// Expected calibration error of the head: the mean distance between confidence and accuracy over the
+    /// bins of the confidence. Not a number, null in JSON, where an image has no confidence.
+    #[serde(deserialize_with = "number")]
+    pub ece: f64,
 }
 
 /// Everything that is known about a split after an evaluation; the content of evaluation.json.
@@ -74,111 +81,222 @@ pub struct ImageResult {
     pub text_predicted: u32,
 }
 
-/// Sums over the batches of a split.
+/// Bins of the calibration, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
+const BINS: usize = 15;
+
+/// One image with what head and text logits make of it.
+#[derive(Debug, Clone, Copy)]
+struct Outcome {
+    label: u32,
+    /// Probability of `predicted`; none where a logit is not a number.
+    confidence: Option<f64>,
+    predicted: u32,
+    text_predicted: u32,
+}
+
+/// Results of the batches of a split.
+///
+/// An image with a logit that is not a number, or is infinite so that no probability is left, counts as
+/// wrong: as one that is taken for the first class that is not its own.
 #[derive(Debug, Clone)]
 pub struct Accumulator {
+    classes: usize,
     objective: Objective,
-    images: usize,
     loss_head: f64,
     loss_text: f64,
-    top1: usize,
     top5: usize,
-    text_top1: usize,
     text_top5: usize,
-    /// Per class: images of it, predictions of it, and both at once.
-    labelled: Vec<usize>,
-    predicted: Vec<usize>,
-    right: Vec<usize>,
+    outcomes: Vec<Outcome>,
 }
 
 impl Accumulator {
     pub fn new(classes: usize, objective: Objective) -> Self {
         Accumulator {
+            classes,
             objective,
-            images: 0,
             loss_head: 0.0,
             loss_text: 0.0,
-            top1: 0,
             top5: 0,
-            text_top1: 0,
             text_top5: 0,
-            labelled: vec![0; classes],
-            predicted: vec![0; classes],
-            right: vec![0; classes],
+            outcomes: Vec::new(),
         }
     }
 
     /// Takes in one batch: logits of head and text \[n, C\], labels \[n\].
     pub fn add(&mut self, head: &Tensor, text: &Tensor, labels: &[u32]) -> Result<()> {
-        let classes = self.labelled.len();
         let (head, text) = (head.view().to_tensor(DType::F64)?, text.view().to_tensor(DType::F64)?);
-        let rows = head.typed::<f64>()?.chunks_exact(classes).zip(text.typed::<f64>()?.chunks_exact(classes));
+        let rows = head
+            .typed::<f64>()?
+            .chunks_exact(self.classes)
+            .zip(text.typed::<f64>()?.chunks_exact(self.classes));
         for ((head, text), &label) in rows.zip(labels) {
-            let label = label as usize;
-            self.images += 1;
-            self.loss_head += cross_entropy(head, label);
-            self.loss_text += cross_entropy(text, label);
-            let (place, text_place) = (place_of(head, label), place_of(text, label));
-            self.top1 += usize::from(place < 1);
-            self.top5 += usize::from(place < 5);
-            self.text_top1 += usize::from(text_place < 1);
-            self.text_top5 += usize::from(text_place < 5);
-            let prediction = first_choice(head);
-            self.labelled[label] += 1;
-            self.predicted[prediction] += 1;
-            self.right[label] += usize::from(prediction == label);
+            let (head, text) = (Scores::of(head, label), Scores::of(text, label));
+            self.loss_head += head.loss;
+            self.loss_text += text.loss;
+            self.top5 += usize::from(head.place < 5);
+            self.text_top5 += usize::from(text.place < 5);
+            let (predicted, text_predicted) = (head.choice, text.choice);
+            self.outcomes.push(Outcome { label, confidence: head.confidence, predicted, text_predicted });
         }
         Ok(())
     }
 
     pub fn finish(&self) -> EvalMetrics {
-        let n = self.images.max(1) as f64;
+        let n = self.outcomes.len().max(1) as f64;
         let fraction = |count: usize| count as f64 / n;
         let (loss_head, loss_text) = (self.loss_head / n, self.loss_text / n);
         EvalMetrics {
-            images: self.images,
+            images: self.outcomes.len(),
             loss: self.objective.total(loss_head, loss_text),
             loss_head,
             loss_text,
-            top1: fraction(self.top1),
+            top1: fraction(self.outcomes.iter().filter(|o| o.predicted == o.label).count()),
             top5: fraction(self.top5),
-            text_top1: fraction(self.text_top1),
+            text_top1: fraction(self.outcomes.iter().filter(|o| o.text_predicted == o.label).count()),
             text_top5: fraction(self.text_top5),
-            macro_f1: self.macro_f1(),
+            macro_f1: macro_f1(&self.head_classes()),
+            ece: self.calibration_error(),
         }
     }
 
-    fn macro_f1(&self) -> f64 {
-        let classes = self.labelled.iter().zip(&self.predicted).zip(&self.right);
-        let scores: Vec<f64> = classes
-            .filter(|((labelled, predicted), _)| **labelled + **predicted > 0)
-            .map(|((labelled, predicted), right)| 2.0 * *right as f64 / (labelled + predicted) as f64)
-            .collect();
-        scores.iter().sum::<f64>() / scores.len().max(1) as f64
+    /// The head's results per class, in label order.
+    fn head_classes(&self) -> Vec<ClassMetrics> {
+        class_metrics(self.classes, self.outcomes.iter().map(|o| (o.label, o.predicted)))
+    }
+
+    /// The results of the text logits per class, in label order.
+    pub fn text_classes(&self) -> Vec<ClassMetrics> {
+        class_metrics(self.classes, self.outcomes.iter().map(|o| (o.label, o.text_predicted)))
+    }
+
+    /// All that is known about the split. `path` names the image at a place of it; `zero_shot` are the
+    /// `text_classes` of plain CLIP on the same images.
+    pub fn evaluation(
+        &self,
+        split: &str,
+        class_names: &[String],
+        path: impl Fn(usize) -> String,
+        zero_shot: Vec<ClassMetrics>,
+    ) -> Evaluation {
+        let images = self.outcomes.iter().enumerate().map(|(i, outcome)| ImageResult {
+            path: path(i),
+            label: outcome.label,
+            predicted: outcome.predicted,
+            confidence: outcome.confidence.unwrap_or(0.0) as f32,
+            text_predicted: outcome.text_predicted,
+        });
+        Evaluation {
+            split: split.to_owned(),
+            class_names: class_names.to_vec(),
+            metrics: self.finish(),
+            classes: self.head_classes(),
+            zero_shot,
+            confusion: self.confusion(),
+            calibration: self.calibration(),
+            images: images.collect(),
+        }
+    }
+
+    fn confusion(&self) -> Vec<Vec<u32>> {
+        let mut confusion = vec![vec![0; self.classes]; self.classes];
+        for outcome in &self.outcomes {
+            confusion[outcome.label as usize][outcome.predicted as usize] += 1;
+        }
+        confusion
+    }
+
+    /// Images without a confidence are in no bin.
+    fn calibration(&self) -> Vec<CalibrationBin> {
+        let mut bins = vec![CalibrationBin { images: 0, confidence: 0.0, accuracy: 0.0 }; BINS];
+        for outcome in &self.outcomes {
+            let Some(confidence) = outcome.confidence else { continue };
+            let bin = &mut bins[bin_of(confidence)];
+            bin.images += 1;
+            bin.confidence += confidence;
+            bin.accuracy += f64::from(u8::from(outcome.predicted == outcome.label));
+        }
+        for bin in &mut bins {
+            let n = f64::from(bin.images.max(1));
+            (bin.confidence, bin.accuracy) = (bin.confidence / n, bin.accuracy / n);
+        }
+        bins
+    }
+
+    fn calibration_error(&self) -> f64 {
+        if self.outcomes.iter().any(|outcome| outcome.confidence.is_none()) {
+            return f64::NAN;
+        }
+        let gap = |bin: &CalibrationBin| f64::from(bin.images) * (bin.accuracy - bin.confidence).abs();
+        self.calibration().iter().map(gap).sum::<f64>() / self.outcomes.len().max(1) as f64
     }
 }
 
-/// −log softmax(z)\[label\].
-fn cross_entropy(logits: &[f64], label: usize) -> f64 {
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
-    sum.ln() + max - logits[label]
+/// The bin ((i − 1)/BINS, i/BINS\] that holds a probability.
+fn bin_of(confidence: f64) -> usize {
+    ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1
 }
 
-/// How many classes come before `label`: larger logits, and equal ones of a smaller index. A logit that is
-/// not a number is no choice at all.
-fn place_of(logits: &[f64], label: usize) -> usize {
-    let own = logits[label];
-    if own.is_nan() {
-        return usize::MAX;
+/// Counts and scores per class of pairs of label and prediction.
+// No crate: linfa's, the best kept one, brings an array library, computes in f32, and leaves open what becomes
+// of a class that is missing from labels or predictions.
+fn class_metrics(classes: usize, pairs: impl Iterator<Item = (u32, u32)>) -> Vec<ClassMetrics> {
+    let mut counts = vec![[0u32; 3]; classes];
+    for (label, predicted) in pairs {
+        counts[label as usize][0] += 1;
+        counts[predicted as usize][1] += 1;
+        counts[label as usize][2] += u32::from(predicted == label);
     }
-    logits.iter().enumerate().filter(|&(i, &z)| z > own || (z == own && i < label)).count()
+    let ratio = |a: u32, b: u32| (b > 0).then(|| f64::from(a) / f64::from(b));
+    let scores = counts.into_iter().map(|[images, predicted, right]| ClassMetrics {
+        images,
+        predicted,
+        right,
+        precision: ratio(right, predicted),
+        recall: ratio(right, images),
+        f1: ratio(2 * right, images + predicted),
+    });
+    scores.collect()
 }
 
-/// The class of the largest logit, the first of equals.
-fn first_choice(logits: &[f64]) -> usize {
-    let best = (0..logits.len()).reduce(|best, i| if logits[i] > logits[best] { i } else { best });
-    best.unwrap_or(0)
+fn macro_f1(classes: &[ClassMetrics]) -> f64 {
+    let scores: Vec<f64> = classes.iter().filter_map(|class| class.f1).collect();
+    scores.iter().sum::<f64>() / scores.len().max(1) as f64
+}
+
+/// What one image's logits say about its label.
+struct Scores {
+    /// −log softmax(z)\[label\].
+    loss: f64,
+    /// The class of the largest logit, the first of equals, and its probability.
+    choice: u32,
+    confidence: Option<f64>,
+    /// How many classes come before the label: larger logits, and equal ones of a smaller index.
+    place: usize,
+}
+
+impl Scores {
+    fn of(logits: &[f64], label: u32) -> Self {
+        let own = logits[label as usize];
+        let (choice, max) = logits
+            .iter()
+            .copied()
+            .enumerate()
+            .fold((0, f64::NEG_INFINITY), |best, (i, z)| if z > best.1 { (i as u32, z) } else { best });
+        let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
+        let loss = sum.ln() + max - own;
+        if sum.is_nan() {
+            let another = u32::from(label == 0 && logits.len() > 1);
+            return Scores { loss, choice: another, confidence: None, place: usize::MAX };
+        }
+        let before = |&(i, &z): &(usize, &f64)| z > own || (z == own && i < label as usize);
+        let place = logits.iter().enumerate().filter(before).count();
+        Scores { loss, choice, confidence: Some(1.0 / sum), place }
+    }
+}
+
+/// Reads a number, or the null that JSON has in place of one that is not finite.
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 
 #[cfg(test)]
@@ -206,5 +324,129 @@ mod tests {
         let loss = (expected([2.0, 1.0, 0.0], 0) + expected([0.0, 3.0, 1.0], 1) + 3f64.ln()) / 3.0;
         assert_relative_eq!(metrics.loss_head, loss, epsilon = 1e-12);
         assert_relative_eq!(metrics.loss, metrics.loss_head + 0.5 * metrics.loss_text, epsilon = 1e-12);
+    }
+
+    /// The case of tools/metrics_reference.py: class 5 has no image and class 4 is never predicted.
+    fn sklearn_case() -> Accumulator {
+        let labels: Vec<u32> = (0..40).map(|i| (3 * i + i / 4) % 5).collect();
+        let mut logits = vec![0.0f64; 40 * 6];
+        for (k, logit) in logits.iter_mut().enumerate() {
+            let (i, j) = (k / 6, k % 6);
+            *logit = ((7 * i + 13 * j + 5 * i * j + i * i) % 23) as f64 / 4.0;
+            *logit += if labels[i] as usize == j { 2.0 } else { 0.0 };
+            *logit -= if j == 4 { 10.0 } else { 0.0 };
+        }
+        let mut sums = Accumulator::new(6, Objective { head: 1.0, text: 0.0 });
+        for (logits, labels) in logits.chunks(17 * 6).zip(labels.chunks(17)) {
+            let head = Tensor::from_slice([labels.len(), 6], logits).unwrap();
+            // The text logits take every image for class 2.
+            let text = [0.0f32, 0.0, 1.0, 0.0, 0.0, 0.0].repeat(labels.len());
+            let text = Tensor::from_slice([labels.len(), 6], &text).unwrap();
+            sums.add(&head, &text, labels).unwrap();
+        }
+        sums
+    }
+
+    #[test]
+    fn scores_agree_with_scikit_learn() {
+        let sums = sklearn_case();
+        let names: Vec<String> = (0..6).map(|i| format!("class {i}")).collect();
+        let found = sums.evaluation("val", &names, |i| format!("{i}.jpg"), sums.text_classes());
+        let third = 2.0 / 3.0;
+        let of =
+            |score: fn(&ClassMetrics) -> Option<f64>| found.classes.iter().map(score).collect::<Vec<_>>();
+        let some = |values: &[f64]| values.iter().map(|&v| Some(v)).collect::<Vec<_>>();
+        let precision = [some(&[third, third, third, 0.625]), vec![None, Some(0.0)]].concat();
+        assert_eq!(of(|c| c.precision), precision);
+        assert_eq!(of(|c| c.recall), [some(&[0.75, 0.5, 0.75, 0.625, 0.0]), vec![None]].concat());
+        let f1 = [0.7058823529411765, 0.5714285714285714, 0.7058823529411765, 0.625, 0.0, 0.0];
+        assert_eq!(of(|c| c.f1), some(&f1));
+        let confusion = [
+            [6, 0, 1, 0, 0, 1],
+            [0, 4, 2, 1, 0, 1],
+            [0, 2, 6, 0, 0, 0],
+            [2, 0, 0, 5, 0, 1],
+            [1, 0, 0, 2, 0, 5],
+            [0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(found.confusion, confusion);
+        let metrics = &found.metrics;
+        assert_eq!((metrics.images, metrics.top1, metrics.top5), (40, 0.525, 0.8));
+        assert_relative_eq!(metrics.macro_f1, 0.43469887955182074, epsilon = 1e-15);
+        assert_relative_eq!(metrics.loss_head, 3.034236059026658, epsilon = 1e-14);
+        assert_relative_eq!(metrics.ece, 0.2197519210623598, epsilon = 1e-14);
+    }
+
+    #[test]
+    fn an_evaluation_lists_every_image_and_bin() {
+        let sums = sklearn_case();
+        let names: Vec<String> = (0..6).map(|i| format!("class {i}")).collect();
+        let found = sums.evaluation("val", &names, |i| format!("{i}.jpg"), sums.text_classes());
+        assert_eq!((found.split.as_str(), found.class_names), ("val", names));
+        assert_eq!(found.images.len(), 40);
+        let image = &found.images[23];
+        assert_eq!((image.path.as_str(), image.label, image.text_predicted), ("23.jpg", 4, 2));
+        for (label, row) in found.confusion.iter().enumerate() {
+            let images = found.images.iter().filter(|image| image.label as usize == label);
+            let mut counted = [0; 6];
+            images.for_each(|image| counted[image.predicted as usize] += 1);
+            assert_eq!(row, &counted);
+        }
+        assert_eq!((found.zero_shot[2].predicted, found.zero_shot[2].right), (40, 8));
+        assert_eq!((found.zero_shot[0].precision, found.zero_shot[0].recall), (None, Some(0.0)));
+        assert_eq!(found.calibration.len(), BINS);
+        assert_eq!(found.calibration.iter().map(|bin| bin.images).sum::<u32>(), 40);
+        for (i, bin) in found.calibration.iter().enumerate().filter(|(_, bin)| bin.images > 0) {
+            assert!(bin.confidence * 15.0 > i as f64 && bin.confidence * 15.0 <= i as f64 + 1.0);
+        }
+    }
+
+    #[test]
+    fn calibration_error_of_a_case_worked_by_hand() {
+        let mut sums = Accumulator::new(2, Objective { head: 1.0, text: 0.0 });
+        // Probabilities 0.8 (twice, right once) and 0.5 (right).
+        let head = [4f64.ln(), 0.0, 4f64.ln(), 0.0, 0.0, 0.0];
+        let head = Tensor::from_slice([3, 2], &head).unwrap();
+        sums.add(&head, &head, &[0, 1, 0]).unwrap();
+        assert_relative_eq!(sums.finish().ece, (2.0 * 0.3 + 0.5) / 3.0, epsilon = 1e-15);
+    }
+
+    #[test]
+    fn bins_contain_their_upper_edge() {
+        assert_eq!([1e-9, 1.0 / 15.0, 0.0667, 0.2, 0.5, 0.99, 1.0].map(bin_of), [0, 0, 1, 2, 7, 14, 14]);
+    }
+
+    #[test]
+    fn logits_that_are_not_numbers_are_wrong() {
+        let (nan, inf) = (f64::NAN, f64::INFINITY);
+        let rows = [[nan, nan], [nan, 1.0], [nan, 1.0], [inf, 0.0], [-inf, -inf], [0.0, 1.0], [0.0, -inf]];
+        let labels = [0, 0, 1, 0, 1, 1, 0];
+        let head = Tensor::from_slice([7, 2], rows.as_flattened()).unwrap();
+        let mut sums = Accumulator::new(2, Objective { head: 1.0, text: 0.0 });
+        sums.add(&head, &head, &labels).unwrap();
+        let names = ["a".to_owned(), "b".to_owned()];
+        let found = sums.evaluation("val", &names, |i| i.to_string(), sums.text_classes());
+        let metrics = &found.metrics;
+        assert_relative_eq!(metrics.top1, 2.0 / 7.0);
+        assert_eq!((metrics.top1, metrics.top1), (metrics.top5, metrics.text_top1));
+        assert_eq!(found.confusion, [[1, 3], [2, 1]]);
+        assert!(metrics.ece.is_nan() && metrics.loss_head.is_nan());
+        assert_eq!(found.calibration.iter().map(|bin| bin.images).sum::<u32>(), 2);
+        let confidences: Vec<f32> = found.images.iter().map(|image| image.confidence).collect();
+        assert_relative_eq!(confidences[5], 0.7310586);
+        assert_eq!([&confidences[..5], &confidences[6..]].concat(), [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]);
+        // What is not a number comes back as such, and does not spoil the file.
+        let read: Evaluation = serde_json::from_str(&serde_json::to_string(&found).unwrap()).unwrap();
+        assert!(read.metrics.ece.is_nan() && read.metrics.loss.is_nan());
+        assert_eq!((read.images, read.classes), (found.images, found.classes));
+    }
+
+    #[test]
+    fn one_class_and_no_image_make_no_panic() {
+        let mut sums = Accumulator::new(1, Objective { head: 1.0, text: 0.0 });
+        assert_eq!((sums.finish().images, sums.finish().ece), (0, 0.0));
+        let head = Tensor::from_slice([2, 1], &[3.0f64, f64::NAN]).unwrap();
+        sums.add(&head, &head, &[0, 0]).unwrap();
+        assert_eq!(sums.finish().images, 2);
     }
 }
