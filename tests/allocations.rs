@@ -7,11 +7,12 @@ use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Learner, LearnerSpec, TextClassifier};
-use clip_engine::tune::{Head, LoraSpec, Target, head::initial_head, lora::KaimingInit};
+use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
+use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Counts the bytes that are held, and the most that ever were.
@@ -65,18 +66,27 @@ fn step_bytes(layers: usize) -> (usize, usize) {
         batch: BATCH,
         image: Shape::from([56, 56, 3]),
         image_dtype: DType::U8,
-        objective: Objective { head: 1.0, text: 0.3 },
+        objective: Objective::new(1.0, 0.3),
+        mix: None,
+        crops_of: None,
         adamw: Adamw::default(),
         purpose: Purpose::Training,
         scaling: None,
     };
-    let mut learner = Learner::new(backend, tower, lora, head, &text, &spec).unwrap();
+    let mut learner =
+        Learner::new(backend, Arc::new(tower), Trained { lora, prompts: None, head }, &text, &spec).unwrap();
     let pixels: Vec<u8> = (0..BATCH * 56 * 56 * 3).map(|i| (i * 31 % 251) as u8).collect();
     let images = Tensor::from_slice([BATCH, 56, 56, 3], &pixels).unwrap();
     let labels = [0u32, 1, 2, 3, 4, 0, 1, 2];
     let rate = Rate { learning_rate: 1e-3, weight_decay: 0.0 };
     let mut step = || {
-        learner.train_step(images.view(), &labels, &Rates { head: rate, lora: rate }, 1.0).unwrap();
+        learner
+            .train_step(
+                Batch::new(images.view(), &labels),
+                &Rates { head: rate, lora: rate, prompt: rate },
+                1.0,
+            )
+            .unwrap();
         learner.evaluate(images.view(), &labels).unwrap();
     };
     (0..4).for_each(|_| step());

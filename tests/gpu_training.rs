@@ -16,7 +16,7 @@ use clip_engine::data::Split;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
-use clip_engine::train::learner::{Learner, StepStats};
+use clip_engine::train::learner::{Batch, Learner, StepStats};
 use clip_engine::tune::Target;
 use half::f16;
 use stand_in::{Session, libraries_of};
@@ -166,7 +166,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
         layers: 2,
         activation: Activation::QuickGelu,
         targets: Target::ALL.to_vec(),
-        objective: Objective { head: 1.0, text: 0.3 },
+        objective: Objective::new(1.0, 0.3),
         savings: Savings::ALL,
     };
     let image = Shape::from([sizes.side, sizes.side, 3]);
@@ -175,14 +175,14 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
     let mut learner: Learner<Cuda> = tiny.learner_on(backend, image, DType::U8, scaling).unwrap();
     learner.set_recording(record);
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    let rates = Rates { head: rate(1e-2), lora: rate(1e-3) };
+    let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
     let mut pending = Vec::new();
     let mut logits = Vec::new();
     for step in 0..6u64 {
         let (images, labels) = tiny.pixels(30 + step).unwrap();
         let rows = if step % 3 == 2 { 2 } else { labels.len() };
         let view = images.view().rows(0, rows).unwrap();
-        learner.train_step(view, &labels[..rows], &rates, 1.0 / (step + 1) as f64).unwrap();
+        learner.train_step(Batch::new(view, &labels[..rows]), &rates, 1.0 / (step + 1) as f64).unwrap();
         // Looked at when all is enqueued.
         pending.push(learner.fetch_stats().unwrap());
     }

@@ -5,6 +5,7 @@ use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::check::{self, relative_error};
 use clip_engine::clip::vision::Savings;
 use clip_engine::objective::Objective;
+use clip_engine::train::learner::Batch;
 use clip_engine::tune::Target;
 
 #[test]
@@ -28,12 +29,12 @@ fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
         layers: 3,
         activation: Activation::QuickGelu,
         targets: targets.to_vec(),
-        objective: Objective { head: 1.0, text: 0.3 },
+        objective: Objective::new(1.0, 0.3),
         savings,
     };
     let mut learner = tiny.learner().unwrap();
     let (images, labels) = tiny.batch().unwrap();
-    learner.gradients(images.view(), &labels).unwrap();
+    learner.gradients(Batch::new(images.view(), &labels)).unwrap();
     let mut named =
         vec![("head.weight".to_string(), learner.head().weight.gradient.typed::<f64>().unwrap().to_vec())];
     for (l, block) in learner.lora().iter().enumerate() {
@@ -83,12 +84,12 @@ fn folded_adapters_evaluate_as_unfolded_ones_train() {
             layers: 3,
             activation: Activation::Gelu,
             targets: targets.to_vec(),
-            objective: Objective { head: 1.0, text: 0.3 },
+            objective: Objective::new(1.0, 0.3),
             savings: Savings { class_token_only, stop_at_first_trained: true },
         };
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();
-        let loss = learner.loss(images.view(), &labels).unwrap();
+        let loss = learner.loss(Batch::new(images.view(), &labels)).unwrap();
         let features = learner.features().unwrap();
         learner.evaluate(images.view(), &labels).unwrap();
         let folded = learner.features().unwrap();

@@ -11,7 +11,7 @@ use clip_engine::clip::vision::Savings;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Learner, StepStats};
+use clip_engine::train::learner::{Batch, Learner, StepStats};
 use clip_engine::tune::Target;
 
 fn twin(dtype: DType) -> Cuda {
@@ -24,7 +24,7 @@ fn tiny(sizes: TinySizes) -> TinyStep {
         layers: 2,
         activation: Activation::QuickGelu,
         targets: Target::ALL.to_vec(),
-        objective: Objective { head: 1.0, text: 0.3 },
+        objective: Objective::new(1.0, 0.3),
         savings: Savings::ALL,
     }
 }
@@ -36,7 +36,7 @@ fn learner<B: Backend>(backend: B, tiny: &TinyStep, scaling: Option<LossScaling>
 
 fn rates() -> Rates {
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    Rates { head: rate(1e-2), lora: rate(1e-3) }
+    Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) }
 }
 
 /// Trains on three batches in turn; returns what each step left.
@@ -44,7 +44,7 @@ fn train<B: Backend>(learner: &mut Learner<B>, tiny: &TinyStep, steps: u64) -> V
     (0..steps)
         .map(|step| {
             let (images, labels) = tiny.pixels(30 + step % 3).unwrap();
-            learner.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+            learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
             learner.stats().unwrap()
         })
         .collect()
@@ -104,7 +104,7 @@ fn twenty_steps_in_f16_overflow_recover_and_end_where_f32_does() {
             half.resume(step, Tensor::from_slice([Control::COUNT], &raised).unwrap().view()).unwrap();
         }
         let before = half.snapshot().unwrap();
-        half.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+        half.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
         let stats = half.stats().unwrap();
         let moved = half.snapshot().unwrap().iter().zip(&before).any(|(a, b)| a.bytes() != b.bytes());
         assert_eq!(stats.skipped, overflow, "step {step}");
@@ -120,7 +120,7 @@ fn twenty_steps_in_f16_overflow_recover_and_end_where_f32_does() {
             continue;
         }
         assert_eq!(after[Control::Steps as usize], control[Control::Steps as usize] + 1.0);
-        reference.train_step(images.view(), &labels, &rates(), 1.0).unwrap();
+        reference.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
         (last, expected) = (stats.loss, reference.stats().unwrap().loss);
     }
     assert_eq!(skipped, 1);
@@ -187,8 +187,8 @@ fn batches_of_two_sizes_take_turns() {
         let (images, labels) = tiny.pixels(30 + step).unwrap();
         let rows = if step % 3 == 2 { 1 } else { labels.len() };
         let view = images.view().rows(0, rows).unwrap();
-        cpu.train_step(view, &labels[..rows], &rates(), 1.0).unwrap();
-        gpu.train_step(view, &labels[..rows], &rates(), 1.0).unwrap();
+        cpu.train_step(Batch::new(view, &labels[..rows]), &rates(), 1.0).unwrap();
+        gpu.train_step(Batch::new(view, &labels[..rows]), &rates(), 1.0).unwrap();
         let (cpu, gpu) = (cpu.stats().unwrap(), gpu.stats().unwrap());
         assert!(relative(gpu.loss, cpu.loss) < 1e-4, "step {step}: {} and {}", gpu.loss, cpu.loss);
     }
@@ -221,8 +221,8 @@ fn the_schedule_moves_the_rates_of_recorded_steps() {
         let (images, labels) = tiny.pixels(30 + step).unwrap();
         let factor = if step == 4 { 0.0 } else { 1.0 / (step + 1) as f64 };
         let before = gpu.snapshot().unwrap();
-        gpu.train_step(images.view(), &labels, &rates(), factor).unwrap();
-        cpu.train_step(images.view(), &labels, &rates(), factor).unwrap();
+        gpu.train_step(Batch::new(images.view(), &labels), &rates(), factor).unwrap();
+        cpu.train_step(Batch::new(images.view(), &labels), &rates(), factor).unwrap();
         let moved = gpu.snapshot().unwrap().iter().zip(&before).any(|(a, b)| a.bytes() != b.bytes());
         assert_eq!(moved, factor != 0.0, "step {step}");
     }
@@ -241,9 +241,10 @@ fn labels_out_of_range_and_unfit_batches_are_refused() {
     let mut learner = learner(twin(DType::F32), &tiny, None);
     let (images, mut labels) = tiny.pixels(30).unwrap();
     labels[1] = tiny.sizes.classes as u32;
-    let error = learner.train_step(images.view(), &labels, &rates(), 1.0).unwrap_err().to_string();
+    let error =
+        learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap_err().to_string();
     assert!(error.contains("label 5"), "{error}");
-    assert!(learner.train_step(images.view(), &labels[..2], &rates(), 1.0).is_err());
+    assert!(learner.train_step(Batch::new(images.view(), &labels[..2]), &rates(), 1.0).is_err());
 }
 
 #[test]

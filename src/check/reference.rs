@@ -14,12 +14,13 @@ use crate::objective::Objective;
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor, TensorError};
-use crate::train::learner::{Learner, LearnerSpec, TextClassifier, loss_scaling};
-use crate::tune::{Head, LoraSpec, Param, Target, lora::LoraInit};
+use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
+use crate::tune::{Head, LoraSpec, Param, Target, Trained, lora::LoraInit};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The settings a reference was made with.
 #[derive(Debug, Deserialize)]
@@ -225,7 +226,7 @@ fn compare_start<B: Backend>(
         let logits = logits.view().to_tensor(DType::F64)?;
         row(rows, reference, label(what), &name(what), logits.typed::<f64>()?, 1e-5)?;
     }
-    learner.gradients(image(0)?.view(), labels_of(0))?;
+    learner.gradients(Batch::new(image(0)?.view(), labels_of(0)))?;
     let features = learner.features()?.view().to_tensor(DType::F64)?;
     row(rows, reference, label("features"), &name("features"), features.typed::<f64>()?, 1e-5)?;
     let stats = learner.stats()?;
@@ -255,11 +256,11 @@ fn run<'a, B: Backend>(
 ) -> Result<()> {
     let hp = &reference.meta.hp;
     let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
-    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora) };
+    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate([5e-3, 0.0]) };
     let mut losses = Vec::new();
     for t in 0..reference.meta.steps {
         let (images, labels) = batch(t)?;
-        learner.train_step(images.view(), labels, &rates, 1.0)?;
+        learner.train_step(Batch::new(images.view(), labels), &rates, 1.0)?;
         losses.push(learner.stats()?.loss);
     }
     let steps = reference.meta.steps;
@@ -321,12 +322,15 @@ fn build<B: Backend>(
         batch,
         image: Shape::from([3, vision.image_size, vision.image_size]),
         image_dtype: backend.compute_dtype(),
-        objective: Objective { head: 1.0, text: meta.text_weight },
+        objective: Objective::new(1.0, meta.text_weight),
+        mix: None,
+        crops_of: None,
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
         purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
         scaling: loss_scaling(backend),
     };
-    Ok(Learner::new(backend.clone(), tower, lora, head, text, &spec)?)
+    let trained = Trained { lora, prompts: None, head };
+    Ok(Learner::new(backend.clone(), Arc::new(tower), trained, text, &spec)?)
 }
 
 /// One tensor of every trained parameter under the reference's names.

@@ -10,8 +10,9 @@ use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::objective::Objective;
 use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Learner, LearnerSpec, TextClassifier};
-use crate::tune::{Head, LoraSpec, Target, lora::LoraInit};
+use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
+use crate::tune::{Head, LoraSpec, Target, Trained, lora::LoraInit};
+use std::sync::Arc;
 
 /// The largest error that passes.
 pub const BOUND: f64 = 1e-5;
@@ -116,11 +117,14 @@ impl TinyStep {
             image,
             image_dtype: dtype,
             objective: self.objective,
+            mix: None,
+            crops_of: None,
             adamw: Adamw::default(),
             purpose: Purpose::Training,
             scaling,
         };
-        Ok(Learner::new(backend, tower, lora, head, &text, &spec)?)
+        let trained = Trained { lora, prompts: None, head };
+        Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
     }
 
     /// Random images and labels.
@@ -167,12 +171,12 @@ impl LoraInit for WarmInit {
 
 /// Checks the gradient of every trained tensor of a few variants of the step.
 pub fn check() -> Result<Vec<Row>, CheckError> {
-    let both = Objective { head: 1.0, text: 0.3 };
+    let both = Objective::new(1.0, 0.3);
     let variants = [
         ("q k v out, 3 layers", 3, Activation::QuickGelu, Target::ALL.to_vec(), both),
         ("q v, GELU, 2 layers", 2, Activation::Gelu, vec![Target::Query, Target::Value], both),
         ("out only, 2 layers", 2, Activation::QuickGelu, vec![Target::Output], both),
-        ("one layer", 1, Activation::QuickGelu, Target::ALL.to_vec(), Objective { head: 1.0, text: 0.0 }),
+        ("one layer", 1, Activation::QuickGelu, Target::ALL.to_vec(), Objective::new(1.0, 0.0)),
         ("head only", 2, Activation::QuickGelu, vec![], both),
     ];
     let mut rows = Vec::new();
@@ -188,7 +192,7 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
 fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
     let (images, labels) = tiny.batch()?;
     let mut learner = tiny.learner()?;
-    learner.gradients(images.view(), &labels)?;
+    learner.gradients(Batch::new(images.view(), &labels))?;
     let start = learner.snapshot()?;
     let gradients: Vec<Tensor> = learner.params().into_iter().map(|p| p.gradient.clone()).collect();
     let mut error = 0.0f64;
@@ -199,7 +203,7 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
             let mut values = start.clone();
             values[index] = Tensor::from_slice(start[index].shape(), moved)?;
             learner.restore(&values)?;
-            Ok(learner.loss(images.view(), &labels)?)
+            Ok(learner.loss(Batch::new(images.view(), &labels))?)
         })?;
         error = if one.is_nan() { one } else { error.max(one) };
     }

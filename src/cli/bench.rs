@@ -20,14 +20,15 @@ use clip_engine::objective::Objective;
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Learner, LearnerSpec, TextClassifier, loss_scaling};
+use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
 use clip_engine::train::settings::Precision;
-use clip_engine::tune::{Head, LoraSpec, Target, head::initial_head, lora::KaimingInit};
+use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
 use comfy_table::Table;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -127,8 +128,9 @@ fn step<B: Backend>(
     let images = Tensor::from_slice([batch, side, side, 3], &bytes)?;
     let labels: Vec<u32> = (0..batch).map(|i| (i * 37 % args.classes as usize) as u32).collect();
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    let rates = Rates { head: rate(1e-3), lora: rate(1e-4) };
-    let train = times(backend, reps, || Ok(learner.train_step(images.view(), &labels, &rates, 1.0)?))?;
+    let rates = Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) };
+    let train =
+        times(backend, reps, || Ok(learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?))?;
     let loss = learner.stats()?.loss;
     if !loss.is_finite() {
         bail!("the loss of the timed steps is {loss}");
@@ -201,13 +203,16 @@ fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<L
         batch: args.batch_size as usize,
         image: Shape::from([vision.image_size, vision.image_size, 3]),
         image_dtype: DType::U8,
-        objective: Objective { head: 1.0, text: 0.3 },
+        objective: Objective::new(1.0, 0.3),
+        mix: None,
+        crops_of: None,
         adamw: Adamw::default(),
         purpose: Purpose::Training,
         scaling: loss_scaling(&backend),
     };
     let text = TextClassifier { features: text, scale: 14.3 };
-    Ok(Learner::new(backend, tower, lora, head, &text, &spec)?)
+    let trained = Trained { lora, prompts: None, head };
+    Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
 }
 
 /// The rates that operations are measured by.

@@ -1,14 +1,15 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
 use anyhow::{Result, bail};
-use clip_engine::data::{Cache, CacheOptions, Preprocess, Source};
+use clip_engine::data::augment::larger_side;
+use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
-use clip_engine::train::settings::Settings;
-use serde::Deserialize;
+use clip_engine::train::settings::{Augment, Settings};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
 use std::io::Write;
@@ -20,6 +21,14 @@ pub fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Resul
     let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
         word.into_deserializer();
     T::deserialize(deserializer).map_err(|e| e.to_string())
+}
+
+/// The word by which serde writes a value that is one word.
+pub fn serde_name(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(Value::String(word)) => word,
+        _ => String::new(),
+    }
 }
 
 /// Prints to standard output. A reader that has gone away is no error.
@@ -58,10 +67,21 @@ pub fn open_cache(
     skip_bad_images: bool,
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
-    let source = Source::open(data, seed)?;
+    cache_of(&Source::open(data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)
+}
+
+/// The same for a source that is open.
+fn cache_of(
+    source: &Source,
+    preprocess: &Preprocess,
+    dtype: DType,
+    dir: Option<&Path>,
+    skip_bad_images: bool,
+    monitor: &dyn Monitor,
+) -> Result<Cache> {
     let options = CacheOptions { skip_bad_images, threads: 0 };
     let dir = cache_dir(dir)?;
-    let cache = Cache::open_or_build(&source, preprocess, dtype, &dir, &options, monitor)?;
+    let cache = Cache::open_or_build(source, preprocess, dtype, &dir, &options, monitor)?;
     if let Some(path) = cache.path() {
         let verb = if cache.reused() { "using" } else { "wrote" };
         monitor.line(&format!("{verb} the cache {}", path.display()));
@@ -70,24 +90,45 @@ pub fn open_cache(
 }
 
 /// Model and images that the settings of a run name.
-pub fn model_and_cache(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model, Cache)> {
+pub struct Material {
+    pub model: Model,
+    pub cache: Cache,
+    /// The training images in a larger size, where the run augments them.
+    pub enlarged: Option<Cache>,
+}
+
+impl Material {
+    /// Says how many classes and images there are.
+    pub fn describe(&self, monitor: &dyn Monitor) {
+        let counts = Split::ALL.map(|split| format!("{} {split}", self.cache.split(split).len()));
+        let classes = self.cache.class_names().len();
+        monitor.line(&format!("{classes} classes, images: {}", counts.join(", ")));
+    }
+}
+
+/// Opens model and images of a run.
+pub fn material(settings: &Settings, monitor: &dyn Monitor) -> Result<Material> {
+    let (seed, augmented) = (settings.image_seed(), settings.augment != Augment::Off);
     if settings.demo {
-        return Ok((demo::model()?, demo::cache(settings.seed)?));
+        let (model, cache) = (demo::model()?, demo::cache(seed)?);
+        let enlarged = if augmented { Some(demo::enlarged_cache(seed)?) } else { None };
+        return Ok(Material { model, cache, enlarged });
     }
     let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
         bail!("--model and --data are needed, or --demo");
     };
     let model = Model::open(model)?;
-    let cache = open_cache(
-        data,
-        settings.seed,
-        &model.preprocess,
-        settings.dtype.into(),
-        settings.cache.as_deref(),
-        settings.skip_bad_images,
-        monitor,
-    )?;
-    Ok((model, cache))
+    let source = Source::open(data, seed)?;
+    let (dir, skip) = (settings.cache.as_deref(), settings.skip_bad_images);
+    let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), dir, skip, monitor)?;
+    let enlarged = if augmented {
+        let side = larger_side(model.preprocess.image_size());
+        let preprocess = model.preprocess.enlarged(side)?;
+        Some(cache_of(&source.only(Split::Train), &preprocess, DType::U8, dir, skip, monitor)?)
+    } else {
+        None
+    };
+    Ok(Material { model, cache, enlarged })
 }
 
 /// The commit of the working directory, where it is a git checkout.

@@ -4,10 +4,10 @@ use super::bars::Bars;
 use super::common::{self, parse_serde};
 use super::device::{self, on_device};
 use anyhow::{Result, bail};
-use clip_engine::train::embed::embed;
+use clip_engine::train::embed::{TuningFiles, embed};
 use clip_engine::train::model::Model;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Method, Precision};
+use clip_engine::train::settings::Precision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -15,7 +15,7 @@ pub struct Args {
     /// A Hugging Face CLIP directory [default: that of --run].
     #[arg(long, value_name = "DIR", required_unless_present = "run")]
     model: Option<PathBuf>,
-    /// Use the adapter of this run.
+    /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
     run: Option<PathBuf>,
     /// Use the adapter/ in this directory.
@@ -51,12 +51,16 @@ pub fn run(args: Args) -> Result<()> {
         },
         (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
     };
-    // A run of the head alone has no adapter: its features are plain CLIP's.
-    let adapted_run = args.run.filter(|_| settings.is_some_and(|s| s.method == Method::Lora));
-    let adapter = adapted_run.or(args.init_from).map(|dir| dir.join("adapter"));
-    if let Some(dir) = &adapter
-        && !dir.is_dir()
-    {
+    let mut tuning = TuningFiles::default();
+    if let (Some(run), Some(settings)) = (&args.run, &settings) {
+        // A run of the head alone has neither: its features are plain CLIP's.
+        tuning.adapter = settings.lora().map(|_| run.join("adapter"));
+        tuning.prompts = settings.prompt_spec().map(|spec| (run.join("prompts.safetensors"), spec));
+    }
+    if let Some(dir) = &args.init_from {
+        tuning.adapter = Some(dir.join("adapter"));
+    }
+    if let Some(dir) = tuning.adapter.as_deref().filter(|dir| !dir.is_dir()) {
         bail!("{}: no such folder; name a run or a directory that holds adapter/", dir.display());
     }
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
@@ -67,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let batch = args.batch_size as usize;
     let count = on_device!(device, backend => {
-        embed(backend, model, adapter.as_deref(), &args.images, &args.out, batch, &monitor)
+        embed(backend, model, &tuning, &args.images, &args.out, batch, &monitor)
     })?;
     common::say(format!("{count} features in {}", args.out.display()))
 }

@@ -9,7 +9,7 @@ use clip_engine::TrainError;
 use clip_engine::data::Split;
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Precision;
+use clip_engine::train::settings::{Augment, Precision};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -47,7 +47,8 @@ pub fn run(args: Args) -> Result<()> {
     }
     let name = args.device.as_deref().unwrap_or(&settings.device);
     let device = device::open(name, args.precision, &monitor)?;
-    let (model, cache) = common::model_and_cache(&settings, &monitor)?;
+    settings.augment = Augment::Off;
+    let common::Material { model, cache, .. } = common::material(&settings, &monitor)?;
     let metrics = on_device!(device, backend => {
         evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)
     })?;

@@ -6,13 +6,15 @@ use super::device::{self, on_device};
 use super::{common, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::data::Split;
+use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
-use clip_engine::progress::Monitor;
-use clip_engine::train::run::{self, Summary};
+use clip_engine::train::run::Summary;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{CacheType, HeadInit, Method, Patience, Precision, Recipe, Settings};
-use clip_engine::tune::Target;
+use clip_engine::train::session::Session;
+use clip_engine::train::settings::{
+    Augment, CacheType, HeadInit, Method, Patience, Precision, Recipe, Settings,
+};
+use clip_engine::tune::{PromptMode, PromptSharing, Target};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -57,24 +59,50 @@ pub struct Options {
     /// Element type of the image cache [default: u8, which is exact and the smallest].
     #[arg(long, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
     dtype: Option<CacheType>,
-    /// Start from the adapter/ and head.safetensors found here.
+    /// Start from the adapter/, head.safetensors and prompts.safetensors found here.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     skip_bad_images: Option<bool>,
     /// A named combination of settings [default: lora].
-    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear")]
+    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet")]
     recipe: Option<Recipe>,
     /// What is trained beside the head [default: the recipe's].
-    #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear")]
+    #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear|vpt")]
     method: Option<Method>,
     /// Where the head starts: at random, or at the class features of the text tower [default: random].
     #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "random|text")]
     head_init: Option<HeadInit>,
-    /// Weight of the text alignment in the loss [default: 0.3].
+    /// Weight of the text alignment in the loss [default: 0.3; 0 in the recipes mixup and triplet].
     #[arg(long, value_name = "W")]
     text_weight: Option<f64>,
+    /// Blend training images with others of their batch, by shares from Beta(A, A); 0 for none [default: 0.2 in
+    /// the recipe mixup].
+    #[arg(long, value_name = "A")]
+    mixup: Option<f64>,
+    /// What is blended [default: pixels].
+    #[arg(long, value_parser = parse_serde::<MixOn>, value_name = "pixels|features")]
+    mixup_on: Option<MixOn>,
+    /// Share of the batch-hard triplet loss, which is taken from the head's; 0 for none [default: 0.3 in the
+    /// recipe triplet].
+    #[arg(long, value_name = "L")]
+    triplet: Option<f64>,
+    /// By how much images of other classes should be farther away than those of the same [default: 1].
+    #[arg(long, value_name = "M")]
+    margin: Option<f64>,
+    /// One set of prompts for all blocks, or one for each [default: shared].
+    #[arg(long, value_parser = parse_serde::<PromptSharing>, value_name = "shared|per-layer")]
+    prompts: Option<PromptSharing>,
+    /// Whether a block's prompts take the place of those before, or are put beside them [default: replace].
+    #[arg(long, value_parser = parse_serde::<PromptMode>, value_name = "replace|accumulate")]
+    prompt_mode: Option<PromptMode>,
+    /// Prompts of a block [default: 16].
+    #[arg(long, value_name = "N")]
+    prompt_count: Option<usize>,
+    /// Train adapters beside the prompts.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    with_lora: Option<bool>,
     /// Rank of the adapters [default: 8].
     #[arg(long, value_name = "R")]
     rank: Option<usize>,
@@ -93,6 +121,15 @@ pub struct Options {
     /// Seed of everything random [default: 42].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Seed of the split of a folder of classes, and of the demo's flowers [default: that of --seed].
+    #[arg(long, value_name = "N")]
+    data_seed: Option<u64>,
+    /// Train on K images of each class, drawn by --seed [default: all].
+    #[arg(long, value_name = "K")]
+    shots: Option<usize>,
+    /// Random resized crops and horizontal flips of the training images [default: off].
+    #[arg(long, value_parser = parse_serde::<Augment>, value_name = "off|crop-flip")]
+    augment: Option<Augment>,
     /// Shuffle the training images every epoch [default: true].
     #[arg(long, value_name = "true|false")]
     shuffle: Option<bool>,
@@ -108,6 +145,12 @@ pub struct Options {
     /// Weight decay of the adapters [default: 0.01].
     #[arg(long, value_name = "WD")]
     wd_lora: Option<f64>,
+    /// Learning rate of the prompts [default: 0.005].
+    #[arg(long, value_name = "LR")]
+    lr_prompt: Option<f64>,
+    /// Weight decay of the prompts [default: 0].
+    #[arg(long, value_name = "WD")]
+    wd_prompt: Option<f64>,
     /// Course of the learning rates over --epochs [default: constant].
     #[arg(long, value_parser = parse_serde::<ScheduleKind>, value_name = "constant|cosine")]
     schedule: Option<ScheduleKind>,
@@ -146,6 +189,41 @@ impl Options {
         })
     }
 
+    /// Leaves out what a recipe decides.
+    fn forget_recipe(&mut self) {
+        (self.method, self.text_weight, self.mixup, self.triplet) = (None, None, None, None);
+    }
+
+    /// Refuses flags that the run would not look at.
+    fn check_use(&self, settings: &Settings) -> Result<()> {
+        let lora = settings.lora().is_some();
+        let vpt = settings.method == Method::Vpt;
+        let method = common::serde_name(&settings.method);
+        let no_lora =
+            format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
+        let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
+        let no_mixup = "nothing is mixed; give --mixup".to_string();
+        let no_triplet = "there is no triplet loss; give --triplet".to_string();
+        let flags = [
+            ("--rank", self.rank.is_some(), lora, &no_lora),
+            ("--alpha", self.alpha.is_some(), lora, &no_lora),
+            ("--targets", self.targets.is_some(), lora, &no_lora),
+            ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
+            ("--wd-lora", self.wd_lora.is_some(), lora, &no_lora),
+            ("--prompts", self.prompts.is_some(), vpt, &no_prompts),
+            ("--prompt-mode", self.prompt_mode.is_some(), vpt, &no_prompts),
+            ("--prompt-count", self.prompt_count.is_some(), vpt, &no_prompts),
+            ("--lr-prompt", self.lr_prompt.is_some(), vpt, &no_prompts),
+            ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
+            ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
+            ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
+        ];
+        match flags.into_iter().find(|(_, given, used, _)| *given && !used) {
+            Some((flag, _, _, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
     /// Writes every setting that is given here over `settings`.
     fn apply(self, settings: &mut Settings) {
         macro_rules! set {
@@ -154,7 +232,7 @@ impl Options {
         macro_rules! set_optional {
             ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
         }
-        set_optional!(data, model, cache, init_from, precision);
+        set_optional!(data, model, cache, init_from, precision, data_seed, shots);
         set!(
             dtype,
             head_init,
@@ -163,6 +241,15 @@ impl Options {
             recipe,
             method,
             text_weight,
+            mixup,
+            mixup_on,
+            triplet,
+            margin,
+            prompts,
+            prompt_mode,
+            prompt_count,
+            with_lora,
+            augment,
             rank,
             alpha,
             targets,
@@ -174,6 +261,8 @@ impl Options {
             wd_head,
             lr_lora,
             wd_lora,
+            lr_prompt,
+            wd_prompt,
             schedule,
             warmup,
             early_stop,
@@ -186,21 +275,23 @@ impl Options {
 }
 
 /// Recipe defaults, then the file, then the flags.
-fn resolve(mut file: Options, flags: Options) -> Settings {
+pub(super) fn resolve(mut file: Options, flags: Options) -> Result<Settings> {
     if flags.recipe.is_some() && flags.recipe != file.recipe {
-        // The file's method is that of its own recipe.
-        file.method = None;
+        // What makes up a recipe is that of the file's own.
+        file.forget_recipe();
     }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
     file.apply(&mut settings);
-    flags.apply(&mut settings);
+    flags.clone().apply(&mut settings);
+    flags.check_use(&settings)?;
     // config.toml must mean the same from any directory.
     let paths = [&mut settings.data, &mut settings.model, &mut settings.cache, &mut settings.init_from];
     for path in paths.into_iter().flatten() {
         *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
     }
-    settings
+    settings.validate()?;
+    Ok(settings)
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -209,8 +300,7 @@ pub fn run(args: Args) -> Result<()> {
         resume(&args)?
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
-        let settings = resolve(file, args.options);
-        settings.validate()?;
+        let settings = resolve(file, args.options)?;
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
             None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,
@@ -219,12 +309,14 @@ pub fn run(args: Args) -> Result<()> {
     };
     let device = device::open(&settings.device, settings.precision, &monitor)?;
     settings.precision = Some(device.precision());
-    let (model, cache) = common::model_and_cache(&settings, &monitor)?;
-    let counts = Split::ALL.map(|split| format!("{} {split}", cache.split(split).len()));
-    monitor.line(&format!("{} classes, images: {}", cache.class_names().len(), counts.join(", ")));
+    let material = common::material(&settings, &monitor)?;
+    material.describe(&monitor);
+    let common::Material { model, cache, enlarged } = material;
     let resume = args.resume;
     let summary = on_device!(device, backend => {
-        run::train(backend, model, &cache, &settings, &dir, resume, &monitor)
+        let templates = &settings.templates;
+        let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, &monitor)?;
+        session.train(&settings, &dir, resume, &monitor)
     })?;
     print(&summary, &dir)
 }

@@ -147,7 +147,7 @@ impl Accumulator {
         let (loss_head, loss_text) = (self.loss_head / n, self.loss_text / n);
         EvalMetrics {
             images: self.outcomes.len(),
-            loss: self.objective.total(loss_head, loss_text),
+            loss: self.objective.total(loss_head, loss_text, 0.0),
             loss_head,
             loss_text,
             top1: fraction(self.outcomes.iter().filter(|o| o.predicted == o.label).count()),
@@ -310,7 +310,7 @@ mod tests {
         let text = [0.0f32, 9.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 9.0];
         let (head, text) =
             (Tensor::from_slice([3, 3], &head).unwrap(), Tensor::from_slice([3, 3], &text).unwrap());
-        let mut sums = Accumulator::new(3, Objective { head: 1.0, text: 0.5 });
+        let mut sums = Accumulator::new(3, Objective::new(1.0, 0.5));
         // First choices of the head: 0, 1, and 0 (the first of three equals).
         sums.add(&head, &text, &[0, 1, 2]).unwrap();
         let metrics = sums.finish();
@@ -336,7 +336,7 @@ mod tests {
             *logit += if labels[i] as usize == j { 2.0 } else { 0.0 };
             *logit -= if j == 4 { 10.0 } else { 0.0 };
         }
-        let mut sums = Accumulator::new(6, Objective { head: 1.0, text: 0.0 });
+        let mut sums = Accumulator::new(6, Objective::new(1.0, 0.0));
         for (logits, labels) in logits.chunks(17 * 6).zip(labels.chunks(17)) {
             let head = Tensor::from_slice([labels.len(), 6], logits).unwrap();
             // The text logits take every image for class 2.
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn calibration_error_of_a_case_worked_by_hand() {
-        let mut sums = Accumulator::new(2, Objective { head: 1.0, text: 0.0 });
+        let mut sums = Accumulator::new(2, Objective::new(1.0, 0.0));
         // Probabilities 0.8 (twice, right once) and 0.5 (right).
         let head = [4f64.ln(), 0.0, 4f64.ln(), 0.0, 0.0, 0.0];
         let head = Tensor::from_slice([3, 2], &head).unwrap();
@@ -422,7 +422,7 @@ mod tests {
         let rows = [[nan, nan], [nan, 1.0], [nan, 1.0], [inf, 0.0], [-inf, -inf], [0.0, 1.0], [0.0, -inf]];
         let labels = [0, 0, 1, 0, 1, 1, 0];
         let head = Tensor::from_slice([7, 2], rows.as_flattened()).unwrap();
-        let mut sums = Accumulator::new(2, Objective { head: 1.0, text: 0.0 });
+        let mut sums = Accumulator::new(2, Objective::new(1.0, 0.0));
         sums.add(&head, &head, &labels).unwrap();
         let names = ["a".to_owned(), "b".to_owned()];
         let found = sums.evaluation("val", &names, |i| i.to_string(), sums.text_classes());
@@ -443,7 +443,7 @@ mod tests {
 
     #[test]
     fn one_class_and_no_image_make_no_panic() {
-        let mut sums = Accumulator::new(1, Objective { head: 1.0, text: 0.0 });
+        let mut sums = Accumulator::new(1, Objective::new(1.0, 0.0));
         assert_eq!((sums.finish().images, sums.finish().ece), (0, 0.0));
         let head = Tensor::from_slice([2, 1], &[3.0f64, f64::NAN]).unwrap();
         sums.add(&head, &head, &[0, 0]).unwrap();

@@ -116,6 +116,7 @@ impl<B: Backend> Session<'_, B> {
                 return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
             }
         }
+        cache.split(Split::Train).require_every_class()?;
         let names = cache.class_names();
         let chosen = match settings.shots {
             Some(shots) => few_shot(cache.split(Split::Train).labels(), names, shots, settings.seed)?,
@@ -145,8 +146,7 @@ impl<B: Backend> Session<'_, B> {
             scaling: loss_scaling(&self.backend),
         };
         memory::check_batch(&self.backend, &self.tower, &trained, &spec)?;
-        let mut learner =
-            Learner::new(self.backend.clone(), self.tower.clone(), trained, &self.text, &spec)?;
+        let mut learner = Learner::new(self.backend.clone(), self.tower.clone(), trained, &self.text, &spec)?;
         let (progress, best) = if resume {
             let (progress, best) = resumed(&mut learner, cache, dir)?;
             dir.write_settings(settings)?;
@@ -308,8 +308,7 @@ fn initial_parts_from<B: Backend>(
     let sizes = &tower.config().tower;
     let found = [adapter_dir.is_dir(), prompts_path.is_file(), head_path.is_file()];
     if found == [false; 3] {
-        let problem =
-            "none of adapter/, head.safetensors and prompts.safetensors is here; check --init-from";
+        let problem = "none of adapter/, head.safetensors and prompts.safetensors is here; check --init-from";
         return Err(TrainError::file(from, problem));
     }
     let unused = |what: &str, remedy: &str| {
@@ -654,8 +653,9 @@ impl<B: Backend> Run<'_, B> {
 
 /// How the images of a step are mixed.
 fn mix_draw(settings: &Settings, batch: usize, step: u64) -> Result<MixDraw> {
-    MixDraw::new(settings.mixup, batch, settings.seed, step)
-        .map_err(|e| TrainError::Setting(format!("--mixup: {} is no α of a Beta distribution ({e})", settings.mixup)))
+    MixDraw::new(settings.mixup, batch, settings.seed, step).map_err(|e| {
+        TrainError::Setting(format!("--mixup: {} is no α of a Beta distribution ({e})", settings.mixup))
+    })
 }
 
 /// Steps that are handed to the device before the host waits for the results of the first.

@@ -12,6 +12,7 @@ use crate::clip::vision::Savings;
 use crate::objective::Objective;
 use crate::optim::{Rate, Rates};
 use crate::tensor::{DType, Shape, Tensor};
+use crate::train::learner::Batch;
 use crate::tune::Target;
 
 /// Steps of which the losses are compared.
@@ -37,7 +38,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         ("head only", TinySizes::EVEN, Activation::QuickGelu, vec![]),
     ];
     for (name, sizes, activation, targets) in variants {
-        let (objective, savings) = (Objective { head: 1.0, text: 0.3 }, Savings::ALL);
+        let (objective, savings) = (Objective::new(1.0, 0.3), Savings::ALL);
         variant(c, name, &TinyStep { sizes, layers: 3, activation, targets, objective, savings })?;
     }
     Ok(())
@@ -49,8 +50,8 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     let mut device = tiny.learner_on(c.device.clone(), image, DType::U8, scaling)?;
     let mut cpu = tiny.learner_on(Cpu::<f32>::new(), image, DType::U8, None)?;
     let (images, labels) = tiny.pixels(14)?;
-    device.gradients(images.view(), &labels)?;
-    cpu.gradients(images.view(), &labels)?;
+    device.gradients(Batch::new(images.view(), &labels))?;
+    cpu.gradients(Batch::new(images.view(), &labels))?;
     let (gradient_bound, loss_bound) = bounds(c.real());
     let loss_scale = scaling.map_or(1.0, |s| s.start);
     let expected = cpu.params().into_iter().map(|p| p.gradient.clone()).collect::<Vec<_>>();
@@ -62,12 +63,12 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
         c.compare_within(&format!("step gradient of {part}"), name, &pair, gradient_bound)?;
     }
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    let rates = Rates { head: rate(1e-2), lora: rate(1e-3) };
+    let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
     let mut worst = 0.0f64;
     for step in 0..STEPS {
         let (images, labels) = tiny.pixels(20 + step)?;
-        device.train_step(images.view(), &labels, &rates, 1.0)?;
-        cpu.train_step(images.view(), &labels, &rates, 1.0)?;
+        device.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?;
+        cpu.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?;
         let (found, expected) = (device.stats()?.loss, cpu.stats()?.loss);
         let error = ((found - expected) / expected).abs();
         worst = if error.is_nan() { error } else { worst.max(error) };
