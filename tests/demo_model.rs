@@ -8,6 +8,7 @@ use clip_engine::data::demo::demo_class_names;
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Tensor, View};
 use clip_engine::train::demo;
+use clip_engine::tune::TowerTuning;
 use safetensors::SafeTensors;
 
 fn reference(name: &str) -> Tensor {
@@ -30,8 +31,9 @@ fn image_features_from_u8_pixels_are_those_of_transformers() {
     let tower = demo::model().unwrap().vision(&backend).unwrap();
     let pixels = reference("pixels");
     let batch = pixels.shape().rows();
-    let mut a = VisionActivations::new(&backend, &tower, batch, &[], Purpose::Inference).unwrap();
-    tower.infer(&backend, &pixels, &[], &mut a).unwrap();
+    let mut a =
+        VisionActivations::new(&backend, &tower, batch, TowerTuning::NONE, Purpose::Inference).unwrap();
+    tower.infer(&backend, &pixels, None, &[], None, &mut a).unwrap();
     let error = relative_error(&floats(&a.features), &floats(&reference("image_features")));
     assert!(error < 1e-5, "{error:e}");
 }
