@@ -469,11 +469,15 @@ fn a_class_without_an_image_is_named() {
     cache.split(Split::Train).require_every_class().unwrap();
     cache.split(Split::Val).require_every_class().unwrap();
     // The only training photo of a class is left out.
-    truncate(&workspace.photos.path().join("train/rose/000_base_420_q95.jpg"));
-    let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
-    let message = cache.split(Split::Train).require_every_class().unwrap_err().to_string();
-    assert!(message.contains("\"rose\"") && message.contains("train split"), "{message}");
-    cache.split(Split::Val).require_every_class().unwrap();
+    for class in ["daisy", "rose"] {
+        let place = format!("train/{class}/000_base_420_q95.jpg");
+        truncate(&workspace.photos.path().join(&place));
+        let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
+        let message = cache.split(Split::Train).require_every_class().unwrap_err().to_string();
+        assert!(message.contains(&format!("{class:?}")) && message.contains("train split"), "{message}");
+        cache.split(Split::Val).require_every_class().unwrap();
+        workspace.add(&place, "base_420_q95.jpg");
+    }
     assert!(matches!(
         cache.split(Split::Test).require_every_class(),
         Err(DataError::NoImageOfClass { class, split: Split::Test }) if class == "daisy"
