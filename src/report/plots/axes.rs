@@ -27,7 +27,7 @@ impl Frame {
             let (_, height) = self.at(self.x.0, value);
             sheet.line(&[(self.left, height), (self.right, height)], 0.75, GRID);
             let number = (y.label)(value);
-            sheet.text(&number, (self.left - 6.0, height), SMALL_SIZE, MUTED, Anchor::End);
+            sheet.digits(&number, (self.left - 6.0, height), SMALL_SIZE, MUTED, Anchor::End);
         }
         for &value in &x.ticks {
             let (across, _) = self.at(value, self.y.0);

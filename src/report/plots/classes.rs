@@ -10,7 +10,10 @@ use std::cmp::Ordering;
 const WIDTH: f64 = 920.0;
 /// Where bars begin and end.
 const LEFT: f64 = 230.0;
-const RIGHT: f64 = 780.0;
+const RIGHT: f64 = 690.0;
+/// Right edges of the columns of both values, and of a third.
+const VALUES: [f64; 2] = [750.0, 810.0];
+const THIRD: f64 = WIDTH - 20.0;
 const PLAIN: Colour = Colour(0xa6, 0xa6, 0xa6);
 
 /// One of the two bars of every class.
@@ -53,7 +56,8 @@ fn counts([class, _]: [&ClassMetrics; 2]) -> String {
 }
 
 fn difference(pair: [&ClassMetrics; 2]) -> String {
-    lead(pair).map_or("–".into(), |lead| format!("{:+.1}", 100.0 * lead))
+    let points = lead(pair).map(|lead| 100.0 * lead);
+    points.map_or("–".into(), |d| if d.abs() < 0.05 { "0.0".into() } else { format!("{d:+.1}") })
 }
 
 /// How much more of the class the first of two runs recognises.
@@ -86,7 +90,10 @@ fn bars<'a>(
     let subtitle = format!("share of the {} images of a class that are recognised", evaluation.split);
     sheet.heading(title, &subtitle);
     legend(&mut sheet, (LEFT, 72.0), RIGHT, &entries);
-    sheet.text(column, (WIDTH - 20.0, top - 12.0), SMALL_SIZE, MUTED, Anchor::End);
+    for (series, right) in series.iter().zip(VALUES) {
+        sheet.area((right - 16.0, top - 14.5), (right, top - 5.5), series.colour);
+    }
+    sheet.text(column, (THIRD, top - 10.0), SMALL_SIZE, MUTED, Anchor::End);
     for tick in 0..=5 {
         let x = LEFT + (RIGHT - LEFT) * f64::from(tick) / 5.0;
         sheet.line(&[(x, top), (x, bottom)], 0.75, GRID);
@@ -101,7 +108,7 @@ fn bars<'a>(
         sheet.text(&name, (LEFT - 8.0, y), SMALL_SIZE, INK, Anchor::End);
         let pair = series.each_ref().map(|s| &s.classes[class]);
         draw_pair(&mut sheet, y, row, series, pair);
-        sheet.text(&value(pair), (WIDTH - 20.0, y), SMALL_SIZE, MUTED, Anchor::End);
+        sheet.text(&value(pair), (THIRD, y), SMALL_SIZE, MUTED, Anchor::End);
     }
     sheet.line(&[(LEFT, top), (LEFT, bottom)], 0.75, EDGE);
     let middle = (LEFT + RIGHT) / 2.0;
@@ -109,20 +116,18 @@ fn bars<'a>(
     sheet
 }
 
-/// The bars of one class, around the height `y`, and the first one's value behind them.
+/// The bars of one class, around the height `y`, and their values.
 fn draw_pair(sheet: &mut Sheet<'_>, y: f64, row: f64, series: &[Series<'_>; 2], pair: [&ClassMetrics; 2]) {
     if pair.iter().all(|class| class.images == 0) {
         sheet.text("no images", (LEFT + 6.0, y), SMALL_SIZE, MUTED, Anchor::Start);
         return;
     }
     let thickness = 0.41 * row;
-    let mut longest = LEFT;
     for (i, (series, class)) in series.iter().zip(pair).enumerate() {
         let top = y + (i as f64 - 1.0) * thickness;
-        let end = LEFT + (RIGHT - LEFT) * class.recall.unwrap_or(0.0);
+        let recall = class.recall.unwrap_or(0.0);
+        let end = LEFT + (RIGHT - LEFT) * recall;
         sheet.area((LEFT, top), (end, top + thickness - 0.5), series.colour);
-        longest = longest.max(end);
+        sheet.text(&percent(recall), (VALUES[i], y), SMALL_SIZE, INK, Anchor::End);
     }
-    let value = pair[0].recall.map(percent).unwrap_or_default();
-    sheet.text(&value, (longest + 5.0, y), SMALL_SIZE, INK, Anchor::Start);
 }

@@ -87,9 +87,8 @@ fn draw_cells(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
             let text = count.to_string();
             if digits >= 6.5 && sheet.font.width(&text, digits) <= cell - 2.0 {
                 let colour = if share > 0.45 { PAPER } else { INK };
-                // Digits are taller than an x.
-                let middle = (x + cell / 2.0, y + cell / 2.0 + 0.09 * digits);
-                sheet.text(&text, middle, digits, colour, Anchor::Middle);
+                let middle = (x + cell / 2.0, y + cell / 2.0);
+                sheet.digits(&text, middle, digits, colour, Anchor::Middle);
             }
         }
     }
@@ -132,8 +131,9 @@ fn draw_scale(sheet: &mut Sheet<'_>, layout: &Layout) {
     sheet.line(&corners.map(|(x, y)| (left + x, TOP + y)), 0.75, EDGE);
     for tick in 0..=5 {
         let y = TOP + height * (1.0 - f64::from(tick) / 5.0);
-        sheet.text(&(20 * tick).to_string(), (left + 18.0, y), SMALL_SIZE, MUTED, Anchor::Start);
+        sheet.digits(&(20 * tick).to_string(), (left + 18.0, y), SMALL_SIZE, MUTED, Anchor::Start);
     }
+    sheet.text("white: none", (left - 2.0, TOP + height + 18.0), SMALL_SIZE, MUTED, Anchor::Start);
     let middle = (left + 54.0, TOP + height / 2.0);
     let title = if height > 200.0 { "images of the class (%)" } else { "of the class (%)" };
     sheet.turned_text(title, middle, SMALL_SIZE, INK, Anchor::Middle);

@@ -2,6 +2,7 @@
 
 use super::font::{FAMILY, Typeface};
 use image::ImageEncoder;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use plotters_backend::text_anchor::{HPos, Pos, VPos};
 use plotters_backend::{
     BackendColor, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind, FontFamily, FontTransform,
@@ -111,6 +112,11 @@ impl<'a> Sheet<'a> {
         self.marks.push(Mark::Disc { centre, radius, colour });
     }
 
+    /// A number in the middle of the height that is given: digits are taller than an x.
+    pub fn digits(&mut self, text: &str, (x, y): Point, size: f64, colour: Colour, anchor: Anchor) {
+        self.text(text, (x, y + 0.09 * size), size, colour, anchor);
+    }
+
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
         self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: false });
     }
@@ -121,6 +127,9 @@ impl<'a> Sheet<'a> {
     }
 
     fn label(&mut self, mut label: Label) {
+        if label.text.is_empty() {
+            return;
+        }
         // XML has no form of them.
         let allowed =
             |c: char| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c };
@@ -135,10 +144,6 @@ impl<'a> Sheet<'a> {
         self.text(&title, (20.0, 22.0), TITLE_SIZE, INK, Anchor::Start);
         let subtitle = self.font.shorten(subtitle, TEXT_SIZE, room);
         self.text(&subtitle, (20.0, 42.0), TEXT_SIZE, MUTED, Anchor::Start);
-    }
-
-    pub fn marks(&self) -> &[Mark] {
-        &self.marks
     }
 
     /// The picture as PNG, two pixels to the point.
@@ -158,7 +163,8 @@ impl<'a> Sheet<'a> {
         }
         let (width, height) = self.size(2);
         let mut png = Vec::new();
-        image::codecs::png::PngEncoder::new(&mut png)
+        // Filters are for photographs; flat colours repeat as they are.
+        PngEncoder::new_with_quality(&mut png, CompressionType::Default, FilterType::NoFilter)
             .write_image(&pixels, width, height, image::ExtendedColorType::Rgb8)
             .map_err(|e| e.to_string())?;
         Ok(png)
@@ -178,7 +184,8 @@ impl<'a> Sheet<'a> {
         let (width, height) = self.size(1);
         Ok(format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"0 0 {} {}\" stroke-linejoin=\"round\">\n{body}",
+             viewBox=\"0 0 {} {}\" stroke-linejoin=\"round\">\n\
+             <rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n{body}",
             size.0, size.1
         ))
     }
@@ -194,8 +201,6 @@ impl<'a> Sheet<'a> {
     ) -> Result<(), DrawingErrorKind<B::ErrorType>> {
         let units = f64::from(units);
         let at = |p: Point| ((p.0 * units).round() as i32, (p.1 * units).round() as i32);
-        let (right, bottom) = backend.get_size();
-        backend.draw_rect((0, 0), (right as i32, bottom as i32), &Pen::fill(PAPER), true)?;
         for mark in &self.marks {
             match mark {
                 Mark::Line { points, width, colour } => {
@@ -231,17 +236,30 @@ fn distinct(points: impl Iterator<Item = (i32, i32)>) -> Vec<(i32, i32)> {
 
 /// Means of two by two pixels.
 fn halve(pixels: &[u8], width: usize) -> Vec<u8> {
+    /// Bytes of two rows that are looked at together: most of them are paper, which is its own mean.
+    const BLOCK: usize = 6 * 32;
     let mut out = Vec::with_capacity(pixels.len() / 4);
     for rows in pixels.chunks_exact(6 * width) {
         let (upper, lower) = rows.split_at(3 * width);
-        for (upper, lower) in upper.chunks_exact(6).zip(lower.chunks_exact(6)) {
-            for c in 0..3 {
-                let sum: u16 = [upper[c], upper[c + 3], lower[c], lower[c + 3]].map(u16::from).iter().sum();
-                out.push(((sum + 2) / 4) as u8);
+        for (upper, lower) in upper.chunks(BLOCK).zip(lower.chunks(BLOCK)) {
+            let paper = &[255; BLOCK][..upper.len()];
+            if upper == paper && lower == paper {
+                out.extend_from_slice(&paper[..upper.len() / 2]);
+            } else {
+                halve_block(upper, lower, &mut out);
             }
         }
     }
     out
+}
+
+fn halve_block(upper: &[u8], lower: &[u8], out: &mut Vec<u8>) {
+    for i in (0..upper.len()).step_by(6) {
+        for c in [i, i + 1, i + 2] {
+            let pair = |row: &[u8]| u16::from(row[c]) + u16::from(row[c + 3]);
+            out.push(((pair(upper) + pair(lower) + 2) / 4) as u8);
+        }
+    }
 }
 
 struct Pen {

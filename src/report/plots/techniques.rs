@@ -1,6 +1,6 @@
 //! The techniques of a comparison beside each other and beside what others published.
 
-use super::axes::{LEGEND_LINE, Swatch, legend, percent};
+use super::axes::{LEGEND_LINE, Swatch, legend, percent, percent_number};
 use super::font::Typeface;
 use super::sheet::{
     Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, Point, RED, SKY, SMALL_SIZE, Sheet, TEXT_SIZE,
@@ -10,10 +10,10 @@ use crate::report::compare::{ComparisonRow, Published};
 
 const WIDTH: f64 = 920.0;
 const LEFT: f64 = 210.0;
-const RIGHT: f64 = 690.0;
+const RIGHT: f64 = 680.0;
 /// Right edges of the columns of values.
-const TEST: f64 = 758.0;
-const VAL: f64 = 826.0;
+const TEST: f64 = 745.0;
+const VAL: f64 = 812.0;
 const PUBLISHED: f64 = 900.0;
 const ROW: f64 = 42.0;
 const BAR: f64 = 13.0;
@@ -104,11 +104,12 @@ fn draw_bar(sheet: &mut Sheet<'_>, y: f64, share: f64, colour: Colour) {
 fn draw_published(sheet: &mut Sheet<'_>, published: &Published, test_y: f64, val_y: Option<f64>) {
     let [low, high] = published.test_top1;
     draw_range(sheet, (place(low), test_y), place(high));
-    let text = if low == high { percent(low) } else { format!("{:.1}–{}", 100.0 * low, percent(high)) };
+    let (from, to) = (percent_number(low), percent_number(high));
+    let text = if low == high { format!("{to} %") } else { format!("{from}–{to} %") };
     sheet.text(&text, (PUBLISHED, test_y), SMALL_SIZE, INK, Anchor::End);
     if let (Some(val), Some(y)) = (published.val_top1, val_y) {
         draw_range(sheet, (place(val), y), place(val));
-        sheet.text(&percent(val), (PUBLISHED, y), SMALL_SIZE, INK, Anchor::End);
+        sheet.text(&format!("{} %", percent_number(val)), (PUBLISHED, y), SMALL_SIZE, INK, Anchor::End);
     }
 }
 
