@@ -284,3 +284,188 @@ fn a_comparison_has_every_picture() {
     assert_eq!(names(&files), expected);
     files.chunks(2).for_each(|pair| check_picture(&pair[0], &pair[1]));
 }
+
+#[test]
+fn the_numbers_are_those_of_the_run() {
+    let dir = folder("numbers");
+    let run = run("a & b", 12, 8, 0.9);
+    run_plots(&run, &dir).unwrap();
+    let plots = dir.join("plots");
+    let percent = |v: f64| format!("{:.1} %", 100.0 * v);
+    let (metrics, summary) = (&run.evaluation.metrics, &run.summary);
+
+    let curves = svg_texts(&plots, "curves.svg");
+    let kept = format!("kept epoch {}: validation top-1 {}", summary.best_epoch, percent(summary.val.top1));
+    assert!(curves.contains(&kept), "{curves:?}");
+    assert!(curves.contains(&"plain CLIP, test split: 41.2 %".to_owned()), "{curves:?}");
+
+    let calibration = svg_texts(&plots, "calibration.svg");
+    let error = format!("expected calibration error {}, test split", percent(metrics.ece));
+    assert!(calibration.contains(&error), "{calibration:?}");
+
+    let mut counts: Vec<String> = run.evaluation.confusion.concat().iter().map(u32::to_string).collect();
+    counts.retain(|count| count != "0");
+    // The scale's numbers are there as well.
+    counts.extend(["0", "20", "40", "60", "80", "100"].map(String::from));
+    let mut written = svg_texts(&plots, "confusion.svg");
+    written.retain(|text| text.parse::<u32>().is_ok());
+    counts.sort();
+    written.sort();
+    assert_eq!(written, counts);
+
+    let svg = std::fs::read_to_string(plots.join("classes.svg")).unwrap();
+    let rows = texts(&svg);
+    for (class, name) in run.evaluation.classes.iter().zip(&run.evaluation.class_names) {
+        // The long name alone is shortened.
+        let start: String = name.chars().take(12).collect();
+        let row = rows.iter().find(|text| text.text.starts_with(&start)).unwrap();
+        let count = format!("{} / {}", class.right, class.images);
+        let beside = |other: &&Text| (other.bottom - row.bottom).abs() < 1.0;
+        let found: Vec<&str> = rows.iter().filter(beside).map(|text| text.text.as_str()).collect();
+        assert!(found.contains(&count.as_str()), "{name}: {found:?} has no {count}");
+        let value = class.recall.map_or("no images".to_owned(), percent);
+        assert!(found.contains(&value.as_str()), "{name}: {found:?} has no {value}");
+    }
+    // The best class comes first.
+    let share = |text: &Text| text.text.split_once(" / ")?.0.parse::<u32>().ok();
+    let column: Vec<u32> = rows.iter().filter_map(share).collect();
+    assert!(column.len() == 12 && column.is_sorted_by(|a, b| a >= b), "{column:?}");
+}
+
+#[test]
+fn names_are_escaped_and_whole() {
+    let dir = folder("names");
+    let mut run = run("<run> & \"co\"", 12, 2, 0.9);
+    run.evaluation.class_names[4] = "a\u{1}tab\there".into();
+    run_plots(&run, &dir).unwrap();
+    for name in ["classes", "confusion"] {
+        let svg = std::fs::read_to_string(dir.join("plots").join(format!("{name}.svg"))).unwrap();
+        assert!(svg.contains("a&lt;b &amp; &quot;c&quot;"), "{name}");
+        assert!(svg.contains("&lt;run&gt; &amp; &quot;co&quot;: "), "{name}");
+        assert!(!svg.contains("a<b") && !svg.contains('\u{1}'), "{name}");
+        let written = svg_texts(&dir.join("plots"), &format!("{name}.svg"));
+        for whole in ["pink primrose", "Ηλιοτρόπιο", "hard-leaved pocket orchid", "a\u{fffd}tab\u{fffd}here"]
+        {
+            assert!(written.iter().any(|text| text == whole), "{name}: {whole}");
+        }
+        let long = |text: &String| text.starts_with("globe th") && text.ends_with("cultivated");
+        assert!(written.iter().any(|text| long(text) && text.contains('…')), "{name}");
+    }
+}
+
+#[test]
+fn the_losses_are_those_that_count() {
+    let dir = folder("losses");
+    let mut run = run("triplet", 2, 3, 0.9);
+    run.settings.text_weight = 0.0;
+    for record in &mut run.epochs {
+        record.train.loss_triplet = 0.7;
+    }
+    run.steps[5].loss = f64::NAN;
+    run_plots(&run, &dir).unwrap();
+    let written = svg_texts(&dir.join("plots"), "losses.svg");
+    for (name, there) in [("total", true), ("head (weight 1)", true), ("triplet", true), ("text", false)] {
+        assert_eq!(written.iter().any(|text| text.starts_with(name)), there, "{name}: {written:?}");
+    }
+    let svg = std::fs::read_to_string(dir.join("plots/losses.svg")).unwrap();
+    assert!(!svg.contains("NaN"));
+}
+
+#[test]
+fn a_run_without_numbers_is_drawn() {
+    let dir = folder("nothing");
+    let mut run = run("nothing", 2, 1, 0.9);
+    run.evaluation.metrics.ece = f64::NAN;
+    run.epochs[0].val.loss = f64::NAN;
+    let files = run_plots(&run, &dir).unwrap();
+    files.chunks(2).for_each(|pair| check_picture(&pair[0], &pair[1]));
+    let written = svg_texts(&dir.join("plots"), "calibration.svg");
+    assert!(written.contains(&"expected calibration error not a number, test split".to_owned()));
+    (run.epochs, run.steps) = (Vec::new(), Vec::new());
+    run_plots(&run, &dir).unwrap();
+    let written = svg_texts(&dir.join("plots"), "curves.svg");
+    assert!(written.contains(&"no epoch was recorded".to_owned()));
+}
+
+#[test]
+fn numbers_stand_for_the_names_of_very_many_classes() {
+    let dir = folder("run-160");
+    let run = run("many", 160, 2, 0.9);
+    run_plots(&run, &dir).unwrap();
+    let svg = std::fs::read_to_string(dir.join("plots/confusion.svg")).unwrap();
+    check_layout(&svg, "confusion");
+    let written: Vec<String> = texts(&svg).into_iter().map(|text| text.text).collect();
+    let key = |label: usize| written.iter().filter(|text| text.starts_with(&format!("{label}  "))).count();
+    assert!((0..160).all(|label| key(label) == 1));
+    assert!(written.contains(&"7  moon orchid".to_owned()));
+    assert_eq!(written.iter().filter(|text| *text == "155").count(), 2);
+}
+
+#[test]
+fn the_numbers_are_those_of_the_comparison() {
+    let dir = folder("comparison-numbers");
+    let mut runs = vec![run("lora", 12, 5, 0.9), run("linear", 12, 5, 0.6)];
+    let comparison = comparison(&runs);
+    comparison_plots(&comparison, &runs, &dir).unwrap();
+    let techniques = svg_texts(&dir, "techniques.svg");
+    for row in &comparison.rows {
+        for value in [Some(row.test_top1), row.val_top1].into_iter().flatten() {
+            let value = format!("{:.1} %", 100.0 * value);
+            assert!(techniques.contains(&value), "{value}: {techniques:?}");
+        }
+    }
+    for published in ["66.5 %", "91.2–92.05 %", "91.76 %"] {
+        assert!(techniques.contains(&published.to_owned()), "{published}: {techniques:?}");
+    }
+    // Without a test split the published results are of another one.
+    let val = Comparison { split: "val".into(), ..comparison.clone() };
+    comparison_plots(&val, &runs, &dir).unwrap();
+    let techniques = svg_texts(&dir, "techniques.svg");
+    assert!(!techniques.iter().any(|text| text.contains("published") || text == "test"), "{techniques:?}");
+
+    let classes = svg_texts(&dir, "classes.svg");
+    let classes_of = |run: &RunData| run.evaluation.classes.clone();
+    for (first, second) in classes_of(&runs[0]).iter().zip(&classes_of(&runs[1])) {
+        let (Some(first), Some(second)) = (first.recall, second.recall) else { continue };
+        let lead = 100.0 * (first - second);
+        let value = if lead.abs() < 0.05 { "0.0".to_owned() } else { format!("{lead:+.1}") };
+        assert!(classes.contains(&value), "{value}: {classes:?}");
+    }
+    let best = |runs: &[RunData]| -> String {
+        comparison_plots(&val, runs, &dir).unwrap();
+        svg_texts(&dir, "classes.svg")[0].clone()
+    };
+    assert_eq!(best(&runs), "lora against linear: accuracy per class");
+    runs.reverse();
+    assert_eq!(best(&runs), "lora against linear: accuracy per class");
+    assert_eq!(best(&runs[..1]), "linear: accuracy per class");
+}
+
+#[test]
+fn many_runs_have_a_line_each_in_the_key() {
+    let dir = folder("comparison-many");
+    let runs: Vec<RunData> =
+        (0..30).map(|i| run(&format!("lora, seed {i}"), 2, 3, 0.6 + 0.01 * f64::from(i))).collect();
+    let files = comparison_plots(&comparison(&runs), &runs, &dir).unwrap();
+    files.chunks(2).for_each(|pair| check_picture(&pair[0], &pair[1]));
+    let key = svg_texts(&dir, "curves.svg");
+    assert!(runs.iter().all(|run| key.contains(&run.name)));
+}
+
+#[test]
+fn runs_that_cannot_be_compared_are_refused() {
+    let dir = folder("refused");
+    let mut runs = [run("first", 2, 1, 0.9), run("second", 2, 1, 0.8)];
+    let comparison = comparison(&runs);
+    let error = comparison_plots(&comparison, &[], &dir).unwrap_err().to_string();
+    assert!(error.contains("there is no run to draw"), "{error}");
+    runs[1].evaluation.class_names[0] = "another".into();
+    let error = comparison_plots(&comparison, &runs, &dir).unwrap_err().to_string();
+    assert!(error.contains("different classes") && error.contains("first"), "{error}");
+    assert!(!dir.exists());
+    // A file is where the folder should be.
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("plots"), "").unwrap();
+    let error = run_plots(&runs[0], &dir).unwrap_err().to_string();
+    assert!(error.contains("plots: cannot create the folder"), "{error}");
+}

@@ -21,7 +21,8 @@ const BAR: f64 = 13.0;
 /// Draws test and validation accuracy of every row.
 pub fn draw<'a>(comparison: &Comparison, font: &'a Typeface) -> Sheet<'a> {
     let both = comparison.split == "test";
-    let published = comparison.rows.iter().any(|row| row.published.is_some());
+    // What others report of their test split says nothing of another.
+    let published = both && comparison.rows.iter().any(|row| row.published.is_some());
     let top = 126.0;
     let bottom = top + ROW * comparison.rows.len() as f64 + 6.0;
     let mut sheet = Sheet::new(font, WIDTH, bottom + 48.0);
@@ -92,7 +93,7 @@ fn draw_row(sheet: &mut Sheet<'_>, y: f64, row: &ComparisonRow, both: bool) {
         draw_bar(sheet, val_y, val, SKY);
         sheet.text(&percent(val), (VAL, val_y), SMALL_SIZE, INK, Anchor::End);
     }
-    if let Some(published) = &row.published {
+    if let Some(published) = row.published.as_ref().filter(|_| both) {
         draw_published(sheet, published, test_y, val.map(|_| val_y));
     }
 }
