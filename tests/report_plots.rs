@@ -333,6 +333,70 @@ fn the_numbers_are_those_of_the_run() {
 }
 
 #[test]
+fn every_cell_is_in_its_row_and_column() {
+    let dir = folder("cells");
+    let run = run("cells", 12, 1, 0.6);
+    run_plots(&run, &dir).unwrap();
+    let found = texts(&std::fs::read_to_string(dir.join("plots/confusion.svg")).unwrap());
+    let middle = |text: &Text| ((text.left + text.right) / 2.0, (text.top + text.bottom) / 2.0);
+    let names = |start: &str| found.iter().filter(|text| text.text.starts_with(start)).collect::<Vec<_>>();
+    // The scale, far to the right of the last column, has numbers too.
+    let last_column = middle(names("hard-leaved")[1]).0;
+    let cell = |text: &&Text| text.text.parse::<u32>().is_ok() && middle(text).0 < last_column + 40.0;
+    let sum = |near: &dyn Fn(&Text) -> bool| -> u32 {
+        found
+            .iter()
+            .filter(cell)
+            .filter(|text| near(text))
+            .map(|text| text.text.parse::<u32>().unwrap())
+            .sum()
+    };
+    for (class, name) in run.evaluation.classes.iter().zip(&run.evaluation.class_names) {
+        let start: String = name.chars().take(10).collect();
+        let [row, column] = names(&start)[..] else { panic!("{name}") };
+        let (row, column) = (middle(row).1, middle(column).0);
+        assert_eq!(sum(&|text| (middle(text).1 - row).abs() < 4.0), class.images, "row of {name}");
+        assert_eq!(sum(&|text| (middle(text).0 - column).abs() < 4.0), class.predicted, "column of {name}");
+    }
+}
+
+#[test]
+fn curves_follow_their_values() {
+    let dir = folder("curves");
+    let run = run("curves", 2, 9, 0.9);
+    run_plots(&run, &dir).unwrap();
+    let svg = std::fs::read_to_string(dir.join("plots/curves.svg")).unwrap();
+    // Training is blue, validation vermilion; losses on the left come first.
+    let curves = |colour: &str| -> Vec<Vec<(f64, f64)>> {
+        let lines = svg.lines().filter(|l| l.starts_with("<polyline") && l.contains(colour));
+        let point =
+            |p: &str| p.split_once(',').map(|(x, y)| (x.parse().unwrap(), y.parse().unwrap())).unwrap();
+        let points = lines.map(|l| attribute(l, "points").unwrap().split_whitespace().map(point).collect());
+        points.filter(|points: &Vec<_>| points.len() == 9).collect()
+    };
+    let of = |value: fn(&EpochRecord) -> f64| run.epochs.iter().map(value).collect::<Vec<_>>();
+    let expected = [
+        ("#0072B2", [of(|e| e.train.loss), of(|e| e.train.top1)]),
+        ("#D55E00", [of(|e| e.val.loss), of(|e| e.val.top1)]),
+    ];
+    for (colour, values) in expected {
+        let curves = curves(colour);
+        assert_eq!(curves.len(), 2, "{colour}");
+        for (points, values) in curves.iter().zip(&values) {
+            let (first, last) = (points[0], points[8]);
+            assert!(points.windows(2).all(|pair| pair[1].0 > pair[0].0));
+            // Heights are a linear function of the values.
+            let slope = (last.1 - first.1) / (values[8] - values[0]);
+            assert!(slope < 0.0, "{colour} {points:?}");
+            for (point, value) in points.iter().zip(values) {
+                let height = first.1 + slope * (value - values[0]);
+                assert!((point.1 - height).abs() < 2.0, "{colour} {point:?} {height}");
+            }
+        }
+    }
+}
+
+#[test]
 fn names_are_escaped_and_whole() {
     let dir = folder("names");
     let mut run = run("<run> & \"co\"", 12, 2, 0.9);

@@ -63,15 +63,18 @@ pub struct Axis<'a> {
 
 /// Round numbers within the range, at most about `most` of them.
 pub fn ticks(range: (f64, f64), most: usize) -> Vec<f64> {
-    let step = round_step((range.1 - range.0) / most.max(1) as f64);
-    let first = (range.0 / step - 1e-9).ceil() as i64;
-    let last = (range.1 / step + 1e-9).floor() as i64;
-    (first..=last).map(|i| i as f64 * step).collect()
+    multiples(range, round_step((range.1 - range.0) / most.max(1) as f64))
 }
 
 /// Whole numbers within the range, at most about `most` of them.
 pub fn whole_ticks(range: (f64, f64), most: usize) -> Vec<f64> {
-    ticks(range, most.min((range.1 - range.0).max(1.0) as usize))
+    multiples(range, round_step((range.1 - range.0) / most.max(1) as f64).max(1.0))
+}
+
+fn multiples(range: (f64, f64), step: f64) -> Vec<f64> {
+    let first = (range.0 / step - 1e-9).ceil() as i64;
+    let last = (range.1 / step + 1e-9).floor() as i64;
+    (first..=last).map(|i| i as f64 * step).collect()
 }
 
 /// The smallest of 1, 2 and 5 times a power of ten that is not below `least`.
@@ -95,10 +98,11 @@ pub fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if up > down { (down, up) } else { (down, down + step) }
 }
 
-/// The same for accuracies: within 0 and 1.
+/// The same for accuracies: within 0 and 1, and wide enough that a few images make no mountain.
 pub fn accuracy_range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = range_of(values);
-    (low.clamp(0.0, 0.95), high.clamp(0.05, 1.0))
+    let low = low.min(high - 0.05).clamp(0.0, 0.95);
+    (low, high.clamp(low + 0.05, 1.0))
 }
 
 pub fn number(value: f64) -> String {
@@ -175,7 +179,11 @@ mod tests {
             assert!(values.iter().all(|v| v.is_nan() || (low <= *v && *v <= high + 1e-9)), "{values:?}");
         }
         assert_eq!(range_of([0.2, 1.7].into_iter()), (0.0, 2.0));
-        assert_eq!(accuracy_range([1.0, 1.0].into_iter()).1, 1.0);
+        for values in [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.412, 0.412], [0.97, 0.99]] {
+            let (low, high) = accuracy_range(values.into_iter());
+            assert!(0.0 <= low && low <= values[0] && values[1] <= high && high <= 1.0, "{low} {high}");
+            assert!(high - low > 0.0499, "{low} {high}");
+        }
     }
 
     #[test]

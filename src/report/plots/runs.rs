@@ -7,6 +7,7 @@ use super::axes::{
 use super::curves::epoch_range;
 use super::font::Typeface;
 use super::sheet::{Anchor, Colour, INK, PALETTE, Point, SMALL_SIZE, Sheet};
+use crate::report::data::EpochRecord;
 use crate::report::{Comparison, RunData};
 
 /// Where the key begins, and its width.
@@ -15,8 +16,9 @@ const KEY_WIDTH: f64 = 250.0;
 
 /// Draws a curve per run, the best first in the key.
 pub fn draw<'a>(comparison: &Comparison, runs: &[RunData], font: &'a Typeface) -> Sheet<'a> {
-    let mut order: Vec<usize> = (0..runs.len()).collect();
-    order.sort_by(|&a, &b| runs[b].summary.val.top1.total_cmp(&runs[a].summary.val.top1));
+    let mut order: Vec<&RunData> = runs.iter().collect();
+    order.sort_by(|a, b| b.summary.val.top1.total_cmp(&a.summary.val.top1));
+    let colours = colours(&order);
     let plain = comparison.rows.iter().find(|row| row.val_top1.is_none());
     let lines = runs.len() + usize::from(plain.is_some());
     let mut sheet = Sheet::new(font, 920.0, (110.0 + LEGEND_LINE * lines as f64).max(460.0));
@@ -31,14 +33,13 @@ pub fn draw<'a>(comparison: &Comparison, runs: &[RunData], font: &'a Typeface) -
         &Axis { title: "top-1 accuracy (%)", ticks: ticks(y, 6), label: percent_number },
     );
     // The best on top.
-    for (place, &i) in order.iter().enumerate().rev() {
-        let curve = |e: &crate::report::data::EpochRecord| (f64::from(e.epoch), e.val.top1);
-        let points: Vec<Point> = runs[i].epochs.iter().map(curve).collect();
-        frame.curve(&mut sheet, &points, 1.75, colour(place));
+    for (run, colour) in order.iter().zip(&colours).rev() {
+        let curve = |e: &EpochRecord| (f64::from(e.epoch), e.val.top1);
+        let points: Vec<Point> = run.epochs.iter().map(curve).collect();
+        frame.curve(&mut sheet, &points, 1.75, *colour);
     }
-    for (place, &i) in order.iter().enumerate() {
-        let text = (runs[i].name.as_str(), runs[i].summary.val.top1);
-        key_line(&mut sheet, place, Swatch::Line(colour(place)), text);
+    for (place, (run, colour)) in order.iter().zip(&colours).enumerate() {
+        key_line(&mut sheet, place, Swatch::Line(*colour), (&run.name, run.summary.val.top1));
     }
     if let Some(plain) = plain {
         let height = frame.at(x.0, plain.test_top1).1;
@@ -49,10 +50,21 @@ pub fn draw<'a>(comparison: &Comparison, runs: &[RunData], font: &'a Typeface) -
     sheet
 }
 
-/// Full colours first; where there are more runs than colours, paler ones.
-fn colour(place: usize) -> Colour {
-    let share = [1.0, 0.55, 0.3][(place / PALETTE.len()).min(2)];
-    PALETTE[place % PALETTE.len()].faint(share)
+/// A colour for each run; where there are more runs than colours, one for each recipe.
+fn colours(runs: &[&RunData]) -> Vec<Colour> {
+    let mut seen = Vec::new();
+    let of_place = |place: usize| PALETTE[place % PALETTE.len()];
+    if runs.len() <= PALETTE.len() {
+        return (0..runs.len()).map(of_place).collect();
+    }
+    let places = runs.iter().map(|run| {
+        let recipe = run.summary.recipe;
+        seen.iter().position(|&r| r == recipe).unwrap_or_else(|| {
+            seen.push(recipe);
+            seen.len() - 1
+        })
+    });
+    places.map(of_place).collect()
 }
 
 fn key_line(sheet: &mut Sheet<'_>, place: usize, swatch: Swatch, (name, top1): (&str, f64)) {
