@@ -243,7 +243,7 @@ fn l2_norm(b: &B, n: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
 fn mix(n: usize) -> Result<Mix<B>> {
     let partner: Vec<u32> = (0..n).map(|i| ((i + 1) % n) as u32).collect();
     let inverse: Vec<u32> = (0..n).map(|i| ((i + n - 1) % n) as u32).collect();
-    let lambda: Vec<f64> = (0..n).map(|i| (i * 5 % n) as f64 / (n - 1) as f64).collect();
+    let lambda: Vec<f64> = (0..n).map(|i| (i * 3 % n) as f64 / (n - 1) as f64).collect();
     Ok(Mix {
         partner: Tensor::from_slice([n], &partner)?,
         inverse: Tensor::from_slice([n], &inverse)?,
