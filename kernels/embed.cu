@@ -201,9 +201,10 @@ PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
 // The same of mixed images: λ·(image b) + (1 − λ)·(image partners[b]) with λ = lambda[b], in float, rounded
 // once; partners u32 [B], a partner that is no image of the batch gives NaN. Each image is read twice, but once
 // from L2 (4.8 MB at 32×224): the floor is that of the plain form, and so is the grid. A block holds the rows of
-// both images.
-#define PATCH_EMBED_PIXELS_MIXED(name, N)                                                                 \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                            \
+// both images. `...` are the launch bounds: where the compiler, left alone, aims at so few registers that it
+// spills, they say how many blocks are enough.
+#define PATCH_EMBED_PIXELS_MIXED(name, N, ...)                                                            \
+  extern "C" __global__ void __launch_bounds__(__VA_ARGS__)                                               \
       name(const uint8* __restrict__ images, const uint32* __restrict__ partners,                         \
            const float* __restrict__ lambda, Real* __restrict__ patches, int side, int across, int patch, \
            int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {         \
@@ -214,9 +215,9 @@ PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
     embed::pixels_mixed<N>(images, mix, patches, strips, table, side, across, patch, rows);               \
   }                                                                                                       \
   EXPORT_KERNEL(name)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_wide, embed::WIDE)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_pairs, 2)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_ones, 1)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_wide, embed::WIDE, embed::THREADS)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_pairs, 2, embed::THREADS)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_ones, 1, embed::THREADS, 5)
 #undef PATCH_EMBED_PIXELS_MIXED
 
 // The same for numbers that are normalised already, Real [B, 3, side, side]: a copy, one pack a thread.
