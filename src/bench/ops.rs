@@ -4,7 +4,8 @@ use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, PatchEmbedding, Result, Stat,
+    Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Result,
+    Stat,
 };
 use crate::check::difference::normal;
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
@@ -71,6 +72,9 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
     }
     if wanted("l2_norm") {
         b.l2_norm(visit)?;
+    }
+    if wanted("mix_rows") {
+        b.mix_rows(visit)?;
     }
     if wanted("head_loss") {
         b.head_loss(visit)?;
@@ -320,7 +324,34 @@ impl<B: Backend> Bench<'_, B> {
         let run = Box::new(|| {
             self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
         });
-        visit(Op { name: "patch_embed", at, flop, bytes, run })
+        visit(Op { name: "patch_embed", at: at.clone(), flop, bytes, run })?;
+        let mix = self.mix()?;
+        let run = Box::new(|| {
+            self.backend.patch_embed(&pixels, Some(&mix), &embedding, &mut patches, &mut products, &mut x)
+        });
+        visit(Op { name: "patch_embed, mixed", at, flop, bytes, run })
+    }
+
+    /// Each image with the next.
+    fn mix(&self) -> Result<Mix<B>> {
+        let n = self.sizes.batch;
+        let indices = |from: usize| -> Result<B::Tensor> {
+            let indices: Vec<u32> = (0..n).map(|i| ((i + from) % n) as u32).collect();
+            self.backend.upload(Tensor::from_slice([n], &indices)?.view(), DType::U32)
+        };
+        let lambda = self.numbers([n], self.backend.master_dtype(), 0.5, 0.1)?;
+        Ok(Mix { partner: indices(1)?, inverse: indices(n - 1)?, lambda })
+    }
+
+    fn mix_rows(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let shape = [self.sizes.batch, self.sizes.features];
+        let (mix, x, mut y) = (self.mix()?, self.master(shape, 1.0)?, self.master(shape, 0.0)?);
+        let bytes = 8.0 * (self.sizes.batch * self.sizes.features) as f64;
+        let at = format!("{}x{}", shape[0], shape[1]);
+        let run = Box::new(|| self.backend.mix_rows(&x, &mix, &mut y));
+        visit(Op { name: "mix_rows", at: at.clone(), flop: 0.0, bytes, run })?;
+        let run = Box::new(|| self.backend.mix_rows_backward(&x, &mix, &mut y));
+        visit(Op { name: "mix_rows_backward", at, flop: 0.0, bytes, run })
     }
 
     fn l2_norm(&self, visit: &mut Visit<'_>) -> Result<()> {
@@ -354,37 +385,30 @@ impl<B: Backend> Bench<'_, B> {
         let flop = 4.0 * (n * e * classes) as f64;
         let bytes = 4.0 * (n * e + 2 * classes * e + 2 * n * classes) as f64;
         let at = format!("{n} of {classes} classes, width {e}");
-        let run = Box::new(|| {
-            let (head, text) = (&mut head, &mut text_logits);
-            self.backend.head_loss(
-                &f,
-                classifier,
-                Targets { labels: &labels, mix: None },
-                head,
-                text,
-                &mut stats,
-            )
-        });
-        visit(Op { name: "head_loss", at: at.clone(), flop, bytes, run })?;
+        let mix = self.mix()?;
+        let plain = Targets { labels: &labels, mix: None };
+        let mixed = Targets { mix: Some(&mix), ..plain };
+        for (name, targets) in [("head_loss", plain), ("head_loss, mixed", mixed)] {
+            let run = Box::new(|| {
+                let (head, text) = (&mut head, &mut text_logits);
+                self.backend.head_loss(&f, classifier, targets, head, text, &mut stats)
+            });
+            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+        }
         let (mut dw, mut db, mut df) =
             (self.master([classes, e], 0.0)?, self.master([classes], 0.0)?, self.master([n, e], 0.0)?);
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        let run = Box::new(|| {
-            self.backend.head_loss_backward(
-                &f,
-                classifier,
-                Targets { labels: &labels, mix: None },
-                weights,
-                None,
-                &mut head,
-                &mut text_logits,
-                &mut dw,
-                &mut db,
-                Some(&mut df),
-            )
-        });
-        let bytes = 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64;
-        visit(Op { name: "head_loss_backward", at, flop: 1.5 * flop, bytes, run })
+        let (flop, bytes) = (1.5 * flop, 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64);
+        for (name, targets) in [("head_loss_backward", plain), ("head_loss_backward, mixed", mixed)] {
+            let run = Box::new(|| {
+                let (head, text, df) = (&mut head, &mut text_logits, Some(&mut df));
+                self.backend.head_loss_backward(
+                    &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df,
+                )
+            });
+            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+        }
+        Ok(())
     }
 
     /// All trained tensors of a tower of twelve blocks: the head, and A and B of q, k, v and of out.

@@ -9,7 +9,7 @@ use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, LayerNorm, Linear,
-    Lora, LossWeights, PatchEmbedding, Stat, Targets,
+    Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -43,8 +43,10 @@ pub fn check() -> Result<Vec<Row>> {
     for (n, width) in [(3, 7), (4, 512)] {
         l2_norm(&b, n, width, &mut rows)?;
     }
+    mix_rows(&b, &mut rows)?;
     for (n, classes, width) in [(5, 3, 7), (8, 102, 64)] {
-        head_loss(&b, n, classes, width, &mut rows)?;
+        head_loss(&b, n, classes, width, None, &mut rows)?;
+        head_loss(&b, n, classes, width, Some(&mix(n)?), &mut rows)?;
     }
     for (side, patch) in [(12, 4), (17, 5)] {
         patch_embed(&b, side, patch, &mut rows)?;
@@ -237,7 +239,37 @@ fn l2_norm(b: &B, n: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
     })
 }
 
-fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// A batch in which each has the next as its partner.
+fn mix(n: usize) -> Result<Mix<B>> {
+    let partner: Vec<u32> = (0..n).map(|i| ((i + 1) % n) as u32).collect();
+    let inverse: Vec<u32> = (0..n).map(|i| ((i + n - 1) % n) as u32).collect();
+    let lambda: Vec<f64> = (0..n).map(|i| (i * 3 % n) as f64 / (n - 1) as f64).collect();
+    Ok(Mix {
+        partner: Tensor::from_slice([n], &partner)?,
+        inverse: Tensor::from_slice([n], &inverse)?,
+        lambda: tensor([n], &lambda)?,
+    })
+}
+
+fn mix_rows(b: &B, rows: &mut Vec<Row>) -> Result<()> {
+    let (x, w, mix) = (random([4, 7], 1)?, random([4, 7], 2)?, mix(4)?);
+    let mut dx = zeros(x.shape());
+    b.mix_rows_backward(&w, &mix, &mut dx)?;
+    row(rows, "mix_rows dx", "4x7".into(), &x, &dx, |x| {
+        let mut y = zeros(x.shape());
+        b.mix_rows(x, &mix, &mut y)?;
+        dot(&y, &w)
+    })
+}
+
+fn head_loss(
+    b: &B,
+    n: usize,
+    classes: usize,
+    width: usize,
+    mix: Option<&Mix<B>>,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let (f, weight, bias, text) = (
         random([n, width], 1)?,
         random([classes, width], 2)?,
@@ -246,37 +278,24 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
     );
     let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
     let labels = Tensor::from_slice([n], &labels)?;
+    let targets = Targets { labels: &labels, mix };
     let (text_scale, weights) = (1.7, LossWeights { head: 0.8, text: 0.3 });
     let logits = || (zeros([n, classes]), zeros([n, classes]));
     let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<f64> {
         let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
         let classifier = Classifier::<B> { weight, bias, text: &text, text_scale };
-        b.head_loss(
-            f,
-            classifier,
-            Targets { labels: &labels, mix: None },
-            &mut head,
-            &mut text_logits,
-            &mut stats,
-        )?;
+        b.head_loss(f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
         let stats = values(&stats)?;
         Ok(0.8 * stats[Stat::LossHead as usize] + 0.3 * stats[Stat::LossText as usize])
     };
     let classifier = Classifier::<B> { weight: &weight, bias: &bias, text: &text, text_scale };
     let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
-    b.head_loss(
-        &f,
-        classifier,
-        Targets { labels: &labels, mix: None },
-        &mut head,
-        &mut text_logits,
-        &mut stats,
-    )?;
+    b.head_loss(&f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
     let (mut dw, mut db, mut df) = (zeros(weight.shape()), zeros(bias.shape()), zeros(f.shape()));
     b.head_loss_backward(
         &f,
         classifier,
-        Targets { labels: &labels, mix: None },
+        targets,
         weights,
         None,
         &mut head,
@@ -285,7 +304,8 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
         &mut db,
         Some(&mut df),
     )?;
-    let at = format!("{n} of {classes} classes, width {width}");
+    let how = if mix.is_some() { ", mixed" } else { "" };
+    let at = format!("{n} of {classes} classes, width {width}{how}");
     row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias))?;
     row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias))?;
     row(rows, "head_loss dh", at, &bias, &db, |bias| loss(&f, &weight, bias))

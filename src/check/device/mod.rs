@@ -11,6 +11,7 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod mix;
 mod step;
 
 use super::difference::normal;
@@ -62,6 +63,7 @@ pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     activation::check(&mut checker)?;
     embed::check(&mut checker)?;
     l2_norm::check(&mut checker)?;
+    mix::check(&mut checker)?;
     head_loss::check(&mut checker)?;
     adamw::check(&mut checker)?;
     Ok(checker.rows)
