@@ -78,10 +78,8 @@ pub fn insert_prompts(
     const OP: &str = "insert_prompts";
     let extents = Extents::of(cuda, OP, y.shape(), prompts, layer)?;
     expect_shape(OP, "x", extents.without(), x.shape())?;
-    let args = Args::new()
-        .address(x.typed(cuda.real())?)
-        .address(extents.prompts)
-        .address(y.typed(cuda.real())?);
+    let args =
+        Args::new().address(x.typed(cuda.real())?).address(extents.prompts).address(y.typed(cuda.real())?);
     let grid = [extents.batch, extents.blocks(extents.tokens, THREADS), 1];
     let name = extents.form("insert_prompts_wide", "insert_prompts_ones");
     cuda.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
