@@ -1,4 +1,5 @@
-// Random resized crops of u8 images: antialiased bicubic filtering in float, along the rows and down the columns.
+// Random resized crops of u8 images: antialiased bicubic filtering in float, along the rows and down the
+// columns.
 #include "prelude.cuh"
 
 namespace crop_resize {
@@ -65,8 +66,8 @@ DEVICE float share(const Side& side, const Taps& taps, int input) {
 }
 
 // Adds what `rows` rows of the image from `line` on, filtered along the row, give to each of ROWS results.
-DEVICE void add_rows(const uint8* __restrict__ line, size_t stride, int rows, const Side& side, const Taps& taps,
-                     const float (&shares)[CHUNK][ROWS], float (&sum)[ROWS]) {
+DEVICE void add_rows(const uint8* __restrict__ line, size_t stride, int rows, const Side& side,
+                     const Taps& taps, const float (&shares)[CHUNK][ROWS], float (&sum)[ROWS]) {
   for (int first = taps.first; first < taps.end; first += TAPS) {
     int count = taps.end - first;
     float along[TAPS];
@@ -88,14 +89,16 @@ DEVICE void add_rows(const uint8* __restrict__ line, size_t stride, int rows, co
 
 }  // namespace crop_resize
 
-// y[b] = the rectangle crops[b] of images[b], resized and mirrored where asked; images u8 [B, height, width, 3],
-// crops u32 [B, 5], y u8 [B, side, side, 3]. A crop that is not inside the image is moved and cut until it is.
+// y[b] = the rectangle crops[b] of images[b], resized and mirrored where asked; images u8 [B, height, width,
+// 3], crops u32 [B, 5], y u8 [B, side, side, 3]. A crop that is not inside the image is moved and cut until
+// it is.
 //
 // Reads the crops and writes y: at most 6.3 and 4.8 MB from 256 to 224 px at 32 images, 3.3 µs of an H100's
-// memory; some 60 instructions for each byte make it about 10 µs. A block makes 8 rows of 224 bytes, 3·28 blocks
-// an image. A thread takes one byte column of all 8: it filters each row of the image once, in registers, and
-// adds it to the 8 sums with that row's shares, which the block has in shared memory: one pass, and nothing to
-// keep between two. Any size goes through the same loops, 6 neighbours and 32 rows at a time.
+// memory; some 60 instructions for each byte make it about 10 µs. A block makes 8 rows of 224 bytes, 3·28
+// blocks an image. A thread takes one byte column of all 8: it filters each row of the image once, in
+// registers, and adds it to the 8 sums with that row's shares, which the block has in shared memory: one
+// pass, and nothing to keep between two. Any size goes through the same loops, 6 neighbours and 32 rows at a
+// time.
 extern "C" __global__ void __launch_bounds__(crop_resize::THREADS)
     crop_resize_levels(const uint8* __restrict__ images, const uint32* __restrict__ crops,
                        uint8* __restrict__ y, int height, int width, int side) {

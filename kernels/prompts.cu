@@ -1,7 +1,7 @@
 // Prompt tokens between the class token and the patches of every sequence, and the gradient of the prompts.
 //
-// Sizes: B sequences of `tokens` rows of `width`, of which rows 1 to `count` are prompts. The prompts of a layer
-// are count·width floats in one run, and so are their places in a sequence: both are treated as flat.
+// Sizes: B sequences of `tokens` rows of `width`, of which rows 1 to `count` are prompts. The prompts of a
+// layer are count·width floats in one run, and so are their places in a sequence: both are treated as flat.
 #include "prelude.cuh"
 
 namespace prompts {
@@ -48,7 +48,8 @@ DEVICE void insert(const Real* __restrict__ x, const float* __restrict__ prompts
 }
 
 template <int N>
-DEVICE void replace(const float* __restrict__ prompts, Real* __restrict__ x, int tokens, int count, int width) {
+DEVICE void replace(const float* __restrict__ prompts, Real* __restrict__ x, int tokens, int count,
+                    int width) {
   int b = blockIdx.x, at = pack_of_thread<N>(blockIdx.y);
   if (at >= count * width) return;
   store_pack(x + (size_t(b) * tokens + 1) * width + at, rounded<N>(prompts + at));
@@ -57,8 +58,8 @@ DEVICE void replace(const float* __restrict__ prompts, Real* __restrict__ x, int
 // d_prompts += Σ over the batch of the prompts' rows of d, for 32·N of their elements. The warps take the
 // sequences in turn; their parts are added in order.
 template <int N>
-DEVICE void add_gradient(const Real* d, float* d_prompts, float (&parts)[WARPS][32 * N], int batch, int tokens,
-                         int count, int width) {
+DEVICE void add_gradient(const Real* d, float* d_prompts, float (&parts)[WARPS][32 * N], int batch,
+                         int tokens, int count, int width) {
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   int start = int(blockIdx.x) * 32 * N, at = start + lane * N, elements = count * width;
   float sum[N] = {};
@@ -122,10 +123,10 @@ INSERT_PROMPTS(insert_prompts_wide, prompts::WIDE)
 INSERT_PROMPTS(insert_prompts_ones, 1)
 #undef INSERT_PROMPTS
 
-// d_prompts += Σ over the batch of the prompts' rows of dy, and dx = its other rows where dx is given; dy Real
-// [B, tokens, width], d_prompts f32 [count, width] of one layer, dx Real [B, tokens − count, width].
-// Reads dy and writes dx: 5.7 MB as above, 1.7 µs. The first `sum_blocks` blocks add up 32 packs each, the batch
-// spread over 8 warps (48 blocks, 4 loads a thread at 32 sequences); the others copy a pack a thread.
+// d_prompts += Σ over the batch of the prompts' rows of dy, and dx = its other rows where dx is given; dy
+// Real [B, tokens, width], d_prompts f32 [count, width] of one layer, dx Real [B, tokens − count, width].
+// Reads dy and writes dx: 5.7 MB as above, 1.7 µs. The first `sum_blocks` blocks add up 32 packs each, the
+// batch spread over 8 warps (48 blocks, 4 loads a thread at 32 sequences); the others copy a pack a thread.
 #define INSERT_PROMPTS_BACKWARD(name, N)                                                                     \
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                                             \
       name(const Real* __restrict__ dy, float* __restrict__ d_prompts, Real* __restrict__ dx,                \
@@ -142,9 +143,9 @@ INSERT_PROMPTS_BACKWARD(insert_prompts_backward_wide, prompts::WIDE)
 INSERT_PROMPTS_BACKWARD(insert_prompts_backward_ones, 1)
 #undef INSERT_PROMPTS_BACKWARD
 
-// Rows 1 to count of every sequence become the prompts; x Real [B, tokens, width], prompts f32 [count, width].
-// Writes 0.8 MB at 32 sequences with 16 prompts of 768 in f16: the launch is the cost. A pack a thread: 32·6
-// blocks.
+// Rows 1 to count of every sequence become the prompts; x Real [B, tokens, width], prompts f32 [count,
+// width]. Writes 0.8 MB at 32 sequences with 16 prompts of 768 in f16: the launch is the cost. A pack a
+// thread: 32·6 blocks.
 #define REPLACE_PROMPTS(name, N)                                                                            \
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                                            \
       name(const float* __restrict__ prompts, Real* __restrict__ x, int tokens, int count, int width) {     \

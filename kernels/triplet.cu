@@ -12,8 +12,8 @@ const int THREADS = 32 * WARPS;
 // Distances that a warp adds up at a time, so that a part of the anchor's row serves several others.
 const int OTHERS = 4;
 
-// Threads of a block of the backward pass, which takes 32·N columns of a row: many small blocks, since 32 rows
-// alone would leave most of the device idle.
+// Threads of a block of the backward pass, which takes 32·N columns of a row: many small blocks, since 32
+// rows alone would leave most of the device idle.
 const int LANES = 32;
 
 // In `pairs`, an anchor without a loss; and here, no image.
@@ -67,8 +67,8 @@ DEVICE void squares(const float* __restrict__ f, int anchor, int first, int batc
 // The root, written so that NaN stays NaN.
 DEVICE float distance_of(float square) { return sqrtf(square < SMALLEST_SQUARE ? SMALLEST_SQUARE : square); }
 
-// The farthest positive and, with its distance negated, the nearest negative of an anchor among the images that
-// this warp takes.
+// The farthest positive and, with its distance negated, the nearest negative of an anchor among the images
+// that this warp takes.
 template <int N>
 DEVICE void hardest(const float* __restrict__ f, const uint32* __restrict__ labels, int anchor, int batch,
                     int width, Largest& positive, Largest& negative) {
@@ -114,8 +114,8 @@ DEVICE float factor_of(float scale, float distance) {
 }
 
 // Gathers the terms that 32 anchors from `first` on give to `row`, in the order of the anchors, the positive
-// before the negative; returns their number. An anchor that is the row itself gives both of its terms, another
-// the one in which it names the row. Images that are not in the batch give NaN.
+// before the negative; returns their number. An anchor that is the row itself gives both of its terms,
+// another the one in which it names the row. Images that are not in the batch give NaN.
 DEVICE int gather(const uint32* __restrict__ pairs, const float* __restrict__ distances, float scale, int row,
                   int first, int batch, Term (&terms)[2 * LANES]) {
   int lane = threadIdx.x, anchor = first + lane;
@@ -170,13 +170,14 @@ DEVICE void backward(const float* __restrict__ f, const uint32* __restrict__ pai
 
 }  // namespace triplet
 
-// loss = mean over the anchors of max(0, d⁺ − d⁻ + margin); pairs u32 [B, 2] and distances [B, 2]: those of the
-// farthest positive and the nearest negative, NONE and 0 where the loss is 0. f [B, E], labels u32 [B]; losses: B
-// floats of scratch. What is not a number is the farthest and the nearest, so that the loss is none either.
+// loss = mean over the anchors of max(0, d⁺ − d⁻ + margin); pairs u32 [B, 2] and distances [B, 2]: those of
+// the farthest positive and the nearest negative, NONE and 0 where the loss is 0. f [B, E], labels u32 [B];
+// losses: B floats of scratch. What is not a number is the farthest and the nearest, so that the loss is none
+// either.
 //
-// B²·E differences, read from L2: 2 MB and 1.6 MFLOP at 32×512, a few µs of latency; 34 GB at 4096. A block for
-// each anchor; its warps take 4 other images at a time, 4 packs of each on their way. The last block adds up the
-// batch: one launch.
+// B²·E differences, read from L2: 2 MB and 1.6 MFLOP at 32×512, a few µs of latency; 34 GB at 4096. A block
+// for each anchor; its warps take 4 other images at a time, 4 packs of each on their way. The last block adds
+// up the batch: one launch.
 #define TRIPLET(name, N)                                                                                  \
   extern "C" __global__ void __launch_bounds__(triplet::THREADS)                                          \
       name(const float* __restrict__ f, const uint32* __restrict__ labels, float margin,                  \
@@ -216,9 +217,9 @@ TRIPLET(triplet_ones, 1)
 // df[r] += Σ ±scale/d·(f[r] − f[other]) over the pairs that r is part of, scale = weight/B, times *loss_scale
 // where there is one; df and f [B, E].
 //
-// Each row finds its terms among the pairs and adds them up, so that an element has one writer: 0.5 MB of L2 at
-// 32×512, where a row has four terms on average; latency alone. A block of one warp for each row and 128 of its
-// columns (32 where E is not divisible by 4): 32·4 blocks.
+// Each row finds its terms among the pairs and adds them up, so that an element has one writer: 0.5 MB of L2
+// at 32×512, where a row has four terms on average; latency alone. A block of one warp for each row and 128
+// of its columns (32 where E is not divisible by 4): 32·4 blocks.
 #define TRIPLET_BACKWARD(name, N)                                                                              \
   extern "C" __global__ void __launch_bounds__(triplet::LANES)                                                 \
       name(const float* __restrict__ f, const uint32* __restrict__ pairs, const float* __restrict__ distances, \

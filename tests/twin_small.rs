@@ -155,7 +155,7 @@ fn a_crop_outside_its_image_is_moved_and_cut() {
     let (_, cuda) = twin(DType::F32, 90);
     let (height, width, side) = (9u32, 12u32, 7);
     let levels: Vec<u8> =
-        noise((2 * height * width * 3) as usize, 1).iter().map(|v| (v * 255.0) as u8).collect();
+        noise((2 * height * width * 3) as usize, 1).iter().map(|v| (128.0 + v * 127.0) as u8).collect();
     let images = upload(&cuda, [2, height as usize, width as usize, 3], &levels);
     let crop = |crop: [u32; 5]| {
         // The first image's crop stays, to see that they are kept apart.

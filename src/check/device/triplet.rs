@@ -44,7 +44,14 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
             triplet(c, &values, &labels, margin, &format!("{batch} with ties, margin {margin}"))?;
         }
     }
-    Ok(())
+    // All distances are the same: with a margin of 0 every loss is exactly 0.
+    let corners: Vec<f64> = (0..36).map(|i| f64::from(u8::from(i / 6 == i % 6))).collect();
+    for margin in [0.0, 1.0] {
+        triplet(c, &corners, &[0, 1, 2, 0, 1, 2], margin, &format!("corners, margin {margin}"))?;
+    }
+    // Closer than the smallest distance but not equal: a gradient that was not clamped would show.
+    let near = [0.0, 0.0, 5e-7, 0.0, 1.0, 0.0, 0.0, 1.0];
+    triplet(c, &near, &[0, 0, 1, 1], 2.0, "two nearly equal")
 }
 
 /// One image that is the farthest positive or the nearest negative of all others.
