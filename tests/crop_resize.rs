@@ -1,5 +1,5 @@
-//! The crops of training against the resize of evaluation, which is Pillow's: the definition of `crop_resize` equals
-//! it on the cut-out rectangle, but for the rounding between the passes that it does without.
+//! The crops of training against the resize of evaluation, which is Pillow's: the definition of `crop_resize`
+//! equals it on the cut-out rectangle, but for the rounding between the passes that it does without.
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
@@ -30,7 +30,8 @@ struct Image {
 }
 
 impl Image {
-    /// No pattern, and a contrast that no sum leaves 0 to 255 at: there Pillow cuts between its passes as well.
+    /// No pattern, and a contrast that no sum leaves 0 to 255 at: there Pillow cuts between its passes as
+    /// well.
     fn noise(height: usize, width: usize) -> Self {
         let level = |i: u32| 72 + (i.wrapping_mul(2_654_435_761) >> 13) % 112;
         let pixels = (0..(height * width * CHANNELS) as u32).map(|i| level(i) as u8).collect();

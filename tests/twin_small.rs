@@ -1,6 +1,6 @@
-//! The kernels of layer norm, activation, crops, embedding, prompts, L2 norm, head and loss, triplets and AdamW on
-//! the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range, blocks in any order,
-//! recorded steps.
+//! The kernels of layer norm, activation, crops, embedding, prompts, L2 norm, head and loss, triplets and
+//! AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
+//! blocks in any order, recorded steps.
 #![cfg(target_os = "linux")]
 
 use clip_engine::backend::cpu::Cpu;

@@ -12,8 +12,8 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// tried without a build.
 pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
-/// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those that
-/// only some recipes need.
+/// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those
+/// that only some recipes need.
 const RARE: [&str; 7] = [
     "attention_mma_32",
     "attention_mma_80",

@@ -39,8 +39,8 @@ fn crops<B: Backend>(c: &mut Checker<'_, B>, size: [usize; 3], crops: &[Crop]) -
     compare(c, &y, format!("{batch} of {height}x{width} to {side}"))
 }
 
-/// Both sum in f32, in another order. A sum near a half may round to either side: no level may be off by more than
-/// one, and no more than one in a thousand (and one) by that.
+/// Both sum in f32, in another order. A sum near a half may round to either side: no level may be off by more
+/// than one, and no more than one in a thousand (and one) by that.
 fn compare<B: Backend>(c: &mut Checker<'_, B>, y: &Pair<B>, at: String) -> Result<()> {
     let found = c.device.download(&y.device)?;
     let (found, expected) = (found.typed::<u8>()?, y.host.typed::<u8>()?);

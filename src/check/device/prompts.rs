@@ -3,8 +3,8 @@
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::{Backend, DeviceTensor};
 
-/// Sizes of a case: sequences, their tokens without prompts, prompts, width; and layers of prompts, of which the
-/// last is used.
+/// Sizes of a case: sequences, their tokens without prompts, prompts, width; and layers of prompts, of which
+/// the last is used.
 #[derive(Clone, Copy)]
 struct Case {
     batch: usize,
@@ -16,8 +16,8 @@ struct Case {
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let case = |batch, kept, count, width, layers| Case { batch, kept, count, width, layers };
-    // One of everything; the class token alone; rows that packs of 16 bytes divide and others, in several blocks;
-    // more sequences than a block has warps.
+    // One of everything; the class token alone; rows that packs of 16 bytes divide and others, in several
+    // blocks; more sequences than a block has warps.
     let mut cases =
         vec![case(1, 1, 1, 1, 1), case(3, 5, 2, 7, 2), case(2, 1, 3, 33, 1), case(2, 4, 5, 72, 3)];
     cases.extend([case(19, 3, 4, 8, 2), case(2, 9, 3, 264, 1), case(10, 2, 2, 141, 1)]);

@@ -6,9 +6,9 @@ use crate::backend::{Backend, Control, DeviceTensor, Stat};
 use crate::tensor::{DType, Tensor};
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    // Batch, width, classes. One image; sizes that no tile divides, with rows of 16 bytes and without; a batch of
-    // one class, and of classes of one image, which leave no loss; more columns than a block takes, and more
-    // images than a warp has lanes and a block takes at a time.
+    // Batch, width, classes. One image; sizes that no tile divides, with rows of 16 bytes and without; a
+    // batch of one class, and of classes of one image, which leave no loss; more columns than a block takes,
+    // and more images than a warp has lanes and a block takes at a time.
     let mut sizes = vec![(1, 1, 1), (5, 7, 2), (9, 33, 3), (6, 8, 1), (6, 8, 6), (7, 260, 3)];
     sizes.extend([(70, 5, 8), (37, 12, 36)]);
     if c.scope == Scope::Full {
@@ -19,8 +19,8 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     hub(c)
 }
 
-/// Features on the unit sphere, whose distances and losses of these seeds lie far enough apart for f32 to choose
-/// as f64 does.
+/// Features on the unit sphere, whose distances and losses of these seeds lie far enough apart for f32 to
+/// choose as f64 does.
 fn random<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize, classes: usize) -> Result<()> {
     let mut values = normal(batch * width, 1);
     for row in values.chunks_exact_mut(width) {
