@@ -2,7 +2,6 @@
 
 mod common;
 
-use clip_engine::data::demo::demo_class_names;
 use common::command::*;
 use serde_json::Value;
 use std::path::Path;

@@ -56,7 +56,7 @@ fn run(name: &str, classes: usize, epochs: u32, skill: f64) -> RunData {
             row[chosen] += 1.5 + 4.0 * rng.random::<f32>();
         }
         let logits = Tensor::from_slice([labels.len(), classes], &logits).unwrap();
-        let mut sums = Accumulator::new(classes, Objective { head: 1.0, text: 0.3 });
+        let mut sums = Accumulator::new(classes, Objective::new(1.0, 0.3));
         sums.add(&logits, &logits, &labels).unwrap();
         sums
     };

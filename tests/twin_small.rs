@@ -1,6 +1,6 @@
-//! The kernels of layer norm, activation, embedding, L2 norm, head and loss and AdamW on the host twin,
-//! against the CPU forms; and what the CPU forms do not tell: indices out of range, blocks in any order,
-//! recorded steps.
+//! The kernels of layer norm, activation, crops, embedding, prompts, L2 norm, mixing, head and loss, triplets and
+//! AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
+//! blocks in any order, recorded steps.
 #![cfg(target_os = "linux")]
 
 use clip_engine::backend::cpu::Cpu;
@@ -354,7 +354,9 @@ fn the_order_of_the_blocks_changes_no_bit() {
         let mix = Some(mix(&cuda, &next_but_one(&labels).0, &[0.7; Head::BATCH]));
         let mixed = Head { mix, ..Head::new(&cuda, &labels) }.run(&cuda);
         let adamw = Adamw::new(&cuda, Some(LossScaling::default())).run(&cuda, 3).state(&cuda);
-        let found: Vec<_> = head.iter().chain(&mixed).chain(&adamw).map(|values| bits(values)).collect();
+        let triplet = triplet_of(&cuda, &noise(40 * 9, 1), &labels.repeat(4)[..40], 9);
+        let all = head.iter().chain(&mixed).chain(&adamw).chain(&triplet);
+        let found: Vec<_> = all.map(|values| bits(values)).collect();
         assert_eq!(*first.get_or_insert(found.clone()), found, "{order:?}");
     }
 }
@@ -483,4 +485,102 @@ fn a_recording_refuses_tensors_it_has_not_met() {
     let mut adamw = Adamw::new(&cuda, None);
     let Err(error) = cuda.record(|| adamw.step(&cuda)) else { panic!("the table cannot be uploaded") };
     assert!(error.to_string().contains("record"), "{error}");
+}
+
+/// Features, classes and what `triplet` and its backward form leave.
+fn triplet_of<B: Backend>(b: &B, f: &[f32], labels: &[u32], width: usize) -> [Vec<f32>; 3] {
+    let batch = labels.len();
+    let upload = |tensor: Tensor| b.upload(tensor.view(), tensor.dtype()).unwrap();
+    let f = upload(Tensor::from_slice([batch, width], f).unwrap());
+    let labels = upload(Tensor::from_slice([batch], labels).unwrap());
+    let mut pairs = b.zeros([batch, 2], DType::U32).unwrap();
+    let (mut distances, mut stats) =
+        (b.zeros([batch, 2], DType::F32).unwrap(), b.zeros([Stat::COUNT], DType::F32).unwrap());
+    b.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats).unwrap();
+    let mut df = b.zeros([batch, width], DType::F32).unwrap();
+    b.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df).unwrap();
+    [stats, distances, df].map(|t| b.download(&t).unwrap().typed::<f32>().unwrap().to_vec())
+}
+
+#[test]
+fn a_feature_that_is_nan_makes_the_triplet_loss_nan() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for (batch, width) in [(40, 8), (5, 3)] {
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i / 2).collect();
+        let mut f = noise(batch * width, 1);
+        f[width + 2] = f32::NAN;
+        let [device, host] =
+            [triplet_of(&cuda, &f, &labels, width), triplet_of(&Cpu::<f32>::new(), &f, &labels, width)];
+        for [stats, distances, df] in [&device, &host] {
+            assert!(stats[Stat::LossTriplet as usize].is_nan());
+            // As the one positive of image 0, and as a negative of image 2.
+            assert!(distances[0].is_nan() && distances[5].is_nan());
+            assert!(df[..width].iter().any(|v| v.is_nan()), "image 0 is pulled towards it");
+        }
+        let nans = |values: &[f32]| values.iter().map(|v| v.is_nan()).collect::<Vec<_>>();
+        assert!(device.iter().zip(&host).all(|(device, host)| nans(device) == nans(host)));
+    }
+}
+
+#[test]
+fn a_triplet_out_of_range_gives_nan_where_it_belongs() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for (batch, width) in [(35, 8), (3, 5)] {
+        let f = upload(&cuda, [batch, width], &noise(batch * width, 1));
+        let mut pairs = vec![u32::MAX; 2 * batch];
+        pairs[2..4].copy_from_slice(&[0, batch as u32]);
+        let pairs = upload(&cuda, [batch, 2], &pairs);
+        let distances = upload(&cuda, [batch, 2], &vec![0.5f32; 2 * batch]);
+        let mut df = upload(&cuda, [batch, width], &vec![1.0f32; batch * width]);
+        cuda.triplet_backward(&f, &pairs, &distances, 1.0, None, &mut df).unwrap();
+        let df = numbers(&cuda, &df);
+        for (image, row) in df.chunks(width).enumerate() {
+            assert!(row.iter().all(|v| v.is_nan() == (image == 1)), "image {image}");
+            assert!(row.iter().all(|&v| (v == 1.0) == (image > 1)), "image {image}");
+        }
+    }
+}
+
+#[test]
+fn a_crop_outside_its_image_is_moved_and_cut() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let (height, width, side) = (9u32, 12u32, 7);
+    let levels: Vec<u8> =
+        noise((2 * height * width * 3) as usize, 1).iter().map(|v| (128.0 + v * 127.0) as u8).collect();
+    let images = upload(&cuda, [2, height as usize, width as usize, 3], &levels);
+    let crop = |crop: [u32; 5]| {
+        // The first image's crop stays, to see that they are kept apart.
+        let crops = upload(&cuda, [2, 5], &[[1, 2, 3, 4, 0], crop].concat());
+        let mut y = cuda.zeros([2, side, side, 3], DType::U8).unwrap();
+        cuda.crop_resize(&images, &crops, &mut y).unwrap();
+        cuda.download(&y).unwrap().typed::<u8>().unwrap().to_vec()
+    };
+    let all = u32::MAX;
+    for (wild, moved) in [
+        ([all, all, 4, 5, 1], [5, 7, 4, 5, 1]),
+        ([3, 2, all, all, 0], [0, 0, height, width, 0]),
+        ([2, 3, 0, 0, 1], [2, 3, 1, 1, 1]),
+        ([8, 0, 2, 12, 0], [7, 0, 2, 12, 0]),
+        ([all, all, all, all, all], [0, 0, height, width, 1]),
+    ] {
+        assert_eq!(crop(wild), crop(moved), "{wild:?}");
+    }
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let zeros = |shape: [usize; 3]| cuda.zeros(shape, DType::F32).unwrap();
+    let prompts = zeros([2, 3, 8]);
+    let refused = |layer: usize, x: [usize; 3], y: [usize; 3]| {
+        let found = cuda.insert_prompts(&zeros(x), &prompts, layer, &mut zeros(y));
+        assert!(found.unwrap_err().to_string().contains("insert_prompts"), "{layer}, {x:?}, {y:?}");
+    };
+    refused(2, [2, 4, 8], [2, 7, 8]);
+    refused(0, [2, 4, 8], [2, 6, 8]);
+    refused(0, [1, 4, 8], [2, 7, 8]);
+    refused(0, [2, 4, 4], [2, 7, 4]);
+    refused(0, [2, 0, 8], [2, 3, 8]);
+    assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 3, 8])).is_err(), "no class token");
+    assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 4, 8])).is_ok());
 }

@@ -40,6 +40,10 @@ pub fn check() -> Result<Vec<Row>> {
         activation(&b, kind, &mut rows)?;
     }
     take_rows(&b, &mut rows)?;
+    for [batch, kept, count, width] in [[3, 4, 2, 7], [2, 1, 3, 33]] {
+        insert_prompts(&b, [batch, kept, count, width], &mut rows)?;
+        replace_prompts(&b, [batch, kept, count, width], &mut rows)?;
+    }
     for (n, width) in [(3, 7), (4, 512)] {
         l2_norm(&b, n, width, &mut rows)?;
     }
@@ -47,6 +51,9 @@ pub fn check() -> Result<Vec<Row>> {
     for (n, classes, width) in [(5, 3, 7), (8, 102, 64)] {
         head_loss(&b, n, classes, width, None, &mut rows)?;
         head_loss(&b, n, classes, width, Some(&mix(n)?), &mut rows)?;
+    }
+    for (n, classes, width, margin) in [(9, 3, 7, 1.0), (32, 5, 64, 1.0), (12, 4, 9, -2.0)] {
+        triplet(&b, [n, classes, width], margin, &mut rows)?;
     }
     for (side, patch) in [(12, 4), (17, 5)] {
         patch_embed(&b, side, patch, &mut rows)?;
@@ -75,6 +82,12 @@ fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(values(a)?.iter().zip(values(b)?).map(|(a, b)| a * b).sum())
 }
 
+/// What was added to `before`.
+fn added(after: &Tensor, before: &Tensor) -> Result<Tensor> {
+    let added: Vec<f64> = values(after)?.iter().zip(values(before)?).map(|(a, b)| a - b).collect();
+    tensor(after.shape(), &added)
+}
+
 /// Adds a row: `gradient` against differences of `loss` with the tensor `x` varied.
 fn row(
     rows: &mut Vec<Row>,
@@ -99,9 +112,7 @@ fn layer_norm(b: &B, shape: [usize; 3], rows: &mut Vec<Row>) -> Result<()> {
     let mut dx = random(shape, 5)?;
     let before = dx.clone();
     b.layer_norm_backward(&w, &x, &norm, &stats, &mut dx)?;
-    let (before, dx) = (values(&before)?, values(&dx)?);
-    let added: Vec<f64> = dx.iter().zip(before).map(|(after, before)| after - before).collect();
-    row(rows, "layer_norm dx", format!("{shape:?}"), &x, &tensor(shape, &added)?, |x| {
+    row(rows, "layer_norm dx", format!("{shape:?}"), &x, &added(&dx, &before)?, |x| {
         let (mut y, mut stats) = (zeros(shape), zeros([shape[0], shape[1], 2]));
         b.layer_norm(x, &norm, &mut y, &mut stats)?;
         dot(&y, &w)
@@ -227,6 +238,38 @@ fn take_rows(b: &B, rows: &mut Vec<Row>) -> Result<()> {
     })
 }
 
+fn insert_prompts(b: &B, [batch, kept, count, width]: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
+    let (layer, shape) = (1, [batch, kept + count, width]);
+    let (x, prompts) = (random([batch, kept, width], 1)?, random([2, count, width], 2)?);
+    let (w, before) = (random(shape, 3)?, random(prompts.shape(), 4)?);
+    let loss = |x: &Tensor, prompts: &Tensor| -> Result<f64> {
+        let mut y = zeros(shape);
+        b.insert_prompts(x, prompts, layer, &mut y)?;
+        dot(&y, &w)
+    };
+    let (mut d_prompts, mut dx) = (before.clone(), zeros(x.shape()));
+    b.insert_prompts_backward(&w, layer, &mut d_prompts, Some(&mut dx))?;
+    let (at, d_prompts) = (format!("{batch}x{kept}x{width} and {count}"), added(&d_prompts, &before)?);
+    row(rows, "insert_prompts dx", at.clone(), &x, &dx, |x| loss(x, &prompts))?;
+    row(rows, "insert_prompts d_prompts", at, &prompts, &d_prompts, |prompts| loss(&x, prompts))
+}
+
+fn replace_prompts(b: &B, [batch, kept, count, width]: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
+    let (layer, shape) = (1, [batch, kept + count, width]);
+    let (x, prompts) = (random(shape, 1)?, random([2, count, width], 2)?);
+    let (w, before) = (random(shape, 3)?, random(prompts.shape(), 4)?);
+    let loss = |x: &Tensor, prompts: &Tensor| -> Result<f64> {
+        let mut x = x.clone();
+        b.replace_prompts(prompts, layer, &mut x)?;
+        dot(&x, &w)
+    };
+    let (mut d_prompts, mut dx) = (before.clone(), w.clone());
+    b.replace_prompts_backward(&mut dx, layer, &mut d_prompts)?;
+    let (at, d_prompts) = (format!("{batch}x{kept}x{width} and {count}"), added(&d_prompts, &before)?);
+    row(rows, "replace_prompts dx", at.clone(), &x, &dx, |x| loss(x, &prompts))?;
+    row(rows, "replace_prompts d_prompts", at, &prompts, &d_prompts, |prompts| loss(&x, prompts))
+}
+
 fn l2_norm(b: &B, n: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
     let (x, w) = (random([n, width], 1)?, random([n, width], 2)?);
     let (mut f, mut norms, mut dx) = (zeros(x.shape()), zeros([n]), zeros(x.shape()));
@@ -309,6 +352,27 @@ fn head_loss(
     row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias))?;
     row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias))?;
     row(rows, "head_loss dh", at, &bias, &db, |bias| loss(&f, &weight, bias))
+}
+
+fn triplet(b: &B, [n, classes, width]: [usize; 3], margin: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let (f, before) = (random([n, width], 1)?, random([n, width], 2)?);
+    let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
+    let labels = Tensor::from_slice([n], &labels)?;
+    let forward = |f: &Tensor, pairs: &mut Tensor, distances: &mut Tensor| -> Result<f64> {
+        let mut stats = zeros([Stat::COUNT]);
+        b.triplet(f, &labels, margin, pairs, distances, &mut stats)?;
+        Ok(values(&stats)?[Stat::LossTriplet as usize])
+    };
+    let outputs = || (Tensor::zeros([n, 2], DType::U32), zeros([n, 2]));
+    let (mut pairs, mut distances) = outputs();
+    forward(&f, &mut pairs, &mut distances)?;
+    let mut df = before.clone();
+    b.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df)?;
+    let at = format!("{n} of {classes} classes, width {width}, margin {margin}");
+    row(rows, "triplet df", at, &f, &added(&df, &before)?, |f| {
+        let (mut pairs, mut distances) = outputs();
+        Ok(0.3 * forward(f, &mut pairs, &mut distances)?)
+    })
 }
 
 /// The embedding has no gradient; its product form is compared with the sums of a convolution.

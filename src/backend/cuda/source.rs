@@ -12,10 +12,18 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// tried without a build.
 pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
-/// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those of
-/// recipes that not every run follows.
-const RARE: [&str; 5] =
-    ["attention_mma_32", "attention_mma_80", "attention_mma_96", "attention_mma_128", "mix"];
+/// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those
+/// that only some recipes need.
+const RARE: [&str; 8] = [
+    "attention_mma_32",
+    "attention_mma_80",
+    "attention_mma_96",
+    "attention_mma_128",
+    "crop_resize",
+    "mix",
+    "prompts",
+    "triplet",
+];
 
 /// Every file of kernels/, by its path there.
 #[derive(Debug, Clone)]

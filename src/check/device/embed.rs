@@ -31,7 +31,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 }
 
 /// The same integers on both sides.
-fn same<B: Backend>(c: &Checker<'_, B>, host: Tensor) -> Result<Pair<B>> {
+pub(super) fn same<B: Backend>(c: &Checker<'_, B>, host: Tensor) -> Result<Pair<B>> {
     Ok(Pair { device: c.device.upload(host.view(), host.dtype())?, host })
 }
 
