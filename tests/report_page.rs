@@ -16,11 +16,12 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{LazyLock, Mutex};
 
 /// A name that would end the page's data, or become markup, if it were not escaped.
 const HOSTILE: &str = "</script><b>&\"'<!--";
-const SIDE: usize = 96;
+/// Larger than a thumbnail.
+const SIDE: usize = 80;
 
 /// Collects errors from the first line of the page on.
 const WATCH: &str = r#"<script>
@@ -37,6 +38,19 @@ const key = (node, name) => node.dispatchEvent(new KeyboardEvent("keydown", { ke
 const at = (node, type, x, y) => node.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
 </script>"#;
 
+/// The page as in a window of its own, which could not be as narrow as a phone's.
+const FRAME: &str = r#"<!doctype html><body>
+<script>
+addEventListener("message", (event) => {
+  const probe = document.createElement("pre");
+  probe.id = "probe";
+  probe.textContent = event.data;
+  document.body.append(probe);
+});
+</script>
+<iframe src="page.html" width="WIDTH" height="900" style="border: 0"></iframe>
+</body>"#;
+
 /// Headless Chromium, or none where it may be missing.
 fn chromium() -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
@@ -51,7 +65,7 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
-/// Opens a copy of `page` in a window of `width` pixels, runs `script` in it, and returns what that returns.
+/// Opens a copy of `page`, `width` pixels wide, runs `script` in it, and returns what that returns.
 /// The page itself must not have caused an error.
 fn visit(page: &Path, width: u32, script: &str) -> Option<Value> {
     static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
@@ -64,23 +78,20 @@ fn visit(page: &Path, width: u32, script: &str) -> Option<Value> {
 let probed;
 try {{ probed = (() => {{ {script} }})(); }} catch (error) {{ errors.push(String(error)); }}
 const report = JSON.stringify({{ probed: probed ?? null, errors }});
-const bytes = String.fromCharCode(...new TextEncoder().encode(report));
-const probe = document.createElement("pre");
-probe.id = "probe";
-probe.textContent = btoa(bytes);
-document.body.append(probe);
+parent.postMessage(btoa(String.fromCharCode(...new TextEncoder().encode(report))), "*");
 </script>
 </body>"#
     );
     assert_eq!((html.matches("<head>").count(), html.matches("</body>").count()), (1, 1));
     let html = html.replacen("<head>", &format!("<head>{WATCH}"), 1).replacen("</body>", &probe, 1);
-    let copy = dir.path().join("page.html");
-    std::fs::write(&copy, html).unwrap();
+    std::fs::write(dir.path().join("page.html"), html).unwrap();
+    let frame = dir.path().join("frame.html");
+    std::fs::write(&frame, FRAME.replace("WIDTH", &width.to_string())).unwrap();
     let output = Command::new(chromium)
         .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
-        .args(["--virtual-time-budget=2000", &format!("--window-size={width},900")])
+        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
         .arg(format!("--user-data-dir={}", dir.path().join("profile").display()))
-        .arg(format!("file://{}", copy.display()))
+        .arg(format!("file://{}", frame.display()))
         .output()
         .unwrap();
     let dom = String::from_utf8_lossy(&output.stdout);
@@ -106,20 +117,36 @@ fn class_names(classes: usize) -> Vec<String> {
     names
 }
 
+/// One flower drawn for each class, and mirrored for its other images.
 fn cache(classes: usize, per_class: usize) -> Cache {
     let kinds = all_kinds();
-    let images = (0..classes * per_class).map(|i| {
-        let label = i / per_class;
+    let images = (0..classes).flat_map(|label| {
         let kind = &kinds[label * kinds.len() / classes];
-        MemoryImage {
-            pixels: draw(kind, World::Field, &mut stream_rng(5, i as u64), SIDE),
+        let flower = draw(kind, World::Field, &mut stream_rng(5, label as u64), SIDE);
+        (0..per_class).map(move |i| MemoryImage {
+            pixels: mirrored(&flower, i),
             label: label as u32,
             name: format!("test/{label:03}/{i:05}.png"),
             split: Split::Test,
-        }
+        })
     });
     Cache::from_images(class_names(classes), &Preprocess::clip(SIDE), images).unwrap()
 }
+
+fn mirrored(flower: &[u8], way: usize) -> Vec<u8> {
+    let mut rows: Vec<Vec<[u8; 3]>> =
+        flower.chunks_exact(SIDE * 3).map(|row| row.as_chunks().0.to_vec()).collect();
+    if way % 2 == 1 {
+        rows.reverse();
+    }
+    if way / 2 % 2 == 1 {
+        rows.iter_mut().for_each(|row| row.reverse());
+    }
+    rows.concat().concat()
+}
+
+static SMALL: LazyLock<Cache> = LazyLock::new(|| cache(12, 20));
+static LARGE: LazyLock<Cache> = LazyLock::new(|| cache(102, 10));
 
 /// Results of a classifier that is right about `skill` of the time.
 fn images(classes: usize, per_class: usize, skill: f64, seed: u64) -> Vec<ImageResult> {
@@ -277,12 +304,12 @@ impl Pages {
 
 fn small_page(pages: &Pages) -> (PathBuf, RunData) {
     let run = run("lora", "test", 12, 20, 0.8, 3);
-    (pages.run("run-12.html", &run, Some(&cache(12, 20))), run)
+    (pages.run("run-12.html", &run, Some(&SMALL)), run)
 }
 
 fn large_page(pages: &Pages) -> (PathBuf, RunData) {
     let run = run("lora-102", "test", 102, 10, 0.85, 4);
-    (pages.run("run-102.html", &run, Some(&cache(102, 10))), run)
+    (pages.run("run-102.html", &run, Some(&LARGE)), run)
 }
 
 fn compared_page(pages: &Pages) -> (PathBuf, Vec<RunData>) {
@@ -294,8 +321,7 @@ fn compared_page(pages: &Pages) -> (PathBuf, Vec<RunData>) {
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(dir.join("report.html"), "<!doctype html><title>a run</title>").unwrap();
     }
-    let (path, cache) = (pages.dir.join("comparison.html"), cache(12, 20));
-    let split = cache.split(Split::Test);
+    let (path, split) = (pages.dir.join("comparison.html"), SMALL.split(Split::Test));
     write_comparison_page(&comparison(&runs), &runs, Some(&split), &path).unwrap();
     (path, runs)
 }

@@ -143,13 +143,13 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
   const first = epochs[0];
   const last = epochs[epochs.length - 1];
   const draw = (svg, width) => {
-    const frame = { left: 52, right: width - 14, top: 14, bottom: 216 };
-    setSize(svg, width, 240);
+    const frame = { left: 52, right: width - 14, top: 14, bottom: 212 };
+    setSize(svg, width, 250);
     const y = verticalAxis(svg, frame, low, high, axisFormat);
     const marks = ticks(first, last, width / 80).filter(Number.isInteger);
     const scale = horizontalAxis(svg, frame, first, last, marks, String);
     const x = (i) => scale(epochs[i]);
-    svg.append(shape("text", { x: frame.right, y: 239, "text-anchor": "end" }, "epoch"));
+    svg.append(shape("text", { x: frame.right, y: 245, "text-anchor": "end" }, "epoch"));
     if (kept !== undefined) {
       const at = scale(kept);
       const anchor = at > width - 60 ? "end" : "start";
@@ -258,9 +258,15 @@ function calibrationChart({ title, bins }) {
   return figure(title, "Arrow keys go from bin to bin.", [readout], draw, bins.length - 1);
 }
 
+/** The first few of a list of names. */
+function listed(names) {
+  const [few, more] = [names.slice(0, 4), names.length - 4];
+  return few.join(", ") + (more > 0 ? " and " + more + " more" : "");
+}
+
 /** Points in the unit square. `dots`: x, y and the names that fall together there. */
 function scatterChart({ title, axes, dots }) {
-  const readout = element("output", { class: "readout" });
+  const readout = element("output", { class: "readout tall" });
   const draw = (svg, width) => {
     const side = Math.min(width - 66, 420);
     const frame = { left: 52, right: 52 + side, top: 24, bottom: 24 + side };
@@ -284,7 +290,7 @@ function scatterChart({ title, axes, dots }) {
       nearest: (px, py) => dots.reduce((best, dot, i) => (distance(dot, px, py) < distance(dots[best], px, py) ? i : best), 0),
       show: (i) => {
         const dot = dots[i];
-        readout.textContent = dot.names.join(", ") + ": " + percent(dot.x, 1) + " and " + percent(dot.y, 1);
+        readout.textContent = listed(dot.names) + ": " + percent(dot.x, 1) + " and " + percent(dot.y, 1);
         cursor.setAttribute("cx", x(dot.x));
         cursor.setAttribute("cy", y(dot.y));
       },

@@ -36,6 +36,7 @@ const plural = (count, one, many = one + "s") => whole(count) + " " + (count ===
 
 function duration(seconds) {
   if (seconds < 60) return seconds.toFixed(1) + " s";
+  if (seconds < 600) return Math.floor(seconds / 60) + " min " + Math.floor(seconds % 60) + " s";
   const minutes = Math.round(seconds / 60);
   if (minutes < 60) return minutes + " min";
   return Math.floor(minutes / 60) + " h " + (minutes % 60) + " min";

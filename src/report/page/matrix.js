@@ -78,7 +78,7 @@ function confusionMatrix(data) {
   const mistakes = data.cells.filter((cell) => cell.label !== cell.predicted).sort((a, b) => b.count - a.count);
   const help = "Confusion matrix. Arrow keys go from cell to cell, Enter opens a cell's images.";
   const svg = shape("svg", { role: "application", "aria-label": help, tabindex: 0 });
-  const readout = element("output", { class: "readout" });
+  const readout = element("output", { class: "readout tall" });
   const panel = element("div", { id: "cell-images", "aria-live": "polite" });
   const at = { label: 0, predicted: 0 };
   const matrix = { svg, width: 0, layout: null, cursor: null };
