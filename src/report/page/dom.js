@@ -26,7 +26,8 @@ const NONE = "\u2013";
 
 const percent = (value, digits = 2) => (value === null ? NONE : (100 * value).toFixed(digits) + " %");
 
-const points = (value) => (value < 0 ? "\u2212" : "+") + Math.abs(100 * value).toFixed(2) + " points";
+const points = (value, digits = 2) =>
+  (value < 0 ? "\u2212" : "+") + Math.abs(100 * value).toFixed(digits) + " points";
 
 const fixed = (value, digits = 4) => (value === null ? NONE : value.toFixed(digits));
 
@@ -42,11 +43,20 @@ function duration(seconds) {
   return Math.floor(minutes / 60) + " h " + (minutes % 60) + " min";
 }
 
-/** A text cut to what fits into `width` pixels at the charts' font size. */
+const ruler = document.createElement("canvas").getContext("2d");
+
+/** The width in pixels of a text in a chart. */
+function textWidth(text) {
+  ruler.font = "12px " + getComputedStyle(document.body).fontFamily;
+  return ruler.measureText(text).width;
+}
+
+/** A text in a chart, cut to what fits into `width` pixels. */
 function cut(text, width) {
-  const letters = Math.max(3, Math.floor(width / 6.6));
-  const all = Array.from(text);
-  return all.length <= letters ? text : all.slice(0, letters - 1).join("") + "\u2026";
+  if (textWidth(text) <= width) return text;
+  const letters = Array.from(text);
+  while (letters.length > 1 && textWidth(letters.join("") + "\u2026") > width) letters.pop();
+  return letters.join("") + "\u2026";
 }
 
 /** Cards of a term, its value and a remark. */

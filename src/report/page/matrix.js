@@ -1,13 +1,16 @@
 // The confusion matrix: rows are what an image is, columns what it is taken for.
 
-const INTERESTING = 12;
+const INTERESTING = 8;
 
 /** Where everything is, for a box of `room` pixels. Names of rows stand beside few classes only. */
-function matrixLayout(classes, room) {
+function matrixLayout(names, room) {
+  const classes = names.length;
   const few = classes <= 20;
-  const left = few ? Math.min(190, Math.max(110, Math.floor(room * 0.3))) : 30;
   const [smallest, largest] = few ? [24, 40] : [6, 20];
-  const cell = Math.min(largest, Math.max(smallest, Math.floor((room - left - 8) / classes)));
+  const least = few ? Math.min(190, Math.max(110, Math.floor(room * 0.3))) : 30;
+  const cell = Math.min(largest, Math.max(smallest, Math.floor((room - least - 8) / classes)));
+  const longest = Math.max(...names.map((name) => textWidth("00 " + name))) + 12;
+  const left = few ? Math.round(Math.min(longest, Math.max(least, room - 8 - classes * cell))) : least;
   return { few, left, top: 20, cell, width: left + classes * cell + 1, height: 20 + classes * cell + 1 };
 }
 
@@ -18,7 +21,7 @@ function matrixLabels(svg, names, layout) {
     if (!few && i > 0 && (i + 1) % 10 !== 0) return;
     const number = String(i + 1);
     svg.append(
-      shape("text", { x: left - 5, y: top + middle, "text-anchor": "end" }, few ? cut(number + " " + name, left - 6) : number),
+      shape("text", { x: left - 5, y: top + middle, "text-anchor": "end" }, few ? cut(number + " " + name, left - 10) : number),
       shape("text", { x: left + (i + 0.5) * cell, y: 14, "text-anchor": "middle" }, number),
     );
   });
@@ -98,7 +101,7 @@ function confusionMatrix(data) {
     const room = Math.floor(svg.parentNode.clientWidth) - 10;
     if (room === matrix.width) return;
     matrix.width = room;
-    const layout = (matrix.layout = matrixLayout(classes, room));
+    const layout = (matrix.layout = matrixLayout(data.class_names, room));
     svg.replaceChildren();
     svg.setAttribute("width", layout.width);
     svg.setAttribute("height", layout.height);
