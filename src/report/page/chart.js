@@ -143,7 +143,7 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
   const first = epochs[0];
   const last = epochs[epochs.length - 1];
   const draw = (svg, width) => {
-    const frame = { left: 52, right: width - 14, top: 14, bottom: 212 };
+    const frame = { left: 52, right: width - 18, top: 14, bottom: 212 };
     setSize(svg, width, 250);
     const y = verticalAxis(svg, frame, low, high, axisFormat);
     const marks = ticks(first, last, width / 80).filter(Number.isInteger);
@@ -182,21 +182,21 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
 function barChart({ title, bars }) {
   const readout = element("output", { class: "readout" });
   const draw = (svg, width) => {
-    const row = 42;
-    const full = width - 66;
+    const row = 46;
+    const full = width - 12;
     setSize(svg, width, bars.length * row + 4);
     const outline = shape("rect", { class: "cursor", x: 0.5, width: width - 1, height: row - 2, rx: 4 });
     bars.forEach((bar, i) => {
       const y = i * row + 4;
       svg.append(
-        shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - 12)),
-        shape("rect", { x: 6, y: y + 17, width: bar.value * full, height: 14, rx: 2, style: "fill: " + seriesColour(bar.plain ? 7 : 0) }),
-        shape("text", { class: "strong", x: bar.value * full + 12, y: y + 28 }, percent(bar.value)),
+        shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - 80)),
+        shape("text", { class: "strong", x: width - 6, y: y + 12, "text-anchor": "end" }, percent(bar.value)),
+        shape("rect", { x: 6, y: y + 17, width: bar.value * full, height: 13, rx: 2, style: "fill: " + seriesColour(bar.plain ? 7 : 0) }),
       );
       if (bar.range) {
         const [low, high] = bar.range.map((value) => 6 + value * full);
-        const d = "M" + low + " " + (y + 14) + "v20M" + high + " " + (y + 14) + "v20M" + low + " " + (y + 34) + "H" + high;
-        svg.append(shape("path", { class: "cursor", d }));
+        const d = "M" + low + " " + (y + 33) + "v5H" + high + "v-5";
+        svg.append(shape("path", { class: "series", d, stroke: seriesColour(1) }));
       }
     });
     svg.append(outline);
@@ -218,7 +218,7 @@ function calibrationChart({ title, bins }) {
   const share = (i) => percent(i / bins.length, 0);
   const most = Math.max(1, ...bins.map((bin) => bin.images));
   const draw = (svg, width) => {
-    const right = Math.min(width - 14, 560);
+    const right = Math.min(width - 20, 560);
     const frame = { left: 52, right, top: 10, bottom: 246 };
     setSize(svg, width, 340);
     const y = verticalAxis(svg, frame, 0, 1, (value) => percent(value, 0));
@@ -229,7 +229,7 @@ function calibrationChart({ title, bins }) {
       const high = (bin.images / most) * 50;
       if (bin.images === 0) return;
       svg.append(
-        shape("rect", { x: left, width: step - 2, y: y(bin.accuracy), height: y(0) - y(bin.accuracy), style: "fill: var(--series-0)" }),
+        shape("rect", { x: left, width: step - 2, y: y(bin.accuracy), height: y(0) - y(bin.accuracy), style: "fill: var(--series-0); fill-opacity: 0.55" }),
         shape("circle", { cx: x(bin.confidence), cy: y(bin.confidence), r: 3.5, style: "fill: var(--series-1)" }),
         shape("rect", { x: left, width: step - 2, y: 334 - high, height: Math.max(high, 1), style: "fill: var(--series-7)" }),
       );
@@ -268,7 +268,7 @@ function listed(names) {
 function scatterChart({ title, axes, dots }) {
   const readout = element("output", { class: "readout tall" });
   const draw = (svg, width) => {
-    const side = Math.min(width - 66, 420);
+    const side = Math.min(width - 74, 420);
     const frame = { left: 52, right: 52 + side, top: 24, bottom: 24 + side };
     setSize(svg, width, side + 66);
     const y = verticalAxis(svg, frame, 0, 1, (value) => percent(value, 0));
@@ -290,7 +290,7 @@ function scatterChart({ title, axes, dots }) {
       nearest: (px, py) => dots.reduce((best, dot, i) => (distance(dot, px, py) < distance(dots[best], px, py) ? i : best), 0),
       show: (i) => {
         const dot = dots[i];
-        readout.textContent = listed(dot.names) + ": " + percent(dot.x, 1) + " and " + percent(dot.y, 1);
+        readout.textContent = listed(dot.names) + ": " + axes[0] + " " + percent(dot.x, 1) + ", " + axes[1] + " " + percent(dot.y, 1);
         cursor.setAttribute("cx", x(dot.x));
         cursor.setAttribute("cy", y(dot.y));
       },

@@ -98,7 +98,8 @@ function confidentMistakes(data) {
   const pictures = data.mistakes.map((place) => data.images[place]);
   const captions = (picture) => [
     data.class_names[picture.label],
-    "taken for " + data.class_names[picture.predicted] + ", " + percent(picture.confidence, 1),
+    "taken for " + data.class_names[picture.predicted],
+    percent(picture.confidence, 1),
   ];
   return section("Most confident mistakes", note, thumbnails(pictures, captions));
 }
