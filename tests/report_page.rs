@@ -426,8 +426,6 @@ fn expected_cell(run: &RunData, label: usize, predicted: usize, most: usize) -> 
 /// Clicks cells of the matrix, and opens one with the keyboard.
 const OPEN_CELLS: &str = r##"
     const svg = one(".matrix svg");
-    const field = one(".field", svg);
-    const box = field.getBoundingClientRect();
     const opened = () => {
         const images = all("#cell-images li");
         const words = (li) => [...one("figcaption", li).children].map((line) => line.textContent).join(" ");
@@ -436,6 +434,7 @@ const OPEN_CELLS: &str = r##"
     };
     const readout = () => one("output", sectionOf("Confusion matrix")).textContent;
     const results = CELLS.map(([i, j]) => {
+        const box = one(".field", svg).getBoundingClientRect();
         const [x, y] = [box.left + (j + 0.5) * box.width / CLASSES, box.top + (i + 0.5) * box.height / CLASSES];
         at(svg, "pointermove", x, y);
         const hovered = readout();

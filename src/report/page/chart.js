@@ -85,7 +85,9 @@ function horizontalAxis(svg, frame, low, high, values, format) {
   const span = high - low || 1;
   const middle = high === low ? 0.5 : 0;
   const x = (value) => frame.left + ((value - low) / span + middle) * (frame.right - frame.left);
-  svg.append(shape("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom }));
+  svg.append(
+    shape("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom }),
+  );
   for (const value of values) {
     svg.append(shape("text", { x: x(value), y: frame.bottom + 16, "text-anchor": "middle" }, format(value)));
   }
@@ -107,11 +109,24 @@ function legend(lines, format) {
   const place = element("b", {});
   const values = lines.map(() => element("b", {}));
   const entries = lines.map((line, i) => {
-    const style = { class: "series", x1: 0, x2: 26, y1: 4, y2: 4, stroke: line.colour, "stroke-dasharray": line.dash };
+    const style = {
+      class: "series",
+      x1: 0,
+      x2: 26,
+      y1: 4,
+      y2: 4,
+      stroke: line.colour,
+      "stroke-dasharray": line.dash,
+    };
     const sample = shape("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, shape("line", style));
     return element("li", {}, sample, line.name, values[i]);
   });
-  const list = element("ul", { class: "legend", "aria-live": "polite" }, element("li", {}, place), ...entries);
+  const list = element(
+    "ul",
+    { class: "legend", "aria-live": "polite" },
+    element("li", {}, place),
+    ...entries,
+  );
   const show = (name, index) => {
     place.textContent = name;
     lines.forEach((line, i) => (values[i].textContent = format(line.values[index])));
@@ -159,18 +174,32 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
       );
     }
     for (const line of lines) {
-      svg.append(shape("path", { class: "series", d: path(line, x, y), stroke: line.colour, "stroke-dasharray": line.dash }));
+      svg.append(
+        shape("path", {
+          class: "series",
+          d: path(line, x, y),
+          stroke: line.colour,
+          "stroke-dasharray": line.dash,
+        }),
+      );
     }
     const cursor = shape("g", { class: "cursor" });
     svg.append(cursor);
     return {
       count: epochs.length,
-      nearest: (at) => epochs.reduce((best, _, i) => (Math.abs(x(i) - at) < Math.abs(x(best) - at) ? i : best), 0),
+      nearest: (at) =>
+        epochs.reduce((best, _, i) => (Math.abs(x(i) - at) < Math.abs(x(best) - at) ? i : best), 0),
       show: (i) => {
         above.show("epoch " + epochs[i], i);
-        const dots = lines.filter((line) => line.values[i] !== null).map((line) =>
-          shape("circle", { cx: x(i), cy: y(line.values[i]), r: 3.5, style: "fill: " + line.colour }));
-        cursor.replaceChildren(shape("line", { x1: x(i), x2: x(i), y1: frame.top, y2: frame.bottom }), ...dots);
+        const dots = lines
+          .filter((line) => line.values[i] !== null)
+          .map((line) =>
+            shape("circle", { cx: x(i), cy: y(line.values[i]), r: 3.5, style: "fill: " + line.colour }),
+          );
+        cursor.replaceChildren(
+          shape("line", { x1: x(i), x2: x(i), y1: frame.top, y2: frame.bottom }),
+          ...dots,
+        );
       },
     };
   };
@@ -191,7 +220,14 @@ function barChart({ title, bars }) {
       svg.append(
         shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - 80)),
         shape("text", { class: "strong", x: width - 6, y: y + 12, "text-anchor": "end" }, percent(bar.value)),
-        shape("rect", { x: 6, y: y + 17, width: bar.value * full, height: 13, rx: 2, style: "fill: " + seriesColour(bar.plain ? 7 : 0) }),
+        shape("rect", {
+          x: 6,
+          y: y + 17,
+          width: bar.value * full,
+          height: 13,
+          rx: 2,
+          style: "fill: " + seriesColour(bar.plain ? 7 : 0),
+        }),
       );
       if (bar.range) {
         const [low, high] = bar.range.map((value) => 6 + value * full);
@@ -229,9 +265,26 @@ function calibrationChart({ title, bins }) {
       const high = (bin.images / most) * 50;
       if (bin.images === 0) return;
       svg.append(
-        shape("rect", { x: left, width: step - 2, y: y(bin.accuracy), height: y(0) - y(bin.accuracy), style: "fill: var(--series-0); fill-opacity: 0.55" }),
-        shape("circle", { cx: x(bin.confidence), cy: y(bin.confidence), r: 3.5, style: "fill: var(--series-1)" }),
-        shape("rect", { x: left, width: step - 2, y: 334 - high, height: Math.max(high, 1), style: "fill: var(--series-7)" }),
+        shape("rect", {
+          x: left,
+          width: step - 2,
+          y: y(bin.accuracy),
+          height: y(0) - y(bin.accuracy),
+          style: "fill: var(--series-0); fill-opacity: 0.55",
+        }),
+        shape("circle", {
+          cx: x(bin.confidence),
+          cy: y(bin.confidence),
+          r: 3.5,
+          style: "fill: var(--series-1)",
+        }),
+        shape("rect", {
+          x: left,
+          width: step - 2,
+          y: 334 - high,
+          height: Math.max(high, 1),
+          style: "fill: var(--series-7)",
+        }),
       );
     });
     svg.append(
@@ -248,9 +301,13 @@ function calibrationChart({ title, bins }) {
       show: (i) => {
         const bin = bins[i];
         const result = bin.images
-          ? ", accuracy " + percent(bin.accuracy, 1) + " at a mean confidence of " + percent(bin.confidence, 1)
+          ? ", accuracy " +
+            percent(bin.accuracy, 1) +
+            " at a mean confidence of " +
+            percent(bin.confidence, 1)
           : "";
-        readout.textContent = "Confidence " + share(i) + " to " + share(i + 1) + ": " + plural(bin.images, "image") + result;
+        readout.textContent =
+          "Confidence " + share(i) + " to " + share(i + 1) + ": " + plural(bin.images, "image") + result;
         cursor.setAttribute("x", x(i / bins.length));
       },
     };
@@ -276,21 +333,42 @@ function scatterChart({ title, axes, dots }) {
     svg.append(
       shape("line", { class: "even", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }),
       shape("text", { class: "strong", x: 4, y: 13 }, "\u2191 " + cut(axes[1], side)),
-      shape("text", { class: "strong", x: frame.right, y: frame.bottom + 36, "text-anchor": "end" }, cut(axes[0], side) + " \u2192"),
+      shape(
+        "text",
+        { class: "strong", x: frame.right, y: frame.bottom + 36, "text-anchor": "end" },
+        cut(axes[0], side) + " \u2192",
+      ),
     );
     for (const dot of dots) {
       const radius = 3 + 1.5 * Math.sqrt(dot.names.length);
-      svg.append(shape("circle", { cx: x(dot.x), cy: y(dot.y), r: radius, style: "fill: var(--series-0); fill-opacity: 0.6" }));
+      svg.append(
+        shape("circle", {
+          cx: x(dot.x),
+          cy: y(dot.y),
+          r: radius,
+          style: "fill: var(--series-0); fill-opacity: 0.6",
+        }),
+      );
     }
     const cursor = shape("circle", { class: "cursor", r: 9 });
     svg.append(cursor);
     const distance = (dot, px, py) => (x(dot.x) - px) ** 2 + (y(dot.y) - py) ** 2;
     return {
       count: dots.length,
-      nearest: (px, py) => dots.reduce((best, dot, i) => (distance(dot, px, py) < distance(dots[best], px, py) ? i : best), 0),
+      nearest: (px, py) =>
+        dots.reduce((best, dot, i) => (distance(dot, px, py) < distance(dots[best], px, py) ? i : best), 0),
       show: (i) => {
         const dot = dots[i];
-        readout.textContent = listed(dot.names) + ": " + axes[0] + " " + percent(dot.x, 1) + ", " + axes[1] + " " + percent(dot.y, 1);
+        readout.textContent =
+          listed(dot.names) +
+          ": " +
+          axes[0] +
+          " " +
+          percent(dot.x, 1) +
+          ", " +
+          axes[1] +
+          " " +
+          percent(dot.y, 1);
         cursor.setAttribute("cx", x(dot.x));
         cursor.setAttribute("cy", y(dot.y));
       },

@@ -2,7 +2,8 @@
 
 const splitName = (split) => ({ val: "validation" })[split] || split;
 
-const range2 = ([low, high]) => (low === high ? percent(low) : (100 * low).toFixed(2) + " to " + percent(high));
+const range2 = ([low, high]) =>
+  low === high ? percent(low) : (100 * low).toFixed(2) + " to " + percent(high);
 
 function comparedColumns(data) {
   const number = (name, key, format, title) => ({ name, title, key, text: (row) => format(key(row)) });
@@ -21,9 +22,21 @@ function comparedColumns(data) {
     number("Macro F1", (row) => row.macro_f1, percent),
     number("ECE", (row) => row.ece, percent, "Expected calibration error"),
     number("Trained parameters", (row) => row.trained_parameters, whole),
-    number("Kept epoch", (row) => (row.epochs ? row.best_epoch : null), (value) => (value === null ? NONE : String(value))),
-    number("Seconds", (row) => (row.epochs ? row.seconds : null), (value) => fixed(value, 1)),
-    number("Images/s", (row) => (row.epochs ? row.images_per_s : null), (value) => fixed(value, 0)),
+    number(
+      "Kept epoch",
+      (row) => (row.epochs ? row.best_epoch : null),
+      (value) => (value === null ? NONE : String(value)),
+    ),
+    number(
+      "Seconds",
+      (row) => (row.epochs ? row.seconds : null),
+      (value) => fixed(value, 1),
+    ),
+    number(
+      "Images/s",
+      (row) => (row.epochs ? row.images_per_s : null),
+      (value) => fixed(value, 0),
+    ),
   ];
   if (data.rows.some((row) => row.published)) {
     columns.push({
@@ -45,7 +58,10 @@ function comparedBars(data) {
     range: row.published ? row.published.test_top1 : null,
     plain: !row.epochs,
     text:
-      row.name + ": " + percent(row.test_top1) + (row.published ? ", published " + range2(row.published.test_top1) : ""),
+      row.name +
+      ": " +
+      percent(row.test_top1) +
+      (row.published ? ", published " + range2(row.published.test_top1) : ""),
   }));
   return barChart({ title: "Top-1 on the " + splitName(data.split) + " split", bars });
 }
@@ -86,7 +102,11 @@ function recallTable(data, a, b) {
       { name: "Class", key: (row) => row.name, text: (row) => row.name },
       { name: a.name, key: (row) => row.x, text: (row) => percent(row.x, 1) },
       { name: b.name, key: (row) => row.y, text: (row) => percent(row.y, 1) },
-      { name: "Difference", key: (row) => row.difference, text: (row) => (row.difference === null ? NONE : points(row.difference, 1)) },
+      {
+        name: "Difference",
+        key: (row) => row.difference,
+        text: (row) => (row.difference === null ? NONE : points(row.difference, 1)),
+      },
     ],
     rows,
     sorted: [3, "ascending"],
@@ -130,7 +150,8 @@ function comparisonPage(data) {
     wide: true,
   });
   const split = splitName(data.split);
-  const where = data.split === "val" ? " There is no test split; the results are on the validation split." : "";
+  const where =
+    data.split === "val" ? " There is no test split; the results are on the validation split." : "";
   const published = data.rows.some((row) => row.published);
   const parts = [
     element("h1", {}, "Comparison"),
@@ -142,7 +163,8 @@ function comparisonPage(data) {
     ),
   ];
   if (data.recalls.length > 0) {
-    const note = "Recall on the " + split + " split. Above the diagonal the second run finds more of a class.";
+    const note =
+      "Recall on the " + split + " split. Above the diagonal the second run finds more of a class.";
     parts.push(section("Classes", note, ...recallPair(data)));
     parts.push(commonMistakes(data));
   }
@@ -152,11 +174,16 @@ function comparisonPage(data) {
 function commonMistakes(data) {
   const total = plural(data.mistakes_in_all, "image");
   if (data.mistakes_in_all === 0) return section("What every run gets wrong", "No image.");
-  const shown = data.mistakes.length < data.mistakes_in_all ? " The " + data.mistakes.length + " surest are shown." : "";
+  const shown =
+    data.mistakes.length < data.mistakes_in_all ? " The " + data.mistakes.length + " surest are shown." : "";
   const pictures = data.mistakes.map((place, i) => ({ ...data.images[place], choices: data.choices[i] }));
   const names = (picture) => {
     const taken = [...new Set(picture.choices)].map((label) => data.class_names[label]);
     return [data.class_names[picture.label], "taken for " + taken.join(", ")];
   };
-  return section("What every run gets wrong", total + "." + shown + rootNote(data), thumbnails(pictures, names));
+  return section(
+    "What every run gets wrong",
+    total + "." + shown + rootNote(data),
+    thumbnails(pictures, names),
+  );
 }

@@ -20,7 +20,13 @@ const shape = (name, attributes = {}, ...children) =>
   build(document.createElementNS(SVG, name), attributes, children);
 
 const section = (title, note, ...content) =>
-  element("section", {}, element("h2", {}, title), note ? element("p", { class: "note" }, note) : null, ...content);
+  element(
+    "section",
+    {},
+    element("h2", {}, title),
+    note ? element("p", { class: "note" }, note) : null,
+    ...content,
+  );
 
 const NONE = "\u2013";
 

@@ -21,7 +21,11 @@ function matrixLabels(svg, names, layout) {
     if (!few && i > 0 && (i + 1) % 10 !== 0) return;
     const number = String(i + 1);
     svg.append(
-      shape("text", { x: left - 5, y: top + middle, "text-anchor": "end" }, few ? cut(number + " " + name, left - 10) : number),
+      shape(
+        "text",
+        { x: left - 5, y: top + middle, "text-anchor": "end" },
+        few ? cut(number + " " + name, left - 10) : number,
+      ),
       shape("text", { x: left + (i + 0.5) * cell, y: 14, "text-anchor": "middle" }, number),
     );
   });
@@ -70,21 +74,69 @@ function cellText(data, label, predicted, count) {
 /** The images of a cell, with how many are shown of how many. */
 function cellImages(data, cell, text) {
   if (!cell) return [element("h3", {}, text)];
-  const shown = cell.images.length < cell.count ? " (" + cell.images.length + " of " + cell.count + " shown)" : "";
+  const shown =
+    cell.images.length < cell.count ? " (" + cell.images.length + " of " + cell.count + " shown)" : "";
   const pictures = cell.images.map((place) => data.images[place]);
-  return [element("h3", {}, text + shown), thumbnails(pictures, (picture) => [percent(picture.confidence, 1)])];
+  return [
+    element("h3", {}, text + shown),
+    thumbnails(pictures, (picture) => [percent(picture.confidence, 1)]),
+  ];
+}
+
+/** Calls `show(label, predicted)` and `open()` as the pointer, a touch or a key asks for. */
+function exploreMatrix(matrix, show, open) {
+  const { svg, at } = matrix;
+  const point = (event) => {
+    const box = svg.getBoundingClientRect();
+    const { left, top, cell, width } = matrix.layout;
+    const scale = width / box.width;
+    const column = Math.floor(((event.clientX - box.left) * scale - left) / cell);
+    show(Math.floor(((event.clientY - box.top) * scale - top) / cell), column);
+  };
+  svg.addEventListener("pointermove", point);
+  svg.addEventListener("click", (event) => {
+    point(event);
+    open();
+  });
+  const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+  svg.addEventListener("keydown", (event) => {
+    const move = moves[event.key];
+    if (!move && event.key !== "Enter") return;
+    event.preventDefault();
+    if (!move) return open();
+    show(at.label + move[0], at.predicted + move[1]);
+    matrix.cursor.scrollIntoView({ block: "nearest", inline: "nearest" });
+  });
+}
+
+/** Buttons for the cells with the most mistakes. */
+function frequentConfusions(data, go) {
+  const mistakes = data.cells.filter((cell) => cell.label !== cell.predicted);
+  const frequent = mistakes.sort((a, b) => b.count - a.count).slice(0, INTERESTING);
+  const shortcut = (cell) => {
+    const names = data.class_names[cell.label] + " \u2192 " + data.class_names[cell.predicted];
+    return element(
+      "li",
+      {},
+      element("button", { type: "button", onclick: () => go(cell) }, names + ": " + cell.count),
+    );
+  };
+  const list = element("ul", { class: "confusions" }, ...frequent.map(shortcut));
+  return {
+    first: frequent[0],
+    parts: frequent.length ? [element("h3", {}, "Most frequent confusions"), list] : [],
+  };
 }
 
 function confusionMatrix(data) {
   const classes = data.class_names.length;
   const cells = new Map(data.cells.map((cell) => [cell.label * classes + cell.predicted, cell]));
-  const mistakes = data.cells.filter((cell) => cell.label !== cell.predicted).sort((a, b) => b.count - a.count);
   const help = "Confusion matrix. Arrow keys go from cell to cell, Enter opens a cell's images.";
   const svg = shape("svg", { role: "application", "aria-label": help, tabindex: 0 });
   const readout = element("output", { class: "readout tall" });
   const panel = element("div", { id: "cell-images", "aria-live": "polite" });
   const at = { label: 0, predicted: 0 };
-  const matrix = { svg, width: 0, layout: null, cursor: null };
+  const matrix = { svg, at, width: 0, layout: null, cursor: null };
 
   const here = () => cells.get(at.label * classes + at.predicted);
   const text = () => cellText(data, at.label, at.predicted, here() ? here().count : 0);
@@ -96,7 +148,11 @@ function confusionMatrix(data) {
     matrix.cursor.setAttribute("x", left + at.predicted * cell + 0.5);
     matrix.cursor.setAttribute("y", top + at.label * cell + 0.5);
   };
-  const open = () => panel.replaceChildren(...cellImages(data, here(), text()));
+  const fill = () => panel.replaceChildren(...cellImages(data, here(), text()));
+  const open = () => {
+    fill();
+    panel.scrollIntoView({ block: "nearest" });
+  };
   matrix.draw = () => {
     const room = Math.floor(svg.parentNode.clientWidth) - 10;
     if (room === matrix.width) return;
@@ -112,44 +168,14 @@ function confusionMatrix(data) {
     svg.append(matrix.cursor);
     show(at.label, at.predicted);
   };
-  const point = (event) => {
-    const box = svg.getBoundingClientRect();
-    const { left, top, cell, width } = matrix.layout;
-    const scale = width / box.width;
-    const column = Math.floor(((event.clientX - box.left) * scale - left) / cell);
-    show(Math.floor(((event.clientY - box.top) * scale - top) / cell), column);
-  };
-  svg.addEventListener("pointermove", point);
-  svg.addEventListener("click", (event) => {
-    point(event);
+  exploreMatrix(matrix, show, open);
+  charts.push(matrix);
+  const frequent = frequentConfusions(data, (cell) => {
+    show(cell.label, cell.predicted);
     open();
   });
-  svg.addEventListener("keydown", (event) => {
-    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Enter: [0, 0] }[event.key];
-    if (!move) return;
-    event.preventDefault();
-    show(at.label + move[0], at.predicted + move[1]);
-    if (event.key === "Enter") open();
-  });
-  charts.push(matrix);
-
-  const shortcut = (cell) => {
-    const names = data.class_names[cell.label] + " \u2192 " + data.class_names[cell.predicted];
-    const go = () => {
-      show(cell.label, cell.predicted);
-      open();
-    };
-    return element("li", {}, element("button", { type: "button", onclick: go }, names + ": " + cell.count));
-  };
-  const frequent = mistakes.slice(0, INTERESTING);
-  if (frequent.length > 0) Object.assign(at, { label: frequent[0].label, predicted: frequent[0].predicted });
-  open();
-  return [
-    frequent.length > 0 ? element("h3", {}, "Most frequent confusions") : null,
-    element("ul", { class: "confusions" }, ...frequent.map(shortcut)),
-    element("h3", {}, "All classes"),
-    readout,
-    element("div", { class: "scroll matrix" }, svg),
-    panel,
-  ];
+  if (frequent.first) Object.assign(at, { label: frequent.first.label, predicted: frequent.first.predicted });
+  fill();
+  const box = element("div", { class: "scroll matrix" }, svg);
+  return [...frequent.parts, element("h3", {}, "All classes"), readout, box, panel];
 }
