@@ -248,11 +248,43 @@ function barChart({ title, bars }) {
   return figure(title, "Arrow keys go from bar to bar.", [readout], draw, 0);
 }
 
+/** A bin's accuracy as a bar, its mean confidence as a dot, and its images as a bar below. */
+function calibrationBars(svg, bins, x, y) {
+  const most = Math.max(1, ...bins.map((bin) => bin.images));
+  const step = x(1 / bins.length) - x(0);
+  bins.forEach((bin, i) => {
+    const left = x(i / bins.length) + 1;
+    const high = (bin.images / most) * 50;
+    if (bin.images === 0) return;
+    svg.append(
+      shape("rect", {
+        x: left,
+        width: step - 2,
+        y: y(bin.accuracy),
+        height: y(0) - y(bin.accuracy),
+        style: "fill: var(--series-0); fill-opacity: 0.55",
+      }),
+      shape("circle", {
+        cx: x(bin.confidence),
+        cy: y(bin.confidence),
+        r: 3.5,
+        style: "fill: var(--series-1)",
+      }),
+      shape("rect", {
+        x: left,
+        width: step - 2,
+        y: 334 - high,
+        height: Math.max(high, 1),
+        style: "fill: var(--series-7)",
+      }),
+    );
+  });
+}
+
 /** Accuracy over confidence, a bar per bin, with the number of images in each below. */
 function calibrationChart({ title, bins }) {
   const readout = element("output", { class: "readout" });
   const share = (i) => percent(i / bins.length, 0);
-  const most = Math.max(1, ...bins.map((bin) => bin.images));
   const draw = (svg, width) => {
     const right = Math.min(width - 20, 560);
     const frame = { left: 52, right, top: 10, bottom: 246 };
@@ -260,33 +292,7 @@ function calibrationChart({ title, bins }) {
     const y = verticalAxis(svg, frame, 0, 1, (value) => percent(value, 0));
     const x = horizontalAxis(svg, frame, 0, 1, ticks(0, 1, 5), (value) => percent(value, 0));
     const step = x(1 / bins.length) - x(0);
-    bins.forEach((bin, i) => {
-      const left = x(i / bins.length) + 1;
-      const high = (bin.images / most) * 50;
-      if (bin.images === 0) return;
-      svg.append(
-        shape("rect", {
-          x: left,
-          width: step - 2,
-          y: y(bin.accuracy),
-          height: y(0) - y(bin.accuracy),
-          style: "fill: var(--series-0); fill-opacity: 0.55",
-        }),
-        shape("circle", {
-          cx: x(bin.confidence),
-          cy: y(bin.confidence),
-          r: 3.5,
-          style: "fill: var(--series-1)",
-        }),
-        shape("rect", {
-          x: left,
-          width: step - 2,
-          y: 334 - high,
-          height: Math.max(high, 1),
-          style: "fill: var(--series-7)",
-        }),
-      );
-    });
+    calibrationBars(svg, bins, x, y);
     svg.append(
       shape("line", { class: "even", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }),
       shape("text", { x: frame.left, y: 279 }, "images"),

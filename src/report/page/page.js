@@ -73,7 +73,8 @@ function runCurves(data) {
     charts.push(lineChart({ title: "Parts of the training loss", epochs, kept, lines, ...losses }));
   }
   const note =
-    "Point at a chart, touch it, or use the arrow keys in it for the values of an epoch. The parts of a loss are shown before they are weighted.";
+    "Point at a chart, touch it, or use the arrow keys in it for the values of an epoch. " +
+    "The parts of a loss are shown before they are weighted.";
   return section("Curves", note, element("div", { class: "columns" }, ...charts));
 }
 
@@ -183,13 +184,15 @@ function runPage(data) {
     section("Classes", "On the " + split + " split. A click on a column's head sorts.", ...classTable(data)),
     section(
       "Confusion matrix",
-      "A row for what an image is, a column for what it is taken for; numbers are those of the table of classes. A click or Enter opens the images of a cell." +
+      "A row for what an image is, a column for what it is taken for; numbers are those of the table of classes. " +
+        "A click or Enter opens the images of a cell." +
         rootNote(data),
       ...confusionMatrix(data),
     ),
     section(
       "Calibration",
-      "Bars: how often the head is right at a confidence. Dots and the dotted line: where it is as sure as it is right. ECE " +
+      "Bars: how often the head is right at a confidence. Dots and the dotted line: where it is as sure as it is " +
+        "right. ECE " +
         percent(data.ece) +
         ".",
       calibrationChart({ title: "Accuracy by confidence", bins: data.calibration }),
