@@ -63,12 +63,10 @@ pub fn write_comparison_page(
 
 fn check_same_images(first: &RunData, run: &RunData, path: &Path) -> Result<()> {
     let (a, b) = (&first.evaluation, &run.evaluation);
-    let paths = |e: &'_ crate::train::metrics::Evaluation| -> Vec<String> {
-        e.images.iter().map(|image| image.path.clone()).collect()
-    };
+    let same_paths = a.images.iter().map(|image| &image.path).eq(b.images.iter().map(|image| &image.path));
     let different = if a.class_names != b.class_names {
         "classes"
-    } else if a.split != b.split || paths(a) != paths(b) {
+    } else if a.split != b.split || !same_paths {
         "images"
     } else {
         return Ok(());
