@@ -64,8 +64,9 @@ fn parts(run: &RunData) -> Vec<Part> {
         let name = weighted("text", objective.text);
         parts.push(part(&name, ORANGE, |s| s.loss_text, |e| e.loss_text));
     }
-    if run.epochs.iter().any(|e| e.train.loss_triplet != 0.0) {
-        parts.push(part("triplet", GREEN, |s| s.loss_triplet, |e| e.loss_triplet));
+    if objective.triplet != 0.0 {
+        let name = weighted("triplet", objective.triplet);
+        parts.push(part(&name, GREEN, |s| s.loss_triplet, |e| e.loss_triplet));
     }
     parts
 }
