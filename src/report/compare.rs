@@ -1,6 +1,24 @@
 //! Runs beside each other, and beside plain CLIP.
+//!
+//! Results are compared only where they are results on the same images: the same classes, split and photos.
+//! Runs of different models are compared with a warning.
 
+use super::RunData;
+use super::seeds::{Scores, mean_and_std};
+use crate::clip::config::ClipConfig;
+use crate::data::flowers102;
+use crate::train::files::write_atomic;
+use crate::train::metrics::{Evaluation, macro_f1};
+use crate::train::run::VisionSizes;
+use crate::train::run_dir::RunDir;
+use crate::train::settings::{Augment, Recipe};
+use crate::train::{Result, Settings, TrainError};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+/// The name of plain CLIP's row.
+pub const ZERO_SHOT: &str = "zero-shot";
 
 /// Techniques on the same data; the content of comparison.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -10,6 +28,12 @@ pub struct Comparison {
     pub classes: usize,
     /// Plain CLIP first, then the runs in the order in which they were named.
     pub rows: Vec<ComparisonRow>,
+    /// A row for every technique, where one was trained with several seeds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub means: Vec<MeanRow>,
+    /// What a reader should know before trusting the comparison.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// One technique.
@@ -18,6 +42,8 @@ pub struct ComparisonRow {
     /// The run's name; "zero-shot" for plain CLIP.
     pub name: String,
     pub recipe: String,
+    #[serde(default)]
+    pub seed: Option<u64>,
     /// Fractions. Plain CLIP has no validation result.
     pub val_top1: Option<f64>,
     pub test_top1: f64,
@@ -35,10 +61,432 @@ pub struct ComparisonRow {
     pub published: Option<Published>,
 }
 
+/// The runs of one technique that differ in their seed alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MeanRow {
+    pub name: String,
+    pub recipe: String,
+    pub seeds: Vec<u64>,
+    /// Names of the runs, in the order of `seeds`.
+    pub runs: Vec<String>,
+    pub mean: Scores,
+    /// Sample standard deviation; none of a single run.
+    pub std: Option<Scores>,
+    pub trained_parameters: usize,
+    /// Means.
+    pub epochs: f64,
+    pub best_epoch: f64,
+    pub seconds: f64,
+    pub published: Option<Published>,
+}
+
 /// A result that was published elsewhere, as fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Published {
     /// The lowest and the highest that is reported.
     pub test_top1: [f64; 2],
     pub val_top1: Option<f64>,
+}
+
+impl Comparison {
+    /// Puts finished runs beside each other.
+    ///
+    /// # Errors
+    /// No run at all; [`TrainError::Incomparable`] for runs of different classes, splits or images.
+    pub fn of(runs: &[RunData]) -> Result<Self> {
+        let Some(first) = runs.first() else {
+            return Err(TrainError::Setting("there is nothing to compare; name at least one run".into()));
+        };
+        for run in runs {
+            check_comparable(first, run)?;
+        }
+        let mut rows = vec![plain_row(first)];
+        rows.extend(runs.iter().map(row));
+        Ok(Comparison {
+            split: first.evaluation.split.clone(),
+            classes: first.evaluation.class_names.len(),
+            rows,
+            means: means(runs),
+            warnings: runs.iter().filter_map(|run| different_model(first, run)).collect(),
+        })
+    }
+
+    /// Plain CLIP's row.
+    pub fn plain(&self) -> Option<&ComparisonRow> {
+        self.rows.iter().find(|row| row.recipe == ZERO_SHOT)
+    }
+
+    /// Writes comparison.json and comparison.csv into `dir`.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
+        let [json, csv] = Self::files(dir);
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|e| TrainError::file(&json, format!("cannot be stored ({e})")))?;
+        write_atomic(&json, (text + "\n").as_bytes())?;
+        let table = self.to_csv().map_err(|e| TrainError::file(&csv, format!("cannot be stored ({e})")))?;
+        write_atomic(&csv, table.as_bytes())
+    }
+
+    /// The files of [`Comparison::write`].
+    pub fn files(dir: &Path) -> [PathBuf; 2] {
+        ["comparison.json", "comparison.csv"].map(|name| dir.join(name))
+    }
+
+    /// A table for other programs, as RFC 4180 has it: a line of `kind` "run" for each row, then one of kind
+    /// "mean" for each of the means, whose columns `…_std` hold the deviations. Fractions; empty where
+    /// something is not known.
+    pub fn to_csv(&self) -> std::result::Result<String, csv::Error> {
+        let mut table = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
+        for row in &self.rows {
+            table.serialize(Line::run(row, &self.split))?;
+        }
+        for row in &self.means {
+            table.serialize(Line::mean(row, &self.split))?;
+        }
+        let bytes = table.into_inner().map_err(|e| csv::Error::from(e.into_error()))?;
+        String::from_utf8(bytes).map_err(|e| csv::Error::from(std::io::Error::other(e)))
+    }
+}
+
+/// A line of comparison.csv.
+#[derive(Serialize)]
+struct Line<'a> {
+    kind: &'static str,
+    name: &'a str,
+    recipe: &'a str,
+    /// Joined by blanks.
+    seeds: String,
+    split: &'a str,
+    val_top1: Option<f64>,
+    test_top1: f64,
+    test_top5: f64,
+    text_top1: Option<f64>,
+    macro_f1: Option<f64>,
+    ece: Option<f64>,
+    val_top1_std: Option<f64>,
+    test_top1_std: Option<f64>,
+    test_top5_std: Option<f64>,
+    text_top1_std: Option<f64>,
+    macro_f1_std: Option<f64>,
+    ece_std: Option<f64>,
+    trained_parameters: usize,
+    epochs: f64,
+    best_epoch: f64,
+    seconds: f64,
+    images_per_s: Option<f64>,
+    published_test_low: Option<f64>,
+    published_test_high: Option<f64>,
+    published_val: Option<f64>,
+}
+
+impl<'a> Line<'a> {
+    fn run(row: &'a ComparisonRow, split: &'a str) -> Self {
+        let published = row.published.as_ref();
+        Line {
+            kind: "run",
+            name: &row.name,
+            recipe: &row.recipe,
+            seeds: row.seed.map(|seed| seed.to_string()).unwrap_or_default(),
+            split,
+            val_top1: row.val_top1,
+            test_top1: row.test_top1,
+            test_top5: row.test_top5,
+            text_top1: row.text_top1,
+            macro_f1: row.macro_f1,
+            ece: row.ece,
+            val_top1_std: None,
+            test_top1_std: None,
+            test_top5_std: None,
+            text_top1_std: None,
+            macro_f1_std: None,
+            ece_std: None,
+            trained_parameters: row.trained_parameters,
+            epochs: f64::from(row.epochs),
+            best_epoch: f64::from(row.best_epoch),
+            seconds: row.seconds,
+            images_per_s: (row.recipe != ZERO_SHOT).then_some(row.images_per_s),
+            published_test_low: published.map(|p| p.test_top1[0]),
+            published_test_high: published.map(|p| p.test_top1[1]),
+            published_val: published.and_then(|p| p.val_top1),
+        }
+    }
+
+    fn mean(row: &'a MeanRow, split: &'a str) -> Self {
+        let (mean, std, published) = (&row.mean, row.std.as_ref(), row.published.as_ref());
+        let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
+        Line {
+            kind: "mean",
+            name: &row.name,
+            recipe: &row.recipe,
+            seeds: seeds.join(" "),
+            split,
+            val_top1: Some(mean.val_top1),
+            test_top1: mean.test_top1,
+            test_top5: mean.test_top5,
+            text_top1: Some(mean.text_top1),
+            macro_f1: Some(mean.macro_f1),
+            ece: finite(mean.ece),
+            val_top1_std: std.map(|s| s.val_top1),
+            test_top1_std: std.map(|s| s.test_top1),
+            test_top5_std: std.map(|s| s.test_top5),
+            text_top1_std: std.map(|s| s.text_top1),
+            macro_f1_std: std.map(|s| s.macro_f1),
+            ece_std: std.and_then(|s| finite(s.ece)),
+            trained_parameters: row.trained_parameters,
+            epochs: row.epochs,
+            best_epoch: row.best_epoch,
+            seconds: row.seconds,
+            images_per_s: None,
+            published_test_low: published.map(|p| p.test_top1[0]),
+            published_test_high: published.map(|p| p.test_top1[1]),
+            published_val: published.and_then(|p| p.val_top1),
+        }
+    }
+}
+
+fn finite(value: f64) -> Option<f64> {
+    value.is_finite().then_some(value)
+}
+
+/// Reads finished runs. Each is called as its folder; where two of these are the same, the folders around
+/// them come before.
+///
+/// # Errors
+/// What is no finished run, and a run that is named twice.
+pub fn load_runs(paths: &[PathBuf]) -> Result<Vec<RunData>> {
+    let mut runs = Vec::with_capacity(paths.len());
+    let mut places: Vec<PathBuf> = Vec::with_capacity(paths.len());
+    for path in paths {
+        runs.push(RunData::load(&RunDir::existing(path)?)?);
+        let place = std::fs::canonicalize(path).map_err(TrainError::io(path, "open the folder"))?;
+        if places.contains(&place) {
+            let text = format!("{}: this run is named twice; name each once", path.display());
+            return Err(TrainError::Setting(text));
+        }
+        places.push(place);
+    }
+    for (run, name) in runs.iter_mut().zip(names(&places)) {
+        run.name = name;
+    }
+    Ok(runs)
+}
+
+/// The shortest ends of distinct absolute paths that tell them apart.
+fn names(paths: &[PathBuf]) -> Vec<String> {
+    let end = |path: &Path, depth: usize| {
+        let parts: Vec<_> =
+            path.components().rev().take(depth).map(|c| c.as_os_str().to_string_lossy()).collect();
+        parts.iter().rev().map(AsRef::as_ref).collect::<Vec<&str>>().join("/")
+    };
+    let mut depths = vec![1; paths.len()];
+    loop {
+        let names: Vec<String> = paths.iter().zip(&depths).map(|(path, &depth)| end(path, depth)).collect();
+        let mut counts = HashMap::new();
+        names.iter().for_each(|name| *counts.entry(name).or_insert(0) += 1);
+        let mut grown = false;
+        for ((name, path), depth) in names.iter().zip(paths).zip(&mut depths) {
+            if counts[name] > 1 && *depth < path.components().count() {
+                *depth += 1;
+                grown = true;
+            }
+        }
+        if !grown {
+            return names;
+        }
+    }
+}
+
+/// Refuses two runs whose results are on different images.
+fn check_comparable(first: &RunData, run: &RunData) -> Result<()> {
+    let (a, b) = (&first.evaluation, &run.evaluation);
+    let images = |e: &Evaluation| -> Vec<(String, u32)> {
+        e.images.iter().map(|image| (image.path.clone(), image.label)).collect()
+    };
+    let (s, t) = (&first.settings, &run.settings);
+    let difference = if a.class_names != b.class_names {
+        format!("have different classes ({})", different_classes(&a.class_names, &b.class_names))
+    } else if a.split != b.split {
+        format!("were tested on different splits ({} and {})", a.split, b.split)
+    } else if images(a) != images(b) {
+        format!("were tested on different images ({} and {} of them)", a.images.len(), b.images.len())
+    } else if s.demo && t.demo && s.image_seed() != t.image_seed() {
+        format!("were tested on different flowers (--data-seed {} and {})", s.image_seed(), t.image_seed())
+    } else {
+        return Ok(());
+    };
+    Err(TrainError::Incomparable { first: first.name.clone(), second: run.name.clone(), difference })
+}
+
+/// What one class list has and the other has not, in a few words.
+fn different_classes(a: &[String], b: &[String]) -> String {
+    let only = |in_: &[String], not_in: &[String]| in_.iter().find(|name| !not_in.contains(name)).cloned();
+    match (only(a, b), only(b, a)) {
+        (Some(name), _) => format!("{} and {}, the second without {name:?}", a.len(), b.len()),
+        (None, Some(name)) => format!("{} and {}, the first without {name:?}", a.len(), b.len()),
+        (None, None) => "the same in another order".into(),
+    }
+}
+
+/// A warning where two runs start from different models.
+fn different_model(first: &RunData, run: &RunData) -> Option<String> {
+    let (a, b) = (&first.settings, &run.settings);
+    let difference = if a.model != b.model || a.demo != b.demo || first.summary.vision != run.summary.vision {
+        "start from different models"
+    } else if a.templates != b.templates {
+        "have different text prompts"
+    } else {
+        return None;
+    };
+    Some(format!("{} and {} {difference}; the row {ZERO_SHOT} is of {}", first.name, run.name, first.name))
+}
+
+/// Plain CLIP as `run` found it.
+fn plain_row(run: &RunData) -> ComparisonRow {
+    let plain = &run.summary.zero_shot;
+    let published = is_published_data(run).then_some(Published { test_top1: [0.665; 2], val_top1: None });
+    ComparisonRow {
+        name: ZERO_SHOT.into(),
+        recipe: ZERO_SHOT.into(),
+        seed: None,
+        val_top1: None,
+        test_top1: plain.top1,
+        test_top5: plain.top5,
+        text_top1: Some(plain.top1),
+        macro_f1: Some(macro_f1(&run.evaluation.zero_shot)),
+        ece: None,
+        trained_parameters: 0,
+        epochs: 0,
+        best_epoch: 0,
+        seconds: 0.0,
+        images_per_s: 0.0,
+        published,
+    }
+}
+
+fn row(run: &RunData) -> ComparisonRow {
+    let (summary, scores) = (&run.summary, Scores::of(&run.summary));
+    ComparisonRow {
+        name: run.name.clone(),
+        recipe: summary.recipe.to_string(),
+        seed: Some(run.settings.seed),
+        val_top1: Some(scores.val_top1),
+        test_top1: scores.test_top1,
+        test_top5: scores.test_top5,
+        text_top1: Some(scores.text_top1),
+        macro_f1: Some(scores.macro_f1),
+        ece: finite(scores.ece),
+        trained_parameters: summary.trained_parameters,
+        epochs: summary.epochs,
+        best_epoch: summary.best_epoch,
+        seconds: summary.seconds,
+        images_per_s: summary.images_per_s,
+        published: published(run),
+    }
+}
+
+/// The means of all techniques where one of them has several seeds, otherwise nothing.
+fn means(runs: &[RunData]) -> Vec<MeanRow> {
+    let mut groups: Vec<Vec<&RunData>> = Vec::new();
+    for run in runs {
+        let technique = without_seed(&run.settings);
+        let joins = |group: &&mut Vec<&RunData>| {
+            group.iter().all(|other| {
+                without_seed(&other.settings) == technique && other.settings.seed != run.settings.seed
+            })
+        };
+        match groups.iter_mut().find(joins) {
+            Some(group) => group.push(run),
+            None => groups.push(vec![run]),
+        }
+    }
+    if groups.iter().all(|group| group.len() < 2) {
+        return Vec::new();
+    }
+    let names = group_names(&groups);
+    groups.iter().zip(names).filter_map(|(group, name)| mean_row(group, name)).collect()
+}
+
+/// What runs have in common that differ in their seed alone. That they see the same test images is known.
+fn without_seed(settings: &Settings) -> Settings {
+    Settings { seed: 0, data_seed: None, cache: None, device: String::new(), ..settings.clone() }
+}
+
+/// A group is called as the folder around its runs, or else by its recipe, or else by its first run.
+fn group_names(groups: &[Vec<&RunData>]) -> Vec<String> {
+    let folder = |group: &[&RunData]| {
+        let mut folders = group.iter().map(|run| run.name.rsplit_once('/').map(|(folder, _)| folder));
+        let first = folders.next().flatten()?;
+        folders.all(|folder| folder == Some(first)).then(|| first.to_owned())
+    };
+    let candidates: [Vec<String>; 2] = [
+        groups.iter().map(|group| folder(group).unwrap_or_else(|| recipe_of(group))).collect(),
+        groups.iter().map(|group| recipe_of(group)).collect(),
+    ];
+    let distinct = |names: &Vec<String>| names.iter().collect::<BTreeSet<_>>().len() == names.len();
+    let by_run = || groups.iter().filter_map(|group| group.first()).map(|run| run.name.clone()).collect();
+    candidates.into_iter().find(distinct).unwrap_or_else(by_run)
+}
+
+fn recipe_of(group: &[&RunData]) -> String {
+    group.first().map(|run| run.summary.recipe.to_string()).unwrap_or_default()
+}
+
+fn mean_row(group: &[&RunData], name: String) -> Option<MeanRow> {
+    let first = group.first()?;
+    let scores: Vec<Scores> = group.iter().map(|run| Scores::of(&run.summary)).collect();
+    let (mean, std) = mean_and_std(&scores)?;
+    let average =
+        |value: fn(&RunData) -> f64| group.iter().map(|run| value(run)).sum::<f64>() / group.len() as f64;
+    Some(MeanRow {
+        name,
+        recipe: first.summary.recipe.to_string(),
+        seeds: group.iter().map(|run| run.settings.seed).collect(),
+        runs: group.iter().map(|run| run.name.clone()).collect(),
+        mean,
+        std,
+        trained_parameters: first.summary.trained_parameters,
+        epochs: average(|run| f64::from(run.summary.epochs)),
+        best_epoch: average(|run| f64::from(run.summary.best_epoch)),
+        seconds: average(|run| run.summary.seconds),
+        published: published(first),
+    })
+}
+
+/// What the recipe reached elsewhere, where this run is the recipe on that data.
+fn published(run: &RunData) -> Option<Published> {
+    if !is_published_data(run) || !is_the_recipe(&run.settings) {
+        return None;
+    }
+    let (test_top1, val_top1) = match run.settings.recipe {
+        Recipe::Linear => ([0.881, 0.881], None),
+        Recipe::Lora => ([0.912, 0.9205], Some(0.9176)),
+        Recipe::Mixup => ([0.9109, 0.9109], Some(0.9088)),
+        Recipe::Triplet => ([0.9093, 0.9093], Some(0.9098)),
+        Recipe::Vpt => ([0.8798, 0.9086], Some(0.9363)),
+    };
+    Some(Published { test_top1, val_top1 })
+}
+
+/// Whether a run is tested on Flowers-102 with CLIP ViT-B/32, where results are published.
+fn is_published_data(run: &RunData) -> bool {
+    let base = VisionSizes::from(&ClipConfig::vit_b_32().vision);
+    let evaluation = &run.evaluation;
+    // Folders may be called by the names too, in their own order and with underscores.
+    let names: BTreeSet<String> = evaluation.class_names.iter().map(|name| name.replace('_', " ")).collect();
+    evaluation.split == "test"
+        && run.summary.vision == Some(base)
+        && names.len() == flowers102::CLASS_NAMES.len()
+        && flowers102::CLASS_NAMES.iter().all(|name| names.contains(*name))
+}
+
+/// Whether the technique is still the one that the recipe names, whatever its rates and sizes.
+fn is_the_recipe(settings: &Settings) -> bool {
+    let recipe = Settings::of(settings.recipe);
+    settings.method == recipe.method
+        && settings.with_lora == recipe.with_lora
+        && settings.mixup == recipe.mixup
+        && (settings.mixup_on == recipe.mixup_on || !settings.has_mixup())
+        && settings.triplet == recipe.triplet
+        && settings.shots.is_none()
+        && settings.augment == Augment::Off
 }

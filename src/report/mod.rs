@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod data;
+pub mod seeds;
 
 pub use compare::Comparison;
 pub use data::RunData;

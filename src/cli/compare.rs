@@ -1,0 +1,218 @@
+//! `engine compare`
+
+use super::bars::Bars;
+use super::run_set::{Earlier, Layout, RunSet};
+use super::seeds::{header, runs_of, score_cells};
+use super::train::{Options, resolve_each};
+use super::{common, table};
+use anyhow::{Result, bail};
+use clip_engine::TrainError;
+use clip_engine::progress::Monitor;
+use clip_engine::report::Comparison;
+use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
+use clip_engine::train::settings::Recipe;
+use std::path::{Path, PathBuf};
+
+/// Where recipes are trained unless --out says otherwise.
+const OUTPUT: &str = "runs/compare";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Finished runs, all of the same classes and images.
+    #[arg(value_name = "RUN", required_unless_present = "recipes", conflicts_with = "recipes")]
+    runs: Vec<PathBuf>,
+    /// Train these first, one after the other with one loaded model: all, or some of linear, lora, mixup,
+    /// triplet and vpt. The flags of engine train apply to every recipe that has a use for them. A run that
+    /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
+    #[arg(long, value_delimiter = ',', value_name = "all|RECIPE,…")]
+    recipes: Option<Vec<String>>,
+    /// Where comparison.json and comparison.csv are written, and the runs of --recipes [default: runs/compare
+    /// with --recipes, otherwise nothing is written].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Replace an earlier comparison in DIR, and with --recipes its runs. The demo in runs/compare is always
+    /// replaced by the next.
+    #[arg(long)]
+    overwrite: bool,
+    /// Train each recipe with N seeds from --seed on, all on the images that the first one sees.
+    #[arg(long, value_name = "N", requires = "recipes", value_parser = clap::value_parser!(u32).range(1..))]
+    seeds: Option<u32>,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    match &args.recipes {
+        Some(names) => {
+            let recipes = parse(names)?;
+            let set = plan(&args, &recipes)?;
+            let path = set.path().to_path_buf();
+            let comparison = Comparison::of(&set.train(&monitor)?)?;
+            finish(&comparison, Some(&path), &monitor)
+        }
+        None => {
+            if args.options != Options::default() {
+                let text = "flags of engine train need --recipes; finished runs keep their settings";
+                bail!(TrainError::Setting(text.into()));
+            }
+            let runs = load_runs(&args.runs)?;
+            let comparison = Comparison::of(&runs)?;
+            if let Some(out) = &args.out {
+                check_vacant(out, args.overwrite)?;
+            }
+            finish(&comparison, args.out.as_deref(), &monitor)
+        }
+    }
+}
+
+/// The recipes that `--recipes` names.
+fn parse(names: &[String]) -> Result<Vec<Recipe>> {
+    let refuse = |text: String| Err(TrainError::Setting(format!("--recipes: {text}")).into());
+    if names == ["all"] {
+        return Ok(Recipe::ALL.to_vec());
+    }
+    let mut recipes = Vec::new();
+    for name in names {
+        let Some(&recipe) = Recipe::ALL.iter().find(|recipe| recipe.name() == name) else {
+            let known = Recipe::ALL.map(Recipe::name).join(", ");
+            return refuse(format!("{name:?} is no recipe; use all, or some of {known}"));
+        };
+        if recipes.contains(&recipe) {
+            return refuse(format!("{name} is named twice; name each once"));
+        }
+        recipes.push(recipe);
+    }
+    Ok(recipes)
+}
+
+/// The runs that the arguments ask for, all of them right as far as can be known before one is trained.
+fn plan(args: &Args, recipes: &[Recipe]) -> Result<RunSet> {
+    let mut runs = Vec::new();
+    for settings in resolve_each(&args.options, recipes)? {
+        let name = settings.recipe.name();
+        match args.seeds {
+            Some(count) => runs.extend(runs_of(&settings, count, Some(name))?),
+            None => runs.push((name.to_owned(), settings)),
+        }
+    }
+    let demo = runs.iter().all(|(_, settings)| settings.demo);
+    let earlier = match (args.overwrite, &args.out) {
+        (true, _) => Earlier::Replace,
+        (false, None) if demo => Earlier::ReplaceDemo,
+        (false, _) => Earlier::Keep,
+    };
+    let path = args.out.as_deref().unwrap_or(Path::new(OUTPUT));
+    RunSet::vacant(path, Layout::Comparison, runs, earlier)
+}
+
+/// Refuses a folder with an earlier comparison.
+fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
+    match Comparison::files(dir).into_iter().find(|file| file.exists()) {
+        Some(file) if !overwrite => {
+            let problem = "is there already; replace it with --overwrite, or choose another --out";
+            bail!(TrainError::file(&file, problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints the comparison and leaves in `dir` all that is known about it.
+fn finish(comparison: &Comparison, dir: Option<&Path>, monitor: &dyn Monitor) -> Result<()> {
+    if let Some(dir) = dir {
+        comparison.write(dir)?;
+    }
+    print(comparison, monitor)?;
+    match dir {
+        Some(dir) => common::say(format!("comparison.json and comparison.csv: {}", dir.display())),
+        None => Ok(()),
+    }
+}
+
+fn print(comparison: &Comparison, monitor: &dyn Monitor) -> Result<()> {
+    comparison.warnings.iter().for_each(|warning| monitor.line(&format!("warning: {warning}")));
+    let published = comparison.rows.iter().any(|row| row.published.is_some());
+    let mut more = vec!["parameters", "epochs (kept)", "s"];
+    if !comparison.means.is_empty() {
+        more.insert(0, "seeds");
+    }
+    if published {
+        more.push("published");
+    }
+    let mut table = table::table(&header("technique", &comparison.split, &more));
+    for cells in rows(comparison) {
+        table.add_row(&cells[..cells.len() - usize::from(!published)]);
+    }
+    common::say(table)?;
+    common::say(format!("{} classes, measured on the {} split", comparison.classes, comparison.split))?;
+    if published {
+        common::say("published: test top-1 of ViT-B/32 on the official split of Flowers-102")?;
+    }
+    Ok(())
+}
+
+/// The cells of every row, the published result last.
+fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
+    let (split, several) = (&comparison.split, !comparison.means.is_empty());
+    let plain = comparison.rows.iter().filter(|row| !several || row.seed.is_none());
+    let mut rows: Vec<Vec<String>> = plain.map(|row| row_cells(row, split, several)).collect();
+    rows.extend(comparison.means.iter().map(|row| mean_cells(row, split)));
+    rows
+}
+
+fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
+    let share = |value: Option<f64>| value.map(table::percent).unwrap_or_default();
+    let mut cells = vec![row.name.clone()];
+    if split == "test" {
+        cells.push(share(row.val_top1));
+    }
+    cells.extend([table::percent(row.test_top1), table::percent(row.test_top5), share(row.macro_f1)]);
+    cells.push(row.ece.map(|ece| format!("{ece:.3}")).unwrap_or_default());
+    if several {
+        cells.push(String::new());
+    }
+    cells.push(row.trained_parameters.to_string());
+    let trained = row.seed.is_some();
+    cells.push(if trained { format!("{} ({})", row.epochs, row.best_epoch) } else { String::new() });
+    cells.push(if trained { format!("{:.1}", row.seconds) } else { String::new() });
+    cells.push(row.published.as_ref().map(published_cell).unwrap_or_default());
+    cells
+}
+
+fn mean_cells(row: &MeanRow, split: &str) -> Vec<String> {
+    let mut cells = vec![row.name.clone()];
+    cells.extend(score_cells(&row.mean, row.std.as_ref(), split));
+    cells.push(row.seeds.len().to_string());
+    cells.push(row.trained_parameters.to_string());
+    cells.push(format!("{:.1} ({:.1})", row.epochs, row.best_epoch));
+    cells.push(format!("{:.1}", row.seconds));
+    cells.push(row.published.as_ref().map(published_cell).unwrap_or_default());
+    cells
+}
+
+/// "91.2–92.05 %, val 91.76 %".
+fn published_cell(published: &Published) -> String {
+    let digits = |value: f64| {
+        let text = format!("{:.2}", 100.0 * value);
+        text.strip_suffix('0').map(str::to_owned).unwrap_or(text)
+    };
+    let [low, high] = published.test_top1;
+    let test = if low == high { digits(low) } else { format!("{}–{}", digits(low), digits(high)) };
+    match published.val_top1 {
+        Some(val) => format!("{test} %, val {} %", digits(val)),
+        None => format!("{test} %"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn published_results_keep_their_digits() {
+        let cell = |test_top1, val_top1| published_cell(&Published { test_top1, val_top1 });
+        assert_eq!(cell([0.912, 0.9205], Some(0.9176)), "91.2–92.05 %, val 91.76 %");
+        assert_eq!(cell([0.665, 0.665], None), "66.5 %");
+        assert_eq!(cell([0.9, 0.9], None), "90.0 %");
+    }
+}
