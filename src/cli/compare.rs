@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long)]
     overwrite: bool,
     /// Train each recipe with N seeds from --seed on, all on the images that the first one sees.
-    #[arg(long, value_name = "N", requires = "recipes", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
     #[command(flatten)]
     options: Options,

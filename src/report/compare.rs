@@ -490,3 +490,163 @@ fn is_the_recipe(settings: &Settings) -> bool {
         && settings.shots.is_none()
         && settings.augment == Augment::Off
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A finished run on Flowers-102 with ViT-B/32.
+    fn run(name: &str, recipe: Recipe, seed: u64, top1: f64) -> RunData {
+        let metrics = json!({
+            "images": 102, "loss": 1.0, "loss_head": 1.0, "loss_text": 1.0, "top1": top1, "top5": 1.0,
+            "text_top1": 0.6, "text_top5": 0.9, "macro_f1": 0.8, "ece": 0.05,
+        });
+        let summary = json!({
+            "recipe": recipe, "classes": 102, "trained_parameters": 1000, "epochs": 4, "best_epoch": 3,
+            "stopped_early": false, "val": metrics, "test": metrics, "seconds": 2.0, "images_per_s": 10.0,
+            "zero_shot": { "split": "test", "images": 102, "loss": 1.0, "top1": 0.6, "top5": 0.9 },
+            "device": "CPU",
+            "vision": { "layers": 12, "width": 768, "patch_size": 32, "image_size": 224 },
+        });
+        let images = (0..102).map(|i| {
+            json!({ "path": format!("{i}.jpg"), "label": i, "predicted": i, "confidence": 0.5, "text_predicted": i })
+        });
+        let class = json!({
+            "images": 1, "predicted": 1, "right": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0,
+        });
+        let evaluation = json!({
+            "split": "test", "class_names": flowers102::CLASS_NAMES.to_vec(), "metrics": metrics,
+            "classes": [], "zero_shot": [class], "confusion": [], "calibration": [],
+            "images": images.collect::<Vec<Value>>(),
+        });
+        RunData {
+            name: name.into(),
+            settings: Settings { seed, ..Settings::of(recipe) },
+            summary: serde_json::from_value(summary).unwrap(),
+            steps: Vec::new(),
+            epochs: Vec::new(),
+            evaluation: serde_json::from_value(evaluation).unwrap(),
+        }
+    }
+
+    fn published_of(run: &RunData) -> [Option<Published>; 2] {
+        let comparison = Comparison::of(std::slice::from_ref(run)).unwrap();
+        [0, 1].map(|i| comparison.rows[i].published.clone())
+    }
+
+    #[test]
+    fn published_results_stand_beside_the_same_technique_on_the_same_data() {
+        let lora = run("lora", Recipe::Lora, 1, 0.9);
+        let [plain, own] = published_of(&lora);
+        assert_eq!(plain, Some(Published { test_top1: [0.665, 0.665], val_top1: None }));
+        assert_eq!(own, Some(Published { test_top1: [0.912, 0.9205], val_top1: Some(0.9176) }));
+        for recipe in Recipe::ALL {
+            assert!(published_of(&run("run", recipe, 1, 0.9))[1].is_some(), "{recipe}");
+        }
+        // Folders in their own order, with underscores.
+        let mut folders = lora.clone();
+        folders.evaluation.class_names.sort_unstable();
+        folders.evaluation.class_names.iter_mut().for_each(|name| *name = name.replace(' ', "_"));
+        assert!(published_of(&folders).iter().all(Option::is_some));
+        // Rates are no technique.
+        let mut faster = lora.clone();
+        (faster.settings.lr_lora, faster.settings.rank) = (1e-3, 16);
+        assert_eq!(published_of(&faster)[1], own);
+        for change in [
+            |settings: &mut Settings| settings.mixup = 0.2,
+            |settings: &mut Settings| settings.triplet = 0.3,
+            |settings: &mut Settings| settings.method = crate::train::settings::Method::Linear,
+            |settings: &mut Settings| settings.shots = Some(4),
+            |settings: &mut Settings| settings.augment = Augment::CropFlip,
+        ] {
+            let mut other = lora.clone();
+            change(&mut other.settings);
+            assert_eq!(published_of(&other), [plain.clone(), None]);
+        }
+        let mut larger = lora.clone();
+        larger.summary.vision = larger.summary.vision.map(|v| VisionSizes { patch_size: 16, ..v });
+        let mut unknown = lora.clone();
+        unknown.evaluation.class_names[3] = "daisy".into();
+        let mut on_val = lora.clone();
+        on_val.evaluation.split = "val".into();
+        for other in [larger, unknown, on_val] {
+            assert_eq!(published_of(&other), [None, None]);
+        }
+    }
+
+    #[test]
+    fn runs_with_several_seeds_become_one_technique() {
+        let mut other_rank = run("other", Recipe::Lora, 1, 0.5);
+        other_rank.settings.rank = 4;
+        let runs = [
+            run("lora/seed-1", Recipe::Lora, 1, 0.8),
+            run("vpt", Recipe::Vpt, 1, 0.7),
+            run("lora/seed-2", Recipe::Lora, 2, 0.9),
+            run("lora/again", Recipe::Lora, 2, 0.1),
+            other_rank,
+        ];
+        let comparison = Comparison::of(&runs).unwrap();
+        let means = &comparison.means;
+        assert_eq!(means[0].runs, ["lora/seed-1", "lora/seed-2"]);
+        assert_eq!(means[0].seeds, [1, 2]);
+        assert!((means[0].mean.test_top1 - 0.85).abs() < 1e-12);
+        assert!((means[0].std.unwrap().test_top1 - 0.005f64.sqrt()).abs() < 1e-12);
+        assert_eq!(means.iter().map(|row| row.runs.len()).collect::<Vec<_>>(), [2, 1, 1, 1]);
+        assert!(means[1..].iter().all(|row| row.std.is_none()));
+        let names: BTreeSet<&String> = means.iter().map(|row| &row.name).collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        // Without two seeds of anything there are no means.
+        assert!(Comparison::of(&runs[..2]).unwrap().means.is_empty());
+    }
+
+    #[test]
+    fn different_models_are_said_and_different_flowers_refused() {
+        let first = run("first", Recipe::Lora, 1, 0.8);
+        let mut second = run("second", Recipe::Vpt, 1, 0.7);
+        assert!(Comparison::of(&[first.clone(), second.clone()]).unwrap().warnings.is_empty());
+        second.settings.model = Some("elsewhere".into());
+        let warnings = Comparison::of(&[first.clone(), second.clone()]).unwrap().warnings;
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("first and second start from different models"), "{}", warnings[0]);
+        let mut demo = [first, second];
+        demo.iter_mut().for_each(|run| run.settings.demo = true);
+        assert!(Comparison::of(&demo).is_ok());
+        demo[1].settings.data_seed = Some(2);
+        let error = Comparison::of(&demo).unwrap_err().to_string();
+        assert!(error.contains("first and second") && error.contains("--data-seed 1 and 2"), "{error}");
+        demo[1].evaluation.class_names.swap(0, 1);
+        let error = Comparison::of(&demo).unwrap_err().to_string();
+        assert!(error.contains("the same in another order"), "{error}");
+        assert!(Comparison::of(&[]).is_err());
+    }
+
+    #[test]
+    fn names_with_commas_quotes_and_lines_survive_csv() {
+        let name = "r=8, \"wide\"\nsecond";
+        let comparison = Comparison::of(&[run(name, Recipe::Lora, 1, 0.75)]).unwrap();
+        let text = comparison.to_csv().unwrap();
+        assert!(text.contains("\"r=8, \"\"wide\"\"\nsecond\"") && text.ends_with("\r\n"), "{text}");
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
+        let column =
+            |name: &str, headers: &csv::StringRecord| headers.iter().position(|h| h == name).unwrap();
+        let headers = reader.headers().unwrap().clone();
+        let records: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
+        assert_eq!(&records[1][column("name", &headers)], name);
+        assert_eq!(&records[1][column("test_top1", &headers)], "0.75");
+        assert_eq!(&records[0][column("val_top1", &headers)], "");
+    }
+
+    #[test]
+    fn names_are_as_short_as_they_can_be() {
+        let of = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
+        assert_eq!(of(&["/runs/lora", "/runs/vpt"]), ["lora", "vpt"]);
+        assert_eq!(
+            of(&["/a/lora/seed-1", "/a/vpt/seed-1", "/a/vpt/seed-2"]),
+            ["lora/seed-1", "vpt/seed-1", "seed-2"]
+        );
+        assert_eq!(of(&["/x/b/run", "/y/b/run"]), ["x/b/run", "y/b/run"]);
+        let deep = of(&["/run", "/a/run"]);
+        assert!(deep[0] != deep[1] && deep[1] == "a/run", "{deep:?}");
+    }
+}
