@@ -4,14 +4,11 @@
 //! Runs of different models are compared with a warning.
 
 use super::RunData;
+use super::published::{published, published_plain};
 use super::seeds::{Scores, mean_and_std};
-use crate::clip::config::ClipConfig;
-use crate::data::flowers102;
 use crate::train::files::write_atomic;
 use crate::train::metrics::{Evaluation, macro_f1};
-use crate::train::run::VisionSizes;
 use crate::train::run_dir::RunDir;
-use crate::train::settings::{Augment, Recipe};
 use crate::train::{Result, Settings, TrainError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -131,120 +128,9 @@ impl Comparison {
     pub fn files(dir: &Path) -> [PathBuf; 2] {
         ["comparison.json", "comparison.csv"].map(|name| dir.join(name))
     }
-
-    /// A table for other programs, as RFC 4180 has it: a line of `kind` "run" for each row, then one of kind
-    /// "mean" for each of the means, whose columns `…_std` hold the deviations. Fractions; empty where
-    /// something is not known.
-    pub fn to_csv(&self) -> std::result::Result<String, csv::Error> {
-        let mut table = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
-        for row in &self.rows {
-            table.serialize(Line::run(row, &self.split))?;
-        }
-        for row in &self.means {
-            table.serialize(Line::mean(row, &self.split))?;
-        }
-        let bytes = table.into_inner().map_err(|e| csv::Error::from(e.into_error()))?;
-        String::from_utf8(bytes).map_err(|e| csv::Error::from(std::io::Error::other(e)))
-    }
 }
 
-/// A line of comparison.csv.
-#[derive(Serialize)]
-struct Line<'a> {
-    kind: &'static str,
-    name: &'a str,
-    recipe: &'a str,
-    /// Joined by blanks.
-    seeds: String,
-    split: &'a str,
-    val_top1: Option<f64>,
-    test_top1: f64,
-    test_top5: f64,
-    text_top1: Option<f64>,
-    macro_f1: Option<f64>,
-    ece: Option<f64>,
-    val_top1_std: Option<f64>,
-    test_top1_std: Option<f64>,
-    test_top5_std: Option<f64>,
-    text_top1_std: Option<f64>,
-    macro_f1_std: Option<f64>,
-    ece_std: Option<f64>,
-    trained_parameters: usize,
-    epochs: f64,
-    best_epoch: f64,
-    seconds: f64,
-    images_per_s: Option<f64>,
-    published_test_low: Option<f64>,
-    published_test_high: Option<f64>,
-    published_val: Option<f64>,
-}
-
-impl<'a> Line<'a> {
-    fn run(row: &'a ComparisonRow, split: &'a str) -> Self {
-        let published = row.published.as_ref();
-        Line {
-            kind: "run",
-            name: &row.name,
-            recipe: &row.recipe,
-            seeds: row.seed.map(|seed| seed.to_string()).unwrap_or_default(),
-            split,
-            val_top1: row.val_top1,
-            test_top1: row.test_top1,
-            test_top5: row.test_top5,
-            text_top1: row.text_top1,
-            macro_f1: row.macro_f1,
-            ece: row.ece,
-            val_top1_std: None,
-            test_top1_std: None,
-            test_top5_std: None,
-            text_top1_std: None,
-            macro_f1_std: None,
-            ece_std: None,
-            trained_parameters: row.trained_parameters,
-            epochs: f64::from(row.epochs),
-            best_epoch: f64::from(row.best_epoch),
-            seconds: row.seconds,
-            images_per_s: (row.recipe != ZERO_SHOT).then_some(row.images_per_s),
-            published_test_low: published.map(|p| p.test_top1[0]),
-            published_test_high: published.map(|p| p.test_top1[1]),
-            published_val: published.and_then(|p| p.val_top1),
-        }
-    }
-
-    fn mean(row: &'a MeanRow, split: &'a str) -> Self {
-        let (mean, std, published) = (&row.mean, row.std.as_ref(), row.published.as_ref());
-        let seeds: Vec<String> = row.seeds.iter().map(u64::to_string).collect();
-        Line {
-            kind: "mean",
-            name: &row.name,
-            recipe: &row.recipe,
-            seeds: seeds.join(" "),
-            split,
-            val_top1: Some(mean.val_top1),
-            test_top1: mean.test_top1,
-            test_top5: mean.test_top5,
-            text_top1: Some(mean.text_top1),
-            macro_f1: Some(mean.macro_f1),
-            ece: finite(mean.ece),
-            val_top1_std: std.map(|s| s.val_top1),
-            test_top1_std: std.map(|s| s.test_top1),
-            test_top5_std: std.map(|s| s.test_top5),
-            text_top1_std: std.map(|s| s.text_top1),
-            macro_f1_std: std.map(|s| s.macro_f1),
-            ece_std: std.and_then(|s| finite(s.ece)),
-            trained_parameters: row.trained_parameters,
-            epochs: row.epochs,
-            best_epoch: row.best_epoch,
-            seconds: row.seconds,
-            images_per_s: None,
-            published_test_low: published.map(|p| p.test_top1[0]),
-            published_test_high: published.map(|p| p.test_top1[1]),
-            published_val: published.and_then(|p| p.val_top1),
-        }
-    }
-}
-
-fn finite(value: f64) -> Option<f64> {
+pub(super) fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
@@ -343,7 +229,6 @@ fn different_model(first: &RunData, run: &RunData) -> Option<String> {
 /// Plain CLIP as `run` found it.
 fn plain_row(run: &RunData) -> ComparisonRow {
     let plain = &run.summary.zero_shot;
-    let published = is_published_data(run).then_some(Published { test_top1: [0.665; 2], val_top1: None });
     ComparisonRow {
         name: ZERO_SHOT.into(),
         recipe: ZERO_SHOT.into(),
@@ -359,7 +244,7 @@ fn plain_row(run: &RunData) -> ComparisonRow {
         best_epoch: 0,
         seconds: 0.0,
         images_per_s: 0.0,
-        published,
+        published: published_plain(run),
     }
 }
 
@@ -452,128 +337,11 @@ fn mean_row(group: &[&RunData], name: String) -> Option<MeanRow> {
     })
 }
 
-/// What the recipe reached elsewhere, where this run is the recipe on that data.
-fn published(run: &RunData) -> Option<Published> {
-    if !is_published_data(run) || !is_the_recipe(&run.settings) {
-        return None;
-    }
-    let (test_top1, val_top1) = match run.settings.recipe {
-        Recipe::Linear => ([0.881, 0.881], None),
-        Recipe::Lora => ([0.912, 0.9205], Some(0.9176)),
-        Recipe::Mixup => ([0.9109, 0.9109], Some(0.9088)),
-        Recipe::Triplet => ([0.9093, 0.9093], Some(0.9098)),
-        Recipe::Vpt => ([0.8798, 0.9086], Some(0.9363)),
-    };
-    Some(Published { test_top1, val_top1 })
-}
-
-/// Whether a run is tested on Flowers-102 with CLIP ViT-B/32, where results are published.
-fn is_published_data(run: &RunData) -> bool {
-    let base = VisionSizes::from(&ClipConfig::vit_b_32().vision);
-    let evaluation = &run.evaluation;
-    // Folders may be called by the names too, in their own order and with underscores.
-    let names: BTreeSet<String> = evaluation.class_names.iter().map(|name| name.replace('_', " ")).collect();
-    evaluation.split == "test"
-        && run.summary.vision == Some(base)
-        && names.len() == flowers102::CLASS_NAMES.len()
-        && flowers102::CLASS_NAMES.iter().all(|name| names.contains(*name))
-}
-
-/// Whether the technique is still the one that the recipe names, whatever its rates and sizes.
-fn is_the_recipe(settings: &Settings) -> bool {
-    let recipe = Settings::of(settings.recipe);
-    settings.method == recipe.method
-        && settings.with_lora == recipe.with_lora
-        && settings.mixup == recipe.mixup
-        && (settings.mixup_on == recipe.mixup_on || !settings.has_mixup())
-        && settings.triplet == recipe.triplet
-        && settings.shots.is_none()
-        && settings.augment == Augment::Off
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::{Value, json};
-
-    /// A finished run on Flowers-102 with ViT-B/32.
-    fn run(name: &str, recipe: Recipe, seed: u64, top1: f64) -> RunData {
-        let metrics = json!({
-            "images": 102, "loss": 1.0, "loss_head": 1.0, "loss_text": 1.0, "top1": top1, "top5": 1.0,
-            "text_top1": 0.6, "text_top5": 0.9, "macro_f1": 0.8, "ece": 0.05,
-        });
-        let summary = json!({
-            "recipe": recipe, "classes": 102, "trained_parameters": 1000, "epochs": 4, "best_epoch": 3,
-            "stopped_early": false, "val": metrics, "test": metrics, "seconds": 2.0, "images_per_s": 10.0,
-            "zero_shot": { "split": "test", "images": 102, "loss": 1.0, "top1": 0.6, "top5": 0.9 },
-            "device": "CPU",
-            "vision": { "layers": 12, "width": 768, "patch_size": 32, "image_size": 224 },
-        });
-        let images = (0..102).map(|i| {
-            json!({ "path": format!("{i}.jpg"), "label": i, "predicted": i, "confidence": 0.5, "text_predicted": i })
-        });
-        let class = json!({
-            "images": 1, "predicted": 1, "right": 1, "precision": 1.0, "recall": 1.0, "f1": 1.0,
-        });
-        let evaluation = json!({
-            "split": "test", "class_names": flowers102::CLASS_NAMES.to_vec(), "metrics": metrics,
-            "classes": [], "zero_shot": [class], "confusion": [], "calibration": [],
-            "images": images.collect::<Vec<Value>>(),
-        });
-        RunData {
-            name: name.into(),
-            settings: Settings { seed, ..Settings::of(recipe) },
-            summary: serde_json::from_value(summary).unwrap(),
-            steps: Vec::new(),
-            epochs: Vec::new(),
-            evaluation: serde_json::from_value(evaluation).unwrap(),
-        }
-    }
-
-    fn published_of(run: &RunData) -> [Option<Published>; 2] {
-        let comparison = Comparison::of(std::slice::from_ref(run)).unwrap();
-        [0, 1].map(|i| comparison.rows[i].published.clone())
-    }
-
-    #[test]
-    fn published_results_stand_beside_the_same_technique_on_the_same_data() {
-        let lora = run("lora", Recipe::Lora, 1, 0.9);
-        let [plain, own] = published_of(&lora);
-        assert_eq!(plain, Some(Published { test_top1: [0.665, 0.665], val_top1: None }));
-        assert_eq!(own, Some(Published { test_top1: [0.912, 0.9205], val_top1: Some(0.9176) }));
-        for recipe in Recipe::ALL {
-            assert!(published_of(&run("run", recipe, 1, 0.9))[1].is_some(), "{recipe}");
-        }
-        // Folders in their own order, with underscores.
-        let mut folders = lora.clone();
-        folders.evaluation.class_names.sort_unstable();
-        folders.evaluation.class_names.iter_mut().for_each(|name| *name = name.replace(' ', "_"));
-        assert!(published_of(&folders).iter().all(Option::is_some));
-        // Rates are no technique.
-        let mut faster = lora.clone();
-        (faster.settings.lr_lora, faster.settings.rank) = (1e-3, 16);
-        assert_eq!(published_of(&faster)[1], own);
-        for change in [
-            |settings: &mut Settings| settings.mixup = 0.2,
-            |settings: &mut Settings| settings.triplet = 0.3,
-            |settings: &mut Settings| settings.method = crate::train::settings::Method::Linear,
-            |settings: &mut Settings| settings.shots = Some(4),
-            |settings: &mut Settings| settings.augment = Augment::CropFlip,
-        ] {
-            let mut other = lora.clone();
-            change(&mut other.settings);
-            assert_eq!(published_of(&other), [plain.clone(), None]);
-        }
-        let mut larger = lora.clone();
-        larger.summary.vision = larger.summary.vision.map(|v| VisionSizes { patch_size: 16, ..v });
-        let mut unknown = lora.clone();
-        unknown.evaluation.class_names[3] = "daisy".into();
-        let mut on_val = lora.clone();
-        on_val.evaluation.split = "val".into();
-        for other in [larger, unknown, on_val] {
-            assert_eq!(published_of(&other), [None, None]);
-        }
-    }
+    use crate::report::test_run::run;
+    use crate::train::settings::Recipe;
 
     #[test]
     fn runs_with_several_seeds_become_one_technique() {
@@ -619,22 +387,6 @@ mod tests {
         let error = Comparison::of(&demo).unwrap_err().to_string();
         assert!(error.contains("the same in another order"), "{error}");
         assert!(Comparison::of(&[]).is_err());
-    }
-
-    #[test]
-    fn names_with_commas_quotes_and_lines_survive_csv() {
-        let name = "r=8, \"wide\"\nsecond";
-        let comparison = Comparison::of(&[run(name, Recipe::Lora, 1, 0.75)]).unwrap();
-        let text = comparison.to_csv().unwrap();
-        assert!(text.contains("\"r=8, \"\"wide\"\"\nsecond\"") && text.ends_with("\r\n"), "{text}");
-        let mut reader = csv::Reader::from_reader(text.as_bytes());
-        let column =
-            |name: &str, headers: &csv::StringRecord| headers.iter().position(|h| h == name).unwrap();
-        let headers = reader.headers().unwrap().clone();
-        let records: Vec<csv::StringRecord> = reader.records().map(Result::unwrap).collect();
-        assert_eq!(&records[1][column("name", &headers)], name);
-        assert_eq!(&records[1][column("test_top1", &headers)], "0.75");
-        assert_eq!(&records[0][column("val_top1", &headers)], "");
     }
 
     #[test]
