@@ -131,33 +131,43 @@ fn finish(comparison: &Comparison, dir: Option<&Path>, monitor: &dyn Monitor) ->
 
 fn print(comparison: &Comparison, monitor: &dyn Monitor) -> Result<()> {
     comparison.warnings.iter().for_each(|warning| monitor.line(&format!("warning: {warning}")));
-    let published = comparison.rows.iter().any(|row| row.published.is_some());
-    let mut more = vec!["parameters", "epochs (kept)", "s"];
-    if !comparison.means.is_empty() {
-        more.insert(0, "seeds");
-    }
-    if published {
-        more.push("published");
-    }
-    let mut table = table::table(&header("technique", &comparison.split, &more));
+    let mut table = table::table(&titles(comparison));
     for cells in rows(comparison) {
-        table.add_row(&cells[..cells.len() - usize::from(!published)]);
+        table.add_row(cells);
     }
     common::say(table)?;
     common::say(format!("{} classes, measured on the {} split", comparison.classes, comparison.split))?;
-    if published {
+    if has_published(comparison) {
         common::say("published: test top-1 of ViT-B/32 on the official split of Flowers-102")?;
     }
     Ok(())
 }
 
-/// The cells of every row, the published result last.
+fn has_published(comparison: &Comparison) -> bool {
+    comparison.rows.iter().any(|row| row.published.is_some())
+}
+
+fn titles(comparison: &Comparison) -> Vec<&'static str> {
+    let several: &[&str] = if comparison.means.is_empty() { &[] } else { &["seeds"] };
+    let published: &[&str] = if has_published(comparison) { &["published"] } else { &[] };
+    let more = [several, &["parameters", "epochs (kept)", "s"], published].concat();
+    header("technique", &comparison.split, &more)
+}
+
+/// The cells of every row under [`titles`].
 fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     let (split, several) = (&comparison.split, !comparison.means.is_empty());
     let plain = comparison.rows.iter().filter(|row| !several || row.seed.is_none());
-    let mut rows: Vec<Vec<String>> = plain.map(|row| row_cells(row, split, several)).collect();
-    rows.extend(comparison.means.iter().map(|row| mean_cells(row, split)));
-    rows
+    let mut rows: Vec<_> = plain.map(|row| (row_cells(row, split, several), &row.published)).collect();
+    rows.extend(comparison.means.iter().map(|row| (mean_cells(row, split), &row.published)));
+    let published = has_published(comparison);
+    let with_published = |(mut cells, found): (Vec<String>, &Option<Published>)| {
+        if published {
+            cells.push(found.as_ref().map(published_cell).unwrap_or_default());
+        }
+        cells
+    };
+    rows.into_iter().map(with_published).collect()
 }
 
 fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
@@ -175,7 +185,6 @@ fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
     let trained = row.seed.is_some();
     cells.push(if trained { format!("{} ({})", row.epochs, row.best_epoch) } else { String::new() });
     cells.push(if trained { format!("{:.1}", row.seconds) } else { String::new() });
-    cells.push(row.published.as_ref().map(published_cell).unwrap_or_default());
     cells
 }
 
@@ -186,7 +195,6 @@ fn mean_cells(row: &MeanRow, split: &str) -> Vec<String> {
     cells.push(row.trained_parameters.to_string());
     cells.push(format!("{:.1} ({:.1})", row.epochs, row.best_epoch));
     cells.push(format!("{:.1}", row.seconds));
-    cells.push(row.published.as_ref().map(published_cell).unwrap_or_default());
     cells
 }
 
@@ -207,6 +215,56 @@ fn published_cell(published: &Published) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::{Value, json};
+
+    /// Plain CLIP, a run without a published result and one with.
+    fn comparison(split: &str, several: bool) -> Comparison {
+        let published = json!({ "test_top1": [0.912, 0.9205], "val_top1": 0.9176 });
+        let row = |name: &str, seed: Value, published: Value| {
+            json!({
+                "name": name, "recipe": name, "seed": seed, "val_top1": 0.9, "test_top1": 0.85,
+                "test_top5": 0.99, "text_top1": 0.7, "macro_f1": 0.88, "ece": 0.051, "trained_parameters": 642,
+                "epochs": 12, "best_epoch": 9, "seconds": 83.21, "images_per_s": 1204.0,
+                "published": published,
+            })
+        };
+        let scores = |val: f64| json!({ "val_top1": val, "test_top1": val / 2.0, "test_top5": 1, "text_top1": 1, "macro_f1": 1, "ece": val });
+        let mean = json!({
+            "name": "lora", "recipe": "lora", "seeds": [1, 2], "runs": ["a", "b"], "mean": scores(0.5),
+            "std": scores(0.125), "trained_parameters": 642, "epochs": 12.5, "best_epoch": 9, "seconds": 3,
+            "published": published,
+        });
+        serde_json::from_value(json!({
+            "split": split, "classes": 102, "means": if several { json!([mean]) } else { json!([]) },
+            "rows": [
+                row("zero-shot", Value::Null, Value::Null), row("linear", 1.into(), Value::Null),
+                row("lora", 1.into(), published),
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn every_cell_stands_under_its_title() {
+        for split in ["test", "val"] {
+            for several in [false, true] {
+                let comparison = comparison(split, several);
+                let (titles, rows) = (titles(&comparison), rows(&comparison));
+                assert!(rows.iter().all(|row| row.len() == titles.len()), "{titles:?} {rows:?}");
+                assert_eq!(rows.len(), if several { 2 } else { 3 });
+                let cell = |title: &str| {
+                    let place = titles.iter().position(|t| *t == title);
+                    place.map(|place| rows[rows.len() - 1][place].as_str())
+                };
+                assert_eq!(cell("published"), Some("91.2–92.05 %, val 91.76 %"));
+                assert_eq!(cell("parameters"), Some("642"));
+                assert_eq!(cell("seeds"), several.then_some("2"));
+                assert_eq!(cell("ECE"), Some(if several { "0.500 ± 0.125" } else { "0.051" }));
+                let test = if several { "25.0 ± 6.2 %" } else { "85.0 %" };
+                assert_eq!(cell("test top-1"), (split == "test").then_some(test));
+            }
+        }
+    }
 
     #[test]
     fn published_results_keep_their_digits() {

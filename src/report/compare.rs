@@ -108,11 +108,6 @@ impl Comparison {
         })
     }
 
-    /// Plain CLIP's row.
-    pub fn plain(&self) -> Option<&ComparisonRow> {
-        self.rows.iter().find(|row| row.recipe == ZERO_SHOT)
-    }
-
     /// Writes comparison.json and comparison.csv into `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
