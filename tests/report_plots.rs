@@ -70,6 +70,7 @@ fn run(name: &str, classes: usize, epochs: u32, skill: f64) -> RunData {
         recipe: Recipe::Lora,
         classes,
         trained_parameters: 123_456,
+        vision: None,
         epochs: epochs.len() as u32,
         best_epoch: best.epoch,
         stopped_early: false,
@@ -128,6 +129,7 @@ fn row(run: &RunData, published: Option<Published>) -> ComparisonRow {
     ComparisonRow {
         name: run.name.clone(),
         recipe: "lora".into(),
+        seed: Some(42),
         val_top1: Some(run.summary.val.top1),
         test_top1: run.evaluation.metrics.top1,
         test_top5: run.evaluation.metrics.top5,
@@ -149,6 +151,7 @@ fn comparison(runs: &[RunData]) -> Comparison {
         recipe: "zero-shot".into(),
         val_top1: None,
         test_top1: 0.412,
+        seed: None,
         trained_parameters: 0,
         ..row(&runs[0], Some(Published { test_top1: [0.665, 0.665], val_top1: None }))
     };
@@ -159,7 +162,8 @@ fn comparison(runs: &[RunData]) -> Comparison {
     ];
     let rows = runs.iter().zip(published.into_iter().cycle()).map(|(run, published)| row(run, published));
     let classes = runs[0].summary.classes;
-    Comparison { split: "test".into(), classes, rows: std::iter::once(plain).chain(rows).collect() }
+    let rows = std::iter::once(plain).chain(rows).collect();
+    Comparison { split: "test".into(), classes, rows, means: Vec::new(), warnings: Vec::new() }
 }
 
 /// A folder under target/tmp that this test alone uses: the pictures stay there to be looked at.

@@ -4,11 +4,14 @@ mod bars;
 mod bench;
 mod check;
 mod common;
+mod compare;
 mod device;
 mod doctor;
 mod embed;
 mod eval;
 mod prep;
+mod run_set;
+mod seeds;
 mod table;
 mod train;
 mod zero_shot;
@@ -32,6 +35,9 @@ enum Command {
     Prep(prep::Args),
     /// Fine-tune a model; `--demo` needs no files at all.
     Train(Box<train::Args>),
+    /// Put finished runs beside each other and beside plain CLIP, or train several recipes to do so.
+    #[command(mut_arg("recipe", |arg| arg.hide(true)), mut_arg("init_from", |arg| arg.hide(true)))]
+    Compare(Box<compare::Args>),
     /// Evaluate a finished run.
     Eval(eval::Args),
     /// Evaluate plain CLIP by its text features.
@@ -59,6 +65,7 @@ pub fn run() -> ExitCode {
     let result = match cli.command {
         Command::Prep(args) => prep::run(args),
         Command::Train(args) => train::run(*args),
+        Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::ZeroShot(args) => zero_shot::run(args),
         Command::Embed(args) => embed::run(args),

@@ -3,7 +3,8 @@
 use super::bars::Bars;
 use super::common::parse_serde;
 use super::device::{self, on_device};
-use super::{common, table};
+use super::run_set::{Earlier, Layout, RunSet};
+use super::{common, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::objective::MixOn;
@@ -22,6 +23,9 @@ use std::path::{Path, PathBuf};
 /// Where the demo's run goes unless --output says otherwise.
 const DEMO_OUTPUT: &str = "runs/demo";
 
+/// The same for several seeds.
+const DEMO_SEEDS_OUTPUT: &str = "runs/demo-seeds";
+
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the run is written [default with --demo: runs/demo, replacing the demo run before].
@@ -34,9 +38,13 @@ pub struct Args {
     /// differ from its config.toml.
     #[arg(long, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
-    /// Replace the run in RUN.
+    /// Replace the run in RUN, or with --seeds the runs.
     #[arg(long)]
     overwrite: bool,
+    /// Train N times, with seeds from --seed on, into RUN/seed-S each; all see the images that the first one
+    /// sees [default with --demo: runs/demo-seeds].
+    #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
+    seeds: Option<u32>,
     #[command(flatten)]
     options: Options,
 }
@@ -195,8 +203,8 @@ impl Options {
         (self.method, self.text_weight, self.mixup, self.triplet) = (None, None, None, None);
     }
 
-    /// Refuses flags that the run would not look at.
-    fn check_use(&self, settings: &Settings) -> Result<()> {
+    /// Flags that a run would not look at, each with the reason.
+    fn unused(&self, settings: &Settings) -> Vec<(&'static str, String)> {
         let lora = settings.lora().is_some();
         let vpt = settings.method == Method::Vpt;
         let method = common::serde_name(&settings.method);
@@ -219,8 +227,30 @@ impl Options {
             ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
             ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
         ];
-        match flags.into_iter().find(|(_, given, used, _)| *given && !used) {
-            Some((flag, _, _, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
+        let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
+        unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
+    }
+
+    /// Refuses flags that the run would not look at.
+    fn check_use(&self, settings: &Settings) -> Result<()> {
+        match self.unused(settings).first() {
+            Some((flag, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses flags that none of several runs would look at.
+    fn check_use_by_any(&self, runs: &[Settings]) -> Result<()> {
+        let unused: Vec<_> = runs.iter().map(|settings| self.unused(settings)).collect();
+        let Some((first, others)) = unused.split_first() else { return Ok(()) };
+        let by_none = |(flag, _): &&(&str, String)| {
+            others.iter().all(|unused| unused.iter().any(|(other, _)| other == flag))
+        };
+        match first.iter().find(by_none) {
+            Some((flag, _)) => {
+                let text = format!("{flag}: none of the recipes has a use for it; leave it out");
+                bail!(TrainError::Setting(text))
+            }
             None => Ok(()),
         }
     }
@@ -276,7 +306,35 @@ impl Options {
 }
 
 /// Recipe defaults, then the file, then the flags.
-pub(super) fn resolve(mut file: Options, flags: Options) -> Result<Settings> {
+pub(super) fn resolve(file: Options, flags: Options) -> Result<Settings> {
+    let settings = combine(file, &flags);
+    flags.check_use(&settings)?;
+    settings.validate()?;
+    Ok(settings)
+}
+
+/// The settings of several recipes with the same flags, each of which must be of use to one of them.
+pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Settings>> {
+    let refuse = |text: &str| Err(TrainError::Setting(text.into()).into());
+    if flags.recipe.is_some() {
+        return refuse("--recipe: --recipes names the recipes of a comparison; leave it out");
+    }
+    if flags.init_from.is_some() {
+        return refuse("--init-from: recipes are compared from the same start, plain CLIP; leave it out");
+    }
+    let of = |&recipe| combine(Options::default(), &Options { recipe: Some(recipe), ..flags.clone() });
+    let runs: Vec<Settings> = recipes.iter().map(of).collect();
+    flags.check_use_by_any(&runs)?;
+    for run in &runs {
+        run.validate().map_err(|error| match error {
+            TrainError::Setting(text) => TrainError::Setting(format!("recipe {}: {text}", run.recipe)),
+            error => error,
+        })?;
+    }
+    Ok(runs)
+}
+
+fn combine(mut file: Options, flags: &Options) -> Settings {
     if flags.recipe.is_some() && flags.recipe != file.recipe {
         // What makes up a recipe is that of the file's own.
         file.forget_recipe();
@@ -285,14 +343,12 @@ pub(super) fn resolve(mut file: Options, flags: Options) -> Result<Settings> {
     let mut settings = Settings::of(recipe);
     file.apply(&mut settings);
     flags.clone().apply(&mut settings);
-    flags.check_use(&settings)?;
     // config.toml must mean the same from any directory.
     let paths = [&mut settings.data, &mut settings.model, &mut settings.cache, &mut settings.init_from];
     for path in paths.into_iter().flatten() {
         *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
     }
-    settings.validate()?;
-    Ok(settings)
+    settings
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -302,6 +358,15 @@ pub fn run(args: Args) -> Result<()> {
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options)?;
+        if let Some(count) = args.seeds {
+            let earlier = if args.overwrite { Earlier::Replace } else { Earlier::Keep };
+            let (path, earlier) = match &args.output {
+                Some(output) => (output.as_path(), earlier),
+                None => (Path::new(DEMO_SEEDS_OUTPUT), Earlier::ReplaceDemo),
+            };
+            let runs = seeds::runs_of(&settings, count, None)?;
+            return seeds::train(RunSet::vacant(path, Layout::Seeds, runs, earlier)?, &monitor);
+        }
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
             None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,

@@ -11,7 +11,8 @@ use std::path::Path;
 /// Everything that a finished run left behind for reading.
 #[derive(Debug, Clone)]
 pub struct RunData {
-    /// What the run is called in tables and legends: its folder's name.
+    /// What the run is called in tables and legends: its folder's name, with those of the folders around it
+    /// where that alone says too little.
     pub name: String,
     pub settings: Settings,
     pub summary: Summary,

@@ -4,6 +4,11 @@ pub mod compare;
 pub mod data;
 pub mod page;
 pub mod plots;
+mod published;
+pub mod seeds;
+mod table;
+#[cfg(test)]
+mod test_run;
 
 pub use compare::Comparison;
 pub use data::RunData;

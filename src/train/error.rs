@@ -35,6 +35,9 @@ pub enum TrainError {
     /// A file of a run, or an adapter, that cannot be used.
     #[error("{}: {problem}", path.display())]
     File { path: PathBuf, problem: String },
+    /// Two runs whose results mean different things.
+    #[error("{first} and {second} {difference}; compare runs on the same data")]
+    Incomparable { first: String, second: String, difference: String },
     /// Two settings that contradict each other, or one out of range.
     #[error("{0}")]
     Setting(String),

@@ -258,7 +258,8 @@ fn class_metrics(classes: usize, pairs: impl Iterator<Item = (u32, u32)>) -> Vec
     scores.collect()
 }
 
-fn macro_f1(classes: &[ClassMetrics]) -> f64 {
+/// Mean F1 score of the classes that have one.
+pub(crate) fn macro_f1(classes: &[ClassMetrics]) -> f64 {
     let scores: Vec<f64> = classes.iter().filter_map(|class| class.f1).collect();
     scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }

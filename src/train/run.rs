@@ -12,6 +12,7 @@ use super::settings::{Augment, HeadInit, Settings};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
+use crate::clip::config::VisionConfig;
 use crate::clip::vision::{Purpose, VisionTower};
 use crate::data::augment::Augmentation;
 use crate::data::shots::few_shot;
@@ -54,6 +55,29 @@ pub struct Summary {
     /// Images per second of the training steps alone.
     pub images_per_s: f64,
     pub device: String,
+    /// None in a summary from before it was recorded.
+    #[serde(default)]
+    pub vision: Option<VisionSizes>,
+}
+
+/// What tells one CLIP vision tower from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisionSizes {
+    pub layers: usize,
+    pub width: usize,
+    pub patch_size: usize,
+    pub image_size: usize,
+}
+
+impl From<&VisionConfig> for VisionSizes {
+    fn from(config: &VisionConfig) -> Self {
+        VisionSizes {
+            layers: config.tower.layers,
+            width: config.tower.width,
+            patch_size: config.patch_size,
+            image_size: config.image_size,
+        }
+    }
 }
 
 /// Plain CLIP's results.
@@ -72,6 +96,7 @@ struct Run<'a, B: Backend> {
     cache: &'a Cache,
     dir: &'a RunDir,
     model_name: &'a str,
+    vision: VisionSizes,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
     training: Training<'a>,
@@ -198,6 +223,7 @@ impl<B: Backend> Session<'_, B> {
             cache,
             dir,
             model_name: &self.model_name,
+            vision: self.tower.config().into(),
             monitor,
             learner,
             training,
@@ -645,6 +671,7 @@ impl<B: Backend> Run<'_, B> {
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
             device: self.learner.backend().describe(),
+            vision: Some(self.vision),
         };
         dir.write_summary(&summary)?;
         Ok(summary)

@@ -48,6 +48,11 @@ impl RunDir {
         Ok(run)
     }
 
+    /// The directory of a run to come, whatever it holds.
+    pub fn at(path: &Path) -> Self {
+        RunDir { path: path.to_path_buf() }
+    }
+
     /// The directory of a run to come. One that holds anything is refused unless it may be overwritten.
     /// Nothing is written yet: that is [`RunDir::begin`]'s, once all else is known to be right.
     pub fn vacant(path: &Path, overwrite: bool) -> Result<Self> {
@@ -73,6 +78,14 @@ impl RunDir {
         std::fs::create_dir_all(&self.path).map_err(TrainError::io(&self.path, "create the folder"))?;
         self.clear()?;
         self.write_settings(settings)
+    }
+
+    /// Removes the run, and its folder unless something else is in there.
+    pub fn remove(&self) -> Result<()> {
+        self.clear()?;
+        // Whatever else is in there is the user's, and keeps the folder.
+        let _ = std::fs::remove_dir(&self.path);
+        Ok(())
     }
 
     fn clear(&self) -> Result<()> {

@@ -1,0 +1,304 @@
+//! `engine compare`
+
+use super::bars::Bars;
+use super::run_set::{Earlier, Layout, RunSet};
+use super::seeds::{header, runs_of, score_cells};
+use super::train::{Options, resolve_each};
+use super::{common, table};
+use anyhow::{Result, bail};
+use clip_engine::TrainError;
+use clip_engine::data::Cache;
+use clip_engine::progress::Monitor;
+use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
+use clip_engine::report::{self, Comparison, RunData};
+use clip_engine::train::Settings;
+use clip_engine::train::settings::{Augment, Recipe};
+use std::path::{Path, PathBuf};
+
+/// Where recipes are trained unless --out says otherwise.
+const OUTPUT: &str = "runs/compare";
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Finished runs, all of the same classes and images.
+    #[arg(value_name = "RUN", required_unless_present = "recipes", conflicts_with = "recipes")]
+    runs: Vec<PathBuf>,
+    /// Train these first, one after the other with one loaded model: all, or some of linear, lora, mixup,
+    /// triplet and vpt. The flags of engine train apply to every recipe that has a use for them. A run that
+    /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
+    #[arg(long, value_delimiter = ',', value_name = "all|RECIPE,…")]
+    recipes: Option<Vec<String>>,
+    /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes [default: runs/compare
+    /// with --recipes, otherwise nothing is written].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Replace an earlier comparison in DIR, and with --recipes its runs. The demo in runs/compare is always
+    /// replaced by the next.
+    #[arg(long)]
+    overwrite: bool,
+    /// Train each recipe with N seeds from --seed on, all on the images that the first one sees.
+    #[arg(long, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
+    seeds: Option<u32>,
+    #[command(flatten)]
+    options: Options,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let monitor = Bars::new();
+    match &args.recipes {
+        Some(names) => {
+            let recipes = parse(names)?;
+            let set = plan(&args, &recipes)?;
+            let path = set.path().to_path_buf();
+            let (runs, cache) = set.train(&monitor)?;
+            let comparison = Comparison::of(&runs)?;
+            finish(&comparison, &runs, Some(&cache), Some(&path), &monitor)
+        }
+        None => {
+            if args.options != Options::default() {
+                let text = "flags of engine train need --recipes; finished runs keep their settings";
+                bail!(TrainError::Setting(text.into()));
+            }
+            let runs = load_runs(&args.runs)?;
+            let comparison = Comparison::of(&runs)?;
+            let cache = match &args.out {
+                Some(out) => {
+                    check_vacant(out, args.overwrite)?;
+                    images(&runs, &monitor)
+                }
+                None => None,
+            };
+            finish(&comparison, &runs, cache.as_ref(), args.out.as_deref(), &monitor)
+        }
+    }
+}
+
+/// The recipes that `--recipes` names.
+fn parse(names: &[String]) -> Result<Vec<Recipe>> {
+    let refuse = |text: String| Err(TrainError::Setting(format!("--recipes: {text}")).into());
+    if names == ["all"] {
+        return Ok(Recipe::ALL.to_vec());
+    }
+    let mut recipes = Vec::new();
+    for name in names {
+        let Some(&recipe) = Recipe::ALL.iter().find(|recipe| recipe.name() == name) else {
+            let known = Recipe::ALL.map(Recipe::name).join(", ");
+            return refuse(format!("{name:?} is no recipe; use all, or some of {known}"));
+        };
+        if recipes.contains(&recipe) {
+            return refuse(format!("{name} is named twice; name each once"));
+        }
+        recipes.push(recipe);
+    }
+    Ok(recipes)
+}
+
+/// The runs that the arguments ask for, all of them right as far as can be known before one is trained.
+fn plan(args: &Args, recipes: &[Recipe]) -> Result<RunSet> {
+    let mut runs = Vec::new();
+    for settings in resolve_each(&args.options, recipes)? {
+        let name = settings.recipe.name();
+        match args.seeds {
+            Some(count) => runs.extend(runs_of(&settings, count, Some(name))?),
+            None => runs.push((name.to_owned(), settings)),
+        }
+    }
+    let demo = runs.iter().all(|(_, settings)| settings.demo);
+    let earlier = match (args.overwrite, &args.out) {
+        (true, _) => Earlier::Replace,
+        (false, None) if demo => Earlier::ReplaceDemo,
+        (false, _) => Earlier::Keep,
+    };
+    let path = args.out.as_deref().unwrap_or(Path::new(OUTPUT));
+    RunSet::vacant(path, Layout::Comparison, runs, earlier)
+}
+
+/// Refuses a folder with an earlier comparison.
+fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
+    match Comparison::files(dir).into_iter().find(|file| file.exists()) {
+        Some(file) if !overwrite => {
+            let problem = "is there already; replace it with --overwrite, or choose another --out";
+            bail!(TrainError::file(&file, problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The images of finished runs, for the page; none where they are not to be had any more.
+fn images(runs: &[RunData], monitor: &dyn Monitor) -> Option<Cache> {
+    let settings = Settings { augment: Augment::Off, ..runs.first()?.settings.clone() };
+    match common::material(&settings, monitor) {
+        Ok(material) => Some(material.cache),
+        Err(problem) => {
+            monitor.line(&format!("report.html shows no images: {problem}"));
+            None
+        }
+    }
+}
+
+/// Prints the comparison and leaves in `dir` all that is known about it.
+fn finish(
+    comparison: &Comparison,
+    runs: &[RunData],
+    cache: Option<&Cache>,
+    dir: Option<&Path>,
+    monitor: &dyn Monitor,
+) -> Result<()> {
+    if let Some(dir) = dir {
+        comparison.write(dir)?;
+        report::write_comparison(comparison, runs, cache, dir)?;
+    }
+    print(comparison, monitor)?;
+    match dir {
+        Some(dir) => {
+            common::say(format!("comparison.json, comparison.csv and report.html: {}", dir.display()))
+        }
+        None => Ok(()),
+    }
+}
+
+fn print(comparison: &Comparison, monitor: &dyn Monitor) -> Result<()> {
+    comparison.warnings.iter().for_each(|warning| monitor.line(&format!("warning: {warning}")));
+    let mut table = table::table(&titles(comparison));
+    for cells in rows(comparison) {
+        table.add_row(cells);
+    }
+    common::say(table)?;
+    common::say(format!("{} classes, measured on the {} split", comparison.classes, comparison.split))?;
+    if has_published(comparison) {
+        common::say("published: test top-1 of ViT-B/32 on the official split of Flowers-102")?;
+    }
+    Ok(())
+}
+
+fn has_published(comparison: &Comparison) -> bool {
+    comparison.rows.iter().any(|row| row.published.is_some())
+}
+
+fn titles(comparison: &Comparison) -> Vec<&'static str> {
+    let several: &[&str] = if comparison.means.is_empty() { &[] } else { &["seeds"] };
+    let published: &[&str] = if has_published(comparison) { &["published"] } else { &[] };
+    let more = [several, &["parameters", "epochs (kept)", "s"], published].concat();
+    header("technique", &comparison.split, &more)
+}
+
+/// The cells of every row under [`titles`].
+fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
+    let (split, several) = (&comparison.split, !comparison.means.is_empty());
+    let plain = comparison.rows.iter().filter(|row| !several || row.seed.is_none());
+    let mut rows: Vec<_> = plain.map(|row| (row_cells(row, split, several), &row.published)).collect();
+    rows.extend(comparison.means.iter().map(|row| (mean_cells(row, split), &row.published)));
+    let published = has_published(comparison);
+    let with_published = |(mut cells, found): (Vec<String>, &Option<Published>)| {
+        if published {
+            cells.push(found.as_ref().map(published_cell).unwrap_or_default());
+        }
+        cells
+    };
+    rows.into_iter().map(with_published).collect()
+}
+
+fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
+    let share = |value: Option<f64>| value.map(table::percent).unwrap_or_default();
+    let mut cells = vec![row.name.clone()];
+    if split == "test" {
+        cells.push(share(row.val_top1));
+    }
+    cells.extend([table::percent(row.test_top1), table::percent(row.test_top5), share(row.macro_f1)]);
+    cells.push(row.ece.map(|ece| format!("{ece:.3}")).unwrap_or_default());
+    if several {
+        cells.push(String::new());
+    }
+    cells.push(row.trained_parameters.to_string());
+    let trained = row.seed.is_some();
+    cells.push(if trained { format!("{} ({})", row.epochs, row.best_epoch) } else { String::new() });
+    cells.push(if trained { format!("{:.1}", row.seconds) } else { String::new() });
+    cells
+}
+
+fn mean_cells(row: &MeanRow, split: &str) -> Vec<String> {
+    let mut cells = vec![row.name.clone()];
+    cells.extend(score_cells(&row.mean, row.std.as_ref(), split));
+    cells.push(row.seeds.len().to_string());
+    cells.push(row.trained_parameters.to_string());
+    cells.push(format!("{:.1} ({:.1})", row.epochs, row.best_epoch));
+    cells.push(format!("{:.1}", row.seconds));
+    cells
+}
+
+/// "91.2–92.05 %, val 91.76 %".
+fn published_cell(published: &Published) -> String {
+    let digits = |value: f64| {
+        let text = format!("{:.2}", 100.0 * value);
+        text.strip_suffix('0').map(str::to_owned).unwrap_or(text)
+    };
+    let [low, high] = published.test_top1;
+    let test = if low == high { digits(low) } else { format!("{}–{}", digits(low), digits(high)) };
+    match published.val_top1 {
+        Some(val) => format!("{test} %, val {} %", digits(val)),
+        None => format!("{test} %"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// Plain CLIP, a run without a published result and one with.
+    fn comparison(split: &str, several: bool) -> Comparison {
+        let published = json!({ "test_top1": [0.912, 0.9205], "val_top1": 0.9176 });
+        let row = |name: &str, seed: Value, published: Value| {
+            json!({
+                "name": name, "recipe": name, "seed": seed, "val_top1": 0.9, "test_top1": 0.85,
+                "test_top5": 0.99, "text_top1": 0.7, "macro_f1": 0.88, "ece": 0.051, "trained_parameters": 642,
+                "epochs": 12, "best_epoch": 9, "seconds": 83.21, "images_per_s": 1204.0,
+                "published": published,
+            })
+        };
+        let scores = |val: f64| json!({ "val_top1": val, "test_top1": val / 2.0, "test_top5": 1, "text_top1": 1, "macro_f1": 1, "ece": val });
+        let mean = json!({
+            "name": "lora", "recipe": "lora", "seeds": [1, 2], "runs": ["a", "b"], "mean": scores(0.5),
+            "std": scores(0.125), "trained_parameters": 642, "epochs": 12.5, "best_epoch": 9, "seconds": 3,
+            "published": published,
+        });
+        serde_json::from_value(json!({
+            "split": split, "classes": 102, "means": if several { json!([mean]) } else { json!([]) },
+            "rows": [
+                row("zero-shot", Value::Null, Value::Null), row("linear", 1.into(), Value::Null),
+                row("lora", 1.into(), published),
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn every_cell_stands_under_its_title() {
+        for split in ["test", "val"] {
+            for several in [false, true] {
+                let comparison = comparison(split, several);
+                let (titles, rows) = (titles(&comparison), rows(&comparison));
+                assert!(rows.iter().all(|row| row.len() == titles.len()), "{titles:?} {rows:?}");
+                assert_eq!(rows.len(), if several { 2 } else { 3 });
+                let cell = |title: &str| {
+                    let place = titles.iter().position(|t| *t == title);
+                    place.map(|place| rows[rows.len() - 1][place].as_str())
+                };
+                assert_eq!(cell("published"), Some("91.2–92.05 %, val 91.76 %"));
+                assert_eq!(cell("parameters"), Some("642"));
+                assert_eq!(cell("seeds"), several.then_some("2"));
+                assert_eq!(cell("ECE"), Some(if several { "0.500 ± 0.125" } else { "0.051" }));
+                let test = if several { "25.0 ± 6.2 %" } else { "85.0 %" };
+                assert_eq!(cell("test top-1"), (split == "test").then_some(test));
+            }
+        }
+    }
+
+    #[test]
+    fn published_results_keep_their_digits() {
+        let cell = |test_top1, val_top1| published_cell(&Published { test_top1, val_top1 });
+        assert_eq!(cell([0.912, 0.9205], Some(0.9176)), "91.2–92.05 %, val 91.76 %");
+        assert_eq!(cell([0.665, 0.665], None), "66.5 %");
+        assert_eq!(cell([0.9, 0.9], None), "90.0 %");
+    }
+}

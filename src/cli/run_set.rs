@@ -1,0 +1,214 @@
+//! Several runs in one folder, trained one after the other with one loaded model and one set of images.
+
+use super::common;
+use super::device::{self, on_device};
+use anyhow::{Result, bail};
+use clip_engine::TrainError;
+use clip_engine::backend::Backend;
+use clip_engine::data::Cache;
+use clip_engine::progress::Monitor;
+use clip_engine::report::{self, RunData};
+use clip_engine::train::Settings;
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::session::Session;
+use clip_engine::train::settings::Recipe;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+/// How runs lie in their folder, and what lies beside them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// `RECIPE/`, or `RECIPE/seed-N/` each.
+    Comparison,
+    /// `seed-N/`.
+    Seeds,
+}
+
+impl Layout {
+    /// The flag that names the folder.
+    fn flag(self) -> &'static str {
+        match self {
+            Layout::Comparison => "--out",
+            Layout::Seeds => "--output",
+        }
+    }
+
+    /// What is written about the runs together.
+    fn results(self) -> &'static [&'static str] {
+        match self {
+            Layout::Comparison => &["comparison.json", "comparison.csv"],
+            Layout::Seeds => &["seeds.json"],
+        }
+    }
+
+    /// Whether a run of this name could be one of these.
+    fn names(self, run: &str) -> bool {
+        let recipe = |part: &str| Recipe::ALL.iter().any(|recipe| recipe.name() == part);
+        let seed =
+            |part: &str| part.strip_prefix("seed-").is_some_and(|number| number.parse::<u64>().is_ok());
+        match (self, run.split_once('/')) {
+            (Layout::Comparison, None) => recipe(run),
+            (Layout::Comparison, Some((folder, run))) => recipe(folder) && seed(run),
+            (Layout::Seeds, None) => seed(run),
+            (Layout::Seeds, Some(_)) => false,
+        }
+    }
+}
+
+/// What happens to the runs of an earlier command in the same folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Earlier {
+    Keep,
+    /// Runs of the demo may go, others may not.
+    ReplaceDemo,
+    Replace,
+}
+
+/// Runs to come.
+pub struct RunSet {
+    path: PathBuf,
+    layout: Layout,
+    /// Names, which are paths below `path`, and settings.
+    runs: Vec<(String, Settings)>,
+    /// Runs of an earlier command.
+    outdated: Vec<RunDir>,
+}
+
+impl RunSet {
+    /// The folder of runs that were not trained yet. Nothing is written or removed before the training.
+    ///
+    /// # Errors
+    /// A folder that holds what may not be replaced.
+    pub fn vacant(
+        path: &Path,
+        layout: Layout,
+        runs: Vec<(String, Settings)>,
+        earlier: Earlier,
+    ) -> Result<Self> {
+        let outdated = earlier_runs(path, layout, earlier)?;
+        Ok(RunSet { path: path.to_path_buf(), layout, runs, outdated })
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Trains all runs, each with a report of its own, and reads what they left. Also returns the images.
+    pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
+        let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
+        let device = device::open(&first.device, first.precision, monitor)?;
+        let material = common::material(first, monitor)?;
+        material.describe(monitor);
+        let (templates, precision) = (first.templates.clone(), device.precision());
+        self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));
+        let common::Material { model, cache, enlarged } = material;
+        on_device!(device, backend => {
+            let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), &templates, monitor)?;
+            self.train_each(&mut session, monitor)
+        })?;
+        Ok((self.load()?, cache))
+    }
+
+    fn train_each<B: Backend>(&self, session: &mut Session<'_, B>, monitor: &dyn Monitor) -> Result<()> {
+        self.clear()?;
+        for (i, (name, settings)) in self.runs.iter().enumerate() {
+            monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
+            let dir = RunDir::at(&self.path.join(name));
+            session.train(settings, &dir, false, monitor)?;
+            report::write_run(&dir, session.cache())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what an earlier command left, so that nothing of it is taken for one of these runs.
+    fn clear(&self) -> Result<()> {
+        for name in self.layout.results() {
+            let file = self.path.join(name);
+            match std::fs::remove_file(&file) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(TrainError::io(&file, "remove the file")(e).into());
+                }
+                _ => {}
+            }
+        }
+        Ok(self.outdated.iter().try_for_each(RunDir::remove)?)
+    }
+
+    fn load(&self) -> Result<Vec<RunData>> {
+        let load = |name: &String| -> Result<RunData> {
+            let run = RunData::load(&RunDir::existing(&self.path.join(name))?)?;
+            Ok(RunData { name: name.clone(), ..run })
+        };
+        self.runs.iter().map(|(name, _)| load(name)).collect()
+    }
+}
+
+/// The runs in `path` that are to be replaced.
+fn earlier_runs(path: &Path, layout: Layout, earlier: Earlier) -> Result<Vec<RunDir>> {
+    let occupied = match std::fs::read_dir(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => false,
+        Err(e) => return Err(TrainError::io(path, "list the folder")(e).into()),
+        Ok(mut entries) => entries.next().is_some(),
+    };
+    if !occupied {
+        return Ok(Vec::new());
+    }
+    let refuse = |problem: String| Err(TrainError::file(path, problem).into());
+    let (found, flag) = (runs_below(path)?, layout.flag());
+    let replace = match earlier {
+        Earlier::Keep => false,
+        Earlier::Replace => true,
+        Earlier::ReplaceDemo => found.iter().all(|(_, run)| run.read_settings().is_ok_and(|s| s.demo)),
+    };
+    if !replace {
+        return refuse(format!(
+            "not empty; replace the runs in it with --overwrite, or choose another {flag}"
+        ));
+    }
+    if found.is_empty() {
+        return refuse(format!("holds something that is no run; choose another {flag}"));
+    }
+    if let Some((name, _)) = found.iter().find(|(name, _)| !layout.names(name)) {
+        let held = if name.is_empty() { "is a run itself".into() } else { format!("holds the run {name}") };
+        return refuse(format!(
+            "{held}, which is none that this command would replace; choose another {flag}"
+        ));
+    }
+    Ok(found.into_iter().map(|(_, run)| run).collect())
+}
+
+/// The run that `path` is, and those in it and in the folders in it, by their names in `path`.
+fn runs_below(path: &Path) -> Result<Vec<(String, RunDir)>> {
+    let mut found = Vec::new();
+    for entry in walkdir::WalkDir::new(path).max_depth(2).sort_by_file_name() {
+        let entry = entry.map_err(|e| TrainError::io(path, "list the folder")(e.into()))?;
+        if let Ok(run) = RunDir::existing(entry.path()) {
+            let name = entry.path().strip_prefix(path).unwrap_or(entry.path());
+            let parts: Vec<_> = name.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+            found.push((parts.join("/"), run));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_knows_the_names_of_its_runs() {
+        for (name, comparison, seeds) in [
+            ("lora", true, false),
+            ("vpt/seed-7", true, false),
+            ("seed-7", false, true),
+            ("demo", false, false),
+            ("lora/first", false, false),
+            ("seed-x", false, false),
+            ("mine/seed-7", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(Layout::Comparison.names(name), comparison, "{name}");
+            assert_eq!(Layout::Seeds.names(name), seeds, "{name}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! One run with several seeds: `engine train --seeds N`.
+
+use super::run_set::RunSet;
+use super::{common, table};
+use anyhow::Result;
+use clip_engine::TrainError;
+use clip_engine::progress::Monitor;
+use clip_engine::report::RunData;
+use clip_engine::report::seeds::{Scores, SeedSummary};
+use clip_engine::train::Settings;
+use clip_engine::train::files::write_atomic;
+
+/// The runs of `base` with `count` seeds from its own on, in folders seed-N of `folder`. All see the images
+/// that the first sees.
+pub fn runs_of(base: &Settings, count: u32, folder: Option<&str>) -> Result<Vec<(String, Settings)>> {
+    let last = base.seed.checked_add(u64::from(count.saturating_sub(1)));
+    // TOML has no larger integers.
+    let Some(last) = last.filter(|&last| i64::try_from(last).is_ok()) else {
+        let text = format!("--seeds: {count} seeds from {} on are too large; give a lower --seed", base.seed);
+        return Err(TrainError::Setting(text).into());
+    };
+    let run = |seed| {
+        let name = match folder {
+            Some(folder) => format!("{folder}/seed-{seed}"),
+            None => format!("seed-{seed}"),
+        };
+        (name, Settings { seed, data_seed: Some(base.image_seed()), ..base.clone() })
+    };
+    Ok((base.seed..=last).map(run).collect())
+}
+
+/// Trains the runs of `set`, writes seeds.json and prints what they reached.
+pub fn train(set: RunSet, monitor: &dyn Monitor) -> Result<()> {
+    let path = set.path().to_path_buf();
+    let (runs, _) = set.train(monitor)?;
+    let pairs: Vec<_> = runs.iter().map(|run| (run.settings.seed, &run.summary)).collect();
+    let Some(summary) = SeedSummary::of(&pairs) else { return Ok(()) };
+    let text = serde_json::to_string_pretty(&summary)? + "\n";
+    write_atomic(&path.join("seeds.json"), text.as_bytes())?;
+    print(&summary, &runs)?;
+    common::say(format!("runs and seeds.json: {}", path.display()))
+}
+
+fn print(summary: &SeedSummary, runs: &[RunData]) -> Result<()> {
+    let mut table = table::table(&header("seed", &summary.split, &["epochs (kept)", "s"]));
+    for run in &summary.runs {
+        let mut cells = vec![run.seed.to_string()];
+        cells.extend(score_cells(&run.scores, None, &summary.split));
+        cells.push(format!("{} ({})", run.epochs, run.best_epoch));
+        cells.push(format!("{:.1}", run.seconds));
+        table.add_row(cells);
+    }
+    if let Some(std) = &summary.std {
+        let mut cells = vec!["mean ± std".into()];
+        cells.extend(score_cells(&summary.mean, Some(std), &summary.split));
+        table.add_row(cells);
+    }
+    common::say(table)?;
+    let Some(first) = runs.first() else { return Ok(()) };
+    let zero_shot = &first.summary.zero_shot;
+    common::say(format!(
+        "zero-shot, {}: {}; {} trained parameters; {}",
+        zero_shot.split,
+        table::percent(zero_shot.top1),
+        first.summary.trained_parameters,
+        first.summary.device,
+    ))
+}
+
+/// Column titles: `first`, the scores of [`score_cells`], and `more`.
+pub fn header<'a>(first: &'a str, split: &str, more: &[&'a str]) -> Vec<&'a str> {
+    let tops: &[&str] = if split == "test" { &["val top-1", "test top-1"] } else { &["val top-1"] };
+    [&[first], tops, &["top-5", "macro F1", "ECE"], more].concat()
+}
+
+/// Scores with their deviations where there are some. Without a test split the two accuracies are one.
+pub fn score_cells(mean: &Scores, std: Option<&Scores>, split: &str) -> Vec<String> {
+    let share = |value: fn(&Scores) -> f64| match std {
+        Some(std) => format!("{:.1} ± {:.1} %", 100.0 * value(mean), 100.0 * value(std)),
+        None => table::percent(value(mean)),
+    };
+    let mut cells = vec![share(|s| s.val_top1)];
+    if split == "test" {
+        cells.push(share(|s| s.test_top1));
+    }
+    cells.extend([share(|s| s.test_top5), share(|s| s.macro_f1)]);
+    cells.push(match std {
+        Some(std) => format!("{:.3} ± {:.3}", mean.ece, std.ece),
+        None => format!("{:.3}", mean.ece),
+    });
+    cells
+}
