@@ -332,6 +332,15 @@ fn recipes_of_several_seeds_have_a_folder_each() {
     let lines: Vec<&str> = done.out.lines().filter(|line| line.starts_with("| ")).collect();
     assert_eq!(lines.len(), 4, "title, plain CLIP and two techniques:\n{}", done.out);
     assert_eq!(lines.iter().filter(|line| line.contains('±')).count(), 2, "{}", done.out);
+
+    // The same seed is the same run, whatever folder it is in; of the earlier ones nothing stays.
+    let earlier = metrics(&format!("{out}/linear/seed-42"));
+    let single = ["compare", "--recipes", "linear", "--epochs", "1", "--overwrite", "--out", &out];
+    place.succeed(&place.short(&single));
+    assert_eq!(metrics(&format!("{out}/linear")), earlier);
+    for gone in ["vpt", "linear/seed-42", "linear/seed-43"] {
+        assert!(!Path::new(&out).join(gone).exists(), "{gone}");
+    }
 }
 
 #[test]

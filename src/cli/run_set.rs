@@ -131,7 +131,14 @@ impl RunSet {
                 _ => {}
             }
         }
-        Ok(self.outdated.iter().try_for_each(RunDir::remove)?)
+        for run in &self.outdated {
+            run.remove()?;
+            if let Some(folder) = run.path().parent().filter(|&folder| folder != self.path) {
+                // Other seeds, or something of the user's, may still be in there.
+                let _ = std::fs::remove_dir(folder);
+            }
+        }
+        Ok(())
     }
 
     fn load(&self) -> Result<Vec<RunData>> {
