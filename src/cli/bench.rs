@@ -138,6 +138,7 @@ fn step<B: Backend>(
     // As in training: the adapters change before an evaluation, and folding them is part of it. It is
     // done once per split, so it belongs to the first batch only.
     let eval = times(backend, reps, || Ok(learner.evaluate(images.view(), &labels)?))?;
+    let probe = probe(&learner, args, &labels, &rates, reps)?;
     let sizes = StepSizes {
         vision: &config.vision,
         features: config.projection,
@@ -149,9 +150,11 @@ fn step<B: Backend>(
     let flops = Flops::of(&sizes);
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
     let mut table = table::table(&header);
-    for (name, times, flop) in
-        [("train", &train, flops.forward + flops.backward), ("eval", &eval, flops.evaluation)]
-    {
+    for (name, times, flop) in [
+        ("train", &train, flops.forward + flops.backward),
+        ("eval", &eval, flops.evaluation),
+        ("probe", &probe, flops.probe),
+    ] {
         let Percentiles { p20, p50, p80 } = times.single;
         let (in_a_row, gflop) = (times.in_a_row, flop / 1e9);
         let images_per_s = batch as f64 / in_a_row;
@@ -172,6 +175,41 @@ fn step<B: Backend>(
     }
     common::say(table)?;
     common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
+}
+
+/// Training steps of the head alone, on features that were computed before.
+fn probe<B: Backend>(
+    learner: &Learner<B>,
+    args: &Args,
+    labels: &[u32],
+    rates: &Rates,
+    reps: usize,
+) -> Result<StepTimes> {
+    let (backend, tower) = (learner.backend(), learner.tower());
+    let (classes, e) = (args.classes as usize, tower.features());
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let (weight, bias) = initial_head(classes, e, &mut rng);
+    let features = initial_head(labels.len(), e, &mut rng).0;
+    let head = Head::new(backend, weight.view(), bias.view())?;
+    let text = TextClassifier { features: weight, scale: 14.3 };
+    let side = tower.config().image_size;
+    let spec = step_spec(backend, labels.len(), side, Purpose::Inference);
+    let mut learner = Learner::new(backend.clone(), tower.clone(), Trained::head(head), &text, &spec)?;
+    times(backend, reps, || Ok(learner.train_head_step(features.view(), labels, None, rates, 1.0)?))
+}
+
+fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize, purpose: Purpose) -> LearnerSpec {
+    LearnerSpec {
+        batch,
+        image: Shape::from([side, side, 3]),
+        image_dtype: DType::U8,
+        objective: Objective::new(1.0, 0.3),
+        mix: None,
+        crops_of: None,
+        adamw: Adamw::default(),
+        purpose,
+        scaling: loss_scaling(backend),
+    }
 }
 
 /// "1.23 ms".
@@ -199,17 +237,7 @@ fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<L
     let (weight, bias) = initial_head(classes, e, &mut rng);
     let head = Head::new(&backend, weight.view(), bias.view())?;
     let text = initial_head(classes, e, &mut rng).0;
-    let spec = LearnerSpec {
-        batch: args.batch_size as usize,
-        image: Shape::from([vision.image_size, vision.image_size, 3]),
-        image_dtype: DType::U8,
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
-        crops_of: None,
-        adamw: Adamw::default(),
-        purpose: Purpose::Training,
-        scaling: loss_scaling(&backend),
-    };
+    let spec = step_spec(&backend, args.batch_size as usize, vision.image_size, Purpose::Training);
     let text = TextClassifier { features: text, scale: 14.3 };
     let trained = Trained { lora, prompts: None, head };
     Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)

@@ -27,6 +27,8 @@ pub struct Flops {
     pub backward: f64,
     /// Forward pass of evaluation, adapters folded in.
     pub evaluation: f64,
+    /// Training step of the head alone, from features to its gradient.
+    pub probe: f64,
 }
 
 impl Flops {
@@ -63,7 +65,12 @@ impl Flops {
             frozen + lora + 2.0 * d * e + 3.0 * 2.0 * e * c
         };
         let batch = s.batch as f64;
-        Flops { forward: batch * (frozen + adapters), backward: batch * backward, evaluation: batch * frozen }
+        Flops {
+            forward: batch * (frozen + adapters),
+            backward: batch * backward,
+            evaluation: batch * frozen,
+            probe: batch * 3.0 * 2.0 * e * c,
+        }
     }
 }
 

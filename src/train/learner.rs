@@ -290,7 +290,7 @@ impl<B: Backend> Learner<B> {
         &self.backend
     }
 
-    pub fn tower(&self) -> &VisionTower<B> {
+    pub fn tower(&self) -> &Arc<VisionTower<B>> {
         &self.tower
     }
 
