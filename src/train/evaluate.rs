@@ -35,6 +35,14 @@ impl Inputs<'_> {
             Inputs::Features { labels, .. } => labels,
         }
     }
+
+    /// Room for batches of these, which are `cache`'s images or their features.
+    pub fn staging(&self, cache: &Cache, batch: usize) -> Staging {
+        match self {
+            Inputs::Images(_) => Staging::new(cache, batch),
+            Inputs::Features { values, .. } => Staging::of_features(values, batch),
+        }
+    }
 }
 
 /// A batch on the host: images or features next to each other, and their labels.

@@ -10,6 +10,7 @@ pub mod learner;
 mod memory;
 pub mod metrics;
 pub mod model;
+mod parts;
 pub mod run;
 pub mod run_dir;
 pub mod session;

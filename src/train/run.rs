@@ -1,37 +1,33 @@
 //! One training run, from the settings to the tested best epoch.
 
-use super::adapter::{self, Adapter, HeadFile, load_prompts};
+use super::adapter;
 use super::evaluate::{Inputs, Staging, evaluate_split};
 use super::files::Staged;
-use super::learner::{Batch, Learner, LearnerSpec, PendingStats, StepStats, TextClassifier, loss_scaling};
+use super::learner::{Batch, Learner, LearnerSpec, PendingStats, StepStats, loss_scaling};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
+use super::parts::trained_parts;
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
-use super::settings::{Augment, HeadInit, Settings};
+use super::settings::{Augment, Settings};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::VisionConfig;
-use crate::clip::vision::{Purpose, VisionTower};
+use crate::clip::vision::Purpose;
 use crate::data::augment::Augmentation;
 use crate::data::shots::few_shot;
 use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
 use crate::progress::Monitor;
-use crate::tensor::{DType, Tensor};
-use crate::tune::{
-    BlockLora, Head, LoraSpec, Prompts, Trained, head::initial_head, lora::KaimingInit,
-    prompts::initial_prompts,
-};
+use crate::tensor::Tensor;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::VecDeque;
-use std::path::Path;
 use std::time::Instant;
 
 /// What a finished run says of itself; the content of summary.json.
@@ -99,6 +95,8 @@ struct Run<'a, B: Backend> {
     vision: VisionSizes,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
+    /// Images of a batch at the most.
+    batch: usize,
     training: Training<'a>,
     /// What validation and test are evaluated on.
     val: Inputs<'a>,
@@ -123,7 +121,7 @@ struct Training<'a> {
     augmentation: Option<(Augmentation, usize)>,
 }
 
-impl<B: Backend> Session<'_, B> {
+impl<'a, B: Backend> Session<'a, B> {
     /// Trains and tests. `resume` continues the run that `dir` holds.
     pub fn train(
         &mut self,
@@ -133,45 +131,12 @@ impl<B: Backend> Session<'_, B> {
         monitor: &dyn Monitor,
     ) -> Result<Summary> {
         settings.validate()?;
-        self.check_templates(&settings.templates)?;
-        let cache = self.cache;
-        for split in [Split::Train, Split::Val] {
-            if cache.split(split).is_empty() {
-                let data = settings.data.clone().unwrap_or_default();
-                return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
-            }
-        }
-        cache.split(Split::Train).require_every_class()?;
-        let names = cache.class_names();
-        let chosen = match settings.shots {
-            Some(shots) => few_shot(cache.split(Split::Train).labels(), names, shots, settings.seed)?,
-            None => (0..cache.split(Split::Train).len()).collect(),
-        };
+        self.check(settings)?;
+        let (cache, chosen) = (self.cache, self.chosen(settings)?);
         // No batch is larger than the largest split.
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = settings.batch_size.min(largest);
-        let trained = trained_parts(&self.backend, &self.tower, settings, names, &self.text)?;
-        let augmented = match (settings.augment, self.enlarged) {
-            (Augment::Off, _) => None,
-            (Augment::CropFlip, Some(images)) => Some(images),
-            (Augment::CropFlip, None) => {
-                let text = "--augment: larger training images are needed and were not prepared";
-                return Err(TrainError::Setting(text.into()));
-            }
-        };
-        let spec = LearnerSpec {
-            batch,
-            image: cache.image_shape(),
-            image_dtype: cache.dtype(),
-            objective: settings.objective(),
-            mix: settings.mix(),
-            crops_of: augmented.map(|images| images.preprocess().image_size()),
-            adamw: Adamw::default(),
-            purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
-            scaling: loss_scaling(&self.backend),
-        };
-        memory::check_batch(&self.backend, &self.tower, &trained, &spec)?;
-        let mut learner = Learner::new(self.backend.clone(), self.tower.clone(), trained, &self.text, &spec)?;
+        let mut learner = self.learner(settings, batch)?;
         let (progress, best) = if resume {
             let (progress, best) = resumed(&mut learner, cache, dir)?;
             dir.write_settings(settings)?;
@@ -185,34 +150,10 @@ impl<B: Backend> Session<'_, B> {
             None => self.zero_shot(&mut learner, batch, monitor)?,
         };
         let on_features = settings.on_frozen_features();
-        let mut inputs = |split: Split| -> Result<Inputs<'_>> {
-            if on_features {
-                let values = self.features(split, batch, monitor)?;
-                return Ok(Inputs::Features { values, labels: cache.split(split).labels() });
-            }
-            Ok(Inputs::Images(cache.split(split)))
-        };
+        let mut inputs = |split| self.inputs(split, on_features, batch, monitor);
         let val = inputs(Split::Val)?;
         let test = if cache.split(Split::Test).is_empty() { None } else { Some(inputs(Split::Test)?) };
-        let staging = match &val {
-            Inputs::Images(_) => Staging::new(cache, batch),
-            Inputs::Features { values, .. } => Staging::of_features(values, batch),
-        };
-        let training = match (augmented, inputs(Split::Train)?) {
-            (Some(images), _) => Training {
-                inputs: Inputs::Images(images.split(Split::Train)),
-                staging: Staging::new(images, batch),
-                augmentation: Some((Augmentation::default(), images.preprocess().image_size())),
-                chosen,
-            },
-            (None, inputs) => {
-                let staging = match &inputs {
-                    Inputs::Images(_) => Staging::new(cache, batch),
-                    Inputs::Features { values, .. } => Staging::of_features(values, batch),
-                };
-                Training { inputs, staging, augmentation: None, chosen }
-            }
-        };
+        let training = self.training(settings, chosen, batch, monitor)?;
         let steps_per_epoch = training.chosen.len().div_ceil(settings.batch_size) as u64;
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
@@ -226,10 +167,11 @@ impl<B: Backend> Session<'_, B> {
             vision: self.tower.config().into(),
             monitor,
             learner,
+            batch,
             training,
+            staging: val.staging(cache, batch),
             val,
             test,
-            staging,
             schedule: Schedule {
                 kind: settings.schedule,
                 warmup: settings.warmup,
@@ -244,6 +186,93 @@ impl<B: Backend> Session<'_, B> {
         run.epochs(zero_shot, progress, best)
     }
 
+    /// Refuses images that cannot be learned from, and settings of another session.
+    fn check(&self, settings: &Settings) -> Result<()> {
+        self.check_templates(&settings.templates)?;
+        for split in [Split::Train, Split::Val] {
+            if self.cache.split(split).is_empty() {
+                let data = settings.data.clone().unwrap_or_default();
+                return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
+            }
+        }
+        Ok(self.cache.split(Split::Train).require_every_class()?)
+    }
+
+    /// The training images that take part.
+    fn chosen(&self, settings: &Settings) -> Result<Vec<usize>> {
+        let images = self.cache.split(Split::Train);
+        Ok(match settings.shots {
+            Some(shots) => few_shot(images.labels(), self.cache.class_names(), shots, settings.seed)?,
+            None => (0..images.len()).collect(),
+        })
+    }
+
+    /// Larger images to take crops of, where the run augments its images.
+    fn augmented(&self, settings: &Settings) -> Result<Option<&'a Cache>> {
+        match (settings.augment, self.enlarged) {
+            (Augment::Off, _) => Ok(None),
+            (Augment::CropFlip, Some(images)) => Ok(Some(images)),
+            (Augment::CropFlip, None) => {
+                let text = "--augment: larger training images are needed and were not prepared";
+                Err(TrainError::Setting(text.into()))
+            }
+        }
+    }
+
+    fn learner(&self, settings: &Settings, batch: usize) -> Result<Learner<B>> {
+        let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
+        let trained = trained_parts(backend, tower, settings, names, &self.text)?;
+        let spec = LearnerSpec {
+            batch,
+            image: self.cache.image_shape(),
+            image_dtype: self.cache.dtype(),
+            objective: settings.objective(),
+            mix: settings.mix(),
+            crops_of: self.augmented(settings)?.map(|images| images.preprocess().image_size()),
+            adamw: Adamw::default(),
+            purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
+            scaling: loss_scaling(backend),
+        };
+        memory::check_batch(backend, tower, &trained, &spec)?;
+        Ok(Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?)
+    }
+
+    /// The images of a split, or their features.
+    fn inputs(
+        &mut self,
+        split: Split,
+        on_features: bool,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<Inputs<'a>> {
+        let cache = self.cache;
+        if !on_features {
+            return Ok(Inputs::Images(cache.split(split)));
+        }
+        match self.features(split, batch, monitor) {
+            // The run has begun, and nothing of it can be continued.
+            Err(TrainError::Data(DataError::Interrupted)) => Err(TrainError::InterruptedEarly),
+            values => Ok(Inputs::Features { values: values?, labels: cache.split(split).labels() }),
+        }
+    }
+
+    fn training(
+        &mut self,
+        settings: &Settings,
+        chosen: Vec<usize>,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<Training<'a>> {
+        if let Some(images) = self.augmented(settings)? {
+            let augmentation = Some((Augmentation::default(), images.preprocess().image_size()));
+            let (inputs, staging) = (Inputs::Images(images.split(Split::Train)), Staging::new(images, batch));
+            return Ok(Training { inputs, chosen, staging, augmentation });
+        }
+        let cache = self.cache;
+        let inputs = self.inputs(Split::Train, settings.on_frozen_features(), batch, monitor)?;
+        Ok(Training { staging: inputs.staging(cache, batch), inputs, chosen, augmentation: None })
+    }
+
     /// Plain CLIP on the split where the final result is measured.
     fn zero_shot(
         &mut self,
@@ -251,13 +280,10 @@ impl<B: Backend> Session<'_, B> {
         batch: usize,
         monitor: &dyn Monitor,
     ) -> Result<PlainResult> {
-        let split = if self.cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
-        let values = match self.features(split, batch, monitor) {
-            Err(TrainError::Data(DataError::Interrupted)) => return Err(TrainError::InterruptedEarly),
-            values => values?,
-        };
-        let mut staging = Staging::of_features(&values, batch);
-        let inputs = Inputs::Features { values, labels: self.cache.split(split).labels() };
+        let cache = self.cache;
+        let split = if cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
+        let inputs = self.inputs(split, true, batch, monitor)?;
+        let mut staging = inputs.staging(cache, batch);
         let task = format!("zero-shot {split}");
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
         let sums = sums.ok_or(TrainError::InterruptedEarly)?;
@@ -279,110 +305,6 @@ fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) ->
     }
     let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
     Ok((progress, best))
-}
-
-/// Adapters, prompts and head as the run starts with them.
-fn trained_parts<B: Backend>(
-    backend: &B,
-    tower: &VisionTower<B>,
-    settings: &Settings,
-    class_names: &[String],
-    text: &TextClassifier,
-) -> Result<Trained<B>> {
-    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let (weight, bias) = initial_head(class_names.len(), tower.features(), &mut rng);
-    let head = match settings.head_init {
-        HeadInit::Random => Head::new(backend, weight.view(), bias.view())?,
-        HeadInit::Text => {
-            let zero = Tensor::zeros([class_names.len()], DType::F32);
-            Head::new(backend, text.features.view(), zero.view())?
-        }
-    };
-    let lora = match settings.lora() {
-        Some(spec) => {
-            let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
-            tower.adapters(backend, &spec, &mut init)?
-        }
-        None => Vec::new(),
-    };
-    let prompts = match settings.prompt_spec() {
-        Some(spec) => {
-            let sizes = &tower.config().tower;
-            let initial = initial_prompts(&spec, sizes.layers, sizes.width, &mut rng);
-            Some(Prompts::new(backend, spec.mode, initial.view())?)
-        }
-        None => None,
-    };
-    let mut trained = Trained { lora, prompts, head };
-    if let Some(from) = &settings.init_from {
-        initial_parts_from(backend, tower, settings, class_names, from, &mut trained)?;
-    }
-    Ok(trained)
-}
-
-/// Replaces what `from` has files for.
-fn initial_parts_from<B: Backend>(
-    backend: &B,
-    tower: &VisionTower<B>,
-    settings: &Settings,
-    class_names: &[String],
-    from: &Path,
-    trained: &mut Trained<B>,
-) -> Result<()> {
-    let (adapter_dir, head_path) = (from.join("adapter"), from.join("head.safetensors"));
-    let prompts_path = from.join("prompts.safetensors");
-    let sizes = &tower.config().tower;
-    let found = [adapter_dir.is_dir(), prompts_path.is_file(), head_path.is_file()];
-    if found == [false; 3] {
-        let problem = "none of adapter/, head.safetensors and prompts.safetensors is here; check --init-from";
-        return Err(TrainError::file(from, problem));
-    }
-    let unused = |what: &str, remedy: &str| {
-        let text = format!("--init-from: {} has {what}, which this run leaves out; {remedy}", from.display());
-        Err(TrainError::Setting(text))
-    };
-    match (found[0], settings.lora()) {
-        (true, None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
-        (true, Some(spec)) => trained.lora = adapters_from(backend, tower, &adapter_dir, &spec)?,
-        (false, _) => {}
-    }
-    match (found[1], settings.prompt_spec()) {
-        (true, None) => return unused("prompts", "use --method vpt"),
-        (true, Some(spec)) => {
-            let values = load_prompts(&prompts_path, &spec, sizes.layers, sizes.width)?;
-            trained.prompts = Some(Prompts::new(backend, spec.mode, values.view())?);
-        }
-        (false, _) => {}
-    }
-    if found[2] {
-        let file = HeadFile::load(&head_path, tower.features())?;
-        file.check_classes(&head_path, class_names)?;
-        trained.head = Head::new(backend, file.weight.view(), file.bias.view())?;
-    }
-    Ok(())
-}
-
-/// Reads adapters, which must be those that `spec` describes.
-fn adapters_from<B: Backend>(
-    backend: &B,
-    tower: &VisionTower<B>,
-    dir: &Path,
-    spec: &LoraSpec,
-) -> Result<Vec<BlockLora<B>>> {
-    let mut adapter = Adapter::load(dir)?;
-    let mut wanted = spec.clone();
-    wanted.targets.sort_unstable();
-    if adapter.spec != wanted {
-        let found = &adapter.spec;
-        let targets: Vec<&str> = found.targets.iter().map(|t| t.name()).collect();
-        let problem = format!(
-            "rank {} alpha {} targets {targets:?} differ from the run's; set --rank, --alpha and --targets to these",
-            found.rank, found.alpha,
-        );
-        return Err(TrainError::file(dir, problem));
-    }
-    adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
-    Ok(tower.adapters(backend, spec, &mut adapter)?)
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -548,9 +470,7 @@ impl<B: Backend> Run<'_, B> {
             (Split::Test, Some(test)) => test,
             _ => &self.val,
         };
-        let batch = self.staging.inputs.shape().rows().max(1);
-        let batch = batch.max(self.settings.batch_size.min(inputs.labels().len().max(1)));
-        evaluate_split(&mut self.learner, inputs, &mut self.staging, batch, split.name(), self.monitor)
+        evaluate_split(&mut self.learner, inputs, &mut self.staging, self.batch, split.name(), self.monitor)
     }
 
     /// Writes metrics, the best epoch's files and the state.
