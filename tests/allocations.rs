@@ -123,8 +123,8 @@ fn a_step_allocates_no_activations() {
         Recipe { prompts: Some(PromptMode::Replace), mix: Some(MixOn::Pixels), ..Recipe::default() },
         Recipe { prompts: Some(PromptMode::Accumulate), ..lora },
     ] {
-        let (transient, kept) = step_bytes(recipe, 3);
-        let (transient_of_more, kept_of_more) = step_bytes(recipe, 9);
+        let (transient, kept) = step_bytes(recipe, 2);
+        let (transient_of_more, kept_of_more) = step_bytes(recipe, 6);
         for kept in [kept, kept_of_more] {
             assert!(kept < 16 * 1024, "{recipe:?}: a step leaves {kept} bytes behind");
         }

@@ -37,7 +37,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     // Every technique once, in turn at even and at odd sizes; two layers are as many as any of them needs.
     let (even, odd) = (techniques(TinySizes::EVEN, 2), techniques(TinySizes::ODD, 2));
     for (index, ((name, even), (_, odd))) in even.iter().zip(&odd).enumerate() {
-        variant(c, name, if index % 2 == 0 { even } else { odd })?;
+        let mut tiny = if index % 2 == 0 { even.clone() } else { odd.clone() };
+        // At these sizes some anchors have a loss and some have none.
+        tiny.objective.margin = 0.05;
+        variant(c, name, &tiny)?;
     }
     Ok(())
 }
