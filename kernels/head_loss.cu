@@ -103,16 +103,39 @@ DEVICE float exponentials(const float* row, int classes, float best) {
   return warp_sum(sum);
 }
 
-// −log softmax(row)[label] to *loss, and to *correct whether the label has the largest logit (the first of
-// equals). A label that is no class gives NaN.
-DEVICE void cross_entropy(const float* row, int classes, uint32 label, float* loss, float* correct) {
+// What an image should be: `first` by `share`, `second` by the rest.
+struct Target {
+  uint32 first, second;
+  float share;
+
+  DEVICE bool known(int classes) const { return first < uint32(classes) && second < uint32(classes); }
+};
+
+// The label of an image; where `partners` are given, mixed with that of its partner. A partner that is no
+// image has no class.
+DEVICE Target target_of(const uint32* __restrict__ labels, const uint32* __restrict__ partners,
+                        const float* __restrict__ lambda, int image, int batch) {
+  uint32 label = labels[image];
+  if (partners == nullptr) return {label, label, 1.0f};
+  uint32 partner = partners[image];
+  return {label, partner < uint32(batch) ? labels[partner] : ~0u, lambda[image]};
+}
+
+// −log softmax(row) of the target's classes to *loss, and to *correct whether they have the largest logit (the
+// first of equals), both by their shares. A label that is no class gives NaN.
+DEVICE void cross_entropy(const float* row, int classes, const Target& target, float* loss, float* correct) {
   int at;
   float best = largest(row, classes, &at);
   float sum = exponentials(row, classes, best);
   if ((threadIdx.x & 31) != 0) return;
-  bool known = label < uint32(classes);
-  *loss = known ? logf(sum) + (best - row[label]) : not_a_number();
-  *correct = known && at == int(label) ? 1.0f : 0.0f;
+  if (!target.known(classes)) {
+    *loss = not_a_number();
+    *correct = 0.0f;
+    return;
+  }
+  float share = target.share, rest = 1.0f - share, whole = logf(sum);
+  *loss = share * (whole + (best - row[target.first])) + rest * (whole + (best - row[target.second]));
+  *correct = (at == int(target.first) ? share : 0.0f) + (at == int(target.second) ? rest : 0.0f);
 }
 
 // What weighted_sums adds up for the gradient of the head: dH[class] = Σ over images of d_head·f.
@@ -202,7 +225,8 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
 }  // namespace head_loss
 
 // head = f·Hᵀ + h and text = text_scale·f·Tᵀ, [B, C]; stats[0..4] = mean cross entropy of head and of text,
-// correct answers of head and of text. f [B, E], H and T [C, E], h [C]; outcomes: 4·B floats of scratch.
+// correct answers of head and of text. f [B, E], H and T [C, E], h [C]; outcomes: 4·B floats of scratch. Where
+// partners u32 [B] and lambda [B] are given, an image has its own label by λᵢ and its partner's by 1 − λᵢ.
 //
 // At 32×102×512 it reads 0.5 MB and computes 6.7 MFLOP: a few µs of L2 latency, and no floor to speak of.
 // Grid: class tiles × groups of 4 images × (head, text): 7·8·2 = 112 blocks. A warp holds parts of 2 class
@@ -212,6 +236,7 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
   extern "C" __global__ void __launch_bounds__(head_loss::THREADS, head_loss::BLOCKS)                         \
       name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ bias,     \
            const float* __restrict__ text_weight, float text_scale, const uint32* __restrict__ labels,        \
+           const uint32* __restrict__ partners, const float* __restrict__ lambda,                             \
            float* head, float* text, float* outcomes, uint32* counters, float* stats, int batch, int classes, \
            int width) {                                                                                       \
     using namespace head_loss;                                                                                \
@@ -223,7 +248,8 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
     if (!last_block(counters + kind * groups + group, gridDim.x, &flag)) return;                              \
     int warp = threadIdx.x >> 5, image = group * IMAGES + warp;                                               \
     if (warp < IMAGES && image < batch) {                                                                     \
-      cross_entropy(out + size_t(image) * classes, classes, labels[image], outcomes + kind * batch + image,   \
+      Target target = target_of(labels, partners, lambda, image, batch);                                      \
+      cross_entropy(out + size_t(image) * classes, classes, target, outcomes + kind * batch + image,          \
                     outcomes + (2 + kind) * batch + image);                                                   \
     }                                                                                                         \
     if (!last_block(counters + 2 * groups, 2 * groups, &flag)) return;                                        \
@@ -240,25 +266,30 @@ HEAD_LOSS(head_loss_ones, 1)
 #undef HEAD_LOSS
 
 // Logits become their gradients, row by row: z = scale·(softmax(z) − onehot(label)), scale = weight of this
-// cross entropy over B, times *loss_scale where there is one. [B, C]; a label that is no class makes NaN.
-// A warp a row, B/4 blocks for the head and as many for the text; 26 KB at 32×102.
+// cross entropy over B, times *loss_scale where there is one; a mixed target has two labels by their shares.
+// [B, C]; a label that is no class makes NaN. A warp a row, B/4 blocks for the head and as many for the text;
+// 26 KB at 32×102.
 extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
-    head_loss_backward_logits(float* head, float* text, const uint32* __restrict__ labels, float head_scale,
-                              float text_scale, const float* __restrict__ loss_scale, int batch, int classes) {
+    head_loss_backward_logits(float* head, float* text, const uint32* __restrict__ labels,
+                              const uint32* __restrict__ partners, const float* __restrict__ lambda,
+                              float head_scale, float text_scale, const float* __restrict__ loss_scale,
+                              int batch, int classes) {
   using namespace head_loss;
   int image = int(blockIdx.x) * GRADIENT_WARPS + int(threadIdx.x >> 5);
   if (image >= batch) return;
   float* row = (blockIdx.y == 0 ? head : text) + size_t(image) * classes;
   float scale = blockIdx.y == 0 ? head_scale : text_scale;
   if (loss_scale != nullptr) scale *= *loss_scale;
-  uint32 label = labels[image];
-  if (label >= uint32(classes)) scale = not_a_number();
+  Target target = target_of(labels, partners, lambda, image, batch);
+  if (!target.known(classes)) scale = not_a_number();
+  float own = scale * target.share, other = scale * (1.0f - target.share);
   int at;
   float best = largest(row, classes, &at);
   float factor = scale / exponentials(row, classes, best);
 #pragma unroll 4
   for (int c = threadIdx.x & 31; c < classes; c += 32) {
-    row[c] = expf(row[c] - best) * factor - (uint32(c) == label ? scale : 0.0f);
+    float wanted = (uint32(c) == target.first ? own : 0.0f) + (uint32(c) == target.second ? other : 0.0f);
+    row[c] = expf(row[c] - best) * factor - wanted;
   }
 }
 EXPORT_KERNEL(head_loss_backward_logits)

@@ -1,152 +1,11 @@
 //! The `engine` command on real files: whole runs, and every kind of bad input.
 
-use clip_engine::data::Split;
-use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
+mod common;
+
+use common::command::*;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use tempfile::TempDir;
-
-/// What a finished command left.
-struct Done {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-fn command(args: &[&str], cache: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_engine"));
-    // The CPU, also on machines with a GPU.
-    command.args(args).env("XDG_CACHE_HOME", cache).env("CUDA_VISIBLE_DEVICES", "").stdin(Stdio::null());
-    command
-}
-
-/// Runs the engine with caches below `cache`.
-fn engine(args: &[&str], cache: &Path) -> Done {
-    let output = command(args, cache).output().unwrap();
-    Done {
-        code: output.status.code().unwrap_or(-1),
-        out: String::from_utf8(output.stdout).unwrap(),
-        err: String::from_utf8(output.stderr).unwrap(),
-    }
-}
-
-/// Runs the engine and insists on success.
-fn succeed(args: &[&str], cache: &Path) -> Done {
-    let done = engine(args, cache);
-    assert_eq!(done.code, 0, "{args:?}\n{}{}", done.out, done.err);
-    done
-}
-
-/// Runs the engine and insists on one error line that contains every part of `expected`.
-fn fail(code: i32, args: &[&str], cache: &Path, expected: &[&str]) -> Done {
-    let done = engine(args, cache);
-    assert_eq!(done.code, code, "{args:?}\n{}{}", done.out, done.err);
-    let errors: Vec<&str> = done.err.lines().filter(|line| line.starts_with("error: ")).collect();
-    assert_eq!(errors.len(), 1, "{args:?}: one error line, found\n{}", done.err);
-    assert!(done.err.trim_end().ends_with(errors[0]), "nothing after the error line:\n{}", done.err);
-    for part in expected {
-        assert!(errors[0].contains(part), "{args:?}: {part:?} is not in\n{}", errors[0]);
-    }
-    assert!(!done.err.contains("panicked"), "{}", done.err);
-    done
-}
-
-fn demo_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/demo-clip")
-}
-
-/// A copy of the demo model that a test may damage.
-fn model_copy(to: &Path) -> PathBuf {
-    let dir = to.join("model");
-    std::fs::create_dir_all(&dir).unwrap();
-    for entry in std::fs::read_dir(demo_model()).unwrap() {
-        let entry = entry.unwrap();
-        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
-    }
-    dir
-}
-
-/// An image folder of drawn flowers: three classes, this many of each in train, val and test.
-fn flowers(to: &Path, counts: [usize; 3]) -> PathBuf {
-    let root = to.join("flowers");
-    let names = demo_class_names();
-    let mut written = std::collections::HashMap::new();
-    for image in demo_dataset(7).filter(|image| image.label < 3) {
-        let wanted = counts[Split::ALL.iter().position(|&s| s == image.split).unwrap()];
-        let count = written.entry((image.split, image.label)).or_insert(0usize);
-        if *count == wanted {
-            continue;
-        }
-        let dir = root.join(image.split.name()).join(names[image.label as usize].replace(' ', "_"));
-        std::fs::create_dir_all(&dir).unwrap();
-        let side = IMAGE_SIZE as u32;
-        let png = image::RgbImage::from_raw(side, side, image.pixels).unwrap();
-        png.save(dir.join(format!("{count:03}.png"))).unwrap();
-        *count += 1;
-    }
-    root
-}
-
-struct Place {
-    dir: TempDir,
-    data: String,
-    model: String,
-}
-
-impl Place {
-    fn new(counts: [usize; 3]) -> Place {
-        let dir = tempfile::tempdir().unwrap();
-        let data = flowers(dir.path(), counts).display().to_string();
-        Place { dir, data, model: demo_model().display().to_string() }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn at(&self, name: &str) -> String {
-        self.path().join(name).display().to_string()
-    }
-
-    fn class_dir(&self, split: &str) -> PathBuf {
-        Path::new(&self.data).join(split).join(demo_class_names()[1].replace(' ', "_"))
-    }
-
-    /// Arguments of a short run into `run`; `more` goes before the defaults of a test run.
-    fn train<'a>(&'a self, run: &'a str, more: &[&'a str]) -> Vec<&'a str> {
-        let mut args = vec!["train", "--data", &self.data, "--model", &self.model, "--output", run];
-        for [flag, value] in
-            [["--epochs", "3"], ["--batch-size", "5"], ["--lr-lora", "0.001"], ["--early-stop", "off"]]
-        {
-            if !more.contains(&flag) {
-                args.extend([flag, value]);
-            }
-        }
-        args.extend(more);
-        args
-    }
-}
-
-/// The lines of metrics.jsonl without what depends on the clock.
-fn metrics(run: &str) -> Vec<Value> {
-    let text = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).unwrap();
-    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines
-        .map(|mut line| {
-            line.as_object_mut().unwrap().remove("images_per_s");
-            line
-        })
-        .collect()
-}
-
-fn bytes(run: &str, file: &str) -> Vec<u8> {
-    std::fs::read(Path::new(run).join(file)).unwrap()
-}
-
-fn json(run: &str, file: &str) -> Value {
-    serde_json::from_slice(&bytes(run, file)).unwrap()
-}
 
 const TRAINED: [&str; 3] =
     ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "head.safetensors"];
@@ -177,7 +36,17 @@ fn a_run_on_photos_leaves_everything_it_promises() {
 
     // What was saved is what was tested.
     let eval = succeed(&["eval", "--run", &run, "--json"], place.path());
-    assert_eq!(serde_json::from_str::<Value>(&eval.out).unwrap(), summary["test"]);
+    let tested = serde_json::from_str::<Value>(&eval.out).unwrap();
+    for (name, value) in summary["test"].as_object().unwrap() {
+        assert_eq!(&tested[name], value, "{name}");
+    }
+    let evaluation = json(&run, "evaluation.json");
+    assert_eq!(tested["confusion"], evaluation["confusion"]);
+    let classes = tested["classes"].as_array().unwrap();
+    assert_eq!(classes.len(), evaluation["class_names"].as_array().unwrap().len());
+    let right: f64 = classes.iter().map(|class| class["right"].as_f64().unwrap()).sum();
+    let images: f64 = classes.iter().map(|class| class["images"].as_f64().unwrap()).sum();
+    assert_eq!(right / images, tested["top1"].as_f64().unwrap());
 
     // Adapters of all layers moved, B from zero; nothing frozen is stored.
     let adapter = bytes(&run, TRAINED[0]);

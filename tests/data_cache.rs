@@ -469,15 +469,40 @@ fn a_class_without_an_image_is_named() {
     cache.split(Split::Train).require_every_class().unwrap();
     cache.split(Split::Val).require_every_class().unwrap();
     // The only training photo of a class is left out.
-    truncate(&workspace.photos.path().join("train/rose/000_base_420_q95.jpg"));
-    let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
-    let message = cache.split(Split::Train).require_every_class().unwrap_err().to_string();
-    assert!(message.contains("\"rose\"") && message.contains("train split"), "{message}");
-    cache.split(Split::Val).require_every_class().unwrap();
+    for class in ["daisy", "rose"] {
+        let place = format!("train/{class}/000_base_420_q95.jpg");
+        truncate(&workspace.photos.path().join(&place));
+        let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
+        let message = cache.split(Split::Train).require_every_class().unwrap_err().to_string();
+        assert!(message.contains(&format!("{class:?}")) && message.contains("train split"), "{message}");
+        cache.split(Split::Val).require_every_class().unwrap();
+        workspace.add(&place, "base_420_q95.jpg");
+    }
     assert!(matches!(
         cache.split(Split::Test).require_every_class(),
         Err(DataError::NoImageOfClass { class, split: Split::Test }) if class == "daisy"
     ));
+}
+
+#[test]
+fn a_class_may_be_missing_from_val_and_test_where_the_split_is_by_seed() {
+    let (photos, caches) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for (class, count) in [("aster", 3), ("daisy", 1), ("rose", 2)] {
+        std::fs::create_dir(photos.path().join(class)).unwrap();
+        for i in 0..count {
+            std::fs::copy(photo("rgb.png"), photos.path().join(class).join(format!("{i}.png"))).unwrap();
+        }
+    }
+    let source = Source::open(photos.path(), 1).unwrap();
+    let (preprocess, options) = (Preprocess::clip(SIDE), CacheOptions::default());
+    let cache =
+        Cache::open_or_build(&source, &preprocess, DType::U8, caches.path(), &options, &Silent).unwrap();
+    let labels = Split::ALL.map(|split| cache.split(split).labels());
+    assert_eq!(labels, [&[0, 1, 2][..], &[0, 2], &[0]]);
+    assert_eq!(cache.class_names().len(), 3);
+    cache.split(Split::Train).require_every_class().unwrap();
+    let missing = |split| cache.split(split).require_every_class().unwrap_err().to_string();
+    assert!(missing(Split::Val).contains("\"daisy\"") && missing(Split::Test).contains("\"daisy\""));
 }
 
 #[test]

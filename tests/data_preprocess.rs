@@ -149,3 +149,42 @@ fn an_upright_photo_and_a_square_resize_keep_their_whole() {
     assert_eq!(square, resize_window(&image, &window));
     assert_ne!(square, Preprocess::clip(32).resize_crop(&image));
 }
+
+#[test]
+fn enlarged_settings_differ_in_the_size_alone() {
+    let means = r#""image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]"#;
+    for (size, resize, larger) in [
+        (r#"{"shortest_edge": 36}"#, Resize::ShortSide(36), Resize::ShortSide(40)),
+        (r#"{"height": 36, "width": 36}"#, Resize::Square(36), Resize::Square(40)),
+    ] {
+        let config = format!(r#"{{"size": {size}, "crop_size": 32, {means}}}"#);
+        let preprocess = load("preprocessor_config.json", &config, 32).unwrap();
+        assert_eq!(preprocess.resize(), resize);
+        let enlarged = preprocess.enlarged(40).unwrap();
+        assert_eq!((enlarged.image_size(), enlarged.resize()), (40, larger));
+        assert_eq!((enlarged.mean(), enlarged.std()), (preprocess.mean(), preprocess.std()));
+        assert_eq!(preprocess.enlarged(32).unwrap().image_size(), 32);
+        for side in [0, 31, 4097, usize::MAX] {
+            let message = preprocess.enlarged(side).unwrap_err().to_string();
+            assert!(
+                message.contains(&format!("{side} pixels")) && message.contains("32 to 4096"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_pixel_value_comes_back_from_its_normalised_one() {
+    let preprocess = Preprocess::clip(16);
+    // All values, in another order in each channel.
+    let pixels: Vec<u8> = (0..=255).flat_map(|v: u8| [v, 255 - v, v.wrapping_mul(7)]).collect();
+    let mut values = vec![0.0; pixels.len()];
+    preprocess.normalise(&pixels, &mut values);
+    assert_eq!(preprocess.denormalise(&values), pixels);
+    for value in &mut values {
+        *value = half::f16::from_f32(*value).to_f32();
+    }
+    assert_eq!(preprocess.denormalise(&values), pixels);
+    assert_eq!(preprocess.denormalise(&[-9.0, 9.0, 0.0]), [0, 255, 104], "what no pixel gives is clamped");
+}

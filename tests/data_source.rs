@@ -2,7 +2,7 @@
 
 mod common;
 
-use clip_engine::data::{DataError, Source, SourceKind, Split};
+use clip_engine::data::{DataError, Item, Source, SourceKind, Split};
 use common::{flowers, photo, write_mat};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,6 +81,15 @@ fn splits_with_other_classes_are_refused() {
     failure(dir.path(), &["\"c\"", "in val", "train"]);
     touch(dir.path(), &["train/c/1.jpg", "test/a/1.jpg", "test/b/1.jpg"]);
     failure(dir.path(), &["\"c\"", "in train", "test"]);
+    // A folder without photos is no class either, in whichever split.
+    for split in ["test", "val", "train"] {
+        let copy = tempfile::tempdir().unwrap();
+        for part in ["train", "val", "test"] {
+            let name = if part == split { "notes.txt" } else { "1.jpg" };
+            touch(copy.path(), &[&format!("{part}/a/1.jpg"), &format!("{part}/c/{name}")]);
+        }
+        failure(copy.path(), &[&format!("{split}/c"), "without images"]);
+    }
 }
 
 #[test]
@@ -128,6 +137,22 @@ fn a_folder_of_classes_is_split_by_seed_and_by_names_only() {
 }
 
 #[test]
+fn one_split_alone_keeps_its_photos_and_the_names_of_all_classes() {
+    let dir = tempfile::tempdir().unwrap();
+    flowers(dir.path(), true);
+    let source = Source::open(dir.path(), 0).unwrap();
+    for split in Split::ALL {
+        let only = source.only(split);
+        for other in Split::ALL {
+            let expected: &[Item] = if other == split { source.split(split) } else { &[] };
+            assert_eq!(only.split(other), expected);
+        }
+        assert_eq!((only.kind, &only.root), (source.kind, &source.root));
+        assert_eq!(only.class_names, source.class_names);
+    }
+}
+
+#[test]
 fn flowers_102_is_read_in_both_places_and_all_element_types() {
     for (inner, uint8) in [("flowers-102", true), ("", false)] {
         let dir = tempfile::tempdir().unwrap();
@@ -140,7 +165,7 @@ fn flowers_102_is_read_in_both_places_and_all_element_types() {
             ("pink primrose", "blackberry lily")
         );
         let numbers = |split| -> Vec<(String, u32)> {
-            let items: &[clip_engine::data::Item] = source.split(split);
+            let items: &[Item] = source.split(split);
             items
                 .iter()
                 .map(|i| (i.path.file_name().unwrap().to_string_lossy().into_owned(), i.label))

@@ -1,13 +1,14 @@
-//! The kernels of layer norm, activation, embedding, L2 norm, head and loss and AdamW on the host twin,
-//! against the CPU forms; and what the CPU forms do not tell: indices out of range, blocks in any order,
-//! recorded steps.
+//! The kernels of layer norm, activation, crops, embedding, prompts, L2 norm, mixing, head and loss, triplets and
+//! AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
+//! blocks in any order, recorded steps.
 #![cfg(target_os = "linux")]
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, LossScaling, LossWeights, Result, Stat, Targets,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, LayerNorm, LossScaling, LossWeights, Mix,
+    PatchEmbedding, Result, Stat, Targets,
 };
 use clip_engine::check::device::{Scope, check_small};
 use clip_engine::tensor::{DType, Element, Shape, Tensor};
@@ -96,6 +97,135 @@ fn a_row_out_of_range_gives_nan_and_changes_nothing() {
     }
 }
 
+fn mix(cuda: &Cuda, partner: &[u32], lambda: &[f32]) -> Mix<Cuda> {
+    let n = partner.len();
+    let mut inverse = vec![u32::MAX; n];
+    for (i, &k) in partner.iter().enumerate() {
+        // What is out of range has no row to be found from; the kernels must bear both.
+        if let Some(place) = inverse.get_mut(k as usize) {
+            *place = i as u32;
+        }
+    }
+    Mix {
+        partner: upload(cuda, [n], partner),
+        inverse: upload(cuda, [n], &inverse),
+        lambda: upload(cuda, [n], lambda),
+    }
+}
+
+#[test]
+fn rows_mixed_with_none_out_of_range_give_nan() {
+    for width in [8, 5] {
+        let (_, cuda) = twin(DType::F32, 90);
+        let x = noise(3 * width, 1);
+        // Row 1 is nobody's partner.
+        let mix = mix(&cuda, &[2, 3, 0], &[0.25, 0.5, 1.0]);
+        let source = upload(&cuda, [3, width], &x);
+        let mut y = cuda.empty([3, width], DType::F32).unwrap();
+        cuda.mix_rows(&source, &mix, &mut y).unwrap();
+        let found = numbers(&cuda, &y);
+        for column in 0..width {
+            let (a, c) = (x[column], x[2 * width + column]);
+            approx::assert_abs_diff_eq!(found[column], 0.25 * a + 0.75 * c, epsilon = 1e-6);
+            assert!(found[width + column].is_nan());
+            assert_eq!(found[2 * width + column], c, "all of it is its own");
+        }
+
+        cuda.mix_rows_backward(&source, &mix, &mut y).unwrap();
+        let found = numbers(&cuda, &y);
+        for column in 0..width {
+            let (a, c) = (x[column], x[2 * width + column]);
+            assert_eq!(found[column], 0.25 * a, "nothing of the row that has it as its partner");
+            assert!(found[width + column].is_nan());
+            approx::assert_abs_diff_eq!(found[2 * width + column], c + 0.75 * a, epsilon = 1e-6);
+        }
+    }
+}
+
+/// Two images of 689 pixels a side in patches of 53: rows so long that a block takes fewer than usual, of
+/// which the last block's are fewer still.
+struct Images {
+    pixels: Tensor,
+    patch: usize,
+}
+
+impl Images {
+    fn of_levels() -> Self {
+        let side = 689;
+        let levels: Vec<u8> = (0..2 * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
+        Images { pixels: Tensor::from_slice([2, side, side, 3], &levels).unwrap(), patch: 53 }
+    }
+
+    fn of_numbers(side: usize, patch: usize) -> Self {
+        let numbers = noise(2 * 3 * side * side, 1);
+        Images { pixels: Tensor::from_slice([2, 3, side, side], &numbers).unwrap(), patch }
+    }
+
+    /// The patches that a backend makes of them.
+    fn patches<B: Backend>(&self, backend: &B, mix: Option<&Mix<B>>) -> Vec<f32> {
+        let dims = self.pixels.shape().dims().to_vec();
+        let (count, inputs) = ((dims[2] / self.patch).pow(2), 3 * self.patch * self.patch);
+        let zeros = |shape: &[usize]| match *shape {
+            [n] => backend.zeros([n], DType::F32).unwrap(),
+            [m, n] => backend.zeros([m, n], DType::F32).unwrap(),
+            [b, m, n] => backend.zeros([b, m, n], DType::F32).unwrap(),
+            _ => unreachable!("three dimensions at the most"),
+        };
+        let embedding = PatchEmbedding {
+            weight: zeros(&[4, inputs]),
+            class: zeros(&[4]),
+            position: zeros(&[count + 1, 4]),
+            norm: LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 },
+            patch: self.patch,
+            mean: [0.48, 0.46, 0.41],
+            std: [0.27, 0.26, 0.28],
+        };
+        let pixels = backend.upload(self.pixels.view(), self.pixels.dtype()).unwrap();
+        let mut patches = zeros(&[2, count, inputs]);
+        let (mut products, mut x) = (zeros(&[2, count, 4]), zeros(&[2, count + 1, 4]));
+        backend.patch_embed(&pixels, mix, &embedding, &mut patches, &mut products, &mut x).unwrap();
+        backend.download(&patches).unwrap().typed::<f32>().unwrap().to_vec()
+    }
+}
+
+#[test]
+fn images_with_long_rows_are_mixed() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let (partner, lambda) = ([1u32, 0], [0.3f32, 0.9]);
+    let [indices, lambdas] =
+        [Tensor::from_slice([2], &partner).unwrap(), Tensor::from_slice([2], &lambda).unwrap()];
+    let on_host = Mix { partner: indices.clone(), inverse: indices, lambda: lambdas };
+    let images = Images::of_levels();
+    let expected = images.patches(&Cpu::<f32>::new(), Some(&on_host));
+    let found = images.patches(&cuda, Some(&mix(&cuda, &partner, &lambda)));
+    assert!(found == expected, "the same arithmetic gives the same numbers");
+}
+
+#[test]
+fn images_mixed_with_nothing_are_themselves() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for images in [Images::of_levels(), Images::of_numbers(8, 4), Images::of_numbers(7, 3)] {
+        let plain = images.patches(&cuda, None);
+        let (first, second) = plain.split_at(plain.len() / 2);
+        let own = images.patches(&cuda, Some(&mix(&cuda, &[1, 0], &[1.0, 1.0])));
+        assert!(own == plain);
+        let partners = images.patches(&cuda, Some(&mix(&cuda, &[1, 0], &[0.0, 0.0])));
+        assert!(partners == [second, first].concat());
+    }
+}
+
+#[test]
+fn an_image_mixed_with_one_out_of_range_gives_nan() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for images in [Images::of_levels(), Images::of_numbers(8, 4), Images::of_numbers(7, 3)] {
+        let plain = images.patches(&cuda, None);
+        let found = images.patches(&cuda, Some(&mix(&cuda, &[0, 2], &[0.5, 1.0])));
+        let (first, second) = found.split_at(found.len() / 2);
+        assert!(second.iter().all(|v| v.is_nan()));
+        assert!(first == &plain[..first.len()], "two halves of the same are the whole");
+    }
+}
+
 /// A batch with its classifier, and what a step computes from them.
 struct Head {
     f: CudaTensor,
@@ -103,6 +233,7 @@ struct Head {
     bias: CudaTensor,
     text: CudaTensor,
     labels: CudaTensor,
+    mix: Option<Mix<Cuda>>,
     logits: [CudaTensor; 2],
     stats: CudaTensor,
     gradients: [CudaTensor; 3],
@@ -126,6 +257,7 @@ impl Head {
             bias: upload(cuda, [c], &noise(c, 3)),
             text: upload(cuda, [c, e], &noise(c * e, 4)),
             labels: upload(cuda, [b], labels),
+            mix: None,
             logits: [empty(&[b, c]), empty(&[b, c])],
             stats: cuda.zeros([Stat::COUNT], DType::F32).unwrap(),
             gradients: [empty(&[c, e]), empty(&[c]), empty(&[b, e])],
@@ -134,10 +266,10 @@ impl Head {
 
     /// Forward and backward; all numbers that come out.
     fn run(&mut self, cuda: &Cuda) -> [Vec<f32>; 6] {
-        let Head { f, weight, bias, text, labels, logits, stats, gradients } = self;
+        let Head { f, weight, bias, text, labels, mix, logits, stats, gradients } = self;
         let classifier = Classifier { weight, bias, text, text_scale: 2.0 };
         let [head, text] = logits;
-        let targets = Targets { labels, mix: None };
+        let targets = Targets { labels, mix: mix.as_ref() };
         cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
         let [dw, db, df] = gradients;
         let weights = LossWeights { head: 1.0, text: 0.3 };
@@ -160,6 +292,57 @@ fn a_label_that_is_no_class_gives_nan() {
     }
 }
 
+/// Each image with the next but one, and the permutation's labels.
+fn next_but_one(labels: &[u32]) -> (Vec<u32>, Vec<u32>) {
+    let partner: Vec<u32> = (0..labels.len()).map(|i| ((i + 2) % labels.len()) as u32).collect();
+    let theirs = partner.iter().map(|&k| labels[k as usize]).collect();
+    (partner, theirs)
+}
+
+#[test]
+fn a_share_of_one_or_nothing_is_one_label() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let labels: Vec<u32> = (0..Head::BATCH as u32).map(|i| i * 4).collect();
+    let (partner, theirs) = next_but_one(&labels);
+    for (lambda, same) in [(1.0, &labels), (0.0, &theirs)] {
+        let plain = Head::new(&cuda, same).run(&cuda).map(|values| bits(&values));
+        let mix = Some(mix(&cuda, &partner, &[lambda; Head::BATCH]));
+        let mixed = Head { mix, ..Head::new(&cuda, &labels) }.run(&cuda).map(|values| bits(&values));
+        assert_eq!(plain, mixed, "λ = {lambda}");
+    }
+}
+
+#[test]
+fn two_images_of_one_class_share_nothing() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let plain = Head::new(&cuda, &[7; Head::BATCH]).run(&cuda);
+    let lambda: Vec<f32> = (0..Head::BATCH).map(|i| i as f32 / 10.0).collect();
+    let mix = Some(mix(&cuda, &next_but_one(&[7; Head::BATCH]).0, &lambda));
+    let mixed = Head { mix, ..Head::new(&cuda, &[7; Head::BATCH]) }.run(&cuda);
+    for (plain, mixed) in plain.iter().zip(&mixed) {
+        for (&plain, &mixed) in plain.iter().zip(mixed) {
+            approx::assert_relative_eq!(plain, mixed, max_relative = 1e-5, epsilon = 1e-7);
+        }
+    }
+    let counts = Stat::Correct as usize..=Stat::TextCorrect as usize;
+    assert_eq!(plain[0][counts.clone()], mixed[0][counts], "shares of one class are the whole image");
+}
+
+#[test]
+fn a_partner_that_is_no_image_gives_nan() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let mut partner: Vec<u32> = (0..Head::BATCH as u32).rev().collect();
+    partner[6] = Head::BATCH as u32;
+    let mix = Some(mix(&cuda, &partner, &[1.0; Head::BATCH]));
+    let [stats, d_head, d_text, ..] = Head { mix, ..Head::new(&cuda, &[1; Head::BATCH]) }.run(&cuda);
+    assert!(stats[Stat::LossHead as usize].is_nan() && stats[Stat::LossText as usize].is_nan());
+    for gradient in [d_head, d_text] {
+        for (image, row) in gradient.chunks(Head::CLASSES).enumerate() {
+            assert!(row.iter().all(|v| v.is_nan() == (image == 6)), "image {image}");
+        }
+    }
+}
+
 #[test]
 fn the_order_of_the_blocks_changes_no_bit() {
     let (twin, cuda) = twin(DType::F16, 90);
@@ -168,8 +351,12 @@ fn the_order_of_the_blocks_changes_no_bit() {
     for order in [BlockOrder::Ascending, BlockOrder::Descending, BlockOrder::Shuffled(7)] {
         twin.set_block_order(order);
         let head = Head::new(&cuda, &labels).run(&cuda);
+        let mix = Some(mix(&cuda, &next_but_one(&labels).0, &[0.7; Head::BATCH]));
+        let mixed = Head { mix, ..Head::new(&cuda, &labels) }.run(&cuda);
         let adamw = Adamw::new(&cuda, Some(LossScaling::default())).run(&cuda, 3).state(&cuda);
-        let found: Vec<_> = head.iter().chain(&adamw).map(|values| bits(values)).collect();
+        let triplet = triplet_of(&cuda, &noise(40 * 9, 1), &labels.repeat(4)[..40], 9);
+        let all = head.iter().chain(&mixed).chain(&adamw).chain(&triplet);
+        let found: Vec<_> = all.map(|values| bits(values)).collect();
         assert_eq!(*first.get_or_insert(found.clone()), found, "{order:?}");
     }
 }
@@ -237,7 +424,7 @@ impl Adamw {
 fn adamw_without_tensors_counts_the_step() {
     let (_, cuda) = twin(DType::F32, 90);
     let adamw = Adamw { tensors: Vec::new(), ..Adamw::new(&cuda, None) }.run(&cuda, 2);
-    assert_eq!(adamw.state(&cuda), [vec![2.0, 1.0, 0.0], vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]]);
+    assert_eq!(adamw.state(&cuda), [vec![2.0, 1.0, 0.0], vec![0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]]);
 }
 
 #[test]
@@ -298,4 +485,102 @@ fn a_recording_refuses_tensors_it_has_not_met() {
     let mut adamw = Adamw::new(&cuda, None);
     let Err(error) = cuda.record(|| adamw.step(&cuda)) else { panic!("the table cannot be uploaded") };
     assert!(error.to_string().contains("record"), "{error}");
+}
+
+/// Features, classes and what `triplet` and its backward form leave.
+fn triplet_of<B: Backend>(b: &B, f: &[f32], labels: &[u32], width: usize) -> [Vec<f32>; 3] {
+    let batch = labels.len();
+    let upload = |tensor: Tensor| b.upload(tensor.view(), tensor.dtype()).unwrap();
+    let f = upload(Tensor::from_slice([batch, width], f).unwrap());
+    let labels = upload(Tensor::from_slice([batch], labels).unwrap());
+    let mut pairs = b.zeros([batch, 2], DType::U32).unwrap();
+    let (mut distances, mut stats) =
+        (b.zeros([batch, 2], DType::F32).unwrap(), b.zeros([Stat::COUNT], DType::F32).unwrap());
+    b.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats).unwrap();
+    let mut df = b.zeros([batch, width], DType::F32).unwrap();
+    b.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df).unwrap();
+    [stats, distances, df].map(|t| b.download(&t).unwrap().typed::<f32>().unwrap().to_vec())
+}
+
+#[test]
+fn a_feature_that_is_nan_makes_the_triplet_loss_nan() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for (batch, width) in [(40, 8), (5, 3)] {
+        let labels: Vec<u32> = (0..batch as u32).map(|i| i / 2).collect();
+        let mut f = noise(batch * width, 1);
+        f[width + 2] = f32::NAN;
+        let [device, host] =
+            [triplet_of(&cuda, &f, &labels, width), triplet_of(&Cpu::<f32>::new(), &f, &labels, width)];
+        for [stats, distances, df] in [&device, &host] {
+            assert!(stats[Stat::LossTriplet as usize].is_nan());
+            // As the one positive of image 0, and as a negative of image 2.
+            assert!(distances[0].is_nan() && distances[5].is_nan());
+            assert!(df[..width].iter().any(|v| v.is_nan()), "image 0 is pulled towards it");
+        }
+        let nans = |values: &[f32]| values.iter().map(|v| v.is_nan()).collect::<Vec<_>>();
+        assert!(device.iter().zip(&host).all(|(device, host)| nans(device) == nans(host)));
+    }
+}
+
+#[test]
+fn a_triplet_out_of_range_gives_nan_where_it_belongs() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for (batch, width) in [(35, 8), (3, 5)] {
+        let f = upload(&cuda, [batch, width], &noise(batch * width, 1));
+        let mut pairs = vec![u32::MAX; 2 * batch];
+        pairs[2..4].copy_from_slice(&[0, batch as u32]);
+        let pairs = upload(&cuda, [batch, 2], &pairs);
+        let distances = upload(&cuda, [batch, 2], &vec![0.5f32; 2 * batch]);
+        let mut df = upload(&cuda, [batch, width], &vec![1.0f32; batch * width]);
+        cuda.triplet_backward(&f, &pairs, &distances, 1.0, None, &mut df).unwrap();
+        let df = numbers(&cuda, &df);
+        for (image, row) in df.chunks(width).enumerate() {
+            assert!(row.iter().all(|v| v.is_nan() == (image == 1)), "image {image}");
+            assert!(row.iter().all(|&v| (v == 1.0) == (image > 1)), "image {image}");
+        }
+    }
+}
+
+#[test]
+fn a_crop_outside_its_image_is_moved_and_cut() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let (height, width, side) = (9u32, 12u32, 7);
+    let levels: Vec<u8> =
+        noise((2 * height * width * 3) as usize, 1).iter().map(|v| (128.0 + v * 127.0) as u8).collect();
+    let images = upload(&cuda, [2, height as usize, width as usize, 3], &levels);
+    let crop = |crop: [u32; 5]| {
+        // The first image's crop stays, to see that they are kept apart.
+        let crops = upload(&cuda, [2, 5], &[[1, 2, 3, 4, 0], crop].concat());
+        let mut y = cuda.zeros([2, side, side, 3], DType::U8).unwrap();
+        cuda.crop_resize(&images, &crops, &mut y).unwrap();
+        cuda.download(&y).unwrap().typed::<u8>().unwrap().to_vec()
+    };
+    let all = u32::MAX;
+    for (wild, moved) in [
+        ([all, all, 4, 5, 1], [5, 7, 4, 5, 1]),
+        ([3, 2, all, all, 0], [0, 0, height, width, 0]),
+        ([2, 3, 0, 0, 1], [2, 3, 1, 1, 1]),
+        ([8, 0, 2, 12, 0], [7, 0, 2, 12, 0]),
+        ([all, all, all, all, all], [0, 0, height, width, 1]),
+    ] {
+        assert_eq!(crop(wild), crop(moved), "{wild:?}");
+    }
+}
+
+#[test]
+fn prompts_that_do_not_fit_are_refused() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let zeros = |shape: [usize; 3]| cuda.zeros(shape, DType::F32).unwrap();
+    let prompts = zeros([2, 3, 8]);
+    let refused = |layer: usize, x: [usize; 3], y: [usize; 3]| {
+        let found = cuda.insert_prompts(&zeros(x), &prompts, layer, &mut zeros(y));
+        assert!(found.unwrap_err().to_string().contains("insert_prompts"), "{layer}, {x:?}, {y:?}");
+    };
+    refused(2, [2, 4, 8], [2, 7, 8]);
+    refused(0, [2, 4, 8], [2, 6, 8]);
+    refused(0, [1, 4, 8], [2, 7, 8]);
+    refused(0, [2, 4, 4], [2, 7, 4]);
+    refused(0, [2, 0, 8], [2, 3, 8]);
+    assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 3, 8])).is_err(), "no class token");
+    assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 4, 8])).is_ok());
 }

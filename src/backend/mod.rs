@@ -400,8 +400,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Random resized crops: y\[b\] = the rectangle `crops`\[b\] of `images`\[b\], resized by an antialiased
     /// bicubic filter (a = −0.5, as Pillow's; the support grows with the reduction, taps end at the
-    /// rectangle) and mirrored where asked. `images` u8 \[B, H, W, 3\]; `crops` u32 \[B, 5\]: top, left, height,
-    /// width (at least 1, inside the image), 1 for mirrored; `y` u8 \[B, S, S, 3\], rounded to nearest.
+    /// rectangle) and mirrored where asked. `images` u8 \[B, H, W, 3\]; `crops` u32 \[B, 5\]: top, left,
+    /// height, width (at least 1, inside the image), 1 for mirrored; `y` u8 \[B, S, S, 3\], rounded to
+    /// nearest, once (Pillow also rounds between its passes). A crop that is not inside the image is an error
+    /// where the host sees it; a device moves and cuts it until it is.
     fn crop_resize(&self, images: &Self::Tensor, crops: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
 
     /// x = layer norm of (\[class; patches·Wᵀ\] + position).
@@ -531,7 +533,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// Adds Σ over the batch of the prompts' rows of `dy` to `d_prompts`\[layer\]; dx = the other rows, where
-    /// it is wanted. The batch is added up in order.
+    /// it is wanted.
     fn insert_prompts_backward(
         &self,
         dy: &Self::Tensor,
@@ -574,10 +576,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn mix_rows_backward(&self, dy: &Self::Tensor, mix: &Mix<Self>, dx: &mut Self::Tensor) -> Result<()>;
 
     /// Batch-hard triplet loss (Hermans et al. 2017): mean over the anchors i of max(0, d(i, p) − d(i, n) +
-    /// margin), d(i, j) = √max(|fᵢ − fⱼ|², 1e-12), p the farthest other image of the same class, n the nearest
-    /// of another (the first of equals); an anchor that lacks either counts as 0. `pairs` u32 \[B, 2\] keeps p and
-    /// n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] theirs, 0 there. The mean goes to
-    /// [`Stat::LossTriplet`] of `stats`. All but the pairs in the master type.
+    /// margin), d(i, j) = √max(|fᵢ − fⱼ|², 1e-12), p the farthest other image of the same class, n the
+    /// nearest of another (the first of equals); an anchor that lacks either counts as 0. `pairs` u32 \[B,
+    /// 2\] keeps p and n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] theirs, 0 there.
+    /// The mean goes to [`Stat::LossTriplet`] of `stats`. A distance that is not a number counts as the
+    /// farthest and the nearest, so that the loss is none either. All but the pairs in the master type.
     #[allow(clippy::too_many_arguments)]
     fn triplet(
         &self,

@@ -4,7 +4,8 @@ use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, PatchEmbedding, Result, Stat,
+    Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Result,
+    Stat,
 };
 use crate::check::difference::normal;
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
@@ -66,14 +67,29 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
         }
         b.attention_one_row(visit)?;
     }
+    if wanted("crop_resize") {
+        b.crop_resize(visit)?;
+    }
     if wanted("patch_embed") {
         b.patch_embed(visit)?;
+    }
+    if wanted("insert_prompts") {
+        b.insert_prompts(visit)?;
+    }
+    if wanted("replace_prompts") {
+        b.replace_prompts(visit)?;
     }
     if wanted("l2_norm") {
         b.l2_norm(visit)?;
     }
+    if wanted("mix_rows") {
+        b.mix_rows(visit)?;
+    }
     if wanted("head_loss") {
         b.head_loss(visit)?;
+    }
+    if wanted("triplet") {
+        b.triplet(visit)?;
     }
     if wanted("adamw") {
         b.adamw(visit)?;
@@ -105,6 +121,9 @@ pub fn square_product<B: Backend>(backend: &B, n: usize, visit: &mut Visit<'_>) 
     let b = Bench { backend, sizes: &sizes, real: backend.compute_dtype() };
     b.linear(n, n, visit)
 }
+
+/// Prompts of a layer.
+const PROMPTS: usize = 16;
 
 struct Bench<'a, B: Backend> {
     backend: &'a B,
@@ -294,14 +313,83 @@ impl<B: Backend> Bench<'_, B> {
         visit(Op { name: "attention", at, flop, bytes, run })
     }
 
+    /// u8 images without a pattern.
+    fn levels(&self, [batch, side]: [usize; 2]) -> Result<B::Tensor> {
+        let levels: Vec<u8> =
+            (0..batch * side * side * 3).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
+        self.backend.upload(Tensor::from_slice([batch, side, side, 3], &levels)?.view(), DType::U8)
+    }
+
+    /// From images of 256 px to 224, say: crops of nine tenths by three quarters of them, half mirrored.
+    fn crop_resize(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let Sizes { batch, side, .. } = *self.sizes;
+        let source = side * 8 / 7;
+        let (height, width) = (source * 9 / 10, source * 3 / 4);
+        let images = self.levels([batch, source])?;
+        let crops: Vec<u32> = (0..batch)
+            .flat_map(|i| [i % (source - height + 1), i % (source - width + 1), height, width, i % 2])
+            .map(|field| field as u32)
+            .collect();
+        let crops = self.backend.upload(Tensor::from_slice([batch, 5], &crops)?.view(), DType::U32)?;
+        let mut y = self.backend.empty([batch, side, side, 3], DType::U8)?;
+        let at = format!("{batch} of {source} px to {side}");
+        let bytes = (batch * 3 * (height * width + side * side)) as f64;
+        let run = Box::new(|| self.backend.crop_resize(&images, &crops, &mut y));
+        visit(Op { name: "crop_resize", at, flop: 0.0, bytes, run })
+    }
+
+    fn insert_prompts(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let Sizes { batch, tokens, width, .. } = *self.sizes;
+        let (prompts, mut d_prompts) =
+            (self.master([1, PROMPTS, width], 0.02)?, self.master([1, PROMPTS, width], 0.0)?);
+        let (x, mut y) =
+            (self.random([batch, tokens, width])?, self.empty([batch, tokens + PROMPTS, width])?);
+        let bytes = self.bytes(batch * (2 * tokens + PROMPTS) * width);
+        let at = format!("{batch}x{tokens}x{width} and {PROMPTS}");
+        let run = Box::new(|| self.backend.insert_prompts(&x, &prompts, 0, &mut y));
+        visit(Op { name: "insert_prompts", at: at.clone(), flop: 0.0, bytes, run })?;
+        let (dy, mut dx) =
+            (self.random([batch, tokens + PROMPTS, width])?, self.empty([batch, tokens, width])?);
+        let run = Box::new(|| self.backend.insert_prompts_backward(&dy, 0, &mut d_prompts, Some(&mut dx)));
+        visit(Op { name: "insert_prompts_backward", at, flop: 0.0, bytes, run })
+    }
+
+    fn replace_prompts(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let Sizes { batch, tokens, width, .. } = *self.sizes;
+        let (prompts, mut d_prompts) =
+            (self.master([1, PROMPTS, width], 0.02)?, self.master([1, PROMPTS, width], 0.0)?);
+        let mut x = self.random([batch, tokens + PROMPTS, width])?;
+        let bytes = self.bytes(batch * PROMPTS * width);
+        let at = format!("{batch}x{}x{width}, {PROMPTS} of them", tokens + PROMPTS);
+        let run = Box::new(|| self.backend.replace_prompts(&prompts, 0, &mut x));
+        visit(Op { name: "replace_prompts", at: at.clone(), flop: 0.0, bytes, run })?;
+        let mut d = self.random([batch, tokens + PROMPTS, width])?;
+        let run = Box::new(|| self.backend.replace_prompts_backward(&mut d, 0, &mut d_prompts));
+        visit(Op { name: "replace_prompts_backward", at, flop: 0.0, bytes: 2.0 * bytes, run })
+    }
+
+    fn triplet(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let (n, e) = (self.sizes.batch, self.sizes.features);
+        let f = self.master([n, e], 1.0 / (e as f64).sqrt())?;
+        // Four images of each class.
+        let labels: Vec<u32> = (0..n as u32).map(|i| i / 4).collect();
+        let labels = self.backend.upload(Tensor::from_slice([n], &labels)?.view(), DType::U32)?;
+        let mut pairs = self.backend.zeros([n, 2], DType::U32)?;
+        let (mut distances, mut stats) = (self.master([n, 2], 0.0)?, self.master([Stat::COUNT], 0.0)?);
+        let (flop, bytes) = (3.0 * (n * n * e) as f64, 4.0 * (n * e) as f64);
+        let at = format!("{n}x{e}");
+        let run = Box::new(|| self.backend.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats));
+        visit(Op { name: "triplet", at: at.clone(), flop, bytes, run })?;
+        let mut df = self.master([n, e], 0.0)?;
+        let run = Box::new(|| self.backend.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df));
+        visit(Op { name: "triplet_backward", at, flop: 12.0 * (n * e) as f64, bytes: 3.0 * bytes, run })
+    }
+
     fn patch_embed(&self, visit: &mut Visit<'_>) -> Result<()> {
         let Sizes { batch, side, patch, width: d, .. } = *self.sizes;
         let count = (side / patch).pow(2);
         let inputs = 3 * patch * patch;
-        let levels: Vec<u8> =
-            (0..batch * side * side * 3).map(|i| (i.wrapping_mul(2654435761) >> 13) as u8).collect();
-        let pixels = Tensor::from_slice([batch, side, side, 3], &levels)?;
-        let pixels = self.backend.upload(pixels.view(), DType::U8)?;
+        let pixels = self.levels([batch, side])?;
         let embedding = PatchEmbedding {
             weight: self.numbers([d, inputs], self.real, 0.0, 1.0 / (inputs as f64).sqrt())?,
             class: self.master([d], 1.0)?,
@@ -315,12 +403,39 @@ impl<B: Backend> Bench<'_, B> {
         let mut products = self.empty([batch, count, d])?;
         let mut x = self.empty([batch, count + 1, d])?;
         let flop = 2.0 * (batch * count * inputs * d) as f64;
-        let bytes = levels.len() as f64 + self.bytes(d * inputs + batch * (count + 1) * d);
+        let bytes = (batch * side * side * 3) as f64 + self.bytes(d * inputs + batch * (count + 1) * d);
         let at = format!("{batch} of {side} px in patches of {patch}");
         let run = Box::new(|| {
             self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
         });
-        visit(Op { name: "patch_embed", at, flop, bytes, run })
+        visit(Op { name: "patch_embed", at: at.clone(), flop, bytes, run })?;
+        let mix = self.mix()?;
+        let run = Box::new(|| {
+            self.backend.patch_embed(&pixels, Some(&mix), &embedding, &mut patches, &mut products, &mut x)
+        });
+        visit(Op { name: "patch_embed, mixed", at, flop, bytes, run })
+    }
+
+    /// Each image with the next.
+    fn mix(&self) -> Result<Mix<B>> {
+        let n = self.sizes.batch;
+        let indices = |from: usize| -> Result<B::Tensor> {
+            let indices: Vec<u32> = (0..n).map(|i| ((i + from) % n) as u32).collect();
+            self.backend.upload(Tensor::from_slice([n], &indices)?.view(), DType::U32)
+        };
+        let lambda = self.numbers([n], self.backend.master_dtype(), 0.5, 0.1)?;
+        Ok(Mix { partner: indices(1)?, inverse: indices(n - 1)?, lambda })
+    }
+
+    fn mix_rows(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let shape = [self.sizes.batch, self.sizes.features];
+        let (mix, x, mut y) = (self.mix()?, self.master(shape, 1.0)?, self.master(shape, 0.0)?);
+        let bytes = 8.0 * (self.sizes.batch * self.sizes.features) as f64;
+        let at = format!("{}x{}", shape[0], shape[1]);
+        let run = Box::new(|| self.backend.mix_rows(&x, &mix, &mut y));
+        visit(Op { name: "mix_rows", at: at.clone(), flop: 0.0, bytes, run })?;
+        let run = Box::new(|| self.backend.mix_rows_backward(&x, &mix, &mut y));
+        visit(Op { name: "mix_rows_backward", at, flop: 0.0, bytes, run })
     }
 
     fn l2_norm(&self, visit: &mut Visit<'_>) -> Result<()> {
@@ -354,37 +469,30 @@ impl<B: Backend> Bench<'_, B> {
         let flop = 4.0 * (n * e * classes) as f64;
         let bytes = 4.0 * (n * e + 2 * classes * e + 2 * n * classes) as f64;
         let at = format!("{n} of {classes} classes, width {e}");
-        let run = Box::new(|| {
-            let (head, text) = (&mut head, &mut text_logits);
-            self.backend.head_loss(
-                &f,
-                classifier,
-                Targets { labels: &labels, mix: None },
-                head,
-                text,
-                &mut stats,
-            )
-        });
-        visit(Op { name: "head_loss", at: at.clone(), flop, bytes, run })?;
+        let mix = self.mix()?;
+        let plain = Targets { labels: &labels, mix: None };
+        let mixed = Targets { mix: Some(&mix), ..plain };
+        for (name, targets) in [("head_loss", plain), ("head_loss, mixed", mixed)] {
+            let run = Box::new(|| {
+                let (head, text) = (&mut head, &mut text_logits);
+                self.backend.head_loss(&f, classifier, targets, head, text, &mut stats)
+            });
+            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+        }
         let (mut dw, mut db, mut df) =
             (self.master([classes, e], 0.0)?, self.master([classes], 0.0)?, self.master([n, e], 0.0)?);
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        let run = Box::new(|| {
-            self.backend.head_loss_backward(
-                &f,
-                classifier,
-                Targets { labels: &labels, mix: None },
-                weights,
-                None,
-                &mut head,
-                &mut text_logits,
-                &mut dw,
-                &mut db,
-                Some(&mut df),
-            )
-        });
-        let bytes = 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64;
-        visit(Op { name: "head_loss_backward", at, flop: 1.5 * flop, bytes, run })
+        let (flop, bytes) = (1.5 * flop, 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64);
+        for (name, targets) in [("head_loss_backward", plain), ("head_loss_backward, mixed", mixed)] {
+            let run = Box::new(|| {
+                let (head, text, df) = (&mut head, &mut text_logits, Some(&mut df));
+                self.backend.head_loss_backward(
+                    &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df,
+                )
+            });
+            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+        }
+        Ok(())
     }
 
     /// All trained tensors of a tower of twelve blocks: the head, and A and B of q, k, v and of out.

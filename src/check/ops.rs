@@ -9,7 +9,7 @@ use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, LayerNorm, Linear,
-    Lora, LossWeights, PatchEmbedding, Stat, Targets,
+    Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -40,11 +40,20 @@ pub fn check() -> Result<Vec<Row>> {
         activation(&b, kind, &mut rows)?;
     }
     take_rows(&b, &mut rows)?;
+    for [batch, kept, count, width] in [[3, 4, 2, 7], [2, 1, 3, 33]] {
+        insert_prompts(&b, [batch, kept, count, width], &mut rows)?;
+        replace_prompts(&b, [batch, kept, count, width], &mut rows)?;
+    }
     for (n, width) in [(3, 7), (4, 512)] {
         l2_norm(&b, n, width, &mut rows)?;
     }
+    mix_rows(&b, &mut rows)?;
     for (n, classes, width) in [(5, 3, 7), (8, 102, 64)] {
-        head_loss(&b, n, classes, width, &mut rows)?;
+        head_loss(&b, n, classes, width, None, &mut rows)?;
+        head_loss(&b, n, classes, width, Some(&mix(n)?), &mut rows)?;
+    }
+    for (n, classes, width, margin) in [(9, 3, 7, 1.0), (32, 5, 64, 1.0), (12, 4, 9, -2.0)] {
+        triplet(&b, [n, classes, width], margin, &mut rows)?;
     }
     for (side, patch) in [(12, 4), (17, 5)] {
         patch_embed(&b, side, patch, &mut rows)?;
@@ -73,6 +82,12 @@ fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(values(a)?.iter().zip(values(b)?).map(|(a, b)| a * b).sum())
 }
 
+/// What was added to `before`.
+fn added(after: &Tensor, before: &Tensor) -> Result<Tensor> {
+    let added: Vec<f64> = values(after)?.iter().zip(values(before)?).map(|(a, b)| a - b).collect();
+    tensor(after.shape(), &added)
+}
+
 /// Adds a row: `gradient` against differences of `loss` with the tensor `x` varied.
 fn row(
     rows: &mut Vec<Row>,
@@ -97,9 +112,7 @@ fn layer_norm(b: &B, shape: [usize; 3], rows: &mut Vec<Row>) -> Result<()> {
     let mut dx = random(shape, 5)?;
     let before = dx.clone();
     b.layer_norm_backward(&w, &x, &norm, &stats, &mut dx)?;
-    let (before, dx) = (values(&before)?, values(&dx)?);
-    let added: Vec<f64> = dx.iter().zip(before).map(|(after, before)| after - before).collect();
-    row(rows, "layer_norm dx", format!("{shape:?}"), &x, &tensor(shape, &added)?, |x| {
+    row(rows, "layer_norm dx", format!("{shape:?}"), &x, &added(&dx, &before)?, |x| {
         let (mut y, mut stats) = (zeros(shape), zeros([shape[0], shape[1], 2]));
         b.layer_norm(x, &norm, &mut y, &mut stats)?;
         dot(&y, &w)
@@ -225,6 +238,38 @@ fn take_rows(b: &B, rows: &mut Vec<Row>) -> Result<()> {
     })
 }
 
+fn insert_prompts(b: &B, [batch, kept, count, width]: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
+    let (layer, shape) = (1, [batch, kept + count, width]);
+    let (x, prompts) = (random([batch, kept, width], 1)?, random([2, count, width], 2)?);
+    let (w, before) = (random(shape, 3)?, random(prompts.shape(), 4)?);
+    let loss = |x: &Tensor, prompts: &Tensor| -> Result<f64> {
+        let mut y = zeros(shape);
+        b.insert_prompts(x, prompts, layer, &mut y)?;
+        dot(&y, &w)
+    };
+    let (mut d_prompts, mut dx) = (before.clone(), zeros(x.shape()));
+    b.insert_prompts_backward(&w, layer, &mut d_prompts, Some(&mut dx))?;
+    let (at, d_prompts) = (format!("{batch}x{kept}x{width} and {count}"), added(&d_prompts, &before)?);
+    row(rows, "insert_prompts dx", at.clone(), &x, &dx, |x| loss(x, &prompts))?;
+    row(rows, "insert_prompts d_prompts", at, &prompts, &d_prompts, |prompts| loss(&x, prompts))
+}
+
+fn replace_prompts(b: &B, [batch, kept, count, width]: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
+    let (layer, shape) = (1, [batch, kept + count, width]);
+    let (x, prompts) = (random(shape, 1)?, random([2, count, width], 2)?);
+    let (w, before) = (random(shape, 3)?, random(prompts.shape(), 4)?);
+    let loss = |x: &Tensor, prompts: &Tensor| -> Result<f64> {
+        let mut x = x.clone();
+        b.replace_prompts(prompts, layer, &mut x)?;
+        dot(&x, &w)
+    };
+    let (mut d_prompts, mut dx) = (before.clone(), w.clone());
+    b.replace_prompts_backward(&mut dx, layer, &mut d_prompts)?;
+    let (at, d_prompts) = (format!("{batch}x{kept}x{width} and {count}"), added(&d_prompts, &before)?);
+    row(rows, "replace_prompts dx", at.clone(), &x, &dx, |x| loss(x, &prompts))?;
+    row(rows, "replace_prompts d_prompts", at, &prompts, &d_prompts, |prompts| loss(&x, prompts))
+}
+
 fn l2_norm(b: &B, n: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
     let (x, w) = (random([n, width], 1)?, random([n, width], 2)?);
     let (mut f, mut norms, mut dx) = (zeros(x.shape()), zeros([n]), zeros(x.shape()));
@@ -237,7 +282,37 @@ fn l2_norm(b: &B, n: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
     })
 }
 
-fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
+/// A batch in which each has the next as its partner.
+fn mix(n: usize) -> Result<Mix<B>> {
+    let partner: Vec<u32> = (0..n).map(|i| ((i + 1) % n) as u32).collect();
+    let inverse: Vec<u32> = (0..n).map(|i| ((i + n - 1) % n) as u32).collect();
+    let lambda: Vec<f64> = (0..n).map(|i| (i * 3 % n) as f64 / (n - 1) as f64).collect();
+    Ok(Mix {
+        partner: Tensor::from_slice([n], &partner)?,
+        inverse: Tensor::from_slice([n], &inverse)?,
+        lambda: tensor([n], &lambda)?,
+    })
+}
+
+fn mix_rows(b: &B, rows: &mut Vec<Row>) -> Result<()> {
+    let (x, w, mix) = (random([4, 7], 1)?, random([4, 7], 2)?, mix(4)?);
+    let mut dx = zeros(x.shape());
+    b.mix_rows_backward(&w, &mix, &mut dx)?;
+    row(rows, "mix_rows dx", "4x7".into(), &x, &dx, |x| {
+        let mut y = zeros(x.shape());
+        b.mix_rows(x, &mix, &mut y)?;
+        dot(&y, &w)
+    })
+}
+
+fn head_loss(
+    b: &B,
+    n: usize,
+    classes: usize,
+    width: usize,
+    mix: Option<&Mix<B>>,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     let (f, weight, bias, text) = (
         random([n, width], 1)?,
         random([classes, width], 2)?,
@@ -246,37 +321,24 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
     );
     let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
     let labels = Tensor::from_slice([n], &labels)?;
+    let targets = Targets { labels: &labels, mix };
     let (text_scale, weights) = (1.7, LossWeights { head: 0.8, text: 0.3 });
     let logits = || (zeros([n, classes]), zeros([n, classes]));
     let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<f64> {
         let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
         let classifier = Classifier::<B> { weight, bias, text: &text, text_scale };
-        b.head_loss(
-            f,
-            classifier,
-            Targets { labels: &labels, mix: None },
-            &mut head,
-            &mut text_logits,
-            &mut stats,
-        )?;
+        b.head_loss(f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
         let stats = values(&stats)?;
         Ok(0.8 * stats[Stat::LossHead as usize] + 0.3 * stats[Stat::LossText as usize])
     };
     let classifier = Classifier::<B> { weight: &weight, bias: &bias, text: &text, text_scale };
     let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
-    b.head_loss(
-        &f,
-        classifier,
-        Targets { labels: &labels, mix: None },
-        &mut head,
-        &mut text_logits,
-        &mut stats,
-    )?;
+    b.head_loss(&f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
     let (mut dw, mut db, mut df) = (zeros(weight.shape()), zeros(bias.shape()), zeros(f.shape()));
     b.head_loss_backward(
         &f,
         classifier,
-        Targets { labels: &labels, mix: None },
+        targets,
         weights,
         None,
         &mut head,
@@ -285,10 +347,32 @@ fn head_loss(b: &B, n: usize, classes: usize, width: usize, rows: &mut Vec<Row>)
         &mut db,
         Some(&mut df),
     )?;
-    let at = format!("{n} of {classes} classes, width {width}");
+    let how = if mix.is_some() { ", mixed" } else { "" };
+    let at = format!("{n} of {classes} classes, width {width}{how}");
     row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias))?;
     row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias))?;
     row(rows, "head_loss dh", at, &bias, &db, |bias| loss(&f, &weight, bias))
+}
+
+fn triplet(b: &B, [n, classes, width]: [usize; 3], margin: f64, rows: &mut Vec<Row>) -> Result<()> {
+    let (f, before) = (random([n, width], 1)?, random([n, width], 2)?);
+    let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
+    let labels = Tensor::from_slice([n], &labels)?;
+    let forward = |f: &Tensor, pairs: &mut Tensor, distances: &mut Tensor| -> Result<f64> {
+        let mut stats = zeros([Stat::COUNT]);
+        b.triplet(f, &labels, margin, pairs, distances, &mut stats)?;
+        Ok(values(&stats)?[Stat::LossTriplet as usize])
+    };
+    let outputs = || (Tensor::zeros([n, 2], DType::U32), zeros([n, 2]));
+    let (mut pairs, mut distances) = outputs();
+    forward(&f, &mut pairs, &mut distances)?;
+    let mut df = before.clone();
+    b.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df)?;
+    let at = format!("{n} of {classes} classes, width {width}, margin {margin}");
+    row(rows, "triplet df", at, &f, &added(&df, &before)?, |f| {
+        let (mut pairs, mut distances) = outputs();
+        Ok(0.3 * forward(f, &mut pairs, &mut distances)?)
+    })
 }
 
 /// The embedding has no gradient; its product form is compared with the sums of a convolution.

@@ -8,8 +8,11 @@ use anyhow::Result;
 use clip_engine::TrainError;
 use clip_engine::data::Split;
 use clip_engine::train::evaluate::evaluate_run;
+use clip_engine::train::metrics::Evaluation;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Precision};
+use comfy_table::Table;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -29,7 +32,11 @@ pub struct Args {
     /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
     #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
-    /// Print the results as JSON instead of a table.
+    /// Also print a table of the classes.
+    #[arg(long, conflicts_with = "json")]
+    per_class: bool,
+    /// Print the results as JSON instead of a table: also those of each class, the confusion matrix (rows are
+    /// the true classes) and the calibration.
     #[arg(long)]
     json: bool,
 }
@@ -49,12 +56,47 @@ pub fn run(args: Args) -> Result<()> {
     let device = device::open(name, args.precision, &monitor)?;
     settings.augment = Augment::Off;
     let common::Material { model, cache, .. } = common::material(&settings, &monitor)?;
-    let metrics = on_device!(device, backend => {
+    let evaluation = on_device!(device, backend => {
         evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)
     })?;
     if args.json {
-        common::say(serde_json::to_string_pretty(&metrics)?)
-    } else {
-        common::say(table::results(&[(args.split.to_string(), &metrics)]))
+        return common::say(format!("{:#}", as_json(&evaluation)?));
     }
+    common::say(table::results(&[(args.split.to_string(), &evaluation.metrics)]))?;
+    if args.per_class {
+        common::say(classes(&evaluation))?;
+    }
+    Ok(())
+}
+
+/// The metrics, and beside them what is known of the classes.
+fn as_json(evaluation: &Evaluation) -> Result<Value> {
+    let mut report = serde_json::to_value(&evaluation.metrics)?;
+    let names = evaluation.class_names.iter().zip(&evaluation.classes);
+    let classes: Vec<Value> = names
+        .map(|(name, class)| {
+            let mut entry = serde_json::to_value(class)?;
+            entry["name"] = json!(name);
+            Ok(entry)
+        })
+        .collect::<Result<_>>()?;
+    report["classes"] = json!(classes);
+    report["confusion"] = json!(evaluation.confusion);
+    report["calibration"] = json!(evaluation.calibration);
+    Ok(report)
+}
+
+fn classes(evaluation: &Evaluation) -> Table {
+    let mut table = table::table(&["class", "images", "precision", "recall", "F1"]);
+    let percent = |fraction: Option<f64>| fraction.map_or_else(String::new, table::percent);
+    for (name, class) in evaluation.class_names.iter().zip(&evaluation.classes) {
+        table.add_row([
+            name.clone(),
+            class.images.to_string(),
+            percent(class.precision),
+            percent(class.recall),
+            percent(class.f1),
+        ]);
+    }
+    table
 }

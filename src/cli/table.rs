@@ -20,7 +20,7 @@ pub fn percent(fraction: f64) -> String {
 
 /// Results on some splits, one row each.
 pub fn results(rows: &[(String, &EvalMetrics)]) -> Table {
-    let mut table = table(&["split", "images", "loss", "top-1", "top-5", "macro F1", "text top-1"]);
+    let mut table = table(&["split", "images", "loss", "top-1", "top-5", "macro F1", "ECE", "text top-1"]);
     for (name, m) in rows {
         table.add_row([
             name.clone(),
@@ -29,6 +29,7 @@ pub fn results(rows: &[(String, &EvalMetrics)]) -> Table {
             percent(m.top1),
             percent(m.top5),
             percent(m.macro_f1),
+            percent(m.ece),
             percent(m.text_top1),
         ]);
     }

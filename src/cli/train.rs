@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
+use clip_engine::report;
 use clip_engine::train::run::Summary;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
@@ -318,6 +319,7 @@ pub fn run(args: Args) -> Result<()> {
         let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, &monitor)?;
         session.train(&settings, &dir, resume, &monitor)
     })?;
+    report::write_run(&dir, &cache)?;
     print(&summary, &dir)
 }
 
@@ -380,5 +382,5 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
         summary.images_per_s,
         summary.device,
     ))?;
-    common::say(format!("run: {}", dir.path().display()))
+    common::say(format!("run: {}; report: {}", dir.path().display(), dir.report().display()))
 }

@@ -179,6 +179,18 @@ mod tests {
     }
 
     #[test]
+    fn the_ratio_is_that_of_width_to_height_and_boxes_that_do_not_fit_are_drawn_again() {
+        let wide = Augmentation { scale: [0.4, 0.5], ratio: [1.5, 2.0], flip: 0.5 };
+        for [_, _, down, across, _] in draw(&wide, 1000, 300, 300) {
+            assert!((1.48..2.02).contains(&(f64::from(across) / f64::from(down))), "{across} x {down}");
+        }
+        // A quarter of the default's boxes do not fit; hardly one in 20,000 is the whole image.
+        let crops = draw(&Augmentation::default(), 20_000, 1000, 1000);
+        let whole = crops.iter().filter(|crop| crop[..4] == [0, 0, 1000, 1000]).count();
+        assert!(whole < 5, "{whole}");
+    }
+
+    #[test]
     fn boxes_lie_anywhere_in_the_image_and_half_are_mirrored() {
         let crops = draw(&Augmentation::default(), 20_000, 73, 73);
         let place = |start: u32, length: u32| f64::from(start) / f64::from(73 - length);

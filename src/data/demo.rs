@@ -114,6 +114,7 @@ pub fn stream_rng(seed: u64, stream: u64) -> ChaCha8Rng {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::{Cache, Preprocess};
 
     fn mean_difference(a: &[u8], b: &[u8]) -> f64 {
         assert_eq!(a.len(), b.len());
@@ -160,6 +161,18 @@ mod tests {
         let ratio = finer_roughness / own_roughness;
         // Without the noise scaled it would be 0.77, without the blur 1.02.
         assert!((0.9..1.0).contains(&ratio), "{ratio}");
+    }
+
+    #[test]
+    fn larger_pictures_make_a_cache_of_their_own_size() {
+        let preprocess = Preprocess::clip(IMAGE_SIZE).enlarged(73).unwrap();
+        let images = demo_split_at(1, Split::Train, 73).take(3).map(MemoryImage::from);
+        let cache = Cache::from_images(demo_class_names(), &preprocess, images).unwrap();
+        let train = cache.split(Split::Train);
+        assert_eq!((cache.len(), train.len(), cache.image_shape().dims()), (3, 3, &[73, 73, 3][..]));
+        let picture = demo_split_at(1, Split::Train, 73).nth(2).unwrap();
+        assert_eq!(train.path(2).unwrap().to_str(), Some(picture.name.as_str()));
+        assert_eq!((train.labels()[2], train.rgb(2).unwrap()), (picture.label, picture.pixels));
     }
 
     #[test]

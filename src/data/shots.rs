@@ -73,6 +73,11 @@ mod tests {
         let all: std::collections::BTreeSet<Vec<usize>> = (0..50).map(choose).collect();
         assert_eq!(all.len(), 50, "other seeds give other images");
         assert_eq!(choose(7), choose(7));
+        // Two classes of one size do not get the same places.
+        let halves: Vec<u32> = (0..200).map(|i| i / 100).collect();
+        let chosen = few_shot(&halves, &names()[..2], 20, 7).unwrap();
+        let (first, second) = chosen.split_at(20);
+        assert!(first.iter().zip(second).any(|(a, b)| a + 100 != *b));
         // The tulips are the same ones whether or not there are more lilies after them.
         let mut more = labels.clone();
         more.extend([0; 20]);

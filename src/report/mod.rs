@@ -2,6 +2,43 @@
 
 pub mod compare;
 pub mod data;
+pub mod page;
+pub mod plots;
 
 pub use compare::Comparison;
 pub use data::RunData;
+
+use crate::data::{Cache, Split, SplitView};
+use crate::train::Result;
+use crate::train::run_dir::RunDir;
+use std::path::Path;
+
+/// Draws the finished run in `dir` and writes its page: plots/ and report.html. `cache` holds the images that it
+/// was evaluated on.
+pub fn write_run(dir: &RunDir, cache: &Cache) -> Result<RunData> {
+    let run = RunData::load(dir)?;
+    plots::run_plots(&run, dir.path())?;
+    page::write_run_page(&run, Some(&evaluated(&run, cache)?), &dir.report())?;
+    Ok(run)
+}
+
+/// Draws a comparison of `runs` into `dir` and writes its page: plots/ and report.html. Without a `cache` the page
+/// shows no images.
+pub fn write_comparison(
+    comparison: &Comparison,
+    runs: &[RunData],
+    cache: Option<&Cache>,
+    dir: &Path,
+) -> Result<()> {
+    plots::comparison_plots(comparison, runs, &dir.join("plots"))?;
+    let images = match (cache, runs.first()) {
+        (Some(cache), Some(run)) => Some(evaluated(run, cache)?),
+        _ => None,
+    };
+    page::write_comparison_page(comparison, runs, images.as_ref(), &dir.join("report.html"))
+}
+
+/// The images that a run was evaluated on.
+fn evaluated<'a>(run: &RunData, cache: &'a Cache) -> Result<SplitView<'a>> {
+    Ok(cache.split(run.evaluation.split.parse::<Split>()?))
+}

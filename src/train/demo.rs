@@ -3,7 +3,7 @@
 use super::model::Model;
 use super::{Result, TrainError};
 use crate::data::augment::larger_side;
-use crate::data::demo::{DemoImage, IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};
+use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};
 use crate::data::{Cache, MemoryImage, Preprocess, Split};
 
 /// The files of assets/demo-clip.
@@ -30,17 +30,13 @@ pub fn model() -> Result<Model> {
 
 /// Draws the demo's flowers.
 pub fn cache(seed: u64) -> Result<Cache> {
-    let images = demo_dataset(seed).map(in_memory);
+    let images = demo_dataset(seed).map(MemoryImage::from);
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(IMAGE_SIZE), images)?)
 }
 
 /// Draws the flowers of the train split in the size that crops are taken of.
 pub fn enlarged_cache(seed: u64) -> Result<Cache> {
     let side = larger_side(IMAGE_SIZE);
-    let images = demo_split_at(seed, Split::Train, side).map(in_memory);
+    let images = demo_split_at(seed, Split::Train, side).map(MemoryImage::from);
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(side), images)?)
-}
-
-fn in_memory(image: DemoImage) -> MemoryImage {
-    MemoryImage { pixels: image.pixels, label: image.label, name: image.name, split: image.split }
 }

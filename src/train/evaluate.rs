@@ -3,7 +3,7 @@
 use super::adapter::{Adapter, HeadFile, load_prompts};
 use super::learner::{Learner, LearnerSpec};
 use super::memory;
-use super::metrics::{Accumulator, EvalMetrics};
+use super::metrics::{Accumulator, EvalMetrics, Evaluation};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::Settings;
@@ -145,10 +145,10 @@ pub fn zero_shot<B: Backend>(
     };
     let objective = Objective::new(0.0, 1.0);
     let files = Files { adapter: None, prompts: None, head };
-    evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)
+    Ok(evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)?.finish())
 }
 
-/// Evaluates the kept epoch of the run in `dir`.
+/// Evaluates the kept epoch of the run in `dir`; what is said of plain CLIP is left empty.
 pub fn evaluate_run<B: Backend>(
     backend: B,
     model: Model,
@@ -157,7 +157,7 @@ pub fn evaluate_run<B: Backend>(
     settings: &Settings,
     dir: &RunDir,
     monitor: &dyn Monitor,
-) -> Result<EvalMetrics> {
+) -> Result<Evaluation> {
     if !dir.head().is_file() {
         let problem = "no head.safetensors here; the run ended before its first epoch did";
         return Err(TrainError::file(dir.path(), problem));
@@ -176,7 +176,10 @@ pub fn evaluate_run<B: Backend>(
     let files = Files { adapter, prompts, head };
     let (templates, batch) = (&settings.templates, settings.batch_size);
     let objective = settings.objective();
-    evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)
+    let sums = evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)?;
+    let images = cache.split(split);
+    let path = |index| images.path(index).unwrap_or_default().display().to_string();
+    Ok(sums.evaluation(split.name(), cache.class_names(), path, Vec::new()))
 }
 
 /// What was trained, read from its files.
@@ -197,7 +200,7 @@ fn evaluate<B: Backend>(
     objective: Objective,
     batch: usize,
     monitor: &dyn Monitor,
-) -> Result<EvalMetrics> {
+) -> Result<Accumulator> {
     let view = cache.split(split);
     if view.is_empty() {
         return Err(TrainError::Setting(format!(
@@ -235,5 +238,5 @@ fn evaluate<B: Backend>(
     let mut staging = Staging::new(cache, batch);
     let name = split.to_string();
     let sums = evaluate_split(&mut learner, &Inputs::Images(view), &mut staging, batch, &name, monitor)?;
-    Ok(sums.ok_or(TrainError::Data(DataError::Interrupted))?.finish())
+    sums.ok_or(TrainError::Data(DataError::Interrupted))
 }

@@ -39,7 +39,7 @@ pub struct Evaluation {
     pub metrics: EvalMetrics,
     /// In label order.
     pub classes: Vec<ClassMetrics>,
-    /// The same for plain CLIP's text logits, before training.
+    /// The same for plain CLIP's text logits, before training; empty where these were not computed.
     pub zero_shot: Vec<ClassMetrics>,
     /// Images of class i that the head takes for class j, at \[i\]\[j\].
     pub confusion: Vec<Vec<u32>>,

@@ -9,11 +9,22 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Everything a run may leave behind; what `--overwrite` removes.
-const FILES: [&str; 9] = [
+const FILES: [&str; 20] = [
     "config.toml",
     "metrics.jsonl",
     "summary.json",
     "evaluation.json",
+    "report.html",
+    "plots/curves.png",
+    "plots/curves.svg",
+    "plots/losses.png",
+    "plots/losses.svg",
+    "plots/classes.png",
+    "plots/classes.svg",
+    "plots/confusion.png",
+    "plots/confusion.svg",
+    "plots/calibration.png",
+    "plots/calibration.svg",
     "head.safetensors",
     "prompts.safetensors",
     "state.safetensors",
@@ -74,7 +85,9 @@ impl RunDir {
             }
         }
         // Whatever else is in there is the user's, and keeps the folder.
-        let _ = std::fs::remove_dir(self.adapter());
+        for folder in ["adapter", "plots"] {
+            let _ = std::fs::remove_dir(self.path.join(folder));
+        }
         Ok(())
     }
 
@@ -96,6 +109,10 @@ impl RunDir {
 
     pub fn evaluation(&self) -> PathBuf {
         self.path.join("evaluation.json")
+    }
+
+    pub fn report(&self) -> PathBuf {
+        self.path.join("report.html")
     }
 
     pub fn prompts(&self) -> PathBuf {

@@ -1,6 +1,8 @@
 //! Small data sets for the tests of `data`.
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
+pub mod command;
+
 use std::path::{Path, PathBuf};
 
 pub fn fixtures() -> PathBuf {

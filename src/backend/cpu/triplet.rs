@@ -24,6 +24,10 @@ pub fn triplet<T: Real>(
     expect_shape(OP, "labels", [batch], labels.shape())?;
     expect_shape(OP, "pairs", [batch, 2], pairs.shape())?;
     expect_shape(OP, "distances", [batch, 2], distances.shape())?;
+    if batch == 0 || width == 0 {
+        let problem = format!("a batch of {batch}, {width} features: neither may be 0");
+        return Err(BackendError::Invalid { op: OP, problem });
+    }
     let (f, labels, margin) = (f.typed::<T>()?, labels.typed::<u32>()?, T::from_f64(margin));
     let outputs =
         pairs.typed_mut::<u32>()?.par_chunks_mut(2).zip(distances.typed_mut::<T>()?.par_chunks_mut(2));
@@ -34,17 +38,18 @@ pub fn triplet<T: Real>(
             (distance[0], distance[1]) = (T::ZERO, T::ZERO);
             let Some([positive, negative]) = hardest(f, labels, anchor, width) else { return T::ZERO };
             let loss = positive.distance - negative.distance + margin;
-            if loss > T::ZERO {
-                (pair[0], pair[1]) = (positive.index as u32, negative.index as u32);
-                (distance[0], distance[1]) = (positive.distance, negative.distance);
-                return loss;
+            // NaN is not below zero, and goes on into the mean.
+            if loss <= T::ZERO {
+                return T::ZERO;
             }
-            T::ZERO
+            (pair[0], pair[1]) = (positive.index as u32, negative.index as u32);
+            (distance[0], distance[1]) = (positive.distance, negative.distance);
+            loss
         })
         .collect();
     let mut sum = T::ZERO;
     losses.iter().for_each(|&loss| sum += loss);
-    stats.typed_mut::<T>()?[Stat::LossTriplet as usize] = sum / T::from_f64(batch.max(1) as f64);
+    stats.typed_mut::<T>()?[Stat::LossTriplet as usize] = sum / T::from_f64(batch as f64);
     Ok(())
 }
 
@@ -53,6 +58,12 @@ pub fn triplet<T: Real>(
 struct Other<T> {
     index: usize,
     distance: T,
+}
+
+/// Whether a is larger than b, where NaN is the largest of all: so it is found in the loss.
+fn exceeds<T: Real>(a: T, b: T) -> bool {
+    let is_nan = |v: T| v.partial_cmp(&v).is_none();
+    a > b || (is_nan(a) && !is_nan(b))
 }
 
 /// The farthest positive and the nearest negative of an anchor, if it has both.
@@ -65,13 +76,14 @@ fn hardest<T: Real>(f: &[T], labels: &[u32], anchor: usize, width: usize) -> Opt
         }
         let square = sum_of(own, row, |a, b| (a - b) * (a - b));
         let smallest = T::from_f64(SMALLEST_SQUARE);
-        let distance = if square > smallest { square } else { smallest }.sqrt();
+        // Written so that NaN stays NaN.
+        let distance = if square < smallest { smallest } else { square }.sqrt();
         let other = Some(Other { index, distance });
         if labels[index] == labels[anchor] {
-            if farthest.is_none_or(|best| distance > best.distance) {
+            if farthest.is_none_or(|best| exceeds(distance, best.distance)) {
                 farthest = other;
             }
-        } else if nearest.is_none_or(|best| distance < best.distance) {
+        } else if nearest.is_none_or(|best| exceeds(-distance, -best.distance)) {
             nearest = other;
         }
     }

@@ -1,6 +1,7 @@
 //! From pixels to tokens, and picking single tokens out of sequences.
 
 use super::layer_norm;
+use super::mix::Mixed;
 use super::*;
 use crate::backend::cuda::driver::Product;
 
@@ -72,56 +73,70 @@ pub fn patch_embed(
         let problem = format!("x {} is not [B, S, D]", x.shape());
         return Err(BackendError::Invalid { op: PATCH_EMBED, problem });
     };
-    if mix.is_some() {
-        return Err(BackendError::Invalid { op: PATCH_EMBED, problem: "mixing is being written".into() });
-    }
     let grid = Grid::of(cuda, pixels, batch, tokens, embedding.patch)?;
     let (count, inputs) = (grid.across * grid.across, 3 * grid.patch * grid.patch);
     expect_shape(PATCH_EMBED, "weight", [d, inputs], embedding.weight.shape())?;
     expect_matrix(PATCH_EMBED, "patches", batch * count, inputs, patches.shape())?;
     expect_matrix(PATCH_EMBED, "products", batch * count, d, products.shape())?;
+    let mixed = mix.map(|mix| Mixed::of(PATCH_EMBED, mix, batch)).transpose()?;
     if batch * count > 0 {
-        gather_patches(cuda, pixels, embedding, grid, patches)?;
+        gather_patches(cuda, pixels, mixed, embedding, grid, patches)?;
         multiply(cuda, patches, embedding, products)?;
     }
     norm_tokens(cuda, products, embedding, x, tokens)
 }
 
-/// Copies every patch into a row, in the order of the convolution's weights.
+/// Copies every patch into a row, in the order of the convolution's weights; of a mixed image, its two images'
+/// patches by their shares.
 fn gather_patches(
     cuda: &Cuda,
     pixels: &CudaTensor,
+    mixed: Option<Mixed>,
     embedding: &PatchEmbedding<Cuda>,
     grid: Grid,
     patches: &mut CudaTensor,
 ) -> Result<()> {
     let Grid { batch, side, across, patch, levels } = grid;
-    let mut args = Args::new().address(pixels.address()).address(patches.typed(cuda.real())?);
-    args = args.int(side).int(across).int(patch);
+    let mut args = Args::new().address(pixels.address());
+    if let Some(mixed) = mixed {
+        args = args.address(mixed.partner).address(mixed.lambda);
+    }
+    args = args.address(patches.typed(cuda.real())?).int(side).int(across).int(patch);
     let pack = pack(cuda, patch);
     if !levels {
         // Here packs are read as well, from rows of the image.
         let pack = pack.min(self::pack(cuda, side));
-        let name = if pack > 1 { "patch_embed_numbers_wide" } else { "patch_embed_numbers_ones" };
+        let name = match (pack > 1, mixed.is_some()) {
+            (true, false) => "patch_embed_numbers_wide",
+            (false, false) => "patch_embed_numbers_ones",
+            (true, true) => "patch_embed_numbers_mixed_wide",
+            (false, true) => "patch_embed_numbers_mixed_ones",
+        };
         let packs = 3 * (across * patch).pow(2) / pack;
         return cuda.launch("embed", name, [batch, packs.div_ceil(THREADS), 1], THREADS, 0, args);
     }
-    let rows = STRIP_ROWS.min(STRIP / (3 * side));
+    let images = 1 + usize::from(mixed.is_some());
+    let rows = STRIP_ROWS.min(STRIP / (3 * side * images));
     if rows == 0 {
-        let problem = format!("a row of {side} pixels has more than {STRIP} bytes");
+        let problem = format!("{images} rows of {side} pixels have more than {STRIP} bytes");
         return Err(BackendError::Invalid { op: PATCH_EMBED, problem });
     }
     args = args.int(rows);
     for value in embedding.mean.iter().chain(&embedding.std) {
         args = args.float(*value);
     }
-    let name = match pack {
-        1 if patch.is_multiple_of(2) => "patch_embed_pixels_pairs",
-        1 => "patch_embed_pixels_ones",
-        _ => "patch_embed_pixels_wide",
+    let name = match (pack > 1, patch.is_multiple_of(2), mixed.is_some()) {
+        (true, _, false) => "patch_embed_pixels_wide",
+        (false, true, false) => "patch_embed_pixels_pairs",
+        (false, false, false) => "patch_embed_pixels_ones",
+        (true, _, true) => "patch_embed_pixels_mixed_wide",
+        (false, true, true) => "patch_embed_pixels_mixed_pairs",
+        (false, false, true) => "patch_embed_pixels_mixed_ones",
     };
     let blocks = (across * patch).div_ceil(rows);
-    cuda.launch("embed", name, [batch, blocks, 1], THREADS, rows * side * 3, args)
+    // The second strip begins where 16 bytes do.
+    let strips = images * (rows * side * 3).next_multiple_of(16);
+    cuda.launch("embed", name, [batch, blocks, 1], THREADS, strips, args)
 }
 
 /// products = patches·Wᵀ.

@@ -1,5 +1,6 @@
 //! Head and text logits, their cross entropies, and the gradients of both.
 
+use super::mix::Mixed;
 use super::*;
 
 const THREADS: usize = 256;
@@ -19,12 +20,21 @@ const LANES: usize = 32;
 /// Elements that a lane moves at a time where the width divides.
 const FOUR: usize = 4;
 
-/// Batch, classes and width, after all shapes were compared.
+/// Labels, and where they are mixed partners and λ: how the kernels begin to read [`Targets`].
+fn add_targets(args: Args, targets: Targets<'_, Cuda>, op: &'static str, batch: usize) -> Result<Args> {
+    expect_shape(op, "labels", [batch], targets.labels.shape())?;
+    let mixed = targets.mix.map(|mix| Mixed::of(op, mix, batch)).transpose()?;
+    Ok(args
+        .address(targets.labels.typed(DType::U32)?)
+        .optional(mixed.map(|mixed| mixed.partner))
+        .optional(mixed.map(|mixed| mixed.lambda)))
+}
+
+/// Batch, classes and width, after all shapes but those of the targets were compared.
 fn extents(
     op: &'static str,
     f: &CudaTensor,
     c: Classifier<'_, Cuda>,
-    labels: &CudaTensor,
     head: &CudaTensor,
     text: &CudaTensor,
 ) -> Result<(usize, usize, usize)> {
@@ -36,7 +46,6 @@ fn extents(
     expect_shape(op, "text", [classes, width], c.text.shape())?;
     expect_shape(op, "head logits", [batch, classes], head.shape())?;
     expect_shape(op, "text logits", [batch, classes], text.shape())?;
-    expect_shape(op, "labels", [batch], labels.shape())?;
     if batch == 0 || classes == 0 || width == 0 {
         let problem = format!("a batch of {batch}, {classes} classes, {width} features: none may be 0");
         return Err(BackendError::Invalid { op, problem });
@@ -54,10 +63,7 @@ pub fn head_loss(
     stats: &mut CudaTensor,
 ) -> Result<()> {
     const OP: &str = "head_loss";
-    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
-    if targets.mix.is_some() {
-        return Err(BackendError::Invalid { op: OP, problem: "mixing is being written".into() });
-    }
+    let (batch, classes, width) = extents(OP, f, classifier, head, text)?;
     expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
     let groups = batch.div_ceil(IMAGES);
     let args = Args::new()
@@ -65,8 +71,8 @@ pub fn head_loss(
         .address(classifier.weight.typed(DType::F32)?)
         .address(classifier.bias.typed(DType::F32)?)
         .address(classifier.text.typed(DType::F32)?)
-        .float(classifier.text_scale as f32)
-        .address(targets.labels.typed(DType::U32)?)
+        .float(classifier.text_scale as f32);
+    let args = add_targets(args, targets, OP, batch)?
         .address(head.typed(DType::F32)?)
         .address(text.typed(DType::F32)?)
         .address(cuda.scratch(4 * batch * size_of::<f32>())?)
@@ -94,17 +100,14 @@ pub fn head_loss_backward(
     df: Option<&mut CudaTensor>,
 ) -> Result<()> {
     const OP: &str = "head_loss_backward";
-    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
-    if targets.mix.is_some() {
-        return Err(BackendError::Invalid { op: OP, problem: "mixing is being written".into() });
-    }
+    let (batch, classes, width) = extents(OP, f, classifier, head, text)?;
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
     if let Some(df) = &df {
         expect_shape(OP, "df", f.shape(), df.shape())?;
     }
     let with_text = df.is_some() && weights.text != 0.0;
-    logits_backward(cuda, targets.labels, weights, control, with_text, head, text)?;
+    logits_backward(cuda, targets, weights, control, with_text, head, text)?;
 
     let class_tiles = classes.div_ceil(SUMS);
     let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };
@@ -134,7 +137,7 @@ pub fn head_loss_backward(
 /// The logits become their gradients; those of the text only where they are wanted.
 fn logits_backward(
     cuda: &Cuda,
-    labels: &CudaTensor,
+    targets: Targets<'_, Cuda>,
     weights: LossWeights,
     control: Option<&CudaTensor>,
     with_text: bool,
@@ -151,10 +154,8 @@ fn logits_backward(
         }
         None => None,
     };
-    let args = Args::new()
-        .address(head.typed(DType::F32)?)
-        .address(text.typed(DType::F32)?)
-        .address(labels.typed(DType::U32)?)
+    let args = Args::new().address(head.typed(DType::F32)?).address(text.typed(DType::F32)?);
+    let args = add_targets(args, targets, OP, batch)?
         .float((weights.head / batch as f64) as f32)
         .float((weights.text / batch as f64) as f32)
         .optional(loss_scale)

@@ -12,8 +12,18 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 /// tried without a build.
 pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
-/// Kernels for heads of other sizes than the 64 of nearly every CLIP. They take long to compile.
-const RARE: [&str; 4] = ["attention_mma_32", "attention_mma_80", "attention_mma_96", "attention_mma_128"];
+/// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those
+/// that only some recipes need.
+const RARE: [&str; 8] = [
+    "attention_mma_32",
+    "attention_mma_80",
+    "attention_mma_96",
+    "attention_mma_128",
+    "crop_resize",
+    "mix",
+    "prompts",
+    "triplet",
+];
 
 /// Every file of kernels/, by its path there.
 #[derive(Debug, Clone)]

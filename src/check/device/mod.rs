@@ -6,12 +6,16 @@
 mod activation;
 mod adamw;
 mod attention;
+mod crop_resize;
 mod embed;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod mix;
+mod prompts;
 mod step;
+mod triplet;
 
 use super::difference::normal;
 use super::{CheckError, Row, relative_error};
@@ -60,9 +64,13 @@ pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     let mut checker = Checker::new(device, scope);
     layer_norm::check(&mut checker)?;
     activation::check(&mut checker)?;
+    crop_resize::check(&mut checker)?;
     embed::check(&mut checker)?;
+    prompts::check(&mut checker)?;
     l2_norm::check(&mut checker)?;
+    mix::check(&mut checker)?;
     head_loss::check(&mut checker)?;
+    triplet::check(&mut checker)?;
     adamw::check(&mut checker)?;
     Ok(checker.rows)
 }

@@ -1,0 +1,194 @@
+//! Axes, curves and legends.
+
+use super::sheet::{Anchor, Colour, EDGE, GRID, INK, MUTED, Point, SMALL_SIZE, Sheet, TEXT_SIZE};
+
+/// The rectangle of a diagram with the ranges of its axes.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame {
+    pub left: f64,
+    pub top: f64,
+    pub right: f64,
+    pub bottom: f64,
+    pub x: (f64, f64),
+    pub y: (f64, f64),
+}
+
+impl Frame {
+    /// Where values are; those beyond the range at its edge.
+    pub fn at(&self, x: f64, y: f64) -> Point {
+        let place = |v: f64, range: (f64, f64)| ((v - range.0) / (range.1 - range.0)).clamp(0.0, 1.0);
+        let right = place(x, self.x) * (self.right - self.left);
+        (self.left + right, self.bottom - place(y, self.y) * (self.bottom - self.top))
+    }
+
+    /// Draws the grid, the axes, their numbers and their titles.
+    pub fn axes(&self, sheet: &mut Sheet<'_>, x: &Axis<'_>, y: &Axis<'_>) {
+        for &value in &y.ticks {
+            let (_, height) = self.at(self.x.0, value);
+            sheet.line(&[(self.left, height), (self.right, height)], 0.75, GRID);
+            let number = (y.label)(value);
+            sheet.digits(&number, (self.left - 6.0, height), SMALL_SIZE, MUTED, Anchor::End);
+        }
+        for &value in &x.ticks {
+            let (across, _) = self.at(value, self.y.0);
+            sheet.line(&[(across, self.bottom), (across, self.bottom + 3.5)], 0.75, EDGE);
+            let number = (x.label)(value);
+            sheet.text(&number, (across, self.bottom + 13.0), SMALL_SIZE, MUTED, Anchor::Middle);
+        }
+        sheet.line(&[(self.left, self.bottom), (self.right, self.bottom)], 0.75, EDGE);
+        let middle = (self.left + self.right) / 2.0;
+        sheet.text(x.title, (middle, self.bottom + 31.0), TEXT_SIZE, INK, Anchor::Middle);
+        let middle = (self.top + self.bottom) / 2.0;
+        sheet.turned_text(y.title, (self.left - 44.0, middle), TEXT_SIZE, INK, Anchor::Middle);
+    }
+
+    /// Draws a curve, with a gap where a value is not a number, and its points where there are few.
+    pub fn curve(&self, sheet: &mut Sheet<'_>, points: &[Point], width: f64, colour: Colour) {
+        for run in points.split(|p| !p.1.is_finite()) {
+            let run: Vec<Point> = run.iter().map(|p| self.at(p.0, p.1)).collect();
+            sheet.line(&run, width, colour);
+            if points.len() <= 25 {
+                run.iter().for_each(|&p| sheet.disc(p, 1.4 * width, colour));
+            }
+        }
+    }
+}
+
+/// Numbers and title of an axis.
+pub struct Axis<'a> {
+    pub title: &'a str,
+    pub ticks: Vec<f64>,
+    pub label: fn(f64) -> String,
+}
+
+/// Round numbers within the range, at most about `most` of them.
+pub fn ticks(range: (f64, f64), most: usize) -> Vec<f64> {
+    multiples(range, round_step((range.1 - range.0) / most.max(1) as f64))
+}
+
+/// Whole numbers within the range, at most about `most` of them.
+pub fn whole_ticks(range: (f64, f64), most: usize) -> Vec<f64> {
+    multiples(range, round_step((range.1 - range.0) / most.max(1) as f64).max(1.0))
+}
+
+fn multiples(range: (f64, f64), step: f64) -> Vec<f64> {
+    let first = (range.0 / step - 1e-9).ceil() as i64;
+    let last = (range.1 / step + 1e-9).floor() as i64;
+    (first..=last).map(|i| i as f64 * step).collect()
+}
+
+/// The smallest of 1, 2 and 5 times a power of ten that is not below `least`.
+fn round_step(least: f64) -> f64 {
+    let power = 10f64.powf(least.max(1e-12).log10().floor());
+    [1.0, 2.0, 5.0, 10.0].into_iter().map(|m| m * power).find(|s| *s >= least * 0.999).unwrap_or(10.0 * power)
+}
+
+/// A range that holds all numbers among `values` and ends at round numbers. It begins at 0 where they come
+/// near to it.
+pub fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = values
+        .filter(|v| v.is_finite())
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
+    if low > high {
+        return (0.0, 1.0);
+    }
+    let low = if low >= 0.0 && low < 0.5 * high { 0.0 } else { low };
+    let step = round_step((high - low).max(0.02 * high.abs()).max(1e-6) / 5.0);
+    let (down, up) = ((low / step).floor() * step, (high / step).ceil() * step);
+    if up > down { (down, up) } else { (down, down + step) }
+}
+
+/// The same for accuracies: within 0 and 1, and wide enough that a few images make no mountain.
+pub fn accuracy_range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    let (low, high) = range_of(values);
+    let low = low.min(high - 0.05).clamp(0.0, 0.95);
+    (low, high.clamp(low + 0.05, 1.0))
+}
+
+pub fn number(value: f64) -> String {
+    let text = format!("{value:.6}");
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    if text == "-0" { "0".to_owned() } else { text.to_owned() }
+}
+
+/// A fraction as a whole number of per cent, for axes whose title has the unit.
+pub fn percent_number(value: f64) -> String {
+    number((1e4 * value).round() / 1e2)
+}
+
+/// A fraction in words.
+pub fn percent(value: f64) -> String {
+    if value.is_finite() { format!("{:.1} %", 100.0 * value) } else { "not a number".to_owned() }
+}
+
+/// What an entry of a legend shows before its text.
+#[derive(Debug, Clone, Copy)]
+pub enum Swatch {
+    Line(Colour),
+    Dashes(Colour),
+    Bar(Colour),
+}
+
+const SWATCH_WIDTH: f64 = 20.0;
+pub const LEGEND_LINE: f64 = 16.0;
+
+/// Draws entries from `at` to the right, on a new line where they do not fit before `right`; returns how many
+/// lines that made.
+pub fn legend(sheet: &mut Sheet<'_>, at: Point, right: f64, entries: &[(Swatch, String)]) -> usize {
+    let (mut x, mut y, mut lines) = (at.0, at.1, 1);
+    for (swatch, text) in entries {
+        let text = sheet.font.shorten(text, SMALL_SIZE, right - at.0 - SWATCH_WIDTH - 6.0);
+        let width = SWATCH_WIDTH + 5.0 + sheet.font.width(&text, SMALL_SIZE);
+        if x > at.0 && x + width > right {
+            (x, y, lines) = (at.0, y + LEGEND_LINE, lines + 1);
+        }
+        draw_swatch(sheet, *swatch, (x, y));
+        sheet.text(&text, (x + SWATCH_WIDTH + 5.0, y), SMALL_SIZE, INK, Anchor::Start);
+        x += width + 16.0;
+    }
+    lines
+}
+
+/// Draws a swatch with the middle of its left side at `at`.
+pub fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
+    match swatch {
+        Swatch::Line(colour) => sheet.line(&[(x, y), (x + SWATCH_WIDTH, y)], 2.0, colour),
+        Swatch::Dashes(colour) => sheet.dashes((x, y), (x + SWATCH_WIDTH, y), 1.25, colour),
+        Swatch::Bar(colour) => sheet.area((x + 4.0, y - 4.5), (x + SWATCH_WIDTH, y + 4.5), colour),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_and_within_the_range() {
+        assert_eq!(ticks((0.0, 1.0), 5).len(), 6);
+        assert_eq!(ticks((0.55, 1.0), 5), [0.6, 0.7, 0.8, 0.9, 1.0].map(|v: f64| (v * 10.0).round() * 0.1));
+        assert_eq!(whole_ticks((1.0, 4.0), 10), [1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(whole_ticks((1.0, 40.0), 10), [5.0, 10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0]);
+        assert_eq!(whole_ticks((1.0, 1.5), 10), [1.0]);
+    }
+
+    #[test]
+    fn ranges_hold_their_values() {
+        for values in [vec![], vec![f64::NAN], vec![0.0], vec![3.0, 3.0], vec![-2.0, 7.3], vec![91.2, 92.7]] {
+            let (low, high) = range_of(values.iter().copied());
+            assert!(low < high, "{values:?}");
+            assert!(values.iter().all(|v| v.is_nan() || (low <= *v && *v <= high + 1e-9)), "{values:?}");
+        }
+        assert_eq!(range_of([0.2, 1.7].into_iter()), (0.0, 2.0));
+        for values in [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0], [0.412, 0.412], [0.97, 0.99]] {
+            let (low, high) = accuracy_range(values.into_iter());
+            assert!(0.0 <= low && low <= values[0] && values[1] <= high && high <= 1.0, "{low} {high}");
+            assert!(high - low > 0.0499, "{low} {high}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(["0", "0.1", "25", "-0.5"], [-0.0, 0.1 + 1e-12, 25.0, -0.5].map(number));
+        assert_eq!(percent(0.6654), "66.5 %");
+    }
+}

@@ -1,0 +1,222 @@
+//! The confusion matrix, readable from 2 classes to some hundreds.
+
+use super::font::Typeface;
+use super::sheet::{Anchor, Colour, EDGE, GRID, INK, MUTED, PAPER, SMALL_SIZE, Sheet, TEXT_SIZE};
+use crate::report::RunData;
+use crate::train::metrics::Evaluation;
+
+/// Space between names and matrix.
+const GAP: f64 = 6.0;
+/// The longest name, in points.
+const LONGEST: f64 = 170.0;
+/// The smallest cell whose row has room for a name.
+const NAMED: f64 = 9.0;
+const MARGIN: f64 = 20.0;
+const TOP: f64 = 66.0;
+const SCALE_WIDTH: f64 = 90.0;
+
+/// Where everything is.
+struct Layout {
+    classes: usize,
+    cell: f64,
+    /// Size of the names; none where numbers stand for them.
+    names: Option<f64>,
+    left: f64,
+    below: f64,
+}
+
+impl Layout {
+    fn of(font: &Typeface, names: &[String]) -> Self {
+        let classes = names.len();
+        let n = classes.max(1) as f64;
+        let cell = if n <= 150.0 { (560.0 / n).clamp(10.0, 72.0) } else { (1400.0 / n).max(2.0) };
+        let size = (cell >= NAMED).then(|| (0.85 * cell).min(SMALL_SIZE));
+        let longest = |size: f64| names.iter().map(|name| font.width(name, size)).fold(0.0, f64::max);
+        let below = size.map_or(24.0, |size| longest(size).min(LONGEST)) + GAP;
+        Layout { classes, cell, names: size, left: MARGIN + 22.0 + below, below }
+    }
+
+    fn side(&self) -> f64 {
+        self.cell * self.classes as f64
+    }
+
+    /// The middle of row or column `class`, counted from the matrix's corner.
+    fn middle(&self, class: usize) -> f64 {
+        (class as f64 + 0.5) * self.cell
+    }
+}
+
+/// Draws the matrix of the run's evaluation.
+pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+    let evaluation = &run.evaluation;
+    let layout = Layout::of(font, &evaluation.class_names);
+    let title = format!("{}: confusion matrix", run.name);
+    let heading = font.width(&title, super::sheet::TITLE_SIZE).min(600.0) + 2.0 * MARGIN;
+    let width = (layout.left + layout.side() + SCALE_WIDTH + MARGIN).max(heading).max(420.0);
+    let bottom = TOP + layout.side().max(160.0) + layout.below + 40.0;
+    let key = Key::of(&layout, width);
+    let mut sheet = Sheet::new(font, width, bottom + key.height(layout.classes));
+    let subtitle = format!("{} split, {} images", evaluation.split, evaluation.metrics.images);
+    sheet.heading(&title, &subtitle);
+    draw_cells(&mut sheet, &layout, evaluation);
+    draw_names(&mut sheet, &layout, evaluation);
+    draw_scale(&mut sheet, &layout);
+    key.draw(&mut sheet, evaluation, bottom);
+    sheet
+}
+
+fn draw_cells(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
+    let (left, side, cell) = (layout.left, layout.side(), layout.cell);
+    if cell >= NAMED {
+        // Lines for the eye from a name to its cells.
+        for i in 0..=layout.classes {
+            let d = i as f64 * cell;
+            sheet.line(&[(left, TOP + d), (left + side, TOP + d)], 0.5, GRID);
+            sheet.line(&[(left + d, TOP), (left + d, TOP + side)], 0.5, GRID);
+        }
+    }
+    let inset = if cell >= NAMED { 0.25 } else { 0.0 };
+    let digits = (0.62 * cell).min(12.0);
+    for (label, row) in evaluation.confusion.iter().enumerate() {
+        let images = row.iter().sum::<u32>().max(1);
+        for (predicted, &count) in row.iter().enumerate().filter(|(_, count)| **count > 0) {
+            let share = f64::from(count) / f64::from(images);
+            let (x, y) = (left + predicted as f64 * cell, TOP + label as f64 * cell);
+            let opposite = (x + cell - inset, y + cell - inset);
+            sheet.area((x + inset, y + inset), opposite, shade(share));
+            let text = count.to_string();
+            if digits >= 6.5 && sheet.font.width(&text, digits) <= cell - 2.0 {
+                let colour = if share > 0.45 { PAPER } else { INK };
+                let middle = (x + cell / 2.0, y + cell / 2.0);
+                sheet.digits(&text, middle, digits, colour, Anchor::Middle);
+            }
+        }
+    }
+    let corners = [(0.0, 0.0), (side, 0.0), (side, side), (0.0, side), (0.0, 0.0)];
+    sheet.line(&corners.map(|(x, y)| (left + x, TOP + y)), 0.75, EDGE);
+}
+
+fn draw_names(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
+    let (left, side) = (layout.left, layout.side());
+    let bottom = TOP + side;
+    let size = layout.names.unwrap_or(SMALL_SIZE);
+    // Numbers keep a distance of at least two lines.
+    let every = if layout.names.is_some() { 1 } else { ((20.0 / layout.cell) / 5.0).ceil() as usize * 5 };
+    for (class, name) in evaluation.class_names.iter().enumerate().step_by(every) {
+        let text = match layout.names {
+            Some(size) => sheet.font.shorten(name, size, LONGEST),
+            None => class.to_string(),
+        };
+        let colour = if evaluation.classes[class].images == 0 { MUTED } else { INK };
+        let middle = layout.middle(class);
+        sheet.text(&text, (left - GAP, TOP + middle), size, colour, Anchor::End);
+        sheet.turned_text(&text, (left + middle, bottom + GAP), size, colour, Anchor::End);
+    }
+    let across = (left + side / 2.0, bottom + layout.below + 16.0);
+    sheet.text("predicted class", across, TEXT_SIZE, INK, Anchor::Middle);
+    sheet.turned_text("class", (MARGIN + 6.0, TOP + side / 2.0), TEXT_SIZE, INK, Anchor::Middle);
+}
+
+/// The colours and what they stand for, to the right of the matrix.
+fn draw_scale(sheet: &mut Sheet<'_>, layout: &Layout) {
+    let left = layout.left + layout.side() + 30.0;
+    let height = layout.side().clamp(120.0, 300.0);
+    const STEPS: usize = 100;
+    for i in 0..STEPS {
+        let share = 1.0 - (i as f64 + 0.5) / STEPS as f64;
+        let y = |i: usize| TOP + height * i as f64 / STEPS as f64;
+        sheet.area((left, y(i)), (left + 12.0, y(i + 1)), shade(share));
+    }
+    let corners = [(0.0, 0.0), (12.0, 0.0), (12.0, height), (0.0, height), (0.0, 0.0)];
+    sheet.line(&corners.map(|(x, y)| (left + x, TOP + y)), 0.75, EDGE);
+    for tick in 0..=5 {
+        let y = TOP + height * (1.0 - f64::from(tick) / 5.0);
+        sheet.digits(&(20 * tick).to_string(), (left + 18.0, y), SMALL_SIZE, MUTED, Anchor::Start);
+    }
+    sheet.text("white: none", (left - 2.0, TOP + height + 18.0), SMALL_SIZE, MUTED, Anchor::Start);
+    let middle = (left + 54.0, TOP + height / 2.0);
+    let title = if height > 200.0 { "images of the class (%)" } else { "of the class (%)" };
+    sheet.turned_text(title, middle, SMALL_SIZE, INK, Anchor::Middle);
+}
+
+/// The names that the numbers stand for, in columns under a matrix too large for names.
+struct Key {
+    columns: usize,
+    shown: bool,
+    width: f64,
+}
+
+impl Key {
+    const LINE: f64 = 12.0;
+
+    fn of(layout: &Layout, width: f64) -> Self {
+        let columns = (((width - 2.0 * MARGIN) / 200.0) as usize).max(1);
+        Key { columns, shown: layout.names.is_none(), width: (width - 2.0 * MARGIN) / columns as f64 }
+    }
+
+    fn height(&self, classes: usize) -> f64 {
+        if self.shown { classes.div_ceil(self.columns) as f64 * Self::LINE + MARGIN } else { 0.0 }
+    }
+
+    fn draw(&self, sheet: &mut Sheet<'_>, evaluation: &Evaluation, top: f64) {
+        if !self.shown {
+            return;
+        }
+        let lines = evaluation.class_names.len().div_ceil(self.columns);
+        for (class, name) in evaluation.class_names.iter().enumerate() {
+            let (column, line) = (class / lines, class % lines);
+            let at = (MARGIN + column as f64 * self.width, top + line as f64 * Self::LINE);
+            let text = sheet.font.shorten(&format!("{class}  {name}"), SMALL_SIZE, self.width - 10.0);
+            sheet.text(&text, at, SMALL_SIZE, INK, Anchor::Start);
+        }
+    }
+}
+
+/// The colour of a share: even steps in Oklab, which even steps for the eye follow, from pale to dark blue.
+fn shade(share: f64) -> Colour {
+    // The palest one still stands out from paper: a single mistake must be seen.
+    const PALE: [f64; 3] = [0.92, -0.035, -0.03];
+    const DARK: [f64; 3] = [0.30, -0.01, -0.13];
+    let [l, a, b]: [f64; 3] = std::array::from_fn(|i| PALE[i] + share * (DARK[i] - PALE[i]));
+    oklab(l, a, b)
+}
+
+/// Oklab (Ottosson 2020) as sRGB.
+fn oklab(l: f64, a: f64, b: f64) -> Colour {
+    let cube = |v: f64| v * v * v;
+    let long = cube(l + 0.3963377774 * a + 0.2158037573 * b);
+    let medium = cube(l - 0.1055613458 * a - 0.0638541728 * b);
+    let short = cube(l - 0.0894841775 * a - 1.2914855480 * b);
+    let byte = |linear: f64| {
+        let v = linear.clamp(0.0, 1.0);
+        let v = if v <= 0.0031308 { 12.92 * v } else { 1.055 * v.powf(1.0 / 2.4) - 0.055 };
+        (255.0 * v).round() as u8
+    };
+    Colour(
+        byte(4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short),
+        byte(-1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short),
+        byte(-0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn oklab_gives_the_corners_of_srgb() {
+        assert_eq!(oklab(1.0, 0.0, 0.0), Colour(255, 255, 255));
+        assert_eq!(oklab(0.0, 0.0, 0.0), Colour(0, 0, 0));
+        // Red and blue as the author of Oklab lists them.
+        assert_eq!(oklab(0.627955, 0.224863, 0.125846), Colour(255, 0, 0));
+        assert_eq!(oklab(0.452014, -0.032457, -0.311528), Colour(0, 0, 255));
+    }
+
+    #[test]
+    fn shades_darken_and_never_leave_srgb() {
+        let light = |c: Colour| 299 * u32::from(c.0) + 587 * u32::from(c.1) + 114 * u32::from(c.2);
+        let shades: Vec<u32> = (0..=20).map(|i| light(shade(f64::from(i) / 20.0))).collect();
+        assert!(shades.windows(2).all(|pair| pair[0] > pair[1]), "{shades:?}");
+        assert!(shades[0] < light(Colour(240, 240, 240)));
+    }
+}
