@@ -109,12 +109,46 @@ fn prompts_beside_lora() {
     compare("odd", "vpt_layer_replace_lora", 70);
 }
 
+/// The same on the host twin.
+#[cfg(target_os = "linux")]
+fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {
+    compare_on(&Cuda::on_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn the_cuda_backend() {
-    let twin = Cuda::on_twin(DType::F32, 90).unwrap();
-    compare_on(&twin, "tiny", "lora", 102);
-    compare_on(&twin, "odd", "lora", 102);
-    compare_on(&twin, "gelu", "lora", 78);
-    compare_on(&twin, "tiny", "linear", 16);
+    compare_on_twin("tiny", "lora", 102);
+    compare_on_twin("odd", "lora", 102);
+    compare_on_twin("gelu", "lora", 78);
+    compare_on_twin("tiny", "linear", 16);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_mixes() {
+    compare_on_twin("odd", "mixup_pixel", 60);
+    compare_on_twin("odd", "mixup_feat", 62);
+    compare_on_twin("gelu", "mixup_pixel_text", 72);
+    compare_on_twin("gelu", "mixup_feat_text", 74);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_finds_triplets() {
+    compare_on_twin("odd", "triplet", 68);
+    compare_on_twin("tiny", "triplet_margin", 68);
+    compare_on_twin("gelu", "triplet_text", 80);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_tunes_prompts() {
+    for variant in ["vpt_shared_replace", "vpt_layer_replace", "vpt_shared_accum", "vpt_layer_accum"] {
+        compare_on_twin("odd", variant, 18);
+    }
+    compare_on_twin("tiny", "vpt_shared_replace", 18);
+    compare_on_twin("tiny", "vpt_layer_accum", 18);
+    compare_on_twin("odd", "vpt_shared_accum_lora", 70);
+    compare_on_twin("odd", "vpt_layer_replace_lora", 70);
 }
