@@ -4,11 +4,15 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::clip::config::{TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
 use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
-use clip_engine::objective::Objective;
+use clip_engine::objective::{MixDraw, MixOn, Objective};
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
-use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
+use clip_engine::tune::prompts::initial_prompts;
+use clip_engine::tune::{
+    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, head::initial_head,
+    lora::KaimingInit,
+};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -40,9 +44,18 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What is trained, and how.
+#[derive(Debug, Clone, Copy, Default)]
+struct Recipe {
+    lora: bool,
+    prompts: Option<PromptMode>,
+    mix: Option<MixOn>,
+    triplet: f64,
+}
+
 /// After some steps that warm up: the bytes that one more training step and evaluation hold at a time
 /// beyond what they found, and those they leave behind.
-fn step_bytes(layers: usize) -> (usize, usize) {
+fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     const BATCH: usize = 8;
     let backend = Cpu::<f32>::new();
     let tower = TowerConfig {
@@ -58,7 +71,14 @@ fn step_bytes(layers: usize) -> (usize, usize) {
     let tower = VisionTower::load(&backend, &source, &config, 32, pixels, Savings::ALL).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let spec = LoraSpec { rank: 4, alpha: 8.0, targets: Target::ALL.to_vec() };
-    let lora = tower.adapters(&backend, &spec, &mut KaimingInit { rank: 4, rng: &mut rng }).unwrap();
+    let lora = match recipe.lora {
+        true => tower.adapters(&backend, &spec, &mut KaimingInit { rank: 4, rng: &mut rng }).unwrap(),
+        false => Vec::new(),
+    };
+    let prompts = recipe.prompts.map(|mode| {
+        let spec = PromptSpec { count: 2, sharing: PromptSharing::Shared, mode };
+        Prompts::new(&backend, mode, initial_prompts(&spec, layers, 96, &mut rng).view()).unwrap()
+    });
     let (weight, bias) = initial_head(5, 32, &mut rng);
     let head = Head::new(&backend, weight.view(), bias.view()).unwrap();
     let text = TextClassifier { features: initial_head(5, 32, &mut rng).0, scale: 10.0 };
@@ -66,27 +86,23 @@ fn step_bytes(layers: usize) -> (usize, usize) {
         batch: BATCH,
         image: Shape::from([56, 56, 3]),
         image_dtype: DType::U8,
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
+        objective: Objective::new(1.0, 0.3).with_triplet(recipe.triplet, 1.0),
+        mix: recipe.mix,
         crops_of: None,
         adamw: Adamw::default(),
         purpose: Purpose::Training,
         scaling: None,
     };
-    let mut learner =
-        Learner::new(backend, Arc::new(tower), Trained { lora, prompts: None, head }, &text, &spec).unwrap();
+    let trained = Trained { lora, prompts, head };
+    let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec).unwrap();
+    let draw = recipe.mix.map(|_| MixDraw::new(0.2, BATCH, 1, 0).unwrap());
     let pixels: Vec<u8> = (0..BATCH * 56 * 56 * 3).map(|i| (i * 31 % 251) as u8).collect();
     let images = Tensor::from_slice([BATCH, 56, 56, 3], &pixels).unwrap();
     let labels = [0u32, 1, 2, 3, 4, 0, 1, 2];
     let rate = Rate { learning_rate: 1e-3, weight_decay: 0.0 };
     let mut step = || {
-        learner
-            .train_step(
-                Batch::new(images.view(), &labels),
-                &Rates { head: rate, lora: rate, prompt: rate },
-                1.0,
-            )
-            .unwrap();
+        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        learner.train_step(batch, &Rates { head: rate, lora: rate, prompt: rate }, 1.0).unwrap();
         learner.evaluate(images.view(), &labels).unwrap();
     };
     (0..4).for_each(|_| step());
@@ -100,12 +116,20 @@ fn step_bytes(layers: usize) -> (usize, usize) {
 fn a_step_allocates_no_activations() {
     // One activation of this model, [8, 50, 96] in f32, is 150 KiB, and a block keeps a dozen. What is left
     // is inside the products, which pack their operands into memory of their own, one product at a time.
-    let (transient, kept) = step_bytes(3);
-    let (transient_of_more, kept_of_more) = step_bytes(9);
-    for kept in [kept, kept_of_more] {
-        assert!(kept < 16 * 1024, "a step leaves {kept} bytes behind");
+    let lora = Recipe { lora: true, ..Default::default() };
+    for recipe in [
+        lora,
+        Recipe { mix: Some(MixOn::Features), triplet: 0.3, ..lora },
+        Recipe { prompts: Some(PromptMode::Replace), mix: Some(MixOn::Pixels), ..Recipe::default() },
+        Recipe { prompts: Some(PromptMode::Accumulate), ..lora },
+    ] {
+        let (transient, kept) = step_bytes(recipe, 2);
+        let (transient_of_more, kept_of_more) = step_bytes(recipe, 6);
+        for kept in [kept, kept_of_more] {
+            assert!(kept < 16 * 1024, "{recipe:?}: a step leaves {kept} bytes behind");
+        }
+        assert!(transient < 768 * 1024, "{recipe:?}: a step holds {transient} bytes more");
+        let growth = transient_of_more.saturating_sub(transient);
+        assert!(growth < 64 * 1024, "{recipe:?}: and {growth} bytes more still with three times the layers");
     }
-    assert!(transient < 768 * 1024, "a step holds {transient} bytes more");
-    let growth = transient_of_more.saturating_sub(transient);
-    assert!(growth < 64 * 1024, "and {growth} bytes more still with three times the layers");
 }

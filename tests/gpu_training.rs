@@ -166,7 +166,9 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
         layers: 2,
         activation: Activation::QuickGelu,
         targets: Target::ALL.to_vec(),
+        prompts: None,
         objective: Objective::new(1.0, 0.3),
+        mix: None,
         savings: Savings::ALL,
     };
     let image = Shape::from([sizes.side, sizes.side, 3]);

@@ -1,10 +1,9 @@
 //! The gradient checks pass, and the exact savings change nothing.
 
 use clip_engine::backend::Activation;
-use clip_engine::check::step::{TinySizes, TinyStep};
+use clip_engine::check::step::{TinySizes, TinyStep, techniques};
 use clip_engine::check::{self, relative_error};
 use clip_engine::clip::vision::Savings;
-use clip_engine::objective::Objective;
 use clip_engine::train::learner::Batch;
 use clip_engine::tune::Target;
 
@@ -23,20 +22,17 @@ fn whole_steps_pass_their_finite_differences() {
 }
 
 /// Gradient of every trained tensor under its own name, whatever the adapters are stacked with.
-fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
-    let tiny = TinyStep {
-        sizes: TinySizes::ODD,
-        layers: 3,
-        activation: Activation::QuickGelu,
-        targets: targets.to_vec(),
-        objective: Objective::new(1.0, 0.3),
-        savings,
-    };
+fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
     let mut learner = tiny.learner().unwrap();
     let (images, labels) = tiny.batch().unwrap();
-    learner.gradients(Batch::new(images.view(), &labels)).unwrap();
-    let mut named =
-        vec![("head.weight".to_string(), learner.head().weight.gradient.typed::<f64>().unwrap().to_vec())];
+    let draw = tiny.draw(labels.len());
+    learner.gradients(Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) }).unwrap();
+    let head = ["head.weight", "head.bias"].into_iter().zip([&learner.head().weight, &learner.head().bias]);
+    let prompts = learner.prompts().map(|prompts| ("prompts", &prompts.param));
+    let mut named: Vec<_> = head
+        .chain(prompts)
+        .map(|(name, p)| (name.to_string(), p.gradient.typed::<f64>().unwrap().to_vec()))
+        .collect();
     for (l, block) in learner.lora().iter().enumerate() {
         for layer in block.layers() {
             let n = layer.targets.len();
@@ -54,19 +50,26 @@ fn gradients(targets: &[Target], savings: Savings) -> Vec<(String, Vec<f64>)> {
 
 #[test]
 fn savings_leave_every_gradient_as_it_is() {
-    for targets in [&Target::ALL[..], &[Target::Key, Target::Output], &[Target::Query], &[Target::Output]] {
-        let full = gradients(targets, Savings::NONE);
+    let lora = [&Target::ALL[..], &[Target::Key, Target::Output], &[Target::Query], &[Target::Output]];
+    let lora = lora.map(|targets| {
+        let tiny = TinyStep { targets: targets.to_vec(), ..TinyStep::new(TinySizes::ODD, 3) };
+        (format!("{targets:?}"), tiny)
+    });
+    let techniques = techniques(TinySizes { batch: 7, ..TinySizes::ODD }, 3);
+    let techniques = techniques.into_iter().map(|(name, tiny)| (name.to_string(), tiny));
+    for (technique, tiny) in lora.into_iter().chain(techniques) {
+        let full = gradients(&TinyStep { savings: Savings::NONE, ..tiny.clone() });
         for savings in [
             Savings::ALL,
             Savings { class_token_only: true, stop_at_first_trained: false },
             Savings { class_token_only: false, stop_at_first_trained: true },
         ] {
-            let saved = gradients(targets, savings);
+            let saved = gradients(&TinyStep { savings, ..tiny.clone() });
             assert_eq!(saved.len(), full.len());
             for ((name, saved), (same, full)) in saved.iter().zip(&full) {
                 assert_eq!(name, same);
                 let error = relative_error(saved, full);
-                assert!(error < 1e-12, "{name} with {savings:?} and {targets:?}: {error:e}");
+                assert!(error < 1e-12, "{name} with {savings:?} and {technique}: {error:e}");
                 assert!(full.iter().any(|&g| g != 0.0), "{name} has a gradient");
             }
         }
@@ -80,12 +83,10 @@ fn folded_adapters_evaluate_as_unfolded_ones_train() {
         [&Target::ALL, &[Target::Query, Target::Value], &[Target::Key], &[Target::Output]];
     for (class_token_only, targets) in [true, false].into_iter().flat_map(|c| targets.map(|t| (c, t))) {
         let tiny = TinyStep {
-            sizes: TinySizes::ODD,
-            layers: 3,
             activation: Activation::Gelu,
             targets: targets.to_vec(),
-            objective: Objective::new(1.0, 0.3),
             savings: Savings { class_token_only, stop_at_first_trained: true },
+            ..TinyStep::new(TinySizes::ODD, 3)
         };
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();

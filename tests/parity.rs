@@ -1,6 +1,6 @@
 //! What PyTorch computes, this engine computes: features, losses, gradients and AdamW steps of small
-//! models, against fixtures made by tools/reference.py, on the CPU and, by way of the host twin, on the CUDA
-//! backend in f32.
+//! models, for every technique, against fixtures made by tools/reference.py, on the CPU and, by way of the
+//! host twin, on the CUDA backend in f32.
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
@@ -17,7 +17,7 @@ fn compare_on<B: Backend>(backend: &B, size: &str, variant: &str, least_rows: us
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/reference").join(size);
     let file = dir.join(format!("{variant}.safetensors"));
     let rows = reference::check(backend, &dir, &file).unwrap();
-    assert!(rows.len() >= least_rows, "{} quantities compared", rows.len());
+    assert!(rows.len() >= least_rows, "{size}/{variant}: {} quantities compared", rows.len());
     let failed: Vec<String> = rows
         .iter()
         .filter(|row| !row.passed())
@@ -30,37 +30,119 @@ fn compare_on<B: Backend>(backend: &B, size: &str, variant: &str, least_rows: us
 
 #[test]
 fn lora_on_all_attention_layers() {
-    compare("tiny", "lora", 98);
+    compare("tiny", "lora", 102);
 }
 
 #[test]
 fn lora_on_queries_and_values_only() {
-    compare("tiny", "lora_q_v", 60);
+    compare("tiny", "lora_q_v", 66);
 }
 
 #[test]
 fn lora_at_odd_sizes() {
-    compare("odd", "lora", 98);
+    compare("odd", "lora", 102);
 }
 
 #[test]
 fn lora_with_gelu_and_the_legacy_end_token() {
-    compare("gelu", "lora", 60);
+    compare("gelu", "lora", 78);
 }
 
 #[test]
 fn head_only() {
     for size in ["tiny", "odd", "gelu"] {
-        compare(size, "linear", 10);
+        compare(size, "linear", 16);
     }
+}
+
+#[test]
+fn pixels_mixed() {
+    compare("tiny", "mixup_pixel", 96);
+    compare("odd", "mixup_pixel", 60);
+}
+
+#[test]
+fn features_mixed() {
+    compare("tiny", "mixup_feat", 98);
+    compare("odd", "mixup_feat", 62);
+}
+
+#[test]
+fn mixed_with_a_text_loss() {
+    compare("gelu", "mixup_pixel_text", 72);
+    compare("gelu", "mixup_feat_text", 74);
+}
+
+/// The first image of every batch is the only one of its class. With the margin of 1 every other anchor has
+/// a loss; with the smaller ones some have none.
+#[test]
+fn triplets() {
+    compare("tiny", "triplet", 104);
+    compare("odd", "triplet", 68);
+    compare("tiny", "triplet_margin", 68);
+    compare("gelu", "triplet_text", 80);
+}
+
+#[test]
+fn prompts_that_are_replaced() {
+    for size in ["tiny", "odd"] {
+        compare(size, "vpt_shared_replace", 18);
+        compare(size, "vpt_layer_replace", 18);
+    }
+    compare("gelu", "vpt_shared_replace", 18);
+}
+
+#[test]
+fn prompts_that_accumulate() {
+    for size in ["tiny", "odd"] {
+        compare(size, "vpt_shared_accum", 18);
+        compare(size, "vpt_layer_accum", 18);
+    }
+    compare("gelu", "vpt_layer_accum", 18);
+}
+
+#[test]
+fn prompts_beside_lora() {
+    compare("tiny", "vpt_shared_replace_lora", 106);
+    compare("tiny", "vpt_layer_accum_lora", 70);
+    compare("odd", "vpt_shared_accum_lora", 70);
+    compare("odd", "vpt_layer_replace_lora", 70);
+}
+
+/// The same on the host twin.
+#[cfg(target_os = "linux")]
+fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {
+    compare_on(&Cuda::on_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 fn the_cuda_backend() {
-    let twin = Cuda::on_twin(DType::F32, 90).unwrap();
-    compare_on(&twin, "tiny", "lora", 98);
-    compare_on(&twin, "odd", "lora", 98);
-    compare_on(&twin, "gelu", "lora", 60);
-    compare_on(&twin, "tiny", "linear", 10);
+    compare_on_twin("tiny", "lora", 102);
+    compare_on_twin("odd", "lora", 102);
+    compare_on_twin("gelu", "lora", 78);
+    compare_on_twin("tiny", "linear", 16);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_mixes() {
+    compare_on_twin("odd", "mixup_pixel", 60);
+    compare_on_twin("gelu", "mixup_feat_text", 74);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_finds_triplets() {
+    compare_on_twin("tiny", "triplet_margin", 68);
+    compare_on_twin("gelu", "triplet_text", 80);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_cuda_backend_tunes_prompts() {
+    for variant in ["vpt_shared_replace", "vpt_layer_replace", "vpt_shared_accum", "vpt_layer_accum"] {
+        compare_on_twin("odd", variant, 18);
+    }
+    compare_on_twin("odd", "vpt_shared_accum_lora", 70);
 }

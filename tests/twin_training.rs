@@ -24,7 +24,9 @@ fn tiny(sizes: TinySizes) -> TinyStep {
         layers: 2,
         activation: Activation::QuickGelu,
         targets: Target::ALL.to_vec(),
+        prompts: None,
         objective: Objective::new(1.0, 0.3),
+        mix: None,
         savings: Savings::ALL,
     }
 }

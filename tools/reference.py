@@ -405,6 +405,7 @@ def main() -> None:
     parser.add_argument("--targets", help="linear layers with LoRA, comma-separated: " + ",".join(ATTENTION + MLP))
     parser.add_argument("--with-lora", action="store_true", help="train LoRA beside the prompts of a vpt variant")
     parser.add_argument("--text-weight", type=float, help="weight of the text loss (0.3; mixup and triplet 0)")
+    parser.add_argument("--margin", type=float, default=1.0, help="margin of the triplet loss")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="name of the file, without .safetensors (default: the variant)")
@@ -417,7 +418,8 @@ def main() -> None:
     torch.set_num_threads(2)
     for variant in VARIANTS if args.variant == "all" else [args.variant]:
         settings = Settings(size=args.size, variant=variant, seed=args.seed, targets=targets, steps=args.steps,
-                            with_lora=args.with_lora and variant.startswith("vpt"), text_weight=args.text_weight)
+                            with_lora=args.with_lora and variant.startswith("vpt"), margin=args.margin,
+                            text_weight=args.text_weight)
         write(settings, args.out, args.name, False if args.no_hidden else None)
 
 

@@ -10,12 +10,14 @@ use crate::clip::text::{self, TextTower};
 use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::clip::weights::Weights;
-use crate::objective::Objective;
+use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
-use crate::tensor::{DType, Shape, Tensor, TensorError};
+use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
-use crate::tune::{Head, LoraSpec, Param, Target, Trained, lora::LoraInit};
+use crate::tune::{
+    Head, LoraSpec, Param, PromptMode, PromptSharing, Prompts, Target, Trained, lora::LoraInit,
+};
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -25,11 +27,14 @@ use std::sync::Arc;
 /// The settings a reference was made with.
 #[derive(Debug, Deserialize)]
 struct Meta {
-    variant: String,
+    variant: Variant,
+    with_lora: bool,
     targets: Vec<Target>,
     r: usize,
     alpha: f64,
     text_weight: f64,
+    triplet_weight: f64,
+    margin: f64,
     templates: usize,
     steps: usize,
     betas: [f64; 2],
@@ -42,6 +47,56 @@ struct Meta {
 struct Hyper {
     head: [f64; 2],
     lora: [f64; 2],
+    prompt: [f64; 2],
+}
+
+/// What is trained, and for which objective, under the names of `tools/reference.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Variant {
+    Lora,
+    Linear,
+    MixupPixel,
+    MixupFeat,
+    Triplet,
+    VptSharedReplace,
+    VptLayerReplace,
+    VptSharedAccum,
+    VptLayerAccum,
+}
+
+impl Variant {
+    fn prompts(self) -> Option<(PromptSharing, PromptMode)> {
+        match self {
+            Variant::VptSharedReplace => Some((PromptSharing::Shared, PromptMode::Replace)),
+            Variant::VptLayerReplace => Some((PromptSharing::PerLayer, PromptMode::Replace)),
+            Variant::VptSharedAccum => Some((PromptSharing::Shared, PromptMode::Accumulate)),
+            Variant::VptLayerAccum => Some((PromptSharing::PerLayer, PromptMode::Accumulate)),
+            _ => None,
+        }
+    }
+
+    fn mix(self) -> Option<MixOn> {
+        match self {
+            Variant::MixupPixel => Some(MixOn::Pixels),
+            Variant::MixupFeat => Some(MixOn::Features),
+            _ => None,
+        }
+    }
+}
+
+impl Meta {
+    fn has_lora(&self) -> bool {
+        self.with_lora || !(self.variant.prompts().is_some() || self.variant == Variant::Linear)
+    }
+
+    fn objective(&self) -> Objective {
+        let objective = Objective::new(1.0, self.text_weight);
+        match self.variant {
+            Variant::Triplet => objective.with_triplet(self.triplet_weight, self.margin),
+            _ => objective,
+        }
+    }
 }
 
 /// A reference file in memory.
@@ -63,9 +118,6 @@ impl Reference {
         let meta = meta.ok_or_else(|| problem("has no settings in its metadata".into()))?;
         let meta: Meta =
             serde_json::from_str(meta).map_err(|e| problem(format!("has unusable settings ({e})")))?;
-        if !matches!(meta.variant.as_str(), "lora" | "linear") {
-            return Err(problem(format!("variant {:?} is not one of lora, linear", meta.variant)));
-        }
         Ok(Reference { path: path.into(), bytes, meta })
     }
 
@@ -106,6 +158,68 @@ impl Reference {
     }
 }
 
+/// The batches that the reference saw.
+struct Batches {
+    images: Vec<Tensor>,
+    labels: Vec<Vec<u32>>,
+    /// Empty where nothing is mixed.
+    draws: Vec<MixDraw>,
+}
+
+impl Batches {
+    fn read(reference: &Reference, side: usize) -> Result<Self> {
+        let shape = reference.tensor("batch.labels")?.shape();
+        let batch = shape.columns();
+        if shape.rows() == 0 || batch == 0 {
+            return Err(reference.problem("has no batches".into()));
+        }
+        let pixels = reference.tensor("batch.pixel_values")?;
+        let image = |t| {
+            let rows = pixels.view().rows(t, 1)?.to_tensor(DType::F64)?;
+            Ok(rows.reshape([batch, 3, side, side])?)
+        };
+        let images = (0..shape.rows()).map(image).collect::<Result<_>>()?;
+        let split = |values: Vec<u32>| values.chunks_exact(batch).map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let draws = match reference.meta.variant.mix() {
+            None => Vec::new(),
+            Some(_) => {
+                let lambda = reference.values("batch.lam")?;
+                let partners = split(reference.indices("batch.perm")?).into_iter();
+                let draw = |(partner, lambda): (_, &[f64])| MixDraw {
+                    partner,
+                    lambda: lambda.iter().map(|&l| l as f32).collect(),
+                };
+                partners.zip(lambda.chunks_exact(batch)).map(draw).collect()
+            }
+        };
+        Ok(Batches { images, labels: split(reference.indices("batch.labels")?), draws })
+    }
+
+    /// Images of a batch.
+    fn size(&self) -> usize {
+        self.labels[0].len()
+    }
+
+    /// The batch of step `t`.
+    fn of(&self, t: usize) -> Batch<'_> {
+        let t = t % self.images.len();
+        Batch { mix: self.draws.get(t), ..Batch::new(self.images[t].view(), &self.labels[t]) }
+    }
+}
+
+/// Features as the head gets them: mixed where they are what is mixed.
+fn features<B: Backend>(learner: &Learner<B>, on: Option<MixOn>, draw: Option<&MixDraw>) -> Result<Vec<f64>> {
+    let features = learner.features()?.view().to_tensor(DType::F64)?;
+    let (width, f) = (features.shape().columns(), features.typed::<f64>()?);
+    let (Some(MixOn::Features), Some(draw)) = (on, draw) else { return Ok(f.to_vec()) };
+    let mixed = (0..f.len()).map(|i| {
+        let (row, column) = (i / width, i % width);
+        let (own, partner) = (f64::from(draw.lambda[row]), draw.partner[row] as usize);
+        own * f[i] + (1.0 - own) * f[partner * width + column]
+    });
+    Ok(mixed.collect())
+}
+
 /// One start of the trained tensors: B = 0 as in training, or B ≠ 0 ("warm.").
 struct Start<'a> {
     reference: &'a Reference,
@@ -124,13 +238,17 @@ impl LoraInit for Start<'_> {
     }
 }
 
+/// Largest error of the prompts after the last step, relative to the largest element.
+const PROMPT_BOUND: f64 = 2e-4;
+
 /// Compares this engine on `backend` with the reference; one row per quantity. The bounds are those of
 /// f32: features 1e-5, gradients 1e-4, losses 1e-5, trained tensors after the last step 1e-5.
 ///
 /// Errors are relative to the largest value of their tensor. Only after the last step each adapter, A and B
 /// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
 /// learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps, in
-/// PyTorch's f32 as in any other.
+/// PyTorch's f32 as in any other. For the same reason prompts, whose steps are a quarter as large as
+/// themselves, have [`PROMPT_BOUND`].
 pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
@@ -201,36 +319,32 @@ fn compare_start<B: Backend>(
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     let (reference, prefix) = (start.reference, start.prefix);
-    let pixels = reference.tensor("batch.pixel_values")?;
-    let labels = reference.indices("batch.labels")?;
-    let batch = labels.len() / pixels.shape().rows();
-    let side = config.vision.image_size;
-    let mut learner = build(backend, start, config, weights, text, batch)?;
-    let image = |t: usize| -> std::result::Result<Tensor, TensorError> {
-        pixels
-            .view()
-            .rows(t % pixels.shape().rows(), 1)?
-            .to_tensor(DType::F64)?
-            .reshape([batch, 3, side, side])
-    };
-    let labels_of = |t: usize| &labels[t % pixels.shape().rows() * batch..][..batch];
-
-    learner.evaluate(image(0)?.view(), labels_of(0))?;
-    let features = learner.features()?.view().to_tensor(DType::F64)?;
+    let batches = Batches::read(reference, config.vision.image_size)?;
+    let mut learner = build(backend, start, config, weights, text, batches.size())?;
+    let (batch, on) = (batches.of(0), reference.meta.variant.mix());
     let label = |what: &str| format!("{prefix}{what}");
     let name = |what: &str| format!("{prefix}f64.{what}");
-    let features = features.typed::<f64>()?;
-    row(rows, reference, label("features, folded"), &name("features"), features, 1e-5)?;
-    let (head, text_logits) = learner.logits()?;
-    for (logits, what) in [(head, "head_logits"), (text_logits, "text_logits")] {
-        let logits = logits.view().to_tensor(DType::F64)?;
-        row(rows, reference, label(what), &name(what), logits.typed::<f64>()?, 1e-5)?;
+
+    // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
+    if on != Some(MixOn::Pixels) {
+        learner.evaluate(batch.images, batch.labels)?;
+        let features = features(&learner, on, batch.mix)?;
+        row(rows, reference, label("features, folded"), &name("features"), &features, 1e-5)?;
     }
-    learner.gradients(Batch::new(image(0)?.view(), labels_of(0)))?;
-    let features = learner.features()?.view().to_tensor(DType::F64)?;
-    row(rows, reference, label("features"), &name("features"), features.typed::<f64>()?, 1e-5)?;
+    if on.is_none() {
+        compare_logits(&learner, reference, prefix, ", folded", rows)?;
+    }
+    learner.loss(batch)?;
+    let features = features(&learner, on, batch.mix)?;
+    row(rows, reference, label("features"), &name("features"), &features, 1e-5)?;
+    compare_logits(&learner, reference, prefix, "", rows)?;
+    learner.gradients(batch)?;
     let stats = learner.stats()?;
-    for (value, what) in [(stats.loss, "loss"), (stats.loss_head, "ce_head"), (stats.loss_text, "ce_text")] {
+    let mut losses = vec![(stats.loss, "loss"), (stats.loss_head, "ce_head"), (stats.loss_text, "ce_text")];
+    if reference.meta.variant == Variant::Triplet {
+        losses.push((stats.loss_triplet, "triplet"));
+    }
+    for (value, what) in losses {
         row(rows, reference, label(what), &name(what), &[value], 1e-5)?;
     }
     // In f16 the gradients are computed as many times too large as the loss is scaled.
@@ -241,26 +355,42 @@ fn compare_start<B: Backend>(
         row(rows, reference, gradient, &name(&format!("grad.{tensor}")), &values, 1e-4)?;
     }
     if names.contains(&name("traj.loss")) {
-        run(&mut learner, reference, prefix, |t| Ok((image(t)?, labels_of(t))), rows)?;
+        run(&mut learner, reference, prefix, &batches, rows)?;
+    }
+    Ok(())
+}
+
+/// The logits of the last batch; `pass` says of which pass.
+fn compare_logits<B: Backend>(
+    learner: &Learner<B>,
+    reference: &Reference,
+    prefix: &str,
+    pass: &str,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let (head, text) = learner.logits()?;
+    for (logits, what) in [(head, "head_logits"), (text, "text_logits")] {
+        let logits = logits.view().to_tensor(DType::F64)?;
+        let (label, name) = (format!("{prefix}{what}{pass}"), format!("{prefix}f64.{what}"));
+        row(rows, reference, label, &name, logits.typed::<f64>()?, 1e-5)?;
     }
     Ok(())
 }
 
 /// The steps of the reference, from the start: losses and final tensors.
-fn run<'a, B: Backend>(
+fn run<B: Backend>(
     learner: &mut Learner<B>,
     reference: &Reference,
     prefix: &str,
-    batch: impl Fn(usize) -> Result<(Tensor, &'a [u32])>,
+    batches: &Batches,
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     let hp = &reference.meta.hp;
     let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
-    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate([5e-3, 0.0]) };
+    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
     let mut losses = Vec::new();
     for t in 0..reference.meta.steps {
-        let (images, labels) = batch(t)?;
-        learner.train_step(Batch::new(images.view(), labels), &rates, 1.0)?;
+        learner.train_step(batches.of(t), &rates, 1.0)?;
         losses.push(learner.stats()?.loss);
     }
     let steps = reference.meta.steps;
@@ -276,9 +406,12 @@ fn run<'a, B: Backend>(
         };
         let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
         let exact = of("f64")?;
-        let peer = of("f32").ok().map(|peer| euclidean_error(&peer, &exact));
-        let (label, error) = (format!("{prefix}{name} after {steps} steps"), euclidean_error(&ours, &exact));
-        rows.push(Row { name: label, at: "f32".into(), error, bound: 1e-5, peer });
+        let is_prompt = name == "prompt";
+        let error_of = if is_prompt { relative_error } else { euclidean_error };
+        let bound = if is_prompt { PROMPT_BOUND } else { 1e-5 };
+        let peer = of("f32").ok().map(|peer| error_of(&peer, &exact));
+        let (label, error) = (format!("{prefix}{name} after {steps} steps"), error_of(&ours, &exact));
+        rows.push(Row { name: label, at: "f32".into(), error, bound, peer });
     }
     Ok(())
 }
@@ -305,7 +438,7 @@ fn build<B: Backend>(
     let vision = &config.vision;
     let pixels = Normalisation::CLIP;
     let tower = VisionTower::load(backend, weights, vision, config.projection, pixels, Savings::ALL)?;
-    let lora = if meta.variant == "lora" {
+    let lora = if meta.has_lora() {
         for (layer, target) in (0..vision.tower.layers).flat_map(|l| meta.targets.iter().map(move |t| (l, t)))
         {
             reference.tensor(&format!("{}init.lora.{layer}.{target}.A", start.prefix))?;
@@ -316,21 +449,37 @@ fn build<B: Backend>(
     } else {
         Vec::new()
     };
+    let prompts = prompts(backend, start)?;
     let head = |part: &str| reference.tensor(&format!("{}init.head.{part}", start.prefix));
     let head = Head::new(backend, head("weight")?.view(), head("bias")?.view())?;
+    let trained = Trained { lora, prompts, head };
     let spec = LearnerSpec {
         batch,
         image: Shape::from([3, vision.image_size, vision.image_size]),
         image_dtype: backend.compute_dtype(),
-        objective: Objective::new(1.0, meta.text_weight),
-        mix: None,
+        objective: meta.objective(),
+        mix: meta.variant.mix(),
         crops_of: None,
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
-        purpose: if lora.is_empty() { Purpose::Inference } else { Purpose::Training },
+        purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
         scaling: loss_scaling(backend),
     };
-    let trained = Trained { lora, prompts: None, head };
     Ok(Learner::new(backend.clone(), Arc::new(tower), trained, text, &spec)?)
+}
+
+/// The prompts of the reference, if it has any.
+fn prompts<B: Backend>(backend: &B, start: &Start<'_>) -> Result<Option<Prompts<B>>> {
+    let Some((sharing, mode)) = start.reference.meta.variant.prompts() else { return Ok(None) };
+    let initial = start.reference.tensor(&format!("{}init.prompt", start.prefix))?;
+    let initial = match (sharing, initial.shape().dims()) {
+        (PromptSharing::Shared, &[count, width]) => initial.reshape([1, count, width])?,
+        (PromptSharing::PerLayer, [_, _, _]) => initial,
+        (_, _) => {
+            let problem = format!("tensor init.prompt has shape {}", initial.shape());
+            return Err(start.reference.problem(problem));
+        }
+    };
+    Ok(Some(Prompts::new(backend, mode, initial.view())?))
 }
 
 /// One tensor of every trained parameter under the reference's names.
@@ -344,6 +493,9 @@ fn named<B: Backend>(
         ("head.weight".to_string(), to_f64(backend, of(&head.weight))?),
         ("head.bias".to_string(), to_f64(backend, of(&head.bias))?),
     ];
+    if let Some(prompts) = learner.prompts() {
+        named.push(("prompt".to_string(), to_f64(backend, of(&prompts.param))?));
+    }
     for (l, block) in learner.lora().iter().enumerate() {
         for layer in block.layers() {
             for (param, part) in [(&layer.a, "A"), (&layer.b, "B")] {

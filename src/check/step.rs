@@ -7,11 +7,13 @@ use crate::backend::{Activation, Backend, LossScaling};
 use crate::clip::config::{TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
-use crate::objective::Objective;
+use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
-use crate::tune::{Head, LoraSpec, Target, Trained, lora::LoraInit};
+use crate::tune::{
+    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, lora::LoraInit,
+};
 use std::sync::Arc;
 
 /// The largest error that passes.
@@ -60,18 +62,35 @@ impl TinySizes {
     };
 }
 
-/// A tiny model with adapters and head, and a batch for it.
+/// A tiny model with adapters, prompts and head, and a batch for it.
+#[derive(Debug, Clone)]
 pub struct TinyStep {
     pub sizes: TinySizes,
     pub layers: usize,
     pub activation: Activation,
     pub targets: Vec<Target>,
+    pub prompts: Option<PromptSpec>,
     pub objective: Objective,
+    pub mix: Option<MixOn>,
     pub savings: Savings,
 }
 
 impl TinyStep {
-    /// Model, adapters with B ≠ 0 and head, all from fixed seeds, in f64 on the CPU.
+    /// LoRA on all attention layers with head and text loss; techniques are made from it.
+    pub fn new(sizes: TinySizes, layers: usize) -> Self {
+        TinyStep {
+            sizes,
+            layers,
+            activation: Activation::QuickGelu,
+            targets: Target::ALL.to_vec(),
+            prompts: None,
+            objective: Objective::new(1.0, 0.3),
+            mix: None,
+            savings: Savings::ALL,
+        }
+    }
+
+    /// Model, adapters with B ≠ 0, prompts and head, all from fixed seeds, in f64 on the CPU.
     pub fn learner(&self) -> Result<Learner<Cpu<f64>>, CheckError> {
         let image = Shape::from([3, self.sizes.side, self.sizes.side]);
         self.learner_on(Cpu::new(), image, DType::F64, None)
@@ -108,6 +127,14 @@ impl TinyStep {
             let spec = LoraSpec { rank: sizes.rank, alpha, targets: self.targets.clone() };
             tower.adapters(&backend, &spec, &mut WarmInit { rank: sizes.rank })?
         };
+        let prompts = match &self.prompts {
+            Some(spec) => {
+                let shape = Shape::from([spec.sets(self.layers), spec.count, sizes.width]);
+                let values = Tensor::from_slice(shape, &normal(shape.elements(), 15))?;
+                Some(Prompts::new(&backend, spec.mode, values.view())?)
+            }
+            None => None,
+        };
         let weight = Tensor::from_slice([c, e], &normal(c * e, 11))?;
         let bias = Tensor::from_slice([c], &normal(c, 12))?;
         let head = Head::new(&backend, weight.view(), bias.view())?;
@@ -117,13 +144,13 @@ impl TinyStep {
             image,
             image_dtype: dtype,
             objective: self.objective,
-            mix: None,
+            mix: self.mix,
             crops_of: None,
             adamw: Adamw::default(),
             purpose: Purpose::Training,
             scaling,
         };
-        let trained = Trained { lora, prompts: None, head };
+        let trained = Trained { lora, prompts, head };
         Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
     }
 
@@ -141,8 +168,22 @@ impl TinyStep {
         Ok((Tensor::from_slice(shape, &levels)?, self.labels()))
     }
 
+    /// For triplets, the first image is alone in its class and the others come in threes; without, there are
+    /// as many classes as can be.
     fn labels(&self) -> Vec<u32> {
-        (0..self.sizes.batch).map(|i| (i * 3 % self.sizes.classes) as u32).collect()
+        let class = |i: usize| if self.objective.triplet == 0.0 { i * 3 } else { i.div_ceil(3) };
+        (0..self.sizes.batch).map(|i| (class(i) % self.sizes.classes) as u32).collect()
+    }
+
+    /// How `batch` images are mixed, where they are: in a circle but for the last, so that partner and
+    /// inverse differ, and one image keeps to itself.
+    pub fn draw(&self, batch: usize) -> Option<MixDraw> {
+        self.mix.map(|_| {
+            let circle = batch.saturating_sub(1) as u32;
+            let partner = (0..circle).map(|i| (i + 1) % circle).chain([circle]).collect();
+            let lambda = (0..batch).map(|i| ((i * 7 + 1) % 10) as f32 / 10.0).collect();
+            MixDraw { partner, lambda }
+        })
     }
 }
 
@@ -169,30 +210,72 @@ impl LoraInit for WarmInit {
     }
 }
 
+/// One step for every way to tune and to train but plain LoRA.
+pub fn techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str, TinyStep)> {
+    use PromptMode::{Accumulate, Replace};
+    use PromptSharing::{PerLayer, Shared};
+    let lora = TinyStep::new(sizes, layers);
+    let mixed = |mix| TinyStep { mix: Some(mix), ..lora.clone() };
+    // Random images are farther from their own class than from others: with a margin below zero some anchors
+    // have no loss.
+    let triplet = |margin: f64, step: TinyStep| {
+        let objective = step.objective.with_triplet(0.3, margin);
+        TinyStep { objective, ..step }
+    };
+    let beside = |sharing, mode| {
+        let prompts = Some(PromptSpec { count: 3, sharing, mode });
+        TinyStep { prompts, ..lora.clone() }
+    };
+    let alone = |sharing, mode| TinyStep { targets: vec![], ..beside(sharing, mode) };
+    vec![
+        ("head only", TinyStep { targets: vec![], ..lora.clone() }),
+        ("pixels mixed", mixed(MixOn::Pixels)),
+        ("features mixed", mixed(MixOn::Features)),
+        ("head only, features mixed", TinyStep { targets: vec![], ..mixed(MixOn::Features) }),
+        ("triplet", triplet(-0.155, lora.clone())),
+        ("prompts shared, replaced", alone(Shared, Replace)),
+        ("prompts per layer, replaced", alone(PerLayer, Replace)),
+        ("prompts shared, accumulated", alone(Shared, Accumulate)),
+        ("prompts per layer, accumulated", alone(PerLayer, Accumulate)),
+        ("prompts replaced, LoRA", beside(Shared, Replace)),
+        ("prompts accumulated, LoRA", beside(PerLayer, Accumulate)),
+        (
+            "prompts accumulated, pixels mixed",
+            TinyStep { mix: Some(MixOn::Pixels), ..alone(Shared, Accumulate) },
+        ),
+        ("prompts replaced, triplet", triplet(-0.4, alone(PerLayer, Replace))),
+    ]
+}
+
 /// Checks the gradient of every trained tensor of a few variants of the step.
 pub fn check() -> Result<Vec<Row>, CheckError> {
-    let both = Objective::new(1.0, 0.3);
-    let variants = [
-        ("q k v out, 3 layers", 3, Activation::QuickGelu, Target::ALL.to_vec(), both),
-        ("q v, GELU, 2 layers", 2, Activation::Gelu, vec![Target::Query, Target::Value], both),
-        ("out only, 2 layers", 2, Activation::QuickGelu, vec![Target::Output], both),
-        ("one layer", 1, Activation::QuickGelu, Target::ALL.to_vec(), Objective::new(1.0, 0.0)),
-        ("head only", 2, Activation::QuickGelu, vec![], both),
+    let odd = |layers, targets: &[Target]| TinyStep {
+        targets: targets.to_vec(),
+        ..TinyStep::new(TinySizes::ODD, layers)
+    };
+    let gelu = |step| TinyStep { activation: Activation::Gelu, ..step };
+    let one_layer = TinyStep { objective: Objective::new(1.0, 0.0), ..odd(1, &Target::ALL) };
+    let mut variants: Vec<(String, TinyStep)> = vec![
+        ("q k v out, 3 layers".into(), odd(3, &Target::ALL)),
+        ("q v, GELU, 2 layers".into(), gelu(odd(2, &[Target::Query, Target::Value]))),
+        ("out only, 2 layers".into(), odd(2, &[Target::Output])),
+        ("one layer".into(), one_layer),
     ];
-    let mut rows = Vec::new();
-    for (name, layers, activation, targets, objective) in variants {
-        let sizes = TinySizes::ODD;
-        let tiny = TinyStep { sizes, layers, activation, targets, objective, savings: Savings::ALL };
-        rows.push(variant(name, &tiny)?);
-    }
-    Ok(rows)
+    let seven = TinySizes { batch: 7, ..TinySizes::ODD };
+    variants.extend(techniques(seven, 3).into_iter().map(|(name, step)| (name.to_string(), step)));
+    // The only block is the first and the last for prompts.
+    let one_block = techniques(seven, 1).into_iter().filter(|(_, step)| step.prompts.is_some());
+    variants.extend(one_block.map(|(name, step)| (format!("{name}, one layer"), step)));
+    variants.iter().map(|(name, tiny)| variant(name, tiny)).collect()
 }
 
 /// The worst error over all trained tensors of one variant.
 fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
     let (images, labels) = tiny.batch()?;
     let mut learner = tiny.learner()?;
-    learner.gradients(Batch::new(images.view(), &labels))?;
+    let draw = tiny.draw(labels.len());
+    let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+    learner.gradients(batch)?;
     let start = learner.snapshot()?;
     let gradients: Vec<Tensor> = learner.params().into_iter().map(|p| p.gradient.clone()).collect();
     let mut error = 0.0f64;
@@ -203,7 +286,7 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
             let mut values = start.clone();
             values[index] = Tensor::from_slice(start[index].shape(), moved)?;
             learner.restore(&values)?;
-            Ok(learner.loss(Batch::new(images.view(), &labels))?)
+            Ok(learner.loss(batch)?)
         })?;
         error = if one.is_nan() { one } else { error.max(one) };
     }

@@ -1,0 +1,163 @@
+//! What every way to tune and to train has to keep to: a step moves all that is trained and nothing else,
+//! and evaluation sees the model that was trained, whatever ran through the same memory before.
+
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::check::relative_error;
+use clip_engine::check::step::{TinySizes, TinyStep, techniques};
+use clip_engine::objective::MixDraw;
+use clip_engine::optim::{Rate, Rates};
+use clip_engine::tensor::Tensor;
+use clip_engine::train::learner::{Batch, Learner};
+
+/// Plain LoRA and all techniques.
+fn steps() -> Vec<(&'static str, TinyStep)> {
+    let sizes = TinySizes { batch: 7, ..TinySizes::ODD };
+    let mut steps = vec![("LoRA", TinyStep::new(sizes, 3))];
+    steps.extend(techniques(sizes, 3));
+    steps.extend(techniques(sizes, 1));
+    steps
+}
+
+fn rates() -> Rates {
+    // A decay would move tensors without a gradient.
+    let rate = |learning_rate| Rate { learning_rate, weight_decay: 0.0 };
+    Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-2) }
+}
+
+fn values(tensor: &Tensor) -> &[f64] {
+    tensor.typed().unwrap()
+}
+
+fn gradients(learner: &Learner<Cpu<f64>>) -> Vec<Tensor> {
+    learner.params().into_iter().map(|p| p.gradient.clone()).collect()
+}
+
+#[track_caller]
+fn assert_same(found: &Tensor, expected: &Tensor, what: &str) {
+    assert_eq!(found.shape(), expected.shape(), "{what}");
+    let error = relative_error(values(found), values(expected));
+    assert!(error < 1e-12, "{what}: {error:e}");
+}
+
+/// Every number that is trained has a gradient, and so moves; the frozen model gives what it gave.
+#[test]
+fn a_step_moves_all_that_is_trained_and_nothing_else() {
+    for (name, tiny) in steps() {
+        let mut learner = tiny.learner().unwrap();
+        let (images, labels) = tiny.batch().unwrap();
+        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        let (frozen, (_, text)) = (learner.features().unwrap(), learner.logits().unwrap());
+        let before = learner.snapshot().unwrap();
+        let draw = tiny.draw(labels.len());
+        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        learner.train_step(batch, &rates(), 1.0).unwrap();
+        let after = learner.snapshot().unwrap();
+        assert_eq!(before.len(), learner.param_names().len());
+        for ((part, before), after) in learner.param_names().iter().zip(&before).zip(&after) {
+            let still = values(before).iter().zip(values(after)).filter(|(before, after)| before == after);
+            assert_eq!(still.count(), 0, "{name}: numbers of {part} that did not move");
+        }
+        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        assert_eq!(values(&learner.features().unwrap()), values(&frozen), "{name}: the frozen tower");
+        assert_eq!(values(&learner.logits().unwrap().1), values(&text), "{name}: the text features");
+    }
+}
+
+/// In a draw with λ = 1 nothing is mixed.
+fn unmixed(tiny: &TinyStep, batch: usize) -> Option<MixDraw> {
+    tiny.draw(batch).map(|draw| MixDraw { lambda: vec![1.0; batch], ..draw })
+}
+
+#[test]
+fn evaluation_sees_what_was_trained_whatever_ran_before() {
+    for (name, tiny) in steps() {
+        let mut learner = tiny.learner().unwrap();
+        let (images, labels) = tiny.batch().unwrap();
+        let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
+        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        let frozen = learner.features().unwrap();
+        let draw = tiny.draw(labels.len());
+        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        for _ in 0..3 {
+            learner.train_step(batch, &rates(), 1.0).unwrap();
+        }
+        let draw = unmixed(&tiny, labels.len());
+        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        learner.gradients(batch).unwrap();
+        let (expected, trained) = (learner.features().unwrap(), gradients(&learner));
+        let in_tower = tiny.prompts.is_some() || !tiny.targets.is_empty();
+        let apart = relative_error(values(&expected), values(&frozen));
+        assert_eq!(apart > 1e-3, in_tower, "{name}: {apart:e} from the frozen tower");
+        for round in 0..2 {
+            let what = |what: &str| format!("{name}, round {round}: {what}");
+            learner.evaluate(images.view(), &labels).unwrap();
+            assert_same(&learner.features().unwrap(), &expected, &what("features"));
+            learner.evaluate(part, part_labels).unwrap();
+            let rows = expected.view().rows(1, 4).unwrap().to_tensor(expected.dtype()).unwrap();
+            assert_same(&learner.features().unwrap(), &rows, &what("features of a part"));
+            learner.evaluate_frozen(images.view(), &labels).unwrap();
+            assert_same(&learner.features().unwrap(), &frozen, &what("frozen features"));
+            learner.gradients(batch).unwrap();
+            assert_same(&learner.features().unwrap(), &expected, &what("features of a training pass"));
+            for ((found, expected), part) in
+                gradients(&learner).iter().zip(&trained).zip(learner.param_names())
+            {
+                assert_same(found, expected, &what(&format!("gradient of {part}")));
+            }
+            learner.evaluate_frozen(part, part_labels).unwrap();
+        }
+    }
+}
+
+/// The last batch of an epoch is smaller: it trains as it would in memory of its own size.
+#[test]
+fn a_smaller_batch_trains_as_it_would_alone() {
+    for (name, tiny) in steps() {
+        let mut learner = tiny.learner().unwrap();
+        let (images, labels) = tiny.batch().unwrap();
+        let draw = tiny.draw(labels.len());
+        let whole = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        learner.gradients(whole).unwrap();
+        let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
+        let small = TinySizes { batch: part_labels.len(), ..tiny.sizes };
+        let mut alone = TinyStep { sizes: small, ..tiny.clone() }.learner().unwrap();
+        let draw = tiny.draw(part_labels.len());
+        let batch = Batch { mix: draw.as_ref(), ..Batch::new(part, part_labels) };
+        learner.gradients(batch).unwrap();
+        alone.gradients(batch).unwrap();
+        for ((found, expected), part) in
+            gradients(&learner).iter().zip(&gradients(&alone)).zip(learner.param_names())
+        {
+            assert_same(found, expected, &format!("{name}: gradient of {part}"));
+        }
+        let (found, expected) = (learner.stats().unwrap(), alone.stats().unwrap());
+        assert_eq!(found.loss, expected.loss, "{name}");
+        assert_eq!(found.loss_triplet, expected.loss_triplet, "{name}");
+    }
+}
+
+/// The triplet loss is piecewise linear in the margin: its slope is the share of anchors that have a loss.
+#[test]
+fn the_triplets_of_these_tests_have_anchors_with_and_without_a_loss() {
+    let with_triplets = steps().into_iter().filter(|(_, tiny)| tiny.objective.triplet != 0.0);
+    let mut seen = 0;
+    for (name, tiny) in with_triplets {
+        let (images, labels) = tiny.batch().unwrap();
+        let loss = |margin: f64| {
+            let mut tiny = tiny.clone();
+            tiny.objective.margin = margin;
+            let mut learner = tiny.learner().unwrap();
+            learner.loss(Batch::new(images.view(), &labels)).unwrap();
+            learner.stats().unwrap().loss_triplet
+        };
+        let (margin, step) = (tiny.objective.margin, 1e-4);
+        let count = |margin: f64| (loss(margin + step) - loss(margin)) / step * labels.len() as f64;
+        // The first image is the only one of its class.
+        let (with, possible) = (count(margin), count(margin + 100.0));
+        assert!((possible - (labels.len() - 1) as f64).abs() < 1e-6, "{name}: {possible} anchors");
+        assert!((with - with.round()).abs() < 1e-6, "{name}: an anchor changes sides near the margin");
+        assert!(with > 0.5 && with < possible - 0.5, "{name}: {with} of {possible} anchors have a loss");
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
