@@ -20,11 +20,12 @@ const STEPS: u64 = 5;
 const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 0.5, interval: 2000 };
 
 /// Largest error of a gradient, relative to its largest element, and of a loss: rounding adds up over the
-/// operations of a step.
+/// operations of a step. The widest is for the queries' adapters behind prompts, whose gradients are small sums
+/// of large terms.
 fn bounds(dtype: DType) -> (f64, f64) {
     match dtype {
         DType::F16 => (1e-2, 2e-3),
-        DType::BF16 => (6e-2, 1e-2),
+        DType::BF16 => (1.2e-1, 1e-2),
         _ => (1e-5, 2e-6),
     }
 }
