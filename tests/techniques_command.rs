@@ -111,7 +111,7 @@ fn prompts_can_be_started_from_and_embedded_with() {
     let refuse = |more: &[&str], code: i32, words: &[&str]| {
         fail(code, &[&base[..], more].concat(), place.path(), words);
     };
-    refuse(&["--recipe", "vpt"], 1, &["prompts.safetensors", "[4, 96]", "[16, 96]", "--prompt-count"]);
+    refuse(&["--recipe", "vpt"], 1, &["prompts.safetensors", "[4, 128]", "[16, 128]", "--prompt-count"]);
     refuse(
         &["--recipe", "vpt", "--prompt-count", "4", "--prompts", "per-layer"],
         1,
@@ -142,9 +142,9 @@ fn combinations_that_make_no_sense_are_refused_with_a_reason() {
         (&["--recipe", "triplet", "--mixup", "0.2"], &["--triplet", "--mixup"]),
         (&["--method", "linear", "--triplet", "0.3"], &["--triplet", "linear"]),
         (&["--triplet", "1.5"], &["--triplet", "1.5"]),
-        (&["--mixup", "-1"], &["--mixup", "-1"]),
+        (&["--mixup=-1"], &["--mixup", "-1"]),
         (&["--mixup", "nan"], &["--mixup"]),
-        (&["--recipe", "triplet", "--margin", "-2"], &["--margin", "-2"]),
+        (&["--recipe", "triplet", "--margin=-2"], &["--margin", "-2"]),
         (&["--recipe", "linear", "--rank", "4"], &["--rank", "no adapters"]),
         (&["--recipe", "vpt", "--lr-lora", "0.1"], &["--lr-lora", "--with-lora"]),
         (&["--recipe", "lora", "--prompts", "shared"], &["--prompts", "--method vpt"]),
