@@ -1,5 +1,5 @@
-//! Every technique through the command line on real files: what a run leaves, that it is what was tested, that
-//! it can be interrupted, repeated and started from, and the combinations that are refused.
+//! Every technique through the command line on real files: what a run leaves, that it is what was tested,
+//! that it can be interrupted, repeated and started from, and the combinations that are refused.
 
 mod common;
 
@@ -118,6 +118,14 @@ fn prompts_can_be_started_from_and_embedded_with() {
         &["prompts.safetensors", "--prompts"],
     );
     refuse(&["--recipe", "lora"], 2, &["--init-from", "prompts", "--method vpt"]);
+    let mode = ["--recipe", "vpt", "--prompt-count", "4", "--prompt-mode", "accumulate"];
+    refuse(&mode, 1, &["prompts.safetensors", "--prompt-mode replace"]);
+
+    // Once a run has begun, what it was started from may go.
+    let started = Path::new(&run).with_file_name("moved");
+    std::fs::rename(&run, &started).unwrap();
+    succeed(&["train", "--output", &next, "--resume", "--epochs", "2"], place.path());
+    std::fs::rename(&started, &run).unwrap();
 
     let images = Path::new(&place.data).join("test").display().to_string();
     let features = |file: &str, more: &[&str]| {
@@ -129,6 +137,8 @@ fn prompts_can_be_started_from_and_embedded_with() {
     let plain = features("plain.safetensors", &["--model", &place.model]);
     let tuned = features("tuned.safetensors", &["--run", &run]);
     assert_ne!(plain, tuned, "the prompts change the features");
+    let from = features("from.safetensors", &["--model", &place.model, "--init-from", &run]);
+    assert_eq!(from, tuned);
 }
 
 #[test]
@@ -136,7 +146,7 @@ fn combinations_that_make_no_sense_are_refused_with_a_reason() {
     let place = Place::new([3, 2, 2]);
     let run = place.at("run");
     let base = ["train", "--data", &place.data, "--model", &place.model, "--output", &run];
-    let cases: [(&[&str], &[&str]); 19] = [
+    let cases: [(&[&str], &[&str]); 23] = [
         (&["--recipe", "mixup", "--batch-size", "1"], &["--batch-size", "mix"]),
         (&["--recipe", "triplet", "--batch-size", "1"], &["--batch-size", "triplet"]),
         (&["--recipe", "triplet", "--mixup", "0.2"], &["--triplet", "--mixup"]),
@@ -156,6 +166,10 @@ fn combinations_that_make_no_sense_are_refused_with_a_reason() {
         (&["--shots", "0"], &["--shots", "0"]),
         (&["--augment", "crop-flip", "--dtype", "f16"], &["--augment", "--dtype u8"]),
         (&["--lr-prompt", "0.1"], &["--lr-prompt", "--method vpt"]),
+        (&["--triplet", "1"], &["--triplet", "head"]),
+        (&["--recipe", "triplet", "--shots", "1"], &["--shots", "triplet"]),
+        (&["--with-lora"], &["--with-lora", "--method vpt"]),
+        (&["--early-stop", "off", "--early-stop-against", "best"], &["--early-stop-against", "never"]),
     ];
     for (flags, words) in cases {
         fail(2, &[&base[..], flags].concat(), place.path(), words);

@@ -126,14 +126,15 @@ fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
 
 /// The images of finished runs, for the page; none where they are not to be had any more.
 fn images(runs: &[RunData], monitor: &dyn Monitor) -> Option<Cache> {
-    let settings = Settings { augment: Augment::Off, ..runs.first()?.settings.clone() };
-    match common::material(&settings, monitor) {
-        Ok(material) => Some(material.cache),
-        Err(problem) => {
-            monitor.line(&format!("report.html shows no images: {problem}"));
-            None
-        }
-    }
+    let first = runs.first()?;
+    let settings = Settings { augment: Augment::Off, ..first.settings.clone() };
+    let problem = match common::material(&settings, monitor) {
+        Ok(material) if report::shows(first, &material.cache) => return Some(material.cache),
+        Ok(_) => "they are not those that the runs were evaluated on".to_string(),
+        Err(problem) => problem.to_string(),
+    };
+    monitor.line(&format!("report.html shows no images: {problem}"));
+    None
 }
 
 /// Prints the comparison and leaves in `dir` all that is known about it.
@@ -145,8 +146,8 @@ fn finish(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     if let Some(dir) = dir {
-        comparison.write(dir)?;
         report::write_comparison(comparison, runs, cache, dir)?;
+        comparison.write(dir)?;
     }
     print(comparison, monitor)?;
     match dir {

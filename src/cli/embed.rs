@@ -4,6 +4,7 @@ use super::bars::Bars;
 use super::common::{self, parse_serde};
 use super::device::{self, on_device};
 use anyhow::{Result, bail};
+use clip_engine::train::adapter::prompt_spec;
 use clip_engine::train::embed::{TuningFiles, embed};
 use clip_engine::train::model::Model;
 use clip_engine::train::run_dir::RunDir;
@@ -18,7 +19,7 @@ pub struct Args {
     /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
     run: Option<PathBuf>,
-    /// Use the adapter/ in this directory.
+    /// Use the adapter/ and the prompts.safetensors in this directory.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// A folder of photos, searched with its subfolders.
@@ -58,7 +59,12 @@ pub fn run(args: Args) -> Result<()> {
         tuning.prompts = settings.prompt_spec().map(|spec| (run.join("prompts.safetensors"), spec));
     }
     if let Some(dir) = &args.init_from {
-        tuning.adapter = Some(dir.join("adapter"));
+        let (adapter, prompts) = (dir.join("adapter"), dir.join("prompts.safetensors"));
+        if prompts.is_file() {
+            tuning.prompts = Some((prompts.clone(), prompt_spec(&prompts)?));
+        }
+        // Where there is neither, the message names the adapter.
+        tuning.adapter = Some(adapter).filter(|adapter| adapter.is_dir() || !prompts.is_file());
     }
     if let Some(dir) = tuning.adapter.as_deref().filter(|dir| !dir.is_dir()) {
         bail!("{}: no such folder; name a run or a directory that holds adapter/", dir.display());

@@ -86,8 +86,8 @@ pub struct Options {
     /// Weight of the text alignment in the loss [default: 0.3; 0 in the recipes mixup and triplet].
     #[arg(long, value_name = "W")]
     text_weight: Option<f64>,
-    /// Blend training images with others of their batch, by shares from Beta(A, A); 0 for none [default: 0.2 in
-    /// the recipe mixup].
+    /// Blend training images with others of their batch, by shares from Beta(A, A); 0 for none
+    /// [default: 0.2 in the recipe mixup].
     #[arg(long, value_name = "A")]
     mixup: Option<f64>,
     /// What is blended [default: pixels].
@@ -200,7 +200,8 @@ impl Options {
 
     /// Leaves out what a recipe decides.
     fn forget_recipe(&mut self) {
-        (self.method, self.text_weight, self.mixup, self.triplet) = (None, None, None, None);
+        (self.method, self.with_lora, self.text_weight) = (None, None, None);
+        (self.mixup, self.triplet) = (None, None);
     }
 
     /// Flags that a run would not look at, each with the reason.
@@ -213,6 +214,10 @@ impl Options {
         let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
         let no_mixup = "nothing is mixed; give --mixup".to_string();
         let no_triplet = "there is no triplet loss; give --triplet".to_string();
+        let stops = settings.early_stop != Patience::Off;
+        let no_stop = "--early-stop off never stops early; leave it out".to_string();
+        let files = !settings.demo;
+        let no_files = "the demo's images are drawn in memory; leave it out".to_string();
         let flags = [
             ("--rank", self.rank.is_some(), lora, &no_lora),
             ("--alpha", self.alpha.is_some(), lora, &no_lora),
@@ -226,6 +231,11 @@ impl Options {
             ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
             ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
             ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
+            ("--early-stop-min-delta", self.early_stop_min_delta.is_some(), stops, &no_stop),
+            ("--early-stop-against", self.early_stop_against.is_some(), stops, &no_stop),
+            ("--cache", self.cache.is_some(), files, &no_files),
+            ("--dtype", self.dtype.is_some(), files, &no_files),
+            ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
         ];
         let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
         unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
@@ -319,10 +329,29 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
     if flags.recipe.is_some() {
         return refuse("--recipe: --recipes names the recipes of a comparison; leave it out");
     }
+    if flags.method.is_some() || flags.with_lora.is_some() {
+        return refuse(
+            "--method, --with-lora: a recipe has its own; leave them out, or train that run apart",
+        );
+    }
     if flags.init_from.is_some() {
         return refuse("--init-from: recipes are compared from the same start, plain CLIP; leave it out");
     }
-    let of = |&recipe| combine(Options::default(), &Options { recipe: Some(recipe), ..flags.clone() });
+    // What makes a recipe goes to that recipe alone.
+    let of = |&recipe| {
+        let mixup = flags.mixup.filter(|_| recipe == Recipe::Mixup);
+        let triplet = flags.triplet.filter(|_| recipe == Recipe::Triplet);
+        combine(Options::default(), &Options { recipe: Some(recipe), mixup, triplet, ..flags.clone() })
+    };
+    for (flag, given, recipe) in [
+        ("--mixup", flags.mixup.is_some(), Recipe::Mixup),
+        ("--triplet", flags.triplet.is_some(), Recipe::Triplet),
+    ] {
+        if given && !recipes.contains(&recipe) {
+            let text = format!("{flag}: belongs to the recipe {recipe}, which --recipes does not name");
+            return Err(TrainError::Setting(text).into());
+        }
+    }
     let runs: Vec<Settings> = recipes.iter().map(of).collect();
     flags.check_use_by_any(&runs)?;
     for run in &runs {

@@ -18,8 +18,8 @@ use crate::train::Result;
 use crate::train::run_dir::RunDir;
 use std::path::Path;
 
-/// Draws the finished run in `dir` and writes its page: plots/ and report.html. `cache` holds the images that it
-/// was evaluated on.
+/// Draws the finished run in `dir` and writes its page: plots/ and report.html. `cache` holds the images
+/// that it was evaluated on.
 pub fn write_run(dir: &RunDir, cache: &Cache) -> Result<RunData> {
     let run = RunData::load(dir)?;
     plots::run_plots(&run, dir.path())?;
@@ -27,8 +27,8 @@ pub fn write_run(dir: &RunDir, cache: &Cache) -> Result<RunData> {
     Ok(run)
 }
 
-/// Draws a comparison of `runs` into `dir` and writes its page: plots/ and report.html. Without a `cache` the page
-/// shows no images.
+/// Draws a comparison of `runs` into `dir` and writes its page: plots/ and report.html. Without a `cache`
+/// the page shows no images.
 pub fn write_comparison(
     comparison: &Comparison,
     runs: &[RunData],
@@ -41,6 +41,16 @@ pub fn write_comparison(
         _ => None,
     };
     page::write_comparison_page(comparison, runs, images.as_ref(), &dir.join("report.html"))
+}
+
+/// Whether `cache` holds the images that `run` was evaluated on: the same paths with the same labels.
+pub fn shows(run: &RunData, cache: &Cache) -> bool {
+    let Ok(images) = evaluated(run, cache) else { return false };
+    let path = |index| images.path(index).unwrap_or_default().display().to_string();
+    let evaluated = &run.evaluation.images;
+    evaluated.len() == images.len()
+        && evaluated.iter().zip(images.labels()).all(|(image, &label)| image.label == label)
+        && evaluated.iter().enumerate().all(|(index, image)| image.path == path(index))
 }
 
 /// The images that a run was evaluated on.

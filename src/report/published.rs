@@ -49,6 +49,9 @@ fn is_the_recipe(settings: &Settings) -> bool {
         && settings.mixup == recipe.mixup
         && (settings.mixup_on == recipe.mixup_on || !settings.has_mixup())
         && settings.triplet == recipe.triplet
+        && settings.text_weight == recipe.text_weight
+        && settings.head_init == recipe.head_init
+        && settings.init_from.is_none()
         && settings.shots.is_none()
         && settings.augment == Augment::Off
 }

@@ -20,6 +20,7 @@ pub fn trained_parts<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
     settings: &Settings,
+    init_from: Option<&Path>,
     class_names: &[String],
     text: &TextClassifier,
 ) -> Result<Trained<B>> {
@@ -48,7 +49,7 @@ pub fn trained_parts<B: Backend>(
         None => None,
     };
     let mut trained = Trained { lora, prompts, head };
-    if let Some(from) = &settings.init_from {
+    if let Some(from) = init_from {
         initial_parts_from(backend, tower, settings, class_names, from, &mut trained)?;
     }
     Ok(trained)

@@ -9,7 +9,7 @@ use super::metrics::{Accumulator, EvalMetrics};
 use super::parts::trained_parts;
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
-use super::settings::{Augment, Settings};
+use super::settings::{Augment, Method, Settings};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -111,6 +111,13 @@ struct Run<'a, B: Backend> {
     step_images: usize,
 }
 
+/// Which images a run evaluates.
+enum Evaluated {
+    Validation,
+    /// Those of the final result: the test split, or where there is none the validation split.
+    Result,
+}
+
 /// What is trained on.
 struct Training<'a> {
     inputs: Inputs<'a>,
@@ -136,7 +143,7 @@ impl<'a, B: Backend> Session<'a, B> {
         // No batch is larger than the largest split.
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = settings.batch_size.min(largest);
-        let mut learner = self.learner(settings, batch)?;
+        let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
             let (progress, best) = resumed(&mut learner, cache, dir)?;
             dir.write_settings(settings)?;
@@ -145,15 +152,12 @@ impl<'a, B: Backend> Session<'a, B> {
             dir.begin(settings)?;
             (None, None)
         };
-        let zero_shot = match progress.as_ref().map(|p| p.zero_shot.clone()) {
-            Some(zero_shot) => zero_shot,
-            None => self.zero_shot(&mut learner, batch, monitor)?,
-        };
-        let on_features = settings.on_frozen_features();
-        let mut inputs = |split| self.inputs(split, on_features, batch, monitor);
-        let val = inputs(Split::Val)?;
-        let test = if cache.split(Split::Test).is_empty() { None } else { Some(inputs(Split::Test)?) };
-        let training = self.training(settings, chosen, batch, monitor)?;
+        let inputs = self.all_inputs(settings, &mut learner, chosen, batch, progress.as_ref(), monitor);
+        let (zero_shot, RunInputs { training, val, test, seconds }) =
+            inputs.map_err(|error| match error {
+                TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
+                error => error,
+            })?;
         let steps_per_epoch = training.chosen.len().div_ceil(settings.batch_size) as u64;
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
@@ -179,7 +183,7 @@ impl<'a, B: Backend> Session<'a, B> {
             },
             early_stop,
             metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
-            seconds: progress.as_ref().map_or(0.0, |p| p.seconds),
+            seconds: progress.as_ref().map_or(seconds, |p| p.seconds),
             step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
             step_images: progress.as_ref().map_or(0, |p| p.step_images),
         };
@@ -219,9 +223,11 @@ impl<'a, B: Backend> Session<'a, B> {
         }
     }
 
-    fn learner(&self, settings: &Settings, batch: usize) -> Result<Learner<B>> {
+    /// A learner at the start of a run; that of a run to resume gets its values later.
+    fn learner(&self, settings: &Settings, batch: usize, resume: bool) -> Result<Learner<B>> {
         let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
-        let trained = trained_parts(backend, tower, settings, names, &self.text)?;
+        let from = settings.init_from.as_deref().filter(|_| !resume);
+        let trained = trained_parts(backend, tower, settings, from, names, &self.text)?;
         let spec = LearnerSpec {
             batch,
             image: self.cache.image_shape(),
@@ -237,40 +243,51 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok(Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?)
     }
 
-    /// The images of a split, or their features.
-    fn inputs(
-        &mut self,
-        split: Split,
-        on_features: bool,
-        batch: usize,
-        monitor: &dyn Monitor,
-    ) -> Result<Inputs<'a>> {
-        let cache = self.cache;
-        if !on_features {
-            return Ok(Inputs::Images(cache.split(split)));
-        }
-        match self.features(split, batch, monitor) {
-            // The run has begun, and nothing of it can be continued.
-            Err(TrainError::Data(DataError::Interrupted)) => Err(TrainError::InterruptedEarly),
-            values => Ok(Inputs::Features { values: values?, labels: cache.split(split).labels() }),
-        }
-    }
-
-    fn training(
+    /// Plain CLIP's results, and what the run is trained and evaluated on.
+    fn all_inputs(
         &mut self,
         settings: &Settings,
+        learner: &mut Learner<B>,
         chosen: Vec<usize>,
         batch: usize,
+        progress: Option<&Progress>,
         monitor: &dyn Monitor,
-    ) -> Result<Training<'a>> {
-        if let Some(images) = self.augmented(settings)? {
-            let augmentation = Some((Augmentation::default(), images.preprocess().image_size()));
-            let (inputs, staging) = (Inputs::Images(images.split(Split::Train)), Staging::new(images, batch));
-            return Ok(Training { inputs, chosen, staging, augmentation });
-        }
+    ) -> Result<(PlainResult, RunInputs<'a>)> {
         let cache = self.cache;
-        let inputs = self.inputs(Split::Train, settings.on_frozen_features(), batch, monitor)?;
-        Ok(Training { staging: inputs.staging(cache, batch), inputs, chosen, augmentation: None })
+        let zero_shot = match progress {
+            Some(progress) => progress.zero_shot.clone(),
+            None => self.zero_shot(learner, batch, monitor)?,
+        };
+        let mut seconds = 0.0;
+        let mut inputs = |session: &mut Self, split: Split, on_features: bool| -> Result<Inputs<'a>> {
+            if !on_features {
+                return Ok(Inputs::Images(cache.split(split)));
+            }
+            let features = session.features(learner, split, batch, monitor)?;
+            // Training and validation count as they do for runs on images.
+            seconds += if split == Split::Test { 0.0 } else { features.seconds };
+            Ok(Inputs::Features { values: features.values.clone(), labels: cache.split(split).labels() })
+        };
+        // Where nothing in the tower is trained, only training images can differ from epoch to epoch.
+        let frozen = settings.method == Method::Linear;
+        let val = inputs(self, Split::Val, frozen)?;
+        let test = match cache.split(Split::Test).is_empty() {
+            true => None,
+            false => Some(inputs(self, Split::Test, frozen)?),
+        };
+        let training = match self.augmented(settings)? {
+            Some(images) => Training {
+                inputs: Inputs::Images(images.split(Split::Train)),
+                chosen,
+                staging: Staging::new(images, batch),
+                augmentation: Some((Augmentation::default(), images.preprocess().image_size())),
+            },
+            None => {
+                let inputs = inputs(self, Split::Train, settings.on_frozen_features())?;
+                Training { staging: inputs.staging(cache, batch), inputs, chosen, augmentation: None }
+            }
+        };
+        Ok((zero_shot, RunInputs { training, val, test, seconds }))
     }
 
     /// Plain CLIP on the split where the final result is measured.
@@ -282,12 +299,30 @@ impl<'a, B: Backend> Session<'a, B> {
     ) -> Result<PlainResult> {
         let cache = self.cache;
         let split = if cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
-        let inputs = self.inputs(split, true, batch, monitor)?;
+        let values = self.features(learner, split, batch, monitor)?.values.clone();
+        let inputs = Inputs::Features { values, labels: cache.split(split).labels() };
         let mut staging = inputs.staging(cache, batch);
         let task = format!("zero-shot {split}");
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
-        let sums = sums.ok_or(TrainError::InterruptedEarly)?;
+        let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
         Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes() })
+    }
+}
+
+/// What a run is trained and evaluated on.
+struct RunInputs<'a> {
+    training: Training<'a>,
+    val: Inputs<'a>,
+    test: Option<Inputs<'a>>,
+    /// What it took to compute features that stand for images.
+    seconds: f64,
+}
+
+/// The user stopped a run before its next epoch began.
+fn interrupted(progress: Option<&Progress>, dir: &RunDir) -> TrainError {
+    match progress {
+        Some(progress) => TrainError::Interrupted { epoch: progress.epoch, path: dir.path().to_path_buf() },
+        None => TrainError::InterruptedEarly,
     }
 }
 
@@ -324,7 +359,7 @@ impl<B: Backend> Run<'_, B> {
             let started = Instant::now();
             let trained = self.train_epoch(epoch)?;
             let val = match trained {
-                Some(_) => self.evaluate(Split::Val)?.map(|sums| sums.finish()),
+                Some(_) => self.evaluate(Evaluated::Validation)?.map(|sums| sums.finish()),
                 None => None,
             };
             let (Some(train), Some(val)) = (trained, val) else {
@@ -464,11 +499,12 @@ impl<B: Backend> Run<'_, B> {
         order
     }
 
-    /// Evaluates the validation or the test split; `None` when the user asked to stop.
-    fn evaluate(&mut self, split: Split) -> Result<Option<Accumulator>> {
-        let inputs = match (split, &self.test) {
-            (Split::Test, Some(test)) => test,
-            _ => &self.val,
+    /// Evaluates the validation split, or the test split where there is one; `None` when the user asked to
+    /// stop.
+    fn evaluate(&mut self, split: Evaluated) -> Result<Option<Accumulator>> {
+        let (inputs, split) = match (split, &self.test) {
+            (Evaluated::Result, Some(test)) => (test, Split::Test),
+            _ => (&self.val, Split::Val),
         };
         evaluate_split(&mut self.learner, inputs, &mut self.staging, self.batch, split.name(), self.monitor)
     }
@@ -537,8 +573,10 @@ impl<B: Backend> Run<'_, B> {
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
         let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
-        let prompts = self.learner.prompts();
-        let prompts = prompts.map(|p| adapter::stage_prompts(&self.dir.prompts(), backend, p)).transpose()?;
+        let prompts = self.learner.prompts().zip(self.settings.prompt_spec());
+        let prompts = prompts
+            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec))
+            .transpose()?;
         if let Some(spec) = self.settings.lora() {
             let tensors = adapter::tensors(backend, self.learner.lora())?;
             let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name)?;
@@ -563,7 +601,7 @@ impl<B: Backend> Run<'_, B> {
         // Where there is no test split, once more on the validation split, for what is known of each image.
         let split = if self.test.is_some() { Split::Test } else { Split::Val };
         let (dir, cache) = (self.dir, self.cache);
-        let sums = match self.evaluate(split)? {
+        let sums = match self.evaluate(Evaluated::Result)? {
             Some(sums) => sums,
             None => return Err(TrainError::Interrupted { epoch: epochs, path: dir.path().to_path_buf() }),
         };

@@ -1,6 +1,6 @@
 //! One model and one set of images on a device, for as many runs as are wanted.
 
-use super::learner::TextClassifier;
+use super::learner::{Learner, TextClassifier};
 use super::model::Model;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -9,10 +9,11 @@ use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
-use crate::train::evaluate::{Inputs, Staging};
+use crate::train::evaluate::Inputs;
 use crate::tune::TowerTuning;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What runs share: the frozen tower, the class features, the images, and the images' features.
 pub struct Session<'a, B: Backend> {
@@ -25,7 +26,7 @@ pub struct Session<'a, B: Backend> {
     /// The model that adapters belong to.
     pub(super) model_name: String,
     templates: Vec<String>,
-    features: HashMap<Split, Arc<Tensor>>,
+    features: HashMap<Split, Features>,
 }
 
 impl<'a, B: Backend> Session<'a, B> {
@@ -39,6 +40,14 @@ impl<'a, B: Backend> Session<'a, B> {
         templates: &[String],
         monitor: &dyn Monitor,
     ) -> Result<Self> {
+        if let Some(enlarged) = enlarged {
+            let ([large, own], train) = ([enlarged, cache], Split::Train);
+            if large.split(train).labels() != own.split(train).labels() {
+                let text = "--augment: the larger training images are others than the training images; \
+                            the photos changed while they were prepared, start again";
+                return Err(TrainError::Setting(text.into()));
+            }
+        }
         let text = model.text_classifier(&backend, cache.class_names(), templates, monitor)?;
         let tower = Arc::new(model.vision(&backend)?);
         Ok(Session {
@@ -70,23 +79,41 @@ impl<'a, B: Backend> Session<'a, B> {
         Err(TrainError::Setting(text.into()))
     }
 
-    /// Normalised features of plain CLIP \[N, E\] in the master type, for the images of a split in their order;
-    /// computed the first time they are asked for, `batch` images at a time.
+    /// Normalised features of plain CLIP \[N, E\] in the master type, for the images of a split in their
+    /// order; computed by `learner` the first time they are asked for, `batch` images at a time.
     ///
     /// # Errors
     /// [`DataError::Interrupted`] once `monitor` says stop.
-    pub fn features(&mut self, split: Split, batch: usize, monitor: &dyn Monitor) -> Result<Arc<Tensor>> {
-        if let Some(features) = self.features.get(&split) {
-            return Ok(features.clone());
+    pub(super) fn features(
+        &mut self,
+        learner: &mut Learner<B>,
+        split: Split,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<&Features> {
+        if !self.features.contains_key(&split) {
+            let features = self.compute_features(learner, split, batch, monitor)?;
+            self.features.insert(split, features);
         }
+        // It is there now.
+        Ok(&self.features[&split])
+    }
+
+    fn compute_features(
+        &self,
+        learner: &mut Learner<B>,
+        split: Split,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<Features> {
+        let started = Instant::now();
         let images = self.cache.split(split);
-        let (backend, tower) = (&self.backend, &*self.tower);
-        let mut extractor = Extractor::new(backend, tower, TowerTuning::NONE, &[], batch.min(images.len()))?;
-        let mut staging = Staging::new(self.cache, batch.min(images.len()));
-        let mut bytes = Vec::with_capacity(images.len() * tower.features() * backend.master_dtype().size());
-        let indices: Vec<usize> = (0..images.len()).collect();
         let count = images.len();
+        let (width, dtype) = (self.tower.features(), self.backend.master_dtype());
+        let mut bytes = Vec::with_capacity(count * width * dtype.size());
+        let indices: Vec<usize> = (0..count).collect();
         let inputs = Inputs::Images(images);
+        let mut staging = inputs.staging(self.cache, batch);
         monitor.begin(&format!("features {split}"), count as u64);
         for chunk in indices.chunks(batch) {
             if monitor.stopped() {
@@ -94,16 +121,23 @@ impl<'a, B: Backend> Session<'a, B> {
                 return Err(DataError::Interrupted.into());
             }
             staging.fill(&inputs, chunk)?;
-            bytes.extend_from_slice(extractor.features(&staging.inputs)?.bytes());
+            learner.evaluate_frozen(staging.inputs.view(), &staging.labels)?;
+            bytes.extend_from_slice(learner.features()?.bytes());
             monitor.advance(chunk.len() as u64);
         }
         monitor.finish();
-        let mut features = Tensor::zeros([count, tower.features()], backend.master_dtype());
-        features.bytes_mut().copy_from_slice(&bytes);
-        let features = Arc::new(features);
-        self.features.insert(split, features.clone());
-        Ok(features)
+        let mut values = Tensor::zeros([count, width], dtype);
+        values.bytes_mut().copy_from_slice(&bytes);
+        Ok(Features { values: Arc::new(values), seconds: started.elapsed().as_secs_f64() })
     }
+}
+
+/// Plain CLIP's features of a split.
+pub(super) struct Features {
+    /// \[N, E\]
+    pub values: Arc<Tensor>,
+    /// What it took to compute them.
+    pub seconds: f64,
 }
 
 /// Features of batches of images, from a tower that is not trained.

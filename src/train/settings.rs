@@ -168,7 +168,7 @@ pub const MAX_BATCH: usize = 4096;
 
 /// The settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Settings {
     /// The bundled model and generated flowers instead of `data` and `model`.
     pub demo: bool,
@@ -234,6 +234,13 @@ pub struct Settings {
     pub precision: Option<Precision>,
     pub device: String,
     pub templates: Vec<String>,
+}
+
+/// A file may leave settings out.
+impl Default for Settings {
+    fn default() -> Self {
+        Settings::of(Recipe::Lora)
+    }
 }
 
 impl Settings {
@@ -357,8 +364,11 @@ impl Settings {
     /// Refuses techniques that contradict each other.
     fn validate_technique(&self) -> Result<()> {
         let refuse = |text: &str| Err(TrainError::Setting(text.into()));
-        if !(0.0..=1.0).contains(&self.triplet) {
-            let text = format!("--triplet: {} is no share of the loss; give 0 to 1", self.triplet);
+        if !(0.0..1.0).contains(&self.triplet) {
+            let text = format!(
+                "--triplet: {} leaves nothing of the loss to the head, or is no share of it; give 0 to below 1",
+                self.triplet
+            );
             return Err(TrainError::Setting(text));
         }
         if self.has_mixup() && self.has_triplet() {
@@ -379,8 +389,15 @@ impl Settings {
                 "--triplet: the loss acts on the features, which --method linear leaves as they are; use lora or vpt",
             );
         }
-        if self.with_lora && self.method == Method::Linear {
-            return refuse("--with-lora: contradicts --method linear; use --method lora");
+        if self.has_triplet() && self.shots == Some(1) {
+            return refuse(
+                "--shots: a single image of each class leaves no pair for the triplet loss; give at least 2",
+            );
+        }
+        if self.with_lora && self.method != Method::Vpt {
+            return refuse(
+                "--with-lora: trains adapters beside prompts; use it with --method vpt, or --method lora alone",
+            );
         }
         if self.method == Method::Vpt && !(1..=1024).contains(&self.prompt_count) {
             let text = format!("--prompt-count: {} is not between 1 and 1024", self.prompt_count);

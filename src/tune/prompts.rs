@@ -27,6 +27,20 @@ pub enum PromptMode {
     Accumulate,
 }
 
+impl PromptMode {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            PromptMode::Replace => "replace",
+            PromptMode::Accumulate => "accumulate",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        [PromptMode::Replace, PromptMode::Accumulate].into_iter().find(|mode| mode.name() == name)
+    }
+}
+
 /// Prompts that are to be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PromptSpec {

@@ -119,7 +119,8 @@ impl Place {
         for [flag, value] in
             [["--epochs", "3"], ["--batch-size", "5"], ["--lr-lora", "0.001"], ["--early-stop", "off"]]
         {
-            if !more.contains(&flag) {
+            let unused = flag == "--lr-lora" && more.contains(&"linear");
+            if !more.contains(&flag) && !unused {
                 args.extend([flag, value]);
             }
         }
