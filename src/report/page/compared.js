@@ -72,7 +72,7 @@ function comparedColumns(data) {
   const number = (name, key, format, title) => ({ name, title, key, text: (row) => format(key(row)) });
   const columns = [
     {
-      name: "Technique",
+      name: data.means.length > 0 ? "Run" : "Technique",
       key: (row) => row.name,
       content: (row) =>
         row.page ? element("a", { href: runAddress(row.name) }, row.name) : row.name,
@@ -238,7 +238,7 @@ function resultTables(data) {
 /** What marks of the charts of accuracy mean. */
 function accuracyNote(data) {
   const notes = [];
-  if (data.rows.some((row) => row.published)) {
+  if (techniques(data).some((row) => row.published)) {
     notes.push("A bracket under a bar spans what others publish for the technique.");
   }
   if (data.means.length > 0) {
