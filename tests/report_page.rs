@@ -67,10 +67,23 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The document that Chromium makes of the file at an address, and what it complains about.
+fn dump(chromium: &Path, profile: &Path, address: &str) -> (String, String) {
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
+        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("file://{address}"))
+        .output()
+        .unwrap();
+    [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).into()
+}
+
 /// Opens a copy of `page`, `width` pixels wide, runs `script` in it, and returns what that returns.
 /// The page itself must not have caused an error.
 fn visit(page: &Path, width: u32, script: &str) -> Option<Value> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let chromium = chromium()?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let dir = tempfile::tempdir().unwrap();
@@ -89,21 +102,10 @@ parent.postMessage(btoa(String.fromCharCode(...new TextEncoder().encode(report))
     std::fs::write(dir.path().join("page.html"), html).unwrap();
     let frame = dir.path().join("frame.html");
     std::fs::write(&frame, FRAME.replace("WIDTH", &width.to_string())).unwrap();
-    let output = Command::new(chromium)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
-        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
-        .arg(format!("--user-data-dir={}", dir.path().join("profile").display()))
-        .arg(format!("file://{}", frame.display()))
-        .output()
-        .unwrap();
-    let dom = String::from_utf8_lossy(&output.stdout);
+    let (dom, err) = dump(&chromium, &dir.path().join("profile"), &frame.display().to_string());
     let report = dom.split_once("<pre id=\"probe\">").and_then(|(_, rest)| rest.split_once("</pre>"));
     let Some((report, _)) = report else {
-        panic!(
-            "the probe did not run: {}\n{}",
-            String::from_utf8_lossy(&output.stderr),
-            &dom[..dom.len().min(2000)]
-        )
+        panic!("the probe did not run: {err}\n{}", &dom[..dom.len().min(2000)])
     };
     let report: Value = serde_json::from_slice(&STANDARD.decode(report).unwrap()).unwrap();
     assert_eq!(report["errors"], json!([]), "errors of the page or of the probe");
@@ -350,7 +352,8 @@ fn seeded_page(pages: &Pages) -> (PathBuf, Vec<RunData>, Comparison) {
     for run in &runs {
         let dir = pages.dir.join(&run.name);
         std::fs::create_dir_all(&dir).unwrap();
-        std::fs::write(dir.join("report.html"), "<!doctype html><title>a run</title>").unwrap();
+        let page = format!("<!doctype html><title>the run {}</title>", run.name);
+        std::fs::write(dir.join("report.html"), page).unwrap();
     }
     let mut comparison = Comparison::of(&runs).unwrap();
     let published = json!({ "test_top1": [0.912, 0.9205], "val_top1": 0.9176 });
@@ -679,8 +682,6 @@ fn several_seeds_are_one_technique_above_their_runs() {
     let (path, runs, comparison) = seeded_page(&pages);
     let script = r#"
         const [means, results] = all("table", sectionOf("Results"));
-        const base = "file:///folder/seeds.html";
-        const address = (a) => decodeURIComponent(new URL(a.getAttribute("href"), base).pathname.replace("/folder/", ""));
         const accuracy = sectionOf("Accuracy");
         const [bars, curves] = all("figure.chart", accuracy);
         const at = (path) => path.getAttribute("d");
@@ -696,7 +697,7 @@ fn several_seeds_are_one_technique_above_their_runs() {
         key(plot, "Home");
         return { means: all("tbody tr", means).map((row) => [...row.children].map((cell) => cell.textContent)),
                  heads: all("thead th", means).map((th) => th.textContent), links: all("a", means).length,
-                 runs: column(results, 0), addresses: all("a", results).map(address), words,
+                 runs: column(results, 0), addresses: all("a", results).map((a) => a.getAttribute("href")), words,
                  deviations: all(".deviation:not(.paper)", bars).map(at), values: all("text.strong", bars).map((t) => t.textContent),
                  fills: all("rect:not(.cursor)", bars).map((bar) => Number(bar.getAttribute("width"))),
                  first: read(), last, strong: all("path.series:not(.faint)", curves).length,
@@ -745,12 +746,15 @@ fn several_seeds_are_one_technique_above_their_runs() {
     // Below it every run, with a link to the page that is there.
     let names: Vec<&str> = runs.iter().map(|run| &*run.name).collect();
     assert_eq!(strings(&found["runs"]), [&["zero-shot"], &names[..]].concat());
-    let addresses = strings(&found["addresses"]);
-    assert_eq!(addresses.len(), runs.len());
-    for (address, name) in addresses.iter().zip(names) {
-        assert_eq!(*address, format!("{name}/report.html"));
-        assert!(pages.dir.join(address).is_file(), "{address}");
-    }
+    let addresses: Vec<String> =
+        names.iter().map(|name| name.replace('#', "%23").replace('?', "%3F").replace(' ', "%20")).collect();
+    let addresses = addresses.iter().map(|address| format!("{address}/report.html"));
+    assert_eq!(strings(&found["addresses"]), addresses.collect::<Vec<_>>());
+    let address = format!("{}/{}", pages.dir.display(), strings(&found["addresses"])[4]);
+    let profile = tempfile::tempdir().unwrap();
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (linked, _) = dump(&chromium().unwrap(), profile.path(), &address);
+    assert!(linked.contains("<title>the run vpt#1?/seed 43</title>"), "{address}: {linked}");
 
     // Bars of the means.
     let test = |row: &MeanRow| spread(row.mean.test_top1, row.std.map(|std| std.test_top1));
