@@ -3,6 +3,7 @@
 
 use clip_engine::data::Split;
 use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
+use clip_engine::report::COMPARISON_FILES;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -213,6 +214,25 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     // What is there is kept unless it may go.
     place.fail(1, &args, &[&out, "not empty", "--overwrite", "--out"]);
     place.fail(1, &["compare", &linear, "--out", &elsewhere], &["comparison.json", "--overwrite", "--out"]);
+    for kept in ["report.html", "plots/classes.svg"] {
+        let dir = place.at("kept");
+        let file = Path::new(&dir).join(kept);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "mine").unwrap();
+        place.fail(1, &["compare", &linear, "--out", &dir], &[kept, "--overwrite", "--out"]);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+    // A run's own page has the name of a comparison's.
+    let page = std::fs::read(Path::new(&linear).join("report.html")).unwrap();
+    for more in [&[][..], &["--overwrite"]] {
+        place.fail(
+            1,
+            &[&["compare", &linear, &lora, "--out", &linear], more].concat(),
+            &["linear", "a run itself", "--out"],
+        );
+    }
+    assert!(std::fs::read(Path::new(&linear).join("report.html")).unwrap() == page);
     place.succeed(&["compare", &lora, "--out", &elsewhere, "--overwrite"]);
     assert_eq!(json(&elsewhere, "comparison.json")["rows"][1]["name"], "lora");
     std::fs::write(Path::new(&linear).join("notes.txt"), "mine").unwrap();
@@ -303,6 +323,22 @@ fn several_seeds_scatter_and_each_repeats() {
     place.fail(2, &place.short(&[&train[..], &[&alone], &last].concat()), &["--seeds", "--seed"]);
 }
 
+/// The files in a folder and in the folders in it, without those of runs and the runs' folders.
+fn results(folder: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let entries = walkdir::WalkDir::new(folder).sort_by_file_name().into_iter();
+    for entry in entries.filter_entry(|entry| !entry.path().join("config.toml").exists()) {
+        let entry = entry.unwrap();
+        if entry.file_type().is_file() {
+            let name = entry.path().strip_prefix(folder).unwrap().components();
+            let parts: Vec<_> = name.map(|part| part.as_os_str().to_str().unwrap().to_owned()).collect();
+            found.push(parts.join("/"));
+        }
+    }
+    found.sort();
+    found
+}
+
 #[test]
 fn recipes_of_several_seeds_have_a_folder_each() {
     let place = Place::new([2, 2, 2]);
@@ -333,6 +369,14 @@ fn recipes_of_several_seeds_have_a_folder_each() {
     assert_eq!(lines.len(), 4, "title, plain CLIP and two techniques:\n{}", done.out);
     assert_eq!(lines.iter().filter(|line| line.contains('±')).count(), 2, "{}", done.out);
 
+    // The page knows the page of each run, and nothing else is left than what the next comparison removes.
+    let html = std::fs::read_to_string(Path::new(&out).join("report.html")).unwrap();
+    assert_eq!(html.matches("\"page\":true").count(), 4);
+    assert!(runs.iter().all(|run| Path::new(&out).join(run).join("report.html").is_file()));
+    let mut expected: Vec<String> = COMPARISON_FILES.map(String::from).to_vec();
+    expected.sort();
+    assert_eq!(results(&out), expected);
+
     // The same seed is the same run, whatever folder it is in; of the earlier ones nothing stays.
     let earlier = metrics(&format!("{out}/linear/seed-42"));
     let single = ["compare", "--recipes", "linear", "--epochs", "1", "--overwrite", "--out", &out];
@@ -341,6 +385,7 @@ fn recipes_of_several_seeds_have_a_folder_each() {
     for gone in ["vpt", "linear/seed-42", "linear/seed-43"] {
         assert!(!Path::new(&out).join(gone).exists(), "{gone}");
     }
+    assert_eq!(results(&out), expected);
 }
 
 #[test]

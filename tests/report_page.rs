@@ -6,8 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clip_engine::data::demo::{World, all_kinds, draw, stream_rng};
 use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::report::compare::MeanRow;
 use clip_engine::report::data::EpochRecord;
 use clip_engine::report::page::{write_comparison_page, write_run_page};
+use clip_engine::report::seeds::Scores;
 use clip_engine::report::{Comparison, RunData};
 use clip_engine::train::Settings;
 use clip_engine::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation, ImageResult};
@@ -65,10 +67,23 @@ fn chromium() -> Option<PathBuf> {
     found
 }
 
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The document that Chromium makes of the file at an address, and what it complains about.
+fn dump(chromium: &Path, profile: &Path, address: &str) -> (String, String) {
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
+        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("file://{address}"))
+        .output()
+        .unwrap();
+    [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).into()
+}
+
 /// Opens a copy of `page`, `width` pixels wide, runs `script` in it, and returns what that returns.
 /// The page itself must not have caused an error.
 fn visit(page: &Path, width: u32, script: &str) -> Option<Value> {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     let chromium = chromium()?;
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let dir = tempfile::tempdir().unwrap();
@@ -87,21 +102,10 @@ parent.postMessage(btoa(String.fromCharCode(...new TextEncoder().encode(report))
     std::fs::write(dir.path().join("page.html"), html).unwrap();
     let frame = dir.path().join("frame.html");
     std::fs::write(&frame, FRAME.replace("WIDTH", &width.to_string())).unwrap();
-    let output = Command::new(chromium)
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
-        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
-        .arg(format!("--user-data-dir={}", dir.path().join("profile").display()))
-        .arg(format!("file://{}", frame.display()))
-        .output()
-        .unwrap();
-    let dom = String::from_utf8_lossy(&output.stdout);
+    let (dom, err) = dump(&chromium, &dir.path().join("profile"), &frame.display().to_string());
     let report = dom.split_once("<pre id=\"probe\">").and_then(|(_, rest)| rest.split_once("</pre>"));
     let Some((report, _)) = report else {
-        panic!(
-            "the probe did not run: {}\n{}",
-            String::from_utf8_lossy(&output.stderr),
-            &dom[..dom.len().min(2000)]
-        )
+        panic!("the probe did not run: {err}\n{}", &dom[..dom.len().min(2000)])
     };
     let report: Value = serde_json::from_slice(&STANDARD.decode(report).unwrap()).unwrap();
     assert_eq!(report["errors"], json!([]), "errors of the page or of the probe");
@@ -324,6 +328,39 @@ fn compared_page(pages: &Pages) -> (PathBuf, Vec<RunData>) {
     let (path, split) = (pages.dir.join("comparison.html"), SMALL.split(Split::Test));
     write_comparison_page(&comparison(&runs), &runs, Some(&split), &path).unwrap();
     (path, runs)
+}
+
+/// Two techniques of three seeds each and one of a single run, whose folders have names to be escaped.
+fn seeded_page(pages: &Pages) -> (PathBuf, Vec<RunData>, Comparison) {
+    let mut runs = Vec::new();
+    for (folder, recipe, seeds, skill) in
+        [("lora", Recipe::Lora, 3, 0.85), ("vpt#1?", Recipe::Vpt, 3, 0.7), ("mixup", Recipe::Mixup, 1, 0.8)]
+    {
+        for seed in 42..42 + seeds {
+            let name = format!("{folder}/seed {seed}");
+            let skill = skill + 0.02 * (seed - 42) as f64;
+            let mut run = run(&name, "test", 12, 20, skill, 20 + runs.len() as u64);
+            run.settings = Settings { recipe, seed, data_seed: Some(42), ..run.settings };
+            run.settings.method = Settings::of(recipe).method;
+            run.settings.mixup = Settings::of(recipe).mixup;
+            run.summary.recipe = recipe;
+            runs.push(run);
+        }
+    }
+    // Early stopping ended this one sooner.
+    runs[0].epochs.truncate(8);
+    for run in &runs {
+        let dir = pages.dir.join(&run.name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let page = format!("<!doctype html><title>the run {}</title>", run.name);
+        std::fs::write(dir.join("report.html"), page).unwrap();
+    }
+    let mut comparison = Comparison::of(&runs).unwrap();
+    let published = json!({ "test_top1": [0.912, 0.9205], "val_top1": 0.9176 });
+    comparison.means[0].published = serde_json::from_value(published).unwrap();
+    let (path, split) = (pages.dir.join("seeds.html"), SMALL.split(Split::Test));
+    write_comparison_page(&comparison, &runs, Some(&split), &path).unwrap();
+    (path, runs, comparison)
 }
 
 fn strings(value: &Value) -> Vec<&str> {
@@ -580,7 +617,8 @@ fn a_narrow_window_and_print_lose_nothing() {
         return { screen, print: measure(), cut: cut.length, sections: all("section").length };
     "#;
     let (small, large, compared) = (small_page(&pages).0, large_page(&pages).0, compared_page(&pages).0);
-    for (page, sections) in [(small, 6), (large, 6), (compared, 4)] {
+    let seeded = seeded_page(&pages).0;
+    for (page, sections) in [(small, 6), (large, 6), (compared, 4), (seeded, 4)] {
         let Some(found) = visit(&page, 360, script) else { return };
         let page = page.display();
         assert_eq!(found["screen"], json!({ "scroll": 360, "window": 360, "hidden": 0 }), "{page}");
@@ -636,6 +674,130 @@ fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
     let wrong_in_all =
         |i: &usize| runs.iter().all(|r| r.evaluation.images[*i].label != r.evaluation.images[*i].predicted);
     assert_eq!(found["images"], (0..240).filter(wrong_in_all).count().min(24));
+}
+
+#[test]
+fn several_seeds_are_one_technique_above_their_runs() {
+    let pages = Pages::new();
+    let (path, runs, comparison) = seeded_page(&pages);
+    let script = r#"
+        const [means, results] = all("table", sectionOf("Results"));
+        const accuracy = sectionOf("Accuracy");
+        const [bars, curves] = all("figure.chart", accuracy);
+        const at = (path) => path.getAttribute("d");
+        const svg = one("svg:not(.legend svg)", bars);
+        const words = [];
+        for (const press of ["Home", "ArrowRight", "ArrowRight", "ArrowRight"]) {
+            key(svg, press);
+            words.push(one("output", bars).textContent);
+        }
+        const plot = one("svg:not(.legend svg)", curves);
+        const read = () => all(".legend li", curves).map((li) => li.textContent);
+        const last = read();
+        key(plot, "Home");
+        return { means: all("tbody tr", means).map((row) => [...row.children].map((cell) => cell.textContent)),
+                 heads: all("thead th", means).map((th) => th.textContent), links: all("a", means).length,
+                 runs: column(results, 0), addresses: all("a", results).map((a) => a.getAttribute("href")), words,
+                 deviations: all(".deviation:not(.paper)", bars).map(at), values: all("text.strong", bars).map((t) => t.textContent),
+                 fills: all("rect:not(.cursor)", bars).map((bar) => Number(bar.getAttribute("width"))),
+                 first: read(), last, strong: all("path.series:not(.faint)", curves).length,
+                 faint: all("path.faint", curves).map((line) => line.getAttribute("stroke")),
+                 strokes: all("path.series:not(.faint)", curves).map((line) => line.getAttribute("stroke")) };
+    "#;
+    let Some(found) = visit(&path, 1280, script) else { return };
+    let percent = |v: f64| format!("{:.2} %", 100.0 * v);
+    let spread = |mean: f64, std: Option<f64>| match std {
+        Some(std) => format!("{:.2} ± {:.2} %", 100.0 * mean, 100.0 * std),
+        None => percent(mean),
+    };
+    let means = &comparison.means;
+    assert_eq!(means.iter().map(|row| row.runs.len()).collect::<Vec<_>>(), [3, 3, 1]);
+
+    // The table of the means, plain CLIP first.
+    let rows: Vec<Vec<&str>> = found["means"].as_array().unwrap().iter().map(strings).collect();
+    assert_eq!(
+        strings(&found["heads"])[..6],
+        ["Technique", "Seeds", "Validation top\u{2011}1", "Test top\u{2011}1", "Top\u{2011}5", "Macro F1"]
+    );
+    assert_eq!(
+        strings(&found["heads"])[6..],
+        ["ECE", "Trained parameters", "Published test", "Published validation"]
+    );
+    let none = "\u{2013}";
+    assert_eq!(rows[0][..4], ["zero-shot", none, none, "60.00 %"]);
+    for (cells, row) in rows[1..].iter().zip(means) {
+        let score = |of: fn(&Scores) -> f64| spread(of(&row.mean), row.std.as_ref().map(of));
+        let mut expected = vec![row.name.clone(), row.seeds.len().to_string(), score(|s| s.val_top1)];
+        expected.extend([
+            score(|s| s.test_top1),
+            score(|s| s.test_top5),
+            score(|s| s.macro_f1),
+            score(|s| s.ece),
+        ]);
+        expected.push("642,150".into());
+        let published = if row.published.is_some() { ["91.20 to 92.05 %", "91.76 %"] } else { [none; 2] };
+        assert_eq!(
+            *cells,
+            [&expected.iter().map(String::as_str).collect::<Vec<_>>()[..], &published].concat()
+        );
+    }
+    assert_eq!(rows.len(), 4);
+
+    // Below it every run, with a link to the page that is there.
+    let names: Vec<&str> = runs.iter().map(|run| &*run.name).collect();
+    assert_eq!(strings(&found["runs"]), [&["zero-shot"], &names[..]].concat());
+    let addresses: Vec<String> =
+        names.iter().map(|name| name.replace('#', "%23").replace('?', "%3F").replace(' ', "%20")).collect();
+    let addresses = addresses.iter().map(|address| format!("{address}/report.html"));
+    assert_eq!(strings(&found["addresses"]), addresses.collect::<Vec<_>>());
+    let address = format!("{}/{}", pages.dir.display(), strings(&found["addresses"])[4]);
+    let profile = tempfile::tempdir().unwrap();
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (linked, _) = dump(&chromium().unwrap(), profile.path(), &address);
+    assert!(linked.contains("<title>the run vpt#1?/seed 43</title>"), "{address}: {linked}");
+
+    // Bars of the means.
+    let test = |row: &MeanRow| spread(row.mean.test_top1, row.std.map(|std| std.test_top1));
+    let seeds = |row: &MeanRow| {
+        if row.seeds.len() == 1 { "1 seed".into() } else { format!("{} seeds", row.seeds.len()) }
+    };
+    let words: Vec<String> =
+        means.iter().map(|row| format!("{}: {}, {}", row.name, test(row), seeds(row))).collect();
+    let words = [format!("{}, published 91.20 to 92.05 %", words[0]), words[1].clone(), words[2].clone()];
+    assert_eq!(
+        strings(&found["words"]),
+        [&["zero-shot: 60.00 %"], &words.each_ref().map(|text| &text[..])[..]].concat()
+    );
+    let labels: Vec<String> = means.iter().flat_map(|row| [row.name.clone(), test(row)]).collect();
+    assert_eq!(strings(&found["values"])[2..], labels);
+    let full = found["fills"][0].as_f64().unwrap() / 0.6;
+    let deviations = strings(&found["deviations"]);
+    assert_eq!(deviations.len(), 2);
+    for (line, row) in deviations.iter().zip(means) {
+        let (mean, std) = (row.mean.test_top1, row.std.unwrap().test_top1);
+        let low: f64 = line[1..].split(' ').next().unwrap().parse().unwrap();
+        let high: f64 = line.split('H').nth(1).unwrap().split('M').next().unwrap().parse().unwrap();
+        assert!((low - 6.0 - (mean - std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
+        assert!((high - 6.0 - (mean + std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
+        assert!(std * full > 1.0, "too short to tell");
+    }
+
+    // A curve of the mean of those that had the epoch, with the runs behind it.
+    let value = |runs: &[RunData], epoch: usize| {
+        let values: Vec<f64> =
+            runs.iter().filter_map(|run| run.epochs.get(epoch)).map(|e| e.val.top1).collect();
+        percent(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    for (state, epoch) in [("first", 0), ("last", 11)] {
+        let of = |name: &str, runs: &[RunData]| format!("{name}{}", value(runs, epoch));
+        let expected =
+            [of(&means[0].name, &runs[..3]), of(&means[1].name, &runs[3..6]), of(&means[2].name, &runs[6..])];
+        assert_eq!(strings(&found[state])[1..], expected, "{state}");
+    }
+    assert_eq!(found["strong"], 3);
+    let strokes = strings(&found["strokes"]);
+    assert_eq!(strings(&found["faint"]), [[strokes[0]; 3], [strokes[1]; 3]].concat());
+    assert_ne!(strokes[0], strokes[1]);
 }
 
 #[test]

@@ -537,3 +537,140 @@ fn runs_that_cannot_be_compared_are_refused() {
     let error = run_plots(&runs[0], &dir).unwrap_err().to_string();
     assert!(error.contains("plots: cannot create the folder"), "{error}");
 }
+
+/// Runs of techniques with several seeds each, named as engine compare names them, with their comparison.
+/// `skills` are those of linear, lora, mixup, triplet and vpt; the next seed is better by a hundredth.
+fn seeded(skills: &[f64], seeds: u64, epochs: u32) -> (Comparison, Vec<RunData>) {
+    let mut runs = Vec::new();
+    for (&recipe, &skill) in Recipe::ALL.iter().zip(skills) {
+        for seed in 0..seeds {
+            let name = format!("{}/seed-{}", recipe.name(), 42 + seed);
+            let mut run = run(&name, 12, epochs, skill + 0.01 * seed as f64);
+            run.settings = Settings { seed: 42 + seed, ..Settings::of(recipe) };
+            run.summary.recipe = recipe;
+            runs.push(run);
+        }
+    }
+    let mut comparison = Comparison::of(&runs).unwrap();
+    let published = Some(Published { test_top1: [0.62, 0.68], val_top1: Some(0.66) });
+    comparison.means.iter_mut().for_each(|row| row.published = published.clone());
+    (comparison, runs)
+}
+
+/// Ends of the straight lines of an SVG in a colour, in points.
+fn lines_of(svg: &str, colour: &str) -> Vec<[(f64, f64); 2]> {
+    let number = |text: &str| text.parse::<f64>().unwrap() / 4.0;
+    let point = |p: &str| p.split_once(',').map(|(x, y)| (number(x), number(y))).unwrap();
+    let lines = svg.lines().filter(|line| line.starts_with("<polyline") && line.contains(colour));
+    let points = lines.map(|line| attribute(line, "points").unwrap().split_whitespace().map(point).collect());
+    points.filter_map(|points: Vec<_>| <[(f64, f64); 2]>::try_from(points).ok()).collect()
+}
+
+fn mean_text(mean: f64, std: f64) -> String {
+    format!("{:.1} ± {:.1} %", 100.0 * mean, 100.0 * std)
+}
+
+#[test]
+fn several_seeds_are_one_row_with_its_deviation() {
+    let dir = folder("seeds");
+    // The last reaches beyond the axis.
+    let (mut comparison, runs) = seeded(&[0.5, 0.7, 0.62, 0.66, 0.8], 5, 12);
+    let last = comparison.means.last_mut().unwrap();
+    (last.mean.test_top1, last.std.as_mut().unwrap().test_top1) = (0.98, 0.05);
+    let files = comparison_plots(&comparison, &runs, &dir).unwrap();
+    files.chunks(2).for_each(|pair| check_picture(&pair[0], &pair[1]));
+    let svg = std::fs::read_to_string(dir.join("techniques.svg")).unwrap();
+    let found = texts(&svg);
+    let written: Vec<&str> = found.iter().map(|text| text.text.as_str()).collect();
+    assert_eq!(written[0], "Techniques, means of 5 seeds");
+    assert_eq!(written[1], "top-1 accuracy ± standard deviation, 12 classes");
+    assert!(!written.iter().any(|text| text.contains("seed-")), "{written:?}");
+    assert_eq!(written.iter().filter(|text| **text == "zero-shot").count(), 1);
+    let tick = |label: &str| {
+        let text = found.iter().find(|text| text.text == label).unwrap();
+        (text.left + text.right) / 2.0
+    };
+    let (zero, whole) = (tick("0"), tick("100"));
+    let place = |share: f64| zero + (whole - zero) * share.clamp(0.0, 1.0);
+    let lines = lines_of(&svg, "#222222");
+    let near = |a: f64, b: f64| (a - b).abs() < 0.5;
+    for row in &comparison.means {
+        let std = row.std.unwrap();
+        assert_eq!(written.iter().filter(|text| **text == row.name).count(), 1, "{}", row.name);
+        for (mean, std) in [(row.mean.test_top1, std.test_top1), (row.mean.val_top1, std.val_top1)] {
+            assert!(std > 0.001, "{row:?}");
+            let value = mean_text(mean, std);
+            let text = found.iter().find(|text| text.text == value).unwrap_or_else(|| panic!("{value}"));
+            let y = (text.top + 0.46 * 9.5).round();
+            let bar = lines.iter().find(|[a, b]| {
+                (a.1 - y).abs() < 1.0
+                    && a.1 == b.1
+                    && near(a.0, place(mean - std))
+                    && near(b.0, place(mean + std))
+            });
+            assert!(bar.is_some(), "no line from {} to {} at {y}", place(mean - std), place(mean + std));
+            let stroke = |x: f64| {
+                lines
+                    .iter()
+                    .any(|[a, b]| near(a.0, x) && a.0 == b.0 && near(a.1, y - 3.0) && near(b.1, y + 3.0))
+            };
+            assert!(stroke(place(mean - std)), "{value}");
+            assert_eq!(stroke(place(mean + std)), mean + std <= 1.0, "{value}");
+        }
+    }
+}
+
+#[test]
+fn several_seeds_are_one_colour_and_one_line_in_the_key() {
+    let dir = folder("seeds-curves");
+    // The third has the best run, but not the best mean.
+    let (comparison, mut runs) = seeded(&[0.5, 0.9, 0.64], 3, 9);
+    (runs[4].summary.val.top1, runs[8].summary.val.top1) = (0.98, 0.99);
+    comparison_plots(&comparison, &runs, &dir).unwrap();
+    let svg = std::fs::read_to_string(dir.join("curves.svg")).unwrap();
+    let written: Vec<String> = texts(&svg).into_iter().map(|text| text.text).collect();
+    assert!(!written.iter().any(|text| text.contains("seed-")), "{written:?}");
+    assert!(written[1].ends_with("mean ± standard deviation of 3 seeds"), "{}", written[1]);
+    let names: Vec<&String> =
+        written.iter().filter(|t| comparison.means.iter().any(|m| m.name == **t)).collect();
+    assert_eq!(names, ["lora", "mixup", "linear"]);
+    for row in &comparison.means {
+        let value = mean_text(row.mean.val_top1, row.std.unwrap().val_top1);
+        assert!(written.contains(&value), "{value}: {written:?}");
+    }
+    let mut colours: Vec<&str> = svg
+        .lines()
+        .filter(|line| line.starts_with("<polyline"))
+        .filter(|line| attribute(line, "points").unwrap().split_whitespace().count() == 9)
+        .map(|line| attribute(line, "stroke").unwrap())
+        .collect();
+    colours.sort_unstable();
+    assert_eq!(colours, [["#0072B2"; 3], ["#009E73"; 3], ["#E69F00"; 3]].concat());
+    assert_eq!(svg_texts(&dir, "classes.svg")[0], "lora/seed-43 against mixup/seed-44: accuracy per class");
+    // Of a single technique, its best run beside plain CLIP.
+    let (comparison, mut runs) = seeded(&[0.5], 3, 2);
+    runs[1].summary.val.top1 = 0.98;
+    comparison_plots(&comparison, &runs, &dir).unwrap();
+    assert_eq!(svg_texts(&dir, "classes.svg")[0], "linear/seed-43: accuracy per class");
+}
+
+#[test]
+fn runs_without_a_mean_stand_by_themselves_beside_means() {
+    let dir = folder("seeds-uneven");
+    let (mut comparison, runs) = seeded(&[0.5, 0.7, 0.62], 2, 4);
+    // One run of mixup is in no mean, the other is one by itself; lora has one more than the others.
+    let alone = comparison.means[2].runs.pop().unwrap();
+    comparison.means[2].seeds.pop();
+    comparison.means[2].std = None;
+    let files = comparison_plots(&comparison, &runs, &dir).unwrap();
+    files.chunks(2).for_each(|pair| check_picture(&pair[0], &pair[1]));
+    let written = svg_texts(&dir, "techniques.svg");
+    assert_eq!(written[0], "Techniques, means of 1 to 2 seeds");
+    let count = |wanted: &str| written.iter().filter(|text| *text == wanted).count();
+    assert_eq!((count("2 seeds"), count("1 seed"), count(&alone), count("mixup/seed-42")), (2, 1, 1, 0));
+    let row = comparison.rows.iter().find(|row| row.name == alone).unwrap();
+    assert!(count(&format!("{:.1} %", 100.0 * row.test_top1)) > 0, "{written:?}");
+    assert_eq!(written.iter().filter(|text| text.contains('±')).count(), 2 + 2 * 2, "{written:?}");
+    let key = svg_texts(&dir, "curves.svg");
+    assert!([&alone[..], "linear", "lora", "mixup"].iter().all(|name| key.iter().any(|text| text == name)));
+}

@@ -10,8 +10,9 @@ use clip_engine::TrainError;
 use clip_engine::data::Cache;
 use clip_engine::progress::Monitor;
 use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
-use clip_engine::report::{self, Comparison, RunData};
+use clip_engine::report::{self, COMPARISON_FILES, Comparison, RunData};
 use clip_engine::train::Settings;
+use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Recipe};
 use std::path::{Path, PathBuf};
 
@@ -28,8 +29,8 @@ pub struct Args {
     /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
     #[arg(long, value_delimiter = ',', value_name = "all|RECIPE,…")]
     recipes: Option<Vec<String>>,
-    /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes [default: runs/compare
-    /// with --recipes, otherwise nothing is written].
+    /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes
+    /// [default: runs/compare with --recipes, otherwise nothing is written].
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Replace an earlier comparison in DIR, and with --recipes its runs. The demo in runs/compare is always
@@ -113,9 +114,12 @@ fn plan(args: &Args, recipes: &[Recipe]) -> Result<RunSet> {
     RunSet::vacant(path, Layout::Comparison, runs, earlier)
 }
 
-/// Refuses a folder with an earlier comparison.
+/// Refuses a folder with an earlier comparison, and that of a run: its page and pictures have the same names.
 fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
-    match Comparison::files(dir).into_iter().find(|file| file.exists()) {
+    if RunDir::existing(dir).is_ok() {
+        bail!(TrainError::file(dir, "is a run itself; choose another --out"));
+    }
+    match COMPARISON_FILES.iter().map(|name| dir.join(name)).find(|file| file.exists()) {
         Some(file) if !overwrite => {
             let problem = "is there already; replace it with --overwrite, or choose another --out";
             bail!(TrainError::file(&file, problem))

@@ -7,7 +7,7 @@ use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::data::Cache;
 use clip_engine::progress::Monitor;
-use clip_engine::report::{self, RunData};
+use clip_engine::report::{self, COMPARISON_FILES, RunData};
 use clip_engine::train::Settings;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
@@ -36,7 +36,7 @@ impl Layout {
     /// What is written about the runs together.
     fn results(self) -> &'static [&'static str] {
         match self {
-            Layout::Comparison => &["comparison.json", "comparison.csv"],
+            Layout::Comparison => &COMPARISON_FILES,
             Layout::Seeds => &["seeds.json"],
         }
     }
@@ -130,6 +130,10 @@ impl RunSet {
                 }
                 _ => {}
             }
+            if let Some(folder) = file.parent().filter(|&folder| folder != self.path) {
+                // Other results, or something of the user's, may still be in there.
+                let _ = std::fs::remove_dir(folder);
+            }
         }
         for run in &self.outdated {
             run.remove()?;
@@ -201,6 +205,32 @@ fn runs_below(path: &Path) -> Result<Vec<(String, RunDir)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_of_an_earlier_comparison_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let plots = dir.path().join("plots");
+        std::fs::create_dir(&plots).unwrap();
+        let mine = [dir.path().join("notes.txt"), plots.join("notes.txt")];
+        for file in COMPARISON_FILES.iter().map(|name| dir.path().join(name)).chain(mine.clone()) {
+            std::fs::write(file, "").unwrap();
+        }
+        let set = |layout| {
+            let path = dir.path().to_path_buf();
+            RunSet { path, layout, runs: Vec::new(), outdated: Vec::new() }
+        };
+        // Several seeds of one recipe leave none of these files.
+        set(Layout::Seeds).clear().unwrap();
+        assert!(COMPARISON_FILES.iter().all(|name| dir.path().join(name).is_file()));
+        set(Layout::Comparison).clear().unwrap();
+        let files = walkdir::WalkDir::new(dir.path()).into_iter().map(|entry| entry.unwrap().into_path());
+        let mut left: Vec<PathBuf> = files.filter(|path| path.is_file()).collect();
+        left.sort();
+        assert_eq!(left, mine);
+        std::fs::remove_file(&mine[1]).unwrap();
+        set(Layout::Comparison).clear().unwrap();
+        assert!(!plots.exists() && mine[0].is_file());
+    }
 
     #[test]
     fn a_layout_knows_the_names_of_its_runs() {

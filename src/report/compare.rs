@@ -108,20 +108,20 @@ impl Comparison {
         })
     }
 
+    /// The mean that the run of this name is in.
+    pub fn mean_of(&self, run: &str) -> Option<&MeanRow> {
+        self.means.iter().find(|row| row.runs.iter().any(|name| name == run))
+    }
+
     /// Writes comparison.json and comparison.csv into `dir`.
     pub fn write(&self, dir: &Path) -> Result<()> {
         std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
-        let [json, csv] = Self::files(dir);
+        let [json, csv] = ["comparison.json", "comparison.csv"].map(|name| dir.join(name));
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| TrainError::file(&json, format!("cannot be stored ({e})")))?;
         write_atomic(&json, (text + "\n").as_bytes())?;
         let table = self.to_csv().map_err(|e| TrainError::file(&csv, format!("cannot be stored ({e})")))?;
         write_atomic(&csv, table.as_bytes())
-    }
-
-    /// The files of [`Comparison::write`].
-    pub fn files(dir: &Path) -> [PathBuf; 2] {
-        ["comparison.json", "comparison.csv"].map(|name| dir.join(name))
     }
 }
 

@@ -18,6 +18,19 @@ use crate::train::Result;
 use crate::train::run_dir::RunDir;
 use std::path::Path;
 
+/// What is written about a comparison into its folder, by [`Comparison::write`] and [`write_comparison`].
+pub const COMPARISON_FILES: [&str; 9] = [
+    "comparison.json",
+    "comparison.csv",
+    "report.html",
+    "plots/techniques.png",
+    "plots/techniques.svg",
+    "plots/curves.png",
+    "plots/curves.svg",
+    "plots/classes.png",
+    "plots/classes.svg",
+];
+
 /// Draws the finished run in `dir` and writes its page: plots/ and report.html. `cache` holds the images
 /// that it was evaluated on.
 pub fn write_run(dir: &RunDir, cache: &Cache) -> Result<RunData> {

@@ -96,7 +96,10 @@ function horizontalAxis(svg, frame, low, high, values, format) {
 
 /** The lines' range with some air, within `bounds`. */
 function range(lines, bounds) {
-  const values = lines.flatMap((line) => line.values).filter((value) => value !== null);
+  const values = lines
+    .flatMap((line) => [line, ...(line.behind || [])])
+    .flatMap((line) => line.values)
+    .filter((value) => value !== null);
   let low = values.reduce((a, b) => Math.min(a, b), Infinity);
   let high = values.reduce((a, b) => Math.max(a, b), -Infinity);
   if (low > high) [low, high] = [0, 1];
@@ -149,7 +152,8 @@ function path(line, x, y) {
 }
 
 /**
- * Lines over epochs. `lines`: name, and a value or null per epoch; `kept`: the epoch that is marked.
+ * Lines over epochs. `lines`: name, a value or null per epoch, and `behind`, lines that are drawn faintly behind
+ * it; `kept`: the epoch that is marked.
  */
 function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
   lines = lines.map((line, i) => ({ colour: seriesColour(i), dash: DASHES[i % 8], ...line }));
@@ -172,6 +176,11 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
         shape("line", { class: "kept", x1: at, x2: at, y1: frame.top, y2: frame.bottom }),
         shape("text", { x: at + (anchor === "end" ? -4 : 4), y: 11, "text-anchor": anchor }, "kept"),
       );
+    }
+    for (const line of lines) {
+      for (const other of line.behind || []) {
+        svg.append(shape("path", { class: "series faint", d: path(other, x, y), stroke: line.colour }));
+      }
     }
     for (const line of lines) {
       svg.append(
@@ -207,7 +216,20 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
   return figure(title, "Arrow keys go from epoch to epoch.", [above.list], draw, start);
 }
 
-/** Horizontal bars from 0 to 1, each with an optional range beside it. `bars`: name, value, range, text. */
+/** A line from a deviation below the bar's value to one above, open where it reaches beyond 0 or 1. */
+function deviation(bar, full, y) {
+  const [low, high] = [bar.value - bar.std, bar.value + bar.std];
+  const x = (value) => (6 + Math.min(Math.max(value, 0), 1) * full).toFixed(2);
+  const stroke = (value) => (value >= 0 && value <= 1 ? "M" + x(value) + " " + (y - 4) + "v8" : "");
+  const d = "M" + x(low) + " " + y + "H" + x(high) + stroke(low) + stroke(high);
+  // On paper of its own: a light line would not be seen on a light bar.
+  return [shape("path", { class: "deviation paper", d }), shape("path", { class: "deviation", d })];
+}
+
+/**
+ * Horizontal bars from 0 to 1. `bars`: name, value and its label, text, and, or null, the value's deviation std
+ * and a range beside the bar.
+ */
 function barChart({ title, bars }) {
   const readout = element("output", { class: "readout" });
   const draw = (svg, width) => {
@@ -218,8 +240,8 @@ function barChart({ title, bars }) {
     bars.forEach((bar, i) => {
       const y = i * row + 4;
       svg.append(
-        shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - 80)),
-        shape("text", { class: "strong", x: width - 6, y: y + 12, "text-anchor": "end" }, percent(bar.value)),
+        shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - (bar.std === null ? 80 : 130))),
+        shape("text", { class: "strong", x: width - 6, y: y + 12, "text-anchor": "end" }, bar.label),
         shape("rect", {
           x: 6,
           y: y + 17,
@@ -229,6 +251,7 @@ function barChart({ title, bars }) {
           style: "fill: " + seriesColour(bar.plain ? 7 : 0),
         }),
       );
+      if (bar.std !== null) svg.append(...deviation(bar, full, y + 23.5));
       if (bar.range) {
         const [low, high] = bar.range.map((value) => 6 + value * full);
         const d = "M" + low + " " + (y + 33) + "v5H" + high + "v-5";

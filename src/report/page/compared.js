@@ -5,18 +5,81 @@ const splitName = (split) => ({ val: "validation" })[split] || split;
 const range2 = ([low, high]) =>
   low === high ? percent(low) : (100 * low).toFixed(2) + " to " + percent(high);
 
+/** A mean and, where there is one, its standard deviation. */
+const spread = (mean, std) =>
+  mean === null || std === null ? percent(mean) : (100 * mean).toFixed(2) + " \u00b1 " + percent(std);
+
+/** The address of a run's page: its name is the path of its folder. */
+const runAddress = (name) => name.split("/").map(encodeURIComponent).join("/") + "/report.html";
+
+const meanOf = (data, run) => data.means.find((mean) => mean.runs.includes(run));
+
+/** Rows of runs that are in no mean, and the means, each where its first run is. */
+function techniques(data) {
+  return data.rows
+    .filter((row) => (meanOf(data, row.name) || { runs: [row.name] }).runs[0] === row.name)
+    .map((row) => {
+      const mean = meanOf(data, row.name);
+      return mean ? { ...mean, values: mean.mean } : { ...row, values: row, std: null, seeds: null };
+    });
+}
+
+/** The columns of what others publish; none where nothing is. */
+function publishedColumns(rows) {
+  if (!rows.some((row) => row.published)) return [];
+  const val = (row) => (row.published ? row.published.val_top1 : null);
+  return [
+    {
+      name: "Published test",
+      key: (row) => (row.published ? row.published.test_top1[1] : null),
+      text: (row) => (row.published ? range2(row.published.test_top1) : NONE),
+    },
+    { name: "Published validation", key: val, text: (row) => percent(val(row)) },
+  ];
+}
+
+const resultName = (data) => (data.split === "val" ? "Result top\u20111" : "Test top\u20111");
+
+function meanColumns(data, rows) {
+  const score = (name, key, title) => ({
+    name,
+    title,
+    key: (row) => row.values[key],
+    text: (row) => spread(row.values[key], row.std && row.std[key]),
+  });
+  return [
+    { name: "Technique", key: (row) => row.name, text: (row) => row.name },
+    {
+      name: "Seeds",
+      key: (row) => (row.seeds ? row.seeds.length : null),
+      text: (row) => (row.seeds ? String(row.seeds.length) : NONE),
+    },
+    score("Validation top\u20111", "val_top1"),
+    score(resultName(data), "test_top1"),
+    score("Top\u20115", "test_top5"),
+    score("Macro F1", "macro_f1"),
+    score("ECE", "ece", "Expected calibration error"),
+    {
+      name: "Trained parameters",
+      key: (row) => row.trained_parameters,
+      text: (row) => whole(row.trained_parameters),
+    },
+    ...publishedColumns(rows),
+  ];
+}
+
 function comparedColumns(data) {
   const number = (name, key, format, title) => ({ name, title, key, text: (row) => format(key(row)) });
   const columns = [
     {
-      name: "Technique",
+      name: data.means.length > 0 ? "Run" : "Technique",
       key: (row) => row.name,
       content: (row) =>
-        row.page ? element("a", { href: encodeURIComponent(row.name) + "/report.html" }, row.name) : row.name,
+        row.page ? element("a", { href: runAddress(row.name) }, row.name) : row.name,
     },
     { name: "Recipe", key: (row) => row.recipe, text: (row) => row.recipe },
     number("Validation top\u20111", (row) => row.val_top1, percent),
-    number(data.split === "val" ? "Result top\u20111" : "Test top\u20111", (row) => row.test_top1, percent),
+    number(resultName(data), (row) => row.test_top1, percent),
     number("Top\u20115", (row) => row.test_top5, percent),
     number("Text top\u20111", (row) => row.text_top1, percent, "Top-1 of the text logits"),
     number("Macro F1", (row) => row.macro_f1, percent),
@@ -38,41 +101,51 @@ function comparedColumns(data) {
       (value) => fixed(value, 0),
     ),
   ];
-  if (data.rows.some((row) => row.published)) {
-    columns.push({
-      name: "Published test",
-      key: (row) => (row.published ? row.published.test_top1[1] : null),
-      text: (row) => (row.published ? range2(row.published.test_top1) : NONE),
-    });
-    columns.push(
-      number("Published validation", (row) => (row.published ? row.published.val_top1 : null), percent),
-    );
-  }
-  return columns;
+  return [...columns, ...publishedColumns(data.rows)];
 }
 
 function comparedBars(data) {
-  const bars = data.rows.map((row) => ({
+  const bars = techniques(data).map((row) => ({
     name: row.name,
-    value: row.test_top1,
+    value: row.values.test_top1,
+    std: row.std && row.std.test_top1,
+    label: spread(row.values.test_top1, row.std && row.std.test_top1),
     range: row.published ? row.published.test_top1 : null,
     plain: !row.epochs,
     text:
       row.name +
       ": " +
-      percent(row.test_top1) +
+      spread(row.values.test_top1, row.std && row.std.test_top1) +
+      (row.seeds ? ", " + plural(row.seeds.length, "seed") : "") +
       (row.published ? ", published " + range2(row.published.test_top1) : ""),
   }));
   return barChart({ title: "Top-1 on the " + splitName(data.split) + " split", bars });
 }
 
+/** The mean of what is not null in each place; null where nothing is. */
+function meanValues(lines) {
+  return lines[0].values.map((_, i) => {
+    const values = lines.map((line) => line.values[i]).filter((value) => value !== null);
+    return values.length > 0 ? values.reduce((a, b) => a + b, 0) / values.length : null;
+  });
+}
+
+/** A line for each run; those of a mean are faint behind the line of their mean. */
 function comparedCurves(data) {
   const epochs = [...new Set(data.curves.flatMap((curve) => curve.epochs))].sort((a, b) => a - b);
   if (epochs.length === 0) return null;
-  const lines = data.curves.map((curve) => {
+  const curves = data.curves.map((curve) => {
     const at = new Map(curve.epochs.map((epoch, i) => [epoch, curve.top1[i]]));
     return { name: curve.name, values: epochs.map((epoch) => (at.has(epoch) ? at.get(epoch) : null)) };
   });
+  const groups = new Map();
+  for (const curve of curves) {
+    const mean = meanOf(data, curve.name) || curve;
+    groups.set(mean, [...(groups.get(mean) || []), curve]);
+  }
+  const lines = [...groups].map(([{ name }, behind]) =>
+    behind.length === 1 ? { ...behind[0], name } : { name, values: meanValues(behind), behind },
+  );
   const format = (value) => percent(value);
   const axisFormat = (value) => percent(value, 0);
   return lineChart({ title: "Validation top-1", epochs, lines, bounds: [0, 1], format, axisFormat });
@@ -142,23 +215,51 @@ function recallPair(data) {
   return [element("div", { class: "controls choice" }, list("Run", 0), list("against", 1)), place];
 }
 
-function comparisonPage(data) {
-  const table = sortableTable({
-    caption: "Techniques beside each other",
+/** The table of the means, where there are some, and that of the runs. */
+function resultTables(data) {
+  const several = data.means.length > 0;
+  const runs = sortableTable({
+    caption: several ? "Runs beside each other" : "Techniques beside each other",
     columns: comparedColumns(data),
     rows: data.rows,
     wide: true,
   });
+  if (!several) return [runs.box];
+  const rows = techniques(data);
+  const means = sortableTable({
+    caption: "Techniques beside each other",
+    columns: meanColumns(data, rows),
+    rows,
+    wide: true,
+  });
+  return [means.box, element("h3", {}, "Runs"), runs.box];
+}
+
+/** What marks of the charts of accuracy mean. */
+function accuracyNote(data) {
+  const notes = [];
+  if (techniques(data).some((row) => row.published)) {
+    notes.push("A bracket under a bar spans what others publish for the technique.");
+  }
+  if (data.means.length > 0) {
+    notes.push("The thin line on a bar is \u00b1 one standard deviation.");
+    notes.push("A curve is the mean of the runs that had the epoch; the runs are faint behind it.");
+  }
+  return notes.join(" ");
+}
+
+function comparisonPage(data) {
   const split = splitName(data.split);
   const where =
     data.split === "val" ? " There is no test split; the results are on the validation split." : "";
-  const published = data.rows.some((row) => row.published);
+  const means =
+    data.means.length > 0 ? " Means \u00b1 standard deviations are of runs that differ in their seed alone." : "";
   const parts = [
     element("h1", {}, "Comparison"),
-    section("Results", "All on the same images." + where, table.box),
+    section("Results", "All on the same images." + where + means, ...resultTables(data)),
     section(
       "Accuracy",
-      published ? "A bracket under a bar spans what others publish for the technique." : null,
+      accuracyNote(data),
       element("div", { class: "columns" }, comparedBars(data), comparedCurves(data)),
     ),
   ];

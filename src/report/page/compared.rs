@@ -2,7 +2,7 @@
 
 use super::thumbnails::{Album, Picture, common_folder};
 use crate::data::SplitView;
-use crate::report::compare::ComparisonRow;
+use crate::report::compare::{ComparisonRow, MeanRow};
 use crate::report::{Comparison, RunData};
 use crate::train::Result;
 use serde::Serialize;
@@ -16,6 +16,7 @@ const MISTAKES: usize = 24;
 pub struct ComparisonPage<'a> {
     split: &'a str,
     rows: Vec<Row<'a>>,
+    means: &'a [MeanRow],
     curves: Vec<Curve<'a>>,
     class_names: &'a [String],
     recalls: Vec<Recalls<'a>>,
@@ -67,6 +68,7 @@ impl<'a> ComparisonPage<'a> {
         let mut page = ComparisonPage {
             split: &comparison.split,
             rows: rows.collect(),
+            means: &comparison.means,
             curves: runs.iter().map(curve).collect(),
             class_names: &[],
             recalls: recalls(comparison, runs),

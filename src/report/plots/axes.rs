@@ -127,6 +127,8 @@ pub enum Swatch {
     Line(Colour),
     Dashes(Colour),
     Bar(Colour),
+    /// A deviation to both sides.
+    Spread,
 }
 
 const SWATCH_WIDTH: f64 = 20.0;
@@ -155,6 +157,15 @@ pub fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
         Swatch::Line(colour) => sheet.line(&[(x, y), (x + SWATCH_WIDTH, y)], 2.0, colour),
         Swatch::Dashes(colour) => sheet.dashes((x, y), (x + SWATCH_WIDTH, y), 1.25, colour),
         Swatch::Bar(colour) => sheet.area((x + 4.0, y - 4.5), (x + SWATCH_WIDTH, y + 4.5), colour),
+        Swatch::Spread => draw_spread(sheet, (x + 2.0, y), x + SWATCH_WIDTH, [true; 2]),
+    }
+}
+
+/// Draws a thin line to the right as far as `high`, with a stroke across those of its ends that are `closed`.
+pub fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, closed: [bool; 2]) {
+    sheet.line(&[(low, y), (high, y)], 1.0, INK);
+    for (x, _) in [low, high].into_iter().zip(closed).filter(|(_, closed)| *closed) {
+        sheet.line(&[(x, y - 3.0), (x, y + 3.0)], 1.0, INK);
     }
 }
 

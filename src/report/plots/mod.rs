@@ -6,6 +6,7 @@ mod classes;
 mod confusion;
 mod curves;
 mod font;
+mod group;
 mod losses;
 mod runs;
 mod sheet;
@@ -42,14 +43,15 @@ pub fn run_plots(run: &RunData, dir: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Draws a comparison: techniques, curves, and the classes of the two runs with the best validation accuracy
-/// against each other (of a single run, beside plain CLIP), each as .png and .svg in `dir`. Returns the paths.
+/// against each other (of a single run, beside plain CLIP), each as .png and .svg in `dir`. Where the comparison
+/// has means, these are the best runs of the two techniques with the best mean. Returns the paths.
 ///
 /// # Errors
 /// A folder or file that cannot be written, no run, or runs of different classes.
 pub fn comparison_plots(comparison: &Comparison, runs: &[RunData], dir: &Path) -> Result<Vec<PathBuf>> {
     let font = Typeface::embedded()?;
-    let mut best: Vec<&RunData> = runs.iter().collect();
-    best.sort_by(|a, b| b.summary.val.top1.total_cmp(&a.summary.val.top1));
+    let groups = group::groups(comparison, runs);
+    let best: Vec<&RunData> = groups.iter().filter_map(|group| group.runs.first().copied()).collect();
     let classes = match best[..] {
         [] => return Err(TrainError::file(dir, "there is no run to draw; name at least one")),
         [run] => classes::draw(run, &font),
@@ -65,7 +67,7 @@ pub fn comparison_plots(comparison: &Comparison, runs: &[RunData], dir: &Path) -
         }
     };
     let mut files = write(dir, "techniques", &techniques::draw(comparison, &font))?;
-    files.extend(write(dir, "curves", &runs::draw(comparison, runs, &font))?);
+    files.extend(write(dir, "curves", &runs::draw(comparison, &groups, &font))?);
     files.extend(write(dir, "classes", &classes)?);
     Ok(files)
 }

@@ -6,6 +6,7 @@ use super::axes::{
 };
 use super::curves::epoch_range;
 use super::font::Typeface;
+use super::group::{Group, seeds_text};
 use super::sheet::{Anchor, Colour, INK, PALETTE, Point, SMALL_SIZE, Sheet};
 use crate::report::data::EpochRecord;
 use crate::report::{Comparison, RunData};
@@ -14,17 +15,16 @@ use crate::report::{Comparison, RunData};
 const KEY: f64 = 650.0;
 const KEY_WIDTH: f64 = 250.0;
 
-/// Draws a curve per run, the best first in the key.
-pub fn draw<'a>(comparison: &Comparison, runs: &[RunData], font: &'a Typeface) -> Sheet<'a> {
-    let mut order: Vec<&RunData> = runs.iter().collect();
-    order.sort_by(|a, b| b.summary.val.top1.total_cmp(&a.summary.val.top1));
-    let colours = colours(&order);
+/// Draws a curve per run and a line in the key per group, the best first.
+pub fn draw<'a>(comparison: &Comparison, groups: &[Group<'_>], font: &'a Typeface) -> Sheet<'a> {
+    let colours = colours(groups);
     let plain = comparison.rows.iter().find(|row| row.val_top1.is_none());
-    let lines = runs.len() + usize::from(plain.is_some());
+    let lines = groups.len() + usize::from(plain.is_some());
     let mut sheet = Sheet::new(font, 920.0, (110.0 + LEGEND_LINE * lines as f64).max(460.0));
-    sheet.heading("Validation accuracy", "of every run; in the key that of the kept epoch");
-    let x = epoch_range(runs.iter().flat_map(|run| &run.epochs));
-    let values = runs.iter().flat_map(|run| run.epochs.iter().map(|e| e.val.top1));
+    sheet.heading("Validation accuracy", &subtitle(comparison));
+    let runs = || groups.iter().flat_map(|group| group.runs.iter().copied());
+    let x = epoch_range(runs().flat_map(|run| &run.epochs));
+    let values = runs().flat_map(|run| run.epochs.iter().map(|e| e.val.top1));
     let y = accuracy_range(values.chain(plain.map(|row| row.test_top1)));
     let frame = Frame { left: 66.0, right: KEY - 24.0, top: 66.0, bottom: sheet.height - 50.0, x, y };
     frame.axes(
@@ -33,32 +33,45 @@ pub fn draw<'a>(comparison: &Comparison, runs: &[RunData], font: &'a Typeface) -
         &Axis { title: "top-1 accuracy (%)", ticks: ticks(y, 6), label: percent_number },
     );
     // The best on top.
-    for (run, colour) in order.iter().zip(&colours).rev() {
-        let curve = |e: &EpochRecord| (f64::from(e.epoch), e.val.top1);
-        let points: Vec<Point> = run.epochs.iter().map(curve).collect();
-        frame.curve(&mut sheet, &points, 1.75, *colour);
+    for (group, colour) in groups.iter().zip(&colours).rev() {
+        let width = if group.runs.len() > 1 { 1.0 } else { 1.75 };
+        group.runs.iter().rev().for_each(|run| draw_run(&mut sheet, &frame, run, width, *colour));
     }
-    for (place, (run, colour)) in order.iter().zip(&colours).enumerate() {
-        key_line(&mut sheet, place, Swatch::Line(*colour), (&run.name, run.summary.val.top1));
+    for (place, (group, colour)) in groups.iter().zip(&colours).enumerate() {
+        key_line(&mut sheet, place, Swatch::Line(*colour), group.name, &group.val_text());
     }
     if let Some(plain) = plain {
         let height = frame.at(x.0, plain.test_top1).1;
         sheet.dashes((frame.left, height), (frame.right, height), 1.25, INK);
         let name = format!("plain CLIP, {} split", comparison.split);
-        key_line(&mut sheet, order.len(), Swatch::Dashes(INK), (&name, plain.test_top1));
+        key_line(&mut sheet, groups.len(), Swatch::Dashes(INK), &name, &percent(plain.test_top1));
     }
     sheet
 }
 
-/// A colour for each run; where there are more runs than colours, one for each recipe.
-fn colours(runs: &[&RunData]) -> Vec<Colour> {
+fn subtitle(comparison: &Comparison) -> String {
+    if comparison.means.is_empty() {
+        return "of every run; in the key that of the kept epoch".into();
+    }
+    let seeds = seeds_text(&comparison.means);
+    format!("of every run; in the key that of the kept epochs, mean ± standard deviation of {seeds}")
+}
+
+fn draw_run(sheet: &mut Sheet<'_>, frame: &Frame, run: &RunData, width: f64, colour: Colour) {
+    let point = |e: &EpochRecord| (f64::from(e.epoch), e.val.top1);
+    let points: Vec<Point> = run.epochs.iter().map(point).collect();
+    frame.curve(sheet, &points, width, colour);
+}
+
+/// A colour for each group; where there are more groups than colours, one for each recipe.
+fn colours(groups: &[Group<'_>]) -> Vec<Colour> {
     let mut seen = Vec::new();
     let of_place = |place: usize| PALETTE[place % PALETTE.len()];
-    if runs.len() <= PALETTE.len() {
-        return (0..runs.len()).map(of_place).collect();
+    if groups.len() <= PALETTE.len() {
+        return (0..groups.len()).map(of_place).collect();
     }
-    let places = runs.iter().map(|run| {
-        let recipe = run.summary.recipe;
+    let places = groups.iter().map(|group| {
+        let recipe = group.runs.first().map(|run| run.summary.recipe);
         seen.iter().position(|&r| r == recipe).unwrap_or_else(|| {
             seen.push(recipe);
             seen.len() - 1
@@ -67,10 +80,11 @@ fn colours(runs: &[&RunData]) -> Vec<Colour> {
     places.map(of_place).collect()
 }
 
-fn key_line(sheet: &mut Sheet<'_>, place: usize, swatch: Swatch, (name, top1): (&str, f64)) {
+fn key_line(sheet: &mut Sheet<'_>, place: usize, swatch: Swatch, name: &str, value: &str) {
     let y = 72.0 + LEGEND_LINE * place as f64;
     draw_swatch(sheet, swatch, (KEY, y));
-    let name = sheet.font.shorten(name, SMALL_SIZE, KEY_WIDTH - 25.0 - 50.0);
+    let room = KEY_WIDTH - 25.0 - 10.0 - sheet.font.width(value, SMALL_SIZE).max(40.0);
+    let name = sheet.font.shorten(name, SMALL_SIZE, room);
     sheet.text(&name, (KEY + 25.0, y), SMALL_SIZE, INK, Anchor::Start);
-    sheet.text(&percent(top1), (KEY + KEY_WIDTH, y), SMALL_SIZE, INK, Anchor::End);
+    sheet.text(value, (KEY + KEY_WIDTH, y), SMALL_SIZE, INK, Anchor::End);
 }
