@@ -238,8 +238,11 @@ impl LoraInit for Start<'_> {
     }
 }
 
-/// Largest error of the prompts after the last step, relative to the largest element.
+/// Largest error of a single prompt element after the last step, relative to the largest element; where
+/// PyTorch's own f32 is farther off than that from its f64, as among the 150 000 elements of a full-size
+/// model, so many times its error.
 const PROMPT_BOUND: f64 = 2e-4;
+const PROMPT_PEERS: f64 = 5.0;
 
 /// Compares this engine on `backend` with the reference; one row per quantity. The bounds are those of
 /// f32: features 1e-5, gradients 1e-4, losses 1e-5, trained tensors after the last step 1e-5.
@@ -247,8 +250,8 @@ const PROMPT_BOUND: f64 = 2e-4;
 /// Errors are relative to the largest value of their tensor. Only after the last step each adapter, A and B
 /// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
 /// learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps, in
-/// PyTorch's f32 as in any other. For the same reason prompts, whose steps are a quarter as large as
-/// themselves, have [`PROMPT_BOUND`].
+/// PyTorch's f32 as in any other. Prompts, whose steps are a quarter as large as themselves, are measured both
+/// as a vector and, with [`PROMPT_BOUND`], by their worst element.
 pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
@@ -406,12 +409,17 @@ fn run<B: Backend>(
         };
         let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
         let exact = of("f64")?;
-        let is_prompt = name == "prompt";
-        let error_of = if is_prompt { relative_error } else { euclidean_error };
-        let bound = if is_prompt { PROMPT_BOUND } else { 1e-5 };
-        let peer = of("f32").ok().map(|peer| error_of(&peer, &exact));
-        let (label, error) = (format!("{prefix}{name} after {steps} steps"), error_of(&ours, &exact));
-        rows.push(Row { name: label, at: "f32".into(), error, bound, peer });
+        let found = of("f32").ok();
+        let (at, label) = (|| "f32".into(), format!("{prefix}{name} after {steps} steps"));
+        if name == "prompt" {
+            let peer = found.as_ref().map(|peer| relative_error(peer, &exact));
+            let bound =
+                PROMPT_BOUND.max(peer.filter(|&peer| peer > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
+            let (name, error) = (format!("{label}, worst element"), relative_error(&ours, &exact));
+            rows.push(Row { name, at: at(), error, bound, peer });
+        }
+        let peer = found.map(|peer| euclidean_error(&peer, &exact));
+        rows.push(Row { name: label, at: at(), error: euclidean_error(&ours, &exact), bound: 1e-5, peer });
     }
     Ok(())
 }
