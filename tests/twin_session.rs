@@ -15,10 +15,10 @@ use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{Patience, Recipe, Settings};
 
-/// A few pictures of two classes of the demo; the last training batch of three has one image.
+/// A few pictures of two classes of the demo; the last batch of training and of validation has one image.
 fn cache() -> Cache {
     let classes = &demo_classes()[..2];
-    let numbers = [(Split::Train, 7), (Split::Val, 4), (Split::Test, 3)];
+    let numbers = [(Split::Train, 5), (Split::Val, 3), (Split::Test, 2)];
     let places = numbers.into_iter().flat_map(|(split, count)| (0..count).map(move |index| (split, index)));
     let images = places.zip(0..).map(|((split, index), stream)| {
         let label = index % classes.len();
@@ -37,7 +37,7 @@ fn settings(recipe: Recipe) -> Settings {
     Settings {
         demo: true,
         epochs: 2,
-        batch_size: 3,
+        batch_size: 2,
         prompt_count: 2,
         early_stop: Patience::Off,
         templates: vec!["A photo of {}.".into()],
