@@ -169,6 +169,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
         prompts: None,
         objective: Objective::new(1.0, 0.3),
         mix: None,
+        crops_of: None,
         savings: Savings::ALL,
     };
     let image = Shape::from([sizes.side, sizes.side, 3]);

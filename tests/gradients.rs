@@ -25,7 +25,7 @@ fn whole_steps_pass_their_finite_differences() {
 fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
     let mut learner = tiny.learner().unwrap();
     let (images, labels) = tiny.batch().unwrap();
-    let draw = tiny.draw(labels.len());
+    let draw = tiny.draw(labels.len(), 0);
     learner.gradients(Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) }).unwrap();
     let head = ["head.weight", "head.bias"].into_iter().zip([&learner.head().weight, &learner.head().bias]);
     let prompts = learner.prompts().map(|prompts| ("prompts", &prompts.param));

@@ -48,7 +48,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
         learner.evaluate_frozen(images.view(), &labels).unwrap();
         let (frozen, (_, text)) = (learner.features().unwrap(), learner.logits().unwrap());
         let before = learner.snapshot().unwrap();
-        let draw = tiny.draw(labels.len());
+        let draw = tiny.draw(labels.len(), 0);
         let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
         learner.train_step(batch, &rates(), 1.0).unwrap();
         let after = learner.snapshot().unwrap();
@@ -65,7 +65,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
 
 /// In a draw with λ = 1 nothing is mixed.
 fn unmixed(tiny: &TinyStep, batch: usize) -> Option<MixDraw> {
-    tiny.draw(batch).map(|draw| MixDraw { lambda: vec![1.0; batch], ..draw })
+    tiny.draw(batch, 0).map(|draw| MixDraw { lambda: vec![1.0; batch], ..draw })
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
         learner.evaluate_frozen(images.view(), &labels).unwrap();
         let frozen = learner.features().unwrap();
-        let draw = tiny.draw(labels.len());
+        let draw = tiny.draw(labels.len(), 0);
         let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
         for _ in 0..3 {
             learner.train_step(batch, &rates(), 1.0).unwrap();
@@ -115,13 +115,13 @@ fn a_smaller_batch_trains_as_it_would_alone() {
     for (name, tiny) in steps() {
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();
-        let draw = tiny.draw(labels.len());
+        let draw = tiny.draw(labels.len(), 0);
         let whole = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
         learner.gradients(whole).unwrap();
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
         let small = TinySizes { batch: part_labels.len(), ..tiny.sizes };
         let mut alone = TinyStep { sizes: small, ..tiny.clone() }.learner().unwrap();
-        let draw = tiny.draw(part_labels.len());
+        let draw = tiny.draw(part_labels.len(), 0);
         let batch = Batch { mix: draw.as_ref(), ..Batch::new(part, part_labels) };
         learner.gradients(batch).unwrap();
         alone.gradients(batch).unwrap();

@@ -6,7 +6,8 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::check::device::check_steps;
-use clip_engine::check::step::{TinySizes, TinyStep};
+use clip_engine::check::relative_error;
+use clip_engine::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
 use clip_engine::clip::vision::Savings;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
@@ -27,6 +28,7 @@ fn tiny(sizes: TinySizes) -> TinyStep {
         prompts: None,
         objective: Objective::new(1.0, 0.3),
         mix: None,
+        crops_of: None,
         savings: Savings::ALL,
     }
 }
@@ -41,12 +43,17 @@ fn rates() -> Rates {
     Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) }
 }
 
+fn technique(name: &str, sizes: TinySizes) -> TinyStep {
+    let mut all = techniques(sizes, 2).into_iter();
+    all.find(|(other, _)| *other == name).unwrap_or_else(|| panic!("no technique is called {name}")).1
+}
+
 /// Trains on three batches in turn; returns what each step left.
 fn train<B: Backend>(learner: &mut Learner<B>, tiny: &TinyStep, steps: u64) -> Vec<StepStats> {
     (0..steps)
         .map(|step| {
-            let (images, labels) = tiny.pixels(30 + step % 3).unwrap();
-            learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
+            let batch = tiny.training_batch(tiny.sizes.batch, 30 + step % 3).unwrap();
+            learner.train_step(batch.view(), &rates(), 1.0).unwrap();
             learner.stats().unwrap()
         })
         .collect()
@@ -156,27 +163,37 @@ fn a_scale_that_is_too_large_comes_down_by_itself() {
 /// Recorded steps do what the same steps do one by one, to the bit; so does a second run.
 #[test]
 fn recordings_and_repetitions_change_no_bit() {
-    let tiny = tiny(TinySizes::EVEN);
-    let run = |record: bool| {
-        let mut learner =
-            learner(twin(DType::F16), &tiny, Some(LossScaling { start: 256.0, ..Default::default() }));
-        learner.set_recording(record);
-        let stats = train(&mut learner, &tiny, 5);
-        let (images, labels) = tiny.pixels(50).unwrap();
-        let mut logits = Vec::new();
-        for _ in 0..3 {
-            learner.evaluate(images.view(), &labels).unwrap();
-            logits.push(learner.logits().unwrap().0.bytes().to_vec());
-            learner.evaluate_frozen(images.view(), &labels).unwrap();
-            logits.push(learner.logits().unwrap().1.bytes().to_vec());
-        }
-        assert_eq!(logits[0], logits[4], "the third evaluation, which is a replay, differs from the first");
-        let values: Vec<Vec<u8>> = learner.snapshot().unwrap().iter().map(|t| t.bytes().to_vec()).collect();
-        (stats, values, logits)
-    };
-    let recorded = run(true);
-    assert_eq!(recorded, run(true));
-    assert_eq!(recorded, run(false));
+    let even = TinySizes::EVEN;
+    let crops = TinyStep { crops_of: Some(even.side + 4), ..technique("pixels mixed", even) };
+    for (name, tiny) in [
+        ("LoRA", tiny(even)),
+        ("pixels of crops mixed", crops),
+        ("features mixed", technique("features mixed", even)),
+        ("prompts accumulated, LoRA", technique("prompts accumulated, LoRA", even)),
+    ] {
+        let recorded = trace(&tiny, true);
+        assert_eq!(recorded, trace(&tiny, true), "{name}: a second run");
+        assert_eq!(recorded, trace(&tiny, false), "{name}: without recordings");
+    }
+}
+
+/// What some steps leave: their losses, the trained tensors, and the logits of evaluations behind them.
+fn trace(tiny: &TinyStep, record: bool) -> (Vec<StepStats>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
+    let mut learner =
+        learner(twin(DType::F16), tiny, Some(LossScaling { start: 256.0, ..Default::default() }));
+    learner.set_recording(record);
+    let stats = train(&mut learner, tiny, 5);
+    let (images, labels) = tiny.pixels(50).unwrap();
+    let mut logits = Vec::new();
+    for _ in 0..3 {
+        learner.evaluate(images.view(), &labels).unwrap();
+        logits.push(learner.logits().unwrap().0.bytes().to_vec());
+        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        logits.push(learner.logits().unwrap().1.bytes().to_vec());
+    }
+    assert_eq!(logits[0], logits[4], "the third evaluation, which is a replay, differs from the first");
+    let values = learner.snapshot().unwrap().iter().map(|t| t.bytes().to_vec()).collect();
+    (stats, values, logits)
 }
 
 /// The last batch of an epoch may be smaller; its recording lives beside that of the full batch.
@@ -194,6 +211,65 @@ fn batches_of_two_sizes_take_turns() {
         let (cpu, gpu) = (cpu.stats().unwrap(), gpu.stats().unwrap());
         assert!(relative(gpu.loss, cpu.loss) < 1e-4, "step {step}: {} and {}", gpu.loss, cpu.loss);
     }
+}
+
+/// As the validation of an epoch comes between its steps and those of the next: all three kinds of work run in
+/// the same memory, in batches of two sizes, and are replays from the third round on.
+#[test]
+fn training_and_evaluations_take_turns() {
+    let names = [
+        "prompts replaced, LoRA",
+        "prompts shared, accumulated",
+        "prompts accumulated, LoRA",
+        "pixels mixed",
+    ];
+    for name in names {
+        let tiny = technique(name, TinySizes::ODD);
+        let mut cpu = learner(Cpu::<f32>::new(), &tiny, None);
+        let mut gpu = learner(twin(DType::F32), &tiny, None);
+        for (round, rows) in (0..4).flat_map(|round| [tiny.sizes.batch, 2].map(|rows| (round, rows))) {
+            let what = format!("{name}, round {round}, {rows} images");
+            let train = tiny.training_batch(rows, 30 + round).unwrap();
+            let test = tiny.training_batch(rows, 60 + round).unwrap();
+            let (found, expected) = (turn(&mut gpu, &train, &test), turn(&mut cpu, &train, &test));
+            let losses = found.losses.iter().zip(&expected.losses).zip(["step", "evaluation", "frozen"]);
+            for ((found, expected), work) in losses {
+                assert!(relative(*found, *expected) < 1e-4, "{what}, {work}: losses {found} and {expected}");
+            }
+            let error = |a: &Tensor, b: &Tensor| relative_error(a.typed().unwrap(), b.typed().unwrap());
+            let (tuned, frozen) = (
+                error(&found.features, &expected.features),
+                error(&found.frozen_features, &expected.frozen_features),
+            );
+            assert!(
+                tuned < 1e-4 && frozen < 1e-5,
+                "{what}: features {tuned:e}, of the frozen tower {frozen:e}"
+            );
+            let apart = error(&expected.features, &expected.frozen_features);
+            assert!(apart > 1e-2, "{what}: the tuned tower is {apart:e} from the frozen one");
+        }
+    }
+}
+
+/// What a step and both evaluations left.
+struct Turn {
+    losses: [f64; 3],
+    features: Tensor,
+    frozen_features: Tensor,
+}
+
+fn turn<B: Backend>(learner: &mut Learner<B>, train: &TinyBatch, test: &TinyBatch) -> Turn {
+    fn left<B: Backend>(learner: &Learner<B>) -> (f64, Tensor) {
+        let features = learner.features().unwrap();
+        (learner.stats().unwrap().loss, features.view().to_tensor(DType::F64).unwrap())
+    }
+    learner.train_step(train.view(), &rates(), 1.0).unwrap();
+    let (step, _) = left(learner);
+    learner.evaluate(test.images.view(), &test.labels).unwrap();
+    let (evaluation, features) = left(learner);
+    learner.evaluate_frozen(test.images.view(), &test.labels).unwrap();
+    let (frozen, frozen_features) = left(learner);
+    Turn { losses: [step, evaluation, frozen], features, frozen_features }
 }
 
 #[test]
@@ -232,7 +308,7 @@ fn the_schedule_moves_the_rates_of_recorded_steps() {
         gpu.snapshot().unwrap().iter().zip(cpu.snapshot().unwrap()).zip(cpu.param_names())
     {
         let gpu = gpu.view().to_tensor(DType::F64).unwrap();
-        let error = clip_engine::check::relative_error(gpu.typed().unwrap(), cpu.typed().unwrap());
+        let error = relative_error(gpu.typed().unwrap(), cpu.typed().unwrap());
         assert!(error < 1e-4, "{name}: {error:e}");
     }
 }

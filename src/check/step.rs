@@ -72,7 +72,30 @@ pub struct TinyStep {
     pub prompts: Option<PromptSpec>,
     pub objective: Objective,
     pub mix: Option<MixOn>,
+    /// Side of the images that training batches are crops of, at least that of the model's.
+    pub crops_of: Option<usize>,
     pub savings: Savings,
+}
+
+/// A training batch of u8 images with all that goes with it.
+#[derive(Debug, Clone)]
+pub struct TinyBatch {
+    pub images: Tensor,
+    pub labels: Vec<u32>,
+    pub mix: Option<MixDraw>,
+    pub crops: Option<Tensor>,
+}
+
+impl TinyBatch {
+    /// As a learner takes it.
+    pub fn view(&self) -> Batch<'_> {
+        Batch {
+            images: self.images.view(),
+            labels: &self.labels,
+            mix: self.mix.as_ref(),
+            crops: self.crops.as_ref().map(Tensor::view),
+        }
+    }
 }
 
 impl TinyStep {
@@ -86,6 +109,7 @@ impl TinyStep {
             prompts: None,
             objective: Objective::new(1.0, 0.3),
             mix: None,
+            crops_of: None,
             savings: Savings::ALL,
         }
     }
@@ -145,7 +169,7 @@ impl TinyStep {
             image_dtype: dtype,
             objective: self.objective,
             mix: self.mix,
-            crops_of: None,
+            crops_of: self.crops_of,
             adamw: Adamw::default(),
             purpose: Purpose::Training,
             scaling,
@@ -162,10 +186,22 @@ impl TinyStep {
 
     /// Random u8 images and labels; another `seed` gives other images.
     pub fn pixels(&self, seed: u64) -> Result<(Tensor, Vec<u32>), CheckError> {
-        let shape = Shape::from([self.sizes.batch, self.sizes.side, self.sizes.side, 3]);
+        Ok((self.images(self.sizes.batch, self.sizes.side, seed)?, self.labels()))
+    }
+
+    /// `batch` images to train on, with draw and crops where the step has them; another `seed` gives others of
+    /// each.
+    pub fn training_batch(&self, batch: usize, seed: u64) -> Result<TinyBatch, CheckError> {
+        let images = self.images(batch, self.crops_of.unwrap_or(self.sizes.side), seed)?;
+        let labels = self.labels().into_iter().take(batch).collect();
+        Ok(TinyBatch { images, labels, mix: self.draw(batch, seed), crops: self.crops(batch, seed)? })
+    }
+
+    fn images(&self, batch: usize, side: usize, seed: u64) -> Result<Tensor, CheckError> {
+        let shape = Shape::from([batch, side, side, 3]);
         let levels: Vec<u8> =
             normal(shape.elements(), seed).iter().map(|v| (v * 60.0 + 128.0) as u8).collect();
-        Ok((Tensor::from_slice(shape, &levels)?, self.labels()))
+        Ok(Tensor::from_slice(shape, &levels)?)
     }
 
     /// For triplets, the first image is alone in its class and the others come in threes; without, there are
@@ -176,14 +212,32 @@ impl TinyStep {
     }
 
     /// How `batch` images are mixed, where they are: in a circle but for the last, so that partner and
-    /// inverse differ, and one image keeps to itself.
-    pub fn draw(&self, batch: usize) -> Option<MixDraw> {
+    /// inverse differ, and one image keeps to itself. Seeds that follow one another give other partners, where
+    /// there are enough images for others, and other λ.
+    pub fn draw(&self, batch: usize, seed: u64) -> Option<MixDraw> {
         self.mix.map(|_| {
             let circle = batch.saturating_sub(1) as u32;
-            let partner = (0..circle).map(|i| (i + 1) % circle).chain([circle]).collect();
-            let lambda = (0..batch).map(|i| ((i * 7 + 1) % 10) as f32 / 10.0).collect();
+            let step = 1 + seed as u32 % circle.saturating_sub(1).max(1);
+            let partner = (0..circle).map(|i| (i + step) % circle).chain([circle]).collect();
+            let lambda = (0..batch).map(|i| ((i * 7 + 1 + seed as usize * 3) % 10) as f32 / 10.0).collect();
             MixDraw { partner, lambda }
         })
+    }
+
+    /// Where `batch` images are cut, where they are; seeds that follow one another give other places and mirror
+    /// other images. No crop is resized: two orders of summation may round to two levels, which is more than
+    /// the losses of a step may differ by.
+    fn crops(&self, batch: usize, seed: u64) -> Result<Option<Tensor>, CheckError> {
+        let Some(larger) = self.crops_of else {
+            return Ok(None);
+        };
+        let side = self.sizes.side;
+        let (places, seed) = (larger - side + 1, seed as usize);
+        let crops = (0..batch).flat_map(|i| {
+            let (top, left) = ((i + seed) % places, (2 * i + 3 * seed) % places);
+            [top, left, side, side, (i + seed) % 2].map(|field| field as u32)
+        });
+        Ok(Some(Tensor::from_slice([batch, 5], &crops.collect::<Vec<u32>>())?))
     }
 }
 
@@ -273,7 +327,7 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
 fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
     let (images, labels) = tiny.batch()?;
     let mut learner = tiny.learner()?;
-    let draw = tiny.draw(labels.len());
+    let draw = tiny.draw(labels.len(), 0);
     let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
     learner.gradients(batch)?;
     let start = learner.snapshot()?;
