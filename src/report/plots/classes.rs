@@ -102,10 +102,10 @@ fn bars<'a>(
         sheet.text(&number, (x, top - 10.0), SMALL_SIZE, MUTED, Anchor::Middle);
         sheet.text(&number, (x, bottom + 11.0), SMALL_SIZE, MUTED, Anchor::Middle);
     }
+    let names = font.shorten_each(&evaluation.class_names, SMALL_SIZE, LEFT - 30.0);
     for (place, &class) in order.iter().enumerate() {
         let y = top + 3.0 + row * (place as f64 + 0.5);
-        let name = font.shorten(&evaluation.class_names[class], SMALL_SIZE, LEFT - 30.0);
-        sheet.text(&name, (LEFT - 8.0, y), SMALL_SIZE, INK, Anchor::End);
+        sheet.text(&names[class], (LEFT - 8.0, y), SMALL_SIZE, INK, Anchor::End);
         let pair = series.each_ref().map(|s| &s.classes[class]);
         draw_pair(&mut sheet, y, row, series, pair);
         sheet.text(&value(pair), (THIRD, y), SMALL_SIZE, MUTED, Anchor::End);

@@ -102,11 +102,9 @@ fn draw_names(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
     let size = layout.names.unwrap_or(SMALL_SIZE);
     // Numbers keep a distance of at least two lines.
     let every = if layout.names.is_some() { 1 } else { ((20.0 / layout.cell) / 5.0).ceil() as usize * 5 };
-    for (class, name) in evaluation.class_names.iter().enumerate().step_by(every) {
-        let text = match layout.names {
-            Some(size) => sheet.font.shorten(name, size, LONGEST),
-            None => class.to_string(),
-        };
+    let names = sheet.font.shorten_each(&evaluation.class_names, size, LONGEST);
+    for (class, name) in names.into_iter().enumerate().step_by(every) {
+        let text = if layout.names.is_some() { name } else { class.to_string() };
         let colour = if evaluation.classes[class].images == 0 { MUTED } else { INK };
         let middle = layout.middle(class);
         sheet.text(&text, (left - GAP, TOP + middle), size, colour, Anchor::End);

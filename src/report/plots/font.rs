@@ -56,6 +56,42 @@ impl Typeface {
         short
     }
 
+    /// All `names` shortened to `width`, so that different ones stay different: where the middle tells names
+    /// apart, what is around it goes.
+    pub fn shorten_each(&self, names: &[String], size: f64, width: f64) -> Vec<String> {
+        let short: Vec<String> = names.iter().map(|name| self.shorten(name, size, width)).collect();
+        let one = |(i, text): (usize, &String)| {
+            let alike = short.iter().zip(names).filter(|(other, _)| *other == text).map(|(_, name)| &**name);
+            let alike: Vec<&str> = alike.filter(|name| *name != names[i]).collect();
+            if alike.is_empty() {
+                return text.clone();
+            }
+            self.keep_difference(&names[i], &alike, size, width)
+                .unwrap_or_else(|| self.shorten(&format!("{i} {}", names[i]), size, width))
+        };
+        short.iter().enumerate().map(one).collect()
+    }
+
+    /// `name` with the part that none of `others` has in its place, and as much around it as there is room
+    /// for; none if that part alone is too long.
+    fn keep_difference(&self, name: &str, others: &[&str], size: f64, width: f64) -> Option<String> {
+        let letters: Vec<char> = name.chars().collect();
+        let same = |a: &mut dyn Iterator<Item = char>, b: &mut dyn Iterator<Item = char>| {
+            a.zip(b).take_while(|(a, b)| a == b).count()
+        };
+        let head = others.iter().map(|other| same(&mut name.chars(), &mut other.chars())).min()?;
+        let tail =
+            others.iter().map(|other| same(&mut name.chars().rev(), &mut other.chars().rev())).min()?;
+        let end = letters.len().saturating_sub(tail).max(head);
+        (0..=head.min(letters.len() - end)).rev().find_map(|kept| {
+            let gap = [GAP];
+            let parts: [&[char]; 5] =
+                [&letters[..kept], &gap, &letters[head..end], &gap, &letters[letters.len() - kept..]];
+            let text: String = parts.into_iter().flatten().collect();
+            (self.width(&text, size) <= width).then_some(text)
+        })
+    }
+
     /// Calls `pixel` with place and coverage of each pixel of `text`, whose baseline begins at (0, 0).
     pub fn draw<E>(
         &self,
@@ -92,6 +128,10 @@ mod tests {
     fn long_names_lose_their_middle() {
         let font = Typeface::embedded().unwrap();
         assert_eq!(font.shorten("short", 10.0, 100.0), "short");
+        let names = ["star", "heart"].map(|form| format!("five-petalled violet {form} with a yellow centre"));
+        let each = font.shorten_each(&[names[0].clone(), names[1].clone(), "rose".into()], 10.0, 110.0);
+        assert!(each[0].contains("star") && each[1].contains("heart") && each[2] == "rose", "{each:?}");
+        assert!(each.iter().all(|name| font.width(name, 10.0) <= 110.0), "{each:?}");
         let short = font.shorten("a name that is much too long to be written", 10.0, 100.0);
         assert!(short.starts_with("a name") && short.ends_with("itten") && short.contains('…'), "{short}");
         assert!(font.width(&short, 10.0) <= 100.0);
