@@ -459,7 +459,9 @@ fn wrong_usage_is_refused_before_anything_is_written() {
         ("all", &["--recipe", "lora"], &["--recipe", "--recipes"]),
         ("all", &["--init-from", "somewhere"], &["--init-from", "plain CLIP"]),
         ("lora,triplet", &["--batch-size", "2"], &["recipe triplet", "--batch-size"]),
-        ("linear,lora", &["--triplet", "0.3"], &["recipe linear", "--triplet"]),
+        ("linear,lora", &["--triplet", "0.3"], &["--triplet", "recipe triplet"]),
+        ("all", &["--method", "lora"], &["--method", "a recipe has its own"]),
+        ("lora,vpt", &["--with-lora"], &["--with-lora", "a recipe has its own"]),
         ("all", &["--demo"], &["recipe linear", "--demo", "--data"]),
     ] {
         let args = with(recipes, more);
