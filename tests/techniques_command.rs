@@ -160,7 +160,7 @@ fn combinations_that_make_no_sense_are_refused_with_a_reason() {
         (&["--recipe", "lora", "--prompts", "shared"], &["--prompts", "--method vpt"]),
         (&["--recipe", "lora", "--prompt-count", "4"], &["--prompt-count", "--method vpt"]),
         (&["--recipe", "vpt", "--prompt-count", "0"], &["--prompt-count", "0"]),
-        (&["--recipe", "linear", "--with-lora"], &["--with-lora", "linear"]),
+        (&["--recipe", "linear", "--with-lora"], &["--with-lora", "--method vpt"]),
         (&["--mixup-on", "features"], &["--mixup-on", "--mixup"]),
         (&["--margin", "0.5"], &["--margin", "--triplet"]),
         (&["--shots", "0"], &["--shots", "0"]),
