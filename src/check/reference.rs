@@ -251,7 +251,7 @@ const PROMPT_PEERS: f64 = 5.0;
 /// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
 /// learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps, in
 /// PyTorch's f32 as in any other. Prompts, whose steps are a quarter as large as themselves, are measured both
-/// as a vector and, with [`PROMPT_BOUND`], by their worst element.
+/// as a vector and, with a bound of 2e-4, by their worst element.
 pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
