@@ -70,7 +70,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     let (source, pixels) = (RandomWeights { seed: 3 }, Normalisation::CLIP);
     let tower = VisionTower::load(&backend, &source, &config, 32, pixels, Savings::ALL).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let spec = LoraSpec { rank: 4, alpha: 8.0, targets: Target::ALL.to_vec() };
+    let spec = LoraSpec::new(4, 8.0, &Target::ATTENTION);
     let lora = match recipe.lora {
         true => tower.adapters(&backend, &spec, &mut KaimingInit { rank: 4, rng: &mut rng }).unwrap(),
         false => Vec::new(),
@@ -93,7 +93,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
         purpose: Purpose::Training,
         scaling: None,
     };
-    let trained = Trained { lora, prompts, head };
+    let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec).unwrap();
     let draw = recipe.mix.map(|_| MixDraw::new(0.2, BATCH, 1, 0).unwrap());
     let pixels: Vec<u8> = (0..BATCH * 56 * 56 * 3).map(|i| (i * 31 % 251) as u8).collect();

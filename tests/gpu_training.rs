@@ -165,7 +165,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
         sizes,
         layers: 2,
         activation: Activation::QuickGelu,
-        targets: Target::ALL.to_vec(),
+        targets: Target::ATTENTION.to_vec(),
         prompts: None,
         objective: Objective::new(1.0, 0.3),
         mix: None,

@@ -50,7 +50,7 @@ fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
 
 #[test]
 fn savings_leave_every_gradient_as_it_is() {
-    let lora = [&Target::ALL[..], &[Target::Key, Target::Output], &[Target::Query], &[Target::Output]];
+    let lora = [&Target::ATTENTION[..], &[Target::Key, Target::Output], &[Target::Query], &[Target::Output]];
     let lora = lora.map(|targets| {
         let tiny = TinyStep { targets: targets.to_vec(), ..TinyStep::new(TinySizes::ODD, 3) };
         (format!("{targets:?}"), tiny)
@@ -80,7 +80,7 @@ fn savings_leave_every_gradient_as_it_is() {
 fn folded_adapters_evaluate_as_unfolded_ones_train() {
     // Some targets leave a layer of a block, or all layers of the last, without an adapter.
     let targets: [&[Target]; 4] =
-        [&Target::ALL, &[Target::Query, Target::Value], &[Target::Key], &[Target::Output]];
+        [&Target::ATTENTION, &[Target::Query, Target::Value], &[Target::Key], &[Target::Output]];
     for (class_token_only, targets) in [true, false].into_iter().flat_map(|c| targets.map(|t| (c, t))) {
         let tiny = TinyStep {
             activation: Activation::Gelu,

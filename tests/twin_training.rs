@@ -24,7 +24,7 @@ fn tiny(sizes: TinySizes) -> TinyStep {
         sizes,
         layers: 2,
         activation: Activation::QuickGelu,
-        targets: Target::ALL.to_vec(),
+        targets: Target::ATTENTION.to_vec(),
         prompts: None,
         objective: Objective::new(1.0, 0.3),
         mix: None,

@@ -16,7 +16,7 @@ use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
 use crate::tune::{
-    Head, LoraSpec, Param, PromptMode, PromptSharing, Prompts, Target, Trained, lora::LoraInit,
+    Head, LoraSpec, Param, PromptMode, PromptSharing, Prompts, Site, Target, Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -227,7 +227,8 @@ struct Start<'a> {
 }
 
 impl LoraInit for Start<'_> {
-    fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+    fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+        let Site { layer, target, .. } = site;
         let part = |part: &str, shape: [usize; 2]| {
             let name = format!("{}init.lora.{layer}.{target}.{part}", self.prefix);
             // Asked for before: `starts` has made sure that every tensor is there.
@@ -452,7 +453,7 @@ fn build<B: Backend>(
             reference.tensor(&format!("{}init.lora.{layer}.{target}.A", start.prefix))?;
             reference.tensor(&format!("{}init.lora.{layer}.{target}.B", start.prefix))?;
         }
-        let spec = LoraSpec { rank: meta.r, alpha: meta.alpha, targets: meta.targets.clone() };
+        let spec = LoraSpec::new(meta.r, meta.alpha, &meta.targets);
         tower.adapters(backend, &spec, &mut Start { reference, prefix: start.prefix })?
     } else {
         Vec::new()
@@ -460,7 +461,7 @@ fn build<B: Backend>(
     let prompts = prompts(backend, start)?;
     let head = |part: &str| reference.tensor(&format!("{}init.head.{part}", start.prefix));
     let head = Head::new(backend, head("weight")?.view(), head("bias")?.view())?;
-    let trained = Trained { lora, prompts, head };
+    let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     let spec = LearnerSpec {
         batch,
         image: Shape::from([3, vision.image_size, vision.image_size]),

@@ -12,7 +12,7 @@ use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
 use crate::tune::{
-    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, lora::LoraInit,
+    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Trained, lora::LoraInit,
 };
 use std::sync::Arc;
 
@@ -105,7 +105,7 @@ impl TinyStep {
             sizes,
             layers,
             activation: Activation::QuickGelu,
-            targets: Target::ALL.to_vec(),
+            targets: Target::ATTENTION.to_vec(),
             prompts: None,
             objective: Objective::new(1.0, 0.3),
             mix: None,
@@ -148,7 +148,7 @@ impl TinyStep {
             Vec::new()
         } else {
             let alpha = 2.0 * sizes.rank as f64;
-            let spec = LoraSpec { rank: sizes.rank, alpha, targets: self.targets.clone() };
+            let spec = LoraSpec::new(sizes.rank, alpha, &self.targets);
             tower.adapters(&backend, &spec, &mut WarmInit { rank: sizes.rank })?
         };
         let prompts = match &self.prompts {
@@ -174,7 +174,7 @@ impl TinyStep {
             purpose: Purpose::Training,
             scaling,
         };
-        let trained = Trained { lora, prompts, head };
+        let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
         Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
     }
 
@@ -248,8 +248,9 @@ struct WarmInit {
 }
 
 impl LoraInit for WarmInit {
-    fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
-        let seed = 100 + (layer * 16 + target as usize * 2) as u64;
+    fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+        let block = site.layer + 1000 * site.tower as usize;
+        let seed = 100 + (block * 16 + site.target as usize * 2) as u64;
         let fill = |shape: [usize; 2], deviation: f64, seed| {
             let mut tensor = Tensor::zeros(shape, DType::F32);
             let values = normal(shape[0] * shape[1], seed);
@@ -308,9 +309,9 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
         ..TinyStep::new(TinySizes::ODD, layers)
     };
     let gelu = |step| TinyStep { activation: Activation::Gelu, ..step };
-    let one_layer = TinyStep { objective: Objective::new(1.0, 0.0), ..odd(1, &Target::ALL) };
+    let one_layer = TinyStep { objective: Objective::new(1.0, 0.0), ..odd(1, &Target::ATTENTION) };
     let mut variants: Vec<(String, TinyStep)> = vec![
-        ("q k v out, 3 layers".into(), odd(3, &Target::ALL)),
+        ("q k v out, 3 layers".into(), odd(3, &Target::ATTENTION)),
         ("q v, GELU, 2 layers".into(), gelu(odd(2, &[Target::Query, Target::Value]))),
         ("out only, 2 layers".into(), odd(2, &[Target::Output])),
         ("one layer".into(), one_layer),

@@ -145,7 +145,7 @@ fn step<B: Backend>(
         classes: args.classes as usize,
         batch,
         rank: args.rank as usize,
-        targets: &Target::ALL,
+        targets: &Target::ATTENTION,
     };
     let flops = Flops::of(&sizes);
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
@@ -230,7 +230,7 @@ fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<L
     let tower = VisionTower::load(&backend, &*weights, vision, e, Normalisation::CLIP, Savings::ALL)?;
     drop(weights);
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let spec = LoraSpec { rank: args.rank as usize, alpha: 16.0, targets: Target::ALL.to_vec() };
+    let spec = LoraSpec::new(args.rank as usize, 16.0, &Target::ATTENTION);
     let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
     let lora = tower.adapters(&backend, &spec, &mut init)?;
     let classes = args.classes as usize;
@@ -239,7 +239,7 @@ fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<L
     let text = initial_head(classes, e, &mut rng).0;
     let spec = step_spec(&backend, args.batch_size as usize, vision.image_size, Purpose::Training);
     let text = TextClassifier { features: text, scale: 14.3 };
-    let trained = Trained { lora, prompts: None, head };
+    let trained = Trained { lora, text_lora: Vec::new(), prompts: None, head };
     Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
 }
 

@@ -14,9 +14,9 @@ use clip_engine::train::run::Summary;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
-    Augment, CacheType, HeadInit, Method, Patience, Precision, Recipe, Settings,
+    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
 };
-use clip_engine::tune::{PromptMode, PromptSharing, Target};
+use clip_engine::tune::{PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -75,11 +75,15 @@ pub struct Options {
     #[arg(long, num_args = 0, default_missing_value = "true")]
     skip_bad_images: Option<bool>,
     /// A named combination of settings [default: lora].
-    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet")]
+    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
     recipe: Option<Recipe>,
     /// What is trained beside the head [default: the recipe's].
     #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear|vpt")]
     method: Option<Method>,
+    /// What images are classified by: a linear head, which is trained, or the text features of the classes
+    /// [default: head; text in the recipe clip-lora].
+    #[arg(long, value_parser = parse_serde::<ClassifierKind>, value_name = "head|text")]
+    classifier: Option<ClassifierKind>,
     /// Where the head starts: at random, or at the class features of the text tower [default: random].
     #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "random|text")]
     head_init: Option<HeadInit>,
@@ -118,15 +122,31 @@ pub struct Options {
     /// Adapters are scaled by alpha/rank [default: 16].
     #[arg(long, value_name = "A")]
     alpha: Option<f64>,
-    /// Adapted layers [default: q_proj,k_proj,v_proj,out_proj].
+    /// Scale adapters by alpha/√rank instead.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    rslora: Option<bool>,
+    /// Adapted layers of every block, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2 [default: the first
+    /// four; q_proj,k_proj,v_proj in the recipe clip-lora].
     #[arg(long, value_delimiter = ',', value_name = "LAYER,…")]
     targets: Option<Vec<Target>>,
+    /// Towers with adapters [default: vision; vision,text in the recipe clip-lora].
+    #[arg(long, value_delimiter = ',', value_name = "vision,text")]
+    towers: Option<Vec<Tower>>,
+    /// Share of the adapters' inputs that training sets to zero [default: 0; 0.25 in the recipe clip-lora].
+    #[arg(long, value_name = "P")]
+    dropout: Option<f64>,
     /// Passes over the training images [default: 40].
     #[arg(long, value_name = "N")]
     epochs: Option<u32>,
-    /// Images per step [default: 32].
+    /// Images per batch [default: 32].
     #[arg(long, value_name = "B")]
     batch_size: Option<usize>,
+    /// Batches whose gradients make up one step [default: 1].
+    #[arg(long, value_name = "N")]
+    accumulate: Option<usize>,
+    /// Scale the gradients of a step down to this length, all of them as one vector [default: off].
+    #[arg(long, value_name = "L")]
+    clip_grad_norm: Option<f64>,
     /// Seed of everything random [default: 42].
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
@@ -202,12 +222,15 @@ impl Options {
     fn forget_recipe(&mut self) {
         (self.method, self.with_lora, self.text_weight) = (None, None, None);
         (self.mixup, self.triplet) = (None, None);
+        (self.classifier, self.towers) = (None, None);
     }
 
     /// Flags that a run would not look at, each with the reason.
     fn unused(&self, settings: &Settings) -> Vec<(&'static str, String)> {
         let lora = settings.lora().is_some();
         let vpt = settings.method == Method::Vpt;
+        let head = settings.classifier == ClassifierKind::Head;
+        let no_head = "--classifier text has no head; leave it out".to_string();
         let method = common::serde_name(&settings.method);
         let no_lora =
             format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
@@ -221,7 +244,13 @@ impl Options {
         let flags = [
             ("--rank", self.rank.is_some(), lora, &no_lora),
             ("--alpha", self.alpha.is_some(), lora, &no_lora),
+            ("--rslora", self.rslora.is_some(), lora, &no_lora),
             ("--targets", self.targets.is_some(), lora, &no_lora),
+            ("--towers", self.towers.is_some(), lora, &no_lora),
+            ("--dropout", self.dropout.is_some(), lora, &no_lora),
+            ("--head-init", self.head_init.is_some(), head, &no_head),
+            ("--lr-head", self.lr_head.is_some(), head, &no_head),
+            ("--wd-head", self.wd_head.is_some(), head, &no_head),
             ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
             ("--wd-lora", self.wd_lora.is_some(), lora, &no_lora),
             ("--prompts", self.prompts.is_some(), vpt, &no_prompts),
@@ -273,9 +302,10 @@ impl Options {
         macro_rules! set_optional {
             ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
         }
-        set_optional!(data, model, cache, init_from, precision, data_seed, shots);
+        set_optional!(data, model, cache, init_from, precision, data_seed, shots, clip_grad_norm);
         set!(
             dtype,
+            classifier,
             head_init,
             demo,
             skip_bad_images,
@@ -293,9 +323,13 @@ impl Options {
             augment,
             rank,
             alpha,
+            rslora,
             targets,
+            towers,
+            dropout,
             epochs,
             batch_size,
+            accumulate,
             seed,
             shuffle,
             lr_head,

@@ -90,7 +90,7 @@ mod tests {
             classes: 102,
             batch: 32,
             rank: 8,
-            targets: &Target::ALL,
+            targets: &Target::ATTENTION,
         };
         let flops = Flops::of(&sizes);
         let (rows, d, m) = (32.0 * 49.0, 768.0, 3072.0);

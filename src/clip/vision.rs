@@ -7,7 +7,8 @@ use super::source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, TowerTuning, lora::LoraInit};
+use crate::tune::lora::{BlockPlace, LoraInit};
+use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -104,18 +105,22 @@ impl<B: Backend> VisionTower<B> {
         self.features
     }
 
-    /// Adapters for every block, starting where `init` says.
+    /// Adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
     pub fn adapters(
         &self,
         backend: &B,
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
     ) -> Result<Vec<BlockLora<B>>> {
-        let width = self.config.tower.width;
-        let blocks = self.blocks.iter().enumerate();
-        blocks
-            .map(|(l, block)| BlockLora::new(backend, spec, l, width, block.rows() == Rows::One, init))
-            .collect()
+        if !spec.towers.contains(&Tower::Vision) {
+            return Ok(Vec::new());
+        }
+        let (width, mlp) = (self.config.tower.width, self.config.tower.mlp);
+        let places = self.blocks.iter().enumerate().map(|(layer, block)| {
+            let split = block.rows() == Rows::One;
+            BlockPlace { tower: Tower::Vision, layer, width, mlp, split }
+        });
+        places.map(|place| BlockLora::new(backend, spec, place, init)).collect()
     }
 
     /// Memory for the layers that `lora` adapts, with the adapters folded in.

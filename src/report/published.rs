@@ -20,6 +20,7 @@ pub fn published(run: &RunData) -> Option<Published> {
         Recipe::Mixup => ([0.9109, 0.9109], Some(0.9088)),
         Recipe::Triplet => ([0.9093, 0.9093], Some(0.9098)),
         Recipe::Vpt => ([0.8798, 0.9086], Some(0.9363)),
+        Recipe::ClipLora => return None,
     };
     Some(Published { test_top1, val_top1 })
 }
@@ -51,6 +52,8 @@ fn is_the_recipe(settings: &Settings) -> bool {
         && settings.triplet == recipe.triplet
         && settings.text_weight == recipe.text_weight
         && settings.head_init == recipe.head_init
+        && settings.classifier == recipe.classifier
+        && (settings.towers == recipe.towers || settings.lora().is_none())
         && settings.init_from.is_none()
         && settings.shots.is_none()
         && settings.augment == Augment::Off

@@ -3,22 +3,24 @@
 use super::files::{Staged, TensorFile, stage_tensors};
 use super::{Result, TrainError};
 use crate::backend::Backend;
+use crate::clip::config::ClipConfig;
 use crate::tensor::{Shape, Tensor};
 use crate::tune::{
-    BlockLora, Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, lora::LoraInit,
+    BlockLora, Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower,
+    lora::LoraInit,
 };
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// What PEFT puts in front of the names of the model it wraps, and where this engine's adapters are.
-const PREFIX: &str = "base_model.model.vision_model.encoder.layers.";
+/// What PEFT puts in front of the names of the model it wraps.
+const PREFIX: &str = "base_model.model.";
 
-/// Every trained tensor by layer and target: A \[r, in\] and B \[out, r\].
-pub type AdapterTensors = BTreeMap<(usize, Target), (Tensor, Tensor)>;
+/// The trained tensors of each adapted layer: A \[r, in\] and B \[out, r\].
+pub type AdapterTensors = BTreeMap<Site, (Tensor, Tensor)>;
 
-/// Splits stacked adapters into one A and one B per layer and target.
-pub fn tensors<B: Backend>(backend: &B, lora: &[BlockLora<B>]) -> Result<AdapterTensors> {
+/// Splits the stacked adapters of a tower into one A and one B per layer.
+pub fn tensors<B: Backend>(backend: &B, tower: Tower, lora: &[BlockLora<B>]) -> Result<AdapterTensors> {
     let mut tensors = AdapterTensors::new();
     for (l, block) in lora.iter().enumerate() {
         for layer in block.layers() {
@@ -28,7 +30,7 @@ pub fn tensors<B: Backend>(backend: &B, lora: &[BlockLora<B>]) -> Result<Adapter
             for (i, &target) in layer.targets.iter().enumerate() {
                 let part_a = a.view().rows(i * rank, rank)?.to_tensor(a.dtype())?;
                 let part_b = b.view().rows(i, 1)?.to_tensor(b.dtype())?.reshape([outputs, rank])?;
-                tensors.insert((l, target), (part_a, part_b));
+                tensors.insert(Site { tower, layer: l, target }, (part_a, part_b));
             }
         }
     }
@@ -57,8 +59,8 @@ pub fn stage(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: 
             format!(r".*vision_model\.encoder\.layers\.\d+\.self_attn\.({})", targets.join("|")),
     });
     let mut named = BTreeMap::new();
-    for (&(layer, target), (a, b)) in tensors {
-        let name = format!("{PREFIX}{layer}.self_attn.{target}");
+    for (site, (a, b)) in tensors {
+        let name = format!("{PREFIX}{site}");
         named.insert(format!("{name}.lora_A.weight"), a.clone());
         named.insert(format!("{name}.lora_B.weight"), b.clone());
     }
@@ -91,32 +93,43 @@ impl Adapter {
         let (rank, alpha) = read_config(&config).map_err(wrong)?;
         let path = dir.join("adapter_model.safetensors");
         let tensors = read_tensors(&path, rank)?;
-        let mut targets: Vec<Target> = tensors.keys().map(|&(_, target)| target).collect();
+        let mut targets: Vec<Target> = tensors.keys().map(|site| site.target).collect();
         targets.sort_unstable();
         targets.dedup();
-        Ok(Adapter { spec: LoraSpec { rank, alpha, targets }, path, tensors })
+        Ok(Adapter { spec: LoraSpec::new(rank, alpha, &targets), path, tensors })
     }
 
-    /// Makes sure that the adapter has exactly the layers of a tower of `layers` blocks, `width` wide.
-    pub fn check(&self, layers: usize, width: usize) -> Result<()> {
-        let (r, wrong) = (self.spec.rank, |problem| TrainError::file(&self.path, problem));
-        if let Some(((layer, _), _)) = self.tensors.iter().find(|((layer, _), _)| *layer >= layers) {
+    /// Makes sure that the adapter has exactly the layers that its towers have in the model.
+    pub fn check(&self, config: &ClipConfig) -> Result<()> {
+        let wrong = |problem| TrainError::file(&self.path, problem);
+        let tower_of = |tower| match tower {
+            Tower::Vision => &config.vision.tower,
+            Tower::Text => &config.text.tower,
+        };
+        if let Some(site) = self.tensors.keys().find(|site| site.layer >= tower_of(site.tower).layers) {
+            let layers = tower_of(site.tower).layers;
             return Err(wrong(format!(
-                "has layer {layer}, the model has {layers}; it belongs to another model"
+                "has an adapter for {site}, the model has {layers} layers there; it belongs to another model"
             )));
         }
-        for key in (0..layers).flat_map(|l| self.spec.targets.iter().map(move |&t| (l, t))) {
-            let (layer, target) = key;
-            let Some((a, b)) = self.tensors.get(&key) else {
-                return Err(wrong(format!("has no adapter for {target} of layer {layer}; save it again")));
-            };
-            for (tensor, expected) in [(a, Shape::from([r, width])), (b, Shape::from([width, r]))] {
-                let found = tensor.shape();
-                if found != expected {
-                    return Err(wrong(format!(
-                        "{target} of layer {layer} has shape {found} where {expected} is needed; \
-                         it belongs to another model"
-                    )));
+        for &tower in &self.spec.towers {
+            let sizes = tower_of(tower);
+            let targets = || self.spec.targets.iter().copied();
+            for site in
+                (0..sizes.layers).flat_map(|layer| targets().map(move |target| Site { tower, layer, target }))
+            {
+                let Some((a, b)) = self.tensors.get(&site) else {
+                    return Err(wrong(format!("has no adapter for {site}; save it again")));
+                };
+                let (inputs, outputs) = site.target.sizes(sizes.width, sizes.mlp);
+                let r = self.spec.rank;
+                for (tensor, expected) in [(a, Shape::from([r, inputs])), (b, Shape::from([outputs, r]))] {
+                    let found = tensor.shape();
+                    if found != expected {
+                        return Err(wrong(format!(
+                            "{site} has shape {found} where {expected} is needed; it belongs to another model"
+                        )));
+                    }
                 }
             }
         }
@@ -156,11 +169,10 @@ fn read_config(config: &Value) -> std::result::Result<(usize, f64), String> {
 fn read_tensors(path: &Path, rank: usize) -> Result<AdapterTensors> {
     let file = TensorFile::read(path)?;
     let wrong = |problem: String| TrainError::file(path, problem);
-    let mut halves: BTreeMap<(usize, Target), [Option<Tensor>; 2]> = BTreeMap::new();
+    let mut halves: BTreeMap<Site, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, tensor) in file.tensors {
-        let (key, half) = parse_name(&name).ok_or_else(|| {
-            wrong(format!("tensor {name} belongs to no attention layer of the vision tower"))
-        })?;
+        let (key, half) = parse_name(&name)
+            .ok_or_else(|| wrong(format!("tensor {name} belongs to no linear layer of a tower")))?;
         if tensor.shape().dims().get(half) != Some(&rank) {
             let shape = tensor.shape();
             return Err(wrong(format!("tensor {name} has shape {shape}, its rank should be {rank}")));
@@ -174,29 +186,35 @@ fn read_tensors(path: &Path, rank: usize) -> Result<AdapterTensors> {
         .into_iter()
         .map(|(key, [a, b])| match (a, b) {
             (Some(a), Some(b)) => Ok((key, (a, b))),
-            _ => Err(wrong(format!("{} of layer {} lacks its lora_A or lora_B", key.1, key.0))),
+            _ => Err(wrong(format!("{key} lacks its lora_A or lora_B"))),
         })
         .collect()
 }
 
-/// Layer, target, and 0 for A or 1 for B.
-fn parse_name(name: &str) -> Option<((usize, Target), usize)> {
-    let (layer, rest) = name.strip_prefix(PREFIX)?.split_once(".self_attn.")?;
+/// The layer, and 0 for A or 1 for B.
+fn parse_name(name: &str) -> Option<(Site, usize)> {
+    let name = name.strip_prefix(PREFIX)?;
+    let (tower, rest) = Tower::ALL
+        .into_iter()
+        .find_map(|tower| Some((tower, name.strip_prefix(tower.layers())?.strip_prefix('.')?)))?;
+    let (layer, rest) = rest.split_once('.')?;
+    let (module, rest) = rest.split_once('.')?;
     let (target, part) = rest.split_once('.')?;
+    let target: Target = target.parse().ok().filter(|target: &Target| target.module() == module)?;
     let half = match part {
         "lora_A.weight" => 0,
         "lora_B.weight" => 1,
         _ => return None,
     };
-    Some(((layer.parse().ok()?, target.parse().ok()?), half))
+    Some((Site { tower, layer: layer.parse().ok()?, target }, half))
 }
 
 impl LoraInit for Adapter {
-    fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+    fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
         let zeros = |shape| Tensor::zeros(shape, crate::tensor::DType::F32);
         // `check` has made sure that every tensor is there.
         self.tensors
-            .get(&(layer, target))
+            .get(&site)
             .cloned()
             .unwrap_or_else(|| (zeros([self.spec.rank, inputs]), zeros([outputs, self.spec.rank])))
     }

@@ -42,7 +42,7 @@ pub fn embed<B: Backend>(
     let mut folded = Vec::new();
     if let Some(dir) = &tuning.adapter {
         let mut adapter = Adapter::load(dir)?;
-        adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
+        adapter.check(&model.config)?;
         let lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
         folded = tower.folded(&backend, &lora)?;
         tower.fold(&backend, &lora, &mut folded)?;

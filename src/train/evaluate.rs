@@ -220,7 +220,7 @@ fn evaluate<B: Backend>(
     let tower = model.vision(&backend)?;
     let lora = match files.adapter {
         Some(mut adapter) => {
-            adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
+            adapter.check(&model.config)?;
             tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?
         }
         None => Vec::new(),
@@ -229,7 +229,7 @@ fn evaluate<B: Backend>(
     let prompts =
         files.prompts.map(|(mode, values)| Prompts::new(&backend, mode, values.view())).transpose()?;
     let head = Head::new(&backend, files.head.weight.view(), files.head.bias.view())?;
-    let trained = Trained { lora, prompts, head };
+    let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     let spec = LearnerSpec {
         batch,
         image: cache.image_shape(),

@@ -298,6 +298,11 @@ impl<B: Backend> Learner<B> {
         &self.trained.lora
     }
 
+    /// The adapters of the text tower.
+    pub fn text_lora(&self) -> &[BlockLora<B>] {
+        &self.trained.text_lora
+    }
+
     pub fn prompts(&self) -> Option<&Prompts<B>> {
         self.trained.prompts.as_ref()
     }

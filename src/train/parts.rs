@@ -5,6 +5,7 @@ use super::learner::TextClassifier;
 use super::settings::{HeadInit, Settings};
 use super::{Result, TrainError};
 use crate::backend::Backend;
+use crate::clip::config::ClipConfig;
 use crate::clip::vision::VisionTower;
 use crate::tensor::{DType, Tensor};
 use crate::tune::{
@@ -19,6 +20,7 @@ use std::path::Path;
 pub fn trained_parts<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
+    config: &ClipConfig,
     settings: &Settings,
     init_from: Option<&Path>,
     class_names: &[String],
@@ -48,9 +50,9 @@ pub fn trained_parts<B: Backend>(
         }
         None => None,
     };
-    let mut trained = Trained { lora, prompts, head };
+    let mut trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     if let Some(from) = init_from {
-        initial_parts_from(backend, tower, settings, class_names, from, &mut trained)?;
+        initial_parts_from(backend, tower, config, settings, class_names, from, &mut trained)?;
     }
     Ok(trained)
 }
@@ -59,6 +61,7 @@ pub fn trained_parts<B: Backend>(
 fn initial_parts_from<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
+    config: &ClipConfig,
     settings: &Settings,
     class_names: &[String],
     from: &Path,
@@ -78,7 +81,7 @@ fn initial_parts_from<B: Backend>(
     };
     match (found[0], settings.lora()) {
         (true, None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
-        (true, Some(spec)) => trained.lora = adapters_from(backend, tower, &adapter_dir, &spec)?,
+        (true, Some(spec)) => trained.lora = adapters_from(backend, tower, config, &adapter_dir, &spec)?,
         (false, _) => {}
     }
     match (found[1], settings.prompt_spec()) {
@@ -101,12 +104,15 @@ fn initial_parts_from<B: Backend>(
 fn adapters_from<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
+    config: &ClipConfig,
     dir: &Path,
     spec: &LoraSpec,
 ) -> Result<Vec<BlockLora<B>>> {
     let mut adapter = Adapter::load(dir)?;
-    let mut wanted = spec.clone();
+    // Dropout is a matter of each run.
+    let mut wanted = LoraSpec { dropout: adapter.spec.dropout, ..spec.clone() };
     wanted.targets.sort_unstable();
+    wanted.towers.sort_unstable();
     if adapter.spec != wanted {
         let found = &adapter.spec;
         let targets: Vec<&str> = found.targets.iter().map(|t| t.name()).collect();
@@ -116,6 +122,6 @@ fn adapters_from<B: Backend>(
         );
         return Err(TrainError::file(dir, problem));
     }
-    adapter.check(tower.config().tower.layers, tower.config().tower.width)?;
+    adapter.check(config)?;
     Ok(tower.adapters(backend, spec, &mut adapter)?)
 }

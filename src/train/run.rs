@@ -22,6 +22,7 @@ use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
 use crate::progress::Monitor;
 use crate::tensor::Tensor;
+use crate::tune::Tower;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -227,7 +228,7 @@ impl<'a, B: Backend> Session<'a, B> {
     fn learner(&self, settings: &Settings, batch: usize, resume: bool) -> Result<Learner<B>> {
         let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
         let from = settings.init_from.as_deref().filter(|_| !resume);
-        let trained = trained_parts(backend, tower, settings, from, names, &self.text)?;
+        let trained = trained_parts(backend, tower, &self.config, settings, from, names, &self.text)?;
         let spec = LearnerSpec {
             batch,
             image: self.cache.image_shape(),
@@ -578,7 +579,8 @@ impl<B: Backend> Run<'_, B> {
             .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec))
             .transpose()?;
         if let Some(spec) = self.settings.lora() {
-            let tensors = adapter::tensors(backend, self.learner.lora())?;
+            let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
+            tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
             let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name)?;
             staged.into_iter().try_for_each(|file| file.persist())?;
         }

@@ -5,6 +5,7 @@ use super::model::Model;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::block::FoldedBlock;
+use crate::clip::config::ClipConfig;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
@@ -19,6 +20,7 @@ use std::time::Instant;
 pub struct Session<'a, B: Backend> {
     pub(super) backend: B,
     pub(super) tower: Arc<VisionTower<B>>,
+    pub(super) config: ClipConfig,
     pub(super) text: TextClassifier,
     pub(super) cache: &'a Cache,
     /// Larger training images, for augmentation.
@@ -53,6 +55,7 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok(Session {
             backend,
             tower,
+            config: model.config.clone(),
             text,
             cache,
             enlarged,

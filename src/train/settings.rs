@@ -5,7 +5,7 @@ use crate::clip::text::TEMPLATES;
 use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
-use crate::tune::{LoraSpec, PromptMode, PromptSharing, PromptSpec, Target};
+use crate::tune::{LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -24,10 +24,13 @@ pub enum Recipe {
     Triplet,
     /// Prompts in front of every block and a head.
     Vpt,
+    /// LoRA in both towers and no head: images are classified by their text logits.
+    ClipLora,
 }
 
 impl Recipe {
-    pub const ALL: [Recipe; 5] = [Recipe::Linear, Recipe::Lora, Recipe::Mixup, Recipe::Triplet, Recipe::Vpt];
+    pub const ALL: [Recipe; 6] =
+        [Recipe::Linear, Recipe::Lora, Recipe::Mixup, Recipe::Triplet, Recipe::Vpt, Recipe::ClipLora];
 
     /// The word for it on the command line.
     pub const fn name(self) -> &'static str {
@@ -37,6 +40,7 @@ impl Recipe {
             Recipe::Mixup => "mixup",
             Recipe::Triplet => "triplet",
             Recipe::Vpt => "vpt",
+            Recipe::ClipLora => "clip-lora",
         }
     }
 }
@@ -119,6 +123,16 @@ pub enum HeadInit {
     Text,
 }
 
+/// What images are classified by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassifierKind {
+    /// A linear head, which is trained.
+    Head,
+    /// The class features of the text tower; there is no head.
+    Text,
+}
+
 /// Epochs without improvement after which a run ends, or "off".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
@@ -188,6 +202,7 @@ pub struct Settings {
     pub skip_bad_images: bool,
     pub recipe: Recipe,
     pub method: Method,
+    pub classifier: ClassifierKind,
     pub head_init: HeadInit,
     pub text_weight: f64,
     /// α of MixUp's Beta distribution; 0 for none.
@@ -204,9 +219,20 @@ pub struct Settings {
     pub with_lora: bool,
     pub rank: usize,
     pub alpha: f64,
+    /// Scales adapters by α/√r instead of α/r.
+    pub rslora: bool,
     pub targets: Vec<Target>,
+    /// The towers that have adapters.
+    pub towers: Vec<Tower>,
+    /// Share of the adapters' inputs that training sets to zero.
+    pub dropout: f64,
     pub epochs: u32,
     pub batch_size: usize,
+    /// Batches whose gradients make up one step.
+    pub accumulate: usize,
+    /// Gradients are scaled down to this length as one vector; none where they stay as they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_grad_norm: Option<f64>,
     pub seed: u64,
     /// Seed of what the images are: the split of a folder of classes, the demo's flowers. None for that of
     /// the run.
@@ -246,6 +272,8 @@ impl Default for Settings {
 impl Settings {
     /// The defaults of a recipe.
     pub fn of(recipe: Recipe) -> Self {
+        // CLIP-LoRA (Zanella and Ben Ayed 2024) is made for few images of each class.
+        let few_shot = recipe == Recipe::ClipLora;
         Settings {
             demo: false,
             data: None,
@@ -257,13 +285,15 @@ impl Settings {
             recipe,
             method: match recipe {
                 Recipe::Linear => Method::Linear,
-                Recipe::Lora | Recipe::Mixup | Recipe::Triplet => Method::Lora,
+                Recipe::Lora | Recipe::Mixup | Recipe::Triplet | Recipe::ClipLora => Method::Lora,
                 Recipe::Vpt => Method::Vpt,
             },
+            classifier: if few_shot { ClassifierKind::Text } else { ClassifierKind::Head },
             head_init: HeadInit::Random,
             text_weight: match recipe {
                 Recipe::Mixup | Recipe::Triplet => 0.0,
                 Recipe::Linear | Recipe::Lora | Recipe::Vpt => 0.3,
+                Recipe::ClipLora => 1.0,
             },
             mixup: if recipe == Recipe::Mixup { 0.2 } else { 0.0 },
             mixup_on: MixOn::Pixels,
@@ -273,11 +303,19 @@ impl Settings {
             prompt_mode: PromptMode::Replace,
             prompt_count: 16,
             with_lora: false,
-            rank: 8,
-            alpha: 16.0,
-            targets: Target::ALL.to_vec(),
+            rank: if few_shot { 2 } else { 8 },
+            alpha: if few_shot { 1.0 } else { 16.0 },
+            rslora: false,
+            targets: match recipe {
+                Recipe::ClipLora => vec![Target::Query, Target::Key, Target::Value],
+                _ => Target::ATTENTION.to_vec(),
+            },
+            towers: if few_shot { Tower::ALL.to_vec() } else { vec![Tower::Vision] },
+            dropout: if few_shot { 0.25 } else { 0.0 },
             epochs: 40,
             batch_size: 32,
+            accumulate: 1,
+            clip_grad_norm: None,
             seed: 42,
             data_seed: None,
             shots: None,
@@ -285,13 +323,14 @@ impl Settings {
             shuffle: true,
             lr_head: 1e-3,
             wd_head: 1e-4,
-            lr_lora: 1e-4,
+            lr_lora: if few_shot { 2e-4 } else { 1e-4 },
             wd_lora: 1e-2,
             lr_prompt: 5e-3,
             wd_prompt: 0.0,
-            schedule: ScheduleKind::Constant,
+            schedule: if few_shot { ScheduleKind::Cosine } else { ScheduleKind::Constant },
             warmup: 0,
-            early_stop: Patience::Epochs(3),
+            // The rate falls until the last epoch.
+            early_stop: if few_shot { Patience::Off } else { Patience::Epochs(3) },
             early_stop_min_delta: 0.02,
             early_stop_against: StopAgainst::Best,
             precision: None,
@@ -303,7 +342,11 @@ impl Settings {
     /// Refuses what cannot be trained, naming the flag.
     pub fn validate(&self) -> Result<()> {
         let refuse = |text: String| Err(TrainError::Setting(text));
-        for (flag, value) in [("--epochs", self.epochs as usize), ("--batch-size", self.batch_size)] {
+        for (flag, value) in [
+            ("--epochs", self.epochs as usize),
+            ("--batch-size", self.batch_size),
+            ("--accumulate", self.accumulate),
+        ] {
             if value == 0 {
                 return refuse(format!("{flag}: 0 trains nothing; give at least 1"));
             }
@@ -327,10 +370,14 @@ impl Settings {
                 return refuse(format!("{flag}: {value} is not a number of at least 0"));
             }
         }
+        if self.clip_grad_norm.is_some_and(|norm| !norm.is_finite() || norm <= 0.0) {
+            return refuse("--clip-grad-norm: give a number above 0, or leave it out".into());
+        }
         if self.has_lora() {
             self.validate_lora()?;
         }
         self.validate_technique()?;
+        self.validate_classifier()?;
         check_templates(&self.templates)?;
         match (self.demo, &self.data, &self.model) {
             (true, None, None) | (false, Some(_), Some(_)) => Ok(()),
@@ -352,11 +399,44 @@ impl Settings {
         if self.targets.is_empty() {
             return refuse("--targets: name at least one layer, or choose --method linear".into());
         }
-        let mut seen = self.targets.clone();
-        seen.sort_unstable();
-        seen.dedup();
-        if seen.len() != self.targets.len() {
+        if self.towers.is_empty() {
+            return refuse("--towers: name vision, text or both, or choose --method linear".into());
+        }
+        if !all_different(&self.targets) {
             return refuse("--targets: a layer is named twice; name each once".into());
+        }
+        if !all_different(&self.towers) {
+            return refuse("--towers: a tower is named twice; name each once".into());
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            let dropout = self.dropout;
+            return refuse(format!("--dropout: {dropout} leaves nothing, or is no share; give 0 to below 1"));
+        }
+        if self.towers.contains(&Tower::Text) && self.text_weight == 0.0 {
+            return refuse(
+                "--towers: adapters in the text tower learn from the text loss alone; raise --text-weight"
+                    .into(),
+            );
+        }
+        Ok(())
+    }
+
+    /// Refuses a classifier with which nothing would be learnt.
+    fn validate_classifier(&self) -> Result<()> {
+        let refuse = |text: &str| Err(TrainError::Setting(text.into()));
+        if self.classifier == ClassifierKind::Head {
+            return Ok(());
+        }
+        if self.method == Method::Linear {
+            return refuse("--classifier text: leaves --method linear nothing to train; use lora or vpt");
+        }
+        if self.text_weight == 0.0 {
+            return refuse("--classifier text: with --text-weight 0 there is no loss; raise it");
+        }
+        if self.has_triplet() {
+            return refuse(
+                "--triplet: takes its share of the loss from the head's, which --classifier text leaves out",
+            );
         }
         Ok(())
     }
@@ -428,7 +508,10 @@ impl Settings {
         self.has_lora().then(|| LoraSpec {
             rank: self.rank,
             alpha: self.alpha,
+            rslora: self.rslora,
             targets: self.targets.clone(),
+            towers: self.towers.clone(),
+            dropout: self.dropout,
         })
     }
 
@@ -453,7 +536,8 @@ impl Settings {
     }
 
     pub fn objective(&self) -> Objective {
-        Objective::new(1.0, self.text_weight).with_triplet(self.triplet, self.margin)
+        let head = if self.classifier == ClassifierKind::Head { 1.0 } else { 0.0 };
+        Objective::new(head, self.text_weight).with_triplet(self.triplet, self.margin)
     }
 
     pub fn rates(&self) -> Rates {
@@ -474,6 +558,12 @@ impl Settings {
             }),
         }
     }
+}
+
+fn all_different<T: Ord + Clone>(values: &[T]) -> bool {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    sorted.windows(2).all(|pair| pair[0] != pair[1])
 }
 
 /// Refuses templates without a place for the class name.

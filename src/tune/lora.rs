@@ -1,5 +1,4 @@
-//! Low-rank adaptation (Hu et al. 2021) of the attention's linear layers: W + (α/r)·B·A with A and B
-//! trained.
+//! Low-rank adaptation (Hu et al. 2021) of a tower's linear layers: W + (α/r)·B·A with A and B trained.
 //!
 //! Layers whose products are computed together keep their A and B stacked in one tensor each, so that the
 //! low-rank products are shared too; on disk every layer has its own, under the names that PEFT uses.
@@ -10,7 +9,7 @@ use crate::tensor::{DType, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-/// A linear layer of an attention block that can carry an adapter.
+/// A linear layer of a transformer block that can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
     #[serde(rename = "q_proj")]
@@ -21,10 +20,18 @@ pub enum Target {
     Value,
     #[serde(rename = "out_proj")]
     Output,
+    #[serde(rename = "fc1")]
+    Expand,
+    #[serde(rename = "fc2")]
+    Contract,
 }
 
 impl Target {
-    pub const ALL: [Target; 4] = [Target::Query, Target::Key, Target::Value, Target::Output];
+    pub const ALL: [Target; 6] =
+        [Target::Query, Target::Key, Target::Value, Target::Output, Target::Expand, Target::Contract];
+
+    /// Those of attention.
+    pub const ATTENTION: [Target; 4] = [Target::Query, Target::Key, Target::Value, Target::Output];
 
     /// The layer's name in the checkpoint.
     pub const fn name(self) -> &'static str {
@@ -33,6 +40,25 @@ impl Target {
             Target::Key => "k_proj",
             Target::Value => "v_proj",
             Target::Output => "out_proj",
+            Target::Expand => "fc1",
+            Target::Contract => "fc2",
+        }
+    }
+
+    /// The part of the block that holds it.
+    pub const fn module(self) -> &'static str {
+        match self {
+            Target::Expand | Target::Contract => "mlp",
+            _ => "self_attn",
+        }
+    }
+
+    /// Inputs and outputs in a tower of this width and MLP width.
+    pub const fn sizes(self, width: usize, mlp: usize) -> (usize, usize) {
+        match self {
+            Target::Expand => (width, mlp),
+            Target::Contract => (mlp, width),
+            _ => (width, width),
         }
     }
 }
@@ -47,10 +73,76 @@ impl std::str::FromStr for Target {
     type Err = String;
 
     fn from_str(name: &str) -> std::result::Result<Self, String> {
-        Target::ALL
-            .into_iter()
-            .find(|t| t.name() == name)
-            .ok_or_else(|| format!("{name:?} is none of q_proj, k_proj, v_proj, out_proj"))
+        Target::ALL.into_iter().find(|t| t.name() == name).ok_or_else(|| {
+            let names = Target::ALL.map(Target::name).join(", ");
+            format!("{name:?} is none of {names}")
+        })
+    }
+}
+
+/// One of CLIP's two transformers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tower {
+    Vision,
+    Text,
+}
+
+impl Tower {
+    pub const ALL: [Tower; 2] = [Tower::Vision, Tower::Text];
+
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tower::Vision => "vision",
+            Tower::Text => "text",
+        }
+    }
+
+    /// The name in front of its blocks' numbers in the checkpoint.
+    pub const fn layers(self) -> &'static str {
+        match self {
+            Tower::Vision => "vision_model.encoder.layers",
+            Tower::Text => "text_model.encoder.layers",
+        }
+    }
+}
+
+impl std::fmt::Display for Tower {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl std::str::FromStr for Tower {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        let found = Tower::ALL.into_iter().find(|tower| tower.name() == name);
+        found.ok_or_else(|| format!("{name:?} is neither vision nor text"))
+    }
+}
+
+/// One linear layer of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Site {
+    pub tower: Tower,
+    /// The block's number.
+    pub layer: usize,
+    pub target: Target,
+}
+
+impl Site {
+    /// The layer's name in the checkpoint.
+    pub fn name(&self) -> String {
+        let Site { tower, layer, target } = self;
+        format!("{}.{layer}.{}.{target}", tower.layers(), target.module())
+    }
+}
+
+impl std::fmt::Display for Site {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
     }
 }
 
@@ -59,19 +151,31 @@ impl std::str::FromStr for Target {
 pub struct LoraSpec {
     pub rank: usize,
     pub alpha: f64,
+    /// Rank-stabilised: scaled by α/√r instead of α/r.
+    pub rslora: bool,
     pub targets: Vec<Target>,
+    pub towers: Vec<Tower>,
+    /// Share of an adapter's inputs that training sets to zero.
+    pub dropout: f64,
 }
 
 impl LoraSpec {
-    /// α/r.
+    /// Adapters of the vision tower, scaled by α/r, without dropout.
+    pub fn new(rank: usize, alpha: f64, targets: &[Target]) -> Self {
+        let targets = targets.to_vec();
+        LoraSpec { rank, alpha, rslora: false, targets, towers: vec![Tower::Vision], dropout: 0.0 }
+    }
+
+    /// What B·A is multiplied with.
     pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 }
 
-/// Where one block's adapters start: A \[r, in\] and B \[out, r\] of a target, f32.
+/// Where adapters start: A \[r, in\] and B \[out, r\] of a layer, f32.
 pub trait LoraInit {
-    fn start(&mut self, layer: usize, target: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor);
+    fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor);
 }
 
 /// The usual start: A Kaiming-uniform with a = √5, which is uniform in ±1/√in; B zero.
@@ -81,7 +185,7 @@ pub struct KaimingInit<'a, R: Rng> {
 }
 
 impl<R: Rng> LoraInit for KaimingInit<'_, R> {
-    fn start(&mut self, _: usize, _: Target, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+    fn start(&mut self, _: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
         let a = uniform([self.rank, inputs], 1.0 / (inputs as f32).sqrt(), self.rng);
         (a, Tensor::zeros([outputs, self.rank], DType::F32))
     }
@@ -102,34 +206,33 @@ pub struct LoraLayer<B: Backend> {
 
 impl<B: Backend> LoraLayer<B> {
     /// Adapters for those of `members` that `spec` names; `None` when it names none. `members` are the
-    /// layers of the product in column order, each `width` wide on both sides.
+    /// layers of the product in column order, all with `inputs` inputs and `outputs` outputs.
     pub fn new(
         backend: &B,
         spec: &LoraSpec,
-        members: &[Target],
-        layer: usize,
-        width: usize,
+        members: &[Site],
+        (inputs, outputs): (usize, usize),
         init: &mut dyn LoraInit,
     ) -> Result<Option<Self>> {
-        let chosen = members.iter().copied().enumerate().filter(|(_, t)| spec.targets.contains(t));
-        let (columns, targets): (Vec<usize>, Vec<Target>) =
-            chosen.map(|(index, target)| (index * width, target)).unzip();
-        if targets.is_empty() {
+        let chosen = members.iter().copied().enumerate().filter(|(_, s)| spec.targets.contains(&s.target));
+        let (columns, sites): (Vec<usize>, Vec<Site>) =
+            chosen.map(|(index, site)| (index * outputs, site)).unzip();
+        if sites.is_empty() {
             return Ok(None);
         }
         let (mut a, mut b) = (Vec::new(), Vec::new());
-        for &target in &targets {
-            let (part_a, part_b) = init.start(layer, target, width, width);
+        for &site in &sites {
+            let (part_a, part_b) = init.start(site, inputs, outputs);
             a.extend_from_slice(part_a.view().to_tensor(DType::F32)?.typed::<f32>()?);
             b.extend_from_slice(part_b.view().to_tensor(DType::F32)?.typed::<f32>()?);
         }
-        let n = targets.len();
-        let a = Tensor::from_slice([n * spec.rank, width], &a)?;
-        let b = Tensor::from_slice([n, width, spec.rank], &b)?;
+        let n = sites.len();
+        let a = Tensor::from_slice([n * spec.rank, inputs], &a)?;
+        let b = Tensor::from_slice([n, outputs, spec.rank], &b)?;
         Ok(Some(LoraLayer {
             a: Param::new(backend, Group::Lora, a.view())?,
             b: Param::new(backend, Group::Lora, b.view())?,
-            targets,
+            targets: sites.into_iter().map(|site| site.target).collect(),
             columns,
             scale: spec.scale(),
         }))
@@ -179,33 +282,46 @@ impl<B: Backend> ProjectionLora<B> {
 pub struct BlockLora<B: Backend> {
     pub projections: ProjectionLora<B>,
     pub out: Option<LoraLayer<B>>,
+    /// The two layers of the MLP.
+    pub fc1: Option<LoraLayer<B>>,
+    pub fc2: Option<LoraLayer<B>>,
+}
+
+/// Where a block stands, and how large its layers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BlockPlace {
+    pub tower: Tower,
+    pub layer: usize,
+    pub width: usize,
+    pub mlp: usize,
+    /// The block computes its queries apart from keys and values.
+    pub split: bool,
 }
 
 impl<B: Backend> BlockLora<B> {
-    /// Adapters for block `layer` of width `width`; `split` where the block computes its queries apart.
-    pub fn new(
-        backend: &B,
-        spec: &LoraSpec,
-        layer: usize,
-        width: usize,
-        split: bool,
-        init: &mut dyn LoraInit,
-    ) -> Result<Self> {
-        use Target::{Key, Output, Query, Value};
-        let mut part = |members: &[Target]| LoraLayer::new(backend, spec, members, layer, width, init);
+    /// Adapters for the block at `place`.
+    pub fn new(backend: &B, spec: &LoraSpec, place: BlockPlace, init: &mut dyn LoraInit) -> Result<Self> {
+        use Target::{Contract, Expand, Key, Output, Query, Value};
+        let BlockPlace { tower, layer, width, mlp, split } = place;
+        let mut part = |members: &[Target]| {
+            let sites: Vec<Site> = members.iter().map(|&target| Site { tower, layer, target }).collect();
+            LoraLayer::new(backend, spec, &sites, members[0].sizes(width, mlp), init)
+        };
         let projections = if split {
             ProjectionLora::Split { q: part(&[Query])?, kv: part(&[Key, Value])? }
         } else {
             ProjectionLora::Packed(part(&[Query, Key, Value])?)
         };
-        Ok(BlockLora { projections, out: part(&[Output])? })
+        let (out, fc1, fc2) = (part(&[Output])?, part(&[Expand])?, part(&[Contract])?);
+        Ok(BlockLora { projections, out, fc1, fc2 })
     }
 
     pub fn layers(&self) -> impl Iterator<Item = &LoraLayer<B>> {
-        self.projections.layers().chain(&self.out)
+        self.projections.layers().chain(&self.out).chain(&self.fc1).chain(&self.fc2)
     }
 
     pub fn layers_mut(&mut self) -> impl Iterator<Item = &mut LoraLayer<B>> {
-        self.projections.layers_mut().chain(&mut self.out)
+        let behind = [&mut self.out, &mut self.fc1, &mut self.fc2];
+        self.projections.layers_mut().chain(behind.into_iter().flatten())
     }
 }

@@ -9,7 +9,7 @@ use crate::backend::{Backend, Result};
 use crate::tensor::View;
 
 pub use head::Head;
-pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Target};
+pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Site, Target, Tower};
 pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
 
 /// Trained tensors with the same learning rate and weight decay.
@@ -45,10 +45,12 @@ impl<B: Backend> Param<B> {
     }
 }
 
-/// Everything that is trained in and behind a vision tower.
+/// Everything that is trained in and behind the towers.
 pub struct Trained<B: Backend> {
-    /// Empty where the tower's layers stay as they are, else one entry for each block.
+    /// In the vision tower: empty where its layers stay as they are, else one entry for each block.
     pub lora: Vec<BlockLora<B>>,
+    /// The same in the text tower.
+    pub text_lora: Vec<BlockLora<B>>,
     pub prompts: Option<Prompts<B>>,
     pub head: Head<B>,
 }
@@ -56,7 +58,7 @@ pub struct Trained<B: Backend> {
 impl<B: Backend> Trained<B> {
     /// The head alone.
     pub fn head(head: Head<B>) -> Self {
-        Trained { lora: Vec::new(), prompts: None, head }
+        Trained { lora: Vec::new(), text_lora: Vec::new(), prompts: None, head }
     }
 
     /// What is trained inside the tower.
@@ -66,29 +68,36 @@ impl<B: Backend> Trained<B> {
 
     /// Every trained tensor, in a fixed order.
     pub fn params(&self) -> Vec<&Param<B>> {
-        let lora = self.lora.iter().flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b]);
+        let lora =
+            self.lora.iter().chain(&self.text_lora).flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b]);
         let prompts = self.prompts.as_ref().map(|p| &p.param);
         [&self.head.weight, &self.head.bias].into_iter().chain(prompts).chain(lora).collect()
     }
 
     /// The same for writing, in the same order.
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
-        let lora = self.lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+        let blocks = self.lora.iter_mut().chain(&mut self.text_lora);
+        let lora = blocks.flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
         let prompts = self.prompts.as_mut().map(|p| &mut p.param);
         [&mut self.head.weight, &mut self.head.bias].into_iter().chain(prompts).chain(lora).collect()
     }
 
     /// A name for each of [`Trained::params`], in the same order.
     pub fn names(&self) -> Vec<String> {
-        let lora = self.lora.iter().enumerate().flat_map(|(l, block)| {
-            block.layers().flat_map(move |layer| {
-                let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
-                ["lora_A", "lora_B"].map(|part| format!("layers.{l}.{}.{part}", targets.join("+")))
-            })
-        });
+        let lora = names_of(&self.lora, "").chain(names_of(&self.text_lora, "text."));
         let prompts = self.prompts.as_ref().map(|_| "prompts".to_string());
         ["head.weight", "head.bias"].map(String::from).into_iter().chain(prompts).chain(lora).collect()
     }
+}
+
+/// A name for each tensor of a tower's adapters.
+fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<Item = String> {
+    lora.iter().enumerate().flat_map(move |(l, block)| {
+        block.layers().flat_map(move |layer| {
+            let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
+            ["lora_A", "lora_B"].map(|part| format!("{prefix}layers.{l}.{}.{part}", targets.join("+")))
+        })
+    })
 }
 
 /// What is trained inside a vision tower.
