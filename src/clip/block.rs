@@ -299,7 +299,7 @@ fn apply<B: Backend>(
     y: &mut B::Tensor,
 ) -> Result<()> {
     match (lora, u) {
-        (Some(lora), Some(u)) => backend.lora_linear(x, layer, lora.as_lora(), residual, u, y),
+        (Some(lora), Some(u)) => backend.lora_linear(x, None, layer, lora.as_lora(), residual, u, y),
         (None, _) => backend.linear(x, layer, residual, y),
         (Some(_), None) => Err(mismatch()),
     }
@@ -322,7 +322,7 @@ fn apply_backward<B: Backend>(
             let view = crate::backend::Lora { a: &lora.a.value, b: &lora.b.value, columns, scale };
             let (da, db) = (&mut lora.a.gradient, &mut lora.b.gradient);
             let du = du.of_shape(u.shape())?;
-            backend.lora_linear_backward(dy, x, u, layer, view, du, da, db, dx)
+            backend.lora_linear_backward(dy, x, None, u, layer, view, du, da, db, dx)
         }
         _ => match dx {
             Some(dx) => backend.linear_backward(dy, layer, dx),

@@ -496,6 +496,7 @@ impl<B: Backend> Learner<B> {
             beta2: self.adamw.beta2,
             eps: self.adamw.eps,
             scaling: self.scaling,
+            clip: None,
             factor: &self.factor,
             control: &mut self.control,
         };
@@ -550,6 +551,7 @@ impl<B: Backend> Learner<B> {
             &mut head.weight.gradient,
             &mut head.bias.gradient,
             in_tower.then_some(d_features),
+            None,
         )?;
         if !in_tower {
             return Ok(());
