@@ -587,6 +587,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_prompts: &mut Self::Tensor,
     ) -> Result<()>;
 
+    /// Rows `to` to `to` + n − 1 of y = rows `from` to `from` + n − 1 of x, n = `rows`; of one type, and of one
+    /// number of elements in a row.
+    fn copy_rows(
+        &self,
+        x: &Self::Tensor,
+        from: usize,
+        y: &mut Self::Tensor,
+        to: usize,
+        rows: usize,
+    ) -> Result<()>;
+
     /// Sets every element to zero.
     fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
 
@@ -726,6 +737,26 @@ pub(crate) fn expect_matrix(
         return Ok(());
     }
     Err(BackendError::Shape { op, what, shapes: Box::new([[rows, columns].into(), found]) })
+}
+
+/// The first bytes in x and in y of what [`Backend::copy_rows`] copies, and their number, after it was checked
+/// that they are there.
+pub(crate) fn copied_bytes<T: DeviceTensor>(
+    (x, from): (&T, usize),
+    (y, to): (&T, usize),
+    rows: usize,
+) -> Result<[usize; 3]> {
+    const OP: &str = "copy_rows";
+    expect_shape(OP, "y", x.shape().with_rows(y.shape().rows()), y.shape())?;
+    let last =
+        (from + rows).saturating_sub(x.shape().rows()).max((to + rows).saturating_sub(y.shape().rows()));
+    if last > 0 || x.dtype() != y.dtype() {
+        let (a, b) = (x.dtype(), y.dtype());
+        let problem = format!("{rows} rows from {from} to {to} of {} {a} and {} {b}", x.shape(), y.shape());
+        return Err(BackendError::Invalid { op: OP, problem });
+    }
+    let row = x.shape().row_elements() * x.dtype().size();
+    Ok([from * row, to * row, rows * row])
 }
 
 /// Checks that `found` is `expected`.

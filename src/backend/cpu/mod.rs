@@ -248,6 +248,12 @@ impl<T: Real> Backend for Cpu<T> {
         prompts::replace_prompts_backward::<T>(d, layer, d_prompts)
     }
 
+    fn copy_rows(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, rows: usize) -> Result<()> {
+        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
+        y.bytes_mut()[to..to + bytes].copy_from_slice(&x.bytes()[from..from + bytes]);
+        Ok(())
+    }
+
     fn clear(&self, x: &mut Tensor) -> Result<()> {
         x.bytes_mut().fill(0);
         Ok(())

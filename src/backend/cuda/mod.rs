@@ -528,6 +528,18 @@ impl Backend for Cuda {
         prompts::replace_prompts_backward(self, d, layer, d_prompts)
     }
 
+    fn copy_rows(
+        &self,
+        x: &CudaTensor,
+        from: usize,
+        y: &mut CudaTensor,
+        to: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
+        Ok(self.driver().copy(y.address().offset(to), x.address().offset(from), bytes)?)
+    }
+
     fn clear(&self, x: &mut CudaTensor) -> Result<()> {
         match x.bytes() {
             0 => Ok(()),
