@@ -607,7 +607,9 @@ impl<B: Backend> Run<'_, B> {
 
     /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk
     /// before the first gets its name.
-    fn save_best(&self) -> Result<()> {
+    fn save_best(&mut self) -> Result<()> {
+        // Without a head of its own the run keeps the class features in the form of one.
+        self.learner.refresh()?;
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
         let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
