@@ -37,7 +37,8 @@ function runCurves(data) {
   const percentages = {
     bounds: [0, 1],
     format: (value) => percent(value),
-    axisFormat: (value) => percent(value, 0),
+    // As many digits as neighbouring ticks need to differ.
+    axisFormat: (value) => percent(value, Number.isInteger(+(100 * value).toFixed(6)) ? 0 : 1),
   };
   const losses = {
     bounds: [0, Infinity],

@@ -156,7 +156,10 @@ fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
 }
 
 fn parts(run: &RunData) -> Vec<Part> {
-    let mut parts = vec![Part::Head];
+    let mut parts = Vec::new();
+    if run.settings.objective().head != 0.0 {
+        parts.push(Part::Head);
+    }
     if run.settings.text_weight != 0.0 {
         parts.push(Part::Text);
     }
