@@ -138,15 +138,17 @@ DEVICE void cross_entropy(const float* row, int classes, const Target& target, f
   *correct = (at == int(target.first) ? share : 0.0f) + (at == int(target.second) ? rest : 0.0f);
 }
 
-// What weighted_sums adds up for the gradient of the head: dH[class] = Σ over images of d_head·f.
-struct HeadGradient {
-  const float* d_head;
+// What weighted_sums adds up for the gradient of the head: dH[class] = Σ over images of d_head·f; and with
+// d_text and text_scale for that of the text features.
+struct ClassGradient {
+  const float* d_logits;
   const float* f;
+  float scale;
   int first, batch, classes, width;
 
   DEVICE int terms() const { return batch; }
   DEVICE float coefficient(int r, int image) const {
-    return d_head[size_t(image) * classes + min(first + r, classes - 1)];
+    return d_logits[size_t(image) * classes + min(first + r, classes - 1)];
   }
   DEVICE const float* row(int image) const { return f + size_t(image) * width; }
 };
@@ -159,6 +161,7 @@ struct FeatureGradient {
   const float* weight;
   const float* text;
   float text_scale;
+  static constexpr float scale = 1.0f;
   int first, batch, classes, width;
 
   DEVICE int terms() const { return d_text == nullptr ? classes : 2 * classes; }
@@ -178,8 +181,8 @@ struct Parts {
   float totals[WARPS][SUMS];
 };
 
-// out[first + r] = Σ over terms of coefficient(r, term)·row(term), for SUMS rows and 32·N columns; and, where
-// `totals` is given, totals[first + r] = Σ coefficient(r, term). The warps take the terms in turn; their
+// out[first + r] = scale·Σ over terms of coefficient(r, term)·row(term), for SUMS rows and 32·N columns; and,
+// where `totals` is given, totals[first + r] = Σ coefficient(r, term). The warps take the terms in turn; their
 // parts are added in order.
 template <int N, class Terms>
 DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, float* totals, int first, int rows,
@@ -212,7 +215,7 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
     float value = 0.0f;
 #pragma unroll
     for (int w = 0; w < WARPS; w++) value += shared.sums[w][r][c];
-    out[size_t(first + r) * width + start + c] = value;
+    out[size_t(first + r) * width + start + c] = terms.scale * value;
   }
   if (totals != nullptr && blockIdx.y == 0 && int(threadIdx.x) < SUMS && first + int(threadIdx.x) < rows) {
     float value = 0.0f;
@@ -294,26 +297,33 @@ extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
 }
 EXPORT_KERNEL(head_loss_backward_logits)
 
-// dH = d_headᵀ·f [C, E], dh = Σ d_head [C], and where df is given df = d_head·H + text_scale·d_text·T [B, E],
-// without the second part where d_text is null.
+// dH = d_headᵀ·f [C, E], dh = Σ d_head [C], where df is given df = d_head·H + text_scale·d_text·T [B, E],
+// without the second part where d_text is null, and where `d_text_weight` is given
+// dT = text_scale·d_textᵀ·f [C, E].
 //
-// 3.3 MFLOP and 10 at 32×102×512; dH reads 1.7 MB of L2, df 3.3 MB. Both are sums of rows with coefficients,
-// so one kernel does both: blocks below `class_tiles` make 4 rows of dH, the others 4 rows of df, each 128
-// columns (32 where E is not divisible by 4): (26 + 8)·4 = 136 blocks.
+// 3.3 MFLOP and 10 at 32×102×512; dH reads 1.7 MB of L2, df 3.3 MB, dT as dH. All are sums of rows with
+// coefficients, so one kernel does them: blocks below `class_tiles` make 4 rows of dH, the next `image_tiles` 4
+// rows of df, any others 4 rows of dT, each 128 columns (32 where E is not divisible by 4): (26 + 8)·4 = 136
+// blocks, and 104 more for dT.
 #define HEAD_LOSS_BACKWARD_PRODUCTS(name, N)                                                                  \
   extern "C" __global__ void __launch_bounds__(head_loss::THREADS, head_loss::BLOCKS)                         \
       name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ text,     \
            float text_scale, const float* __restrict__ d_head, const float* __restrict__ d_text,              \
-           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df, int class_tiles, \
-           int batch, int classes, int width) {                                                               \
+           float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df,                  \
+           float* __restrict__ d_text_weight, int class_tiles, int image_tiles, int batch, int classes,       \
+           int width) {                                                                                       \
     using namespace head_loss;                                                                                \
     __shared__ Parts<N> shared;                                                                               \
-    if (int(blockIdx.x) < class_tiles) {                                                                      \
-      int first = int(blockIdx.x) * SUMS;                                                                     \
-      HeadGradient terms = {d_head, f, first, batch, classes, width};                                         \
-      weighted_sums<N>(terms, shared, d_weight, d_bias, first, classes, width);                               \
+    int tile = int(blockIdx.x) - class_tiles;                                                                 \
+    if (tile < 0 || tile >= image_tiles) {                                                                    \
+      bool head = tile < 0;                                                                                   \
+      int first = (head ? int(blockIdx.x) : tile - image_tiles) * SUMS;                                       \
+      ClassGradient terms = {head ? d_head : d_text, f, head ? 1.0f : text_scale, first, batch, classes,      \
+                             width};                                                                          \
+      weighted_sums<N>(terms, shared, head ? d_weight : d_text_weight, head ? d_bias : nullptr, first,        \
+                       classes, width);                                                                       \
     } else {                                                                                                  \
-      int first = (int(blockIdx.x) - class_tiles) * SUMS;                                                     \
+      int first = tile * SUMS;                                                                                \
       FeatureGradient terms = {d_head, d_text, weight, text, text_scale, first, batch, classes, width};       \
       weighted_sums<N>(terms, shared, df, static_cast<float*>(nullptr), first, batch, width);                 \
     }                                                                                                         \

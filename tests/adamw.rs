@@ -13,6 +13,10 @@ const EXPECTED: [f64; 4] =
     [1.2051337816128875, -0.18585143094090825, -0.13880770917875515, 2.730111212516439];
 
 fn run<T: Real>() -> (Vec<f64>, f64) {
+    run_on::<T>(&GRADIENTS, None)
+}
+
+fn run_on<T: Real>(gradients: &[[f64; 4]], clip: Option<f64>) -> (Vec<f64>, f64) {
     let backend = Cpu::<T>::new();
     let numbers = |values: &[f64]| {
         Tensor::from_slice([values.len()], values).unwrap().view().to_tensor(T::DTYPE).unwrap()
@@ -22,7 +26,7 @@ fn run<T: Real>() -> (Vec<f64>, f64) {
     let mut stats = Tensor::zeros([Stat::COUNT], T::DTYPE);
     let mut control = Tensor::zeros([Control::COUNT], T::DTYPE);
     let factor = numbers(&[0.5]);
-    for gradient in &GRADIENTS {
+    for gradient in gradients {
         let mut tensors = [AdamwTensor {
             value: &mut value,
             gradient: &numbers(gradient),
@@ -36,7 +40,7 @@ fn run<T: Real>() -> (Vec<f64>, f64) {
             beta2: 0.999,
             eps: 1e-8,
             scaling: None,
-            clip: None,
+            clip,
             factor: &factor,
             control: &mut control,
         };
@@ -54,4 +58,24 @@ fn three_steps_are_pytorchs() {
     assert_abs_diff_eq!(squared, 1.0 + 0.25 + 4e-6, epsilon = 1e-12);
     let (values, _) = run::<f32>();
     assert_abs_diff_eq!(values[..], EXPECTED[..], epsilon = 1e-6);
+}
+
+/// `torch.nn.utils.clip_grad_norm_` by hand: with g·min(1, clip/(|g| + 1e-6)) for g, the steps are the same.
+#[test]
+fn clipping_multiplies_gradients_that_are_too_long() {
+    let lengths = GRADIENTS.map(|gradient| gradient.iter().map(|g| g * g).sum::<f64>().sqrt());
+    // Between the lengths: only one of the steps is clipped. Then the constant decides, and then all are.
+    for (clip, scale) in [(2.5, 1.0), (1e-6, 1e-6), (0.1, 1.0)] {
+        let gradients = GRADIENTS.map(|gradient| gradient.map(|g| scale * g));
+        let mut shorter = gradients;
+        for (gradient, length) in shorter.iter_mut().zip(lengths.map(|length| scale * length)) {
+            let factor = (clip / (length + 1e-6)).min(1.0);
+            gradient.iter_mut().for_each(|g| *g *= factor);
+        }
+        let ((clipped, squared), (expected, _)) =
+            (run_on::<f64>(&gradients, Some(clip)), run_on::<f64>(&shorter, None));
+        assert_abs_diff_eq!(clipped[..], expected[..], epsilon = 1e-12);
+        let last = scale * lengths[2];
+        assert_abs_diff_eq!(squared, last * last, epsilon = 1e-12 * last * last);
+    }
 }

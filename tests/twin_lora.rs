@@ -4,7 +4,7 @@
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
-use clip_engine::backend::{Backend, BackendError, Linear, Lora};
+use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
 use clip_engine::check::device::{Scope, check_lora_linear};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -80,7 +80,13 @@ fn noise(shape: impl Into<Shape>, seed: usize) -> Tensor {
     Tensor::from_slice(shape, &values).unwrap()
 }
 
-fn compute(cuda: &Cuda, rows: usize, columns: &[usize]) -> Result<Computed, BackendError> {
+/// The adapters see what dropout of probability `dropped` leaves of the input.
+fn compute(
+    cuda: &Cuda,
+    rows: usize,
+    columns: &[usize],
+    dropped: Option<f64>,
+) -> Result<Computed, BackendError> {
     let (real, outputs, width) = (cuda.compute_dtype(), 3 * WIDTH, 2 * RANK);
     let upload = |tensor: Tensor, dtype| cuda.upload(tensor.view(), dtype);
     let weight = upload(noise([outputs, WIDTH], 1), real)?;
@@ -90,11 +96,16 @@ fn compute(cuda: &Cuda, rows: usize, columns: &[usize]) -> Result<Computed, Back
     let (x, dy) = (upload(noise([rows, WIDTH], 5), real)?, upload(noise([rows, outputs], 6), real)?);
     let lora = Lora { a: &a, b: &b, columns, scale: 0.5 };
     let (mut u, mut y) = (cuda.empty([rows, width], real)?, cuda.empty([rows, outputs], real)?);
-    cuda.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y)?;
+    let draw = upload(Tensor::from_slice([4], &[1u32, 2, 3, 0])?, DType::U32)?;
+    let mask = dropped.map(|probability| Dropout { draw: &draw, site: 4, probability });
+    let mut seen = cuda.empty([rows, WIDTH], real)?;
+    mask.map_or(Ok(()), |mask| cuda.dropout(&x, mask, &mut seen))?;
+    cuda.lora_linear(&x, mask.map(|_| &seen), &layer, lora, None, &mut u, &mut y)?;
     let (mut du, mut dx) = (cuda.empty([rows, width], real)?, cuda.empty([rows, WIDTH], real)?);
     let mut da = cuda.empty([width, WIDTH], DType::F32)?;
     let mut db = cuda.empty([2, WIDTH, RANK], DType::F32)?;
-    cuda.lora_linear_backward(&dy, &x, None, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    let seen = if mask.is_some() { &seen } else { &x };
+    cuda.lora_linear_backward(&dy, seen, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
     let get = |tensor| cuda.download(tensor);
     Ok(Computed { u: get(&u)?, y: get(&y)?, du: get(&du)?, da: get(&da)?, db: get(&db)?, dx: get(&dx)? })
 }
@@ -102,11 +113,13 @@ fn compute(cuda: &Cuda, rows: usize, columns: &[usize]) -> Result<Computed, Back
 #[test]
 fn the_order_of_blocks_changes_no_bit() {
     let twin = Arc::new(Twin::new(DType::F16, 90).unwrap());
-    for form in [LoraForm::Fused, LoraForm::Product] {
+    for (form, dropped) in
+        [(LoraForm::Fused, None), (LoraForm::Product, None), (LoraForm::Product, Some(0.5))]
+    {
         let cuda = Cuda::new(twin.clone(), DType::F16, form).unwrap();
         let results = [BlockOrder::Ascending, BlockOrder::Descending, BlockOrder::Shuffled(7)].map(|order| {
             twin.set_block_order(order);
-            compute(&cuda, 66, &[0, 2 * WIDTH]).unwrap()
+            compute(&cuda, 66, &[0, 2 * WIDTH], dropped).unwrap()
         });
         let first = &results[0];
         for other in &results[1..] {
@@ -121,7 +134,7 @@ fn the_order_of_blocks_changes_no_bit() {
 fn parts_that_kernels_cannot_place_are_refused() {
     let cuda = Cuda::new(Arc::new(Twin::new(DType::F16, 90).unwrap()), DType::F16, LoraForm::Fused).unwrap();
     for columns in [[0, WIDTH / 2], [WIDTH, WIDTH], [0, 3 * WIDTH], [0, 900 * WIDTH]] {
-        let Err(error) = compute(&cuda, 9, &columns) else { panic!("{columns:?} passed") };
+        let Err(error) = compute(&cuda, 9, &columns, None) else { panic!("{columns:?} passed") };
         assert!(error.to_string().contains("parts lie on different multiples of 24"), "{error}");
     }
 }
@@ -235,20 +248,48 @@ fn the_faster_form_is_timed_once_and_taken() {
     ] {
         let clocked = Arc::new(Clocked::new(slow));
         let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
-        compute(&cuda, 9, &columns).unwrap();
+        compute(&cuda, 9, &columns, None).unwrap();
         let timings = clocked.timings.load(Ordering::Relaxed);
         assert!(timings > 0);
         clocked.launched();
-        let auto = compute(&cuda, 9, &columns).unwrap();
+        let auto = compute(&cuda, 9, &columns, None).unwrap();
         assert_eq!(clocked.timings.load(Ordering::Relaxed), timings, "the choices are remembered");
         let launched = clocked.launched();
         assert!(!launched.iter().any(|kernel| kernel.contains(slow)), "{slow}: {launched:?}");
         let Some(form) = form else { continue };
         assert_eq!(launched.len(), 3, "{launched:?}");
         let asked = Cuda::new(Arc::new(Twin::new(DType::F16, 90).unwrap()), DType::F16, form).unwrap();
-        let asked = compute(&asked, 9, &columns).unwrap();
+        let asked = compute(&asked, 9, &columns, None).unwrap();
         for (a, b) in auto.tensors().into_iter().zip(asked.tensors()) {
             assert_eq!(a.bytes(), b.bytes(), "{form:?}");
+        }
+    }
+}
+
+#[test]
+fn dropout_takes_one_launch_more_and_no_timing() {
+    let clocked = Arc::new(Clocked::new("fused"));
+    let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+    compute(&cuda, 9, &[0, 2 * WIDTH], Some(0.25)).unwrap();
+    assert_eq!(clocked.timings.load(Ordering::Relaxed), 0);
+    let expected = [
+        "dropout_apply",
+        "lora_linear_start_16_rows",
+        "lora_linear_dropout_backward_start_16_rows",
+        "lora_linear_gradients",
+    ];
+    assert_eq!(clocked.launched(), expected);
+}
+
+#[test]
+fn dropout_of_nothing_changes_no_bit() {
+    for (dtype, capability) in [(DType::F16, 90), (DType::F16, 75), (DType::F32, 90)] {
+        let twin = Arc::new(Twin::new(dtype, capability).unwrap());
+        let cuda = Cuda::new(twin, dtype, LoraForm::Product).unwrap();
+        let [plain, dropped] =
+            [None, Some(0.0)].map(|dropped| compute(&cuda, 35, &[0, 2 * WIDTH], dropped).unwrap());
+        for (a, b) in plain.tensors().into_iter().zip(dropped.tensors()) {
+            assert_eq!(a.bytes(), b.bytes(), "{dtype} on sm_{capability}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The kernels of layer norm, activation, crops, embedding, prompts, L2 norm, mixing, head and loss, triplets and
-//! AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
+//! The kernels of layer norm, activation, dropout, crops, embedding, prompts, L2 norm, class features, mixing, head
+//! and loss, triplets, accumulation and AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
 //! blocks in any order, recorded steps.
 #![cfg(target_os = "linux")]
 
@@ -7,7 +7,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, LayerNorm, LossScaling, LossWeights, Mix,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, LossScaling, LossWeights, Mix,
     PatchEmbedding, Result, Stat, Targets,
 };
 use clip_engine::check::device::{Scope, check_small};
@@ -236,7 +236,7 @@ struct Head {
     mix: Option<Mix<Cuda>>,
     logits: [CudaTensor; 2],
     stats: CudaTensor,
-    gradients: [CudaTensor; 3],
+    gradients: [CudaTensor; 4],
 }
 
 impl Head {
@@ -260,22 +260,23 @@ impl Head {
             mix: None,
             logits: [empty(&[b, c]), empty(&[b, c])],
             stats: cuda.zeros([Stat::COUNT], DType::F32).unwrap(),
-            gradients: [empty(&[c, e]), empty(&[c]), empty(&[b, e])],
+            gradients: [empty(&[c, e]), empty(&[c]), empty(&[b, e]), empty(&[c, e])],
         }
     }
 
     /// Forward and backward; all numbers that come out.
-    fn run(&mut self, cuda: &Cuda) -> [Vec<f32>; 6] {
+    fn run(&mut self, cuda: &Cuda) -> [Vec<f32>; 7] {
         let Head { f, weight, bias, text, labels, mix, logits, stats, gradients } = self;
         let classifier = Classifier { weight, bias, text, text_scale: 2.0 };
         let [head, text] = logits;
         let targets = Targets { labels, mix: mix.as_ref() };
         cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
-        let [dw, db, df] = gradients;
+        let [dw, db, df, dt] = gradients;
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, Some(df), None)
-            .unwrap();
-        [stats, head, text, dw, db, df].map(|t| numbers(cuda, t))
+        let (d_f, d_t) = (Some(df), Some(dt));
+        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, d_f, d_t).unwrap();
+        let [dw, db, df, dt] = gradients;
+        [stats, head, text, dw, db, df, dt].map(|t| numbers(cuda, t))
     }
 }
 
@@ -585,4 +586,143 @@ fn prompts_that_do_not_fit_are_refused() {
     refused(0, [2, 0, 8], [2, 3, 8]);
     assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 3, 8])).is_err(), "no class token");
     assert!(cuda.replace_prompts(&prompts, 1, &mut zeros([2, 4, 8])).is_ok());
+}
+
+/// Gradients of two batches of two tensors, added up.
+fn accumulate(cuda: &Cuda, sums: &mut [CudaTensor; 2]) -> Result<()> {
+    for batch in [0, 1] {
+        let gradients = [5000, 13].map(|n| upload(cuda, [n], &noise(n, 7 * batch + n as u32)));
+        let mut pairs: Vec<_> = gradients.iter().zip(sums.iter_mut()).collect();
+        cuda.accumulate(&mut pairs, batch == 0)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn accumulated_gradients_are_their_sums() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let mut sums = [5000, 13].map(|n| cuda.empty([n], DType::F32).unwrap());
+    accumulate(&cuda, &mut sums).unwrap();
+    for (sum, n) in sums.iter().zip([5000, 13]) {
+        let (first, second) = (noise(n, n as u32), noise(n, 7 + n as u32));
+        let expected: Vec<f32> = first.iter().zip(&second).map(|(a, b)| a + b).collect();
+        assert_eq!(numbers(&cuda, sum), expected);
+    }
+    cuda.accumulate(&mut [], true).unwrap();
+    let short = cuda.zeros([12], DType::F32).unwrap();
+    let error = cuda.accumulate(&mut [(&short, &mut sums[1])], false).unwrap_err().to_string();
+    assert!(error.contains("accumulate: sum"), "{error}");
+}
+
+/// What dropout leaves of ones, from this seed and batch.
+fn kept(cuda: &Cuda, draw: [u32; 4], site: u32, probability: f64) -> Vec<f32> {
+    let (x, draw) = (upload(cuda, [1, 8], &[1.0f32; 8]), upload(cuda, [4], &draw));
+    let mut y = cuda.empty([1, 8], DType::F32).unwrap();
+    cuda.dropout(&x, Dropout { draw: &draw, site, probability }, &mut y).unwrap();
+    numbers(cuda, &y)
+}
+
+#[test]
+fn dropout_keeps_what_the_published_words_reach() {
+    let (_, cuda) = twin(DType::F32, 90);
+    // Random123's known answer for a counter and a key of zeros.
+    let words = [0x6627_e8d5u32, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8];
+    for (element, word) in words.into_iter().map(f64::from).enumerate() {
+        let of = |threshold: f64| kept(&cuda, [0; 4], 0, threshold / 2f64.powi(32))[element];
+        approx::assert_relative_eq!(of(word), (1.0 / (1.0 - word / 2f64.powi(32))) as f32);
+        assert_eq!(of(word + 1.0), 0.0);
+    }
+}
+
+#[test]
+fn a_mask_depends_on_each_of_seed_batch_and_site() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let masks = [([0, 0, 0, 0], 0), ([1, 0, 0, 0], 0), ([0, 1, 0, 0], 0), ([0, 0, 1, 0], 0), ([0; 4], 1)]
+        .map(|(draw, site)| kept(&cuda, draw, site, 0.5));
+    for (i, mask) in masks.iter().enumerate() {
+        assert!(mask[..4] != mask[4..], "blocks of words differ");
+        assert!(!masks[..i].contains(mask), "mask {i}");
+    }
+    assert_eq!(kept(&cuda, [0, 0, 0, 9], 0, 0.5), masks[0], "the fourth element says nothing");
+}
+
+#[test]
+fn a_recorded_dropout_draws_anew_for_each_batch() {
+    let (_, cuda) = twin(DType::F16, 90);
+    let x = Tensor::from_slice([40, 9], &noise(360, 1)).unwrap();
+    let x = cuda.upload(x.view(), DType::F16).unwrap();
+    let mut draw = upload(&cuda, [4], &[3u32, 4, 0, 0]);
+    let mut y = cuda.empty([40, 9], DType::F16).unwrap();
+    let run = |draw: &CudaTensor, y: &mut CudaTensor| {
+        cuda.dropout(&x, Dropout { draw, site: 2, probability: 0.25 }, y)
+    };
+    run(&draw, &mut y).unwrap();
+    let recording = cuda.record(|| run(&draw, &mut y)).unwrap();
+    let mut masks = Vec::new();
+    for batch in 1..4u32 {
+        cuda.feed(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view(), &mut draw).unwrap();
+        cuda.replay(&recording).unwrap();
+        let replayed = cuda.download(&y).unwrap();
+        run(&upload(&cuda, [4], &[3, 4, batch, 0]), &mut y).unwrap();
+        assert_eq!(replayed.bytes(), cuda.download(&y).unwrap().bytes(), "batch {batch}");
+        assert!(!masks.contains(&replayed.bytes().to_vec()), "batch {batch}");
+        masks.push(replayed.bytes().to_vec());
+    }
+}
+
+#[test]
+fn dropout_and_class_features_that_make_no_sense_are_refused() {
+    let (_, cuda) = twin(DType::F32, 90);
+    let x = cuda.zeros([2, 3], DType::F32).unwrap();
+    let mut y = cuda.zeros([2, 3], DType::F32).unwrap();
+    let draw = cuda.zeros([4], DType::U32).unwrap();
+    for probability in [-0.1, 1.0, f64::NAN] {
+        let dropout = Dropout { draw: &draw, site: 0, probability };
+        let error = cuda.dropout(&x, dropout, &mut y).unwrap_err().to_string();
+        assert!(error.contains("is no probability below 1"), "{error}");
+    }
+    let short = cuda.zeros([3], DType::U32).unwrap();
+    let dropout = Dropout { draw: &short, site: 0, probability: 0.5 };
+    assert!(cuda.dropout(&x, dropout, &mut y).unwrap_err().to_string().contains("draw"));
+
+    let prompts = cuda.zeros([5, 3], DType::F32).unwrap();
+    let mut norms = cuda.zeros([2], DType::F32).unwrap();
+    let error = cuda.class_features(&prompts, &mut y, &mut norms).unwrap_err().to_string();
+    assert!(error.contains("5 prompts are not the same number for each of 2 classes"), "{error}");
+}
+
+/// The first moment after a step of AdamW, and the sum of squares.
+fn clipped(cuda: &Cuda, gradient: [f32; 2], clip: Option<f64>) -> (Vec<f32>, f32) {
+    let mut tensors = [[0.0f32; 2], gradient, [0.0; 2], [0.0; 2]].map(|values| upload(cuda, [2], &values));
+    let (factor, mut control) = (upload(cuda, [1], &[1.0f32]), upload(cuda, [3], &Control::start(None)));
+    let mut stats = cuda.zeros([Stat::COUNT], DType::F32).unwrap();
+    let [value, gradient, first_moment, second_moment] = &mut tensors;
+    let mut one = [AdamwTensor {
+        value,
+        gradient,
+        first_moment,
+        second_moment,
+        learning_rate: 1e-2,
+        weight_decay: 1e-2,
+    }];
+    let (factor, control) = (&factor, &mut control);
+    let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, clip, factor, control };
+    cuda.adamw(&mut one, step, &mut stats).unwrap();
+    (numbers(cuda, &tensors[2]), numbers(cuda, &stats)[Stat::GradientSquared as usize])
+}
+
+#[test]
+fn clipped_gradients_are_as_long_as_asked_for() {
+    let (_, cuda) = twin(DType::F32, 90);
+    for (clip, length) in [(Some(1.0), 1.0), (Some(5.0), 5.0), (Some(6.0), 5.0), (None, 5.0)] {
+        let (moment, squares) = clipped(&cuda, [3.0, 4.0], clip);
+        assert_eq!(squares, 25.0, "before clipping");
+        approx::assert_relative_eq!(moment[0], 0.06 * length, max_relative = 1e-6);
+        approx::assert_relative_eq!(moment[1], 0.08 * length, max_relative = 1e-6);
+    }
+    // So short that the constant in the divisor shows.
+    let (moment, _) = clipped(&cuda, [3e-6, 4e-6], Some(3e-6));
+    approx::assert_relative_eq!(moment[0], 0.1 * 3e-6 * 0.5, max_relative = 1e-5);
+    let (moment, _) = clipped(&cuda, [3.0, f32::NAN], Some(1.0));
+    assert!(moment.iter().all(|m| m.is_nan()), "as in PyTorch, a length that is no number spoils them all");
 }

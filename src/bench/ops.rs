@@ -4,8 +4,8 @@ use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, DeviceTensor, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Result,
-    Stat,
+    Classifier, Control, DeviceTensor, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding,
+    Result, Stat,
 };
 use crate::check::difference::normal;
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
@@ -48,8 +48,14 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
     }
     if wanted("lora_linear") {
         lora(backend, sizes, visit)?;
+        b.lora_linear(d, m, 1, visit)?;
+        b.lora_linear(m, d, 1, visit)?;
+        b.lora_dropout(3, visit)?;
         b.lora_unfused(3, visit)?;
         b.lora_unfused(1, visit)?;
+    }
+    if wanted("dropout") {
+        b.dropout(visit)?;
     }
     if wanted("lora_fold") {
         b.lora_fold(visit)?;
@@ -82,6 +88,9 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
     if wanted("l2_norm") {
         b.l2_norm(visit)?;
     }
+    if wanted("class_features") {
+        b.class_features(visit)?;
+    }
     if wanted("mix_rows") {
         b.mix_rows(visit)?;
     }
@@ -91,8 +100,12 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
     if wanted("triplet") {
         b.triplet(visit)?;
     }
+    if wanted("accumulate") {
+        b.accumulate(visit)?;
+    }
     if wanted("adamw") {
-        b.adamw(visit)?;
+        b.adamw("adamw", None, visit)?;
+        b.adamw("adamw, clipped", Some(1.0), visit)?;
     }
     Ok(())
 }
@@ -100,8 +113,8 @@ pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &
 /// The linear layers with adapters alone.
 pub fn lora<B: Backend>(backend: &B, sizes: &Sizes, visit: &mut Visit<'_>) -> Result<()> {
     let b = Bench { backend, sizes, real: backend.compute_dtype() };
-    b.lora_linear(3, visit)?;
-    b.lora_linear(1, visit)
+    b.lora_linear(sizes.width, sizes.width, 3, visit)?;
+    b.lora_linear(sizes.width, sizes.width, 1, visit)
 }
 
 /// x·Wᵀ for square matrices: the device's best product.
@@ -182,32 +195,77 @@ impl<B: Backend> Bench<'_, B> {
         visit(Op { name: "linear_backward", at, flop, bytes, run })
     }
 
-    /// `parts` layers in one product, each with an adapter.
-    fn lora_linear(&self, parts: usize, visit: &mut Visit<'_>) -> Result<()> {
-        let (rows, d, r) = (self.sizes.rows(), self.sizes.width, self.sizes.rank);
-        let (width, outputs) = (parts * r, parts * d);
-        let layer = self.layer(d, outputs)?;
-        let columns: Vec<usize> = (0..parts).map(|i| i * d).collect();
-        let a = self.master([width, d], 1.0 / (d as f64).sqrt())?;
-        let b = self.master([parts, d, r], 0.02)?;
+    /// `parts` layers from `inputs` to `out` in one product, each with an adapter.
+    fn lora_linear(&self, inputs: usize, out: usize, parts: usize, visit: &mut Visit<'_>) -> Result<()> {
+        let (rows, r) = (self.sizes.rows(), self.sizes.rank);
+        let (width, outputs) = (parts * r, parts * out);
+        let layer = self.layer(inputs, outputs)?;
+        let columns: Vec<usize> = (0..parts).map(|i| i * out).collect();
+        let a = self.master([width, inputs], 1.0 / (inputs as f64).sqrt())?;
+        let b = self.master([parts, out, r], 0.02)?;
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let (x, mut y, mut u) =
-            (self.random([rows, d])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
-        let flop = 2.0 * (rows * d * outputs + 2 * rows * d * width) as f64;
-        let bytes = self.bytes(rows * d + d * outputs + rows * outputs + rows * width);
-        let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
+            (self.random([rows, inputs])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
+        let flop = 2.0 * (rows * (inputs * outputs + inputs * width + out * width)) as f64;
+        let bytes = self.bytes(rows * inputs + inputs * outputs + rows * outputs + rows * width);
+        let at = format!("{rows}x{inputs} to {parts}x{out}, r {r}");
         let run = Box::new(|| self.backend.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y));
         visit(Op { name: "lora_linear", at: at.clone(), flop, bytes, run })?;
         let (dy, mut dx, mut du) =
-            (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
-        let (mut da, mut db) = (self.master([width, d], 0.0)?, self.master([parts, d, r], 0.0)?);
-        let flop = flop + 4.0 * (rows * d * width) as f64;
-        let bytes = bytes + self.bytes(rows * (d + outputs + width));
+            (self.random([rows, outputs])?, self.empty([rows, inputs])?, self.empty([rows, width])?);
+        let (mut da, mut db) = (self.master([width, inputs], 0.0)?, self.master([parts, out, r], 0.0)?);
+        let flop = flop + 2.0 * (rows * (inputs + out) * width) as f64;
+        let bytes = bytes + self.bytes(rows * (inputs + outputs + width));
         let run = Box::new(|| {
             let (du, da, db) = (&mut du, &mut da, &mut db);
             self.backend.lora_linear_backward(&dy, &x, None, &u, &layer, lora, du, da, db, Some(&mut dx))
         });
         visit(Op { name: "lora_linear_backward", at, flop, bytes, run })
+    }
+
+    /// A seed and the number of a batch.
+    fn draw(&self) -> Result<B::Tensor> {
+        self.backend.upload(Tensor::from_slice([4], &[1u32, 2, 3, 0])?.view(), DType::U32)
+    }
+
+    fn dropout(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let (rows, d) = (self.sizes.rows(), self.sizes.width);
+        let (x, mut y, draw) = (self.random([rows, d])?, self.empty([rows, d])?, self.draw()?);
+        let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
+        let run = Box::new(|| self.backend.dropout(&x, mask, &mut y));
+        let (at, bytes) = (format!("{rows}x{d}"), self.bytes(2 * rows * d));
+        visit(Op { name: "dropout", at, flop: 0.0, bytes, run })
+    }
+
+    /// `parts` layers whose adapters see what dropout leaves, which is drawn here too.
+    fn lora_dropout(&self, parts: usize, visit: &mut Visit<'_>) -> Result<()> {
+        let (rows, d, r) = (self.sizes.rows(), self.sizes.width, self.sizes.rank);
+        let (width, outputs) = (parts * r, parts * d);
+        let (layer, draw) = (self.layer(d, outputs)?, self.draw()?);
+        let columns: Vec<usize> = (0..parts).map(|i| i * d).collect();
+        let (a, b) = (self.master([width, d], 1.0 / (d as f64).sqrt())?, self.master([parts, d, r], 0.02)?);
+        let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
+        let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
+        let (x, mut seen) = (self.random([rows, d])?, self.empty([rows, d])?);
+        let (mut y, mut u) = (self.empty([rows, outputs])?, self.empty([rows, width])?);
+        let flop = 2.0 * (rows * d * outputs + 2 * rows * d * width) as f64;
+        let bytes = self.bytes(3 * rows * d + d * outputs + rows * outputs + rows * width);
+        let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
+        let run = Box::new(|| {
+            self.backend.dropout(&x, mask, &mut seen)?;
+            self.backend.lora_linear(&x, Some(&seen), &layer, lora, None, &mut u, &mut y)
+        });
+        visit(Op { name: "lora_linear, dropout", at: at.clone(), flop, bytes, run })?;
+        let (dy, mut dx, mut du) =
+            (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
+        let (mut da, mut db) = (self.master([width, d], 0.0)?, self.master([parts, d, r], 0.0)?);
+        let flop = flop + 4.0 * (rows * d * width) as f64;
+        let bytes = bytes + self.bytes(rows * (outputs + width));
+        let run = Box::new(|| {
+            let (du, da, db, dx) = (&mut du, &mut da, &mut db, Some(&mut dx));
+            self.backend.lora_linear_backward(&dy, &seen, Some(mask), &u, &layer, lora, du, da, db, dx)
+        });
+        visit(Op { name: "lora_linear_backward, dropout", at, flop, bytes, run })
     }
 
     /// The forward pass as three products, which is how a framework does it.
@@ -492,17 +550,62 @@ impl<B: Backend> Bench<'_, B> {
             });
             visit(Op { name, at: at.clone(), flop, bytes, run })?;
         }
-        Ok(())
+        let mut dt = self.master([classes, e], 0.0)?;
+        let run = Box::new(|| {
+            let (head, text, df, dt) = (&mut head, &mut text_logits, Some(&mut df), Some(&mut dt));
+            self.backend.head_loss_backward(
+                &f, classifier, plain, weights, None, head, text, &mut dw, &mut db, df, dt,
+            )
+        });
+        let (flop, bytes) = (flop + 2.0 * (n * e * classes) as f64, bytes + 4.0 * (classes * e) as f64);
+        visit(Op { name: "head_loss_backward, text trained", at, flop, bytes, run })
     }
 
-    /// All trained tensors of a tower of twelve blocks: the head, and A and B of q, k, v and of out.
-    fn adamw(&self, visit: &mut Visit<'_>) -> Result<()> {
+    /// Four prompts of each class.
+    fn class_features(&self, visit: &mut Visit<'_>) -> Result<()> {
+        const PROMPTS_OF_CLASS: usize = 4;
+        let (classes, e) = (self.sizes.classes, self.sizes.features);
+        let rows = PROMPTS_OF_CLASS * classes;
+        let (f, mut t, mut norms) =
+            (self.master([rows, e], 1.0)?, self.master([classes, e], 0.0)?, self.master([classes], 0.0)?);
+        let at = format!("{classes} classes of {PROMPTS_OF_CLASS}, width {e}");
+        let run = Box::new(|| self.backend.class_features(&f, &mut t, &mut norms));
+        let bytes = 4.0 * ((rows + classes) * e) as f64;
+        visit(Op { name: "class_features", at: at.clone(), flop: 0.0, bytes, run })?;
+        let (dt, mut df) = (self.master([classes, e], 1.0)?, self.master([rows, e], 0.0)?);
+        let run = Box::new(|| self.backend.class_features_backward(&dt, &t, &norms, &mut df));
+        let bytes = 4.0 * ((rows + 2 * classes) * e) as f64;
+        visit(Op { name: "class_features_backward", at, flop: 0.0, bytes, run })
+    }
+
+    /// Shapes of the trained tensors of a tower of twelve blocks: the head, and A and B of q, k, v and of out.
+    fn trained_shapes(&self) -> Vec<Shape> {
         const BLOCKS: usize = 12;
         let (d, r) = (self.sizes.width, self.sizes.rank);
         let mut shapes = vec![Shape::from([self.sizes.classes, self.sizes.features])];
         for _ in 0..BLOCKS {
             shapes.extend([[3 * r, d], [3 * d, r], [r, d], [d, r]].map(Shape::from));
         }
+        shapes
+    }
+
+    /// From the second batch on.
+    fn accumulate(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let shapes = self.trained_shapes();
+        let elements: usize = shapes.iter().map(Shape::elements).sum();
+        let both =
+            |shape: &Shape| -> Result<_> { Ok((self.master(*shape, 1e-3)?, self.master(*shape, 1e-3)?)) };
+        let mut all = shapes.iter().map(both).collect::<Result<Vec<_>>>()?;
+        let at = format!("{elements} elements in {} tensors", all.len());
+        let run = Box::new(|| {
+            let mut pairs: Vec<_> = all.iter_mut().map(|(gradient, sum)| (&*gradient, sum)).collect();
+            self.backend.accumulate(&mut pairs, false)
+        });
+        visit(Op { name: "accumulate", at, flop: 0.0, bytes: 12.0 * elements as f64, run })
+    }
+
+    fn adamw(&self, name: &'static str, clip: Option<f64>, visit: &mut Visit<'_>) -> Result<()> {
+        let shapes = self.trained_shapes();
         let elements: usize = shapes.iter().map(Shape::elements).sum();
         let four = |shape: &Shape| -> Result<[B::Tensor; 4]> {
             Ok([
@@ -537,12 +640,12 @@ impl<B: Backend> Bench<'_, B> {
                 beta2: 0.999,
                 eps: 1e-8,
                 scaling: None,
-                clip: None,
+                clip,
                 factor: &factor,
                 control,
             };
             self.backend.adamw(&mut tensors, step, &mut stats)
         });
-        visit(Op { name: "adamw", at, flop: 0.0, bytes: 28.0 * elements as f64, run })
+        visit(Op { name, at, flop: 0.0, bytes: 28.0 * elements as f64, run })
     }
 }

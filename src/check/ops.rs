@@ -8,8 +8,8 @@ use super::difference::{against, normal};
 use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, LayerNorm, Linear,
-    Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
+    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Dropout, LayerNorm,
+    Linear, Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -28,8 +28,11 @@ pub fn check() -> Result<Vec<Row>> {
     }
     // 512 inputs in f64 make rows of 4 KiB, which the CPU pads.
     for (n, inputs, outputs, rank) in [(7, 5, 11, 3), (50, 64, 48, 8), (1, 33, 17, 1), (3, 512, 6, 2)] {
-        lora_linear(&b, n, inputs, outputs, rank, &mut rows)?;
+        for probability in [None, Some(0.25)] {
+            lora_linear(&b, [n, inputs, outputs, rank], probability, &mut rows)?;
+        }
     }
+    dropout(&b, &mut rows)?;
     for (batch, tokens, heads, head) in [(2, 5, 3, 7), (1, 50, 2, 64), (1, 77, 1, 32)] {
         for causal in [false, true] {
             attention_packed(&b, [batch, tokens, heads, head], causal, &mut rows)?;
@@ -43,6 +46,9 @@ pub fn check() -> Result<Vec<Row>> {
     for [batch, kept, count, width] in [[3, 4, 2, 7], [2, 1, 3, 33]] {
         insert_prompts(&b, [batch, kept, count, width], &mut rows)?;
         replace_prompts(&b, [batch, kept, count, width], &mut rows)?;
+    }
+    for (classes, prompts, width) in [(3, 1, 7), (5, 4, 33)] {
+        class_features(&b, classes, prompts, width, &mut rows)?;
     }
     for (n, width) in [(3, 7), (4, 512)] {
         l2_norm(&b, n, width, &mut rows)?;
@@ -121,10 +127,8 @@ fn layer_norm(b: &B, shape: [usize; 3], rows: &mut Vec<Row>) -> Result<()> {
 
 fn lora_linear(
     b: &B,
-    n: usize,
-    inputs: usize,
-    outputs: usize,
-    rank: usize,
+    [n, inputs, outputs, rank]: [usize; 4],
+    probability: Option<f64>,
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     // Three layers in one product, of which the first and the last carry an adapter.
@@ -135,10 +139,19 @@ fn lora_linear(
     let (a, bb) = (random([width, inputs], 3)?, random([2, outputs, rank], 4)?);
     let (x, residual, w) =
         (random([n, inputs], 5)?, random([n, 3 * outputs], 6)?, random([n, 3 * outputs], 7)?);
+    let draw = draw()?;
+    let mask = probability.map(|probability| Dropout { draw: &draw, site: 9, probability });
+    // What the adapters see.
+    let seen = |x: &Tensor| -> Result<Tensor> {
+        let mut seen = x.clone();
+        mask.map_or(Ok(()), |mask| b.dropout(x, mask, &mut seen))?;
+        Ok(seen)
+    };
     let forward = |x: &Tensor, a: &Tensor, bb: &Tensor, u: &mut Tensor| -> Result<Tensor> {
         let mut y = zeros([n, 3 * outputs]);
         let lora = Lora { a, b: bb, columns: &columns, scale };
-        b.lora_linear(x, None, &layer, lora, Some(&residual), u, &mut y)?;
+        let dropped = seen(x)?;
+        b.lora_linear(x, mask.map(|_| &dropped), &layer, lora, Some(&residual), u, &mut y)?;
         Ok(y)
     };
     let loss = |x: &Tensor, a: &Tensor, bb: &Tensor| -> Result<f64> {
@@ -149,11 +162,16 @@ fn lora_linear(
     let lora = Lora { a: &a, b: &bb, columns: &columns, scale };
     let (mut du, mut da, mut db, mut dx) =
         (zeros([n, width]), zeros(a.shape()), zeros(bb.shape()), zeros(x.shape()));
-    b.lora_linear_backward(&w, &x, None, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
-    let at = format!("{n}x{inputs} to 3x{outputs}, r {rank}");
+    let dropped = seen(&x)?;
+    b.lora_linear_backward(&w, &dropped, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    let how = if mask.is_some() { ", dropout" } else { "" };
+    let at = format!("{n}x{inputs} to 3x{outputs}, r {rank}{how}");
     row(rows, "lora_linear dx", at.clone(), &x, &dx, |x| loss(x, &a, &bb))?;
     row(rows, "lora_linear dA", at.clone(), &a, &da, |a| loss(&x, a, &bb))?;
     row(rows, "lora_linear dB", at.clone(), &bb, &db, |bb| loss(&x, &a, bb))?;
+    if mask.is_some() {
+        return Ok(());
+    }
 
     let mut folded = zeros(layer.weight.shape());
     b.lora_fold(&layer.weight, lora, &mut folded)?;
@@ -170,6 +188,37 @@ fn lora_linear(
         b.linear(x, &folded, None, &mut y)?;
         dot(&y, &w)
     })
+}
+
+/// A seed and the number of a batch.
+fn draw() -> Result<Tensor> {
+    Ok(Tensor::from_slice([4], &[7u32, 8, 9, 0])?)
+}
+
+/// The gradient of what dropout leaves is dropout of the gradient.
+fn dropout(b: &B, rows: &mut Vec<Row>) -> Result<()> {
+    let (x, w, draw) = (random([3, 5, 7], 1)?, random([3, 5, 7], 2)?, draw()?);
+    let mask = Dropout { draw: &draw, site: 3, probability: 0.4 };
+    let mut dx = zeros(x.shape());
+    b.dropout(&w, mask, &mut dx)?;
+    row(rows, "dropout dx", "3x5x7".into(), &x, &dx, |x| {
+        let mut y = zeros(x.shape());
+        b.dropout(x, mask, &mut y)?;
+        dot(&y, &w)
+    })
+}
+
+fn class_features(b: &B, classes: usize, prompts: usize, width: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let (f, w) = (random([classes * prompts, width], 1)?, random([classes, width], 2)?);
+    let forward = |f: &Tensor| -> Result<(Tensor, Tensor)> {
+        let (mut t, mut norms) = (zeros([classes, width]), zeros([classes]));
+        b.class_features(f, &mut t, &mut norms)?;
+        Ok((t, norms))
+    };
+    let ((t, norms), mut df) = (forward(&f)?, zeros(f.shape()));
+    b.class_features_backward(&w, &t, &norms, &mut df)?;
+    let at = format!("{classes} classes of {prompts}, width {width}");
+    row(rows, "class_features df", at, &f, &df, |f| dot(&forward(f)?.0, &w))
 }
 
 fn attention_packed(b: &B, size: [usize; 4], causal: bool, rows: &mut Vec<Row>) -> Result<()> {
@@ -324,9 +373,9 @@ fn head_loss(
     let targets = Targets { labels: &labels, mix };
     let (text_scale, weights) = (1.7, LossWeights { head: 0.8, text: 0.3 });
     let logits = || (zeros([n, classes]), zeros([n, classes]));
-    let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor| -> Result<f64> {
+    let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor, text: &Tensor| -> Result<f64> {
         let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
-        let classifier = Classifier::<B> { weight, bias, text: &text, text_scale };
+        let classifier = Classifier::<B> { weight, bias, text, text_scale };
         b.head_loss(f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
         let stats = values(&stats)?;
         Ok(0.8 * stats[Stat::LossHead as usize] + 0.3 * stats[Stat::LossText as usize])
@@ -335,6 +384,7 @@ fn head_loss(
     let ((mut head, mut text_logits), mut stats) = (logits(), zeros([Stat::COUNT]));
     b.head_loss(&f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
     let (mut dw, mut db, mut df) = (zeros(weight.shape()), zeros(bias.shape()), zeros(f.shape()));
+    let mut dt = zeros(text.shape());
     b.head_loss_backward(
         &f,
         classifier,
@@ -346,13 +396,14 @@ fn head_loss(
         &mut dw,
         &mut db,
         Some(&mut df),
-        None,
+        Some(&mut dt),
     )?;
     let how = if mix.is_some() { ", mixed" } else { "" };
     let at = format!("{n} of {classes} classes, width {width}{how}");
-    row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias))?;
-    row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias))?;
-    row(rows, "head_loss dh", at, &bias, &db, |bias| loss(&f, &weight, bias))
+    row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias, &text))?;
+    row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias, &text))?;
+    row(rows, "head_loss dh", at.clone(), &bias, &db, |bias| loss(&f, &weight, bias, &text))?;
+    row(rows, "head_loss dT", at, &text, &dt, |text| loss(&f, &weight, &bias, text))
 }
 
 fn triplet(b: &B, [n, classes, width]: [usize; 3], margin: f64, rows: &mut Vec<Row>) -> Result<()> {

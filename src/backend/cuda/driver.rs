@@ -90,6 +90,11 @@ impl Args {
         self.push(u64::from(value as u32), 4)
     }
 
+    /// 32 bits, of which all may be set.
+    pub fn word(self, value: u32) -> Self {
+        self.push(u64::from(value), 4)
+    }
+
     pub fn float(self, value: f32) -> Self {
         self.push(u64::from(value.to_bits()), 4)
     }

@@ -98,6 +98,7 @@ pub fn head_loss_backward(
     d_weight: &mut CudaTensor,
     d_bias: &mut CudaTensor,
     df: Option<&mut CudaTensor>,
+    d_text: Option<&mut CudaTensor>,
 ) -> Result<()> {
     const OP: &str = "head_loss_backward";
     let (batch, classes, width) = extents(OP, f, classifier, head, text)?;
@@ -106,23 +107,29 @@ pub fn head_loss_backward(
     if let Some(df) = &df {
         expect_shape(OP, "df", f.shape(), df.shape())?;
     }
-    let with_text = df.is_some() && weights.text != 0.0;
+    if let Some(d_text) = &d_text {
+        expect_shape(OP, "d_text", [classes, width], d_text.shape())?;
+    }
+    let with_text = d_text.is_some() || (df.is_some() && weights.text != 0.0);
     logits_backward(cuda, targets, weights, control, with_text, head, text)?;
 
     let class_tiles = classes.div_ceil(SUMS);
     let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };
-    let d_text = if with_text { Some(text.typed(DType::F32)?) } else { None };
+    let text_tiles = if d_text.is_some() { class_tiles } else { 0 };
+    let d_logits = if with_text { Some(text.typed(DType::F32)?) } else { None };
     let args = Args::new()
         .address(f.typed(DType::F32)?)
         .address(classifier.weight.typed(DType::F32)?)
         .address(classifier.text.typed(DType::F32)?)
         .float(classifier.text_scale as f32)
         .address(head.typed(DType::F32)?)
-        .optional(d_text)
+        .optional(d_logits)
         .address(d_weight.typed(DType::F32)?)
         .address(d_bias.typed(DType::F32)?)
         .optional(df.map(|df| df.typed(DType::F32)).transpose()?)
+        .optional(d_text.map(|d_text| d_text.typed(DType::F32)).transpose()?)
         .int(class_tiles)
+        .int(image_tiles)
         .int(batch)
         .int(classes)
         .int(width);
@@ -130,7 +137,7 @@ pub fn head_loss_backward(
         true => ("head_loss_backward_products_fours", LANES * FOUR),
         false => ("head_loss_backward_products_ones", LANES),
     };
-    let grid = [class_tiles + image_tiles, width.div_ceil(columns), 1];
+    let grid = [class_tiles + image_tiles + text_tiles, width.div_ceil(columns), 1];
     cuda.launch("head_loss", name, grid, THREADS, 0, args)
 }
 

@@ -4,11 +4,14 @@
 //! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
 //! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`twin`]).
 
+mod accumulate;
 mod activation;
 mod adamw;
 mod attention;
+mod class_features;
 mod crop_resize;
 pub mod driver;
+mod dropout;
 mod embed;
 mod error;
 pub mod gpu;
@@ -19,6 +22,7 @@ mod lora_linear;
 mod mix;
 mod prompts;
 pub mod source;
+mod tables;
 mod triplet;
 #[cfg(target_os = "linux")]
 pub mod twin;
@@ -53,7 +57,7 @@ struct Inner {
     /// Memory that one launch hands to the next, or one block to another; see [`Cuda::scratch`].
     scratch: Mutex<Scratch>,
     counters: Memory,
-    adamw: Mutex<adamw::Tables>,
+    tables: Mutex<tables::Tables>,
 }
 
 /// The blocks of scratch memory so far; the last is the current one. Recordings may refer to earlier ones.
@@ -144,8 +148,8 @@ impl Cuda {
         let counters = Memory::new(&driver, bytes)?;
         driver.clear(counters.address, bytes)?;
         let scratch = Mutex::new(Scratch::default());
-        let adamw = Mutex::new(adamw::Tables::default());
-        Ok(Cuda { inner: Arc::new(Inner { driver, dtype, lora_form, scratch, counters, adamw }) })
+        let tables = Mutex::new(tables::Tables::default());
+        Ok(Cuda { inner: Arc::new(Inner { driver, dtype, lora_form, scratch, counters, tables }) })
     }
 
     /// Counters that [`Cuda::counters`] can hand out at once.
@@ -211,10 +215,6 @@ impl Cuda {
             return Err(BackendError::Invalid { op, problem });
         }
         Ok(self.inner.counters.address)
-    }
-
-    fn adamw_tables(&self) -> MutexGuard<'_, adamw::Tables> {
-        locked(&self.inner.adamw)
     }
 
     /// Enqueues a kernel of kernels/`file`.cu.
@@ -419,10 +419,7 @@ impl Backend for Cuda {
         u: &mut CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        if seen.is_some() {
-            return Err(unfinished("lora_linear"));
-        }
-        lora_linear::lora_linear(self, x, layer, lora, residual, u, y)
+        lora_linear::lora_linear(self, x, seen, layer, lora, residual, u, y)
     }
 
     fn lora_linear_backward(
@@ -438,14 +435,11 @@ impl Backend for Cuda {
         db: &mut CudaTensor,
         dx: Option<&mut CudaTensor>,
     ) -> Result<()> {
-        if dropout.is_some() {
-            return Err(unfinished("lora_linear_backward"));
-        }
-        lora_linear::lora_linear_backward(self, dy, x, u, layer, lora, du, da, db, dx)
+        lora_linear::lora_linear_backward(self, dy, x, dropout, u, layer, lora, du, da, db, dx)
     }
 
-    fn dropout(&self, _: &CudaTensor, _: Dropout<'_, Self>, _: &mut CudaTensor) -> Result<()> {
-        Err(unfinished("dropout"))
+    fn dropout(&self, x: &CudaTensor, dropout: Dropout<'_, Self>, y: &mut CudaTensor) -> Result<()> {
+        dropout::dropout(self, x, dropout, y)
     }
 
     fn lora_fold(&self, weight: &CudaTensor, lora: Lora<'_, Self>, folded: &mut CudaTensor) -> Result<()> {
@@ -619,30 +613,27 @@ impl Backend for Cuda {
         df: Option<&mut CudaTensor>,
         d_text: Option<&mut CudaTensor>,
     ) -> Result<()> {
-        if d_text.is_some() {
-            return Err(unfinished("head_loss_backward"));
-        }
         head_loss::head_loss_backward(
-            self, f, classifier, targets, weights, control, head, text, d_weight, d_bias, df,
+            self, f, classifier, targets, weights, control, head, text, d_weight, d_bias, df, d_text,
         )
     }
 
-    fn class_features(&self, _: &CudaTensor, _: &mut CudaTensor, _: &mut CudaTensor) -> Result<()> {
-        Err(unfinished("class_features"))
+    fn class_features(&self, f: &CudaTensor, t: &mut CudaTensor, norms: &mut CudaTensor) -> Result<()> {
+        class_features::class_features(self, f, t, norms)
     }
 
     fn class_features_backward(
         &self,
-        _: &CudaTensor,
-        _: &CudaTensor,
-        _: &CudaTensor,
-        _: &mut CudaTensor,
+        dt: &CudaTensor,
+        t: &CudaTensor,
+        norms: &CudaTensor,
+        df: &mut CudaTensor,
     ) -> Result<()> {
-        Err(unfinished("class_features_backward"))
+        class_features::class_features_backward(self, dt, t, norms, df)
     }
 
-    fn accumulate(&self, _: &mut [(&CudaTensor, &mut CudaTensor)], _: bool) -> Result<()> {
-        Err(unfinished("accumulate"))
+    fn accumulate(&self, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
+        accumulate::accumulate(self, pairs, first)
     }
 
     fn adamw(
@@ -651,15 +642,8 @@ impl Backend for Cuda {
         step: AdamwStep<'_, Self>,
         stats: &mut CudaTensor,
     ) -> Result<()> {
-        if step.clip.is_some() {
-            return Err(unfinished("adamw"));
-        }
         adamw::adamw(self, tensors, step, stats)
     }
-}
-
-fn unfinished(op: &'static str) -> BackendError {
-    BackendError::Invalid { op, problem: "not on this device yet".into() }
 }
 
 /// A tensor on its way from the device.

@@ -14,12 +14,16 @@ pub const OVERRIDE: &str = "CLIP_ENGINE_KERNELS";
 
 /// Kernels for heads of other sizes than the 64 of nearly every CLIP, which take long to compile, and those
 /// that only some recipes need.
-const RARE: [&str; 8] = [
+const RARE: [&str; 12] = [
+    "accumulate",
     "attention_mma_32",
     "attention_mma_80",
     "attention_mma_96",
     "attention_mma_128",
+    "class_features",
     "crop_resize",
+    "dropout",
+    "lora_linear_dropout",
     "mix",
     "prompts",
     "triplet",

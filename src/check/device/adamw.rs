@@ -16,8 +16,12 @@ const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 
 const SCALED: [Option<f64>; 6] = [None, Some(f64::INFINITY), None, None, None, Some(f64::NAN)];
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    steps(c, None, &[None; 3])?;
-    steps(c, Some(SCALING), &SCALED)
+    steps(c, None, None, &[None; 3])?;
+    steps(c, Some(SCALING), None, &SCALED)?;
+    // Of gradients that are 118 long: a tenth of it, and more than there is.
+    steps(c, None, Some(11.8), &[None; 3])?;
+    steps(c, None, Some(200.0), &[None; 3])?;
+    steps(c, Some(SCALING), Some(11.8), &SCALED)
 }
 
 /// One trained tensor.
@@ -121,6 +125,7 @@ fn gradient<B: Backend>(
 fn steps<B: Backend>(
     c: &mut Checker<'_, B>,
     scaling: Option<LossScaling>,
+    clip: Option<f64>,
     gradients: &[Option<f64>],
 ) -> Result<()> {
     let master = c.device.master_dtype();
@@ -143,11 +148,14 @@ fn steps<B: Backend>(
             let bad = if i == last { *bad } else { None };
             tensor.gradient = gradient(c, SIZES[i], seed, scale, bad)?;
         }
-        one_step(c, &mut tensors, scaling, &factor, &mut control, &mut stats)?;
+        one_step(c, &mut tensors, (scaling, clip), &factor, &mut control, &mut stats)?;
         errors.take_tensors(c, &tensors)?;
         errors.take_vectors(c, &control, &stats)?;
     }
-    let at = if scaling.is_some() { "with loss scaling" } else { "without loss scaling" };
+    let mut at = String::from(if scaling.is_some() { "with loss scaling" } else { "without loss scaling" });
+    if let Some(clip) = clip {
+        at += &format!(", clipped to {clip}");
+    }
     let Errors { values, moments, control, stats } = errors;
     for (name, error, bound) in [
         ("adamw values", values, bound(master)),
@@ -155,7 +163,7 @@ fn steps<B: Backend>(
         ("adamw control", control, 0.0),
         ("adamw stats", stats, bound(master)),
     ] {
-        c.rows.push(Row { name: name.into(), at: at.into(), error, bound, peer: None });
+        c.rows.push(Row { name: name.into(), at: at.clone(), error, bound, peer: None });
     }
     Ok(())
 }
@@ -163,7 +171,7 @@ fn steps<B: Backend>(
 fn one_step<B: Backend>(
     c: &Checker<'_, B>,
     tensors: &mut [Trained<B>],
-    scaling: Option<LossScaling>,
+    (scaling, clip): (Option<LossScaling>, Option<f64>),
     factor: &Pair<B>,
     control: &mut Pair<B>,
     stats: &mut Pair<B>,
@@ -191,9 +199,8 @@ fn one_step<B: Backend>(
     }
     let Pair { device: device_control, host: host_control } = control;
     let step =
-        AdamwStep { beta1, beta2, eps, scaling, clip: None, factor: &factor.device, control: device_control };
+        AdamwStep { beta1, beta2, eps, scaling, clip, factor: &factor.device, control: device_control };
     c.device.adamw(&mut device, step, &mut stats.device)?;
-    let step =
-        AdamwStep { beta1, beta2, eps, scaling, clip: None, factor: &factor.host, control: host_control };
+    let step = AdamwStep { beta1, beta2, eps, scaling, clip, factor: &factor.host, control: host_control };
     Ok(c.cpu.adamw(&mut host, step, &mut stats.host)?)
 }

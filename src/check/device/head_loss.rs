@@ -15,6 +15,8 @@ struct Case {
     weights: LossWeights,
     /// Whether the gradient of the features is wanted, and whether there is a loss scale.
     features: bool,
+    /// Whether the gradient of the text features is wanted.
+    text_features: bool,
     scaled: bool,
     mixed: bool,
 }
@@ -25,7 +27,12 @@ impl Case {
         let mut name = format!("{batch} of {classes} classes, width {width}");
         name += if self.mixed { ", mixed" } else { "" };
         name += if self.scaled { ", scaled" } else { "" };
-        name += if self.features { "" } else { ", head alone" };
+        name += match (self.features, self.text_features) {
+            (true, false) => "",
+            (false, false) => ", head alone",
+            (true, true) => ", text trained",
+            (false, true) => ", text trained, no df",
+        };
         name += if self.weights.text == 0.0 { ", no text" } else { "" };
         name
     }
@@ -39,6 +46,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         width,
         weights: both,
         features: true,
+        text_features: false,
         scaled: false,
         mixed: false,
     };
@@ -55,6 +63,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     for case in cases {
         head_loss(c, case)?;
         head_loss(c, Case { mixed: true, ..case })?;
+        head_loss(c, Case { text_features: true, ..case })?;
     }
     ties(c)
 }
@@ -177,6 +186,7 @@ fn backward<B: Backend>(
     let mut dw = c.output([classes, width], master)?;
     let mut db = c.output([classes], master)?;
     let mut df = c.output([batch, width], master)?;
+    let mut dt = c.output([classes, width], master)?;
     let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, master)?;
     c.device.head_loss_backward(
         &f.device,
@@ -189,7 +199,7 @@ fn backward<B: Backend>(
         &mut dw.device,
         &mut db.device,
         case.features.then_some(&mut df.device),
-        None,
+        case.text_features.then_some(&mut dt.device),
     )?;
     c.cpu.head_loss_backward(
         &f.host,
@@ -202,7 +212,7 @@ fn backward<B: Backend>(
         &mut dw.host,
         &mut db.host,
         case.features.then_some(&mut df.host),
-        None,
+        case.text_features.then_some(&mut dt.host),
     )?;
     let at = case.name();
     c.compare_within("head_loss d_head", &at, &head, bound(master))?;
@@ -210,6 +220,9 @@ fn backward<B: Backend>(
     c.compare_within("head_loss d_text", &at, &text, bound(master))?;
     c.compare_within("head_loss dH", &at, &dw, bound(master))?;
     c.compare_within("head_loss dh", &at, &db, bound(master))?;
+    if case.text_features {
+        c.compare_within("head_loss dT", &at, &dt, bound(master))?;
+    }
     if case.features {
         // Once the label's term is in the sum, each of very many small ones rounds a number of its size:
         // 6e-6 of the largest value at 100 000 classes.

@@ -1,5 +1,6 @@
 //! Checks of linear, lora_linear and lora_fold.
 
+use super::dropout::DropoutPair;
 use super::{Checker, Pair, Result, Scope};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Linear, Lora};
@@ -63,6 +64,13 @@ const QUICK: &[Case] = &[
     // More columns than the warps of a start kernel take in one turn; a slab longer than the pipeline.
     Case::new(170, 520, 8, 1, 8),
     Case::new(20, 8, 328, 1, 4).without_bias(),
+    // An MLP's two layers, in packs and without, the first of them wider than the fused form's tiles.
+    Case::new(50, 96, 384, 1, 8),
+    Case::new(50, 384, 96, 1, 8),
+    Case::new(9, 12, 45, 1, 2),
+    Case::new(9, 45, 12, 1, 2),
+    // Three parts of rank 2: six columns of u, in no whole pack.
+    Case::new(35, 64, 72, 3, 2),
 ];
 
 const FULL: &[Case] = &[
@@ -76,6 +84,15 @@ const FULL: &[Case] = &[
     Case::new(2 * 257, 1024, 1024, 3, 8),
     Case::new(4 * 77, 512, 512, 3, 4),
     Case::new(3 * 242, 768, 768, 3, 64),
+    Case::new(1600, 768, 768, 3, 2),
+    Case::new(1600, 768, 3072, 1, 2),
+    Case::new(1600, 3072, 768, 1, 2),
+    Case::new(257, 1024, 4096, 1, 8),
+    Case::new(257, 4096, 1024, 1, 8),
+    // The text tower of 102 classes.
+    Case::new(102 * 77, 512, 512, 3, 2),
+    Case::new(102 * 77, 512, 2048, 1, 8),
+    Case::new(102 * 77, 2048, 512, 1, 8),
 ];
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
@@ -83,7 +100,8 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     for &case in QUICK.iter().chain(full) {
         let layer = Layer::new(c, case)?;
         linear(c, case, &layer)?;
-        lora_linear(c, case, &layer)?;
+        lora_linear(c, case, &layer, None)?;
+        lora_linear(c, case, &layer, Some(&DropoutPair::new(c, 0.25)?))?;
         lora_fold(c, case, &layer)?;
     }
     Ok(())
@@ -140,26 +158,41 @@ fn linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> R
     c.compare("linear dx", &at, &dx)
 }
 
-fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
-    let (device, cpu, real, at) = (c.device, c.cpu, c.real(), case.at());
+/// Where `mask` is given, the adapters see what it leaves of the input.
+fn lora_linear<B: Backend>(
+    c: &mut Checker<'_, B>,
+    case: Case,
+    layer: &Layer<B>,
+    mask: Option<&DropoutPair<B>>,
+) -> Result<()> {
+    const SITE: u32 = 5;
+    let (device, cpu, real) = (c.device, c.cpu, c.real());
+    let at = case.at() + if mask.is_some() { ", dropout" } else { "" };
     let (rows, width) = (case.rows, case.parts.len() * case.rank);
     let (on_device, on_host) = layer.lora();
     let x = c.random([rows, case.inputs], real, 1.0, 5)?;
     let residual = c.random([rows, case.outputs()], real, 1.0, 6)?;
+    let dropped = |mask: &DropoutPair<B>| -> Result<Pair<B>> {
+        let mut seen = x.host.clone();
+        cpu.dropout(&x.host, mask.host(SITE), &mut seen)?;
+        c.pair(&seen, real)
+    };
+    let seen = mask.map(dropped).transpose()?;
     let mut u = c.output([rows, width], real)?;
     let mut y = c.output([rows, case.outputs()], real)?;
     for residual in [None, Some(&residual)] {
         let (before, host) = (residual.map(|r| &r.device), residual.map(|r| &r.host));
         device.lora_linear(
             &x.device,
-            None,
+            seen.as_ref().map(|seen| &seen.device),
             &layer.device,
             on_device,
             before,
             &mut u.device,
             &mut y.device,
         )?;
-        cpu.lora_linear(&x.host, None, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
+        let seen = seen.as_ref().map(|seen| &seen.host);
+        cpu.lora_linear(&x.host, seen, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
         c.compare("lora_linear u", &at, &u)?;
         c.compare("lora_linear y", &at, &y)?;
     }
@@ -172,8 +205,8 @@ fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>)
             (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
         device.lora_linear_backward(
             &dy.device,
-            &x.device,
-            None,
+            &seen.as_ref().unwrap_or(&x).device,
+            mask.map(|mask| mask.device(SITE)),
             &u.device,
             &layer.device,
             on_device,
@@ -184,8 +217,8 @@ fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>)
         )?;
         cpu.lora_linear_backward(
             &dy.host,
-            &x.host,
-            None,
+            &seen.as_ref().unwrap_or(&x).host,
+            mask.map(|mask| mask.host(SITE)),
             &u.host,
             &layer.host,
             on_host,

@@ -3,10 +3,13 @@
 //! Inputs are random numbers rounded to the type that the device computes in, so what is measured is the
 //! device's own arithmetic. One file per operation, named as its kernel.
 
+mod accumulate;
 mod activation;
 mod adamw;
 mod attention;
+mod class_features;
 mod crop_resize;
+mod dropout;
 mod embed;
 mod head_loss;
 mod l2_norm;
@@ -64,13 +67,16 @@ pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
     let mut checker = Checker::new(device, scope);
     layer_norm::check(&mut checker)?;
     activation::check(&mut checker)?;
+    dropout::check(&mut checker)?;
     crop_resize::check(&mut checker)?;
     embed::check(&mut checker)?;
     prompts::check(&mut checker)?;
     l2_norm::check(&mut checker)?;
+    class_features::check(&mut checker)?;
     mix::check(&mut checker)?;
     head_loss::check(&mut checker)?;
     triplet::check(&mut checker)?;
+    accumulate::check(&mut checker)?;
     adamw::check(&mut checker)?;
     Ok(checker.rows)
 }

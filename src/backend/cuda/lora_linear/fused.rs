@@ -85,7 +85,7 @@ fn pick(
 }
 
 pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
-    let Forward { frozen, parts, u } = work;
+    let Forward { frozen, parts, u, .. } = work;
     let Sizes { m, k, n, weight_stride } = frozen.sizes;
     let args = Args::new()
         .address(frozen.from)
@@ -110,7 +110,7 @@ pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
 }
 
 pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
-    let Backward { frozen, parts, du } = work;
+    let Backward { frozen, parts, du, .. } = work;
     let Sizes { m, k, n, weight_stride } = frozen.sizes;
     let args = Args::new()
         .address(frozen.from)

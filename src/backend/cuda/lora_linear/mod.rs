@@ -10,6 +10,7 @@ mod parts;
 mod product;
 
 use super::driver::Product;
+use super::dropout::Dropped;
 use super::*;
 use parts::Parts;
 
@@ -36,9 +37,11 @@ pub fn linear_backward(
     Frozen::backward("linear_backward", cuda, sizes, dy, layer, dx)?.product(cuda)
 }
 
+#[allow(clippy::too_many_arguments)]
 pub fn lora_linear(
     cuda: &Cuda,
     x: &CudaTensor,
+    seen: Option<&CudaTensor>,
     layer: &Linear<Cuda>,
     lora: Lora<'_, Cuda>,
     residual: Option<&CudaTensor>,
@@ -50,9 +53,17 @@ pub fn lora_linear(
     let parts = Parts::of(OP, lora, sizes.k, sizes.n)?;
     expect_matrix(OP, "u", sizes.m, parts.width, u.shape)?;
     let frozen = Frozen::forward(OP, cuda, sizes, x, layer, residual, y)?;
-    let work = Forward { frozen, parts, u: u.typed(cuda.real())? };
+    if let Some(seen) = seen {
+        expect_matrix(OP, "seen", sizes.m, sizes.k, seen.shape)?;
+    }
+    let seen = seen.map(|seen| seen.typed(cuda.real())).transpose()?;
+    let work = Forward { frozen, seen: seen.unwrap_or(frozen.from), parts, u: u.typed(cuda.real())? };
     if sizes.m == 0 {
         return Ok(());
+    }
+    // The fused form reads one input for both products.
+    if seen.is_some() {
+        return product::forward(cuda, &work);
     }
     let tiles = fused::forward_tiles(cuda, &work);
     form(cuda, OP, &work.frozen, &parts, tiles, &mut |form| match form {
@@ -66,6 +77,7 @@ pub fn lora_linear_backward(
     cuda: &Cuda,
     dy: &CudaTensor,
     x: &CudaTensor,
+    dropout: Option<Dropout<'_, Cuda>>,
     u: &CudaTensor,
     layer: &Linear<Cuda>,
     lora: Lora<'_, Cuda>,
@@ -85,6 +97,7 @@ pub fn lora_linear_backward(
     expect_shape(OP, "db", lora.b.shape, db.shape)?;
     let real = cuda.real();
     let (dy_at, du) = (dy.typed(real)?, du.typed(real)?);
+    let dropped = dropout.map(|dropout| Dropped::of(OP, dropout)).transpose()?;
     let frozen = dx.map(|dx| Frozen::backward(OP, cuda, sizes, dy, layer, dx)).transpose()?;
     let gradients = gradients::Gradients {
         du,
@@ -97,14 +110,18 @@ pub fn lora_linear_backward(
     };
     match frozen {
         _ if m == 0 => {}
-        None => product::backward_start(cuda, &parts, sizes, dy_at, du, None)?,
-        Some(frozen) => input_gradient(cuda, &Backward { frozen, parts, du })?,
+        None => product::backward_start(cuda, &parts, sizes, dy_at, du, None, None)?,
+        Some(frozen) => input_gradient(cuda, &Backward { frozen, parts, du, dropped })?,
     }
     gradients.launch(cuda, &parts)
 }
 
 /// du and dx, in the form that is the faster one.
 fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
+    // The fused form adds du·A to the product as it is.
+    if work.dropped.is_some() {
+        return product::backward(cuda, work);
+    }
     let tiles = fused::backward_tiles(cuda, work);
     form(cuda, "lora_linear_backward", &work.frozen, &work.parts, tiles, &mut |form| match form {
         Form::Fused(tile) => fused::backward(cuda, work, tile),
@@ -264,6 +281,8 @@ impl Frozen {
 #[derive(Clone, Copy)]
 struct Forward {
     frozen: Frozen,
+    /// What the adapters see: the input, or what dropout left of it.
+    seen: Address,
     parts: Parts,
     u: Address,
 }
@@ -274,6 +293,8 @@ struct Backward {
     frozen: Frozen,
     parts: Parts,
     du: Address,
+    /// What the adapters saw of the input.
+    dropped: Option<Dropped>,
 }
 
 /// [`LoraForm`] without the open question.

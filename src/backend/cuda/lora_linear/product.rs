@@ -4,10 +4,10 @@ use super::*;
 
 /// y from u·Bᵀ, bias and residual; then y += x·Wᵀ.
 pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
-    let Forward { frozen, parts, u } = work;
+    let Forward { frozen, seen, parts, u } = work;
     let Sizes { m, k, n, .. } = frozen.sizes;
     let args = Args::new()
-        .address(frozen.from)
+        .address(*seen)
         .address(parts.a)
         .address(parts.b)
         .optional(frozen.bias)
@@ -23,18 +23,18 @@ pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
         .int(parts.part_of_segment)
         .float(parts.scale);
     let names = ["lora_linear_start_16_rows", "lora_linear_start_32_rows", "lora_linear_start_any"];
-    start(cuda, names, parts.in_packs(k), m, n / parts.out, args)?;
+    start(cuda, "lora_linear", names, parts.in_packs(k), m, n / parts.out, args)?;
     Frozen { bias: None, residual: Some(frozen.to), ..*frozen }.product(cuda)
 }
 
-/// du and dx = du·A; then dx += dy·W.
+/// du and dx = du·A, through the mask where there is one; then dx += dy·W.
 pub fn backward(cuda: &Cuda, work: &Backward) -> Result<()> {
-    let Backward { frozen, parts, du } = work;
-    backward_start(cuda, parts, frozen.sizes, frozen.from, *du, Some(frozen.to))?;
+    let Backward { frozen, parts, du, dropped } = work;
+    backward_start(cuda, parts, frozen.sizes, frozen.from, *du, Some(frozen.to), *dropped)?;
     Frozen { residual: Some(frozen.to), ..*frozen }.product(cuda)
 }
 
-/// du = scale·dy·B, and dx = du·A where it is wanted.
+/// du = scale·dy·B, and where it is wanted dx = du·A, through the mask of `dropped`.
 pub fn backward_start(
     cuda: &Cuda,
     parts: &Parts,
@@ -42,6 +42,7 @@ pub fn backward_start(
     dy: Address,
     du: Address,
     dx: Option<Address>,
+    dropped: Option<Dropped>,
 ) -> Result<()> {
     let args = Args::new()
         .address(dy)
@@ -58,18 +59,28 @@ pub fn backward_start(
         .int(parts.count)
         .int(parts.segment_of_part)
         .float(parts.scale);
+    let in_packs = parts.in_packs(sizes.k);
+    let Some(dropped) = dropped else {
+        let names = [
+            "lora_linear_backward_start_16_rows",
+            "lora_linear_backward_start_32_rows",
+            "lora_linear_backward_start_any",
+        ];
+        return start(cuda, "lora_linear", names, in_packs, sizes.m, 1, args);
+    };
     let names = [
-        "lora_linear_backward_start_16_rows",
-        "lora_linear_backward_start_32_rows",
-        "lora_linear_backward_start_any",
+        "lora_linear_dropout_backward_start_16_rows",
+        "lora_linear_dropout_backward_start_32_rows",
+        "lora_linear_dropout_backward_start_any",
     ];
-    start(cuda, names, parts.in_packs(sizes.k), sizes.m, 1, args)
+    start(cuda, "lora_linear_dropout", names, in_packs, sizes.m, 1, dropped.add_to(args))
 }
 
 /// Launches the kernel for blocks of 16 rows, or of 32 where those are still enough for all multiprocessors,
-/// or the one for any type and size. The grid has `segments` blocks for the same rows.
+/// or the one for any type and size, all of `file`. The grid has `segments` blocks for the same rows.
 fn start(
     cuda: &Cuda,
+    file: &'static str,
     [of_16, of_32, any]: [&'static str; 3],
     in_packs: bool,
     rows: usize,
@@ -82,5 +93,5 @@ fn start(
         true => (of_16, 16, 256),
         false => (any, 16, 128),
     };
-    cuda.launch("lora_linear", name, [rows.div_ceil(rows_each), segments, 1], threads, 0, args)
+    cuda.launch(file, name, [rows.div_ceil(rows_each), segments, 1], threads, 0, args)
 }

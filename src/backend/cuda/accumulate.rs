@@ -1,0 +1,35 @@
+//! Gradients of several batches added up, over all trained tensors.
+
+use super::tables::Table;
+use super::*;
+use bytemuck::{Pod, Zeroable};
+
+const THREADS: usize = 256;
+
+const OP: &str = "accumulate";
+
+/// A gradient and its sum as the kernel reads them.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Entry {
+    gradient: u64,
+    sum: u64,
+    length: u64,
+}
+
+fn entry((gradient, sum): &(&CudaTensor, &mut CudaTensor)) -> Result<Entry> {
+    expect_shape(OP, "sum", gradient.shape(), sum.shape())?;
+    Ok(Entry {
+        gradient: gradient.typed(DType::F32)?.0,
+        sum: sum.typed(DType::F32)?.0,
+        length: sum.shape().elements() as u64,
+    })
+}
+
+pub fn accumulate(cuda: &Cuda, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
+    let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
+    let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
+    let table = Table::of(cuda, OP, &entries, &lengths)?;
+    let args = Args::new().address(table.entries).address(table.chunks).int(usize::from(first));
+    cuda.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
+}

@@ -1,0 +1,49 @@
+//! Dropout of activations; and what kernels that drop along the way are handed.
+
+use super::*;
+
+const THREADS: usize = 256;
+
+/// A [`Dropout`] as kernels take it.
+#[derive(Clone, Copy)]
+pub struct Dropped {
+    draw: Address,
+    site: u32,
+    /// The least word of an element that is kept.
+    threshold: u32,
+    /// What kept elements are multiplied with.
+    scale: f32,
+}
+
+impl Dropped {
+    /// After shapes, types and the probability were checked.
+    pub fn of(op: &'static str, dropout: Dropout<'_, Cuda>) -> Result<Self> {
+        let Dropout { draw, site, probability } = dropout;
+        if !(0.0..1.0).contains(&probability) {
+            let problem = format!("{probability} is no probability below 1");
+            return Err(BackendError::Invalid { op, problem });
+        }
+        expect_shape(op, "draw", [4], draw.shape())?;
+        Ok(Dropped {
+            draw: draw.typed(DType::U32)?,
+            site,
+            threshold: (probability * 2f64.powi(32)) as u32,
+            scale: (1.0 / (1.0 - probability)) as f32,
+        })
+    }
+
+    /// The arguments that tell a kernel of it.
+    pub fn add_to(&self, args: Args) -> Args {
+        args.address(self.draw).word(self.site).word(self.threshold).float(self.scale)
+    }
+}
+
+pub fn dropout(cuda: &Cuda, x: &CudaTensor, dropout: Dropout<'_, Cuda>, y: &mut CudaTensor) -> Result<()> {
+    const OP: &str = "dropout";
+    expect_shape(OP, "y", x.shape(), y.shape())?;
+    let count = x.shape().elements();
+    let args = Args::new().address(x.typed(cuda.real())?);
+    let args = Dropped::of(OP, dropout)?.add_to(args).address(y.typed(cuda.real())?).int(count);
+    let pack = 16 / cuda.real().size();
+    cuda.launch(OP, "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
+}

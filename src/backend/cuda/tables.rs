@@ -1,0 +1,76 @@
+//! Tables in device memory of what a kernel works on, for kernels that take many tensors in one launch.
+//!
+//! A table is made by the launcher and uploaded when it is seen for the first time; a recorded step finds it
+//! where the step before the recording put it.
+
+use super::*;
+use bytemuck::{Pod, Zeroable};
+use std::collections::HashMap;
+
+/// Elements that a block takes.
+const CHUNK: usize = 4096;
+
+/// Tables that are kept. They are never given back, because recordings hold their addresses; a process that
+/// trains more sets of tensors than this makes a new backend.
+const TABLES: usize = 1024;
+
+/// The part of a tensor that a block takes.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct Chunk {
+    tensor: u32,
+    /// In chunks.
+    index: u32,
+}
+
+/// The tables so far, by their contents.
+#[derive(Default)]
+pub struct Tables {
+    tables: HashMap<Vec<u8>, Memory>,
+}
+
+impl Tables {
+    /// Where `contents` lie in device memory.
+    fn find(&mut self, op: &'static str, driver: &Arc<dyn Driver>, contents: Vec<u8>) -> Result<Address> {
+        if let Some(memory) = self.tables.get(&contents) {
+            return Ok(memory.address);
+        }
+        if self.tables.len() == TABLES {
+            let problem = format!("more than {TABLES} different sets of trained tensors on one device");
+            return Err(BackendError::Invalid { op, problem });
+        }
+        let memory = Memory::new(driver, contents.len())?;
+        driver.upload(memory.address, &contents)?;
+        let address = memory.address;
+        self.tables.insert(contents, memory);
+        Ok(address)
+    }
+}
+
+/// Where the kernels find a step's tensors and chunks.
+pub struct Table {
+    pub entries: Address,
+    pub chunks: Address,
+    /// Number of chunks.
+    pub count: usize,
+}
+
+impl Table {
+    /// Of tensors as a kernel reads them, with their numbers of elements.
+    pub fn of<E: Pod>(cuda: &Cuda, op: &'static str, entries: &[E], lengths: &[usize]) -> Result<Self> {
+        let mut chunks = Vec::new();
+        for (tensor, length) in (0u32..).zip(lengths) {
+            let count = length.div_ceil(CHUNK) as u32;
+            chunks.extend((0..count).map(|index| Chunk { tensor, index }));
+        }
+        let mut contents = bytemuck::cast_slice(entries).to_vec();
+        contents.extend_from_slice(bytemuck::cast_slice(&chunks));
+        let entries_at = if chunks.is_empty() {
+            Address::NULL
+        } else {
+            locked(&cuda.inner.tables).find(op, &cuda.inner.driver, contents)?
+        };
+        let chunks_at = entries_at.offset(size_of_val(entries));
+        Ok(Table { entries: entries_at, chunks: chunks_at, count: chunks.len() })
+    }
+}
