@@ -187,7 +187,8 @@ PRESETS = {variant: dict(variant=variant) for variant in VARIANTS} | {
     "lora_clipped": dict(variant="lora", targets=("q_proj", "v_proj"), last_batch=3, clip_grad_norm=0.42, hp=FAST),
     "lora_accumulated": dict(variant="lora", targets=("q_proj", "v_proj"), hp=FAST, **EPOCH),
     "clip_lora": CLIP_LORA,
-    "clip_lora_accumulated": dict(CLIP_LORA, text_chunk=12, clip_grad_norm=0.3, hp=FAST, **EPOCH),
+    "clip_lora_accumulated": dict(CLIP_LORA, dropout_seed=0xFEDC_BA98_7654_3210, text_chunk=12, clip_grad_norm=0.3,
+                                  **EPOCH),
 }
 
 
