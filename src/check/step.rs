@@ -452,7 +452,7 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
     ];
     let seven = TinySizes { batch: 7, ..TinySizes::ODD };
     variants.extend(techniques(seven, 3).into_iter().map(|(name, step)| (name.to_string(), step)));
-    let adapters = adapter_techniques(seven, 2);
+    let adapters = adapter_techniques(TinySizes { batch: 5, ..TinySizes::ODD }, 2);
     variants.extend(adapters.into_iter().map(|(name, step)| (name.to_string(), step)));
     // The only block is the first and the last for prompts.
     let one_block = techniques(seven, 1).into_iter().filter(|(_, step)| step.prompts.is_some());
