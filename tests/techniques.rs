@@ -88,7 +88,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         // Evaluation drops nothing.
         let mut plain = TinyStep { dropout: 0.0, ..tiny.clone() }.learner().unwrap();
         plain.restore(&learner.snapshot().unwrap()).unwrap();
-        plain.gradients(batch).unwrap();
+        plain.loss(batch).unwrap();
         let (expected, (_, text)) = (plain.features().unwrap(), plain.logits().unwrap());
         learner.gradients(batch).unwrap();
         let (dropped, trained) = (learner.features().unwrap(), gradients(&learner));
