@@ -4,20 +4,17 @@
 
 mod stand_in;
 
+use clip_engine::backend::LossScaling;
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
 use clip_engine::backend::cuda::gpu::libraries;
 use clip_engine::backend::cuda::source::Sources;
 use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
-use clip_engine::backend::{Activation, LossScaling};
 use clip_engine::check::step::{TinySizes, TinyStep};
-use clip_engine::clip::vision::Savings;
 use clip_engine::data::Split;
-use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
 use clip_engine::train::learner::{Batch, Learner, StepStats};
-use clip_engine::tune::Target;
 use half::f16;
 use stand_in::{Session, libraries_of};
 use std::collections::HashMap;
@@ -161,17 +158,7 @@ struct Trace {
 }
 
 fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes, record: bool) -> Trace {
-    let tiny = TinyStep {
-        sizes,
-        layers: 2,
-        activation: Activation::QuickGelu,
-        targets: Target::ATTENTION.to_vec(),
-        prompts: None,
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
-        crops_of: None,
-        savings: Savings::ALL,
-    };
+    let tiny = TinyStep::new(sizes, 2);
     let image = Shape::from([sizes.side, sizes.side, 3]);
     let scaling = (dtype == DType::F16).then_some(LossScaling { start: 256.0, ..Default::default() });
     let backend = Cuda::new(driver, dtype, form).unwrap();

@@ -109,6 +109,66 @@ fn prompts_beside_lora() {
     compare("odd", "vpt_layer_replace_lora", 70);
 }
 
+#[test]
+fn lora_on_the_layers_of_the_mlp() {
+    compare("tiny", "lora_fc", 58);
+    compare("gelu", "lora_fc", 46);
+    compare("gelu", "lora_mlp", 54);
+}
+
+#[test]
+fn lora_on_every_layer() {
+    compare("tiny", "lora_all", 140);
+    compare("gelu", "lora_all", 100);
+}
+
+#[test]
+fn rank_stabilised_lora() {
+    compare("gelu", "lora_rslora", 46);
+}
+
+#[test]
+fn lora_in_the_text_tower() {
+    compare("tiny", "lora_text", 150);
+    compare("odd", "lora_text", 150);
+    compare("gelu", "lora_text_alone", 78);
+}
+
+#[test]
+fn features_mixed_with_a_text_tower_that_is_trained() {
+    compare("gelu", "mixup_feat_text_tower", 70);
+}
+
+/// The masks are those of the reference: Philox by seed, batch, tower, block and place in it.
+#[test]
+fn dropout_in_both_towers() {
+    compare("odd", "lora_text_all", 212);
+}
+
+#[test]
+fn clip_lora() {
+    compare("tiny", "clip_lora", 110);
+    compare("odd", "clip_lora", 110);
+}
+
+/// Some of the steps have longer gradients than that, and the last batch is smaller.
+#[test]
+fn gradients_that_are_clipped() {
+    compare("gelu", "lora_clipped", 46);
+}
+
+/// Five batches of an epoch make a step of three and one of two; the last batch is smaller.
+#[test]
+fn steps_of_several_batches() {
+    compare("odd", "lora_accumulated", 58);
+}
+
+/// Prompts in two parts, and masks that differ between the batches of a step.
+#[test]
+fn clip_lora_in_steps_of_several_batches() {
+    compare("gelu", "clip_lora_accumulated", 90);
+}
+
 /// The same on the host twin.
 #[cfg(target_os = "linux")]
 fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {

@@ -3,11 +3,12 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::check::relative_error;
-use clip_engine::check::step::{TinySizes, TinyStep, techniques};
+use clip_engine::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use clip_engine::objective::MixDraw;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::Tensor;
-use clip_engine::train::learner::{Batch, Learner};
+use clip_engine::train::learner::{Batch, Learner, Share};
+use clip_engine::tune::{Place, Tower};
 
 /// Plain LoRA and all techniques.
 fn steps() -> Vec<(&'static str, TinyStep)> {
@@ -15,6 +16,7 @@ fn steps() -> Vec<(&'static str, TinyStep)> {
     let mut steps = vec![("LoRA", TinyStep::new(sizes, 3))];
     steps.extend(techniques(sizes, 3));
     steps.extend(techniques(sizes, 1));
+    steps.extend(adapter_techniques(sizes, 2));
     steps
 }
 
@@ -83,22 +85,29 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         }
         let draw = unmixed(&tiny, labels.len());
         let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        // Evaluation drops nothing.
+        let mut plain = TinyStep { dropout: 0.0, ..tiny.clone() }.learner().unwrap();
+        plain.restore(&learner.snapshot().unwrap()).unwrap();
+        plain.loss(batch).unwrap();
+        let (expected, (_, text)) = (plain.features().unwrap(), plain.logits().unwrap());
         learner.gradients(batch).unwrap();
-        let (expected, trained) = (learner.features().unwrap(), gradients(&learner));
-        let in_tower = tiny.prompts.is_some() || !tiny.targets.is_empty();
+        let (dropped, trained) = (learner.features().unwrap(), gradients(&learner));
+        let in_tower =
+            tiny.prompts.is_some() || !tiny.targets.is_empty() && tiny.towers.contains(&Tower::Vision);
         let apart = relative_error(values(&expected), values(&frozen));
         assert_eq!(apart > 1e-3, in_tower, "{name}: {apart:e} from the frozen tower");
         for round in 0..2 {
             let what = |what: &str| format!("{name}, round {round}: {what}");
             learner.evaluate(images.view(), &labels).unwrap();
             assert_same(&learner.features().unwrap(), &expected, &what("features"));
+            assert_same(&learner.logits().unwrap().1, &text, &what("text logits"));
             learner.evaluate(part, part_labels).unwrap();
             let rows = expected.view().rows(1, 4).unwrap().to_tensor(expected.dtype()).unwrap();
             assert_same(&learner.features().unwrap(), &rows, &what("features of a part"));
             learner.evaluate_frozen(images.view(), &labels).unwrap();
             assert_same(&learner.features().unwrap(), &frozen, &what("frozen features"));
             learner.gradients(batch).unwrap();
-            assert_same(&learner.features().unwrap(), &expected, &what("features of a training pass"));
+            assert_same(&learner.features().unwrap(), &dropped, &what("features of a training pass"));
             for ((found, expected), part) in
                 gradients(&learner).iter().zip(&trained).zip(learner.param_names())
             {
@@ -157,6 +166,52 @@ fn the_triplets_of_these_tests_have_anchors_with_and_without_a_loss() {
         assert!((possible - (labels.len() - 1) as f64).abs() < 1e-6, "{name}: {possible} anchors");
         assert!((with - with.round()).abs() < 1e-6, "{name}: an anchor changes sides near the margin");
         assert!(with > 0.5 && with < possible - 0.5, "{name}: {with} of {possible} anchors have a loss");
+        seen += 1;
+    }
+    assert_eq!(seen, 4);
+}
+
+/// A step of several batches is the step of all their images at once; what they leave of each other's
+/// gradients does not depend on how many there are.
+#[test]
+fn several_batches_make_the_step_of_one() {
+    let mut steps = steps();
+    // Every batch draws its own masks, and looks for triplets among its own images.
+    steps.retain(|(_, tiny)| tiny.dropout == 0.0 && tiny.mix.is_none() && tiny.objective.triplet == 0.0);
+    for (name, tiny) in steps {
+        let (images, labels) = tiny.batch().unwrap();
+        let mut whole = tiny.learner().unwrap();
+        whole.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
+        let mut split = TinyStep { accumulate: 4, ..tiny }.learner().unwrap();
+        for (number, range) in [0..2, 2..4, 4..6, 6..7].into_iter().enumerate() {
+            let part = images.view().rows(range.start, range.len()).unwrap();
+            let share =
+                Share { place: Place::of(number, 4), of_images: range.len() as f64 / labels.len() as f64 };
+            let batch = Batch { number: number as u32, ..Batch::new(part, &labels[range]) };
+            split.train_part(batch, share, &rates(), 1.0).unwrap();
+        }
+        assert_eq!((whole.steps(), split.steps()), (1, 1), "{name}");
+        let parts = whole.param_names();
+        for ((found, expected), part) in gradients(&split).iter().zip(&gradients(&whole)).zip(parts) {
+            assert_same(found, expected, &format!("{name}: gradient of {part}"));
+        }
+        let norms = [split.stats().unwrap().grad_norm, whole.stats().unwrap().grad_norm];
+        assert!((norms[0] / norms[1] - 1.0).abs() < 1e-12, "{name}: {norms:?}");
+    }
+}
+
+/// A batch draws by its number and by the run's seed, and the same again for the same number.
+#[test]
+fn dropout_draws_by_the_number_of_the_batch() {
+    let with_dropout = steps().into_iter().filter(|(_, tiny)| tiny.dropout > 0.0);
+    let mut seen = 0;
+    for (name, tiny) in with_dropout {
+        let mut learner = tiny.learner().unwrap();
+        let (images, labels) = tiny.batch().unwrap();
+        let mut loss = |number| learner.loss(Batch { number, ..Batch::new(images.view(), &labels) }).unwrap();
+        let losses = [0, 1, 0].map(&mut loss);
+        assert_eq!(losses[0], losses[2], "{name}");
+        assert!((losses[0] / losses[1] - 1.0).abs() > 1e-4, "{name}: {losses:?}");
         seen += 1;
     }
     assert_eq!(seen, 4);

@@ -4,33 +4,20 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
-use clip_engine::backend::{Activation, Backend, Control, LossScaling};
+use clip_engine::backend::{Backend, Control, LossScaling};
 use clip_engine::check::device::check_steps;
 use clip_engine::check::relative_error;
 use clip_engine::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
-use clip_engine::clip::vision::Savings;
-use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, StepStats};
-use clip_engine::tune::Target;
 
 fn twin(dtype: DType) -> Cuda {
     Cuda::on_twin(dtype, 90).unwrap()
 }
 
 fn tiny(sizes: TinySizes) -> TinyStep {
-    TinyStep {
-        sizes,
-        layers: 2,
-        activation: Activation::QuickGelu,
-        targets: Target::ATTENTION.to_vec(),
-        prompts: None,
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
-        crops_of: None,
-        savings: Savings::ALL,
-    }
+    TinyStep::new(sizes, 2)
 }
 
 fn learner<B: Backend>(backend: B, tiny: &TinyStep, scaling: Option<LossScaling>) -> Learner<B> {

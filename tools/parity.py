@@ -1,6 +1,7 @@
 """A whole training step of this engine against PyTorch's, as a table of errors.
 
     python tools/parity.py --size full --engine target/release/engine
+    python tools/parity.py --variant clip_lora --templates 1      # fewer prompts take less memory
 
 Makes a model with random weights and a reference (tools/reference.py), lets `engine check --reference` repeat
 it, and prints the largest error of every kind of quantity as Markdown. Errors are against PyTorch in f64 and
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from reference import SIZES, VARIANTS, Settings, write
+from reference import PRESETS, SIZES, Settings, write
 
 
 def check(engine: Path, reference: Path) -> list[dict]:
@@ -36,7 +37,8 @@ def check(engine: Path, reference: Path) -> list[dict]:
 def kind(name: str) -> str:
     """The name without layer and target: "warm.grad lora.3.q_proj.A" is a "gradient of LoRA A, from B ≠ 0"."""
     start = ", from B ≠ 0" if name.startswith("warm.") else ""
-    name = re.sub(r"lora\.\d+\.\w+\.([AB])", r"LoRA \1", name.removeprefix("warm."))
+    name = name.removeprefix("warm.").replace("text_lora.", "text lora.")
+    name = re.sub(r"lora\.\d+\.\w+\.([AB])", r"LoRA \1", name)
     name = re.sub(r"lora\.\d+\.\w+", "LoRA A and B together", name)
     return name.replace("grad ", "gradient of ") + start
 
@@ -56,8 +58,10 @@ def table(rows: list[dict]) -> str:
 
 
 def run(args: argparse.Namespace, directory: Path) -> int:
-    settings = Settings(size=args.size, variant=args.variant, seed=args.seed)
-    rows = check(args.engine, write(settings, directory))
+    names = ("templates", "clip_grad_norm", "steps")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    settings = Settings(**PRESETS[args.variant] | given | dict(size=args.size, seed=args.seed))
+    rows = check(args.engine, write(settings, directory, args.variant))
     if not rows:
         sys.exit(f"{args.engine}: compared nothing")
     print(table(rows))
@@ -68,7 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", type=Path, default=Path("target/release/engine"))
     parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--variant", choices=VARIANTS, default="lora")
+    parser.add_argument("--variant", choices=PRESETS, default="lora")
+    parser.add_argument("--templates", type=int, help="prompts of a class (4)")
+    parser.add_argument("--clip-grad-norm", type=float, help="length to which gradients are scaled down")
+    parser.add_argument("--steps", type=int, help="AdamW steps (5)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", type=Path, help="make the files here, and leave them")

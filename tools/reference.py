@@ -6,22 +6,28 @@
 writes OUT/SIZE/{config.json,model.safetensors}, a randomly initialised model as transformers saves it, and
 OUT/SIZE/VARIANT.safetensors with
 
-    batch.pixel_values [n,B,3,S,S]  batch.labels [n,B]     n batches; step t of a run uses batch t mod n
+    batch.pixel_values [n,B,3,S,S]  batch.labels [n,B]     n batches, an epoch of a run; of the last one a run sees
+                                                           the first `last_batch` images only
     batch.lam [n,B]  batch.perm [n,B]                      mixup: weight of each sample, index of its partner
     text.input_ids [C*templates,L]                         prompts, those of one class next to each other
     init.NAME                                              trained tensors before the first step, f32
     {f32,f64}.{features,head_logits,text_logits}           one forward pass over batch 0 from init
     {f32,f64}.{loss,ce_head,ce_text,triplet}               its loss and the parts of it
     {f32,f64}.{text_features,logit_scale}                  class features T [C,E]; log of the scale
+    {f32,f64}.eval.{features,…,text_features}              the pass again without dropout, where there is dropout
     {f32,f64}.grad.NAME                                    gradients of the loss
-    {f32,f64}.traj.loss [steps]  {f32,f64}.traj.final.NAME AdamW steps from init: losses, tensors after the last
+    {f32,f64}.traj.loss  {f32,f64}.traj.final.NAME         AdamW steps from init: the loss of every batch on the way,
+                                                           and the tensors after the last
+    {f32,f64}.traj.grad_norm [steps]                       length of the gradients before they are clipped
     f64.hidden.l [B,tokens,D]                              input of vision block l; after the last block for l = L
     warm.*                                                 init, passes, gradients and steps again with LoRA's B
                                                            not zero, without which A has no gradient
 
-where NAME is head.weight, head.bias, prompt, or lora.LAYER.TARGET.A and .B. The metadata entry "meta" is a JSON
-object with every setting. The model is transformers' own, with its SDPA attention (the eager one rounds the
-softmax to f32 even in f64); only the adapters, the prompts and the objectives are written here.
+where NAME is head.weight, head.bias, prompt, lora.LAYER.TARGET.A and .B of the vision tower, or the same after
+text_lora of the text tower. With adapters in the text tower T belongs to the pass and stands under warm.* too. The
+metadata entry "meta" is a JSON object with every setting. The model is transformers' own, with its SDPA attention
+(the eager one rounds the softmax to f32 even in f64); only the adapters, the prompts and the objectives are written
+here.
 """
 
 import argparse
@@ -34,6 +40,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -44,8 +51,9 @@ from transformers import CLIPConfig, CLIPModel
 PRECISIONS = {"f32": torch.float32, "f64": torch.float64}
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
+TOWERS = ("vision", "text")
 VARIANTS = ("lora", "linear", "mixup_pixel", "mixup_feat", "triplet",
-            "vpt_shared_replace", "vpt_layer_replace", "vpt_shared_accum", "vpt_layer_accum")
+            "vpt_shared_replace", "vpt_layer_replace", "vpt_shared_accum", "vpt_layer_accum", "clip_lora")
 
 
 # ---------------------------------------------------------------- settings
@@ -98,9 +106,22 @@ class Settings:
     seed: int = 0
     targets: tuple[str, ...] = ATTENTION
     with_lora: bool = False
+    towers: tuple[str, ...] = ("vision",)
     r: int = 8
     alpha: float = 16.0
+    rslora: bool = False
+    # Share of the adapters' inputs that is set to zero, and the key of its random numbers.
+    dropout: float = 0.0
+    dropout_seed: int = 0x0123_4567_89AB_CDEF
+    # Prompts that the text tower computes together: each such part has masks of its own. 0 for all.
+    text_chunk: int = 0
     steps: int = 5
+    # Batches of an epoch, images of its last one, and batches of a step; 0 for as many as the size says.
+    batches: int = 0
+    last_batch: int = 0
+    accumulate: int = 1
+    # Gradients are scaled down to this length, as one vector.
+    clip_grad_norm: float | None = None
     templates: int = 4
     mixup: float = 0.2
     margin: float = 1.0
@@ -113,11 +134,18 @@ class Settings:
 
     def __post_init__(self):
         if self.text_weight is None:
-            self.text_weight = 0.0 if self.variant.startswith(("mixup", "triplet")) else 0.3
+            alone = 0.3 if self.has_head else 1.0
+            self.text_weight = 0.0 if self.variant.startswith(("mixup", "triplet")) else alone
+        self.batches = self.batches or self.sizes.batches
+        self.last_batch = self.last_batch or self.sizes.batch
 
     @property
     def sizes(self) -> Size:
         return SIZES[self.size]
+
+    @property
+    def has_head(self) -> bool:
+        return self.variant != "clip_lora"
 
     @property
     def has_prompts(self) -> bool:
@@ -127,10 +155,41 @@ class Settings:
     def has_lora(self) -> bool:
         return self.with_lora or not (self.has_prompts or self.variant == "linear")
 
+    @property
+    def trains_text(self) -> bool:
+        return self.has_lora and "text" in self.towers
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
     def meta(self) -> str:
         versions = {"torch": torch.__version__, "transformers": transformers.__version__}
-        sizes = {name: getattr(self.sizes, name) for name in ("classes", "batch", "batches", "prompts")}
+        sizes = {name: getattr(self.sizes, name) for name in ("classes", "batch", "prompts")}
         return json.dumps({**dataclasses.asdict(self), **sizes, "versions": versions})
+
+
+# Two ways to change a step that AdamW all but undoes: they show where steps are long and gradients differ.
+FAST = {"head": (1e-2, 1e-4), "lora": (2e-3, 1e-2)}
+EPOCH = dict(batches=5, accumulate=3, last_batch=3)
+CLIP_LORA = dict(variant="clip_lora", towers=TOWERS, targets=ATTENTION[:3], r=2, alpha=1.0, dropout=0.25,
+                 hp={"lora": (2e-4, 1e-2)})
+
+# Settings that go by a name: what differs from the defaults.
+PRESETS = {variant: dict(variant=variant) for variant in VARIANTS} | {
+    "lora_fc": dict(variant="lora", targets=MLP),
+    "lora_all": dict(variant="lora", targets=ATTENTION + MLP, r=4, alpha=8.0),
+    "lora_rslora": dict(variant="lora", targets=("q_proj", "fc1"), r=3, alpha=4.0, rslora=True),
+    "lora_text": dict(variant="lora", towers=TOWERS),
+    "lora_text_alone": dict(variant="lora", towers=("text",)),
+    "lora_text_all": dict(variant="lora", towers=TOWERS, targets=ATTENTION + MLP, r=3, alpha=6.0, dropout=0.1),
+    "mixup_feat_text_tower": dict(variant="mixup_feat", towers=TOWERS, targets=("v_proj", "fc2"), text_weight=0.3),
+    "lora_clipped": dict(variant="lora", targets=("q_proj", "v_proj"), last_batch=3, clip_grad_norm=0.42, hp=FAST),
+    "lora_accumulated": dict(variant="lora", targets=("q_proj", "v_proj"), hp=FAST, **EPOCH),
+    "clip_lora": CLIP_LORA,
+    "clip_lora_accumulated": dict(CLIP_LORA, dropout_seed=0xFEDC_BA98_7654_3210, text_chunk=12, clip_grad_norm=0.3,
+                                  **EPOCH),
+}
 
 
 def generator(settings: Settings, purpose: int) -> torch.Generator:
@@ -164,8 +223,10 @@ def initial_tensors(model: CLIPModel, settings: Settings, warm: bool = False) ->
     """The trained tensors by name, f32. LoRA's B is zero unless `warm`."""
     s, config, rng = settings.sizes, model.config.vision_config, generator(settings, 2)
     uniform = lambda shape, fan_in: (2 * torch.rand(shape, generator=rng) - 1) / math.sqrt(fan_in)
-    tensors = {"head.weight": uniform((s.classes, s.projection), s.projection),
-               "head.bias": uniform((s.classes,), s.projection)}
+    tensors = {}
+    if settings.has_head:
+        tensors["head.weight"] = uniform((s.classes, s.projection), s.projection)
+        tensors["head.bias"] = uniform((s.classes,), s.projection)
     if settings.has_prompts:
         shape = (s.prompts, config.hidden_size)
         if "layer" in settings.variant:
@@ -173,12 +234,11 @@ def initial_tensors(model: CLIPModel, settings: Settings, warm: bool = False) ->
         tensors["prompt"] = 0.02 * torch.randn(shape, generator=rng)
     if settings.has_lora:
         b_rng = generator(settings, 3)
-        for i, layer in enumerate(model.vision_model.encoder.layers):
-            for target in settings.targets:
-                weight = getattr(parent(layer, target), target).weight
-                a = uniform((settings.r, weight.shape[1]), weight.shape[1])
-                b = 0.05 * torch.randn(weight.shape[0], settings.r, generator=b_rng)
-                tensors[f"lora.{i}.{target}.A"], tensors[f"lora.{i}.{target}.B"] = a, b if warm else 0 * b
+        for site in sites(model, settings):
+            weight = getattr(site.holder, site.target).weight
+            a = uniform((settings.r, weight.shape[1]), weight.shape[1])
+            b = 0.05 * torch.randn(weight.shape[0], settings.r, generator=b_rng)
+            tensors[f"{site.name}.A"], tensors[f"{site.name}.B"] = a, b if warm else 0 * b
     return tensors
 
 
@@ -186,16 +246,16 @@ def make_batches(settings: Settings) -> dict[str, Tensor]:
     """Noise with a pattern per class in it. Sample 0 is the only one of its class: an anchor with no positive."""
     s, rng = settings.sizes, generator(settings, 4)
     side = s.vision.get("image_size", 224)
-    labels = torch.randint(0, s.classes - 1, (s.batches, s.batch), generator=rng)
+    labels = torch.randint(0, s.classes - 1, (settings.batches, s.batch), generator=rng)
     labels[:, 0] = s.classes - 1
     patterns = torch.randn(s.classes, 3, side, side, generator=rng)
-    pixels = patterns[labels] + torch.randn(s.batches, s.batch, 3, side, side, generator=rng)
+    pixels = patterns[labels] + torch.randn(settings.batches, s.batch, 3, side, side, generator=rng)
     batches = {"pixel_values": pixels, "labels": labels}
     if settings.variant.startswith("mixup"):
         torch.manual_seed(settings.seed + 5)  # Beta takes no generator
-        shape = torch.full((s.batches, s.batch), settings.mixup)
+        shape = torch.full((settings.batches, s.batch), settings.mixup)
         batches["lam"] = torch.distributions.Beta(shape, shape).sample()
-        batches["perm"] = torch.stack([torch.randperm(s.batch, generator=rng) for _ in range(s.batches)])
+        batches["perm"] = torch.stack([torch.randperm(s.batch, generator=rng) for _ in range(settings.batches)])
     return batches
 
 
@@ -216,37 +276,116 @@ def make_prompts(model: CLIPModel, settings: Settings) -> Tensor:
 # ---------------------------------------------------------------- the model
 
 
-def parent(layer: torch.nn.Module, target: str) -> torch.nn.Module:
-    return layer.mlp if target in MLP else layer.self_attn
+@dataclass(frozen=True)
+class Site:
+    """A linear layer that gets an adapter."""
+
+    tower: str
+    layer: int
+    target: str
+    # The module that has it, and whether only row 0 of what it computes counts.
+    holder: torch.nn.Module
+    one_row: bool
+
+    @property
+    def name(self) -> str:
+        """The adapter's name up to the .A or .B."""
+        return f"{'text_' if self.tower == 'text' else ''}lora.{self.layer}.{self.target}"
+
+
+def sites(model: CLIPModel, settings: Settings) -> list[Site]:
+    """All layers with adapters. Of the last vision block only the class token is used."""
+    found = []
+    for tower in settings.towers if settings.has_lora else ():
+        layers = getattr(model, f"{tower}_model").encoder.layers
+        for i, layer in enumerate(layers):
+            last = tower == "vision" and i == len(layers) - 1
+            for target in settings.targets:
+                holder = layer.mlp if target in MLP else layer.self_attn
+                found.append(Site(tower, i, target, holder, last and target not in ("k_proj", "v_proj")))
+    return found
+
+
+def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
+    """Philox4x32-10 (Salmon et al. 2011): four random words for each counter, u32 [n,4]."""
+    low, words, key = np.uint64(2**32 - 1), counter.astype(np.uint64), list(key)
+    for _ in range(10):
+        first, second = words[:, 0] * np.uint64(0xD2511F53), words[:, 2] * np.uint64(0xCD9E8D57)
+        words = np.stack([(second >> np.uint64(32)) ^ words[:, 1] ^ np.uint64(key[0]), second & low,
+                          (first >> np.uint64(32)) ^ words[:, 3] ^ np.uint64(key[1]), first & low], axis=1)
+        key = [(key[0] + 0x9E3779B9) % 2**32, (key[1] + 0xBB67AE85) % 2**32]
+    return words.astype(np.uint32)
+
+
+@dataclass
+class Dropout:
+    """One draw for all adapters of a pass. Layers that read the same input see it with the same elements dropped."""
+
+    probability: float
+    seed: int
+    text_chunk: int
+    # Batches trained on before this one; None in evaluation, where nothing is dropped.
+    step: int | None = None
+
+    # What the layers read: queries, keys and values the same, but for the class token's query alone.
+    INPUTS = {"q_proj": 0, "k_proj": 0, "v_proj": 0, "out_proj": 2, "fc1": 3, "fc2": 4}
+    CLASS_QUERY = 1
+
+    def __call__(self, x: Tensor, site: Site) -> Tensor:
+        if self.step is None or self.probability == 0:
+            return x
+        if site.one_row:
+            factors = torch.ones_like(x)
+            factors[:, :1] = self.factors(x[:, :1].shape, site, 0)
+            return x * factors
+        rows = self.text_chunk if site.tower == "text" and self.text_chunk else len(x)
+        parts = [self.factors(part.shape, site, chunk) for chunk, part in enumerate(x.split(rows))]
+        return x * torch.cat(parts).to(x.dtype)
+
+    def factors(self, shape: torch.Size, site: Site, chunk: int) -> Tensor:
+        """1 / (1 - p) for what is kept, 0 for the rest; f64."""
+        given = self.CLASS_QUERY if site.one_row and site.target == "q_proj" else self.INPUTS[site.target]
+        place = 65536 * chunk + 32768 * TOWERS.index(site.tower) + 8 * site.layer + given
+        counter = np.zeros((-(-shape.numel() // 4), 4), dtype=np.uint32)
+        counter[:, 0], counter[:, 2], counter[:, 3] = np.arange(len(counter)), place, self.step
+        words = philox(counter, (self.seed % 2**32, self.seed >> 32)).reshape(-1)[: shape.numel()]
+        kept = words >= math.floor(self.probability * 2**32)
+        return torch.from_numpy(kept).view(shape).double() / (1 - self.probability)
 
 
 class AdaptedLinear(torch.nn.Module):
-    """A frozen linear layer plus scale * B (A x), where A and B are set from outside before each run."""
+    """A frozen linear layer plus scale * B (A drop(x)), where A and B are set from outside before each run."""
 
-    def __init__(self, base: torch.nn.Linear, scale: float):
+    def __init__(self, base: torch.nn.Linear, scale: float, site: Site, dropout: Dropout):
         super().__init__()
-        self.base, self.scale, self.a, self.b = base, scale, None, None
+        self.base, self.scale, self.site, self.dropout, self.a, self.b = base, scale, site, dropout, None, None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
+        return self.base(x) + self.scale * F.linear(F.linear(self.dropout(x, self.site), self.a), self.b)
 
 
-def add_adapters(model: CLIPModel, settings: Settings) -> dict[str, AdaptedLinear]:
-    """Puts an adapter around every target of the vision tower; by name up to the .A or .B."""
-    adapters = {}
-    for i, layer in enumerate(model.vision_model.encoder.layers if settings.has_lora else []):
-        for target in settings.targets:
-            holder = parent(layer, target)
-            adapters[f"lora.{i}.{target}"] = AdaptedLinear(getattr(holder, target), settings.alpha / settings.r)
-            setattr(holder, target, adapters[f"lora.{i}.{target}"])
-    return adapters
+@dataclass
+class Adapters:
+    """The adapters of a model, by name up to the .A or .B, and the dropout they share."""
+
+    layers: dict[str, AdaptedLinear]
+    dropout: Dropout
+
+
+def add_adapters(model: CLIPModel, settings: Settings) -> Adapters:
+    """Puts an adapter around every target of the towers that have them."""
+    dropout = Dropout(settings.dropout, settings.dropout_seed, settings.text_chunk)
+    layers = {}
+    for site in sites(model, settings):
+        layers[site.name] = AdaptedLinear(getattr(site.holder, site.target), settings.scale, site, dropout)
+        setattr(site.holder, site.target, layers[site.name])
+    return Adapters(layers, dropout)
 
 
 def text_features(model: CLIPModel, ids: Tensor, templates: int) -> Tensor:
     """T, [C, E]: unit features of the prompts, averaged per class, to unit length again."""
-    with torch.no_grad():
-        f = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
-        return F.normalize(f.view(-1, templates, f.shape[-1]).mean(1), dim=-1)
+    f = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    return F.normalize(f.view(-1, templates, f.shape[-1]).mean(1), dim=-1)
 
 
 def insert_prompts(h: Tensor, prompt: Tensor, layer: int, variant: str) -> Tensor:
@@ -294,7 +433,6 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
     f, hidden = image_features(model, blend(pixels) if settings.variant == "mixup_pixel" else pixels, p,
                                settings.variant)
     f = blend(f) if settings.variant == "mixup_feat" else f
-    head = F.linear(f, p["head.weight"], p["head.bias"])
     text = model.logit_scale.exp() * f @ T.T
 
     def cross_entropy(logits):
@@ -303,14 +441,16 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
             return first.mean()
         return (lam * first + (1 - lam) * F.cross_entropy(logits, labels[partner], reduction="none")).mean()
 
-    out = dict(features=f, head_logits=head, text_logits=text, ce_head=cross_entropy(head), ce_text=cross_entropy(text))
+    out = dict(features=f, text_logits=text, ce_text=cross_entropy(text))
+    out["loss"] = settings.text_weight * out["ce_text"]
+    if settings.has_head:
+        out["head_logits"] = F.linear(f, p["head.weight"], p["head.bias"])
+        out["ce_head"] = cross_entropy(out["head_logits"])
+        share = 1 - settings.triplet_weight if settings.variant == "triplet" else 1
+        out["loss"] = share * out["ce_head"] + out["loss"]
     if settings.variant == "triplet":
-        w = settings.triplet_weight
         out["triplet"] = batch_hard_triplet(f, labels, settings.margin)
-        out["loss"] = (1 - w) * out["ce_head"] + w * out["triplet"]
-    else:
-        out["loss"] = out["ce_head"]
-    out["loss"] = out["loss"] + settings.text_weight * out["ce_text"]
+        out["loss"] = out["loss"] + settings.triplet_weight * out["triplet"]
     return {**out, "hidden": hidden}
 
 
@@ -320,16 +460,35 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
 class Run:
     """The model in one precision with one set of trained tensors."""
 
-    def __init__(self, model, adapters, T, tensors, batches, settings, dtype):
-        self.model, self.T, self.batches, self.settings, self.dtype = model, T, batches, settings, dtype
+    def __init__(self, model, adapters, ids, tensors, batches, settings, dtype):
+        self.model, self.ids, self.batches, self.settings, self.dtype = model, ids, batches, settings, dtype
+        self.dropout = adapters.dropout
         self.p = {k: v.to(dtype, copy=True).requires_grad_() for k, v in tensors.items()}
-        for name, adapter in adapters.items():
+        for name, adapter in adapters.layers.items():
             adapter.a, adapter.b = self.p[f"{name}.A"], self.p[f"{name}.B"]
+        self.T = self.constant_text_features()
 
-    def forward(self, step: int) -> dict:
-        t = step % self.settings.sizes.batches
-        batch = {k: v[t].to(self.dtype) if v.is_floating_point() else v[t] for k, v in self.batches.items()}
-        return forward(self.model, self.T, self.p, batch, self.settings)
+    def constant_text_features(self) -> Tensor | None:
+        """T, where no step moves it."""
+        if self.settings.trains_text:
+            return None
+        with torch.no_grad():
+            return text_features(self.model, self.ids, self.settings.templates)
+
+    def images(self, t: int) -> int:
+        """Of batch `t` of a run."""
+        s = self.settings
+        return s.last_batch if (t + 1) % s.batches == 0 else s.sizes.batch
+
+    def forward(self, t: int, images: int | None = None, drop: bool = True) -> dict:
+        """The pass over batch `t` of a run, over its first images where not all are wanted."""
+        batch = {k: v[t % self.settings.batches][:images] for k, v in self.batches.items()}
+        batch = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        self.dropout.step = t if drop else None
+        if not self.settings.trains_text:
+            return forward(self.model, self.T, self.p, batch, self.settings)
+        T = text_features(self.model, self.ids, self.settings.templates)
+        return {**forward(self.model, T, self.p, batch, self.settings), "text_features": T}
 
     def one_pass(self) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Outputs and gradients of batch 0, and the hidden states."""
@@ -337,22 +496,44 @@ class Run:
         hidden = out.pop("hidden")
         gradients = torch.autograd.grad(out["loss"], list(self.p.values()))
         out.update({f"grad.{k}": g for k, g in zip(self.p, gradients)})
+        if self.settings.dropout:
+            with torch.no_grad():
+                plain = self.forward(0, drop=False)
+            out |= {f"eval.{k}": v for k, v in plain.items() if k.endswith(("features", "logits"))}
         return out, hidden
 
+    def parts(self) -> list[list[int]]:
+        """The batches of every step: an epoch's are taken `accumulate` at a time, and what is left at its end
+        makes a step of its own."""
+        n, size, steps = self.settings.batches, self.settings.accumulate, []
+        while len(steps) < self.settings.steps:
+            first = steps[-1][-1] + 1 if steps else 0
+            steps.append(list(range(first, min(first + size, (first // n + 1) * n))))
+        return steps
+
     def train(self) -> dict[str, Tensor]:
-        """AdamW from the initial tensors: the loss before each step and the tensors after the last."""
-        groups = [dict(params=[v for k, v in self.p.items() if k.split(".")[0] == group], lr=lr, weight_decay=decay)
+        """AdamW from the initial tensors: the loss of every batch and the tensors after the last step."""
+        groups = [dict(params=[v for k, v in self.p.items() if group_of(k) == group], lr=lr, weight_decay=decay)
                   for group, (lr, decay) in self.settings.hp.items()]
         optimiser = torch.optim.AdamW([g for g in groups if g["params"]],
                                       betas=self.settings.betas, eps=self.settings.eps)
-        losses = []
-        for step in range(self.settings.steps):
-            loss = self.forward(step)["loss"]
+        losses, norms, clip = [], [], self.settings.clip_grad_norm
+        for part in self.parts():
             optimiser.zero_grad()
-            loss.backward()
+            images = sum(self.images(t) for t in part)
+            for t in part:
+                loss = self.forward(t, self.images(t))["loss"]
+                (loss * (self.images(t) / images)).backward()
+                losses.append(loss.detach())
+            norms.append(torch.nn.utils.clip_grad_norm_(self.p.values(), clip or math.inf))
             optimiser.step()
-            losses.append(loss.detach())
-        return {"traj.loss": torch.stack(losses), **{f"traj.final.{k}": v for k, v in self.p.items()}}
+        found = {"traj.loss": torch.stack(losses), "traj.grad_norm": torch.stack(norms)}
+        return found | {f"traj.final.{k}": v for k, v in self.p.items()}
+
+
+def group_of(name: str) -> str:
+    """The group of trained tensors that `name` belongs to."""
+    return name.split(".")[0].removeprefix("text_")
 
 
 def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) -> dict[str, Tensor]:
@@ -365,11 +546,12 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
     adapters = add_adapters(model, settings)
     for precision, dtype in PRECISIONS.items():
         model.to(dtype)
-        T = text_features(model, ids, settings.templates)
-        saved |= {f"{precision}.text_features": T, f"{precision}.logit_scale": model.logit_scale}
+        saved[f"{precision}.logit_scale"] = model.logit_scale
         for start, tensors in starts.items():
-            run = lambda: Run(model, adapters, T, tensors, batches, settings, dtype)
+            run = lambda: Run(model, adapters, ids, tensors, batches, settings, dtype)
             out, hidden = run().one_pass()
+            if start == "" and not settings.trains_text:
+                out["text_features"] = run().T
             saved |= {f"{start}init.{k}": v for k, v in tensors.items()}
             saved |= {f"{start}{precision}.{k}": v for k, v in (out | run().train()).items()}
             if keep_hidden and precision == "f64" and start == "":
@@ -377,14 +559,19 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
     return {k: v.detach().clone().contiguous() for k, v in saved.items()}
 
 
-def write(settings: Settings, out: Path, name: str | None = None, keep_hidden: bool | None = None) -> Path:
+def write(settings: Settings, out: Path, name: str, keep_hidden: bool | None = None) -> Path:
     """Writes the model directory and one reference file; returns the file's path."""
     directory = out / settings.size
     model = build_model(settings)
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
     tensors = reference(model, settings, settings.size != "full" if keep_hidden is None else keep_hidden)
-    path = directory / f"{name or settings.variant + ('_lora' if settings.with_lora else '')}.safetensors"
+    for start in ("", "warm.") if settings.clip_grad_norm else ():
+        norms = tensors[f"{start}f64.traj.grad_norm"].tolist()
+        if not min(norms) < settings.clip_grad_norm < max(norms):
+            sys.exit(f"--clip-grad-norm {settings.clip_grad_norm}: clips all steps or none; their gradients are "
+                     f"{', '.join(f'{n:.3g}' for n in norms)} long")
+    path = directory / f"{name}.safetensors"
     save_file(tensors, path, metadata={"meta": settings.meta()})
     worst = max(relative_error(tensors[k.replace("f64", "f32")], v) for k, v in tensors.items() if "f64.grad" in k)
     print(f"{path}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, loss {tensors['f64.loss']:.6f}, "
@@ -401,26 +588,30 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
-    parser.add_argument("--variant", choices=(*VARIANTS, "all"), default="lora")
+    parser.add_argument("--variant", choices=(*PRESETS, "all"), default="lora")
     parser.add_argument("--targets", help="linear layers with LoRA, comma-separated: " + ",".join(ATTENTION + MLP))
     parser.add_argument("--with-lora", action="store_true", help="train LoRA beside the prompts of a vpt variant")
     parser.add_argument("--text-weight", type=float, help="weight of the text loss (0.3; mixup and triplet 0)")
-    parser.add_argument("--margin", type=float, default=1.0, help="margin of the triplet loss")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--margin", type=float, help="margin of the triplet loss (1)")
+    parser.add_argument("--clip-grad-norm", type=float, help="length to which gradients are scaled down")
+    parser.add_argument("--templates", type=int, help="prompts of a class (4)")
+    parser.add_argument("--steps", type=int, help="AdamW steps (5)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="name of the file, without .safetensors (default: the variant)")
     parser.add_argument("--no-hidden", action="store_true", help="leave out the hidden states")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    targets = tuple(args.targets.split(",")) if args.targets else ATTENTION
-    if unknown := set(targets) - set(ATTENTION + MLP):
-        parser.error(f"--targets: unknown {', '.join(sorted(unknown))}")
+    names = ("targets", "text_weight", "margin", "clip_grad_norm", "templates", "steps")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    if args.targets:
+        given["targets"] = tuple(args.targets.split(","))
+        if unknown := set(given["targets"]) - set(ATTENTION + MLP):
+            parser.error(f"--targets: unknown {', '.join(sorted(unknown))}")
     torch.set_num_threads(2)
-    for variant in VARIANTS if args.variant == "all" else [args.variant]:
-        settings = Settings(size=args.size, variant=variant, seed=args.seed, targets=targets, steps=args.steps,
-                            with_lora=args.with_lora and variant.startswith("vpt"), margin=args.margin,
-                            text_weight=args.text_weight)
-        write(settings, args.out, args.name, False if args.no_hidden else None)
+    for name in PRESETS if args.variant == "all" else [args.variant]:
+        preset = PRESETS[name] | given | dict(size=args.size, seed=args.seed)
+        settings = Settings(with_lora=args.with_lora and preset["variant"].startswith("vpt"), **preset)
+        write(settings, args.out, args.name or name + "_lora" * settings.with_lora, False if args.no_hidden else None)
 
 
 if __name__ == "__main__":

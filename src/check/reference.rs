@@ -6,7 +6,7 @@
 use super::{CheckError, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::config::ClipConfig;
-use crate::clip::text::{self, TextTower};
+use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::clip::weights::Weights;
@@ -14,9 +14,10 @@ use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
+use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
 use crate::tune::{
-    Head, LoraSpec, Param, PromptMode, PromptSharing, Prompts, Site, Target, Trained, lora::LoraInit,
+    BlockLora, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target, Tower,
+    Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -30,8 +31,26 @@ struct Meta {
     variant: Variant,
     with_lora: bool,
     targets: Vec<Target>,
+    #[serde(default = "vision")]
+    towers: Vec<Tower>,
     r: usize,
     alpha: f64,
+    #[serde(default)]
+    rslora: bool,
+    #[serde(default)]
+    dropout: f64,
+    #[serde(default)]
+    dropout_seed: u64,
+    /// Prompts that the text tower computes together; 0 for all.
+    #[serde(default)]
+    text_chunk: usize,
+    /// Batches of a step.
+    #[serde(default = "one")]
+    accumulate: usize,
+    /// Images of the last batch of an epoch; 0 for as many as the others have.
+    #[serde(default)]
+    last_batch: usize,
+    clip_grad_norm: Option<f64>,
     text_weight: f64,
     triplet_weight: f64,
     margin: f64,
@@ -42,8 +61,17 @@ struct Meta {
     hp: Hyper,
 }
 
-/// Learning rate and weight decay per group.
-#[derive(Debug, Deserialize)]
+fn vision() -> Vec<Tower> {
+    vec![Tower::Vision]
+}
+
+fn one() -> usize {
+    1
+}
+
+/// Learning rate and weight decay per group, of those that are trained.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Hyper {
     head: [f64; 2],
     lora: [f64; 2],
@@ -63,6 +91,7 @@ enum Variant {
     VptLayerReplace,
     VptSharedAccum,
     VptLayerAccum,
+    ClipLora,
 }
 
 impl Variant {
@@ -90,8 +119,25 @@ impl Meta {
         self.with_lora || !(self.variant.prompts().is_some() || self.variant == Variant::Linear)
     }
 
+    fn has_head(&self) -> bool {
+        self.variant != Variant::ClipLora
+    }
+
+    fn trains_text(&self) -> bool {
+        self.has_lora() && self.towers.contains(&Tower::Text)
+    }
+
+    fn lora(&self) -> LoraSpec {
+        LoraSpec {
+            rslora: self.rslora,
+            towers: self.towers.clone(),
+            dropout: self.dropout,
+            ..LoraSpec::new(self.r, self.alpha, &self.targets)
+        }
+    }
+
     fn objective(&self) -> Objective {
-        let objective = Objective::new(1.0, self.text_weight);
+        let objective = Objective::new(if self.has_head() { 1.0 } else { 0.0 }, self.text_weight);
         match self.variant {
             Variant::Triplet => objective.with_triplet(self.triplet_weight, self.margin),
             _ => objective,
@@ -164,6 +210,10 @@ struct Batches {
     labels: Vec<Vec<u32>>,
     /// Empty where nothing is mixed.
     draws: Vec<MixDraw>,
+    /// Images of the last batch in a run; the whole of it has been made for the passes alone.
+    last: usize,
+    /// Batches of a step.
+    accumulate: usize,
 }
 
 impl Batches {
@@ -192,7 +242,10 @@ impl Batches {
                 partners.zip(lambda.chunks_exact(batch)).map(draw).collect()
             }
         };
-        Ok(Batches { images, labels: split(reference.indices("batch.labels")?), draws })
+        let meta = &reference.meta;
+        let last = if meta.last_batch == 0 { batch } else { meta.last_batch.min(batch) };
+        let labels = split(reference.indices("batch.labels")?);
+        Ok(Batches { images, labels, draws, last, accumulate: meta.accumulate.max(1) })
     }
 
     /// Images of a batch.
@@ -200,10 +253,27 @@ impl Batches {
         self.labels[0].len()
     }
 
-    /// The batch of step `t`.
-    fn of(&self, t: usize) -> Batch<'_> {
-        let t = t % self.images.len();
-        Batch { mix: self.draws.get(t), ..Batch::new(self.images[t].view(), &self.labels[t]) }
+    /// The whole of the first batch.
+    fn first(&self) -> Batch<'_> {
+        Batch { mix: self.draws.first(), ..Batch::new(self.images[0].view(), &self.labels[0]) }
+    }
+
+    /// The images of batch `index` of an epoch that a run sees.
+    fn seen(&self, index: usize) -> usize {
+        if index + 1 == self.images.len() { self.last } else { self.size() }
+    }
+
+    /// Batch `t` of a run, and its part in a step.
+    fn of(&self, t: usize) -> Result<(Batch<'_>, Share)> {
+        let index = t % self.images.len();
+        let start = index / self.accumulate * self.accumulate;
+        let end = self.images.len().min(start + self.accumulate);
+        let (seen, of_step) = (self.seen(index), (start..end).map(|i| self.seen(i)).sum::<usize>());
+        let images = self.images[index].view().rows(0, seen)?;
+        let batch = Batch::new(images, &self.labels[index][..seen]);
+        let share =
+            Share { place: Place::of(index - start, end - start), of_images: seen as f64 / of_step as f64 };
+        Ok((Batch { mix: self.draws.get(index), number: t as u32, ..batch }, share))
     }
 }
 
@@ -220,18 +290,41 @@ fn features<B: Backend>(learner: &Learner<B>, on: Option<MixOn>, draw: Option<&M
     Ok(mixed.collect())
 }
 
+/// The name of a layer's adapter in the reference.
+fn adapter(site: Site) -> String {
+    let Site { tower, layer, target } = site;
+    let prefix = if tower == Tower::Text { "text_" } else { "" };
+    format!("{prefix}lora.{layer}.{target}")
+}
+
 /// One start of the trained tensors: B = 0 as in training, or B ≠ 0 ("warm.").
 struct Start<'a> {
     reference: &'a Reference,
     prefix: &'static str,
 }
 
+impl Start<'_> {
+    /// Makes sure that every adapter is there.
+    fn check(&self, config: &ClipConfig) -> Result<()> {
+        let meta = &self.reference.meta;
+        for &tower in &meta.towers {
+            let sizes = if tower == Tower::Text { &config.text.tower } else { &config.vision.tower };
+            for (layer, &target) in (0..sizes.layers).flat_map(|l| meta.targets.iter().map(move |t| (l, t))) {
+                let name = adapter(Site { tower, layer, target });
+                for part in ["A", "B"] {
+                    self.reference.tensor(&format!("{}init.{name}.{part}", self.prefix))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 impl LoraInit for Start<'_> {
     fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
-        let Site { layer, target, .. } = site;
         let part = |part: &str, shape: [usize; 2]| {
-            let name = format!("{}init.lora.{layer}.{target}.{part}", self.prefix);
-            // Asked for before: `starts` has made sure that every tensor is there.
+            let name = format!("{}init.{}.{part}", self.prefix, adapter(site));
+            // [`Start::check`] has made sure that every tensor is there.
             self.reference.tensor(&name).unwrap_or_else(|_| Tensor::zeros(shape, DType::F64))
         };
         let rank = self.reference.meta.r;
@@ -259,7 +352,7 @@ pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<
     let weights = Weights::open(model)?;
     weights.check(&config)?;
     let mut rows = Vec::new();
-    let text = text_features(backend, &reference, &config, &weights, &mut rows)?;
+    let text = Text::load(backend, &reference, &config, &weights, &mut rows)?;
     let names = reference.names()?;
     for prefix in ["", "warm."] {
         if names.iter().any(|name| name.starts_with(&format!("{prefix}init."))) {
@@ -289,28 +382,43 @@ fn row(
 }
 
 fn to_f64<B: Backend>(backend: &B, tensor: &B::Tensor) -> Result<Vec<f64>> {
-    Ok(backend.download(tensor)?.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
+    f64s(&backend.download(tensor)?)
 }
 
-fn text_features<B: Backend>(
-    backend: &B,
-    reference: &Reference,
-    config: &ClipConfig,
-    weights: &Weights,
-    rows: &mut Vec<Row>,
-) -> Result<TextClassifier> {
-    let shape = reference.tensor("text.input_ids")?.shape();
-    let ids = reference.indices("text.input_ids")?;
-    let len = shape.columns();
-    let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
-    let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows };
-    let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
-    let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
-    let classes = text::class_features(&features, reference.meta.templates)?;
-    row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
-    let scale = text::logit_scale(weights)?;
-    row(rows, reference, "logit scale".into(), "f64.logit_scale", &[scale.ln()], 1e-6)?;
-    Ok(TextClassifier { features: classes, scale })
+/// The text tower and what it makes of the reference's prompts.
+struct Text<B: Backend> {
+    tower: Arc<TextTower<B>>,
+    prompts: EmbeddedPrompts,
+    classifier: TextClassifier,
+}
+
+impl<B: Backend> Text<B> {
+    /// Computes the class features of the frozen tower and compares them.
+    fn load(
+        backend: &B,
+        reference: &Reference,
+        config: &ClipConfig,
+        weights: &Weights,
+        rows: &mut Vec<Row>,
+    ) -> Result<Self> {
+        let shape = reference.tensor("text.input_ids")?.shape();
+        let ids = reference.indices("text.input_ids")?;
+        let len = shape.columns();
+        let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
+        let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows };
+        let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
+        let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
+        let templates = reference.meta.templates;
+        let classes = text::class_features(&features, templates)?;
+        row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
+        let scale = text::logit_scale(weights)?;
+        row(rows, reference, "logit scale".into(), "f64.logit_scale", &[scale.ln()], 1e-6)?;
+        Ok(Text {
+            tower: Arc::new(tower),
+            prompts: EmbeddedPrompts::new(weights, &config.text, &tokens, templates)?,
+            classifier: TextClassifier { features: classes, scale },
+        })
+    }
 }
 
 fn compare_start<B: Backend>(
@@ -318,33 +426,32 @@ fn compare_start<B: Backend>(
     start: &Start<'_>,
     config: &ClipConfig,
     weights: &Weights,
-    text: &TextClassifier,
+    text: &Text<B>,
     names: &[String],
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     let (reference, prefix) = (start.reference, start.prefix);
     let batches = Batches::read(reference, config.vision.image_size)?;
     let mut learner = build(backend, start, config, weights, text, batches.size())?;
-    let (batch, on) = (batches.of(0), reference.meta.variant.mix());
+    let (batch, on) = (batches.first(), reference.meta.variant.mix());
     let label = |what: &str| format!("{prefix}{what}");
     let name = |what: &str| format!("{prefix}f64.{what}");
 
-    // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
-    if on != Some(MixOn::Pixels) {
-        learner.evaluate(batch.images, batch.labels)?;
-        let features = features(&learner, on, batch.mix)?;
-        row(rows, reference, label("features, folded"), &name("features"), &features, 1e-5)?;
-    }
-    if on.is_none() {
-        compare_logits(&learner, reference, prefix, ", folded", rows)?;
-    }
+    compare_evaluation(&mut learner, start, batch, rows)?;
     learner.loss(batch)?;
     let features = features(&learner, on, batch.mix)?;
     row(rows, reference, label("features"), &name("features"), &features, 1e-5)?;
-    compare_logits(&learner, reference, prefix, "", rows)?;
+    let (head, text) = learner.logits()?;
+    if reference.meta.has_head() {
+        row(rows, reference, label("head_logits"), &name("head_logits"), &f64s(&head)?, 1e-5)?;
+    }
+    row(rows, reference, label("text_logits"), &name("text_logits"), &f64s(&text)?, 1e-5)?;
     learner.gradients(batch)?;
     let stats = learner.stats()?;
-    let mut losses = vec![(stats.loss, "loss"), (stats.loss_head, "ce_head"), (stats.loss_text, "ce_text")];
+    let mut losses = vec![(stats.loss, "loss"), (stats.loss_text, "ce_text")];
+    if reference.meta.has_head() {
+        losses.push((stats.loss_head, "ce_head"));
+    }
     if reference.meta.variant == Variant::Triplet {
         losses.push((stats.loss_triplet, "triplet"));
     }
@@ -364,21 +471,37 @@ fn compare_start<B: Backend>(
     Ok(())
 }
 
-/// The logits of the last batch; `pass` says of which pass.
-fn compare_logits<B: Backend>(
-    learner: &Learner<B>,
-    reference: &Reference,
-    prefix: &str,
-    pass: &str,
+/// Features and logits of evaluation, with the adapters folded into the weights, and without dropout.
+fn compare_evaluation<B: Backend>(
+    learner: &mut Learner<B>,
+    start: &Start<'_>,
+    batch: Batch<'_>,
     rows: &mut Vec<Row>,
 ) -> Result<()> {
-    let (head, text) = learner.logits()?;
-    for (logits, what) in [(head, "head_logits"), (text, "text_logits")] {
-        let logits = logits.view().to_tensor(DType::F64)?;
-        let (label, name) = (format!("{prefix}{what}{pass}"), format!("{prefix}f64.{what}"));
-        row(rows, reference, label, &name, logits.typed::<f64>()?, 1e-5)?;
+    let (reference, prefix) = (start.reference, start.prefix);
+    let on = reference.meta.variant.mix();
+    let pass = if reference.meta.dropout > 0.0 { "eval." } else { "" };
+    let name = |what: &str| format!("{prefix}f64.{pass}{what}");
+    // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
+    if on == Some(MixOn::Pixels) {
+        return Ok(());
     }
-    Ok(())
+    learner.evaluate(batch.images, batch.labels)?;
+    let features = features(learner, on, batch.mix)?;
+    row(rows, reference, format!("{prefix}features, folded"), &name("features"), &features, 1e-5)?;
+    if on.is_some() {
+        return Ok(());
+    }
+    let (head, text) = learner.logits()?;
+    // A head that is not trained gives the logits of the text features.
+    let of_head = if reference.meta.has_head() { "head_logits" } else { "text_logits" };
+    let label = format!("{prefix}head_logits, folded");
+    row(rows, reference, label, &name(of_head), &f64s(&head)?, 1e-5)?;
+    row(rows, reference, format!("{prefix}text_logits, folded"), &name("text_logits"), &f64s(&text)?, 1e-5)
+}
+
+fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
 }
 
 /// The steps of the reference, from the start: losses and final tensors.
@@ -392,14 +515,23 @@ fn run<B: Backend>(
     let hp = &reference.meta.hp;
     let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
     let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
-    let mut losses = Vec::new();
-    for t in 0..reference.meta.steps {
-        learner.train_step(batches.of(t), &rates, 1.0)?;
-        losses.push(learner.stats()?.loss);
+    let (steps, mut losses, mut norms) = (reference.meta.steps, Vec::new(), Vec::new());
+    while norms.len() < steps {
+        let (batch, share) = batches.of(losses.len())?;
+        learner.train_part(batch, share, &rates, 1.0)?;
+        let stats = learner.stats()?;
+        losses.push(stats.loss);
+        if share.place.completes() {
+            norms.push(stats.grad_norm);
+        }
     }
-    let steps = reference.meta.steps;
     let label = format!("{prefix}loss of {steps} steps");
     row(rows, reference, label, &format!("{prefix}f64.traj.loss"), &losses, 1e-5)?;
+    let name = format!("{prefix}f64.traj.grad_norm");
+    // Files of before have none.
+    if reference.names()?.contains(&name) {
+        row(rows, reference, format!("{prefix}gradient norm of {steps} steps"), &name, &norms, 1e-4)?;
+    }
     for (name, values) in adapters(named(learner, |p| &p.value)?) {
         let of = |precision: &str| -> Result<Vec<f64>> {
             let mut all = Vec::new();
@@ -440,28 +572,24 @@ fn build<B: Backend>(
     start: &Start<'_>,
     config: &ClipConfig,
     weights: &Weights,
-    text: &TextClassifier,
+    text: &Text<B>,
     batch: usize,
 ) -> Result<Learner<B>> {
     let (reference, meta) = (start.reference, &start.reference.meta);
     let vision = &config.vision;
     let pixels = Normalisation::CLIP;
     let tower = VisionTower::load(backend, weights, vision, config.projection, pixels, Savings::ALL)?;
-    let lora = if meta.has_lora() {
-        for (layer, target) in (0..vision.tower.layers).flat_map(|l| meta.targets.iter().map(move |t| (l, t)))
-        {
-            reference.tensor(&format!("{}init.lora.{layer}.{target}.A", start.prefix))?;
-            reference.tensor(&format!("{}init.lora.{layer}.{target}.B", start.prefix))?;
-        }
-        let spec = LoraSpec::new(meta.r, meta.alpha, &meta.targets);
-        tower.adapters(backend, &spec, &mut Start { reference, prefix: start.prefix })?
+    let [lora, text_lora] = if meta.has_lora() {
+        let mut init = Start { reference, prefix: start.prefix };
+        init.check(config)?;
+        let spec = meta.lora();
+        [tower.adapters(backend, &spec, &mut init)?, text.tower.adapters(backend, &spec, &mut init)?]
     } else {
-        Vec::new()
+        [Vec::new(), Vec::new()]
     };
-    let prompts = prompts(backend, start)?;
-    let head = |part: &str| reference.tensor(&format!("{}init.head.{part}", start.prefix));
-    let head = Head::new(backend, head("weight")?.view(), head("bias")?.view())?;
-    let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
+    let trained =
+        Trained { lora, text_lora, prompts: prompts(backend, start)?, head: head(backend, start, text)? };
+    let dropout = (meta.dropout > 0.0).then_some(meta.dropout);
     let spec = LearnerSpec {
         batch,
         image: Shape::from([3, vision.image_size, vision.image_size]),
@@ -472,11 +600,27 @@ fn build<B: Backend>(
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
         purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
         scaling: loss_scaling(backend),
-        dropout: None,
-        clip: None,
-        accumulate: false,
+        dropout: dropout.map(|probability| DropoutSpec { probability, seed: meta.dropout_seed }),
+        clip: meta.clip_grad_norm,
+        accumulate: meta.accumulate > 1,
     };
-    Ok(Learner::new(backend.clone(), Arc::new(tower), trained, text, &spec)?)
+    let learner = Learner::new(backend.clone(), Arc::new(tower), trained, &text.classifier, &spec)?;
+    if !meta.trains_text() {
+        return Ok(learner);
+    }
+    let part = if meta.text_chunk == 0 { usize::MAX } else { meta.text_chunk };
+    Ok(learner.with_text_tower(text.tower.clone(), &text.prompts, part)?)
+}
+
+/// The head of the reference; one that is not trained where it has none.
+fn head<B: Backend>(backend: &B, start: &Start<'_>, text: &Text<B>) -> Result<Head<B>> {
+    if !start.reference.meta.has_head() {
+        let weight = &text.classifier.features;
+        let bias = Tensor::zeros([weight.shape().rows()], DType::F64);
+        return Ok(Head { trained: false, ..Head::new(backend, weight.view(), bias.view())? });
+    }
+    let part = |part: &str| start.reference.tensor(&format!("{}init.head.{part}", start.prefix));
+    Ok(Head::new(backend, part("weight")?.view(), part("bias")?.view())?)
 }
 
 /// The prompts of the reference, if it has any.
@@ -500,21 +644,36 @@ fn named<B: Backend>(
     of: impl Fn(&Param<B>) -> &B::Tensor,
 ) -> Result<Vec<(String, Vec<f64>)>> {
     let backend = learner.backend();
-    let head = learner.head();
-    let mut named = vec![
-        ("head.weight".to_string(), to_f64(backend, of(&head.weight))?),
-        ("head.bias".to_string(), to_f64(backend, of(&head.bias))?),
-    ];
+    let (head, mut named) = (learner.head(), Vec::new());
+    if head.trained {
+        named.push(("head.weight".to_string(), to_f64(backend, of(&head.weight))?));
+        named.push(("head.bias".to_string(), to_f64(backend, of(&head.bias))?));
+    }
     if let Some(prompts) = learner.prompts() {
         named.push(("prompt".to_string(), to_f64(backend, of(&prompts.param))?));
     }
-    for (l, block) in learner.lora().iter().enumerate() {
-        for layer in block.layers() {
-            for (param, part) in [(&layer.a, "A"), (&layer.b, "B")] {
+    for (tower, blocks) in [(Tower::Vision, learner.lora()), (Tower::Text, learner.text_lora())] {
+        named.extend(named_adapters(backend, tower, blocks, &of)?);
+    }
+    Ok(named)
+}
+
+/// One tensor of every adapter of a tower, those of each layer apart.
+fn named_adapters<B: Backend>(
+    backend: &B,
+    tower: Tower,
+    blocks: &[BlockLora<B>],
+    of: &impl Fn(&Param<B>) -> &B::Tensor,
+) -> Result<Vec<(String, Vec<f64>)>> {
+    let mut named = Vec::new();
+    for (layer, block) in blocks.iter().enumerate() {
+        for lora in block.layers() {
+            for (param, part) in [(&lora.a, "A"), (&lora.b, "B")] {
                 let values = to_f64(backend, of(param))?;
-                let each = param.value.shape().elements() / layer.targets.len();
-                for (target, values) in layer.targets.iter().zip(values.chunks_exact(each)) {
-                    named.push((format!("lora.{l}.{target}.{part}"), values.to_vec()));
+                let each = param.value.shape().elements() / lora.targets.len();
+                for (&target, values) in lora.targets.iter().zip(values.chunks_exact(each)) {
+                    let name = adapter(Site { tower, layer, target });
+                    named.push((format!("{name}.{part}"), values.to_vec()));
                 }
             }
         }

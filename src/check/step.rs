@@ -4,15 +4,19 @@ use super::difference::{against, normal};
 use super::{CheckError, Row};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
-use crate::clip::config::{TowerConfig, VisionConfig};
+use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
+use crate::clip::text::{self, EmbeddedPrompts, TextTower};
+use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::objective::{MixDraw, MixOn, Objective};
-use crate::optim::Adamw;
+use crate::optim::{Adamw, Rate, Rates};
+use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
+use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier};
 use crate::tune::{
-    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Trained, lora::LoraInit,
+    Head, LoraSpec, Place, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower, Trained,
+    lora::LoraInit,
 };
 use std::sync::Arc;
 
@@ -75,7 +79,20 @@ pub struct TinyStep {
     /// Side of the images that training batches are crops of, at least that of the model's.
     pub crops_of: Option<usize>,
     pub savings: Savings,
+    /// The towers with adapters.
+    pub towers: Vec<Tower>,
+    /// Share of the adapters' inputs that is set to zero.
+    pub dropout: f64,
+    /// False where the text features of the classes take the head's place.
+    pub head: bool,
+    /// Prompts that a text tower in training computes together.
+    pub text_part: usize,
+    /// Batches of a step.
+    pub accumulate: usize,
 }
+
+/// Prompts of a class, where the text tower is trained.
+const TEMPLATES: usize = 3;
 
 /// A training batch of u8 images with all that goes with it.
 #[derive(Debug, Clone)]
@@ -112,6 +129,11 @@ impl TinyStep {
             mix: None,
             crops_of: None,
             savings: Savings::ALL,
+            towers: vec![Tower::Vision],
+            dropout: 0.0,
+            head: true,
+            text_part: usize::MAX,
+            accumulate: 1,
         }
     }
 
@@ -130,40 +152,17 @@ impl TinyStep {
         scaling: Option<LossScaling>,
     ) -> Result<Learner<B>, CheckError> {
         let sizes = self.sizes;
-        let config = VisionConfig {
-            tower: TowerConfig {
-                width: sizes.width,
-                mlp: sizes.mlp,
-                layers: self.layers,
-                heads: sizes.heads,
-                activation: self.activation,
-                norm_eps: 1e-5,
-            },
-            image_size: sizes.side,
-            patch_size: sizes.patch,
-        };
         let source = RandomWeights { seed: 5 };
-        let (c, e, norm) = (sizes.classes, sizes.features, Normalisation::CLIP);
-        let tower = VisionTower::load(&backend, &source, &config, e, norm, self.savings)?;
-        let lora = if self.targets.is_empty() {
-            Vec::new()
-        } else {
-            let alpha = 2.0 * sizes.rank as f64;
-            let spec = LoraSpec::new(sizes.rank, alpha, &self.targets);
-            tower.adapters(&backend, &spec, &mut WarmInit { rank: sizes.rank })?
+        let config = self.vision();
+        let norm = Normalisation::CLIP;
+        let tower = VisionTower::load(&backend, &source, &config, sizes.features, norm, self.savings)?;
+        let text = match self.trains_text() {
+            true => Some(Arc::new(TextTower::load(&backend, &source, &self.text(), sizes.features)?)),
+            false => None,
         };
-        let prompts = match &self.prompts {
-            Some(spec) => {
-                let shape = Shape::from([spec.sets(self.layers), spec.count, sizes.width]);
-                let values = Tensor::from_slice(shape, &normal(shape.elements(), 15))?;
-                Some(Prompts::new(&backend, spec.mode, values.view())?)
-            }
-            None => None,
-        };
-        let weight = Tensor::from_slice([c, e], &normal(c * e, 11))?;
-        let bias = Tensor::from_slice([c], &normal(c, 12))?;
-        let head = Head::new(&backend, weight.view(), bias.view())?;
-        let text = TextClassifier { features: Tensor::from_slice([c, e], &normal(c * e, 13))?, scale: 1.5 };
+        let classifier = self.classifier(&backend, &source, text.as_deref())?;
+        let trained = self.trained(&backend, &tower, text.as_deref())?;
+        let dropout = (self.dropout > 0.0).then_some(self.dropout);
         let spec = LearnerSpec {
             batch: sizes.batch,
             image,
@@ -174,12 +173,108 @@ impl TinyStep {
             adamw: Adamw::default(),
             purpose: Purpose::Training,
             scaling,
-            dropout: None,
+            dropout: dropout.map(|probability| DropoutSpec { probability, seed: (7 << 32) + 3 }),
             clip: None,
-            accumulate: false,
+            accumulate: self.accumulate > 1,
         };
-        let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
-        Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
+        let learner = Learner::new(backend, Arc::new(tower), trained, &classifier, &spec)?;
+        let Some(text) = text else { return Ok(learner) };
+        let prompts = EmbeddedPrompts::new(&source, &self.text(), &self.tokens(), TEMPLATES)?;
+        Ok(learner.with_text_tower(text, &prompts, self.text_part)?)
+    }
+
+    fn trains_text(&self) -> bool {
+        self.towers.contains(&Tower::Text) && !self.targets.is_empty()
+    }
+
+    fn vision(&self) -> VisionConfig {
+        let sizes = self.sizes;
+        VisionConfig {
+            tower: TowerConfig {
+                width: sizes.width,
+                mlp: sizes.mlp,
+                layers: self.layers,
+                heads: sizes.heads,
+                activation: self.activation,
+                norm_eps: 1e-5,
+            },
+            image_size: sizes.side,
+            patch_size: sizes.patch,
+        }
+    }
+
+    /// A head fewer than the vision tower, and half as wide an MLP.
+    fn text(&self) -> TextConfig {
+        let vision = self.vision().tower;
+        let heads = vision.heads - 1;
+        let (width, mlp) = (vision.width / vision.heads * heads, vision.mlp / 2);
+        let tower = TowerConfig { width, mlp, heads, ..vision };
+        TextConfig { tower, vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 }
+    }
+
+    /// Prompts of three to six tokens for every class.
+    fn tokens(&self) -> TokenBatch {
+        let (rows, len) = (self.sizes.classes * TEMPLATES, 6);
+        let mut tokens = TokenBatch { ids: Vec::new(), len, rows, eos_rows: Vec::new() };
+        for row in 0..rows {
+            let end = 2 + row % 4;
+            let id = |at: usize| match at {
+                0 => 28,
+                at if at < end => (row * 5 + at * 11) as u32 % 28,
+                _ => 29,
+            };
+            tokens.ids.extend((0..len).map(id));
+            tokens.eos_rows.push(end as u32);
+        }
+        tokens
+    }
+
+    /// The class features of the text tower; at random where none is trained.
+    fn classifier<B: Backend>(
+        &self,
+        backend: &B,
+        source: &RandomWeights,
+        text: Option<&TextTower<B>>,
+    ) -> Result<TextClassifier, CheckError> {
+        let (c, e) = (self.sizes.classes, self.sizes.features);
+        let features = match text {
+            Some(text) => {
+                let features = text.features(backend, source, &self.tokens(), &[], &Silent)?;
+                text::class_features(&features, TEMPLATES)?
+            }
+            None => Tensor::from_slice([c, e], &normal(c * e, 13))?,
+        };
+        Ok(TextClassifier { features, scale: 1.5 })
+    }
+
+    fn trained<B: Backend>(
+        &self,
+        backend: &B,
+        tower: &VisionTower<B>,
+        text: Option<&TextTower<B>>,
+    ) -> Result<Trained<B>, CheckError> {
+        let (c, e, rank) = (self.sizes.classes, self.sizes.features, self.sizes.rank);
+        let (mut lora, mut text_lora) = (Vec::new(), Vec::new());
+        if !self.targets.is_empty() {
+            let spec = LoraSpec::new(rank, 2.0 * rank as f64, &self.targets);
+            let spec = LoraSpec { towers: self.towers.clone(), ..spec };
+            lora = tower.adapters(backend, &spec, &mut WarmInit { rank })?;
+            if let Some(text) = text {
+                text_lora = text.adapters(backend, &spec, &mut WarmInit { rank })?;
+            }
+        }
+        let prompts = match &self.prompts {
+            Some(spec) => {
+                let shape = Shape::from([spec.sets(self.layers), spec.count, self.sizes.width]);
+                let values = Tensor::from_slice(shape, &normal(shape.elements(), 15))?;
+                Some(Prompts::new(backend, spec.mode, values.view())?)
+            }
+            None => None,
+        };
+        let weight = Tensor::from_slice([c, e], &normal(c * e, 11))?;
+        let bias = Tensor::from_slice([c], &normal(c, 12))?;
+        let head = Head { trained: self.head, ..Head::new(backend, weight.view(), bias.view())? };
+        Ok(Trained { lora, text_lora, prompts, head })
     }
 
     /// Random images and labels.
@@ -306,6 +401,41 @@ pub fn techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str, TinySte
     ]
 }
 
+/// One step for every setting of the adapters, and for steps of several batches.
+pub fn adapter_techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str, TinyStep)> {
+    let lora = TinyStep::new(sizes, layers);
+    let on = |targets: &[Target]| TinyStep { targets: targets.to_vec(), ..lora.clone() };
+    let every = on(&Target::ALL);
+    let text = |towers: &[Tower], step: &TinyStep| TinyStep { towers: towers.to_vec(), ..step.clone() };
+    // Two classes a part: the last of five is alone.
+    let parts = |step: TinyStep| TinyStep { text_part: 2 * TEMPLATES + 1, ..step };
+    let no_head = TinyStep {
+        head: false,
+        objective: Objective::new(0.0, 1.0),
+        ..text(&Tower::ALL, &on(&[Target::Query, Target::Key, Target::Value]))
+    };
+    let dropped = |step: TinyStep| TinyStep { dropout: 0.25, ..step };
+    let prompts = PromptSpec { count: 3, sharing: PromptSharing::Shared, mode: PromptMode::Replace };
+    vec![
+        ("MLP", on(&[Target::Expand, Target::Contract])),
+        ("fc2 alone", on(&[Target::Contract])),
+        ("every layer", every.clone()),
+        ("both towers", text(&Tower::ALL, &lora)),
+        ("text tower alone, every layer", text(&[Tower::Text], &every)),
+        ("both towers, text in parts", parts(text(&Tower::ALL, &lora))),
+        (
+            "both towers, features mixed",
+            TinyStep { mix: Some(MixOn::Features), ..text(&Tower::ALL, &on(&[Target::Value])) },
+        ),
+        ("dropout, every layer", dropped(every.clone())),
+        ("dropout, both towers, text in parts", dropped(parts(text(&Tower::ALL, &every)))),
+        ("dropout, prompts replaced", dropped(TinyStep { prompts: Some(prompts), ..every.clone() })),
+        ("no head", no_head.clone()),
+        ("three batches", TinyStep { accumulate: 3, ..lora.clone() }),
+        ("no head, dropout, three batches", TinyStep { accumulate: 3, ..dropped(parts(no_head)) }),
+    ]
+}
+
 /// Checks the gradient of every trained tensor of a few variants of the step.
 pub fn check() -> Result<Vec<Row>, CheckError> {
     let odd = |layers, targets: &[Target]| TinyStep {
@@ -322,19 +452,71 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
     ];
     let seven = TinySizes { batch: 7, ..TinySizes::ODD };
     variants.extend(techniques(seven, 3).into_iter().map(|(name, step)| (name.to_string(), step)));
+    let adapters = adapter_techniques(TinySizes { batch: 5, ..TinySizes::ODD }, 2);
+    variants.extend(adapters.into_iter().map(|(name, step)| (name.to_string(), step)));
     // The only block is the first and the last for prompts.
     let one_block = techniques(seven, 1).into_iter().filter(|(_, step)| step.prompts.is_some());
     variants.extend(one_block.map(|(name, step)| (format!("{name}, one layer"), step)));
     variants.iter().map(|(name, tiny)| variant(name, tiny)).collect()
 }
 
+/// The batches of one step: images of the whole, their labels, how they are mixed.
+struct Step {
+    images: Tensor,
+    labels: Vec<u32>,
+    draw: Option<MixDraw>,
+    count: usize,
+}
+
+impl Step {
+    fn new(tiny: &TinyStep) -> Result<Self, CheckError> {
+        let (images, labels) = tiny.batch()?;
+        let draw = tiny.draw(labels.len(), 0);
+        Ok(Step { images, labels, draw, count: tiny.accumulate })
+    }
+
+    /// The batches, as large as one another but for the last.
+    fn batches(&self) -> Result<Vec<(Batch<'_>, Share)>, CheckError> {
+        let (all, size) = (self.labels.len(), self.labels.len().div_ceil(self.count));
+        let batch = |number: usize| {
+            let (start, end) = (number * size, all.min((number + 1) * size));
+            let images = self.images.view().rows(start, end - start)?;
+            let batch = Batch::new(images, &self.labels[start..end]);
+            let share =
+                Share { place: Place::of(number, self.count), of_images: (end - start) as f64 / all as f64 };
+            Ok((Batch { mix: self.draw.as_ref(), number: number as u32, ..batch }, share))
+        };
+        (0..self.count).map(batch).collect()
+    }
+
+    /// The mean loss over all images.
+    fn loss(&self, learner: &mut Learner<Cpu<f64>>) -> Result<f64, CheckError> {
+        let mut loss = 0.0;
+        for (batch, share) in self.batches()? {
+            loss += share.of_images * learner.loss(batch)?;
+        }
+        Ok(loss)
+    }
+
+    /// Leaves the gradients of that loss in the trained tensors, whose values stay.
+    fn gradients(&self, learner: &mut Learner<Cpu<f64>>) -> Result<(), CheckError> {
+        if self.count == 1 {
+            return Ok(learner.gradients(self.batches()?[0].0)?);
+        }
+        let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
+        let rates = Rates { head: still, lora: still, prompt: still };
+        for (batch, share) in self.batches()? {
+            learner.train_part(batch, share, &rates, 1.0)?;
+        }
+        Ok(())
+    }
+}
+
 /// The worst error over all trained tensors of one variant.
 fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
-    let (images, labels) = tiny.batch()?;
+    let step = Step::new(tiny)?;
     let mut learner = tiny.learner()?;
-    let draw = tiny.draw(labels.len(), 0);
-    let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
-    learner.gradients(batch)?;
+    step.gradients(&mut learner)?;
     let start = learner.snapshot()?;
     let gradients: Vec<Tensor> = learner.params().into_iter().map(|p| p.gradient.clone()).collect();
     let mut error = 0.0f64;
@@ -345,7 +527,7 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
             let mut values = start.clone();
             values[index] = Tensor::from_slice(start[index].shape(), moved)?;
             learner.restore(&values)?;
-            Ok(learner.loss(batch)?)
+            step.loss(&mut learner)
         })?;
         error = if one.is_nan() { one } else { error.max(one) };
     }

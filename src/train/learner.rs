@@ -786,6 +786,8 @@ impl<B: Backend> Learner<B> {
         if let Some(t) = &mut self.text_tuning {
             let lora = &self.trained.text_lora;
             t.tower.forward(&self.backend, lora, dropout, &mut t.activations, &mut t.features)?;
+            // Evaluation has its class features, without dropout, in the same place.
+            self.folded_is_current = false;
         }
         let own = &self.activations.features;
         let (features, mix) = match &mut self.mixing {
