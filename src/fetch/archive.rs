@@ -31,7 +31,10 @@ pub fn unpack(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Monit
     let unfinished = folder.join(UNFINISHED);
     remove(&unfinished)?;
     std::fs::create_dir(&unfinished).map_err(FetchError::io(&unfinished, "create the folder"))?;
+    let length = std::fs::metadata(archive).map_err(FetchError::io(archive, "read the file"))?.len();
+    monitor.begin_bytes("unpacking", length);
     let unpacked = unpack_photos(archive, &unfinished, bounds, monitor).and_then(|()| sync(&unfinished));
+    monitor.finish();
     match unpacked {
         Ok(()) => {
             let photos = folder.join("jpg");
@@ -48,12 +51,10 @@ pub fn unpack(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Monit
 fn unpack_photos(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Monitor) -> Result<()> {
     let refuse = |problem: String| FetchError::Archive { path: archive.to_path_buf(), problem };
     let file = File::open(archive).map_err(FetchError::io(archive, "read the file"))?;
-    let length = file.metadata().map_err(FetchError::io(archive, "read the file"))?.len();
     let read = Cell::new(0);
     let counted = Counted { inner: BufReader::new(file), count: &read };
     // Headers are read whole, so that the bound is on everything that is inflated.
     let mut tar = Archive::new(GzDecoder::new(counted).take(bounds.bytes));
-    monitor.begin_bytes("unpacking", length);
     let (mut entries, mut photos) = (0, 0);
     let damaged = |e: std::io::Error| refuse(format!("damaged, or larger than {} bytes ({e})", bounds.bytes));
     for entry in tar.entries().map_err(damaged)? {
@@ -71,7 +72,6 @@ fn unpack_photos(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Mo
         }
         monitor.advance(read.take());
     }
-    monitor.finish();
     if photos == 0 {
         return Err(refuse("no photos jpg/*.jpg in it".into()));
     }

@@ -59,8 +59,21 @@ pub struct Wanted {
 #[derive(Debug, Clone, Default)]
 pub struct Http {
     limits: Limits,
-    /// A secret, and the origin of the only server that is told.
-    token: Option<(Origin, String)>,
+    token: Option<Token>,
+}
+
+/// A secret, and the only server that is told.
+#[derive(Clone)]
+struct Token {
+    server: Origin,
+    secret: String,
+}
+
+/// Whatever prints it must not give it away.
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Token for {:?}", self.server)
+    }
 }
 
 type Origin = (String, String, u16);
@@ -72,8 +85,8 @@ impl Http {
 
     /// Sends `token` to the server of `endpoint`, and to no other that it points to.
     pub fn with_token(self, endpoint: &str, token: String) -> Result<Self> {
-        let origin = origin(&parse(endpoint)?);
-        Ok(Http { token: Some((origin, token)), ..self })
+        let token = Token { server: origin(&parse(endpoint)?), secret: token };
+        Ok(Http { token: Some(token), ..self })
     }
 
     /// The headers of the answer for `url`, without its body. Redirections to other servers are not followed:
@@ -120,10 +133,7 @@ impl Http {
                 };
                 // Whoever gets on, however often the line breaks, is not to be given up.
                 let length = part.length();
-                if length > best {
-                    (best, failures) = (length, 0);
-                }
-                failures += 1;
+                (best, failures) = if length > best { (length, 0) } else { (best, failures + 1) };
                 self.pause_after(error, failures, monitor)?;
             }
         })
@@ -154,7 +164,7 @@ impl Http {
             return Err(error);
         }
         monitor.line(&format!("{error}; trying again"));
-        let until = Instant::now() + self.limits.pause * 2u32.saturating_pow(failures - 1);
+        let until = Instant::now() + self.limits.pause * 2u32.saturating_pow(failures.saturating_sub(1));
         while Instant::now() < until {
             if monitor.stopped() {
                 return Err(FetchError::Interrupted);
@@ -198,8 +208,8 @@ impl Http {
             for (name, value) in headers {
                 request = request.header(name, value);
             }
-            if let Some((_, token)) = self.token.as_ref().filter(|(server, _)| *server == origin(&here)) {
-                request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+            if let Some(token) = self.token.as_ref().filter(|token| token.server == origin(&here)) {
+                request = request.header(AUTHORIZATION, format!("Bearer {}", token.secret));
             }
             let request = request.body(()).map_err(|e| refuse(e.to_string()))?;
             let response = agent.run(request).map_err(|e| refuse(one_line(&e.to_string())))?;

@@ -92,9 +92,8 @@ impl fmt::Display for HubId {
 pub struct Hub {
     endpoint: String,
     cache: Cache,
-    token: Option<String>,
+    http: Http,
     offline: bool,
-    limits: Limits,
 }
 
 impl Hub {
@@ -115,19 +114,17 @@ impl Hub {
         };
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));
         let stored = || std::fs::read_to_string(token_file?).ok().map(|token| token.trim().to_owned());
+        let token = text("HF_TOKEN").or_else(stored).filter(|token| !token.is_empty());
+        let http = Http::new(Limits::default());
+        let http = match token {
+            Some(token) => http.with_token(&endpoint, token)?,
+            None => http,
+        };
         let yes = ["1", "ON", "YES", "TRUE"];
-        Ok(Hub {
-            endpoint,
-            cache: Cache::new(cache.ok_or(FetchError::NoHubCache)?),
-            token: text("HF_TOKEN").or_else(stored).filter(|token| !token.is_empty()),
-            offline: text("HF_HUB_OFFLINE").is_some_and(|value| yes.contains(&value.to_uppercase().as_str())),
-            limits: Limits::default(),
-        })
-    }
-
-    /// Other limits than the usual ones.
-    pub fn with_limits(self, limits: Limits) -> Self {
-        Hub { limits, ..self }
+        let offline =
+            text("HF_HUB_OFFLINE").is_some_and(|value| yes.contains(&value.to_uppercase().as_str()));
+        let cache = Cache::new(cache.ok_or(FetchError::NoHubCache)?);
+        Ok(Hub { endpoint, cache, http, offline })
     }
 
     pub fn endpoint(&self) -> &str {
@@ -137,6 +134,16 @@ impl Hub {
     /// The folder of the cache.
     pub fn cache(&self) -> &Path {
         self.cache.path()
+    }
+
+    /// The models in the cache, whole or not, by their names.
+    pub fn models(&self) -> Vec<String> {
+        let folders = std::fs::read_dir(self.cache()).into_iter().flatten().filter_map(|entry| entry.ok());
+        let names = folders.filter_map(|folder| folder.file_name().into_string().ok());
+        let mut models: Vec<String> =
+            names.filter_map(|name| Some(name.strip_prefix("models--")?.replace("--", "/"))).collect();
+        models.sort();
+        models
     }
 
     pub fn is_offline(&self) -> bool {
@@ -170,14 +177,6 @@ impl Hub {
                 monitor.line(&format!("{name}: no {PREPROCESSOR} in the cache; pixels as CLIP's own"));
                 Ok(folder)
             }
-        }
-    }
-
-    fn http(&self) -> Result<Http> {
-        let http = Http::new(self.limits);
-        match &self.token {
-            Some(token) => http.with_token(&self.endpoint, token.clone()),
-            None => Ok(http),
         }
     }
 }
@@ -256,15 +255,14 @@ impl<'a> HubModel<'a> {
     fn fetch(&self, monitor: &dyn Monitor) -> Result<PathBuf> {
         let lock = self.hub.cache().join(".locks").join(self.path.file_name().unwrap_or_default());
         let _lock = Lock::hold(&lock.join("clip-engine.lock"), monitor)?;
-        let http = self.hub.http()?;
-        let listing = self.listing(&http, monitor)?;
+        let listing = self.listing(monitor)?;
         let files: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
         let choice = self.choose(&files)?;
         let snapshot = self.cached.pointer_path(&listing.sha);
         let (id, revision) = (&self.id.repository, self.id.revision());
         monitor.line(&format!("fetching {id} at {revision} from {}", self.hub.endpoint));
         for name in &choice {
-            self.fetch_file(&http, name, &snapshot, monitor)?;
+            self.fetch_file(name, &snapshot, monitor)?;
         }
         if choice.contains(&INDEX) {
             let index = snapshot.join(INDEX);
@@ -274,7 +272,7 @@ impl<'a> HubModel<'a> {
                 if !files.contains(shard.as_str()) {
                     return Err(self.lacks(&format!("{shard}, which its {INDEX} lists")));
                 }
-                self.fetch_file(&http, shard, &snapshot, monitor)?;
+                self.fetch_file(shard, &snapshot, monitor)?;
             }
         }
         if !files.contains(PREPROCESSOR) {
@@ -288,11 +286,11 @@ impl<'a> HubModel<'a> {
     }
 
     /// The files of the revision, and its commit.
-    fn listing(&self, http: &Http, monitor: &dyn Monitor) -> Result<RepoInfo> {
+    fn listing(&self, monitor: &dyn Monitor) -> Result<RepoInfo> {
         let revision = self.id.revision().to_owned();
         let repo = Repo::with_revision(self.id.repository.clone(), RepoType::Model, revision.clone());
         let url = format!("{}/api/{}", self.hub.endpoint, repo.api_url());
-        let text = http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
+        let text = self.hub.http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
         let wrong = |problem: &str| FetchError::Hub { url: url.clone(), problem: problem.to_owned() };
         let listing: RepoInfo = serde_json::from_slice(&text)
             .map_err(|_| wrong("not the answer of a hub to a question for files"))?;
@@ -354,14 +352,14 @@ impl<'a> HubModel<'a> {
 
     /// Fetches one file of a commit: its bytes into blobs/, under the name that the hub has for them, and a
     /// link to them into the snapshot.
-    fn fetch_file(&self, http: &Http, name: &str, snapshot: &Path, monitor: &dyn Monitor) -> Result<()> {
+    fn fetch_file(&self, name: &str, snapshot: &Path, monitor: &dyn Monitor) -> Result<()> {
         let link = snapshot.join(name);
         if link.is_file() {
             return Ok(());
         }
         let commit = snapshot.file_name().unwrap_or_default().to_string_lossy();
         let url = format!("{}/{}/resolve/{commit}/{name}", self.hub.endpoint, self.id.repository);
-        let headers = http.head(&url, monitor).map_err(|error| self.explained(error))?;
+        let headers = self.hub.http.head(&url, monitor).map_err(|error| self.explained(error))?;
         let etag = etag(&headers).ok_or_else(|| {
             let problem = "the answer names no etag, as a hub's does".to_owned();
             FetchError::Hub { url: url.clone(), problem }
@@ -372,7 +370,7 @@ impl<'a> HubModel<'a> {
         let blob = self.cached.blob_path(&etag);
         self.make_folder(&blob)?;
         if !blob.is_file() {
-            http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
+            self.hub.http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
         }
         self.make_folder(&link)?;
         put_link(&blob, &etag, &link).map_err(FetchError::io(&link, "create the link"))

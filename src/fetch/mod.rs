@@ -13,6 +13,7 @@ mod sum;
 
 pub use error::{FetchError, Result};
 pub use hub::{Hub, HubId};
+pub use sum::Sum;
 
 use std::path::{Path, PathBuf};
 
