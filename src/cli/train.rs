@@ -481,3 +481,25 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
     ))?;
     common::say(format!("run: {}; report: {}", dir.path().display(), dir.report().display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_folders_stay_as_they_are() {
+        let options = |data: &str, model: &str| Options {
+            data: Some(data.into()),
+            model: Some(model.into()),
+            ..Options::default()
+        };
+        let here = std::env::current_dir().unwrap();
+        let names = |settings: Settings| (settings.data.unwrap(), settings.model.unwrap());
+        let fetched = options("flowers102", "openai/clip@main");
+        let expected = ("flowers102".into(), "openai/clip@main".into());
+        assert_eq!(names(resolve(fetched.clone(), Options::default()).unwrap()), expected);
+        assert_eq!(names(resolve(Options::default(), fetched).unwrap()), expected);
+        let folders = resolve(Options::default(), options("photos", "assets/demo-clip")).unwrap();
+        assert_eq!(names(folders), (here.join("photos"), here.join("assets/demo-clip")));
+    }
+}
