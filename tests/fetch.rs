@@ -11,7 +11,10 @@ use clip_engine::progress::{Monitor, Silent};
 use common::command::{command, fail_of};
 use common::server::{Reply, Server};
 use md5::{Digest, Md5};
+use std::io::Read;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -39,11 +42,18 @@ struct Job {
     body: Vec<u8>,
     limits: Limits,
     size: Option<u64>,
+    /// Nothing is known that the bytes must come to.
+    blind: bool,
 }
 
 impl Job {
     fn new(count: usize) -> Job {
-        Job { dir: tempfile::tempdir().unwrap(), body: bytes(count), limits: HASTY, size: None }
+        Job { dir: tempfile::tempdir().unwrap(), body: bytes(count), limits: HASTY, size: None, blind: false }
+    }
+
+    /// One whose mistakes no checksum would find.
+    fn blind(count: usize) -> Job {
+        Job { blind: true, ..Job::new(count) }
     }
 
     fn target(&self) -> PathBuf {
@@ -55,7 +65,8 @@ impl Job {
     }
 
     fn fetch_with(&self, http: Http, server: &Server, monitor: &dyn Monitor) -> Result<(), FetchError> {
-        let (url, name, sum) = (server.url("/file.bin"), "file.bin".into(), Sum::Md5(md5(&self.body)));
+        let (url, name) = (server.url("/file.bin"), "file.bin".into());
+        let sum = if self.blind { Sum::Unknown } else { Sum::Md5(md5(&self.body)) };
         let wanted = Wanted { url, name, size: self.size, limit: 1 << 20, sum };
         http.fetch(&wanted, &self.target(), monitor)
     }
@@ -86,14 +97,16 @@ fn ranges(server: &Server) -> Vec<Option<String>> {
     server.asked().iter().map(|asked| asked.range().map(str::to_owned)).collect()
 }
 
-/// Stops once so many units have gone by; counts lines.
+/// Stops once so many units have gone by, or a while after.
 struct StopAfter {
     left: AtomicU64,
+    delay: Duration,
+    reached: Mutex<Option<Instant>>,
 }
 
 impl StopAfter {
     fn new(units: u64) -> Self {
-        StopAfter { left: AtomicU64::new(units) }
+        StopAfter { left: AtomicU64::new(units), delay: Duration::ZERO, reached: Mutex::new(None) }
     }
 }
 
@@ -108,7 +121,10 @@ impl Monitor for StopAfter {
     fn finish(&self) {}
     fn line(&self, _text: &str) {}
     fn stopped(&self) -> bool {
-        self.left.load(Ordering::SeqCst) == 0
+        if self.left.load(Ordering::SeqCst) > 0 {
+            return false;
+        }
+        self.reached.lock().unwrap().get_or_insert_with(Instant::now).elapsed() >= self.delay
     }
 }
 
@@ -203,7 +219,7 @@ fn a_server_that_knows_no_ranges_is_read_from_the_start() {
 fn a_file_that_changed_is_not_patched_together() {
     // One server heeds If-Range, the other sends the rest of another file.
     for heeds in [true, false] {
-        let job = Job::new(1000);
+        let job = Job::blind(1000);
         let (new, old) = (job.body.clone(), vec![7; 1000]);
         let server = Server::start(move |asked| match asked.number {
             0 => Reply { cut: Some(400), ..Reply::file(&old, "\"old\"", asked) },
@@ -224,7 +240,7 @@ fn a_file_that_changed_is_not_patched_together() {
 
 #[test]
 fn another_range_than_asked_for_is_not_used() {
-    let job = Job::new(1000);
+    let job = Job::blind(1000);
     let body = job.body.clone();
     let server = Server::start(move |asked| match asked.number {
         0 => Reply { cut: Some(400), ..Reply::file(&body, "\"a\"", asked) },
@@ -237,6 +253,23 @@ fn another_range_than_asked_for_is_not_used() {
     job.fetch(&server).unwrap();
     job.assert_done();
     assert_eq!(ranges(&server), [None, Some("bytes=400-".into()), None]);
+}
+
+#[test]
+fn a_range_that_ends_early_is_continued() {
+    let job = Job::blind(1000);
+    let body = job.body.clone();
+    let server = Server::start(move |asked| match asked.number {
+        0 => Reply { cut: Some(400), ..Reply::file(&body, "\"a\"", asked) },
+        1 => {
+            let reply = Reply { status: 206, ..Reply::whole(&body[400..700]) };
+            reply.with("Content-Range", "bytes 400-699/1000").with("ETag", "\"a\"")
+        }
+        _ => Reply::file(&body, "\"a\"", asked),
+    });
+    job.fetch(&server).unwrap();
+    job.assert_done();
+    assert_eq!(ranges(&server), [None, Some("bytes=400-".into()), Some("bytes=700-".into())]);
 }
 
 #[test]
@@ -333,6 +366,23 @@ fn nobody_there_is_an_error_that_names_the_address() {
 }
 
 #[test]
+fn an_https_server_is_greeted_in_tls() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}/file.bin", listener.local_addr().unwrap());
+    let heard = std::thread::spawn(move || {
+        let mut first = [0; 1];
+        listener.accept().unwrap().0.read_exact(&mut first).unwrap();
+        first
+    });
+    let wanted = Wanted { url: url.clone(), name: String::new(), size: None, limit: 1, sum: Sum::Unknown };
+    let limits = Limits { tries: 1, ..HASTY };
+    let error = Http::new(limits).fetch(&wanted, &Job::new(1).target(), &Silent).unwrap_err().to_string();
+    assert!(error.contains(&url), "{error}");
+    // The record type of a handshake.
+    assert_eq!(heard.join().unwrap(), [22]);
+}
+
+#[test]
 fn redirections_are_followed_and_the_token_is_for_its_own_server_only() {
     let job = Job::new(1000);
     let body = job.body.clone();
@@ -386,9 +436,11 @@ fn ctrl_c_keeps_the_part_and_does_not_wait_for_a_silent_server() {
         hang: (asked.number == 0).then_some(400),
         ..Reply::file(&body, "\"a\"", asked)
     });
+    // By the time of the stop the silence has begun.
+    let stop = StopAfter { delay: Duration::from_millis(300), ..StopAfter::new(400) };
+    let limits = Limits { silence: Duration::from_secs(120), ..HASTY };
     let started = Instant::now();
-    let limits = Limits { silence: Duration::from_secs(300), ..HASTY };
-    let error = job.fetch_with(Http::new(limits), &server, &StopAfter::new(400)).unwrap_err();
+    let error = job.fetch_with(Http::new(limits), &server, &stop).unwrap_err();
     assert!(matches!(error, FetchError::Interrupted), "{error}");
     assert!(started.elapsed() < Duration::from_secs(60));
     assert_eq!(job.part(), job.body[..400]);
@@ -619,6 +671,19 @@ fn two_processes_do_not_fetch_into_one_folder() {
         assert!(!fetching.is_finished() && flowers.server.paths().is_empty());
         held.unlock().unwrap();
         fetching.join().unwrap().unwrap();
+    });
+    // What is complete needs no lock.
+    held.lock().unwrap();
+    std::thread::scope(|scope| {
+        let fetching = scope.spawn(|| flowers.fetch());
+        let until = Instant::now() + Duration::from_secs(10);
+        while !fetching.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let finished = fetching.is_finished();
+        held.unlock().unwrap();
+        fetching.join().unwrap().unwrap();
+        assert!(finished);
     });
     Source::open(&flowers.root(), 1).unwrap();
 }

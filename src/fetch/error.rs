@@ -1,5 +1,6 @@
 //! What can go wrong between a name and the files it stands for.
 
+use crate::train::TrainError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -82,6 +83,23 @@ impl FetchError {
     /// Wraps an operating system error for `map_err`.
     pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FetchError {
         move |source| FetchError::Io { path: path.to_path_buf(), action, source }
+    }
+
+    /// A file of ours that could not be written whole, for `map_err`.
+    pub(super) fn unwritten(path: &Path) -> impl FnOnce(TrainError) -> FetchError {
+        move |error| {
+            let source = match error {
+                TrainError::Io { source, .. } => source,
+                error => std::io::Error::other(error),
+            };
+            FetchError::Io { path: path.to_path_buf(), action: "write the file", source }
+        }
+    }
+
+    /// The error without what the user could do: the next try is made without them.
+    pub(super) fn brief(&self) -> String {
+        let text = self.to_string();
+        text.rsplit_once("; ").map_or(text.clone(), |(problem, _)| problem.to_owned())
     }
 
     /// Whether the same request may have an answer a moment later.

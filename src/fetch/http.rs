@@ -163,7 +163,7 @@ impl Http {
         if !error.may_pass() || failures >= self.limits.tries {
             return Err(error);
         }
-        monitor.line(&format!("{error}; trying again"));
+        monitor.line(&format!("{}; trying again", error.brief()));
         let until = Instant::now() + self.limits.pause * 2u32.saturating_pow(failures.saturating_sub(1));
         while Instant::now() < until {
             if monitor.stopped() {
@@ -377,8 +377,7 @@ impl Part {
         let Some(validator) = validator(headers) else { return Ok(()) };
         let note = Note { url: wanted.url.clone(), validator: validator.to_owned(), total };
         let text = serde_json::to_vec(&note).unwrap_or_default();
-        write_atomic(&self.note, &text)
-            .map_err(|e| FetchError::io(&self.note, "write the file")(std::io::Error::other(e)))
+        write_atomic(&self.note, &text).map_err(FetchError::unwritten(&self.note))
     }
 
     /// Checks the whole file. One that is wrong is of no use to a later try.

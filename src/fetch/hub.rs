@@ -33,6 +33,9 @@ const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
+/// There is no such file: `refs/a` may be a folder, for the revision `a/b`, or no folder.
+const MISSING: [ErrorKind; 3] = [ErrorKind::NotFound, ErrorKind::NotADirectory, ErrorKind::IsADirectory];
+
 /// Configurations, lists of files and tokenizers are much smaller.
 const SMALL: u64 = 64 << 20;
 
@@ -233,9 +236,7 @@ impl<'a> HubModel<'a> {
         let commit = match std::fs::read_to_string(&reference) {
             Ok(commit) => commit.trim().to_owned(),
             // A revision may be a commit itself.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                self.id.revision().to_owned()
-            }
+            Err(e) if MISSING.contains(&e.kind()) => self.id.revision().to_owned(),
             Err(e) => return Err(FetchError::io(&reference, "read the file")(e)),
         };
         let folder = self.cached.pointer_path(&commit);
@@ -378,8 +379,7 @@ impl<'a> HubModel<'a> {
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         self.make_folder(path)?;
-        write_atomic(path, bytes)
-            .map_err(|e| FetchError::io(path, "write the file")(std::io::Error::other(e)))
+        write_atomic(path, bytes).map_err(FetchError::unwritten(path))
     }
 
     fn make_folder(&self, file: &Path) -> Result<()> {
