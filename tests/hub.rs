@@ -160,6 +160,8 @@ impl Machine {
             command.env_remove(name);
         }
         command.env("HF_HOME", self.home()).env("HF_ENDPOINT", &self.endpoint);
+        // A proxy of the machine's knows nothing of the tests' servers.
+        command.env("NO_PROXY", "127.0.0.1");
         command
     }
 
