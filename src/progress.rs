@@ -5,6 +5,10 @@
 pub trait Monitor: Send + Sync {
     /// A task of `total` units starts; tasks do not nest.
     fn begin(&self, task: &str, total: u64);
+    /// The same where the units are bytes; a `total` of 0 is not known.
+    fn begin_bytes(&self, task: &str, total: u64) {
+        self.begin(task, total);
+    }
     /// `units` more are done. Called from any thread.
     fn advance(&self, units: u64);
     /// A short state to show beside the bar, such as the current loss.

@@ -244,8 +244,9 @@ fn a_bad_model_is_named_with_a_remedy() {
     std::fs::write(model.join("config.json"), &config).unwrap();
     std::fs::rename(model.join("tokenizer.json"), model.join("gone")).unwrap();
     check(&["no tokenizer", "add tokenizer.json"]);
-    let args = ["train", "--data", &place.data, "--model", "openai/nowhere", "--output", &run];
-    fail(1, &args, place.path(), &["openai/nowhere", "--model"]);
+    let nowhere = place.at("nowhere");
+    let args = ["train", "--data", &place.data, "--model", &nowhere, "--output", &run];
+    fail(1, &args, place.path(), &[&nowhere, "no such folder", "--model"]);
 }
 
 #[test]

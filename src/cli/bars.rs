@@ -1,7 +1,7 @@
 //! Progress on standard error: bars on a terminal, plain lines elsewhere. Also where Ctrl-C arrives.
 
 use clip_engine::progress::Monitor;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -21,6 +21,8 @@ pub struct Bars {
 struct Task {
     name: String,
     total: u64,
+    /// The units are bytes.
+    bytes: bool,
     done: u64,
     state: String,
     started: Instant,
@@ -42,6 +44,35 @@ impl Bars {
         Bars { terminal: std::io::stderr().is_terminal(), task: Mutex::new(None) }
     }
 
+    fn start(&self, task: &str, total: u64, bytes: bool) {
+        let bar = self.terminal.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let template = match bytes {
+                true => {
+                    "{prefix:<24} {bar:24} {bytes:>10}/{total_bytes}  {bytes_per_sec}  {eta:>4} left  {msg}"
+                }
+                false => "{prefix:<14} {bar:24} {pos:>6}/{len}  {eta:>4} left  {msg}",
+            };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style.progress_chars("━╸─"));
+            }
+            bar.set_prefix(task.to_string());
+            bar
+        });
+        let now = Instant::now();
+        let task = Task {
+            name: task.to_string(),
+            total,
+            bytes,
+            done: 0,
+            state: String::new(),
+            started: now,
+            spoke: now,
+            bar,
+        };
+        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
     fn with_task(&self, action: impl FnOnce(&mut Task)) {
         if let Some(task) = self.task.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             action(task);
@@ -57,26 +88,11 @@ impl Task {
 
 impl Monitor for Bars {
     fn begin(&self, task: &str, total: u64) {
-        let bar = self.terminal.then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = "{prefix:<14} {bar:24} {pos:>6}/{len}  {eta:>4} left  {msg}";
-            if let Ok(style) = ProgressStyle::with_template(template) {
-                bar.set_style(style.progress_chars("━╸─"));
-            }
-            bar.set_prefix(task.to_string());
-            bar
-        });
-        let now = Instant::now();
-        let task = Task {
-            name: task.to_string(),
-            total,
-            done: 0,
-            state: String::new(),
-            started: now,
-            spoke: now,
-            bar,
-        };
-        *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+        self.start(task, total, false);
+    }
+
+    fn begin_bytes(&self, task: &str, total: u64) {
+        self.start(task, total, true);
     }
 
     fn advance(&self, units: u64) {
@@ -88,7 +104,10 @@ impl Monitor for Bars {
                 task.spoke = Instant::now();
                 let elapsed = task.started.elapsed().as_secs_f64();
                 let left = elapsed / task.done.max(1) as f64 * task.total.saturating_sub(task.done) as f64;
-                task.plain(&format!("{}/{}, {left:.0} s left  {}", task.done, task.total, task.state));
+                let amount =
+                    |units| if task.bytes { HumanBytes(units).to_string() } else { units.to_string() };
+                let (done, total) = (amount(task.done), amount(task.total));
+                task.plain(&format!("{done}/{total}, {left:.0} s left  {}", task.state));
             }
         });
     }

@@ -42,8 +42,8 @@ pub struct Args {
     /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
     #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
-    /// A model directory, for its sizes and weights.
-    #[arg(long, value_name = "DIR", conflicts_with = "model_size")]
+    /// A model directory, or the id of a model on the hub, for its sizes and weights.
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", conflicts_with = "model_size")]
     model: Option<PathBuf>,
     /// Random weights of a model of this size.
     #[arg(long, value_enum, default_value_t = ModelSize::VitB32)]
@@ -77,7 +77,8 @@ enum ModelSize {
     VitB32,
 }
 
-pub fn run(args: Args) -> Result<()> {
+pub fn run(mut args: Args) -> Result<()> {
+    args.model = args.model.as_deref().map(common::named_model_dir).transpose()?;
     let device = device::open(&args.device, args.precision, &Silent)?;
     let config = match &args.model {
         Some(dir) => ClipConfig::load(dir)?,

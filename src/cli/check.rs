@@ -27,8 +27,8 @@ pub struct Args {
     /// Compare with a file from tools/reference.py instead.
     #[arg(long, value_name = "FILE", requires = "model")]
     reference: Option<PathBuf>,
-    /// The model directory that the reference was made with.
-    #[arg(long, value_name = "DIR", requires = "reference")]
+    /// The model directory, or the id of the model on the hub, that the reference was made with.
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", requires = "reference")]
     model: Option<PathBuf>,
     /// Also write the table as JSON.
     #[arg(long, value_name = "FILE")]
@@ -39,7 +39,8 @@ pub fn run(args: Args) -> Result<()> {
     let device = device::open(&args.device, args.precision, &Silent)?;
     let rows = match (&args.reference, &args.model, &device) {
         (Some(reference), Some(model), device) => {
-            on_device!(device, backend => check::reference::check(backend, model, reference))?
+            let model = common::named_model_dir(model)?;
+            on_device!(device, backend => check::reference::check(backend, &model, reference))?
         }
         (_, _, Device::Cpu(_)) => {
             let mut rows = check::ops::check()?;

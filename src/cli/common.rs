@@ -1,8 +1,11 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
+use super::bars::Bars;
 use anyhow::{Result, bail};
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
+use clip_engine::fetch::flowers102::Flowers102;
+use clip_engine::fetch::{FLOWERS102, Hub, ModelPlace, is_flowers102, settled_data, settled_model};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
@@ -57,6 +60,44 @@ pub fn cache_dir(chosen: Option<&Path>) -> Result<PathBuf> {
     }
 }
 
+/// The folder of the model that a flag names.
+pub fn named_model_dir(name: &Path) -> Result<PathBuf> {
+    model_dir(&settled_model(name), &Bars::new())
+}
+
+/// The folder of the model that settings name, which is fetched where it is a hub id.
+fn model_dir(name: &Path, monitor: &dyn Monitor) -> Result<PathBuf> {
+    match ModelPlace::of(name) {
+        ModelPlace::Folder(dir) => Ok(dir),
+        ModelPlace::Hub(id) => Ok(Hub::from_env()?.snapshot(&id, monitor)?),
+    }
+}
+
+/// Opens the model that a flag names.
+pub fn open_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
+    open_settled_model(&settled_model(name), monitor)
+}
+
+/// Opens the model that settings name.
+pub fn open_settled_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
+    let mut model = Model::open(&model_dir(name, monitor)?)?;
+    if let ModelPlace::Hub(id) = ModelPlace::of(name) {
+        // By this name others can load it: a folder of the cache means something on this machine only.
+        model.name = id.repository;
+    }
+    Ok(model)
+}
+
+/// The folder of the data that settings name, which are fetched into the caches' folder where it is none.
+fn data_dir(name: &Path, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<PathBuf> {
+    if !is_flowers102(name) {
+        return Ok(name.to_path_buf());
+    }
+    let root = cache_dir(cache)?.join(FLOWERS102);
+    Flowers102::published().fetch(&root, monitor)?;
+    Ok(root)
+}
+
 /// Opens the cache of `data`, building it where needed, and says on standard error what it is.
 pub fn open_cache(
     data: &Path,
@@ -67,7 +108,8 @@ pub fn open_cache(
     skip_bad_images: bool,
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
-    cache_of(&Source::open(data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)
+    let data = data_dir(&settled_data(data), dir, monitor)?;
+    cache_of(&Source::open(&data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)
 }
 
 /// The same for a source that is open.
@@ -117,9 +159,9 @@ pub fn material(settings: &Settings, monitor: &dyn Monitor) -> Result<Material> 
     let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
         bail!("--model and --data are needed, or --demo");
     };
-    let model = Model::open(model)?;
-    let source = Source::open(data, seed)?;
+    let model = open_settled_model(model, monitor)?;
     let (dir, skip) = (settings.cache.as_deref(), settings.skip_bad_images);
+    let source = Source::open(&data_dir(data, dir, monitor)?, seed)?;
     let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), dir, skip, monitor)?;
     let enlarged = if augmented {
         let side = larger_side(model.preprocess.image_size());

@@ -6,7 +6,8 @@ use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
 use clip_engine::backend::cuda::source::{OVERRIDE, Sources};
-use serde_json::json;
+use clip_engine::fetch::{FLOWERS102, FetchError, Hub, flowers102};
+use serde_json::{Value, json};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -19,7 +20,9 @@ pub fn run(args: Args) -> Result<()> {
     let cuda = probe();
     let cpu = Cpu::<f32>::new().describe();
     if args.json {
-        let report = json!({ "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "cuda": cuda });
+        let caches = json!({ "engine": common::cache_dir(None).ok(), "hub": hub_json() });
+        let report =
+            json!({ "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "cuda": cuda, "caches": caches });
         return common::say(format!("{report:#}"));
     }
     let mut rows: Vec<(String, String)> = vec![
@@ -30,6 +33,8 @@ pub fn run(args: Args) -> Result<()> {
     cuda_rows(&cuda, &mut rows);
     rows.push(("kernel sources".into(), sources()));
     rows.push(("image caches".into(), image_caches()?));
+    rows.push(("Flowers-102".into(), flowers102()?));
+    rows.push(("hub cache".into(), hub().unwrap_or_else(|problem| problem.to_string())));
     let mut table = table::table(&["", "found"]);
     for (name, found) in rows {
         table.add_row([name, found]);
@@ -95,6 +100,42 @@ fn image_caches() -> Result<String> {
     let files = std::fs::read_dir(&cache)?.filter_map(|e| e.ok()?.metadata().ok()).filter(|m| m.is_file());
     let (count, bytes) = files.fold((0, 0), |(count, bytes), m| (count + 1, bytes + m.len()));
     Ok(format!("{}: {count} files, {}", cache.display(), mib(bytes)))
+}
+
+/// Whether `--data flowers102` would fetch anything.
+fn flowers102() -> Result<String> {
+    let folder = flowers102::folder(&common::cache_dir(None)?.join(FLOWERS102));
+    let lacks: Vec<&str> = ["imagelabels.mat", "setid.mat", "jpg"]
+        .into_iter()
+        .filter(|name| !folder.join(name).exists())
+        .collect();
+    Ok(match lacks.len() {
+        0 => folder.display().to_string(),
+        3 => format!("{}: not fetched yet", folder.display()),
+        _ => format!("{}: lacks {}", folder.display(), lacks.join(", ")),
+    })
+}
+
+/// Where models by hub id come from and are kept.
+fn hub() -> Result<String, FetchError> {
+    let hub = Hub::from_env()?;
+    let from =
+        if hub.is_offline() { "HF_HUB_OFFLINE is set".into() } else { format!("from {}", hub.endpoint()) };
+    let kept = match hub.models().len() {
+        0 => "no models yet".into(),
+        1 => "1 model".into(),
+        count => format!("{count} models"),
+    };
+    Ok(format!("{}: {kept} ({from})", hub.cache().display()))
+}
+
+fn hub_json() -> Value {
+    match Hub::from_env() {
+        Ok(hub) => json!({
+            "folder": hub.cache(), "endpoint": hub.endpoint(), "offline": hub.is_offline(), "models": hub.models(),
+        }),
+        Err(problem) => json!({ "problem": problem.to_string() }),
+    }
 }
 
 fn mib(bytes: u64) -> String {

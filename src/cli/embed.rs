@@ -6,15 +6,14 @@ use super::device::{self, on_device};
 use anyhow::{Result, bail};
 use clip_engine::train::adapter::prompt_spec;
 use clip_engine::train::embed::{TuningFiles, embed};
-use clip_engine::train::model::Model;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::Precision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory [default: that of --run].
-    #[arg(long, value_name = "DIR", required_unless_present = "run")]
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub [default: that of --run].
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", required_unless_present = "run")]
     model: Option<PathBuf>,
     /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
@@ -44,10 +43,10 @@ pub fn run(args: Args) -> Result<()> {
     let device = device::open(&args.device, args.precision, &monitor)?;
     let settings = args.run.as_deref().map(|run| RunDir::existing(run)?.read_settings()).transpose()?;
     let model = match (&args.model, &settings) {
-        (Some(dir), _) => Model::open(dir)?,
+        (Some(name), _) => common::open_model(name, &monitor)?,
         (None, Some(settings)) if settings.demo => clip_engine::train::demo::model()?,
         (None, Some(settings)) => match &settings.model {
-            Some(dir) => Model::open(dir)?,
+            Some(name) => common::open_settled_model(name, &monitor)?,
             None => bail!("--run: its config.toml names no model; give --model"),
         },
         (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),

@@ -7,6 +7,7 @@ use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
 use clip_engine::data::Split;
+use clip_engine::fetch::settled_data;
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::metrics::Evaluation;
 use clip_engine::train::run_dir::RunDir;
@@ -21,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "RUN")]
     run: PathBuf,
     /// Other data with the same classes [default: the run's own].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
     /// Which images.
     #[arg(long, default_value = "test")]
@@ -46,7 +47,7 @@ pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let mut settings = dir.read_settings()?;
     if let Some(data) = args.data {
-        settings.data = Some(data);
+        settings.data = Some(settled_data(&data));
         if settings.demo {
             let text = "--data: a demo run knows its own flowers only; leave it out";
             anyhow::bail!(TrainError::Setting(text.into()));

@@ -5,17 +5,18 @@ use super::common::open_cache;
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::{Preprocess, Split};
-use clip_engine::train::model::Model;
 use clip_engine::train::settings::CacheType;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
-    #[arg(long, value_name = "DIR")]
+    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
+    /// flowers102, which is fetched.
+    #[arg(long, value_name = "DIR|flowers102")]
     data: PathBuf,
-    /// The CLIP directory whose image size and preprocessing to use [default: CLIP's own, 224 pixels].
-    #[arg(long, value_name = "DIR")]
+    /// The CLIP directory, or the CLIP model on the hub, whose image size and preprocessing to use [default:
+    /// CLIP's own, 224 pixels].
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: Option<PathBuf>,
     /// Where to keep the cache [default: the user's cache folder].
     #[arg(long, value_name = "DIR")]
@@ -34,7 +35,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let preprocess = match &args.model {
-        Some(dir) => Model::open(dir)?.preprocess,
+        Some(name) => common::open_model(name, &monitor)?.preprocess,
         None => Preprocess::clip(224),
     };
     let (dir, dtype) = (args.cache.as_deref(), args.dtype.into());

@@ -7,6 +7,7 @@ use super::run_set::{Earlier, Layout, RunSet};
 use super::{common, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
+use clip_engine::fetch::{settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::report;
@@ -56,11 +57,12 @@ pub struct Options {
     /// The bundled tiny CLIP on generated flowers: no network, no files.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     demo: Option<bool>,
-    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
-    #[arg(long, value_name = "DIR")]
+    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
+    /// flowers102, which is fetched.
+    #[arg(long, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
-    /// A Hugging Face CLIP directory.
-    #[arg(long, value_name = "DIR")]
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched.
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: Option<PathBuf>,
     /// Where preprocessed images are kept [default: the user's cache folder].
     #[arg(long, value_name = "DIR")]
@@ -407,8 +409,9 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
     file.apply(&mut settings);
     flags.clone().apply(&mut settings);
     // config.toml must mean the same from any directory.
-    let paths = [&mut settings.data, &mut settings.model, &mut settings.cache, &mut settings.init_from];
-    for path in paths.into_iter().flatten() {
+    settings.data = settings.data.as_deref().map(settled_data);
+    settings.model = settings.model.as_deref().map(settled_model);
+    for path in [&mut settings.cache, &mut settings.init_from].into_iter().flatten() {
         *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
     }
     settings
@@ -512,4 +515,26 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
         summary.device,
     ))?;
     common::say(format!("run: {}; report: {}", dir.path().display(), dir.report().display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_no_folders_stay_as_they_are() {
+        let options = |data: &str, model: &str| Options {
+            data: Some(data.into()),
+            model: Some(model.into()),
+            ..Options::default()
+        };
+        let here = std::env::current_dir().unwrap();
+        let names = |settings: Settings| (settings.data.unwrap(), settings.model.unwrap());
+        let fetched = options("flowers102", "openai/clip@main");
+        let expected = ("flowers102".into(), "openai/clip@main".into());
+        assert_eq!(names(resolve(fetched.clone(), Options::default()).unwrap()), expected);
+        assert_eq!(names(resolve(Options::default(), fetched).unwrap()), expected);
+        let folders = resolve(Options::default(), options("photos", "assets/demo-clip")).unwrap();
+        assert_eq!(names(folders), (here.join("photos"), here.join("assets/demo-clip")));
+    }
 }

@@ -9,17 +9,17 @@ use clip_engine::clip::text::TEMPLATES;
 use clip_engine::data::Split;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::model::Model;
 use clip_engine::train::settings::{Precision, check_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory.
-    #[arg(long, value_name = "DIR")]
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched.
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: PathBuf,
-    /// A folder with train/, val/ and test/, a folder of class folders, or a Flowers-102 root.
-    #[arg(long, value_name = "DIR")]
+    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
+    /// flowers102, which is fetched.
+    #[arg(long, value_name = "DIR|flowers102")]
     data: PathBuf,
     /// Which images.
     #[arg(long, default_value = "test")]
@@ -53,7 +53,7 @@ pub fn run(args: Args) -> Result<()> {
     let templates =
         if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
     check_templates(&templates)?;
-    let model = Model::open(&args.model)?;
+    let model = common::open_model(&args.model, &monitor)?;
     let cache = common::open_cache(
         &args.data,
         args.seed,

@@ -11,7 +11,7 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum DataError {
     /// The `--data` argument points nowhere.
-    #[error("{}: no such folder; check the path given to --data", path.display())]
+    #[error("{}: no such folder; check the path given to --data, or give the word flowers102", path.display())]
     NotFound { path: PathBuf },
     /// The `--data` argument is a file.
     #[error("{}: not a folder; give --data the folder that holds the photos", path.display())]

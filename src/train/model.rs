@@ -38,7 +38,7 @@ impl Model {
         if !dir.is_dir() {
             return Err(TrainError::file(
                 dir,
-                "no such folder; give --model the directory of a Hugging Face CLIP checkpoint",
+                "no such folder; give --model the directory of a Hugging Face CLIP checkpoint, or owner/name on the hub",
             ));
         }
         let config = ClipConfig::load(dir)?;

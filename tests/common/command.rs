@@ -23,7 +23,11 @@ pub fn command(args: &[&str], cache: &Path) -> Command {
 
 /// Runs the engine with caches below `cache`.
 pub fn engine(args: &[&str], cache: &Path) -> Done {
-    let output = command(args, cache).output().unwrap();
+    done(&mut command(args, cache))
+}
+
+fn done(command: &mut Command) -> Done {
+    let output = command.output().unwrap();
     Done {
         code: output.status.code().unwrap_or(-1),
         out: String::from_utf8(output.stdout).unwrap(),
@@ -33,14 +37,26 @@ pub fn engine(args: &[&str], cache: &Path) -> Done {
 
 /// Runs the engine and insists on success.
 pub fn succeed(args: &[&str], cache: &Path) -> Done {
-    let done = engine(args, cache);
+    succeed_of(&mut command(args, cache))
+}
+
+/// The same for a command that was made apart.
+pub fn succeed_of(command: &mut Command) -> Done {
+    let done = done(command);
+    let args: Vec<_> = command.get_args().collect();
     assert_eq!(done.code, 0, "{args:?}\n{}{}", done.out, done.err);
     done
 }
 
 /// Runs the engine and insists on one error line that contains every part of `expected`.
 pub fn fail(code: i32, args: &[&str], cache: &Path, expected: &[&str]) -> Done {
-    let done = engine(args, cache);
+    fail_of(&mut command(args, cache), code, expected)
+}
+
+/// The same for a command that was made apart.
+pub fn fail_of(command: &mut Command, code: i32, expected: &[&str]) -> Done {
+    let done = done(command);
+    let args: Vec<_> = command.get_args().collect();
     assert_eq!(done.code, code, "{args:?}\n{}{}", done.out, done.err);
     let errors: Vec<&str> = done.err.lines().filter(|line| line.starts_with("error: ")).collect();
     assert_eq!(errors.len(), 1, "{args:?}: one error line, found\n{}", done.err);

@@ -1,0 +1,115 @@
+//! What can go wrong between a name and the files it stands for.
+
+use crate::train::TrainError;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// Why something could not be fetched. Every message is one line that names the address, file or variable,
+/// says what is wrong and what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// No answer, or one that broke off or makes no sense.
+    #[error("{url}: {problem}; check the network and run the same command again")]
+    Request { url: String, problem: String },
+    /// The server refused.
+    #[error("{url}: the server answers {status}; check the address, or try again later")]
+    Status { url: String, status: u16 },
+    /// More came than can be meant.
+    #[error("{url}: more than {limit} bytes; this is not the file that was asked for")]
+    TooLarge { url: String, limit: u64 },
+    /// A whole file, and another one.
+    #[error(
+        "{url}: the checksum is {found} where {expected} is right; the server has another file, or a damaged one"
+    )]
+    Checksum { url: String, expected: String, found: String },
+    /// The operating system refused.
+    #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
+    Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    /// The user asked to stop.
+    #[error("interrupted; what was fetched so far is kept, run the same command again to go on")]
+    Interrupted,
+    /// An archive that is damaged, or would write where it must not.
+    #[error("{}: {problem}; nothing was unpacked, delete the archive and run the same command again", path.display())]
+    Archive { path: PathBuf, problem: String },
+    /// Flowers-102 could not be fetched.
+    #[error(
+        "--data flowers102: {source}; or put 102flowers.tgz, imagelabels.mat and setid.mat into {} yourself",
+        folder.display()
+    )]
+    Flowers { source: Box<FetchError>, folder: PathBuf },
+    /// An environment variable that cannot be followed.
+    #[error("{name}={value}: {problem}")]
+    Variable { name: &'static str, value: String, problem: &'static str },
+    /// There is no place for the hub's files.
+    #[error("--model: none of HF_HOME, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder for models")]
+    NoHubCache,
+    /// 401 or 403.
+    #[error(
+        "--model {id}: neither a folder here nor a model that {endpoint} shows ({status}); check the name, or set \
+         HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
+    )]
+    NotAllowed { id: String, repository: String, endpoint: String, status: u16 },
+    /// 404 for the repository or the revision.
+    #[error(
+        "--model {id}: neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
+    )]
+    NoModel { id: String, endpoint: String, revision: String },
+    /// The repository has other files.
+    #[error(
+        "--model {id}: the revision {revision} has no {missing}; name a CLIP checkpoint in Hugging Face's layout"
+    )]
+    Missing { id: String, revision: String, missing: String },
+    /// Weights as a Python pickle only, which is code as much as data and is not read.
+    #[error(
+        "--model {id}: the revision {revision} has pickled weights only ({file}); name a revision with model.safetensors \
+         ({repository}@refs/pr/N), or convert them once with: python -c \"from transformers import CLIPModel, \
+         CLIPProcessor; [c.from_pretrained('{repository}').save_pretrained('clip') for c in (CLIPModel, \
+         CLIPProcessor)]\" and give --model clip"
+    )]
+    Pickled { id: String, repository: String, revision: String, file: String },
+    /// HF_HUB_OFFLINE, and the cache does not hold it.
+    #[error(
+        "--model {id}: HF_HUB_OFFLINE is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
+         the model", cache.display()
+    )]
+    Offline { id: String, revision: String, missing: String, cache: PathBuf },
+    /// The hub says something that is not understood.
+    #[error("{url}: {problem}; check HF_ENDPOINT")]
+    Hub { url: String, problem: String },
+}
+
+impl FetchError {
+    /// Wraps an operating system error for `map_err`.
+    pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FetchError {
+        move |source| FetchError::Io { path: path.to_path_buf(), action, source }
+    }
+
+    /// A file of ours that could not be written whole, for `map_err`.
+    pub(super) fn unwritten(path: &Path) -> impl FnOnce(TrainError) -> FetchError {
+        move |error| {
+            let source = match error {
+                TrainError::Io { source, .. } => source,
+                error => std::io::Error::other(error),
+            };
+            FetchError::Io { path: path.to_path_buf(), action: "write the file", source }
+        }
+    }
+
+    /// The error without what the user could do: the next try is made without them.
+    pub(super) fn brief(&self) -> String {
+        let text = self.to_string();
+        text.rsplit_once("; ").map_or(text.clone(), |(problem, _)| problem.to_owned())
+    }
+
+    /// Whether the same request may have an answer a moment later.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            FetchError::Request { .. } | FetchError::Checksum { .. } => true,
+            FetchError::Status { status, .. } => matches!(status, 408 | 425 | 429 | 500..),
+            _ => false,
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, FetchError>;
