@@ -34,8 +34,8 @@ pub struct Args {
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Continue the run in RUN; only --epochs, --device and --precision may
-    /// differ from its config.toml.
+    /// Continue the run in RUN; only --epochs, --device, --precision and --tensorboard may differ from its
+    /// config.toml.
     #[arg(long, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
     /// Replace the run in RUN, or with --seeds the runs.
@@ -181,6 +181,9 @@ pub struct Options {
     /// Where to compute [default: auto].
     #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
+    /// Write the metrics for TensorBoard too, into RUN/tensorboard.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    tensorboard: Option<bool>,
     /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
     #[arg(long = "template", value_name = "TEXT")]
     #[serde(alias = "template")]
@@ -310,6 +313,7 @@ impl Options {
             early_stop_min_delta,
             early_stop_against,
             device,
+            tensorboard,
             templates
         );
     }
@@ -426,11 +430,12 @@ fn resume(args: &Args) -> Result<(RunDir, Settings)> {
         device: args.options.device.clone(),
         precision: args.options.precision,
         demo: args.options.demo,
+        tensorboard: args.options.tensorboard,
         ..Options::default()
     };
     if args.options != allowed {
         bail!(TrainError::Setting(
-            "--resume: only --epochs, --device and --precision may be given with it".into()
+            "--resume: only --epochs, --device, --precision and --tensorboard may be given with it".into()
         ));
     }
     if args.options.demo.is_some_and(|demo| demo != settings.demo) {

@@ -16,6 +16,7 @@ pub mod run_dir;
 pub mod session;
 pub mod settings;
 mod state;
+mod tensorboard;
 
 pub use error::{Result, TrainError};
 pub use settings::Settings;

@@ -146,7 +146,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
             let (progress, best) = resumed(&mut learner, cache, dir)?;
-            dir.write_settings(settings)?;
+            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs)?;
             (Some(progress), Some(best))
         } else {
             dir.begin(settings)?;
@@ -182,7 +182,10 @@ impl<'a, B: Backend> Session<'a, B> {
                 total: steps_per_epoch * u64::from(settings.epochs),
             },
             early_stop,
-            metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
+            metrics: {
+                let bytes = progress.as_ref().map_or(0, |p| p.metrics_bytes);
+                MetricsFile::open(dir, bytes, settings.tensorboard)?
+            },
             seconds: progress.as_ref().map_or(seconds, |p| p.seconds),
             step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
             step_images: progress.as_ref().map_or(0, |p| p.step_images),

@@ -233,6 +233,8 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     pub device: String,
+    /// Whether the metrics are written for TensorBoard too.
+    pub tensorboard: bool,
     pub templates: Vec<String>,
 }
 
@@ -296,6 +298,7 @@ impl Settings {
             early_stop_against: StopAgainst::Best,
             precision: None,
             device: "auto".into(),
+            tensorboard: false,
             templates: TEMPLATES.map(String::from).to_vec(),
         }
     }
