@@ -146,6 +146,7 @@ fn step<B: Backend>(
         batch,
         rank: args.rank as usize,
         targets: &Target::ALL,
+        prompts: None,
     };
     let flops = Flops::of(&sizes);
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];

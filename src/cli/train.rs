@@ -4,7 +4,7 @@ use super::bars::Bars;
 use super::common::parse_serde;
 use super::device::{self, on_device};
 use super::run_set::{Earlier, Layout, RunSet};
-use super::{common, seeds, table};
+use super::{common, dry_run, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::objective::MixOn;
@@ -29,7 +29,7 @@ const DEMO_SEEDS_OUTPUT: &str = "runs/demo-seeds";
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the run is written [default with --demo: runs/demo, replacing the demo run before].
-    #[arg(long, value_name = "RUN", required_unless_present = "demo")]
+    #[arg(long, value_name = "RUN", required_unless_present_any = ["demo", "dry_run"])]
     output: Option<PathBuf>,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
@@ -45,6 +45,10 @@ pub struct Args {
     /// sees [default with --demo: runs/demo-seeds].
     #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
+    /// Say what the run would do and write nothing: its configuration, its images, what it trains, and the
+    /// memory and the work of a step.
+    #[arg(long, conflicts_with_all = ["resume", "seeds"])]
+    dry_run: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -402,8 +406,12 @@ pub fn run(args: Args) -> Result<()> {
         }
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
+            None if args.dry_run => return dry_run::run(settings, &monitor),
             None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,
         };
+        if args.dry_run {
+            return dry_run::run(settings, &monitor);
+        }
         (dir, settings)
     };
     let device = device::open(&settings.device, settings.precision, &monitor)?;

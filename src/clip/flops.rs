@@ -4,7 +4,7 @@
 //! elements are not.
 
 use super::config::VisionConfig;
-use crate::tune::Target;
+use crate::tune::{PromptSpec, Target};
 
 /// What a step works on.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct StepSizes<'a> {
     /// Rank and targets of the adapters; rank 0 for none.
     pub rank: usize,
     pub targets: &'a [Target],
+    /// Prompts in front of every block, if there are any.
+    pub prompts: Option<PromptSpec>,
 }
 
 /// Operations of one batch with the exact savings.
@@ -29,40 +31,54 @@ pub struct Flops {
     pub evaluation: f64,
     /// Training step of the head alone, from features to its gradient.
     pub probe: f64,
+    /// Evaluation of head and text logits alone, from features.
+    pub probe_evaluation: f64,
 }
 
 impl Flops {
     pub fn of(s: &StepSizes<'_>) -> Flops {
         let t = &s.vision.tower;
-        let (d, m, tokens) = (t.width as f64, t.mlp as f64, s.vision.tokens() as f64);
-        let (layers, rank) = (t.layers as f64, s.rank as f64);
+        let (d, m, layers) = (t.width as f64, t.mlp as f64, t.layers);
+        let tokens = |layer: usize| {
+            s.prompts.map_or(s.vision.tokens(), |prompts| prompts.tokens(layer, s.vision.tokens())) as f64
+        };
+        let rank = s.rank as f64;
         let has = |target| f64::from(u8::from(s.targets.contains(&target) && s.rank > 0));
         let in_qkv = has(Target::Query) + has(Target::Key) + has(Target::Value);
-        // Per token of a full block: the frozen products, and attention's two.
+        // Per token of a full block: the frozen products.
         let linear = 2.0 * (4.0 * d * d + 2.0 * d * m);
-        let attention = 2.0 * 2.0 * tokens * d;
         let lora = 2.0 * 2.0 * d * rank * (in_qkv + has(Target::Output));
+        // Of full blocks: tokens, and what attention's two products take.
+        let full = 0..layers.saturating_sub(1);
+        let full_tokens: f64 = full.clone().map(tokens).sum();
+        let full_attention: f64 = full.map(|layer| 2.0 * 2.0 * tokens(layer).powi(2) * d).sum();
         // The last block: keys and values for every token, all else for one.
-        let last_linear = tokens * 2.0 * 2.0 * d * d + 2.0 * (2.0 * d * d + 2.0 * d * m);
-        let last_attention = 2.0 * 2.0 * tokens * d;
+        let last = tokens(layers.saturating_sub(1));
+        let last_linear = last * 2.0 * 2.0 * d * d + 2.0 * (2.0 * d * d + 2.0 * d * m);
+        let last_attention = 2.0 * 2.0 * last * d;
         let in_kv = has(Target::Key) + has(Target::Value);
-        let last_lora = 2.0 * 2.0 * d * rank * (tokens * in_kv + has(Target::Query) + has(Target::Output));
-        let full = (layers - 1.0).max(0.0);
-        let patches = 2.0 * (tokens - 1.0) * 3.0 * (s.vision.patch_size as f64).powi(2) * d;
+        let last_lora = 2.0 * 2.0 * d * rank * (last * in_kv + has(Target::Query) + has(Target::Output));
+        let patches = 2.0 * (s.vision.tokens() as f64 - 1.0) * 3.0 * (s.vision.patch_size as f64).powi(2) * d;
         let (e, c) = (s.features as f64, s.classes as f64);
         let ends = 2.0 * d * e + 2.0 * 2.0 * e * c;
-        let frozen = patches + full * tokens * (linear + attention) + last_linear + last_attention + ends;
-        let adapters = full * tokens * lora + last_lora;
-        let backward = if in_qkv + has(Target::Output) == 0.0 {
+        let frozen = patches + full_tokens * linear + full_attention + last_linear + last_attention + ends;
+        let adapters = full_tokens * lora + last_lora;
+        let no_adapters = in_qkv + has(Target::Output) == 0.0;
+        let backward = if no_adapters && s.prompts.is_none() {
             2.0 * e * c
         } else {
-            // Through every frozen product but those in front of the first block's attention; attention
-            // twice its forward; the adapters' input gradient and both of their own.
-            let first = if in_qkv > 0.0 { tokens * 3.0 * 2.0 * d * d } else { tokens * (4.0 * 2.0 * d * d) };
-            let frozen =
-                full * tokens * (linear + 2.0 * attention) + last_linear + 2.0 * last_attention - first;
-            let lora = 2.0 * adapters - tokens * 2.0 * d * rank * in_qkv;
-            frozen + lora + 2.0 * d * e + 3.0 * 2.0 * e * c
+            // Through every frozen product, attention twice its forward; the adapters' input gradient and
+            // both of their own.
+            let through = full_tokens * linear + last_linear + 2.0 * (full_attention + last_attention);
+            let behind = 2.0 * d * e + 3.0 * 2.0 * e * c;
+            // Without prompts nothing in front of the first block's attention is trained.
+            let first = tokens(0);
+            let spared = match (s.prompts, in_qkv > 0.0) {
+                (Some(_), _) => 0.0,
+                (None, true) => first * (3.0 * 2.0 * d * d + 2.0 * d * rank * in_qkv),
+                (None, false) => first * 4.0 * 2.0 * d * d,
+            };
+            through + 2.0 * adapters + behind - spared
         };
         let batch = s.batch as f64;
         Flops {
@@ -70,6 +86,7 @@ impl Flops {
             backward: batch * backward,
             evaluation: batch * frozen,
             probe: batch * 3.0 * 2.0 * e * c,
+            probe_evaluation: batch * 2.0 * 2.0 * e * c,
         }
     }
 }
@@ -91,6 +108,7 @@ mod tests {
             batch: 32,
             rank: 8,
             targets: &Target::ALL,
+            prompts: None,
         };
         let flops = Flops::of(&sizes);
         let (rows, d, m) = (32.0 * 49.0, 768.0, 3072.0);
@@ -103,5 +121,43 @@ mod tests {
         assert!((flops.forward - expected).abs() < 0.1e9, "{}", flops.forward);
         let expected = 275.8e9 - linear - 2.0 * attention - 2.0 * lora;
         assert!((flops.backward - expected).abs() < 0.2e9, "{}", flops.backward);
+    }
+
+    /// A prompt costs what a patch costs in every block, in the forward pass as in the backward pass, which
+    /// goes down to the first block's input; prompts that stay are more in every block.
+    #[test]
+    fn prompts_count_as_the_tokens_they_are() {
+        use crate::tune::{PromptMode, PromptSharing};
+        let config = ClipConfig::vit_b_32();
+        let with = |mode: Option<PromptMode>| {
+            let prompts = |mode| PromptSpec { count: 16, sharing: PromptSharing::Shared, mode };
+            Flops::of(&StepSizes {
+                vision: &config.vision,
+                features: config.projection,
+                classes: 102,
+                batch: 2,
+                rank: 0,
+                targets: &[],
+                prompts: mode.map(prompts),
+            })
+        };
+        let (none, replace) = (with(None), with(Some(PromptMode::Replace)));
+        let accumulate = with(Some(PromptMode::Accumulate));
+        let (d, m) = (768.0, 3072.0);
+        let of_token = 2.0 * (4.0 * d * d + 2.0 * d * m);
+        let attention = |tokens: f64| 4.0 * tokens * tokens * d;
+        // The last block computes keys and values of a token, and one row of attention.
+        let last = 16.0 * (4.0 * d * d + 4.0 * d);
+        let more = 11.0 * (16.0 * of_token + attention(66.0) - attention(50.0)) + last;
+        assert!((replace.forward - none.forward - 2.0 * more).abs() < 1e-6 * more);
+        assert_eq!(replace.forward, replace.evaluation);
+        let (e, c) = (512.0, 102.0);
+        let down = 11.0 * (66.0 * of_token + 2.0 * attention(66.0)) + 66.0 * (4.0 * d * d + 8.0 * d);
+        let down = down + 2.0 * (2.0 * d * d + 2.0 * d * m) + 2.0 * d * e + 6.0 * e * c;
+        assert!((replace.backward - 2.0 * down).abs() < 1e-6 * down);
+        let longer: f64 = (0..11).map(|l| 16.0 * f64::from(l) * of_token).sum();
+        let square = |l: i32| attention(66.0 + 16.0 * f64::from(l)) - attention(66.0);
+        let longer = longer + (0..11).map(square).sum::<f64>() + 11.0 * last;
+        assert!((accumulate.forward - replace.forward - 2.0 * longer).abs() < 1e-6 * longer);
     }
 }

@@ -11,6 +11,7 @@ mod memory;
 pub mod metrics;
 pub mod model;
 mod parts;
+pub mod plan;
 pub mod run;
 pub mod run_dir;
 pub mod session;

@@ -5,7 +5,7 @@ pub mod head;
 pub mod lora;
 pub mod prompts;
 
-use crate::backend::{Backend, Result};
+use crate::backend::{Backend, DeviceTensor, Result};
 use crate::tensor::View;
 
 pub use head::Head;
@@ -76,6 +76,11 @@ impl<B: Backend> Trained<B> {
         let lora = self.lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
         let prompts = self.prompts.as_mut().map(|p| &mut p.param);
         [&mut self.head.weight, &mut self.head.bias].into_iter().chain(prompts).chain(lora).collect()
+    }
+
+    /// Trained parameters.
+    pub fn elements(&self) -> usize {
+        self.params().into_iter().map(|p| p.value.shape().elements()).sum()
     }
 
     /// A name for each of [`Trained::params`], in the same order.
