@@ -237,7 +237,16 @@ fn a_folder_with_nothing_but_leftovers_may_become_a_run() {
         std::fs::remove_file(Path::new(&run).join(file)).unwrap();
     }
     fail(1, &["train", "--resume", "--output", &run], place.path(), &["no saved state", "--overwrite"]);
-    succeed(&[&linear[..], &["--overwrite"]].concat(), place.path());
+    let overwrite = [&linear[..], &["--overwrite"]].concat();
+    succeed(&overwrite, place.path());
+    // However far the removal of the old run comes, what is left may be replaced.
+    let metrics = Path::new(&run).join("metrics.jsonl");
+    std::fs::remove_file(&metrics).unwrap();
+    std::fs::create_dir(&metrics).unwrap();
+    fail(1, &overwrite, place.path(), &["metrics.jsonl", "remove"]);
+    assert!(!Path::new(&run).join("state.safetensors").exists(), "half a run must not go on");
+    std::fs::remove_dir(&metrics).unwrap();
+    succeed(&overwrite, place.path());
 }
 
 #[test]
