@@ -17,6 +17,12 @@ pub trait Monitor: Send + Sync {
     fn finish(&self);
     /// A line worth keeping: shown above the bar.
     fn line(&self, text: &str);
+    /// A line about what the user may have to look after.
+    fn warn(&self, text: &str) {
+        self.line(&format!("warning: {text}"));
+    }
+    /// A line for those who want to know every step.
+    fn debug(&self, _text: &str) {}
     /// True once the user asked to stop (Ctrl-C): finish cleanly, as soon as possible.
     fn stopped(&self) -> bool;
 }

@@ -413,6 +413,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
         Ok(None)
     }
 
+    /// Bytes that were allocated. Only what comes in between two calls on one thread counts: the CPU does not
+    /// see what is given back.
+    fn allocated(&self) -> Result<usize> {
+        Ok(self.memory()?.map_or(0, |memory| memory.allocated))
+    }
+
     /// True where operations can be recorded, which saves most of the cost of starting them one by one.
     fn can_record(&self) -> bool {
         false

@@ -1,19 +1,49 @@
-//! Progress on standard error: bars on a terminal, plain lines elsewhere. Also where Ctrl-C arrives.
+//! What is said on standard error, as `--log-level` wants it: bars on a terminal, plain lines elsewhere. Also
+//! where Ctrl-C arrives.
 
 use clip_engine::progress::Monitor;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// One for the process, as there is one standard error.
+static LEVEL: OnceLock<Level> = OnceLock::new();
+
+/// What is said on standard error; each level says what those before it say, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Level {
+    /// Why a command failed.
+    Error,
+    /// What the user may have to look after.
+    Warn,
+    /// Progress, and what is found and made.
+    Info,
+    /// Every training step, and how long each task took.
+    Debug,
+}
+
+impl Level {
+    /// Chooses the level of all monitors to come.
+    pub fn choose(self) {
+        // There is one command in a process; a second choice would be the same.
+        let _ = LEVEL.set(self);
+    }
+
+    fn chosen() -> Level {
+        LEVEL.get().copied().unwrap_or(Level::Info)
+    }
+}
 
 /// How often a plain line says how far a long task is.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 
 /// The command line's monitor.
 pub struct Bars {
+    level: Level,
     terminal: bool,
     task: Mutex<Option<Task>>,
 }
@@ -37,15 +67,33 @@ impl Bars {
             if STOP.swap(true, Ordering::SeqCst) {
                 std::process::exit(130);
             }
-            let _ = writeln!(std::io::stderr(), "stopping; Ctrl-C again to quit at once");
+            if Level::chosen() >= Level::Warn {
+                let _ = writeln!(std::io::stderr(), "stopping; Ctrl-C again to quit at once");
+            }
         };
         // A handler may be set already when tests run several commands in one process.
         let _ = ctrlc::set_handler(handler);
-        Bars { terminal: std::io::stderr().is_terminal(), task: Mutex::new(None) }
+        let (level, terminal) = (Level::chosen(), std::io::stderr().is_terminal());
+        Bars { level, terminal, task: Mutex::new(None) }
+    }
+
+    /// A line of a level, above the bar if there is one.
+    fn say(&self, level: Level, text: &str) {
+        if level > self.level {
+            return;
+        }
+        let guard = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let print = || {
+            let _ = writeln!(std::io::stderr(), "{text}");
+        };
+        match guard.as_ref().and_then(|task| task.bar.as_ref()) {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
     }
 
     fn start(&self, task: &str, total: u64, bytes: bool) {
-        let bar = self.terminal.then(|| {
+        let bar = (self.terminal && self.level >= Level::Info).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let template = match bytes {
                 true => {
@@ -100,7 +148,7 @@ impl Monitor for Bars {
             task.done += units;
             if let Some(bar) = &task.bar {
                 bar.inc(units);
-            } else if task.spoke.elapsed() >= PLAIN_INTERVAL {
+            } else if self.level >= Level::Info && task.spoke.elapsed() >= PLAIN_INTERVAL {
                 task.spoke = Instant::now();
                 let elapsed = task.started.elapsed().as_secs_f64();
                 let left = elapsed / task.done.max(1) as f64 * task.total.saturating_sub(task.done) as f64;
@@ -123,20 +171,23 @@ impl Monitor for Bars {
 
     fn finish(&self) {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(Task { bar: Some(bar), .. }) = task {
+        let Some(task) = task else { return };
+        if let Some(bar) = task.bar {
             bar.finish_and_clear();
         }
+        self.debug(&format!("{}: {} in {:.3} s", task.name, task.done, task.started.elapsed().as_secs_f64()));
     }
 
     fn line(&self, text: &str) {
-        let guard = self.task.lock().unwrap_or_else(PoisonError::into_inner);
-        let print = || {
-            let _ = writeln!(std::io::stderr(), "{text}");
-        };
-        match guard.as_ref().and_then(|task| task.bar.as_ref()) {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+        self.say(Level::Info, text);
+    }
+
+    fn warn(&self, text: &str) {
+        self.say(Level::Warn, &format!("warning: {text}"));
+    }
+
+    fn debug(&self, text: &str) {
+        self.say(Level::Debug, &format!("debug: {text}"));
     }
 
     fn stopped(&self) -> bool {

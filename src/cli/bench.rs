@@ -147,6 +147,7 @@ fn step<B: Backend>(
         batch,
         rank: args.rank as usize,
         targets: &Target::ATTENTION,
+        prompts: None,
     };
     let flops = Flops::of(&sizes);
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];

@@ -137,7 +137,7 @@ fn images(runs: &[RunData], monitor: &dyn Monitor) -> Option<Cache> {
         Ok(_) => "they are not those that the runs were evaluated on".to_string(),
         Err(problem) => problem.to_string(),
     };
-    monitor.line(&format!("report.html shows no images: {problem}"));
+    monitor.warn(&format!("report.html shows no images: {problem}"));
     None
 }
 
@@ -163,7 +163,7 @@ fn finish(
 }
 
 fn print(comparison: &Comparison, monitor: &dyn Monitor) -> Result<()> {
-    comparison.warnings.iter().for_each(|warning| monitor.line(&format!("warning: {warning}")));
+    comparison.warnings.iter().for_each(|warning| monitor.warn(warning));
     let mut table = table::table(&titles(comparison));
     for cells in rows(comparison) {
         table.add_row(cells);

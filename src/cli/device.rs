@@ -75,19 +75,33 @@ impl Choice {
 /// Opens the device that `name` chooses and says which it is. The precision is f16 on a GPU and f32 on the
 /// CPU unless one is given.
 pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    open_by(Cuda::open, name, precision, monitor)
+}
+
+/// The same, writing nothing to the disk.
+pub fn open_without_cache(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    open_by(Cuda::open_without_cache, name, precision, monitor)
+}
+
+fn open_by(
+    open_gpu: fn(usize, DType) -> clip_engine::backend::Result<Cuda>,
+    name: &str,
+    precision: Option<Precision>,
+    monitor: &dyn Monitor,
+) -> Result<Device> {
     let on_gpu = DType::from(precision.unwrap_or(Precision::F16));
     let (device, remark) = match Choice::parse(name)? {
         Choice::Cpu => (cpu(precision)?, String::new()),
         Choice::Cuda(index) => {
-            let cuda = Cuda::open(index, on_gpu)
-                .map_err(|e| anyhow!("--device {name}: {e}; or use --device cpu"))?;
+            let cuda =
+                open_gpu(index, on_gpu).map_err(|e| anyhow!("--device {name}: {e}; or use --device cpu"))?;
             (Device::Cuda(cuda), String::new())
         }
         Choice::Twin(capability) => {
             let cuda = Cuda::on_twin(on_gpu, capability).map_err(|e| anyhow!("--device {name}: {e}"))?;
             (Device::Cuda(cuda), String::new())
         }
-        Choice::Auto => match Cuda::open(0, on_gpu) {
+        Choice::Auto => match open_gpu(0, on_gpu) {
             Ok(cuda) => (Device::Cuda(cuda), String::new()),
             Err(problem) if on_gpu != DType::F32 && precision.is_some() => {
                 bail!("--precision {on_gpu} needs a GPU: {problem}")

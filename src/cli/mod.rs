@@ -5,10 +5,13 @@ mod bench;
 mod check;
 mod common;
 mod compare;
+mod completions;
 mod device;
 mod doctor;
+mod dry_run;
 mod embed;
 mod eval;
+mod man;
 mod prep;
 mod run_set;
 mod seeds;
@@ -17,7 +20,8 @@ mod train;
 mod zero_shot;
 
 use anyhow::Error;
-use clap::{Parser, Subcommand};
+use bars::Level;
+use clap::{CommandFactory, Parser, Subcommand};
 use clip_engine::TrainError;
 use std::process::ExitCode;
 
@@ -25,8 +29,34 @@ use std::process::ExitCode;
 #[derive(Parser)]
 #[command(name = "engine", version, about, max_term_width = 110)]
 struct Cli {
+    #[command(flatten)]
+    log: Log,
     #[command(subcommand)]
     command: Command,
+}
+
+/// What is said on standard error, with every command.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Messages")]
+struct Log {
+    /// Say nothing but errors and results: the same as --log-level error.
+    #[arg(long, global = true)]
+    quiet: bool,
+    /// What to say on standard error: errors; warnings too; progress too; every step too [default: info].
+    #[arg(long, global = true, value_name = "error|warn|info|debug", hide_possible_values = true)]
+    log_level: Option<Level>,
+}
+
+impl Log {
+    fn level(&self) -> Result<Level, TrainError> {
+        match (self.quiet, self.log_level) {
+            (true, Some(_)) => {
+                Err(TrainError::Setting("--quiet: chooses a --log-level itself; give one of the two".into()))
+            }
+            (true, None) => Ok(Level::Error),
+            (false, level) => Ok(level.unwrap_or(Level::Info)),
+        }
+    }
 }
 
 #[derive(Subcommand)]
@@ -50,6 +80,10 @@ enum Command {
     Bench(bench::Args),
     /// Say what was found on this machine.
     Doctor(doctor::Args),
+    /// Write a script that completes commands and flags in a shell.
+    Completions(completions::Args),
+    /// Write the manual pages.
+    Man(man::Args),
 }
 
 /// Runs the command that the arguments name. Exit status: 0 done, 2 wrong usage, 1 any other failure, with
@@ -62,22 +96,30 @@ pub fn run() -> ExitCode {
             report(info);
         }
     }));
-    let result = match cli.command {
-        Command::Prep(args) => prep::run(args),
-        Command::Train(args) => train::run(*args),
-        Command::Compare(args) => compare::run(*args),
-        Command::Eval(args) => eval::run(args),
-        Command::ZeroShot(args) => zero_shot::run(args),
-        Command::Embed(args) => embed::run(args),
-        Command::Check(args) => check::run(args),
-        Command::Bench(args) => bench::run(args),
-        Command::Doctor(args) => doctor::run(args),
-    };
-    match result {
+    match cli.log.level().map_err(Error::from).and_then(|level| cli.command.run(level)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
             exit_code(&error)
+        }
+    }
+}
+
+impl Command {
+    fn run(self, level: Level) -> Result<(), Error> {
+        level.choose();
+        match self {
+            Command::Prep(args) => prep::run(args),
+            Command::Train(args) => train::run(*args),
+            Command::Compare(args) => compare::run(*args),
+            Command::Eval(args) => eval::run(args),
+            Command::ZeroShot(args) => zero_shot::run(args),
+            Command::Embed(args) => embed::run(args),
+            Command::Check(args) => check::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Doctor(args) => doctor::run(args),
+            Command::Completions(args) => completions::run(args, Cli::command()),
+            Command::Man(args) => man::run(args, Cli::command()),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::bars::Bars;
 use super::common::parse_serde;
 use super::device::{self, on_device};
 use super::run_set::{Earlier, Layout, RunSet};
-use super::{common, seeds, table};
+use super::{common, dry_run, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::fetch::{settled_data, settled_model};
@@ -30,13 +30,13 @@ const DEMO_SEEDS_OUTPUT: &str = "runs/demo-seeds";
 #[derive(clap::Args)]
 pub struct Args {
     /// Where the run is written [default with --demo: runs/demo, replacing the demo run before].
-    #[arg(long, value_name = "RUN", required_unless_present = "demo")]
+    #[arg(long, value_name = "RUN", required_unless_present_any = ["demo", "dry_run"])]
     output: Option<PathBuf>,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Continue the run in RUN; only --epochs, --device and --precision may
-    /// differ from its config.toml.
+    /// Continue the run in RUN; only --epochs, --device, --precision and --tensorboard may differ from its
+    /// config.toml.
     #[arg(long, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
     /// Replace the run in RUN, or with --seeds the runs.
@@ -46,6 +46,10 @@ pub struct Args {
     /// sees [default with --demo: runs/demo-seeds].
     #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
+    /// Say what the run would do and write nothing: its configuration, its images, what it trains, and the
+    /// memory and the work of a step.
+    #[arg(long, conflicts_with_all = ["resume", "seeds"])]
+    dry_run: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -203,6 +207,9 @@ pub struct Options {
     /// Where to compute [default: auto].
     #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
+    /// Write the metrics for TensorBoard too, into RUN/tensorboard.
+    #[arg(long, num_args = 0, default_missing_value = "true")]
+    tensorboard: Option<bool>,
     /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
     #[arg(long = "template", value_name = "TEXT")]
     #[serde(alias = "template")]
@@ -346,6 +353,7 @@ impl Options {
             early_stop_min_delta,
             early_stop_against,
             device,
+            tensorboard,
             templates
         );
     }
@@ -435,8 +443,12 @@ pub fn run(args: Args) -> Result<()> {
         }
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
+            None if args.dry_run => return dry_run::run(settings, &monitor),
             None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,
         };
+        if args.dry_run {
+            return dry_run::run(settings, &monitor);
+        }
         (dir, settings)
     };
     let device = device::open(&settings.device, settings.precision, &monitor)?;
@@ -464,11 +476,12 @@ fn resume(args: &Args) -> Result<(RunDir, Settings)> {
         device: args.options.device.clone(),
         precision: args.options.precision,
         demo: args.options.demo,
+        tensorboard: args.options.tensorboard,
         ..Options::default()
     };
     if args.options != allowed {
         bail!(TrainError::Setting(
-            "--resume: only --epochs, --device and --precision may be given with it".into()
+            "--resume: only --epochs, --device, --precision and --tensorboard may be given with it".into()
         ));
     }
     if args.options.demo.is_some_and(|demo| demo != settings.demo) {

@@ -266,6 +266,26 @@ impl EmbeddedPrompts {
         Ok(EmbeddedPrompts { embedded, eos_rows: tokens.eos_rows.clone(), templates })
     }
 
+    /// The number of prompts, and of tokens of each.
+    pub fn count(&self) -> usize {
+        self.eos_rows.len()
+    }
+
+    pub fn tokens(&self) -> usize {
+        self.sizes().0
+    }
+
+    /// Classes in a part of up to `part` prompts.
+    fn together(&self, part: usize) -> usize {
+        (part / self.templates.max(1)).clamp(1, self.classes().max(1))
+    }
+
+    /// Prompts of the last such part, which the backward pass need not compute again.
+    pub fn in_last_part(&self, part: usize) -> usize {
+        let (classes, together) = (self.classes(), self.together(part));
+        (classes - classes.saturating_sub(1) / together * together) * self.templates
+    }
+
     /// The number of classes.
     pub fn classes(&self) -> usize {
         self.eos_rows.len() / self.templates.max(1)
@@ -329,7 +349,7 @@ impl<B: Backend> TextActivations<B> {
     ) -> Result<Self> {
         let (t, e) = (&tower.config.tower, tower.features);
         let ((tokens, d), templates) = (prompts.sizes(), prompts.templates);
-        let together = (part / templates).clamp(1, prompts.classes().max(1));
+        let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
             .map(|first| Part::new(backend, prompts, first, together))

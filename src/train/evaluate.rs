@@ -245,7 +245,7 @@ fn evaluate<B: Backend>(
         clip: None,
         accumulate: false,
     };
-    memory::check_batch(&backend, &tower, &trained, &spec)?;
+    memory::check_batch(&backend, &tower, None, &trained, &spec)?;
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);
     let name = split.to_string();

@@ -4,9 +4,29 @@ use super::{Result, TrainError};
 use crate::tensor::{DType, Shape, Tensor, View};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// How the names of files begin and end that have not got their own yet.
+const PREFIX: &str = ".engine-";
+const SUFFIX: &str = ".tmp";
+
+/// Whether `name` is that of a file which was being written.
+pub(super) fn is_unfinished(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
+}
+
+/// Removes what a killed process was writing into `folder`. No other process may be at work there.
+pub(super) fn remove_unfinished(folder: &Path) -> Result<()> {
+    // Without the folder, or the right to list it, there is nothing to tidy up.
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    for path in entries.flatten().filter(|entry| is_unfinished(&entry.file_name())).map(|e| e.path()) {
+        std::fs::remove_file(&path).map_err(TrainError::io(&path, "remove the file"))?;
+    }
+    Ok(())
+}
 
 /// A file whose contents are on the disk already, under another name.
 pub struct Staged {
@@ -19,6 +39,7 @@ impl Staged {
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
         let io = |e: std::io::Error| TrainError::io(path, "write the file")(e);
         let mut builder = tempfile::Builder::new();
+        builder.prefix(PREFIX).suffix(SUFFIX);
         #[cfg(unix)]
         {
             // As any other new file: the user's umask decides.

@@ -467,7 +467,7 @@ impl<B: Backend> Learner<B> {
 
     /// Elements of all trained tensors.
     pub fn trained_elements(&self) -> usize {
-        self.params().into_iter().map(|p| p.value.shape().elements()).sum()
+        self.trained.elements()
     }
 
     /// Every trained tensor for writing, in the order of [`Learner::params`].

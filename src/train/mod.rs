@@ -11,11 +11,13 @@ mod memory;
 pub mod metrics;
 pub mod model;
 mod parts;
+pub mod plan;
 pub mod run;
 pub mod run_dir;
 pub mod session;
 pub mod settings;
 mod state;
+mod tensorboard;
 
 pub use error::{Result, TrainError};
 pub use settings::Settings;

@@ -22,8 +22,8 @@ use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
 use crate::progress::Monitor;
-use crate::tensor::Tensor;
-use crate::tune::{Place, Tower};
+use crate::tensor::{DType, Shape, Tensor};
+use crate::tune::{Place, Tower, Trained};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -148,7 +148,8 @@ impl<'a, B: Backend> Session<'a, B> {
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
             let (progress, best) = resumed(&mut learner, cache, dir)?;
-            dir.write_settings(settings)?;
+            monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
+            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs)?;
             (Some(progress), Some(best))
         } else {
             dir.begin(settings)?;
@@ -185,7 +186,10 @@ impl<'a, B: Backend> Session<'a, B> {
                 total: steps_per_epoch * u64::from(settings.epochs),
             },
             early_stop,
-            metrics: MetricsFile::open(&dir.metrics(), progress.as_ref().map_or(0, |p| p.metrics_bytes))?,
+            metrics: {
+                let bytes = progress.as_ref().map_or(0, |p| p.metrics_bytes);
+                MetricsFile::open(dir, bytes, settings.tensorboard)?
+            },
             seconds: progress.as_ref().map_or(seconds, |p| p.seconds),
             step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
             step_images: progress.as_ref().map_or(0, |p| p.step_images),
@@ -233,21 +237,10 @@ impl<'a, B: Backend> Session<'a, B> {
         let text_tower = self.text_training.as_ref().map(|text| &*text.tower);
         let towers = Towers { vision: tower, text: text_tower, config: &self.config };
         let trained = trained_parts(backend, towers, settings, from, names, &self.text)?;
-        let spec = LearnerSpec {
-            batch,
-            image: self.cache.image_shape(),
-            image_dtype: self.cache.dtype(),
-            objective: settings.objective(),
-            mix: settings.mix(),
-            crops_of: self.augmented(settings)?.map(|images| images.preprocess().image_size()),
-            adamw: Adamw::default(),
-            purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
-            scaling: loss_scaling(backend),
-            dropout: settings.dropout_spec(),
-            clip: settings.clip_grad_norm,
-            accumulate: settings.accumulate > 1,
-        };
-        memory::check_batch(backend, tower, &trained, &spec)?;
+        let (image, image_dtype) = (self.cache.image_shape(), self.cache.dtype());
+        let crops_of = self.augmented(settings)?.map(|images| images.preprocess().image_size());
+        let spec = learner_spec(backend, settings, &trained, batch, image, image_dtype, crops_of);
+        memory::check_batch(backend, tower, self.text_training.as_ref(), &trained, &spec)?;
         let trains_text = !trained.text_lora.is_empty();
         let learner = Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?;
         Ok(match &self.text_training {
@@ -319,6 +312,33 @@ impl<'a, B: Backend> Session<'a, B> {
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
         let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
         Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes() })
+    }
+}
+
+/// What a learner of a run is made for: batches of up to `batch` images of shape `image`, cut out of larger
+/// ones of side `crops_of` if there are any.
+pub(super) fn learner_spec<B: Backend>(
+    backend: &B,
+    settings: &Settings,
+    trained: &Trained<B>,
+    batch: usize,
+    image: Shape,
+    image_dtype: DType,
+    crops_of: Option<usize>,
+) -> LearnerSpec {
+    LearnerSpec {
+        batch,
+        image,
+        image_dtype,
+        objective: settings.objective(),
+        mix: settings.mix(),
+        crops_of,
+        adamw: Adamw::default(),
+        purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
+        scaling: loss_scaling(backend),
+        dropout: settings.dropout_spec(),
+        clip: settings.clip_grad_norm,
+        accumulate: settings.accumulate > 1,
     }
 }
 
@@ -514,6 +534,14 @@ impl<B: Backend> Run<'_, B> {
         }
         self.step_seconds += seconds;
         self.step_images += step.images;
+        self.monitor.debug(&format!(
+            "step {} of epoch {epoch}: loss {:.6}, gradient {:.6}, loss scale {}{}, {seconds:.4} s",
+            step.step,
+            stats.loss,
+            stats.grad_norm,
+            stats.loss_scale,
+            if stats.skipped { ", skipped" } else { "" },
+        ));
         let rates = self.settings.rates();
         self.metrics.append(&json!({
             "type": "step", "step": step.step, "epoch": epoch,
@@ -602,7 +630,10 @@ impl<B: Backend> Run<'_, B> {
             step_seconds: self.step_seconds,
             step_images: self.step_images,
         };
-        state::save(&self.dir.state(), &self.learner, &progress, &best.values)
+        let path = self.dir.state();
+        state::save(&path, &self.learner, &progress, &best.values)?;
+        self.monitor.debug(&format!("saved {} after epoch {epoch}", path.display()));
+        Ok(())
     }
 
     /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk

@@ -1,17 +1,20 @@
 //! The run directory: what is where, and the metrics file.
 
-use super::files::write_atomic;
+use super::files::{is_unfinished, remove_unfinished, write_atomic};
 use super::settings::Settings;
+use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
 use serde::Serialize;
+use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Everything a run may leave behind; what `--overwrite` removes.
-const FILES: [&str; 20] = [
-    "config.toml",
-    "metrics.jsonl",
+/// What tells a folder from one that holds no run.
+const CONFIG: &str = "config.toml";
+
+/// What is known of a run once it has ended.
+const RESULTS: [&str; 13] = [
     "summary.json",
     "evaluation.json",
     "report.html",
@@ -25,12 +28,24 @@ const FILES: [&str; 20] = [
     "plots/confusion.svg",
     "plots/calibration.png",
     "plots/calibration.svg",
+];
+
+/// What it leaves beside these and config.toml.
+const FILES: [&str; 6] = [
+    // First, so that a run which is half removed does not go on.
+    "state.safetensors",
+    "metrics.jsonl",
     "head.safetensors",
     "prompts.safetensors",
-    "state.safetensors",
     "adapter/adapter_config.json",
     "adapter/adapter_model.safetensors",
 ];
+
+/// Folders of a run.
+const FOLDERS: [&str; 3] = ["adapter", "plots", EVENTS];
+
+/// That of TensorBoard's files.
+const EVENTS: &str = "tensorboard";
 
 /// A directory that holds one run.
 #[derive(Debug, Clone)]
@@ -59,8 +74,9 @@ impl RunDir {
         match std::fs::read_dir(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(TrainError::io(path, "list the folder")(e)),
-            Ok(mut entries) => {
-                let occupied = entries.next().is_some();
+            Ok(entries) => {
+                // A process that is killed before it has written config.toml leaves no more than this.
+                let occupied = entries.flatten().any(|entry| !is_unfinished(&entry.file_name()));
                 if occupied && !overwrite {
                     return Err(TrainError::RunExists { path: path.to_path_buf() });
                 }
@@ -76,32 +92,57 @@ impl RunDir {
     /// Makes the directory, removes the files of an earlier run, and writes config.toml.
     pub fn begin(&self, settings: &Settings) -> Result<()> {
         std::fs::create_dir_all(&self.path).map_err(TrainError::io(&self.path, "create the folder"))?;
+        // The old config.toml stays until the new one takes its place: whenever the process is killed, the
+        // folder is that of a run, which --overwrite may replace.
         self.clear()?;
+        self.write_settings(settings)
+    }
+
+    /// Makes the directory ready for a run that goes on: removes what a killed process left half-written and,
+    /// where there are epochs `to_train`, the results that they outdate; writes config.toml.
+    pub fn resume(&self, settings: &Settings, to_train: bool) -> Result<()> {
+        self.remove_unfinished()?;
+        if to_train {
+            RESULTS.iter().try_for_each(|name| self.remove_file(name))?;
+        }
         self.write_settings(settings)
     }
 
     /// Removes the run, and its folder unless something else is in there.
     pub fn remove(&self) -> Result<()> {
         self.clear()?;
+        self.remove_file(CONFIG)?;
         // Whatever else is in there is the user's, and keeps the folder.
         let _ = std::fs::remove_dir(&self.path);
         Ok(())
     }
 
+    /// Removes everything but config.toml.
     fn clear(&self) -> Result<()> {
-        for file in FILES.map(|name| self.path.join(name)) {
-            match std::fs::remove_file(&file) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(TrainError::io(&file, "remove the file")(e));
-                }
-                _ => {}
-            }
-        }
+        self.remove_unfinished()?;
+        FILES.iter().chain(&RESULTS).try_for_each(|name| self.remove_file(name))?;
+        tensorboard::remove(&self.path.join(EVENTS))?;
         // Whatever else is in there is the user's, and keeps the folder.
-        for folder in ["adapter", "plots"] {
+        for folder in FOLDERS {
             let _ = std::fs::remove_dir(self.path.join(folder));
         }
         Ok(())
+    }
+
+    fn remove_unfinished(&self) -> Result<()> {
+        remove_unfinished(&self.path)?;
+        FOLDERS.iter().try_for_each(|folder| remove_unfinished(&self.path.join(folder)))
+    }
+
+    /// Removes one file of the run, if it is there.
+    fn remove_file(&self, name: &str) -> Result<()> {
+        let file = self.path.join(name);
+        match std::fs::remove_file(&file) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(TrainError::io(&file, "remove the file")(e))
+            }
+            _ => Ok(()),
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -109,7 +150,7 @@ impl RunDir {
     }
 
     pub fn config(&self) -> PathBuf {
-        self.path.join("config.toml")
+        self.path.join(CONFIG)
     }
 
     pub fn metrics(&self) -> PathBuf {
@@ -181,42 +222,50 @@ fn write_json(path: &Path, text: serde_json::Result<String>) -> Result<()> {
     write_atomic(path, (text + "\n").as_bytes())
 }
 
-/// metrics.jsonl: one JSON object a line, appended as the run goes.
+/// metrics.jsonl: one JSON object a line, appended as the run goes; the same for TensorBoard where it is asked
+/// for.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    events: Option<EventFile>,
 }
 
 impl MetricsFile {
-    /// Opens the file and cuts it to its first `bytes` bytes: 0 for a new run, more to resume one.
-    pub fn open(path: &Path, bytes: u64) -> Result<Self> {
-        let io = |e| TrainError::io(path, "open the file")(e);
-        let file = OpenOptions::new().create(true).append(true).open(path).map_err(io)?;
+    /// Opens the metrics of the run in `dir` and cuts them to their first `bytes` bytes: 0 for a new run, more
+    /// to resume one. With `tensorboard`, TensorBoard's file is written anew from what is left of them.
+    pub fn open(dir: &RunDir, bytes: u64, tensorboard: bool) -> Result<Self> {
+        let path = dir.metrics();
+        let io = |e| TrainError::io(&path, "open the file")(e);
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
         let found = file.metadata().map_err(io)?.len();
         if found < bytes {
-            return Err(TrainError::Resume {
-                path: path.to_path_buf(),
-                problem: format!("has {found} bytes where the saved state knows {bytes}"),
-            });
+            let problem = format!("has {found} bytes where the saved state knows {bytes}");
+            return Err(TrainError::Resume { path, problem });
         }
         file.set_len(bytes).map_err(io)?;
-        Ok(MetricsFile { path: path.to_path_buf(), file, bytes })
+        let folder = dir.path().join(EVENTS);
+        let events = match tensorboard {
+            true => Some(EventFile::create(&folder, &read_lines(&path)?)?),
+            false => {
+                tensorboard::remove(&folder)?;
+                None
+            }
+        };
+        Ok(MetricsFile { path, file, bytes, events })
     }
 
     /// Appends one line.
-    pub fn append(&mut self, entry: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_vec(entry)
-            .map_err(|e| TrainError::file(&self.path, format!("cannot be stored ({e})")))?;
-        line.push(b'\n');
+    pub fn append(&mut self, entry: &Value) -> Result<()> {
+        let line = format!("{entry}\n").into_bytes();
         if let Err(error) = self.file.write_all(&line) {
             // Half a line would spoil the file for every reader.
             let _ = self.file.set_len(self.bytes);
             return Err(TrainError::io(&self.path, "append to the file")(error));
         }
         self.bytes += line.len() as u64;
-        Ok(())
+        self.events.as_mut().map_or(Ok(()), |events| events.append(entry))
     }
 
     /// Forces the lines so far to the disk and returns their length.
@@ -224,4 +273,15 @@ impl MetricsFile {
         self.file.sync_data().map_err(TrainError::io(&self.path, "write the file"))?;
         Ok(self.bytes)
     }
+}
+
+fn read_lines(path: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(path).map_err(TrainError::io(path, "read the file"))?;
+    let line = |line: &str| {
+        serde_json::from_str(line).map_err(|e| TrainError::Resume {
+            path: path.to_path_buf(),
+            problem: format!("holds a line that is no JSON ({e})"),
+        })
+    };
+    text.lines().map(line).collect()
 }

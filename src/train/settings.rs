@@ -260,6 +260,8 @@ pub struct Settings {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
     pub device: String,
+    /// Whether the metrics are written for TensorBoard too.
+    pub tensorboard: bool,
     pub templates: Vec<String>,
 }
 
@@ -336,6 +338,7 @@ impl Settings {
             early_stop_against: StopAgainst::Best,
             precision: None,
             device: "auto".into(),
+            tensorboard: false,
             templates: TEMPLATES.map(String::from).to_vec(),
         }
     }

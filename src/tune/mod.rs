@@ -6,7 +6,7 @@ pub mod head;
 pub mod lora;
 pub mod prompts;
 
-use crate::backend::{Backend, Result};
+use crate::backend::{Backend, DeviceTensor, Result};
 use crate::tensor::View;
 
 pub use dropout::TowerDropout;
@@ -133,6 +133,11 @@ impl<B: Backend> Trained<B> {
         let trained = self.head.trained;
         let head = [&mut self.head.weight, &mut self.head.bias].into_iter().filter(|_| trained);
         head.chain(prompts).chain(lora).collect()
+    }
+
+    /// Trained parameters.
+    pub fn elements(&self) -> usize {
+        self.params().into_iter().map(|p| p.value.shape().elements()).sum()
     }
 
     /// A name for each of [`Trained::params`], in the same order.

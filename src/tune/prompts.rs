@@ -58,6 +58,18 @@ impl PromptSpec {
             PromptSharing::PerLayer => layers,
         }
     }
+
+    /// Tokens of block `layer`, where there would be `tokens` without prompts.
+    pub fn tokens(&self, layer: usize, tokens: usize) -> usize {
+        tokens_with(self.mode, self.count, layer, tokens)
+    }
+}
+
+fn tokens_with(mode: PromptMode, count: usize, layer: usize, tokens: usize) -> usize {
+    match mode {
+        PromptMode::Replace => tokens + count,
+        PromptMode::Accumulate => tokens + (layer + 1) * count,
+    }
 }
 
 /// Standard deviation of prompts before training.
@@ -98,9 +110,6 @@ impl<B: Backend> Prompts<B> {
 
     /// Tokens of block `layer`, where there would be `tokens` without prompts.
     pub fn tokens(&self, layer: usize, tokens: usize) -> usize {
-        match self.mode {
-            PromptMode::Replace => tokens + self.count(),
-            PromptMode::Accumulate => tokens + (layer + 1) * self.count(),
-        }
+        tokens_with(self.mode, self.count(), layer, tokens)
     }
 }

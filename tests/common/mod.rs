@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "every test binary uses a part of it")]
 
 pub mod command;
+pub mod events;
 pub mod server;
 
 use std::path::{Path, PathBuf};

@@ -23,6 +23,7 @@ mod triplet;
 
 use super::*;
 use real::Real;
+use std::cell::Cell;
 use std::marker::PhantomData;
 
 /// The CPU, computing in `T`: f32, or f64 for the checks.
@@ -35,6 +36,16 @@ impl<T: Real> Cpu<T> {
     pub fn new() -> Self {
         Cpu { number: PhantomData }
     }
+}
+
+thread_local! {
+    /// Bytes of all tensors that this thread has made.
+    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
+}
+
+fn counted(tensor: Tensor) -> Tensor {
+    ALLOCATED.set(ALLOCATED.get().wrapping_add(tensor.bytes().len()));
+    tensor
 }
 
 /// The CPU records nothing: there is no value of this type.
@@ -64,11 +75,15 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        Ok(Tensor::zeros(shape, dtype))
+        Ok(counted(Tensor::zeros(shape, dtype)))
     }
 
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<Tensor> {
-        Ok(source.to_tensor(dtype)?)
+        Ok(counted(source.to_tensor(dtype)?))
+    }
+
+    fn allocated(&self) -> Result<usize> {
+        Ok(ALLOCATED.get())
     }
 
     fn write(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {

@@ -157,8 +157,17 @@ impl Cuda {
 
     /// The GPU `index`, with the embedded kernels or those of [`source::OVERRIDE`]'s folder.
     pub fn open(index: usize, dtype: DType) -> Result<Self> {
+        Self::open_with(index, dtype, gpu::GpuOptions::default())
+    }
+
+    /// The same, writing nothing to the disk: neither compiled kernels nor what was found to be fastest.
+    pub fn open_without_cache(index: usize, dtype: DType) -> Result<Self> {
+        Self::open_with(index, dtype, gpu::GpuOptions { cache: None, measure_products: false })
+    }
+
+    fn open_with(index: usize, dtype: DType, options: gpu::GpuOptions) -> Result<Self> {
         let sources = source::Sources::load()?;
-        let gpu = gpu::Gpu::new(index, dtype, &sources, gpu::GpuOptions::default())?;
+        let gpu = gpu::Gpu::new(index, dtype, &sources, options)?;
         Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
     }
 

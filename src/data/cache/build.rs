@@ -39,7 +39,7 @@ pub(super) fn open_or_build(
         Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
         Err(DataError::Cache { path, reason }) => {
             monitor
-                .line(&format!("{}: not a usable cache file: {reason}; building it again", path.display()));
+                .warn(&format!("{}: not a usable cache file: {reason}; building it again", path.display()));
         }
         Err(error) => return Err(error),
     }
@@ -57,7 +57,7 @@ pub(super) fn open_or_build(
 
 fn report_skipped(skipped: &[Skipped], monitor: &dyn Monitor) {
     if let Some(first) = skipped.first() {
-        monitor.line(&format!(
+        monitor.warn(&format!(
             "left out {} that cannot be decoded; the first: {}",
             skipped.len(),
             first.reason

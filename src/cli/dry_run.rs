@@ -1,0 +1,79 @@
+//! `engine train --dry-run`
+
+use super::common;
+use super::device::{self, on_device};
+use anyhow::{Result, bail};
+use clip_engine::data::{Source, Split};
+use clip_engine::progress::Monitor;
+use clip_engine::train::Settings;
+use clip_engine::train::demo;
+use clip_engine::train::model::Model;
+use clip_engine::train::plan::{Images, Plan};
+use clip_engine::tune::Group;
+
+/// Prints config.toml as the run would write it, and what the run would do as comments below.
+pub fn run(mut settings: Settings, monitor: &dyn Monitor) -> Result<()> {
+    let device = device::open_without_cache(&settings.device, settings.precision, monitor)?;
+    settings.precision = Some(device.precision());
+    let (model, images) = model_and_images(&settings)?;
+    let plan = on_device!(device, backend => Plan::of(&backend, &model, &images, &settings))?;
+    common::say(toml::to_string(&settings)?.trim_end())?;
+    common::say("")?;
+    describe(&plan, &images).iter().try_for_each(|line| common::say(format!("# {line}")))
+}
+
+/// The photos are listed and not decoded.
+fn model_and_images(settings: &Settings) -> Result<(Model, Images)> {
+    let seed = settings.image_seed();
+    if settings.demo {
+        return Ok((demo::model()?, Images::of_cache(&demo::cache(seed)?)));
+    }
+    let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
+        bail!("--model and --data are needed, or --demo");
+    };
+    Ok((Model::open(model)?, Images::of_source(&Source::open(data, seed)?)))
+}
+
+fn describe(plan: &Plan, images: &Images) -> Vec<String> {
+    let counts = Split::ALL.map(|split| format!("{} {split}", images.count(split)));
+    let mut data = format!("{} classes, images: {}", images.class_names.len(), counts.join(", "));
+    if plan.images < images.count(Split::Train) {
+        data += &format!("; {} take part in training", plan.images);
+    }
+    let groups = plan.trained.iter().map(|&(group, count)| format!("{} {count}", name(group)));
+    let [vision, text] = plan.frozen;
+    let free = plan.free.map_or(String::new(), |free| format!("; {} are free", mib(free)));
+    vec![
+        data,
+        format!(
+            "trained parameters: {} ({})",
+            plan.trained_parameters(),
+            groups.collect::<Vec<_>>().join(", ")
+        ),
+        format!("frozen parameters: {} (vision tower {vision}, text tower {text})", vision + text),
+        format!(
+            "memory, estimated: {} for batches of {} images, beside {} of weights and what is trained{free}",
+            mib(plan.work),
+            plan.batch,
+            mib(plan.weights),
+        ),
+        format!(
+            "work: {:.4} GFLOP a step, {} steps and {:.4} GFLOP an epoch with its validation",
+            plan.step_flops / 1e9,
+            plan.steps,
+            plan.epoch_flops / 1e9,
+        ),
+    ]
+}
+
+fn name(group: Group) -> &'static str {
+    match group {
+        Group::Head => "head",
+        Group::Lora => "adapters",
+        Group::Prompt => "prompts",
+    }
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

@@ -1,0 +1,206 @@
+//! What a run would do, found out without doing it: `engine train --dry-run`.
+//!
+//! Everything comes from the functions that a run itself uses; nothing is written.
+
+use super::learner::TextClassifier;
+use super::memory::{Estimate, allocated_by, check_batch};
+use super::model::Model;
+use super::parts::{Towers, trained_parts};
+use super::run::learner_spec;
+use super::settings::{Augment, CacheType, Method, Settings};
+use super::{Result, TrainError};
+use crate::backend::{Backend, DeviceTensor};
+use crate::clip::flops::{Flops, StepSizes, TextSizes};
+use crate::clip::text::{EmbeddedPrompts, PART};
+use crate::clip::weights::expected_tensors;
+use crate::data::augment::larger_side;
+use crate::data::{Cache, Source, Split, few_shot};
+use crate::tensor::{DType, Shape, Tensor};
+use crate::tune::{Group, Tower, Trained};
+
+/// The images of a run as far as they are known before they are decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    pub class_names: Vec<String>,
+    /// Of the splits in the order of [`Split::ALL`].
+    labels: [Vec<u32>; 3],
+}
+
+impl Images {
+    pub fn of_source(source: &Source) -> Self {
+        let labels = |split| source.split(split).iter().map(|item| item.label).collect();
+        Images { class_names: source.class_names.clone(), labels: Split::ALL.map(labels) }
+    }
+
+    pub fn of_cache(cache: &Cache) -> Self {
+        let labels = |split| cache.split(split).labels().to_vec();
+        Images { class_names: cache.class_names().to_vec(), labels: Split::ALL.map(labels) }
+    }
+
+    pub fn count(&self, split: Split) -> usize {
+        self.labels[split as usize].len()
+    }
+}
+
+/// What a run would do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Trained parameters of each group that there is.
+    pub trained: Vec<(Group, usize)>,
+    /// Parameters of the checkpoint, which stay as they are: vision tower, text tower.
+    pub frozen: [usize; 2],
+    /// Training images that take part.
+    pub images: usize,
+    /// Images of a batch at the most.
+    pub batch: usize,
+    /// Steps of an epoch.
+    pub steps: usize,
+    /// Bytes of the towers' weights, the text tower's where it is trained, with what is trained and its optimizer state.
+    pub weights: usize,
+    /// Bytes for the work on a batch.
+    pub work: usize,
+    /// Bytes that the device has left for it; none where memory is the host's own.
+    pub free: Option<usize>,
+    /// Floating-point operations of a full step, and of an epoch's training and validation.
+    pub step_flops: f64,
+    pub epoch_flops: f64,
+}
+
+impl Plan {
+    /// Works out what a run of `settings` on `images` would do.
+    ///
+    /// # Errors
+    /// What would end the run before its first step, as far as it shows without the photos' contents.
+    pub fn of<B: Backend>(backend: &B, model: &Model, images: &Images, settings: &Settings) -> Result<Plan> {
+        settings.validate()?;
+        let chosen = chosen(images, settings)?;
+        let largest = Split::ALL.map(|split| images.count(split)).into_iter().max().unwrap_or(1);
+        let batch = settings.batch_size.min(largest);
+        let (tower, tower_bytes) = allocated_by(backend, || model.vision(backend))?;
+        let names = &images.class_names;
+        // What they are does not matter here, and finding out takes a pass through the text tower.
+        let features = Tensor::zeros([names.len(), tower.features()], DType::F32);
+        let text = TextClassifier { features, scale: 1.0 };
+        let (text_training, text_bytes) = match settings.trained_towers().contains(&Tower::Text) {
+            true => {
+                let load = || model.text_training(backend, names, &settings.templates).map(Some);
+                allocated_by(backend, load)?
+            }
+            false => (None, 0),
+        };
+        let text_tower = text_training.as_ref().map(|text| &*text.tower);
+        let towers = Towers { vision: &tower, text: text_tower, config: &model.config };
+        let from = settings.init_from.as_deref();
+        let (trained, trained_bytes) =
+            allocated_by(backend, || trained_parts(backend, towers, settings, from, names, &text))?;
+        let side = model.preprocess.image_size();
+        let shape: Shape = match settings.dtype {
+            CacheType::U8 => [side, side, 3].into(),
+            CacheType::F16 | CacheType::F32 => [3, side, side].into(),
+        };
+        let crops_of = (settings.augment != Augment::Off).then(|| larger_side(side));
+        let spec = learner_spec(backend, settings, &trained, batch, shape, settings.dtype.into(), crops_of);
+        check_batch(backend, &tower, text_training.as_ref(), &trained, &spec)?;
+        let prompts = text_training.as_ref().map(|text| &text.prompts);
+        let (step_flops, epoch_flops) = flops(model, images, settings, chosen, prompts);
+        Ok(Plan {
+            trained: groups(&trained),
+            frozen: frozen(model),
+            images: chosen,
+            batch,
+            steps: chosen.div_ceil(settings.batch_size).div_ceil(settings.accumulate),
+            weights: tower_bytes + text_bytes + trained_bytes,
+            work: Estimate::of(backend, &tower, text_training.as_ref(), &trained, &spec)?.of_batch(batch),
+            free: backend.memory()?.map(|memory| memory.free),
+            step_flops,
+            epoch_flops,
+        })
+    }
+
+    /// Trained parameters of all groups.
+    pub fn trained_parameters(&self) -> usize {
+        self.trained.iter().map(|(_, count)| count).sum()
+    }
+}
+
+/// How many training images take part.
+fn chosen(images: &Images, settings: &Settings) -> Result<usize> {
+    for split in [Split::Train, Split::Val] {
+        if images.count(split) == 0 {
+            let data = settings.data.clone().unwrap_or_default();
+            return Err(TrainError::file(&data, format!("the {split} split has no images; add some")));
+        }
+    }
+    let labels = &images.labels[Split::Train as usize];
+    Ok(match settings.shots {
+        Some(shots) => few_shot(labels, &images.class_names, shots, settings.seed)?.len(),
+        None => labels.len(),
+    })
+}
+
+fn groups<B: Backend>(trained: &Trained<B>) -> Vec<(Group, usize)> {
+    let mut groups: Vec<(Group, usize)> = Vec::new();
+    for param in trained.params() {
+        let count = param.value.shape().elements();
+        match groups.iter_mut().find(|(group, _)| *group == param.group) {
+            Some((_, sum)) => *sum += count,
+            None => groups.push((param.group, count)),
+        }
+    }
+    groups
+}
+
+fn frozen(model: &Model) -> [usize; 2] {
+    let mut counts = [0; 2];
+    for (name, shape) in expected_tensors(&model.config) {
+        counts[usize::from(!name.starts_with("vis"))] += shape.elements();
+    }
+    counts
+}
+
+/// Operations of a full step on the `chosen` images, and of an epoch. `prompts` are those of a text tower that
+/// is trained.
+fn flops(
+    model: &Model,
+    images: &Images,
+    settings: &Settings,
+    chosen: usize,
+    prompts: Option<&EmbeddedPrompts>,
+) -> (f64, f64) {
+    let lora = settings.lora();
+    let of_text = prompts.zip(lora.as_ref()).map_or(0.0, |(prompts, lora)| {
+        let sizes = TextSizes {
+            tower: &model.config.text.tower,
+            features: model.config.projection,
+            prompts: prompts.count(),
+            tokens: prompts.tokens(),
+            again: prompts.count() - prompts.in_last_part(PART),
+            rank: lora.rank,
+            targets: &lora.targets,
+        };
+        sizes.of_batch()
+    });
+    let in_vision = lora.as_ref().filter(|lora| lora.towers.contains(&Tower::Vision));
+    let of_image = Flops::of(&StepSizes {
+        vision: &model.config.vision,
+        features: model.config.projection,
+        classes: images.class_names.len(),
+        batch: 1,
+        rank: in_vision.map_or(0, |spec| spec.rank),
+        targets: in_vision.map_or(&[], |spec| &spec.targets),
+        prompts: settings.prompt_spec(),
+    });
+    let train = match settings.on_frozen_features() {
+        true => of_image.probe,
+        false => of_image.forward + of_image.backward,
+    };
+    let val = match settings.method {
+        Method::Linear => of_image.probe_evaluation,
+        Method::Lora | Method::Vpt => of_image.evaluation,
+    };
+    let batches = chosen.div_ceil(settings.batch_size);
+    let of_step = |images: usize, batches: usize| train * images as f64 + of_text * batches as f64;
+    let step =
+        of_step(chosen.min(settings.batch_size * settings.accumulate), batches.min(settings.accumulate));
+    (step, of_step(chosen, batches) + val * images.count(Split::Val) as f64)
+}
