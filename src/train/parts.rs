@@ -123,5 +123,11 @@ fn adapters_from<B: Backend>(
         return Err(TrainError::file(dir, problem));
     }
     adapter.check(config)?;
+    if let Some(site) = adapter.first_gap(config) {
+        let problem = format!(
+            "leaves out {site}, which would never learn; start from an adapter of all layers of its kind"
+        );
+        return Err(TrainError::file(dir, problem));
+    }
     Ok(tower.adapters(backend, spec, &mut adapter)?)
 }

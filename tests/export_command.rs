@@ -1,0 +1,167 @@
+//! `engine export`: folders for PEFT and for transformers, read back by the engine itself.
+//! tools/peft_round_trip.py compares them with what PEFT and transformers compute.
+
+mod common;
+
+use clip_engine::tensor::Tensor;
+use clip_engine::train::files::TensorFile;
+use common::command::{Place, bytes, engine, fail, json, model_copy, succeed};
+use std::path::Path;
+
+/// A run with values of B that change the features, its name, and a place for the rest.
+fn trained(more: &[&str]) -> (Place, String) {
+    let place = Place::new([4, 2, 2]);
+    let run = place.at("run");
+    let args = place.train(&run, &[more, &["--epochs", "1"]].concat());
+    succeed(&args, place.path());
+    (place, run)
+}
+
+fn features(place: &Place, how: &[&str]) -> Tensor {
+    let (images, out) = (format!("{}/test", place.data), place.at("features.safetensors"));
+    let mut args = vec!["embed", "--images", &images, "--out", &out];
+    args.extend(how);
+    succeed(&args, place.path());
+    TensorFile::read(Path::new(&out)).unwrap().tensors.remove("features").unwrap()
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    assert_eq!(a.shape(), b.shape());
+    let pairs = a.typed::<f32>().unwrap().iter().zip(b.typed::<f32>().unwrap());
+    pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn text(dir: &str, file: &str) -> String {
+    String::from_utf8(bytes(dir, file)).unwrap()
+}
+
+fn names(dir: &str) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+#[test]
+fn a_run_with_adapters() {
+    let (place, run) = trained(&["--lr-lora", "0.01"]);
+    let (plain, tuned) = (features(&place, &["--model", &place.model]), features(&place, &["--run", &run]));
+    assert!(largest_difference(&plain, &tuned) > 1e-2, "training changed the features");
+
+    let peft = place.at("peft");
+    let done = succeed(&["export", "--run", &run, "--peft", &peft], place.path());
+    assert!(done.out.contains(&peft), "{}", done.out);
+    assert_eq!(names(&peft), ["README.md", "adapter", "head.safetensors"]);
+    let again = features(&place, &["--model", &place.model, "--init-from", &peft]);
+    assert_eq!(largest_difference(&again, &tuned), 0.0);
+    assert_eq!(bytes(&peft, "head.safetensors"), bytes(&run, "head.safetensors"));
+    assert_eq!(json(&peft, "adapter/adapter_config.json")["base_model_name_or_path"], place.model);
+
+    let merged = place.at("merged");
+    succeed(&["export", "--run", &run, "--merged", &merged], place.path());
+    let expected = ["README.md", "config.json", "head.safetensors", "model.safetensors"];
+    assert_eq!(names(&merged), [&expected[..], &["preprocessor_config.json", "tokenizer.json"]].concat());
+    // The demo's weights are f16: merged in f32, nothing of the adapter is lost.
+    assert_eq!(json(&merged, "config.json")["torch_dtype"], "float32");
+    let error = largest_difference(&features(&place, &["--model", &merged]), &tuned);
+    assert!(error < 1e-6, "{error}");
+    let half = place.at("half");
+    succeed(&["export", "--run", &run, "--merged", &half, "--dtype", "f16"], place.path());
+    assert_eq!(json(&half, "config.json")["torch_dtype"], "float16");
+    let error = largest_difference(&features(&place, &["--model", &half]), &tuned);
+    assert!(error > 0.0 && error < 5e-3, "{error}");
+
+    for (card, library) in [(text(&peft, "README.md"), "peft"), (text(&merged, "README.md"), "transformers")]
+    {
+        assert!(card.starts_with(&format!("---\nlibrary_name: {library}\n")), "{card}");
+        let summary = json(&run, "summary.json");
+        let top1 = format!("{:.2} %", 100.0 * summary["test"]["top1"].as_f64().unwrap());
+        for part in ["flowers", "3 classes", "| test | 6 |", &top1, "head.safetensors", "q_proj", "# license"]
+        {
+            assert!(card.contains(part), "{part:?} is not in\n{card}");
+        }
+        assert!(!card.contains(&place.path().display().to_string()), "no path of this machine:\n{card}");
+    }
+
+    // A folder that holds something.
+    let args = ["export", "--run", &run, "--merged", &merged];
+    fail(1, &args, place.path(), &[&merged, "not empty", "--overwrite"]);
+    succeed(&[&args[..], &["--overwrite"]].concat(), place.path());
+    fail(1, &["export", "--run", &run, "--peft", &run, "--overwrite"], place.path(), &["which is exported"]);
+    let copy = model_copy(place.path()).display().to_string();
+    let args = ["export", "--run", &run, "--merged", &copy, "--overwrite"];
+    fail(1, &args, place.path(), &["no export"]);
+    // Wrong usage.
+    for wrong in [
+        &["--run", &run][..],
+        &["--run", &run, "--peft", "a", "--merged", "b"],
+        &["--run", &run, "--peft", "a", "--dtype", "f16"],
+        &["--peft", "a"],
+    ] {
+        let done = engine(&[&["export"], wrong].concat(), place.path());
+        assert_eq!(done.code, 2, "{wrong:?}\n{}", done.err);
+    }
+}
+
+#[test]
+fn a_linear_run_is_plain_clip_and_a_head() {
+    let (place, run) = trained(&["--recipe", "linear"]);
+    let merged = place.at("merged");
+    succeed(&["export", "--run", &run, "--merged", &merged], place.path());
+    let plain = features(&place, &["--model", &place.model]);
+    assert_eq!(largest_difference(&features(&place, &["--model", &merged]), &plain), 0.0);
+    assert_eq!(bytes(&merged, "head.safetensors"), bytes(&run, "head.safetensors"));
+    let peft = place.at("peft");
+    succeed(&["export", "--run", &run, "--peft", &peft], place.path());
+    assert_eq!(names(&peft), ["README.md", "head.safetensors"]);
+    assert!(text(&peft, "README.md").contains("library_name: transformers"));
+}
+
+#[test]
+fn prompts_go_along_but_cannot_be_merged() {
+    let (place, run) = trained(&["--recipe", "vpt", "--with-lora"]);
+    let merged = place.at("merged");
+    let args = ["export", "--run", &run, "--merged", &merged];
+    fail(2, &args, place.path(), &["--merged", "prompts", "--peft"]);
+    assert!(!Path::new(&merged).exists());
+    let peft = place.at("peft");
+    succeed(&["export", "--run", &run, "--peft", &peft], place.path());
+    assert_eq!(names(&peft), ["README.md", "adapter", "head.safetensors", "prompts.safetensors"]);
+    let tuned = features(&place, &["--run", &run]);
+    let again = features(&place, &["--model", &place.model, "--init-from", &peft]);
+    assert_eq!(largest_difference(&again, &tuned), 0.0);
+}
+
+#[test]
+fn runs_that_cannot_be_exported() {
+    let (place, run) = trained(&["--lr-lora", "0.01"]);
+    let to = place.at("out");
+    let export = |parts: &[&str]| {
+        fail(1, &["export", "--run", &run, "--merged", &to], place.path(), parts);
+        assert!(!Path::new(&to).exists());
+        assert!(names(&place.path().display().to_string()).iter().all(|name| !name.starts_with(".export")));
+    };
+    let config = Path::new(&run).join("adapter/adapter_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("q_proj|", "")).unwrap();
+    export(&["adapter_model.safetensors", "q_proj", "does not name"]);
+    std::fs::write(&config, text).unwrap();
+    std::fs::write(Path::new(&run).join("summary.json"), "{}").unwrap();
+    export(&["summary.json", "not the summary of a run"]);
+    std::fs::remove_file(Path::new(&run).join("head.safetensors")).unwrap();
+    export(&["no head.safetensors"]);
+    fail(1, &["export", "--run", &to, "--merged", &to], place.path(), &["no config.toml"]);
+}
+
+#[test]
+fn a_demo_run_takes_the_bundled_model_along() {
+    let place = Place::new([1, 1, 1]);
+    let (run, merged) = (place.at("run"), place.at("merged"));
+    let args = ["train", "--demo", "--recipe", "linear", "--epochs", "1", "--shots", "1", "--output", &run];
+    succeed(&args, place.path());
+    succeed(&["export", "--run", &run, "--merged", &merged], place.path());
+    let plain = features(&place, &["--model", &place.model]);
+    assert_eq!(largest_difference(&features(&place, &["--model", &merged]), &plain), 0.0);
+    let card = text(&merged, "README.md");
+    assert!(card.contains("clip-engine/demo-clip") && card.contains("drawn flowers"), "{card}");
+}
