@@ -36,6 +36,7 @@ fn run<T: Real>() -> (Vec<f64>, f64) {
             beta2: 0.999,
             eps: 1e-8,
             scaling: None,
+            clip: None,
             factor: &factor,
             control: &mut control,
         };

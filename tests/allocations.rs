@@ -92,6 +92,9 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
         adamw: Adamw::default(),
         purpose: Purpose::Training,
         scaling: None,
+        dropout: None,
+        clip: None,
+        accumulate: false,
     };
     let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec).unwrap();

@@ -43,7 +43,7 @@ fn class_features_of_the_four_templates_are_those_of_transformers() {
     let backend = Cpu::<f32>::new();
     let model = demo::model().unwrap();
     let templates = TEMPLATES.map(String::from);
-    let text = model.text_classifier(&backend, &demo_class_names(), &templates, &Silent).unwrap();
+    let text = model.text_classifier(&backend, &demo_class_names(), &templates, None, &Silent).unwrap();
     let error = relative_error(&floats(&text.features), &floats(&reference("class_features")));
     assert!(error < 1e-5, "{error:e}");
 }

@@ -90,11 +90,11 @@ fn compute(cuda: &Cuda, rows: usize, columns: &[usize]) -> Result<Computed, Back
     let (x, dy) = (upload(noise([rows, WIDTH], 5), real)?, upload(noise([rows, outputs], 6), real)?);
     let lora = Lora { a: &a, b: &b, columns, scale: 0.5 };
     let (mut u, mut y) = (cuda.empty([rows, width], real)?, cuda.empty([rows, outputs], real)?);
-    cuda.lora_linear(&x, &layer, lora, None, &mut u, &mut y)?;
+    cuda.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y)?;
     let (mut du, mut dx) = (cuda.empty([rows, width], real)?, cuda.empty([rows, WIDTH], real)?);
     let mut da = cuda.empty([width, WIDTH], DType::F32)?;
     let mut db = cuda.empty([2, WIDTH, RANK], DType::F32)?;
-    cuda.lora_linear_backward(&dy, &x, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    cuda.lora_linear_backward(&dy, &x, None, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
     let get = |tensor| cuda.download(tensor);
     Ok(Computed { u: get(&u)?, y: get(&y)?, du: get(&du)?, da: get(&da)?, db: get(&db)?, dx: get(&dx)? })
 }

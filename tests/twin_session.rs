@@ -64,7 +64,7 @@ fn train<B: Backend>(session: &mut Session<'_, B>, recipe: Recipe) -> Left {
 
 fn session<B: Backend>(backend: B, cache: &Cache) -> Session<'_, B> {
     let templates = settings(Recipe::Linear).templates;
-    Session::new(backend, demo::model().unwrap(), cache, None, &templates, &Silent).unwrap()
+    Session::new(backend, demo::model().unwrap(), cache, None, &templates, &[], &Silent).unwrap()
 }
 
 #[test]

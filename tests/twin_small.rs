@@ -273,7 +273,8 @@ impl Head {
         cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
         let [dw, db, df] = gradients;
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, Some(df)).unwrap();
+        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, Some(df), None)
+            .unwrap();
         [stats, head, text, dw, db, df].map(|t| numbers(cuda, t))
     }
 }
@@ -403,7 +404,8 @@ impl Adamw {
                 weight_decay: 1e-2,
             })
             .collect();
-        let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: *scaling, factor, control };
+        let step =
+            AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: *scaling, clip: None, factor, control };
         cuda.adamw(&mut tensors, step, stats)
     }
 
@@ -452,7 +454,7 @@ fn adamw_adds_more_chunks_than_a_block_has_threads() {
         weight_decay: 1e-2,
     }];
     let (factor, control) = (&factor, &mut control);
-    let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, factor, control };
+    let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, clip: None, factor, control };
     Cpu::<f32>::new().adamw(&mut tensors, step, &mut stats).unwrap();
     let expected = stats.typed::<f32>().unwrap()[Stat::GradientSquared as usize];
     let found = numbers(&cuda, &device.stats)[Stat::GradientSquared as usize];

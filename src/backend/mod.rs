@@ -113,6 +113,28 @@ impl<B: Backend> Clone for Lora<'_, B> {
 
 impl<B: Backend> Copy for Lora<'_, B> {}
 
+/// Dropout (Srivastava et al. 2014): elements are kept with probability 1 − p and then divided by it.
+///
+/// Element i of a tensor is kept where word i mod 4 of a Philox4x32-10 block (Salmon et al. 2011) is at least
+/// p·2³². The block's key are the first two elements of `draw`, its counter \[i/4, 0, `site`, third element of
+/// `draw`\]: the same mask on every device, and none to be stored for the backward pass.
+pub struct Dropout<'a, B: Backend> {
+    /// u32 \[4\]: the seed's low and high half, the number of the batch, 0.
+    pub draw: &'a B::Tensor,
+    /// Tells tensors of one batch apart.
+    pub site: u32,
+    /// p, at least 0 and below 1.
+    pub probability: f64,
+}
+
+impl<B: Backend> Clone for Dropout<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Dropout<'_, B> {}
+
 /// Queries, keys and values, heads side by side in the last dimension.
 pub enum AttentionInput<'a, B: Backend> {
     /// \[B, S, 3·D\]: queries, keys, values.
@@ -309,6 +331,9 @@ pub struct AdamwStep<'a, B: Backend> {
     pub beta2: f64,
     pub eps: f64,
     pub scaling: Option<LossScaling>,
+    /// The greatest length of all gradients as one vector: longer ones are multiplied by clip/(length +
+    /// 1e-6), as `torch.nn.utils.clip_grad_norm_` does.
+    pub clip: Option<f64>,
     /// The schedule's factor on all learning rates \[1\].
     pub factor: &'a B::Tensor,
     /// See [`Control`].
@@ -451,10 +476,13 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// dx = dy·W. There is no dW: the layer is frozen.
     fn linear_backward(&self, dy: &Self::Tensor, layer: &Linear<Self>, dx: &mut Self::Tensor) -> Result<()>;
 
-    /// y = x·Wᵀ + b + scale·(x·Aᵀ)·Bᵀ (+ residual); `u` = x·Aᵀ \[…, n·r\] is kept for the backward pass.
+    /// y = x·Wᵀ + b + scale·(x̃·Aᵀ)·Bᵀ (+ residual); `u` = x̃·Aᵀ \[…, n·r\] is kept for the backward pass. The
+    /// adapters see x̃ = `seen` in the place of x where it is given.
+    #[allow(clippy::too_many_arguments)]
     fn lora_linear(
         &self,
         x: &Self::Tensor,
+        seen: Option<&Self::Tensor>,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
         residual: Option<&Self::Tensor>,
@@ -462,13 +490,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         y: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// du = scale·dy·B, dA = duᵀ·x, dB = scale·dyᵀ·u, and where the input's gradient is wanted
-    /// dx = dy·W + du·A. Scratch: `du` \[…, n·r\].
+    /// du = scale·dy·B, dA = duᵀ·x̃, dB = scale·dyᵀ·u, and where the input's gradient is wanted
+    /// dx = dy·W + du·A. `x` is what the adapters saw, x̃; where that is `dropout` of the input, du·A goes
+    /// through its mask. Scratch: `du` \[…, n·r\].
     #[allow(clippy::too_many_arguments)]
     fn lora_linear_backward(
         &self,
         dy: &Self::Tensor,
         x: &Self::Tensor,
+        dropout: Option<Dropout<'_, Self>>,
         u: &Self::Tensor,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
@@ -477,6 +507,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         db: &mut Self::Tensor,
         dx: Option<&mut Self::Tensor>,
     ) -> Result<()>;
+
+    /// y = x∘mask/(1 − p).
+    fn dropout(&self, x: &Self::Tensor, dropout: Dropout<'_, Self>, y: &mut Self::Tensor) -> Result<()>;
 
     /// folded = W + scale·B·A, for evaluation; `folded` has the shape of `weight`.
     fn lora_fold(&self, weight: &Self::Tensor, lora: Lora<'_, Self>, folded: &mut Self::Tensor)
@@ -554,6 +587,17 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_prompts: &mut Self::Tensor,
     ) -> Result<()>;
 
+    /// Rows `to` to `to` + n − 1 of y = rows `from` to `from` + n − 1 of x, n = `rows`; of one type, and of one
+    /// number of elements in a row.
+    fn copy_rows(
+        &self,
+        x: &Self::Tensor,
+        from: usize,
+        y: &mut Self::Tensor,
+        to: usize,
+        rows: usize,
+    ) -> Result<()>;
+
     /// Sets every element to zero.
     fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
 
@@ -619,8 +663,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// Gradient of `head_weight`·CE(head) + `text_weight`·CE(text), means over the batch. The logits are
     /// overwritten with their gradients; dH = d_headᵀ·f, dh = Σ d_head, and where it is wanted
-    /// df = d_head·H + text_scale·d_text·T. All of it times the loss scale where there is one: the element
-    /// [`Control::LossScale`] of `control`.
+    /// df = d_head·H + text_scale·d_text·T and dT = text_scale·d_textᵀ·f. All of it times the loss scale where
+    /// there is one: the element [`Control::LossScale`] of `control`.
     #[allow(clippy::too_many_arguments)]
     fn head_loss_backward(
         &self,
@@ -634,7 +678,25 @@ pub trait Backend: Clone + Send + Sync + 'static {
         d_weight: &mut Self::Tensor,
         d_bias: &mut Self::Tensor,
         df: Option<&mut Self::Tensor>,
+        d_text: Option<&mut Self::Tensor>,
     ) -> Result<()>;
+
+    /// Class features from those of their prompts: s\[c\] = Σ of the rows c·k to c·k + k − 1 of `f` \[C·k, E\],
+    /// `norms`\[c\] = |s\[c\]|, `t` = s/|s| \[C, E\]; all in the master type.
+    fn class_features(&self, f: &Self::Tensor, t: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()>;
+
+    /// Each of the k rows of class c: df = (dt − t·⟨t, dt⟩)/`norms`\[c\].
+    fn class_features_backward(
+        &self,
+        dt: &Self::Tensor,
+        t: &Self::Tensor,
+        norms: &Self::Tensor,
+        df: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Adds gradients up over several batches: sum = gradient for the `first`, sum += gradient for the others.
+    /// Pairs of a gradient and its sum, of the same shape, in the master type.
+    fn accumulate(&self, pairs: &mut [(&Self::Tensor, &mut Self::Tensor)], first: bool) -> Result<()>;
 
     /// AdamW with decoupled decay and bias correction as in `torch.optim.AdamW`, over all trained tensors.
     /// With loss scaling the gradients are divided by the scale first, and [`LossScaling`] says what
@@ -675,6 +737,26 @@ pub(crate) fn expect_matrix(
         return Ok(());
     }
     Err(BackendError::Shape { op, what, shapes: Box::new([[rows, columns].into(), found]) })
+}
+
+/// The first bytes in x and in y of what [`Backend::copy_rows`] copies, and their number, after it was checked
+/// that they are there.
+pub(crate) fn copied_bytes<T: DeviceTensor>(
+    (x, from): (&T, usize),
+    (y, to): (&T, usize),
+    rows: usize,
+) -> Result<[usize; 3]> {
+    const OP: &str = "copy_rows";
+    expect_shape(OP, "y", x.shape().with_rows(y.shape().rows()), y.shape())?;
+    let last =
+        (from + rows).saturating_sub(x.shape().rows()).max((to + rows).saturating_sub(y.shape().rows()));
+    if last > 0 || x.dtype() != y.dtype() {
+        let (a, b) = (x.dtype(), y.dtype());
+        let problem = format!("{rows} rows from {from} to {to} of {} {a} and {} {b}", x.shape(), y.shape());
+        return Err(BackendError::Invalid { op: OP, problem });
+    }
+    let row = x.shape().row_elements() * x.dtype().size();
+    Ok([from * row, to * row, rows * row])
 }
 
 /// Checks that `found` is `expected`.

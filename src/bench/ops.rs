@@ -196,7 +196,7 @@ impl<B: Backend> Bench<'_, B> {
         let flop = 2.0 * (rows * d * outputs + 2 * rows * d * width) as f64;
         let bytes = self.bytes(rows * d + d * outputs + rows * outputs + rows * width);
         let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
-        let run = Box::new(|| self.backend.lora_linear(&x, &layer, lora, None, &mut u, &mut y));
+        let run = Box::new(|| self.backend.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y));
         visit(Op { name: "lora_linear", at: at.clone(), flop, bytes, run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
@@ -205,7 +205,7 @@ impl<B: Backend> Bench<'_, B> {
         let bytes = bytes + self.bytes(rows * (d + outputs + width));
         let run = Box::new(|| {
             let (du, da, db) = (&mut du, &mut da, &mut db);
-            self.backend.lora_linear_backward(&dy, &x, &u, &layer, lora, du, da, db, Some(&mut dx))
+            self.backend.lora_linear_backward(&dy, &x, None, &u, &layer, lora, du, da, db, Some(&mut dx))
         });
         visit(Op { name: "lora_linear_backward", at, flop, bytes, run })
     }
@@ -487,7 +487,7 @@ impl<B: Backend> Bench<'_, B> {
             let run = Box::new(|| {
                 let (head, text, df) = (&mut head, &mut text_logits, Some(&mut df));
                 self.backend.head_loss_backward(
-                    &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df,
+                    &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df, None,
                 )
             });
             visit(Op { name, at: at.clone(), flop, bytes, run })?;
@@ -532,8 +532,15 @@ impl<B: Backend> Bench<'_, B> {
                 })
                 .collect();
             let control = &mut control;
-            let step =
-                AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, factor: &factor, control };
+            let step = AdamwStep {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                scaling: None,
+                clip: None,
+                factor: &factor,
+                control,
+            };
             self.backend.adamw(&mut tensors, step, &mut stats)
         });
         visit(Op { name: "adamw", at, flop: 0.0, bytes: 28.0 * elements as f64, run })

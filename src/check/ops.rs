@@ -138,7 +138,7 @@ fn lora_linear(
     let forward = |x: &Tensor, a: &Tensor, bb: &Tensor, u: &mut Tensor| -> Result<Tensor> {
         let mut y = zeros([n, 3 * outputs]);
         let lora = Lora { a, b: bb, columns: &columns, scale };
-        b.lora_linear(x, &layer, lora, Some(&residual), u, &mut y)?;
+        b.lora_linear(x, None, &layer, lora, Some(&residual), u, &mut y)?;
         Ok(y)
     };
     let loss = |x: &Tensor, a: &Tensor, bb: &Tensor| -> Result<f64> {
@@ -149,7 +149,7 @@ fn lora_linear(
     let lora = Lora { a: &a, b: &bb, columns: &columns, scale };
     let (mut du, mut da, mut db, mut dx) =
         (zeros([n, width]), zeros(a.shape()), zeros(bb.shape()), zeros(x.shape()));
-    b.lora_linear_backward(&w, &x, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    b.lora_linear_backward(&w, &x, None, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
     let at = format!("{n}x{inputs} to 3x{outputs}, r {rank}");
     row(rows, "lora_linear dx", at.clone(), &x, &dx, |x| loss(x, &a, &bb))?;
     row(rows, "lora_linear dA", at.clone(), &a, &da, |a| loss(&x, a, &bb))?;
@@ -346,6 +346,7 @@ fn head_loss(
         &mut dw,
         &mut db,
         Some(&mut df),
+        None,
     )?;
     let how = if mix.is_some() { ", mixed" } else { "" };
     let at = format!("{n} of {classes} classes, width {width}{how}");

@@ -305,7 +305,7 @@ fn text_features<B: Backend>(
     let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
     let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows };
     let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
-    let features = tower.features(backend, weights, &tokens, &Silent)?;
+    let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
     let classes = text::class_features(&features, reference.meta.templates)?;
     row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
     let scale = text::logit_scale(weights)?;
@@ -472,6 +472,9 @@ fn build<B: Backend>(
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
         purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
         scaling: loss_scaling(backend),
+        dropout: None,
+        clip: None,
+        accumulate: false,
     };
     Ok(Learner::new(backend.clone(), Arc::new(tower), trained, text, &spec)?)
 }

@@ -94,6 +94,7 @@ impl TinyBatch {
             labels: &self.labels,
             mix: self.mix.as_ref(),
             crops: self.crops.as_ref().map(Tensor::view),
+            number: 0,
         }
     }
 }
@@ -173,6 +174,9 @@ impl TinyStep {
             adamw: Adamw::default(),
             purpose: Purpose::Training,
             scaling,
+            dropout: None,
+            clip: None,
+            accumulate: false,
         };
         let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
         Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)

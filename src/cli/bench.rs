@@ -20,7 +20,7 @@ use clip_engine::objective::Objective;
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier, loss_scaling};
+use clip_engine::train::learner::{Batch, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
 use clip_engine::train::settings::Precision;
 use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
 use comfy_table::Table;
@@ -195,7 +195,9 @@ fn probe<B: Backend>(
     let side = tower.config().image_size;
     let spec = step_spec(backend, labels.len(), side, Purpose::Inference);
     let mut learner = Learner::new(backend.clone(), tower.clone(), Trained::head(head), &text, &spec)?;
-    times(backend, reps, || Ok(learner.train_head_step(features.view(), labels, None, rates, 1.0)?))
+    times(backend, reps, || {
+        Ok(learner.train_head_step(features.view(), labels, None, Share::ALL, rates, 1.0)?)
+    })
 }
 
 fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize, purpose: Purpose) -> LearnerSpec {
@@ -209,6 +211,9 @@ fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize, purpose: Purpos
         adamw: Adamw::default(),
         purpose,
         scaling: loss_scaling(backend),
+        dropout: None,
+        clip: None,
+        accumulate: false,
     }
 }
 

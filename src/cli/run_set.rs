@@ -12,6 +12,7 @@ use clip_engine::train::Settings;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::Recipe;
+use clip_engine::tune::Tower;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -101,9 +102,12 @@ impl RunSet {
         material.describe(monitor);
         let (templates, precision) = (first.templates.clone(), device.precision());
         self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));
+        let towers: Vec<Tower> =
+            self.runs.iter().flat_map(|(_, settings)| settings.trained_towers().to_vec()).collect();
         let common::Material { model, cache, enlarged } = material;
         on_device!(device, backend => {
-            let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), &templates, monitor)?;
+            let enlarged = enlarged.as_ref();
+            let mut session = Session::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
             self.train_each(&mut session, monitor)
         })?;
         Ok((self.load()?, cache))

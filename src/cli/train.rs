@@ -444,7 +444,8 @@ pub fn run(args: Args) -> Result<()> {
     let resume = args.resume;
     let summary = on_device!(device, backend => {
         let templates = &settings.templates;
-        let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, &monitor)?;
+        let towers = settings.trained_towers();
+        let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
         session.train(&settings, &dir, resume, &monitor)
     })?;
     report::write_run(&dir, &cache)?;

@@ -7,9 +7,10 @@ use super::ClipError;
 use super::config::TowerConfig;
 use super::source::Loader;
 use crate::backend::{
-    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, LayerNorm, Linear,
-    Result,
+    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
+    Linear, Result,
 };
+use crate::tune::dropout::{BlockDropout, Slot};
 use crate::tune::{BlockLora, LoraLayer, ProjectionLora};
 
 /// The linear layers in front of attention.
@@ -47,12 +48,14 @@ pub struct FoldedBlock<B: Backend> {
     q: Option<Linear<B>>,
     kv: Option<Linear<B>>,
     out: Option<Linear<B>>,
+    fc1: Option<Linear<B>>,
+    fc2: Option<Linear<B>>,
 }
 
 /// What stands beside the frozen weights in a forward pass.
 pub enum Adapters<'a, B: Backend> {
     None,
-    Lora(&'a BlockLora<B>),
+    Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
     Folded(&'a FoldedBlock<B>),
 }
 
@@ -105,11 +108,13 @@ impl<B: Backend> Block<B> {
         output: &mut B::Tensor,
     ) -> Result<()> {
         backend.layer_norm(&a.input, &self.norm1, &mut a.normed, &mut a.stats1)?;
-        let (lora, folded) = match adapters {
-            Adapters::None => (None, None),
-            Adapters::Lora(lora) => (Some(lora), None),
-            Adapters::Folded(folded) => (None, Some(folded)),
+        let (lora, folded, dropout) = match adapters {
+            Adapters::None => (None, None, None),
+            Adapters::Lora(lora, dropout) => (Some(lora), None, dropout),
+            Adapters::Folded(folded) => (None, Some(folded), None),
         };
+        let drop = |slot| dropout.map(|dropout| dropout.of(slot));
+        let seen = &mut scratch.seen;
         match (&self.projections, &mut a.projected) {
             (Projections::Packed(layer), Projected::Packed { qkv, u }) => {
                 let lora = lora.and_then(|l| match &l.projections {
@@ -117,7 +122,8 @@ impl<B: Backend> Block<B> {
                     ProjectionLora::Split { .. } => None,
                 });
                 let layer = folded.and_then(|f| f.qkv.as_ref()).unwrap_or(layer);
-                apply(backend, layer, lora, &a.normed, None, u, qkv)?;
+                let with = (lora, drop(Slot::Projections));
+                apply(backend, layer, with, &a.normed, None, seen, u, qkv)?;
                 backend.attention(AttentionInput::Packed(qkv), self.shape, &mut a.saved, &mut a.attended)?;
             }
             (Projections::Split { q: q_layer, kv: kv_layer }, Projected::Split(s)) => {
@@ -129,8 +135,10 @@ impl<B: Backend> Block<B> {
                 let kv_layer = folded.and_then(|f| f.kv.as_ref()).unwrap_or(kv_layer);
                 backend.take_rows(&a.input, rows, &mut s.input)?;
                 backend.take_rows(&a.normed, rows, &mut s.normed)?;
-                apply(backend, q_layer, lora_q, &s.normed, None, &mut s.u_q, &mut s.q)?;
-                apply(backend, kv_layer, lora_kv, &a.normed, None, &mut s.u_kv, &mut s.kv)?;
+                let with = (lora_q, drop(Slot::Queries));
+                apply(backend, q_layer, with, &s.normed, None, seen, &mut s.u_q, &mut s.q)?;
+                let with = (lora_kv, drop(Slot::Projections));
+                apply(backend, kv_layer, with, &a.normed, None, seen, &mut s.u_kv, &mut s.kv)?;
                 let input = AttentionInput::Split { q: &s.q, kv: &s.kv };
                 backend.attention(input, self.shape, &mut a.saved, &mut a.attended)?;
             }
@@ -140,13 +148,19 @@ impl<B: Backend> Block<B> {
             Projected::Packed { .. } => &a.input,
             Projected::Split(s) => &s.input,
         };
-        let lora_out = lora.and_then(|l| l.out.as_ref());
+        let with = (lora.and_then(|l| l.out.as_ref()), drop(Slot::Output));
         let out = folded.and_then(|f| f.out.as_ref()).unwrap_or(&self.out);
-        apply(backend, out, lora_out, &a.attended, Some(residual), &mut a.u_out, &mut a.middle)?;
-        backend.layer_norm(&a.middle, &self.norm2, &mut scratch.narrow, &mut a.stats2)?;
-        backend.linear(&scratch.narrow, &self.fc1, None, &mut a.hidden)?;
+        apply(backend, out, with, &a.attended, Some(residual), seen, &mut a.u_out, &mut a.middle)?;
+        let with = (lora.and_then(|l| l.fc1.as_ref()), drop(Slot::Expand));
+        let fc1 = folded.and_then(|f| f.fc1.as_ref()).unwrap_or(&self.fc1);
+        // Only an adapter of fc1 has a use for its input later.
+        let normed = a.normed2.as_mut().unwrap_or(&mut scratch.narrow);
+        backend.layer_norm(&a.middle, &self.norm2, normed, &mut a.stats2)?;
+        apply(backend, fc1, with, normed, None, seen, &mut a.u_fc1, &mut a.hidden)?;
         backend.activation(self.activation, &a.hidden, &mut scratch.wide)?;
-        backend.linear(&scratch.wide, &self.fc2, Some(&a.middle), output)
+        let with = (lora.and_then(|l| l.fc2.as_ref()), drop(Slot::Contract));
+        let fc2 = folded.and_then(|f| f.fc2.as_ref()).unwrap_or(&self.fc2);
+        apply(backend, fc2, with, &scratch.wide, Some(&a.middle), seen, &mut a.u_fc2, output)
     }
 
     /// Walks back through the block. `d` holds the gradient of the output and is used up; where the
@@ -157,6 +171,7 @@ impl<B: Backend> Block<B> {
         &self,
         backend: &B,
         lora: Option<&mut BlockLora<B>>,
+        dropout: Option<BlockDropout<'_, B>>,
         rows: &B::Tensor,
         a: &BlockActivations<B>,
         scratch: &mut Scratch<B>,
@@ -164,21 +179,24 @@ impl<B: Backend> Block<B> {
         d_input: Option<&mut B::Tensor>,
         wanted: bool,
     ) -> Result<()> {
-        let (projection_lora, out_lora) = match lora {
-            Some(lora) => (Some(&mut lora.projections), lora.out.as_mut()),
-            None => (None, None),
+        let (projection_lora, out_lora, mlp_lora) = match lora {
+            Some(BlockLora { projections, out, fc1, fc2 }) => {
+                (Some(projections), out.as_mut(), [fc1.as_mut(), fc2.as_mut()])
+            }
+            None => (None, None, [None, None]),
         };
         let into_attention = wanted || projection_lora.as_ref().is_some_and(|p| !p.is_empty());
-        if !into_attention && out_lora.is_none() {
+        let into_out = into_attention || out_lora.is_some();
+        self.mlp_backward(backend, mlp_lora, dropout, a, scratch, d, into_out)?;
+        if !into_out {
             return Ok(());
         }
-        backend.linear_backward(d, &self.fc2, &mut scratch.wide)?;
-        backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
-        backend.linear_backward(&scratch.wide, &self.fc1, &mut scratch.narrow)?;
-        backend.layer_norm_backward(&scratch.narrow, &a.middle, &self.norm2, &a.stats2, d)?;
+        let drop = |slot| dropout.map(|dropout| dropout.of(slot));
+        let seen = &mut scratch.seen;
         let d_attended = into_attention.then_some(&mut scratch.d_attended);
+        let with = (out_lora, drop(Slot::Output));
         let (x, u, du) = (&a.attended, &a.u_out, &mut scratch.du);
-        apply_backward(backend, &self.out, out_lora, d, x, u, du, d_attended)?;
+        apply_backward(backend, &self.out, with, d, x, seen, u, du, d_attended)?;
         if !into_attention {
             return Ok(());
         }
@@ -199,7 +217,8 @@ impl<B: Backend> Block<B> {
                     AttentionGradient::Packed(dqkv),
                 )?;
                 let d_normed = wanted.then_some(&mut scratch.narrow);
-                apply_backward(backend, layer, lora, dqkv, &a.normed, u, &mut scratch.du, d_normed)?;
+                let with = (lora, drop(Slot::Projections));
+                apply_backward(backend, layer, with, dqkv, &a.normed, seen, u, &mut scratch.du, d_normed)?;
                 if wanted {
                     let d_normed = &scratch.narrow;
                     backend.layer_norm_backward(d_normed, &a.input, &self.norm1, &a.stats1, d)?;
@@ -222,9 +241,11 @@ impl<B: Backend> Block<B> {
                     AttentionGradient::Split { dq: &mut g.dq, dkv: &mut g.dkv },
                 )?;
                 let to_q = wanted.then_some(&mut scratch.narrow);
-                apply_backward(backend, q, lora_q, &g.dq, &s.normed, &s.u_q, &mut scratch.du, to_q)?;
+                let (with, du) = ((lora_q, drop(Slot::Queries)), &mut scratch.du);
+                apply_backward(backend, q, with, &g.dq, &s.normed, seen, &s.u_q, du, to_q)?;
                 let to_kv = wanted.then_some(&mut g.d_normed);
-                apply_backward(backend, kv, lora_kv, &g.dkv, &a.normed, &s.u_kv, &mut g.du, to_kv)?;
+                let (with, du) = ((lora_kv, drop(Slot::Projections)), &mut g.du);
+                apply_backward(backend, kv, with, &g.dkv, &a.normed, seen, &s.u_kv, du, to_kv)?;
                 if let (true, Some(d_input)) = (wanted, d_input) {
                     backend.take_rows_backward(&scratch.narrow, rows, &mut g.d_normed)?;
                     backend.clear(d_input)?;
@@ -234,6 +255,52 @@ impl<B: Backend> Block<B> {
                 Ok(())
             }
             _ => Err(mismatch()),
+        }
+    }
+
+    /// The MLP's part of [`Block::backward`]: down to its residual connection where that is `wanted`.
+    #[allow(clippy::too_many_arguments)]
+    fn mlp_backward(
+        &self,
+        backend: &B,
+        [fc1, fc2]: [Option<&mut LoraLayer<B>>; 2],
+        dropout: Option<BlockDropout<'_, B>>,
+        a: &BlockActivations<B>,
+        scratch: &mut Scratch<B>,
+        d: &mut B::Tensor,
+        wanted: bool,
+    ) -> Result<()> {
+        let drop = |slot| dropout.map(|dropout| dropout.of(slot));
+        let (seen, du) = (&mut scratch.seen, &mut scratch.du);
+        let into_hidden = wanted || fc1.is_some();
+        let d_hidden = into_hidden.then_some(&mut scratch.wide);
+        match (fc2, &mut scratch.activated) {
+            (None, _) => d_hidden.map_or(Ok(()), |to| backend.linear_backward(d, &self.fc2, to))?,
+            (Some(lora), Some(activated)) => {
+                backend.activation(self.activation, &a.hidden, activated)?;
+                let with = (Some(lora), drop(Slot::Contract));
+                apply_backward(backend, &self.fc2, with, d, activated, seen, &a.u_fc2, du, d_hidden)?;
+            }
+            (Some(_), None) => return Err(mismatch()),
+        }
+        if !into_hidden {
+            return Ok(());
+        }
+        backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
+        let d_normed = wanted.then_some(&mut scratch.narrow);
+        match (fc1, &a.normed2) {
+            (None, _) => {
+                d_normed.map_or(Ok(()), |to| backend.linear_backward(&scratch.wide, &self.fc1, to))?
+            }
+            (Some(lora), Some(x)) => {
+                let with = (Some(lora), drop(Slot::Expand));
+                apply_backward(backend, &self.fc1, with, &scratch.wide, x, seen, &a.u_fc1, du, d_normed)?;
+            }
+            (Some(_), None) => return Err(mismatch()),
+        }
+        match wanted {
+            true => backend.layer_norm_backward(&scratch.narrow, &a.middle, &self.norm2, &a.stats2, d),
+            false => Ok(()),
         }
     }
 
@@ -257,7 +324,8 @@ impl<B: Backend> Block<B> {
             }
             _ => return Err(mismatch()),
         };
-        Ok(FoldedBlock { qkv, q, kv, out: copy(&self.out, &lora.out)? })
+        let (fc1, fc2) = (copy(&self.fc1, &lora.fc1)?, copy(&self.fc2, &lora.fc2)?);
+        Ok(FoldedBlock { qkv, q, kv, out: copy(&self.out, &lora.out)?, fc1, fc2 })
     }
 
     /// Writes W + scale·B·A into `folded`, for every layer with an adapter.
@@ -276,6 +344,8 @@ impl<B: Backend> Block<B> {
             }
             _ => return Err(mismatch()),
         }
+        fold(&self.fc1, &lora.fc1, &mut folded.fc1)?;
+        fold(&self.fc2, &lora.fc2, &mut folded.fc2)?;
         fold(&self.out, &lora.out, &mut folded.out)
     }
 }
@@ -288,30 +358,50 @@ fn mismatch() -> crate::backend::BackendError {
     }
 }
 
-/// A linear layer with or without an adapter.
+/// A linear layer with or without an adapter and dropout in front of that. `seen` has room for what the adapter
+/// sees then.
+#[allow(clippy::too_many_arguments)]
 fn apply<B: Backend>(
     backend: &B,
     layer: &Linear<B>,
-    lora: Option<&LoraLayer<B>>,
+    (lora, dropout): (Option<&LoraLayer<B>>, Option<Dropout<'_, B>>),
     x: &B::Tensor,
     residual: Option<&B::Tensor>,
+    seen: &mut Option<B::Tensor>,
     u: &mut Option<B::Tensor>,
     y: &mut B::Tensor,
 ) -> Result<()> {
     match (lora, u) {
-        (Some(lora), Some(u)) => backend.lora_linear(x, layer, lora.as_lora(), residual, u, y),
+        (Some(lora), Some(u)) => {
+            let seen = dropout.map(|dropout| dropped(backend, x, dropout, seen)).transpose()?;
+            backend.lora_linear(x, seen, layer, lora.as_lora(), residual, u, y)
+        }
         (None, _) => backend.linear(x, layer, residual, y),
         (Some(_), None) => Err(mismatch()),
     }
+}
+
+/// `x` after dropout, in the memory of `seen`.
+fn dropped<'a, B: Backend>(
+    backend: &B,
+    x: &B::Tensor,
+    dropout: Dropout<'_, B>,
+    seen: &'a mut Option<B::Tensor>,
+) -> Result<&'a B::Tensor> {
+    let Some(seen) = seen else { return Err(mismatch()) };
+    seen.set_shape(x.shape())?;
+    backend.dropout(x, dropout, seen)?;
+    Ok(seen)
 }
 
 #[allow(clippy::too_many_arguments)]
 fn apply_backward<B: Backend>(
     backend: &B,
     layer: &Linear<B>,
-    lora: Option<&mut LoraLayer<B>>,
+    (lora, dropout): (Option<&mut LoraLayer<B>>, Option<Dropout<'_, B>>),
     dy: &B::Tensor,
     x: &B::Tensor,
+    seen: &mut Option<B::Tensor>,
     u: &Option<B::Tensor>,
     du: &mut DuScratch<B>,
     dx: Option<&mut B::Tensor>,
@@ -322,7 +412,12 @@ fn apply_backward<B: Backend>(
             let view = crate::backend::Lora { a: &lora.a.value, b: &lora.b.value, columns, scale };
             let (da, db) = (&mut lora.a.gradient, &mut lora.b.gradient);
             let du = du.of_shape(u.shape())?;
-            backend.lora_linear_backward(dy, x, u, layer, view, du, da, db, dx)
+            // The mask is made again, which costs less than keeping what came through it.
+            let x = match dropout {
+                Some(dropout) => dropped(backend, x, dropout, seen)?,
+                None => x,
+            };
+            backend.lora_linear_backward(dy, x, dropout, u, layer, view, du, da, db, dx)
         }
         _ => match dx {
             Some(dx) => backend.linear_backward(dy, layer, dx),
@@ -357,8 +452,12 @@ pub struct BlockActivations<B: Backend> {
     /// Between attention and MLP.
     middle: B::Tensor,
     stats2: B::Tensor,
+    /// LN₂ of it, where fc1 has an adapter.
+    normed2: Option<B::Tensor>,
+    u_fc1: Option<B::Tensor>,
     /// In front of the activation function.
     hidden: B::Tensor,
+    u_fc2: Option<B::Tensor>,
 }
 
 /// Queries, keys and values, and x·Aᵀ of their adapters.
@@ -381,6 +480,10 @@ struct SplitProjected<B: Backend> {
 pub struct Scratch<B: Backend> {
     narrow: B::Tensor,
     wide: B::Tensor,
+    /// Behind the activation function, for the gradients of an adapter of fc2.
+    activated: Option<B::Tensor>,
+    /// What the adapters of one layer see behind dropout.
+    seen: Option<B::Tensor>,
     d_attended: B::Tensor,
     d_scores: B::Tensor,
     du: DuScratch<B>,
@@ -462,7 +565,13 @@ impl<B: Backend> BlockActivations<B> {
             u_out: u(queries, lora.and_then(|l| l.out.as_ref()))?,
             middle: make([n, queries, d])?,
             stats2: stats(queries)?,
+            normed2: match lora.is_some_and(|l| l.fc1.is_some()) {
+                true => Some(make([n, queries, d])?),
+                false => None,
+            },
+            u_fc1: u(queries, lora.and_then(|l| l.fc1.as_ref()))?,
             hidden: make([n, queries, s.mlp])?,
+            u_fc2: u(queries, lora.and_then(|l| l.fc2.as_ref()))?,
         })
     }
 
@@ -489,7 +598,8 @@ impl<B: Backend> BlockActivations<B> {
                 }
             }
         }
-        self.u_out.iter_mut().try_for_each(|u| set_tokens(u, n, queries))
+        let optional = [&mut self.u_out, &mut self.normed2, &mut self.u_fc1, &mut self.u_fc2];
+        optional.into_iter().flatten().try_for_each(|tensor| set_tokens(tensor, n, queries))
     }
 }
 
@@ -499,9 +609,16 @@ fn set_tokens<T: DeviceTensor>(tensor: &mut T, batch: usize, tokens: usize) -> R
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Memory shared by all blocks of these sizes. `lora` lists the adapters that will be trained; with
-    /// none, and `backward` false, only a forward pass is possible.
-    pub fn new(backend: &B, s: BlockSizes, lora: &[&BlockLora<B>], backward: bool) -> Result<Self> {
+    /// Memory shared by all blocks of these sizes. `lora` lists the adapters that will be trained, and `dropout`
+    /// says whether there is any in front of them; with none, and `backward` false, only a forward pass is
+    /// possible.
+    pub fn new(
+        backend: &B,
+        s: BlockSizes,
+        lora: &[&BlockLora<B>],
+        dropout: bool,
+        backward: bool,
+    ) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
         let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
         let du = |rows: usize, layers: Vec<&LoraLayer<B>>| -> Result<DuScratch<B>> {
@@ -530,6 +647,14 @@ impl<B: Backend> Scratch<B> {
         Ok(Scratch {
             narrow: make([n, queries, d])?,
             wide: make([n, queries, s.mlp])?,
+            activated: match backward && lora.iter().any(|l| l.fc2.is_some()) {
+                true => Some(make([n, queries, s.mlp])?),
+                false => None,
+            },
+            seen: match backward && dropout {
+                true => Some(make([n, 1, (keys * d).max(queries * s.mlp)])?),
+                false => None,
+            },
             d_attended: make([n, rows, d])?,
             d_scores: backend.empty(scores, backend.master_dtype())?,
             du: du(queries, every())?,
@@ -542,6 +667,7 @@ impl<B: Backend> Scratch<B> {
         let (n, keys, queries) = (s.batch, s.tokens, s.queries());
         set_tokens(&mut self.narrow, n, queries)?;
         set_tokens(&mut self.wide, n, queries)?;
+        self.activated.iter_mut().try_for_each(|b| set_tokens(b, n, queries))?;
         self.du.buffers.iter_mut().try_for_each(|b| set_tokens(b, n, queries))?;
         if !matches!(self.gradients, Gradients::None) {
             set_tokens(&mut self.d_attended, n, queries)?;

@@ -1,13 +1,15 @@
-//! The text tower, run once: prompts to the constant class features T.
+//! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{Adapters, Block, BlockActivations, BlockSizes, Rows, Scratch};
+use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, Rows, Scratch};
 use super::config::TextConfig;
 use super::source::{Loader, WeightSource};
 use super::tokenizer::TokenBatch;
-use crate::backend::{Backend, LayerNorm, Linear};
+use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, View};
+use crate::tune::lora::{BlockPlace, LoraInit};
+use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 
 /// The prompts around a class name; `{}` stands for it.
 pub const TEMPLATES: [&str; 4] =
@@ -39,7 +41,7 @@ impl<B: Backend> TextTower<B> {
         source: &dyn WeightSource,
         config: &TextConfig,
         features: usize,
-    ) -> Result<Self, ClipError> {
+    ) -> std::result::Result<Self, ClipError> {
         let loader = Loader { backend, source };
         let d = config.tower.width;
         let block = |layer| {
@@ -47,7 +49,7 @@ impl<B: Backend> TextTower<B> {
             Block::load(&loader, &prefix, &config.tower, true, Rows::All)
         };
         Ok(TextTower {
-            blocks: (0..config.tower.layers).map(block).collect::<Result<_, _>>()?,
+            blocks: (0..config.tower.layers).map(block).collect::<std::result::Result<_, _>>()?,
             final_norm: loader.layer_norm("text_model.final_layer_norm", d, config.tower.norm_eps)?,
             projection: Linear {
                 weight: loader.tensor("text_projection.weight", &[features, d])?,
@@ -58,15 +60,43 @@ impl<B: Backend> TextTower<B> {
         })
     }
 
+    /// Adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
+    pub fn adapters(
+        &self,
+        backend: &B,
+        spec: &LoraSpec,
+        init: &mut dyn LoraInit,
+    ) -> Result<Vec<BlockLora<B>>> {
+        if !spec.towers.contains(&Tower::Text) {
+            return Ok(Vec::new());
+        }
+        let (width, mlp) = (self.config.tower.width, self.config.tower.mlp);
+        let place = |layer| BlockPlace { tower: Tower::Text, layer, width, mlp, split: false };
+        (0..self.blocks.len()).map(|layer| BlockLora::new(backend, spec, place(layer), init)).collect()
+    }
+
+    /// Memory for the layers that `lora` adapts, with the adapters folded in.
+    pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
+        self.blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+    }
+
+    /// Folds the adapters into `folded`.
+    pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
+        let blocks = self.blocks.iter().zip(lora).zip(folded);
+        blocks.into_iter().try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
+    }
+
     /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token
-    /// embedding that occur are read from `source`.
+    /// embedding that occur are read from `source`. `folded`: the linear layers to use instead of the frozen
+    /// ones, or none.
     pub fn features(
         &self,
         backend: &B,
         source: &dyn WeightSource,
         tokens: &TokenBatch,
+        folded: &[FoldedBlock<B>],
         monitor: &dyn Monitor,
-    ) -> Result<Tensor, ClipError> {
+    ) -> std::result::Result<Tensor, ClipError> {
         let (t, d) = (&self.config.tower, self.config.tower.width);
         let (len, dtype) = (tokens.len, backend.compute_dtype());
         let batch = tokens.rows.min(BATCH);
@@ -74,8 +104,9 @@ impl<B: Backend> TextTower<B> {
         let mut memory = TextMemory {
             sizes,
             activations: BlockActivations::new(backend, sizes, None)?,
-            scratch: Scratch::new(backend, sizes, &[], false)?,
+            scratch: Scratch::new(backend, sizes, &[], false, false)?,
             output: backend.empty([batch, len, d], dtype)?,
+            ends: Ends::new(backend, batch, d, self.features)?,
         };
         let embedding = Embedding::load(source, &self.config, len)?;
         let mut features = Vec::new();
@@ -88,7 +119,7 @@ impl<B: Backend> TextTower<B> {
             let rows = BATCH.min(tokens.rows - start);
             let ids = &tokens.ids[start * len..][..rows * len];
             let eos = &tokens.eos_rows[start..][..rows];
-            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, &mut memory)?;
+            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, folded, &mut memory)?;
             features.extend_from_slice(part.bytes());
             monitor.advance(rows as u64);
         }
@@ -103,33 +134,33 @@ impl<B: Backend> TextTower<B> {
         backend: &B,
         embedded: &Tensor,
         eos: &[u32],
+        folded: &[FoldedBlock<B>],
         m: &mut TextMemory<B>,
-    ) -> Result<Tensor, ClipError> {
-        use crate::backend::DeviceTensor;
-        let (n, d, e) = (eos.len(), self.config.tower.width, self.features);
-        let (dtype, master) = (backend.compute_dtype(), backend.master_dtype());
+    ) -> std::result::Result<Tensor, ClipError> {
+        let n = eos.len();
         let sizes = BlockSizes { batch: n, ..m.sizes };
         m.activations.set_extent(backend, sizes)?;
         m.scratch.set_extent(backend, sizes)?;
         m.output.set_rows(n)?;
+        m.ends.set_batch(n)?;
         let rows = backend.upload(Tensor::from_slice([n], eos)?.view(), DType::U32)?;
         backend.write(embedded.view(), &mut m.output)?;
-        for block in &self.blocks {
+        for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let (a, output) = (&mut m.activations, &mut m.output);
-            block.forward(backend, Adapters::None, &rows, a, &mut m.scratch, output)?;
+            let adapters = folded.get(l).map_or(Adapters::None, Adapters::Folded);
+            block.forward(backend, adapters, &rows, a, &mut m.scratch, output)?;
         }
-        let mut last = backend.empty([n, 1, d], dtype)?;
-        let mut normed = backend.empty([n, 1, d], dtype)?;
-        let mut stats = backend.empty([n, 1, 2], master)?;
-        let mut projected = backend.empty([n, e], dtype)?;
-        let mut features = backend.empty([n, e], master)?;
-        let mut norms = backend.empty([n], master)?;
-        backend.take_rows(&m.output, &rows, &mut last)?;
-        backend.layer_norm(&last, &self.final_norm, &mut normed, &mut stats)?;
-        backend.linear(&normed, &self.projection, None, &mut projected)?;
-        backend.l2_norm(&projected, &mut features, &mut norms)?;
-        Ok(backend.download(&features)?)
+        self.project(backend, &m.output, &rows, &mut m.ends)?;
+        Ok(backend.download(&m.ends.features)?)
+    }
+
+    /// From the tokens behind the last block to the normalised features.
+    fn project(&self, backend: &B, output: &B::Tensor, eos: &B::Tensor, ends: &mut Ends<B>) -> Result<()> {
+        backend.take_rows(output, eos, &mut ends.last)?;
+        backend.layer_norm(&ends.last, &self.final_norm, &mut ends.normed, &mut ends.stats)?;
+        backend.linear(&ends.normed, &self.projection, None, &mut ends.projected)?;
+        backend.l2_norm(&ends.projected, &mut ends.features, &mut ends.norms)
     }
 }
 
@@ -138,6 +169,39 @@ struct TextMemory<B: Backend> {
     activations: BlockActivations<B>,
     scratch: Scratch<B>,
     output: B::Tensor,
+    ends: Ends<B>,
+}
+
+/// What lies between the last block and the features.
+struct Ends<B: Backend> {
+    /// The row that stands for the text, and the final layer norm of it \[n, 1, D\].
+    last: B::Tensor,
+    normed: B::Tensor,
+    stats: B::Tensor,
+    projected: B::Tensor,
+    norms: B::Tensor,
+    /// Normalised \[n, E\].
+    features: B::Tensor,
+}
+
+impl<B: Backend> Ends<B> {
+    fn new(backend: &B, batch: usize, width: usize, features: usize) -> Result<Self> {
+        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        Ok(Ends {
+            last: backend.empty([batch, 1, width], compute)?,
+            normed: backend.empty([batch, 1, width], compute)?,
+            stats: backend.empty([batch, 1, 2], master)?,
+            projected: backend.empty([batch, features], compute)?,
+            norms: backend.empty([batch], master)?,
+            features: backend.empty([batch, features], master)?,
+        })
+    }
+
+    fn set_batch(&mut self, batch: usize) -> Result<()> {
+        let tensors = [&mut self.last, &mut self.normed, &mut self.stats, &mut self.projected];
+        let behind = [&mut self.norms, &mut self.features];
+        tensors.into_iter().chain(behind).try_for_each(|tensor| tensor.set_rows(batch))
+    }
 }
 
 /// Token and position embeddings on the host, where only the rows that occur are read.
@@ -148,7 +212,11 @@ struct Embedding<'a> {
 }
 
 impl<'a> Embedding<'a> {
-    fn load(source: &'a dyn WeightSource, config: &TextConfig, len: usize) -> Result<Self, ClipError> {
+    fn load(
+        source: &'a dyn WeightSource,
+        config: &TextConfig,
+        len: usize,
+    ) -> std::result::Result<Self, ClipError> {
         let d = config.tower.width;
         let name = "text_model.embeddings.position_embedding.weight";
         let positions = source.tensor(name, &[config.max_tokens, d])?;
@@ -161,7 +229,7 @@ impl<'a> Embedding<'a> {
     }
 
     /// Token plus position embedding of prompts of `len` tokens each: f64 \[N, len, D\].
-    fn embed(&self, ids: &[u32], len: usize) -> Result<Tensor, ClipError> {
+    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, ClipError> {
         let mut x = Tensor::zeros([ids.len() / len, len, self.width], DType::F64);
         let positions = self.positions.typed::<f64>()?;
         for (index, (&id, x)) in
@@ -177,9 +245,313 @@ impl<'a> Embedding<'a> {
     }
 }
 
+/// The prompts of all classes, embedded: what a tower in training starts from.
+pub struct EmbeddedPrompts {
+    /// \[C·templates, tokens, D\], the templates of a class adjacent.
+    embedded: Tensor,
+    /// For each prompt the row that stands for it.
+    eos_rows: Vec<u32>,
+    templates: usize,
+}
+
+impl EmbeddedPrompts {
+    /// Embeds tokenised prompts in the order of [`prompts`], with the embeddings in `source`.
+    pub fn new(
+        source: &dyn WeightSource,
+        config: &TextConfig,
+        tokens: &TokenBatch,
+        templates: usize,
+    ) -> std::result::Result<Self, ClipError> {
+        let embedded = Embedding::load(source, config, tokens.len)?.embed(&tokens.ids, tokens.len)?;
+        Ok(EmbeddedPrompts { embedded, eos_rows: tokens.eos_rows.clone(), templates })
+    }
+
+    /// The number of classes.
+    pub fn classes(&self) -> usize {
+        self.eos_rows.len() / self.templates.max(1)
+    }
+
+    /// Tokens of a prompt, and D.
+    fn sizes(&self) -> (usize, usize) {
+        let shape = self.embedded.shape();
+        (shape.dims().get(1).copied().unwrap_or(0), shape.columns())
+    }
+}
+
+/// All memory of a text tower in training, and its prompts.
+///
+/// The prompts fall into parts of whole classes. Where there are several, each part's activations take the
+/// place of those of the part before, and the backward pass computes them again: memory does not grow with
+/// the number of classes, a step takes another forward pass of the tower.
+pub struct TextActivations<B: Backend> {
+    parts: Vec<Part<B>>,
+    /// Of a whole part.
+    sizes: BlockSizes,
+    blocks: Vec<BlockActivations<B>>,
+    scratch: Scratch<B>,
+    /// The tokens behind a block; in the backward pass the gradient there.
+    output: B::Tensor,
+    ends: Ends<B>,
+    d_features: B::Tensor,
+    d_projected: B::Tensor,
+    d_normed: B::Tensor,
+    d_last: B::Tensor,
+    /// Class features of a part \[c, E\], and their lengths before they were normalised.
+    classes: B::Tensor,
+    class_norms: B::Tensor,
+    d_classes: B::Tensor,
+    /// Gradients of the adapters over the parts so far; none where there is one part.
+    sums: Vec<B::Tensor>,
+}
+
+/// Prompts that are computed together.
+struct Part<B: Backend> {
+    /// \[n, tokens, D\]
+    embedded: B::Tensor,
+    /// u32 \[n\]
+    eos: B::Tensor,
+    first_class: usize,
+    classes: usize,
+}
+
+/// Prompts of a part at the most, but one class at the least.
+pub const PART: usize = 256;
+
+impl<B: Backend> TextActivations<B> {
+    /// Memory for parts of up to `part` prompts. `dropout` says whether there is any.
+    pub fn new(
+        backend: &B,
+        tower: &TextTower<B>,
+        prompts: &EmbeddedPrompts,
+        lora: &[BlockLora<B>],
+        dropout: bool,
+        part: usize,
+    ) -> Result<Self> {
+        let (t, e) = (&tower.config.tower, tower.features);
+        let ((tokens, d), templates) = (prompts.sizes(), prompts.templates);
+        let together = (part / templates).clamp(1, prompts.classes().max(1));
+        let parts = (0..prompts.classes())
+            .step_by(together)
+            .map(|first| Part::new(backend, prompts, first, together))
+            .collect::<Result<Vec<_>>>()?;
+        let batch = together * templates;
+        let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
+        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let all: Vec<&BlockLora<B>> = lora.iter().collect();
+        let blocks = (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l)));
+        let sums = match parts.len() {
+            0 | 1 => Vec::new(),
+            _ => parameters(lora).map(|p| backend.empty(p.value.shape(), master)).collect::<Result<_>>()?,
+        };
+        Ok(TextActivations {
+            parts,
+            sizes,
+            blocks: blocks.collect::<Result<_>>()?,
+            scratch: Scratch::new(backend, sizes, &all, dropout, true)?,
+            output: backend.empty([batch, tokens, d], compute)?,
+            ends: Ends::new(backend, batch, d, e)?,
+            d_features: backend.empty([batch, e], master)?,
+            d_projected: backend.empty([batch, e], compute)?,
+            d_normed: backend.empty([batch, 1, d], compute)?,
+            d_last: backend.empty([batch, 1, d], compute)?,
+            classes: backend.empty([together, e], master)?,
+            class_norms: backend.empty([together], master)?,
+            d_classes: backend.empty([together, e], master)?,
+            sums,
+        })
+    }
+
+    /// Sets every buffer to the size of part `index`.
+    fn set_part(&mut self, backend: &B, index: usize) -> Result<()> {
+        let part = &self.parts[index];
+        let (prompts, classes) = (part.eos.shape().rows(), part.classes);
+        let sizes = BlockSizes { batch: prompts, ..self.sizes };
+        // The first block's input is the part's own.
+        let blocks = self.blocks.iter_mut();
+        blocks.into_iter().try_for_each(|block| block.set_extent(backend, sizes))?;
+        self.scratch.set_extent(backend, sizes)?;
+        self.ends.set_batch(prompts)?;
+        let of_prompts = [&mut self.output, &mut self.d_features, &mut self.d_projected];
+        let rows = [&mut self.d_normed, &mut self.d_last];
+        of_prompts.into_iter().chain(rows).try_for_each(|tensor| tensor.set_rows(prompts))?;
+        let of_classes = [&mut self.classes, &mut self.class_norms, &mut self.d_classes];
+        of_classes.into_iter().try_for_each(|tensor| tensor.set_rows(classes))
+    }
+}
+
+impl<B: Backend> Part<B> {
+    /// Up to `together` classes from class `first` on.
+    fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
+        let classes = together.min(prompts.classes() - first);
+        let (row, rows) = (first * prompts.templates, classes * prompts.templates);
+        let embedded = prompts.embedded.view().rows(row, rows)?;
+        let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
+        Ok(Part {
+            embedded: backend.upload(embedded, backend.compute_dtype())?,
+            eos: backend.upload(eos.view(), DType::U32)?,
+            first_class: first,
+            classes,
+        })
+    }
+}
+
+/// The same dropout, in another part.
+fn of_part<B: Backend>(dropout: Option<TowerDropout<'_, B>>, part: usize) -> Option<TowerDropout<'_, B>> {
+    dropout.map(|dropout| TowerDropout { part: part as u32, ..dropout })
+}
+
+/// The trained tensors of a tower's adapters.
+fn parameters<B: Backend>(lora: &[BlockLora<B>]) -> impl Iterator<Item = &Param<B>> {
+    lora.iter().flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b])
+}
+
+impl<B: Backend> TextTower<B> {
+    /// Class features with the adapters beside the weights: `t` \[C, E\] in the master type. Where there is one
+    /// part, its activations are kept.
+    pub fn forward(
+        &self,
+        backend: &B,
+        lora: &[BlockLora<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        t: &mut B::Tensor,
+    ) -> Result<()> {
+        for index in 0..a.parts.len() {
+            self.forward_part(backend, lora, dropout, a, index)?;
+            let Part { first_class, classes, .. } = a.parts[index];
+            backend.copy_rows(&a.classes, 0, t, first_class, classes)?;
+        }
+        Ok(())
+    }
+
+    fn forward_part(
+        &self,
+        backend: &B,
+        lora: &[BlockLora<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        index: usize,
+    ) -> Result<()> {
+        a.set_part(backend, index)?;
+        let dropout = of_part(dropout, index);
+        let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
+        let part = &mut parts[index];
+        if let Some(first) = blocks.first_mut() {
+            std::mem::swap(&mut first.input, &mut part.embedded);
+        }
+        let mut result = Ok(());
+        for (l, block) in self.blocks.iter().enumerate() {
+            let adapters = lora.get(l).map_or(Adapters::None, |lora| {
+                Adapters::Lora(lora, dropout.map(|dropout| dropout.of(Tower::Text, l)))
+            });
+            let (current, next) = blocks.split_at_mut(l + 1);
+            let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
+            result = block.forward(backend, adapters, &part.eos, &mut current[l], scratch, output);
+            if result.is_err() {
+                break;
+            }
+        }
+        if let Some(first) = blocks.first_mut() {
+            std::mem::swap(&mut first.input, &mut part.embedded);
+        }
+        result?;
+        self.project(backend, output, &part.eos, ends)?;
+        backend.class_features(&ends.features, classes, class_norms)
+    }
+
+    /// Class features with `folded` in the place of the adapted layers: `t` \[C, E\].
+    pub fn infer(
+        &self,
+        backend: &B,
+        folded: &[FoldedBlock<B>],
+        a: &mut TextActivations<B>,
+        t: &mut B::Tensor,
+    ) -> Result<()> {
+        for index in 0..a.parts.len() {
+            a.set_part(backend, index)?;
+            let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
+            let (part, Some(memory)) = (&parts[index], blocks.first_mut()) else { break };
+            backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
+            for (block, folded) in self.blocks.iter().zip(folded) {
+                std::mem::swap(&mut memory.input, output);
+                block.forward(backend, Adapters::Folded(folded), &part.eos, memory, scratch, output)?;
+            }
+            self.project(backend, output, &part.eos, ends)?;
+            backend.class_features(&ends.features, classes, class_norms)?;
+            backend.copy_rows(classes, 0, t, part.first_class, part.classes)?;
+        }
+        Ok(())
+    }
+
+    /// From the gradient of the class features `dt` \[C, E\] to the gradients of all adapters, after
+    /// [`TextTower::forward`] with the same dropout. It stops at the first adapter.
+    pub fn backward(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLora<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        dt: &B::Tensor,
+    ) -> Result<()> {
+        let Some(stop) = lora.iter().position(|l| l.layers().next().is_some()) else { return Ok(()) };
+        let last = a.parts.len().saturating_sub(1);
+        // The activations of the last part are still there.
+        for index in (0..a.parts.len()).rev() {
+            if index != last {
+                self.forward_part(backend, lora, dropout, a, index)?;
+            }
+            self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
+            if last > 0 {
+                let place = if index == last {
+                    Place::First
+                } else if index > 0 {
+                    Place::Middle
+                } else {
+                    Place::Last
+                };
+                let gradients =
+                    lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+                add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn backward_part(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLora<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        index: usize,
+        stop: usize,
+        dt: &B::Tensor,
+    ) -> Result<()> {
+        let dropout = of_part(dropout, index);
+        let (part, ends) = (&a.parts[index], &a.ends);
+        backend.copy_rows(dt, part.first_class, &mut a.d_classes, 0, part.classes)?;
+        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut a.d_features)?;
+        backend.l2_norm_backward(&a.d_features, &ends.features, &ends.norms, &mut a.d_projected)?;
+        backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
+        backend.clear(&mut a.d_last)?;
+        backend.layer_norm_backward(&a.d_normed, &ends.last, &self.final_norm, &ends.stats, &mut a.d_last)?;
+        // Behind the blocks `output` is free: it carries the gradient of the token sequence.
+        backend.clear(&mut a.output)?;
+        backend.take_rows_backward(&a.d_last, &part.eos, &mut a.output)?;
+        for l in (stop..self.blocks.len()).rev() {
+            let (block, kept) = (&self.blocks[l], &a.blocks[l]);
+            let dropout = dropout.map(|dropout| dropout.of(Tower::Text, l));
+            let (scratch, d) = (&mut a.scratch, &mut a.output);
+            block.backward(backend, lora.get_mut(l), dropout, &part.eos, kept, scratch, d, None, l > stop)?;
+        }
+        Ok(())
+    }
+}
+
 /// Class features T \[C, E\], f64: per class the mean over its prompts' normalised features, normalised
 /// again. `features` \[C·templates, E\] in the order of [`prompts`].
-pub fn class_features(features: &Tensor, templates: usize) -> Result<Tensor, ClipError> {
+pub fn class_features(features: &Tensor, templates: usize) -> std::result::Result<Tensor, ClipError> {
     let rows = features.view().to_tensor(DType::F64)?;
     let (classes, e) = (rows.shape().rows() / templates, rows.shape().columns());
     let mut out = Tensor::zeros([classes, e], DType::F64);
@@ -195,7 +567,7 @@ pub fn class_features(features: &Tensor, templates: usize) -> Result<Tensor, Cli
 }
 
 /// exp(logit_scale): what text logits are multiplied with.
-pub fn logit_scale(source: &dyn WeightSource) -> Result<f64, ClipError> {
+pub fn logit_scale(source: &dyn WeightSource) -> std::result::Result<f64, ClipError> {
     let scale = source.tensor("logit_scale", &[])?.view().to_tensor(DType::F64)?;
     Ok(scale.typed::<f64>()?[0].exp())
 }

@@ -8,7 +8,7 @@ use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbeddi
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
 use crate::tune::lora::{BlockPlace, LoraInit};
-use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerTuning};
+use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -167,7 +167,9 @@ impl<B: Backend> VisionTower<B> {
         }
         self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = tuning.lora.get(l).map_or(Adapters::None, Adapters::Lora);
+            let adapters = tuning.lora.get(l).map_or(Adapters::None, |lora| {
+                Adapters::Lora(lora, tuning.dropout.map(|dropout| dropout.of(Tower::Vision, l)))
+            });
             let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
@@ -286,6 +288,7 @@ impl<B: Backend> VisionTower<B> {
         backend: &B,
         lora: &mut [BlockLora<B>],
         mut prompts: Option<&mut Prompts<B>>,
+        dropout: Option<TowerDropout<'_, B>>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         // Prompts stand in front of the first block.
@@ -322,7 +325,9 @@ impl<B: Backend> VisionTower<B> {
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
-            block.backward(backend, lora.get_mut(l), &a.class_rows, kept, scratch, d, d_input, wanted)?;
+            let (lora, rows) = (lora.get_mut(l), &a.class_rows);
+            let dropout = dropout.map(|dropout| dropout.of(Tower::Vision, l));
+            block.backward(backend, lora, dropout, rows, kept, scratch, d, d_input, wanted)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
                 prompts_backward(backend, prompts, l, before, a)?;
@@ -452,7 +457,7 @@ impl<B: Backend> VisionActivations<B> {
             let (any, t) = (!of_kind.is_empty(), &config.tower);
             let tokens = if any { longest } else { 0 };
             let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows };
-            Scratch::new(backend, sizes, &lora, training && any)
+            Scratch::new(backend, sizes, &lora, tuning.dropout.is_some(), training && any)
         };
         let grows = tuning.prompts.is_some_and(|prompts| prompts.mode == PromptMode::Accumulate);
         let shorter = if grows && training { Some(make([batch, longest, d])?) } else { None };

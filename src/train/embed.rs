@@ -58,7 +58,7 @@ pub fn embed<B: Backend>(
     let preprocess = model.preprocess.clone();
     drop(model);
     let (side, width) = (preprocess.image_size(), tower.features());
-    let tuned = TowerTuning { lora: &[], prompts: prompts.as_ref() };
+    let tuned = TowerTuning { lora: &[], prompts: prompts.as_ref(), dropout: None };
     let mut extractor = Extractor::new(&backend, &tower, tuned, &folded, batch)?;
     let mut features = Vec::with_capacity(paths.len() * width);
     monitor.begin("features", paths.len() as u64);

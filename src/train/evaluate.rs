@@ -203,7 +203,7 @@ fn evaluate<B: Backend>(
     model: Model,
     cache: &Cache,
     split: Split,
-    files: Files,
+    mut files: Files,
     templates: &[String],
     objective: Objective,
     batch: usize,
@@ -216,13 +216,14 @@ fn evaluate<B: Backend>(
         )));
     }
     let batch = batch.min(view.len());
-    let text = model.text_classifier(&backend, cache.class_names(), templates, monitor)?;
+    if let Some(adapter) = &files.adapter {
+        adapter.check(&model.config)?;
+    }
+    let text =
+        model.text_classifier(&backend, cache.class_names(), templates, files.adapter.as_mut(), monitor)?;
     let tower = model.vision(&backend)?;
     let lora = match files.adapter {
-        Some(mut adapter) => {
-            adapter.check(&model.config)?;
-            tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?
-        }
+        Some(mut adapter) => tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?,
         None => Vec::new(),
     };
     drop(model);
@@ -240,6 +241,9 @@ fn evaluate<B: Backend>(
         adamw: Adamw::default(),
         purpose: Purpose::Inference,
         scaling: None,
+        dropout: None,
+        clip: None,
+        accumulate: false,
     };
     memory::check_batch(&backend, &tower, &trained, &spec)?;
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;

@@ -1,15 +1,16 @@
 //! Model, adapters, head and optimizer together: one training step, one evaluation batch.
 
 use crate::backend::{
-    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling, Mix,
-    Result, Stat, Targets,
+    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling,
+    LossWeights, Mix, Result, Stat, Targets,
 };
 use crate::clip::block::FoldedBlock;
+use crate::clip::text::{EmbeddedPrompts, TextActivations, TextTower};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rates};
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
-use crate::tune::{BlockLora, Head, Param, Prompts, Trained};
+use crate::tune::{BlockLora, Head, Param, Place, Prompts, TowerDropout, TowerTuning, Trained, add_up};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -38,6 +39,20 @@ pub struct LearnerSpec {
     pub purpose: Purpose,
     /// For f16; the other types need none.
     pub scaling: Option<LossScaling>,
+    /// In front of the adapters.
+    pub dropout: Option<DropoutSpec>,
+    /// See [`AdamwStep::clip`].
+    pub clip: Option<f64>,
+    /// Whether several batches may make up a step.
+    pub accumulate: bool,
+}
+
+/// Dropout in front of the adapters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DropoutSpec {
+    /// Share of their inputs that is set to zero.
+    pub probability: f64,
+    pub seed: u64,
 }
 
 /// Loss scaling as the backend's number type needs it.
@@ -56,12 +71,27 @@ pub struct Batch<'a> {
     pub mix: Option<&'a MixDraw>,
     /// u32 \[n, 5\], for [`Backend::crop_resize`].
     pub crops: Option<View<'a>>,
+    /// Which batch of the run it is, for dropout to draw by.
+    pub number: u32,
+}
+
+/// A batch's part in a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    pub place: Place,
+    /// Of the step's images.
+    pub of_images: f64,
+}
+
+impl Share {
+    /// A step of one batch.
+    pub const ALL: Share = Share { place: Place::Alone, of_images: 1.0 };
 }
 
 impl<'a> Batch<'a> {
     /// Images as they are.
     pub fn new(images: View<'a>, labels: &'a [u32]) -> Self {
-        Batch { images, labels, mix: None, crops: None }
+        Batch { images, labels, mix: None, crops: None, number: 0 }
     }
 }
 
@@ -103,14 +133,19 @@ impl StepStats {
         let stats = stats.view().to_tensor(DType::F64)?;
         let stats = stats.typed::<f64>()?;
         let at = |stat: Stat| stats[stat as usize];
-        let (loss_head, loss_text) = (at(Stat::LossHead), at(Stat::LossText));
+        let loss_text = at(Stat::LossText);
+        // Without a head the images are classified by their text logits.
+        let (loss_head, correct) = match objective.head {
+            0.0 => (0.0, at(Stat::TextCorrect)),
+            _ => (at(Stat::LossHead), at(Stat::Correct)),
+        };
         let loss_triplet = at(Stat::LossTriplet);
         Ok(StepStats {
             loss: objective.total(loss_head, loss_text, loss_triplet),
             loss_head,
             loss_text,
             loss_triplet,
-            correct: at(Stat::Correct),
+            correct,
             text_correct: at(Stat::TextCorrect),
             grad_norm: at(Stat::GradientSquared).sqrt(),
             loss_scale: at(Stat::LossScale),
@@ -122,10 +157,10 @@ impl StepStats {
 /// What is run on a batch, and recorded where the backend records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
-    /// Forward, backward, optimizer.
-    Train,
+    /// Forward, backward, and where the step is complete the optimizer.
+    Train(Recorded),
     /// The same for the head alone, on features that are there already.
-    TrainHead,
+    TrainHead(Recorded),
     /// Evaluation with the adapters folded into the weights, and the prompts.
     Tuned,
     /// Evaluation of the tower as it was.
@@ -134,7 +169,46 @@ enum Work {
     Head,
 }
 
-/// The frozen tower with what is trained on it. All memory is allocated by [`Learner::new`].
+/// A [`Share`] as the key of a recording, which holds it: the share of the images by its bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Recorded(Place, u64);
+
+impl From<Share> for Recorded {
+    fn from(share: Share) -> Self {
+        Recorded(share.place, share.of_images.to_bits())
+    }
+}
+
+impl From<Recorded> for Share {
+    fn from(Recorded(place, bits): Recorded) -> Self {
+        Share { place, of_images: f64::from_bits(bits) }
+    }
+}
+
+/// The text tower, where it is trained.
+struct TextTuning<B: Backend> {
+    tower: Arc<TextTower<B>>,
+    activations: TextActivations<B>,
+    folded: Vec<FoldedBlock<B>>,
+    /// T with the adapters, and its gradient \[C, E\].
+    features: B::Tensor,
+    d_features: B::Tensor,
+}
+
+/// The random numbers of dropout.
+struct Draw<B: Backend> {
+    /// See [`crate::backend::Dropout::draw`].
+    values: B::Tensor,
+    spec: DropoutSpec,
+}
+
+impl<B: Backend> Draw<B> {
+    fn of_tower(&self) -> TowerDropout<'_, B> {
+        TowerDropout { draw: &self.values, probability: self.spec.probability, part: 0 }
+    }
+}
+
+/// The frozen towers with what is trained on them. All memory is allocated by [`Learner::new`].
 pub struct Learner<B: Backend> {
     backend: B,
     tower: Arc<VisionTower<B>>,
@@ -142,8 +216,14 @@ pub struct Learner<B: Backend> {
     /// The adapters folded into the weights, and whether that is up to date.
     folded: Vec<FoldedBlock<B>>,
     folded_is_current: bool,
+    /// T of the frozen tower.
     text: B::Tensor,
     text_scale: f64,
+    text_tuning: Option<TextTuning<B>>,
+    draw: Option<Draw<B>>,
+    clip: Option<f64>,
+    /// Gradients over the batches of a step so far; empty where a step is one batch.
+    sums: Vec<B::Tensor>,
     activations: VisionActivations<B>,
     pixels: B::Tensor,
     crops: Option<Crops<B>>,
@@ -225,7 +305,16 @@ impl<B: Backend> Learner<B> {
         let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
         let classes = trained.head.bias.value.shape().rows();
         let batch = spec.batch;
-        let activations = VisionActivations::new(&backend, &tower, batch, trained.tower(), spec.purpose)?;
+        let draw = spec
+            .dropout
+            .map(|spec| Ok::<_, BackendError>(Draw { values: backend.zeros([4], DType::U32)?, spec }));
+        let draw = draw.transpose()?;
+        let tuning = TowerTuning { dropout: draw.as_ref().map(Draw::of_tower), ..trained.tower() };
+        let activations = VisionActivations::new(&backend, &tower, batch, tuning, spec.purpose)?;
+        let sums = match spec.accumulate {
+            true => trained.params().iter().map(|p| backend.empty(p.value.shape(), master)).collect(),
+            false => Ok(Vec::new()),
+        };
         let folded = tower.folded(&backend, &trained.lora)?;
         let pixel_dtype = if spec.image_dtype == DType::U8 { DType::U8 } else { compute };
         let image = spec.image.dims();
@@ -264,6 +353,10 @@ impl<B: Backend> Learner<B> {
             folded_is_current: false,
             text: text_features,
             text_scale: text.scale,
+            text_tuning: None,
+            draw,
+            clip: spec.clip,
+            sums: sums?,
             activations,
             pixels,
             crops,
@@ -284,6 +377,27 @@ impl<B: Backend> Learner<B> {
             recordings: HashMap::new(),
             recording,
         })
+    }
+
+    /// Trains the text tower too: its adapters are among what is trained. Up to `part` prompts are computed
+    /// together.
+    pub fn with_text_tower(
+        mut self,
+        tower: Arc<TextTower<B>>,
+        prompts: &EmbeddedPrompts,
+        part: usize,
+    ) -> Result<Self> {
+        let (backend, lora) = (&self.backend, &self.trained.text_lora);
+        let dropout = self.draw.is_some();
+        let (shape, master) = (self.text.shape(), backend.master_dtype());
+        self.text_tuning = Some(TextTuning {
+            activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
+            folded: tower.folded(backend, lora)?,
+            features: backend.empty(shape, master)?,
+            d_features: backend.empty(shape, master)?,
+            tower,
+        });
+        Ok(self)
     }
 
     pub fn backend(&self) -> &B {
@@ -364,11 +478,17 @@ impl<B: Backend> Learner<B> {
 
     /// One step: forward, backward, AdamW at `factor` times `rates`. Does not wait for the device.
     pub fn train_step(&mut self, batch: Batch<'_>, rates: &Rates, factor: f64) -> Result<()> {
-        self.load_training_batch(batch)?;
-        self.step(Work::Train, rates, factor)
+        self.train_part(batch, Share::ALL, rates, factor)
     }
 
-    /// One step of the head on features \[n, E\] of the frozen tower.
+    /// A batch of a step: forward and backward; the optimizer where `share` completes the step. Does not wait
+    /// for the device.
+    pub fn train_part(&mut self, batch: Batch<'_>, share: Share, rates: &Rates, factor: f64) -> Result<()> {
+        self.load_training_batch(batch)?;
+        self.step(Work::Train(share.into()), share, rates, factor)
+    }
+
+    /// As [`Learner::train_part`] for the head on features \[n, E\] of the frozen tower.
     ///
     /// # Errors
     /// A learner that trains more than the head, or mixes pixels.
@@ -377,6 +497,7 @@ impl<B: Backend> Learner<B> {
         features: View<'_>,
         labels: &[u32],
         mix: Option<&MixDraw>,
+        share: Share,
         rates: &Rates,
         factor: f64,
     ) -> Result<()> {
@@ -388,20 +509,24 @@ impl<B: Backend> Learner<B> {
         }
         self.load_features(features, labels)?;
         self.load_mix(mix)?;
-        self.step(Work::TrainHead, rates, factor)
+        self.step(Work::TrainHead(share.into()), share, rates, factor)
     }
 
     /// Runs a training step on what was loaded.
-    fn step(&mut self, work: Work, rates: &Rates, factor: f64) -> Result<()> {
+    fn step(&mut self, work: Work, share: Share, rates: &Rates, factor: f64) -> Result<()> {
+        if share.place != Place::Alone && self.sums.is_empty() {
+            let problem = "steps of several batches need a learner that was made for them".into();
+            return Err(BackendError::Invalid { op: "train_part", problem });
+        }
         if self.rates != Some(*rates) {
             self.rates = Some(*rates);
-            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train | Work::TrainHead));
+            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train(_) | Work::TrainHead(_)));
         }
         if self.factor_value != factor {
             self.factor_value = factor;
             self.backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
         }
-        self.steps += 1;
+        self.steps += u64::from(share.place.completes());
         self.folded_is_current = false;
         self.run(work)
     }
@@ -410,7 +535,8 @@ impl<B: Backend> Learner<B> {
     /// where there is one.
     pub fn gradients(&mut self, batch: Batch<'_>) -> Result<()> {
         self.load_training_batch(batch)?;
-        self.forward_and_backward()
+        self.forward()?;
+        self.loss_and_backward(Share::ALL)
     }
 
     /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
@@ -425,11 +551,31 @@ impl<B: Backend> Learner<B> {
     /// device.
     pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
-        if !self.trained.lora.is_empty() && !self.folded_is_current {
-            self.tower.fold(&self.backend, &self.trained.lora, &mut self.folded)?;
-            self.folded_is_current = true;
-        }
+        self.refresh()?;
         self.run(Work::Tuned)
+    }
+
+    /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
+    /// the head that mirrors these.
+    pub fn refresh(&mut self) -> Result<()> {
+        if self.folded_is_current {
+            return Ok(());
+        }
+        let (backend, trained) = (&self.backend, &mut self.trained);
+        self.tower.fold(backend, &trained.lora, &mut self.folded)?;
+        if let Some(t) = &mut self.text_tuning {
+            t.tower.fold(backend, &trained.text_lora, &mut t.folded)?;
+            t.tower.infer(backend, &t.folded, &mut t.activations, &mut t.features)?;
+        }
+        if !trained.head.trained {
+            let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
+            let mut weight = backend.download(text)?.view().to_tensor(DType::F64)?;
+            weight.typed_mut::<f64>()?.iter_mut().for_each(|w| *w *= self.text_scale);
+            backend.write(weight.view(), &mut trained.head.weight.value)?;
+            backend.clear(&mut trained.head.bias.value)?;
+        }
+        self.folded_is_current = true;
+        Ok(())
     }
 
     /// Evaluates a batch with the tower as it was before training: no adapters, no prompts.
@@ -470,20 +616,25 @@ impl<B: Backend> Learner<B> {
     /// Calls for the operations of a piece of work.
     fn enqueue(&mut self, work: Work) -> Result<()> {
         let (folded, prompts) = match work {
-            Work::Train => {
-                self.forward_and_backward()?;
-                return self.optimizer_step();
+            Work::Train(share) => {
+                self.forward()?;
+                return self.learn(share.into());
             }
-            Work::TrainHead => {
-                self.loss_and_backward()?;
-                return self.optimizer_step();
-            }
-            Work::Head => return self.evaluation_loss(),
+            Work::TrainHead(share) => return self.learn(share.into()),
+            Work::Head => return self.evaluation_loss(false),
             Work::Tuned => (&*self.folded, self.trained.prompts.as_ref()),
             Work::Frozen => (&[][..], None),
         };
         self.tower.infer(&self.backend, &self.pixels, None, folded, prompts, &mut self.activations)?;
-        self.evaluation_loss()
+        self.evaluation_loss(work == Work::Tuned)
+    }
+
+    /// From a batch's features to its gradients, and where they complete the step to the optimizer.
+    fn learn(&mut self, share: Share) -> Result<()> {
+        self.loss_and_backward(share)?;
+        let gradients = self.trained.params_mut().into_iter().map(|p| &mut p.gradient);
+        add_up(&self.backend, gradients, &mut self.sums, share.place)?;
+        if share.place.completes() { self.optimizer_step() } else { Ok(()) }
     }
 
     fn optimizer_step(&mut self) -> Result<()> {
@@ -496,6 +647,7 @@ impl<B: Backend> Learner<B> {
             beta2: self.adamw.beta2,
             eps: self.adamw.eps,
             scaling: self.scaling,
+            clip: self.clip,
             factor: &self.factor,
             control: &mut self.control,
         };
@@ -518,21 +670,23 @@ impl<B: Backend> Learner<B> {
         self.backend.adamw(&mut tensors, step, &mut self.stats)
     }
 
-    fn forward_and_backward(&mut self) -> Result<()> {
-        self.forward()?;
-        self.loss_and_backward()
-    }
-
-    /// From the features to the gradients of everything that is trained.
-    fn loss_and_backward(&mut self) -> Result<()> {
+    /// From the features to the gradients of everything that is trained, times the batch's share.
+    fn loss_and_backward(&mut self, share: Share) -> Result<()> {
         self.training_loss()?;
         let in_tower = !self.trained.tower().is_none();
+        let weights = self.objective.weights();
+        let weights =
+            LossWeights { head: weights.head * share.of_images, text: weights.text * share.of_images };
         let control = self.scaling.is_some().then_some(&self.control);
         let (a, head) = (&mut self.activations, &mut self.trained.head);
+        let (text, d_text) = match &mut self.text_tuning {
+            Some(t) => (&t.features, Some(&mut t.d_features)),
+            None => (&self.text, None),
+        };
         let classifier = Classifier {
             weight: &head.weight.value,
             bias: &head.bias.value,
-            text: &self.text,
+            text,
             text_scale: self.text_scale,
         };
         let (features, d_features, mix) = match &mut self.mixing {
@@ -543,14 +697,20 @@ impl<B: Backend> Learner<B> {
             features,
             classifier,
             Targets { labels: &self.labels, mix },
-            self.objective.weights(),
+            weights,
             control,
             &mut self.head_logits,
             &mut self.text_logits,
             &mut head.weight.gradient,
             &mut head.bias.gradient,
             in_tower.then_some(d_features),
+            d_text,
         )?;
+        let dropout = self.draw.as_ref().map(Draw::of_tower);
+        if let Some(t) = &mut self.text_tuning {
+            let lora = &mut self.trained.text_lora;
+            t.tower.backward(&self.backend, lora, dropout, &mut t.activations, &t.d_features)?;
+        }
         if !in_tower {
             return Ok(());
         }
@@ -558,12 +718,12 @@ impl<B: Backend> Learner<B> {
             self.backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_features)?;
         }
         if let Some(Triplets { pairs, distances }) = &self.triplets {
-            let weight = self.objective.triplet;
+            let weight = self.objective.triplet * share.of_images;
             let (f, df) = (&a.features, &mut a.d_features);
             self.backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
         let Trained { lora, prompts, .. } = &mut self.trained;
-        self.tower.backward(&self.backend, lora, prompts.as_mut(), a)
+        self.tower.backward(&self.backend, lora, prompts.as_mut(), dropout, a)
     }
 
     /// Logits of the last batch that was evaluated: head \[n, C\] and text \[n, C\].
@@ -612,7 +772,8 @@ impl<B: Backend> Learner<B> {
         }
         let (backend, pixels, a) = (&self.backend, &self.pixels, &mut self.activations);
         let mix = self.mixing.as_ref().filter(|m| m.on == MixOn::Pixels).map(|m| &m.mix);
-        let tuning = self.trained.tower();
+        let dropout = self.draw.as_ref().map(Draw::of_tower);
+        let tuning = TowerTuning { dropout, ..self.trained.tower() };
         if tuning.is_none() {
             return self.tower.infer(backend, pixels, mix, &[], None, a);
         }
@@ -621,6 +782,11 @@ impl<B: Backend> Learner<B> {
 
     /// Logits and losses of a training batch, from its features.
     fn training_loss(&mut self) -> Result<()> {
+        let dropout = self.draw.as_ref().map(Draw::of_tower);
+        if let Some(t) = &mut self.text_tuning {
+            let lora = &self.trained.text_lora;
+            t.tower.forward(&self.backend, lora, dropout, &mut t.activations, &mut t.features)?;
+        }
         let own = &self.activations.features;
         let (features, mix) = match &mut self.mixing {
             Some(m) if m.on == MixOn::Features => {
@@ -631,7 +797,8 @@ impl<B: Backend> Learner<B> {
         };
         let targets = Targets { labels: &self.labels, mix };
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
-        let classifier = classifier(&self.trained.head, &self.text, self.text_scale);
+        let tuned = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
+        let classifier = classifier(&self.trained.head, tuned, self.text_scale);
         self.backend.head_loss(features, classifier, targets, head, text, &mut self.stats)?;
         if let Some(Triplets { pairs, distances }) = &mut self.triplets {
             let margin = self.objective.margin;
@@ -640,9 +807,14 @@ impl<B: Backend> Learner<B> {
         Ok(())
     }
 
-    /// Logits and cross entropies of a batch that is evaluated, from its features.
-    fn evaluation_loss(&mut self) -> Result<()> {
-        let classifier = classifier(&self.trained.head, &self.text, self.text_scale);
+    /// Logits and cross entropies of a batch that is evaluated, from its features; with the class features of
+    /// the text tower as it is trained, or as it was.
+    fn evaluation_loss(&mut self, tuned: bool) -> Result<()> {
+        let features = match &self.text_tuning {
+            Some(t) if tuned => &t.features,
+            _ => &self.text,
+        };
+        let classifier = classifier(&self.trained.head, features, self.text_scale);
         let targets = Targets { labels: &self.labels, mix: None };
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
         let features = &self.activations.features;
@@ -651,8 +823,12 @@ impl<B: Backend> Learner<B> {
 
     /// Uploads a batch to train on.
     fn load_training_batch(&mut self, batch: Batch<'_>) -> Result<()> {
-        let Batch { images, labels, mix, crops } = batch;
+        let Batch { images, labels, mix, crops, number } = batch;
         self.load_labels(images, labels)?;
+        if let Some(Draw { values, spec }) = &mut self.draw {
+            let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
+            self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)?;
+        }
         self.load_mix(mix)?;
         match (&mut self.crops, crops) {
             (Some(to), Some(crops)) => {

@@ -1,16 +1,18 @@
 //! A CLIP directory put to use: towers on a backend, class features, preprocessing.
 
+use super::adapter::Adapter;
 use super::learner::TextClassifier;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
-use crate::clip::text::{self, TextTower};
-use crate::clip::tokenizer::ClipTokenizer;
+use crate::clip::text::{self, EmbeddedPrompts, TextTower};
+use crate::clip::tokenizer::{ClipTokenizer, TokenBatch};
 use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::clip::weights::Weights;
 use crate::data::Preprocess;
 use crate::progress::Monitor;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A Hugging Face CLIP directory whose weights fit its configuration.
 pub struct Model {
@@ -22,6 +24,12 @@ pub struct Model {
     pub preprocess: Preprocess,
     /// A temporary home of the files, if they have one.
     temporary: Option<tempfile::TempDir>,
+}
+
+/// The text tower and the prompts of all classes.
+pub struct TextTraining<B: Backend> {
+    pub tower: Arc<TextTower<B>>,
+    pub prompts: EmbeddedPrompts,
 }
 
 impl Model {
@@ -64,18 +72,47 @@ impl Model {
         Ok(VisionTower::load(backend, &self.weights, config, features, pixels, Savings::ALL)?)
     }
 
-    /// Class features of the text tower, which is loaded for this and dropped again.
+    /// The text tower.
+    pub fn text<B: Backend>(&self, backend: &B) -> Result<TextTower<B>> {
+        Ok(TextTower::load(backend, &self.weights, &self.config.text, self.config.projection)?)
+    }
+
+    fn tokens(&self, class_names: &[String], templates: &[String]) -> Result<TokenBatch> {
+        let tokenizer = ClipTokenizer::load(&self.dir, &self.config.text)?;
+        Ok(tokenizer.encode_batch(&text::prompts(class_names, templates))?)
+    }
+
+    /// What the text tower is trained with.
+    pub fn text_training<B: Backend>(
+        &self,
+        backend: &B,
+        class_names: &[String],
+        templates: &[String],
+    ) -> Result<TextTraining<B>> {
+        let tokens = self.tokens(class_names, templates)?;
+        let prompts = EmbeddedPrompts::new(&self.weights, &self.config.text, &tokens, templates.len())?;
+        Ok(TextTraining { tower: Arc::new(self.text(backend)?), prompts })
+    }
+
+    /// Class features of the text tower, which is loaded for this and dropped again; with the adapters that
+    /// `adapter` has for it.
     pub fn text_classifier<B: Backend>(
         &self,
         backend: &B,
         class_names: &[String],
         templates: &[String],
+        adapter: Option<&mut Adapter>,
         monitor: &dyn Monitor,
     ) -> Result<TextClassifier> {
-        let tokenizer = ClipTokenizer::load(&self.dir, &self.config.text)?;
-        let tokens = tokenizer.encode_batch(&text::prompts(class_names, templates))?;
-        let tower = TextTower::load(backend, &self.weights, &self.config.text, self.config.projection)?;
-        let features = tower.features(backend, &self.weights, &tokens, monitor)?;
+        let tokens = self.tokens(class_names, templates)?;
+        let tower = self.text(backend)?;
+        let mut folded = Vec::new();
+        if let Some(adapter) = adapter {
+            let lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
+            folded = tower.folded(backend, &lora)?;
+            tower.fold(backend, &lora, &mut folded)?;
+        }
+        let features = tower.features(backend, &self.weights, &tokens, &folded, monitor)?;
         Ok(TextClassifier {
             features: text::class_features(&features, templates.len())?,
             scale: text::logit_scale(&self.weights)?,

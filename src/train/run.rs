@@ -3,10 +3,10 @@
 use super::adapter;
 use super::evaluate::{Inputs, Staging, evaluate_split};
 use super::files::Staged;
-use super::learner::{Batch, Learner, LearnerSpec, PendingStats, StepStats, loss_scaling};
+use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
-use super::parts::trained_parts;
+use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
 use super::settings::{Augment, Method, Settings};
@@ -14,6 +14,7 @@ use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::VisionConfig;
+use crate::clip::text::PART;
 use crate::clip::vision::Purpose;
 use crate::data::augment::Augmentation;
 use crate::data::shots::few_shot;
@@ -22,7 +23,7 @@ use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
 use crate::progress::Monitor;
 use crate::tensor::Tensor;
-use crate::tune::Tower;
+use crate::tune::{Place, Tower};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -159,7 +160,8 @@ impl<'a, B: Backend> Session<'a, B> {
                 TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
                 error => error,
             })?;
-        let steps_per_epoch = training.chosen.len().div_ceil(settings.batch_size) as u64;
+        let batches = training.chosen.len().div_ceil(settings.batch_size);
+        let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
             (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
@@ -228,7 +230,9 @@ impl<'a, B: Backend> Session<'a, B> {
     fn learner(&self, settings: &Settings, batch: usize, resume: bool) -> Result<Learner<B>> {
         let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
         let from = settings.init_from.as_deref().filter(|_| !resume);
-        let trained = trained_parts(backend, tower, &self.config, settings, from, names, &self.text)?;
+        let text_tower = self.text_training.as_ref().map(|text| &*text.tower);
+        let towers = Towers { vision: tower, text: text_tower, config: &self.config };
+        let trained = trained_parts(backend, towers, settings, from, names, &self.text)?;
         let spec = LearnerSpec {
             batch,
             image: self.cache.image_shape(),
@@ -239,9 +243,17 @@ impl<'a, B: Backend> Session<'a, B> {
             adamw: Adamw::default(),
             purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
             scaling: loss_scaling(backend),
+            dropout: settings.dropout_spec(),
+            clip: settings.clip_grad_norm,
+            accumulate: settings.accumulate > 1,
         };
         memory::check_batch(backend, tower, &trained, &spec)?;
-        Ok(Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?)
+        let trains_text = !trained.text_lora.is_empty();
+        let learner = Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?;
+        Ok(match &self.text_training {
+            Some(text) if trains_text => learner.with_text_tower(text.tower.clone(), &text.prompts, PART)?,
+            _ => learner,
+        })
     }
 
     /// Plain CLIP's results, and what the run is trained and evaluated on.
@@ -391,15 +403,17 @@ impl<B: Backend> Run<'_, B> {
         let mut waiting = VecDeque::new();
         let mut clock = Instant::now();
         self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
-        for indices in order.chunks(self.settings.batch_size) {
+        for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
             if self.monitor.stopped() {
                 self.monitor.finish();
                 return Ok(None);
             }
-            self.start_step(epoch, indices, &rates)?;
-            let factor = self.schedule.factor(self.learner.steps() - 1);
-            let (step, images, stats) = (self.learner.steps(), indices.len(), self.learner.fetch_stats()?);
-            waiting.push_back(Step { step, images, factor, stats });
+            let factor = self.schedule.factor(self.learner.steps());
+            let (share, step) = (self.share(order.len(), index), self.learner.steps() + 1);
+            let number = (epoch as usize - 1) * order.len().div_ceil(self.settings.batch_size) + index;
+            self.start_batch(epoch, number as u32, indices, share, &rates, factor)?;
+            let (images, stats) = (indices.len(), self.learner.fetch_stats()?);
+            waiting.push_back(Part { step, images, share, factor, stats });
             let wait = waiting.len() > STEPS_AHEAD;
             self.write_steps(epoch, &mut waiting, wait, &mut sums, &mut clock)?;
         }
@@ -410,20 +424,35 @@ impl<B: Backend> Run<'_, B> {
         Ok(Some(sums.mean()))
     }
 
-    /// Hands a step on the images `indices` to the device.
-    fn start_step(&mut self, epoch: u32, indices: &[usize], rates: &Rates) -> Result<()> {
+    /// The part that batch `index` of an epoch of so many images has in its step.
+    fn share(&self, images: usize, index: usize) -> Share {
+        let (batch, together) = (self.settings.batch_size, self.settings.accumulate);
+        let first = index / together * together;
+        let of_step = images.min((first + together) * batch) - first * batch;
+        let place = Place::of(index - first, of_step.div_ceil(batch));
+        Share { place, of_images: (images - index * batch).min(batch) as f64 / of_step as f64 }
+    }
+
+    /// Hands the batch of the images `indices`, which is the run's `number`th, to the device.
+    fn start_batch(
+        &mut self,
+        epoch: u32,
+        number: u32,
+        indices: &[usize],
+        share: Share,
+        rates: &Rates,
+        factor: f64,
+    ) -> Result<()> {
         let Training { inputs, staging, augmentation, .. } = &mut self.training;
         let settings = self.settings;
         staging.fill(inputs, indices)?;
-        let steps = self.learner.steps();
-        let factor = self.schedule.factor(steps);
         let mix = match settings.has_mixup() {
-            true => Some(mix_draw(settings, indices.len(), steps)?),
+            true => Some(mix_draw(settings, indices.len(), u64::from(number))?),
             false => None,
         };
         if let Inputs::Features { .. } = inputs {
             let (features, labels) = (staging.inputs.view(), &staging.labels);
-            return Ok(self.learner.train_head_step(features, labels, mix.as_ref(), rates, factor)?);
+            return Ok(self.learner.train_head_step(features, labels, mix.as_ref(), share, rates, factor)?);
         }
         let crops = augmentation
             .as_ref()
@@ -434,28 +463,35 @@ impl<B: Backend> Run<'_, B> {
             labels: &staging.labels,
             mix: mix.as_ref(),
             crops: crops.as_ref().map(Tensor::view),
+            number,
         };
-        Ok(self.learner.train_step(batch, rates, factor)?)
+        Ok(self.learner.train_part(batch, share, rates, factor)?)
     }
 
     /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
     fn write_steps(
         &mut self,
         epoch: u32,
-        waiting: &mut VecDeque<Step<B>>,
+        waiting: &mut VecDeque<Part<B>>,
         mut wait: bool,
         sums: &mut EpochSums,
         clock: &mut Instant,
     ) -> Result<()> {
         while let Some(oldest) = waiting.front_mut() {
             let Some(stats) = oldest.stats.arrived(self.learner.backend(), wait)? else { break };
-            let Some(step) = waiting.pop_front() else { break };
+            let Some(part) = waiting.pop_front() else { break };
             wait = false;
-            let seconds = clock.elapsed().as_secs_f64();
-            *clock = Instant::now();
-            self.write_step(epoch, &step, &stats, seconds)?;
-            sums.add(&stats, step.images);
-            self.monitor.advance(step.images as u64);
+            sums.add(&stats, part.images);
+            let step = sums.step.get_or_insert_with(|| Step::new(&part));
+            step.add(&part, &stats);
+            if part.share.place.completes() {
+                let seconds = clock.elapsed().as_secs_f64();
+                *clock = Instant::now();
+                if let Some(step) = sums.step.take() {
+                    self.write_step(epoch, &step, seconds)?;
+                }
+            }
+            self.monitor.advance(part.images as u64);
             let mean = sums.mean();
             self.monitor.state(&format!(
                 "loss {:.4}  accuracy {:.1} %  {:.0} images/s",
@@ -468,7 +504,8 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// One line of metrics; `seconds` since the step before was done.
-    fn write_step(&mut self, epoch: u32, step: &Step<B>, stats: &StepStats, seconds: f64) -> Result<()> {
+    fn write_step(&mut self, epoch: u32, step: &Step, seconds: f64) -> Result<()> {
+        let stats = &step.stats;
         let finite = stats.loss.is_finite() && stats.grad_norm.is_finite();
         let scaled_down = stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE;
         if !finite && !scaled_down {
@@ -570,7 +607,9 @@ impl<B: Backend> Run<'_, B> {
 
     /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk
     /// before the first gets its name.
-    fn save_best(&self) -> Result<()> {
+    fn save_best(&mut self) -> Result<()> {
+        // Without a head of its own the run keeps the class features in the form of one.
+        self.learner.refresh()?;
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
         let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
@@ -651,13 +690,53 @@ const STEPS_AHEAD: usize = 64;
 /// When overflows have pushed the loss scale below this, the model itself is at fault.
 const SMALLEST_LOSS_SCALE: f64 = 1.0 / 1024.0;
 
-/// A step on the device.
-struct Step<B: Backend> {
+/// A batch on the device.
+struct Part<B: Backend> {
+    /// The step that it belongs to.
     step: u64,
     images: usize,
+    share: Share,
     /// The schedule's.
     factor: f64,
     stats: PendingStats<B>,
+}
+
+/// A step, from its batches.
+struct Step {
+    step: u64,
+    images: usize,
+    factor: f64,
+    stats: StepStats,
+}
+
+impl Step {
+    /// Before its first batch.
+    fn new<B: Backend>(part: &Part<B>) -> Self {
+        let stats = StepStats {
+            loss: 0.0,
+            loss_head: 0.0,
+            loss_text: 0.0,
+            loss_triplet: 0.0,
+            correct: 0.0,
+            text_correct: 0.0,
+            grad_norm: f64::NAN,
+            loss_scale: f64::NAN,
+            skipped: false,
+        };
+        Step { step: part.step, images: 0, factor: part.factor, stats }
+    }
+
+    /// Adds a batch: the losses are means over the images, what the optimizer says is that of the last.
+    fn add<B: Backend>(&mut self, part: &Part<B>, stats: &StepStats) {
+        self.images += part.images;
+        let (sums, share) = (&mut self.stats, part.share.of_images);
+        sums.loss += share * stats.loss;
+        sums.loss_head += share * stats.loss_head;
+        sums.loss_text += share * stats.loss_text;
+        sums.loss_triplet += share * stats.loss_triplet;
+        (sums.grad_norm, sums.loss_scale) = (stats.grad_norm, stats.loss_scale);
+        sums.skipped = stats.skipped;
+    }
 }
 
 /// Sums over the steps of an epoch.
@@ -672,6 +751,8 @@ struct EpochSums {
     loss_triplet: f64,
     correct: f64,
     text_correct: f64,
+    /// The step whose batches are arriving.
+    step: Option<Step>,
 }
 
 impl EpochSums {

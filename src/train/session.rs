@@ -1,7 +1,7 @@
 //! One model and one set of images on a device, for as many runs as are wanted.
 
 use super::learner::{Learner, TextClassifier};
-use super::model::Model;
+use super::model::{Model, TextTraining};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::block::FoldedBlock;
@@ -11,7 +11,7 @@ use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
 use crate::train::evaluate::Inputs;
-use crate::tune::TowerTuning;
+use crate::tune::{Tower, TowerTuning};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -22,6 +22,7 @@ pub struct Session<'a, B: Backend> {
     pub(super) tower: Arc<VisionTower<B>>,
     pub(super) config: ClipConfig,
     pub(super) text: TextClassifier,
+    pub(super) text_training: Option<TextTraining<B>>,
     pub(super) cache: &'a Cache,
     /// Larger training images, for augmentation.
     pub(super) enlarged: Option<&'a Cache>,
@@ -32,14 +33,16 @@ pub struct Session<'a, B: Backend> {
 }
 
 impl<'a, B: Backend> Session<'a, B> {
-    /// Loads the towers of `model`, whose files are let go; the text tower serves the class features alone.
-    /// `enlarged` holds the training images for runs with augmentation.
+    /// Loads the towers of `model`, whose files are let go. The text tower is dropped behind the class features
+    /// of `templates`, unless one of `towers` is it: those that runs will train. `enlarged` holds the training
+    /// images for runs with augmentation.
     pub fn new(
         backend: B,
         model: Model,
         cache: &'a Cache,
         enlarged: Option<&'a Cache>,
         templates: &[String],
+        towers: &[Tower],
         monitor: &dyn Monitor,
     ) -> Result<Self> {
         if let Some(enlarged) = enlarged {
@@ -50,13 +53,19 @@ impl<'a, B: Backend> Session<'a, B> {
                 return Err(TrainError::Setting(text.into()));
             }
         }
-        let text = model.text_classifier(&backend, cache.class_names(), templates, monitor)?;
+        let names = cache.class_names();
+        let text = model.text_classifier(&backend, names, templates, None, monitor)?;
+        let text_training = match towers.contains(&Tower::Text) {
+            true => Some(model.text_training(&backend, names, templates)?),
+            false => None,
+        };
         let tower = Arc::new(model.vision(&backend)?);
         Ok(Session {
             backend,
             tower,
             config: model.config.clone(),
             text,
+            text_training,
             cache,
             enlarged,
             model_name: model.name.clone(),

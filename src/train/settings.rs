@@ -1,5 +1,6 @@
 //! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
 
+use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::TEMPLATES;
 use crate::objective::{MixOn, Objective};
@@ -513,6 +514,16 @@ impl Settings {
             towers: self.towers.clone(),
             dropout: self.dropout,
         })
+    }
+
+    pub fn dropout_spec(&self) -> Option<DropoutSpec> {
+        let spec = DropoutSpec { probability: self.dropout, seed: self.seed };
+        (self.has_lora() && self.dropout > 0.0).then_some(spec)
+    }
+
+    /// The towers that are trained.
+    pub fn trained_towers(&self) -> &[Tower] {
+        if self.has_lora() { &self.towers } else { &[] }
     }
 
     pub fn prompt_spec(&self) -> Option<PromptSpec> {

@@ -9,6 +9,8 @@ use rand::{Rng, RngExt};
 pub struct Head<B: Backend> {
     pub weight: Param<B>,
     pub bias: Param<B>,
+    /// False where the head only mirrors the text features of the classes.
+    pub trained: bool,
 }
 
 impl<B: Backend> Head<B> {
@@ -17,6 +19,7 @@ impl<B: Backend> Head<B> {
         Ok(Head {
             weight: Param::new(backend, Group::Head, weight)?,
             bias: Param::new(backend, Group::Head, bias)?,
+            trained: true,
         })
     }
 }

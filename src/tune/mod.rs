@@ -1,6 +1,7 @@
 //! What is trained: low-rank adapters beside the frozen linear layers, prompts beside the patches, and the
 //! head.
 
+pub mod dropout;
 pub mod head;
 pub mod lora;
 pub mod prompts;
@@ -8,6 +9,7 @@ pub mod prompts;
 use crate::backend::{Backend, Result};
 use crate::tensor::View;
 
+pub use dropout::TowerDropout;
 pub use head::Head;
 pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Site, Target, Tower};
 pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
@@ -45,6 +47,54 @@ impl<B: Backend> Param<B> {
     }
 }
 
+/// Where a part of a step stands among those whose gradients make up the step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// There is no other.
+    Alone,
+    First,
+    Middle,
+    Last,
+}
+
+impl Place {
+    /// Of part `index` of `count`.
+    pub fn of(index: usize, count: usize) -> Self {
+        match (index, index + 1 == count) {
+            (0, true) => Place::Alone,
+            (0, false) => Place::First,
+            (_, false) => Place::Middle,
+            (_, true) => Place::Last,
+        }
+    }
+
+    /// Whether the step is complete with it.
+    pub fn completes(self) -> bool {
+        matches!(self, Place::Alone | Place::Last)
+    }
+}
+
+/// Adds the gradients of a part to the `sums` of those before; with the last part they hold the sum.
+pub fn add_up<'a, B: Backend>(
+    backend: &B,
+    gradients: impl Iterator<Item = &'a mut B::Tensor>,
+    sums: &mut [B::Tensor],
+    place: Place,
+) -> Result<()> {
+    let pairs = gradients.zip(sums);
+    match place {
+        Place::Alone => Ok(()),
+        Place::First | Place::Middle => {
+            let mut pairs: Vec<(&B::Tensor, &mut B::Tensor)> = pairs.map(|(g, sum)| (&*g, sum)).collect();
+            backend.accumulate(&mut pairs, place == Place::First)
+        }
+        Place::Last => {
+            let mut pairs: Vec<(&B::Tensor, &mut B::Tensor)> = pairs.map(|(g, sum)| (&*sum, g)).collect();
+            backend.accumulate(&mut pairs, false)
+        }
+    }
+}
+
 /// Everything that is trained in and behind the towers.
 pub struct Trained<B: Backend> {
     /// In the vision tower: empty where its layers stay as they are, else one entry for each block.
@@ -63,7 +113,7 @@ impl<B: Backend> Trained<B> {
 
     /// What is trained inside the tower.
     pub fn tower(&self) -> TowerTuning<'_, B> {
-        TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref() }
+        TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref(), dropout: None }
     }
 
     /// Every trained tensor, in a fixed order.
@@ -71,7 +121,8 @@ impl<B: Backend> Trained<B> {
         let lora =
             self.lora.iter().chain(&self.text_lora).flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b]);
         let prompts = self.prompts.as_ref().map(|p| &p.param);
-        [&self.head.weight, &self.head.bias].into_iter().chain(prompts).chain(lora).collect()
+        let head = [&self.head.weight, &self.head.bias].into_iter().filter(|_| self.head.trained);
+        head.chain(prompts).chain(lora).collect()
     }
 
     /// The same for writing, in the same order.
@@ -79,14 +130,17 @@ impl<B: Backend> Trained<B> {
         let blocks = self.lora.iter_mut().chain(&mut self.text_lora);
         let lora = blocks.flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
         let prompts = self.prompts.as_mut().map(|p| &mut p.param);
-        [&mut self.head.weight, &mut self.head.bias].into_iter().chain(prompts).chain(lora).collect()
+        let trained = self.head.trained;
+        let head = [&mut self.head.weight, &mut self.head.bias].into_iter().filter(|_| trained);
+        head.chain(prompts).chain(lora).collect()
     }
 
     /// A name for each of [`Trained::params`], in the same order.
     pub fn names(&self) -> Vec<String> {
         let lora = names_of(&self.lora, "").chain(names_of(&self.text_lora, "text."));
         let prompts = self.prompts.as_ref().map(|_| "prompts".to_string());
-        ["head.weight", "head.bias"].map(String::from).into_iter().chain(prompts).chain(lora).collect()
+        let head = ["head.weight", "head.bias"].map(String::from).into_iter().filter(|_| self.head.trained);
+        head.chain(prompts).chain(lora).collect()
     }
 }
 
@@ -104,11 +158,13 @@ fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<It
 pub struct TowerTuning<'a, B: Backend> {
     pub lora: &'a [BlockLora<B>],
     pub prompts: Option<&'a Prompts<B>>,
+    /// In front of the adapters, in training.
+    pub dropout: Option<TowerDropout<'a, B>>,
 }
 
 impl<B: Backend> TowerTuning<'_, B> {
     /// The tower as it is.
-    pub const NONE: Self = TowerTuning { lora: &[], prompts: None };
+    pub const NONE: Self = TowerTuning { lora: &[], prompts: None, dropout: None };
 
     pub fn is_none(&self) -> bool {
         self.lora.is_empty() && self.prompts.is_none()

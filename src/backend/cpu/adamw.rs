@@ -30,7 +30,8 @@ pub fn adamw<T: Real>(
     if !skip {
         let taken = control[Control::Steps as usize].to_f64() + 1.0;
         control[Control::Steps as usize] = T::from_f64(taken);
-        let constants = Constants { taken, factor, scale, ..Constants::of(&step) };
+        let clip = step.clip.map_or(1.0, |clip| clip_factor(clip, squares.to_f64()));
+        let constants = Constants { taken, factor, scale, clip, ..Constants::of(&step) };
         for tensor in tensors {
             update(tensor, constants)?;
         }
@@ -39,6 +40,13 @@ pub fn adamw<T: Real>(
         rescale(scaling, skip, step.control.typed_mut::<T>()?);
     }
     Ok(())
+}
+
+/// What gradients with this sum of squares are multiplied with, so that they are no longer than `clip`.
+fn clip_factor(clip: f64, squares: f64) -> f64 {
+    let factor = clip / (squares.sqrt() + 1e-6);
+    // Not a number stays one.
+    if factor > 1.0 { 1.0 } else { factor }
 }
 
 /// The loss scale of the next step.
@@ -64,12 +72,13 @@ struct Constants {
     taken: f64,
     factor: f64,
     scale: f64,
+    clip: f64,
 }
 
 impl Constants {
     fn of<T: Real>(step: &AdamwStep<'_, Cpu<T>>) -> Self {
         let (beta1, beta2, eps) = (step.beta1, step.beta2, step.eps);
-        Constants { beta1, beta2, eps, taken: 1.0, factor: 1.0, scale: 1.0 }
+        Constants { beta1, beta2, eps, taken: 1.0, factor: 1.0, scale: 1.0, clip: 1.0 }
     }
 }
 
@@ -92,7 +101,7 @@ fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, c: Constants) -> Result
     let root_correction = T::from_f64((1.0 - c.beta2.powf(c.taken)).sqrt());
     let (beta1, beta2) = (T::from_f64(c.beta1), T::from_f64(c.beta2));
     let (rest1, rest2) = (T::from_f64(1.0 - c.beta1), T::from_f64(1.0 - c.beta2));
-    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(1.0 / c.scale));
+    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(c.clip / c.scale));
     tensor
         .value
         .typed_mut::<T>()?

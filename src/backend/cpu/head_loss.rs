@@ -115,6 +115,7 @@ pub fn head_loss_backward<T: Real>(
     d_weight: &mut Tensor,
     d_bias: &mut Tensor,
     df: Option<&mut Tensor>,
+    d_text: Option<&mut Tensor>,
 ) -> Result<()> {
     const OP: &str = "head_loss_backward";
     let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
@@ -136,19 +137,26 @@ pub fn head_loss_backward<T: Real>(
     for row in head.chunks_exact(classes) {
         d_bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
     }
+    let text = text.typed_mut::<T>()?;
+    if d_text.is_some() || (df.is_some() && weights.text != 0.0) {
+        cross_entropy_backward(text, classes, &truth, loss_scale * weights.text / batch as f64);
+    }
+    let d_logits = Matrix::new(text, batch, classes);
+    let scale = T::from_f64(classifier.text_scale);
     if let Some(df) = df {
         expect_shape(OP, "df", f.shape(), df.shape())?;
         let df = df.typed_mut::<T>()?;
         let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width);
         product(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
         if weights.text != 0.0 {
-            let text = text.typed_mut::<T>()?;
-            cross_entropy_backward(text, classes, &truth, loss_scale * weights.text / batch as f64);
-            let d_text = Matrix::new(text, batch, classes);
-            let features = Matrix::new(classifier.text.typed::<T>()?, classes, width);
-            let scale = T::from_f64(classifier.text_scale);
-            product(MatrixMut::new(df, batch, width), Write::Add, scale, d_text, features, Threads::All);
+            let text = Matrix::new(classifier.text.typed::<T>()?, classes, width);
+            product(MatrixMut::new(df, batch, width), Write::Add, scale, d_logits, text, Threads::All);
         }
+    }
+    if let Some(d_text) = d_text {
+        expect_shape(OP, "d_text", [classes, width], d_text.shape())?;
+        let to = MatrixMut::new(d_text.typed_mut::<T>()?, classes, width);
+        product(to, Write::Replace, scale, d_logits.transposed(), features, Threads::All);
     }
     Ok(())
 }

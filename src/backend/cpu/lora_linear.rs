@@ -1,9 +1,10 @@
 //! Frozen linear layers, with and without a low-rank update beside them.
 
 use super::Cpu;
+use super::dropout::mask;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, vectorized};
-use crate::backend::{Linear, Lora, Result, expect_matrix, expect_shape};
+use crate::backend::{Dropout, Linear, Lora, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -147,6 +148,7 @@ impl<'a, T: Real> Parts<'a, T> {
 #[allow(clippy::too_many_arguments)]
 pub fn lora_linear<T: Real>(
     x: &Tensor,
+    seen: Option<&Tensor>,
     layer: &Linear<Cpu<T>>,
     lora: Lora<'_, Cpu<T>>,
     residual: Option<&Tensor>,
@@ -158,6 +160,8 @@ pub fn lora_linear<T: Real>(
     let columns = y.shape().columns();
     let parts = Parts::of(lora, inputs)?;
     expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
+    let x = seen.unwrap_or(x);
+    expect_matrix("lora_linear", "seen", rows, inputs, x.shape())?;
     product(
         MatrixMut::new(u.typed_mut::<T>()?, rows, parts.width()),
         Write::Replace,
@@ -184,6 +188,7 @@ pub fn lora_linear<T: Real>(
 pub fn lora_linear_backward<T: Real>(
     dy: &Tensor,
     x: &Tensor,
+    dropout: Option<Dropout<'_, Cpu<T>>>,
     u: &Tensor,
     layer: &Linear<Cpu<T>>,
     lora: Lora<'_, Cpu<T>>,
@@ -231,18 +236,26 @@ pub fn lora_linear_backward<T: Real>(
         Matrix::new(x.typed::<T>()?, rows, inputs),
         Threads::All,
     );
-    if let Some(dx) = dx {
-        linear_backward(dy, layer, dx)?;
-        product(
-            MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs),
-            Write::Add,
-            T::ONE,
-            du,
-            parts.a_all(),
-            Threads::All,
-        );
+    let Some(dx) = dx else { return Ok(()) };
+    expect_matrix("lora_linear_backward", "dx", rows, inputs, dx.shape())?;
+    let through_adapters =
+        |to: MatrixMut<'_, T>, write| product(to, write, T::ONE, du, parts.a_all(), Threads::All);
+    match dropout {
+        None => {
+            linear_backward(dy, layer, dx)?;
+            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Add);
+            Ok(())
+        }
+        Some(dropout) => {
+            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Replace);
+            mask(dx, dropout)?;
+            let weight = weight_matrix("lora_linear_backward", &layer.weight, columns, inputs)?;
+            let (dx, dy) =
+                (MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Matrix::new(dy_data, rows, columns));
+            product(dx, Write::Add, T::ONE, dy, weight, Threads::All);
+            Ok(())
+        }
     }
-    Ok(())
 }
 
 pub fn lora_fold<T: Real>(weight: &Tensor, lora: Lora<'_, Cpu<T>>, folded: &mut Tensor) -> Result<()> {

@@ -3,10 +3,13 @@
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
 //! operation; [`real`] makes the loops vectorise, [`product`] holds the matrix products.
 
+mod accumulate;
 mod activation;
 mod adamw;
 mod attention;
+mod class_features;
 mod crop_resize;
+mod dropout;
 mod embed;
 mod head_loss;
 mod l2_norm;
@@ -146,19 +149,21 @@ impl<T: Real> Backend for Cpu<T> {
     fn lora_linear(
         &self,
         x: &Tensor,
+        seen: Option<&Tensor>,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
         residual: Option<&Tensor>,
         u: &mut Tensor,
         y: &mut Tensor,
     ) -> Result<()> {
-        lora_linear::lora_linear(x, layer, lora, residual, u, y)
+        lora_linear::lora_linear(x, seen, layer, lora, residual, u, y)
     }
 
     fn lora_linear_backward(
         &self,
         dy: &Tensor,
         x: &Tensor,
+        dropout: Option<Dropout<'_, Self>>,
         u: &Tensor,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
@@ -167,7 +172,11 @@ impl<T: Real> Backend for Cpu<T> {
         db: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        lora_linear::lora_linear_backward(dy, x, u, layer, lora, du, da, db, dx)
+        lora_linear::lora_linear_backward(dy, x, dropout, u, layer, lora, du, da, db, dx)
+    }
+
+    fn dropout(&self, x: &Tensor, dropout: Dropout<'_, Self>, y: &mut Tensor) -> Result<()> {
+        dropout::dropout(x, dropout, y)
     }
 
     fn lora_fold(&self, weight: &Tensor, lora: Lora<'_, Self>, folded: &mut Tensor) -> Result<()> {
@@ -239,6 +248,12 @@ impl<T: Real> Backend for Cpu<T> {
         prompts::replace_prompts_backward::<T>(d, layer, d_prompts)
     }
 
+    fn copy_rows(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, rows: usize) -> Result<()> {
+        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
+        y.bytes_mut()[to..to + bytes].copy_from_slice(&x.bytes()[from..from + bytes]);
+        Ok(())
+    }
+
     fn clear(&self, x: &mut Tensor) -> Result<()> {
         x.bytes_mut().fill(0);
         Ok(())
@@ -308,10 +323,29 @@ impl<T: Real> Backend for Cpu<T> {
         d_weight: &mut Tensor,
         d_bias: &mut Tensor,
         df: Option<&mut Tensor>,
+        d_text: Option<&mut Tensor>,
     ) -> Result<()> {
         head_loss::head_loss_backward(
-            f, classifier, targets, weights, control, head, text, d_weight, d_bias, df,
+            f, classifier, targets, weights, control, head, text, d_weight, d_bias, df, d_text,
         )
+    }
+
+    fn class_features(&self, f: &Tensor, t: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+        class_features::class_features::<T>(f, t, norms)
+    }
+
+    fn class_features_backward(
+        &self,
+        dt: &Tensor,
+        t: &Tensor,
+        norms: &Tensor,
+        df: &mut Tensor,
+    ) -> Result<()> {
+        class_features::class_features_backward::<T>(dt, t, norms, df)
+    }
+
+    fn accumulate(&self, pairs: &mut [(&Tensor, &mut Tensor)], first: bool) -> Result<()> {
+        accumulate::accumulate::<T>(pairs, first)
     }
 
     fn adamw(

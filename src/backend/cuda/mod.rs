@@ -412,12 +412,16 @@ impl Backend for Cuda {
     fn lora_linear(
         &self,
         x: &CudaTensor,
+        seen: Option<&CudaTensor>,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
         residual: Option<&CudaTensor>,
         u: &mut CudaTensor,
         y: &mut CudaTensor,
     ) -> Result<()> {
+        if seen.is_some() {
+            return Err(unfinished("lora_linear"));
+        }
         lora_linear::lora_linear(self, x, layer, lora, residual, u, y)
     }
 
@@ -425,6 +429,7 @@ impl Backend for Cuda {
         &self,
         dy: &CudaTensor,
         x: &CudaTensor,
+        dropout: Option<Dropout<'_, Self>>,
         u: &CudaTensor,
         layer: &Linear<Self>,
         lora: Lora<'_, Self>,
@@ -433,7 +438,14 @@ impl Backend for Cuda {
         db: &mut CudaTensor,
         dx: Option<&mut CudaTensor>,
     ) -> Result<()> {
+        if dropout.is_some() {
+            return Err(unfinished("lora_linear_backward"));
+        }
         lora_linear::lora_linear_backward(self, dy, x, u, layer, lora, du, da, db, dx)
+    }
+
+    fn dropout(&self, _: &CudaTensor, _: Dropout<'_, Self>, _: &mut CudaTensor) -> Result<()> {
+        Err(unfinished("dropout"))
     }
 
     fn lora_fold(&self, weight: &CudaTensor, lora: Lora<'_, Self>, folded: &mut CudaTensor) -> Result<()> {
@@ -516,6 +528,18 @@ impl Backend for Cuda {
         prompts::replace_prompts_backward(self, d, layer, d_prompts)
     }
 
+    fn copy_rows(
+        &self,
+        x: &CudaTensor,
+        from: usize,
+        y: &mut CudaTensor,
+        to: usize,
+        rows: usize,
+    ) -> Result<()> {
+        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
+        Ok(self.driver().copy(y.address().offset(to), x.address().offset(from), bytes)?)
+    }
+
     fn clear(&self, x: &mut CudaTensor) -> Result<()> {
         match x.bytes() {
             0 => Ok(()),
@@ -593,10 +617,32 @@ impl Backend for Cuda {
         d_weight: &mut CudaTensor,
         d_bias: &mut CudaTensor,
         df: Option<&mut CudaTensor>,
+        d_text: Option<&mut CudaTensor>,
     ) -> Result<()> {
+        if d_text.is_some() {
+            return Err(unfinished("head_loss_backward"));
+        }
         head_loss::head_loss_backward(
             self, f, classifier, targets, weights, control, head, text, d_weight, d_bias, df,
         )
+    }
+
+    fn class_features(&self, _: &CudaTensor, _: &mut CudaTensor, _: &mut CudaTensor) -> Result<()> {
+        Err(unfinished("class_features"))
+    }
+
+    fn class_features_backward(
+        &self,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: &CudaTensor,
+        _: &mut CudaTensor,
+    ) -> Result<()> {
+        Err(unfinished("class_features_backward"))
+    }
+
+    fn accumulate(&self, _: &mut [(&CudaTensor, &mut CudaTensor)], _: bool) -> Result<()> {
+        Err(unfinished("accumulate"))
     }
 
     fn adamw(
@@ -605,8 +651,15 @@ impl Backend for Cuda {
         step: AdamwStep<'_, Self>,
         stats: &mut CudaTensor,
     ) -> Result<()> {
+        if step.clip.is_some() {
+            return Err(unfinished("adamw"));
+        }
         adamw::adamw(self, tensors, step, stats)
     }
+}
+
+fn unfinished(op: &'static str) -> BackendError {
+    BackendError::Invalid { op, problem: "not on this device yet".into() }
 }
 
 /// A tensor on its way from the device.

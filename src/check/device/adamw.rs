@@ -190,8 +190,10 @@ fn one_step<B: Backend>(
         });
     }
     let Pair { device: device_control, host: host_control } = control;
-    let step = AdamwStep { beta1, beta2, eps, scaling, factor: &factor.device, control: device_control };
+    let step =
+        AdamwStep { beta1, beta2, eps, scaling, clip: None, factor: &factor.device, control: device_control };
     c.device.adamw(&mut device, step, &mut stats.device)?;
-    let step = AdamwStep { beta1, beta2, eps, scaling, factor: &factor.host, control: host_control };
+    let step =
+        AdamwStep { beta1, beta2, eps, scaling, clip: None, factor: &factor.host, control: host_control };
     Ok(c.cpu.adamw(&mut host, step, &mut stats.host)?)
 }

@@ -189,6 +189,7 @@ fn backward<B: Backend>(
         &mut dw.device,
         &mut db.device,
         case.features.then_some(&mut df.device),
+        None,
     )?;
     c.cpu.head_loss_backward(
         &f.host,
@@ -201,6 +202,7 @@ fn backward<B: Backend>(
         &mut dw.host,
         &mut db.host,
         case.features.then_some(&mut df.host),
+        None,
     )?;
     let at = case.name();
     c.compare_within("head_loss d_head", &at, &head, bound(master))?;

@@ -150,8 +150,16 @@ fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>)
     let mut y = c.output([rows, case.outputs()], real)?;
     for residual in [None, Some(&residual)] {
         let (before, host) = (residual.map(|r| &r.device), residual.map(|r| &r.host));
-        device.lora_linear(&x.device, &layer.device, on_device, before, &mut u.device, &mut y.device)?;
-        cpu.lora_linear(&x.host, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
+        device.lora_linear(
+            &x.device,
+            None,
+            &layer.device,
+            on_device,
+            before,
+            &mut u.device,
+            &mut y.device,
+        )?;
+        cpu.lora_linear(&x.host, None, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
         c.compare("lora_linear u", &at, &u)?;
         c.compare("lora_linear y", &at, &y)?;
     }
@@ -165,6 +173,7 @@ fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>)
         device.lora_linear_backward(
             &dy.device,
             &x.device,
+            None,
             &u.device,
             &layer.device,
             on_device,
@@ -176,6 +185,7 @@ fn lora_linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>)
         cpu.lora_linear_backward(
             &dy.host,
             &x.host,
+            None,
             &u.host,
             &layer.host,
             on_host,

@@ -1,0 +1,75 @@
+//! Dropout with masks from a counter-based generator.
+
+use super::Cpu;
+use super::real::Real;
+use crate::backend::{BackendError, Dropout, Result, expect_shape};
+use crate::tensor::Tensor;
+use rayon::prelude::*;
+
+/// Elements that one task handles; a multiple of 4.
+const BLOCK: usize = 16 * 1024;
+
+pub fn dropout<T: Real>(x: &Tensor, dropout: Dropout<'_, Cpu<T>>, y: &mut Tensor) -> Result<()> {
+    expect_shape("dropout", "y", x.shape(), y.shape())?;
+    y.typed_mut::<T>()?.copy_from_slice(x.typed::<T>()?);
+    mask(y, dropout)
+}
+
+/// Dropout in place.
+pub fn mask<T: Real>(y: &mut Tensor, dropout: Dropout<'_, Cpu<T>>) -> Result<()> {
+    let Dropout { draw, site, probability } = dropout;
+    if !(0.0..1.0).contains(&probability) {
+        let problem = format!("{probability} is no probability below 1");
+        return Err(BackendError::Invalid { op: "dropout", problem });
+    }
+    expect_shape("dropout", "draw", [4], draw.shape())?;
+    let &[low, high, step, _] = draw.typed::<u32>()? else {
+        return Err(BackendError::Invalid { op: "dropout", problem: "no draw".into() });
+    };
+    let threshold = (probability * 2f64.powi(32)) as u32;
+    let scale = T::from_f64(1.0 / (1.0 - probability));
+    y.typed_mut::<T>()?.par_chunks_mut(BLOCK).enumerate().for_each(|(block, y)| {
+        let first = block * BLOCK / 4;
+        for (i, four) in y.chunks_mut(4).enumerate() {
+            let words = philox([(first + i) as u32, 0, site, step], [low, high]);
+            for (y, word) in four.iter_mut().zip(words) {
+                *y = if word >= threshold { *y * scale } else { T::ZERO };
+            }
+        }
+    });
+    Ok(())
+}
+
+/// Philox4x32-10: four random words from a counter and a key.
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    const MULTIPLIERS: [u64; 2] = [0xD251_1F53, 0xCD9E_8D57];
+    const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+    for _ in 0..10 {
+        let [a, b] = [MULTIPLIERS[0] * u64::from(counter[0]), MULTIPLIERS[1] * u64::from(counter[2])];
+        counter = [
+            (b >> 32) as u32 ^ counter[1] ^ key[0],
+            b as u32,
+            (a >> 32) as u32 ^ counter[3] ^ key[1],
+            a as u32,
+        ];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+    }
+    counter
+}
+
+#[cfg(test)]
+mod tests {
+    use super::philox;
+
+    /// From the known answers that Random123 is published with.
+    #[test]
+    fn philox_gives_the_published_words() {
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+        assert_eq!(
+            philox([u32::MAX; 4], [u32::MAX; 2]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
+        let pi = ([0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344], [0xa409_3822, 0x299f_31d0]);
+        assert_eq!(philox(pi.0, pi.1), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+    }
+}

@@ -1,0 +1,61 @@
+//! Dropout in front of adapters: which random numbers belong to which tensor.
+
+use super::Tower;
+use crate::backend::{Backend, Dropout};
+
+/// Dropout in front of the adapters of a tower.
+pub struct TowerDropout<'a, B: Backend> {
+    /// See [`Dropout::draw`].
+    pub draw: &'a B::Tensor,
+    pub probability: f64,
+    /// Tells parts of a batch apart that are computed one after the other.
+    pub part: u32,
+}
+
+/// Dropout in front of the adapters of a block.
+pub struct BlockDropout<'a, B: Backend> {
+    draw: &'a B::Tensor,
+    probability: f64,
+    /// Of the block's first tensor.
+    site: u32,
+}
+
+/// The tensors of a block in front of adapters. Queries, keys and values see the same one, but where the
+/// queries are computed apart.
+#[derive(Clone, Copy)]
+pub enum Slot {
+    Projections = 0,
+    Queries = 1,
+    Output = 2,
+    Expand = 3,
+    Contract = 4,
+}
+
+impl<'a, B: Backend> TowerDropout<'a, B> {
+    /// For block `layer`.
+    pub fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
+        let site = self.part << 16 | (tower as u32) << 15 | (layer as u32) << 3;
+        BlockDropout { draw: self.draw, probability: self.probability, site }
+    }
+}
+
+impl<'a, B: Backend> BlockDropout<'a, B> {
+    /// In front of one of its adapters.
+    pub fn of(&self, slot: Slot) -> Dropout<'a, B> {
+        Dropout { draw: self.draw, site: self.site | slot as u32, probability: self.probability }
+    }
+}
+
+macro_rules! copyable {
+    ($($name:ident),*) => { $(
+        impl<B: Backend> Clone for $name<'_, B> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<B: Backend> Copy for $name<'_, B> {}
+    )* };
+}
+
+copyable!(TowerDropout, BlockDropout);
