@@ -5,15 +5,51 @@ mod common;
 
 use clip_engine::tensor::Tensor;
 use clip_engine::train::files::TensorFile;
-use common::command::{Place, bytes, engine, fail, json, model_copy, succeed};
+use common::command::{bytes, demo_model, engine, fail, json, model_copy, succeed};
 use std::path::Path;
+use tempfile::TempDir;
 
-/// A run with values of B that change the features, its name, and a place for the rest.
+struct Place {
+    dir: TempDir,
+    data: String,
+    model: String,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("flowers");
+        for (split, count) in [("train", 4), ("val", 2), ("test", 2)] {
+            for class in 0..3 {
+                let folder = data.join(split).join(format!("class_{class}"));
+                std::fs::create_dir_all(&folder).unwrap();
+                for index in 0..count {
+                    let value = |x: u32, y: u32, c: u32| x * (index + 2) + y * 3 + c * 60 + class * 80;
+                    let pixel = |x, y| image::Rgb([0, 1, 2].map(|c| (value(x, y, c) % 256) as u8));
+                    image::RgbImage::from_fn(64, 64, pixel)
+                        .save(folder.join(format!("{index}.png")))
+                        .unwrap();
+                }
+            }
+        }
+        Place { dir, data: data.display().to_string(), model: demo_model().display().to_string() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn at(&self, name: &str) -> String {
+        self.path().join(name).display().to_string()
+    }
+}
+
+/// A short run, its name, and a place for the rest.
 fn trained(more: &[&str]) -> (Place, String) {
-    let place = Place::new([4, 2, 2]);
+    let place = Place::new();
     let run = place.at("run");
-    let args = place.train(&run, &[more, &["--epochs", "1"]].concat());
-    succeed(&args, place.path());
+    let args = ["train", "--data", &place.data, "--model", &place.model, "--output", &run, "--epochs", "2"];
+    succeed(&[&args[..], &["--batch-size", "6", "--early-stop", "off"], more].concat(), place.path());
     (place, run)
 }
 

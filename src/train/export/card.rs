@@ -3,7 +3,7 @@
 use super::folder::MARK;
 use crate::train::metrics::EvalMetrics;
 use crate::train::run::Summary;
-use crate::train::settings::Settings;
+use crate::train::settings::{ClassifierKind, Settings};
 use crate::tune::{LoraSpec, PromptSharing};
 use std::fmt::Write;
 use std::path::Path;
@@ -59,8 +59,14 @@ impl Card<'_> {
             (Form::Peft, None, Some(_)) => "Prompts and a linear head for CLIP",
             (Form::Peft, None, None) => "A linear head for plain CLIP",
         };
+        let by_text = match self.settings.classifier {
+            ClassifierKind::Head => "",
+            ClassifierKind::Text => {
+                "The head was not trained: it is the text features of the classes, scaled as CLIP scales them. "
+            }
+        };
         let mut text = format!(
-            "# CLIP fine-tuned on {}\n\n{what}. Trained with clip-engine {}.\n\n| | |\n|---|---|\n",
+            "# CLIP fine-tuned on {}\n\n{what}. {by_text}Trained with clip-engine {}.\n\n| | |\n|---|---|\n",
             self.data_name(),
             env!("CARGO_PKG_VERSION"),
         );
