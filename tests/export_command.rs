@@ -4,8 +4,9 @@
 mod common;
 
 use clip_engine::tensor::Tensor;
-use clip_engine::train::files::TensorFile;
+use clip_engine::train::files::{TensorFile, stage_tensors};
 use common::command::{bytes, demo_model, engine, fail, json, model_copy, succeed};
+use std::collections::HashMap;
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -118,6 +119,20 @@ fn a_run_with_adapters() {
         }
         assert!(!card.contains(&place.path().display().to_string()), "no path of this machine:\n{card}");
     }
+
+    // An adapter of fewer blocks is used, but not trained on.
+    let adapter = Path::new(&peft).join("adapter");
+    let mut config = json(&peft, "adapter/adapter_config.json");
+    config["exclude_modules"] = r".*layers\.0\..*".into();
+    std::fs::write(adapter.join("adapter_config.json"), config.to_string()).unwrap();
+    let path = adapter.join("adapter_model.safetensors");
+    let mut tensors = TensorFile::read(&path).unwrap().tensors;
+    tensors.retain(|name, _| !name.contains("layers.0."));
+    stage_tensors(&path, &tensors, HashMap::new()).unwrap().persist().unwrap();
+    let partly = features(&place, &["--model", &place.model, "--init-from", &peft]);
+    assert!(largest_difference(&partly, &tuned) > 1e-3 && largest_difference(&partly, &plain) > 1e-3);
+    let from = ["train", "--data", &place.data, "--model", &place.model, "--init-from", &peft];
+    fail(1, &[&from[..], &["--output", &place.at("on")]].concat(), place.path(), &["leaves out", "layers.0"]);
 
     // A folder that holds something.
     let args = ["export", "--run", &run, "--merged", &merged];
