@@ -53,7 +53,7 @@ fn read(dir: &Path) -> Result<Adapter, TrainError> {
 }
 
 fn refusal(dir: &Path) -> String {
-    let text = read(dir).err().expect("refused").to_string();
+    let text = read(dir).expect_err("refused").to_string();
     assert!(!text.contains('\n'), "one line: {text}");
     text
 }

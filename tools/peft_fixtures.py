@@ -139,6 +139,7 @@ def main() -> None:
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     shutil.rmtree(args.out, ignore_errors=True)
     for seed, (case, (kind, options)) in enumerate(ACCEPTED.items()):
         # CLIPVisionModelWithProjection takes the width of its features from the vision part of the file.

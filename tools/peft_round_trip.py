@@ -20,6 +20,7 @@ size 1: features as they are, logits relative to the largest).
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -150,10 +151,14 @@ def difference(a: torch.Tensor, b: torch.Tensor, relative: bool = False) -> floa
     return float((a - b).abs().max() / (b.abs().max() if relative else 1))
 
 
-def run_card(folder: Path, model: Path, photo: Path) -> None:
-    """Runs the Python of a model card."""
+def run_card(folder: Path, model: Path, photo: Path) -> torch.Tensor:
+    """The logits that the Python of a model card computes."""
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S).group(1)
-    exec(compile(code, str(folder / "README.md"), "exec"), {"folder": folder, "base": model, "photo": photo})
+    scope = {"folder": folder, "base": model, "photo": photo}
+    # What it prints is for its readers.
+    with contextlib.redirect_stdout(None):
+        exec(compile(code, str(folder / "README.md"), "exec"), scope)
+    return scope["logits"]
 
 
 def function_of_the_docs(name: str):
@@ -174,11 +179,13 @@ def compare_run(engine: Engine, name: str, run: Path, model: Path, images: Path)
     """Rows: what is compared, where it comes from, the error."""
     work = engine.work / re.sub(r"\W+", "-", name)
     engine("export", "--run", run, "--peft", work / "peft")
-    prompts = work / "peft/prompts.safetensors"
+    prompts, config = work / "peft/prompts.safetensors", settings(run)
     ours = engine.features(images, "--run", run, "--model", model)
+    in_peft = CLIPModel.from_pretrained(model, dtype=torch.float32).eval()
+    if config["method"] != "linear":
+        moved = difference(image_features(in_peft, pixels_of(images, model)), ours)
+        assert moved > 1e-4, f"{name}: training moved the features by {moved} only"
     weight, bias, names = head(run)
-    config = settings(run)
-    in_peft = CLIPModel.from_pretrained(model, dtype=torch.float32)
     if (work / "peft/adapter").is_dir():
         in_peft = PeftModel.from_pretrained(in_peft, work / "peft/adapter")
     if prompts.exists():
@@ -200,8 +207,11 @@ def compare_run(engine: Engine, name: str, run: Path, model: Path, images: Path)
         if config["classifier"] == "text":
             theirs = class_features(loaded, folder, names, config["templates"])
             rows.append((name, loader, "class features", difference(unit(weight), theirs)))
+    # The cards take the default image processor, which is not the engine's to the last bit.
+    photo = min(images.rglob("*.png"))
     for folder in [work / "peft", work / "merged"]:
-        run_card(folder, model, next(images.rglob("*.png")))
+        error = difference(run_card(folder, model, photo), (ours @ weight.T + bias)[:1], relative=True)
+        assert error < 1e-2, f"{folder}: the card's logits are off by {error}"
     return rows
 
 
@@ -244,6 +254,7 @@ def main() -> None:
         parser.error("give --size, or --run and --model")
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         engine = Engine(args.engine, work)

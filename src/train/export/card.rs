@@ -153,11 +153,12 @@ impl Card<'_> {
                  from transformers import CLIPImageProcessor, CLIPModel\n\n";
         text += match (self.form, self.adapter) {
             (Form::Peft, Some(_)) => {
-                "model = PeftModel.from_pretrained(CLIPModel.from_pretrained(base), f\"{folder}/adapter\").eval()\n\
+                "model = CLIPModel.from_pretrained(base).float()\n\
+                 model = PeftModel.from_pretrained(model, f\"{folder}/adapter\").eval()\n\
                  processor = CLIPImageProcessor.from_pretrained(base)\n"
             }
             (Form::Peft, None) => {
-                "model = CLIPModel.from_pretrained(base).eval()\n\
+                "model = CLIPModel.from_pretrained(base).float().eval()\n\
                  processor = CLIPImageProcessor.from_pretrained(base)\n"
             }
             (Form::Merged, _) => {
