@@ -11,6 +11,7 @@ mod doctor;
 mod dry_run;
 mod embed;
 mod eval;
+mod export;
 mod man;
 mod prep;
 mod run_set;
@@ -74,6 +75,8 @@ enum Command {
     ZeroShot(zero_shot::Args),
     /// Write the normalised features of a folder of photos.
     Embed(embed::Args),
+    /// Write a run for other programs: an adapter for PEFT, or a whole Hugging Face directory.
+    Export(export::Args),
     /// Numerical gradient checks of every operation and of whole steps, or against a PyTorch reference.
     Check(check::Args),
     /// Benchmarks.
@@ -115,6 +118,7 @@ impl Command {
             Command::Eval(args) => eval::run(args),
             Command::ZeroShot(args) => zero_shot::run(args),
             Command::Embed(args) => embed::run(args),
+            Command::Export(args) => export::run(args),
             Command::Check(args) => check::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Doctor(args) => doctor::run(args),

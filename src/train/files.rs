@@ -79,16 +79,32 @@ pub fn stage_tensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,
 ) -> Result<Staged> {
-    let mut views = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let view =
-            TensorView::new(file_dtype(tensor.dtype()), tensor.shape().dims().to_vec(), tensor.bytes())
-                .map_err(|e| TrainError::file(path, format!("tensor {name} cannot be stored ({e})")))?;
-        views.push((name.as_str(), view));
-    }
-    let bytes = safetensors::serialize(views, Some(metadata))
+    let bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
     Staged::new(path, &bytes)
+}
+
+/// The same, written to `path` as it goes: for files too large to be in memory twice, in a folder that nobody
+/// reads yet.
+pub fn write_tensors(
+    path: &Path,
+    tensors: &BTreeMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+) -> Result<()> {
+    safetensors::serialize_to_file(views(path, tensors)?, Some(metadata), path)
+        .map_err(|e| TrainError::file(path, format!("cannot be stored ({e}); check the free space")))?;
+    let file = File::options().append(true).open(path).map_err(TrainError::io(path, "write the file"))?;
+    file.sync_all().map_err(TrainError::io(path, "write the file"))
+}
+
+fn views<'a>(path: &Path, tensors: &'a BTreeMap<String, Tensor>) -> Result<Vec<(&'a str, TensorView<'a>)>> {
+    let view = |(name, tensor): (&'a String, &'a Tensor)| {
+        let shape = tensor.shape().dims().to_vec();
+        TensorView::new(file_dtype(tensor.dtype()), shape, tensor.bytes())
+            .map(|view| (name.as_str(), view))
+            .map_err(|e| TrainError::file(path, format!("tensor {name} cannot be stored ({e})")))
+    };
+    tensors.iter().map(view).collect()
 }
 
 fn file_dtype(dtype: DType) -> Dtype {

@@ -5,6 +5,7 @@ pub mod demo;
 pub mod embed;
 mod error;
 pub mod evaluate;
+pub mod export;
 pub mod files;
 pub mod learner;
 mod memory;

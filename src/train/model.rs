@@ -60,6 +60,11 @@ impl Model {
         self.temporary = Some(dir);
     }
 
+    /// Where its files are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// The vision tower with the exact savings.
     pub fn vision<B: Backend>(&self, backend: &B) -> Result<VisionTower<B>> {
         let pixels = Normalisation { mean: self.preprocess.mean(), std: self.preprocess.std() };

@@ -166,5 +166,11 @@ fn adapters_from<B: Backend>(
         return Err(TrainError::file(dir, problem));
     }
     adapter.check(towers.config)?;
+    if let Some(site) = adapter.first_gap(towers.config) {
+        let problem = format!(
+            "leaves out {site}, which would never learn; start from an adapter of all layers of its kind"
+        );
+        return Err(TrainError::file(dir, problem));
+    }
     adapters(backend, towers, spec, &mut adapter)
 }

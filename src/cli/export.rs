@@ -1,0 +1,52 @@
+//! `engine export`
+
+use super::common::{self, parse_serde};
+use anyhow::{Result, bail};
+use clip_engine::train::export::Export;
+use clip_engine::train::model::Model;
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::settings::Precision;
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+#[command(group(clap::ArgGroup::new("form").required(true).args(["peft", "merged"])))]
+pub struct Args {
+    /// A finished run.
+    #[arg(long, value_name = "RUN")]
+    run: PathBuf,
+    /// Write the adapter in PEFT's format, the head and the prompts to this folder.
+    #[arg(long, value_name = "DIR")]
+    peft: Option<PathBuf>,
+    /// Write the model with the adapter merged into its weights, and the head, to this folder.
+    #[arg(long, value_name = "DIR")]
+    merged: Option<PathBuf>,
+    /// Number type of the merged weights.
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16", default_value = "f32",
+          conflicts_with = "peft")]
+    dtype: Precision,
+    /// Replace an earlier export in the folder.
+    #[arg(long)]
+    overwrite: bool,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let dir = RunDir::existing(&args.run)?;
+    let settings = dir.read_settings()?;
+    let model = match &settings.model {
+        _ if settings.demo => clip_engine::train::demo::model()?,
+        Some(model) => Model::open(model)?,
+        None => bail!("--run: its config.toml names no model; name another run"),
+    };
+    let export = Export::open(&dir, &settings, &model)?;
+    match (&args.peft, &args.merged) {
+        (Some(to), _) => {
+            export.peft(to, args.overwrite)?;
+            common::say(format!("adapter, head and model card in {}", to.display()))
+        }
+        (None, Some(to)) => {
+            export.merged(to, args.overwrite, args.dtype.into())?;
+            common::say(format!("model, head and model card in {}", to.display()))
+        }
+        (None, None) => bail!("--peft or --merged: name the folder to write"),
+    }
+}

@@ -1,0 +1,230 @@
+//! The model card of an export: what it is, what it was trained on, how good it is, how to use it in Python.
+
+use super::folder::MARK;
+use crate::train::metrics::EvalMetrics;
+use crate::train::run::Summary;
+use crate::train::settings::{ClassifierKind, Settings};
+use crate::tune::{LoraSpec, PromptSharing};
+use std::fmt::Write;
+use std::path::Path;
+
+/// What is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    Peft,
+    Merged,
+}
+
+/// What the card is written from.
+pub(super) struct Card<'a> {
+    pub form: Form,
+    pub settings: &'a Settings,
+    pub model_name: &'a str,
+    pub class_names: &'a [String],
+    pub adapter: Option<&'a LoraSpec>,
+    pub summary: Option<&'a Summary>,
+}
+
+impl Card<'_> {
+    /// README.md.
+    pub fn text(&self) -> String {
+        [self.front_matter(), self.description(), self.data(), self.results(), self.usage()].concat()
+    }
+
+    fn front_matter(&self) -> String {
+        let mut tags = vec!["- clip", "- image-classification", MARK];
+        if self.adapter.is_some() {
+            tags.push("- lora");
+        }
+        let library = match (self.form, self.adapter) {
+            (Form::Peft, Some(_)) => "peft",
+            _ => "transformers",
+        };
+        let base = self.hub_id().map_or(String::new(), |id| format!("base_model: {id}\n"));
+        format!(
+            "---\nlibrary_name: {library}\npipeline_tag: image-classification\n{base}tags:\n{}\n\
+             # license: to be filled in; it depends on those of the base model and of the photos\n---\n\n",
+            tags.join("\n")
+        )
+    }
+
+    fn description(&self) -> String {
+        let what = match (self.form, self.adapter, self.settings.prompt_spec()) {
+            (Form::Merged, Some(_), _) => {
+                "CLIP with low-rank adapters merged into its weights, and a linear head"
+            }
+            (Form::Merged, None, _) => "Plain CLIP and a linear head that was trained on its features",
+            (Form::Peft, Some(_), Some(_)) => "Low-rank adapters, prompts and a linear head for CLIP",
+            (Form::Peft, Some(_), None) => "Low-rank adapters in PEFT's format and a linear head for CLIP",
+            (Form::Peft, None, Some(_)) => "Prompts and a linear head for CLIP",
+            (Form::Peft, None, None) => "A linear head for plain CLIP",
+        };
+        let by_text = match self.settings.classifier {
+            ClassifierKind::Head => "",
+            ClassifierKind::Text => {
+                "The head was not trained: it is the text features of the classes, scaled as CLIP scales them. "
+            }
+        };
+        let mut text = format!(
+            "# CLIP fine-tuned on {}\n\n{what}. {by_text}Trained with clip-engine {}.\n\n| | |\n|---|---|\n",
+            self.data_name(),
+            env!("CARGO_PKG_VERSION"),
+        );
+        let mut row = |name: &str, value: String| {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "| {name} | {value} |");
+        };
+        row("base model", format!("`{}`", self.base_name()));
+        row("recipe", self.settings.recipe.to_string());
+        if let Some(spec) = self.adapter {
+            let targets: Vec<&str> = spec.targets.iter().map(|target| target.name()).collect();
+            let towers: Vec<&str> = spec.towers.iter().map(|tower| tower.name()).collect();
+            let kind = if spec.rslora { ", rank-stabilised" } else { "" };
+            row("adapters", format!("rank {}, alpha {}{kind}", spec.rank, spec.alpha));
+            row(
+                "adapted layers",
+                format!("{} of the {} tower", targets.join(", "), towers.join(" and the ")),
+            );
+        }
+        if let Some(prompts) = self.settings.prompt_spec() {
+            let sharing = match prompts.sharing {
+                PromptSharing::Shared => "the same in every block",
+                PromptSharing::PerLayer => "each block its own",
+            };
+            row("prompts", format!("{}, {sharing}, mode {}", prompts.count, prompts.mode.name()));
+        }
+        if let Some(summary) = self.summary {
+            row("trained parameters", summary.trained_parameters.to_string());
+            row("epochs", format!("{}, of which number {} was kept", summary.epochs, summary.best_epoch));
+        }
+        text + "\n"
+    }
+
+    fn data(&self) -> String {
+        let shots =
+            self.settings.shots.map_or(String::new(), |shots| format!(", {shots} training images each"));
+        // A name cannot end the block: JSON keeps it on one line.
+        let names = serde_json::json!(self.class_names);
+        format!(
+            "## Data\n\n{}: {} classes{shots}.\n\n```json\n{names}\n```\n\n",
+            self.data_name(),
+            self.class_names.len(),
+        )
+    }
+
+    fn results(&self) -> String {
+        let Some(summary) = self.summary else {
+            return "## Results\n\nThe run was exported before it was tested.\n\n".into();
+        };
+        let mut text = String::from(
+            "## Results\n\n| split | images | top-1 | top-5 | macro F1 | text top-1 |\n|---|---:|---:|---:|---:|---:|\n",
+        );
+        let splits = [("validation", Some(&summary.val)), ("test", summary.test.as_ref())];
+        for (name, metrics) in splits.into_iter().filter_map(|(name, metrics)| Some((name, metrics?))) {
+            text += &result_row(name, metrics);
+        }
+        let plain = &summary.zero_shot;
+        let (top1, images) = (percent(plain.top1), plain.images);
+        text + &format!(
+            "\nPlain CLIP by its text features, on the same data: {top1} top-1 on the {} split's {images} images. \
+             The best epoch was chosen on the validation split.\n\n",
+            plain.split
+        )
+    }
+
+    fn usage(&self) -> String {
+        let mut text = String::from("## Use in Python\n\n");
+        if self.settings.prompt_spec().is_some() {
+            return text
+                + "Neither transformers nor PEFT has a place for prompts in the vision tower. \
+                   `engine predict` and `engine embed` use them; docs/python.md of clip-engine has the lines of \
+                   Python that put prompts.safetensors in front of every block.\n";
+        }
+        text += "`folder` is this folder, `photo` the path of a photo";
+        text += match self.form {
+            Form::Peft => ", `base` the base model: its name on the hub, or its folder.\n\n```python\n",
+            Form::Merged => ".\n\n```python\n",
+        };
+        text += "import json\n\nimport torch\n";
+        if self.form == Form::Peft && self.adapter.is_some() {
+            text += "from peft import PeftModel\n";
+        }
+        text += "from PIL import Image\nfrom safetensors import safe_open\n\
+                 from transformers import CLIPImageProcessor, CLIPModel\n\n";
+        text += match (self.form, self.adapter) {
+            (Form::Peft, Some(_)) => {
+                "model = CLIPModel.from_pretrained(base).float()\n\
+                 model = PeftModel.from_pretrained(model, f\"{folder}/adapter\").eval()\n\
+                 processor = CLIPImageProcessor.from_pretrained(base)\n"
+            }
+            (Form::Peft, None) => {
+                "model = CLIPModel.from_pretrained(base).float().eval()\n\
+                 processor = CLIPImageProcessor.from_pretrained(base)\n"
+            }
+            (Form::Merged, _) => {
+                "model = CLIPModel.from_pretrained(folder).eval()\n\
+                 processor = CLIPImageProcessor.from_pretrained(folder)\n"
+            }
+        };
+        text + CLASSIFY
+    }
+
+    /// The base model's name, where it is that of a repository on the hub.
+    fn hub_id(&self) -> Option<&str> {
+        let name = self.settings.model.as_deref()?.to_str()?;
+        let id = name.split_once('@').map_or(name, |(id, _)| id);
+        let (owner, repository) = id.split_once('/')?;
+        let plain = |part: &str| {
+            let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            part.chars().all(letter) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
+        };
+        (plain(owner) && plain(repository) && !Path::new(name).is_dir()).then_some(id)
+    }
+
+    /// What the base model is called; of a folder the last part, the rest is this machine's.
+    fn base_name(&self) -> String {
+        match (self.hub_id(), &self.settings.model) {
+            (Some(id), _) => id.to_string(),
+            (None, Some(dir)) => last_part(dir),
+            (None, None) => self.model_name.to_string(),
+        }
+    }
+
+    fn data_name(&self) -> String {
+        match &self.settings.data {
+            Some(data) => last_part(data),
+            None => "drawn flowers".into(),
+        }
+    }
+}
+
+/// The lines behind those that load the model.
+const CLASSIFY: &str = r#"with safe_open(f"{folder}/head.safetensors", "pt") as file:
+    weight, bias = file.get_tensor("head.weight"), file.get_tensor("head.bias")
+    class_names = json.loads(file.metadata()["class_names"])
+
+pixels = processor(images=Image.open(photo).convert("RGB"), return_tensors="pt")["pixel_values"]
+with torch.no_grad():
+    pooled = model.vision_model(pixel_values=pixels.to(model.dtype)).pooler_output
+    features = model.visual_projection(pooled).float()
+    features = features / features.norm(dim=-1, keepdim=True)
+    logits = features @ weight.T + bias
+probabilities = logits.softmax(dim=-1)[0]
+print(class_names[int(probabilities.argmax())], float(probabilities.max()))
+```
+"#;
+
+fn last_part(path: &Path) -> String {
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    name.chars().map(|c| if c.is_control() || "`|<>".contains(c) { ' ' } else { c }).collect()
+}
+
+fn result_row(name: &str, metrics: &EvalMetrics) -> String {
+    let [top1, top5, f1, text] =
+        [metrics.top1, metrics.top5, metrics.macro_f1, metrics.text_top1].map(percent);
+    format!("| {name} | {} | {top1} | {top5} | {f1} | {text} |\n", metrics.images)
+}
+
+fn percent(fraction: f64) -> String {
+    format!("{:.2} %", 100.0 * fraction)
+}

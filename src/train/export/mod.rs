@@ -1,0 +1,250 @@
+//! A run as other programs read it: an adapter for PEFT, or a whole Hugging Face directory.
+
+mod card;
+mod folder;
+mod merge;
+
+pub use merge::merged_tensors;
+
+use super::adapter::{self, Adapter, HeadFile};
+use super::files::{write_atomic, write_tensors};
+use super::model::Model;
+use super::run::Summary;
+use super::run_dir::RunDir;
+use super::settings::Settings;
+use super::{Result, TrainError};
+use crate::data::Preprocess;
+use crate::data::preprocess::Resize;
+use crate::tensor::DType;
+use card::{Card, Form};
+use folder::NewFolder;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+
+/// What a tokenizer and an image processor are made of, as far as a checkpoint has it.
+const PROCESSOR_FILES: [&str; 7] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+];
+
+/// A run with all that an export needs of it, read and checked.
+pub struct Export<'a> {
+    dir: &'a RunDir,
+    settings: &'a Settings,
+    model: &'a Model,
+    adapter: Option<Adapter>,
+    head: HeadFile,
+    /// None where the run has not finished.
+    summary: Option<Summary>,
+}
+
+impl<'a> Export<'a> {
+    /// Reads the run in `dir`, which was trained on `model`.
+    ///
+    /// # Errors
+    /// A run that ended before its first epoch did, and files that do not fit the model.
+    pub fn open(dir: &'a RunDir, settings: &'a Settings, model: &'a Model) -> Result<Self> {
+        if !dir.head().is_file() {
+            let problem = "no head.safetensors here; the run ended before its first epoch did";
+            return Err(TrainError::file(dir.path(), problem));
+        }
+        let head = HeadFile::load(&dir.head(), model.config.projection)?;
+        let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
+        if let Some(adapter) = &adapter {
+            adapter.check(&model.config)?;
+        }
+        Ok(Export { dir, settings, model, adapter, head, summary: read_summary(dir)? })
+    }
+
+    /// Writes adapter/, head.safetensors, prompts.safetensors, as far as the run has them, and a model card
+    /// to the folder `to`. `--init-from` reads such a folder.
+    ///
+    /// # Errors
+    /// A folder that is not empty; with `overwrite`, one that holds anything but an export.
+    pub fn peft(&self, to: &Path, overwrite: bool) -> Result<()> {
+        let folder = self.folder(to, overwrite)?;
+        if let Some(adapter) = &self.adapter {
+            let (dir, name) = (folder.path().join("adapter"), &self.model.name);
+            for file in adapter::stage(&dir, adapter.tensors(), &adapter.spec, name)? {
+                file.persist()?;
+            }
+        }
+        self.write_head(&folder)?;
+        if self.settings.prompt_spec().is_some() {
+            copy(&self.dir.prompts(), &folder.path().join("prompts.safetensors"))?;
+        }
+        self.write_card(&folder, Form::Peft)?;
+        folder.finish()
+    }
+
+    /// Writes the model with the adapters added to its weights, its tokenizer and image processor, the head
+    /// and a model card to the folder `to`.
+    ///
+    /// # Errors
+    /// As of [`Export::peft`], and a run with prompts.
+    pub fn merged(&self, to: &Path, overwrite: bool, dtype: DType) -> Result<()> {
+        if self.settings.prompt_spec().is_some() {
+            return Err(TrainError::Setting(
+                "--merged: the run has prompts, which transformers has no place for; use --peft".into(),
+            ));
+        }
+        let folder = self.folder(to, overwrite)?;
+        let tensors = merged_tensors(self.model, self.adapter.as_ref(), dtype)?;
+        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+        write_tensors(&folder.path().join("model.safetensors"), &tensors, metadata)?;
+        drop(tensors);
+        self.write_config(&folder, dtype)?;
+        for name in PROCESSOR_FILES {
+            let from = self.model.dir().join(name);
+            if from.is_file() {
+                copy(&from, &folder.path().join(name))?;
+            }
+        }
+        let processor = folder.path().join("preprocessor_config.json");
+        if !processor.is_file() {
+            write_json(&processor, &processor_config(&self.model.preprocess))?;
+        }
+        self.write_head(&folder)?;
+        self.write_card(&folder, Form::Merged)?;
+        folder.finish()
+    }
+
+    fn folder(&self, to: &Path, overwrite: bool) -> Result<NewFolder> {
+        NewFolder::beside(to, overwrite, &[self.dir.path(), self.model.dir()])
+    }
+
+    fn write_head(&self, folder: &NewFolder) -> Result<()> {
+        let HeadFile { weight, bias, class_names } = &self.head;
+        let path = folder.path().join("head.safetensors");
+        adapter::stage_head(&path, weight.clone(), bias.clone(), class_names)?.persist()
+    }
+
+    fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
+        let card = Card {
+            form,
+            settings: self.settings,
+            model_name: &self.model.name,
+            class_names: &self.head.class_names,
+            adapter: self.adapter.as_ref().map(|adapter| &adapter.spec),
+            summary: self.summary.as_ref(),
+        };
+        write_atomic(&folder.path().join("README.md"), card.text().as_bytes())
+    }
+
+    /// The checkpoint's config.json for weights of this type.
+    fn write_config(&self, folder: &NewFolder, dtype: DType) -> Result<()> {
+        let path = self.model.dir().join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path, "read the file"))?;
+        let config: Value = serde_json::from_str(&text)
+            .map_err(|e| TrainError::file(&path, format!("not valid JSON ({e}); save the model again")))?;
+        write_json(&folder.path().join("config.json"), &config_for(config, dtype))
+    }
+}
+
+/// The configuration with another type of weights, and without code to run.
+fn config_for(mut config: Value, dtype: DType) -> Value {
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    for part in ["text_config", "vision_config", "text_config_dict", "vision_config_dict"] {
+        if let Some(Value::Object(part)) = config.get_mut(part) {
+            for key in ["dtype", "torch_dtype"] {
+                part.remove(key);
+            }
+        }
+    }
+    if let Value::Object(config) = &mut config {
+        for key in ["dtype", "auto_map", "_name_or_path"] {
+            config.remove(key);
+        }
+        config.insert("architectures".into(), json!(["CLIPModel"]));
+        // The name that releases before 4.56 look for; later ones read it too.
+        config.insert("torch_dtype".into(), json!(name));
+    }
+    config
+}
+
+/// The image processor of a checkpoint that has no file for it.
+fn processor_config(preprocess: &Preprocess) -> Value {
+    let side = preprocess.image_size();
+    let size = match preprocess.resize() {
+        Resize::ShortSide(side) => json!({ "shortest_edge": side }),
+        Resize::Square(side) => json!({ "height": side, "width": side }),
+    };
+    json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": true,
+        "do_resize": true,
+        "size": size,
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": { "height": side, "width": side },
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": preprocess.mean(),
+        "image_std": preprocess.std(),
+    })
+}
+
+/// summary.json, where the run has got so far.
+fn read_summary(dir: &RunDir) -> Result<Option<Summary>> {
+    let path = dir.summary();
+    let text = match std::fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(TrainError::io(&path, "read the file"))?,
+    };
+    let summary = serde_json::from_str(&text).map_err(|e| {
+        TrainError::file(&path, format!("not the summary of a run ({e}); write it again with --resume"))
+    })?;
+    Ok(Some(summary))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    write_atomic(path, format!("{value:#}\n").as_bytes())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::read(from).map_err(TrainError::io(from, "read the file"))?;
+    write_atomic(to, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_says_the_new_type_of_weights_and_no_other() {
+        let config = json!({
+            "model_type": "clip",
+            "dtype": "float16",
+            "auto_map": { "AutoModel": "code.Model" },
+            "text_config": { "torch_dtype": "float16", "hidden_size": 48 },
+        });
+        let expected = json!({
+            "model_type": "clip",
+            "architectures": ["CLIPModel"],
+            "torch_dtype": "bfloat16",
+            "text_config": { "hidden_size": 48 },
+        });
+        assert_eq!(config_for(config, DType::BF16), expected);
+    }
+
+    #[test]
+    fn a_written_image_processor_is_read_back_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        for preprocess in [Preprocess::clip(64), Preprocess::clip(224)] {
+            write_json(&dir.path().join("preprocessor_config.json"), &processor_config(&preprocess)).unwrap();
+            let read = Preprocess::from_model_dir(dir.path(), preprocess.image_size()).unwrap();
+            assert_eq!(read, preprocess);
+        }
+    }
+}
