@@ -89,6 +89,16 @@ fn cache_of(
     Ok(cache)
 }
 
+/// The model of a run, or the one that `chosen` names in its place.
+pub fn model_of_run(settings: &Settings, chosen: Option<&Path>) -> Result<Model> {
+    match (chosen, &settings.model) {
+        (Some(dir), _) => Ok(Model::open(dir)?),
+        (None, _) if settings.demo => Ok(demo::model()?),
+        (None, Some(dir)) => Ok(Model::open(dir)?),
+        (None, None) => bail!("--run: its config.toml names no model; give --model"),
+    }
+}
+
 /// Model and images that the settings of a run name.
 pub struct Material {
     pub model: Model,

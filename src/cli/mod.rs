@@ -9,6 +9,8 @@ mod device;
 mod doctor;
 mod embed;
 mod eval;
+mod predict;
+mod predictions;
 mod prep;
 mod run_set;
 mod seeds;
@@ -42,6 +44,8 @@ enum Command {
     Eval(eval::Args),
     /// Evaluate plain CLIP by its text features.
     ZeroShot(zero_shot::Args),
+    /// Say which classes photos belong to, by a finished run.
+    Predict(predict::Args),
     /// Write the normalised features of a folder of photos.
     Embed(embed::Args),
     /// Numerical gradient checks of every operation and of whole steps, or against a PyTorch reference.
@@ -68,6 +72,7 @@ pub fn run() -> ExitCode {
         Command::Compare(args) => compare::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::ZeroShot(args) => zero_shot::run(args),
+        Command::Predict(args) => predict::run(args),
         Command::Embed(args) => embed::run(args),
         Command::Check(args) => check::run(args),
         Command::Bench(args) => bench::run(args),

@@ -11,11 +11,14 @@ mod memory;
 pub mod metrics;
 pub mod model;
 mod parts;
+mod photos;
+pub mod predict;
 pub mod run;
 pub mod run_dir;
 pub mod session;
 pub mod settings;
 mod state;
+pub mod tuned;
 
 pub use error::{Result, TrainError};
 pub use settings::Settings;
