@@ -85,3 +85,78 @@ fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, 
     }
     Ok(preprocess.resize_crop(&decode::decode(path)?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn photos(dir: &Path, count: usize) -> Vec<PathBuf> {
+        let photo = |i: usize| {
+            let path = dir.join(format!("{i}.bmp"));
+            image::RgbImage::from_pixel(8, 8, image::Rgb([i as u8; 3])).save(&path).unwrap();
+            path
+        };
+        (0..count).map(photo).collect()
+    }
+
+    #[test]
+    fn photos_come_in_order_with_the_bad_ones_in_their_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 7);
+        for bad in [1, 4, 5] {
+            std::fs::write(&paths[bad], "no image").unwrap();
+        }
+        let mut found = Vec::new();
+        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+            found.push((
+                batch.places,
+                batch.pixels.bytes().chunks_exact(192).map(|p| p[0]).collect::<Vec<_>>(),
+            ));
+            assert_eq!(batch.problems.len(), found[found.len() - 1].0.len());
+            for (place, problem) in found[found.len() - 1].0.clone().zip(&batch.problems) {
+                assert_eq!(problem.is_some(), [1, 4, 5].contains(&place), "{place}");
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(found, [(0..2, vec![0]), (2..4, vec![2, 3]), (4..6, vec![]), (6..7, vec![6])]);
+    }
+
+    #[test]
+    fn decoding_is_some_batches_ahead_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 20);
+        let mut readable = Vec::new();
+        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+            if batch.places.start == 0 {
+                // Whoever decodes without end has time for all of them before they go away.
+                thread::sleep(Duration::from_millis(500));
+                // Beside this batch one may wait, and one more wait for its place.
+                paths[2 * (AHEAD + 2)..].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+            }
+            readable.extend(batch.problems.iter().map(Option::is_none));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let decoded = readable.iter().filter(|&&readable| readable).count();
+        assert_eq!(readable.len(), 20);
+        assert!(decoded > 2 && decoded <= 2 * (AHEAD + 2), "{readable:?}");
+    }
+
+    #[test]
+    fn breaking_off_ends_the_decoding() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 20);
+        let mut batches = 0;
+        let mut end = |result: fn() -> Result<ControlFlow<()>>| {
+            decode_ahead(&paths, &Preprocess::clip(8), 1, |_| {
+                batches += 1;
+                result()
+            })
+        };
+        end(|| Ok(ControlFlow::Break(()))).unwrap();
+        end(|| Err(DataError::Interrupted.into())).unwrap_err();
+        assert_eq!(batches, 2);
+    }
+}
