@@ -277,3 +277,50 @@ fn end_of(text: &str, width: usize) -> String {
     }
     format!("…{}", &text[start..])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_string()).collect()
+    }
+
+    fn paths(count: usize, path: &str) -> Vec<PathBuf> {
+        vec![PathBuf::from(path); count]
+    }
+
+    #[test]
+    fn rows_fit_the_terminal_or_become_blocks() {
+        let (names, long) =
+            (names(&["rose", "sweet pea"]), format!("photos/{}/rose.jpg", "deep/".repeat(20)));
+        let photos = paths(5, &long);
+        let choices = [(1, 0.987), (0, 0.013)].map(|(class, probability)| Choice { class, probability });
+        for columns in [60, 71, 110, 200] {
+            let layout = Layout::new(&photos, &names, 2, Some(columns));
+            let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+            let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
+            assert_eq!(widths.len(), 3, "{text}");
+            assert!(widths.iter().all(|&w| w == widths[0] && w <= columns), "{columns}: {widths:?}\n{text}");
+            assert!(text.contains("rose.jpg |") && text.contains("98.7 %"), "{text}");
+            assert_eq!(text.contains('…'), columns < 200, "{text}");
+        }
+        assert_eq!(Layout::new(&photos, &names, 2, Some(59)), Layout::Blocks, "too narrow");
+        assert_eq!(Layout::new(&photos[..FEW], &names, 2, Some(200)), Layout::Blocks, "few");
+        let file = Layout::new(&photos, &names, 2, None);
+        assert!(file.photo(&photos[0], &choices, &names).contains(&long), "a file gets whole paths");
+    }
+
+    #[test]
+    fn columns_are_counted_as_a_terminal_does() {
+        let names = names(&["钟花", "rose"]);
+        let photos = paths(5, "花/玫瑰.jpg");
+        let layout = Layout::new(&photos, &names, 2, None);
+        let choices = [(0, 1.0), (1, 0.0)].map(|(class, probability)| Choice { class, probability });
+        let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+        let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
+        assert!(widths.iter().all(|&w| w == widths[0]), "{widths:?}\n{text}");
+        assert_eq!(end_of("花/玫瑰.jpg", 8), "…瑰.jpg");
+        assert_eq!(end_of("花/玫瑰.jpg", 11), "花/玫瑰.jpg");
+    }
+}
