@@ -50,7 +50,8 @@ fn write_head(run: &Path, classes: &[&str], weight: &[f32], bias: &[f32]) {
         safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape, data).unwrap()
     };
     let n = classes.len();
-    let tensors = [("head.weight", view(vec![n, WIDTH], &weight)), ("head.bias", view(vec![n], &bias))];
+    let width = weight.len() / 4 / n;
+    let tensors = [("head.weight", view(vec![n, width], &weight)), ("head.bias", view(vec![n], &bias))];
     let metadata = HashMap::from([("class_names".to_string(), serde_json::to_string(classes).unwrap())]);
     let file = safetensors::serialize(tensors, Some(metadata)).unwrap();
     std::fs::write(run.join("head.safetensors"), file).unwrap();
@@ -556,6 +557,24 @@ fn runs_and_photos_that_are_not_there_are_named_with_a_remedy() {
     write_head(Path::new(&run), &["a", "b"], &[f32::NAN; 2 * WIDTH], &[0.0; 2]);
     let done = fail(1, &predict, cache, &["1 of 1 photos"]);
     assert!(lines(&done)[0]["error"].as_str().unwrap().contains("not numbers"), "{}", done.out);
+}
+
+#[test]
+fn a_demo_run_brings_its_model() {
+    let place = tempfile::tempdir().unwrap();
+    let run = place.path().join("demo");
+    std::fs::create_dir(&run).unwrap();
+    let config = "demo = true\nrecipe = \"linear\"\nmethod = \"linear\"\n";
+    std::fs::write(run.join("config.toml"), config).unwrap();
+    let weight: Vec<f32> = (0..3 * 512).map(|i| (i * 37 % 101) as f32 / 10.0 - 5.0).collect();
+    write_head(&run, &["a", "b", "c"], &weight, &[0.0; 3]);
+    let (run, image) = (run.display().to_string(), place.path().join("a.png").display().to_string());
+    photo(Path::new(&image), 1);
+    let predict = ["predict", "--run", &run, &image, "--json"];
+    let bundled = succeed(&predict, place.path()).out;
+    let model = demo_model().display().to_string();
+    assert_eq!(bundled, succeed(&[&predict[..], &["--model", &model]].concat(), place.path()).out);
+    assert_eq!(bundled.lines().count(), 1);
 }
 
 #[test]
