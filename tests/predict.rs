@@ -115,19 +115,23 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 
 #[test]
 fn predictions_are_those_of_the_evaluation_and_of_the_head_by_hand() {
-    for recipe in [&["lora"][..], &["linear"], &["vpt", "--prompt-count", "3", "--with-lora"]] {
-        let mut place = Place::new([2, 1, 2]);
-        place.model = model_copy(place.path()).display().to_string();
-        let run = place.at("run");
+    let mut place = Place::new([2, 1, 2]);
+    place.model = model_copy(place.path()).display().to_string();
+    let recipes = [&["lora"][..], &["linear"], &["vpt", "--prompt-count", "3", "--with-lora"]];
+    for recipe in recipes {
+        let run = place.at(recipe[0]);
         let short = ["--epochs", "1", "--lr-head", "0.05", "--template", "A photo of {}.", "--recipe"];
         succeed(&place.train(&run, &[&short[..], recipe].concat()), place.path());
-        let test = format!("{}/test", place.data);
-        // The run directory, the vision tower and the photos are all that is left.
-        let alone = tempfile::tempdir().unwrap();
-        for gone in [place.path().join("clip-engine"), Path::new(&place.data).join("train")] {
-            std::fs::remove_dir_all(gone).unwrap();
-        }
-        std::fs::remove_file(Path::new(&place.model).join("tokenizer.json")).unwrap();
+    }
+    // The run directories, the vision tower and the photos are all that is left.
+    let alone = tempfile::tempdir().unwrap();
+    let test = format!("{}/test", place.data);
+    for gone in [place.path().join("clip-engine"), Path::new(&place.data).join("train")] {
+        std::fs::remove_dir_all(gone).unwrap();
+    }
+    std::fs::remove_file(Path::new(&place.model).join("tokenizer.json")).unwrap();
+    for recipe in recipes {
+        let run = place.at(recipe[0]);
         let predict = ["predict", "--run", &run, &test, "--json", "--top-k", "9"];
         let done = succeed(&predict, alone.path());
         let found = lines(&done);
