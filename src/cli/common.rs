@@ -89,7 +89,7 @@ pub fn open_settled_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
 }
 
 /// The folder of the data that settings name, which are fetched into the caches' folder where it is none.
-fn data_dir(name: &Path, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<PathBuf> {
+pub fn data_dir(name: &Path, cache: Option<&Path>, monitor: &dyn Monitor) -> Result<PathBuf> {
     if !is_flowers102(name) {
         return Ok(name.to_path_buf());
     }
@@ -129,6 +129,16 @@ fn cache_of(
         monitor.line(&format!("{verb} the cache {}", path.display()));
     }
     Ok(cache)
+}
+
+/// The model of a run, or the one that `chosen` names in its place.
+pub fn model_of_run(settings: &Settings, chosen: Option<&Path>, monitor: &dyn Monitor) -> Result<Model> {
+    match (chosen, &settings.model) {
+        (Some(name), _) => open_model(name, monitor),
+        (None, _) if settings.demo => Ok(demo::model()?),
+        (None, Some(name)) => open_settled_model(name, monitor),
+        (None, None) => bail!("--run: its config.toml names no model; give --model"),
+    }
 }
 
 /// Model and images that the settings of a run name.

@@ -7,6 +7,7 @@ use clip_engine::data::{Source, Split};
 use clip_engine::progress::Monitor;
 use clip_engine::train::Settings;
 use clip_engine::train::demo;
+
 use clip_engine::train::model::Model;
 use clip_engine::train::plan::{Images, Plan};
 use clip_engine::tune::Group;
@@ -15,15 +16,15 @@ use clip_engine::tune::Group;
 pub fn run(mut settings: Settings, monitor: &dyn Monitor) -> Result<()> {
     let device = device::open_without_cache(&settings.device, settings.precision, monitor)?;
     settings.precision = Some(device.precision());
-    let (model, images) = model_and_images(&settings)?;
+    let (model, images) = model_and_images(&settings, monitor)?;
     let plan = on_device!(device, backend => Plan::of(&backend, &model, &images, &settings))?;
     common::say(toml::to_string(&settings)?.trim_end())?;
     common::say("")?;
     describe(&plan, &images).iter().try_for_each(|line| common::say(format!("# {line}")))
 }
 
-/// The photos are listed and not decoded.
-fn model_and_images(settings: &Settings) -> Result<(Model, Images)> {
+/// The photos are listed and not decoded. What settings name that has yet to be fetched is fetched.
+fn model_and_images(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model, Images)> {
     let seed = settings.image_seed();
     if settings.demo {
         return Ok((demo::model()?, Images::of_cache(&demo::cache(seed)?)));
@@ -31,7 +32,9 @@ fn model_and_images(settings: &Settings) -> Result<(Model, Images)> {
     let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
         bail!("--model and --data are needed, or --demo");
     };
-    Ok((Model::open(model)?, Images::of_source(&Source::open(data, seed)?)))
+    let data = common::data_dir(data, settings.cache.as_deref(), monitor)?;
+    let model = common::open_settled_model(model, monitor)?;
+    Ok((model, Images::of_source(&Source::open(&data, seed)?)))
 }
 
 fn describe(plan: &Plan, images: &Images) -> Vec<String> {

@@ -4,10 +4,10 @@ use super::bars::Bars;
 use super::common::{self, parse_serde};
 use super::device::{self, on_device};
 use anyhow::{Result, bail};
-use clip_engine::train::adapter::prompt_spec;
-use clip_engine::train::embed::{TuningFiles, embed};
+use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::Precision;
+use clip_engine::train::tuned::{TunedTower, TuningFiles};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -27,6 +27,9 @@ pub struct Args {
     /// The safetensors file to write: `features` [N, E], f32, in the order of the sorted paths.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Leave out photos that cannot be decoded instead of stopping at the first.
+    #[arg(long)]
+    skip_bad_images: bool,
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
@@ -41,42 +44,31 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let device = device::open(&args.device, args.precision, &monitor)?;
-    let settings = args.run.as_deref().map(|run| RunDir::existing(run)?.read_settings()).transpose()?;
-    let model = match (&args.model, &settings) {
-        (Some(name), _) => common::open_model(name, &monitor)?,
-        (None, Some(settings)) if settings.demo => clip_engine::train::demo::model()?,
-        (None, Some(settings)) => match &settings.model {
-            Some(name) => common::open_settled_model(name, &monitor)?,
-            None => bail!("--run: its config.toml names no model; give --model"),
-        },
+    let (model, files) = match (&args.run, &args.model) {
+        (Some(run), model) => {
+            let dir = RunDir::existing(run)?;
+            let settings = dir.read_settings()?;
+            let model = common::model_of_run(&settings, model.as_deref(), &monitor)?;
+            (model, TuningFiles::of_run(&dir, &settings))
+        }
+        (None, Some(model)) => {
+            let files = args.init_from.as_deref().map(TuningFiles::found_in).transpose()?;
+            (common::open_model(model, &monitor)?, files.unwrap_or_default())
+        }
         (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
     };
-    let mut tuning = TuningFiles::default();
-    if let (Some(run), Some(settings)) = (&args.run, &settings) {
-        // A run of the head alone has neither: its features are plain CLIP's.
-        tuning.adapter = settings.lora().map(|_| run.join("adapter"));
-        tuning.prompts = settings.prompt_spec().map(|spec| (run.join("prompts.safetensors"), spec));
-    }
-    if let Some(dir) = &args.init_from {
-        let (adapter, prompts) = (dir.join("adapter"), dir.join("prompts.safetensors"));
-        if prompts.is_file() {
-            tuning.prompts = Some((prompts.clone(), prompt_spec(&prompts)?));
-        }
-        // Where there is neither, the message names the adapter.
-        tuning.adapter = Some(adapter).filter(|adapter| adapter.is_dir() || !prompts.is_file());
-    }
-    if let Some(dir) = tuning.adapter.as_deref().filter(|dir| !dir.is_dir()) {
-        bail!("{}: no such folder; name a run or a directory that holds adapter/", dir.display());
-    }
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
     if let Some(folder) = folder
         && !folder.is_dir()
     {
         bail!("--out: the folder {} does not exist; make it first", folder.display());
     }
-    let batch = args.batch_size as usize;
+    let options = EmbedOptions { batch: args.batch_size as usize, skip_bad_images: args.skip_bad_images };
     let count = on_device!(device, backend => {
-        embed(backend, model, &tuning, &args.images, &args.out, batch, &monitor)
+        let tuned = TunedTower::open(backend, &model, &files)?;
+        // Its weights are on the device now.
+        drop(model);
+        embed(&tuned, &args.images, &args.out, options, &monitor)
     })?;
     common::say(format!("{count} features in {}", args.out.display()))
 }

@@ -7,7 +7,7 @@ use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
 use clip_engine::data::Split;
-use clip_engine::fetch::settled_data;
+use clip_engine::fetch::{settled_data, settled_model};
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::metrics::Evaluation;
 use clip_engine::train::run_dir::RunDir;
@@ -24,13 +24,16 @@ pub struct Args {
     /// Other data with the same classes [default: the run's own].
     #[arg(long, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
+    /// Where its model is now [default: where it was].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     /// Which images.
     #[arg(long, default_value = "test")]
     split: Split,
     /// Where to compute [default: as the run].
     #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    /// Number type of activations and frozen weights [default: as the run where the device computes in it].
     #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
     /// Also print a table of the classes.
@@ -46,15 +49,20 @@ pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let dir = RunDir::existing(&args.run)?;
     let mut settings = dir.read_settings()?;
-    if let Some(data) = args.data {
-        settings.data = Some(settled_data(&data));
-        if settings.demo {
-            let text = "--data: a demo run knows its own flowers only; leave it out";
-            anyhow::bail!(TrainError::Setting(text.into()));
-        }
+    if settings.demo && (args.data.is_some() || args.model.is_some()) {
+        let text = "--data, --model: a demo run knows its own flowers and model only; leave them out";
+        anyhow::bail!(TrainError::Setting(text.into()));
     }
+    settings.data = args.data.map(|data| settled_data(&data)).or(settings.data);
+    settings.model = args.model.map(|model| settled_model(&model)).or(settings.model);
     let name = args.device.as_deref().unwrap_or(&settings.device);
-    let device = device::open(name, args.precision, &monitor)?;
+    let device = match (args.precision, settings.precision) {
+        // The numbers of the summary come from the same precision, which a device at hand may not have.
+        (None, Some(own)) => {
+            device::open(name, Some(own), &monitor).or_else(|_| device::open(name, None, &monitor))?
+        }
+        (precision, _) => device::open(name, precision, &monitor)?,
+    };
     settings.augment = Augment::Off;
     let common::Material { model, cache, .. } = common::material(&settings, &monitor)?;
     let evaluation = on_device!(device, backend => {

@@ -1,9 +1,9 @@
 //! `engine export`
 
+use super::bars::Bars;
 use super::common::{self, parse_serde};
 use anyhow::{Result, bail};
 use clip_engine::train::export::Export;
-use clip_engine::train::model::Model;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::Precision;
 use std::path::PathBuf;
@@ -32,11 +32,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let model = match &settings.model {
-        _ if settings.demo => clip_engine::train::demo::model()?,
-        Some(model) => Model::open(model)?,
-        None => bail!("--run: its config.toml names no model; name another run"),
-    };
+    let model = common::model_of_run(&settings, None, &Bars::new())?;
     let export = Export::open(&dir, &settings, &model)?;
     match (&args.peft, &args.merged) {
         (Some(to), _) => {

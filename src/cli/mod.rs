@@ -13,6 +13,8 @@ mod embed;
 mod eval;
 mod export;
 mod man;
+mod predict;
+mod predictions;
 mod prep;
 mod run_set;
 mod seeds;
@@ -73,6 +75,8 @@ enum Command {
     Eval(eval::Args),
     /// Evaluate plain CLIP by its text features.
     ZeroShot(zero_shot::Args),
+    /// Say which classes photos belong to, by a finished run.
+    Predict(predict::Args),
     /// Write the normalised features of a folder of photos.
     Embed(embed::Args),
     /// Write a run for other programs: an adapter for PEFT, or a whole Hugging Face directory.
@@ -117,6 +121,7 @@ impl Command {
             Command::Compare(args) => compare::run(*args),
             Command::Eval(args) => eval::run(args),
             Command::ZeroShot(args) => zero_shot::run(args),
+            Command::Predict(args) => predict::run(args),
             Command::Embed(args) => embed::run(args),
             Command::Export(args) => export::run(args),
             Command::Check(args) => check::run(args),

@@ -7,6 +7,7 @@ use super::metrics::{Accumulator, EvalMetrics, Evaluation};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::Settings;
+use super::tuned::head_of_run;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::vision::Purpose;
@@ -166,11 +167,7 @@ pub fn evaluate_run<B: Backend>(
     dir: &RunDir,
     monitor: &dyn Monitor,
 ) -> Result<Evaluation> {
-    if !dir.head().is_file() {
-        let problem = "no head.safetensors here; the run ended before its first epoch did";
-        return Err(TrainError::file(dir.path(), problem));
-    }
-    let head = HeadFile::load(&dir.head(), model.config.projection)?;
+    let head = head_of_run(dir, model.config.projection)?;
     head.check_classes(&dir.head(), cache.class_names())?;
     let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
     let tower = &model.config.vision.tower;

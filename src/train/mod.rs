@@ -12,13 +12,16 @@ mod memory;
 pub mod metrics;
 pub mod model;
 mod parts;
+mod photos;
 pub mod plan;
+pub mod predict;
 pub mod run;
 pub mod run_dir;
 pub mod session;
 pub mod settings;
 mod state;
 mod tensorboard;
+pub mod tuned;
 
 pub use error::{Result, TrainError};
 pub use settings::Settings;

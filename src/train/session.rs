@@ -174,13 +174,13 @@ impl<'a, B: Backend> Extractor<'a, B> {
         Ok(Extractor { backend, tower, tuning, folded, activations })
     }
 
-    /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers; waits for the device.
-    pub fn features(&mut self, images: &Tensor) -> Result<Tensor> {
+    /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers, on the device.
+    pub fn run(&mut self, images: &Tensor) -> Result<&B::Tensor> {
         let (backend, a) = (self.backend, &mut self.activations);
         let dtype = if images.dtype() == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let pixels = backend.upload(images.view(), dtype)?;
         a.set_batch(images.shape().rows())?;
         self.tower.infer(backend, &pixels, None, self.folded, self.tuning.prompts, a)?;
-        Ok(backend.download(&a.features)?)
+        Ok(&a.features)
     }
 }

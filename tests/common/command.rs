@@ -135,7 +135,8 @@ impl Place {
         for [flag, value] in
             [["--epochs", "3"], ["--batch-size", "5"], ["--lr-lora", "0.001"], ["--early-stop", "off"]]
         {
-            let unused = flag == "--lr-lora" && more.contains(&"linear");
+            let prompts_alone = more.contains(&"vpt") && !more.contains(&"--with-lora");
+            let unused = flag == "--lr-lora" && (more.contains(&"linear") || prompts_alone);
             if !more.contains(&flag) && !unused {
                 args.extend([flag, value]);
             }

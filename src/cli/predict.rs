@@ -1,0 +1,136 @@
+//! `engine predict`
+
+use super::bars::Bars;
+use super::common::{self, parse_serde};
+use super::device::{self, on_device};
+use super::predictions::{Form, Printer};
+use anyhow::{Context, Result, bail};
+use clip_engine::data::folder::images_below;
+use clip_engine::progress::Monitor;
+use clip_engine::train::predict::{PredictOptions, Predictor};
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::settings::Precision;
+use std::io::{BufRead, IsTerminal};
+use std::path::PathBuf;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// A finished run.
+    #[arg(long, value_name = "RUN")]
+    run: PathBuf,
+    /// Photos, and folders of photos, searched with their subfolders; - reads paths from standard input, one
+    /// a line.
+    #[arg(value_name = "IMAGE", required = true)]
+    images: Vec<PathBuf>,
+    /// Where its model is now [default: where it was].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Classes for each photo, the most probable first.
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    top_k: u32,
+    /// Print one JSON object a line for each photo, in the order of the arguments.
+    #[arg(long, conflicts_with = "csv")]
+    json: bool,
+    /// Print comma-separated values, one line for each class of a photo.
+    #[arg(long)]
+    csv: bool,
+    /// Images per batch.
+    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch_size: u32,
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    device: String,
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let bars = Bars::new();
+    let dir = RunDir::existing(&args.run)?;
+    let settings = dir.read_settings()?;
+    let paths = photos(&args.images)?;
+    let device = device::open(&args.device, args.precision, &bars)?;
+    let model = common::model_of_run(&settings, args.model.as_deref(), &bars)?;
+    let form = match (args.json, args.csv) {
+        (true, _) => Form::Json,
+        (_, true) => Form::Csv,
+        _ => Form::Table,
+    };
+    // Where the predictions run over the terminal, they are the sign of progress, and a bar would break them.
+    let without_bar = WithoutBar(&bars);
+    let monitor: &dyn Monitor = if std::io::stdout().is_terminal() { &without_bar } else { &bars };
+    let options = PredictOptions { batch: args.batch_size as usize, top_k: args.top_k as usize };
+    on_device!(device, backend => {
+        let predictor = Predictor::open(backend, &model, &dir, &settings)?;
+        // Its weights are on the device now.
+        drop(model);
+        let mut printer = Printer::new(form, &paths, predictor.class_names(), options.top_k, monitor);
+        let tally = predictor.predict(&paths, options, monitor, |batch| printer.print(batch))?;
+        printer.finish(tally, paths.len())
+    })
+}
+
+/// The photos that the arguments name, in their order; those of a folder in the order of their paths.
+fn photos(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    for argument in arguments {
+        if argument.as_os_str() == "-" {
+            for path in from_stdin()? {
+                add(path, &mut paths)?;
+            }
+        } else {
+            add(argument.clone(), &mut paths)?;
+        }
+    }
+    if paths.is_empty() {
+        bail!("-: standard input names no photo; write one path a line to it");
+    }
+    Ok(paths)
+}
+
+fn add(path: PathBuf, paths: &mut Vec<PathBuf>) -> Result<()> {
+    if path.is_dir() {
+        paths.extend(images_below(&path)?);
+    } else {
+        paths.push(path);
+    }
+    Ok(())
+}
+
+/// The lines of standard input as paths, without empty ones.
+fn from_stdin() -> Result<Vec<PathBuf>> {
+    let lines = std::io::stdin().lock().split(b'\n').collect::<std::io::Result<Vec<_>>>();
+    let lines = lines.context("standard input")?;
+    lines.into_iter().filter(|line| !line.is_empty()).map(path_of).collect()
+}
+
+/// Whatever bytes a name has.
+#[cfg(unix)]
+fn path_of(line: Vec<u8>) -> Result<PathBuf> {
+    use std::os::unix::ffi::OsStringExt;
+    Ok(std::ffi::OsString::from_vec(line).into())
+}
+
+#[cfg(not(unix))]
+fn path_of(line: Vec<u8>) -> Result<PathBuf> {
+    let line =
+        String::from_utf8(line).context("standard input: a path is not UTF-8; name its folder instead")?;
+    Ok(line.trim_end_matches('\r').into())
+}
+
+/// A monitor that draws no bar.
+struct WithoutBar<'a>(&'a Bars);
+
+impl Monitor for WithoutBar<'_> {
+    fn begin(&self, _task: &str, _total: u64) {}
+    fn advance(&self, _units: u64) {}
+    fn state(&self, _text: &str) {}
+    fn finish(&self) {}
+    fn line(&self, text: &str) {
+        self.0.line(text);
+    }
+    fn stopped(&self) -> bool {
+        self.0.stopped()
+    }
+}

@@ -1,0 +1,326 @@
+//! How predictions are printed: for people, or for programs as JSON lines or CSV.
+
+use super::table::percent;
+use anyhow::{Result, bail};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clip_engine::progress::Monitor;
+use clip_engine::train::predict::{Choice, Predicted, Tally};
+use serde::Serialize;
+use std::io::{ErrorKind, Stdout, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use unicode_width::UnicodeWidthStr;
+
+/// What is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Table,
+    Json,
+    Csv,
+}
+
+/// Prints predictions as they come.
+pub struct Printer<'a> {
+    form: Form,
+    layout: Layout,
+    names: &'a [String],
+    monitor: &'a dyn Monitor,
+    out: Stdout,
+    started: bool,
+    /// What ended the printing.
+    broken: Option<std::io::Error>,
+}
+
+impl<'a> Printer<'a> {
+    /// For the photos `paths` and their `top_k` best of the classes `names`.
+    pub fn new(
+        form: Form,
+        paths: &[PathBuf],
+        names: &'a [String],
+        top_k: usize,
+        monitor: &'a dyn Monitor,
+    ) -> Self {
+        // None where standard output is no terminal.
+        let columns = comfy_table::Table::new().width().map(usize::from);
+        let layout = Layout::new(paths, names, top_k.min(names.len()), columns);
+        Printer { form, layout, names, monitor, out: std::io::stdout(), started: false, broken: None }
+    }
+
+    /// Prints a batch; breaks off where nobody reads any more, or cannot be written to.
+    pub fn print(&mut self, batch: &[Predicted<'_>]) -> ControlFlow<()> {
+        let text = match self.form {
+            Form::Table => Ok(self.table(batch).into_bytes()),
+            Form::Json => self.json(batch),
+            Form::Csv => self.csv(batch),
+        };
+        self.started = true;
+        let mut out = self.out.lock();
+        match text.and_then(|text| out.write_all(&text)).and_then(|()| out.flush()) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.broken = Some(error);
+                ControlFlow::Break(())
+            }
+        }
+    }
+
+    /// Says how it ended, as an error unless every one of `photos` photos was classified. A reader that has
+    /// gone away had enough.
+    pub fn finish(self, tally: Tally, photos: usize) -> Result<()> {
+        match self.broken {
+            Some(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
+            Some(error) => bail!("standard output: {error}"),
+            None => {}
+        }
+        let Tally { done, failed } = tally;
+        if done < photos {
+            bail!("interrupted after {done} of {photos} photos; name those that are left to go on");
+        }
+        match (failed, self.form) {
+            (0, _) => Ok(()),
+            (_, Form::Json) => {
+                bail!("{failed} of {photos} photos could not be classified; the lines with \"error\" say why")
+            }
+            _ => bail!("{failed} of {photos} photos could not be classified; the lines above say why"),
+        }
+    }
+
+    /// The good ones as text, the reasons of the bad ones to standard error.
+    fn table(&self, batch: &[Predicted<'_>]) -> String {
+        let mut text = String::new();
+        if !self.started {
+            text += &self.layout.header();
+        }
+        for photo in batch {
+            match &photo.choices {
+                Ok(choices) => text += &self.layout.photo(photo.path, choices, self.names),
+                Err(error) => self.monitor.line(&visible(&error.to_string())),
+            }
+        }
+        text
+    }
+
+    fn json(&self, batch: &[Predicted<'_>]) -> std::io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for photo in batch {
+            let bytes = photo.path.as_os_str().as_encoded_bytes();
+            let line = JsonLine {
+                path: photo.path.to_string_lossy(),
+                path_base64: photo.path.to_str().is_none().then(|| STANDARD.encode(bytes)),
+                predictions: photo.choices.as_ref().ok().map(|choices| {
+                    let choice = |&Choice { class, probability }: &Choice| JsonChoice {
+                        class: &self.names[class],
+                        index: class,
+                        probability,
+                    };
+                    choices.iter().map(choice).collect()
+                }),
+                error: photo.choices.as_ref().err().map(ToString::to_string),
+            };
+            serde_json::to_writer(&mut text, &line)?;
+            text.push(b'\n');
+        }
+        Ok(text)
+    }
+
+    fn csv(&self, batch: &[Predicted<'_>]) -> std::io::Result<Vec<u8>> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        if !self.started {
+            csv.write_record(["path", "rank", "class", "index", "probability"])?;
+        }
+        for photo in batch {
+            match &photo.choices {
+                Ok(choices) => {
+                    for (rank, choice) in (1..).zip(choices) {
+                        let numbers = [rank, choice.class].map(|n: usize| n.to_string());
+                        csv.write_record([
+                            photo.path.as_os_str().as_encoded_bytes(),
+                            numbers[0].as_bytes(),
+                            self.names[choice.class].as_bytes(),
+                            numbers[1].as_bytes(),
+                            choice.probability.to_string().as_bytes(),
+                        ])?;
+                    }
+                }
+                Err(error) => self.monitor.line(&visible(&error.to_string())),
+            }
+        }
+        csv.into_inner().map_err(|error| error.into_error())
+    }
+}
+
+/// One line of `--json`.
+#[derive(Serialize)]
+struct JsonLine<'a> {
+    path: std::borrow::Cow<'a, str>,
+    /// The bytes of a path that is not UTF-8, which JSON cannot hold.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path_base64: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predictions: Option<Vec<JsonChoice<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Serialize)]
+struct JsonChoice<'a> {
+    class: &'a str,
+    index: usize,
+    probability: f64,
+}
+
+/// So many photos at the most get lines of their own for each class.
+const FEW: usize = 4;
+
+/// The least room for a path in a row.
+const SHORTEST_PATH: usize = 16;
+
+/// "100.0 %".
+const PERCENT: usize = 7;
+
+/// How a photo and its classes are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// The path, and below it a line for each class.
+    Blocks,
+    /// One row for each photo, in columns of these widths.
+    Rows { path: usize, class: usize, choices: usize },
+}
+
+impl Layout {
+    /// Rows for many photos, where they fit the terminal of `columns` columns; a file takes any width.
+    fn new(paths: &[PathBuf], names: &[String], choices: usize, columns: Option<usize>) -> Layout {
+        if paths.len() <= FEW {
+            return Layout::Blocks;
+        }
+        let path = paths.iter().map(|path| shown(path).width()).max().unwrap_or(0).max("photo".len());
+        let class = names.iter().map(|name| visible(name).width()).max().unwrap_or(0);
+        // "| path | class 12.3 % |"
+        let others = choices * (class + 1 + PERCENT + 3) + 4;
+        let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(others));
+        if room < path.min(SHORTEST_PATH) {
+            return Layout::Blocks;
+        }
+        Layout::Rows { path: path.min(room), class, choices }
+    }
+
+    fn header(self) -> String {
+        let Layout::Rows { path, class, choices } = self else { return String::new() };
+        let width = class + 1 + PERCENT;
+        let (mut head, mut rule) =
+            (format!("| {} |", padded("photo", path)), format!("|{:-<1$}|", "", path + 2));
+        for choice in 1..=choices {
+            head += &format!(" {choice:<width$} |");
+            rule += &format!("{:-<1$}|", "", width + 2);
+        }
+        format!("{head}\n{rule}\n")
+    }
+
+    fn photo(self, path: &Path, choices: &[Choice], names: &[String]) -> String {
+        let path = shown(path);
+        match self {
+            Layout::Blocks => {
+                let mut text = format!("{path}\n");
+                for choice in choices {
+                    let (class, share) = (visible(&names[choice.class]), percent(choice.probability));
+                    text += &format!("  {share:>PERCENT$}  {class}\n");
+                }
+                text
+            }
+            Layout::Rows { path: room, class, .. } => {
+                let mut text = format!("| {} |", padded(&end_of(&path, room), room));
+                for choice in choices {
+                    let name = padded(&visible(&names[choice.class]), class);
+                    text += &format!(" {name} {:>PERCENT$} |", percent(choice.probability));
+                }
+                text + "\n"
+            }
+        }
+    }
+}
+
+fn shown(path: &Path) -> String {
+    visible(&path.to_string_lossy())
+}
+
+/// Text on one line that a terminal shows as it is: control characters become escapes.
+fn visible(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
+/// `text` and blanks up to `width` columns.
+fn padded(text: &str, width: usize) -> String {
+    let blanks = width.saturating_sub(text.width());
+    format!("{text}{:blanks$}", "")
+}
+
+/// `text`, or as much of its end as `width` columns hold: the end of a path says most.
+fn end_of(text: &str, width: usize) -> String {
+    if text.width() <= width {
+        return text.to_string();
+    }
+    let mut start = text.len();
+    for (at, _) in text.char_indices().rev() {
+        if text[at..].width() >= width {
+            break;
+        }
+        start = at;
+    }
+    format!("…{}", &text[start..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_string()).collect()
+    }
+
+    fn paths(count: usize, path: &str) -> Vec<PathBuf> {
+        vec![PathBuf::from(path); count]
+    }
+
+    #[test]
+    fn rows_fit_the_terminal_or_become_blocks() {
+        let (names, long) =
+            (names(&["rose", "sweet pea"]), format!("photos/{}/rose.jpg", "deep/".repeat(20)));
+        let photos = paths(5, &long);
+        let choices = [(1, 0.987), (0, 0.013)].map(|(class, probability)| Choice { class, probability });
+        for columns in [60, 71, 110, 200] {
+            let layout = Layout::new(&photos, &names, 2, Some(columns));
+            let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+            let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
+            assert_eq!(widths.len(), 3, "{text}");
+            assert!(widths.iter().all(|&w| w == widths[0] && w <= columns), "{columns}: {widths:?}\n{text}");
+            assert!(text.contains("rose.jpg |") && text.contains("98.7 %"), "{text}");
+            assert_eq!(text.contains('…'), columns < 200, "{text}");
+        }
+        assert_eq!(Layout::new(&photos, &names, 2, Some(59)), Layout::Blocks, "too narrow");
+        assert_eq!(Layout::new(&photos[..FEW], &names, 2, Some(200)), Layout::Blocks, "few");
+        let file = Layout::new(&photos, &names, 2, None);
+        assert!(file.photo(&photos[0], &choices, &names).contains(&long), "a file gets whole paths");
+    }
+
+    #[test]
+    fn columns_are_counted_as_a_terminal_does() {
+        let names = names(&["钟花", "rose"]);
+        let photos = paths(5, "花/玫瑰.jpg");
+        let layout = Layout::new(&photos, &names, 2, None);
+        let choices = [(0, 1.0), (1, 0.0)].map(|(class, probability)| Choice { class, probability });
+        let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+        let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
+        assert!(widths.iter().all(|&w| w == widths[0]), "{widths:?}\n{text}");
+        assert_eq!(end_of("花/玫瑰.jpg", 8), "…瑰.jpg");
+        assert_eq!(end_of("花/玫瑰.jpg", 11), "花/玫瑰.jpg");
+    }
+}

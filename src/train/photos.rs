@@ -1,0 +1,162 @@
+//! Batches of photos, decoded on all cores while the device works on those before.
+
+use super::{Result, TrainError};
+use crate::data::{DataError, Preprocess, decode};
+use crate::tensor::{DType, Tensor};
+use rayon::prelude::*;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+/// Decoded batches that may wait for the device. Beside them one is in the works at either end, which bounds
+/// the memory whatever the number of photos.
+const AHEAD: usize = 1;
+
+/// The photos at some places of a list.
+pub struct PhotoBatch {
+    pub places: Range<usize>,
+    /// u8 \[n, S, S, 3\]: those that could be decoded, in order.
+    pub pixels: Tensor,
+    /// For each place why its photo could not be; none for those in `pixels`.
+    pub problems: Vec<Option<DataError>>,
+}
+
+/// Hands all photos to `take` in the order of `paths`, `batch` at a time, until it breaks off.
+///
+/// # Errors
+/// Those of `take`. A photo that cannot be decoded is none: `take` learns of it.
+pub fn decode_ahead(
+    paths: &[PathBuf],
+    preprocess: &Preprocess,
+    batch: usize,
+    mut take: impl FnMut(PhotoBatch) -> Result<ControlFlow<()>>,
+) -> Result<()> {
+    let batch = batch.max(1);
+    thread::scope(|scope| {
+        let (sender, receiver) = sync_channel(AHEAD);
+        let decode_all = move || {
+            for start in (0..paths.len()).step_by(batch) {
+                let places = start..paths.len().min(start + batch);
+                // Nobody receives any more once `take` has broken off.
+                if sender.send(decode_batch(paths, places, preprocess)).is_err() {
+                    break;
+                }
+            }
+        };
+        let decoder = thread::Builder::new().name("decode photos".into()).spawn_scoped(scope, decode_all);
+        decoder.map_err(|e| {
+            let problem =
+                format!("no thread to decode them can be started ({e}); raise the limit on processes");
+            TrainError::file(Path::new("photos"), problem)
+        })?;
+        for decoded in receiver {
+            if take(decoded?)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    })
+}
+
+fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
+    let decoded: Vec<std::result::Result<Vec<u8>, DataError>> =
+        paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
+    let (count, side) = (decoded.iter().filter(|photo| photo.is_ok()).count(), preprocess.image_size());
+    let mut rows = Tensor::zeros([count, side, side, 3], DType::U8);
+    let mut free = rows.bytes_mut().chunks_exact_mut(side * side * 3);
+    let problems = decoded.into_iter().map(|photo| match photo {
+        Ok(pixels) => {
+            if let Some(row) = free.next() {
+                row.copy_from_slice(&pixels);
+            }
+            None
+        }
+        Err(problem) => Some(problem),
+    });
+    let problems = problems.collect();
+    Ok(PhotoBatch { places, pixels: rows, problems })
+}
+
+fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, DataError> {
+    // Opening a named pipe would wait for somebody to write to it.
+    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
+        return Err(DataError::Decode { path: path.to_path_buf(), reason: "not a regular file".into() });
+    }
+    Ok(preprocess.resize_crop(&decode::decode(path)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn photos(dir: &Path, count: usize) -> Vec<PathBuf> {
+        let photo = |i: usize| {
+            let path = dir.join(format!("{i}.bmp"));
+            image::RgbImage::from_pixel(8, 8, image::Rgb([i as u8; 3])).save(&path).unwrap();
+            path
+        };
+        (0..count).map(photo).collect()
+    }
+
+    #[test]
+    fn photos_come_in_order_with_the_bad_ones_in_their_places() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 7);
+        for bad in [1, 4, 5] {
+            std::fs::write(&paths[bad], "no image").unwrap();
+        }
+        let mut found = Vec::new();
+        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+            found.push((
+                batch.places,
+                batch.pixels.bytes().chunks_exact(192).map(|p| p[0]).collect::<Vec<_>>(),
+            ));
+            assert_eq!(batch.problems.len(), found[found.len() - 1].0.len());
+            for (place, problem) in found[found.len() - 1].0.clone().zip(&batch.problems) {
+                assert_eq!(problem.is_some(), [1, 4, 5].contains(&place), "{place}");
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        assert_eq!(found, [(0..2, vec![0]), (2..4, vec![2, 3]), (4..6, vec![]), (6..7, vec![6])]);
+    }
+
+    #[test]
+    fn decoding_is_some_batches_ahead_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 20);
+        let mut readable = Vec::new();
+        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+            if batch.places.start == 0 {
+                // Whoever decodes without end has time for all of them before they go away.
+                thread::sleep(Duration::from_millis(500));
+                // Beside this batch one may wait, and one more wait for its place.
+                paths[2 * (AHEAD + 2)..].iter().for_each(|path| std::fs::remove_file(path).unwrap());
+            }
+            readable.extend(batch.problems.iter().map(Option::is_none));
+            Ok(ControlFlow::Continue(()))
+        })
+        .unwrap();
+        let decoded = readable.iter().filter(|&&readable| readable).count();
+        assert_eq!(readable.len(), 20);
+        assert!(decoded > 2 && decoded <= 2 * (AHEAD + 2), "{readable:?}");
+    }
+
+    #[test]
+    fn breaking_off_ends_the_decoding() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 20);
+        let mut batches = 0;
+        let mut end = |result: fn() -> Result<ControlFlow<()>>| {
+            decode_ahead(&paths, &Preprocess::clip(8), 1, |_| {
+                batches += 1;
+                result()
+            })
+        };
+        end(|| Ok(ControlFlow::Break(()))).unwrap();
+        end(|| Err(DataError::Interrupted.into())).unwrap_err();
+        assert_eq!(batches, 2);
+    }
+}
