@@ -100,7 +100,11 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
             let what = |what: &str| format!("{name}, round {round}: {what}");
             learner.evaluate(images.view(), &labels).unwrap();
             assert_same(&learner.features().unwrap(), &expected, &what("features"));
-            assert_same(&learner.logits().unwrap().1, &text, &what("text logits"));
+            let (of_head, of_text) = learner.logits().unwrap();
+            assert_same(&of_text, &text, &what("text logits"));
+            if !tiny.head {
+                assert_same(&of_head, &text, &what("logits of the head that mirrors the text features"));
+            }
             learner.evaluate(part, part_labels).unwrap();
             let rows = expected.view().rows(1, 4).unwrap().to_tensor(expected.dtype()).unwrap();
             assert_same(&learner.features().unwrap(), &rows, &what("features of a part"));
