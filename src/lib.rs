@@ -11,6 +11,7 @@ pub mod bench;
 pub mod check;
 pub mod clip;
 pub mod data;
+mod guard;
 pub mod objective;
 pub mod optim;
 pub mod progress;
