@@ -233,7 +233,12 @@ fn tokenizers_that_do_without_bound_are_refused() {
         json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": true})
     }
     let level = || json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
-    let more: [(Edit, &str); 5] = [
+    let more: [(Edit, &str); 7] = [
+        (
+            |file| file["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "Sentence",
+        ),
+        (|file| file["model"]["type"] = json!("Unigram"), "not a tokenizer of byte pairs"),
         (|file| file["normalizer"] = grow("aaaaaaa", 3), "its normalizer does more"),
         (|file| file["normalizer"] = grow("", 8), "its normalizer does more"),
         (|file| file["pre_tokenizer"] = split("a{999}"), "a counted repetition"),
@@ -247,7 +252,7 @@ fn tokenizers_that_do_without_bound_are_refused() {
     let fewer = one_file(|file| file["normalizer"] = grow("aaaaaaa", 2));
     assert_eq!(load(fewer.path()).encode_batch(&["a".to_owned()]).unwrap().rows, 1);
     let levels = |file: &mut Value| {
-        file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![level(); 8]});
+        file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![level(); 16]});
     };
     let message = ClipTokenizer::load(one_file(levels).path(), &text_config()).err().unwrap().to_string();
     assert!(message.contains("its pre_tokenizer does more"), "{message}");

@@ -114,7 +114,8 @@ fn one_line(error: &tokenizers::Error) -> String {
 /// normalizers, two pre-tokenizers, patterns of a hundred bytes). The steps run one after the other, so their
 /// growth multiplies.
 mod limit {
-    pub const STEPS: usize = 8;
+    /// Objects in the description of the steps.
+    pub const OBJECTS: usize = 16;
     /// How often longer a text may get by replacements.
     pub const GROWTH: usize = 64;
     pub const PATTERN_BYTES: usize = 256;
@@ -124,21 +125,29 @@ mod limit {
 /// bound of its own in the engine of the regular expressions.
 fn check_description(text: &str) -> Result<(), String> {
     let root: Value = serde_json::from_str(text).map_err(|e| format!("not a usable tokenizer ({e})"))?;
+    if !matches!(root["model"]["type"].as_str(), None | Some("BPE")) || !root["model"]["merges"].is_array() {
+        return Err("not a tokenizer of byte pairs, as CLIP's is".to_owned());
+    }
     for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
-        let (mut steps, mut growth) = (0, 1usize);
+        let (mut objects, mut growth) = (0, 1usize);
         let mut rest = vec![&root[part]];
         while let Some(value) = rest.pop() {
             rest.extend(value.as_array().into_iter().flatten());
             let Some(object) = value.as_object() else { continue };
             rest.extend(object.values());
-            steps += usize::from(object.contains_key("type"));
+            objects += 1;
             let content = object.get("content").and_then(Value::as_str).map_or(0, str::len);
             growth = growth.saturating_mul(1 + content);
+            // Its lengths are believed when it is unpacked.
+            if object.contains_key("precompiled_charsmap") {
+                return Err("has a table of SentencePiece's, which CLIP does not use".to_owned());
+            }
             if let Some(pattern) = object.get("Regex").and_then(Value::as_str) {
                 check_pattern(pattern)?;
             }
         }
-        if steps > limit::STEPS || growth > limit::GROWTH {
+        let applied = matches!(part, "normalizer" | "pre_tokenizer");
+        if applied && (objects > limit::OBJECTS || growth > limit::GROWTH) {
             return Err(format!("its {part} does more to a text than a CLIP tokenizer does"));
         }
     }

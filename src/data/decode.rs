@@ -23,7 +23,7 @@ const MAX_FILE_BYTES: u64 = 1 << 30;
 const MAX_SIDE: u64 = 65_535;
 
 /// Images up to this size are decoded whatever their files' size.
-const SMALL_PIXELS: u64 = 1 << 24;
+const SMALL_PIXELS: u64 = 1 << 22;
 
 /// Larger ones need a byte of file for so many pixels. Photos have one for every few, baseline JPEG cannot
 /// have less than one for 512; what has less is a drawing of one colour, or made to fill the memory.
@@ -112,18 +112,26 @@ fn decode_other(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
 fn to_rgb(image: DynamicImage) -> Vec<u8> {
     match image {
         DynamicImage::ImageRgb8(rgb) => rgb.into_raw(),
-        DynamicImage::ImageRgba8(rgba) => rgba.pixels().flat_map(|p| [p.0[0], p.0[1], p.0[2]]).collect(),
-        DynamicImage::ImageLuma8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
-        DynamicImage::ImageLumaA8(grey) => grey.pixels().flat_map(|p| [p.0[0]; 3]).collect(),
+        DynamicImage::ImageRgba8(rgba) => each(&rgba, |[r, g, b, _]| [r, g, b]),
+        DynamicImage::ImageLuma8(grey) => each(&grey, |[v]| [v; 3]),
+        DynamicImage::ImageLumaA8(grey) => each(&grey, |[v, _]| [v; 3]),
         // Pillow clips 16-bit grey instead of scaling it.
-        DynamicImage::ImageLuma16(grey) => grey.pixels().flat_map(|p| [p.0[0].min(255) as u8; 3]).collect(),
-        DynamicImage::ImageLumaA16(grey) => grey.pixels().flat_map(|p| [upper(p.0[0]); 3]).collect(),
-        DynamicImage::ImageRgb16(rgb) => rgb.pixels().flat_map(|p| p.0.map(upper)).collect(),
-        DynamicImage::ImageRgba16(rgba) => {
-            rgba.pixels().flat_map(|p| [upper(p.0[0]), upper(p.0[1]), upper(p.0[2])]).collect()
-        }
+        DynamicImage::ImageLuma16(grey) => each(&grey, |[v]| [v.min(255) as u8; 3]),
+        DynamicImage::ImageLumaA16(grey) => each(&grey, |[v, _]| [upper(v); 3]),
+        DynamicImage::ImageRgb16(rgb) => each(&rgb, |pixel| pixel.map(upper)),
+        DynamicImage::ImageRgba16(rgba) => each(&rgba, |[r, g, b, _]| [r, g, b].map(upper)),
         other => other.into_rgb8().into_raw(),
     }
+}
+
+/// Converts pixels of N samples one by one, in no more memory than the result.
+fn each<T: Copy, const N: usize>(samples: &[T], convert: impl Fn([T; N]) -> [u8; 3]) -> Vec<u8> {
+    let (pixels, _) = samples.as_chunks::<N>();
+    let mut rgb = vec![0; pixels.len() * 3];
+    for (rgb, &pixel) in rgb.as_chunks_mut::<3>().0.iter_mut().zip(pixels) {
+        *rgb = convert(pixel);
+    }
+    rgb
 }
 
 fn upper(value: u16) -> u8 {

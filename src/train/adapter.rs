@@ -148,7 +148,7 @@ fn read_config(config: &Value) -> std::result::Result<(usize, f64), String> {
     }
     let rank = config["r"].as_u64().filter(|&r| (1..=1024).contains(&r));
     let rank = rank.ok_or_else(|| format!("r is {}, not a rank from 1 to 1024", config["r"]))?;
-    let alpha = config["lora_alpha"].as_f64();
+    let alpha = config["lora_alpha"].as_f64().filter(|&alpha| (alpha as f32).is_finite());
     let alpha = alpha.ok_or_else(|| format!("lora_alpha is {}, not a number", config["lora_alpha"]))?;
     Ok((rank as usize, alpha))
 }
@@ -188,7 +188,9 @@ fn parse_name(name: &str) -> Option<((usize, Target), usize)> {
         "lora_B.weight" => 1,
         _ => return None,
     };
-    Some(((layer.parse().ok()?, target.parse().ok()?), half))
+    let number: usize = layer.parse().ok()?;
+    // One layer has one name.
+    (number.to_string() == layer).then_some(((number, target.parse().ok()?), half))
 }
 
 impl LoraInit for Adapter {
@@ -235,7 +237,7 @@ const MODE: &str = "mode";
 /// A file without prompts, or without their mode.
 pub fn prompt_spec(path: &Path) -> Result<PromptSpec> {
     let file = TensorFile::read(path)?;
-    let shape = file.tensors.get("prompts").map(Tensor::shape);
+    let shape = file.tensors.get("prompts").map(Tensor::shape).filter(|shape| shape.elements() > 0);
     let (count, sharing) = match shape.as_ref().map(Shape::dims) {
         Some(&[count, _]) => (count, PromptSharing::Shared),
         Some(&[_, count, _]) => (count, PromptSharing::PerLayer),
@@ -299,6 +301,7 @@ impl HeadFile {
         let mut file = TensorFile::read(path)?;
         let names = file.metadata.get("class_names");
         let names = names.and_then(|names| serde_json::from_str::<Vec<String>>(names).ok());
+        let names = names.filter(|names| !names.is_empty());
         let class_names = names
             .ok_or_else(|| TrainError::file(path, "has no class names in its metadata; save it again"))?;
         let classes = class_names.len();

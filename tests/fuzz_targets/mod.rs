@@ -67,7 +67,7 @@ fn check_config(config: &ClipConfig) {
     let check_tower = |tower: &TowerConfig| {
         assert!(tower.heads > 0 && tower.layers > 0 && tower.mlp > 0);
         assert!(tower.width > 0 && tower.width.is_multiple_of(tower.heads));
-        assert!(tower.norm_eps.is_finite() && tower.norm_eps as f32 > 0.0);
+        assert!(tower.norm_eps as f32 > 0.0 && tower.norm_eps <= 1.0);
     };
     check_tower(&config.vision.tower);
     check_tower(&config.text.tower);
@@ -119,9 +119,8 @@ pub fn adapter(data: &[u8]) -> bool {
         assert!((1..=1024).contains(&rank) && !adapter.spec.targets.is_empty());
         assert!((adapter.spec.alpha as f32).is_finite());
         if adapter.check(LAYERS, WIDTH).is_ok() {
-            for (layer, target) in
-                (0..LAYERS).flat_map(|l| adapter.spec.targets.clone().into_iter().map(move |t| (l, t)))
-            {
+            let targets = adapter.spec.targets.clone();
+            for (layer, target) in (0..LAYERS).flat_map(|layer| targets.iter().map(move |&t| (layer, t))) {
                 let (a, b) = adapter.start(layer, target, WIDTH, WIDTH);
                 assert_eq!([a.shape(), b.shape()], [[rank, WIDTH].into(), [WIDTH, rank].into()]);
             }
