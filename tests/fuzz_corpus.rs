@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 const MUTATIONS: usize = 3000;
 
 /// The most that reading one input may hold. The largest image that a small file is decoded to takes half of it.
-const MOST_BYTES: isize = 512 << 20;
+const MOST_BYTES: isize = 128 << 20;
 
 thread_local! {
     static HELD: Cell<isize> = const { Cell::new(0) };
