@@ -439,6 +439,7 @@ def image():
     write("image", "tiff_strips_2_31.tif", tiff_of(4, 4, bytes(16), offset=(273, 4, 2**31, 8), length=(279, 4, 2**31, 8)))
     write("image", "tiff_rows_0.tif", tiff_of(4, 4, bytes(16), rows=(278, 4, 1, 0)))
     write("image", "tiff_samples_65535.tif", tiff_of(4, 4, bytes(16), samples=(277, 3, 1, 65535)))
+    write("image", "tiff_tag_of_many_values.tif", tiff_of(4, 4, bytes(16), bits=(258, 3, 2**23 - 8, 8)))
     write("image", "tiff_tiles.tif", tiff_of(64, 64, bytes(64), tile_width=(322, 4, 1, 2**31), tile_height=(323, 4, 1, 2**31)))
     bomb = zlib.compress(bytes(4 << 20), 9)
     write("image", "tiff_zip_bomb.tif", tiff_of(16, 16, bomb, compression=(259, 3, 1, 8)))

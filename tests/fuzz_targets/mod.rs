@@ -21,8 +21,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// A target by its name, which is also that of its folder in fuzz/corpus.
-pub const ALL: [(&str, fn(&[u8]) -> bool); 7] = [
+/// Reads any bytes; true when something was handed out.
+pub type Target = fn(&[u8]) -> bool;
+
+/// The targets by their names, which are also those of their folders in fuzz/corpus.
+pub const ALL: [(&str, Target); 7] = [
     ("adapter", adapter),
     ("cache", cache),
     ("checkpoint", checkpoint),
