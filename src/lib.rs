@@ -12,6 +12,7 @@ pub mod check;
 pub mod clip;
 pub mod data;
 pub mod fetch;
+mod guard;
 pub mod objective;
 pub mod optim;
 pub mod progress;

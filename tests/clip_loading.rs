@@ -87,6 +87,8 @@ fn impossible_configurations_are_named_by_their_key() {
         (vision(json!({"hidden_act": "relu"})), "vision_config.hidden_act"),
         (vision(json!({"layer_norm_eps": 0.0})), "vision_config.layer_norm_eps"),
         (vision(json!({"layer_norm_eps": null})), "vision_config.layer_norm_eps"),
+        (vision(json!({"layer_norm_eps": 1e-50})), "vision_config.layer_norm_eps"),
+        (text(json!({"layer_norm_eps": 1.5})), "text_config.layer_norm_eps"),
         (vision(json!({"num_channels": 1})), "vision_config.num_channels"),
         (vision(json!({"image_size": 16})), "vision_config.patch_size"),
         (vision(json!({"image_size": [224, 336]})), "vision_config.image_size"),

@@ -117,11 +117,7 @@ fn content_decides_the_format_and_text_is_refused() {
 #[test]
 fn absurd_sizes_are_refused_before_anything_is_allocated() {
     // A PNG of 60,000 x 60,000 pixels: its header alone says so.
-    let mut png = std::fs::read(photo("rgb.png")).unwrap();
-    png[16..20].copy_from_slice(&60_000u32.to_be_bytes());
-    png[20..24].copy_from_slice(&60_000u32.to_be_bytes());
-    let crc = crc32(&png[12..29]);
-    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    let png = claimed_png(60_000, 60_000, 0);
     let error = decode_bytes(Path::new("bomb.png"), &png).unwrap_err();
     assert!(matches!(error, DataError::TooLarge { width: 60_000, .. }), "{error}");
 
@@ -132,6 +128,44 @@ fn absurd_sizes_are_refused_before_anything_is_allocated() {
     jpeg[frame + 7..frame + 9].copy_from_slice(&65_000u16.to_be_bytes());
     let error = decode_bytes(Path::new("bomb.jpg"), &jpeg).unwrap_err();
     assert!(error.to_string().contains("bomb.jpg: 65000 x 65000 pixels is over the limit"), "{error}");
+}
+
+/// A PNG that claims this size, with a header whose checksum is right; `tail` makes the file longer.
+fn claimed_png(width: u32, height: u32, tail: usize) -> Vec<u8> {
+    let mut png = std::fs::read(photo("rgb.png")).unwrap();
+    png[16..20].copy_from_slice(&width.to_be_bytes());
+    png[20..24].copy_from_slice(&height.to_be_bytes());
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    png.resize(png.len() + tail, 0);
+    png
+}
+
+#[test]
+fn sizes_that_no_photo_has_are_refused_before_anything_is_allocated() {
+    let message = |png: &[u8]| decode_bytes(Path::new("odd.png"), png).unwrap_err().to_string();
+    let bomb = claimed_png(5000, 5000, 0);
+    let expected = format!("odd.png: 5000 x 5000 pixels in {} bytes, which no photo has", bomb.len());
+    assert!(message(&bomb).starts_with(&expected), "{}", message(&bomb));
+    for (width, height) in [(65_536, 16), (16, 65_536)] {
+        let strip = message(&claimed_png(width, height, 0));
+        assert!(strip.contains("sides over 65535 are not read"), "{strip}");
+    }
+    // These sizes are decoded, and the pixels are found to be missing.
+    for png in [claimed_png(2048, 2048, 0), claimed_png(5000, 5000, 25_000), claimed_png(65_535, 16, 0)] {
+        let message = message(&png);
+        assert!(!message.contains("which no photo has") && !message.contains("are not read"), "{message}");
+    }
+}
+
+#[test]
+fn a_jpeg_of_endless_scans_is_refused() {
+    let jpeg = std::fs::read(photo("prog_444.jpg")).unwrap();
+    let last = jpeg.windows(2).rposition(|w| w == [0xff, 0xda]).unwrap();
+    let (start, scan) = (&jpeg[..last], &jpeg[last..jpeg.len() - 2]);
+    let scans = |n: usize| [start, &scan.repeat(n), &[0xff, 0xd9]].concat();
+    let error = decode_bytes(Path::new("scans.jpg"), &scans(501)).unwrap_err().to_string();
+    assert!(error.starts_with("scans.jpg: damaged or unsupported JPEG") && error.contains("scan"), "{error}");
 }
 
 fn crc32(bytes: &[u8]) -> u32 {

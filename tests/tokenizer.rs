@@ -221,3 +221,39 @@ fn unusable_files_are_named_in_one_line() {
         assert!(!message.contains('\n'), "{message}");
     }
 }
+
+#[test]
+fn tokenizers_that_do_without_bound_are_refused() {
+    type Edit = fn(&mut Value);
+    fn grow(content: &str, times: usize) -> Value {
+        let step = json!({"type": "Replace", "pattern": {"String": "a"}, "content": content});
+        json!({"type": "Sequence", "normalizers": vec![step; times]})
+    }
+    fn split(pattern: &str) -> Value {
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": true})
+    }
+    let level = || json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true});
+    let more: [(Edit, &str); 7] = [
+        (
+            |file| file["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="}),
+            "Sentence",
+        ),
+        (|file| file["model"]["type"] = json!("Unigram"), "not a tokenizer of byte pairs"),
+        (|file| file["normalizer"] = grow("aaaaaaa", 3), "its normalizer does more"),
+        (|file| file["normalizer"] = grow("", 8), "its normalizer does more"),
+        (|file| file["pre_tokenizer"] = split("a{999}"), "a counted repetition"),
+        (|file| file["pre_tokenizer"] = split(&"a|".repeat(129)), "more than 256 bytes"),
+        (|file| file["decoder"] = split("(?=a{2,})"), "a counted repetition"),
+    ];
+    for (edit, problem) in more {
+        let message = ClipTokenizer::load(one_file(edit).path(), &text_config()).err().unwrap().to_string();
+        assert!(message.contains(problem) && !message.contains('\n'), "{problem}: {message}");
+    }
+    let fewer = one_file(|file| file["normalizer"] = grow("aaaaaaa", 2));
+    assert_eq!(load(fewer.path()).encode_batch(&["a".to_owned()]).unwrap().rows, 1);
+    let levels = |file: &mut Value| {
+        file["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": vec![level(); 16]});
+    };
+    let message = ClipTokenizer::load(one_file(levels).path(), &text_config()).err().unwrap().to_string();
+    assert!(message.contains("its pre_tokenizer does more"), "{message}");
+}

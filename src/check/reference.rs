@@ -180,8 +180,8 @@ impl Reference {
     fn tensor(&self, name: &str) -> Result<Tensor> {
         let file = SafeTensors::deserialize(&self.bytes).map_err(|e| self.problem(e.to_string()))?;
         let view = file.tensor(name).map_err(|_| self.problem(format!("tensor {name} is missing")))?;
-        let shape = Shape::try_from(view.shape())
-            .map_err(|rank| self.problem(format!("tensor {name} has {rank} dimensions")))?;
+        let shape =
+            Shape::try_from(view.shape()).map_err(|e| self.problem(format!("tensor {name} has {e}")))?;
         let dtype = match view.dtype() {
             Dtype::F32 => DType::F32,
             Dtype::F64 => DType::F64,

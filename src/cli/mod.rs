@@ -106,7 +106,7 @@ pub fn run() -> ExitCode {
     match cli.log.level().map_err(Error::from).and_then(|level| cli.command.run(level)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", printable(&error.to_string()));
             exit_code(&error)
         }
     }
@@ -133,9 +133,27 @@ impl Command {
     }
 }
 
+/// The text with control characters as escapes. A file may have put them into a name, and a terminal would obey.
+fn printable(text: &str) -> String {
+    let mut printable = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }
+    }
+    printable
+}
+
 fn exit_code(error: &Error) -> ExitCode {
     match error.downcast_ref::<TrainError>() {
         Some(TrainError::Setting(_)) => ExitCode::from(2),
         _ => ExitCode::FAILURE,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_terminal_has_nothing_to_obey_in_an_error() {
+        let text = "tensor a\n\u{1b}[2J\u{9b}31m é 猫 is missing";
+        assert_eq!(super::printable(text), "tensor a\\n\\u{1b}[2J\\u{9b}31m é 猫 is missing");
     }
 }

@@ -208,8 +208,10 @@ fn tower(section: &Section<'_>, default: &TowerConfig) -> Result<TowerConfig, Cl
         let problem = format!("is {}, which does not divide hidden_size {}", tower.heads, tower.width);
         return Err(section.error("num_attention_heads", problem));
     }
-    if tower.norm_eps <= 0.0 {
-        return Err(section.error("layer_norm_eps", "must be above 0 (CLIP uses 1e-5)"));
+    // It is added in f32.
+    if tower.norm_eps as f32 <= 0.0 || tower.norm_eps > 1.0 {
+        let problem = format!("is {}; a number above 0, up to 1, is needed (CLIP uses 1e-5)", tower.norm_eps);
+        return Err(section.error("layer_norm_eps", problem));
     }
     Ok(tower)
 }

@@ -12,6 +12,7 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use super::ClipError;
 use super::config::TextConfig;
+use crate::guard::guarded;
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
@@ -45,13 +46,12 @@ impl ClipTokenizer {
     /// Reads the tokenizer in `dir` for the text tower `config`. Padding and truncation stored in the
     /// files are ignored: texts are cut to the tower's `max_tokens`.
     pub fn load(dir: &Path, config: &TextConfig) -> Result<Self, ClipError> {
-        let (path, mut tokenizer) = read(dir)?;
+        let (path, description) = read(dir)?;
         let wrong = |problem: String| ClipError::Tokenizer { path: path.clone(), problem };
-        let truncation = TruncationParams { max_length: config.max_tokens, ..Default::default() };
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(Some(truncation)).map_err(|e| wrong(e.to_string()))?;
-        let frame = tokenizer.encode("", true).map_err(|e| wrong(e.to_string()))?;
-        let &[_, eos] = frame.get_ids() else {
+        check_description(&description).map_err(wrong)?;
+        let built = guarded(|| build(&description, config.max_tokens));
+        let (tokenizer, frame) = built.unwrap_or_else(|| Err(MALFORMED.to_owned())).map_err(wrong)?;
+        let [_, eos] = frame[..] else {
             return Err(wrong("does not put one start and one end token around a text".into()));
         };
         if config.eos != TextConfig::LEGACY_EOS && config.eos != eos {
@@ -82,7 +82,8 @@ impl ClipTokenizer {
 
     fn encode(&self, text: &str) -> Result<Vec<u32>, ClipError> {
         let failed = |problem| ClipError::Encode { text: text.to_string(), problem };
-        let encoding = self.tokenizer.encode_fast(text, true).map_err(|e| failed(e.to_string()))?;
+        let encoding = guarded(|| self.tokenizer.encode_fast(text, true).map_err(|e| one_line(&e)));
+        let encoding = encoding.unwrap_or_else(|| Err(MALFORMED.to_owned())).map_err(failed)?;
         match encoding.get_ids().iter().find(|&&id| id as usize >= self.config.vocabulary) {
             Some(id) => {
                 Err(failed(format!("has token {id}, the model knows {} tokens", self.config.vocabulary)))
@@ -92,22 +93,89 @@ impl ClipTokenizer {
     }
 }
 
-/// The tokenizer of `dir`, and the file that errors should name.
-fn read(dir: &Path) -> Result<(PathBuf, Tokenizer), ClipError> {
+const MALFORMED: &str = "a malformed tokenizer";
+
+/// The tokenizer, and the ids that it puts around an empty text; the error is what is wrong with it.
+fn build(description: &str, max_length: usize) -> Result<(Tokenizer, Vec<u32>), String> {
+    let unusable = |e: tokenizers::Error| format!("not a usable tokenizer ({})", one_line(&e));
+    let mut tokenizer = Tokenizer::from_bytes(description).map_err(unusable)?;
+    tokenizer.with_padding(None);
+    let truncation = TruncationParams { max_length, ..Default::default() };
+    tokenizer.with_truncation(Some(truncation)).map_err(|e| one_line(&e))?;
+    let frame = tokenizer.encode("", true).map_err(|e| one_line(&e))?.get_ids().to_vec();
+    Ok((tokenizer, frame))
+}
+
+fn one_line(error: &tokenizers::Error) -> String {
+    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Bounds on what a `tokenizer.json` may have done to a text, far above what CLIP's own does (three
+/// normalizers, two pre-tokenizers, patterns of a hundred bytes). The steps run one after the other, so their
+/// growth multiplies.
+mod limit {
+    /// Objects in the description of the steps.
+    pub const OBJECTS: usize = 16;
+    /// How often longer a text may get by replacements.
+    pub const GROWTH: usize = 64;
+    pub const PATTERN_BYTES: usize = 256;
+}
+
+/// Refuses a `tokenizer.json` that takes unbounded memory or time to compile or to apply. Backtracking has a
+/// bound of its own in the engine of the regular expressions.
+fn check_description(text: &str) -> Result<(), String> {
+    let root: Value = serde_json::from_str(text).map_err(|e| format!("not a usable tokenizer ({e})"))?;
+    if !matches!(root["model"]["type"].as_str(), None | Some("BPE")) || !root["model"]["merges"].is_array() {
+        return Err("not a tokenizer of byte pairs, as CLIP's is".to_owned());
+    }
+    for part in ["normalizer", "pre_tokenizer", "post_processor", "decoder"] {
+        let (mut objects, mut growth) = (0, 1usize);
+        let mut rest = vec![&root[part]];
+        while let Some(value) = rest.pop() {
+            rest.extend(value.as_array().into_iter().flatten());
+            let Some(object) = value.as_object() else { continue };
+            rest.extend(object.values());
+            objects += 1;
+            let content = object.get("content").and_then(Value::as_str).map_or(0, str::len);
+            growth = growth.saturating_mul(1 + content);
+            // Its lengths are believed when it is unpacked.
+            if object.contains_key("precompiled_charsmap") {
+                return Err("has a table of SentencePiece's, which CLIP does not use".to_owned());
+            }
+            if let Some(pattern) = object.get("Regex").and_then(Value::as_str) {
+                check_pattern(pattern)?;
+            }
+        }
+        let applied = matches!(part, "normalizer" | "pre_tokenizer");
+        if applied && (objects > limit::OBJECTS || growth > limit::GROWTH) {
+            return Err(format!("its {part} does more to a text than a CLIP tokenizer does"));
+        }
+    }
+    Ok(())
+}
+
+/// A counted repetition makes a short pattern a large one.
+fn check_pattern(pattern: &str) -> Result<(), String> {
+    let counted = pattern.as_bytes().windows(2).any(|pair| pair[0] == b'{' && pair[1].is_ascii_digit());
+    if counted || pattern.len() > limit::PATTERN_BYTES {
+        let most = limit::PATTERN_BYTES;
+        return Err(format!("has a pattern with a counted repetition or of more than {most} bytes"));
+    }
+    Ok(())
+}
+
+/// The description of the tokenizer of `dir`, and the file that errors should name.
+fn read(dir: &Path) -> Result<(PathBuf, String), ClipError> {
     let (whole, vocabulary, merges) =
         (dir.join("tokenizer.json"), dir.join("vocab.json"), dir.join("merges.txt"));
-    let (path, description) = if whole.exists() {
+    if whole.exists() {
         let text = read_text(&whole)?;
-        (whole, text)
+        Ok((whole, text))
     } else if vocabulary.exists() && merges.exists() {
         let description = describe(&vocabulary, &merges)?;
-        (vocabulary, description)
+        Ok((vocabulary, description))
     } else {
-        return Err(ClipError::NoTokenizer { dir: dir.to_path_buf() });
-    };
-    match Tokenizer::from_bytes(description) {
-        Ok(tokenizer) => Ok((path, tokenizer)),
-        Err(e) => Err(ClipError::Tokenizer { path, problem: format!("not a usable tokenizer ({e})") }),
+        Err(ClipError::NoTokenizer { dir: dir.to_path_buf() })
     }
 }
 

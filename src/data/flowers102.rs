@@ -1,7 +1,7 @@
 //! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
 
 use super::source::{Item, Source, SourceKind};
-use super::{DataError, mat};
+use super::{DataError, Split, mat};
 use std::path::{Path, PathBuf};
 
 /// Class names in the order of the official labels: entry i names label i + 1.
@@ -143,21 +143,32 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Source, DataError> {
         }
     }
     let labels = labels(&files.labels)?;
-    let items = |name| split(files, name, &labels);
+    let splits = mat::read(&files.splits)?;
+    let items = |split| items(files, split, &splits, &labels);
     Ok(Source {
         root: root.to_path_buf(),
         kind: SourceKind::Flowers102,
         class_names: CLASS_NAMES.map(str::to_owned).to_vec(),
-        train: items("trnid")?,
-        val: items("valid")?,
-        test: items("tstid")?,
+        train: items(Split::Train)?,
+        val: items(Split::Val)?,
+        test: items(Split::Test)?,
     })
 }
 
 /// The label of every photo, counted from 0.
 fn labels(path: &Path) -> Result<Vec<u32>, DataError> {
+    parse_labels(path, &mat::read(path)?)
+}
+
+/// The label of every photo, counted from 0, in the contents of `imagelabels.mat`; `path` is for messages
+/// only.
+///
+/// # Errors
+/// Contents that are no MATLAB 5 file with such labels.
+pub fn parse_labels(path: &Path, bytes: &[u8]) -> Result<Vec<u32>, DataError> {
     let wrong = |reason| DataError::MatFile { path: path.to_path_buf(), reason };
-    mat::read_array(path, "labels")?
+    mat::find_array(bytes, "labels")
+        .map_err(wrong)?
         .into_iter()
         .enumerate()
         .map(|(i, value)| match one_based(value, CLASS_NAMES.len()) {
@@ -167,20 +178,34 @@ fn labels(path: &Path) -> Result<Vec<u32>, DataError> {
         .collect()
 }
 
-/// The photos of one split, in the order of their numbers.
-fn split(files: &Files, name: &str, labels: &[u32]) -> Result<Vec<Item>, DataError> {
-    let wrong = |reason| DataError::MatFile { path: files.splits.clone(), reason };
-    let mut numbers = Vec::new();
-    for value in mat::read_array(&files.splits, name)? {
-        let index = one_based(value, labels.len())
-            .ok_or_else(|| wrong(format!("{name} names photo {value}, there are {}", labels.len())))?;
-        numbers.push(index);
+/// The photos of `split` out of `photos`, counted from 0 and sorted, in the contents of `setid.mat`; `path`
+/// is for messages only.
+///
+/// # Errors
+/// Contents that are no MATLAB 5 file with such a split, or name a photo that there is not.
+pub fn parse_split(path: &Path, bytes: &[u8], split: Split, photos: usize) -> Result<Vec<usize>, DataError> {
+    let name = match split {
+        Split::Train => "trnid",
+        Split::Val => "valid",
+        Split::Test => "tstid",
+    };
+    let wrong = |reason| DataError::MatFile { path: path.to_path_buf(), reason };
+    let mut indices = Vec::new();
+    for value in mat::find_array(bytes, name).map_err(wrong)? {
+        let index = one_based(value, photos)
+            .ok_or_else(|| wrong(format!("{name} names photo {value}, there are {photos}")))?;
+        indices.push(index);
     }
-    if numbers.is_empty() {
+    if indices.is_empty() {
         return Err(wrong(format!("{name} is empty")));
     }
-    numbers.sort_unstable();
-    numbers
+    indices.sort_unstable();
+    Ok(indices)
+}
+
+/// The photos of one split, in the order of their numbers.
+fn items(files: &Files, split: Split, splits: &[u8], labels: &[u32]) -> Result<Vec<Item>, DataError> {
+    parse_split(&files.splits, splits, split, labels.len())?
         .into_iter()
         .map(|index| {
             let number = index + 1;

@@ -7,11 +7,13 @@
 
 use super::DataError;
 use flate2::read::ZlibDecoder;
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// More than any list of labels inflates to; keeps a damaged file from filling the memory.
-const MAX_INFLATED: u64 = 64 << 20;
+/// More bytes than any list of labels takes, in the file or inflated; keeps a damaged file from filling the
+/// memory.
+const MAX_BYTES: u64 = 4 << 20;
 
 // Element types.
 const INT8: u32 = 1;
@@ -27,27 +29,40 @@ const UINT64: u32 = 13;
 const MATRIX: u32 = 14;
 const COMPRESSED: u32 = 15;
 
-/// The values of the numeric array `name`, in the file's (column-major) order, whatever their type.
+/// The bytes of the file at `path`.
 ///
 /// # Errors
-/// A file that cannot be read, is not MATLAB 5, is damaged, or has no numeric array of that name.
-pub(super) fn read_array(path: &Path, name: &str) -> Result<Vec<f64>, DataError> {
-    let bytes = std::fs::read(path).map_err(DataError::io(path, "read the file"))?;
-    find_array(&bytes, name).map_err(|reason| DataError::MatFile { path: path.to_path_buf(), reason })
+/// A file that cannot be read, or is larger than any list of labels.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+    let io = |source| DataError::io(path, "read the file")(source);
+    let mut bytes = Vec::new();
+    File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let reason = "the file is larger than any label list".to_owned();
+        return Err(DataError::MatFile { path: path.to_path_buf(), reason });
+    }
+    Ok(bytes)
 }
 
-fn find_array(bytes: &[u8], name: &str) -> Result<Vec<f64>, String> {
+/// The values of the numeric array `name` in the contents of a file, in the file's (column-major) order,
+/// whatever their type.
+///
+/// # Errors
+/// Contents that are not MATLAB 5, are damaged, or hold no numeric array of that name: what is wrong.
+pub(super) fn find_array(bytes: &[u8], name: &str) -> Result<Vec<f64>, String> {
     let order = match bytes.get(124..128) {
         Some([0, 1, b'I', b'M']) => Order::Little,
         Some([1, 0, b'M', b'I']) => Order::Big,
         _ => return Err("not a MATLAB 5 file".to_owned()),
     };
     let mut reader = Elements { bytes: &bytes[128..], order };
+    let mut left = MAX_BYTES;
     while let Some((kind, data)) = reader.next_element()? {
         let inflated;
         let (kind, data) = match kind {
             COMPRESSED => {
-                inflated = inflate(data)?;
+                inflated = inflate(data, left)?;
+                left -= inflated.len() as u64;
                 let mut inner = Elements { bytes: &inflated, order };
                 inner.next_element()?.ok_or("a compressed variable is empty")?
             }
@@ -62,14 +77,13 @@ fn find_array(bytes: &[u8], name: &str) -> Result<Vec<f64>, String> {
     Err(format!("there is no variable {name:?} in it"))
 }
 
-fn inflate(data: &[u8]) -> Result<Vec<u8>, String> {
+/// Inflates to no more than `most` bytes.
+fn inflate(data: &[u8], most: u64) -> Result<Vec<u8>, String> {
     let mut out = Vec::new();
-    let read = ZlibDecoder::new(data).take(MAX_INFLATED + 1).read_to_end(&mut out);
+    let read = ZlibDecoder::new(data).take(most + 1).read_to_end(&mut out);
     match read {
         Err(e) => Err(format!("its compressed data is damaged ({e})")),
-        Ok(n) if n as u64 > MAX_INFLATED => {
-            Err("its compressed data is larger than any label list".to_owned())
-        }
+        Ok(n) if n as u64 > most => Err("its compressed data is larger than any label list".to_owned()),
         Ok(_) => Ok(out),
     }
 }
@@ -165,4 +179,44 @@ fn read_as<const N: usize>(data: &[u8], convert: impl Fn([u8; N]) -> f64) -> Res
         return Err("a variable ends in the middle of a number".to_owned());
     }
     Ok(chunks.iter().map(|&bytes| convert(bytes)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::{Compression, write::ZlibEncoder};
+    use std::io::Write;
+
+    /// A file of `parts` variables, each of `bytes` zeros and compressed.
+    fn file(parts: usize, bytes: usize) -> Vec<u8> {
+        let mut zlib = ZlibEncoder::new(Vec::new(), Compression::best());
+        zlib.write_all(&INT8.to_le_bytes()).unwrap();
+        zlib.write_all(&(bytes as u32 - 8).to_le_bytes()).unwrap();
+        zlib.write_all(&vec![0; bytes - 8]).unwrap();
+        let zlib = zlib.finish().unwrap();
+        let element =
+            [&COMPRESSED.to_le_bytes(), &(zlib.len() as u32).to_le_bytes(), zlib.as_slice()].concat();
+        [[0; 124].as_slice(), &[0, 1, b'I', b'M'], &element.repeat(parts)].concat()
+    }
+
+    #[test]
+    fn all_compressed_variables_together_have_a_limit() {
+        let most = MAX_BYTES as usize;
+        for (parts, bytes) in [(1, most), (4, most / 4)] {
+            assert_eq!(find_array(&file(parts, bytes), "x").unwrap_err(), "there is no variable \"x\" in it");
+        }
+        for (parts, bytes) in [(1, most + 8), (5, most / 4), (1, 16 * most)] {
+            let problem = find_array(&file(parts, bytes), "x").unwrap_err();
+            assert!(problem.contains("larger than any label list"), "{parts} of {bytes}: {problem}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_any_length_is_read_up_to_the_limit() {
+        let long = tempfile::NamedTempFile::new().unwrap();
+        long.as_file().set_len(MAX_BYTES).unwrap();
+        assert_eq!(read(long.path()).unwrap().len() as u64, MAX_BYTES);
+        long.as_file().set_len(MAX_BYTES + 1).unwrap();
+        assert!(read(long.path()).unwrap_err().to_string().contains("larger than any label list"));
+    }
 }

@@ -7,7 +7,7 @@ mod dtype;
 mod shape;
 
 pub use dtype::{DType, Element};
-pub use shape::Shape;
+pub use shape::{Shape, ShapeError};
 
 use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;

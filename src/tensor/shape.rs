@@ -1,5 +1,7 @@
 //! Shapes.
 
+use thiserror::Error;
+
 /// The extents of a tensor, outermost first; up to five of them, none on the heap.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
@@ -52,14 +54,26 @@ impl<const N: usize> From<[usize; N]> for Shape {
     }
 }
 
-impl TryFrom<&[usize]> for Shape {
-    type Error = usize;
+/// Extents that make no [`Shape`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum ShapeError {
+    #[error("{0} dimensions, more than the {max} that are supported", max = Shape::MAX_RANK)]
+    Rank(usize),
+    /// Even with extents of 0 taken as 1, so that the elements of a row can be counted too.
+    #[error("more elements than can be counted")]
+    Overflow,
+}
 
-    /// The error is the rank that was too high.
-    fn try_from(extents: &[usize]) -> Result<Shape, usize> {
+impl TryFrom<&[usize]> for Shape {
+    type Error = ShapeError;
+
+    fn try_from(extents: &[usize]) -> Result<Shape, ShapeError> {
         if extents.len() > Shape::MAX_RANK {
-            return Err(extents.len());
+            return Err(ShapeError::Rank(extents.len()));
         }
+        // Eight bytes an element is the most that any type takes.
+        let bytes = extents.iter().try_fold(8usize, |product, &n| product.checked_mul(n.max(1)));
+        bytes.ok_or(ShapeError::Overflow)?;
         let mut dims = [0; Shape::MAX_RANK];
         dims[..extents.len()].copy_from_slice(extents);
         Ok(Shape { dims, rank: extents.len() })
@@ -75,5 +89,20 @@ impl std::fmt::Display for Shape {
 impl std::fmt::Debug for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extents_from_files_are_counted_before_they_are_a_shape() {
+        assert_eq!(Shape::try_from([2, 0, 3].as_slice()), Ok(Shape::from([2, 0, 3])));
+        assert_eq!(Shape::try_from([1; 6].as_slice()), Err(ShapeError::Rank(6)));
+        for extents in [[1 << 32, 1 << 32], [0, usize::MAX], [1 << 30, 1 << 31]] {
+            assert_eq!(Shape::try_from(extents.as_slice()), Err(ShapeError::Overflow), "{extents:?}");
+        }
+        assert!(Shape::try_from([1 << 30, 1 << 30].as_slice()).is_ok());
     }
 }

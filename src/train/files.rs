@@ -143,8 +143,7 @@ impl TensorFile {
                 Dtype::BF16 => DType::BF16,
                 other => return Err(wrong(format!("tensor {name} holds {other:?}"))),
             };
-            let shape = Shape::try_from(view.shape())
-                .map_err(|rank| wrong(format!("tensor {name} has {rank} dimensions")))?;
+            let shape = Shape::try_from(view.shape()).map_err(|e| wrong(format!("tensor {name} has {e}")))?;
             let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
             tensors.insert(name, View::new(shape, dtype, view.data())?.to_tensor(wide)?);
         }

@@ -275,7 +275,8 @@ fn rank(name: &str, value: &Value) -> Result<usize, String> {
 }
 
 fn alpha(name: &str, value: &Value) -> Result<f64, String> {
-    value.as_f64().ok_or_else(|| format!("{name} is {value}, not a number; correct it"))
+    let number = value.as_f64().filter(|&alpha| (alpha as f32).is_finite());
+    number.ok_or_else(|| format!("{name} is {value}, not a number that f32 holds; correct it"))
 }
 
 /// A mapping from layers to values.

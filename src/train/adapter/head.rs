@@ -35,6 +35,7 @@ impl HeadFile {
         let mut file = TensorFile::read(path)?;
         let names = file.metadata.get("class_names");
         let names = names.and_then(|names| serde_json::from_str::<Vec<String>>(names).ok());
+        let names = names.filter(|names| !names.is_empty());
         let class_names = names
             .ok_or_else(|| TrainError::file(path, "has no class names in its metadata; save it again"))?;
         let classes = class_names.len();

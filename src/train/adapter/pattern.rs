@@ -7,7 +7,10 @@ use serde_json::Value;
 const BACKTRACK_LIMIT: usize = 100_000;
 
 /// The longest expression that is read.
-const MAX_LENGTH: usize = 16_384;
+const MAX_LENGTH: usize = 2048;
+
+/// Bytes that a part of an expression may take once it is compiled: repetitions can make much of little.
+const COMPILED_LIMIT: usize = 1 << 20;
 
 /// A regular expression of Python's kind.
 #[derive(Debug)]
@@ -37,7 +40,10 @@ impl Pattern {
                 text.len()
             ));
         }
-        let built = RegexBuilder::new(whole).backtrack_limit(BACKTRACK_LIMIT).build();
+        let built = RegexBuilder::new(whole)
+            .backtrack_limit(BACKTRACK_LIMIT)
+            .delegate_size_limit(COMPILED_LIMIT)
+            .build();
         built.map(Pattern).map_err(|e| unusable(one_line(&e.to_string())))
     }
 

@@ -34,7 +34,7 @@ const MODE: &str = "mode";
 /// A file without prompts, or without their mode.
 pub fn prompt_spec(path: &Path) -> Result<PromptSpec> {
     let file = TensorFile::read(path)?;
-    let shape = file.tensors.get("prompts").map(Tensor::shape);
+    let shape = file.tensors.get("prompts").map(Tensor::shape).filter(|shape| shape.elements() > 0);
     let (count, sharing) = match shape.as_ref().map(Shape::dims) {
         Some(&[count, _]) => (count, PromptSharing::Shared),
         Some(&[_, count, _]) => (count, PromptSharing::PerLayer),
