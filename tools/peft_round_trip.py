@@ -110,6 +110,7 @@ def full_size_model(to: Path) -> None:
     lines = (ROOT / "tests/fixtures/tokenizer/merges.txt").read_text(encoding="utf-8").splitlines()[1:]
     merges = [tuple(line.split()) for line in lines if line]
     CLIPTokenizer(vocab=vocabulary(merges), merges=merges).save_pretrained(to)
+    CLIPImageProcessorPil().save_pretrained(to)
 
 
 def pixels_of(images: Path, model: Path) -> torch.Tensor:

@@ -77,7 +77,8 @@ mod tests {
         assert_eq!(plain, Some(Published { test_top1: [0.665, 0.665], val_top1: None }));
         assert_eq!(own, Some(Published { test_top1: [0.912, 0.9205], val_top1: Some(0.9176) }));
         for recipe in Recipe::ALL {
-            assert!(published_of(&run("run", recipe, 1, 0.9))[1].is_some(), "{recipe}");
+            let published = published_of(&run("run", recipe, 1, 0.9));
+            assert_eq!(published[1].is_some(), recipe != Recipe::ClipLora, "{recipe}");
         }
         // Folders in their own order, with underscores.
         let mut folders = lora.clone();
