@@ -8,13 +8,15 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 13] = [
     "prep",
     "train",
     "compare",
     "eval",
     "zero-shot",
+    "predict",
     "embed",
+    "export",
     "check",
     "bench",
     "doctor",
