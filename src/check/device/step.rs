@@ -7,7 +7,7 @@ use super::{Checker, Pair, Result};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
 use crate::check::Row;
-use crate::check::step::{TinySizes, TinyStep, techniques};
+use crate::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use crate::objective::MixOn;
 use crate::optim::{Rate, Rates};
 use crate::tensor::{DType, Shape, Tensor};
@@ -37,8 +37,15 @@ fn bounds(dtype: DType) -> (f64, f64) {
 const CANCELLING: (&str, &str) = ("prompts replaced, LoRA", "layers.1.q_proj.lora_A");
 const CANCELLING_BOUND: f64 = 1.2e-1;
 
-/// The bound for the gradient of one part.
+/// The bound for the gradient of one part. What reaches the text tower is small: of the gradient of the class
+/// features only the part across them is left. The error there is rounding too: eight times as large in bf16 as
+/// in f16, as their roundings are, and in f32 within the bound of all.
 fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
+    match dtype {
+        DType::F16 if part.starts_with("text.") => return 2.5e-2,
+        DType::BF16 if part.starts_with("text.") => return 2e-1,
+        _ => {}
+    }
     if dtype == DType::BF16 && (technique, part) == CANCELLING { CANCELLING_BOUND } else { bounds(dtype).0 }
 }
 
@@ -48,7 +55,8 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let odd = TinyStep { activation: Activation::Gelu, targets, ..TinyStep::new(TinySizes::ODD, 3) };
     variant(c, "odd sizes", &odd)?;
     // Every technique once, in turn at even and at odd sizes; two layers are as many as any of them needs.
-    let (even, odd) = (techniques(TinySizes::EVEN, 2), techniques(TinySizes::ODD, 2));
+    let of = |sizes| [techniques(sizes, 2), adapter_techniques(sizes, 2)].concat();
+    let (even, odd) = (of(TinySizes::EVEN), of(TinySizes::ODD));
     for (index, ((name, even), (_, odd))) in even.iter().zip(&odd).enumerate() {
         let mut tiny = if index % 2 == 0 { even.clone() } else { odd.clone() };
         // At these sizes some anchors have a loss and some have none.
