@@ -521,18 +521,9 @@ impl<B: Backend> TextTower<B> {
                 self.forward_part(backend, lora, dropout, a, index)?;
             }
             self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
-            if last > 0 {
-                let place = if index == last {
-                    Place::First
-                } else if index > 0 {
-                    Place::Middle
-                } else {
-                    Place::Last
-                };
-                let gradients =
-                    lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
-                add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
-            }
+            let gradients = lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+            let place = Place::of(last - index, a.parts.len());
+            add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
         }
         Ok(())
     }

@@ -208,7 +208,8 @@ impl<B: Backend> Draw<B> {
     }
 }
 
-/// The frozen towers with what is trained on them. All memory is allocated by [`Learner::new`].
+/// The frozen towers with what is trained on them. All memory is allocated by [`Learner::new`]
+/// and [`Learner::with_text_tower`].
 pub struct Learner<B: Backend> {
     backend: B,
     tower: Arc<VisionTower<B>>,
