@@ -114,7 +114,7 @@ def against_differences(settings: Settings, entries: int = 3) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=[s for s in SIZES if s != "full"], default="odd")
+    parser.add_argument("--size", choices=[name for name, size in SIZES.items() if not size.published], default="odd")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     # The steps that clip and accumulate are AdamW's: one pass has no part in them.

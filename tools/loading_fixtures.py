@@ -114,12 +114,43 @@ def openai_style_config() -> dict:
             "vision_config": vision, "vision_config_dict": None, "torch_dtype": "float32", "transformers_version": None}
 
 
+# Sizes of published checkpoints: activation, then of the vision tower width, MLP, blocks, heads, image and patch,
+# of the text tower width, MLP, blocks and heads, and the features.
+PUBLISHED = {
+    "openai/clip-vit-base-patch16": ("quick_gelu", (768, 3072, 12, 12, 224, 16), (512, 2048, 12, 8), 512),
+    "openai/clip-vit-large-patch14": ("quick_gelu", (1024, 4096, 24, 16, 224, 14), (768, 3072, 12, 12), 768),
+    "openai/clip-vit-large-patch14-336": ("quick_gelu", (1024, 4096, 24, 16, 336, 14), (768, 3072, 12, 12), 768),
+    "laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ("gelu", (768, 3072, 12, 12, 224, 32), (512, 2048, 12, 8), 512),
+    "laion/CLIP-ViT-B-16-laion2B-s34B-b88K": ("gelu", (768, 3072, 12, 12, 224, 16), (512, 2048, 12, 8), 512),
+    "laion/CLIP-ViT-L-14-laion2B-s32B-b82K": ("gelu", (1024, 4096, 24, 16, 224, 14), (768, 3072, 12, 12), 768),
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K": ("gelu", (1280, 5120, 32, 16, 224, 14), (1024, 4096, 24, 16), 1024),
+    "laion/CLIP-ViT-g-14-laion2B-s12B-b42K": ("gelu", (1408, 6144, 40, 16, 224, 14), (1024, 4096, 24, 16), 1024),
+    "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k": ("gelu", (1664, 8192, 48, 16, 224, 14), (1280, 5120, 32, 20), 1280),
+}
+
+
+def published_config(activation: str, vision: tuple, text: tuple, projection: int) -> dict:
+    """A file of the kind that those checkpoints carry, every size spelt out."""
+    config = openai_style_config()
+    tower = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config["text_config"].update(zip(tower, text), hidden_act=activation, projection_dim=projection)
+    config["vision_config"].update(zip((*tower, "image_size", "patch_size"), vision), hidden_act=activation,
+                                   projection_dim=projection)
+    config["projection_dim"] = projection
+    if activation == "gelu":
+        # LAION's carry both spellings of each tower, with equal values.
+        for side in ("text_config", "vision_config"):
+            config[f"{side}_dict"] = copy.deepcopy(config[side])
+    return config
+
+
 def config_files() -> dict[str, dict]:
     large = {"model_type": "clip", "projection_dim": 768,
              "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12,
                              "projection_dim": 768},
              "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16,
                                "num_hidden_layers": 24, "patch_size": 14, "image_size": 336, "projection_dim": 768}}
+    published = {name: published_config(*sizes) for name, sizes in PUBLISHED.items()}
     merged = copy.deepcopy(openai_style_config())
     merged["text_config_dict"] = {"hidden_size": 1024, "num_attention_heads": 16, "hidden_act": "gelu"}
     merged["vision_config_dict"] = {"num_hidden_layers": 4}
@@ -135,6 +166,7 @@ def config_files() -> dict[str, dict]:
                        "vision_config": {"hidden_act": "gelu", "layer_norm_eps": 1e-6}, "logit_scale_init_value": 2},
         "indivisible": {"model_type": "clip", "vision_config": {"image_size": 225, "patch_size": [14, 14]}},
         "saved-now": CLIPConfig(vision_config={"patch_size": 16}).to_dict(),
+        **published,
     }
 
 
@@ -154,9 +186,18 @@ def resolve(values: dict) -> dict:
                      "bos": text.bos_token_id, "eos": text.eos_token_id}}
 
 
+def parameters(values: dict) -> int:
+    """Numbers in the weights of such a model."""
+    with torch.device("meta"):
+        return CLIPModel(CLIPConfig.from_dict(copy.deepcopy(values))).num_parameters()
+
+
 def config_fixtures(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     cases = [{"name": n, "config": c, "resolved": resolve(c)} for n, c in config_files().items()]
+    for case in cases:
+        if case["name"] in PUBLISHED:
+            case["parameters"] = parameters(case["config"])
     (out / "cases.json").write_text(json.dumps(cases, indent=1))
 
 

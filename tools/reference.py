@@ -70,6 +70,8 @@ class Size:
     batch: int
     batches: int
     prompts: int
+    # A published checkpoint's: weights as transformers draws them, and files too large to keep.
+    published: bool = False
 
 
 SIZES = {
@@ -93,7 +95,21 @@ SIZES = {
         text=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                   hidden_act="gelu", vocab_size=120, max_position_embeddings=16, bos_token_id=0, eos_token_id=2),
         projection=24, classes=4, batch=6, batches=2, prompts=4),
-    "full": Size(vision={}, text={}, projection=512, classes=102, batch=8, batches=1, prompts=16),
+    # ViT-B/32, B/16, L/14, and LAION's H/14 with its exact GELU and heads of 80.
+    "full": Size(vision={}, text={}, projection=512, classes=102, batch=8, batches=1, prompts=16, published=True),
+    "b16": Size(vision=dict(patch_size=16), text={}, projection=512, classes=10, batch=4, batches=1, prompts=16,
+                published=True),
+    "l14": Size(
+        vision=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                    patch_size=14),
+        text=dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12),
+        projection=768, classes=10, batch=4, batches=1, prompts=16, published=True),
+    "h14": Size(
+        vision=dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16,
+                    patch_size=14, hidden_act="gelu"),
+        text=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+                  hidden_act="gelu"),
+        projection=1024, classes=10, batch=2, batches=1, prompts=16, published=True),
 }
 
 
@@ -214,7 +230,7 @@ def build_model(settings: Settings) -> CLIPModel:
             p.add_(0.05 * torch.randn(p.shape, generator=rng))
         elif "norm" in name:
             p.add_(0.1 * torch.randn(p.shape, generator=rng))
-        elif settings.size != "full" and p.dim() > 0:
+        elif not settings.sizes.published and p.dim() > 0:
             p.mul_(1.5)  # livelier activations where few layers build them up
     return model.eval()
 
@@ -565,7 +581,7 @@ def write(settings: Settings, out: Path, name: str, keep_hidden: bool | None = N
     model = build_model(settings)
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
-    tensors = reference(model, settings, settings.size != "full" if keep_hidden is None else keep_hidden)
+    tensors = reference(model, settings, not settings.sizes.published if keep_hidden is None else keep_hidden)
     for start in ("", "warm.") if settings.clip_grad_norm else ():
         norms = tensors[f"{start}f64.traj.grad_norm"].tolist()
         if not min(norms) < settings.clip_grad_norm < max(norms):
