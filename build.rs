@@ -11,7 +11,10 @@ fn main() {
     let mut files = Vec::new();
     gather(&kernels, &mut files);
     files.sort();
-    let mut code = String::from("pub static FILES: &[(&str, &str)] = &[\n");
+    let mut code = String::from(
+        "/// Path below kernels/ and text of every file there, in the order of the paths.\n\
+         static FILES: &[(&str, &str)] = &[\n",
+    );
     for file in &files {
         let name = file.strip_prefix(&kernels).expect("found below it").to_string_lossy().replace('\\', "/");
         let path = file.to_string_lossy().into_owned();

@@ -6,6 +6,8 @@
 //! [`train`] is the loop around it. The model is written once, over a [`backend`]; the backend knows
 //! no model, the model knows no training, and the loop knows no command line.
 
+#![warn(missing_docs)]
+
 pub mod backend;
 pub mod bench;
 pub mod check;

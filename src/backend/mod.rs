@@ -16,19 +16,27 @@ use thiserror::Error;
 /// What can go wrong inside a backend.
 #[derive(Debug, Error)]
 pub enum BackendError {
+    /// A tensor has another type than the operation takes, or no room for a shape.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// An operation was handed tensors that do not fit together.
     #[error("{op}: {what} is {}, expected {}", shapes[1], shapes[0])]
     Shape {
+        /// The operation.
         op: &'static str,
+        /// Which of its tensors.
         what: &'static str,
         /// What was expected and what was found; boxed to keep results small.
         shapes: Box<[Shape; 2]>,
     },
     /// An operation was handed a size it cannot work with.
     #[error("{op}: {problem}")]
-    Invalid { op: &'static str, problem: String },
+    Invalid {
+        /// The operation, or the kernel that it launches.
+        op: &'static str,
+        /// What does not work, with the sizes in question.
+        problem: String,
+    },
     /// The GPU, its driver or its libraries.
     #[error(transparent)]
     Cuda(Box<cuda::CudaError>),
@@ -40,11 +48,14 @@ impl From<cuda::CudaError> for BackendError {
     }
 }
 
+/// What the operations of a backend return.
 pub type Result<T> = std::result::Result<T, BackendError>;
 
 /// Memory on a device, with a shape and an element type.
 pub trait DeviceTensor: Send + Sync {
+    /// The shape as it was set last, which may take less than the memory.
     fn shape(&self) -> Shape;
+    /// The element type, which stays that of the allocation.
     fn dtype(&self) -> DType;
     /// Takes another shape within the memory allocated at the start. The contents are unspecified
     /// afterwards, unless only the leading dimension has changed: then those of kept rows stay.
@@ -72,14 +83,19 @@ impl DeviceTensor for Tensor {
 /// A frozen linear layer: `weight` \[out, in\], `bias` \[out\]. The rows of `weight` may be longer than `in`,
 /// see [`Backend::weight_stride`]; what is behind the first `in` columns is not looked at.
 pub struct Linear<B: Backend> {
+    /// W, in the compute type.
     pub weight: B::Tensor,
+    /// b, in the compute type; none adds nothing.
     pub bias: Option<B::Tensor>,
 }
 
 /// A frozen layer norm: `weight` and `bias` \[D\], in the master type.
 pub struct LayerNorm<B: Backend> {
+    /// What the normalised elements of a row are multiplied with.
     pub weight: B::Tensor,
+    /// What is then added to them.
     pub bias: B::Tensor,
+    /// What is added to the variance; 1e-5 in CLIP.
     pub eps: f64,
 }
 
@@ -87,21 +103,32 @@ pub struct LayerNorm<B: Backend> {
 /// `class` \[D\] and `position` \[S, D\] in the master type, the layer norm behind them, and how u8 pixels become numbers:
 /// `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Backend> {
+    /// W, in the compute type; there is no bias.
     pub weight: B::Tensor,
+    /// The token in front of the patches, the same for every image.
     pub class: B::Tensor,
+    /// Added to the tokens: row 0 to the class token, row i to patch i − 1, patches counted row by row.
     pub position: B::Tensor,
+    /// Over the sum of tokens and positions.
     pub norm: LayerNorm<B>,
+    /// p, the side of a square patch in pixels.
     pub patch: usize,
+    /// Of the red, green and blue of u8 pixels, as shares of 255.
     pub mean: [f32; 3],
+    /// In the same order and unit.
     pub std: [f32; 3],
 }
 
 /// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
 /// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
 pub struct Lora<'a, B: Backend> {
+    /// In the master type.
     pub a: &'a B::Tensor,
+    /// In the master type.
     pub b: &'a B::Tensor,
+    /// One for each of the n parts.
     pub columns: &'a [usize],
+    /// α/r, or α/√r for rank-stabilised LoRA.
     pub scale: f64,
 }
 
@@ -140,18 +167,31 @@ pub enum AttentionInput<'a, B: Backend> {
     /// \[B, S, 3·D\]: queries, keys, values.
     Packed(&'a B::Tensor),
     /// Queries \[B, Sq, D\] for some rows, keys and values \[B, S, 2·D\] for all.
-    Split { q: &'a B::Tensor, kv: &'a B::Tensor },
+    Split {
+        /// \[B, Sq, D\].
+        q: &'a B::Tensor,
+        /// \[B, S, 2·D\]: keys, values.
+        kv: &'a B::Tensor,
+    },
 }
 
 /// Where the gradients of an [`AttentionInput`] go; the same shapes.
 pub enum AttentionGradient<'a, B: Backend> {
+    /// For [`AttentionInput::Packed`]: dq, dk, dv side by side.
     Packed(&'a mut B::Tensor),
-    Split { dq: &'a mut B::Tensor, dkv: &'a mut B::Tensor },
+    /// For [`AttentionInput::Split`].
+    Split {
+        /// \[B, Sq, D\].
+        dq: &'a mut B::Tensor,
+        /// \[B, S, 2·D\]: dk, dv.
+        dkv: &'a mut B::Tensor,
+    },
 }
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {
+    /// Heads; they divide D.
     pub heads: usize,
     /// A query sees no key after its own position.
     pub causal: bool,
@@ -217,11 +257,15 @@ pub enum Activation {
 }
 
 /// The classifier on normalised features: `weight` \[C, E\], `bias` \[C\] are trained; `text` \[C, E\] is
-/// constant, and so is `text_scale` = exp(logit_scale).
+/// constant unless the text tower is trained, and `text_scale` = exp(logit_scale) always.
 pub struct Classifier<'a, B: Backend> {
+    /// H, in the master type.
     pub weight: &'a B::Tensor,
+    /// h, in the master type.
     pub bias: &'a B::Tensor,
+    /// T, the class features of the text tower, in the master type.
     pub text: &'a B::Tensor,
+    /// What f·Tᵀ is multiplied with to give the text logits.
     pub text_scale: f64,
 }
 
@@ -274,6 +318,7 @@ pub enum Stat {
 }
 
 impl Stat {
+    /// Length of the vector.
     pub const COUNT: usize = 8;
 }
 
@@ -289,6 +334,7 @@ pub enum Control {
 }
 
 impl Control {
+    /// Length of the vector.
     pub const COUNT: usize = 3;
 
     /// The vector before the first step.
@@ -302,9 +348,13 @@ impl Control {
 /// after `interval` good steps in a row it grows.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossScaling {
+    /// The scale of the first step; 65536 by default.
     pub start: f64,
+    /// What the scale is multiplied with to grow; 2 by default.
     pub growth: f64,
+    /// What it is multiplied with after a step that was skipped; 0.5 by default.
     pub backoff: f64,
+    /// Good steps in a row after which it grows; 2000 by default.
     pub interval: u32,
 }
 
@@ -317,19 +367,29 @@ impl Default for LossScaling {
 /// One trained tensor as the optimizer sees it; all of one shape. The learning rate is the one before the
 /// schedule's factor.
 pub struct AdamwTensor<'a, B: Backend> {
+    /// What is trained; like the other three in the master type.
     pub value: &'a mut B::Tensor,
+    /// Of the loss; with loss scaling as many times too large as the scale says.
     pub gradient: &'a B::Tensor,
+    /// m, the running mean of the gradients; zero before the first step.
     pub first_moment: &'a mut B::Tensor,
+    /// v, the running mean of their squares; zero before the first step.
     pub second_moment: &'a mut B::Tensor,
+    /// Of this tensor's group.
     pub learning_rate: f64,
+    /// A step multiplies the value by 1 − learning rate·decay, schedule included.
     pub weight_decay: f64,
 }
 
 /// The constants of AdamW and of loss scaling, and where the optimizer keeps its state.
 pub struct AdamwStep<'a, B: Backend> {
+    /// The share of m that a step keeps.
     pub beta1: f64,
+    /// The share of v that a step keeps.
     pub beta2: f64,
+    /// What is added to the root of the corrected v.
     pub eps: f64,
+    /// None where the gradients are those of the loss itself; no step is skipped then.
     pub scaling: Option<LossScaling>,
     /// The greatest length of all gradients as one vector: longer ones are multiplied by clip/(length +
     /// 1e-6), as `torch.nn.utils.clip_grad_norm_` does.
@@ -343,6 +403,7 @@ pub struct AdamwStep<'a, B: Backend> {
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
+    /// What could still be allocated.
     pub free: usize,
     /// By this backend, now.
     pub allocated: usize,
@@ -350,6 +411,7 @@ pub struct DeviceMemory {
 
 /// A device that can run the model.
 pub trait Backend: Clone + Send + Sync + 'static {
+    /// Memory on this device, given back when dropped.
     type Tensor: DeviceTensor;
     /// A tensor on its way to the host.
     type Pending: Send;
@@ -718,7 +780,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 /// Weights of the two cross entropies in the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossWeights {
+    /// Of the head's.
     pub head: f64,
+    /// Of that of the text logits.
     pub text: f64,
 }
 

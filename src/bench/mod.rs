@@ -15,18 +15,23 @@ pub struct Op<'a> {
     pub flop: f64,
     /// The fewest bytes it must read and write.
     pub bytes: f64,
+    /// Calls it once, on tensors that are there already; does not wait for a GPU.
     pub run: Box<dyn FnMut() -> Result<()> + 'a>,
 }
 
 /// Seconds of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Percentiles {
+    /// What the fastest fifth of the runs stayed within.
     pub p20: f64,
+    /// The median.
     pub p50: f64,
+    /// What all but the slowest fifth stayed within.
     pub p80: f64,
 }
 
 impl Percentiles {
+    /// Of the runs' times, in any order, each percentile one of them; not a number where there are none.
     pub fn of(seconds: &[f64]) -> Self {
         let mut sorted = seconds.to_vec();
         sorted.sort_by(f64::total_cmp);

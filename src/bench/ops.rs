@@ -14,16 +14,25 @@ use crate::tensor::{DType, Shape, Tensor};
 /// The sizes of a model and a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
+    /// Images.
     pub batch: usize,
+    /// Of an image, the class token included: 50 for ViT-B/32 at 224 pixels.
     pub tokens: usize,
+    /// Elements of a token.
     pub width: usize,
+    /// Attention heads; they divide `width`.
     pub heads: usize,
+    /// Elements between the two linear layers of an MLP.
     pub mlp: usize,
+    /// Elements of a feature, the input of the classifier.
     pub features: usize,
+    /// What the classifier tells apart.
     pub classes: usize,
+    /// r of the adapters.
     pub rank: usize,
-    /// Pixels of an image and of a patch, a side.
+    /// Pixels of an image, a side.
     pub side: usize,
+    /// Pixels of a patch, a side.
     pub patch: usize,
 }
 
@@ -36,7 +45,8 @@ impl Sizes {
 /// What is done with each operation in turn.
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
-/// Makes one operation after the other and hands it to `visit`; those that begin with `only`, if given.
+/// Makes one operation after the other and hands it to `visit`: all of them, or those of each group whose
+/// name `only` begins with ("attention" for "attention_backward 8x50").
 pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &mut Visit<'_>) -> Result<()> {
     let b = Bench { backend, sizes, real: backend.compute_dtype() };
     let wanted = |name: &str| only.is_none_or(|only| only.starts_with(name));

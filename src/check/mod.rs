@@ -16,15 +16,23 @@ use thiserror::Error;
 /// Why a check could not be carried out.
 #[derive(Debug, Error)]
 pub enum CheckError {
+    /// An operation was refused, or failed on its device.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The model could not be loaded, or its text tower run.
     #[error(transparent)]
     Clip(#[from] ClipError),
+    /// A tensor has another type or shape than the check expects.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// The reference file cannot be used.
     #[error("{}: {problem}; make it again with tools/reference.py", path.display())]
-    Reference { path: PathBuf, problem: String },
+    Reference {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, or what it lacks.
+        problem: String,
+    },
 }
 
 /// One line of the table of errors.
@@ -36,6 +44,7 @@ pub struct Row {
     pub at: String,
     /// Largest absolute error over the largest absolute value.
     pub error: f64,
+    /// The largest error that passes.
     pub bound: f64,
     /// PyTorch's own f32 error on the same numbers, where the reference tells.
     pub peer: Option<f64>,
@@ -48,7 +57,7 @@ impl Row {
     }
 }
 
-/// max|a − b| / max|b|; infinite where exactly one of them is zero throughout, or lengths differ.
+/// max|a − b| / max|b|; infinite where only b is zero throughout, or lengths differ.
 pub fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     if a.len() != b.len() {
         return f64::INFINITY;

@@ -18,7 +18,12 @@ pub enum Projections<B: Backend> {
     /// Queries, keys and values as one product, \[3·D, D\].
     Packed(Linear<B>),
     /// Queries for chosen rows only, \[D, D\]; keys and values for all, \[2·D, D\].
-    Split { q: Linear<B>, kv: Linear<B> },
+    Split {
+        /// Queries, of the chosen rows.
+        q: Linear<B>,
+        /// Keys, then values, of all rows.
+        kv: Linear<B>,
+    },
 }
 
 /// The frozen weights of one block.
@@ -36,6 +41,7 @@ pub struct Block<B: Backend> {
 /// Which rows of its output a block is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rows {
+    /// Every row: as many as the input has.
     All,
     /// One row of each sequence.
     One,
@@ -54,8 +60,11 @@ pub struct FoldedBlock<B: Backend> {
 
 /// What stands beside the frozen weights in a forward pass.
 pub enum Adapters<'a, B: Backend> {
+    /// Nothing.
     None,
+    /// Adapters in training, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
+    /// The same adapters as part of the weights, for evaluation.
     Folded(&'a FoldedBlock<B>),
 }
 
@@ -507,11 +516,17 @@ struct SplitGradients<B: Backend> {
 /// The sizes from which activations and scratch memory are made.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockSizes {
+    /// Sequences B: images, or prompts of the text tower.
     pub batch: usize,
+    /// Tokens S of each sequence in front of the block, visual prompts included.
     pub tokens: usize,
+    /// Elements D of a token.
     pub width: usize,
+    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
+    /// Attention heads; they divide `width`.
     pub heads: usize,
+    /// The rows that the block computes: S of them for a sequence, or one.
     pub rows: Rows,
 }
 

@@ -23,6 +23,7 @@ pub struct TowerConfig {
     pub layers: usize,
     /// Attention heads; they divide `width`.
     pub heads: usize,
+    /// The function between the two linear layers of an MLP.
     pub activation: Activation,
     /// What layer norm adds to the variance.
     pub norm_eps: f64,
@@ -31,6 +32,7 @@ pub struct TowerConfig {
 /// The image side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VisionConfig {
+    /// The transformer behind the patch embedding.
     pub tower: TowerConfig,
     /// Side of the square input, in pixels.
     pub image_size: usize,
@@ -54,6 +56,7 @@ impl VisionConfig {
 /// The text side.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TextConfig {
+    /// The transformer behind the token embedding.
     pub tower: TowerConfig,
     /// Rows of the token embedding.
     pub vocabulary: usize,
@@ -85,7 +88,9 @@ impl TextConfig {
 /// The sizes of a whole CLIP model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
+    /// What images go through.
     pub vision: VisionConfig,
+    /// What prompts go through.
     pub text: TextConfig,
     /// Elements of the features that both towers end in.
     pub projection: usize,

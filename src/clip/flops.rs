@@ -9,13 +9,17 @@ use crate::tune::{PromptSpec, Target};
 /// What a step works on.
 #[derive(Debug, Clone)]
 pub struct StepSizes<'a> {
+    /// The sizes of the vision tower.
     pub vision: &'a VisionConfig,
     /// Width E of the features.
     pub features: usize,
+    /// Classes C of the head and of the text features.
     pub classes: usize,
+    /// Images of a batch.
     pub batch: usize,
-    /// Rank and targets of the vision tower's adapters; rank 0 for none.
+    /// Rank of the vision tower's adapters; 0 for none.
     pub rank: usize,
+    /// The layers that have one, in every block.
     pub targets: &'a [Target],
     /// Prompts in front of every block, if there are any.
     pub prompts: Option<PromptSpec>,
@@ -24,15 +28,19 @@ pub struct StepSizes<'a> {
 /// A text tower that is trained.
 #[derive(Debug, Clone)]
 pub struct TextSizes<'a> {
+    /// The sizes of its blocks.
     pub tower: &'a TowerConfig,
     /// Width E of the features.
     pub features: usize,
-    /// Prompts of all classes, and the tokens of each.
+    /// Prompts of all classes.
     pub prompts: usize,
+    /// Tokens of each.
     pub tokens: usize,
     /// Those that the backward pass computes once more.
     pub again: usize,
+    /// Rank of its adapters; 0 for none.
     pub rank: usize,
+    /// The layers that have one, in every block.
     pub targets: &'a [Target],
 }
 
@@ -100,6 +108,7 @@ impl Adapted<'_> {
 pub struct Flops {
     /// Forward pass of training.
     pub forward: f64,
+    /// Backward pass of training, down to the first trained tensor.
     pub backward: f64,
     /// Forward pass of evaluation, adapters folded in.
     pub evaluation: f64,
@@ -110,6 +119,7 @@ pub struct Flops {
 }
 
 impl Flops {
+    /// Counts what these sizes come to. A text tower that is trained comes on top: [`TextSizes::of_batch`].
     pub fn of(s: &StepSizes<'_>) -> Flops {
         let t = &s.vision.tower;
         let (d, m, layers) = (t.width as f64, t.mlp as f64, t.layers);

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 /// keep their size; norms and biases are moved off 1 and 0, so that a forgotten one would be noticed.
 #[derive(Debug, Clone, Copy)]
 pub struct RandomWeights {
+    /// Another seed gives all tensors other values.
     pub seed: u64,
 }
 

@@ -6,11 +6,14 @@ use crate::tensor::{DType, Tensor, View};
 
 /// One tensor of a model, borrowed from its file or made for the purpose.
 pub enum Loaded<'a> {
+    /// The bytes of the file, in the type in which they were saved.
     Borrowed(View<'a>),
+    /// Memory of its own, which goes with it.
     Owned(Tensor),
 }
 
 impl Loaded<'_> {
+    /// The tensor, wherever it lies.
     pub fn view(&self) -> View<'_> {
         match self {
             Loaded::Borrowed(view) => *view,

@@ -266,11 +266,12 @@ impl EmbeddedPrompts {
         Ok(EmbeddedPrompts { embedded, eos_rows: tokens.eos_rows.clone(), templates })
     }
 
-    /// The number of prompts, and of tokens of each.
+    /// The number of prompts: one for each class and template.
     pub fn count(&self) -> usize {
         self.eos_rows.len()
     }
 
+    /// Tokens of each prompt: those of the longest, to which the others were padded.
     pub fn tokens(&self) -> usize {
         self.sizes().0
     }

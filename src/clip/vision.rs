@@ -13,7 +13,9 @@ use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout,
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalisation {
+    /// Means of red, green and blue, of values from 0 to 1.
     pub mean: [f32; 3],
+    /// Their standard deviations.
     pub std: [f32; 3],
 }
 
@@ -32,7 +34,9 @@ pub struct Savings {
 }
 
 impl Savings {
+    /// Both, as every run has them.
     pub const ALL: Savings = Savings { class_token_only: true, stop_at_first_trained: true };
+    /// Neither: the full computation.
     pub const NONE: Savings = Savings { class_token_only: false, stop_at_first_trained: false };
 }
 
@@ -96,6 +100,7 @@ impl<B: Backend> VisionTower<B> {
         })
     }
 
+    /// The sizes that the tower was loaded with.
     pub fn config(&self) -> &VisionConfig {
         &self.config
     }

@@ -30,10 +30,13 @@ pub struct CacheOptions {
 /// One image that was generated rather than read: u8 pixels [S, S, 3] and what is known about it.
 #[derive(Debug, Clone)]
 pub struct MemoryImage {
+    /// [S, S, 3], row-major: 3·S² bytes, where S is the size that the cache's preprocessing makes.
     pub pixels: Vec<u8>,
+    /// Index into the cache's class names.
     pub label: u32,
     /// What [`SplitView::path`] gives.
     pub name: String,
+    /// The split that it goes to.
     pub split: Split,
 }
 
@@ -157,6 +160,7 @@ impl Cache {
         self.header.labels.len()
     }
 
+    /// True when no split has an image.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -210,6 +214,7 @@ impl<'a> SplitView<'a> {
         self.range.len()
     }
 
+    /// True when the split has no image.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
     }

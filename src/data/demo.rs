@@ -41,6 +41,7 @@ pub struct DemoImage {
     pub label: u32,
     /// Relative path as in an image folder: `train/five-petalled …/007.png`.
     pub name: String,
+    /// The split that it belongs to, as `name` says too.
     pub split: Split,
 }
 

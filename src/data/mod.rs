@@ -28,8 +28,11 @@ pub use source::{Item, Source, SourceKind};
 /// Which part of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Split {
+    /// What training learns from.
     Train,
+    /// What every epoch is judged by: which one is kept, and when to stop.
     Val,
+    /// What the kept epoch is measured on. Some data has none.
     Test,
 }
 

@@ -33,10 +33,12 @@ impl RgbImage {
         (expected > 0 && pixels.len() == expected).then_some(RgbImage { width, height, pixels })
     }
 
+    /// Pixels in a row; at least 1.
     pub fn width(&self) -> usize {
         self.width
     }
 
+    /// Rows; at least 1.
     pub fn height(&self) -> usize {
         self.height
     }
@@ -56,11 +58,13 @@ impl std::fmt::Debug for RgbImage {
 /// The part of a resized image that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
-    /// Size of the whole resized image.
+    /// Pixels in a row of the whole resized image.
     pub width: usize,
+    /// Its rows.
     pub height: usize,
-    /// Upper left corner of the part.
+    /// First column of the part.
     pub left: usize,
+    /// Its first row.
     pub top: usize,
     /// Side of the part, which is square and lies within the whole.
     pub side: usize,

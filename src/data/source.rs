@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 /// One photo and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
+    /// The file, below [`Source::root`].
     pub path: PathBuf,
     /// Index into [`Source::class_names`].
     pub label: u32,
@@ -17,7 +18,10 @@ pub enum SourceKind {
     /// `ROOT/{train,val,test}/CLASS/*`.
     SplitFolders,
     /// `ROOT/CLASS/*`, split by this seed.
-    ClassFolders { seed: u64 },
+    ClassFolders {
+        /// The one that [`Source::open`] was given.
+        seed: u64,
+    },
     /// Oxford Flowers-102 with its official split.
     Flowers102,
 }
@@ -39,10 +43,13 @@ impl SourceKind {
 pub struct Source {
     /// The folder that was opened.
     pub root: PathBuf,
+    /// The layout of `root`.
     pub kind: SourceKind,
     /// Class names in label order, as the folders are named; underscores are kept.
     pub class_names: Vec<String>,
+    /// What training learns from. Never empty in what [`Source::open`] returns.
     pub train: Vec<Item>,
+    /// What every epoch is judged by.
     pub val: Vec<Item>,
     /// Empty where the data has no test split.
     pub test: Vec<Item>,

@@ -12,7 +12,9 @@ use tar::{Archive, Entry, EntryType};
 /// Bounds of what is unpacked: the real archive has 8,189 photos and 350 MB.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
+    /// Entries of any kind, those included that are passed over [default: 20,000].
     pub entries: usize,
+    /// Bytes of the whole archive once it is inflated [default: 2 GiB].
     pub bytes: u64,
 }
 

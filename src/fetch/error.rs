@@ -11,36 +11,82 @@ use thiserror::Error;
 pub enum FetchError {
     /// No answer, or one that broke off or makes no sense.
     #[error("{url}: {problem}; check the network and run the same command again")]
-    Request { url: String, problem: String },
+    Request {
+        /// The address that was asked.
+        url: String,
+        /// What happened, on one line.
+        problem: String,
+    },
     /// The server refused.
     #[error("{url}: the server answers {status}; check the address, or try again later")]
-    Status { url: String, status: u16 },
+    Status {
+        /// The address that was asked.
+        url: String,
+        /// The HTTP status of its answer.
+        status: u16,
+    },
     /// More came than can be meant.
     #[error("{url}: more than {limit} bytes; this is not the file that was asked for")]
-    TooLarge { url: String, limit: u64 },
+    TooLarge {
+        /// The address that was asked.
+        url: String,
+        /// The most bytes that such a file may have.
+        limit: u64,
+    },
     /// A whole file, and another one.
     #[error(
         "{url}: the checksum is {found} where {expected} is right; the server has another file, or a damaged one"
     )]
-    Checksum { url: String, expected: String, found: String },
+    Checksum {
+        /// The address that was asked.
+        url: String,
+        /// The right checksum in hexadecimal digits, or `of N bytes` where the length alone is wrong.
+        expected: String,
+        /// That of what came, or `of N` for its length.
+        found: String,
+    },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
-    Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, worded to follow "cannot": `write the file`.
+        action: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
     /// The user asked to stop.
     #[error("interrupted; what was fetched so far is kept, run the same command again to go on")]
     Interrupted,
     /// An archive that is damaged, or would write where it must not.
     #[error("{}: {problem}; nothing was unpacked, delete the archive and run the same command again", path.display())]
-    Archive { path: PathBuf, problem: String },
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Flowers-102 could not be fetched.
     #[error(
         "--data flowers102: {source}; or put 102flowers.tgz, imagelabels.mat and setid.mat into {} yourself",
         folder.display()
     )]
-    Flowers { source: Box<FetchError>, folder: PathBuf },
+    Flowers {
+        /// Why not.
+        source: Box<FetchError>,
+        /// Where the files belong.
+        folder: PathBuf,
+    },
     /// An environment variable that cannot be followed.
     #[error("{name}={value}: {problem}")]
-    Variable { name: &'static str, value: String, problem: &'static str },
+    Variable {
+        /// The variable.
+        name: &'static str,
+        /// What it is set to.
+        value: String,
+        /// What is wrong with that and what to do about it.
+        problem: &'static str,
+    },
     /// There is no place for the hub's files.
     #[error("--model: none of HF_HOME, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder for models")]
     NoHubCache,
@@ -49,17 +95,40 @@ pub enum FetchError {
         "--model {id}: neither a folder here nor a model that {endpoint} shows ({status}); check the name, or set \
          HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
     )]
-    NotAllowed { id: String, repository: String, endpoint: String, status: u16 },
+    NotAllowed {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// `owner/name`.
+        repository: String,
+        /// The address of the hub.
+        endpoint: String,
+        /// 401 or 403.
+        status: u16,
+    },
     /// 404 for the repository or the revision.
     #[error(
         "--model {id}: neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
     )]
-    NoModel { id: String, endpoint: String, revision: String },
+    NoModel {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// The address of the hub.
+        endpoint: String,
+        /// The revision that was asked for, named or not: [`HubId::revision`](super::HubId::revision).
+        revision: String,
+    },
     /// The repository has other files.
     #[error(
         "--model {id}: the revision {revision} has no {missing}; name a CLIP checkpoint in Hugging Face's layout"
     )]
-    Missing { id: String, revision: String, missing: String },
+    Missing {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// The revision that was looked at, named or not.
+        revision: String,
+        /// What it lacks, worded to follow "no".
+        missing: String,
+    },
     /// Weights as a Python pickle only, which is code as much as data and is not read.
     #[error(
         "--model {id}: the revision {revision} has pickled weights only ({file}); name a revision with model.safetensors \
@@ -67,16 +136,39 @@ pub enum FetchError {
          CLIPProcessor; [c.from_pretrained('{repository}').save_pretrained('clip') for c in (CLIPModel, \
          CLIPProcessor)]\" and give --model clip"
     )]
-    Pickled { id: String, repository: String, revision: String, file: String },
+    Pickled {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// `owner/name`.
+        repository: String,
+        /// The revision that was looked at, named or not.
+        revision: String,
+        /// The pickle, or the index of several.
+        file: String,
+    },
     /// HF_HUB_OFFLINE, and the cache does not hold it.
     #[error(
         "--model {id}: HF_HUB_OFFLINE is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
          the model", cache.display()
     )]
-    Offline { id: String, revision: String, missing: String, cache: PathBuf },
+    Offline {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// The revision that was looked for, named or not.
+        revision: String,
+        /// The first file that is not there.
+        missing: String,
+        /// The folder of the hub's cache.
+        cache: PathBuf,
+    },
     /// The hub says something that is not understood.
     #[error("{url}: {problem}; check HF_ENDPOINT")]
-    Hub { url: String, problem: String },
+    Hub {
+        /// The address that was asked.
+        url: String,
+        /// What is wrong with its answer.
+        problem: String,
+    },
 }
 
 impl FetchError {
@@ -112,4 +204,5 @@ impl FetchError {
     }
 }
 
+/// What fetching gives, or why it could not.
 pub type Result<T> = std::result::Result<T, FetchError>;

@@ -22,10 +22,15 @@ const LIMIT: u64 = 1 << 30;
 pub struct Flowers102 {
     /// An address that ends in a slash.
     pub url: String,
+    /// Of `102flowers.tgz`, the photos; in hexadecimal digits.
     pub archive_md5: String,
+    /// Of `imagelabels.mat`.
     pub labels_md5: String,
+    /// Of `setid.mat`.
     pub splits_md5: String,
+    /// How patient to be with the server.
     pub limits: Limits,
+    /// How much the archive may hold.
     pub bounds: Bounds,
 }
 

@@ -45,6 +45,7 @@ impl Default for Limits {
 /// A file to fetch.
 #[derive(Debug, Clone)]
 pub struct Wanted {
+    /// Where the request starts; it may be redirected.
     pub url: String,
     /// How the progress calls it.
     pub name: String,
@@ -52,6 +53,7 @@ pub struct Wanted {
     pub size: Option<u64>,
     /// No file of the kind has more bytes.
     pub limit: u64,
+    /// What the whole file must come to.
     pub sum: Sum,
 }
 
@@ -79,6 +81,7 @@ impl std::fmt::Debug for Token {
 type Origin = (String, String, u16);
 
 impl Http {
+    /// Without a token; [`Http::with_token`] adds one.
     pub fn new(limits: Limits) -> Self {
         Http { limits, token: None }
     }

@@ -45,7 +45,9 @@ const LARGE: u64 = 64 << 30;
 /// `owner/name`, and the revision if one is asked for: `owner/name@revision`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubId {
+    /// `owner/name`.
     pub repository: String,
+    /// A branch, tag, commit or reference such as `refs/pr/15`; None where the id names none.
     pub revision: Option<String>,
 }
 
@@ -130,6 +132,7 @@ impl Hub {
         Ok(Hub { endpoint, cache, http, offline })
     }
 
+    /// The hub's address, without a slash at its end: HF_ENDPOINT, or Hugging Face's own.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
     }
@@ -149,6 +152,7 @@ impl Hub {
         models
     }
 
+    /// Whether HF_HUB_OFFLINE forbids to ask the hub: the cache must do.
     pub fn is_offline(&self) -> bool {
         self.offline
     }

@@ -23,7 +23,9 @@ pub const FLOWERS102: &str = "flowers102";
 /// Where a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelPlace {
+    /// A folder of this machine, whether it is there or not.
     Folder(PathBuf),
+    /// A repository of the hub.
     Hub(HubId),
 }
 

@@ -12,7 +12,9 @@ use std::path::Path;
 /// What the bytes of a file must come to, in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sum {
+    /// MD5, 32 digits.
     Md5(String),
+    /// SHA-256, 64 digits.
     Sha256(String),
     /// Git's name for the content: SHA-1 behind a header with the length.
     GitBlob(String),

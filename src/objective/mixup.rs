@@ -21,6 +21,7 @@ pub enum MixOn {
 pub struct MixDraw {
     /// A permutation of the batch.
     pub partner: Vec<u32>,
+    /// λ of every image, from 0 to 1.
     pub lambda: Vec<f32>,
 }
 

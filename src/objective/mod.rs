@@ -13,8 +13,11 @@ use crate::backend::LossWeights;
 /// pulls those of a class together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
+    /// Of the head's cross entropy; 0 where no head is trained.
     pub head: f64,
+    /// Of the cross entropy against the text features of the classes.
     pub text: f64,
+    /// Of the triplet loss; 0 for none.
     pub triplet: f64,
     /// By how much the nearest image of another class should be farther away than the farthest of the same.
     pub margin: f64,
@@ -44,7 +47,8 @@ impl Objective {
         term(self.head, loss_head) + term(self.text, loss_text) + term(self.triplet, loss_triplet)
     }
 
-    pub fn weights(&self) -> LossWeights {
+    /// The weights of the two cross entropies, which the backend computes as one.
+    pub(crate) fn weights(&self) -> LossWeights {
         LossWeights { head: self.head, text: self.text }
     }
 }

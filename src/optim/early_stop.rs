@@ -19,6 +19,7 @@ pub struct EarlyStopSpec {
     pub patience: u32,
     /// By how much the loss must fall to count as an improvement.
     pub min_delta: f64,
+    /// What it must fall below by that much.
     pub against: StopAgainst,
 }
 
@@ -33,6 +34,7 @@ pub struct EarlyStop {
 }
 
 impl EarlyStop {
+    /// Before the first epoch, which is an improvement whatever its loss, unless that is not a number.
     pub fn new(spec: EarlyStopSpec) -> Self {
         EarlyStop { spec, reference: None, stale: 0 }
     }

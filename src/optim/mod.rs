@@ -9,20 +9,26 @@ pub use schedule::{Schedule, ScheduleKind};
 /// Learning rate and weight decay of one group of trained tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
+    /// Before the schedule's factor.
     pub learning_rate: f64,
+    /// Decoupled: a step multiplies values by 1 − rate·decay, with the schedule's factor in the rate.
     pub weight_decay: f64,
 }
 
 /// The rates of all groups, before the schedule's factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
+    /// Of the head's weight and bias.
     pub head: Rate,
+    /// Of the adapters in both towers.
     pub lora: Rate,
+    /// Of the visual prompts.
     pub prompt: Rate,
 }
 
 impl Rates {
-    pub fn of(&self, group: crate::tune::Group) -> Rate {
+    /// The rates of the tensors in `group`.
+    pub(crate) fn of(&self, group: crate::tune::Group) -> Rate {
         match group {
             crate::tune::Group::Head => self.head,
             crate::tune::Group::Lora => self.lora,
@@ -34,8 +40,11 @@ impl Rates {
 /// AdamW's constants, PyTorch's defaults.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Adamw {
+    /// Share of the first moment that a step keeps.
     pub beta1: f64,
+    /// Share of the second moment that a step keeps.
     pub beta2: f64,
+    /// What is added to the root of the second moment, after its bias correction.
     pub eps: f64,
 }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ScheduleKind {
+    /// 1 in every step.
     Constant,
     /// Half a cosine from 1 down to 0 at the last step.
     Cosine,
@@ -14,6 +15,7 @@ pub enum ScheduleKind {
 /// A factor for every learning rate, per step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Schedule {
+    /// The course behind the warm-up.
     pub kind: ScheduleKind,
     /// Steps over which the factor climbs linearly to 1; the first step has 1/`warmup`.
     pub warmup: u64,

@@ -22,6 +22,7 @@ pub const ZERO_SHOT: &str = "zero-shot";
 pub struct Comparison {
     /// What the accuracies of `test_top1` were measured on: "test", or "val" where there is no test split.
     pub split: String,
+    /// Number of classes C.
     pub classes: usize,
     /// Plain CLIP first, then the runs in the order in which they were named.
     pub rows: Vec<ComparisonRow>,
@@ -38,21 +39,32 @@ pub struct Comparison {
 pub struct ComparisonRow {
     /// The run's name; "zero-shot" for plain CLIP.
     pub name: String,
+    /// The recipe's name; "zero-shot" for plain CLIP.
     pub recipe: String,
+    /// None for plain CLIP, and in files from before it was recorded.
     #[serde(default)]
     pub seed: Option<u64>,
     /// Fractions. Plain CLIP has no validation result.
     pub val_top1: Option<f64>,
+    /// Of the head; for plain CLIP of the text logits.
     pub test_top1: f64,
+    /// See `test_top1`.
     pub test_top5: f64,
+    /// Of the text logits; this and the two below on the split of `test_top1` too.
     pub text_top1: Option<f64>,
+    /// See [`crate::train::metrics::EvalMetrics::macro_f1`]; for plain CLIP that of the text logits.
     pub macro_f1: Option<f64>,
+    /// Expected calibration error; none for plain CLIP, and where an image has no confidence.
     pub ece: Option<f64>,
+    /// Elements of all trained tensors; 0 for plain CLIP.
     pub trained_parameters: usize,
+    /// Epochs that ran; 0 for plain CLIP.
     pub epochs: u32,
+    /// The epoch that was kept, counted from 1; 0 for plain CLIP.
     pub best_epoch: u32,
     /// Of training and validation.
     pub seconds: f64,
+    /// Of the training steps alone; 0 for plain CLIP.
     pub images_per_s: f64,
     /// What others report for the same technique on the same data, where it is known.
     pub published: Option<Published>,
@@ -61,19 +73,28 @@ pub struct ComparisonRow {
 /// The runs of one technique that differ in their seed alone.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MeanRow {
+    /// The folder around the runs or else their recipe; the first run's name where these would not tell the
+    /// rows apart.
     pub name: String,
+    /// The recipe's name.
     pub recipe: String,
+    /// In the order in which the runs were named.
     pub seeds: Vec<u64>,
     /// Names of the runs, in the order of `seeds`.
     pub runs: Vec<String>,
+    /// Of the scores of all runs.
     pub mean: Scores,
     /// Sample standard deviation; none of a single run.
     pub std: Option<Scores>,
+    /// Elements of all trained tensors, the same in every run.
     pub trained_parameters: usize,
-    /// Means.
+    /// Mean of the epochs that ran.
     pub epochs: f64,
+    /// Mean of the epochs that were kept.
     pub best_epoch: f64,
+    /// Mean time of training and validation.
     pub seconds: f64,
+    /// See [`ComparisonRow::published`].
     pub published: Option<Published>,
 }
 
@@ -82,6 +103,7 @@ pub struct MeanRow {
 pub struct Published {
     /// The lowest and the highest that is reported.
     pub test_top1: [f64; 2],
+    /// None where it is not reported.
     pub val_top1: Option<f64>,
 }
 

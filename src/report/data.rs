@@ -14,50 +14,71 @@ pub struct RunData {
     /// What the run is called in tables and legends: its folder's name, with those of the folders around it
     /// where that alone says too little.
     pub name: String,
+    /// From config.toml.
     pub settings: Settings,
+    /// From summary.json.
     pub summary: Summary,
+    /// Of all epochs, in their order.
     pub steps: Vec<StepRecord>,
+    /// Those that ran, in their order.
     pub epochs: Vec<EpochRecord>,
+    /// From evaluation.json: the kept epoch on the tested split.
     pub evaluation: Evaluation,
 }
 
 /// A step in metrics.jsonl.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct StepRecord {
+    /// Counted from 1 over the whole run.
     pub step: u64,
+    /// Counted from 1.
     pub epoch: u32,
-    /// The objective, and its parts before they are weighted. Null, here not a number, where an overflow
-    /// left none.
+    /// The objective. This and its parts are null, here not a number, where an overflow left none.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
+    /// The head's, before it is weighted; 0 without a head.
     #[serde(deserialize_with = "number")]
     pub loss_head: f64,
+    /// That of the text logits, before it is weighted.
     #[serde(deserialize_with = "number")]
     pub loss_text: f64,
+    /// Before it is weighted; 0 where none is computed.
     #[serde(deserialize_with = "number")]
     pub loss_triplet: f64,
+    /// Learning rate of the head, with the schedule's factor.
     pub lr: f64,
+    /// Length of all gradients as one vector, before it is clipped.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
+    /// Images of the step by the seconds since the one before, or since the epoch began.
     pub images_per_s: f64,
 }
 
 /// An epoch in metrics.jsonl.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct EpochRecord {
+    /// Counted from 1.
     pub epoch: u32,
+    /// On the training images, while they were trained on.
     pub train: TrainRecord,
+    /// On the validation split, at the end of the epoch.
     pub val: EvalMetrics,
 }
 
 /// Means over the steps of an epoch.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TrainRecord {
+    /// The objective; batches whose loss is not a number are left out of this and the losses below.
     pub loss: f64,
+    /// The head's, before it is weighted; 0 without a head.
     pub loss_head: f64,
+    /// That of the text logits, before it is weighted.
     pub loss_text: f64,
+    /// Before it is weighted; 0 where none is computed.
     pub loss_triplet: f64,
+    /// Fraction of images whose class is the head's first choice, or without a head that of the text logits.
     pub top1: f64,
+    /// The same for the text logits alone.
     pub text_top1: f64,
 }
 

@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 /// What a run reached, as fractions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
+    /// On the validation split.
     pub val_top1: f64,
     /// This and all below on the test split, or on the validation split where there is no test split.
     pub test_top1: f64,
+    /// Fraction of images whose class is among the head's first five.
     pub test_top5: f64,
+    /// Fraction of images whose class is the first choice of the text logits.
     pub text_top1: f64,
+    /// See [`crate::train::metrics::EvalMetrics::macro_f1`].
     pub macro_f1: f64,
     /// Not a number, null in JSON, where an image has no confidence.
     #[serde(deserialize_with = "number")]
@@ -19,7 +23,8 @@ pub struct Scores {
 }
 
 impl Scores {
-    pub fn of(summary: &Summary) -> Self {
+    /// Those of a run, from its summary.
+    pub(crate) fn of(summary: &Summary) -> Self {
         let tested = summary.test.as_ref().unwrap_or(&summary.val);
         Scores {
             val_top1: summary.val.top1,
@@ -66,19 +71,27 @@ pub fn mean_and_std(runs: &[Scores]) -> Option<(Scores, Option<Scores>)> {
 pub struct SeedSummary {
     /// What the scores other than `val_top1` were measured on.
     pub split: String,
+    /// In the order in which the runs were handed in.
     pub seeds: Vec<u64>,
+    /// In the order of `seeds`.
     pub runs: Vec<SeedRun>,
+    /// Of each score.
     pub mean: Scores,
+    /// Sample standard deviation of each score; none of a single run.
     pub std: Option<Scores>,
 }
 
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeedRun {
+    /// The run's `--seed`.
     pub seed: u64,
+    /// What it reached; in JSON its fields stand beside those here.
     #[serde(flatten)]
     pub scores: Scores,
+    /// Epochs that ran.
     pub epochs: u32,
+    /// The epoch that was kept, counted from 1.
     pub best_epoch: u32,
     /// Of training and validation.
     pub seconds: f64,

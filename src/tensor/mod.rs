@@ -19,20 +19,40 @@ use thiserror::Error;
 pub enum TensorError {
     /// The memory holds another element type than the caller asked for.
     #[error("expected a {expected} tensor, found {found}")]
-    DType { expected: DType, found: DType },
+    DType {
+        /// The type that the caller asked for.
+        expected: DType,
+        /// The type that the memory holds.
+        found: DType,
+    },
     /// The number of bytes does not fit the shape.
     #[error("shape {shape} of {dtype} takes {expected} bytes, found {found}")]
-    Length { shape: Shape, dtype: DType, expected: usize, found: usize },
+    Length {
+        /// The shape that was asked for.
+        shape: Shape,
+        /// The type of the elements.
+        dtype: DType,
+        /// Bytes that the shape takes.
+        expected: usize,
+        /// Bytes that there are.
+        found: usize,
+    },
     /// Two shapes that must agree do not.
     #[error("{what}: expected shape {}, found {}", shapes[0], shapes[1])]
     Shape {
+        /// The operation.
         what: &'static str,
         /// What was expected and what was found; boxed to keep results small.
         shapes: Box<[Shape; 2]>,
     },
     /// There is no conversion between these element types.
     #[error("cannot convert {from} to {to}")]
-    Convert { from: DType, to: DType },
+    Convert {
+        /// The type that the elements have.
+        from: DType,
+        /// The type that was asked for.
+        to: DType,
+    },
 }
 
 impl TensorError {
@@ -71,10 +91,12 @@ impl Tensor {
         Ok(tensor)
     }
 
+    /// The extents at present; [`Tensor::set_shape`] changes them.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
+    /// The type of the elements, which never changes.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -111,11 +133,14 @@ impl Tensor {
         Ok(self)
     }
 
+    /// The elements as they lie in memory: row-major, in the machine's byte order, from a 64-byte boundary
+    /// on.
     pub fn bytes(&self) -> &[u8] {
         let bytes: &[u8] = bytemuck::cast_slice(&self.memory);
         &bytes[..self.shape.elements() * self.dtype.size()]
     }
 
+    /// The same for writing. Any bytes are elements of some value.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let used = self.shape.elements() * self.dtype.size();
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);
@@ -169,14 +194,17 @@ impl<'a> View<'a> {
         Ok(View { shape, dtype, bytes })
     }
 
+    /// The extents, outermost first.
     pub fn shape(&self) -> Shape {
         self.shape
     }
 
+    /// The type of the elements.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
+    /// The elements as they lie in memory: row-major, in the machine's byte order.
     pub fn bytes(&self) -> &'a [u8] {
         self.bytes
     }

@@ -10,8 +10,10 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// The most extents that a shape has room for.
     pub const MAX_RANK: usize = 5;
 
+    /// The extents, outermost first; none for a scalar.
     pub fn dims(&self) -> &[usize] {
         &self.dims[..self.rank]
     }
@@ -57,6 +59,7 @@ impl<const N: usize> From<[usize; N]> for Shape {
 /// Extents that make no [`Shape`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ShapeError {
+    /// More than [`Shape::MAX_RANK`] extents; it says how many.
     #[error("{0} dimensions, more than the {max} that are supported", max = Shape::MAX_RANK)]
     Rank(usize),
     /// Even with extents of 0 taken as 1, so that the elements of a row can be counted too.

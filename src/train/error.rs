@@ -12,32 +12,63 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// The device, or what it was asked to do.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// The model's configuration, weights or tokenizer.
     #[error(transparent)]
     Clip(#[from] ClipError),
+    /// The photos or their cache.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Tensors that do not fit together.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
-    Io { path: PathBuf, action: &'static str, source: std::io::Error },
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, such as "read the file".
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The run directory holds something.
     #[error(
         "{}: not empty; continue that run with --resume, replace it with --overwrite, or choose another --output",
         path.display()
     )]
-    RunExists { path: PathBuf },
+    RunExists {
+        /// The directory.
+        path: PathBuf,
+    },
     /// `--resume` without a run to resume.
     #[error("{}: {problem}; start the run again with --overwrite", path.display())]
-    Resume { path: PathBuf, problem: String },
+    Resume {
+        /// The file of the run that is missing or does not fit.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A file of a run, or an adapter, that cannot be used.
     #[error("{}: {problem}", path.display())]
-    File { path: PathBuf, problem: String },
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
     /// Two runs whose results mean different things.
     #[error("{first} and {second} {difference}; compare runs on the same data")]
-    Incomparable { first: String, second: String, difference: String },
+    Incomparable {
+        /// Name of the one run.
+        first: String,
+        /// Name of the other run.
+        second: String,
+        /// What they differ in, as the predicate of a sentence about both.
+        difference: String,
+    },
     /// Two settings that contradict each other, or one out of range.
     #[error("{0}")]
     Setting(String),
@@ -51,12 +82,28 @@ pub enum TrainError {
             fits => format!("up to {fits} fit"),
         }
     )]
-    DeviceMemory { batch: usize, needed: usize, free: usize, fits: usize },
+    DeviceMemory {
+        /// Images of the batch that was asked for.
+        batch: usize,
+        /// Bytes that work on such a batch takes, as estimated; the weights are on the device already.
+        needed: usize,
+        /// Bytes that are left for it: 95 % of the device's free memory.
+        free: usize,
+        /// Images of the largest batch that fits; 0 where none does.
+        fits: usize,
+    },
     /// The loss is not a number any more.
     #[error(
         "step {step} of epoch {epoch}: the loss or its gradient is not finite (loss {loss}); lower the learning rates (--lr-head, --lr-lora) or check the images"
     )]
-    NotFinite { step: u64, epoch: u32, loss: f64 },
+    NotFinite {
+        /// Training step, counted from 1 over the whole run.
+        step: u64,
+        /// Counted from 1.
+        epoch: u32,
+        /// That of the step, or that of the validation split after it.
+        loss: f64,
+    },
     /// The user asked to stop, and nothing was finished that could be continued.
     #[error("interrupted before the first epoch ended; start again with --overwrite")]
     InterruptedEarly,
@@ -64,7 +111,12 @@ pub enum TrainError {
     #[error(
         "interrupted after epoch {epoch}; continue with: engine train --resume --output {}", path.display()
     )]
-    Interrupted { epoch: u32, path: PathBuf },
+    Interrupted {
+        /// The last finished epoch, counted from 1.
+        epoch: u32,
+        /// The run directory.
+        path: PathBuf,
+    },
 }
 
 impl TrainError {
@@ -79,6 +131,7 @@ impl TrainError {
     }
 }
 
+/// A result whose error is a [`TrainError`].
 pub type Result<T> = std::result::Result<T, TrainError>;
 
 fn mib(bytes: usize) -> String {

@@ -20,16 +20,20 @@ use crate::tune::{Head, PromptMode, Prompts, Trained};
 use std::sync::Arc;
 
 /// What a split's batches are taken from.
-pub enum Inputs<'a> {
+pub(crate) enum Inputs<'a> {
+    /// The split's images, which go through the tower.
     Images(SplitView<'a>),
     /// Features \[N, E\] of the images, and their labels.
     Features {
+        /// \[N, E\], normalised; a row for each image of the split, in its order.
         values: Arc<Tensor>,
+        /// \[N\]
         labels: &'a [u32],
     },
 }
 
 impl Inputs<'_> {
+    /// The class of every image, in the order of the split.
     pub fn labels(&self) -> &[u32] {
         match self {
             Inputs::Images(split) => split.labels(),
@@ -47,8 +51,10 @@ impl Inputs<'_> {
 }
 
 /// A batch on the host: images or features next to each other, and their labels.
-pub struct Staging {
+pub(crate) struct Staging {
+    /// \[n, …\]: the batch that was filled in last; the memory is that of the largest.
     pub inputs: Tensor,
+    /// \[n\]
     pub labels: Vec<u32>,
 }
 
@@ -84,7 +90,7 @@ impl Staging {
 }
 
 /// Runs over a split in order; `None` when the user asked to stop.
-pub fn evaluate_split<B: Backend>(
+pub(crate) fn evaluate_split<B: Backend>(
     learner: &mut Learner<B>,
     inputs: &Inputs<'_>,
     staging: &mut Staging,

@@ -121,7 +121,9 @@ fn file_dtype(dtype: DType) -> Dtype {
 /// A safetensors file of ours or of PEFT, read whole.
 #[derive(Debug)]
 pub struct TensorFile {
+    /// By their names; those that [`TensorFile::take`] has taken are gone.
     pub tensors: BTreeMap<String, Tensor>,
+    /// The text in the file's header; empty where there is none.
     pub metadata: HashMap<String, String>,
 }
 

@@ -29,13 +29,17 @@ pub struct LearnerSpec {
     pub batch: usize,
     /// Shape of one image as it is handed in: \[S, S, 3\] for u8, \[3, S, S\] for numbers.
     pub image: Shape,
+    /// Element type of the images as they are handed in; numbers are converted to the compute type, u8 stays.
     pub image_dtype: DType,
+    /// What training minimises.
     pub objective: Objective,
     /// Where training batches are mixed.
     pub mix: Option<MixOn>,
     /// Side of the images that training batches are crops of; none where they are taken as they are.
     pub crops_of: Option<usize>,
+    /// The optimizer's constants.
     pub adamw: Adamw,
+    /// What the tower's memory is for: [`Purpose::Inference`] where nothing in the tower is trained.
     pub purpose: Purpose,
     /// For f16; the other types need none.
     pub scaling: Option<LossScaling>,
@@ -52,6 +56,7 @@ pub struct LearnerSpec {
 pub struct DropoutSpec {
     /// Share of their inputs that is set to zero.
     pub probability: f64,
+    /// The run's, which with [`Batch::number`] decides what is drawn.
     pub seed: u64,
 }
 
@@ -78,6 +83,7 @@ pub struct Batch<'a> {
 /// A batch's part in a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
+    /// Where the batch stands among those of its step.
     pub place: Place,
     /// Of the step's images.
     pub of_images: f64,
@@ -98,13 +104,18 @@ impl<'a> Batch<'a> {
 /// What one batch left behind.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepStats {
+    /// The objective, from the parts below as it weights them; the loss scale is not in it.
     pub loss: f64,
+    /// Mean cross entropy of the head; 0 without a head.
     pub loss_head: f64,
+    /// Mean cross entropy of the text logits.
     pub loss_text: f64,
+    /// Mean triplet loss; 0 where none is computed.
     pub loss_triplet: f64,
-    /// Images whose class is the first choice of the head, and of the text logits; see
+    /// Images whose class is the first choice of the head, or without a head of the text logits; see
     /// [`Stat::Correct`] for mixed ones.
     pub correct: f64,
+    /// The same for the text logits alone.
     pub text_correct: f64,
     /// Length of all gradients as one vector.
     pub grad_norm: f64,
@@ -296,6 +307,8 @@ struct Triplets<B: Backend> {
 }
 
 impl<B: Backend> Learner<B> {
+    /// A learner before its first step: `trained` is what its steps move, `text` are the class features of
+    /// the frozen tower, for as many classes as the head has.
     pub fn new(
         backend: B,
         tower: Arc<VisionTower<B>>,
@@ -401,14 +414,17 @@ impl<B: Backend> Learner<B> {
         Ok(self)
     }
 
+    /// The device that all tensors are on.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
+    /// The vision tower, whose own weights stay as they were loaded.
     pub fn tower(&self) -> &Arc<VisionTower<B>> {
         &self.tower
     }
 
+    /// The adapters of the vision tower, block by block; empty where it has none.
     pub fn lora(&self) -> &[BlockLora<B>] {
         &self.trained.lora
     }
@@ -418,18 +434,23 @@ impl<B: Backend> Learner<B> {
         &self.trained.text_lora
     }
 
+    /// The prompts of the vision tower, where these are trained.
     pub fn prompts(&self) -> Option<&Prompts<B>> {
         self.trained.prompts.as_ref()
     }
 
+    /// The head; where none is trained, the class features in the form of one as of the last
+    /// [`Learner::refresh`].
     pub fn head(&self) -> &Head<B> {
         &self.trained.head
     }
 
+    /// Number of classes C.
     pub fn classes(&self) -> usize {
         self.trained.head.bias.value.shape().rows()
     }
 
+    /// What training minimises.
     pub fn objective(&self) -> Objective {
         self.objective
     }

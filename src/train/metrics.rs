@@ -8,19 +8,24 @@ use serde::{Deserialize, Deserializer, Serialize};
 /// The results on one split.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
+    /// Images of the split.
     pub images: usize,
     /// The objective, over the whole split. Null in JSON where a logit was not a number.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
+    /// Mean cross entropy of the head, before it is weighted.
     #[serde(deserialize_with = "number")]
     pub loss_head: f64,
+    /// The same for the text logits.
     #[serde(deserialize_with = "number")]
     pub loss_text: f64,
-    /// Fractions of images whose class is the head's first choice, and among its first five.
+    /// Fraction of images whose class is the head's first choice.
     pub top1: f64,
+    /// Fraction of images whose class is among the head's first five.
     pub top5: f64,
-    /// The same for the text logits.
+    /// Fraction of images whose class is the first choice of the text logits.
     pub text_top1: f64,
+    /// Fraction of images whose class is among the first five of the text logits.
     pub text_top5: f64,
     /// Mean over the classes of the head's F1 score; classes that occur neither in labels nor in
     /// predictions are left out, as in scikit-learn.
@@ -34,8 +39,11 @@ pub struct EvalMetrics {
 /// Everything that is known about a split after an evaluation; the content of evaluation.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
+    /// "train", "val" or "test".
     pub split: String,
+    /// In label order.
     pub class_names: Vec<String>,
+    /// Over the whole split.
     pub metrics: EvalMetrics,
     /// In label order.
     pub classes: Vec<ClassMetrics>,
@@ -43,6 +51,7 @@ pub struct Evaluation {
     pub zero_shot: Vec<ClassMetrics>,
     /// Images of class i that the head takes for class j, at \[i\]\[j\].
     pub confusion: Vec<Vec<u32>>,
+    /// Fifteen bins, from the least confidence to the greatest.
     pub calibration: Vec<CalibrationBin>,
     /// In the order of the split.
     pub images: Vec<ImageResult>,
@@ -51,33 +60,44 @@ pub struct Evaluation {
 /// The results on one class.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClassMetrics {
-    /// Images of the class, and images that are taken for it.
+    /// Images of the class.
     pub images: u32,
+    /// Images that are taken for the class, rightly or not.
     pub predicted: u32,
+    /// Images of the class that are taken for it.
     pub right: u32,
-    /// `right`/`predicted` and `right`/`images`, and their harmonic mean; none where nothing is divided by.
+    /// `right`/`predicted`; none where no image is taken for the class.
     pub precision: Option<f64>,
+    /// `right`/`images`; none for a class without images.
     pub recall: Option<f64>,
+    /// Harmonic mean of the two, 0 where nothing is right; none for a class that occurs neither in labels nor
+    /// in predictions.
     pub f1: Option<f64>,
 }
 
 /// Images whose confidence, the probability of the head's first choice, is within one of equally wide bins.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct CalibrationBin {
+    /// Images whose confidence is in the bin.
     pub images: u32,
-    /// Means; 0 where there is no image.
+    /// Mean confidence of its images; 0 where there is none.
     pub confidence: f64,
+    /// Fraction of its images whose class is the first choice; 0 where there is none.
     pub accuracy: f64,
 }
 
 /// One image as the classifier sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ImageResult {
+    /// The photo's path, or the name of a generated image.
     pub path: String,
+    /// Number of its class in [`Evaluation::class_names`].
     pub label: u32,
+    /// The class that the head takes it for; see [`Accumulator`] for logits that are not numbers.
     pub predicted: u32,
     /// Probability of `predicted`.
     pub confidence: f32,
+    /// The class that the text logits take it for.
     pub text_predicted: u32,
 }
 
@@ -110,6 +130,7 @@ pub struct Accumulator {
 }
 
 impl Accumulator {
+    /// Without any batch yet, of a split with `classes` classes; `objective` weights the parts of the loss.
     pub fn new(classes: usize, objective: Objective) -> Self {
         Accumulator {
             classes,
@@ -141,6 +162,7 @@ impl Accumulator {
         Ok(())
     }
 
+    /// The results on all batches so far; losses and fractions are 0 where there was none.
     pub fn finish(&self) -> EvalMetrics {
         let n = self.outcomes.len().max(1) as f64;
         let fraction = |count: usize| count as f64 / n;

@@ -19,8 +19,11 @@ pub struct Model {
     /// What adapters trained on it call it.
     pub name: String,
     dir: PathBuf,
+    /// The sizes in its config.json.
     pub config: ClipConfig,
+    /// The checkpoint's tensors, mapped; all that `config` asks for are among them.
     pub weights: Weights,
+    /// How photos become its images.
     pub preprocess: Preprocess,
     /// A temporary home of the files, if they have one.
     temporary: Option<tempfile::TempDir>,
@@ -28,7 +31,9 @@ pub struct Model {
 
 /// The text tower and the prompts of all classes.
 pub struct TextTraining<B: Backend> {
+    /// The frozen tower, which adapters are trained in.
     pub tower: Arc<TextTower<B>>,
+    /// Every class name in every template, embedded.
     pub prompts: EmbeddedPrompts,
 }
 

@@ -21,22 +21,26 @@ use crate::tune::{Group, Tower, Trained};
 /// The images of a run as far as they are known before they are decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Images {
+    /// In label order.
     pub class_names: Vec<String>,
     /// Of the splits in the order of [`Split::ALL`].
     labels: [Vec<u32>; 3],
 }
 
 impl Images {
+    /// Those that were found; a photo that cannot be decoded is still among them.
     pub fn of_source(source: &Source) -> Self {
         let labels = |split| source.split(split).iter().map(|item| item.label).collect();
         Images { class_names: source.class_names.clone(), labels: Split::ALL.map(labels) }
     }
 
+    /// Those that are decoded already.
     pub fn of_cache(cache: &Cache) -> Self {
         let labels = |split| cache.split(split).labels().to_vec();
         Images { class_names: cache.class_names().to_vec(), labels: Split::ALL.map(labels) }
     }
 
+    /// Images of a split.
     pub fn count(&self, split: Split) -> usize {
         self.labels[split as usize].len()
     }
@@ -61,8 +65,9 @@ pub struct Plan {
     pub work: usize,
     /// Bytes that the device has left for it; none where memory is the host's own.
     pub free: Option<usize>,
-    /// Floating-point operations of a full step, and of an epoch's training and validation.
+    /// Floating-point operations of a full step.
     pub step_flops: f64,
+    /// Floating-point operations of an epoch's training and validation.
     pub epoch_flops: f64,
 }
 

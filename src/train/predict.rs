@@ -19,12 +19,14 @@ use std::path::{Path, PathBuf};
 pub struct Choice {
     /// The number of the class in [`Predictor::class_names`].
     pub class: usize,
+    /// Softmax of the head's logits, at most 1.
     pub probability: f64,
 }
 
 /// What became of one photo.
 #[derive(Debug)]
 pub struct Predicted<'a> {
+    /// As it was handed in.
     pub path: &'a Path,
     /// The most probable classes, best first; an error where the photo could not be read.
     pub choices: Result<Vec<Choice>>,

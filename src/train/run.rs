@@ -35,15 +35,22 @@ use std::time::Instant;
 /// What a finished run says of itself; the content of summary.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
+    /// The recipe that the settings started from; any of them may differ from it.
     pub recipe: super::settings::Recipe,
+    /// Number of classes C.
     pub classes: usize,
+    /// Elements of all trained tensors.
     pub trained_parameters: usize,
-    /// Epochs that ran, and the one that was kept.
+    /// Epochs that ran.
     pub epochs: u32,
+    /// The epoch that was kept, counted from 1: that of the highest validation top-1, and of the lowest loss
+    /// among equals.
     pub best_epoch: u32,
+    /// True where early stopping ended the run.
     pub stopped_early: bool,
-    /// The kept epoch on the validation split, and on the test split where there is one.
+    /// The kept epoch on the validation split.
     pub val: EvalMetrics,
+    /// The kept epoch on the test split; none where there is no such split.
     pub test: Option<EvalMetrics>,
     /// Plain CLIP on the test split, or on the validation split where there is no test split: its text
     /// logits are the result, its head is untrained.
@@ -52,6 +59,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Images per second of the training steps alone.
     pub images_per_s: f64,
+    /// What the run ended on, see [`Backend::describe`].
     pub device: String,
     /// None in a summary from before it was recorded.
     #[serde(default)]
@@ -61,9 +69,13 @@ pub struct Summary {
 /// What tells one CLIP vision tower from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VisionSizes {
+    /// Blocks.
     pub layers: usize,
+    /// Elements of a token.
     pub width: usize,
+    /// Side of a square patch, in pixels.
     pub patch_size: usize,
+    /// Side of the square input, in pixels.
     pub image_size: usize,
 }
 
@@ -81,10 +93,15 @@ impl From<&VisionConfig> for VisionSizes {
 /// Plain CLIP's results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ZeroShot {
+    /// "test", or "val" where there is no test split.
     pub split: String,
+    /// Images of the split.
     pub images: usize,
+    /// Mean cross entropy of the text logits.
     pub loss: f64,
+    /// Fraction of images whose class is the first choice.
     pub top1: f64,
+    /// Fraction of images whose class is among the first five.
     pub top5: f64,
 }
 

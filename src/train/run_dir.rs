@@ -145,42 +145,52 @@ impl RunDir {
         }
     }
 
+    /// The directory itself.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// config.toml: every setting of the run.
     pub fn config(&self) -> PathBuf {
         self.path.join(CONFIG)
     }
 
+    /// metrics.jsonl: see [`MetricsFile`].
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
 
+    /// summary.json, there once the run has ended.
     pub fn summary(&self) -> PathBuf {
         self.path.join("summary.json")
     }
 
+    /// evaluation.json: the kept epoch on each image of the tested split, there once the run has ended.
     pub fn evaluation(&self) -> PathBuf {
         self.path.join("evaluation.json")
     }
 
+    /// report.html: the page about the finished run.
     pub fn report(&self) -> PathBuf {
         self.path.join("report.html")
     }
 
+    /// prompts.safetensors: the prompts of the best epoch so far, where prompts are trained.
     pub fn prompts(&self) -> PathBuf {
         self.path.join("prompts.safetensors")
     }
 
+    /// adapter/: the adapter of the best epoch so far in PEFT's format, where adapters are trained.
     pub fn adapter(&self) -> PathBuf {
         self.path.join("adapter")
     }
 
+    /// head.safetensors: the head of the best epoch so far, or the class features in the form of one.
     pub fn head(&self) -> PathBuf {
         self.path.join("head.safetensors")
     }
 
+    /// state.safetensors: what `--resume` goes on from, written at the end of every epoch.
     pub fn state(&self) -> PathBuf {
         self.path.join("state.safetensors")
     }

@@ -74,10 +74,12 @@ impl<'a, B: Backend> Session<'a, B> {
         })
     }
 
+    /// The device that the towers are on.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
+    /// The images that runs are trained and evaluated on.
     pub fn cache(&self) -> &'a Cache {
         self.cache
     }

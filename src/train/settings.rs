@@ -30,6 +30,7 @@ pub enum Recipe {
 }
 
 impl Recipe {
+    /// Every recipe once.
     pub const ALL: [Recipe; 6] =
         [Recipe::Linear, Recipe::Lora, Recipe::Mixup, Recipe::Triplet, Recipe::Vpt, Recipe::ClipLora];
 
@@ -56,6 +57,7 @@ impl std::fmt::Display for Recipe {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
+    /// LoRA adapters in the layers [`Settings::targets`] of [`Settings::towers`].
     Lora,
     /// Nothing.
     Linear,
@@ -77,8 +79,11 @@ pub enum Augment {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Precision {
+    /// Single precision, the only one that the CPU computes in.
     F32,
+    /// Half precision, with loss scaling in training.
     F16,
+    /// The range of f32 with fewer digits: needs no loss scaling.
     Bf16,
 }
 
@@ -137,7 +142,9 @@ pub enum ClassifierKind {
 /// Epochs without improvement after which a run ends, or "off".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {
+    /// Every epoch is trained.
     Off,
+    /// So many epochs, at least 1.
     Epochs(u32),
 }
 
@@ -187,8 +194,11 @@ pub const MAX_BATCH: usize = 4096;
 pub struct Settings {
     /// The bundled model and generated flowers instead of `data` and `model`.
     pub demo: bool,
+    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
+    /// flowers102; none with `demo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
+    /// A Hugging Face CLIP directory, or the id of a model on the hub; none with `demo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
     /// Where preprocessed images are kept.
@@ -200,40 +210,56 @@ pub struct Settings {
     /// prompts.safetensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
+    /// Leaves out images that cannot be decoded, instead of stopping at the first.
     pub skip_bad_images: bool,
+    /// The combination that these settings started from. It names the run; what is done is up to the others.
     pub recipe: Recipe,
+    /// What is trained beside the head.
     pub method: Method,
+    /// What images are classified by, and thus whether there is a head.
     pub classifier: ClassifierKind,
+    /// Where a head that is trained starts.
     pub head_init: HeadInit,
+    /// Weight of the text logits' cross entropy in the loss, at least 0.
     pub text_weight: f64,
     /// α of MixUp's Beta distribution; 0 for none.
     pub mixup: f64,
+    /// What MixUp blends; not looked at without it.
     pub mixup_on: MixOn,
     /// Weight λ of the triplet loss, of which the head's leaves 1 − λ; 0 for none.
     pub triplet: f64,
+    /// Margin of the triplet loss, at least 0, see [`Objective::margin`]; not looked at without it.
     pub margin: f64,
+    /// Whether all blocks have the same prompts.
     pub prompts: PromptSharing,
+    /// What becomes of a block's prompts behind it.
     pub prompt_mode: PromptMode,
     /// Prompts of a block.
     pub prompt_count: usize,
     /// Adapters beside the prompts.
     pub with_lora: bool,
+    /// Rank r of the adapters, 1 to 1024.
     pub rank: usize,
+    /// α of the adapters, whose outputs are scaled by α/r.
     pub alpha: f64,
     /// Scales adapters by α/√r instead of α/r.
     pub rslora: bool,
+    /// The layers of a block that have adapters, each named once.
     pub targets: Vec<Target>,
     /// The towers that have adapters.
     pub towers: Vec<Tower>,
     /// Share of the adapters' inputs that training sets to zero.
     pub dropout: f64,
+    /// Passes over the training images, at least 1; early stopping may end the run before.
     pub epochs: u32,
+    /// Images of a batch at the most, 1 to [`MAX_BATCH`].
     pub batch_size: usize,
     /// Batches whose gradients make up one step.
     pub accumulate: usize,
     /// Gradients are scaled down to this length as one vector; none where they stay as they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_grad_norm: Option<f64>,
+    /// Seed of everything random in the run.
     pub seed: u64,
     /// Seed of what the images are: the split of a folder of classes, the demo's flowers. None for that of
     /// the run.
@@ -242,26 +268,40 @@ pub struct Settings {
     /// Training images of each class; none for all there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shots: Option<usize>,
+    /// What is done to training images; crops need a cache of u8.
     pub augment: Augment,
+    /// Whether every epoch has an order of its own.
     pub shuffle: bool,
+    /// Learning rate of the head before the schedule's factor; these rates and decays are all at least 0.
     pub lr_head: f64,
+    /// Weight decay of the head, as AdamW has it: apart from the gradient.
     pub wd_head: f64,
+    /// Learning rate of the adapters.
     pub lr_lora: f64,
+    /// Weight decay of the adapters.
     pub wd_lora: f64,
+    /// Learning rate of the prompts.
     pub lr_prompt: f64,
+    /// Weight decay of the prompts.
     pub wd_prompt: f64,
+    /// Course of the learning rates after the warm-up.
     pub schedule: ScheduleKind,
     /// Steps over which the learning rates climb to their values.
     pub warmup: u64,
+    /// After how many epochs in a row without a lower validation loss the run ends.
     pub early_stop: Patience,
+    /// By how much the validation loss must fall to count as lower, at least 0.
     pub early_stop_min_delta: f64,
+    /// Which epoch's validation loss must be undercut.
     pub early_stop_against: StopAgainst,
     /// None until the device is known: f16 on a GPU, f32 on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
+    /// "auto", "cpu", "cuda" or "cuda:N".
     pub device: String,
     /// Whether the metrics are written for TensorBoard too.
     pub tensorboard: bool,
+    /// Text prompts of a class, at least one, each with {} where the class name goes.
     pub templates: Vec<String>,
 }
 
@@ -500,14 +540,17 @@ impl Settings {
         self.method == Method::Lora || self.with_lora
     }
 
+    /// Whether training images are mixed.
     pub fn has_mixup(&self) -> bool {
         self.mixup > 0.0
     }
 
+    /// Whether the triplet loss has a share in the objective.
     pub fn has_triplet(&self) -> bool {
         self.triplet > 0.0
     }
 
+    /// The adapters to train; none where there are to be none.
     pub fn lora(&self) -> Option<LoraSpec> {
         self.has_lora().then(|| LoraSpec {
             rank: self.rank,
@@ -519,7 +562,8 @@ impl Settings {
         })
     }
 
-    pub fn dropout_spec(&self) -> Option<DropoutSpec> {
+    /// Dropout in front of the adapters, where there is any.
+    pub(crate) fn dropout_spec(&self) -> Option<DropoutSpec> {
         let spec = DropoutSpec { probability: self.dropout, seed: self.seed };
         (self.has_lora() && self.dropout > 0.0).then_some(spec)
     }
@@ -529,6 +573,7 @@ impl Settings {
         if self.has_lora() { &self.towers } else { &[] }
     }
 
+    /// The prompts to train; none for the other methods.
     pub fn prompt_spec(&self) -> Option<PromptSpec> {
         let spec = PromptSpec { count: self.prompt_count, sharing: self.prompts, mode: self.prompt_mode };
         (self.method == Method::Vpt).then_some(spec)
@@ -549,12 +594,14 @@ impl Settings {
         self.data_seed.unwrap_or(self.seed)
     }
 
+    /// What training minimises. Without a head the weight of its loss is 0.
     pub fn objective(&self) -> Objective {
         let head = if self.classifier == ClassifierKind::Head { 1.0 } else { 0.0 };
         Objective::new(head, self.text_weight).with_triplet(self.triplet, self.margin)
     }
 
-    pub fn rates(&self) -> Rates {
+    /// Learning rates and weight decays of all groups, before the schedule's factor.
+    pub(crate) fn rates(&self) -> Rates {
         Rates {
             head: Rate { learning_rate: self.lr_head, weight_decay: self.wd_head },
             lora: Rate { learning_rate: self.lr_lora, weight_decay: self.wd_lora },
@@ -562,7 +609,8 @@ impl Settings {
         }
     }
 
-    pub fn early_stop_spec(&self) -> Option<EarlyStopSpec> {
+    /// When the run stops early; none where it does not.
+    pub(crate) fn early_stop_spec(&self) -> Option<EarlyStopSpec> {
         match self.early_stop {
             Patience::Off => None,
             Patience::Epochs(patience) => Some(EarlyStopSpec {

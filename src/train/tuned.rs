@@ -84,6 +84,7 @@ impl<B: Backend> TunedTower<B> {
         Ok(TunedTower { backend, tower, folded, prompts, preprocess: model.preprocess.clone() })
     }
 
+    /// The device that the tower is on.
     pub fn backend(&self) -> &B {
         &self.backend
     }

@@ -7,6 +7,7 @@ use crate::backend::{Backend, Dropout};
 pub struct TowerDropout<'a, B: Backend> {
     /// See [`Dropout::draw`].
     pub draw: &'a B::Tensor,
+    /// See [`Dropout::probability`].
     pub probability: f64,
     /// Tells parts of a batch apart that are computed one after the other.
     pub part: u32,
@@ -24,10 +25,15 @@ pub struct BlockDropout<'a, B: Backend> {
 /// queries are computed apart.
 #[derive(Clone, Copy)]
 pub enum Slot {
+    /// LN₁ of all rows, in front of queries, keys and values, or of keys and values alone.
     Projections = 0,
+    /// LN₁ of the chosen rows, where the queries are computed apart.
     Queries = 1,
+    /// What attention gives, in front of its output projection.
     Output = 2,
+    /// LN₂, in front of the MLP's first linear layer.
     Expand = 3,
+    /// What the activation function gives, in front of the MLP's second linear layer.
     Contract = 4,
 }
 

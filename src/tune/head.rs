@@ -7,7 +7,9 @@ use rand::{Rng, RngExt};
 
 /// `weight` \[C, E\] and `bias` \[C\].
 pub struct Head<B: Backend> {
+    /// A row for each class.
     pub weight: Param<B>,
+    /// An element for each class.
     pub bias: Param<B>,
     /// False where the head only mirrors the text features of the classes.
     pub trained: bool,

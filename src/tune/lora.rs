@@ -12,21 +12,28 @@ use serde::{Deserialize, Serialize};
 /// A linear layer of a transformer block that can carry an adapter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Target {
+    /// Queries of attention.
     #[serde(rename = "q_proj")]
     Query,
+    /// Keys of attention.
     #[serde(rename = "k_proj")]
     Key,
+    /// Values of attention.
     #[serde(rename = "v_proj")]
     Value,
+    /// The projection behind attention.
     #[serde(rename = "out_proj")]
     Output,
+    /// The first layer of the MLP, from D elements to its own width.
     #[serde(rename = "fc1")]
     Expand,
+    /// The second layer of the MLP, back to D elements.
     #[serde(rename = "fc2")]
     Contract,
 }
 
 impl Target {
+    /// Every layer that can have one, in the order of a block's computation.
     pub const ALL: [Target; 6] =
         [Target::Query, Target::Key, Target::Value, Target::Output, Target::Expand, Target::Contract];
 
@@ -84,11 +91,14 @@ impl std::str::FromStr for Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Tower {
+    /// The image side.
     Vision,
+    /// The text side.
     Text,
 }
 
 impl Tower {
+    /// Both, vision first.
     pub const ALL: [Tower; 2] = [Tower::Vision, Tower::Text];
 
     /// The word for it.
@@ -126,9 +136,11 @@ impl std::str::FromStr for Tower {
 /// One linear layer of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Site {
+    /// The transformer with the block.
     pub tower: Tower,
     /// The block's number.
     pub layer: usize,
+    /// The layer in the block.
     pub target: Target,
 }
 
@@ -149,11 +161,15 @@ impl std::fmt::Display for Site {
 /// Which layers are adapted, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LoraSpec {
+    /// Rows r of every A and columns of every B.
     pub rank: usize,
+    /// α of [`LoraSpec::scale`].
     pub alpha: f64,
     /// Rank-stabilised: scaled by α/√r instead of α/r.
     pub rslora: bool,
+    /// The layers that have an adapter, in every block.
     pub targets: Vec<Target>,
+    /// The towers whose blocks have them.
     pub towers: Vec<Tower>,
     /// Share of an adapter's inputs that training sets to zero.
     pub dropout: f64,
@@ -175,12 +191,15 @@ impl LoraSpec {
 
 /// Where adapters start: A \[r, in\] and B \[out, r\] of a layer, f32.
 pub trait LoraInit {
+    /// A and B of the layer at `site`, which has so many `inputs` and `outputs`.
     fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor);
 }
 
 /// The usual start: A Kaiming-uniform with a = √5, which is uniform in ±1/√in; B zero.
 pub struct KaimingInit<'a, R: Rng> {
+    /// r, that of the [`LoraSpec`].
     pub rank: usize,
+    /// What A is drawn from, layer by layer as they are asked for.
     pub rng: &'a mut R,
 }
 
@@ -201,6 +220,7 @@ pub struct LoraLayer<B: Backend> {
     pub targets: Vec<Target>,
     /// First output column of each within the product.
     pub columns: Vec<usize>,
+    /// What every B·A is multiplied with: [`LoraSpec::scale`].
     pub scale: f64,
 }
 
@@ -252,12 +272,20 @@ impl<B: Backend> LoraLayer<B> {
 
 /// Adapters of queries, keys and values, grouped as the block computes them.
 pub enum ProjectionLora<B: Backend> {
+    /// Of all three at once; `None` where none has an adapter.
     Packed(Option<LoraLayer<B>>),
-    Split { q: Option<LoraLayer<B>>, kv: Option<LoraLayer<B>> },
+    /// Of a block that computes its queries for chosen rows only.
+    Split {
+        /// Of the queries.
+        q: Option<LoraLayer<B>>,
+        /// Of keys and values.
+        kv: Option<LoraLayer<B>>,
+    },
 }
 
 impl<B: Backend> ProjectionLora<B> {
-    pub fn is_empty(&self) -> bool {
+    /// True where none of the three has an adapter.
+    pub(crate) fn is_empty(&self) -> bool {
         self.layers().next().is_none()
     }
 
@@ -280,19 +308,26 @@ impl<B: Backend> ProjectionLora<B> {
 
 /// All adapters of one block.
 pub struct BlockLora<B: Backend> {
+    /// Of queries, keys and values.
     pub projections: ProjectionLora<B>,
+    /// Of the projection behind attention.
     pub out: Option<LoraLayer<B>>,
-    /// The two layers of the MLP.
+    /// Of the MLP's first layer.
     pub fc1: Option<LoraLayer<B>>,
+    /// Of its second layer.
     pub fc2: Option<LoraLayer<B>>,
 }
 
 /// Where a block stands, and how large its layers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockPlace {
+    /// The transformer with the block.
     pub tower: Tower,
+    /// The block's number.
     pub layer: usize,
+    /// Elements D of a token.
     pub width: usize,
+    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
     /// The block computes its queries apart from keys and values.
     pub split: bool,
@@ -316,10 +351,12 @@ impl<B: Backend> BlockLora<B> {
         Ok(BlockLora { projections, out, fc1, fc2 })
     }
 
+    /// The adapters that there are, in the order of the block's computation.
     pub fn layers(&self) -> impl Iterator<Item = &LoraLayer<B>> {
         self.projections.layers().chain(&self.out).chain(&self.fc1).chain(&self.fc2)
     }
 
+    /// The same for writing, in the same order.
     pub fn layers_mut(&mut self) -> impl Iterator<Item = &mut LoraLayer<B>> {
         let behind = [&mut self.out, &mut self.fc1, &mut self.fc2];
         self.projections.layers_mut().chain(behind.into_iter().flatten())

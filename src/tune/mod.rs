@@ -17,18 +17,26 @@ pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
 /// Trained tensors with the same learning rate and weight decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Group {
+    /// Weight and bias of the head.
     Head,
+    /// A and B of the adapters in both towers.
     Lora,
+    /// Visual prompts.
     Prompt,
 }
 
 /// A trained tensor: its value, its gradient and AdamW's two moments, all of one shape, in the backend's
 /// master type. Nothing else in the model has a gradient.
 pub struct Param<B: Backend> {
+    /// Which of the rates it moves by.
     pub group: Group,
+    /// What the forward pass uses.
     pub value: B::Tensor,
+    /// Of the last part of a step; once [`add_up`] has had the last part, of the whole step.
     pub gradient: B::Tensor,
+    /// The running mean of the gradient; 0 before the first step.
     pub first_moment: B::Tensor,
+    /// The running mean of the gradient's square; 0 before the first step.
     pub second_moment: B::Tensor,
 }
 
@@ -52,8 +60,11 @@ impl<B: Backend> Param<B> {
 pub enum Place {
     /// There is no other.
     Alone,
+    /// The one that begins the sum.
     First,
+    /// Neither the first nor the last.
     Middle,
+    /// The one that completes the sum.
     Last,
 }
 
@@ -101,7 +112,9 @@ pub struct Trained<B: Backend> {
     pub lora: Vec<BlockLora<B>>,
     /// The same in the text tower.
     pub text_lora: Vec<BlockLora<B>>,
+    /// In the vision tower, if there are any.
     pub prompts: Option<Prompts<B>>,
+    /// Behind the towers.
     pub head: Head<B>,
 }
 
@@ -161,7 +174,9 @@ fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<It
 
 /// What is trained inside a vision tower.
 pub struct TowerTuning<'a, B: Backend> {
+    /// One entry for each block; empty where its layers stay as they are.
     pub lora: &'a [BlockLora<B>],
+    /// In front of its blocks, if there are any.
     pub prompts: Option<&'a Prompts<B>>,
     /// In front of the adapters, in training.
     pub dropout: Option<TowerDropout<'a, B>>,
@@ -171,7 +186,8 @@ impl<B: Backend> TowerTuning<'_, B> {
     /// The tower as it is.
     pub const NONE: Self = TowerTuning { lora: &[], prompts: None, dropout: None };
 
-    pub fn is_none(&self) -> bool {
+    /// True where nothing in the tower is trained; dropout alone does not count.
+    pub(crate) fn is_none(&self) -> bool {
         self.lora.is_empty() && self.prompts.is_none()
     }
 }

@@ -36,7 +36,8 @@ impl PromptMode {
         }
     }
 
-    pub fn from_name(name: &str) -> Option<Self> {
+    /// The mode of that [`name`](PromptMode::name); `None` for any other word.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         [PromptMode::Replace, PromptMode::Accumulate].into_iter().find(|mode| mode.name() == name)
     }
 }
@@ -46,7 +47,9 @@ impl PromptMode {
 pub struct PromptSpec {
     /// Prompts of a block.
     pub count: usize,
+    /// Whether the blocks share them.
     pub sharing: PromptSharing,
+    /// What becomes of them behind their block.
     pub mode: PromptMode,
 }
 
@@ -89,6 +92,7 @@ pub fn initial_prompts(spec: &PromptSpec, layers: usize, width: usize, rng: &mut
 pub struct Prompts<B: Backend> {
     /// \[sets, m, D\]: one set for all blocks, or one for each.
     pub param: Param<B>,
+    /// What becomes of a block's prompts behind it.
     pub mode: PromptMode,
 }
 

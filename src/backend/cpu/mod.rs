@@ -1,7 +1,7 @@
 //! The CPU backend: the definition of every operation, and what runs where there is no GPU.
 //!
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
-//! operation; [`real`] makes the loops vectorise, [`product`] holds the matrix products.
+//! operation; [`real`] makes the loops vectorise, `product` holds the matrix products.
 
 mod accumulate;
 mod activation;
@@ -16,7 +16,7 @@ mod l2_norm;
 mod layer_norm;
 mod lora_linear;
 mod mix;
-pub mod product;
+pub(crate) mod product;
 mod prompts;
 pub mod real;
 mod triplet;
@@ -33,6 +33,7 @@ pub struct Cpu<T> {
 }
 
 impl<T: Real> Cpu<T> {
+    /// The one CPU, on the threads of rayon's current pool: the value holds nothing.
     pub fn new() -> Self {
         Cpu { number: PhantomData }
     }

@@ -14,10 +14,15 @@ pub trait Real:
     + Neg<Output = Self>
     + AddAssign
 {
+    /// 0.
     const ZERO: Self;
+    /// 1.
     const ONE: Self;
+    /// Rounds to the nearest; infinite beyond the type's range.
     fn from_f64(value: f64) -> Self;
+    /// Exact.
     fn to_f64(self) -> f64;
+    /// √x, rounded to the nearest; not a number below 0.
     fn sqrt(self) -> Self;
     /// eˣ to about an ulp.
     fn exp(self) -> Self;

@@ -8,6 +8,7 @@ use super::CudaError;
 use crate::tensor::DType;
 use std::ffi::c_void;
 
+/// What calls on a device return.
 pub type Result<T> = std::result::Result<T, CudaError>;
 
 /// An address in device memory; 0 is none.
@@ -15,6 +16,7 @@ pub type Result<T> = std::result::Result<T, CudaError>;
 pub struct Address(pub u64);
 
 impl Address {
+    /// That of an empty tensor, and of an argument that a kernel can do without.
     pub const NULL: Address = Address(0);
 
     /// The address `bytes` further on.
@@ -28,13 +30,17 @@ impl Address {
 pub struct DeviceInfo {
     /// As the driver names it: "NVIDIA H100 80GB HBM3".
     pub name: String,
+    /// The driver's number for it, from 0: that of "cuda:0".
     pub index: usize,
     /// Major · 10 + minor: 90 for an H100.
     pub compute_capability: u32,
+    /// Streaming multiprocessors, each of which runs blocks of its own: 132 for an H100 SXM.
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block can ask for.
     pub shared_memory_per_block: usize,
+    /// Bytes.
     pub l2_cache: usize,
+    /// Bytes in all, whoever uses them.
     pub memory: usize,
     /// Versions, for people and for cache keys: "driver 580.95, CUDA 13.0, NVRTC 13.0, cuBLASLt 13.1.0".
     pub software: String,
@@ -43,7 +49,9 @@ pub struct DeviceInfo {
 /// A kernel: the file under kernels/ without its ending, and the function's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kernel {
+    /// Where it is: "lora_linear" for kernels/lora_linear.cu.
     pub file: &'static str,
+    /// As it is declared there, `extern "C"`.
     pub name: &'static str,
 }
 
@@ -56,8 +64,10 @@ pub struct Args {
 }
 
 impl Args {
+    /// The most that a launch can have; adding one more panics.
     pub const MAX: usize = 32;
 
+    /// None yet: a chain of calls adds them.
     pub fn new() -> Self {
         Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0 }
     }
@@ -70,6 +80,7 @@ impl Args {
         self
     }
 
+    /// A pointer into device memory.
     pub fn address(self, address: Address) -> Self {
         self.push(address.0, 8)
     }
@@ -95,10 +106,12 @@ impl Args {
         self.push(u64::from(value), 4)
     }
 
+    /// A kernel's `float`.
     pub fn float(self, value: f32) -> Self {
         self.push(u64::from(value.to_bits()), 4)
     }
 
+    /// A kernel's `double`.
     pub fn double(self, value: f64) -> Self {
         self.push(value.to_bits(), 8)
     }
@@ -127,6 +140,7 @@ impl Default for Args {
 /// A kernel with its grid and arguments.
 #[derive(Clone, Copy)]
 pub struct Launch {
+    /// What runs; its file is compiled or loaded at the first launch if it was not before.
     pub kernel: Kernel,
     /// Blocks in x, y and z.
     pub grid: [u32; 3],
@@ -134,6 +148,7 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// One for each of the kernel's parameters, of their sizes.
     pub args: Args,
 }
 
@@ -141,18 +156,29 @@ pub struct Launch {
 /// rows. w is \[n, k\] when `transposed` (y = x·wᵀ), else \[k, n\]. Accumulates in f32 and rounds once.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Product {
+    /// Rows of x and y; at least 1, as `n` and `k` are.
     pub m: usize,
+    /// Columns of y.
     pub n: usize,
+    /// Columns of x: the dimension that is summed over.
     pub k: usize,
+    /// \[m, k\].
     pub x: Address,
+    /// At least `k`.
     pub x_stride: usize,
+    /// \[n, k\] or \[k, n\].
     pub w: Address,
+    /// At least as many as w has columns.
     pub w_stride: usize,
+    /// Whether op(w) is wᵀ; else it is w.
     pub transposed: bool,
+    /// Added to every row of the product.
     pub bias: Option<Address>,
     /// Added to the product; rows `y_stride` apart; may be `y` itself.
     pub add: Option<Address>,
+    /// \[m, n\]; may be `add`, and shares no element with x or w.
     pub y: Address,
+    /// At least `n`.
     pub y_stride: usize,
     /// Of x, w, bias, add and y: f16, bf16 or f32.
     pub dtype: DType,
@@ -174,6 +200,7 @@ pub trait Fetch: Send {
 
 /// A device.
 pub trait Driver: Send + Sync {
+    /// What it is; the same at every call.
     fn info(&self) -> &DeviceInfo;
 
     /// Memory with unspecified contents, 256-byte aligned.
@@ -215,6 +242,8 @@ pub trait Driver: Send + Sync {
 
     /// From here to [`Driver::end_recording`] work is recorded and not run.
     fn begin_recording(&self) -> Result<()>;
+    /// Ends the recording and hands it out. An error where none is open, and on a GPU also where a call in it
+    /// failed.
     fn end_recording(&self) -> Result<Box<dyn Recording>>;
     /// Enqueues everything that was recorded.
     fn replay(&self, recording: &dyn Recording) -> Result<()>;

@@ -3,35 +3,76 @@
 use std::path::PathBuf;
 use thiserror::Error;
 
+/// What can go wrong in the CUDA backend below its launchers.
 #[derive(Debug, Error)]
 pub enum CudaError {
     /// A library that is not on this machine, and how to get it.
     #[error("{library} was not found; {hint}")]
-    Missing { library: &'static str, hint: String },
+    Missing {
+        /// Its name, for people; for the host twin also the C++ compiler.
+        library: &'static str,
+        /// How to get it, after what was found and could not be loaded.
+        hint: String,
+    },
     /// Found, but not able to do what is needed: a driver too old for the libraries, a device too old.
     #[error("{0}")]
     Unsupported(String),
+    /// The number of a device that the driver does not have.
     #[error("there is no CUDA device {index}; {}", match count {
         0 => "the driver finds none".to_owned(),
         1 => "the only one is cuda:0".to_owned(),
         n => format!("they are cuda:0 to cuda:{}", n - 1),
     })]
-    NoDevice { index: usize, count: usize },
+    NoDevice {
+        /// The one that was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
     /// A call that reported failure.
     #[error("{call}: {problem}")]
-    Call { call: &'static str, problem: String },
+    Call {
+        /// A function of a CUDA library, or a method of [`Driver`](super::driver::Driver).
+        call: &'static str,
+        /// What the library said, or what is wrong with the call.
+        problem: String,
+    },
     /// A failure after which the device answers nothing more in this process.
     #[error(
         "{call}: {problem}; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
     )]
-    Lost { call: &'static str, problem: String },
+    Lost {
+        /// The call that reported it; the work that caused it may have been enqueued by an earlier one.
+        call: &'static str,
+        /// The driver's name and text for its status, and what the call was about.
+        problem: String,
+    },
+    /// An allocation that the device has no room for.
     #[error("out of GPU memory: {} more were asked for, {} of {} are free", mib(*.bytes), mib(*.free), mib(*.total))]
-    OutOfMemory { bytes: usize, free: usize, total: usize },
+    OutOfMemory {
+        /// What was asked for.
+        bytes: usize,
+        /// What the device had left when it refused.
+        free: usize,
+        /// What the device has in all.
+        total: usize,
+    },
     /// The compiler's log is part of the message.
     #[error("kernels/{file}.cu does not compile:\n{log}")]
-    Compile { file: String, log: String },
+    Compile {
+        /// The kernel file, without ".cu".
+        file: String,
+        /// What NVRTC wrote, or the host twin's C++ compiler.
+        log: String,
+    },
+    /// A kernel's text that cannot be read, or a file of the host twin that cannot be made or used.
     #[error("{}: {problem}", path.display())]
-    File { path: PathBuf, problem: String },
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said, or what is wrong with it.
+        problem: String,
+    },
     /// The host twin found a kernel doing something that a GPU might let pass.
     #[error("host twin: {0}")]
     Twin(String),

@@ -184,6 +184,7 @@ impl Cuda {
         Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
     }
 
+    /// The device below. Work given to it directly keeps its place among the operations.
     pub fn driver(&self) -> &dyn Driver {
         &*self.inner.driver
     }

@@ -46,6 +46,7 @@ impl Sources {
         }
     }
 
+    /// Those that kernels/ held when the library was built.
     pub fn embedded() -> Self {
         let files = FILES.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         Sources { files, folder: None }

@@ -3,13 +3,21 @@
 /// Petal colour. The word is also the class-name word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Colour {
+    /// Deep red.
     Red,
+    /// Orange with a little red.
     Orange,
+    /// Lemon yellow.
     Yellow,
+    /// A warm white, on which the markings in white would not show.
     White,
+    /// Light pink.
     Pink,
+    /// Dark pink with some blue.
     Magenta,
+    /// Between magenta and blue.
     Violet,
+    /// Bright blue.
     Blue,
 }
 
@@ -46,24 +54,33 @@ pub enum Marking {
 /// Petals in a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Petals {
+    /// Not for [`Form::Daisy`], whose petals are narrow.
     Five,
+    /// For every form.
     Eight,
+    /// For [`Form::Daisy`] only.
     Thirteen,
 }
 
 /// Rings of petals.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Rings {
+    /// One ring at full length.
     Single,
+    /// A ring of shorter petals on top of a full one, half a petal apart.
     Double,
 }
 
 /// Colour of the flower's centre.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Centre {
+    /// Golden yellow.
     Yellow,
+    /// Yellowish green.
     Green,
+    /// Dark brown.
     Brown,
+    /// Cream.
     White,
 }
 

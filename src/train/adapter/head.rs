@@ -24,8 +24,11 @@ pub fn head_tensors<B: Backend>(backend: &B, head: &Head<B>) -> Result<(Tensor, 
 /// A head read from its file.
 #[derive(Debug)]
 pub struct HeadFile {
+    /// \[C, E\]
     pub weight: Tensor,
+    /// \[C\]
     pub bias: Tensor,
+    /// In label order, one at least.
     pub class_names: Vec<String>,
 }
 

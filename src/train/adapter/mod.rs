@@ -79,6 +79,8 @@ pub fn stage(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: 
 /// towers. There A and B are zero, which changes nothing and has no gradient.
 #[derive(Debug)]
 pub struct Adapter {
+    /// Rank, scale and dropout as the configuration has them; layers and towers are those that have tensors,
+    /// sorted.
     pub spec: LoraSpec,
     path: PathBuf,
     config_path: PathBuf,

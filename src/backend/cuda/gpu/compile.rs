@@ -16,20 +16,26 @@ use std::ptr::null_mut;
 /// What one kernel needs, as the assembler reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KernelResources {
+    /// The kernel's, as the driver finds it.
     pub name: String,
+    /// Of a thread.
     pub registers: u32,
     /// Bytes of static shared memory.
     pub shared: u32,
     /// Bytes of local memory per thread: arrays that are indexed at run time, and spilled registers.
     pub stack: u32,
+    /// Bytes that a thread writes to local memory for want of registers, each instruction counted once.
     pub spill_stores: u32,
+    /// Bytes that it reads back, counted likewise.
     pub spill_loads: u32,
 }
 
 /// Machine code and what its kernels need.
 #[derive(Debug, Clone)]
 pub struct Compiled {
+    /// The machine code of the whole file, as the driver loads it.
     pub cubin: Vec<u8>,
+    /// One entry for each kernel of the file, in the assembler's order.
     pub kernels: Vec<KernelResources>,
 }
 

@@ -24,7 +24,9 @@ const MAJORS: [u32; 2] = [13, 12];
 pub struct Loaded {
     /// The file that is in use, where the system tells.
     pub path: Option<PathBuf>,
+    /// The first number of the version, which is that of CUDA: 13.
     pub major: u32,
+    /// As the library tells it: "13.0", or "13.1.0" for cuBLASLt.
     pub version: String,
     /// How it was found: "system loader", "CUDA_HOME", …
     pub found_by: String,

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 /// A library, found or not.
 #[derive(Debug, Clone, Serialize)]
 pub struct LibraryReport {
+    /// "libcuda", "libnvrtc" or "libcublasLt".
     pub name: &'static str,
+    /// None where there is a problem.
     pub found: Option<libraries::Loaded>,
     /// What is wrong and what to do about it.
     pub problem: Option<String>,
@@ -18,10 +20,13 @@ pub struct LibraryReport {
 /// A device.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeviceReport {
+    /// The driver's number for it, from 0: that of "cuda:0".
     pub index: usize,
+    /// As the driver names it: "NVIDIA H100 80GB HBM3".
     pub name: String,
     /// "9.0".
     pub compute_capability: String,
+    /// As in [`DeviceInfo`](crate::backend::cuda::driver::DeviceInfo).
     pub multiprocessors: u32,
     /// Bytes.
     pub memory: usize,
@@ -30,7 +35,9 @@ pub struct DeviceReport {
 /// The folder where compiled kernels and choices are kept.
 #[derive(Debug, Clone, Serialize)]
 pub struct CacheReport {
+    /// None where the environment names no place for one; it need not exist yet.
     pub folder: Option<PathBuf>,
+    /// Compiled kernels in it: one for each kernel file, architecture, number type and version so far.
     pub kernel_files: usize,
     /// Of the compiled kernels.
     pub bytes: u64,
@@ -41,12 +48,15 @@ pub struct CacheReport {
 /// All of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Probe {
+    /// The driver, NVRTC and cuBLASLt, in this order.
     pub libraries: Vec<LibraryReport>,
     /// The version of the driver's kernel module.
     pub kernel_driver: Option<String>,
+    /// All that the driver finds; empty where one of them could not be asked.
     pub devices: Vec<DeviceReport>,
     /// Why there are no devices, or why they cannot be used.
     pub problem: Option<String>,
+    /// Where a later start finds its kernels compiled.
     pub cache: CacheReport,
 }
 

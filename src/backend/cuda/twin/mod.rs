@@ -48,7 +48,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// In which order the blocks of a launch run. A GPU promises none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BlockOrder {
+    /// From block 0 on; x runs fastest, then y.
     Ascending,
+    /// The reverse of that.
     Descending,
     /// The same order for the same seed.
     Shuffled(u32),
@@ -135,6 +137,8 @@ impl Twin {
         files.into_par_iter().map(|file| Ok(load(file)?.path().to_path_buf())).collect()
     }
 
+    /// For all launches that run from here on, those of recordings included. A twin starts with
+    /// `BlockOrder::Shuffled(2)`.
     pub fn set_block_order(&self, order: BlockOrder) {
         self.state().order = order;
     }
