@@ -95,8 +95,9 @@ SIZES = {
         text=dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
                   hidden_act="gelu", vocab_size=120, max_position_embeddings=16, bos_token_id=0, eos_token_id=2),
         projection=24, classes=4, batch=6, batches=2, prompts=4),
-    # ViT-B/32, B/16, L/14, and LAION's H/14 with its exact GELU and heads of 80.
+    # ViT-B/32 with Flowers-102's classes; with fewer; B/16, L/14, and LAION's H/14 with its exact GELU and heads of 80.
     "full": Size(vision={}, text={}, projection=512, classes=102, batch=8, batches=1, prompts=16, published=True),
+    "b32": Size(vision={}, text={}, projection=512, classes=10, batch=4, batches=1, prompts=16, published=True),
     "b16": Size(vision=dict(patch_size=16), text={}, projection=512, classes=10, batch=4, batches=1, prompts=16,
                 published=True),
     "l14": Size(
