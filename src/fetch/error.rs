@@ -23,6 +23,11 @@ pub enum FetchError {
         "{url}: the checksum is {found} where {expected} is right; the server has another file, or a damaged one"
     )]
     Checksum { url: String, expected: String, found: String },
+    /// A file that was changed on its way.
+    #[error(
+        "{url}: {problem}, though it was asked for as it is; name a server that does not compress its files"
+    )]
+    Encoded { url: String, problem: String },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
@@ -46,10 +51,16 @@ pub enum FetchError {
     NoHubCache,
     /// 401 or 403.
     #[error(
-        "--model {id}: neither a folder here nor a model that {endpoint} shows ({status}); check the name, or set \
-         HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
+        "--model {id}: neither a folder here nor a model that {endpoint} shows {credentials} ({status}); check the \
+         name, or set HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
     )]
-    NotAllowed { id: String, repository: String, endpoint: String, status: u16 },
+    NotAllowed { id: String, repository: String, endpoint: String, credentials: String, status: u16 },
+    /// 401 with a token, and an answer without.
+    #[error(
+        "--model {id}: {endpoint} shows the model to everybody but refuses the token in {place} (401); renew the \
+         token, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none"
+    )]
+    StaleToken { id: String, endpoint: String, place: String },
     /// 404 for the repository or the revision.
     #[error(
         "--model {id}: neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
@@ -68,12 +79,12 @@ pub enum FetchError {
          CLIPProcessor)]\" and give --model clip"
     )]
     Pickled { id: String, repository: String, revision: String, file: String },
-    /// HF_HUB_OFFLINE, and the cache does not hold it.
+    /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, and the cache does not hold it.
     #[error(
-        "--model {id}: HF_HUB_OFFLINE is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
+        "--model {id}: {variable} is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
          the model", cache.display()
     )]
-    Offline { id: String, revision: String, missing: String, cache: PathBuf },
+    Offline { id: String, variable: &'static str, revision: String, missing: String, cache: PathBuf },
     /// The hub says something that is not understood.
     #[error("{url}: {problem}; check HF_ENDPOINT")]
     Hub { url: String, problem: String },
