@@ -116,6 +116,29 @@ fn every_form_of_a_processor_configuration_is_read() {
 }
 
 #[test]
+fn nested_settings_win_over_the_older_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let mean = || Preprocess::from_model_dir(dir.path(), 224).map(|settings| settings.mean());
+    assert!(!Preprocess::is_given(dir.path()));
+    write("preprocessor_config.json", r#"{"image_mean": [0.5, 0.5, 0.5]}"#);
+    assert!(Preprocess::is_given(dir.path()));
+    // Releases of transformers before 5 write nothing of images into it.
+    for none in [r#"{"processor_class": "CLIPProcessor"}"#, r#"{"image_processor": null}"#] {
+        write("processor_config.json", none);
+        assert_eq!(mean().unwrap(), [0.5; 3]);
+    }
+    write("processor_config.json", r#"{"image_processor": {"image_mean": [0.25, 0.25, 0.25]}}"#);
+    assert_eq!(mean().unwrap(), [0.25; 3]);
+    write("processor_config.json", r#"{"image_processor": {"resample": 2}}"#);
+    let message = mean().unwrap_err().to_string();
+    assert!(message.contains("processor_config.json") && !message.contains("preprocessor"), "{message}");
+    std::fs::remove_file(dir.path().join("preprocessor_config.json")).unwrap();
+    write("processor_config.json", "{}");
+    assert!(!Preprocess::is_given(dir.path()));
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     for (config, expected) in [
         (r#"{"resample": 2}"#, "resample 2"),

@@ -11,7 +11,7 @@ use clip_engine::progress::{Monitor, Silent};
 use common::command::{command, fail_of};
 use common::server::{Reply, Server};
 use md5::{Digest, Md5};
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -42,13 +42,15 @@ struct Job {
     body: Vec<u8>,
     limits: Limits,
     size: Option<u64>,
+    name: &'static str,
     /// Nothing is known that the bytes must come to.
     blind: bool,
 }
 
 impl Job {
     fn new(count: usize) -> Job {
-        Job { dir: tempfile::tempdir().unwrap(), body: bytes(count), limits: HASTY, size: None, blind: false }
+        let (dir, name) = (tempfile::tempdir().unwrap(), "file.bin");
+        Job { dir, body: bytes(count), limits: HASTY, size: None, name, blind: false }
     }
 
     /// One whose mistakes no checksum would find.
@@ -57,7 +59,7 @@ impl Job {
     }
 
     fn target(&self) -> PathBuf {
-        self.dir.path().join("file.bin")
+        self.dir.path().join(self.name)
     }
 
     fn part(&self) -> Vec<u8> {
@@ -65,7 +67,7 @@ impl Job {
     }
 
     fn fetch_with(&self, http: Http, server: &Server, monitor: &dyn Monitor) -> Result<(), FetchError> {
-        let (url, name) = (server.url("/file.bin"), "file.bin".into());
+        let (url, name) = (server.url(&format!("/{}", self.name)), self.name.into());
         let sum = if self.blind { Sum::Unknown } else { Sum::Md5(md5(&self.body)) };
         let wanted = Wanted { url, name, size: self.size, limit: 1 << 20, sum };
         http.fetch(&wanted, &self.target(), monitor)
@@ -78,7 +80,7 @@ impl Job {
     /// The file is there, right, and alone.
     fn assert_done(&self) {
         assert_eq!(std::fs::read(self.target()).unwrap(), self.body);
-        assert_eq!(names(self.dir.path()), ["file.bin"]);
+        assert_eq!(names(self.dir.path()), [self.name]);
     }
 
     fn assert_nothing_kept(&self) {
@@ -305,6 +307,49 @@ fn wrong_bytes_of_the_right_length_are_refused_and_not_kept() {
     assert!(text.contains(&md5(&job.body)) && text.contains("/file.bin"), "{text}");
     job.assert_nothing_kept();
     assert_eq!(ranges(&server), [None, None, None]);
+}
+
+#[test]
+fn an_encoding_that_was_not_asked_for_is_named_where_the_bytes_are_wrong() {
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let labelled = |body: Vec<u8>, encoding: &'static str| {
+        Server::start(move |asked| Reply::file(&body, "\"v1\"", asked).with("Content-Encoding", encoding))
+    };
+    let refused = |job: &Job, server: &Server, encoding: &str| {
+        let error = job.fetch(server).unwrap_err();
+        assert!(matches!(error, FetchError::Encoded { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("Content-Encoding: {encoding}")), "{text}");
+        assert!(text.contains(&server.url("/file")) && !text.contains("checksum"), "{text}");
+        assert_eq!(server.asked().len(), 1, "it would be the same again");
+        assert!(server.asked().iter().all(|asked| asked.header("accept-encoding") == Some("identity")));
+        job.assert_nothing_kept();
+    };
+
+    // Bytes that cannot be told from others, and bytes whose sum is known.
+    for job in [Job::new(1000), Job::blind(1000)] {
+        refused(&job, &labelled(bytes(1500), "br"), "br");
+        refused(&job, &labelled(bytes(1500), "gzip"), "gzip");
+    }
+    // An archive that is called by its own compression: as it is wanted, or unpacked by the way.
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_size(5);
+    tar.append_data(&mut header, "jpg/image.jpg", &b"photo"[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    let archive = Job { body: gzip(&tar), name: "file.tgz", ..Job::new(0) };
+    archive.fetch(&labelled(archive.body.clone(), "x-gzip")).unwrap();
+    archive.assert_done();
+    let archive = Job { body: gzip(&tar), name: "file.tgz", ..Job::new(0) };
+    refused(&archive, &labelled(archive.body.clone(), "gzip"), "gzip");
+    // What is right when it is decoded is right.
+    let job = Job::new(1000);
+    job.fetch(&labelled(gzip(&job.body), "gzip")).unwrap();
+    job.assert_done();
 }
 
 #[test]

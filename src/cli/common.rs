@@ -85,6 +85,13 @@ pub fn open_settled_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
         // By this name others can load it: a folder of the cache means something on this machine only.
         model.name = id.repository;
     }
+    if !Preprocess::is_given(model.dir()) {
+        monitor.warn(&format!(
+            "{}: neither processor_config.json nor preprocessor_config.json says how images are prepared; they \
+             are as for OpenAI's CLIP",
+            model.dir().display()
+        ));
+    }
     Ok(model)
 }
 

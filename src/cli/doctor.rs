@@ -119,8 +119,11 @@ fn flowers102() -> Result<String> {
 /// Where models by hub id come from and are kept.
 fn hub() -> Result<String, FetchError> {
     let hub = Hub::from_env()?;
-    let from =
-        if hub.is_offline() { "HF_HUB_OFFLINE is set".into() } else { format!("from {}", hub.endpoint()) };
+    let from = if hub.is_offline() {
+        "offline by the environment".into()
+    } else {
+        format!("from {}", hub.endpoint())
+    };
     let kept = match hub.models().len() {
         0 => "no models yet".into(),
         1 => "1 model".into(),

@@ -7,7 +7,7 @@ use super::DataError;
 use super::resize::{CHANNELS, RgbImage, Window, resize_window};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// CLIP's channel means, of pixels in 0..1.
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -20,6 +20,11 @@ const BICUBIC: u64 = 3;
 
 /// A larger image size than any CLIP model's; keeps a damaged configuration from filling the memory.
 const MAX_SIDE: u64 = 4096;
+
+/// Where settings may be, and below which key. The first that has any wins, as in transformers 5, which
+/// writes the first alone; earlier releases write the second, and the first without the key.
+const SOURCES: [(&str, Option<&str>); 2] =
+    [("processor_config.json", Some("image_processor")), ("preprocessor_config.json", None)];
 
 /// How a photo is brought to size before the crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,42 +58,28 @@ impl Preprocess {
         Preprocess { resize: Resize::ShortSide(image_size), crop: image_size, mean: CLIP_MEAN, std: CLIP_STD }
     }
 
-    /// The settings of the model directory `dir`: from `preprocessor_config.json`, else from the
-    /// `image_processor` of `processor_config.json`, else CLIP's own. `image_size` is the model's.
+    /// The settings of the model directory `dir`: from the `image_processor` of `processor_config.json`, else
+    /// from `preprocessor_config.json`, else CLIP's own. `image_size` is the model's.
     ///
     /// # Errors
     /// Settings that cannot be read, that this engine does not carry out (another interpolation, a
     /// missing step), or that give another image size than the model's.
     pub fn from_model_dir(dir: &Path, image_size: usize) -> Result<Preprocess, DataError> {
-        for (name, key) in
-            [("preprocessor_config.json", None), ("processor_config.json", Some("image_processor"))]
-        {
-            let path = dir.join(name);
-            let text = match std::fs::read_to_string(&path) {
-                Ok(text) => text,
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(e) => return Err(DataError::io(&path, "read the file")(e)),
-            };
-            let wrong = |reason| DataError::Preprocess { path: path.clone(), reason };
-            let config: Value = serde_json::from_str(&text)
-                .map_err(|e| wrong(format!("not valid JSON ({e}); fetch the model again")))?;
-            let config = match key {
-                None => &config,
-                Some(key) => match config.get(key) {
-                    Some(config) => config,
-                    None => continue,
-                },
-            };
-            let preprocess = Preprocess::from_config(config).map_err(wrong)?;
-            if preprocess.crop != image_size {
-                return Err(wrong(format!(
-                    "makes images of {} pixels, the model takes {image_size}; use the file that belongs to the model",
-                    preprocess.crop
-                )));
-            }
-            return Ok(preprocess);
+        let Some((path, config)) = given_config(dir)? else { return Ok(Preprocess::clip(image_size)) };
+        let wrong = |reason| DataError::Preprocess { path: path.clone(), reason };
+        let preprocess = Preprocess::from_config(&config).map_err(wrong)?;
+        if preprocess.crop != image_size {
+            return Err(wrong(format!(
+                "makes images of {} pixels, the model takes {image_size}; use the file that belongs to the model",
+                preprocess.crop
+            )));
         }
-        Ok(Preprocess::clip(image_size))
+        Ok(preprocess)
+    }
+
+    /// Whether a file in `dir` has the settings, right or wrong; else they are CLIP's own.
+    pub fn is_given(dir: &Path) -> bool {
+        !matches!(given_config(dir), Ok(None))
     }
 
     /// The same settings for larger images, to cut crops from: both the resize and the centre crop end at
@@ -226,6 +217,30 @@ impl Preprocess {
             })
         })
     }
+}
+
+/// The file of a model directory that has the settings, and they.
+fn given_config(dir: &Path) -> Result<Option<(PathBuf, Value)>, DataError> {
+    for (name, key) in SOURCES {
+        let path = dir.join(name);
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(DataError::io(&path, "read the file")(e)),
+        };
+        let mut config: Value = serde_json::from_str(&text).map_err(|e| {
+            let reason = format!("not valid JSON ({e}); fetch the model again");
+            DataError::Preprocess { path: path.clone(), reason }
+        })?;
+        let given = match key {
+            None => Some(config),
+            Some(key) => config.get_mut(key).map(Value::take).filter(|nested| !nested.is_null()),
+        };
+        if let Some(given) = given {
+            return Ok(Some((path, given)));
+        }
+    }
+    Ok(None)
 }
 
 /// `size`: an integer or `{"shortest_edge": n}` for the short side, `{"height": n, "width": n}` for both.

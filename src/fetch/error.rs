@@ -45,6 +45,16 @@ pub enum FetchError {
         /// That of what came, or `of N` for its length.
         found: String,
     },
+    /// A file that was changed on its way.
+    #[error(
+        "{url}: {problem}, though it was asked for as it is; name a server that does not compress its files"
+    )]
+    Encoded {
+        /// The address that was asked.
+        url: String,
+        /// What was done to it.
+        problem: String,
+    },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
     Io {
@@ -92,8 +102,8 @@ pub enum FetchError {
     NoHubCache,
     /// 401 or 403.
     #[error(
-        "--model {id}: neither a folder here nor a model that {endpoint} shows ({status}); check the name, or set \
-         HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
+        "--model {id}: neither a folder here nor a model that {endpoint} shows {credentials} ({status}); check the \
+         name, or set HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
     )]
     NotAllowed {
         /// The model as it was named, its revision included if one was.
@@ -102,8 +112,23 @@ pub enum FetchError {
         repository: String,
         /// The address of the hub.
         endpoint: String,
+        /// Whose eyes looked, worded to follow "shows".
+        credentials: String,
         /// 401 or 403.
         status: u16,
+    },
+    /// 401 with a token, and an answer without.
+    #[error(
+        "--model {id}: {endpoint} shows the model to everybody but refuses the token in {place} (401); renew the \
+         token, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none"
+    )]
+    StaleToken {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// The address of the hub.
+        endpoint: String,
+        /// Where the token is from: a variable or a file.
+        place: String,
     },
     /// 404 for the repository or the revision.
     #[error(
@@ -146,14 +171,16 @@ pub enum FetchError {
         /// The pickle, or the index of several.
         file: String,
     },
-    /// HF_HUB_OFFLINE, and the cache does not hold it.
+    /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, and the cache does not hold it.
     #[error(
-        "--model {id}: HF_HUB_OFFLINE is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
+        "--model {id}: {variable} is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
          the model", cache.display()
     )]
     Offline {
         /// The model as it was named, its revision included if one was.
         id: String,
+        /// The one of the two that is set.
+        variable: &'static str,
         /// The revision that was looked for, named or not.
         revision: String,
         /// The first file that is not there.

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use ureq::http::header::{
-    AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE,
+    AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderName, IF_RANGE,
+    LAST_MODIFIED, LOCATION, RANGE,
 };
 use ureq::http::{HeaderMap, Method, Request, Response, Uri};
 use ureq::{Agent, Body};
@@ -92,6 +93,16 @@ impl Http {
         Ok(Http { token: Some(token), ..self })
     }
 
+    /// The same without the secret.
+    pub fn without_token(self) -> Self {
+        Http { token: None, ..self }
+    }
+
+    /// The same, but a question without an answer is not repeated.
+    pub fn asking_once(self) -> Self {
+        Http { limits: Limits { tries: 1, ..self.limits }, ..self }
+    }
+
     /// The headers of the answer for `url`, without its body. Redirections to other servers are not followed:
     /// what is known of the file is said before.
     pub fn head(&self, url: &str, monitor: &dyn Monitor) -> Result<HeaderMap> {
@@ -112,6 +123,9 @@ impl Http {
             if !response.status().is_success() {
                 return Err(FetchError::Status { url: url.to_owned(), status: response.status().as_u16() });
             }
+            if let Some(encoding) = encoding(response.headers()) {
+                return Err(encoded(url, &encoding));
+            }
             let mut bytes = Vec::new();
             let mut body = response.into_body().into_reader().take(limit + 1);
             body.read_to_end(&mut bytes).map_err(|e| broken(url, &e))?;
@@ -131,7 +145,7 @@ impl Http {
         stoppable(&agent, monitor, || {
             loop {
                 let done = self.attempt(&agent, wanted, &part, monitor);
-                let Err(error) = done.and_then(|()| part.verify(wanted)) else {
+                let Err(error) = done.and_then(|encoding| part.verify(wanted, encoding.as_deref())) else {
                     return part.keep(target);
                 };
                 // Whoever gets on, however often the line breaks, is not to be given up.
@@ -232,12 +246,19 @@ impl Http {
         Err(refuse(format!("more than {MAX_REDIRECTS} redirections")))
     }
 
-    /// One request for what the part lacks. Returns once the part is as long as the server says.
-    fn attempt(&self, agent: &Agent, wanted: &Wanted, part: &Part, monitor: &dyn Monitor) -> Result<()> {
+    /// One request for what the part lacks. Returns once the part is as long as the server says, with the
+    /// encoding that the server names for it.
+    fn attempt(
+        &self,
+        agent: &Agent,
+        wanted: &Wanted,
+        part: &Part,
+        monitor: &dyn Monitor,
+    ) -> Result<Option<String>> {
         let refuse = |problem: String| FetchError::Request { url: wanted.url.clone(), problem };
         let (have, note) = part.state(wanted)?;
         if note.as_ref().is_some_and(|note| note.total == Some(have)) {
-            return Ok(());
+            return Ok(None);
         }
         let mut headers = Vec::new();
         if let Some(note) = &note {
@@ -265,17 +286,27 @@ impl Http {
         if start == 0 {
             part.begin(wanted, response.headers(), total)?;
         }
+        let encoding = encoding(response.headers());
         let total = total.or(wanted.size);
         monitor.begin_bytes(&wanted.name, total.unwrap_or(0));
         monitor.advance(start);
         let copied = copy(response.into_body(), start, wanted, part, monitor);
         monitor.finish();
-        let length = copied?;
+        let length = match copied {
+            Ok(length) => length,
+            Err(error) => {
+                if matches!(error, FetchError::Encoded { .. }) {
+                    // What was decoded so far cannot be continued.
+                    part.discard()?;
+                }
+                return Err(error);
+            }
+        };
         match total {
             Some(total) if total != length => {
                 Err(refuse(format!("the connection ended after {length} of {total} bytes")))
             }
-            _ => Ok(()),
+            _ => Ok(encoding),
         }
     }
 }
@@ -383,17 +414,40 @@ impl Part {
         write_atomic(&self.note, &text).map_err(FetchError::unwritten(&self.note))
     }
 
-    /// Checks the whole file. One that is wrong is of no use to a later try.
-    fn verify(&self, wanted: &Wanted) -> Result<()> {
+    /// Checks the whole file. One that is wrong is of no use to a later try. Bytes that are right are so by
+    /// whatever encoding the server calls them: an archive may bear the name of its own compression.
+    fn verify(&self, wanted: &Wanted, encoding: Option<&str>) -> Result<()> {
         let length = self.length();
         let wrong_size = wanted.size.is_some_and(|size| size != length);
-        let (expected, found) = match wanted.sum.mismatch(&self.path)? {
-            Some(sums) => sums,
-            None if wrong_size => (format!("of {} bytes", wanted.size.unwrap_or(0)), format!("of {length}")),
-            None => return Ok(()),
+        let sums = match wanted.sum.mismatch(&self.path)? {
+            None if wrong_size => {
+                Some((format!("of {} bytes", wanted.size.unwrap_or(0)), format!("of {length}")))
+            }
+            sums => sums,
+        };
+        let error = match (sums, encoding) {
+            (None, None) => return Ok(()),
+            (None, Some(_)) if wanted.sum != Sum::Unknown => return Ok(()),
+            (_, Some(encoding)) => encoded(&wanted.url, encoding),
+            (Some(_), None) if self.is_unpacked(wanted)? => encoded(&wanted.url, "gzip"),
+            (Some((expected, found)), None) => {
+                FetchError::Checksum { url: wanted.url.clone(), expected, found }
+            }
         };
         self.discard()?;
-        Err(FetchError::Checksum { url: wanted.url.clone(), expected, found })
+        Err(error)
+    }
+
+    /// Whether a plain archive arrived where a compressed one is wanted. `ureq` decodes what a server labels
+    /// gzip, and hides the label; the crate's feature for that cannot be left out, `hf-hub` switches it on.
+    fn is_unpacked(&self, wanted: &Wanted) -> Result<bool> {
+        if !wanted.name.ends_with(".tgz") {
+            return Ok(false);
+        }
+        let io = |e| FetchError::io(&self.path, "read the file")(e);
+        let mut start = Vec::new();
+        File::open(&self.path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(io)?;
+        Ok(start.get(257..262) == Some(b"ustar"))
     }
 
     fn discard(&self) -> Result<()> {
@@ -472,7 +526,26 @@ fn join(here: &Uri, location: &str) -> Option<Uri> {
     }
 }
 
+/// How a server says that it changed the bytes, if it does.
+fn encoding(headers: &HeaderMap) -> Option<String> {
+    let encoding = header(headers, CONTENT_ENCODING)?.trim();
+    (!encoding.is_empty() && !encoding.eq_ignore_ascii_case("identity")).then(|| encoding.to_owned())
+}
+
+fn encoded(url: &str, encoding: &str) -> FetchError {
+    let problem = format!("the server labels it Content-Encoding: {encoding}");
+    FetchError::Encoded { url: url.to_owned(), problem }
+}
+
 fn broken(url: &str, error: &std::io::Error) -> FetchError {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
+    if let Some(ureq::Error::Decompress(encoding, cause)) = inner {
+        let problem = format!(
+            "the server labels it Content-Encoding: {encoding}, and it cannot be decoded ({})",
+            one_line(&cause.to_string())
+        );
+        return FetchError::Encoded { url: url.to_owned(), problem };
+    }
     let problem = format!("the connection broke off ({})", one_line(&error.to_string()));
     FetchError::Request { url: url.to_owned(), problem }
 }

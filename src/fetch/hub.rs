@@ -5,33 +5,36 @@
 //! a server knows no ranges, checks nothing, and tells the token to the host that large files are redirected
 //! to. It also has no word for HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE.
 
+use super::environment::Environment;
 use super::http::{Http, Limits, Wanted};
+use super::link;
+use super::listing::{File, Listing};
 use super::lock::Lock;
 use super::sum::Sum;
 use super::{FetchError, Result};
+use crate::data::Preprocess;
 use crate::progress::Monitor;
+use crate::train::export::PROCESSOR_FILES;
 use crate::train::files::write_atomic;
-use hf_hub::api::RepoInfo;
 use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::collections::BTreeSet;
-use std::ffi::OsString;
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use ureq::http::HeaderMap;
 
-const ENDPOINT: &str = "https://huggingface.co";
-
 /// Models whose main branch has pickled weights only, and the revision of theirs that has safetensors.
 const REVISIONS: [(&str, &str); 1] = [("openai/clip-vit-base-patch32", "refs/pr/15")];
 
 const CONFIG: &str = "config.json";
-const PREPROCESSOR: &str = "preprocessor_config.json";
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_PARTS: [&str; 2] = ["vocab.json", "merges.txt"];
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+
+/// What the hub says of a file's bytes where another server has them.
+const LINKED_ETAG: &str = "x-linked-etag";
 
 /// There is no such file: `refs/a` may be a folder, for the revision `a/b`, or no folder.
 const MISSING: [ErrorKind; 3] = [ErrorKind::NotFound, ErrorKind::NotADirectory, ErrorKind::IsADirectory];
@@ -98,38 +101,32 @@ pub struct Hub {
     endpoint: String,
     cache: Cache,
     http: Http,
-    offline: bool,
+    /// Where the token is from.
+    token: Option<String>,
+    /// What errors say of the token.
+    credentials: String,
+    /// The variable that forbids the network.
+    offline: Option<&'static str>,
+    no_links: bool,
 }
 
 impl Hub {
-    /// As the environment says: HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN, HF_TOKEN_PATH, HF_HUB_OFFLINE.
+    /// As the environment says, by the names that Hugging Face's own tools have for it: docs/data.md lists them.
     pub fn from_env() -> Result<Self> {
-        let path = |name: &str| variable(name).map(PathBuf::from);
-        let base = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")));
-        let home = path("HF_HOME").or_else(|| base.map(|base| base.join("huggingface")));
-        let cache = path("HF_HUB_CACHE").or_else(|| home.as_ref().map(|home| home.join("hub")));
-        let text = |name: &str| variable(name).map(|value| value.to_string_lossy().trim().to_owned());
-        let endpoint = match text("HF_ENDPOINT") {
-            Some(value) if !value.starts_with("http://") && !value.starts_with("https://") => {
-                let problem = "not an http or https address; correct or unset it";
-                return Err(FetchError::Variable { name: "HF_ENDPOINT", value, problem });
-            }
-            Some(value) => value.trim_end_matches('/').to_owned(),
-            None => ENDPOINT.to_owned(),
+        let Environment { endpoint, cache, token, no_token, offline, no_links } =
+            Environment::read(|name| std::env::var_os(name))?;
+        let credentials = match &token {
+            Some(token) => format!("with the token in {}", token.place),
+            None if no_token => "without a token, as HF_HUB_DISABLE_IMPLICIT_TOKEN is set".to_owned(),
+            None => "without a token".to_owned(),
         };
-        let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));
-        let stored = || std::fs::read_to_string(token_file?).ok().map(|token| token.trim().to_owned());
-        let token = text("HF_TOKEN").or_else(stored).filter(|token| !token.is_empty());
+        let (place, secret) = token.map(|token| (token.place, token.secret)).unzip();
         let http = Http::new(Limits::default());
-        let http = match token {
-            Some(token) => http.with_token(&endpoint, token)?,
+        let http = match secret {
+            Some(secret) => http.with_token(&endpoint, secret)?,
             None => http,
         };
-        let yes = ["1", "ON", "YES", "TRUE"];
-        let offline =
-            text("HF_HUB_OFFLINE").is_some_and(|value| yes.contains(&value.to_uppercase().as_str()));
-        let cache = Cache::new(cache.ok_or(FetchError::NoHubCache)?);
-        Ok(Hub { endpoint, cache, http, offline })
+        Ok(Hub { endpoint, cache: Cache::new(cache), http, token: place, credentials, offline, no_links })
     }
 
     /// The hub's address, without a slash at its end: HF_ENDPOINT, or Hugging Face's own.
@@ -154,42 +151,31 @@ impl Hub {
 
     /// Whether HF_HUB_OFFLINE forbids to ask the hub: the cache must do.
     pub fn is_offline(&self) -> bool {
-        self.offline
+        self.offline.is_some()
     }
 
-    /// The folder with the files of a CLIP checkpoint. A snapshot that is complete in the cache is used as it
-    /// is; otherwise what is missing is fetched.
+    /// The folder with the files of a CLIP checkpoint. A snapshot in the cache that has all that is needed is
+    /// used; otherwise what is missing is fetched.
     pub fn snapshot(&self, id: &HubId, monitor: &dyn Monitor) -> Result<PathBuf> {
         let model = HubModel::of(self, id);
         let cached = model.cached_snapshot()?;
-        if let Some(folder) = &cached
-            && missing(folder).is_none()
-            && (folder.join(PREPROCESSOR).is_file() || model.has_none(folder, PREPROCESSOR))
-        {
-            return Ok(folder.clone());
-        }
-        if !self.offline {
-            return model.fetch(monitor);
-        }
-        let folder = cached.unwrap_or_else(|| model.path.join("snapshots"));
-        match missing(&folder) {
-            Some(missing) => Err(FetchError::Offline {
-                id: id.to_string(),
-                revision: id.revision().to_owned(),
-                missing: missing.to_owned(),
-                cache: self.cache().to_path_buf(),
-            }),
-            None => {
-                let name = folder.display();
-                monitor.line(&format!("{name}: no {PREPROCESSOR} in the cache; pixels as CLIP's own"));
+        let missing = cached.as_deref().map_or(Some(CONFIG), missing);
+        match (cached, missing, self.offline) {
+            (Some(folder), None, None) => {
+                model.complete(&folder, monitor)?;
                 Ok(folder)
             }
+            (Some(folder), None, Some(_)) => Ok(folder),
+            (_, _, None) => model.fetch(monitor),
+            (_, missing, Some(variable)) => Err(FetchError::Offline {
+                id: id.to_string(),
+                variable,
+                revision: id.revision().to_owned(),
+                missing: missing.unwrap_or(CONFIG).to_owned(),
+                cache: self.cache().to_path_buf(),
+            }),
         }
     }
-}
-
-fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// What a snapshot lacks, if anything, of what a CLIP checkpoint cannot do without.
@@ -252,54 +238,107 @@ impl<'a> HubModel<'a> {
         self.path.join(".no_exist").join(snapshot.file_name().unwrap_or_default()).join(name)
     }
 
-    fn has_none(&self, snapshot: &Path, name: &str) -> bool {
-        self.absence(snapshot, name).is_file()
-    }
-
-    /// Fetches what is missing. The weights come last, so that a snapshot that was interrupted lacks them.
+    /// Fetches all of the revision as it is now. The weights come last, so that a snapshot that was interrupted
+    /// lacks them.
     fn fetch(&self, monitor: &dyn Monitor) -> Result<PathBuf> {
-        let lock = self.hub.cache().join(".locks").join(self.path.file_name().unwrap_or_default());
-        let _lock = Lock::hold(&lock.join("clip-engine.lock"), monitor)?;
-        let listing = self.listing(monitor)?;
-        let files: BTreeSet<&str> = listing.siblings.iter().map(|file| file.rfilename.as_str()).collect();
-        let choice = self.choose(&files)?;
-        let snapshot = self.cached.pointer_path(&listing.sha);
+        let _lock = self.lock(monitor)?;
         let (id, revision) = (&self.id.repository, self.id.revision());
+        let listing = self.listing(&self.hub.http, revision, monitor);
+        let listing = listing.map_err(|error| self.public_all_the_same(error, monitor))?;
+        let weights = self.choose_weights(&listing)?;
+        let snapshot = self.cached.pointer_path(&listing.commit);
         monitor.line(&format!("fetching {id} at {revision} from {}", self.hub.endpoint));
-        for name in &choice {
-            self.fetch_file(name, &snapshot, monitor)?;
-        }
-        if choice.contains(&INDEX) {
+        self.fetch_file(&self.hub.http, CONFIG, &listing, &snapshot, monitor)?;
+        self.fetch_processor(&self.hub.http, &listing, &snapshot, monitor)?;
+        self.fetch_file(&self.hub.http, weights, &listing, &snapshot, monitor)?;
+        if weights == INDEX {
             let index = snapshot.join(INDEX);
             let bytes = std::fs::read(&index).map_err(FetchError::io(&index, "read the file"))?;
             let shards = shards(&bytes).ok_or_else(|| self.lacks(&format!("usable {INDEX}")))?;
             for shard in &shards {
-                if !files.contains(shard.as_str()) {
+                if !listing.has(shard) {
                     return Err(self.lacks(&format!("{shard}, which its {INDEX} lists")));
                 }
-                self.fetch_file(shard, &snapshot, monitor)?;
+                self.fetch_file(&self.hub.http, shard, &listing, &snapshot, monitor)?;
             }
         }
-        if !files.contains(PREPROCESSOR) {
-            self.write(&self.absence(&snapshot, PREPROCESSOR), b"")?;
-        }
-        if self.id.revision() != listing.sha {
-            self.write(&self.reference(), listing.sha.as_bytes())?;
+        if revision != listing.commit {
+            self.write(&self.reference(), listing.commit.as_bytes())?;
         }
         monitor.line(&format!("{id} is in {}", snapshot.display()));
         Ok(snapshot)
     }
 
-    /// The files of the revision, and its commit.
-    fn listing(&self, monitor: &dyn Monitor) -> Result<RepoInfo> {
-        let revision = self.id.revision().to_owned();
-        let repo = Repo::with_revision(self.id.repository.clone(), RepoType::Model, revision.clone());
-        let url = format!("{}/api/{}", self.hub.endpoint, repo.api_url());
-        let text = self.hub.http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
+    /// Sees to it that a snapshot that another tool left has what is better not done without. It can be done
+    /// without: the hub is asked once, and no answer is no error.
+    fn complete(&self, snapshot: &Path, monitor: &dyn Monitor) -> Result<()> {
+        let unsettled: Vec<&str> = self.unsettled(snapshot);
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        let commit = snapshot.file_name().unwrap_or_default().to_string_lossy();
+        let http = self.hub.http.clone().asking_once();
+        let fetch = || {
+            let _lock = self.lock(monitor)?;
+            let listing = self.listing(&http, &commit, monitor)?;
+            self.fetch_processor(&http, &listing, snapshot, monitor)
+        };
+        match fetch() {
+            Err(FetchError::Interrupted) => Err(FetchError::Interrupted),
+            Err(error) => {
+                monitor.warn(&format!(
+                    "{}: without {}, which the hub may have ({})",
+                    snapshot.display(),
+                    unsettled.join(", "),
+                    error.brief()
+                ));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// What a snapshot lacks and its commit may have.
+    fn unsettled(&self, snapshot: &Path) -> Vec<&'static str> {
+        let mut wanted = vec!["tokenizer_config.json"];
+        if !Preprocess::is_given(snapshot) {
+            wanted.extend(["processor_config.json", "preprocessor_config.json"]);
+        }
+        let settled = |name: &str| snapshot.join(name).is_file() || self.absence(snapshot, name).is_file();
+        wanted.into_iter().filter(|name| !settled(name)).collect()
+    }
+
+    fn lock(&self, monitor: &dyn Monitor) -> Result<Lock> {
+        let lock = self.hub.cache().join(".locks").join(self.path.file_name().unwrap_or_default());
+        Lock::hold(&lock.join("clip-engine.lock"), monitor)
+    }
+
+    /// Fetches the files of tokenizer and image processor that a commit has, and remembers which it has not.
+    fn fetch_processor(
+        &self,
+        http: &Http,
+        listing: &Listing,
+        snapshot: &Path,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        for name in PROCESSOR_FILES {
+            match listing.has(name) {
+                true => self.fetch_file(http, name, listing, snapshot, monitor)?,
+                false => self.write(&self.absence(snapshot, name), b"")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// The files of a revision, and its commit.
+    fn listing(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Listing> {
+        let repo = Repo::with_revision(self.id.repository.clone(), RepoType::Model, revision.to_owned());
+        let url = format!("{}/api/{}?blobs=true", self.hub.endpoint, repo.api_url());
+        let text = http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
         let wrong = |problem: &str| FetchError::Hub { url: url.clone(), problem: problem.to_owned() };
-        let listing: RepoInfo = serde_json::from_slice(&text)
-            .map_err(|_| wrong("not the answer of a hub to a question for files"))?;
-        if !is_plain(&listing.sha) {
+        let listing =
+            Listing::parse(&text).ok_or_else(|| wrong("not the answer of a hub to a question for files"))?;
+        if !is_plain(&listing.commit) {
             return Err(wrong("the answer names no commit"));
         }
         Ok(listing)
@@ -308,10 +347,10 @@ impl<'a> HubModel<'a> {
     /// A refusal in terms of the model.
     fn explained(&self, error: FetchError) -> FetchError {
         let (id, repository) = (self.id.to_string(), self.id.repository.clone());
-        let endpoint = self.hub.endpoint.clone();
+        let (endpoint, credentials) = (self.hub.endpoint.clone(), self.hub.credentials.clone());
         match error {
             FetchError::Status { status: status @ (401 | 403), .. } => {
-                FetchError::NotAllowed { id, repository, endpoint, status }
+                FetchError::NotAllowed { id, repository, endpoint, credentials, status }
             }
             FetchError::Status { status: 404, .. } => {
                 FetchError::NoModel { id, endpoint, revision: self.id.revision().to_owned() }
@@ -320,24 +359,34 @@ impl<'a> HubModel<'a> {
         }
     }
 
-    /// Which of a repository's files are needed, the shards of an index left out.
-    fn choose(&self, files: &BTreeSet<&str>) -> Result<Vec<&'static str>> {
-        let has = |name: &str| files.contains(name);
+    /// A token that is no longer valid hides models that are there for everybody: then the error is the token's.
+    fn public_all_the_same(&self, error: FetchError, monitor: &dyn Monitor) -> FetchError {
+        let (FetchError::NotAllowed { status: 401, .. }, Some(place)) = (&error, &self.hub.token) else {
+            return error;
+        };
+        let http = self.hub.http.clone().without_token().asking_once();
+        match self.listing(&http, self.id.revision(), monitor) {
+            Ok(_) => FetchError::StaleToken {
+                id: self.id.to_string(),
+                endpoint: self.hub.endpoint.clone(),
+                place: place.clone(),
+            },
+            Err(FetchError::Interrupted) => FetchError::Interrupted,
+            Err(_) => error,
+        }
+    }
+
+    /// The file with the weights or their index, of a repository that has all that is needed.
+    fn choose_weights(&self, listing: &Listing) -> Result<&'static str> {
+        let has = |name: &str| listing.has(name);
         if !has(CONFIG) {
             return Err(self.lacks(CONFIG));
         }
-        let mut choice = vec![CONFIG];
-        choice.extend(Some(PREPROCESSOR).filter(|name| has(name)));
-        if has(TOKENIZER) {
-            choice.push(TOKENIZER);
-        } else if TOKENIZER_PARTS.iter().all(|part| has(part)) {
-            choice.extend(TOKENIZER_PARTS);
-        } else {
+        if !has(TOKENIZER) && !TOKENIZER_PARTS.iter().all(|part| has(part)) {
             return Err(self.lacks("tokenizer.json, nor vocab.json and merges.txt"));
         }
         if let Some(weights) = [WEIGHTS, INDEX].into_iter().find(|name| has(name)) {
-            choice.push(weights);
-            return Ok(choice);
+            return Ok(weights);
         }
         match PICKLED.into_iter().find(|name| has(name)) {
             Some(file) => Err(FetchError::Pickled {
@@ -357,28 +406,39 @@ impl<'a> HubModel<'a> {
 
     /// Fetches one file of a commit: its bytes into blobs/, under the name that the hub has for them, and a
     /// link to them into the snapshot.
-    fn fetch_file(&self, name: &str, snapshot: &Path, monitor: &dyn Monitor) -> Result<()> {
+    fn fetch_file(
+        &self,
+        http: &Http,
+        name: &str,
+        listing: &Listing,
+        snapshot: &Path,
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
         let link = snapshot.join(name);
         if link.is_file() {
             return Ok(());
         }
-        let commit = snapshot.file_name().unwrap_or_default().to_string_lossy();
-        let url = format!("{}/{}/resolve/{commit}/{name}", self.hub.endpoint, self.id.repository);
-        let headers = self.hub.http.head(&url, monitor).map_err(|error| self.explained(error))?;
+        let url = format!("{}/{}/resolve/{}/{name}", self.hub.endpoint, self.id.repository, listing.commit);
+        let headers = http.head(&url, monitor).map_err(|error| self.explained(error))?;
         let etag = etag(&headers).ok_or_else(|| {
             let problem = "the answer names no etag, as a hub's does".to_owned();
             FetchError::Hub { url: url.clone(), problem }
         })?;
-        let size = headers.get("x-linked-size").and_then(|size| size.to_str().ok()?.parse().ok());
-        let limit = if name.ends_with(".safetensors") { LARGE } else { SMALL };
-        let wanted = Wanted { url, name: name.to_owned(), size, limit, sum: Sum::of_etag(&etag) };
         let blob = self.cached.blob_path(&etag);
         self.make_folder(&blob)?;
-        if !blob.is_file() {
-            self.hub.http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
+        let is_new = !blob.is_file();
+        if is_new {
+            let (size, sum) = known(&headers, listing.files.get(name));
+            if sum == Sum::Unknown {
+                monitor.line(&format!("{name}: the hub names no checksum; only its size can be checked"));
+            }
+            let limit = if name.ends_with(".safetensors") { LARGE } else { SMALL };
+            let wanted = Wanted { url, name: name.to_owned(), size, limit, sum };
+            http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
         }
         self.make_folder(&link)?;
-        put_link(&blob, &etag, &link).map_err(FetchError::io(&link, "create the link"))
+        let symlink = if self.hub.no_links { link::no_symlink } else { link::symlink };
+        link::put(&blob, is_new, &link, symlink).map_err(FetchError::io(&link, "create the file"))
     }
 
     fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
@@ -394,25 +454,24 @@ impl<'a> HubModel<'a> {
 
 /// The hub's name for a file's bytes: of a large file, which another server holds, the hub's own header says it.
 fn etag(headers: &HeaderMap) -> Option<String> {
-    let value = headers.get("x-linked-etag").or_else(|| headers.get("etag"))?.to_str().ok()?;
+    let value = headers.get(LINKED_ETAG).or_else(|| headers.get("etag"))?.to_str().ok()?;
     let value = value.strip_prefix("W/").unwrap_or(value).trim_matches('"');
     is_plain(value).then(|| value.to_owned())
 }
 
-/// Links `snapshots/COMMIT/NAME` to `blobs/ETAG` as Hugging Face's own tools do. A link that leads nowhere is
-/// replaced.
-#[cfg(unix)]
-fn put_link(_blob: &Path, etag: &str, link: &Path) -> std::io::Result<()> {
-    if link.is_symlink() {
-        std::fs::remove_file(link)?;
-    }
-    std::os::unix::fs::symlink(Path::new("../../blobs").join(etag), link)
-}
-
-/// Where links need a right of their own, the file itself is moved, as Hugging Face's own tools do.
-#[cfg(not(unix))]
-fn put_link(blob: &Path, _etag: &str, link: &Path) -> std::io::Result<()> {
-    std::fs::rename(blob, link)
+/// The size of a file and the sum that its bytes must come to, as far as the hub says them. A plain etag may be
+/// the word of a proxy, which means what it likes.
+fn known(headers: &HeaderMap, listed: Option<&File>) -> (Option<u64>, Sum) {
+    let header = |name: &str| headers.get(name)?.to_str().ok();
+    let size = listed.and_then(|file| file.size);
+    let size = size.or_else(|| header("x-linked-size")?.parse().ok());
+    let sum = match listed.map_or(Sum::Unknown, File::sum) {
+        Sum::Unknown if headers.contains_key(LINKED_ETAG) => {
+            etag(headers).map_or(Sum::Unknown, |etag| Sum::of_digits(&etag))
+        }
+        sum => sum,
+    };
+    (size, sum)
 }
 
 #[cfg(test)]

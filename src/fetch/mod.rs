@@ -4,10 +4,13 @@
 //! kept. What is there already is used without a network.
 
 mod archive;
+mod environment;
 mod error;
 pub mod flowers102;
 pub mod http;
 pub mod hub;
+mod link;
+mod listing;
 mod lock;
 mod sum;
 

@@ -23,12 +23,12 @@ pub enum Sum {
 }
 
 impl Sum {
-    /// The sum that a hub's etag is: git's own of a small file, SHA-256 of a large one.
-    pub fn of_etag(etag: &str) -> Sum {
-        let hexadecimal = etag.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        match etag.len() {
-            40 if hexadecimal => Sum::GitBlob(etag.to_owned()),
-            64 if hexadecimal => Sum::Sha256(etag.to_owned()),
+    /// The sum by which a hub names a file's bytes: git's own of a small file, SHA-256 of a large one.
+    pub fn of_digits(digits: &str) -> Sum {
+        let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        match digits.len() {
+            40 if hexadecimal => Sum::GitBlob(digits.to_owned()),
+            64 if hexadecimal => Sum::Sha256(digits.to_owned()),
             _ => Sum::Unknown,
         }
     }
@@ -76,8 +76,11 @@ mod tests {
         std::fs::write(file.path(), "hello\n").unwrap();
         let sha256 = "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03";
         let git = "ce013625030ba8dba906f756967f9e9ca394464a";
-        let sums =
-            [Sum::Md5("b1946ac92492d2347c6235b4d2611184".into()), Sum::of_etag(sha256), Sum::of_etag(git)];
+        let sums = [
+            Sum::Md5("b1946ac92492d2347c6235b4d2611184".into()),
+            Sum::of_digits(sha256),
+            Sum::of_digits(git),
+        ];
         for sum in &sums {
             assert_eq!(sum.mismatch(file.path()).unwrap(), None, "{sum:?}");
         }
@@ -86,6 +89,6 @@ mod tests {
             let (expected, found) = sum.mismatch(file.path()).unwrap().unwrap();
             assert_ne!(expected, found, "{sum:?}");
         }
-        assert_eq!(Sum::of_etag("W/some-tag"), Sum::Unknown);
+        assert_eq!(Sum::of_digits("W/some-tag"), Sum::Unknown);
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Everything an export may consist of; what may be replaced.
-const ENTRIES: [&str; 13] = [
+const ENTRIES: [&str; 14] = [
     "README.md",
     "adapter",
     "head.safetensors",
@@ -18,6 +18,7 @@ const ENTRIES: [&str; 13] = [
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "processor_config.json",
     "preprocessor_config.json",
 ];
 

@@ -23,13 +23,14 @@ use std::collections::HashMap;
 use std::path::Path;
 
 /// What a tokenizer and an image processor are made of, as far as a checkpoint has it.
-const PROCESSOR_FILES: [&str; 7] = [
+pub(crate) const PROCESSOR_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",
     "merges.txt",
     "special_tokens_map.json",
     "added_tokens.json",
+    "processor_config.json",
     "preprocessor_config.json",
 ];
 
