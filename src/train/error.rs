@@ -30,8 +30,11 @@ pub enum TrainError {
     )]
     RunExists { path: PathBuf },
     /// `--resume` without a run to resume.
-    #[error("{}: {problem}; start the run again with --overwrite", path.display())]
-    Resume { path: PathBuf, problem: String },
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Resume { path: PathBuf, problem: String, remedy: &'static str },
+    /// Two processes in one run directory.
+    #[error("{}: another process is training into it; wait for it or choose another --output", path.display())]
+    Locked { path: PathBuf },
     /// A file of a run, or an adapter, that cannot be used.
     #[error("{}: {problem}", path.display())]
     File { path: PathBuf, problem: String },

@@ -147,12 +147,12 @@ impl<'a, B: Backend> Session<'a, B> {
         let batch = settings.batch_size.min(largest);
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
+            dir.lock(monitor)?;
             let (progress, best) = resumed(&mut learner, cache, dir)?;
             monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
-            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs)?;
             (Some(progress), Some(best))
         } else {
-            dir.begin(settings)?;
+            dir.begin(settings, monitor)?;
             (None, None)
         };
         let inputs = self.all_inputs(settings, &mut learner, chosen, batch, progress.as_ref(), monitor);
@@ -161,6 +161,10 @@ impl<'a, B: Backend> Session<'a, B> {
                 TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
                 error => error,
             })?;
+        if let Some(progress) = &progress {
+            // Nothing is removed before it is known that the run can go on.
+            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs, monitor)?;
+        }
         let batches = training.chosen.len().div_ceil(settings.batch_size);
         let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
@@ -364,13 +368,16 @@ fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) ->
     let path = dir.state();
     if !path.is_file() {
         let problem = "no saved state: the run ended before its first epoch did".into();
-        return Err(TrainError::Resume { path, problem });
+        let remedy = "start the run again with --overwrite";
+        return Err(TrainError::Resume { path, problem, remedy });
     }
     let (progress, values) = state::load(&path, learner)?;
     if progress.class_names != cache.class_names() || progress.data != cache.fingerprint() {
         let problem = "the photos or classes are not those that the run began with".into();
-        return Err(TrainError::Resume { path, problem });
+        let remedy = "put them back as they were, or train into another --output";
+        return Err(TrainError::Resume { path, problem, remedy });
     }
+    MetricsFile::check(dir, progress.metrics_bytes)?;
     let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
     Ok((progress, best))
 }

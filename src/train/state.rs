@@ -93,6 +93,7 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progre
     let progress = progress.ok_or_else(|| TrainError::Resume {
         path: path.to_path_buf(),
         problem: "holds no state of this version".into(),
+        remedy: "resume it with the version that wrote it, or train into another --output",
     })?;
     let names = learner.param_names();
     let mut best = Vec::new();
