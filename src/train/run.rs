@@ -30,6 +30,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::Instant;
 
 /// What a finished run says of itself; the content of summary.json.
@@ -148,7 +149,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
             dir.lock(monitor)?;
-            let (progress, best) = resumed(&mut learner, cache, dir)?;
+            let (progress, best) = resumed(&mut learner, settings, cache, dir, monitor)?;
             monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
             (Some(progress), Some(best))
         } else {
@@ -161,12 +162,21 @@ impl<'a, B: Backend> Session<'a, B> {
                 TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
                 error => error,
             })?;
-        if let Some(progress) = &progress {
-            // Nothing is removed before it is known that the run can go on.
-            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs, monitor)?;
-        }
         let batches = training.chosen.len().div_ceil(settings.batch_size);
         let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
+        let schedule = Schedule {
+            kind: settings.schedule,
+            warmup: settings.warmup,
+            total: steps_per_epoch * u64::from(settings.epochs),
+        };
+        if let Some(progress) = &progress {
+            let to_train = !progress.stopped && progress.epoch < settings.epochs;
+            if to_train {
+                warn_of_jump(dir.read_settings()?.epochs, progress, &schedule, settings.epochs, monitor);
+            }
+            // Nothing is removed before it is known that the run can go on.
+            dir.resume(settings, to_train, monitor)?;
+        }
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
             (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
@@ -184,11 +194,7 @@ impl<'a, B: Backend> Session<'a, B> {
             staging: val.staging(cache, batch),
             val,
             test,
-            schedule: Schedule {
-                kind: settings.schedule,
-                warmup: settings.warmup,
-                total: steps_per_epoch * u64::from(settings.epochs),
-            },
+            schedule,
             early_stop,
             metrics: {
                 let bytes = progress.as_ref().map_or(0, |p| p.metrics_bytes);
@@ -364,7 +370,13 @@ fn interrupted(progress: Option<&Progress>, dir: &RunDir) -> TrainError {
 }
 
 /// The state that the run in `dir` was left in.
-fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) -> Result<(Progress, Best)> {
+fn resumed<B: Backend>(
+    learner: &mut Learner<B>,
+    settings: &Settings,
+    cache: &Cache,
+    dir: &RunDir,
+    monitor: &dyn Monitor,
+) -> Result<(Progress, Best)> {
     let path = dir.state();
     if !path.is_file() {
         let problem = "no saved state: the run ended before its first epoch did".into();
@@ -372,14 +384,46 @@ fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) ->
         return Err(TrainError::Resume { path, problem, remedy });
     }
     let (progress, values) = state::load(&path, learner)?;
-    if progress.class_names != cache.class_names() || progress.data != cache.fingerprint() {
-        let problem = "the photos or classes are not those that the run began with".into();
-        let remedy = "put them back as they were, or train into another --output";
-        return Err(TrainError::Resume { path, problem, remedy });
+    check_photos(&progress, cache, &path, monitor)?;
+    if settings.epochs < progress.epoch {
+        let (asked, done) = (settings.epochs, progress.epoch);
+        let text = format!("--epochs: {asked}, and the run has trained {done} already; give {done} or more");
+        return Err(TrainError::Setting(text));
     }
     MetricsFile::check(dir, progress.metrics_bytes)?;
     let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
     Ok((progress, best))
+}
+
+/// Refuses other images than those that the run began with.
+fn check_photos(progress: &Progress, cache: &Cache, path: &Path, monitor: &dyn Monitor) -> Result<()> {
+    let same_classes = progress.class_names == cache.class_names();
+    if same_classes && progress.data == cache.fingerprint() {
+        return Ok(());
+    }
+    let photos = progress.photos.as_deref().filter(|photos| !photos.is_empty());
+    if same_classes && photos == Some(cache.photos()) {
+        monitor.line(
+            "the photos have other modification times than when the run began, and the same names and sizes",
+        );
+        return Ok(());
+    }
+    let problem = "the photos or classes are not those that the run began with".into();
+    let remedy = "put them back as they were, or train into another --output";
+    Err(TrainError::Resume { path: path.to_path_buf(), problem, remedy })
+}
+
+/// Warns of learning rates that jump because the run gets another length in its middle.
+fn warn_of_jump(planned: u32, progress: &Progress, schedule: &Schedule, epochs: u32, monitor: &dyn Monitor) {
+    let steps_per_epoch = schedule.total / u64::from(epochs);
+    let before = Schedule { total: steps_per_epoch * u64::from(planned), ..*schedule };
+    let [was, is] = [&before, schedule].map(|schedule| 100.0 * schedule.factor(progress.steps));
+    if was != is {
+        monitor.warn(&format!(
+            "--epochs: {epochs} instead of {planned} stretches the schedule, so the learning rates jump from \
+             {was:.0} % to {is:.0} % of their values"
+        ));
+    }
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -624,6 +668,7 @@ impl<B: Backend> Run<'_, B> {
         let progress = Progress {
             class_names: self.cache.class_names().to_vec(),
             data: self.cache.fingerprint().to_string(),
+            photos: Some(self.cache.photos().to_string()),
             epoch,
             steps: self.learner.steps(),
             stopped,

@@ -33,6 +33,9 @@ pub struct Progress {
     /// The classes and [`crate::data::Cache::fingerprint`] of the images that the run began with.
     pub class_names: Vec<String>,
     pub data: String,
+    /// [`crate::data::Cache::photos`]; none in a state from before it was recorded.
+    #[serde(default)]
+    pub photos: Option<String>,
     /// The last finished epoch, counted from 1.
     pub epoch: u32,
     /// Training steps so far, skipped ones included.
