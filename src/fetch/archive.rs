@@ -70,10 +70,10 @@ fn unpack_photos(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Mo
         if let Some(name) = photo(&entry).map_err(refuse)? {
             let to = folder.join(&name);
             let file = write(&mut entry, &to, archive)?;
-            // Unpacked again the photos are the same ones, also to a cache.
-            let modified = entry.header().mtime().map_err(damaged)?;
-            file.set_modified(UNIX_EPOCH + Duration::from_secs(modified))
-                .map_err(FetchError::io(&to, "set the time of the file"))?;
+            // Unpacked again the photos are the same ones, also to a cache; one that finds other times is built anew.
+            if let Ok(modified) = entry.header().mtime() {
+                let _ = file.set_modified(UNIX_EPOCH + Duration::from_secs(modified));
+            }
             photos += 1;
         }
         monitor.advance(read.take());

@@ -79,9 +79,25 @@ pub fn stage_tensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,
 ) -> Result<Staged> {
-    let bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
+    let mut bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
+    sort_metadata(&mut bytes);
     Staged::new(path, &bytes)
+}
+
+/// Puts the metadata, which a hash map gives in any order, into that of the names: the same contents are the same
+/// bytes.
+fn sort_metadata(file: &mut [u8]) {
+    let start = size_of::<u64>() + b"{\"__metadata__\":".len();
+    let Some(text) = file.get_mut(start..) else { return };
+    let mut entries = serde_json::Deserializer::from_slice(text).into_iter::<BTreeMap<String, String>>();
+    let Some(Ok(sorted)) = entries.next() else { return };
+    let end = entries.byte_offset();
+    if let Ok(sorted) = serde_json::to_vec(&sorted)
+        && sorted.len() == end
+    {
+        text[..end].copy_from_slice(&sorted);
+    }
 }
 
 /// The same, written to `path` as it goes: for files too large to be in memory twice, in a folder that nobody

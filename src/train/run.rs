@@ -10,6 +10,7 @@ use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
 use super::settings::{Augment, Method, Settings};
+use super::stamp::{Stamp, WeightsId, check_weights};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -95,6 +96,7 @@ struct Run<'a, B: Backend> {
     cache: &'a Cache,
     dir: &'a RunDir,
     model_name: &'a str,
+    weights: &'a WeightsId,
     vision: VisionSizes,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
@@ -149,7 +151,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
             dir.lock(monitor)?;
-            let (progress, best) = resumed(&mut learner, settings, cache, dir, monitor)?;
+            let (progress, best) = resumed(&mut learner, settings, cache, &self.weights, dir, monitor)?;
             monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
             (Some(progress), Some(best))
         } else {
@@ -186,6 +188,7 @@ impl<'a, B: Backend> Session<'a, B> {
             cache,
             dir,
             model_name: &self.model_name,
+            weights: &self.weights,
             vision: self.tower.config().into(),
             monitor,
             learner,
@@ -374,6 +377,7 @@ fn resumed<B: Backend>(
     learner: &mut Learner<B>,
     settings: &Settings,
     cache: &Cache,
+    weights: &WeightsId,
     dir: &RunDir,
     monitor: &dyn Monitor,
 ) -> Result<(Progress, Best)> {
@@ -385,6 +389,7 @@ fn resumed<B: Backend>(
     }
     let (progress, values) = state::load(&path, learner)?;
     check_photos(&progress, cache, &path, monitor)?;
+    progress.weights.as_ref().map_or(Ok(()), |known| check_weights(&path, known, weights))?;
     if settings.epochs < progress.epoch {
         let (asked, done) = (settings.epochs, progress.epoch);
         let text = format!("--epochs: {asked}, and the run has trained {done} already; give {done} or more");
@@ -661,14 +666,16 @@ impl<B: Backend> Run<'_, B> {
             if better { "  *" } else { "" },
         ));
         if better {
-            self.save_best()?;
-            *best = Some(Best { epoch, val, values: self.learner.snapshot()? });
+            let values = self.learner.snapshot()?;
+            self.save_best(epoch, &values)?;
+            *best = Some(Best { epoch, val, values });
         }
         let Some(best) = best else { return Ok(()) };
         let progress = Progress {
             class_names: self.cache.class_names().to_vec(),
             data: self.cache.fingerprint().to_string(),
             photos: Some(self.cache.photos().to_string()),
+            weights: Some(self.weights.clone()),
             epoch,
             steps: self.learner.steps(),
             stopped,
@@ -688,22 +695,25 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk
-    /// before the first gets its name.
-    fn save_best(&mut self) -> Result<()> {
+    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now, at the end of `epoch` with the
+    /// trained `values`. They belong together: all are on the disk before the first gets its name, and each says
+    /// which the others are.
+    fn save_best(&mut self, epoch: u32, values: &[Tensor]) -> Result<()> {
+        let stamp = Stamp::new(epoch, values, self.weights);
+        let stamp = Some(&stamp);
         // Without a head of its own the run keeps the class features in the form of one.
         self.learner.refresh()?;
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
-        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
+        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names(), stamp)?;
         let prompts = self.learner.prompts().zip(self.settings.prompt_spec());
         let prompts = prompts
-            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec))
+            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec, stamp))
             .transpose()?;
         if let Some(spec) = self.settings.lora() {
             let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
             tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
-            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name)?;
+            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name, stamp)?;
             staged.into_iter().try_for_each(|file| file.persist())?;
         }
         prompts.map_or(Ok(()), Staged::persist)?;
@@ -721,7 +731,7 @@ impl<B: Backend> Run<'_, B> {
         let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
         self.learner.restore(&best.values)?;
         // Again, in case an earlier attempt was cut off between two of the files.
-        self.save_best()?;
+        self.save_best(best.epoch, &best.values)?;
         // Where there is no test split, once more on the validation split, for what is known of each image.
         let split = if self.test.is_some() { Split::Test } else { Split::Val };
         let (dir, cache) = (self.dir, self.cache);

@@ -3,6 +3,7 @@
 use super::files::{TensorFile, stage_tensors};
 use super::learner::Learner;
 use super::metrics::{ClassMetrics, EvalMetrics};
+use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
 use crate::tensor::Tensor;
@@ -36,6 +37,9 @@ pub struct Progress {
     /// [`crate::data::Cache::photos`]; none in a state from before it was recorded.
     #[serde(default)]
     pub photos: Option<String>,
+    /// Those that the run began with; none as above.
+    #[serde(default)]
+    pub weights: Option<WeightsId>,
     /// The last finished epoch, counted from 1.
     pub epoch: u32,
     /// Training steps so far, skipped ones included.
