@@ -183,3 +183,23 @@ impl TensorFile {
         Ok(tensor)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_lie_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let tensors = BTreeMap::from([("x".to_string(), Tensor::zeros([3], DType::F32))]);
+        let metadata: HashMap<String, String> =
+            (0..9).map(|i| (format!("key \"{i}\" é"), format!("{{\"n\": {i}}}\n"))).collect();
+        stage_tensors(&path, &tensors, metadata.clone()).unwrap().persist().unwrap();
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        let places: Vec<_> =
+            (0..9).map(|i| text.find(&format!("key \\\"{i}\\\"")).expect("every entry")).collect();
+        assert!(places.is_sorted(), "{text}");
+        assert_eq!(TensorFile::read(&path).unwrap().metadata, metadata);
+    }
+}

@@ -30,8 +30,10 @@ pub struct WeightsId {
 impl WeightsId {
     /// Names the weights in a message: by their commit if both have one.
     fn name(&self) -> String {
-        let short = |text: &str| text.chars().take(12).collect::<String>();
-        self.commit.as_deref().map_or_else(|| short(&self.hash), |commit| format!("commit {}", short(commit)))
+        // Whole, as --model takes it.
+        self.commit
+            .as_ref()
+            .map_or_else(|| format!("hash {:.12}", self.hash), |commit| format!("commit {commit}"))
     }
 }
 
