@@ -301,7 +301,7 @@ fn an_existing_run_is_not_touched_unasked() {
     fail(2, &resume, place.path(), &["--resume", "--epochs"]);
     let class = place.class_dir("train");
     std::fs::copy(class.join("000.png"), class.join("999.png")).unwrap();
-    fail(1, &resume[..4], place.path(), &["state.safetensors", "photos", "--overwrite"]);
+    fail(1, &resume[..4], place.path(), &["state.safetensors", "photos", "another --output"]);
     std::fs::remove_file(class.join("999.png")).unwrap();
     std::fs::remove_file(Path::new(&run).join("state.safetensors")).unwrap();
     fail(1, &resume[..4], place.path(), &["state.safetensors", "--overwrite"]);

@@ -507,6 +507,9 @@ fn file(name: &str, body: &[u8]) -> Entry {
     Entry { name: name.into(), kind: tar::EntryType::Regular, body: body.to_vec(), link: None }
 }
 
+/// Seconds since 1970 of the photos in an archive.
+const PHOTO_TIME: u64 = 1_234_567_890;
+
 /// A .tgz, with names as they are given: the tar crate would refuse to write the worst of them.
 fn tgz(entries: &[Entry]) -> Vec<u8> {
     let gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
@@ -516,6 +519,7 @@ fn tgz(entries: &[Entry]) -> Vec<u8> {
         header.as_mut_bytes()[..entry.name.len()].copy_from_slice(&entry.name);
         header.set_entry_type(entry.kind);
         header.set_mode(0o644);
+        header.set_mtime(PHOTO_TIME);
         header.set_size(entry.body.len() as u64);
         if let Some(link) = entry.link {
             header.set_link_name(link).unwrap();
@@ -597,7 +601,13 @@ fn flowers_are_fetched_once_and_can_be_opened() {
     let source = Source::open(&flowers.root(), 1).unwrap();
     assert_eq!(source.kind, SourceKind::Flowers102);
     assert_eq!((source.train.len(), source.val.len(), source.test.len()), (2, 1, 2));
-    assert_eq!(names(&folder(&flowers.root()).join("jpg")).len(), 5);
+    let photos = folder(&flowers.root()).join("jpg");
+    assert_eq!(names(&photos).len(), 5);
+    for name in names(&photos) {
+        // So that the photos are no other ones when they are unpacked again.
+        let modified = std::fs::metadata(photos.join(&name)).unwrap().modified().unwrap();
+        assert_eq!(modified, std::time::UNIX_EPOCH + Duration::from_secs(PHOTO_TIME), "{name}");
+    }
 
     // All there; the archive is not needed any more.
     flowers.server.forget();

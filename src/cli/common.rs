@@ -11,7 +11,9 @@ use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
+use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Settings};
+use clip_engine::train::stamp::other_weights;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
@@ -139,13 +141,28 @@ fn cache_of(
 }
 
 /// The model of a run, or the one that `chosen` names in its place.
-pub fn model_of_run(settings: &Settings, chosen: Option<&Path>, monitor: &dyn Monitor) -> Result<Model> {
-    match (chosen, &settings.model) {
-        (Some(name), _) => open_model(name, monitor),
-        (None, _) if settings.demo => Ok(demo::model()?),
-        (None, Some(name)) => open_settled_model(name, monitor),
+pub fn model_of_run(
+    dir: &RunDir,
+    settings: &Settings,
+    chosen: Option<&Path>,
+    monitor: &dyn Monitor,
+) -> Result<Model> {
+    let model = match (chosen, &settings.model) {
+        (Some(name), _) => open_model(name, monitor)?,
+        (None, _) if settings.demo => demo::model()?,
+        (None, Some(name)) => open_settled_model(name, monitor)?,
         (None, None) => bail!("--run: its config.toml names no model; give --model"),
+    };
+    warn_of_other_weights(dir, &model, monitor)?;
+    Ok(model)
+}
+
+/// Warns where the run in `dir` was trained on other weights than the model's.
+pub fn warn_of_other_weights(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
+    if let Some(warning) = other_weights(dir, model)? {
+        monitor.warn(&warning);
     }
+    Ok(())
 }
 
 /// Model and images that the settings of a run name.

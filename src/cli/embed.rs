@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::Precision;
+use clip_engine::train::stamp::of_one_epoch;
 use clip_engine::train::tuned::{TunedTower, TuningFiles};
 use std::path::PathBuf;
 
@@ -44,16 +45,16 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let device = device::open(&args.device, args.precision, &monitor)?;
-    let (model, files) = match (&args.run, &args.model) {
+    let (model, files, run) = match (&args.run, &args.model) {
         (Some(run), model) => {
             let dir = RunDir::existing(run)?;
             let settings = dir.read_settings()?;
-            let model = common::model_of_run(&settings, model.as_deref(), &monitor)?;
-            (model, TuningFiles::of_run(&dir, &settings))
+            let model = common::model_of_run(&dir, &settings, model.as_deref(), &monitor)?;
+            (model, TuningFiles::of_run(&dir, &settings), Some((dir, settings)))
         }
         (None, Some(model)) => {
             let files = args.init_from.as_deref().map(TuningFiles::found_in).transpose()?;
-            (common::open_model(model, &monitor)?, files.unwrap_or_default())
+            (common::open_model(model, &monitor)?, files.unwrap_or_default(), None)
         }
         (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
     };
@@ -65,7 +66,11 @@ pub fn run(args: Args) -> Result<()> {
     }
     let options = EmbedOptions { batch: args.batch_size as usize, skip_bad_images: args.skip_bad_images };
     let count = on_device!(device, backend => {
-        let tuned = TunedTower::open(backend, &model, &files)?;
+        let open = || TunedTower::open(backend, &model, &files);
+        let tuned = match &run {
+            Some((dir, settings)) => of_one_epoch(dir, settings, open)?,
+            None => open()?,
+        };
         // Its weights are on the device now.
         drop(model);
         embed(&tuned, &args.images, &args.out, options, &monitor)

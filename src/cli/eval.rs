@@ -65,6 +65,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     settings.augment = Augment::Off;
     let common::Material { model, cache, .. } = common::material(&settings, &monitor)?;
+    common::warn_of_other_weights(&dir, &model, &monitor)?;
     let evaluation = on_device!(device, backend => {
         evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)
     })?;

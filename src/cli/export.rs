@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let model = common::model_of_run(&settings, None, &Bars::new())?;
+    let model = common::model_of_run(&dir, &settings, None, &Bars::new())?;
     let export = Export::open(&dir, &settings, &model)?;
     match (&args.peft, &args.merged) {
         (Some(to), _) => {

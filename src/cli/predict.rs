@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
     let settings = dir.read_settings()?;
     let paths = photos(&args.images)?;
     let device = device::open(&args.device, args.precision, &bars)?;
-    let model = common::model_of_run(&settings, args.model.as_deref(), &bars)?;
+    let model = common::model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     let form = match (args.json, args.csv) {
         (true, _) => Form::Json,
         (_, true) => Form::Csv,

@@ -114,7 +114,10 @@ impl RunSet {
     }
 
     fn train_each<B: Backend>(&self, session: &mut Session<'_, B>, monitor: &dyn Monitor) -> Result<()> {
-        self.clear()?;
+        let whole = RunDir::at(&self.path);
+        // All at once, before anything is removed.
+        std::iter::once(&whole).chain(&self.outdated).try_for_each(|run| run.lock(monitor))?;
+        self.clear(monitor)?;
         for (i, (name, settings)) in self.runs.iter().enumerate() {
             monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
             let dir = RunDir::at(&self.path.join(name));
@@ -125,7 +128,7 @@ impl RunSet {
     }
 
     /// Removes what an earlier command left, so that nothing of it is taken for one of these runs.
-    fn clear(&self) -> Result<()> {
+    fn clear(&self, monitor: &dyn Monitor) -> Result<()> {
         for name in self.layout.results() {
             let file = self.path.join(name);
             match std::fs::remove_file(&file) {
@@ -140,7 +143,7 @@ impl RunSet {
             }
         }
         for run in &self.outdated {
-            run.remove()?;
+            run.remove(monitor)?;
             if let Some(folder) = run.path().parent().filter(|&folder| folder != self.path) {
                 // Other seeds, or something of the user's, may still be in there.
                 let _ = std::fs::remove_dir(folder);
@@ -209,6 +212,7 @@ fn runs_below(path: &Path) -> Result<Vec<(String, RunDir)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clip_engine::progress::Silent;
 
     #[test]
     fn nothing_of_an_earlier_comparison_stays() {
@@ -224,15 +228,15 @@ mod tests {
             RunSet { path, layout, runs: Vec::new(), outdated: Vec::new() }
         };
         // Several seeds of one recipe leave none of these files.
-        set(Layout::Seeds).clear().unwrap();
+        set(Layout::Seeds).clear(&Silent).unwrap();
         assert!(COMPARISON_FILES.iter().all(|name| dir.path().join(name).is_file()));
-        set(Layout::Comparison).clear().unwrap();
+        set(Layout::Comparison).clear(&Silent).unwrap();
         let files = walkdir::WalkDir::new(dir.path()).into_iter().map(|entry| entry.unwrap().into_path());
         let mut left: Vec<PathBuf> = files.filter(|path| path.is_file()).collect();
         left.sort();
         assert_eq!(left, mine);
         std::fs::remove_file(&mine[1]).unwrap();
-        set(Layout::Comparison).clear().unwrap();
+        set(Layout::Comparison).clear(&Silent).unwrap();
         assert!(!plots.exists() && mine[0].is_file());
     }
 

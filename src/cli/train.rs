@@ -10,6 +10,7 @@ use clip_engine::TrainError;
 use clip_engine::fetch::{settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
+use clip_engine::progress::Monitor;
 use clip_engine::report;
 use clip_engine::train::run::Summary;
 use clip_engine::train::run_dir::RunDir;
@@ -29,7 +30,7 @@ const DEMO_SEEDS_OUTPUT: &str = "runs/demo-seeds";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the run is written [default with --demo: runs/demo, replacing the demo run before].
+    /// Where the run is written [default with --demo: runs/demo, replacing a demo run before].
     #[arg(long, value_name = "RUN", required_unless_present_any = ["demo", "dry_run"])]
     output: Option<PathBuf>,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
@@ -428,7 +429,7 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let (dir, mut settings) = if args.resume {
-        resume(&args)?
+        resume(&args, &monitor)?
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options)?;
@@ -444,7 +445,12 @@ pub fn run(args: Args) -> Result<()> {
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
             None if args.dry_run => return dry_run::run(settings, &monitor),
-            None => RunDir::vacant(Path::new(DEMO_OUTPUT), true)?,
+            None => {
+                let path = Path::new(DEMO_OUTPUT);
+                let earlier = RunDir::existing(path).and_then(|run| run.read_settings());
+                // What is kept there of other photos goes only when asked for.
+                RunDir::vacant(path, args.overwrite || earlier.is_ok_and(|settings| settings.demo))?
+            }
         };
         if args.dry_run {
             return dry_run::run(settings, &monitor);
@@ -468,8 +474,10 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The run directory and settings of a run to continue.
-fn resume(args: &Args) -> Result<(RunDir, Settings)> {
+fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
     let dir = RunDir::existing(args.output.as_deref().unwrap_or(Path::new(DEMO_OUTPUT)))?;
+    // Its settings must not change any more.
+    dir.lock(monitor)?;
     let mut settings = dir.read_settings()?;
     let allowed = Options {
         epochs: args.options.epochs,

@@ -11,9 +11,10 @@ use std::path::{Path, PathBuf};
 use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 
 use super::ClipError;
-use super::config::{ClipConfig, TowerConfig};
+use super::config::{Activation, ClipConfig, TowerConfig};
 use crate::tensor::{DType, Shape, View};
 
 const SINGLE: &str = "model.safetensors";
@@ -119,10 +120,44 @@ impl Weights {
         expected.iter().try_for_each(|(name, shape)| self.get(name, shape.dims()).map(drop))
     }
 
+    /// What tells these weights from others: a hash of the sizes in `config` that no shape tells, and of every
+    /// tensor of the model by name, type, shape and bytes, of a large one [`PARTS`] parts all over it. The same
+    /// for the same tensors in other files; others if only single numbers differ may go unnoticed.
+    pub fn fingerprint(&self, config: &ClipConfig) -> Result<String, ClipError> {
+        let mut hash = Sha256::new();
+        for tower in [&config.vision.tower, &config.text.tower] {
+            hash.update((tower.heads as u64).to_le_bytes());
+            hash.update(tower.norm_eps.to_le_bytes());
+            hash.update([u8::from(tower.activation == Activation::Gelu)]);
+        }
+        hash.update((config.vision.image_size as u64).to_le_bytes());
+        hash.update(config.text.eos.to_le_bytes());
+        let mut tensors = expected_tensors(config);
+        tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
+        for (name, shape) in &tensors {
+            let view = self.get(name, shape.dims())?;
+            hash.update(format!("{name} {} {:?}\n", view.dtype().name(), shape.dims()));
+            parts(view.bytes()).for_each(|part| hash.update(part));
+        }
+        Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+    }
+
     fn find(&self, name: &str) -> Option<(&WeightFile, &TensorEntry)> {
         let file = &self.files[*self.holder.get(name)?];
         Some((file, file.tensors.get(name)?))
     }
+}
+
+/// Parts of a large tensor that [`Weights::fingerprint`] looks at, and their bytes.
+const PARTS: usize = 16;
+const PART: usize = 1024;
+
+/// All bytes of a small tensor; of a large one parts at equal distances, the first and the last bytes among them.
+fn parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let small = bytes.len() <= PARTS * PART;
+    let (count, length) = if small { (1, bytes.len()) } else { (PARTS, PART) };
+    let start = move |i: usize| if small { 0 } else { i * (bytes.len() - PART) / (PARTS - 1) };
+    (0..count).map(move |i| &bytes[start(i)..start(i) + length])
 }
 
 /// One memory-mapped safetensors file.

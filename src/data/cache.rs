@@ -45,6 +45,8 @@ pub struct MemoryImage {
 pub struct Cache {
     header: Header,
     storage: Storage,
+    /// See [`Cache::photos`].
+    photos: String,
     /// False when it was built just now.
     reused: bool,
 }
@@ -85,7 +87,7 @@ impl Cache {
     /// A file that cannot be read, or is no complete cache of this version.
     pub fn open(path: &Path) -> Result<Cache, DataError> {
         let (header, mapping) = file::open(path)?;
-        Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true })
+        Ok(Cache { header, storage: Storage::Mapped(mapping), photos: String::new(), reused: true })
     }
 
     /// A cache in memory, of generated images; u8. The images of a split keep their order.
@@ -116,7 +118,7 @@ impl Cache {
             pixels.copy_from_slice(&image.pixels);
             header.push(image.split, image.name, image.label, row);
         }
-        Ok(Cache { header, storage: Storage::Memory(pixels), reused: false })
+        Ok(Cache { header, storage: Storage::Memory(pixels), photos: String::new(), reused: false })
     }
 
     /// The images of one split.
@@ -133,6 +135,12 @@ impl Cache {
     /// labels, splits and settings. Empty for images in memory.
     pub fn fingerprint(&self) -> &str {
         &self.header.fingerprint
+    }
+
+    /// [`Cache::fingerprint`] without the modification times: the same for a copy of the photos. Empty for
+    /// images in memory and for a cache that was opened as it is.
+    pub fn photos(&self) -> &str {
+        &self.photos
     }
 
     /// How the pixels were made.

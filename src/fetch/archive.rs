@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 use tar::{Archive, Entry, EntryType};
 
 /// Bounds of what is unpacked: the real archive has 8,189 photos and 350 MB.
@@ -69,7 +70,12 @@ fn unpack_photos(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Mo
             return Err(refuse(format!("more than {} entries", bounds.entries)));
         }
         if let Some(name) = photo(&entry).map_err(refuse)? {
-            write(&mut entry, &folder.join(&name), archive)?;
+            let to = folder.join(&name);
+            let file = write(&mut entry, &to, archive)?;
+            // Unpacked again the photos are the same ones, also to a cache; one that finds other times is built anew.
+            if let Ok(modified) = entry.header().mtime() {
+                let _ = file.set_modified(UNIX_EPOCH + Duration::from_secs(modified));
+            }
             photos += 1;
         }
         monitor.advance(read.take());
@@ -97,13 +103,13 @@ fn photo(entry: &Entry<'_, impl Read>) -> std::result::Result<Option<String>, St
     Ok(file.filter(|_| kind == EntryType::Regular).map(str::to_owned))
 }
 
-fn write(entry: &mut impl Read, to: &Path, archive: &Path) -> Result<()> {
+fn write(entry: &mut impl Read, to: &Path, archive: &Path) -> Result<File> {
     // A second photo of the same name is refused, rather than taking the place of the first.
     let mut file = File::create_new(to).map_err(FetchError::io(to, "create the file"))?;
     let mut buffer = vec![0; 1 << 16];
     loop {
         let count = match entry.read(&mut buffer) {
-            Ok(0) => return Ok(()),
+            Ok(0) => return Ok(file),
             Ok(count) => count,
             Err(e) if e.kind() == ErrorKind::Interrupted => continue,
             Err(e) => {

@@ -112,7 +112,7 @@ pub enum FetchError {
         repository: String,
         /// The address of the hub.
         endpoint: String,
-        /// Whose eyes looked, worded to follow "shows".
+        /// The token that was sent, if any: `with the token in HF_TOKEN`, `without a token`.
         credentials: String,
         /// 401 or 403.
         status: u16,

@@ -44,12 +44,20 @@ pub enum TrainError {
         path: PathBuf,
     },
     /// `--resume` without a run to resume.
-    #[error("{}: {problem}; start the run again with --overwrite", path.display())]
+    #[error("{}: {problem}; {remedy}", path.display())]
     Resume {
         /// The file of the run that is missing or does not fit.
         path: PathBuf,
         /// What is wrong with it.
         problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Two processes in one run directory.
+    #[error("{}: another process is training into it; wait for it or choose another --output", path.display())]
+    Locked {
+        /// The directory.
+        path: PathBuf,
     },
     /// A file of a run, or an adapter, that cannot be used.
     #[error("{}: {problem}", path.display())]

@@ -7,6 +7,7 @@ use super::metrics::{Accumulator, EvalMetrics, Evaluation};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::Settings;
+use super::stamp::of_one_epoch;
 use super::tuned::head_of_run;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -173,18 +174,8 @@ pub fn evaluate_run<B: Backend>(
     dir: &RunDir,
     monitor: &dyn Monitor,
 ) -> Result<Evaluation> {
-    let head = head_of_run(dir, model.config.projection)?;
-    head.check_classes(&dir.head(), cache.class_names())?;
-    let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
-    let tower = &model.config.vision.tower;
-    let prompts = settings
-        .prompt_spec()
-        .map(|spec| {
-            let values = load_prompts(&dir.prompts(), &spec, tower.layers, tower.width)?;
-            Ok::<_, TrainError>((spec.mode, values))
-        })
-        .transpose()?;
-    let files = Files { adapter, prompts, head };
+    let files = of_one_epoch(dir, settings, || Files::of_run(dir, settings, &model))?;
+    files.head.check_classes(&dir.head(), cache.class_names())?;
     let (templates, batch) = (&settings.templates, settings.batch_size);
     let objective = settings.objective();
     let sums = evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)?;
@@ -198,6 +189,22 @@ struct Files {
     adapter: Option<Adapter>,
     prompts: Option<(PromptMode, Tensor)>,
     head: HeadFile,
+}
+
+impl Files {
+    fn of_run(dir: &RunDir, settings: &Settings, model: &Model) -> Result<Self> {
+        let head = head_of_run(dir, model.config.projection)?;
+        let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
+        let tower = &model.config.vision.tower;
+        let prompts = settings
+            .prompt_spec()
+            .map(|spec| {
+                let values = load_prompts(&dir.prompts(), &spec, tower.layers, tower.width)?;
+                Ok::<_, TrainError>((spec.mode, values))
+            })
+            .transpose()?;
+        Ok(Files { adapter, prompts, head })
+    }
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -79,9 +79,25 @@ pub fn stage_tensors(
     tensors: &BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,
 ) -> Result<Staged> {
-    let bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
+    let mut bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
+    sort_metadata(&mut bytes);
     Staged::new(path, &bytes)
+}
+
+/// Puts the metadata, which a hash map gives in any order, into that of the names: the same contents are the same
+/// bytes.
+fn sort_metadata(file: &mut [u8]) {
+    let start = size_of::<u64>() + b"{\"__metadata__\":".len();
+    let Some(text) = file.get_mut(start..) else { return };
+    let mut entries = serde_json::Deserializer::from_slice(text).into_iter::<BTreeMap<String, String>>();
+    let Some(Ok(sorted)) = entries.next() else { return };
+    let end = entries.byte_offset();
+    if let Ok(sorted) = serde_json::to_vec(&sorted)
+        && sorted.len() == end
+    {
+        text[..end].copy_from_slice(&sorted);
+    }
 }
 
 /// The same, written to `path` as it goes: for files too large to be in memory twice, in a folder that nobody
@@ -167,5 +183,25 @@ impl TensorFile {
             ));
         }
         Ok(tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metadata_lie_in_the_order_of_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.safetensors");
+        let tensors = BTreeMap::from([("x".to_string(), Tensor::zeros([3], DType::F32))]);
+        let metadata: HashMap<String, String> =
+            (0..9).map(|i| (format!("key \"{i}\" é"), format!("{{\"n\": {i}}}\n"))).collect();
+        stage_tensors(&path, &tensors, metadata.clone()).unwrap().persist().unwrap();
+        let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+        let places: Vec<_> =
+            (0..9).map(|i| text.find(&format!("key \\\"{i}\\\"")).expect("every entry")).collect();
+        assert!(places.is_sorted(), "{text}");
+        assert_eq!(TensorFile::read(&path).unwrap().metadata, metadata);
     }
 }

@@ -19,6 +19,7 @@ pub mod run;
 pub mod run_dir;
 pub mod session;
 pub mod settings;
+pub mod stamp;
 mod state;
 mod tensorboard;
 pub mod tuned;

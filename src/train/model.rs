@@ -2,6 +2,7 @@
 
 use super::adapter::Adapter;
 use super::learner::TextClassifier;
+use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
@@ -63,6 +64,15 @@ impl Model {
     /// Keeps `dir`, where the files are, for as long as the model.
     pub(super) fn keep(&mut self, dir: tempfile::TempDir) {
         self.temporary = Some(dir);
+    }
+
+    /// What tells its weights from others.
+    pub fn weights_id(&self) -> Result<WeightsId> {
+        let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+        // The hub's cache keeps a repository's files in snapshots/COMMIT.
+        let cached = self.dir.parent().and_then(name).is_some_and(|parent| parent == "snapshots");
+        let commit = name(&self.dir).filter(|_| cached);
+        Ok(WeightsId { hash: self.weights.fingerprint(&self.config)?, commit })
     }
 
     /// Where its files are.

@@ -6,6 +6,7 @@ use super::photos::{PhotoBatch, decode_ahead};
 use super::run_dir::RunDir;
 use super::session::Extractor;
 use super::settings::Settings;
+use super::stamp::of_one_epoch;
 use super::tuned::{TunedTower, TuningFiles, head_of_run};
 use super::{Result, TrainError};
 use crate::backend::{Backend, Classifier, DeviceTensor, Stat, Targets};
@@ -65,8 +66,11 @@ impl<B: Backend> Predictor<B> {
     /// # Errors
     /// A run whose first epoch did not end, files that are damaged, and those of another model.
     pub fn open(backend: B, model: &Model, dir: &RunDir, settings: &Settings) -> Result<Self> {
-        let HeadFile { weight, bias, class_names } = head_of_run(dir, model.config.projection)?;
-        let tuned = TunedTower::open(backend, model, &TuningFiles::of_run(dir, settings))?;
+        let (head, tuned) = of_one_epoch(dir, settings, || {
+            let head = head_of_run(dir, model.config.projection)?;
+            Ok((head, TunedTower::open(backend, model, &TuningFiles::of_run(dir, settings))?))
+        })?;
+        let HeadFile { weight, bias, class_names } = head;
         let (backend, master) = (tuned.backend(), tuned.backend().master_dtype());
         let (weight, bias) = (backend.upload(weight.view(), master)?, backend.upload(bias.view(), master)?);
         Ok(Predictor { tuned, weight, bias, class_names })

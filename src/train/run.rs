@@ -10,6 +10,7 @@ use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
 use super::settings::{Augment, Method, Settings};
+use super::stamp::{Stamp, WeightsId, check_weights};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -30,6 +31,7 @@ use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::collections::VecDeque;
+use std::path::Path;
 use std::time::Instant;
 
 /// What a finished run says of itself; the content of summary.json.
@@ -111,6 +113,7 @@ struct Run<'a, B: Backend> {
     cache: &'a Cache,
     dir: &'a RunDir,
     model_name: &'a str,
+    weights: &'a WeightsId,
     vision: VisionSizes,
     monitor: &'a dyn Monitor,
     learner: Learner<B>,
@@ -164,12 +167,12 @@ impl<'a, B: Backend> Session<'a, B> {
         let batch = settings.batch_size.min(largest);
         let mut learner = self.learner(settings, batch, resume)?;
         let (progress, best) = if resume {
-            let (progress, best) = resumed(&mut learner, cache, dir)?;
+            dir.lock(monitor)?;
+            let (progress, best) = resumed(&mut learner, settings, cache, &self.weights, dir, monitor)?;
             monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
-            dir.resume(settings, !progress.stopped && progress.epoch < settings.epochs)?;
             (Some(progress), Some(best))
         } else {
-            dir.begin(settings)?;
+            dir.begin(settings, monitor)?;
             (None, None)
         };
         let inputs = self.all_inputs(settings, &mut learner, chosen, batch, progress.as_ref(), monitor);
@@ -180,6 +183,19 @@ impl<'a, B: Backend> Session<'a, B> {
             })?;
         let batches = training.chosen.len().div_ceil(settings.batch_size);
         let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
+        let schedule = Schedule {
+            kind: settings.schedule,
+            warmup: settings.warmup,
+            total: steps_per_epoch * u64::from(settings.epochs),
+        };
+        if let Some(progress) = &progress {
+            let to_train = !progress.stopped && progress.epoch < settings.epochs;
+            if to_train {
+                warn_of_jump(dir.read_settings()?.epochs, progress, &schedule, settings.epochs, monitor);
+            }
+            // Nothing is removed before it is known that the run can go on.
+            dir.resume(settings, to_train, monitor)?;
+        }
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
             (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
@@ -189,6 +205,7 @@ impl<'a, B: Backend> Session<'a, B> {
             cache,
             dir,
             model_name: &self.model_name,
+            weights: &self.weights,
             vision: self.tower.config().into(),
             monitor,
             learner,
@@ -197,11 +214,7 @@ impl<'a, B: Backend> Session<'a, B> {
             staging: val.staging(cache, batch),
             val,
             test,
-            schedule: Schedule {
-                kind: settings.schedule,
-                warmup: settings.warmup,
-                total: steps_per_epoch * u64::from(settings.epochs),
-            },
+            schedule,
             early_stop,
             metrics: {
                 let bytes = progress.as_ref().map_or(0, |p| p.metrics_bytes);
@@ -377,19 +390,62 @@ fn interrupted(progress: Option<&Progress>, dir: &RunDir) -> TrainError {
 }
 
 /// The state that the run in `dir` was left in.
-fn resumed<B: Backend>(learner: &mut Learner<B>, cache: &Cache, dir: &RunDir) -> Result<(Progress, Best)> {
+fn resumed<B: Backend>(
+    learner: &mut Learner<B>,
+    settings: &Settings,
+    cache: &Cache,
+    weights: &WeightsId,
+    dir: &RunDir,
+    monitor: &dyn Monitor,
+) -> Result<(Progress, Best)> {
     let path = dir.state();
     if !path.is_file() {
         let problem = "no saved state: the run ended before its first epoch did".into();
-        return Err(TrainError::Resume { path, problem });
+        let remedy = "start the run again with --overwrite";
+        return Err(TrainError::Resume { path, problem, remedy });
     }
     let (progress, values) = state::load(&path, learner)?;
-    if progress.class_names != cache.class_names() || progress.data != cache.fingerprint() {
-        let problem = "the photos or classes are not those that the run began with".into();
-        return Err(TrainError::Resume { path, problem });
+    check_photos(&progress, cache, &path, monitor)?;
+    progress.weights.as_ref().map_or(Ok(()), |known| check_weights(&path, known, weights))?;
+    if settings.epochs < progress.epoch {
+        let (asked, done) = (settings.epochs, progress.epoch);
+        let text = format!("--epochs: {asked}, and the run has trained {done} already; give {done} or more");
+        return Err(TrainError::Setting(text));
     }
+    MetricsFile::check(dir, progress.metrics_bytes)?;
     let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
     Ok((progress, best))
+}
+
+/// Refuses other images than those that the run began with.
+fn check_photos(progress: &Progress, cache: &Cache, path: &Path, monitor: &dyn Monitor) -> Result<()> {
+    let same_classes = progress.class_names == cache.class_names();
+    if same_classes && progress.data == cache.fingerprint() {
+        return Ok(());
+    }
+    let photos = progress.photos.as_deref().filter(|photos| !photos.is_empty());
+    if same_classes && photos == Some(cache.photos()) {
+        monitor.line(
+            "the photos have other modification times than when the run began, and the same names and sizes",
+        );
+        return Ok(());
+    }
+    let problem = "the photos or classes are not those that the run began with".into();
+    let remedy = "put them back as they were, or train into another --output";
+    Err(TrainError::Resume { path: path.to_path_buf(), problem, remedy })
+}
+
+/// Warns of learning rates that jump because the run gets another length in its middle.
+fn warn_of_jump(planned: u32, progress: &Progress, schedule: &Schedule, epochs: u32, monitor: &dyn Monitor) {
+    let steps_per_epoch = schedule.total / u64::from(epochs);
+    let before = Schedule { total: steps_per_epoch * u64::from(planned), ..*schedule };
+    let [was, is] = [&before, schedule].map(|schedule| 100.0 * schedule.factor(progress.steps));
+    if was != is {
+        monitor.warn(&format!(
+            "--epochs: {epochs} instead of {planned} stretches the schedule, so the learning rates jump from \
+             {was:.0} % to {is:.0} % of their values"
+        ));
+    }
 }
 
 impl<B: Backend> Run<'_, B> {
@@ -627,13 +683,16 @@ impl<B: Backend> Run<'_, B> {
             if better { "  *" } else { "" },
         ));
         if better {
-            self.save_best()?;
-            *best = Some(Best { epoch, val, values: self.learner.snapshot()? });
+            let values = self.learner.snapshot()?;
+            self.save_best(epoch, &values)?;
+            *best = Some(Best { epoch, val, values });
         }
         let Some(best) = best else { return Ok(()) };
         let progress = Progress {
             class_names: self.cache.class_names().to_vec(),
             data: self.cache.fingerprint().to_string(),
+            photos: Some(self.cache.photos().to_string()),
+            weights: Some(self.weights.clone()),
             epoch,
             steps: self.learner.steps(),
             stopped,
@@ -653,22 +712,25 @@ impl<B: Backend> Run<'_, B> {
         Ok(())
     }
 
-    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now. They belong together: all are on the disk
-    /// before the first gets its name.
-    fn save_best(&mut self) -> Result<()> {
+    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now, at the end of `epoch` with the
+    /// trained `values`. They belong together: all are on the disk before the first gets its name, and each says
+    /// which the others are.
+    fn save_best(&mut self, epoch: u32, values: &[Tensor]) -> Result<()> {
+        let stamp = Stamp::new(epoch, values, self.weights);
+        let stamp = Some(&stamp);
         // Without a head of its own the run keeps the class features in the form of one.
         self.learner.refresh()?;
         let backend = self.learner.backend();
         let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
-        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names())?;
+        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names(), stamp)?;
         let prompts = self.learner.prompts().zip(self.settings.prompt_spec());
         let prompts = prompts
-            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec))
+            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec, stamp))
             .transpose()?;
         if let Some(spec) = self.settings.lora() {
             let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
             tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
-            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name)?;
+            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name, stamp)?;
             staged.into_iter().try_for_each(|file| file.persist())?;
         }
         prompts.map_or(Ok(()), Staged::persist)?;
@@ -686,7 +748,7 @@ impl<B: Backend> Run<'_, B> {
         let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
         self.learner.restore(&best.values)?;
         // Again, in case an earlier attempt was cut off between two of the files.
-        self.save_best()?;
+        self.save_best(best.epoch, &best.values)?;
         // Where there is no test split, once more on the validation split, for what is known of each image.
         let split = if self.test.is_some() { Split::Test } else { Split::Val };
         let (dir, cache) = (self.dir, self.cache);

@@ -4,11 +4,17 @@ use super::files::{is_unfinished, remove_unfinished, write_atomic};
 use super::settings::Settings;
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
+use crate::progress::Monitor;
 use serde::Serialize;
 use serde_json::Value;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What to do about a file of a run that was changed or lost.
+const RESTORE: &str = "restore it from a copy, or train into another --output";
 
 /// What tells a folder from one that holds no run.
 const CONFIG: &str = "config.toml";
@@ -41,6 +47,9 @@ const FILES: [&str; 6] = [
     "adapter/adapter_model.safetensors",
 ];
 
+/// What is locked where a folder cannot be.
+const LOCK: &str = ".engine.lock";
+
 /// Folders of a run.
 const FOLDERS: [&str; 3] = ["adapter", "plots", EVENTS];
 
@@ -51,12 +60,16 @@ const EVENTS: &str = "tensorboard";
 #[derive(Debug, Clone)]
 pub struct RunDir {
     path: PathBuf,
+    /// False where whatever is in there must stay.
+    overwrite: bool,
+    /// What [`RunDir::lock`] took, for as long as any clone lives.
+    lock: Arc<Mutex<Option<File>>>,
 }
 
 impl RunDir {
     /// The directory of a run that exists already.
     pub fn existing(path: &Path) -> Result<Self> {
-        let run = RunDir { path: path.to_path_buf() };
+        let run = RunDir::at(path);
         if !run.config().is_file() {
             return Err(TrainError::file(path, "no config.toml here; name the --output of a training run"));
         }
@@ -65,42 +78,83 @@ impl RunDir {
 
     /// The directory of a run to come, whatever it holds.
     pub fn at(path: &Path) -> Self {
-        RunDir { path: path.to_path_buf() }
+        RunDir { path: path.to_path_buf(), overwrite: true, lock: Arc::default() }
     }
 
     /// The directory of a run to come. One that holds anything is refused unless it may be overwritten.
     /// Nothing is written yet: that is [`RunDir::begin`]'s, once all else is known to be right.
     pub fn vacant(path: &Path, overwrite: bool) -> Result<Self> {
-        match std::fs::read_dir(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(TrainError::io(path, "list the folder")(e)),
-            Ok(entries) => {
-                // A process that is killed before it has written config.toml leaves no more than this.
-                let occupied = entries.flatten().any(|entry| !is_unfinished(&entry.file_name()));
-                if occupied && !overwrite {
-                    return Err(TrainError::RunExists { path: path.to_path_buf() });
-                }
-                if occupied && RunDir::existing(path).and_then(|run| run.read_settings()).is_err() {
-                    let problem = "holds something that is no run; choose another --output";
-                    return Err(TrainError::file(path, problem));
-                }
-            }
-        }
-        Ok(RunDir { path: path.to_path_buf() })
+        let run = RunDir { overwrite, ..RunDir::at(path) };
+        run.check_vacant()?;
+        Ok(run)
     }
 
-    /// Makes the directory, removes the files of an earlier run, and writes config.toml.
-    pub fn begin(&self, settings: &Settings) -> Result<()> {
+    fn check_vacant(&self) -> Result<()> {
+        let path = &self.path;
+        let entries = match std::fs::read_dir(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(TrainError::io(path, "list the folder"))?,
+        };
+        // A process that is killed before it has written config.toml leaves no more than this.
+        let leftover = |name: &OsStr| is_unfinished(name) || name == LOCK;
+        let occupied = entries.flatten().any(|entry| !leftover(&entry.file_name()));
+        if occupied && !self.overwrite {
+            return Err(TrainError::RunExists { path: path.clone() });
+        }
+        if occupied && RunDir::existing(path).and_then(|run| run.read_settings()).is_err() {
+            let problem = "holds something that is no run; choose another --output";
+            return Err(TrainError::file(path, problem));
+        }
+        Ok(())
+    }
+
+    /// Keeps other processes from training into the directory, which is made if it is not there, for as long
+    /// as this value or a clone of it lives.
+    ///
+    /// # Errors
+    /// A directory that another process, or another value of this one, has locked. A file system that knows
+    /// no locks is none.
+    pub fn lock(&self, monitor: &dyn Monitor) -> Result<()> {
+        let mut held = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.is_some() {
+            return Ok(());
+        }
         std::fs::create_dir_all(&self.path).map_err(TrainError::io(&self.path, "create the folder"))?;
+        match open_lock(&self.path).map_err(TryLockError::Error).and_then(|file| {
+            file.try_lock()?;
+            Ok(file)
+        }) {
+            Ok(file) => *held = Some(file),
+            Err(TryLockError::WouldBlock) => return Err(TrainError::Locked { path: self.path.clone() }),
+            Err(TryLockError::Error(error)) => {
+                let path = self.path.display();
+                monitor.warn(&format!("{path}: no locks here ({error}); let no other process train into it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn unlock(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Makes the directory and locks it, removes the files of an earlier run, and writes config.toml.
+    pub fn begin(&self, settings: &Settings, monitor: &dyn Monitor) -> Result<()> {
+        self.lock(monitor)?;
+        if !self.overwrite {
+            // Another process may have been quicker.
+            self.check_vacant()?;
+        }
         // The old config.toml stays until the new one takes its place: whenever the process is killed, the
         // folder is that of a run, which --overwrite may replace.
         self.clear()?;
         self.write_settings(settings)
     }
 
-    /// Makes the directory ready for a run that goes on: removes what a killed process left half-written and,
-    /// where there are epochs `to_train`, the results that they outdate; writes config.toml.
-    pub fn resume(&self, settings: &Settings, to_train: bool) -> Result<()> {
+    /// Makes the directory ready for a run that goes on: locks it, removes what a killed process left
+    /// half-written and, where there are epochs `to_train`, the results that they outdate; writes config.toml.
+    pub fn resume(&self, settings: &Settings, to_train: bool, monitor: &dyn Monitor) -> Result<()> {
+        self.lock(monitor)?;
         self.remove_unfinished()?;
         if to_train {
             RESULTS.iter().try_for_each(|name| self.remove_file(name))?;
@@ -109,9 +163,12 @@ impl RunDir {
     }
 
     /// Removes the run, and its folder unless something else is in there.
-    pub fn remove(&self) -> Result<()> {
+    pub fn remove(&self, monitor: &dyn Monitor) -> Result<()> {
+        self.lock(monitor)?;
         self.clear()?;
         self.remove_file(CONFIG)?;
+        self.unlock();
+        self.remove_file(LOCK)?;
         // Whatever else is in there is the user's, and keeps the folder.
         let _ = std::fs::remove_dir(&self.path);
         Ok(())
@@ -227,6 +284,17 @@ impl RunDir {
     }
 }
 
+/// What is locked: the folder itself, so that no file is left behind.
+#[cfg(unix)]
+fn open_lock(folder: &Path) -> std::io::Result<File> {
+    File::open(folder)
+}
+
+#[cfg(not(unix))]
+fn open_lock(folder: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(folder.join(LOCK))
+}
+
 fn write_json(path: &Path, text: serde_json::Result<String>) -> Result<()> {
     let text = text.map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
     write_atomic(path, (text + "\n").as_bytes())
@@ -243,17 +311,31 @@ pub struct MetricsFile {
 }
 
 impl MetricsFile {
+    /// Makes sure, and changes nothing, that [`MetricsFile::open`] finds the first `bytes` bytes of the metrics
+    /// as they were.
+    pub fn check(dir: &RunDir, bytes: u64) -> Result<()> {
+        let path = dir.metrics();
+        let io = |e| TrainError::io(&path, "read the file")(e);
+        let mut text = Vec::new();
+        match File::open(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => 0,
+            file => file.map_err(io)?.take(bytes).read_to_end(&mut text).map_err(io)?,
+        };
+        let found = text.len();
+        if (found as u64) < bytes {
+            let problem = format!("has {found} bytes where the saved state knows {bytes}");
+            return Err(TrainError::Resume { path, problem, remedy: RESTORE });
+        }
+        parse_lines(&path, &String::from_utf8_lossy(&text)).map(drop)
+    }
+
     /// Opens the metrics of the run in `dir` and cuts them to their first `bytes` bytes: 0 for a new run, more
-    /// to resume one. With `tensorboard`, TensorBoard's file is written anew from what is left of them.
+    /// to resume one, which [`MetricsFile::check`] has seen. With `tensorboard`, TensorBoard's file is written
+    /// anew from what is left of them.
     pub fn open(dir: &RunDir, bytes: u64, tensorboard: bool) -> Result<Self> {
         let path = dir.metrics();
         let io = |e| TrainError::io(&path, "open the file")(e);
         let file = OpenOptions::new().create(true).append(true).open(&path).map_err(io)?;
-        let found = file.metadata().map_err(io)?.len();
-        if found < bytes {
-            let problem = format!("has {found} bytes where the saved state knows {bytes}");
-            return Err(TrainError::Resume { path, problem });
-        }
         file.set_len(bytes).map_err(io)?;
         let folder = dir.path().join(EVENTS);
         let events = match tensorboard {
@@ -287,10 +369,15 @@ impl MetricsFile {
 
 fn read_lines(path: &Path) -> Result<Vec<Value>> {
     let text = std::fs::read_to_string(path).map_err(TrainError::io(path, "read the file"))?;
+    parse_lines(path, &text)
+}
+
+fn parse_lines(path: &Path, text: &str) -> Result<Vec<Value>> {
     let line = |line: &str| {
         serde_json::from_str(line).map_err(|e| TrainError::Resume {
             path: path.to_path_buf(),
             problem: format!("holds a line that is no JSON ({e})"),
+            remedy: RESTORE,
         })
     };
     text.lines().map(line).collect()

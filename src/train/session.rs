@@ -2,6 +2,7 @@
 
 use super::learner::{Learner, TextClassifier};
 use super::model::{Model, TextTraining};
+use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::block::FoldedBlock;
@@ -28,6 +29,7 @@ pub struct Session<'a, B: Backend> {
     pub(super) enlarged: Option<&'a Cache>,
     /// The model that adapters belong to.
     pub(super) model_name: String,
+    pub(super) weights: WeightsId,
     templates: Vec<String>,
     features: HashMap<Split, Features>,
 }
@@ -69,6 +71,7 @@ impl<'a, B: Backend> Session<'a, B> {
             cache,
             enlarged,
             model_name: model.name.clone(),
+            weights: model.weights_id()?,
             templates: templates.to_vec(),
             features: HashMap::new(),
         })

@@ -3,6 +3,7 @@
 use super::files::{TensorFile, stage_tensors};
 use super::learner::Learner;
 use super::metrics::{ClassMetrics, EvalMetrics};
+use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
 use crate::tensor::Tensor;
@@ -33,6 +34,12 @@ pub struct Progress {
     /// The classes and [`crate::data::Cache::fingerprint`] of the images that the run began with.
     pub class_names: Vec<String>,
     pub data: String,
+    /// [`crate::data::Cache::photos`]; none in a state from before it was recorded.
+    #[serde(default)]
+    pub photos: Option<String>,
+    /// Those that the run began with; none as above.
+    #[serde(default)]
+    pub weights: Option<WeightsId>,
     /// The last finished epoch, counted from 1.
     pub epoch: u32,
     /// Training steps so far, skipped ones included.
@@ -93,6 +100,7 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progre
     let progress = progress.ok_or_else(|| TrainError::Resume {
         path: path.to_path_buf(),
         problem: "holds no state of this version".into(),
+        remedy: "resume it with the version that wrote it, or train into another --output",
     })?;
     let names = learner.param_names();
     let mut best = Vec::new();

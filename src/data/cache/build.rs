@@ -26,14 +26,14 @@ pub(super) fn open_or_build(
 ) -> Result<Cache, DataError> {
     let dtype = PixelType::new(dtype)?;
     std::fs::create_dir_all(cache_dir).map_err(DataError::io(cache_dir, "make the cache folder"))?;
-    let fingerprint = fingerprint(source, preprocess, dtype)?;
+    let Hashes { fingerprint, photos } = hashes(source, preprocess, dtype)?;
     let path = cache_dir.join(file_name(source, preprocess, dtype));
     match file::open(&path) {
         Ok((header, mapping)) => {
             let complete = header.skipped.is_empty() || options.skip_bad_images;
             if header.fingerprint == fingerprint && complete {
                 report_skipped(&header.skipped, monitor);
-                return Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true });
+                return Ok(Cache { header, storage: Storage::Mapped(mapping), photos, reused: true });
             }
         }
         Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -52,7 +52,7 @@ pub(super) fn open_or_build(
     built?;
     let (header, mapping) = file::open(&path)?;
     report_skipped(&header.skipped, monitor);
-    Ok(Cache { header, storage: Storage::Mapped(mapping), reused: false })
+    Ok(Cache { header, storage: Storage::Mapped(mapping), photos, reused: false })
 }
 
 fn report_skipped(skipped: &[Skipped], monitor: &dyn Monitor) {
@@ -229,28 +229,39 @@ impl Converter {
     }
 }
 
-/// A hash of everything the pixels, labels and splits follow from. Photos count by name, size and
-/// modification time.
-fn fingerprint(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Result<String, DataError> {
+/// What tells one set of photos from another.
+struct Hashes {
+    /// Of everything the pixels, labels and splits follow from. Photos count by name, size and modification
+    /// time.
+    fingerprint: String,
+    /// The same without the times, which a copy of the photos does not keep.
+    photos: String,
+}
+
+fn hashes(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Result<Hashes, DataError> {
     let mut hash = Fields(Sha256::new());
     settings(&mut hash, source, preprocess, dtype);
     for name in &source.class_names {
         hash.field(name.as_bytes());
     }
+    let mut photos = Fields(hash.0.clone());
     for split in Split::ALL {
         hash.field(split.name().as_bytes());
+        photos.field(split.name().as_bytes());
         for item in source.split(split) {
             let metadata =
                 std::fs::metadata(&item.path).map_err(DataError::io(&item.path, "look at the image"))?;
             let modified =
                 metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-            hash.field(relative(source, item).as_os_str().as_encoded_bytes());
-            hash.field(&item.label.to_le_bytes());
-            hash.field(&metadata.len().to_le_bytes());
+            for hash in [&mut hash, &mut photos] {
+                hash.field(relative(source, item).as_os_str().as_encoded_bytes());
+                hash.field(&item.label.to_le_bytes());
+                hash.field(&metadata.len().to_le_bytes());
+            }
             hash.field(&modified.map_or(0, |d| d.as_nanos()).to_le_bytes());
         }
     }
-    Ok(hash.hex(32))
+    Ok(Hashes { fingerprint: hash.hex(32), photos: photos.hex(32) })
 }
 
 /// What tells caches in one folder apart: where the photos are and what is made of them.

@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::tensor::Tensor;
 use crate::train::files::{Staged, TensorFile, stage_tensors};
+use crate::train::stamp::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::Head;
 use serde_json::json;
@@ -10,9 +11,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Prepares a file of head.weight \[C, E\] and head.bias \[C\], with the class names as a JSON list in the metadata.
-pub fn stage_head(path: &Path, weight: Tensor, bias: Tensor, class_names: &[String]) -> Result<Staged> {
+pub fn stage_head(
+    path: &Path,
+    weight: Tensor,
+    bias: Tensor,
+    class_names: &[String],
+    stamp: Option<&Stamp>,
+) -> Result<Staged> {
     let tensors = BTreeMap::from([("head.weight".to_string(), weight), ("head.bias".to_string(), bias)]);
-    let metadata = HashMap::from([("class_names".to_string(), json!(class_names).to_string())]);
+    let mut metadata = HashMap::from([("class_names".to_string(), json!(class_names).to_string())]);
+    Stamp::put(stamp, &mut metadata);
     stage_tensors(path, &tensors, metadata)
 }
 

@@ -12,6 +12,7 @@ pub use head::{HeadFile, head_tensors, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
 use super::files::{Staged, TensorFile, stage_tensors};
+use super::stamp::Stamp;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::{ClipConfig, TowerConfig};
@@ -59,7 +60,13 @@ pub fn tensors<B: Backend>(backend: &B, tower: Tower, lora: &[BlockLora<B>]) -> 
 }
 
 /// Prepares `dir`/adapter_model.safetensors and `dir`/adapter_config.json.
-pub fn stage(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: &str) -> Result<[Staged; 2]> {
+pub fn stage(
+    dir: &Path,
+    tensors: &AdapterTensors,
+    spec: &LoraSpec,
+    base_model: &str,
+    stamp: Option<&Stamp>,
+) -> Result<[Staged; 2]> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
     let config = config::write(spec, base_model);
     let mut named = BTreeMap::new();
@@ -68,7 +75,8 @@ pub fn stage(dir: &Path, tensors: &AdapterTensors, spec: &LoraSpec, base_model: 
         named.insert(format!("{name}.lora_A.weight"), a.clone());
         named.insert(format!("{name}.lora_B.weight"), b.clone());
     }
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let mut metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Stamp::put(stamp, &mut metadata);
     let tensors = stage_tensors(&dir.join("adapter_model.safetensors"), &named, metadata)?;
     Ok([tensors, Staged::new(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?])
 }

@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
 use crate::train::files::{Staged, TensorFile, stage_tensors};
+use crate::train::stamp::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::{PromptMode, PromptSharing, PromptSpec, Prompts};
 use std::collections::{BTreeMap, HashMap};
@@ -15,13 +16,15 @@ pub fn stage_prompts<B: Backend>(
     backend: &B,
     prompts: &Prompts<B>,
     spec: &PromptSpec,
+    stamp: Option<&Stamp>,
 ) -> Result<Staged> {
     let mut values = backend.download(&prompts.param.value)?;
     if spec.sharing == PromptSharing::Shared {
         let width = values.shape().columns();
         values = values.reshape([spec.count, width])?;
     }
-    let metadata = HashMap::from([(MODE.to_string(), spec.mode.name().to_string())]);
+    let mut metadata = HashMap::from([(MODE.to_string(), spec.mode.name().to_string())]);
+    Stamp::put(stamp, &mut metadata);
     stage_tensors(path, &BTreeMap::from([("prompts".to_string(), values)]), metadata)
 }
 

@@ -12,6 +12,7 @@ use super::model::Model;
 use super::run::Summary;
 use super::run_dir::RunDir;
 use super::settings::Settings;
+use super::stamp::{Stamp, of_one_epoch};
 use super::{Result, TrainError};
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;
@@ -41,6 +42,9 @@ pub struct Export<'a> {
     model: &'a Model,
     adapter: Option<Adapter>,
     head: HeadFile,
+    /// The bytes of prompts.safetensors.
+    prompts: Option<Vec<u8>>,
+    stamp: Option<Stamp>,
     /// None where the run has not finished.
     summary: Option<Summary>,
 }
@@ -55,12 +59,18 @@ impl<'a> Export<'a> {
             let problem = "no head.safetensors here; the run ended before its first epoch did";
             return Err(TrainError::file(dir.path(), problem));
         }
-        let head = HeadFile::load(&dir.head(), model.config.projection)?;
-        let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
+        let prompts_path = settings.prompt_spec().map(|_| dir.prompts());
+        let (head, adapter, prompts, stamp) = of_one_epoch(dir, settings, || {
+            let head = HeadFile::load(&dir.head(), model.config.projection)?;
+            let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
+            let prompts = prompts_path.as_deref().map(read).transpose()?;
+            Ok((head, adapter, prompts, Stamp::read(&dir.head())))
+        })?;
         if let Some(adapter) = &adapter {
             adapter.check(&model.config)?;
         }
-        Ok(Export { dir, settings, model, adapter, head, summary: read_summary(dir)? })
+        let summary = read_summary(dir)?;
+        Ok(Export { dir, settings, model, adapter, head, prompts, stamp, summary })
     }
 
     /// Writes adapter/, head.safetensors, prompts.safetensors, as far as the run has them, and a model card
@@ -72,13 +82,13 @@ impl<'a> Export<'a> {
         let folder = self.folder(to, overwrite)?;
         if let Some(adapter) = &self.adapter {
             let (dir, name) = (folder.path().join("adapter"), &self.model.name);
-            for file in adapter::stage(&dir, adapter.tensors(), &adapter.spec, name)? {
+            for file in adapter::stage(&dir, adapter.tensors(), &adapter.spec, name, self.stamp.as_ref())? {
                 file.persist()?;
             }
         }
         self.write_head(&folder)?;
-        if self.settings.prompt_spec().is_some() {
-            copy(&self.dir.prompts(), &folder.path().join("prompts.safetensors"))?;
+        if let Some(prompts) = &self.prompts {
+            write_atomic(&folder.path().join("prompts.safetensors"), prompts)?;
         }
         self.write_card(&folder, Form::Peft)?;
         folder.finish()
@@ -123,7 +133,7 @@ impl<'a> Export<'a> {
     fn write_head(&self, folder: &NewFolder) -> Result<()> {
         let HeadFile { weight, bias, class_names } = &self.head;
         let path = folder.path().join("head.safetensors");
-        adapter::stage_head(&path, weight.clone(), bias.clone(), class_names)?.persist()
+        adapter::stage_head(&path, weight.clone(), bias.clone(), class_names, self.stamp.as_ref())?.persist()
     }
 
     fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
@@ -214,8 +224,11 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    let bytes = std::fs::read(from).map_err(TrainError::io(from, "read the file"))?;
-    write_atomic(to, &bytes)
+    write_atomic(to, &read(from)?)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).map_err(TrainError::io(path, "read the file"))
 }
 
 #[cfg(test)]

@@ -1,0 +1,152 @@
+//! Where the files of a run come from: an entry in the metadata of each of its safetensors files.
+
+use super::model::Model;
+use super::run_dir::RunDir;
+use super::settings::Settings;
+use super::{Result, TrainError};
+use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// The metadata entry.
+const KEY: &str = "clip-engine";
+
+/// Headers are much shorter.
+const LONGEST_HEADER: u64 = 64 << 20;
+
+/// What tells a model's weights from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightsId {
+    /// See [`crate::clip::weights::Weights::fingerprint`].
+    pub hash: String,
+    /// That of the hub's repository, for a snapshot in its cache.
+    pub commit: Option<String>,
+}
+
+impl WeightsId {
+    /// Names the weights in a message: by their commit if both have one.
+    fn name(&self) -> String {
+        // Whole, as --model takes it.
+        self.commit
+            .as_ref()
+            .map_or_else(|| format!("hash {:.12}", self.hash), |commit| format!("commit {commit}"))
+    }
+}
+
+/// The epoch that a file of a run is of, and the weights that the run was trained on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    pub epoch: u32,
+    /// A hash of all trained values, those in the other files too.
+    pub trained: String,
+    pub weights: WeightsId,
+}
+
+impl Stamp {
+    /// For files that hold the trained `values` of the end of `epoch`.
+    pub fn new(epoch: u32, values: &[Tensor], weights: &WeightsId) -> Self {
+        let mut hash = Sha256::new();
+        values.iter().for_each(|value| hash.update(value.bytes()));
+        let trained = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+        Stamp { epoch, trained, weights: weights.clone() }
+    }
+
+    /// Adds the stamp, if there is one, to the metadata of a file.
+    pub fn put(stamp: Option<&Stamp>, metadata: &mut HashMap<String, String>) {
+        if let Some(text) = stamp.and_then(|stamp| serde_json::to_string(stamp).ok()) {
+            metadata.insert(KEY.into(), text);
+        }
+    }
+
+    /// The stamp of a safetensors file. None in a file of PEFT's or of an older run, and in one that cannot be
+    /// read, which is for the one to say who reads the tensors.
+    pub fn read(path: &Path) -> Option<Stamp> {
+        #[derive(Deserialize)]
+        struct Header {
+            #[serde(rename = "__metadata__", default)]
+            metadata: HashMap<String, String>,
+        }
+        let mut file = File::open(path).ok()?;
+        let mut length = [0; 8];
+        file.read_exact(&mut length).ok()?;
+        let length = u64::from_le_bytes(length).min(LONGEST_HEADER);
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header).ok()?;
+        let header: Header = serde_json::from_slice(&header).ok()?;
+        serde_json::from_str(header.metadata.get(KEY)?).ok()
+    }
+}
+
+/// Reads files of the run in `dir` with `read` and makes sure that they belong together.
+///
+/// # Errors
+/// Files of different epochs, as a run has them for a moment when it saves a better epoch, or for longer where it was
+/// killed just then. Files without a stamp go with any.
+pub fn of_one_epoch<T>(dir: &RunDir, settings: &Settings, read: impl FnOnce() -> Result<T>) -> Result<T> {
+    let before = common_stamp(dir, settings)?;
+    let found = read()?;
+    match common_stamp(dir, settings)? == before {
+        true => Ok(found),
+        false => Err(TrainError::file(dir.path(), "a better epoch was saved just now; try again")),
+    }
+}
+
+fn common_stamp(dir: &RunDir, settings: &Settings) -> Result<Option<Stamp>> {
+    let adapter = settings.lora().map(|_| dir.adapter().join("adapter_model.safetensors"));
+    let prompts = settings.prompt_spec().map(|_| dir.prompts());
+    let paths = [Some(dir.head()), adapter, prompts].into_iter().flatten();
+    let mut stamps = paths.filter_map(|path| Some((Stamp::read(&path)?, path)));
+    let Some((first, head)) = stamps.next() else { return Ok(None) };
+    match stamps.find(|(stamp, _)| *stamp != first) {
+        None => Ok(Some(first)),
+        Some((other, path)) => Err(mixture(dir, [(&head, &first), (&path, &other)])),
+    }
+}
+
+fn mixture(dir: &RunDir, [(a, first), (b, second)]: [(&PathBuf, &Stamp); 2]) -> TrainError {
+    let name = |path: &Path| path.strip_prefix(dir.path()).unwrap_or(path).display().to_string();
+    let problem = format!(
+        "{} is of epoch {} and {} of epoch {} of another moment: try again if the run is being trained, else make it \
+         whole with engine train --resume --output {}",
+        name(a),
+        first.epoch,
+        name(b),
+        second.epoch,
+        dir.path().display(),
+    );
+    TrainError::file(dir.path(), problem)
+}
+
+/// What a user should hear who applies the run in `dir` to weights that it was not trained on.
+pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
+    let Some(stamp) = Stamp::read(&dir.head()) else { return Ok(None) };
+    let found = model.weights_id()?;
+    Ok((found.hash != stamp.weights.hash).then(|| {
+        format!(
+            "{}: was trained on other weights ({}) than those of {} ({}), with which its results do not hold; name \
+             the model that it was trained on by --model",
+            dir.path().display(),
+            stamp.weights.name(),
+            model.name,
+            found.name(),
+        )
+    }))
+}
+
+/// Refuses to go on with a run of other weights.
+pub(super) fn check_weights(path: &Path, known: &WeightsId, found: &WeightsId) -> Result<()> {
+    if known.hash == found.hash {
+        return Ok(());
+    }
+    let (known, found) = (known.name(), found.name());
+    Err(TrainError::Resume {
+        path: path.to_path_buf(),
+        problem: format!("the model has other weights ({found}) than the run began with ({known})"),
+        remedy: "name those by model = \"DIR\" or \"owner/name@commit\" in its config.toml, or train into another \
+                 --output",
+    })
+}
