@@ -216,6 +216,56 @@ pub struct Options {
     templates: Option<Vec<String>>,
 }
 
+/// Hands every setting that has a default to the macro `$each`.
+macro_rules! with_settings {
+    ($each:ident) => {
+        $each!(
+            dtype,
+            classifier,
+            head_init,
+            demo,
+            skip_bad_images,
+            recipe,
+            method,
+            text_weight,
+            mixup,
+            mixup_on,
+            triplet,
+            margin,
+            prompts,
+            prompt_mode,
+            prompt_count,
+            with_lora,
+            augment,
+            rank,
+            alpha,
+            rslora,
+            targets,
+            towers,
+            dropout,
+            epochs,
+            batch_size,
+            accumulate,
+            seed,
+            shuffle,
+            lr_head,
+            wd_head,
+            lr_lora,
+            wd_lora,
+            lr_prompt,
+            wd_prompt,
+            schedule,
+            warmup,
+            early_stop,
+            early_stop_min_delta,
+            early_stop_against,
+            device,
+            tensorboard,
+            templates
+        )
+    };
+}
+
 impl Options {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
@@ -227,11 +277,20 @@ impl Options {
         })
     }
 
-    /// Leaves out what a recipe decides.
-    fn forget_recipe(&mut self) {
-        (self.method, self.with_lora, self.text_weight) = (None, None, None);
+    /// Leaves out what makes up the recipe `from` and, where the recipe `to` has another default, what was left
+    /// at the default of `from`: config.toml holds both as if they had been chosen.
+    fn forget_recipe(&mut self, from: Recipe, to: Recipe) {
+        (self.method, self.with_lora, self.classifier) = (None, None, None);
         (self.mixup, self.triplet) = (None, None);
-        (self.classifier, self.towers) = (None, None);
+        let (from, to) = (Settings::of(from), Settings::of(to));
+        macro_rules! forget {
+            ($($field:ident),*) => {
+                $(if from.$field != to.$field && self.$field.as_ref() == Some(&from.$field) {
+                    self.$field = None;
+                })*
+            };
+        }
+        with_settings!(forget);
     }
 
     /// Flags that a run would not look at, each with the reason.
@@ -312,50 +371,7 @@ impl Options {
             ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
         }
         set_optional!(data, model, cache, init_from, precision, data_seed, shots, clip_grad_norm);
-        set!(
-            dtype,
-            classifier,
-            head_init,
-            demo,
-            skip_bad_images,
-            recipe,
-            method,
-            text_weight,
-            mixup,
-            mixup_on,
-            triplet,
-            margin,
-            prompts,
-            prompt_mode,
-            prompt_count,
-            with_lora,
-            augment,
-            rank,
-            alpha,
-            rslora,
-            targets,
-            towers,
-            dropout,
-            epochs,
-            batch_size,
-            accumulate,
-            seed,
-            shuffle,
-            lr_head,
-            wd_head,
-            lr_lora,
-            wd_lora,
-            lr_prompt,
-            wd_prompt,
-            schedule,
-            warmup,
-            early_stop,
-            early_stop_min_delta,
-            early_stop_against,
-            device,
-            tensorboard,
-            templates
-        );
+        with_settings!(set);
     }
 }
 
@@ -408,9 +424,10 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
 }
 
 fn combine(mut file: Options, flags: &Options) -> Settings {
-    if flags.recipe.is_some() && flags.recipe != file.recipe {
-        // What makes up a recipe is that of the file's own.
-        file.forget_recipe();
+    if let (Some(from), Some(to)) = (file.recipe, flags.recipe)
+        && from != to
+    {
+        file.forget_recipe(from, to);
     }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
@@ -533,6 +550,59 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The settings as config.toml holds them.
+    fn file(settings: &Settings) -> Options {
+        toml::from_str(&toml::to_string(settings).unwrap()).unwrap()
+    }
+
+    fn recipe(recipe: Recipe) -> Options {
+        Options { recipe: Some(recipe), ..Options::default() }
+    }
+
+    #[test]
+    fn another_recipe_than_the_file_has_brings_all_its_defaults() {
+        for from in Recipe::ALL {
+            for to in Recipe::ALL {
+                let of = |recipe| Settings { demo: true, epochs: 7, ..Settings::of(recipe) };
+                let found = resolve(file(&of(from)), recipe(to)).unwrap();
+                assert_eq!(found, of(to), "from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_the_user_chose_stay_when_the_recipe_changes() {
+        let chosen = Settings {
+            demo: true,
+            rank: 4,
+            early_stop: Patience::Epochs(5),
+            lr_lora: 3e-4,
+            text_weight: 0.5,
+            ..Settings::of(Recipe::Lora)
+        };
+        let expected = Settings {
+            demo: true,
+            rank: 4,
+            early_stop: Patience::Epochs(5),
+            lr_lora: 3e-4,
+            text_weight: 0.5,
+            ..Settings::of(Recipe::ClipLora)
+        };
+        assert_eq!(resolve(file(&chosen), recipe(Recipe::ClipLora)).unwrap(), expected);
+        // Flags are chosen too, also where they are the old recipe's default.
+        let flags = Options { rank: Some(8), ..recipe(Recipe::ClipLora) };
+        assert_eq!(resolve(file(&chosen), flags).unwrap(), Settings { rank: 8, ..expected });
+        // What a technique consists of does not outlive it.
+        let mixed = Settings { demo: true, mixup: 0.4, ..Settings::of(Recipe::Mixup) };
+        let triplet = Settings { demo: true, ..Settings::of(Recipe::Triplet) };
+        assert_eq!(resolve(file(&mixed), recipe(Recipe::Triplet)).unwrap(), triplet);
+        // A file without a recipe holds what somebody wrote into it.
+        let written: Options = toml::from_str("demo = true\nrank = 8\ntext-weight = 0.3").unwrap();
+        let found = resolve(written, recipe(Recipe::ClipLora)).unwrap();
+        let expected = Settings { demo: true, rank: 8, text_weight: 0.3, ..Settings::of(Recipe::ClipLora) };
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn names_that_are_no_folders_stay_as_they_are() {
