@@ -18,6 +18,7 @@ mod predictions;
 mod prep;
 mod run_set;
 mod seeds;
+mod signals;
 mod table;
 mod train;
 mod zero_shot;
