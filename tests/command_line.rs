@@ -276,6 +276,42 @@ fn flags_that_make_no_sense_are_wrong_usage() {
 }
 
 #[test]
+fn settings_that_would_do_nothing_are_refused() {
+    let place = Place::new([2, 2, 2]);
+    let dry = |more: &[&'static str]| [&["train", "--dry-run", "--model", &place.model], more].concat();
+    let of = |data: &'static str| ["--data", data];
+    let data: &'static str = place.data.clone().leak();
+    fail(2, &dry(&[&of(data)[..], &["--data-seed", "3"]].concat()), place.path(), &["--data-seed", "split"]);
+    fail(2, &dry(&["--data", "flowers102", "--data-seed", "3"]), place.path(), &["--data-seed", "split"]);
+    let classes: &'static str = format!("{data}/train").leak();
+    let from = Path::new(&place.at("from")).to_path_buf();
+    std::fs::create_dir(&from).unwrap();
+    let init: &'static str = from.display().to_string().leak();
+    std::fs::write(from.join("head.safetensors"), "never read").unwrap();
+    for init_head in ["text", "random"] {
+        let both = [&of(data)[..], &["--init-from", init, "--head-init", init_head]].concat();
+        fail(2, &dry(&both), place.path(), &["--head-init", "head.safetensors", "leave out"]);
+    }
+    let (split, own) = (of(classes), ["--data-seed", "3", "--head-init", "text"]);
+    // Three images of a class are the least that can be split.
+    for class in std::fs::read_dir(classes).unwrap() {
+        let class = class.unwrap().path();
+        std::fs::copy(class.join("000.png"), class.join("002.png")).unwrap();
+    }
+    succeed(&dry(&[&split[..], &own].concat()), place.path());
+}
+
+#[test]
+fn an_error_says_what_the_system_said() {
+    let place = Place::new([2, 2, 2]);
+    let config = place.at("none.toml");
+    let train = ["train", "--demo", "--dry-run", "--config", &config];
+    fail(1, &train, place.path(), &["--config", "none.toml", "No such file"]);
+    let done = fail(1, &["predict", "--run", &config, "x.png"], place.path(), &["none.toml"]);
+    assert_eq!(done.err.matches("none.toml").count(), 1, "{}", done.err);
+}
+
+#[test]
 fn an_existing_run_is_not_touched_unasked() {
     let place = Place::new([2, 2, 2]);
     let run = place.at("run");
@@ -496,7 +532,8 @@ mod signals {
         let place = Place::new([3, 2, 2]);
         for signal in ["HUP", "INT"] {
             let run = place.at(signal);
-            let train = place.train(&run, &["--recipe", "linear", "--epochs", "100000", "--template", "a {}"]);
+            let train =
+                place.train(&run, &["--recipe", "linear", "--epochs", "100000", "--template", "a {}"]);
             // As nohup and a shell's & do.
             let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
             let mut shell = Command::new("sh");

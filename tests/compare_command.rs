@@ -1,9 +1,12 @@
 //! `engine compare` and several seeds, on real files: what they write is what the runs wrote, and every way in
 //! which runs cannot be compared.
 
+mod common;
+
 use clip_engine::data::Split;
 use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
 use clip_engine::report::COMPARISON_FILES;
+use common::command::interrupt_signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -7,7 +7,8 @@ use super::run_set::{Earlier, Layout, RunSet};
 use super::{common, dry_run, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::fetch::{settled_data, settled_model};
+use clip_engine::data::source::has_own_split;
+use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::report;
@@ -74,7 +75,8 @@ pub struct Options {
     /// Element type of the image cache [default: u8, which is exact and the smallest].
     #[arg(long, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
     dtype: Option<CacheType>,
-    /// Start from the adapter/, head.safetensors and prompts.safetensors found here.
+    /// Start from the adapter (adapter/, or as PEFT saves it), head.safetensors and prompts.safetensors found
+    /// here.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// Leave out images that cannot be decoded instead of stopping at the first.
@@ -269,7 +271,7 @@ macro_rules! with_settings {
 impl Options {
     fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{}: cannot be read; check --config", path.display()))?;
+            .with_context(|| format!("--config: check the path; {} cannot be read", path.display()))?;
         toml::from_str(&text).map_err(|e| {
             let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
             let problem = e.message();
@@ -308,6 +310,21 @@ impl Options {
         let stops = settings.early_stop != Patience::Off;
         let no_stop = "--early-stop off never stops early; leave it out".to_string();
         let files = !settings.demo;
+        let split = match &settings.data {
+            Some(data) if self.data_seed.is_some() && !settings.demo => {
+                !is_flowers102(data) && !has_own_split(data)
+            }
+            _ => true,
+        };
+        let own_split = "the data have a split of their own, which no seed changes; leave it out".to_string();
+        let brought = settings.init_from.as_deref().filter(|dir| dir.join("head.safetensors").is_file());
+        let other_head = match brought {
+            Some(dir) if head => {
+                let dir = dir.display();
+                format!("--init-from brings the head, {dir}/head.safetensors; leave out one of the two")
+            }
+            _ => no_head.clone(),
+        };
         let no_files = "the demo's images are drawn in memory; leave it out".to_string();
         let flags = [
             ("--rank", self.rank.is_some(), lora, &no_lora),
@@ -316,7 +333,7 @@ impl Options {
             ("--targets", self.targets.is_some(), lora, &no_lora),
             ("--towers", self.towers.is_some(), lora, &no_lora),
             ("--dropout", self.dropout.is_some(), lora, &no_lora),
-            ("--head-init", self.head_init.is_some(), head, &no_head),
+            ("--head-init", self.head_init.is_some(), head && brought.is_none(), &other_head),
             ("--lr-head", self.lr_head.is_some(), head, &no_head),
             ("--wd-head", self.wd_head.is_some(), head, &no_head),
             ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
@@ -330,6 +347,7 @@ impl Options {
             ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
             ("--early-stop-min-delta", self.early_stop_min_delta.is_some(), stops, &no_stop),
             ("--early-stop-against", self.early_stop_against.is_some(), stops, &no_stop),
+            ("--data-seed", self.data_seed.is_some(), split, &own_split),
             ("--cache", self.cache.is_some(), files, &no_files),
             ("--dtype", self.dtype.is_some(), files, &no_files),
             ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
@@ -449,6 +467,7 @@ pub fn run(args: Args) -> Result<()> {
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options)?;
+        common::warn_of_adapter(settings.init_from.as_deref(), &monitor)?;
         if let Some(count) = args.seeds {
             let earlier = if args.overwrite { Earlier::Replace } else { Earlier::Keep };
             let (path, earlier) = match &args.output {
