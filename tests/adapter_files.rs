@@ -9,7 +9,7 @@ use clip_engine::tensor::{DType, Tensor};
 use clip_engine::train::adapter::{Adapter, stage};
 use clip_engine::train::export::merged_tensors;
 use clip_engine::train::files::{TensorFile, stage_tensors, write_atomic};
-use clip_engine::train::model::Model;
+use clip_engine::train::model::{BaseModel, Model};
 use clip_engine::tune::{LoraSpec, Site, Target, Tower};
 use common::command::{fail, succeed};
 use serde_json::{Value, json};
@@ -234,6 +234,26 @@ fn options_that_nobody_knows_are_refused_unless_they_are_off() {
 }
 
 #[test]
+fn a_later_release_may_have_numbers_and_words_that_nobody_knows() {
+    let later = |version: &str| Copy::of("list").with("peft_version", json!(version));
+    for version in ["0.21.3.dev0@abc", "0.22.0", "0.22", "1.0.0rc1"] {
+        let copy = later(version).with("new_scale", json!(2.5)).with("new_mode", json!("plain"));
+        copy.write();
+        let found = read(copy.dir.path()).unwrap();
+        assert_eq!(found.ignored_options(), ["new_mode \"plain\"", "new_scale 2.5"], "{version}");
+    }
+    for value in [json!(true), json!({"a": 1}), json!([0]), json!([[]])] {
+        later("0.22.0").with("new_thing", value).expect(&["new_thing", "does not know"]);
+    }
+    // What is known is known.
+    later("0.22.0").with("use_dora", json!(true)).expect(&["use_dora"]);
+    later("0.22.0").with("megatron_config", json!("on")).expect(&["megatron_config"]);
+    for version in ["0.21.2", "0.21.2@abc", "0.9.0", "", "new"] {
+        later(version).with("new_scale", json!(2.5)).expect(&["new_scale", "does not know"]);
+    }
+}
+
+#[test]
 fn values_that_make_no_sense_are_refused() {
     let config = |option: &str, value: Value| Copy::of("list").with(option, value);
     config("peft_type", json!("IA3")).expect(&["peft_type", "IA3"]);
@@ -373,11 +393,36 @@ fn the_command_says_it_in_one_line() {
     assert!(!Path::new(&at("f")).exists());
 }
 
+#[test]
+fn the_command_warns_of_options_that_it_leaves_out_and_takes_a_folder_as_peft_saves_it() {
+    let place = TempDir::new().unwrap();
+    let at = |name: &str| place.path().join(name).display().to_string();
+    pictures(Path::new(&at("photos")));
+    let model = tiny().display().to_string();
+    let copy = Copy::of("list").with("peft_version", json!("0.22.0")).with("new_scale", json!(2));
+    copy.write();
+    let from = at("saved");
+    std::fs::rename(copy.dir.path(), &from).unwrap();
+    let embed = ["embed", "--model", &model, "--images", &at("photos"), "--out", &at("f"), "--init-from"];
+    let done = succeed(&[&embed[..], &[&from, "--log-level", "warn"]].concat(), place.path());
+    let warned = done.err.starts_with("warning: ") && done.err.contains("adapter_config.json");
+    assert!(warned && done.err.contains("new_scale 2") && done.err.lines().count() == 1, "{}", done.err);
+    let found = TensorFile::read(Path::new(&at("f"))).unwrap();
+    let expected = TensorFile::read(&fixtures().join("list/expected.safetensors")).unwrap();
+    let error = largest_difference(&found.tensors["features"], &expected.tensors["features"]);
+    assert!(error < 2e-6, "{error}");
+    // Two adapters in one folder.
+    std::fs::create_dir(Path::new(&from).join("adapter")).unwrap();
+    fail(1, &[&embed[..], &[&from]].concat(), place.path(), &["saved", "two adapters"]);
+    fail(1, &[&embed[..], &[&at("photos")]].concat(), place.path(), &["photos", "adapter_config.json"]);
+}
+
 /// What is written here is read here again, and its expression names the adapted layers and no others.
 #[test]
 fn written_adapters_are_read_back() {
     use Target::{Contract, Expand, Query};
     let config = ClipConfig::load(&tiny()).unwrap();
+    let base = BaseModel::Hub { repository: "some/model".into(), revision: Some("refs/pr/1".into()) };
     let specs = [
         LoraSpec::new(2, 16.0, &Target::ATTENTION),
         LoraSpec { rslora: true, ..LoraSpec::new(1, 0.5, &[Expand]) },
@@ -399,7 +444,7 @@ fn written_adapters_are_read_back() {
                 }
             }
         }
-        for file in stage(dir.path(), &tensors, &spec, "some/model").unwrap() {
+        for file in stage(dir.path(), &tensors, &spec, &base).unwrap() {
             file.persist().unwrap();
         }
         let read = read(dir.path()).unwrap();
@@ -407,5 +452,6 @@ fn written_adapters_are_read_back() {
         assert_eq!(read.tensors().len(), tensors.len());
         let text = std::fs::read_to_string(dir.path().join("adapter_config.json")).unwrap();
         assert!(text.contains("\"base_model_name_or_path\": \"some/model\""), "{text}");
+        assert!(text.contains("\"revision\": \"refs/pr/1\""), "{text}");
     }
 }

@@ -5,7 +5,7 @@ mod common;
 use common::command::*;
 use serde_json::Value;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 const TRAINED: [&str; 3] =
     ["adapter/adapter_model.safetensors", "adapter/adapter_config.json", "head.safetensors"];
@@ -276,6 +276,42 @@ fn flags_that_make_no_sense_are_wrong_usage() {
 }
 
 #[test]
+fn settings_that_would_do_nothing_are_refused() {
+    let place = Place::new([2, 2, 2]);
+    let dry = |more: &[&'static str]| [&["train", "--dry-run", "--model", &place.model], more].concat();
+    let of = |data: &'static str| ["--data", data];
+    let data: &'static str = place.data.clone().leak();
+    fail(2, &dry(&[&of(data)[..], &["--data-seed", "3"]].concat()), place.path(), &["--data-seed", "split"]);
+    fail(2, &dry(&["--data", "flowers102", "--data-seed", "3"]), place.path(), &["--data-seed", "split"]);
+    let classes: &'static str = format!("{data}/train").leak();
+    let from = Path::new(&place.at("from")).to_path_buf();
+    std::fs::create_dir(&from).unwrap();
+    let init: &'static str = from.display().to_string().leak();
+    std::fs::write(from.join("head.safetensors"), "never read").unwrap();
+    for init_head in ["text", "random"] {
+        let both = [&of(data)[..], &["--init-from", init, "--head-init", init_head]].concat();
+        fail(2, &dry(&both), place.path(), &["--head-init", "head.safetensors", "leave out"]);
+    }
+    let (split, own) = (of(classes), ["--data-seed", "3", "--head-init", "text"]);
+    // Three images of a class are the least that can be split.
+    for class in std::fs::read_dir(classes).unwrap() {
+        let class = class.unwrap().path();
+        std::fs::copy(class.join("000.png"), class.join("002.png")).unwrap();
+    }
+    succeed(&dry(&[&split[..], &own].concat()), place.path());
+}
+
+#[test]
+fn an_error_says_what_the_system_said() {
+    let place = Place::new([2, 2, 2]);
+    let config = place.at("none.toml");
+    let train = ["train", "--demo", "--dry-run", "--config", &config];
+    fail(1, &train, place.path(), &["--config", "none.toml", "No such file"]);
+    let done = fail(1, &["predict", "--run", &config, "x.png"], place.path(), &["none.toml"]);
+    assert_eq!(done.err.matches("none.toml").count(), 1, "{}", done.err);
+}
+
+#[test]
 fn an_existing_run_is_not_touched_unasked() {
     let place = Place::new([2, 2, 2]);
     let run = place.at("run");
@@ -429,6 +465,11 @@ mod signals {
     use std::io::Read;
     use std::time::{Duration, Instant};
 
+    fn send(signal: &str, child: &Child) {
+        let pid = child.id().to_string();
+        assert!(Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
+    }
+
     /// Starts the engine, sends SIGINT once `ready` says so, and waits for the end.
     fn interrupt(args: &[&str], cache: &Path, ready: impl Fn() -> bool) -> Done {
         let mut child = command(args, cache).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -437,8 +478,7 @@ mod signals {
             assert!(Instant::now() < deadline, "never ready");
             std::thread::sleep(Duration::from_millis(2));
         }
-        let pid = child.id().to_string();
-        Command::new("kill").args(["-INT", &pid]).status().unwrap();
+        send(interrupt_signal(), &child);
         let code = child.wait().unwrap().code().unwrap_or(-1);
         let mut done = Done { code, out: String::new(), err: String::new() };
         child.stdout.unwrap().read_to_string(&mut done.out).unwrap();
@@ -472,6 +512,44 @@ mod signals {
         assert_eq!(metrics(&run), metrics(&whole), "no line is lost or doubled");
         for file in TRAINED {
             assert!(bytes(&run, file) == bytes(&whole, file), "{file} differs");
+        }
+    }
+
+    /// Waits until the metrics have so many lines, or the engine has ended; the lines there are.
+    fn await_lines(run: &str, child: &mut Child, lines: usize) -> usize {
+        let metrics = Path::new(run).join("metrics.jsonl");
+        let found = || std::fs::read_to_string(&metrics).map_or(0, |text| text.lines().count());
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while found() < lines && child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{} of {lines} lines", found());
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        found()
+    }
+
+    #[test]
+    fn signals_that_the_caller_ignores_stay_ignored() {
+        let place = Place::new([3, 2, 2]);
+        for signal in ["HUP", "INT"] {
+            let run = place.at(signal);
+            let train =
+                place.train(&run, &["--recipe", "linear", "--epochs", "100000", "--template", "a {}"]);
+            // As nohup and a shell's & do.
+            let script = format!("trap '' {signal}; exec \"$0\" \"$@\"");
+            let mut shell = Command::new("sh");
+            shell.args(["-c", &script, env!("CARGO_BIN_EXE_engine")]).args(&train).stdin(Stdio::null());
+            shell.env("XDG_CACHE_HOME", place.path()).env("CUDA_VISIBLE_DEVICES", "");
+            let mut child = shell.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+            let before = await_lines(&run, &mut child, 3);
+            send(signal, &child);
+            // Twenty epochs later it still trains.
+            let after = await_lines(&run, &mut child, before + 60);
+            assert!(after >= before + 60, "SIG{signal} ended it after {after} lines, sent after {before}");
+            send("TERM", &child);
+            let mut said = String::new();
+            child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+            assert_eq!(child.wait().unwrap().code(), Some(1), "{said}");
+            assert!(said.contains("--resume --output"), "others stop it cleanly: {said}");
         }
     }
 

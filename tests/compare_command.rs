@@ -1,9 +1,12 @@
 //! `engine compare` and several seeds, on real files: what they write is what the runs wrote, and every way in
 //! which runs cannot be compared.
 
+mod common;
+
 use clip_engine::data::Split;
 use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
 use clip_engine::report::COMPARISON_FILES;
+use common::command::interrupt_signal;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -516,7 +519,7 @@ fn ctrl_c_keeps_the_runs_that_are_finished() {
     while !state.exists() && child.try_wait().unwrap().is_none() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
-    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    Command::new("kill").args(["-s", interrupt_signal(), &child.id().to_string()]).status().unwrap();
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{err}");

@@ -5,9 +5,10 @@ mod common;
 
 use clip_engine::tensor::Tensor;
 use clip_engine::train::files::{TensorFile, stage_tensors};
-use common::command::{bytes, demo_model, engine, fail, json, model_copy, succeed};
+use common::command::{bytes, command, demo_model, engine, fail, json, model_copy, succeed, succeed_of};
+use serde_json::Value;
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 struct Place {
@@ -95,7 +96,11 @@ fn a_run_with_adapters() {
     let again = features(&place, &["--model", &place.model, "--init-from", &peft]);
     assert_eq!(largest_difference(&again, &tuned), 0.0);
     assert_eq!(bytes(&peft, "head.safetensors"), bytes(&run, "head.safetensors"));
-    assert_eq!(json(&peft, "adapter/adapter_config.json")["base_model_name_or_path"], place.model);
+    // The run's own adapter is for this machine, the exported one for others.
+    assert_eq!(json(&run, "adapter/adapter_config.json")["base_model_name_or_path"], place.model);
+    let exported = json(&peft, "adapter/adapter_config.json");
+    assert_eq!(exported["base_model_name_or_path"], "demo-clip");
+    assert_eq!(exported["revision"], Value::Null);
 
     let merged = place.at("merged");
     succeed(&["export", "--run", &run, "--merged", &merged], place.path());
@@ -155,6 +160,61 @@ fn a_run_with_adapters() {
         let done = engine(&[&["export"], wrong].concat(), place.path());
         assert_eq!(done.code, 2, "{wrong:?}\n{}", done.err);
     }
+}
+
+/// The demo model as Hugging Face's tools keep `demo/clip` with the revision v2.
+fn hub_cache(place: &Place) -> PathBuf {
+    let (home, commit) = (place.path().join("huggingface"), "0123456789abcdef0123456789abcdef01234567");
+    let repository = home.join("hub/models--demo--clip");
+    let snapshot = repository.join("snapshots").join(commit);
+    std::fs::create_dir_all(snapshot.parent().unwrap()).unwrap();
+    std::fs::rename(model_copy(place.path()), &snapshot).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/v2"), commit).unwrap();
+    home
+}
+
+#[test]
+fn an_export_says_where_others_find_the_model_and_its_revision() {
+    let (place, run) = trained(&[]);
+    let home = hub_cache(&place);
+    let config = Path::new(&run).join("config.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let to = place.at("out");
+    let export = |more: &[&str]| {
+        let args = [&["export", "--run", &run, "--peft", &to, "--overwrite"], more].concat();
+        let mut export = command(&args, place.path());
+        succeed_of(export.env("HF_HOME", &home).env("HF_HUB_OFFLINE", "1"));
+        let config = json(&to, "adapter/adapter_config.json");
+        let entry = |name: &str| config[name].as_str().map(String::from);
+        ([entry("base_model_name_or_path"), entry("revision")], self::text(&to, "README.md"))
+    };
+    let own = |name: &str| std::fs::write(&config, text.replace(&place.model, name)).unwrap();
+    let some = |name: &str| Some(name.to_string());
+    own("demo/clip@v2");
+    for more in [&[][..], &["--model", &place.model]] {
+        let (found, card) = export(more);
+        assert_eq!(found, [some("demo/clip"), some("v2")], "{more:?}");
+        for part in ["\nbase_model: demo/clip\n", "`demo/clip`, revision `v2`", "(base, revision=\"v2\")"] {
+            assert!(card.contains(part), "{part:?} is not in\n{card}");
+        }
+    }
+    // A folder has no name that others know, unless the user has one for it.
+    own(&place.model);
+    for (name, expected) in [
+        ("demo/clip", [some("demo/clip"), None]),
+        ("demo/clip@main", [some("demo/clip"), None]),
+        ("demo/clip@refs/pr/1", [some("demo/clip"), some("refs/pr/1")]),
+        ("/models/clip", [some("/models/clip"), None]),
+    ] {
+        let (found, card) = export(&["--base-model", name]);
+        assert_eq!(found, expected, "{name}");
+        assert_eq!(card.contains("\nbase_model: demo/clip\n"), name.starts_with("demo"), "{card}");
+    }
+    // The model somewhere else, under its own name nowhere.
+    own("/nowhere/clip");
+    fail(1, &["export", "--run", &run, "--peft", &to, "--overwrite"], place.path(), &["/nowhere", "--model"]);
+    assert_eq!(export(&["--model", &place.model]).0, [some("demo-clip"), None]);
 }
 
 #[test]

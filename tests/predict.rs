@@ -227,6 +227,16 @@ fn evaluation_repeats_the_summary_of_every_recipe() {
     std::fs::write(&config, text.replace(&place.model, "/nowhere")).unwrap();
     fail(1, &["eval", "--run", &run], place.path(), &["/nowhere", "--model"]);
     evaluate(&run, place.path(), &["--model", &model], &json(&run, "summary.json")["test"]);
+    // A photo that is none, left out of a cache of its own.
+    std::fs::write(Path::new(&flat).join(place.class_dir("test").file_name().unwrap()).join("z.png"), "none")
+        .unwrap();
+    let own = place.at("caches");
+    let other = ["--model", &model, "--data", &flat, "--batch-size", "2", "--cache", &own];
+    let eval = [&["eval", "--run", &run], &other[..]].concat();
+    fail(1, &eval, place.path(), &["z.png", "--skip-bad-images"]);
+    let done = succeed(&[&eval[..], &["--skip-bad-images"]].concat(), place.path());
+    assert!(done.err.contains("warning: left out 1 ") && done.err.contains(&own), "{}", done.err);
+    assert!(std::fs::read_dir(&own).unwrap().count() > 0);
 }
 
 #[test]
@@ -349,7 +359,8 @@ fn bad_files_are_named_and_passed_over() {
             let done = fail(1, &[&predict[..], form, &args].concat(), place.path(), &[&failed]);
             for (path, reason) in &bad {
                 let path = path.display().to_string();
-                let told = |line: &str| line.starts_with(&path) && line.contains(reason);
+                let start = format!("warning: {path}");
+                let told = |line: &str| line.starts_with(&start) && line.contains(reason);
                 assert_eq!(done.err.lines().filter(|line| told(line)).count(), 1, "{path}\n{}", done.err);
                 assert!(!done.out.contains(&path), "{}", done.out);
             }
@@ -357,8 +368,16 @@ fn bad_files_are_named_and_passed_over() {
         }
     }
     let only_bad = ["predict", "--run", &run, args[1], args[2]];
-    let done = fail(1, &only_bad, place.path(), &["2 of 2 photos"]);
+    let done = fail(1, &only_bad, place.path(), &["2 of 2 photos", "the lines above"]);
     assert_eq!(done.out, "");
+    for form in ["--top-k=1", "--csv"] {
+        let with = |more: &[&'static str]| [&only_bad[..], &[form], more].concat();
+        let warned = fail(1, &with(&["--log-level", "warn"]), place.path(), &["the lines above"]);
+        assert_eq!(warned.err.matches("warning: ").count(), 2, "{}", warned.err);
+        let quiet =
+            fail(1, &with(&["--quiet"]), place.path(), &["2 of 2 photos", "--log-level warn says why"]);
+        assert_eq!(quiet.err.lines().count(), 1, "{}", quiet.err);
+    }
 }
 
 #[cfg(unix)]
@@ -516,7 +535,10 @@ fn ctrl_c_leaves_whole_lines_and_says_how_many() {
     let mut out = BufReader::new(child.stdout.take().unwrap());
     let mut first = String::new();
     out.read_line(&mut first).unwrap();
-    std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    std::process::Command::new("kill")
+        .args(["-s", interrupt_signal(), &child.id().to_string()])
+        .status()
+        .unwrap();
     let found: Vec<Value> = out.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
@@ -626,6 +648,10 @@ fn embed_stops_at_a_bad_photo_or_leaves_it_out() {
     let done = succeed(&[&stopped[..], &["--skip-bad-images"]].concat(), place.path());
     assert!(done.err.contains("2bad.jpg") && done.err.contains("3bad.jpg"), "{}", done.err);
     assert!(done.out.starts_with("5 features"), "{}", done.out);
+    let warn = [&stopped[..], &["--skip-bad-images", "--log-level", "warn"]].concat();
+    let said = succeed(&warn, place.path()).err;
+    let left_out = said.lines().filter(|line| line.starts_with("warning: left out: "));
+    assert_eq!((left_out.count(), said.lines().count()), (2, 2), "{said}");
     succeed(&[&embed[..], &[&expected, "--images", &good]].concat(), place.path());
     let [out, expected] = [out, expected].map(|path| std::fs::read(path).unwrap());
     let names: Vec<String> = metadata(&out, "paths");

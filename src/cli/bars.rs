@@ -1,14 +1,18 @@
 //! What is said on standard error, as `--log-level` wants it: bars on a terminal, plain lines elsewhere. Also
-//! where Ctrl-C arrives.
+//! what Ctrl-C does.
 
+use super::signals;
 use clip_engine::progress::Monitor;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 static STOP: AtomicBool = AtomicBool::new(false);
+
+/// A command may make several monitors.
+static LISTENING: Once = Once::new();
 
 /// One for the process, as there is one standard error.
 static LEVEL: OnceLock<Level> = OnceLock::new();
@@ -33,7 +37,8 @@ impl Level {
         let _ = LEVEL.set(self);
     }
 
-    fn chosen() -> Level {
+    /// The level of all monitors.
+    pub fn chosen() -> Level {
         LEVEL.get().copied().unwrap_or(Level::Info)
     }
 }
@@ -71,8 +76,7 @@ impl Bars {
                 let _ = writeln!(std::io::stderr(), "stopping; Ctrl-C again to quit at once");
             }
         };
-        // A handler may be set already when tests run several commands in one process.
-        let _ = ctrlc::set_handler(handler);
+        LISTENING.call_once(|| signals::on_stop(handler));
         let (level, terminal) = (Level::chosen(), std::io::stderr().is_terminal());
         Bars { level, terminal, task: Mutex::new(None) }
     }

@@ -5,12 +5,13 @@ use anyhow::{Result, bail};
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
-use clip_engine::fetch::{FLOWERS102, Hub, ModelPlace, is_flowers102, settled_data, settled_model};
+use clip_engine::fetch::{FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_data, settled_model};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
+use clip_engine::train::adapter::doubts_about;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
-use clip_engine::train::model::Model;
+use clip_engine::train::model::{BaseModel, Model};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Settings};
 use clip_engine::train::stamp::other_weights;
@@ -19,6 +20,9 @@ use serde_json::Value;
 use std::fmt::Display;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// The revision of a model that is meant where none is named.
+const MAIN: &str = "main";
 
 /// Reads a word as serde does, so that flags and TOML take the same ones.
 pub fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Result<T, String> {
@@ -85,7 +89,7 @@ pub fn open_settled_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
     let mut model = Model::open(&model_dir(name, monitor)?)?;
     if let ModelPlace::Hub(id) = ModelPlace::of(name) {
         // By this name others can load it: a folder of the cache means something on this machine only.
-        model.name = id.repository;
+        model.base = base_on_hub(&id);
     }
     if !Preprocess::is_given(model.dir()) {
         monitor.warn(&format!(
@@ -95,6 +99,27 @@ pub fn open_settled_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
         ));
     }
     Ok(model)
+}
+
+fn base_on_hub(id: &HubId) -> BaseModel {
+    let revision = Some(id.revision()).filter(|&revision| revision != MAIN).map(String::from);
+    BaseModel::Hub { repository: id.repository.clone(), revision }
+}
+
+/// What an export calls the model: as `chosen` says, by its hub id if the run was trained on one, whatever folder
+/// it is read from now, or as it was opened.
+pub fn exported_base(settings: &Settings, chosen: Option<&str>, model: &Model) -> BaseModel {
+    let on_hub = |name: &Path| match ModelPlace::of(name) {
+        ModelPlace::Hub(id) => Some(base_on_hub(&id)),
+        ModelPlace::Folder(_) => None,
+    };
+    match (chosen, &settings.model) {
+        (Some(name), _) => {
+            on_hub(&settled_model(Path::new(name))).unwrap_or_else(|| BaseModel::Named(name.into()))
+        }
+        (None, Some(name)) => on_hub(name).unwrap_or_else(|| model.base.clone()),
+        (None, None) => model.base.clone(),
+    }
 }
 
 /// The folder of the data that settings name, which are fetched into the caches' folder where it is none.
@@ -161,6 +186,14 @@ pub fn model_of_run(
 pub fn warn_of_other_weights(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
     if let Some(warning) = other_weights(dir, model)? {
         monitor.warn(&warning);
+    }
+    Ok(())
+}
+
+/// Warns of what is doubtful about the adapter in the folder that --init-from names.
+pub fn warn_of_adapter(init_from: Option<&Path>, monitor: &dyn Monitor) -> Result<()> {
+    if let Some(doubts) = init_from.map(doubts_about).transpose()?.flatten() {
+        monitor.warn(&doubts);
     }
     Ok(())
 }

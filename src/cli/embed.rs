@@ -19,7 +19,7 @@ pub struct Args {
     /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
     run: Option<PathBuf>,
-    /// Use the adapter/ and the prompts.safetensors in this directory.
+    /// Use the adapter (adapter/, or as PEFT saves it) and the prompts.safetensors in this directory.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// A folder of photos, searched with its subfolders.
@@ -53,6 +53,7 @@ pub fn run(args: Args) -> Result<()> {
             (model, TuningFiles::of_run(&dir, &settings), Some((dir, settings)))
         }
         (None, Some(model)) => {
+            common::warn_of_adapter(args.init_from.as_deref(), &monitor)?;
             let files = args.init_from.as_deref().map(TuningFiles::found_in).transpose()?;
             (common::open_model(model, &monitor)?, files.unwrap_or_default(), None)
         }

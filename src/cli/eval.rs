@@ -24,12 +24,21 @@ pub struct Args {
     /// Other data with the same classes [default: the run's own].
     #[arg(long, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
+    /// Where preprocessed images are kept [default: as the run].
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    /// Leave out images that cannot be decoded instead of stopping at the first.
+    #[arg(long)]
+    skip_bad_images: bool,
     /// Where its model is now [default: where it was].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Which images.
     #[arg(long, default_value = "test")]
     split: Split,
+    /// Images per batch [default: as the run].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    batch_size: Option<u32>,
     /// Where to compute [default: as the run].
     #[arg(long, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
@@ -49,10 +58,15 @@ pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let dir = RunDir::existing(&args.run)?;
     let mut settings = dir.read_settings()?;
-    if settings.demo && (args.data.is_some() || args.model.is_some()) {
-        let text = "--data, --model: a demo run knows its own flowers and model only; leave them out";
+    let files = [args.data.is_some(), args.model.is_some(), args.cache.is_some(), args.skip_bad_images];
+    if settings.demo && files.contains(&true) {
+        let text = "--data, --model, --cache, --skip-bad-images: a demo run knows its own flowers and model only; leave \
+                    them out";
         anyhow::bail!(TrainError::Setting(text.into()));
     }
+    settings.cache = args.cache.or(settings.cache);
+    settings.skip_bad_images |= args.skip_bad_images;
+    settings.batch_size = args.batch_size.map_or(settings.batch_size, |batch| batch as usize);
     settings.data = args.data.map(|data| settled_data(&data)).or(settings.data);
     settings.model = args.model.map(|model| settled_model(&model)).or(settings.model);
     let name = args.device.as_deref().unwrap_or(&settings.device);

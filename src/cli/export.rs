@@ -14,6 +14,12 @@ pub struct Args {
     /// A finished run.
     #[arg(long, value_name = "RUN")]
     run: PathBuf,
+    /// Where its model is now [default: where it was].
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// What the export calls its model [default: its hub id, or the name of its folder without the path].
+    #[arg(long, value_name = "OWNER/NAME[@REVISION]|PATH")]
+    base_model: Option<String>,
     /// Write the adapter in PEFT's format, the head and the prompts to this folder.
     #[arg(long, value_name = "DIR")]
     peft: Option<PathBuf>,
@@ -32,7 +38,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let model = common::model_of_run(&dir, &settings, None, &Bars::new())?;
+    let mut model = common::model_of_run(&dir, &settings, args.model.as_deref(), &Bars::new())?;
+    model.base = common::exported_base(&settings, args.base_model.as_deref(), &model);
     let export = Export::open(&dir, &settings, &model)?;
     match (&args.peft, &args.merged) {
         (Some(to), _) => {

@@ -18,6 +18,7 @@ mod predictions;
 mod prep;
 mod run_set;
 mod seeds;
+mod signals;
 mod table;
 mod train;
 mod zero_shot;
@@ -106,7 +107,7 @@ pub fn run() -> ExitCode {
     match cli.log.level().map_err(Error::from).and_then(|level| cli.command.run(level)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", printable(&error.to_string()));
+            eprintln!("error: {}", printable(&with_causes(&error)));
             exit_code(&error)
         }
     }
@@ -133,6 +134,14 @@ impl Command {
     }
 }
 
+/// The error and what caused it, without what a message says of its cause already.
+fn with_causes(error: &Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { text + ": " + &cause }
+    })
+}
+
 /// The text with control characters as escapes. A file may have put them into a name, and a terminal would obey.
 fn printable(text: &str) -> String {
     let mut printable = String::with_capacity(text.len());
@@ -151,6 +160,21 @@ fn exit_code(error: &Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+    use anyhow::Context;
+    use std::io;
+    use std::path::Path;
+
+    #[test]
+    fn an_error_says_its_causes_once() {
+        let denied = || io::Error::other("the disk is on fire");
+        let plain = Err::<(), _>(denied()).context("a.toml: cannot be read").context("--config");
+        assert_eq!(with_causes(&plain.unwrap_err()), "--config: a.toml: cannot be read: the disk is on fire");
+        let own = TrainError::io(Path::new("run"), "list the folder")(denied());
+        let text = own.to_string();
+        assert_eq!(with_causes(&Error::from(own)), text, "the message has its source in it");
+    }
+
     #[test]
     fn a_terminal_has_nothing_to_obey_in_an_error() {
         let text = "tensor a\n\u{1b}[2J\u{9b}31m é 猫 is missing";

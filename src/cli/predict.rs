@@ -120,7 +120,7 @@ fn path_of(line: Vec<u8>) -> Result<PathBuf> {
 }
 
 /// A monitor that draws no bar.
-struct WithoutBar<'a>(&'a Bars);
+struct WithoutBar<'a>(&'a dyn Monitor);
 
 impl Monitor for WithoutBar<'_> {
     fn begin(&self, _task: &str, _total: u64) {}
@@ -130,7 +130,70 @@ impl Monitor for WithoutBar<'_> {
     fn line(&self, text: &str) {
         self.0.line(text);
     }
+    fn warn(&self, text: &str) {
+        self.0.warn(text);
+    }
+    fn debug(&self, text: &str) {
+        self.0.debug(text);
+    }
     fn stopped(&self) -> bool {
         self.0.stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Keeps what it is told.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Heard {
+        fn hear(&self, kind: &str, text: &str) {
+            self.0.lock().unwrap().push(format!("{kind} {text}"));
+        }
+    }
+
+    impl Monitor for Heard {
+        fn begin(&self, task: &str, _total: u64) {
+            self.hear("begin", task);
+        }
+        fn advance(&self, units: u64) {
+            self.hear("advance", &units.to_string());
+        }
+        fn state(&self, text: &str) {
+            self.hear("state", text);
+        }
+        fn finish(&self) {
+            self.hear("finish", "");
+        }
+        fn line(&self, text: &str) {
+            self.hear("line", text);
+        }
+        fn warn(&self, text: &str) {
+            self.hear("warn", text);
+        }
+        fn debug(&self, text: &str) {
+            self.hear("debug", text);
+        }
+        fn stopped(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn without_a_bar_every_kind_of_line_comes_through() {
+        let heard = Heard::default();
+        let monitor = WithoutBar(&heard);
+        monitor.begin("task", 2);
+        monitor.warn("one");
+        monitor.line("two");
+        monitor.debug("three");
+        monitor.advance(2);
+        monitor.finish();
+        assert_eq!(*heard.0.lock().unwrap(), ["warn one", "line two", "debug three"]);
+        assert!(monitor.stopped());
     }
 }

@@ -1,5 +1,6 @@
 //! How predictions are printed: for people, or for programs as JSON lines or CSV.
 
+use super::bars::Level;
 use super::table::percent;
 use anyhow::{Result, bail};
 use base64::Engine;
@@ -82,7 +83,10 @@ impl<'a> Printer<'a> {
             (_, Form::Json) => {
                 bail!("{failed} of {photos} photos could not be classified; the lines with \"error\" say why")
             }
-            _ => bail!("{failed} of {photos} photos could not be classified; the lines above say why"),
+            _ if Level::chosen() >= Level::Warn => {
+                bail!("{failed} of {photos} photos could not be classified; the lines above say why")
+            }
+            _ => bail!("{failed} of {photos} photos could not be classified; --log-level warn says why"),
         }
     }
 
@@ -95,7 +99,7 @@ impl<'a> Printer<'a> {
         for photo in batch {
             match &photo.choices {
                 Ok(choices) => text += &self.layout.photo(photo.path, choices, self.names),
-                Err(error) => self.monitor.line(&visible(&error.to_string())),
+                Err(error) => self.monitor.warn(&visible(&error.to_string())),
             }
         }
         text
@@ -143,7 +147,7 @@ impl<'a> Printer<'a> {
                         ])?;
                     }
                 }
-                Err(error) => self.monitor.line(&visible(&error.to_string())),
+                Err(error) => self.monitor.warn(&visible(&error.to_string())),
             }
         }
         csv.into_inner().map_err(|error| error.into_error())

@@ -7,7 +7,8 @@ use super::run_set::{Earlier, Layout, RunSet};
 use super::{common, dry_run, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::fetch::{settled_data, settled_model};
+use clip_engine::data::source::has_own_split;
+use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::progress::Monitor;
@@ -75,7 +76,8 @@ pub struct Options {
     /// Element type of the image cache [default: u8, which is exact and the smallest].
     #[arg(long, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
     dtype: Option<CacheType>,
-    /// Start from the adapter/, head.safetensors and prompts.safetensors found here.
+    /// Start from the adapter (adapter/, or as PEFT saves it), head.safetensors and prompts.safetensors found
+    /// here.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// Leave out images that cannot be decoded instead of stopping at the first.
@@ -217,103 +219,10 @@ pub struct Options {
     templates: Option<Vec<String>>,
 }
 
-impl Options {
-    fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{}: cannot be read; check --config", path.display()))?;
-        toml::from_str(&text).map_err(|e| {
-            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
-            let problem = e.message();
-            anyhow::anyhow!("{} line {line}: {problem}; the keys are the flags without --", path.display())
-        })
-    }
-
-    /// Leaves out what a recipe decides.
-    fn forget_recipe(&mut self) {
-        (self.method, self.with_lora, self.text_weight) = (None, None, None);
-        (self.mixup, self.triplet) = (None, None);
-        (self.classifier, self.towers) = (None, None);
-    }
-
-    /// Flags that a run would not look at, each with the reason.
-    fn unused(&self, settings: &Settings) -> Vec<(&'static str, String)> {
-        let lora = settings.lora().is_some();
-        let vpt = settings.method == Method::Vpt;
-        let head = settings.classifier == ClassifierKind::Head;
-        let no_head = "--classifier text has no head; leave it out".to_string();
-        let method = common::serde_name(&settings.method);
-        let no_lora =
-            format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
-        let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
-        let no_mixup = "nothing is mixed; give --mixup".to_string();
-        let no_triplet = "there is no triplet loss; give --triplet".to_string();
-        let stops = settings.early_stop != Patience::Off;
-        let no_stop = "--early-stop off never stops early; leave it out".to_string();
-        let files = !settings.demo;
-        let no_files = "the demo's images are drawn in memory; leave it out".to_string();
-        let flags = [
-            ("--rank", self.rank.is_some(), lora, &no_lora),
-            ("--alpha", self.alpha.is_some(), lora, &no_lora),
-            ("--rslora", self.rslora.is_some(), lora, &no_lora),
-            ("--targets", self.targets.is_some(), lora, &no_lora),
-            ("--towers", self.towers.is_some(), lora, &no_lora),
-            ("--dropout", self.dropout.is_some(), lora, &no_lora),
-            ("--head-init", self.head_init.is_some(), head, &no_head),
-            ("--lr-head", self.lr_head.is_some(), head, &no_head),
-            ("--wd-head", self.wd_head.is_some(), head, &no_head),
-            ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
-            ("--wd-lora", self.wd_lora.is_some(), lora, &no_lora),
-            ("--prompts", self.prompts.is_some(), vpt, &no_prompts),
-            ("--prompt-mode", self.prompt_mode.is_some(), vpt, &no_prompts),
-            ("--prompt-count", self.prompt_count.is_some(), vpt, &no_prompts),
-            ("--lr-prompt", self.lr_prompt.is_some(), vpt, &no_prompts),
-            ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
-            ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
-            ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
-            ("--early-stop-min-delta", self.early_stop_min_delta.is_some(), stops, &no_stop),
-            ("--early-stop-against", self.early_stop_against.is_some(), stops, &no_stop),
-            ("--cache", self.cache.is_some(), files, &no_files),
-            ("--dtype", self.dtype.is_some(), files, &no_files),
-            ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
-        ];
-        let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
-        unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
-    }
-
-    /// Refuses flags that the run would not look at.
-    fn check_use(&self, settings: &Settings) -> Result<()> {
-        match self.unused(settings).first() {
-            Some((flag, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
-            None => Ok(()),
-        }
-    }
-
-    /// Refuses flags that none of several runs would look at.
-    fn check_use_by_any(&self, runs: &[Settings]) -> Result<()> {
-        let unused: Vec<_> = runs.iter().map(|settings| self.unused(settings)).collect();
-        let Some((first, others)) = unused.split_first() else { return Ok(()) };
-        let by_none = |(flag, _): &&(&str, String)| {
-            others.iter().all(|unused| unused.iter().any(|(other, _)| other == flag))
-        };
-        match first.iter().find(by_none) {
-            Some((flag, _)) => {
-                let text = format!("{flag}: none of the recipes has a use for it; leave it out");
-                bail!(TrainError::Setting(text))
-            }
-            None => Ok(()),
-        }
-    }
-
-    /// Writes every setting that is given here over `settings`.
-    fn apply(self, settings: &mut Settings) {
-        macro_rules! set {
-            ($($field:ident),*) => { $(if let Some(value) = self.$field { settings.$field = value; })* };
-        }
-        macro_rules! set_optional {
-            ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
-        }
-        set_optional!(data, model, cache, init_from, precision, data_seed, shots, clip_grad_norm);
-        set!(
+/// Hands every setting that has a default to the macro `$each`.
+macro_rules! with_settings {
+    ($each:ident) => {
+        $each!(
             dtype,
             classifier,
             head_init,
@@ -356,7 +265,132 @@ impl Options {
             device,
             tensorboard,
             templates
-        );
+        )
+    };
+}
+
+impl Options {
+    fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("--config: check the path; {} cannot be read", path.display()))?;
+        toml::from_str(&text).map_err(|e| {
+            let line = e.span().map_or(0, |span| text[..span.start].matches('\n').count() + 1);
+            let problem = e.message();
+            anyhow::anyhow!("{} line {line}: {problem}; the keys are the flags without --", path.display())
+        })
+    }
+
+    /// Leaves out what makes up the recipe `from` and, where the recipe `to` has another default, what was left
+    /// at the default of `from`: config.toml holds both as if they had been chosen.
+    fn forget_recipe(&mut self, from: Recipe, to: Recipe) {
+        (self.method, self.with_lora, self.classifier) = (None, None, None);
+        (self.mixup, self.triplet) = (None, None);
+        let (from, to) = (Settings::of(from), Settings::of(to));
+        macro_rules! forget {
+            ($($field:ident),*) => {
+                $(if from.$field != to.$field && self.$field.as_ref() == Some(&from.$field) {
+                    self.$field = None;
+                })*
+            };
+        }
+        with_settings!(forget);
+    }
+
+    /// Flags that a run would not look at, each with the reason.
+    fn unused(&self, settings: &Settings) -> Vec<(&'static str, String)> {
+        let lora = settings.lora().is_some();
+        let vpt = settings.method == Method::Vpt;
+        let head = settings.classifier == ClassifierKind::Head;
+        let no_head = "--classifier text has no head; leave it out".to_string();
+        let method = common::serde_name(&settings.method);
+        let no_lora =
+            format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
+        let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
+        let no_mixup = "nothing is mixed; give --mixup".to_string();
+        let no_triplet = "there is no triplet loss; give --triplet".to_string();
+        let stops = settings.early_stop != Patience::Off;
+        let no_stop = "--early-stop off never stops early; leave it out".to_string();
+        let files = !settings.demo;
+        let split = match &settings.data {
+            Some(data) if self.data_seed.is_some() && !settings.demo => {
+                !is_flowers102(data) && !has_own_split(data)
+            }
+            _ => true,
+        };
+        let own_split = "the data have a split of their own, which no seed changes; leave it out".to_string();
+        let brought = settings.init_from.as_deref().filter(|dir| dir.join("head.safetensors").is_file());
+        let other_head = match brought {
+            Some(dir) if head => {
+                let dir = dir.display();
+                format!("--init-from brings the head, {dir}/head.safetensors; leave out one of the two")
+            }
+            _ => no_head.clone(),
+        };
+        let no_files = "the demo's images are drawn in memory; leave it out".to_string();
+        let flags = [
+            ("--rank", self.rank.is_some(), lora, &no_lora),
+            ("--alpha", self.alpha.is_some(), lora, &no_lora),
+            ("--rslora", self.rslora.is_some(), lora, &no_lora),
+            ("--targets", self.targets.is_some(), lora, &no_lora),
+            ("--towers", self.towers.is_some(), lora, &no_lora),
+            ("--dropout", self.dropout.is_some(), lora, &no_lora),
+            ("--head-init", self.head_init.is_some(), head && brought.is_none(), &other_head),
+            ("--lr-head", self.lr_head.is_some(), head, &no_head),
+            ("--wd-head", self.wd_head.is_some(), head, &no_head),
+            ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
+            ("--wd-lora", self.wd_lora.is_some(), lora, &no_lora),
+            ("--prompts", self.prompts.is_some(), vpt, &no_prompts),
+            ("--prompt-mode", self.prompt_mode.is_some(), vpt, &no_prompts),
+            ("--prompt-count", self.prompt_count.is_some(), vpt, &no_prompts),
+            ("--lr-prompt", self.lr_prompt.is_some(), vpt, &no_prompts),
+            ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
+            ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
+            ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
+            ("--early-stop-min-delta", self.early_stop_min_delta.is_some(), stops, &no_stop),
+            ("--early-stop-against", self.early_stop_against.is_some(), stops, &no_stop),
+            ("--data-seed", self.data_seed.is_some(), split, &own_split),
+            ("--cache", self.cache.is_some(), files, &no_files),
+            ("--dtype", self.dtype.is_some(), files, &no_files),
+            ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
+        ];
+        let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
+        unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
+    }
+
+    /// Refuses flags that the run would not look at.
+    fn check_use(&self, settings: &Settings) -> Result<()> {
+        match self.unused(settings).first() {
+            Some((flag, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses flags that none of several runs would look at.
+    fn check_use_by_any(&self, runs: &[Settings]) -> Result<()> {
+        let unused: Vec<_> = runs.iter().map(|settings| self.unused(settings)).collect();
+        let Some((first, others)) = unused.split_first() else { return Ok(()) };
+        let by_none = |(flag, _): &&(&str, String)| {
+            others.iter().all(|unused| unused.iter().any(|(other, _)| other == flag))
+        };
+        match first.iter().find(by_none) {
+            Some((flag, _)) => {
+                let text = format!("{flag}: none of the recipes has a use for it; leave it out");
+                bail!(TrainError::Setting(text))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Writes every setting that is given here over `settings`.
+    fn apply(self, settings: &mut Settings) {
+        macro_rules! set {
+            ($($field:ident),*) => { $(if let Some(value) = self.$field { settings.$field = value; })* };
+        }
+        macro_rules! set_optional {
+            ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
+        }
+        set_optional!(data, model, cache, init_from, precision, data_seed, shots, clip_grad_norm);
+        with_settings!(set);
     }
 }
 
@@ -409,9 +443,10 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
 }
 
 fn combine(mut file: Options, flags: &Options) -> Settings {
-    if flags.recipe.is_some() && flags.recipe != file.recipe {
-        // What makes up a recipe is that of the file's own.
-        file.forget_recipe();
+    if let (Some(from), Some(to)) = (file.recipe, flags.recipe)
+        && from != to
+    {
+        file.forget_recipe(from, to);
     }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
@@ -433,6 +468,7 @@ pub fn run(args: Args) -> Result<()> {
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
         let settings = resolve(file, args.options)?;
+        common::warn_of_adapter(settings.init_from.as_deref(), &monitor)?;
         if let Some(count) = args.seeds {
             let earlier = if args.overwrite { Earlier::Replace } else { Earlier::Keep };
             let (path, earlier) = match &args.output {
@@ -541,6 +577,59 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The settings as config.toml holds them.
+    fn file(settings: &Settings) -> Options {
+        toml::from_str(&toml::to_string(settings).unwrap()).unwrap()
+    }
+
+    fn recipe(recipe: Recipe) -> Options {
+        Options { recipe: Some(recipe), ..Options::default() }
+    }
+
+    #[test]
+    fn another_recipe_than_the_file_has_brings_all_its_defaults() {
+        for from in Recipe::ALL {
+            for to in Recipe::ALL {
+                let of = |recipe| Settings { demo: true, epochs: 7, ..Settings::of(recipe) };
+                let found = resolve(file(&of(from)), recipe(to)).unwrap();
+                assert_eq!(found, of(to), "from {from} to {to}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_that_the_user_chose_stay_when_the_recipe_changes() {
+        let chosen = Settings {
+            demo: true,
+            rank: 4,
+            early_stop: Patience::Epochs(5),
+            lr_lora: 3e-4,
+            text_weight: 0.5,
+            ..Settings::of(Recipe::Lora)
+        };
+        let expected = Settings {
+            demo: true,
+            rank: 4,
+            early_stop: Patience::Epochs(5),
+            lr_lora: 3e-4,
+            text_weight: 0.5,
+            ..Settings::of(Recipe::ClipLora)
+        };
+        assert_eq!(resolve(file(&chosen), recipe(Recipe::ClipLora)).unwrap(), expected);
+        // Flags are chosen too, also where they are the old recipe's default.
+        let flags = Options { rank: Some(8), ..recipe(Recipe::ClipLora) };
+        assert_eq!(resolve(file(&chosen), flags).unwrap(), Settings { rank: 8, ..expected });
+        // What a technique consists of does not outlive it.
+        let mixed = Settings { demo: true, mixup: 0.4, ..Settings::of(Recipe::Mixup) };
+        let triplet = Settings { demo: true, ..Settings::of(Recipe::Triplet) };
+        assert_eq!(resolve(file(&mixed), recipe(Recipe::Triplet)).unwrap(), triplet);
+        // A file without a recipe holds what somebody wrote into it.
+        let written: Options = toml::from_str("demo = true\nrank = 8\ntext-weight = 0.3").unwrap();
+        let found = resolve(written, recipe(Recipe::ClipLora)).unwrap();
+        let expected = Settings { demo: true, rank: 8, text_weight: 0.3, ..Settings::of(Recipe::ClipLora) };
+        assert_eq!(found, expected);
+    }
 
     #[test]
     fn names_that_are_no_folders_stay_as_they_are() {

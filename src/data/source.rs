@@ -55,6 +55,11 @@ pub struct Source {
     pub test: Vec<Item>,
 }
 
+/// Whether what is in `path` says itself which photos are for training, so that no seed matters.
+pub fn has_own_split(path: &Path) -> bool {
+    flowers102::find(path).is_some() || folder::has_splits(path)
+}
+
 impl Source {
     /// Finds out which layout `path` has and lists its photos. `seed` matters for a folder of classes
     /// only, where it decides the split.

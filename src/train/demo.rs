@@ -1,6 +1,6 @@
 //! The embedded default: a tiny pre-trained CLIP and generated flowers, both inside the binary.
 
-use super::model::Model;
+use super::model::{BaseModel, Model};
 use super::{Result, TrainError};
 use crate::data::augment::larger_side;
 use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};
@@ -23,7 +23,7 @@ pub fn model() -> Result<Model> {
         std::fs::write(dir.path().join(name), bytes).map_err(io)?;
     }
     let mut model = Model::open(dir.path())?;
-    model.name = "clip-engine/demo-clip".into();
+    model.base = BaseModel::Named("clip-engine/demo-clip".into());
     model.keep(dir);
     Ok(model)
 }

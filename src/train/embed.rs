@@ -69,7 +69,7 @@ fn features<'a, B: Backend>(
         for (path, problem) in paths[photos.places].iter().zip(photos.problems) {
             match problem {
                 None => embedded.push(path.as_path()),
-                Some(problem) if options.skip_bad_images => monitor.line(&format!("left out: {problem}")),
+                Some(problem) if options.skip_bad_images => monitor.warn(&format!("left out: {problem}")),
                 Some(problem) => return Err(DataError::BadImage(Box::new(problem)).into()),
             }
         }

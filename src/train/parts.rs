@@ -1,6 +1,6 @@
 //! What is trained, as a run starts with it: at random, or from the files of another run.
 
-use super::adapter::{Adapter, HeadFile, load_prompts};
+use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
 use super::learner::TextClassifier;
 use super::settings::{ClassifierKind, HeadInit, Settings};
 use super::{Result, TrainError};
@@ -107,25 +107,26 @@ fn initial_parts_from<B: Backend>(
     from: &Path,
     trained: &mut Trained<B>,
 ) -> Result<()> {
-    let (adapter_dir, head_path) = (from.join("adapter"), from.join("head.safetensors"));
+    let (adapter, head_path) = (adapter_in(from)?, from.join("head.safetensors"));
     let prompts_path = from.join("prompts.safetensors");
     let tower = towers.vision;
     let sizes = &tower.config().tower;
-    let found = [adapter_dir.is_dir(), prompts_path.is_file(), head_path.is_file()];
+    let found = [adapter.is_some(), prompts_path.is_file(), head_path.is_file()];
     if found == [false; 3] {
-        let problem = "none of adapter/, head.safetensors and prompts.safetensors is here; check --init-from";
+        let problem = "none of adapter/, adapter_config.json, head.safetensors and prompts.safetensors is here; check \
+                       --init-from";
         return Err(TrainError::file(from, problem));
     }
     let unused = |what: &str, remedy: &str| {
         let text = format!("--init-from: {} has {what}, which this run leaves out; {remedy}", from.display());
         Err(TrainError::Setting(text))
     };
-    match (found[0], settings.lora()) {
-        (true, None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
-        (true, Some(spec)) => {
-            [trained.lora, trained.text_lora] = adapters_from(backend, towers, &adapter_dir, &spec)?;
+    match (adapter, settings.lora()) {
+        (Some(_), None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
+        (Some(dir), Some(spec)) => {
+            [trained.lora, trained.text_lora] = adapters_from(backend, towers, &dir, &spec)?;
         }
-        (false, _) => {}
+        (None, _) => {}
     }
     match (found[1], settings.prompt_spec()) {
         (true, None) => return unused("prompts", "use --method vpt"),
@@ -156,13 +157,10 @@ fn adapters_from<B: Backend>(
     let mut wanted = LoraSpec { dropout: adapter.spec.dropout, ..spec.clone() };
     wanted.targets.sort_unstable();
     wanted.towers.sort_unstable();
-    if adapter.spec != wanted {
-        let found = &adapter.spec;
-        let targets: Vec<&str> = found.targets.iter().map(|t| t.name()).collect();
-        let problem = format!(
-            "rank {} alpha {} targets {targets:?} differ from the run's; set --rank, --alpha and --targets to these",
-            found.rank, found.alpha,
-        );
+    let differences = differences(&adapter.spec, &wanted);
+    if !differences.is_empty() {
+        let [what, flags] = [0, 1].map(|i| differences.iter().map(|d| d[i].as_str()).collect::<Vec<_>>());
+        let problem = format!("was trained with {}; {}", what.join(", "), flags.join(", "));
         return Err(TrainError::file(dir, problem));
     }
     adapter.check(towers.config)?;
@@ -173,4 +171,55 @@ fn adapters_from<B: Backend>(
         return Err(TrainError::file(dir, problem));
     }
     adapters(backend, towers, spec, &mut adapter)
+}
+
+/// What an adapter and the one that a run asks for differ in: what it is in the adapter, and what to do.
+fn differences(found: &LoraSpec, wanted: &LoraSpec) -> Vec<[String; 2]> {
+    let mut all = Vec::new();
+    let mut compare = |name: &str, found: String, wanted: String| {
+        if found != wanted {
+            all.push([format!("{name} {found}, not {wanted}"), format!("set --{name} {found}")]);
+        }
+    };
+    let targets = |spec: &LoraSpec| spec.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
+    let towers = |spec: &LoraSpec| spec.towers.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
+    compare("rank", found.rank.to_string(), wanted.rank.to_string());
+    compare("alpha", found.alpha.to_string(), wanted.alpha.to_string());
+    compare("targets", targets(found), targets(wanted));
+    compare("towers", towers(found), towers(wanted));
+    match (found.rslora, wanted.rslora) {
+        (true, false) => all.push(["rslora".into(), "set --rslora".into()]),
+        (false, true) => all.push(["no rslora".into(), "leave out --rslora".into()]),
+        _ => {}
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tune::Target::{Key, Query};
+
+    #[test]
+    fn every_difference_between_adapters_is_named_with_its_flag() {
+        let run = LoraSpec::new(8, 16.0, &[Query]);
+        assert_eq!(differences(&run, &run), [[""; 2]; 0]);
+        let lora = |change: fn(&mut LoraSpec)| {
+            let mut spec = run.clone();
+            change(&mut spec);
+            let found = differences(&spec, &run);
+            assert_ne!(spec, run);
+            assert_eq!(found.len(), 1, "{found:?}");
+            found[0].join("; ")
+        };
+        assert_eq!(lora(|spec| spec.rank = 4), "rank 4, not 8; set --rank 4");
+        assert_eq!(lora(|spec| spec.alpha = 0.5), "alpha 0.5, not 16; set --alpha 0.5");
+        let targets = lora(|spec| spec.targets = vec![Query, Key]);
+        assert_eq!(targets, "targets q_proj,k_proj, not q_proj; set --targets q_proj,k_proj");
+        let towers = lora(|spec| spec.towers = Tower::ALL.to_vec());
+        assert_eq!(towers, "towers vision,text, not vision; set --towers vision,text");
+        assert_eq!(lora(|spec| spec.rslora = true), "rslora; set --rslora");
+        let with = LoraSpec { rslora: true, ..run.clone() };
+        assert_eq!(differences(&run, &with), [["no rslora", "leave out --rslora"]]);
+    }
 }

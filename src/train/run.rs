@@ -6,6 +6,7 @@ use super::files::Staged;
 use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
+use super::model::BaseModel;
 use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
@@ -112,7 +113,7 @@ struct Run<'a, B: Backend> {
     settings: &'a Settings,
     cache: &'a Cache,
     dir: &'a RunDir,
-    model_name: &'a str,
+    model_name: &'a BaseModel,
     weights: &'a WeightsId,
     vision: VisionSizes,
     monitor: &'a dyn Monitor,

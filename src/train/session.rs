@@ -1,7 +1,7 @@
 //! One model and one set of images on a device, for as many runs as are wanted.
 
 use super::learner::{Learner, TextClassifier};
-use super::model::{Model, TextTraining};
+use super::model::{BaseModel, Model, TextTraining};
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -28,7 +28,7 @@ pub struct Session<'a, B: Backend> {
     /// Larger training images, for augmentation.
     pub(super) enlarged: Option<&'a Cache>,
     /// The model that adapters belong to.
-    pub(super) model_name: String,
+    pub(super) model_name: BaseModel,
     pub(super) weights: WeightsId,
     templates: Vec<String>,
     features: HashMap<Split, Features>,
@@ -70,7 +70,7 @@ impl<'a, B: Backend> Session<'a, B> {
             text_training,
             cache,
             enlarged,
-            model_name: model.name.clone(),
+            model_name: model.base.clone(),
             weights: model.weights_id()?,
             templates: templates.to_vec(),
             features: HashMap::new(),

@@ -1,6 +1,6 @@
 //! A vision tower with what was trained in it, read from files: what predicting and embedding begin with.
 
-use super::adapter::{Adapter, HeadFile, load_prompts, prompt_spec};
+use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts, prompt_spec};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::session::Extractor;
@@ -36,16 +36,15 @@ impl TuningFiles {
     /// # Errors
     /// A directory without any, and prompts that cannot be read.
     pub fn found_in(dir: &Path) -> Result<Self> {
-        let (adapter, prompts) = (dir.join("adapter"), dir.join("prompts.safetensors"));
-        let mut files = TuningFiles::default();
+        let prompts = dir.join("prompts.safetensors");
+        let mut files = TuningFiles { adapter: adapter_in(dir)?, prompts: None };
         if prompts.is_file() {
             files.prompts = Some((prompts.clone(), prompt_spec(&prompts)?));
         }
-        if adapter.is_dir() {
-            files.adapter = Some(adapter);
-        } else if files.prompts.is_none() {
-            let problem = "no such folder; name a run or a directory that holds adapter/";
-            return Err(TrainError::file(&adapter, problem));
+        if files.adapter.is_none() && files.prompts.is_none() {
+            let problem = "none of adapter/, adapter_config.json and prompts.safetensors is here; name a run or the \
+                           folder of an adapter";
+            return Err(TrainError::file(dir, problem));
         }
         Ok(files)
     }

@@ -146,6 +146,15 @@ impl Place {
     }
 }
 
+/// The signal that stops the engine: SIGINT, or SIGTERM where these tests run in a background that ignores it.
+pub fn interrupt_signal() -> &'static str {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = ignored.map_or(0, |mask| u64::from_str_radix(mask.trim(), 16).unwrap());
+    // SIGINT is number 2.
+    if mask & 2 == 0 { "INT" } else { "TERM" }
+}
+
 /// The lines of metrics.jsonl without what depends on the clock.
 pub fn metrics(run: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(Path::new(run).join("metrics.jsonl")).unwrap();

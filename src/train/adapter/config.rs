@@ -2,11 +2,17 @@
 //!
 //! PEFT has many options, and more with each release. The list [`OPTIONS`] says of each whether it changes
 //! what is computed; one that does and is not supported is refused by its name, and so is one that is not in
-//! the list, unless it is off. Checked against the source of PEFT 0.21.
+//! the list, unless it is off. A release after [`KNOWN_RELEASE`] writes its new options into every adapter: there
+//! a number or a word is taken for the setting of something that is off. Checked against the source of that
+//! release.
 
 use super::pattern::{Names, Pattern, strings};
+use crate::train::model::BaseModel;
 use crate::tune::{LoraSpec, Target, Tower};
 use serde_json::{Map, Value, json};
+
+/// The release of PEFT whose options are all in [`OPTIONS`].
+const KNOWN_RELEASE: [u64; 3] = [0, 21, 2];
 
 /// What is to be made of an option.
 #[derive(Clone, Copy, PartialEq)]
@@ -74,6 +80,8 @@ pub(super) struct PeftConfig {
     pub dropout: f64,
     /// The towers of the model class that was adapted; `None` where the class is not named.
     pub towers: Option<Vec<Tower>>,
+    /// Options of a later release that were passed over, with their values.
+    pub ignored: Vec<String>,
     rank: usize,
     alpha: f64,
     target: Names,
@@ -99,13 +107,14 @@ impl PeftConfig {
         let Value::Object(options) = &config else {
             return Err("no JSON object; save the adapter again".into());
         };
-        refuse_unsupported(options)?;
+        let ignored = refuse_unsupported(options)?;
         let target = Names::read("target_modules", &config["target_modules"])?;
         let target = target.ok_or("target_modules is missing; save the adapter again")?;
         Ok(PeftConfig {
             rslora: flag(&config, "use_rslora")?,
             dropout: dropout(&config["lora_dropout"])?,
             towers: towers(&config["auto_mapping"])?,
+            ignored,
             rank: rank("r", &config["r"])?,
             alpha: alpha("lora_alpha", &config["lora_alpha"])?,
             blocks: Blocks::read(&config, &target)?,
@@ -202,15 +211,16 @@ fn number(value: &Value) -> Option<usize> {
     usize::try_from(value.as_u64()?).ok()
 }
 
-/// Refuses what would be computed in another way.
-fn refuse_unsupported(options: &Map<String, Value>) -> Result<(), String> {
+/// Refuses what would be computed in another way; the options that were passed over instead.
+fn refuse_unsupported(options: &Map<String, Value>) -> Result<Vec<String>, String> {
     let kind = options.get("peft_type").unwrap_or(&Value::Null);
     if kind != "LORA" {
         return Err(format!(
             "peft_type is {kind}, only \"LORA\" is supported; train an adapter of that type"
         ));
     }
-    for name in options.keys().filter(|name| !is_off(&options[name.as_str()])) {
+    let mut ignored = Vec::new();
+    for (name, value) in options.iter().filter(|(_, value)| !is_off(value)) {
         match OPTIONS.iter().find(|(option, _)| option == name) {
             Some((_, Rule::Known)) => {}
             Some((_, Rule::Off)) => {
@@ -219,6 +229,9 @@ fn refuse_unsupported(options: &Map<String, Value>) -> Result<(), String> {
                      PEFT's merge_and_unload"
                 ));
             }
+            None if (value.is_number() || value.is_string()) && is_of_later_release(options) => {
+                ignored.push(format!("{name} {value}"));
+            }
             None => {
                 return Err(format!(
                     "{name} is an option that this engine does not know; train the adapter without it"
@@ -226,6 +239,23 @@ fn refuse_unsupported(options: &Map<String, Value>) -> Result<(), String> {
             }
         }
     }
+    refuse_other_weights(options)?;
+    Ok(ignored)
+}
+
+/// Whether a release wrote this whose options are not all known.
+fn is_of_later_release(options: &Map<String, Value>) -> bool {
+    let version = options.get("peft_version").and_then(Value::as_str).unwrap_or_default();
+    let mut parts = version.splitn(3, '.').map(|part| {
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse::<u64>().unwrap_or(0)
+    });
+    let release = [(); 3].map(|()| parts.next().unwrap_or(0));
+    release > KNOWN_RELEASE
+}
+
+/// Refuses trained biases, and starts that change the model's own weights.
+fn refuse_other_weights(options: &Map<String, Value>) -> Result<(), String> {
     match options.get("bias") {
         None | Some(Value::Null) => {}
         Some(bias) if bias == "none" => {}
@@ -312,7 +342,7 @@ fn towers(mapping: &Value) -> Result<Option<Vec<Tower>>, String> {
 }
 
 /// The configuration of an adapter that this engine trained, for PEFT to read.
-pub(super) fn write(spec: &LoraSpec, base_model: &str) -> Value {
+pub(super) fn write(spec: &LoraSpec, base: &BaseModel) -> Value {
     json!({
         "peft_type": "LORA",
         "task_type": null,
@@ -320,8 +350,8 @@ pub(super) fn write(spec: &LoraSpec, base_model: &str) -> Value {
             "base_model_class": "CLIPModel",
             "parent_library": "transformers.models.clip.modeling_clip",
         },
-        "base_model_name_or_path": base_model,
-        "revision": null,
+        "base_model_name_or_path": base.name(),
+        "revision": base.on_hub().and_then(|(_, revision)| revision),
         "inference_mode": true,
         "r": spec.rank,
         "lora_alpha": whole_or_fraction(spec.alpha),

@@ -12,6 +12,7 @@ pub use head::{HeadFile, head_tensors, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
 use super::files::{Staged, TensorFile, stage_tensors};
+use super::model::BaseModel;
 use super::stamp::Stamp;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -64,11 +65,11 @@ pub fn stage(
     dir: &Path,
     tensors: &AdapterTensors,
     spec: &LoraSpec,
-    base_model: &str,
+    base: &BaseModel,
     stamp: Option<&Stamp>,
 ) -> Result<[Staged; 2]> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir, "create the folder"))?;
-    let config = config::write(spec, base_model);
+    let config = config::write(spec, base);
     let mut named = BTreeMap::new();
     for (site, (a, b)) in tensors {
         let name = format!("{PREFIX}{site}");
@@ -79,6 +80,43 @@ pub fn stage(
     Stamp::put(stamp, &mut metadata);
     let tensors = stage_tensors(&dir.join("adapter_model.safetensors"), &named, metadata)?;
     Ok([tensors, Staged::new(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?])
+}
+
+/// What a user should hear of the adapter that `dir` holds, if it holds one: see [`Adapter::ignored_options`].
+///
+/// # Errors
+/// Those of [`adapter_in`] and [`Adapter::load`].
+pub fn doubts_about(dir: &Path) -> Result<Option<String>> {
+    let Some(dir) = adapter_in(dir)? else { return Ok(None) };
+    let adapter = Adapter::load(&dir)?;
+    let ignored = adapter.ignored_options();
+    Ok((!ignored.is_empty()).then(|| {
+        format!(
+            "{}: options of a later PEFT that this engine does not know are left out: {}; compare its features with \
+             PEFT's, or save the adapter without them",
+            dir.join("adapter_config.json").display(),
+            ignored.join(", "),
+        )
+    }))
+}
+
+/// The folder of the adapter that `dir` holds, if any: `dir`/adapter as runs have it, or `dir` itself as PEFT's
+/// `save_pretrained` writes it.
+///
+/// # Errors
+/// Both of them, as nothing says which is meant.
+pub fn adapter_in(dir: &Path) -> Result<Option<PathBuf>> {
+    let inner = dir.join("adapter");
+    match (inner.is_dir(), dir.join("adapter_config.json").is_file()) {
+        (true, true) => {
+            let problem =
+                "holds adapter_config.json and adapter/, which are two adapters; move one of them away";
+            Err(TrainError::file(dir, problem))
+        }
+        (true, false) => Ok(Some(inner)),
+        (false, true) => Ok(Some(dir.to_path_buf())),
+        (false, false) => Ok(None),
+    }
 }
 
 /// An adapter read from files, ready to start training or inference from.
@@ -167,6 +205,12 @@ impl Adapter {
             dropout: config.dropout,
         };
         Ok(Adapter { spec, path, config_path, config, wrapped, tensors })
+    }
+
+    /// Options of a release of PEFT that is not known here, with their values: numbers and words that were passed
+    /// over, as nothing says what they do.
+    pub fn ignored_options(&self) -> &[String] {
+        &self.config.ignored
     }
 
     /// Makes sure that the adapter has exactly the layers that its configuration names in the model, in their

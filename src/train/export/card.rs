@@ -2,6 +2,7 @@
 
 use super::folder::MARK;
 use crate::train::metrics::EvalMetrics;
+use crate::train::model::BaseModel;
 use crate::train::run::Summary;
 use crate::train::settings::{ClassifierKind, Settings};
 use crate::tune::{LoraSpec, PromptSharing};
@@ -19,7 +20,8 @@ pub(super) enum Form {
 pub(super) struct Card<'a> {
     pub form: Form,
     pub settings: &'a Settings,
-    pub model_name: &'a str,
+    /// Without a path of this machine.
+    pub base: BaseModel,
     pub class_names: &'a [String],
     pub adapter: Option<&'a LoraSpec>,
     pub summary: Option<&'a Summary>,
@@ -40,7 +42,7 @@ impl Card<'_> {
             (Form::Peft, Some(_)) => "peft",
             _ => "transformers",
         };
-        let base = self.hub_id().map_or(String::new(), |id| format!("base_model: {id}\n"));
+        let base = self.base.on_hub().map_or(String::new(), |(id, _)| format!("base_model: {id}\n"));
         format!(
             "---\nlibrary_name: {library}\npipeline_tag: image-classification\n{base}tags:\n{}\n\
              # license: to be filled in; it depends on those of the base model and of the photos\n---\n\n",
@@ -74,7 +76,11 @@ impl Card<'_> {
             // Writing to a string cannot fail.
             let _ = writeln!(text, "| {name} | {value} |");
         };
-        row("base model", format!("`{}`", self.base_name()));
+        let name = format!("`{}`", plain(&self.base.name()));
+        row(
+            "base model",
+            self.revision().map_or(name.clone(), |revision| format!("{name}, revision `{revision}`")),
+        );
         row("recipe", self.settings.recipe.to_string());
         if let Some(spec) = self.adapter {
             let targets: Vec<&str> = spec.targets.iter().map(|target| target.name()).collect();
@@ -140,6 +146,7 @@ impl Card<'_> {
                    `engine predict` and `engine embed` use them; docs/python.md of clip-engine has the lines of \
                    Python that put prompts.safetensors in front of every block.\n";
         }
+        let base = self.revision().map_or("base".into(), |revision| format!("base, revision=\"{revision}\""));
         text += "`folder` is this folder, `photo` the path of a photo";
         text += match self.form {
             Form::Peft => ", `base` the base model: its name on the hub, or its folder.\n\n```python\n",
@@ -151,43 +158,25 @@ impl Card<'_> {
         }
         text += "from PIL import Image\nfrom safetensors import safe_open\n\
                  from transformers import CLIPImageProcessor, CLIPModel\n\n";
-        text += match (self.form, self.adapter) {
-            (Form::Peft, Some(_)) => {
-                "model = CLIPModel.from_pretrained(base).float()\n\
-                 model = PeftModel.from_pretrained(model, f\"{folder}/adapter\").eval()\n\
-                 processor = CLIPImageProcessor.from_pretrained(base)\n"
-            }
-            (Form::Peft, None) => {
-                "model = CLIPModel.from_pretrained(base).float().eval()\n\
-                 processor = CLIPImageProcessor.from_pretrained(base)\n"
-            }
-            (Form::Merged, _) => {
-                "model = CLIPModel.from_pretrained(folder).eval()\n\
-                 processor = CLIPImageProcessor.from_pretrained(folder)\n"
-            }
+        text += &match (self.form, self.adapter) {
+            (Form::Peft, Some(_)) => format!(
+                "model = CLIPModel.from_pretrained({base}).float()\n\
+                 model = PeftModel.from_pretrained(model, f\"{{folder}}/adapter\").eval()\n\
+                 processor = CLIPImageProcessor.from_pretrained({base})\n"
+            ),
+            (Form::Peft, None) => format!(
+                "model = CLIPModel.from_pretrained({base}).float().eval()\n\
+                 processor = CLIPImageProcessor.from_pretrained({base})\n"
+            ),
+            (Form::Merged, _) => "model = CLIPModel.from_pretrained(folder).eval()\n\
+                                  processor = CLIPImageProcessor.from_pretrained(folder)\n"
+                .into(),
         };
         text + CLASSIFY
     }
 
-    /// The base model's name, where it is that of a repository on the hub.
-    fn hub_id(&self) -> Option<&str> {
-        let name = self.settings.model.as_deref()?.to_str()?;
-        let id = name.split_once('@').map_or(name, |(id, _)| id);
-        let (owner, repository) = id.split_once('/')?;
-        let plain = |part: &str| {
-            let letter = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            part.chars().all(letter) && part.starts_with(|c: char| c.is_ascii_alphanumeric())
-        };
-        (plain(owner) && plain(repository) && !Path::new(name).is_dir()).then_some(id)
-    }
-
-    /// What the base model is called; of a folder the last part, the rest is this machine's.
-    fn base_name(&self) -> String {
-        match (self.hub_id(), &self.settings.model) {
-            (Some(id), _) => id.to_string(),
-            (None, Some(dir)) => last_part(dir),
-            (None, None) => self.model_name.to_string(),
-        }
+    fn revision(&self) -> Option<&str> {
+        self.base.on_hub().and_then(|(_, revision)| revision)
     }
 
     fn data_name(&self) -> String {
@@ -215,8 +204,12 @@ print(class_names[int(probabilities.argmax())], float(probabilities.max()))
 "#;
 
 fn last_part(path: &Path) -> String {
-    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    name.chars().map(|c| if c.is_control() || "`|<>".contains(c) { ' ' } else { c }).collect()
+    plain(&path.file_name().unwrap_or(path.as_os_str()).to_string_lossy())
+}
+
+/// Text that cannot end the table or the code that it stands in.
+fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() || "`|<>".contains(c) { ' ' } else { c }).collect()
 }
 
 fn result_row(name: &str, metrics: &EvalMetrics) -> String {

@@ -74,15 +74,17 @@ impl<'a> Export<'a> {
     }
 
     /// Writes adapter/, head.safetensors, prompts.safetensors, as far as the run has them, and a model card
-    /// to the folder `to`. `--init-from` reads such a folder.
+    /// to the folder `to`. `--init-from` reads such a folder. Adapter and card name the model as in
+    /// [`Model::base`], a folder by its last part.
     ///
     /// # Errors
     /// A folder that is not empty; with `overwrite`, one that holds anything but an export.
     pub fn peft(&self, to: &Path, overwrite: bool) -> Result<()> {
         let folder = self.folder(to, overwrite)?;
         if let Some(adapter) = &self.adapter {
-            let (dir, name) = (folder.path().join("adapter"), &self.model.name);
-            for file in adapter::stage(&dir, adapter.tensors(), &adapter.spec, name, self.stamp.as_ref())? {
+            let (dir, base) = (folder.path().join("adapter"), self.model.base.without_path());
+            let stamp = self.stamp.as_ref();
+            for file in adapter::stage(&dir, adapter.tensors(), &adapter.spec, &base, stamp)? {
                 file.persist()?;
             }
         }
@@ -140,7 +142,7 @@ impl<'a> Export<'a> {
         let card = Card {
             form,
             settings: self.settings,
-            model_name: &self.model.name,
+            base: self.model.base.without_path(),
             class_names: &self.head.class_names,
             adapter: self.adapter.as_ref().map(|adapter| &adapter.spec),
             summary: self.summary.as_ref(),
