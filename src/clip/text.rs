@@ -1,7 +1,9 @@
 //! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, Rows, Scratch};
+use super::block::{
+    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
+};
 use super::config::TextConfig;
 use super::source::{Loader, WeightSource};
 use super::tokenizer::TokenBatch;
@@ -75,9 +77,10 @@ impl<B: Backend> TextTower<B> {
         (0..self.blocks.len()).map(|layer| BlockLora::new(backend, spec, place(layer), init)).collect()
     }
 
-    /// Memory for the layers that `lora` adapts, with the adapters folded in.
+    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
+    /// beside the weights, as it does in bf16.
     pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        self.blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+        block::folded(backend, &self.blocks, lora)
     }
 
     /// Folds the adapters into `folded`.
@@ -87,14 +90,13 @@ impl<B: Backend> TextTower<B> {
     }
 
     /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token
-    /// embedding that occur are read from `source`. `folded`: the linear layers to use instead of the frozen
-    /// ones, or none.
+    /// embedding that occur are read from `source`.
     pub fn features(
         &self,
         backend: &B,
         source: &dyn WeightSource,
         tokens: &TokenBatch,
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         monitor: &dyn Monitor,
     ) -> std::result::Result<Tensor, ClipError> {
         let (t, d) = (&self.config.tower, self.config.tower.width);
@@ -103,7 +105,7 @@ impl<B: Backend> TextTower<B> {
         let sizes = BlockSizes { batch, tokens: len, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let mut memory = TextMemory {
             sizes,
-            activations: BlockActivations::new(backend, sizes, None)?,
+            activations: BlockActivations::new(backend, sizes, adapters.lora.first())?,
             scratch: Scratch::new(backend, sizes, &[], false, false)?,
             output: backend.empty([batch, len, d], dtype)?,
             ends: Ends::new(backend, batch, d, self.features)?,
@@ -119,7 +121,7 @@ impl<B: Backend> TextTower<B> {
             let rows = BATCH.min(tokens.rows - start);
             let ids = &tokens.ids[start * len..][..rows * len];
             let eos = &tokens.eos_rows[start..][..rows];
-            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, folded, &mut memory)?;
+            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, adapters, &mut memory)?;
             features.extend_from_slice(part.bytes());
             monitor.advance(rows as u64);
         }
@@ -134,7 +136,7 @@ impl<B: Backend> TextTower<B> {
         backend: &B,
         embedded: &Tensor,
         eos: &[u32],
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         m: &mut TextMemory<B>,
     ) -> std::result::Result<Tensor, ClipError> {
         let n = eos.len();
@@ -148,8 +150,7 @@ impl<B: Backend> TextTower<B> {
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let (a, output) = (&mut m.activations, &mut m.output);
-            let adapters = folded.get(l).map_or(Adapters::None, Adapters::Folded);
-            block.forward(backend, adapters, &rows, a, &mut m.scratch, output)?;
+            block.forward(backend, adapters.of(l), &rows, a, &mut m.scratch, output)?;
         }
         self.project(backend, &m.output, &rows, &mut m.ends)?;
         Ok(backend.download(&m.ends.features)?)
@@ -480,11 +481,11 @@ impl<B: Backend> TextTower<B> {
         backend.class_features(&ends.features, classes, class_norms)
     }
 
-    /// Class features with `folded` in the place of the adapted layers: `t` \[C, E\].
+    /// Class features as evaluation has them, without dropout: `t` \[C, E\].
     pub fn infer(
         &self,
         backend: &B,
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         a: &mut TextActivations<B>,
         t: &mut B::Tensor,
     ) -> Result<()> {
@@ -493,9 +494,9 @@ impl<B: Backend> TextTower<B> {
             let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
             let (part, Some(memory)) = (&parts[index], blocks.first_mut()) else { break };
             backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
-            for (block, folded) in self.blocks.iter().zip(folded) {
+            for (l, block) in self.blocks.iter().enumerate() {
                 std::mem::swap(&mut memory.input, output);
-                block.forward(backend, Adapters::Folded(folded), &part.eos, memory, scratch, output)?;
+                block.forward(backend, adapters.of(l), &part.eos, memory, scratch, output)?;
             }
             self.project(backend, output, &part.eos, ends)?;
             backend.class_features(&ends.features, classes, class_norms)?;

@@ -4,7 +4,7 @@ use crate::backend::{
     AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling,
     LossWeights, Mix, Result, Stat, Targets,
 };
-use crate::clip::block::FoldedBlock;
+use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::text::{EmbeddedPrompts, TextActivations, TextTower};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixDraw, MixOn, Objective};
@@ -172,7 +172,7 @@ enum Work {
     Train(Recorded),
     /// The same for the head alone, on features that are there already.
     TrainHead(Recorded),
-    /// Evaluation with the adapters folded into the weights, and the prompts.
+    /// Evaluation with the adapters and the prompts.
     Tuned,
     /// Evaluation of the tower as it was.
     Frozen,
@@ -225,9 +225,10 @@ pub struct Learner<B: Backend> {
     backend: B,
     tower: Arc<VisionTower<B>>,
     trained: Trained<B>,
-    /// The adapters folded into the weights, and whether that is up to date.
+    /// The adapters folded into the weights, where evaluation has them there.
     folded: Vec<FoldedBlock<B>>,
-    folded_is_current: bool,
+    /// Whether these and the class features are those of the trained tensors.
+    evaluation_is_current: bool,
     /// T of the frozen tower.
     text: B::Tensor,
     text_scale: f64,
@@ -364,7 +365,7 @@ impl<B: Backend> Learner<B> {
             tower,
             trained,
             folded,
-            folded_is_current: false,
+            evaluation_is_current: false,
             text: text_features,
             text_scale: text.scale,
             text_tuning: None,
@@ -494,7 +495,7 @@ impl<B: Backend> Learner<B> {
 
     /// Every trained tensor for writing, in the order of [`Learner::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         self.trained.params_mut()
     }
 
@@ -549,7 +550,7 @@ impl<B: Backend> Learner<B> {
             self.backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
         }
         self.steps += u64::from(share.place.completes());
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         self.run(work)
     }
 
@@ -569,8 +570,8 @@ impl<B: Backend> Learner<B> {
         Ok(self.stats()?.loss)
     }
 
-    /// Evaluates a batch with the prompts, and the adapters folded into the weights. Does not wait for the
-    /// device.
+    /// Evaluates a batch with the prompts and the adapters; these are folded into the weights unless the
+    /// compute type is bf16. Does not wait for the device.
     pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
         self.refresh()?;
@@ -580,14 +581,15 @@ impl<B: Backend> Learner<B> {
     /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
     /// the head that mirrors these.
     pub fn refresh(&mut self) -> Result<()> {
-        if self.folded_is_current {
+        if self.evaluation_is_current {
             return Ok(());
         }
         let (backend, trained) = (&self.backend, &mut self.trained);
         self.tower.fold(backend, &trained.lora, &mut self.folded)?;
         if let Some(t) = &mut self.text_tuning {
             t.tower.fold(backend, &trained.text_lora, &mut t.folded)?;
-            t.tower.infer(backend, &t.folded, &mut t.activations, &mut t.features)?;
+            let adapters = Evaluated { lora: &trained.text_lora, folded: &t.folded };
+            t.tower.infer(backend, adapters, &mut t.activations, &mut t.features)?;
         }
         if !trained.head.trained {
             let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
@@ -596,7 +598,7 @@ impl<B: Backend> Learner<B> {
             backend.write(weight.view(), &mut trained.head.weight.value)?;
             backend.clear(&mut trained.head.bias.value)?;
         }
-        self.folded_is_current = true;
+        self.evaluation_is_current = true;
         Ok(())
     }
 
@@ -637,17 +639,20 @@ impl<B: Backend> Learner<B> {
 
     /// Calls for the operations of a piece of work.
     fn enqueue(&mut self, work: Work) -> Result<()> {
-        let (folded, prompts) = match work {
+        let (adapters, prompts) = match work {
             Work::Train(share) => {
                 self.forward()?;
                 return self.learn(share.into());
             }
             Work::TrainHead(share) => return self.learn(share.into()),
             Work::Head => return self.evaluation_loss(false),
-            Work::Tuned => (&*self.folded, self.trained.prompts.as_ref()),
-            Work::Frozen => (&[][..], None),
+            Work::Tuned => {
+                let adapters = Evaluated { lora: &self.trained.lora, folded: &self.folded };
+                (adapters, self.trained.prompts.as_ref())
+            }
+            Work::Frozen => (Evaluated::NONE, None),
         };
-        self.tower.infer(&self.backend, &self.pixels, None, folded, prompts, &mut self.activations)?;
+        self.tower.infer(&self.backend, &self.pixels, None, adapters, prompts, &mut self.activations)?;
         self.evaluation_loss(work == Work::Tuned)
     }
 
@@ -781,7 +786,7 @@ impl<B: Backend> Learner<B> {
 
     /// Puts values from [`Learner::snapshot`] back.
     pub fn restore(&mut self, values: &[Tensor]) -> Result<()> {
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         let params = self.trained.params_mut().into_iter();
         params.zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
     }
@@ -797,7 +802,7 @@ impl<B: Backend> Learner<B> {
         let dropout = self.draw.as_ref().map(Draw::of_tower);
         let tuning = TowerTuning { dropout, ..self.trained.tower() };
         if tuning.is_none() {
-            return self.tower.infer(backend, pixels, mix, &[], None, a);
+            return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
         }
         self.tower.forward(backend, pixels, mix, tuning, a)
     }
@@ -809,7 +814,7 @@ impl<B: Backend> Learner<B> {
             let lora = &self.trained.text_lora;
             t.tower.forward(&self.backend, lora, dropout, &mut t.activations, &mut t.features)?;
             // Evaluation has its class features, without dropout, in the same place.
-            self.folded_is_current = false;
+            self.evaluation_is_current = false;
         }
         let own = &self.activations.features;
         let (features, mix) = match &mut self.mixing {
