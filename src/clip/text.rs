@@ -5,13 +5,14 @@ use super::block::{
     self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
 };
 use super::config::TextConfig;
-use super::source::{Loader, WeightSource};
+use super::source::{Loaded, Loader, WeightSource};
 use super::tokenizer::TokenBatch;
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
-use crate::tensor::{DType, Tensor, View};
+use crate::tensor::{DType, Tensor, TensorError, View};
 use crate::tune::lora::{BlockPlace, LoraInit};
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
+use std::collections::{BTreeSet, HashMap};
 
 /// The prompts around a class name; `{}` stands for it.
 pub const TEMPLATES: [&str; 4] =
@@ -207,7 +208,7 @@ impl<B: Backend> Ends<B> {
 
 /// Token and position embeddings on the host, where only the rows that occur are read.
 struct Embedding<'a> {
-    tokens: super::source::Loaded<'a>,
+    tokens: Loaded<'a>,
     positions: Tensor,
     width: usize,
 }
@@ -229,8 +230,24 @@ impl<'a> Embedding<'a> {
         })
     }
 
+    /// The embedding of those tokens alone that are among `ids`, and these as its rows.
+    fn of_those_in(&self, ids: &[u32]) -> std::result::Result<(Embedding<'static>, Vec<u32>), ClipError> {
+        let occurring: Vec<u32> = BTreeSet::from_iter(ids.iter().copied()).into_iter().collect();
+        let mut rows = Tensor::zeros([occurring.len(), self.width], DType::F64);
+        for (row, &id) in rows.typed_mut::<f64>()?.chunks_exact_mut(self.width).zip(&occurring) {
+            let token = self.tokens.view().rows(id as usize, 1)?.to_tensor(DType::F64)?;
+            row.copy_from_slice(token.typed::<f64>()?);
+        }
+        let row_of: HashMap<u32, u32> = occurring.into_iter().zip(0..).collect();
+        let (positions, width) = (self.positions.clone(), self.width);
+        Ok((
+            Embedding { tokens: Loaded::Owned(rows), positions, width },
+            ids.iter().map(|id| row_of[id]).collect(),
+        ))
+    }
+
     /// Token plus position embedding of prompts of `len` tokens each: f64 \[N, len, D\].
-    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, ClipError> {
+    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, TensorError> {
         let mut x = Tensor::zeros([ids.len() / len, len, self.width], DType::F64);
         let positions = self.positions.typed::<f64>()?;
         for (index, (&id, x)) in
@@ -246,25 +263,52 @@ impl<'a> Embedding<'a> {
     }
 }
 
-/// The prompts of all classes, embedded: what a tower in training starts from.
+/// The prompts of all classes and the embeddings of their tokens: what a tower in training starts from. The
+/// prompts are embedded a part at a time, since all of them can take gigabytes.
 pub struct EmbeddedPrompts {
-    /// \[C·templates, tokens, D\], the templates of a class adjacent.
-    embedded: Tensor,
+    /// Of the tokens that occur.
+    embedding: Embedding<'static>,
+    /// \[C·templates, tokens\], the templates of a class adjacent: rows of that embedding.
+    ids: Vec<u32>,
+    /// Of each prompt.
+    tokens: usize,
     /// For each prompt the row that stands for it.
     eos_rows: Vec<u32>,
     templates: usize,
 }
 
 impl EmbeddedPrompts {
-    /// Embeds tokenised prompts in the order of [`prompts`], with the embeddings in `source`.
+    /// Tokenised prompts in the order of [`prompts`], with their embeddings from `source`.
     pub fn new(
         source: &dyn WeightSource,
         config: &TextConfig,
         tokens: &TokenBatch,
         templates: usize,
     ) -> std::result::Result<Self, ClipError> {
-        let embedded = Embedding::load(source, config, tokens.len)?.embed(&tokens.ids, tokens.len)?;
-        Ok(EmbeddedPrompts { embedded, eos_rows: tokens.eos_rows.clone(), templates })
+        let (embedding, ids) = Embedding::load(source, config, tokens.len)?.of_those_in(&tokens.ids)?;
+        Ok(EmbeddedPrompts {
+            embedding,
+            ids,
+            tokens: tokens.len,
+            eos_rows: tokens.eos_rows.clone(),
+            templates,
+        })
+    }
+
+    /// Prompts `first` to `first` + `count` − 1, embedded: f64 \[count, tokens, D\].
+    fn embed(&self, first: usize, count: usize) -> Result<Tensor> {
+        Ok(self.embedding.embed(&self.ids[first * self.tokens..][..count * self.tokens], self.tokens)?)
+    }
+
+    /// Prompts of a whole part, and the number of parts.
+    pub(crate) fn parts(&self, part: usize) -> (usize, usize) {
+        let together = self.together(part);
+        (together * self.templates, self.classes().div_ceil(together))
+    }
+
+    /// Elements of all prompts, embedded.
+    pub(crate) fn elements(&self) -> usize {
+        self.ids.len() * self.embedding.width
     }
 
     /// The number of prompts: one for each class and template.
@@ -274,7 +318,7 @@ impl EmbeddedPrompts {
 
     /// Tokens of each prompt: those of the longest, to which the others were padded.
     pub fn tokens(&self) -> usize {
-        self.sizes().0
+        self.tokens
     }
 
     /// Classes in a part of up to `part` prompts.
@@ -291,12 +335,6 @@ impl EmbeddedPrompts {
     /// The number of classes.
     pub fn classes(&self) -> usize {
         self.eos_rows.len() / self.templates.max(1)
-    }
-
-    /// Tokens of a prompt, and D.
-    fn sizes(&self) -> (usize, usize) {
-        let shape = self.embedded.shape();
-        (shape.dims().get(1).copied().unwrap_or(0), shape.columns())
     }
 }
 
@@ -349,24 +387,38 @@ impl<B: Backend> TextActivations<B> {
         dropout: bool,
         part: usize,
     ) -> Result<Self> {
-        let (t, e) = (&tower.config.tower, tower.features);
-        let ((tokens, d), templates) = (prompts.sizes(), prompts.templates);
         let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
             .map(|first| Part::new(backend, prompts, first, together))
             .collect::<Result<Vec<_>>>()?;
-        let batch = together * templates;
+        let sums = match parts.len() {
+            0 | 1 => Vec::new(),
+            _ => {
+                let empty = |p: &Param<B>| backend.empty(p.value.shape(), backend.master_dtype());
+                parameters(lora).map(empty).collect::<Result<_>>()?
+            }
+        };
+        let sizes = (together, prompts.templates, prompts.tokens);
+        Ok(TextActivations { parts, sums, ..Self::without_prompts(backend, tower, sizes, lora, dropout)? })
+    }
+
+    /// Memory for parts of so many classes, prompts of a class and tokens of a prompt.
+    pub(crate) fn without_prompts(
+        backend: &B,
+        tower: &TextTower<B>,
+        (together, templates, tokens): (usize, usize, usize),
+        lora: &[BlockLora<B>],
+        dropout: bool,
+    ) -> Result<Self> {
+        let (t, e) = (&tower.config.tower, tower.features);
+        let (batch, d) = (together * templates, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
         let all: Vec<&BlockLora<B>> = lora.iter().collect();
         let blocks = (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l)));
-        let sums = match parts.len() {
-            0 | 1 => Vec::new(),
-            _ => parameters(lora).map(|p| backend.empty(p.value.shape(), master)).collect::<Result<_>>()?,
-        };
         Ok(TextActivations {
-            parts,
+            parts: Vec::new(),
             sizes,
             blocks: blocks.collect::<Result<_>>()?,
             scratch: Scratch::new(backend, sizes, &all, dropout, true)?,
@@ -379,7 +431,7 @@ impl<B: Backend> TextActivations<B> {
             classes: backend.empty([together, e], master)?,
             class_norms: backend.empty([together], master)?,
             d_classes: backend.empty([together, e], master)?,
-            sums,
+            sums: Vec::new(),
         })
     }
 
@@ -406,10 +458,10 @@ impl<B: Backend> Part<B> {
     fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
         let classes = together.min(prompts.classes() - first);
         let (row, rows) = (first * prompts.templates, classes * prompts.templates);
-        let embedded = prompts.embedded.view().rows(row, rows)?;
+        let embedded = prompts.embed(row, rows)?;
         let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
         Ok(Part {
-            embedded: backend.upload(embedded, backend.compute_dtype())?,
+            embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
             eos: backend.upload(eos.view(), DType::U32)?,
             first_class: first,
             classes,

@@ -170,14 +170,16 @@ impl StepStats {
 enum Work {
     /// Forward, backward, and where the step is complete the optimizer.
     Train(Recorded),
-    /// The same for the head alone, on features that are there already.
-    TrainHead(Recorded),
+    /// The same for what is behind the vision tower, on features that are there already.
+    TrainOnFeatures(Recorded),
     /// Evaluation with the adapters and the prompts.
     Tuned,
     /// Evaluation of the tower as it was.
     Frozen,
-    /// Evaluation of the head alone, on features that are there already.
+    /// Evaluation of what is behind the vision tower, on features that are there already.
     Head,
+    /// The same with the text tower as it was.
+    FrozenHead,
 }
 
 /// A [`Share`] as the key of a recording, which holds it: the share of the images by its bits.
@@ -511,28 +513,26 @@ impl<B: Backend> Learner<B> {
         self.step(Work::Train(share.into()), share, rates, factor)
     }
 
-    /// As [`Learner::train_part`] for the head on features \[n, E\] of the frozen tower.
+    /// As [`Learner::train_part`] with features \[n, E\] of the frozen vision tower in the place of the images.
     ///
     /// # Errors
-    /// A learner that trains more than the head, or mixes pixels.
-    pub fn train_head_step(
+    /// A learner that trains something in the vision tower, or mixes or crops pixels.
+    pub fn train_on_features(
         &mut self,
-        features: View<'_>,
-        labels: &[u32],
-        mix: Option<&MixDraw>,
+        batch: Batch<'_>,
         share: Share,
         rates: &Rates,
         factor: f64,
     ) -> Result<()> {
         let pixels = self.mixing.as_ref().is_some_and(|mixing| mixing.on == MixOn::Pixels);
-        if !self.trained.tower().is_none() || pixels {
-            let problem =
-                "more than the head is trained, or pixels are mixed: features do not stand for images";
-            return Err(BackendError::Invalid { op: "train_head_step", problem: problem.into() });
+        if !self.trained.tower().is_none() || pixels || batch.crops.is_some() {
+            let problem = "the vision tower is trained, or pixels are mixed or cropped: features do not stand for images";
+            return Err(BackendError::Invalid { op: "train_on_features", problem: problem.into() });
         }
-        self.load_features(features, labels)?;
-        self.load_mix(mix)?;
-        self.step(Work::TrainHead(share.into()), share, rates, factor)
+        self.load_features(batch.images, batch.labels)?;
+        self.load_draw(batch.number)?;
+        self.load_mix(batch.mix)?;
+        self.step(Work::TrainOnFeatures(share.into()), share, rates, factor)
     }
 
     /// Runs a training step on what was loaded.
@@ -543,7 +543,7 @@ impl<B: Backend> Learner<B> {
         }
         if self.rates != Some(*rates) {
             self.rates = Some(*rates);
-            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train(_) | Work::TrainHead(_)));
+            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train(_) | Work::TrainOnFeatures(_)));
         }
         if self.factor_value != factor {
             self.factor_value = factor;
@@ -608,10 +608,17 @@ impl<B: Backend> Learner<B> {
         self.run(Work::Frozen)
     }
 
-    /// Evaluates the head on features \[n, E\].
+    /// Evaluates head and class features on features \[n, E\] of the vision tower.
     pub fn evaluate_head(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_features(features, labels)?;
+        self.refresh()?;
         self.run(Work::Head)
+    }
+
+    /// The same with the class features as they were before training.
+    pub fn evaluate_frozen_head(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_features(features, labels)?;
+        self.run(Work::FrozenHead)
     }
 
     /// Runs work on the batch that was loaded: from its recording, where there is one.
@@ -644,8 +651,9 @@ impl<B: Backend> Learner<B> {
                 self.forward()?;
                 return self.learn(share.into());
             }
-            Work::TrainHead(share) => return self.learn(share.into()),
-            Work::Head => return self.evaluation_loss(false),
+            Work::TrainOnFeatures(share) => return self.learn(share.into()),
+            Work::Head => return self.evaluation_loss(true),
+            Work::FrozenHead => return self.evaluation_loss(false),
             Work::Tuned => {
                 let adapters = Evaluated { lora: &self.trained.lora, folded: &self.folded };
                 (adapters, self.trained.prompts.as_ref())
@@ -854,10 +862,7 @@ impl<B: Backend> Learner<B> {
     fn load_training_batch(&mut self, batch: Batch<'_>) -> Result<()> {
         let Batch { images, labels, mix, crops, number } = batch;
         self.load_labels(images, labels)?;
-        if let Some(Draw { values, spec }) = &mut self.draw {
-            let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
-            self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)?;
-        }
+        self.load_draw(number)?;
         self.load_mix(mix)?;
         match (&mut self.crops, crops) {
             (Some(to), Some(crops)) => {
@@ -882,6 +887,13 @@ impl<B: Backend> Learner<B> {
     fn load_features(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_labels(features, labels)?;
         self.backend.feed(features, &mut self.activations.features)
+    }
+
+    /// Uploads what dropout draws by in batch `number`.
+    fn load_draw(&mut self, number: u32) -> Result<()> {
+        let Some(Draw { values, spec }) = &mut self.draw else { return Ok(()) };
+        let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
+        self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)
     }
 
     /// Uploads how a training batch is mixed, after its labels.

@@ -3,11 +3,11 @@
 use super::learner::LearnerSpec;
 use super::model::TextTraining;
 use super::{Result, TrainError};
-use crate::backend::{Backend, DeviceTensor};
+use crate::backend::{Backend, DeviceMemory, DeviceTensor};
 use crate::clip::text::{PART, TextActivations};
-use crate::clip::vision::{VisionActivations, VisionTower};
+use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
-use crate::tune::{TowerDropout, TowerTuning, Trained};
+use crate::tune::{BlockLora, TowerDropout, TowerTuning, Trained};
 
 /// Batches of pixels that the device may hold at once: the one it works on and those on their way.
 const BATCHES_OF_PIXELS: usize = 4;
@@ -22,8 +22,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// What the activations of an image take is measured: the difference between memory for two images and
-    /// for one; so is what the text tower takes where it is trained. The rest is added up.
+    /// What the activations take of an image, and of a prompt where the text tower is trained, is measured: the
+    /// difference between memory for two and for one. The rest is added up.
     pub fn of<B: Backend>(
         backend: &B,
         tower: &VisionTower<B>,
@@ -35,21 +35,10 @@ impl Estimate {
         let dropout =
             spec.dropout.map(|spec| TowerDropout { draw: &draw, probability: spec.probability, part: 0 });
         let tuning = TowerTuning { dropout, ..trained.tower() };
-        let activations = |images: usize| {
-            allocated_by(backend, || {
-                Ok(VisionActivations::new(backend, tower, images, tuning, spec.purpose)?)
-            })
-        };
-        let ((_, one), (_, two)) = (activations(1)?, activations(2)?);
+        let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose)?;
         let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
-        let lora = &trained.text_lora;
-        let text = match text.filter(|_| !lora.is_empty()) {
-            Some(TextTraining { tower, prompts }) => {
-                let (_, work) = allocated_by(backend, || {
-                    Ok(TextActivations::new(backend, tower, prompts, lora, dropout.is_some(), PART)?)
-                })?;
-                work + allocated_by(backend, || Ok(tower.folded(backend, lora)?))?.1
-            }
+        let text = match text.filter(|_| !trained.text_lora.is_empty()) {
+            Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
             None => 0,
         };
         let elements: usize = trained.params().iter().map(|p| p.value.shape().elements()).sum();
@@ -59,21 +48,69 @@ impl Estimate {
         let pixels = BATCHES_OF_PIXELS * (spec.image.elements() * pixel.size() + source);
         let classes = trained.head.bias.value.shape().rows();
         let logits = 2 * classes * backend.master_dtype().size();
+        Ok(Estimate { fixed: vision.fixed + folded + text + sums, image: vision.image + pixels + logits })
+    }
+
+    /// The vision tower's part of it.
+    fn of_vision<B: Backend>(
+        backend: &B,
+        tower: &VisionTower<B>,
+        tuning: TowerTuning<'_, B>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        let [fixed, image] =
+            measured(backend, |images| Ok(VisionActivations::new(backend, tower, images, tuning, purpose)?))?;
         // A second output beside the largest one, where algorithms are tried.
         let sizes = &tower.config().tower;
-        let tokens = tower.longest(trained.prompts.as_ref());
+        let tokens = tower.longest(tuning.prompts);
         let trial = tokens * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size();
-        let per_image = two.saturating_sub(one);
-        Ok(Estimate {
-            fixed: one.saturating_sub(per_image) + folded + text + sums,
-            image: per_image + pixels + logits + trial,
-        })
+        Ok(Estimate { fixed, image: image + trial })
     }
 
     /// For a batch of so many images.
     pub fn of_batch(&self, images: usize) -> usize {
         self.fixed + images * self.image
     }
+    /// Refuses a batch that does not fit, with the size that would.
+    fn check(&self, batch: usize, memory: DeviceMemory) -> Result<()> {
+        let (needed, fixed) = (self.of_batch(batch), self.fixed);
+        // Allocations are rounded up, and algorithms want memory too.
+        let free = memory.free - memory.free / 20;
+        if needed <= free {
+            return Ok(());
+        }
+        let fits = free.saturating_sub(fixed) / self.image.max(1);
+        Err(TrainError::DeviceMemory { memory: memory.name, batch, needed, fixed, free, fits })
+    }
+}
+
+/// What the text tower takes where it is trained.
+fn of_text<B: Backend>(
+    backend: &B,
+    TextTraining { tower, prompts }: &TextTraining<B>,
+    lora: &[BlockLora<B>],
+    dropout: bool,
+) -> Result<usize> {
+    let (of_part, parts) = prompts.parts(PART);
+    // Each prompt as if it were a class of its own, whose features are little beside it.
+    let [fixed, prompt] = measured(backend, |classes| {
+        let sizes = (classes, 1, prompts.tokens());
+        Ok(TextActivations::without_prompts(backend, tower, sizes, lora, dropout)?)
+    })?;
+    let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, lora)?))?;
+    let embedded = prompts.elements() * backend.compute_dtype().size();
+    let layers = lora.iter().flat_map(|block| block.layers());
+    let elements: usize = layers.flat_map(|l| [&l.a, &l.b]).map(|p| p.value.shape().elements()).sum();
+    let sums = if parts > 1 { elements * backend.master_dtype().size() } else { 0 };
+    Ok(fixed + of_part * prompt + folded + embedded + sums)
+}
+
+/// Bytes of what `make` makes for a number of images or the like: whatever the number is, and for each.
+fn measured<B: Backend, T>(backend: &B, make: impl Fn(usize) -> Result<T>) -> Result<[usize; 2]> {
+    let bytes = |count| Ok::<_, TrainError>(allocated_by(backend, || make(count))?.1);
+    let one = bytes(1)?;
+    let each = bytes(2)?.saturating_sub(one);
+    Ok([one.saturating_sub(each), each])
 }
 
 /// Runs `make`, and counts the bytes that what it makes takes.
@@ -86,7 +123,7 @@ pub(super) fn allocated_by<B: Backend, T>(
     Ok((made, backend.allocated()?.saturating_sub(before)))
 }
 
-/// Refuses a batch that does not fit, with the size that would.
+/// Refuses a batch to train on or to evaluate that does not fit, with the size that would.
 pub fn check_batch<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
@@ -95,13 +132,19 @@ pub fn check_batch<B: Backend>(
     spec: &LearnerSpec,
 ) -> Result<()> {
     let Some(memory) = backend.memory()? else { return Ok(()) };
-    let estimate = Estimate::of(backend, tower, text, trained, spec)?;
-    let needed = estimate.of_batch(spec.batch);
-    // Allocations are rounded up, and algorithms want memory too.
-    let usable = memory.free - memory.free / 20;
-    if needed <= usable {
-        return Ok(());
-    }
-    let fits = usable.saturating_sub(estimate.fixed) / estimate.image.max(1);
-    Err(TrainError::DeviceMemory { batch: spec.batch, needed, free: usable, fits })
+    Estimate::of(backend, tower, text, trained, spec)?.check(spec.batch, memory)
+}
+
+/// The same for a batch of decoded photos of which nothing but the features is asked for.
+pub(super) fn check_photos<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    tuning: TowerTuning<'_, B>,
+    batch: usize,
+) -> Result<()> {
+    let Some(memory) = backend.memory()? else { return Ok(()) };
+    let Estimate { fixed, image } = Estimate::of_vision(backend, tower, tuning, Purpose::Inference)?;
+    let side = tower.config().image_size;
+    let pixels = BATCHES_OF_PIXELS * 3 * side * side * DType::F32.size();
+    Estimate { fixed, image: image + pixels }.check(batch, memory)
 }

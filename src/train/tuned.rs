@@ -1,6 +1,7 @@
 //! A vision tower with what was trained in it, read from files: what predicting and embedding begin with.
 
 use super::adapter::{Adapter, HeadFile, load_prompts, prompt_spec};
+use super::memory::check_photos;
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::session::Extractor;
@@ -10,7 +11,7 @@ use crate::backend::Backend;
 use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::vision::VisionTower;
 use crate::data::Preprocess;
-use crate::tune::{BlockLora, PromptSpec, Prompts};
+use crate::tune::{BlockLora, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
 /// Where what was trained in the tower is kept; nothing for plain CLIP.
@@ -101,6 +102,8 @@ impl<B: Backend> TunedTower<B> {
 
     /// The tower with memory for batches of up to `batch` images.
     pub(super) fn extractor(&self, batch: usize) -> Result<Extractor<'_, B>> {
+        let tuning = TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref(), dropout: None };
+        check_photos(&self.backend, &self.tower, tuning, batch)?;
         let adapters = Evaluated { lora: &self.lora, folded: &self.folded };
         Extractor::new(&self.backend, &self.tower, adapters, self.prompts.as_ref(), batch)
     }
