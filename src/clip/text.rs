@@ -636,3 +636,29 @@ pub fn logit_scale(source: &dyn WeightSource) -> std::result::Result<f64, ClipEr
     let scale = source.tensor("logit_scale", &[])?.view().to_tensor(DType::F64)?;
     Ok(scale.typed::<f64>()?[0].exp())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::clip::config::TowerConfig;
+    use crate::clip::random::RandomWeights;
+
+    #[test]
+    fn prompts_keep_the_tokens_that_occur_and_are_embedded_in_parts_as_at_once() {
+        let activation = Activation::QuickGelu;
+        let tower = TowerConfig { width: 8, mlp: 16, layers: 1, heads: 2, activation, norm_eps: 1e-5 };
+        let config = TextConfig { tower, vocabulary: 500, max_tokens: 8, bos: Some(498), eos: 499 };
+        let source = RandomWeights { seed: 3 };
+        let ids = vec![498, 400, 7, 499, 498, 7, 499, 499, 498, 1, 400, 499, 498, 250, 1, 499];
+        let tokens = TokenBatch { ids, len: 4, rows: 4, eos_rows: vec![3, 2, 3, 3] };
+        let whole = Embedding::load(&source, &config, 4).unwrap().embed(&tokens.ids, 4).unwrap();
+        let prompts = EmbeddedPrompts::new(&source, &config, &tokens, 2).unwrap();
+        for (first, count) in [(0, 4), (0, 2), (2, 2), (3, 1)] {
+            let part = prompts.embed(first, count).unwrap();
+            assert_eq!(part.bytes(), whole.view().rows(first, count).unwrap().bytes(), "{first} {count}");
+        }
+        assert_eq!(prompts.embedding.tokens.view().shape(), [6, 8].into(), "1, 7, 250, 400, 498, 499");
+        assert_eq!((prompts.classes(), prompts.tokens(), prompts.elements()), (2, 4, 4 * 4 * 8));
+    }
+}

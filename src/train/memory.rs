@@ -69,7 +69,7 @@ impl Estimate {
 
     /// For a batch of so many images.
     pub fn of_batch(&self, images: usize) -> usize {
-        self.fixed + images * self.image
+        self.fixed.saturating_add(images.saturating_mul(self.image))
     }
     /// Refuses a batch that does not fit, with the size that would.
     fn check(&self, batch: usize, memory: DeviceMemory) -> Result<()> {
@@ -147,4 +147,111 @@ pub(super) fn check_photos<B: Backend>(
     let side = tower.config().image_size;
     let pixels = BATCHES_OF_PIXELS * 3 * side * side * DType::F32.size();
     Estimate { fixed, image: image + pixels }.check(batch, memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::backend::cpu::Cpu;
+    use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
+    use crate::clip::random::RandomWeights;
+    use crate::clip::text::{EmbeddedPrompts, TextTower};
+    use crate::clip::tokenizer::TokenBatch;
+    use crate::clip::vision::{Normalisation, Savings};
+    use crate::tune::lora::KaimingInit;
+    use crate::tune::{LoraSpec, Target, Tower};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use std::sync::Arc;
+
+    const SOURCE: RandomWeights = RandomWeights { seed: 4 };
+
+    fn block() -> TowerConfig {
+        let activation = Activation::QuickGelu;
+        TowerConfig { width: 16, mlp: 32, layers: 3, heads: 2, activation, norm_eps: 1e-5 }
+    }
+
+    fn lora() -> (LoraSpec, ChaCha8Rng) {
+        let spec = LoraSpec { towers: Tower::ALL.to_vec(), ..LoraSpec::new(2, 2.0, &Target::ALL) };
+        (spec, ChaCha8Rng::seed_from_u64(1))
+    }
+
+    fn vision(backend: &Cpu<f32>) -> (VisionTower<Cpu<f32>>, Vec<BlockLora<Cpu<f32>>>) {
+        let config = VisionConfig { tower: block(), image_size: 32, patch_size: 4 };
+        let norm = Normalisation::CLIP;
+        let tower = VisionTower::load(backend, &SOURCE, &config, 8, norm, Savings::ALL).unwrap();
+        let (spec, mut rng) = lora();
+        let lora = tower.adapters(backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
+        (tower, lora)
+    }
+
+    #[test]
+    fn activations_on_the_cpu_are_counted_to_the_byte() {
+        let backend = Cpu::<f32>::new();
+        let (tower, lora) = vision(&backend);
+        let tuning = TowerTuning { lora: &lora, prompts: None, dropout: None };
+        for purpose in [Purpose::Inference, Purpose::Training] {
+            let make = |images| Ok(VisionActivations::new(&backend, &tower, images, tuning, purpose)?);
+            let [fixed, image] = measured(&backend, make).unwrap();
+            assert_eq!(allocated_by(&backend, || make(7)).unwrap().1, fixed + 7 * image, "{purpose:?}");
+            // f32 probabilities of the blocks in front of the last; without training one block serves both.
+            let kept = if purpose == Purpose::Training { 2 } else { 1 };
+            let probabilities = kept * 2 * 65 * 65 * 4;
+            assert!(image > probabilities, "{purpose:?}: {image} with {probabilities} of probabilities");
+        }
+    }
+
+    #[test]
+    fn photos_that_do_not_fit_are_refused_with_the_number_that_does() {
+        let backend = Cpu::<f32>::new();
+        let (tower, lora) = vision(&backend);
+        let tuning = TowerTuning { lora: &lora, prompts: None, dropout: None };
+        check_photos(&backend, &tower, tuning, 1).unwrap();
+        let batch = 1 << 40;
+        let error = check_photos(&backend, &tower, tuning, batch).unwrap_err();
+        let line = error.to_string();
+        assert!(line.starts_with("--batch-size: 1099511627776 images need "), "{line}");
+        assert!(line.contains(" MiB of memory and "), "{line}");
+        let TrainError::DeviceMemory { fits, .. } = error else { panic!("{line}") };
+        assert!((1..batch).contains(&fits) && line.ends_with(&format!("up to {fits} fit")), "{line}");
+    }
+
+    #[test]
+    fn the_largest_batch_that_fits_does() {
+        let estimate = Estimate { fixed: 1000, image: 100 };
+        let check = |batch, free| {
+            let memory = DeviceMemory { name: "memory", free, allocated: 0 };
+            match estimate.check(batch, memory) {
+                Ok(()) => None,
+                Err(TrainError::DeviceMemory { fits, .. }) => Some(fits),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        // 95 % of 2000 are 1900.
+        assert_eq!((check(9, 2000), check(10, 2000), check(usize::MAX, 2000)), (None, Some(9), Some(9)));
+        assert_eq!(check(1, 1000), Some(0));
+    }
+
+    #[test]
+    fn a_text_tower_is_estimated_without_the_memory_it_would_take() {
+        let backend = Cpu::<f32>::new();
+        let (rows, len, templates) = (600, 7, 3);
+        let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
+        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows] };
+        let config = TextConfig { tower: block(), vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
+        let tower = Arc::new(TextTower::load(&backend, &SOURCE, &config, 8).unwrap());
+        let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
+        let (spec, mut rng) = lora();
+        let lora = tower.adapters(&backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
+        let training = TextTraining { tower: tower.clone(), prompts };
+        let (estimate, used) = allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
+        let (_, real) = allocated_by(&backend, || {
+            let activations = TextActivations::new(&backend, &tower, &training.prompts, &lora, true, PART)?;
+            Ok((activations, tower.folded(&backend, &lora)?))
+        })
+        .unwrap();
+        assert!(estimate >= real && estimate < real + real / 50, "{estimate}, really {real}");
+        assert!(used < real / 10, "{used} of {real} were allocated to find out");
+    }
 }

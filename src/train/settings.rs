@@ -663,3 +663,30 @@ pub fn check_templates(templates: &[String]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_make_steps_smaller_are_those_that_act() {
+        let flags = |recipe| Settings::of(recipe).step_flags();
+        assert_eq!(flags(Recipe::Linear), "--lr-head, --clip-grad-norm");
+        assert_eq!(flags(Recipe::Lora), "--lr-head, --lr-lora, --clip-grad-norm");
+        assert_eq!(flags(Recipe::Vpt), "--lr-head, --lr-prompt, --clip-grad-norm");
+        assert_eq!(flags(Recipe::ClipLora), "--lr-lora, --clip-grad-norm");
+    }
+
+    #[test]
+    fn features_stand_for_images_where_the_vision_tower_is_frozen() {
+        let text = || Settings { towers: vec![Tower::Text], ..Settings::of(Recipe::ClipLora) };
+        assert!(text().on_frozen_features());
+        assert!(Settings::of(Recipe::Linear).on_frozen_features());
+        let crops = Settings { augment: Augment::CropFlip, ..text() };
+        let mixed = Settings { mixup: 0.2, ..text() };
+        let prompts = Settings { method: Method::Vpt, with_lora: true, ..text() };
+        for settings in [Settings::of(Recipe::ClipLora), Settings::of(Recipe::Vpt), crops, mixed, prompts] {
+            assert!(!settings.on_frozen_features(), "{settings:?}");
+        }
+    }
+}

@@ -22,12 +22,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_memory_is_left_and_an_allocation_takes_of_it() {
-        let before = available().unwrap();
-        let bytes = before / 4;
-        assert!(bytes > 0);
-        let held = vec![1u8; bytes];
-        let during = available().unwrap();
-        assert!(during < before - bytes / 2, "{before} and then {during} with {} taken", held.len());
+    fn what_is_left_is_some_of_what_there_is() {
+        let mut system = System::new();
+        system.refresh_memory();
+        let (free, all) = (available().unwrap(), system.total_memory() as usize);
+        assert!(free > 1 << 24 && free < all, "{free} of {all}");
     }
 }
