@@ -261,6 +261,9 @@ fn flags_that_make_no_sense_are_wrong_usage() {
         (&["--targets", "q_proj,q_proj"], &["--targets", "twice"]),
         (&["--template", "no place for the class"], &["--template"]),
         (&["--batch-size", "100000000"], &["--batch-size"]),
+        (&["--accumulate", "9223372036854775807"], &["--accumulate", "1048576"]),
+        (&["--alpha", "0"], &["--alpha", "above 0"]),
+        (&["--alpha=-1"], &["--alpha", "above 0"]),
         (&["--device", "gpu"], &["--device gpu"]),
         (&["--device", "cpu", "--precision", "f16"], &["--precision", "f32"]),
     ] {
@@ -349,7 +352,7 @@ fn numbers_that_are_none_end_a_run_and_are_not_kept() {
     let run = place.at("run");
     for more in [["--lr-lora", "1e38"], ["--lr-head", "1e38"]] {
         let wild = place.train(&run, &[&more[..], &["--epochs", "2", "--overwrite"]].concat());
-        fail(1, &wild, place.path(), &["not finite", "--lr-lora"]);
+        fail(1, &wild, place.path(), &["not finite", "--lr-head, --lr-lora, --clip-grad-norm"]);
         for file in TRAINED {
             let file = Path::new(&run).join(file);
             assert!(!file.exists(), "{} must not be kept", file.display());

@@ -2,6 +2,7 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::check::relative_error;
+use clip_engine::clip::block::Evaluated;
 use clip_engine::clip::text::TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;
@@ -33,7 +34,7 @@ fn image_features_from_u8_pixels_are_those_of_transformers() {
     let batch = pixels.shape().rows();
     let mut a =
         VisionActivations::new(&backend, &tower, batch, TowerTuning::NONE, Purpose::Inference).unwrap();
-    tower.infer(&backend, &pixels, None, &[], None, &mut a).unwrap();
+    tower.infer(&backend, &pixels, None, Evaluated::NONE, None, &mut a).unwrap();
     let error = relative_error(&floats(&a.features), &floats(&reference("image_features")));
     assert!(error < 1e-5, "{error:e}");
 }

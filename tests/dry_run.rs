@@ -71,7 +71,11 @@ fn memory_and_work_grow_as_they_must() {
         let args = ["train", "--data", &place.data, "--model", &place.model, "--dry-run"];
         succeed(&[&args[..], more].concat(), place.path()).out
     };
-    let memory = |out: &str| number(line(out, "memory, estimated"));
+    let memory = |out: &str| {
+        let line = line(out, "memory, estimated");
+        assert!(line.ends_with(" MiB are free"), "{line}");
+        number(line)
+    };
     let work = |out: &str| number(line(out, "work"));
     let frozen = |out: &str| number(line(out, "frozen parameters"));
     let [four, eight] = ["4", "8"].map(|batch| say(&["--batch-size", batch]));

@@ -4,11 +4,11 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::check::relative_error;
 use clip_engine::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
-use clip_engine::objective::MixDraw;
+use clip_engine::objective::{MixDraw, MixOn};
 use clip_engine::optim::{Rate, Rates};
-use clip_engine::tensor::Tensor;
+use clip_engine::tensor::{DType, Tensor};
 use clip_engine::train::learner::{Batch, Learner, Share};
-use clip_engine::tune::{Place, Tower};
+use clip_engine::tune::{Place, Target, Tower};
 
 /// Plain LoRA and all techniques.
 fn steps() -> Vec<(&'static str, TinyStep)> {
@@ -219,4 +219,59 @@ fn dropout_draws_by_the_number_of_the_batch() {
         seen += 1;
     }
     assert_eq!(seen, 4);
+}
+
+/// What is behind a frozen vision tower learns from cached features what it learns from the images.
+#[test]
+fn features_of_a_frozen_vision_tower_train_as_its_images_do() {
+    let text = TinyStep {
+        towers: vec![Tower::Text],
+        targets: Target::ALL.to_vec(),
+        dropout: 0.25,
+        text_part: 6,
+        accumulate: 2,
+        ..TinyStep::new(TinySizes::ODD, 2)
+    };
+    let mixed = TinyStep { mix: Some(MixOn::Features), ..text.clone() };
+    for (name, tiny) in [
+        ("text tower", &text),
+        ("features mixed", &mixed),
+        ("no head", &TinyStep { head: false, ..text.clone() }),
+    ] {
+        let [mut by_images, mut by_features, mut plain] = [0; 3].map(|_| tiny.learner().unwrap());
+        let (images, labels) = tiny.batch().unwrap();
+        plain.evaluate_frozen(images.view(), &labels).unwrap();
+        let (features, frozen) = (plain.features().unwrap(), plain.logits().unwrap().1);
+        for number in 0..4 {
+            let draw = tiny.draw(labels.len(), u64::from(number));
+            let batch = |inputs| Batch { mix: draw.as_ref(), number, ..Batch::new(inputs, &labels) };
+            let share = Share { place: Place::of(number as usize % 2, 2), of_images: 0.5 };
+            by_images.train_part(batch(images.view()), share, &rates(), 1.0).unwrap();
+            by_features.train_on_features(batch(features.view()), share, &rates(), 1.0).unwrap();
+            assert_eq!(by_images.stats().unwrap().loss, by_features.stats().unwrap().loss, "{name}");
+        }
+        for (a, b) in by_images.snapshot().unwrap().iter().zip(by_features.snapshot().unwrap()) {
+            assert_eq!(values(a), values(&b), "{name}");
+        }
+        by_images.evaluate(images.view(), &labels).unwrap();
+        by_features.evaluate_head(features.view(), &labels).unwrap();
+        let [expected, found] = [by_images.logits().unwrap(), by_features.logits().unwrap()];
+        assert_eq!(
+            (values(&found.0), values(&found.1)),
+            (values(&expected.0), values(&expected.1)),
+            "{name}"
+        );
+        by_features.evaluate_frozen_head(features.view(), &labels).unwrap();
+        let (_, text) = by_features.logits().unwrap();
+        assert_eq!(values(&text), values(&frozen), "{name}: plain CLIP");
+        assert_ne!(values(&found.1), values(&frozen), "{name}: the text tower was trained");
+        let crops = Tensor::from_slice([labels.len(), 5], &vec![0u32; labels.len() * 5]).unwrap();
+        let cropped = Batch { crops: Some(crops.view()), ..Batch::new(features.view(), &labels) };
+        assert!(by_features.train_on_features(cropped, Share::ALL, &rates(), 1.0).is_err(), "{name}: crops");
+    }
+    let mut in_vision = TinyStep::new(TinySizes::ODD, 2).learner().unwrap();
+    let (features, labels) = (Tensor::zeros([4, 6], DType::F64), [0, 1, 2, 3]);
+    let batch = Batch::new(features.view(), &labels);
+    let error = in_vision.train_on_features(batch, Share::ALL, &rates(), 1.0).unwrap_err().to_string();
+    assert!(error.contains("features do not stand for images"), "{error}");
 }

@@ -4,13 +4,24 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
-use clip_engine::backend::{Backend, Control, LossScaling};
+use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::check::device::check_steps;
 use clip_engine::check::relative_error;
 use clip_engine::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
+use clip_engine::clip::ClipError;
+use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::config::{TextConfig, TowerConfig, VisionConfig};
+use clip_engine::clip::random::RandomWeights;
+use clip_engine::clip::source::{Loaded, WeightSource};
+use clip_engine::clip::text::TextTower;
+use clip_engine::clip::tokenizer::TokenBatch;
+use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionActivations, VisionTower};
 use clip_engine::optim::{Rate, Rates};
+use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, StepStats};
+use clip_engine::tune::lora::LoraInit;
+use clip_engine::tune::{BlockLora, LoraSpec, Site, Target, Tower, TowerTuning};
 
 fn twin(dtype: DType) -> Cuda {
     Cuda::on_twin(dtype, 90).unwrap()
@@ -330,4 +341,102 @@ fn steps_allocate_nothing_and_learners_give_their_memory_back() {
     // Scratch memory and the optimizer's tables stay for the next learner, which adds nothing to them.
     let (_, again) = run();
     assert!(again <= after + 4096, "{after} bytes are left, then {again}");
+}
+
+/// Evaluation without dropout is training's forward pass: folding would round what was trained to the weights'
+/// grid, and in bf16 most of it away.
+#[test]
+fn bf16_is_evaluated_as_it_is_trained() {
+    let both = TinyStep { towers: Tower::ALL.to_vec(), text_part: 6, ..tiny(TinySizes::EVEN) };
+    let accumulated = technique("prompts accumulated, LoRA", TinySizes::EVEN);
+    for (name, tiny) in [("both towers", both), ("prompts", accumulated)] {
+        let mut learner = learner(twin(DType::BF16), &tiny, None);
+        train(&mut learner, &tiny, 1);
+        let test = tiny.training_batch(tiny.sizes.batch, 50).unwrap();
+        let loss = learner.loss(test.view()).unwrap();
+        let features = learner.features().unwrap();
+        for _ in 0..3 {
+            learner.evaluate(test.images.view(), &test.labels).unwrap();
+            assert_eq!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
+            assert_eq!(learner.stats().unwrap().loss, loss, "{name}");
+        }
+        learner.evaluate_frozen(test.images.view(), &test.labels).unwrap();
+        assert_ne!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
+    }
+}
+
+/// Weights of linear layers between 1/16 and 1/8, where numbers of bf16 are 2⁻¹¹ apart.
+struct Coarse(RandomWeights);
+
+impl WeightSource for Coarse {
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<Loaded<'_>, ClipError> {
+        let loaded = self.0.tensor(name, dims)?;
+        let linear = name.contains("layers.") && dims.len() == 2;
+        let move_up = |w: &f64| if linear { w.signum() * (1.0 + w.abs().fract()) / 16.0 } else { *w };
+        let values: Vec<f64> =
+            loaded.view().to_tensor(DType::F64)?.typed::<f64>()?.iter().map(move_up).collect();
+        Ok(Loaded::Owned(Tensor::from_slice(loaded.view().shape(), &values)?))
+    }
+}
+
+/// Every element of scale·B·A is ±2⁻¹²·⁵: less than half a step of [`Coarse`].
+struct Fine;
+
+impl LoraInit for Fine {
+    fn start(&mut self, _: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+        let signs = |shape: [usize; 2]| {
+            let values = (0..shape[0] * shape[1]).map(|i| if i % 3 == 0 { -1.0f32 } else { 1.0 });
+            let values: Vec<f32> = values.map(|sign| sign * 2f32.powf(-6.25)).collect();
+            Tensor::from_slice(shape, &values).unwrap()
+        };
+        (signs([1, inputs]), signs([outputs, 1]))
+    }
+}
+
+#[test]
+fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
+    let (backend, source) = (twin(DType::BF16), Coarse(RandomWeights { seed: 5 }));
+    let block = TowerConfig {
+        width: 64,
+        mlp: 128,
+        layers: 2,
+        heads: 2,
+        activation: Activation::QuickGelu,
+        norm_eps: 1e-5,
+    };
+    let spec = LoraSpec { towers: Tower::ALL.to_vec(), ..LoraSpec::new(1, 1.0, &Target::ALL) };
+    let weight = source.tensor("text_model.encoder.layers.0.mlp.fc1.weight", &[128, 64]).unwrap();
+    let weight = weight.view().to_tensor(DType::BF16).unwrap();
+    for w in weight.typed::<half::bf16>().unwrap() {
+        let step = 2f32.powf(-12.5);
+        assert!([step, -step].iter().all(|step| half::bf16::from_f32(w.to_f32() + step) == *w), "{w}");
+    }
+
+    let config = VisionConfig { tower: block.clone(), image_size: 32, patch_size: 8 };
+    let tower = VisionTower::load(&backend, &source, &config, 32, Normalisation::CLIP, Savings::ALL).unwrap();
+    let lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
+    let (pixels, _) = tiny(TinySizes::EVEN).pixels(30).unwrap();
+    let pixels = backend.upload(pixels.view(), DType::U8).unwrap();
+    let features = |lora: &[BlockLora<Cuda>]| {
+        let mut folded = tower.folded(&backend, lora).unwrap();
+        tower.fold(&backend, lora, &mut folded).unwrap();
+        let tuning = TowerTuning { lora, prompts: None, dropout: None };
+        let mut a = VisionActivations::new(&backend, &tower, 6, tuning, Purpose::Inference).unwrap();
+        let adapters = Evaluated { lora, folded: &folded };
+        tower.infer(&backend, &pixels, None, adapters, None, &mut a).unwrap();
+        backend.download(&a.features).unwrap()
+    };
+    assert_ne!(features(&lora).bytes(), features(&[]).bytes(), "vision tower");
+
+    let config = TextConfig { tower: block, vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
+    let tower = TextTower::load(&backend, &source, &config, 32).unwrap();
+    let lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
+    let tokens = TokenBatch { ids: vec![28, 3, 7, 29, 28, 5, 29, 29], len: 4, rows: 2, eos_rows: vec![3, 2] };
+    let features = |lora: &[BlockLora<Cuda>]| {
+        let mut folded = tower.folded(&backend, lora).unwrap();
+        tower.fold(&backend, lora, &mut folded).unwrap();
+        let adapters = Evaluated { lora, folded: &folded };
+        tower.features(&backend, &source, &tokens, adapters, &Silent).unwrap()
+    };
+    assert_ne!(features(&lora).bytes(), features(&[]).bytes(), "text tower");
 }

@@ -403,6 +403,8 @@ pub struct AdamwStep<'a, B: Backend> {
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
+    /// What people call it: "GPU memory".
+    pub name: &'static str,
     /// What could still be allocated.
     pub free: usize,
     /// By this backend, now.
@@ -470,7 +472,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         0
     }
 
-    /// The device's memory; none where it is the host's own.
+    /// The device's memory; none where the system does not say.
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         Ok(None)
     }

@@ -5,6 +5,7 @@
 
 use super::{CheckError, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
+use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
@@ -407,7 +408,7 @@ impl<B: Backend> Text<B> {
         let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
         let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows };
         let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
-        let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
+        let features = tower.features(backend, weights, &tokens, Evaluated::NONE, &Silent)?;
         let templates = reference.meta.templates;
         let classes = text::class_features(&features, templates)?;
         row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;

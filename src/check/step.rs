@@ -4,6 +4,7 @@ use super::difference::{against, normal};
 use super::{CheckError, Row};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
+use crate::clip::block::Evaluated;
 use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
@@ -259,7 +260,7 @@ impl TinyStep {
         let (c, e) = (self.sizes.classes, self.sizes.features);
         let features = match text {
             Some(text) => {
-                let features = text.features(backend, source, &self.tokens(), &[], &Silent)?;
+                let features = text.features(backend, source, &self.tokens(), Evaluated::NONE, &Silent)?;
                 text::class_features(&features, TEMPLATES)?
             }
             None => Tensor::from_slice([c, e], &normal(c * e, 13))?,

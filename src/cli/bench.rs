@@ -198,7 +198,7 @@ fn probe<B: Backend>(
     let spec = step_spec(backend, labels.len(), side, Purpose::Inference);
     let mut learner = Learner::new(backend.clone(), tower.clone(), Trained::head(head), &text, &spec)?;
     times(backend, reps, || {
-        Ok(learner.train_head_step(features.view(), labels, None, Share::ALL, rates, 1.0)?)
+        Ok(learner.train_on_features(Batch::new(features.view(), labels), Share::ALL, rates, 1.0)?)
     })
 }
 

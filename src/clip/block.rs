@@ -10,6 +10,7 @@ use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
     Linear, Result,
 };
+use crate::tensor::DType;
 use crate::tune::dropout::{BlockDropout, Slot};
 use crate::tune::{BlockLora, LoraLayer, ProjectionLora};
 
@@ -58,11 +59,63 @@ pub struct FoldedBlock<B: Backend> {
     fc2: Option<Linear<B>>,
 }
 
+/// Whether evaluation folds adapters into weights of this type.
+///
+/// A fold rounds to the grid of the weight, which takes every update below half a step of it away. bf16 keeps 8
+/// bits of a number, and an adapter of few steps is lost in that; there the adapters stay beside the weights as in
+/// training, which costs the low-rank products. The grid of f16 is eight times finer, and folding pays.
+fn folds(dtype: DType) -> bool {
+    dtype != DType::BF16
+}
+
+/// The adapters of a tower in evaluation.
+pub struct Evaluated<'a, B: Backend> {
+    /// One entry for each block, or none.
+    pub lora: &'a [BlockLora<B>],
+    /// The same adapters as part of the weights; empty where they stay beside them.
+    pub folded: &'a [FoldedBlock<B>],
+}
+
+impl<'a, B: Backend> Evaluated<'a, B> {
+    /// The tower as it is.
+    pub const NONE: Self = Evaluated { lora: &[], folded: &[] };
+
+    /// Those of block `layer`.
+    pub(super) fn of(self, layer: usize) -> Adapters<'a, B> {
+        match (self.folded.get(layer), self.lora.get(layer)) {
+            (Some(folded), _) => Adapters::Folded(folded),
+            (None, Some(lora)) => Adapters::Lora(lora, None),
+            (None, None) => Adapters::None,
+        }
+    }
+}
+
+impl<B: Backend> Clone for Evaluated<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Evaluated<'_, B> {}
+
+/// Memory for the adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the
+/// weights.
+pub(super) fn folded<B: Backend>(
+    backend: &B,
+    blocks: &[Block<B>],
+    lora: &[BlockLora<B>],
+) -> Result<Vec<FoldedBlock<B>>> {
+    if !folds(backend.compute_dtype()) {
+        return Ok(Vec::new());
+    }
+    blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+}
+
 /// What stands beside the frozen weights in a forward pass.
 pub enum Adapters<'a, B: Backend> {
     /// Nothing.
     None,
-    /// Adapters in training, and dropout in front of them where there is any.
+    /// Adapters as training has them, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
     /// The same adapters as part of the weights, for evaluation.
     Folded(&'a FoldedBlock<B>),

@@ -1,15 +1,18 @@
 //! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, Rows, Scratch};
+use super::block::{
+    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
+};
 use super::config::TextConfig;
-use super::source::{Loader, WeightSource};
+use super::source::{Loaded, Loader, WeightSource};
 use super::tokenizer::TokenBatch;
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
-use crate::tensor::{DType, Tensor, View};
+use crate::tensor::{DType, Tensor, TensorError, View};
 use crate::tune::lora::{BlockPlace, LoraInit};
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
+use std::collections::{BTreeSet, HashMap};
 
 /// The prompts around a class name; `{}` stands for it.
 pub const TEMPLATES: [&str; 4] =
@@ -75,9 +78,10 @@ impl<B: Backend> TextTower<B> {
         (0..self.blocks.len()).map(|layer| BlockLora::new(backend, spec, place(layer), init)).collect()
     }
 
-    /// Memory for the layers that `lora` adapts, with the adapters folded in.
+    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
+    /// beside the weights, as it does in bf16.
     pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        self.blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+        block::folded(backend, &self.blocks, lora)
     }
 
     /// Folds the adapters into `folded`.
@@ -87,14 +91,13 @@ impl<B: Backend> TextTower<B> {
     }
 
     /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token
-    /// embedding that occur are read from `source`. `folded`: the linear layers to use instead of the frozen
-    /// ones, or none.
+    /// embedding that occur are read from `source`.
     pub fn features(
         &self,
         backend: &B,
         source: &dyn WeightSource,
         tokens: &TokenBatch,
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         monitor: &dyn Monitor,
     ) -> std::result::Result<Tensor, ClipError> {
         let (t, d) = (&self.config.tower, self.config.tower.width);
@@ -103,7 +106,7 @@ impl<B: Backend> TextTower<B> {
         let sizes = BlockSizes { batch, tokens: len, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let mut memory = TextMemory {
             sizes,
-            activations: BlockActivations::new(backend, sizes, None)?,
+            activations: BlockActivations::new(backend, sizes, adapters.lora.first())?,
             scratch: Scratch::new(backend, sizes, &[], false, false)?,
             output: backend.empty([batch, len, d], dtype)?,
             ends: Ends::new(backend, batch, d, self.features)?,
@@ -119,7 +122,7 @@ impl<B: Backend> TextTower<B> {
             let rows = BATCH.min(tokens.rows - start);
             let ids = &tokens.ids[start * len..][..rows * len];
             let eos = &tokens.eos_rows[start..][..rows];
-            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, folded, &mut memory)?;
+            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, adapters, &mut memory)?;
             features.extend_from_slice(part.bytes());
             monitor.advance(rows as u64);
         }
@@ -134,7 +137,7 @@ impl<B: Backend> TextTower<B> {
         backend: &B,
         embedded: &Tensor,
         eos: &[u32],
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         m: &mut TextMemory<B>,
     ) -> std::result::Result<Tensor, ClipError> {
         let n = eos.len();
@@ -148,8 +151,7 @@ impl<B: Backend> TextTower<B> {
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let (a, output) = (&mut m.activations, &mut m.output);
-            let adapters = folded.get(l).map_or(Adapters::None, Adapters::Folded);
-            block.forward(backend, adapters, &rows, a, &mut m.scratch, output)?;
+            block.forward(backend, adapters.of(l), &rows, a, &mut m.scratch, output)?;
         }
         self.project(backend, &m.output, &rows, &mut m.ends)?;
         Ok(backend.download(&m.ends.features)?)
@@ -206,7 +208,7 @@ impl<B: Backend> Ends<B> {
 
 /// Token and position embeddings on the host, where only the rows that occur are read.
 struct Embedding<'a> {
-    tokens: super::source::Loaded<'a>,
+    tokens: Loaded<'a>,
     positions: Tensor,
     width: usize,
 }
@@ -228,8 +230,24 @@ impl<'a> Embedding<'a> {
         })
     }
 
+    /// The embedding of those tokens alone that are among `ids`, and these as its rows.
+    fn of_those_in(&self, ids: &[u32]) -> std::result::Result<(Embedding<'static>, Vec<u32>), ClipError> {
+        let occurring: Vec<u32> = BTreeSet::from_iter(ids.iter().copied()).into_iter().collect();
+        let mut rows = Tensor::zeros([occurring.len(), self.width], DType::F64);
+        for (row, &id) in rows.typed_mut::<f64>()?.chunks_exact_mut(self.width).zip(&occurring) {
+            let token = self.tokens.view().rows(id as usize, 1)?.to_tensor(DType::F64)?;
+            row.copy_from_slice(token.typed::<f64>()?);
+        }
+        let row_of: HashMap<u32, u32> = occurring.into_iter().zip(0..).collect();
+        let (positions, width) = (self.positions.clone(), self.width);
+        Ok((
+            Embedding { tokens: Loaded::Owned(rows), positions, width },
+            ids.iter().map(|id| row_of[id]).collect(),
+        ))
+    }
+
     /// Token plus position embedding of prompts of `len` tokens each: f64 \[N, len, D\].
-    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, ClipError> {
+    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, TensorError> {
         let mut x = Tensor::zeros([ids.len() / len, len, self.width], DType::F64);
         let positions = self.positions.typed::<f64>()?;
         for (index, (&id, x)) in
@@ -245,25 +263,52 @@ impl<'a> Embedding<'a> {
     }
 }
 
-/// The prompts of all classes, embedded: what a tower in training starts from.
+/// The prompts of all classes and the embeddings of their tokens: what a tower in training starts from. The
+/// prompts are embedded a part at a time, since all of them can take gigabytes.
 pub struct EmbeddedPrompts {
-    /// \[C·templates, tokens, D\], the templates of a class adjacent.
-    embedded: Tensor,
+    /// Of the tokens that occur.
+    embedding: Embedding<'static>,
+    /// \[C·templates, tokens\], the templates of a class adjacent: rows of that embedding.
+    ids: Vec<u32>,
+    /// Of each prompt.
+    tokens: usize,
     /// For each prompt the row that stands for it.
     eos_rows: Vec<u32>,
     templates: usize,
 }
 
 impl EmbeddedPrompts {
-    /// Embeds tokenised prompts in the order of [`prompts`], with the embeddings in `source`.
+    /// Tokenised prompts in the order of [`prompts`], with their embeddings from `source`.
     pub fn new(
         source: &dyn WeightSource,
         config: &TextConfig,
         tokens: &TokenBatch,
         templates: usize,
     ) -> std::result::Result<Self, ClipError> {
-        let embedded = Embedding::load(source, config, tokens.len)?.embed(&tokens.ids, tokens.len)?;
-        Ok(EmbeddedPrompts { embedded, eos_rows: tokens.eos_rows.clone(), templates })
+        let (embedding, ids) = Embedding::load(source, config, tokens.len)?.of_those_in(&tokens.ids)?;
+        Ok(EmbeddedPrompts {
+            embedding,
+            ids,
+            tokens: tokens.len,
+            eos_rows: tokens.eos_rows.clone(),
+            templates,
+        })
+    }
+
+    /// Prompts `first` to `first` + `count` − 1, embedded: f64 \[count, tokens, D\].
+    fn embed(&self, first: usize, count: usize) -> Result<Tensor> {
+        Ok(self.embedding.embed(&self.ids[first * self.tokens..][..count * self.tokens], self.tokens)?)
+    }
+
+    /// Prompts of a whole part, and the number of parts.
+    pub(crate) fn parts(&self, part: usize) -> (usize, usize) {
+        let together = self.together(part);
+        (together * self.templates, self.classes().div_ceil(together))
+    }
+
+    /// Elements of all prompts, embedded.
+    pub(crate) fn elements(&self) -> usize {
+        self.ids.len() * self.embedding.width
     }
 
     /// The number of prompts: one for each class and template.
@@ -273,7 +318,7 @@ impl EmbeddedPrompts {
 
     /// Tokens of each prompt: those of the longest, to which the others were padded.
     pub fn tokens(&self) -> usize {
-        self.sizes().0
+        self.tokens
     }
 
     /// Classes in a part of up to `part` prompts.
@@ -290,12 +335,6 @@ impl EmbeddedPrompts {
     /// The number of classes.
     pub fn classes(&self) -> usize {
         self.eos_rows.len() / self.templates.max(1)
-    }
-
-    /// Tokens of a prompt, and D.
-    fn sizes(&self) -> (usize, usize) {
-        let shape = self.embedded.shape();
-        (shape.dims().get(1).copied().unwrap_or(0), shape.columns())
     }
 }
 
@@ -348,24 +387,38 @@ impl<B: Backend> TextActivations<B> {
         dropout: bool,
         part: usize,
     ) -> Result<Self> {
-        let (t, e) = (&tower.config.tower, tower.features);
-        let ((tokens, d), templates) = (prompts.sizes(), prompts.templates);
         let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
             .map(|first| Part::new(backend, prompts, first, together))
             .collect::<Result<Vec<_>>>()?;
-        let batch = together * templates;
+        let sums = match parts.len() {
+            0 | 1 => Vec::new(),
+            _ => {
+                let empty = |p: &Param<B>| backend.empty(p.value.shape(), backend.master_dtype());
+                parameters(lora).map(empty).collect::<Result<_>>()?
+            }
+        };
+        let sizes = (together, prompts.templates, prompts.tokens);
+        Ok(TextActivations { parts, sums, ..Self::without_prompts(backend, tower, sizes, lora, dropout)? })
+    }
+
+    /// Memory for parts of so many classes, prompts of a class and tokens of a prompt.
+    pub(crate) fn without_prompts(
+        backend: &B,
+        tower: &TextTower<B>,
+        (together, templates, tokens): (usize, usize, usize),
+        lora: &[BlockLora<B>],
+        dropout: bool,
+    ) -> Result<Self> {
+        let (t, e) = (&tower.config.tower, tower.features);
+        let (batch, d) = (together * templates, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
         let all: Vec<&BlockLora<B>> = lora.iter().collect();
         let blocks = (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l)));
-        let sums = match parts.len() {
-            0 | 1 => Vec::new(),
-            _ => parameters(lora).map(|p| backend.empty(p.value.shape(), master)).collect::<Result<_>>()?,
-        };
         Ok(TextActivations {
-            parts,
+            parts: Vec::new(),
             sizes,
             blocks: blocks.collect::<Result<_>>()?,
             scratch: Scratch::new(backend, sizes, &all, dropout, true)?,
@@ -378,7 +431,7 @@ impl<B: Backend> TextActivations<B> {
             classes: backend.empty([together, e], master)?,
             class_norms: backend.empty([together], master)?,
             d_classes: backend.empty([together, e], master)?,
-            sums,
+            sums: Vec::new(),
         })
     }
 
@@ -405,10 +458,10 @@ impl<B: Backend> Part<B> {
     fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
         let classes = together.min(prompts.classes() - first);
         let (row, rows) = (first * prompts.templates, classes * prompts.templates);
-        let embedded = prompts.embedded.view().rows(row, rows)?;
+        let embedded = prompts.embed(row, rows)?;
         let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
         Ok(Part {
-            embedded: backend.upload(embedded, backend.compute_dtype())?,
+            embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
             eos: backend.upload(eos.view(), DType::U32)?,
             first_class: first,
             classes,
@@ -480,11 +533,11 @@ impl<B: Backend> TextTower<B> {
         backend.class_features(&ends.features, classes, class_norms)
     }
 
-    /// Class features with `folded` in the place of the adapted layers: `t` \[C, E\].
+    /// Class features as evaluation has them, without dropout: `t` \[C, E\].
     pub fn infer(
         &self,
         backend: &B,
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         a: &mut TextActivations<B>,
         t: &mut B::Tensor,
     ) -> Result<()> {
@@ -493,9 +546,9 @@ impl<B: Backend> TextTower<B> {
             let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
             let (part, Some(memory)) = (&parts[index], blocks.first_mut()) else { break };
             backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
-            for (block, folded) in self.blocks.iter().zip(folded) {
+            for (l, block) in self.blocks.iter().enumerate() {
                 std::mem::swap(&mut memory.input, output);
-                block.forward(backend, Adapters::Folded(folded), &part.eos, memory, scratch, output)?;
+                block.forward(backend, adapters.of(l), &part.eos, memory, scratch, output)?;
             }
             self.project(backend, output, &part.eos, ends)?;
             backend.class_features(&ends.features, classes, class_norms)?;
@@ -582,4 +635,30 @@ pub fn class_features(features: &Tensor, templates: usize) -> std::result::Resul
 pub fn logit_scale(source: &dyn WeightSource) -> std::result::Result<f64, ClipError> {
     let scale = source.tensor("logit_scale", &[])?.view().to_tensor(DType::F64)?;
     Ok(scale.typed::<f64>()?[0].exp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::clip::config::TowerConfig;
+    use crate::clip::random::RandomWeights;
+
+    #[test]
+    fn prompts_keep_the_tokens_that_occur_and_are_embedded_in_parts_as_at_once() {
+        let activation = Activation::QuickGelu;
+        let tower = TowerConfig { width: 8, mlp: 16, layers: 1, heads: 2, activation, norm_eps: 1e-5 };
+        let config = TextConfig { tower, vocabulary: 500, max_tokens: 8, bos: Some(498), eos: 499 };
+        let source = RandomWeights { seed: 3 };
+        let ids = vec![498, 400, 7, 499, 498, 7, 499, 499, 498, 1, 400, 499, 498, 250, 1, 499];
+        let tokens = TokenBatch { ids, len: 4, rows: 4, eos_rows: vec![3, 2, 3, 3] };
+        let whole = Embedding::load(&source, &config, 4).unwrap().embed(&tokens.ids, 4).unwrap();
+        let prompts = EmbeddedPrompts::new(&source, &config, &tokens, 2).unwrap();
+        for (first, count) in [(0, 4), (0, 2), (2, 2), (3, 1)] {
+            let part = prompts.embed(first, count).unwrap();
+            assert_eq!(part.bytes(), whole.view().rows(first, count).unwrap().bytes(), "{first} {count}");
+        }
+        assert_eq!(prompts.embedding.tokens.view().shape(), [6, 8].into(), "1, 7, 250, 400, 498, 499");
+        assert_eq!((prompts.classes(), prompts.tokens(), prompts.elements()), (2, 4, 4 * 4 * 8));
+    }
 }

@@ -1,7 +1,9 @@
 //! The vision tower: pixels to normalised features, and back to the first trained tensor.
 
 use super::ClipError;
-use super::block::{Adapters, Block, BlockActivations, BlockSizes, FoldedBlock, Rows, Scratch};
+use super::block::{
+    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
+};
 use super::config::VisionConfig;
 use super::source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
@@ -128,9 +130,10 @@ impl<B: Backend> VisionTower<B> {
         places.map(|place| BlockLora::new(backend, spec, place, init)).collect()
     }
 
-    /// Memory for the layers that `lora` adapts, with the adapters folded in.
+    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
+    /// beside the weights, as it does in bf16.
     pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        self.blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+        block::folded(backend, &self.blocks, lora)
     }
 
     /// Folds the adapters into `folded`.
@@ -202,14 +205,14 @@ impl<B: Backend> VisionTower<B> {
         self.project(backend, a)
     }
 
-    /// Pixels to features without keeping anything: one block's memory serves all. `folded`: the linear
-    /// layers to use instead of the frozen ones, or none.
+    /// Pixels to features without keeping anything: one block's memory serves all, and has room
+    /// for x·Aᵀ where `adapters` stay beside the weights.
     pub fn infer(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
-        folded: &[FoldedBlock<B>],
+        adapters: Evaluated<'_, B>,
         prompts: Option<&Prompts<B>>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
@@ -226,7 +229,6 @@ impl<B: Backend> VisionTower<B> {
         let first = if self.blocks.is_empty() { 0 } else { memory_of(0) };
         self.embed(backend, pixels, mix, prompts, first, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = folded.get(l).map_or(Adapters::None, Adapters::Folded);
             let sizes = self.sizes(l, prompts, a.batch);
             let current = &mut a.blocks[memory_of(l)];
             if l > 0 {
@@ -241,7 +243,7 @@ impl<B: Backend> VisionTower<B> {
                 }
             };
             scratch.set_extent(backend, sizes)?;
-            block.forward(backend, adapters, &a.class_rows, current, scratch, output)?;
+            block.forward(backend, adapters.of(l), &a.class_rows, current, scratch, output)?;
         }
         self.project(backend, a)
     }

@@ -82,19 +82,23 @@ pub enum TrainError {
     Setting(String),
     /// Found out before the first step.
     #[error(
-        "--batch-size: {batch} images need {} of GPU memory and {} are free; {}",
+        "--batch-size: {batch} images need {} of {memory} and {} are free; {}",
         mib(*.needed),
         mib(*.free),
         match fits {
-            0 => "not even one image fits".to_owned(),
+            0 => format!("not even one image fits beside the {} of any batch", mib(*.fixed)),
             fits => format!("up to {fits} fit"),
         }
     )]
     DeviceMemory {
+        /// What the device calls its memory.
+        memory: &'static str,
         /// Images of the batch that was asked for.
         batch: usize,
         /// Bytes that work on such a batch takes, as estimated; the weights are on the device already.
         needed: usize,
+        /// Bytes of these that any batch takes, however small.
+        fixed: usize,
         /// Bytes that are left for it: 95 % of the device's free memory.
         free: usize,
         /// Images of the largest batch that fits; 0 where none does.
@@ -102,7 +106,7 @@ pub enum TrainError {
     },
     /// The loss is not a number any more.
     #[error(
-        "step {step} of epoch {epoch}: the loss or its gradient is not finite (loss {loss}); lower the learning rates (--lr-head, --lr-lora) or check the images"
+        "step {step} of epoch {epoch}: the loss or its gradient is not finite (loss {loss}); lower {flags} or check the images"
     )]
     NotFinite {
         /// Training step, counted from 1 over the whole run.
@@ -111,6 +115,8 @@ pub enum TrainError {
         epoch: u32,
         /// That of the step, or that of the validation split after it.
         loss: f64,
+        /// The flags that make the run's steps smaller.
+        flags: String,
     },
     /// The user asked to stop, and nothing was finished that could be continued.
     #[error("interrupted before the first epoch ended; start again with --overwrite")]

@@ -30,6 +30,8 @@ pub(crate) enum Inputs<'a> {
         values: Arc<Tensor>,
         /// \[N\]
         labels: &'a [u32],
+        /// Whether plain CLIP is evaluated on them, and not what is trained.
+        plain: bool,
     },
 }
 
@@ -111,7 +113,12 @@ pub(crate) fn evaluate_split<B: Backend>(
         staging.fill(inputs, indices)?;
         match inputs {
             Inputs::Images(_) => learner.evaluate(staging.inputs.view(), &staging.labels)?,
-            Inputs::Features { .. } => learner.evaluate_head(staging.inputs.view(), &staging.labels)?,
+            Inputs::Features { plain: false, .. } => {
+                learner.evaluate_head(staging.inputs.view(), &staging.labels)?
+            }
+            Inputs::Features { plain: true, .. } => {
+                learner.evaluate_frozen_head(staging.inputs.view(), &staging.labels)?
+            }
         }
         let logits = learner.fetch_logits()?;
         // One batch behind, so that the device works on the next while this one is counted.

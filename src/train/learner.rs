@@ -4,7 +4,7 @@ use crate::backend::{
     AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling,
     LossWeights, Mix, Result, Stat, Targets,
 };
-use crate::clip::block::FoldedBlock;
+use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::text::{EmbeddedPrompts, TextActivations, TextTower};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixDraw, MixOn, Objective};
@@ -170,14 +170,16 @@ impl StepStats {
 enum Work {
     /// Forward, backward, and where the step is complete the optimizer.
     Train(Recorded),
-    /// The same for the head alone, on features that are there already.
-    TrainHead(Recorded),
-    /// Evaluation with the adapters folded into the weights, and the prompts.
+    /// The same for what is behind the vision tower, on features that are there already.
+    TrainOnFeatures(Recorded),
+    /// Evaluation with the adapters and the prompts.
     Tuned,
     /// Evaluation of the tower as it was.
     Frozen,
-    /// Evaluation of the head alone, on features that are there already.
+    /// Evaluation of what is behind the vision tower, on features that are there already.
     Head,
+    /// The same with the text tower as it was.
+    FrozenHead,
 }
 
 /// A [`Share`] as the key of a recording, which holds it: the share of the images by its bits.
@@ -225,9 +227,10 @@ pub struct Learner<B: Backend> {
     backend: B,
     tower: Arc<VisionTower<B>>,
     trained: Trained<B>,
-    /// The adapters folded into the weights, and whether that is up to date.
+    /// The adapters folded into the weights, where evaluation has them there.
     folded: Vec<FoldedBlock<B>>,
-    folded_is_current: bool,
+    /// Whether these and the class features are those of the trained tensors.
+    evaluation_is_current: bool,
     /// T of the frozen tower.
     text: B::Tensor,
     text_scale: f64,
@@ -364,7 +367,7 @@ impl<B: Backend> Learner<B> {
             tower,
             trained,
             folded,
-            folded_is_current: false,
+            evaluation_is_current: false,
             text: text_features,
             text_scale: text.scale,
             text_tuning: None,
@@ -494,7 +497,7 @@ impl<B: Backend> Learner<B> {
 
     /// Every trained tensor for writing, in the order of [`Learner::params`].
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         self.trained.params_mut()
     }
 
@@ -510,28 +513,26 @@ impl<B: Backend> Learner<B> {
         self.step(Work::Train(share.into()), share, rates, factor)
     }
 
-    /// As [`Learner::train_part`] for the head on features \[n, E\] of the frozen tower.
+    /// As [`Learner::train_part`] with features \[n, E\] of the frozen vision tower in the place of the images.
     ///
     /// # Errors
-    /// A learner that trains more than the head, or mixes pixels.
-    pub fn train_head_step(
+    /// A learner that trains something in the vision tower, or mixes or crops pixels.
+    pub fn train_on_features(
         &mut self,
-        features: View<'_>,
-        labels: &[u32],
-        mix: Option<&MixDraw>,
+        batch: Batch<'_>,
         share: Share,
         rates: &Rates,
         factor: f64,
     ) -> Result<()> {
         let pixels = self.mixing.as_ref().is_some_and(|mixing| mixing.on == MixOn::Pixels);
-        if !self.trained.tower().is_none() || pixels {
-            let problem =
-                "more than the head is trained, or pixels are mixed: features do not stand for images";
-            return Err(BackendError::Invalid { op: "train_head_step", problem: problem.into() });
+        if !self.trained.tower().is_none() || pixels || batch.crops.is_some() {
+            let problem = "the vision tower is trained, or pixels are mixed or cropped: features do not stand for images";
+            return Err(BackendError::Invalid { op: "train_on_features", problem: problem.into() });
         }
-        self.load_features(features, labels)?;
-        self.load_mix(mix)?;
-        self.step(Work::TrainHead(share.into()), share, rates, factor)
+        self.load_features(batch.images, batch.labels)?;
+        self.load_draw(batch.number)?;
+        self.load_mix(batch.mix)?;
+        self.step(Work::TrainOnFeatures(share.into()), share, rates, factor)
     }
 
     /// Runs a training step on what was loaded.
@@ -542,14 +543,14 @@ impl<B: Backend> Learner<B> {
         }
         if self.rates != Some(*rates) {
             self.rates = Some(*rates);
-            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train(_) | Work::TrainHead(_)));
+            self.recordings.retain(|(work, _), _| !matches!(work, Work::Train(_) | Work::TrainOnFeatures(_)));
         }
         if self.factor_value != factor {
             self.factor_value = factor;
             self.backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
         }
         self.steps += u64::from(share.place.completes());
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         self.run(work)
     }
 
@@ -569,8 +570,8 @@ impl<B: Backend> Learner<B> {
         Ok(self.stats()?.loss)
     }
 
-    /// Evaluates a batch with the prompts, and the adapters folded into the weights. Does not wait for the
-    /// device.
+    /// Evaluates a batch with the prompts and the adapters; these are folded into the weights unless the
+    /// compute type is bf16. Does not wait for the device.
     pub fn evaluate(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_batch(images, labels)?;
         self.refresh()?;
@@ -580,14 +581,15 @@ impl<B: Backend> Learner<B> {
     /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
     /// the head that mirrors these.
     pub fn refresh(&mut self) -> Result<()> {
-        if self.folded_is_current {
+        if self.evaluation_is_current {
             return Ok(());
         }
         let (backend, trained) = (&self.backend, &mut self.trained);
         self.tower.fold(backend, &trained.lora, &mut self.folded)?;
         if let Some(t) = &mut self.text_tuning {
             t.tower.fold(backend, &trained.text_lora, &mut t.folded)?;
-            t.tower.infer(backend, &t.folded, &mut t.activations, &mut t.features)?;
+            let adapters = Evaluated { lora: &trained.text_lora, folded: &t.folded };
+            t.tower.infer(backend, adapters, &mut t.activations, &mut t.features)?;
         }
         if !trained.head.trained {
             let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
@@ -596,7 +598,7 @@ impl<B: Backend> Learner<B> {
             backend.write(weight.view(), &mut trained.head.weight.value)?;
             backend.clear(&mut trained.head.bias.value)?;
         }
-        self.folded_is_current = true;
+        self.evaluation_is_current = true;
         Ok(())
     }
 
@@ -606,10 +608,17 @@ impl<B: Backend> Learner<B> {
         self.run(Work::Frozen)
     }
 
-    /// Evaluates the head on features \[n, E\].
+    /// Evaluates head and class features on features \[n, E\] of the vision tower.
     pub fn evaluate_head(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_features(features, labels)?;
+        self.refresh()?;
         self.run(Work::Head)
+    }
+
+    /// The same with the class features as they were before training.
+    pub fn evaluate_frozen_head(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
+        self.load_features(features, labels)?;
+        self.run(Work::FrozenHead)
     }
 
     /// Runs work on the batch that was loaded: from its recording, where there is one.
@@ -637,17 +646,21 @@ impl<B: Backend> Learner<B> {
 
     /// Calls for the operations of a piece of work.
     fn enqueue(&mut self, work: Work) -> Result<()> {
-        let (folded, prompts) = match work {
+        let (adapters, prompts) = match work {
             Work::Train(share) => {
                 self.forward()?;
                 return self.learn(share.into());
             }
-            Work::TrainHead(share) => return self.learn(share.into()),
-            Work::Head => return self.evaluation_loss(false),
-            Work::Tuned => (&*self.folded, self.trained.prompts.as_ref()),
-            Work::Frozen => (&[][..], None),
+            Work::TrainOnFeatures(share) => return self.learn(share.into()),
+            Work::Head => return self.evaluation_loss(true),
+            Work::FrozenHead => return self.evaluation_loss(false),
+            Work::Tuned => {
+                let adapters = Evaluated { lora: &self.trained.lora, folded: &self.folded };
+                (adapters, self.trained.prompts.as_ref())
+            }
+            Work::Frozen => (Evaluated::NONE, None),
         };
-        self.tower.infer(&self.backend, &self.pixels, None, folded, prompts, &mut self.activations)?;
+        self.tower.infer(&self.backend, &self.pixels, None, adapters, prompts, &mut self.activations)?;
         self.evaluation_loss(work == Work::Tuned)
     }
 
@@ -781,7 +794,7 @@ impl<B: Backend> Learner<B> {
 
     /// Puts values from [`Learner::snapshot`] back.
     pub fn restore(&mut self, values: &[Tensor]) -> Result<()> {
-        self.folded_is_current = false;
+        self.evaluation_is_current = false;
         let params = self.trained.params_mut().into_iter();
         params.zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
     }
@@ -797,7 +810,7 @@ impl<B: Backend> Learner<B> {
         let dropout = self.draw.as_ref().map(Draw::of_tower);
         let tuning = TowerTuning { dropout, ..self.trained.tower() };
         if tuning.is_none() {
-            return self.tower.infer(backend, pixels, mix, &[], None, a);
+            return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
         }
         self.tower.forward(backend, pixels, mix, tuning, a)
     }
@@ -809,7 +822,7 @@ impl<B: Backend> Learner<B> {
             let lora = &self.trained.text_lora;
             t.tower.forward(&self.backend, lora, dropout, &mut t.activations, &mut t.features)?;
             // Evaluation has its class features, without dropout, in the same place.
-            self.folded_is_current = false;
+            self.evaluation_is_current = false;
         }
         let own = &self.activations.features;
         let (features, mix) = match &mut self.mixing {
@@ -849,10 +862,7 @@ impl<B: Backend> Learner<B> {
     fn load_training_batch(&mut self, batch: Batch<'_>) -> Result<()> {
         let Batch { images, labels, mix, crops, number } = batch;
         self.load_labels(images, labels)?;
-        if let Some(Draw { values, spec }) = &mut self.draw {
-            let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
-            self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)?;
-        }
+        self.load_draw(number)?;
         self.load_mix(mix)?;
         match (&mut self.crops, crops) {
             (Some(to), Some(crops)) => {
@@ -877,6 +887,13 @@ impl<B: Backend> Learner<B> {
     fn load_features(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_labels(features, labels)?;
         self.backend.feed(features, &mut self.activations.features)
+    }
+
+    /// Uploads what dropout draws by in batch `number`.
+    fn load_draw(&mut self, number: u32) -> Result<()> {
+        let Some(Draw { values, spec }) = &mut self.draw else { return Ok(()) };
+        let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
+        self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)
     }
 
     /// Uploads how a training batch is mixed, after its labels.

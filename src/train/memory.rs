@@ -3,11 +3,11 @@
 use super::learner::LearnerSpec;
 use super::model::TextTraining;
 use super::{Result, TrainError};
-use crate::backend::{Backend, DeviceTensor};
+use crate::backend::{Backend, DeviceMemory, DeviceTensor};
 use crate::clip::text::{PART, TextActivations};
-use crate::clip::vision::{VisionActivations, VisionTower};
+use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
-use crate::tune::{TowerDropout, TowerTuning, Trained};
+use crate::tune::{BlockLora, TowerDropout, TowerTuning, Trained};
 
 /// Batches of pixels that the device may hold at once: the one it works on and those on their way.
 const BATCHES_OF_PIXELS: usize = 4;
@@ -22,8 +22,8 @@ pub struct Estimate {
 }
 
 impl Estimate {
-    /// What the activations of an image take is measured: the difference between memory for two images and
-    /// for one; so is what the text tower takes where it is trained. The rest is added up.
+    /// What the activations take of an image, and of a prompt where the text tower is trained, is measured: the
+    /// difference between memory for two and for one. The rest is added up.
     pub fn of<B: Backend>(
         backend: &B,
         tower: &VisionTower<B>,
@@ -35,21 +35,10 @@ impl Estimate {
         let dropout =
             spec.dropout.map(|spec| TowerDropout { draw: &draw, probability: spec.probability, part: 0 });
         let tuning = TowerTuning { dropout, ..trained.tower() };
-        let activations = |images: usize| {
-            allocated_by(backend, || {
-                Ok(VisionActivations::new(backend, tower, images, tuning, spec.purpose)?)
-            })
-        };
-        let ((_, one), (_, two)) = (activations(1)?, activations(2)?);
+        let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose)?;
         let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
-        let lora = &trained.text_lora;
-        let text = match text.filter(|_| !lora.is_empty()) {
-            Some(TextTraining { tower, prompts }) => {
-                let (_, work) = allocated_by(backend, || {
-                    Ok(TextActivations::new(backend, tower, prompts, lora, dropout.is_some(), PART)?)
-                })?;
-                work + allocated_by(backend, || Ok(tower.folded(backend, lora)?))?.1
-            }
+        let text = match text.filter(|_| !trained.text_lora.is_empty()) {
+            Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
             None => 0,
         };
         let elements: usize = trained.params().iter().map(|p| p.value.shape().elements()).sum();
@@ -59,21 +48,69 @@ impl Estimate {
         let pixels = BATCHES_OF_PIXELS * (spec.image.elements() * pixel.size() + source);
         let classes = trained.head.bias.value.shape().rows();
         let logits = 2 * classes * backend.master_dtype().size();
+        Ok(Estimate { fixed: vision.fixed + folded + text + sums, image: vision.image + pixels + logits })
+    }
+
+    /// The vision tower's part of it.
+    fn of_vision<B: Backend>(
+        backend: &B,
+        tower: &VisionTower<B>,
+        tuning: TowerTuning<'_, B>,
+        purpose: Purpose,
+    ) -> Result<Self> {
+        let [fixed, image] =
+            measured(backend, |images| Ok(VisionActivations::new(backend, tower, images, tuning, purpose)?))?;
         // A second output beside the largest one, where algorithms are tried.
         let sizes = &tower.config().tower;
-        let tokens = tower.longest(trained.prompts.as_ref());
+        let tokens = tower.longest(tuning.prompts);
         let trial = tokens * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size();
-        let per_image = two.saturating_sub(one);
-        Ok(Estimate {
-            fixed: one.saturating_sub(per_image) + folded + text + sums,
-            image: per_image + pixels + logits + trial,
-        })
+        Ok(Estimate { fixed, image: image + trial })
     }
 
     /// For a batch of so many images.
     pub fn of_batch(&self, images: usize) -> usize {
-        self.fixed + images * self.image
+        self.fixed.saturating_add(images.saturating_mul(self.image))
     }
+    /// Refuses a batch that does not fit, with the size that would.
+    fn check(&self, batch: usize, memory: DeviceMemory) -> Result<()> {
+        let (needed, fixed) = (self.of_batch(batch), self.fixed);
+        // Allocations are rounded up, and algorithms want memory too.
+        let free = memory.free - memory.free / 20;
+        if needed <= free {
+            return Ok(());
+        }
+        let fits = free.saturating_sub(fixed) / self.image.max(1);
+        Err(TrainError::DeviceMemory { memory: memory.name, batch, needed, fixed, free, fits })
+    }
+}
+
+/// What the text tower takes where it is trained.
+fn of_text<B: Backend>(
+    backend: &B,
+    TextTraining { tower, prompts }: &TextTraining<B>,
+    lora: &[BlockLora<B>],
+    dropout: bool,
+) -> Result<usize> {
+    let (of_part, parts) = prompts.parts(PART);
+    // Each prompt as if it were a class of its own, whose features are little beside it.
+    let [fixed, prompt] = measured(backend, |classes| {
+        let sizes = (classes, 1, prompts.tokens());
+        Ok(TextActivations::without_prompts(backend, tower, sizes, lora, dropout)?)
+    })?;
+    let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, lora)?))?;
+    let embedded = prompts.elements() * backend.compute_dtype().size();
+    let layers = lora.iter().flat_map(|block| block.layers());
+    let elements: usize = layers.flat_map(|l| [&l.a, &l.b]).map(|p| p.value.shape().elements()).sum();
+    let sums = if parts > 1 { elements * backend.master_dtype().size() } else { 0 };
+    Ok(fixed + of_part * prompt + folded + embedded + sums)
+}
+
+/// Bytes of what `make` makes for a number of images or the like: whatever the number is, and for each.
+fn measured<B: Backend, T>(backend: &B, make: impl Fn(usize) -> Result<T>) -> Result<[usize; 2]> {
+    let bytes = |count| Ok::<_, TrainError>(allocated_by(backend, || make(count))?.1);
+    let one = bytes(1)?;
+    let each = bytes(2)?.saturating_sub(one);
+    Ok([one.saturating_sub(each), each])
 }
 
 /// Runs `make`, and counts the bytes that what it makes takes.
@@ -86,7 +123,7 @@ pub(super) fn allocated_by<B: Backend, T>(
     Ok((made, backend.allocated()?.saturating_sub(before)))
 }
 
-/// Refuses a batch that does not fit, with the size that would.
+/// Refuses a batch to train on or to evaluate that does not fit, with the size that would.
 pub fn check_batch<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
@@ -95,13 +132,126 @@ pub fn check_batch<B: Backend>(
     spec: &LearnerSpec,
 ) -> Result<()> {
     let Some(memory) = backend.memory()? else { return Ok(()) };
-    let estimate = Estimate::of(backend, tower, text, trained, spec)?;
-    let needed = estimate.of_batch(spec.batch);
-    // Allocations are rounded up, and algorithms want memory too.
-    let usable = memory.free - memory.free / 20;
-    if needed <= usable {
-        return Ok(());
+    Estimate::of(backend, tower, text, trained, spec)?.check(spec.batch, memory)
+}
+
+/// The same for a batch of decoded photos of which nothing but the features is asked for.
+pub(super) fn check_photos<B: Backend>(
+    backend: &B,
+    tower: &VisionTower<B>,
+    tuning: TowerTuning<'_, B>,
+    batch: usize,
+) -> Result<()> {
+    let Some(memory) = backend.memory()? else { return Ok(()) };
+    let Estimate { fixed, image } = Estimate::of_vision(backend, tower, tuning, Purpose::Inference)?;
+    let side = tower.config().image_size;
+    let pixels = BATCHES_OF_PIXELS * 3 * side * side * DType::F32.size();
+    Estimate { fixed, image: image + pixels }.check(batch, memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::backend::cpu::Cpu;
+    use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
+    use crate::clip::random::RandomWeights;
+    use crate::clip::text::{EmbeddedPrompts, TextTower};
+    use crate::clip::tokenizer::TokenBatch;
+    use crate::clip::vision::{Normalisation, Savings};
+    use crate::tune::lora::KaimingInit;
+    use crate::tune::{LoraSpec, Target, Tower};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+    use std::sync::Arc;
+
+    const SOURCE: RandomWeights = RandomWeights { seed: 4 };
+
+    fn block() -> TowerConfig {
+        let activation = Activation::QuickGelu;
+        TowerConfig { width: 16, mlp: 32, layers: 3, heads: 2, activation, norm_eps: 1e-5 }
     }
-    let fits = usable.saturating_sub(estimate.fixed) / estimate.image.max(1);
-    Err(TrainError::DeviceMemory { batch: spec.batch, needed, free: usable, fits })
+
+    fn lora() -> (LoraSpec, ChaCha8Rng) {
+        let spec = LoraSpec { towers: Tower::ALL.to_vec(), ..LoraSpec::new(2, 2.0, &Target::ALL) };
+        (spec, ChaCha8Rng::seed_from_u64(1))
+    }
+
+    fn vision(backend: &Cpu<f32>) -> (VisionTower<Cpu<f32>>, Vec<BlockLora<Cpu<f32>>>) {
+        let config = VisionConfig { tower: block(), image_size: 32, patch_size: 4 };
+        let norm = Normalisation::CLIP;
+        let tower = VisionTower::load(backend, &SOURCE, &config, 8, norm, Savings::ALL).unwrap();
+        let (spec, mut rng) = lora();
+        let lora = tower.adapters(backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
+        (tower, lora)
+    }
+
+    #[test]
+    fn activations_on_the_cpu_are_counted_to_the_byte() {
+        let backend = Cpu::<f32>::new();
+        let (tower, lora) = vision(&backend);
+        let tuning = TowerTuning { lora: &lora, prompts: None, dropout: None };
+        for purpose in [Purpose::Inference, Purpose::Training] {
+            let make = |images| Ok(VisionActivations::new(&backend, &tower, images, tuning, purpose)?);
+            let [fixed, image] = measured(&backend, make).unwrap();
+            assert_eq!(allocated_by(&backend, || make(7)).unwrap().1, fixed + 7 * image, "{purpose:?}");
+            // f32 probabilities of the blocks in front of the last; without training one block serves both.
+            let kept = if purpose == Purpose::Training { 2 } else { 1 };
+            let probabilities = kept * 2 * 65 * 65 * 4;
+            assert!(image > probabilities, "{purpose:?}: {image} with {probabilities} of probabilities");
+        }
+    }
+
+    #[test]
+    fn photos_that_do_not_fit_are_refused_with_the_number_that_does() {
+        let backend = Cpu::<f32>::new();
+        let (tower, lora) = vision(&backend);
+        let tuning = TowerTuning { lora: &lora, prompts: None, dropout: None };
+        check_photos(&backend, &tower, tuning, 1).unwrap();
+        let batch = 1 << 40;
+        let error = check_photos(&backend, &tower, tuning, batch).unwrap_err();
+        let line = error.to_string();
+        assert!(line.starts_with("--batch-size: 1099511627776 images need "), "{line}");
+        assert!(line.contains(" MiB of memory and "), "{line}");
+        let TrainError::DeviceMemory { fits, .. } = error else { panic!("{line}") };
+        assert!((1..batch).contains(&fits) && line.ends_with(&format!("up to {fits} fit")), "{line}");
+    }
+
+    #[test]
+    fn the_largest_batch_that_fits_does() {
+        let estimate = Estimate { fixed: 1000, image: 100 };
+        let check = |batch, free| {
+            let memory = DeviceMemory { name: "memory", free, allocated: 0 };
+            match estimate.check(batch, memory) {
+                Ok(()) => None,
+                Err(TrainError::DeviceMemory { fits, .. }) => Some(fits),
+                Err(error) => panic!("{error}"),
+            }
+        };
+        // 95 % of 2000 are 1900.
+        assert_eq!((check(9, 2000), check(10, 2000), check(usize::MAX, 2000)), (None, Some(9), Some(9)));
+        assert_eq!(check(1, 1000), Some(0));
+    }
+
+    #[test]
+    fn a_text_tower_is_estimated_without_the_memory_it_would_take() {
+        let backend = Cpu::<f32>::new();
+        let (rows, len, templates) = (600, 7, 3);
+        let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
+        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows] };
+        let config = TextConfig { tower: block(), vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
+        let tower = Arc::new(TextTower::load(&backend, &SOURCE, &config, 8).unwrap());
+        let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
+        let (spec, mut rng) = lora();
+        let lora = tower.adapters(&backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
+        let training = TextTraining { tower: tower.clone(), prompts };
+        let (estimate, used) = allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
+        let (_, real) = allocated_by(&backend, || {
+            let activations = TextActivations::new(&backend, &tower, &training.prompts, &lora, true, PART)?;
+            Ok((activations, tower.folded(&backend, &lora)?))
+        })
+        .unwrap();
+        assert!(estimate >= real && estimate < real + real / 50, "{estimate}, really {real}");
+        assert!(used < real / 10, "{used} of {real} were allocated to find out");
+    }
 }

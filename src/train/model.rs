@@ -5,6 +5,7 @@ use super::learner::TextClassifier;
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
+use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::{ClipTokenizer, TokenBatch};
@@ -162,13 +163,14 @@ impl Model {
     ) -> Result<TextClassifier> {
         let tokens = self.tokens(class_names, templates)?;
         let tower = self.text(backend)?;
-        let mut folded = Vec::new();
+        let (mut lora, mut folded) = (Vec::new(), Vec::new());
         if let Some(adapter) = adapter {
-            let lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
+            lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
             folded = tower.folded(backend, &lora)?;
             tower.fold(backend, &lora, &mut folded)?;
         }
-        let features = tower.features(backend, &self.weights, &tokens, &folded, monitor)?;
+        let adapters = Evaluated { lora: &lora, folded: &folded };
+        let features = tower.features(backend, &self.weights, &tokens, adapters, monitor)?;
         Ok(TextClassifier {
             features: text::class_features(&features, templates.len())?,
             scale: text::logit_scale(&self.weights)?,

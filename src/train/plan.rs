@@ -7,7 +7,7 @@ use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
 use super::parts::{Towers, trained_parts};
 use super::run::learner_spec;
-use super::settings::{Augment, CacheType, Method, Settings};
+use super::settings::{Augment, CacheType, Settings};
 use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::flops::{Flops, StepSizes, TextSizes};
@@ -63,7 +63,7 @@ pub struct Plan {
     pub weights: usize,
     /// Bytes for the work on a batch.
     pub work: usize,
-    /// Bytes that the device has left for it; none where memory is the host's own.
+    /// Bytes that the device has left for it; none where the system does not say.
     pub free: Option<usize>,
     /// Floating-point operations of a full step.
     pub step_flops: f64,
@@ -199,9 +199,9 @@ fn flops(
         true => of_image.probe,
         false => of_image.forward + of_image.backward,
     };
-    let val = match settings.method {
-        Method::Linear => of_image.probe_evaluation,
-        Method::Lora | Method::Vpt => of_image.evaluation,
+    let val = match settings.vision_is_frozen() {
+        true => of_image.probe_evaluation,
+        false => of_image.evaluation,
     };
     let batches = chosen.div_ceil(settings.batch_size);
     let of_step = |images: usize, batches: usize| train * images as f64 + of_text * batches as f64;

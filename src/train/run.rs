@@ -10,7 +10,7 @@ use super::model::BaseModel;
 use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
-use super::settings::{Augment, Method, Settings};
+use super::settings::{Augment, Settings};
 use super::stamp::{Stamp, WeightsId, check_weights};
 use super::state::{self, Best, PlainResult, Progress};
 use super::{Result, TrainError};
@@ -303,10 +303,11 @@ impl<'a, B: Backend> Session<'a, B> {
             let features = session.features(learner, split, batch, monitor)?;
             // Training and validation count as they do for runs on images.
             seconds += if split == Split::Test { 0.0 } else { features.seconds };
-            Ok(Inputs::Features { values: features.values.clone(), labels: cache.split(split).labels() })
+            let (values, labels) = (features.values.clone(), cache.split(split).labels());
+            Ok(Inputs::Features { values, labels, plain: false })
         };
         // Where nothing in the tower is trained, only training images can differ from epoch to epoch.
-        let frozen = settings.method == Method::Linear;
+        let frozen = settings.vision_is_frozen();
         let val = inputs(self, Split::Val, frozen)?;
         let test = match cache.split(Split::Test).is_empty() {
             true => None,
@@ -337,7 +338,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let cache = self.cache;
         let split = if cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
         let values = self.features(learner, split, batch, monitor)?.values.clone();
-        let inputs = Inputs::Features { values, labels: cache.split(split).labels() };
+        let inputs = Inputs::Features { values, labels: cache.split(split).labels(), plain: true };
         let mut staging = inputs.staging(cache, batch);
         let task = format!("zero-shot {split}");
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
@@ -478,7 +479,8 @@ impl<B: Backend> Run<'_, B> {
             };
             if !val.loss.is_finite() {
                 let step = self.learner.steps();
-                return Err(TrainError::NotFinite { step, epoch, loss: val.loss });
+                let flags = self.settings.step_flags();
+                return Err(TrainError::NotFinite { step, epoch, loss: val.loss, flags });
             }
             self.seconds += started.elapsed().as_secs_f64();
             stopped = self.early_stop.as_mut().is_some_and(|stop| stop.update(val.loss));
@@ -544,10 +546,6 @@ impl<B: Backend> Run<'_, B> {
             true => Some(mix_draw(settings, indices.len(), u64::from(number))?),
             false => None,
         };
-        if let Inputs::Features { .. } = inputs {
-            let (features, labels) = (staging.inputs.view(), &staging.labels);
-            return Ok(self.learner.train_head_step(features, labels, mix.as_ref(), share, rates, factor)?);
-        }
         let crops = augmentation
             .as_ref()
             .map(|(augmentation, side)| augmentation.crops(settings.seed, epoch, indices, *side, *side))
@@ -559,7 +557,10 @@ impl<B: Backend> Run<'_, B> {
             crops: crops.as_ref().map(Tensor::view),
             number,
         };
-        Ok(self.learner.train_part(batch, share, rates, factor)?)
+        Ok(match inputs {
+            Inputs::Images(_) => self.learner.train_part(batch, share, rates, factor)?,
+            Inputs::Features { .. } => self.learner.train_on_features(batch, share, rates, factor)?,
+        })
     }
 
     /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
@@ -604,7 +605,8 @@ impl<B: Backend> Run<'_, B> {
         let scaled_down = stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE;
         if !finite && !scaled_down {
             self.monitor.finish();
-            return Err(TrainError::NotFinite { step: step.step, epoch, loss: stats.loss });
+            let (step, loss, flags) = (step.step, stats.loss, self.settings.step_flags());
+            return Err(TrainError::NotFinite { step, epoch, loss, flags });
         }
         self.step_seconds += seconds;
         self.step_images += step.images;

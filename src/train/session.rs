@@ -5,14 +5,14 @@ use super::model::{BaseModel, Model, TextTraining};
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::clip::block::FoldedBlock;
+use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
 use crate::train::evaluate::Inputs;
-use crate::tune::{Tower, TowerTuning};
+use crate::tune::{Prompts, Tower, TowerTuning};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -161,22 +161,23 @@ pub(super) struct Features {
 pub(super) struct Extractor<'a, B: Backend> {
     backend: &'a B,
     tower: &'a VisionTower<B>,
-    tuning: TowerTuning<'a, B>,
-    folded: &'a [FoldedBlock<B>],
+    adapters: Evaluated<'a, B>,
+    prompts: Option<&'a Prompts<B>>,
     activations: VisionActivations<B>,
 }
 
 impl<'a, B: Backend> Extractor<'a, B> {
-    /// For batches of up to `batch` images. The adapters of `tuning` are those in `folded`.
+    /// For batches of up to `batch` images.
     pub fn new(
         backend: &'a B,
         tower: &'a VisionTower<B>,
-        tuning: TowerTuning<'a, B>,
-        folded: &'a [FoldedBlock<B>],
+        adapters: Evaluated<'a, B>,
+        prompts: Option<&'a Prompts<B>>,
         batch: usize,
     ) -> Result<Self> {
+        let tuning = TowerTuning { lora: adapters.lora, prompts, dropout: None };
         let activations = VisionActivations::new(backend, tower, batch, tuning, Purpose::Inference)?;
-        Ok(Extractor { backend, tower, tuning, folded, activations })
+        Ok(Extractor { backend, tower, adapters, prompts, activations })
     }
 
     /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers, on the device.
@@ -185,7 +186,7 @@ impl<'a, B: Backend> Extractor<'a, B> {
         let dtype = if images.dtype() == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let pixels = backend.upload(images.view(), dtype)?;
         a.set_batch(images.shape().rows())?;
-        self.tower.infer(backend, &pixels, None, self.folded, self.tuning.prompts, a)?;
+        self.tower.infer(backend, &pixels, None, self.adapters, self.prompts, a)?;
         Ok(&a.features)
     }
 }

@@ -188,6 +188,9 @@ impl<'de> Deserialize<'de> for Patience {
 /// The largest batch.
 pub const MAX_BATCH: usize = 4096;
 
+/// The most batches of a step: with batches of one image still more than most data sets have.
+pub const MAX_ACCUMULATE: usize = 1 << 20;
+
 /// The settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -398,6 +401,9 @@ impl Settings {
         if self.batch_size > MAX_BATCH {
             return refuse(format!("--batch-size: {} is more than {MAX_BATCH}", self.batch_size));
         }
+        if self.accumulate > MAX_ACCUMULATE {
+            return refuse(format!("--accumulate: {} is more than {MAX_ACCUMULATE}", self.accumulate));
+        }
         for (flag, value) in [
             ("--lr-head", self.lr_head),
             ("--lr-lora", self.lr_lora),
@@ -437,8 +443,8 @@ impl Settings {
         if self.rank == 0 || self.rank > 1024 {
             return refuse(format!("--rank: {} is not between 1 and 1024", self.rank));
         }
-        if !self.alpha.is_finite() {
-            return refuse(format!("--alpha: {} is not a number", self.alpha));
+        if !self.alpha.is_finite() || self.alpha <= 0.0 {
+            return refuse(format!("--alpha: {} is not a number above 0", self.alpha));
         }
         if self.targets.is_empty() {
             return refuse("--targets: name at least one layer, or choose --method linear".into());
@@ -584,14 +590,35 @@ impl Settings {
         self.has_mixup().then_some(self.mixup_on)
     }
 
+    /// True where nothing in the vision tower is trained.
+    pub(crate) fn vision_is_frozen(&self) -> bool {
+        self.prompt_spec().is_none() && !self.trained_towers().contains(&Tower::Vision)
+    }
+
     /// True where an image's features are the same in every step, so that they need computing only once.
     pub fn on_frozen_features(&self) -> bool {
-        self.method == Method::Linear && self.mix() != Some(MixOn::Pixels) && self.augment == Augment::Off
+        self.vision_is_frozen() && self.mix() != Some(MixOn::Pixels) && self.augment == Augment::Off
     }
 
     /// The seed of what the images are.
     pub fn image_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
+    }
+
+    /// The flags that make the steps of what this run trains smaller.
+    pub(crate) fn step_flags(&self) -> String {
+        let mut flags = Vec::new();
+        for (flag, trained) in [
+            ("--lr-head", self.classifier == ClassifierKind::Head),
+            ("--lr-lora", self.has_lora()),
+            ("--lr-prompt", self.prompt_spec().is_some()),
+            ("--clip-grad-norm", true),
+        ] {
+            if trained {
+                flags.push(flag);
+            }
+        }
+        flags.join(", ")
     }
 
     /// What training minimises. Without a head the weight of its loss is 0.
@@ -635,4 +662,31 @@ pub fn check_templates(templates: &[String]) -> Result<()> {
         return Err(TrainError::Setting(text.into()));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_that_make_steps_smaller_are_those_that_act() {
+        let flags = |recipe| Settings::of(recipe).step_flags();
+        assert_eq!(flags(Recipe::Linear), "--lr-head, --clip-grad-norm");
+        assert_eq!(flags(Recipe::Lora), "--lr-head, --lr-lora, --clip-grad-norm");
+        assert_eq!(flags(Recipe::Vpt), "--lr-head, --lr-prompt, --clip-grad-norm");
+        assert_eq!(flags(Recipe::ClipLora), "--lr-lora, --clip-grad-norm");
+    }
+
+    #[test]
+    fn features_stand_for_images_where_the_vision_tower_is_frozen() {
+        let text = || Settings { towers: vec![Tower::Text], ..Settings::of(Recipe::ClipLora) };
+        assert!(text().on_frozen_features());
+        assert!(Settings::of(Recipe::Linear).on_frozen_features());
+        let crops = Settings { augment: Augment::CropFlip, ..text() };
+        let mixed = Settings { mixup: 0.2, ..text() };
+        let prompts = Settings { method: Method::Vpt, with_lora: true, ..text() };
+        for settings in [Settings::of(Recipe::ClipLora), Settings::of(Recipe::Vpt), crops, mixed, prompts] {
+            assert!(!settings.on_frozen_features(), "{settings:?}");
+        }
+    }
 }

@@ -131,7 +131,7 @@ pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
              the model that it was trained on by --model",
             dir.path().display(),
             stamp.weights.name(),
-            model.name,
+            model.base.name(),
             found.name(),
         )
     }))

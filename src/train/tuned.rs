@@ -1,16 +1,17 @@
 //! A vision tower with what was trained in it, read from files: what predicting and embedding begin with.
 
 use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts, prompt_spec};
+use super::memory::check_photos;
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::session::Extractor;
 use super::settings::Settings;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::clip::block::FoldedBlock;
+use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::vision::VisionTower;
 use crate::data::Preprocess;
-use crate::tune::{PromptSpec, Prompts, TowerTuning};
+use crate::tune::{BlockLora, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
 /// Where what was trained in the tower is kept; nothing for plain CLIP.
@@ -50,11 +51,11 @@ impl TuningFiles {
     }
 }
 
-/// A vision tower for inference, with the adapters folded into its weights and the prompts in front of its
-/// blocks.
+/// A vision tower for inference, with the adapters in its layers and the prompts in front of its blocks.
 pub struct TunedTower<B: Backend> {
     backend: B,
     tower: VisionTower<B>,
+    lora: Vec<BlockLora<B>>,
     folded: Vec<FoldedBlock<B>>,
     prompts: Option<Prompts<B>>,
     preprocess: Preprocess,
@@ -64,11 +65,11 @@ impl<B: Backend> TunedTower<B> {
     /// Loads the vision tower of `model`, whose files may be let go afterwards, and what belongs into it.
     pub fn open(backend: B, model: &Model, files: &TuningFiles) -> Result<Self> {
         let tower = model.vision(&backend)?;
-        let mut folded = Vec::new();
+        let (mut lora, mut folded) = (Vec::new(), Vec::new());
         if let Some(dir) = &files.adapter {
             let mut adapter = Adapter::load(dir)?;
             adapter.check(&model.config)?;
-            let lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
+            lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
             folded = tower.folded(&backend, &lora)?;
             tower.fold(&backend, &lora, &mut folded)?;
         }
@@ -80,7 +81,7 @@ impl<B: Backend> TunedTower<B> {
             }
             None => None,
         };
-        Ok(TunedTower { backend, tower, folded, prompts, preprocess: model.preprocess.clone() })
+        Ok(TunedTower { backend, tower, lora, folded, prompts, preprocess: model.preprocess.clone() })
     }
 
     /// The device that the tower is on.
@@ -100,8 +101,10 @@ impl<B: Backend> TunedTower<B> {
 
     /// The tower with memory for batches of up to `batch` images.
     pub(super) fn extractor(&self, batch: usize) -> Result<Extractor<'_, B>> {
-        let tuning = TowerTuning { lora: &[], prompts: self.prompts.as_ref(), dropout: None };
-        Extractor::new(&self.backend, &self.tower, tuning, &self.folded, batch)
+        let tuning = TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref(), dropout: None };
+        check_photos(&self.backend, &self.tower, tuning, batch)?;
+        let adapters = Evaluated { lora: &self.lora, folded: &self.folded };
+        Extractor::new(&self.backend, &self.tower, adapters, self.prompts.as_ref(), batch)
     }
 }
 

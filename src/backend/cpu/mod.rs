@@ -15,6 +15,7 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
+mod memory;
 mod mix;
 pub(crate) mod product;
 mod prompts;
@@ -81,6 +82,11 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<Tensor> {
         Ok(counted(source.to_tensor(dtype)?))
+    }
+
+    fn memory(&self) -> Result<Option<DeviceMemory>> {
+        let free = memory::available();
+        Ok(free.map(|free| DeviceMemory { name: "memory", free, allocated: ALLOCATED.get() }))
     }
 
     fn allocated(&self) -> Result<usize> {

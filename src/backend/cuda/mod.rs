@@ -349,7 +349,7 @@ impl Backend for Cuda {
 
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         let free = self.driver().free_memory()?;
-        Ok(Some(DeviceMemory { free, allocated: self.driver().allocated().0 }))
+        Ok(Some(DeviceMemory { name: "GPU memory", free, allocated: self.driver().allocated().0 }))
     }
 
     fn can_record(&self) -> bool {
