@@ -136,7 +136,7 @@ impl Driver for PlainProducts {
         self.0.recall(key)
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
         self.0.remember(key, choice)
     }
 
@@ -238,7 +238,7 @@ impl Done {
 /// A run of the engine takes some seconds; this long it takes only if it hangs.
 const HANGS: Duration = Duration::from_secs(120);
 
-/// Runs the engine on a stand-in with these settings.
+/// Runs the engine on a stand-in with these settings, or with variables of the engine's own.
 fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     let output = tempfile::tempdir().unwrap();
     let files = ["out", "err"].map(|name| output.path().join(name));
@@ -248,7 +248,8 @@ fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     command.env("CLIP_ENGINE_CUDA_LIBRARIES", session.folders()).env("CLIP_ENGINE_CACHE", session.cache());
     command.env("XDG_CACHE_HOME", session.cache());
     settings.iter().for_each(|(name, value)| {
-        command.env(format!("STAND_IN_{name}"), value);
+        let own = name.starts_with("CLIP_ENGINE_");
+        command.env(if own { name.to_string() } else { format!("STAND_IN_{name}") }, value);
     });
     let mut child = command.spawn().unwrap();
     let started = Instant::now();

@@ -252,8 +252,14 @@ pub trait Driver: Send + Sync {
     fn has_clock(&self) -> bool;
     /// A choice remembered on disk for this device and these libraries, or earlier in this process.
     fn recall(&self, key: &str) -> Option<String>;
-    /// Remembers a choice for [`Driver::recall`].
-    fn remember(&self, key: &str, choice: &str) -> Result<()>;
+    /// Remembers a choice for [`Driver::recall`] and returns the one that holds from now on: that of another
+    /// process, if it was the first.
+    fn remember(&self, key: &str, choice: &str) -> Result<String>;
+
+    /// Why what is remembered is gone when this process ends, if it is.
+    fn forgets(&self) -> Option<String> {
+        None
+    }
 
     /// Waits for all enqueued work.
     fn synchronize(&self) -> Result<()>;

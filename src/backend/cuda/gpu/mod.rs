@@ -377,9 +377,12 @@ impl Driver for Gpu {
         self.choices.recall(Map::Choices, &self.of_these_kernels(key))
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
-        self.choices.remember(Map::Choices, &self.of_these_kernels(key), choice);
-        Ok(())
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
+        Ok(self.choices.remember(Map::Choices, &self.of_these_kernels(key), choice))
+    }
+
+    fn forgets(&self) -> Option<String> {
+        self.choices.forgotten()
     }
 
     fn synchronize(&self) -> Result<()> {

@@ -354,10 +354,10 @@ impl Driver for Twin {
         self.choices.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
         let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         choices.insert(key.to_owned(), choice.to_owned());
-        Ok(())
+        Ok(choice.to_owned())
     }
 
     fn synchronize(&self) -> Result<()> {
