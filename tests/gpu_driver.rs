@@ -209,6 +209,11 @@ fn launches_that_fit_no_kernel_are_refused() {
         "launch: kernel probe_twist of kernels/probe.cu: the file has no extern \"C\" __global__ function \
          probe_twist"
     );
+    assert_eq!(
+        refusal(scaling(x, x, (1 << 32) + 4, 2.0)),
+        "launch: kernel probe_scale of kernels/probe.cu: a size of 4294967300 is 2³¹ or more; a smaller batch \
+         may help"
+    );
     let elsewhere = Kernel { file: "elsewhere", name: "probe_scale" };
     let there = Launch { kernel: elsewhere, ..scaling(x, x, 4, 2.0) };
     assert_eq!(refusal(there), "kernels/elsewhere.cu: no such kernel file");

@@ -407,6 +407,24 @@ fn a_batch_that_does_not_fit_is_refused() {
     assert!(!place.run().join("metrics.jsonl").exists(), "nothing was trained");
 }
 
+/// Where nothing can be kept, training says what that means, and once.
+#[test]
+fn a_cache_that_cannot_be_written_is_warned_of() {
+    let Some(session) = Session::begin() else { return };
+    let place = Place::new([2, 1, 1]);
+    let file = place.dir.path().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("cache").display().to_string();
+    let flags = ["--epochs", "1", "--batch-size", "3"];
+    let done = place.train(&session, &flags, &[("CLIP_ENGINE_CACHE", &below)]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    let warnings: Vec<&str> = done.err.lines().filter(|line| line.contains("is not kept")).collect();
+    assert_eq!(warnings.len(), 1, "{}", done.err);
+    for part in ["warning: ", "a resumed run may differ", &below, "set CLIP_ENGINE_CACHE to a folder"] {
+        assert!(warnings[0].contains(part), "{part}: {}", warnings[0]);
+    }
+}
+
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.
 #[test]
 fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
