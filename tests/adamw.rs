@@ -60,6 +60,29 @@ fn three_steps_are_pytorchs() {
     assert_abs_diff_eq!(values[..], EXPECTED[..], epsilon = 1e-6);
 }
 
+#[test]
+fn vectors_of_another_length_are_refused() {
+    let backend = Cpu::<f32>::new();
+    let refusal = |factor: usize, control: usize, stats: usize| {
+        let [factor, mut control, mut stats] =
+            [factor, control, stats].map(|n| Tensor::zeros([n], DType::F32));
+        let (beta1, beta2, eps) = (0.9, 0.999, 1e-8);
+        let (factor, control) = (&factor, &mut control);
+        let step = AdamwStep { beta1, beta2, eps, scaling: None, clip: None, factor, control };
+        backend.adamw(&mut [], step, &mut stats).err().map(|error| error.to_string())
+    };
+    assert_eq!(refusal(1, Control::COUNT, Stat::COUNT), None);
+    for (name, sizes) in [
+        ("factor", [0, Control::COUNT, Stat::COUNT]),
+        ("factor", [2, Control::COUNT, Stat::COUNT]),
+        ("control", [1, Control::COUNT - 1, Stat::COUNT]),
+        ("stats", [1, Control::COUNT, Stat::COUNT - 1]),
+    ] {
+        let problem = refusal(sizes[0], sizes[1], sizes[2]).unwrap_or_default();
+        assert!(problem.contains(&format!("adamw: {name} is")), "{sizes:?}: {problem}");
+    }
+}
+
 /// `torch.nn.utils.clip_grad_norm_` by hand: with g·min(1, clip/(|g| + 1e-6)) for g, the steps are the same.
 #[test]
 fn clipping_multiplies_gradients_that_are_too_long() {

@@ -13,6 +13,9 @@ use half::{bf16, f16};
 use stand_in::Session;
 use std::path::{Path, PathBuf};
 
+/// Bytes of memory as the stand-in has them unless a test says otherwise.
+const ENOUGH: &str = "1073741824";
+
 /// What the stand-in's clock says of anything that is not a product.
 const STEP: f64 = 1e-6;
 
@@ -205,6 +208,11 @@ fn launches_that_fit_no_kernel_are_refused() {
         refusal(launch_of("probe_twist", Args::new())),
         "launch: kernel probe_twist of kernels/probe.cu: the file has no extern \"C\" __global__ function \
          probe_twist"
+    );
+    assert_eq!(
+        refusal(scaling(x, x, (1 << 32) + 4, 2.0)),
+        "launch: kernel probe_scale of kernels/probe.cu: a size of 4294967300 is 2³¹ or more; a smaller batch \
+         may help"
     );
     let elsewhere = Kernel { file: "elsewhere", name: "probe_scale" };
     let there = Launch { kernel: elsewhere, ..scaling(x, x, 4, 2.0) };
@@ -687,11 +695,12 @@ impl Squares {
     }
 }
 
-/// The one file of choices in a cache.
+/// The one file of choices in a cache; its lock lies beside it.
 fn choices_file(cache: &Path) -> PathBuf {
-    let files: Vec<_> = std::fs::read_dir(cache.join("choices")).unwrap().collect();
+    let files = std::fs::read_dir(cache.join("choices")).unwrap().map(|entry| entry.unwrap().path());
+    let files: Vec<_> = files.filter(|path| path.extension().is_none_or(|e| e != "lock")).collect();
     assert_eq!(files.len(), 1);
-    files[0].as_ref().unwrap().path()
+    files[0].clone()
 }
 
 /// The number of the only algorithm that is kept.
@@ -777,9 +786,40 @@ fn products_run_where_there_is_no_room_to_measure_them() {
     session.set("MEMORY", &(used + 100).to_string());
     squares.run(&gpu);
     assert_eq!(squares.algorithm(&gpu), 1);
-    assert!(!cache.path().join("choices").exists());
     assert_eq!(download(&gpu, squares.at[2], 64), [4.0; 64]);
     squares.free(&gpu);
+    drop(gpu);
+    // A later start that finds room uses the same.
+    assert_eq!(kept_algorithm(cache.path()), "1");
+    session.set("MEMORY", ENOUGH);
+    let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
+    let squares = Squares::new(&gpu);
+    squares.run(&gpu);
+    assert_eq!(squares.algorithm(&gpu), 1);
+    squares.free(&gpu);
+}
+
+#[test]
+fn of_two_processes_that_measure_at_once_the_first_decides() {
+    let Some(session) = Session::begin() else { return };
+    let cache = tempfile::tempdir().unwrap();
+    let open = || session.probe_in(Some(cache.path().into()), DType::F32);
+    let gpus = [open(), open(), open()];
+    let squares = gpus.each_ref().map(Squares::new);
+    let chosen = |index: usize| {
+        squares[index].run(&gpus[index]);
+        squares[index].algorithm(&gpus[index])
+    };
+    // The first has no room to measure, and takes what is not the fastest.
+    let used = gpus[0].info().memory - gpus[0].free_memory().unwrap();
+    session.set("MEMORY", &(used + 100).to_string());
+    assert_eq!(chosen(0), 1);
+    session.set("MEMORY", ENOUGH);
+    assert_eq!(chosen(1), 1, "the fastest is 2");
+    // What cuBLASLt does not take here is not taken over.
+    session.set("RETIRED", "1");
+    assert_eq!(chosen(2), 2);
+    squares.iter().zip(&gpus).for_each(|(squares, gpu)| squares.free(gpu));
 }
 
 // ---------------------------------------------------------------- what is kept
@@ -790,13 +830,15 @@ fn choices_of_launchers_are_remembered() {
     let cache = tempfile::tempdir().unwrap();
     let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
     assert_eq!(gpu.recall("lora 1600"), None);
-    gpu.remember("lora 1600", "fused").unwrap();
+    assert_eq!(gpu.remember("lora 1600", "fused").unwrap(), "fused");
     assert_eq!(gpu.recall("lora 1600").as_deref(), Some("fused"));
     drop(gpu);
     let later = session.probe_in(Some(cache.path().into()), DType::F32);
     assert_eq!(later.recall("lora 1600").as_deref(), Some("fused"));
+    assert_eq!(later.forgets(), None);
     let without = session.probe_in(None, DType::F32);
     assert_eq!(without.recall("lora 1600"), None);
+    assert!(without.forgets().is_some());
 }
 
 #[test]

@@ -136,7 +136,7 @@ impl Driver for PlainProducts {
         self.0.recall(key)
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
         self.0.remember(key, choice)
     }
 
@@ -238,7 +238,7 @@ impl Done {
 /// A run of the engine takes some seconds; this long it takes only if it hangs.
 const HANGS: Duration = Duration::from_secs(120);
 
-/// Runs the engine on a stand-in with these settings.
+/// Runs the engine on a stand-in with these settings, or with variables of the engine's own.
 fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     let output = tempfile::tempdir().unwrap();
     let files = ["out", "err"].map(|name| output.path().join(name));
@@ -248,7 +248,8 @@ fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     command.env("CLIP_ENGINE_CUDA_LIBRARIES", session.folders()).env("CLIP_ENGINE_CACHE", session.cache());
     command.env("XDG_CACHE_HOME", session.cache());
     settings.iter().for_each(|(name, value)| {
-        command.env(format!("STAND_IN_{name}"), value);
+        let own = name.starts_with("CLIP_ENGINE_");
+        command.env(if own { name.to_string() } else { format!("STAND_IN_{name}") }, value);
     });
     let mut child = command.spawn().unwrap();
     let started = Instant::now();
@@ -404,6 +405,24 @@ fn a_batch_that_does_not_fit_is_refused() {
     );
     assert!(free < 8 && free < needed && (1..96).contains(&fits), "{line}");
     assert!(!place.run().join("metrics.jsonl").exists(), "nothing was trained");
+}
+
+/// Where nothing can be kept, training says what that means, and once.
+#[test]
+fn a_cache_that_cannot_be_written_is_warned_of() {
+    let Some(session) = Session::begin() else { return };
+    let place = Place::new([2, 1, 1]);
+    let file = place.dir.path().join("a file");
+    std::fs::write(&file, "").unwrap();
+    let below = file.join("cache").display().to_string();
+    let flags = ["--epochs", "1", "--batch-size", "3"];
+    let done = place.train(&session, &flags, &[("CLIP_ENGINE_CACHE", &below)]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    let warnings: Vec<&str> = done.err.lines().filter(|line| line.contains("is not kept")).collect();
+    assert_eq!(warnings.len(), 1, "{}", done.err);
+    for part in ["warning: ", "a resumed run may differ", &below, "set CLIP_ENGINE_CACHE to a folder"] {
+        assert!(warnings[0].contains(part), "{part}: {}", warnings[0]);
+    }
 }
 
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.

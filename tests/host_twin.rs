@@ -267,6 +267,31 @@ fn a_recording_runs_when_it_is_replayed_and_not_before() {
     assert_eq!(download::<f32>(&twin, y, 4), [0.4, 0.3, 0.2, 0.1]);
 }
 
+/// As the GPU's driver does it.
+#[test]
+fn an_error_ends_a_recording_and_nothing_else() {
+    let twin = twin(DType::F32);
+    let x = upload(&twin, &[1.0f32, 1.0, 2.0, 4.0]);
+    let y = upload(&twin, &[9.0f32; 4]);
+    let share =
+        || run(&twin, "share_of_row", [1; 3], [32, 1, 1], 0, Args::new().address(x).address(y).int(4));
+    twin.begin_recording().unwrap();
+    twin.clear(y, 16).unwrap();
+    let problem = twin.clear(y, 32).unwrap_err().to_string();
+    share();
+    assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5], "no recording is open");
+    let message = twin.end_recording().err().unwrap().to_string();
+    says(&message, &["an error ended the recording", &problem]);
+    says(&twin.end_recording().err().unwrap().to_string(), &["without begin_recording"]);
+    twin.begin_recording().unwrap();
+    twin.clear(y, 16).unwrap();
+    says(&twin.begin_recording().unwrap_err().to_string(), &["open already; both are thrown away"]);
+    twin.begin_recording().unwrap();
+    share();
+    twin.replay(&*twin.end_recording().unwrap()).unwrap();
+    assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5]);
+}
+
 #[test]
 fn products_take_strides_bias_and_addend() {
     let (m, n, k) = (5, 7, 6);
@@ -601,6 +626,7 @@ fn launches_that_a_driver_would_refuse_are_refused() {
     );
     says(&said(both.int(1)), &["arguments of [8, 8, 4] bytes", "[8, 8]"]);
     says(&said(Args::new().address(x).int(1)), &["arguments of [8, 4] bytes", "[8, 8]"]);
+    says(&said(both.int(1 << 31).int(1 << 40)), &["race_read: a size of 2147483648 is 2³¹ or more"]);
     let much = report(&twin, "race_read", 64, 1, (227 << 10) + 1, both);
     says(&much, &["race_read: 232449 bytes of shared memory, the device has 232448 per block"]);
     says(

@@ -147,13 +147,16 @@ struct Clocked {
     /// Those of the last recording, and whether it is open.
     recorded: Mutex<(bool, Vec<&'static str>)>,
     timings: AtomicUsize,
+    /// What another process chose for everything while this one measured.
+    first: Option<&'static str>,
 }
 
 impl Clocked {
     fn new(slow: &'static str) -> Self {
         let twin = Twin::new(DType::F16, 90).unwrap();
         let timings = AtomicUsize::new(0);
-        Clocked { twin, slow, launched: Mutex::default(), recorded: Mutex::default(), timings }
+        let (launched, recorded) = (Mutex::default(), Mutex::default());
+        Clocked { twin, slow, launched, recorded, timings, first: None }
     }
 
     /// The kernels launched since the last call.
@@ -222,8 +225,8 @@ impl Driver for Clocked {
     fn recall(&self, key: &str) -> Option<String> {
         self.twin.recall(key)
     }
-    fn remember(&self, key: &str, choice: &str) -> Result<(), CudaError> {
-        self.twin.remember(key, choice)
+    fn remember(&self, key: &str, choice: &str) -> Result<String, CudaError> {
+        self.twin.remember(key, self.first.unwrap_or(choice))
     }
     fn synchronize(&self) -> Result<(), CudaError> {
         self.twin.synchronize()
@@ -263,6 +266,19 @@ fn the_faster_form_is_timed_once_and_taken() {
         for (a, b) in auto.tensors().into_iter().zip(asked.tensors()) {
             assert_eq!(a.bytes(), b.bytes(), "{form:?}");
         }
+    }
+}
+
+#[test]
+fn a_form_that_another_process_chose_first_is_taken() {
+    for (first, taken) in [("product", false), ("no form", true)] {
+        let clocked = Arc::new(Clocked { first: Some(first), ..Clocked::new("start") });
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        compute(&cuda, 9, &[0, 2 * WIDTH], None).unwrap();
+        assert!(clocked.timings.load(Ordering::Relaxed) > 0);
+        // What is launched after the last of the timings is the form that is used.
+        let launched = clocked.launched();
+        assert_eq!(launched.iter().any(|kernel| kernel.contains("fused")), taken, "{first}: {launched:?}");
     }
 }
 

@@ -466,6 +466,40 @@ fn adamw_adds_more_chunks_than_a_block_has_threads() {
     }
 }
 
+/// So many that another launch adds up their squares: the same step as that of the CPU, and the clipping of it.
+#[test]
+fn adamw_adds_thousands_of_chunks() {
+    const TENSORS: usize = 2100;
+    let (_, cuda) = twin(DType::F32, 90);
+    let numbers_of = |seed| noise(TENSORS, seed).iter().map(|&v| [v]).collect::<Vec<[f32; 1]>>();
+    let zeros = || vec![[0.0f32]; TENSORS];
+    let [value, gradient, first, second] = [numbers_of(1), numbers_of(2), zeros(), zeros()];
+    let each = |of: &[[f32; 1]]| of.iter().map(|v| upload(&cuda, [1], v)).collect::<Vec<_>>();
+    let (mut values, gradients) = (each(&value), each(&gradient));
+    let (mut firsts, mut seconds) = (each(&first), each(&second));
+    let mut tensors = Vec::new();
+    let moments = firsts.iter_mut().zip(&mut seconds);
+    for ((value, gradient), (first_moment, second_moment)) in values.iter_mut().zip(&gradients).zip(moments) {
+        let (learning_rate, weight_decay) = (1e-2, 1e-2);
+        let tensor =
+            AdamwTensor { value, gradient, first_moment, second_moment, learning_rate, weight_decay };
+        tensors.push(tensor);
+    }
+    let (factor, mut control) = (upload(&cuda, [1], &[1.0f32]), upload(&cuda, [3], &Control::start(None)));
+    let mut stats = cuda.zeros([Stat::COUNT], DType::F32).unwrap();
+    let (factor, control) = (&factor, &mut control);
+    let clip = Some(1.0);
+    let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, clip, factor, control };
+    cuda.adamw(&mut tensors, step, &mut stats).unwrap();
+    let squares: f64 = gradient.iter().map(|g| f64::from(g[0]).powi(2)).sum();
+    let found = numbers(&cuda, &stats)[Stat::GradientSquared as usize];
+    approx::assert_relative_eq!(f64::from(found), squares, max_relative = 1e-5);
+    for (moment, gradient) in firsts.iter().zip(&gradient) {
+        let expected = 0.1 * f64::from(gradient[0]) / squares.sqrt();
+        approx::assert_abs_diff_eq!(f64::from(numbers(&cuda, moment)[0]), expected, epsilon = 1e-8);
+    }
+}
+
 #[test]
 fn a_recorded_step_of_adamw_is_the_step() {
     let (_, cuda) = twin(DType::F32, 90);
@@ -722,7 +756,7 @@ fn clipped_gradients_are_as_long_as_asked_for() {
     }
     // So short that the constant in the divisor shows.
     let (moment, _) = clipped(&cuda, [3e-6, 4e-6], Some(3e-6));
-    approx::assert_relative_eq!(moment[0], 0.1 * 3e-6 * 0.5, max_relative = 1e-5);
+    approx::assert_relative_eq!(moment[0], 0.1 * 3e-6 * 0.5, max_relative = 1e-5, epsilon = 0.0);
     let (moment, _) = clipped(&cuda, [3.0, f32::NAN], Some(1.0));
     assert!(moment.iter().all(|m| m.is_nan()), "as in PyTorch, a length that is no number spoils them all");
 }

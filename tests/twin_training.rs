@@ -64,16 +64,17 @@ fn relative(a: f64, b: f64) -> f64 {
 #[test]
 fn steps_are_the_cpus_in_every_number_type() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
-        for row in check_steps(&twin(dtype)).unwrap() {
-            assert!(
-                row.passed(),
-                "{dtype} {} at {}: {:e} above {:e}",
-                row.name,
-                row.at,
-                row.error,
-                row.bound
-            );
+        let rows = check_steps(&twin(dtype)).unwrap();
+        let failed: Vec<_> = rows.iter().filter(|row| !row.passed()).collect();
+        for row in &failed {
+            println!("{dtype} {} at {}: {:e} above {:e}", row.name, row.at, row.error, row.bound);
         }
+        assert!(
+            !rows.is_empty() && failed.is_empty(),
+            "{dtype}: {} of {} rows failed",
+            failed.len(),
+            rows.len()
+        );
     }
 }
 

@@ -106,6 +106,8 @@ pub struct TinyStep {
     pub text_part: usize,
     /// Batches of a step.
     pub accumulate: usize,
+    /// The length that the gradients of a step are scaled down to.
+    pub clip: Option<f64>,
 }
 
 /// Prompts of a class, where the text tower is trained.
@@ -122,6 +124,8 @@ pub struct TinyBatch {
     pub mix: Option<MixDraw>,
     /// u32 \[n, 5\], as [`Backend::crop_resize`] takes them; none where images are taken as they are.
     pub crops: Option<Tensor>,
+    /// Which batch of the run it is, for dropout.
+    pub number: u32,
 }
 
 impl TinyBatch {
@@ -132,7 +136,7 @@ impl TinyBatch {
             labels: &self.labels,
             mix: self.mix.as_ref(),
             crops: self.crops.as_ref().map(Tensor::view),
-            number: 0,
+            number: self.number,
         }
     }
 }
@@ -155,6 +159,7 @@ impl TinyStep {
             head: true,
             text_part: usize::MAX,
             accumulate: 1,
+            clip: None,
         }
     }
 
@@ -195,7 +200,7 @@ impl TinyStep {
             purpose: Purpose::Training,
             scaling,
             dropout: dropout.map(|probability| DropoutSpec { probability, seed: (7 << 32) + 3 }),
-            clip: None,
+            clip: self.clip,
             accumulate: self.accumulate > 1,
         };
         let learner = Learner::new(backend, Arc::new(tower), trained, &classifier, &spec)?;
@@ -310,11 +315,29 @@ impl TinyStep {
     }
 
     /// `batch` images to train on, with draw and crops where the step has them; another `seed` gives others of
-    /// each.
+    /// each, and another number.
     pub fn training_batch(&self, batch: usize, seed: u64) -> Result<TinyBatch, CheckError> {
         let images = self.images(batch, self.crops_of.unwrap_or(self.sizes.side), seed)?;
         let labels = self.labels().into_iter().take(batch).collect();
-        Ok(TinyBatch { images, labels, mix: self.draw(batch, seed), crops: self.crops(batch, seed)? })
+        let (mix, crops) = (self.draw(batch, seed), self.crops(batch, seed)?);
+        Ok(TinyBatch { images, labels, mix, crops, number: seed as u32 })
+    }
+
+    /// The batches that make up a step, each with its share; another `step` gives others. Where they are
+    /// several, they have half as many images as the learner has room for, and the last of them one less.
+    pub fn step_batches(&self, step: u64) -> Result<Vec<(TinyBatch, Share)>, CheckError> {
+        let count = self.accumulate;
+        if count == 1 {
+            return Ok(vec![(self.training_batch(self.sizes.batch, step)?, Share::ALL)]);
+        }
+        let whole = self.sizes.batch.div_ceil(2);
+        let part = |index: usize| {
+            let images = if index + 1 == count { whole - 1 } else { whole };
+            let batch = self.training_batch(images, step * count as u64 + index as u64)?;
+            let of_images = images as f64 / (whole * count - 1) as f64;
+            Ok((batch, Share { place: Place::of(index, count), of_images }))
+        };
+        (0..count).map(part).collect()
     }
 
     fn images(&self, batch: usize, side: usize, seed: u64) -> Result<Tensor, CheckError> {

@@ -5,6 +5,7 @@ use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::cuda::gpu::store::FOLDER;
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::settings::Precision;
@@ -78,7 +79,21 @@ pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> 
     open_by(Cuda::open, name, precision, monitor)
 }
 
-/// The same, writing nothing to the disk.
+/// The same for training, which warns where a resumed run could not repeat what this one will have measured.
+pub fn open_to_train(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    let device = open(name, precision, monitor)?;
+    if let Device::Cuda(cuda) = &device
+        && let Some(problem) = cuda.driver().forgets()
+    {
+        monitor.warn(&format!(
+            "what this run measures on the GPU is not kept, so a resumed run may differ in its last bits \
+             ({problem}); set {FOLDER} to a folder that can be written"
+        ));
+    }
+    Ok(device)
+}
+
+/// As [`open`], writing nothing to the disk.
 pub fn open_without_cache(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
     open_by(Cuda::open_without_cache, name, precision, monitor)
 }

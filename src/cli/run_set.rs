@@ -97,7 +97,7 @@ impl RunSet {
     /// Trains all runs, each with a report of its own, and reads what they left. Also returns the images.
     pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
         let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
-        let device = device::open(&first.device, first.precision, monitor)?;
+        let device = device::open_to_train(&first.device, first.precision, monitor)?;
         let material = common::material(first, monitor)?;
         material.describe(monitor);
         let (templates, precision) = (first.templates.clone(), device.precision());

@@ -493,7 +493,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         (dir, settings)
     };
-    let device = device::open(&settings.device, settings.precision, &monitor)?;
+    let device = device::open_to_train(&settings.device, settings.precision, &monitor)?;
     settings.precision = Some(device.precision());
     let material = common::material(&settings, &monitor)?;
     material.describe(&monitor);

@@ -14,8 +14,10 @@ pub fn adamw<T: Real>(
     step: AdamwStep<'_, Cpu<T>>,
     stats: &mut Tensor,
 ) -> Result<()> {
-    let factor = step.factor.typed::<T>()?.first().map_or(1.0, |f| f.to_f64());
     expect_shape("adamw", "control", [Control::COUNT], step.control.shape())?;
+    expect_shape("adamw", "factor", [1], step.factor.shape())?;
+    expect_shape("adamw", "stats", [Stat::COUNT], stats.shape())?;
+    let factor = step.factor.typed::<T>()?[0].to_f64();
     let control = step.control.typed_mut::<T>()?;
     let scale = step.scaling.map_or(1.0, |_| control[Control::LossScale as usize].to_f64());
     let mut squares = T::ZERO;

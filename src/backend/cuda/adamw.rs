@@ -6,6 +6,10 @@ use bytemuck::{Pod, Zeroable};
 
 const THREADS: usize = 256;
 
+/// Sums of squares that every block of the update adds up by itself: 2048 blocks read 17 MB of L2 for it, some
+/// 3 µs, as long as another launch takes. Adapters of the usual ranks have a few hundred.
+const ADDED_BY_EACH: usize = 2048;
+
 const OP: &str = "adamw";
 
 /// One trained tensor as the kernels read it.
@@ -51,8 +55,9 @@ pub fn adamw(
     let table = Table::of(cuda, OP, &entries, &lengths)?;
     let control = step.control.typed(DType::F32)?;
     let scaling = usize::from(step.scaling.is_some());
-    // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk.
-    let corrections = cuda.scratch(2 * size_of::<f64>() + table.count * size_of::<f32>())?;
+    // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk, and
+    // room for the sum of these.
+    let corrections = cuda.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
     let squares = corrections.offset(2 * size_of::<f64>());
     let both = Args::new().address(table.entries).address(table.chunks).int(table.count);
 
@@ -60,9 +65,19 @@ pub fn adamw(
     let args = args.address(squares).address(corrections);
     cuda.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
 
+    let (squares, sums) = match table.count {
+        count if count > ADDED_BY_EACH => {
+            let total = squares.offset(count * size_of::<f32>());
+            let args = Args::new().address(squares).int(count).address(total);
+            cuda.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
+            (total, 1)
+        }
+        count => (squares, count),
+    };
     let constants = step.scaling.unwrap_or_default();
     let args = both
         .address(squares)
+        .int(sums)
         .address(corrections)
         .address(step.factor.typed(DType::F32)?)
         .address(control)

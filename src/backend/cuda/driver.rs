@@ -61,6 +61,8 @@ pub struct Args {
     slots: [u64; Args::MAX],
     sizes: [u8; Args::MAX],
     count: usize,
+    /// The first size that is none.
+    too_large: Option<usize>,
 }
 
 impl Args {
@@ -69,7 +71,7 @@ impl Args {
 
     /// None yet: a chain of calls adds them.
     pub fn new() -> Self {
-        Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0 }
+        Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0, too_large: None }
     }
 
     fn push(mut self, bits: u64, size: u8) -> Self {
@@ -90,9 +92,11 @@ impl Args {
         self.push(address.map_or(0, |a| a.0), 8)
     }
 
-    /// A 32-bit integer, signed or not: sizes are below 2³¹.
-    pub fn int(self, value: usize) -> Self {
-        debug_assert!(value < 1 << 31, "{value} does not fit a kernel's int");
+    /// A 32-bit integer, signed or not: sizes are below 2³¹, or the launch fails.
+    pub fn int(mut self, value: usize) -> Self {
+        if value >= 1 << 31 {
+            self.too_large.get_or_insert(value);
+        }
         self.push(value as u64, 4)
     }
 
@@ -114,6 +118,14 @@ impl Args {
     /// A kernel's `double`.
     pub fn double(self, value: f64) -> Self {
         self.push(value.to_bits(), 8)
+    }
+
+    /// Refuses a size that does not fit a kernel's int: it would see only the lower half of it.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        match self.too_large {
+            None => Ok(()),
+            Some(size) => Err(format!("a size of {size} is 2³¹ or more; a smaller batch may help")),
+        }
     }
 
     /// Size in bytes of each argument.
@@ -242,8 +254,8 @@ pub trait Driver: Send + Sync {
 
     /// From here to [`Driver::end_recording`] work is recorded and not run.
     fn begin_recording(&self) -> Result<()>;
-    /// Ends the recording and hands it out. An error where none is open, and on a GPU also where a call in it
-    /// failed.
+    /// Ends the recording and hands it out. An error where none is open, and where a call that would have been
+    /// recorded failed: that ends the recording.
     fn end_recording(&self) -> Result<Box<dyn Recording>>;
     /// Enqueues everything that was recorded.
     fn replay(&self, recording: &dyn Recording) -> Result<()>;
@@ -252,8 +264,14 @@ pub trait Driver: Send + Sync {
     fn has_clock(&self) -> bool;
     /// A choice remembered on disk for this device and these libraries, or earlier in this process.
     fn recall(&self, key: &str) -> Option<String>;
-    /// Remembers a choice for [`Driver::recall`].
-    fn remember(&self, key: &str, choice: &str) -> Result<()>;
+    /// Remembers a choice for [`Driver::recall`] and returns the one that holds from now on: that of another
+    /// process, if it was the first.
+    fn remember(&self, key: &str, choice: &str) -> Result<String>;
+
+    /// Why what is remembered is gone when this process ends, if it is.
+    fn forgets(&self) -> Option<String> {
+        None
+    }
 
     /// Waits for all enqueued work.
     fn synchronize(&self) -> Result<()>;

@@ -45,6 +45,10 @@ pub enum LoraForm {
 }
 
 /// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
+///
+/// Operations on one device, clones of it included, belong to one thread at a time: some leave values in scratch
+/// memory for their next launch, and what is enqueued while a recording is open becomes part of it, whichever
+/// thread it comes from. Programs that train on several threads open the device once for each.
 #[derive(Clone)]
 pub struct Cuda {
     inner: Arc<Inner>,

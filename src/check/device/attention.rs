@@ -101,7 +101,9 @@ fn quick_packed<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         Size::of(1, 17, 2, 80),
         Size::of(1, 70, 1, 80),
         Size::of(1, 17, 1, 88),
+        Size::of(1, 70, 1, 88),
         Size::of(1, 70, 1, 96).causal(),
+        Size::of(1, 67, 1, 104),
         Size::of(1, 17, 2, 128).causal(),
         Size::of(1, 66, 1, 128),
     ] {
@@ -119,6 +121,13 @@ fn quick_split<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         Size::of(1, 9, 1, 256).queries(1),
         Size::of(2, 5, 1, 64).queries(1).shifted(4.0),
         Size::of(1, 40, 1, 7).queries(19),
+        // A single query for keys of more than one tile, at every width from that of most models on.
+        Size::of(2, 70, 1, 64).queries(1),
+        Size::of(1, 70, 2, 80).queries(1),
+        Size::of(1, 70, 1, 88).queries(1),
+        Size::of(1, 130, 1, 96).queries(1),
+        Size::of(1, 70, 1, 104).queries(1),
+        Size::of(1, 66, 1, 128).queries(1),
         Size::of(1, 17, 2, 32).queries(70),
         Size::of(1, 100, 1, 64).queries(3),
     ] {
@@ -128,9 +137,18 @@ fn quick_split<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 }
 
 fn full<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    for (tokens, heads, head) in
-        [(50, 12, 64), (66, 12, 64), (77, 8, 64), (197, 12, 64), (242, 12, 64), (257, 16, 64), (257, 16, 80)]
-    {
+    for (tokens, heads, head) in [
+        (50, 12, 64),
+        (66, 12, 64),
+        (77, 8, 64),
+        (197, 12, 64),
+        (242, 12, 64),
+        (257, 16, 64),
+        (577, 16, 64),
+        (257, 16, 80),
+        (257, 16, 88),
+        (257, 16, 104),
+    ] {
         packed(c, Size::of(4, tokens, heads, head))?;
         packed(c, Size::of(2, tokens, heads, head).causal())?;
         split(c, Size::of(4, tokens, heads, head).queries(1))?;

@@ -10,6 +10,8 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     // and less rows than a block has warps.
     let mut shapes = vec![[1, 1, 1], [2, 3, 7], [1, 5, 301], [3, 3, 64], [1, 1, 256], [1, 2, 512]];
     shapes.extend([[1, 5, 768], [3, 3, 1024], [1, 2, 1280], [1, 2, 1536]]);
+    // Widths of large models that are none of those.
+    shapes.extend([[1, 2, 1408], [1, 5, 1664]]);
     if c.scope == Scope::Full {
         shapes.extend([
             [8, 50, 768],
@@ -18,6 +20,9 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
             [2, 257, 1024],
             [4, 66, 768],
             [2, 242, 768],
+            [2, 257, 1280],
+            [2, 257, 1408],
+            [2, 257, 1664],
         ]);
     }
     shapes.into_iter().try_for_each(|shape| layer_norm(c, shape))

@@ -71,6 +71,14 @@ const QUICK: &[Case] = &[
     Case::new(9, 45, 12, 1, 2),
     // Three parts of rank 2: six columns of u, in no whole pack.
     Case::new(35, 64, 72, 3, 2),
+    // The widths of large models, and those of their MLPs, into and out of few columns.
+    Case::new(20, 1280, 16, 3, 8),
+    Case::new(20, 1408, 24, 1, 8),
+    Case::new(20, 1664, 16, 2, 8),
+    Case::new(9, 5120, 16, 1, 8),
+    Case::new(9, 6144, 8, 1, 8),
+    Case::new(9, 8192, 16, 1, 8),
+    Case::new(9, 16, 8192, 1, 8),
 ];
 
 const FULL: &[Case] = &[
@@ -89,6 +97,15 @@ const FULL: &[Case] = &[
     Case::new(1600, 3072, 768, 1, 2),
     Case::new(257, 1024, 4096, 1, 8),
     Case::new(257, 4096, 1024, 1, 8),
+    Case::new(257, 1280, 1280, 3, 8),
+    Case::new(257, 1280, 5120, 1, 8),
+    Case::new(257, 5120, 1280, 1, 8),
+    Case::new(257, 1408, 1408, 3, 8),
+    Case::new(257, 1408, 6144, 1, 8),
+    Case::new(257, 6144, 1408, 1, 8),
+    Case::new(257, 1664, 1664, 3, 8),
+    Case::new(257, 1664, 8192, 1, 8),
+    Case::new(257, 8192, 1664, 1, 8),
     // The text tower of 102 classes.
     Case::new(102 * 77, 512, 512, 3, 2),
     Case::new(102 * 77, 512, 2048, 1, 8),

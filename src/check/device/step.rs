@@ -11,11 +11,18 @@ use crate::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use crate::objective::MixOn;
 use crate::optim::{Rate, Rates};
 use crate::tensor::{DType, Shape, Tensor};
+use crate::train::learner::Learner;
 use crate::tune::Target;
 
 /// Steps of which the losses are compared. A device that records replays the third and those after it: images,
-/// draws and crops are others in every step.
+/// draws, crops and the masks of dropout are others in every step.
 const STEPS: u64 = 5;
+
+/// Steps that move nothing, of which the first moments are compared; the last is replayed.
+const STILL_STEPS: u64 = 3;
+
+/// Shorter than any gradient of the steps that it is for, which are some 2 long.
+const CLIP: f64 = 0.25;
 
 /// The loss scale of the check. Its models are so small that 65536 would overflow their gradients.
 const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 0.5, interval: 2000 };
@@ -54,6 +61,9 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let targets = vec![Target::Query, Target::Value, Target::Output];
     let odd = TinyStep { activation: Activation::Gelu, targets, ..TinyStep::new(TinySizes::ODD, 3) };
     variant(c, "odd sizes", &odd)?;
+    // More tokens than a tile of attention has rows, and heads as wide as those of most models.
+    let tokens = TinySizes { batch: 2, side: 72, width: 128, ..TinySizes::EVEN };
+    variant(c, "82 tokens", &TinyStep::new(tokens, 2))?;
     // Every technique once, in turn at even and at odd sizes; two layers are as many as any of them needs.
     let of = |sizes| [techniques(sizes, 2), adapter_techniques(sizes, 2)].concat();
     let (even, odd) = (of(TinySizes::EVEN), of(TinySizes::ODD));
@@ -63,43 +73,90 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         tiny.objective.margin = 0.05;
         variant(c, name, &tiny)?;
     }
+    let clipped = |sizes| TinyStep { clip: Some(CLIP), ..TinyStep::new(sizes, 2) };
+    variant(c, "clipped", &clipped(TinySizes::EVEN))?;
+    variant(c, "three batches, clipped", &TinyStep { accumulate: 3, ..clipped(TinySizes::ODD) })?;
     let crops = |sizes: TinySizes| TinyStep { crops_of: Some(sizes.side + 4), ..TinyStep::new(sizes, 2) };
     variant(c, "crops", &crops(TinySizes::ODD))?;
     variant(c, "crops, pixels mixed", &TinyStep { mix: Some(MixOn::Pixels), ..crops(TinySizes::EVEN) })?;
     Ok(())
 }
 
+/// The same model with the same weights on both backends.
+struct Learners<B: Backend> {
+    device: Learner<B>,
+    cpu: Learner<Cpu<f32>>,
+}
+
+impl<B: Backend> Learners<B> {
+    /// One step; the largest error of the losses of its batches.
+    fn step(&mut self, tiny: &TinyStep, step: u64, rates: &Rates) -> Result<f64> {
+        let mut worst = 0.0f64;
+        for (batch, share) in tiny.step_batches(step)? {
+            self.device.train_part(batch.view(), share, rates, 1.0)?;
+            self.cpu.train_part(batch.view(), share, rates, 1.0)?;
+            let (found, expected) = (self.device.stats()?.loss, self.cpu.stats()?.loss);
+            let error = ((found - expected) / expected).abs();
+            worst = if error.is_nan() || error > worst { error } else { worst };
+        }
+        Ok(worst)
+    }
+}
+
 fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> Result<()> {
     let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
     let scaling = (c.real() == DType::F16).then_some(SCALING);
-    let mut device = tiny.learner_on(c.device.clone(), image, DType::U8, scaling)?;
-    let mut cpu = tiny.learner_on(Cpu::<f32>::new(), image, DType::U8, None)?;
+    let mut learners = Learners {
+        device: tiny.learner_on(c.device.clone(), image, DType::U8, scaling)?,
+        cpu: tiny.learner_on(Cpu::<f32>::new(), image, DType::U8, None)?,
+    };
     let batch = tiny.training_batch(tiny.sizes.batch, 14)?;
-    device.gradients(batch.view())?;
-    cpu.gradients(batch.view())?;
+    learners.device.gradients(batch.view())?;
+    learners.cpu.gradients(batch.view())?;
+    let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.gradient.clone()).collect();
     let loss_scale = scaling.map_or(1.0, |s| s.start);
-    let expected = cpu.params().into_iter().map(|p| p.gradient.clone()).collect::<Vec<_>>();
-    for ((param, expected), part) in device.params().into_iter().zip(expected).zip(device.param_names()) {
-        let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&g| f64::from(g) * loss_scale).collect();
-        let host = Tensor::from_slice(expected.shape(), &scaled)?;
-        let found = c.device.download(&param.gradient)?;
-        let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
-        let bound = gradient_bound(c.real(), name, &part);
-        c.compare_within(&format!("step gradient of {part}"), name, &pair, bound)?;
+    let found = learners.device.params().into_iter().map(|p| &p.gradient).collect();
+    compare(c, ("gradient", name), &learners.device.param_names(), found, &expected, loss_scale)?;
+    // AdamW's steps hardly depend on how long gradients are, its first moments do.
+    if tiny.accumulate > 1 || tiny.clip.is_some() {
+        let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
+        let still = Rates { head: still, lora: still, prompt: still };
+        for step in 0..STILL_STEPS {
+            learners.step(tiny, 50 + step, &still)?;
+        }
+        let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.first_moment.clone()).collect();
+        let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
+        compare(c, ("first moment", name), &learners.device.param_names(), found, &expected, 1.0)?;
     }
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
     let mut worst = 0.0f64;
     for step in 0..STEPS {
-        let batch = tiny.training_batch(tiny.sizes.batch, 20 + step)?;
-        device.train_step(batch.view(), &rates, 1.0)?;
-        cpu.train_step(batch.view(), &rates, 1.0)?;
-        let (found, expected) = (device.stats()?.loss, cpu.stats()?.loss);
-        let error = ((found - expected) / expected).abs();
-        worst = if error.is_nan() { error } else { worst.max(error) };
+        let error = learners.step(tiny, 20 + step, &rates)?;
+        worst = if error.is_nan() || error > worst { error } else { worst };
     }
     let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
     let bound = bounds(c.real()).1;
     c.rows.push(Row { name, at, error: worst, bound, peer: None });
+    Ok(())
+}
+
+/// A row for each part of what is trained: `found` against `scale` times what is `expected`.
+fn compare<B: Backend>(
+    c: &mut Checker<'_, B>,
+    (what, technique): (&str, &str),
+    parts: &[String],
+    found: Vec<&B::Tensor>,
+    expected: &[Tensor],
+    scale: f64,
+) -> Result<()> {
+    for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
+        let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
+        let host = Tensor::from_slice(expected.shape(), &scaled)?;
+        let found = c.device.download(found)?;
+        let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
+        let bound = gradient_bound(c.real(), technique, part);
+        c.compare_within(&format!("step {what} of {part}"), technique, &pair, bound)?;
+    }
     Ok(())
 }

@@ -97,6 +97,7 @@ impl Kernels {
         self.context.enter()?;
         let function = self.function(launch)?;
         let mut args = launch.args;
+        args.check().map_err(|problem| failed(launch.kernel, problem))?;
         if let Some(expected) = function.parameters.as_deref().filter(|expected| *expected != args.sizes()) {
             let found = args.sizes();
             let problem = format!("its parameters are of {expected:?} bytes, the arguments of {found:?}");

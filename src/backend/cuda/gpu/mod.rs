@@ -2,7 +2,9 @@
 //!
 //! Everything runs in order on one stream, except that bytes from the host travel on a second one. Each
 //! call makes the context current on its thread, so any thread may call. What threads share is behind
-//! locks: that of the recording is taken before any other, and of the others one at a time.
+//! locks: that of the recording is taken before any other, and of the others one at a time. Work that another
+//! thread enqueues while a recording is open becomes part of it, though, and is not run: one thread at a time
+//! may enqueue.
 
 mod choices;
 pub mod compile;
@@ -377,9 +379,12 @@ impl Driver for Gpu {
         self.choices.recall(Map::Choices, &self.of_these_kernels(key))
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
-        self.choices.remember(Map::Choices, &self.of_these_kernels(key), choice);
-        Ok(())
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
+        Ok(self.choices.remember(Map::Choices, &self.of_these_kernels(key), choice))
+    }
+
+    fn forgets(&self) -> Option<String> {
+        self.choices.forgotten()
     }
 
     fn synchronize(&self) -> Result<()> {

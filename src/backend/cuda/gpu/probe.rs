@@ -4,7 +4,7 @@ use super::{cubins, device, libraries, store};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::Result;
 use serde::Serialize;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// A library, found or not.
 #[derive(Debug, Clone, Serialize)]
@@ -105,19 +105,11 @@ fn devices() -> Result<Vec<DeviceReport>> {
 
 fn cache(folder: Option<PathBuf>) -> CacheReport {
     let Some(folder) = folder else {
-        let variable = store::FOLDER;
-        let problem = format!("none of {variable}, XDG_CACHE_HOME and HOME is set; nothing is kept");
-        return CacheReport { folder: None, kernel_files: 0, bytes: 0, problem: Some(problem) };
+        return CacheReport { folder: None, kernel_files: 0, bytes: 0, problem: Some(store::nowhere()) };
     };
     let (kernel_files, bytes) = cubins::content(&folder.join("kernels"));
-    let problem = unwritable(&folder).map(|problem| format!("{}: {problem}", folder.display()));
+    let problem = store::unwritable(&folder);
     CacheReport { folder: Some(folder), kernel_files, bytes, problem }
-}
-
-/// Why no file can be made in `folder`, or, while it does not exist, in the folder that it would be made in.
-fn unwritable(folder: &Path) -> Option<String> {
-    let existing = folder.ancestors().find(|path| path.exists())?;
-    tempfile::tempfile_in(existing).err().map(|e| e.to_string())
 }
 
 #[cfg(test)]

@@ -175,25 +175,29 @@ impl Products {
         plan.algorithm = candidates[0];
         if may_measure {
             // SAFETY: as the caller promises.
-            match unsafe { self.fastest(&plan, &candidates, product, stream) } {
-                Ok(algorithm) => plan.algorithm = algorithm,
+            let chosen = match unsafe { self.fastest(&plan, &candidates, product, stream) } {
+                Ok(algorithm) => algorithm,
                 // No room for a second output beside the caller's: the heuristic's first choice is right
-                // too, and there is no point in measuring it again at every call.
-                Err(CudaError::OutOfMemory { .. }) => {
-                    plan.settled = true;
-                    return Ok(plan);
-                }
+                // too. It is remembered like any other, or a resumed run that finds more room would have
+                // another.
+                Err(CudaError::OutOfMemory { .. }) => candidates[0],
                 Err(error) => return Err(error),
-            }
+            };
+            let held = self.choices.remember(Map::Products, &key.to_string(), &to_hex(&chosen));
+            plan.algorithm = self.usable(&plan, &held).unwrap_or(chosen);
             plan.settled = true;
-            self.choices.remember(Map::Products, &key.to_string(), &to_hex(&plan.algorithm));
         }
         Ok(plan)
     }
 
     /// The algorithm that was measured before, if cuBLASLt still takes it.
     fn remembered(&self, key: &Key, plan: &Plan) -> Option<lt::cublasLtMatmulAlgo_t> {
-        let algorithm = from_hex(&self.choices.recall(Map::Products, &key.to_string())?)?;
+        self.usable(plan, &self.choices.recall(Map::Products, &key.to_string())?)
+    }
+
+    /// An algorithm as it is kept, if cuBLASLt takes it.
+    fn usable(&self, plan: &Plan, kept: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
+        let algorithm = from_hex(kept)?;
         let mut result = empty_result();
         let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
         // SAFETY: all descriptors exist, `algorithm` has the right size whatever is in it, and is checked

@@ -16,6 +16,18 @@ pub fn folder() -> Option<PathBuf> {
     })
 }
 
+/// Why nothing is kept where [`folder`] finds none.
+pub fn nowhere() -> String {
+    format!("none of {FOLDER}, XDG_CACHE_HOME and HOME is set; nothing is kept")
+}
+
+/// Why no file can be made in `folder`, or, while it does not exist, in the folder that it would be made in.
+pub fn unwritable(folder: &Path) -> Option<String> {
+    let existing = folder.ancestors().find(|path| path.exists())?;
+    let problem = tempfile::tempfile_in(existing).err()?;
+    Some(format!("{}: {problem}", folder.display()))
+}
+
 /// Writes a whole file or none, and the folders it lies in: beside, synced, renamed. A reader, or a crash
 /// at any moment, finds the old file or this one.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {

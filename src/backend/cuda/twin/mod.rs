@@ -78,8 +78,16 @@ struct State {
     machine: Machine,
     memory: Memory,
     libraries: HashMap<&'static str, Arc<KernelLibrary>>,
-    recording: Option<Vec<Command>>,
+    recording: RecordingState,
     order: BlockOrder,
+}
+
+/// Whether commands are recorded; as the GPU's driver has it.
+enum RecordingState {
+    Closed,
+    Open(Vec<Command>),
+    /// Ended by an error, which nobody has asked about yet.
+    Broken(String),
 }
 
 struct Tape(Vec<Command>);
@@ -117,7 +125,7 @@ impl Twin {
             machine: Machine::new(&sources)?,
             memory: Memory::default(),
             libraries: HashMap::new(),
-            recording: None,
+            recording: RecordingState::Closed,
             order: BlockOrder::Shuffled(2),
         };
         Ok(Twin { info, dtype, sources, state: Mutex::new(state), choices: Mutex::default() })
@@ -149,15 +157,21 @@ impl Twin {
     }
 
     /// Runs a command, or keeps it while a recording goes on. Errors that are known before it runs come
-    /// at once either way.
+    /// at once either way, and end the recording.
     fn enqueue(&self, command: Command) -> Result<()> {
         let mut state = self.state();
-        self.check(&mut state, &command)?;
-        match &mut state.recording {
-            Some(commands) => commands.push(command),
-            None => self.run(&mut state, &command)?,
+        let checked = self.check(&mut state, &command);
+        match (&mut state.recording, checked) {
+            (RecordingState::Open(commands), Ok(())) => {
+                commands.push(command);
+                Ok(())
+            }
+            (recording @ RecordingState::Open(_), Err(error)) => {
+                *recording = RecordingState::Broken(error.to_string());
+                Err(error)
+            }
+            (_, checked) => checked.and_then(|()| self.run(&mut state, &command)),
         }
-        Ok(())
     }
 
     fn check(&self, state: &mut State, command: &Command) -> Result<()> {
@@ -211,6 +225,7 @@ impl Twin {
             let kernel = launch.kernel;
             Err(CudaError::Twin(format!("{}.cu, {}: {problem}", kernel.file, kernel.name)))
         };
+        launch.args.check().or_else(&refuse)?;
         let threads: u64 = launch.block.iter().map(|&n| u64::from(n)).product();
         if threads == 0 || threads > 1024 || launch.block[2] > 64 {
             return refuse(format!("a block of {:?} threads; at most 1024, 64 of them in z", launch.block));
@@ -323,15 +338,23 @@ impl Driver for Twin {
 
     fn begin_recording(&self) -> Result<()> {
         let mut state = self.state();
-        refuse_in_recording(&state, "begin_recording")?;
-        state.recording = Some(Vec::new());
+        if matches!(state.recording, RecordingState::Open(_)) {
+            state.recording = RecordingState::Closed;
+            let problem = "begin_recording: a recording was open already; both are thrown away";
+            return Err(CudaError::Twin(problem.into()));
+        }
+        state.recording = RecordingState::Open(Vec::new());
         Ok(())
     }
 
     fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        let commands = self.state().recording.take();
-        let none = || CudaError::Twin("end_recording without begin_recording".into());
-        Ok(Box::new(Tape(commands.ok_or_else(none)?)))
+        match std::mem::replace(&mut self.state().recording, RecordingState::Closed) {
+            RecordingState::Open(commands) => Ok(Box::new(Tape(commands))),
+            RecordingState::Closed => Err(CudaError::Twin("end_recording without begin_recording".into())),
+            RecordingState::Broken(problem) => {
+                Err(CudaError::Twin(format!("end_recording: an error ended the recording: {problem}")))
+            }
+        }
     }
 
     fn replay(&self, recording: &dyn Recording) -> Result<()> {
@@ -354,10 +377,10 @@ impl Driver for Twin {
         self.choices.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
-    fn remember(&self, key: &str, choice: &str) -> Result<()> {
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
         let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
         choices.insert(key.to_owned(), choice.to_owned());
-        Ok(())
+        Ok(choice.to_owned())
     }
 
     fn synchronize(&self) -> Result<()> {
@@ -373,7 +396,7 @@ impl Driver for Twin {
 
 /// As CUDA refuses during a capture whatever would wait or cannot be part of a graph.
 fn refuse_in_recording(state: &State, call: &str) -> Result<()> {
-    if state.recording.is_some() {
+    if matches!(state.recording, RecordingState::Open(_)) {
         return Err(CudaError::Twin(format!("{call} during a recording")));
     }
     Ok(())
