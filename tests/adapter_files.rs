@@ -444,7 +444,7 @@ fn written_adapters_are_read_back() {
                 }
             }
         }
-        for file in stage(dir.path(), &tensors, &spec, &base).unwrap() {
+        for file in stage(dir.path(), &tensors, &spec, &base, None).unwrap() {
             file.persist().unwrap();
         }
         let read = read(dir.path()).unwrap();

@@ -20,7 +20,12 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BaseModel {
     /// A repository on the hub, and its revision where that is not the main branch.
-    Hub { repository: String, revision: Option<String> },
+    Hub {
+        /// `owner/name`.
+        repository: String,
+        /// A branch, a tag or a commit.
+        revision: Option<String>,
+    },
     /// A folder of this machine.
     Folder(PathBuf),
     /// Any other name.

@@ -40,9 +40,11 @@ impl WeightsId {
 /// The epoch that a file of a run is of, and the weights that the run was trained on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
+    /// Counted from 1.
     pub epoch: u32,
     /// A hash of all trained values, those in the other files too.
     pub trained: String,
+    /// Those that were not trained.
     pub weights: WeightsId,
 }
 
