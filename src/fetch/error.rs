@@ -27,7 +27,12 @@ pub enum FetchError {
     #[error(
         "{url}: {problem}, though it was asked for as it is; name a server that does not compress its files"
     )]
-    Encoded { url: String, problem: String },
+    Encoded {
+        /// The address.
+        url: String,
+        /// How it was changed.
+        problem: String,
+    },
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
     Io { path: PathBuf, action: &'static str, source: std::io::Error },
@@ -54,13 +59,27 @@ pub enum FetchError {
         "--model {id}: neither a folder here nor a model that {endpoint} shows {credentials} ({status}); check the \
          name, or set HF_TOKEN to a token that may read it, after accepting its terms at {endpoint}/{repository}"
     )]
-    NotAllowed { id: String, repository: String, endpoint: String, credentials: String, status: u16 },
+    NotAllowed {
+        id: String,
+        repository: String,
+        endpoint: String,
+        /// Which token was shown, if any.
+        credentials: String,
+        status: u16,
+    },
     /// 401 with a token, and an answer without.
     #[error(
         "--model {id}: {endpoint} shows the model to everybody but refuses the token in {place} (401); renew the \
          token, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none"
     )]
-    StaleToken { id: String, endpoint: String, place: String },
+    StaleToken {
+        /// As it was asked for.
+        id: String,
+        /// The hub's address.
+        endpoint: String,
+        /// The variable or the file that the token is from.
+        place: String,
+    },
     /// 404 for the repository or the revision.
     #[error(
         "--model {id}: neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
@@ -84,7 +103,14 @@ pub enum FetchError {
         "--model {id}: {variable} is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
          the model", cache.display()
     )]
-    Offline { id: String, variable: &'static str, revision: String, missing: String, cache: PathBuf },
+    Offline {
+        id: String,
+        /// The one that is set.
+        variable: &'static str,
+        revision: String,
+        missing: String,
+        cache: PathBuf,
+    },
     /// The hub says something that is not understood.
     #[error("{url}: {problem}; check HF_ENDPOINT")]
     Hub { url: String, problem: String },
