@@ -507,6 +507,15 @@ fn without_links_the_snapshot_has_the_files() {
 }
 
 #[test]
+fn a_dry_run_fetches_and_writes_nothing_else() {
+    let world = World::new(Repository::demo());
+    let run = world.machine.at("run");
+    succeed_of(world.machine.train("demo/clip", &run).arg("--dry-run"));
+    assert!(world.snapshot().join("model.safetensors").is_file());
+    assert_eq!(names(world.machine.dir.path()), ["huggingface", "photos"]);
+}
+
+#[test]
 fn a_mirror_s_own_etag_is_no_checksum() {
     let mirror = Repository { mirror: true, ..Repository::demo() };
     // The list says what is right.

@@ -48,8 +48,8 @@ pub struct Args {
     /// sees [default with --demo: runs/demo-seeds].
     #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
-    /// Say what the run would do and write nothing: its configuration, its images, what it trains, and the
-    /// memory and the work of a step.
+    /// Say what the run would do: its configuration, its images, what it trains, and the memory and the work
+    /// of a step. Fetches data and model if they are not there yet, and writes nothing else.
     #[arg(long, conflicts_with_all = ["resume", "seeds"])]
     dry_run: bool,
     #[command(flatten)]

@@ -272,7 +272,7 @@ impl<'a> HubModel<'a> {
     /// Sees to it that a snapshot that another tool left has what is better not done without. It can be done
     /// without: the hub is asked once, and no answer is no error.
     fn complete(&self, snapshot: &Path, monitor: &dyn Monitor) -> Result<()> {
-        let unsettled: Vec<&str> = self.unsettled(snapshot);
+        let unsettled = self.unsettled(snapshot);
         if unsettled.is_empty() {
             return Ok(());
         }
