@@ -275,5 +275,5 @@ fn the_demo_replaces_no_other_run() {
     fail_of(&mut demo(&[]), 1, &["runs/demo", "not empty", "--overwrite"]);
     assert!(contents(&run) == before);
     succeed_of(&mut demo(&["--overwrite"]));
-    succeed_of(&mut demo(&[]));
+    assert!(RunDir::existing(Path::new(&run)).unwrap().read_settings().unwrap().demo);
 }
