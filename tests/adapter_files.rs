@@ -399,7 +399,7 @@ fn written_adapters_are_read_back() {
                 }
             }
         }
-        for file in stage(dir.path(), &tensors, &spec, "some/model").unwrap() {
+        for file in stage(dir.path(), &tensors, &spec, "some/model", None).unwrap() {
             file.persist().unwrap();
         }
         let read = read(dir.path()).unwrap();
