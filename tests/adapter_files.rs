@@ -11,7 +11,7 @@ use clip_engine::train::export::merged_tensors;
 use clip_engine::train::files::{TensorFile, stage_tensors, write_atomic};
 use clip_engine::train::model::{BaseModel, Model};
 use clip_engine::tune::{LoraSpec, Site, Target, Tower};
-use common::command::{fail, succeed};
+use common::command::{engine, fail, succeed};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -415,6 +415,40 @@ fn the_command_warns_of_options_that_it_leaves_out_and_takes_a_folder_as_peft_sa
     std::fs::create_dir(Path::new(&from).join("adapter")).unwrap();
     fail(1, &[&embed[..], &[&from]].concat(), place.path(), &["saved", "two adapters"]);
     fail(1, &[&embed[..], &[&at("photos")]].concat(), place.path(), &["photos", "adapter_config.json"]);
+}
+
+#[test]
+fn training_starts_from_adapters_without_gaps_and_names_what_differs() {
+    let place = TempDir::new().unwrap();
+    for folder in ["train/a", "train/b", "val/a", "val/b"] {
+        pictures(&place.path().join("photos").join(folder));
+    }
+    let (model, data) = (tiny().display().to_string(), place.path().join("photos").display().to_string());
+    let start = |from: &Path, flags: &[&str]| {
+        let from = from.display().to_string();
+        let dry = ["train", "--dry-run", "--model", &model, "--data", &data, "--init-from", &from];
+        engine(&[&dry[..], flags].concat(), place.path())
+    };
+    // The tiny model has no tokenizer, which training of the text tower would need.
+    let vision = |case: &&str| read(&adapter(case)).unwrap().spec.towers == [Tower::Vision];
+    for case in ACCEPTED.into_iter().filter(vision) {
+        let (from, spec) = (fixtures().join(case), read(&adapter(case)).unwrap().spec);
+        let (rank, alpha) = (spec.rank.to_string(), spec.alpha.to_string());
+        let targets = spec.targets.iter().map(|target| target.name()).collect::<Vec<_>>().join(",");
+        let mut flags = vec!["--alpha", &alpha, "--targets", &targets];
+        flags.extend(spec.rslora.then_some("--rslora"));
+        let done = start(&from, &[&flags[..], &["--rank", &rank]].concat());
+        assert_eq!(done.code, 0, "{case}: {}", done.err);
+        let done = start(&from, &[&flags[..], &["--rank", "7"]].concat());
+        let named = done.err.contains(&format!("rank {rank}, not 7; set --rank {rank}\n"));
+        assert!(done.code == 1 && named, "{case}: {}", done.err);
+    }
+    let mut partial = Copy::of("list").with("layers_to_transform", json!([1, 2]));
+    partial.tensors.retain(|name, _| !name.contains("layers.0."));
+    partial.write();
+    let done = start(partial.dir.path(), &["--rank", "2", "--alpha", "4", "--targets", "q_proj,v_proj"]);
+    let refused = done.err.contains("leaves out vision_model.encoder.layers.0.self_attn.q_proj");
+    assert!(done.code == 1 && refused, "{}", done.err);
 }
 
 /// What is written here is read here again, and its expression names the adapted layers and no others.
