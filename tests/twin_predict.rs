@@ -111,3 +111,22 @@ fn evaluation_repeats_the_summary_in_the_precision_of_the_run() {
     assert!(losses.iter().all(|(cpu, twin)| (cpu / twin - 1.0).abs() < 0.01), "{losses:?}");
     assert!((losses[0].0 / losses[0].1 - 1.0).abs() > 1e-6, "f16 makes a difference: {losses:?}");
 }
+
+/// Both leave the adapters beside the weights.
+#[test]
+fn predictions_in_bf16_are_those_of_the_evaluation() {
+    let place = Place::new([2, 1, 2]);
+    let run = place.at("run");
+    let device = ["--device", "twin", "--precision", "bf16"];
+    let short = ["--epochs", "1", "--lr-lora", "0.01", "--template", "A photo of {}.", "--recipe", "lora"];
+    succeed(&place.train(&run, &[&short[..], &device].concat()), place.path());
+    let evaluation = json(&run, "evaluation.json");
+    let images = evaluation["images"].as_array().unwrap();
+    let rows = predict(&run, &place, &["twin", "--precision", "bf16"]);
+    assert_eq!(rows.len(), images.len());
+    for (row, image) in rows.iter().zip(images) {
+        let (found, expected) = (row[first(row)], image["confidence"].as_f64().unwrap());
+        assert_eq!(first(row) as u64, image["predicted"].as_u64().unwrap(), "{image}");
+        assert!((found - expected).abs() < 1e-6, "{found} and {expected}");
+    }
+}

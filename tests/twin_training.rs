@@ -373,7 +373,7 @@ impl WeightSource for Coarse {
     fn tensor(&self, name: &str, dims: &[usize]) -> Result<Loaded<'_>, ClipError> {
         let loaded = self.0.tensor(name, dims)?;
         let linear = name.contains("layers.") && dims.len() == 2;
-        let move_up = |w: &f64| if linear { w.signum() * (1.0 + w.abs().fract()) / 16.0 } else { *w };
+        let move_up = |w: &f64| if linear { w.signum() * (1.25 + w.abs().fract() / 2.0) / 16.0 } else { *w };
         let values: Vec<f64> =
             loaded.view().to_tensor(DType::F64)?.typed::<f64>()?.iter().map(move_up).collect();
         Ok(Loaded::Owned(Tensor::from_slice(loaded.view().shape(), &values)?))

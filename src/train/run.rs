@@ -557,10 +557,11 @@ impl<B: Backend> Run<'_, B> {
             crops: crops.as_ref().map(Tensor::view),
             number,
         };
-        Ok(match inputs {
+        match inputs {
             Inputs::Images(_) => self.learner.train_part(batch, share, rates, factor)?,
             Inputs::Features { .. } => self.learner.train_on_features(batch, share, rates, factor)?,
-        })
+        }
+        Ok(())
     }
 
     /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
