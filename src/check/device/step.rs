@@ -37,11 +37,12 @@ fn bounds(dtype: DType) -> (f64, f64) {
     }
 }
 
-/// A technique, and the part whose gradient has a bound of its own in bf16. Its terms cancel: the largest
-/// element is 0.015 and that of its B is 0.21, where every other A of the technique has at least half as much
-/// as its B. The error of 0.0012 is less than that of the B, 0.0031, but 8 % of so small a gradient; in f32 too
-/// it is the worst of all.
-const CANCELLING: (&str, &str) = ("prompts replaced, LoRA", "layers.1.q_proj.lora_A");
+/// The part whose gradient has a bound of its own in bf16, and the techniques of which it is true. Its terms
+/// cancel: with prompts the largest element is 0.015 and that of its B is 0.21, where every other A of the
+/// technique has at least half as much as its B. The error of 0.0012 is less than that of the B, 0.0031, but 8 %
+/// of so small a gradient; in f32 too it is the worst of all gradients, and the other of all first moments.
+const CANCELLING: &str = "layers.1.q_proj.lora_A";
+const CANCELLING_IN: [&str; 2] = ["prompts replaced, LoRA", "no head, dropout, three batches"];
 const CANCELLING_BOUND: f64 = 1.2e-1;
 
 /// The bound for the gradient of one part. What reaches the text tower is small: of the gradient of the class
@@ -53,7 +54,8 @@ fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
         DType::BF16 if part.starts_with("text.") => return 2e-1,
         _ => {}
     }
-    if dtype == DType::BF16 && (technique, part) == CANCELLING { CANCELLING_BOUND } else { bounds(dtype).0 }
+    let cancelling = part == CANCELLING && CANCELLING_IN.contains(&technique);
+    if dtype == DType::BF16 && cancelling { CANCELLING_BOUND } else { bounds(dtype).0 }
 }
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
