@@ -37,12 +37,11 @@ fn bounds(dtype: DType) -> (f64, f64) {
     }
 }
 
-/// The part whose gradient has a bound of its own in bf16, and the techniques of which it is true. Its terms
-/// cancel: with prompts the largest element is 0.015 and that of its B is 0.21, where every other A of the
-/// technique has at least half as much as its B. The error of 0.0012 is less than that of the B, 0.0031, but 8 %
-/// of so small a gradient; in f32 too it is the worst of all gradients, and the other of all first moments.
-const CANCELLING: &str = "layers.1.q_proj.lora_A";
-const CANCELLING_IN: [&str; 2] = ["prompts replaced, LoRA", "no head, dropout, three batches"];
+/// A technique, and the part whose gradient has a bound of its own in bf16. Its terms cancel: the largest
+/// element is 0.015 and that of its B is 0.21, where every other A of the technique has at least half as much
+/// as its B. The error of 0.0012 is less than that of the B, 0.0031, but 8 % of so small a gradient; in f32 too
+/// it is the worst of all.
+const CANCELLING: (&str, &str) = ("prompts replaced, LoRA", "layers.1.q_proj.lora_A");
 const CANCELLING_BOUND: f64 = 1.2e-1;
 
 /// The bound for the gradient of one part. What reaches the text tower is small: of the gradient of the class
@@ -54,8 +53,14 @@ fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
         DType::BF16 if part.starts_with("text.") => return 2e-1,
         _ => {}
     }
-    let cancelling = part == CANCELLING && CANCELLING_IN.contains(&technique);
-    if dtype == DType::BF16 && cancelling { CANCELLING_BOUND } else { bounds(dtype).0 }
+    if dtype == DType::BF16 && (technique, part) == CANCELLING { CANCELLING_BOUND } else { bounds(dtype).0 }
+}
+
+/// The bound for the first moment of one part. It is a sum over the batches of several steps, in which gradients
+/// cancel more than the rounding of each does: the worst is 1.2e-2 in f16 and 5.0e-2 in bf16, in f32 2.0e-6.
+/// What is looked for changes all of it: a length of gradients, a missing batch.
+fn moment_bound(dtype: DType, technique: &str, part: &str) -> f64 {
+    2.0 * gradient_bound(dtype, technique, part)
 }
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
@@ -118,7 +123,15 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.gradient.clone()).collect();
     let loss_scale = scaling.map_or(1.0, |s| s.start);
     let found = learners.device.params().into_iter().map(|p| &p.gradient).collect();
-    compare(c, ("gradient", name), &learners.device.param_names(), found, &expected, loss_scale)?;
+    compare(
+        c,
+        ("gradient", name),
+        &learners.device.param_names(),
+        found,
+        &expected,
+        loss_scale,
+        gradient_bound,
+    )?;
     // AdamW's steps hardly depend on how long gradients are, its first moments do.
     if tiny.accumulate > 1 || tiny.clip.is_some() {
         let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
@@ -128,7 +141,15 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
         }
         let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.first_moment.clone()).collect();
         let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
-        compare(c, ("first moment", name), &learners.device.param_names(), found, &expected, 1.0)?;
+        compare(
+            c,
+            ("first moment", name),
+            &learners.device.param_names(),
+            found,
+            &expected,
+            1.0,
+            moment_bound,
+        )?;
     }
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
@@ -143,7 +164,8 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     Ok(())
 }
 
-/// A row for each part of what is trained: `found` against `scale` times what is `expected`.
+/// A row for each part of what is trained: `found` against `scale` times what is `expected`, within a bound that is
+/// asked for by number type, technique and part.
 fn compare<B: Backend>(
     c: &mut Checker<'_, B>,
     (what, technique): (&str, &str),
@@ -151,13 +173,14 @@ fn compare<B: Backend>(
     found: Vec<&B::Tensor>,
     expected: &[Tensor],
     scale: f64,
+    bound_of: fn(DType, &str, &str) -> f64,
 ) -> Result<()> {
     for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
         let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
         let host = Tensor::from_slice(expected.shape(), &scaled)?;
         let found = c.device.download(found)?;
         let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
-        let bound = gradient_bound(c.real(), technique, part);
+        let bound = bound_of(c.real(), technique, part);
         c.compare_within(&format!("step {what} of {part}"), technique, &pair, bound)?;
     }
     Ok(())
