@@ -56,6 +56,13 @@ fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
     if dtype == DType::BF16 && (technique, part) == CANCELLING { CANCELLING_BOUND } else { bounds(dtype).0 }
 }
 
+/// The bound for the first moment of one part. It is a sum over the batches of several steps, in which gradients
+/// cancel more than the rounding of each does: the worst is 1.2e-2 in f16 and 5.0e-2 in bf16, in f32 2.0e-6.
+/// What is looked for changes all of it: a length of gradients, a missing batch.
+fn moment_bound(dtype: DType, technique: &str, part: &str) -> f64 {
+    2.0 * gradient_bound(dtype, technique, part)
+}
+
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     variant(c, "even sizes", &TinyStep::new(TinySizes::EVEN, 3))?;
     let targets = vec![Target::Query, Target::Value, Target::Output];
@@ -116,7 +123,15 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.gradient.clone()).collect();
     let loss_scale = scaling.map_or(1.0, |s| s.start);
     let found = learners.device.params().into_iter().map(|p| &p.gradient).collect();
-    compare(c, ("gradient", name), &learners.device.param_names(), found, &expected, loss_scale)?;
+    compare(
+        c,
+        ("gradient", name),
+        &learners.device.param_names(),
+        found,
+        &expected,
+        loss_scale,
+        gradient_bound,
+    )?;
     // AdamW's steps hardly depend on how long gradients are, its first moments do.
     if tiny.accumulate > 1 || tiny.clip.is_some() {
         let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
@@ -126,7 +141,15 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
         }
         let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.first_moment.clone()).collect();
         let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
-        compare(c, ("first moment", name), &learners.device.param_names(), found, &expected, 1.0)?;
+        compare(
+            c,
+            ("first moment", name),
+            &learners.device.param_names(),
+            found,
+            &expected,
+            1.0,
+            moment_bound,
+        )?;
     }
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
@@ -141,7 +164,8 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     Ok(())
 }
 
-/// A row for each part of what is trained: `found` against `scale` times what is `expected`.
+/// A row for each part of what is trained: `found` against `scale` times what is `expected`, within a bound that is
+/// asked for by number type, technique and part.
 fn compare<B: Backend>(
     c: &mut Checker<'_, B>,
     (what, technique): (&str, &str),
@@ -149,13 +173,14 @@ fn compare<B: Backend>(
     found: Vec<&B::Tensor>,
     expected: &[Tensor],
     scale: f64,
+    bound_of: fn(DType, &str, &str) -> f64,
 ) -> Result<()> {
     for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
         let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
         let host = Tensor::from_slice(expected.shape(), &scaled)?;
         let found = c.device.download(found)?;
         let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
-        let bound = gradient_bound(c.real(), technique, part);
+        let bound = bound_of(c.real(), technique, part);
         c.compare_within(&format!("step {what} of {part}"), technique, &pair, bound)?;
     }
     Ok(())
