@@ -283,7 +283,7 @@ fn several_seeds_scatter_and_each_repeats() {
     assert!(of[0] != of[1] && of[1] != of[2] && of[0] != of[2], "seeds make a difference");
 
     // One seed is a run like any other, without a deviation.
-    let one = ["--seeds", "1", "--seed", "6", "--data-seed", "5"];
+    let one = ["--seeds", "1", "--seed", "6"];
     place.succeed(&place.short(&[&train[..], &[&alone], &one].concat()));
     assert_eq!(metrics(&format!("{alone}/seed-6")), of[1]);
     assert!(json(&alone, "seeds.json")["std"].is_null());

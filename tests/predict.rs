@@ -373,7 +373,9 @@ fn bad_files_are_named_and_passed_over() {
     for form in ["--top-k=1", "--csv"] {
         let with = |more: &[&'static str]| [&only_bad[..], &[form], more].concat();
         let warned = fail(1, &with(&["--log-level", "warn"]), place.path(), &["the lines above"]);
-        assert_eq!(warned.err.matches("warning: ").count(), 2, "{}", warned.err);
+        // Beside them, that the model does not say how images are prepared.
+        assert_eq!(warned.err.matches("warning: ").count(), 3, "{}", warned.err);
+        assert_eq!(warned.err.matches("repair or remove the file").count(), 2, "{}", warned.err);
         let quiet =
             fail(1, &with(&["--quiet"]), place.path(), &["2 of 2 photos", "--log-level warn says why"]);
         assert_eq!(quiet.err.lines().count(), 1, "{}", quiet.err);
@@ -651,7 +653,8 @@ fn embed_stops_at_a_bad_photo_or_leaves_it_out() {
     let warn = [&stopped[..], &["--skip-bad-images", "--log-level", "warn"]].concat();
     let said = succeed(&warn, place.path()).err;
     let left_out = said.lines().filter(|line| line.starts_with("warning: left out: "));
-    assert_eq!((left_out.count(), said.lines().count()), (2, 2), "{said}");
+    // The third line: the model does not say how images are prepared.
+    assert_eq!((left_out.count(), said.lines().count()), (2, 3), "{said}");
     succeed(&[&embed[..], &[&expected, "--images", &good]].concat(), place.path());
     let [out, expected] = [out, expected].map(|path| std::fs::read(path).unwrap());
     let names: Vec<String> = metadata(&out, "paths");

@@ -3,6 +3,7 @@
 
 mod common;
 
+use clip_engine::train::files::TensorFile;
 use common::command::*;
 use serde_json::Value;
 use std::path::Path;
@@ -101,7 +102,9 @@ fn prompts_can_be_started_from_and_embedded_with() {
     let still = ["--lr-prompt", "0", "--lr-head", "0", "--wd-head", "0", "--epochs", "1"];
     let from = ["--recipe", "vpt", "--prompt-count", "4", "--init-from", &run];
     train(&place, &next, &[&from[..], &still].concat());
-    assert_eq!(bytes(&run, "prompts.safetensors"), bytes(&next, "prompts.safetensors"));
+    // The files differ in the epoch that they are of.
+    let prompts = |run: &str| TensorFile::read(&Path::new(run).join("prompts.safetensors")).unwrap().tensors;
+    assert!(prompts(&run)["prompts"].bytes() == prompts(&next)["prompts"].bytes());
     let top1 = |run: &str| json(run, "summary.json")["test"]["top1"].clone();
     assert_eq!(top1(&run), top1(&next));
 
