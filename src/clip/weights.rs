@@ -121,7 +121,7 @@ impl Weights {
     }
 
     /// What tells these weights from others: a hash of the sizes in `config` that no shape tells, and of every
-    /// tensor of the model by name, type, shape and bytes, of a large one [`PARTS`] parts all over it. The same
+    /// tensor of the model by name, type, shape and bytes, of a large one sixteen parts all over it. The same
     /// for the same tensors in other files; others if only single numbers differ may go unnoticed.
     pub fn fingerprint(&self, config: &ClipConfig) -> Result<String, ClipError> {
         let mut hash = Sha256::new();
