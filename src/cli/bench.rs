@@ -1,7 +1,6 @@
 //! `engine bench`
 
-use super::common::parse_serde;
-use super::device::{self, Device, on_device};
+use super::device::{Device, DeviceArgs, on_device};
 use super::{common, table};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -21,7 +20,6 @@ use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
-use clip_engine::train::settings::Precision;
 use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
 use comfy_table::Table;
 use rand_chacha::ChaCha8Rng;
@@ -36,12 +34,8 @@ pub struct Args {
     /// Single operations at the sizes of a step, or whole training steps and evaluations.
     #[arg(value_enum)]
     what: What,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
-    device: String,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// A model directory, or the id of a model on the hub, for its sizes and weights.
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", conflicts_with = "model_size")]
     model: Option<PathBuf>,
@@ -79,7 +73,7 @@ enum ModelSize {
 
 pub fn run(mut args: Args) -> Result<()> {
     args.model = args.model.as_deref().map(common::named_model_dir).transpose()?;
-    let device = device::open(&args.device, args.precision, &Silent)?;
+    let device = args.device.open(&Silent)?;
     let config = match &args.model {
         Some(dir) => ClipConfig::load(dir)?,
         None => match args.model_size {

@@ -1,5 +1,6 @@
 //! Where a subcommand computes: `--device` and `--precision`.
 
+use super::common::parse_serde;
 use anyhow::{Result, anyhow, bail};
 use clip_engine::TrainError;
 use clip_engine::backend::Backend;
@@ -9,6 +10,24 @@ use clip_engine::backend::cuda::gpu::store::FOLDER;
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::settings::Precision;
+
+/// The flags by which a subcommand is told.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// Where to compute.
+    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    device: String,
+    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
+    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    precision: Option<Precision>,
+}
+
+impl DeviceArgs {
+    /// As [`open`].
+    pub fn open(&self, monitor: &dyn Monitor) -> Result<Device> {
+        open(&self.device, self.precision, monitor)
+    }
+}
 
 /// An opened device.
 pub enum Device {

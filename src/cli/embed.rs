@@ -1,12 +1,11 @@
 //! `engine embed`
 
 use super::bars::Bars;
-use super::common::{self, parse_serde};
-use super::device::{self, on_device};
+use super::common;
+use super::device::{DeviceArgs, on_device};
 use anyhow::{Result, bail};
 use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Precision;
 use clip_engine::train::stamp::of_one_epoch;
 use clip_engine::train::tuned::{TunedTower, TuningFiles};
 use std::path::PathBuf;
@@ -34,17 +33,13 @@ pub struct Args {
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
-    device: String,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let device = device::open(&args.device, args.precision, &monitor)?;
+    let device = args.device.open(&monitor)?;
     let (model, files, run) = match (&args.run, &args.model) {
         (Some(run), model) => {
             let dir = RunDir::existing(run)?;

@@ -1,15 +1,14 @@
 //! `engine predict`
 
 use super::bars::Bars;
-use super::common::{self, parse_serde};
-use super::device::{self, on_device};
+use super::common;
+use super::device::{DeviceArgs, on_device};
 use super::predictions::{Form, Printer};
 use anyhow::{Context, Result, bail};
 use clip_engine::data::folder::images_below;
 use clip_engine::progress::Monitor;
 use clip_engine::train::predict::{PredictOptions, Predictor};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Precision;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -37,12 +36,8 @@ pub struct Args {
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
-    device: String,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -50,7 +45,7 @@ pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
     let paths = photos(&args.images)?;
-    let device = device::open(&args.device, args.precision, &bars)?;
+    let device = args.device.open(&bars)?;
     let model = common::model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     let form = match (args.json, args.csv) {
         (true, _) => Form::Json,

@@ -1,15 +1,14 @@
 //! `engine zero-shot`
 
 use super::bars::Bars;
-use super::common::parse_serde;
-use super::device::{self, on_device};
+use super::device::{DeviceArgs, on_device};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::clip::text::TEMPLATES;
 use clip_engine::data::Split;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::settings::{Precision, check_templates};
+use clip_engine::train::settings::check_templates;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -39,17 +38,13 @@ pub struct Args {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
-    device: String,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
-    precision: Option<Precision>,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let device = device::open(&args.device, args.precision, &monitor)?;
+    let device = args.device.open(&monitor)?;
     let templates =
         if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
     check_templates(&templates)?;

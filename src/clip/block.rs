@@ -12,7 +12,8 @@ use crate::backend::{
 };
 use crate::tensor::DType;
 use crate::tune::dropout::{BlockDropout, Slot};
-use crate::tune::{BlockLora, LoraLayer, ProjectionLora};
+use crate::tune::lora::{BlockPlace, LoraInit};
+use crate::tune::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Tower};
 
 /// The linear layers in front of attention.
 pub enum Projections<B: Backend> {
@@ -97,6 +98,35 @@ impl<B: Backend> Clone for Evaluated<'_, B> {
 }
 
 impl<B: Backend> Copy for Evaluated<'_, B> {}
+
+/// Adapters for all `blocks` of a tower, starting where `init` says; none where `spec` leaves the tower as it is.
+pub(super) fn adapters<B: Backend>(
+    backend: &B,
+    blocks: &[Block<B>],
+    (tower, config): (Tower, &TowerConfig),
+    spec: &LoraSpec,
+    init: &mut dyn LoraInit,
+) -> Result<Vec<BlockLora<B>>> {
+    if !spec.towers.contains(&tower) {
+        return Ok(Vec::new());
+    }
+    let places = blocks.iter().enumerate().map(|(layer, block)| {
+        let split = block.rows() == Rows::One;
+        BlockPlace { tower, layer, width: config.width, mlp: config.mlp, split }
+    });
+    places.map(|place| BlockLora::new(backend, spec, place, init)).collect()
+}
+
+/// Folds the adapters of all `blocks` into `folded`.
+pub(super) fn fold<B: Backend>(
+    backend: &B,
+    blocks: &[Block<B>],
+    lora: &[BlockLora<B>],
+    folded: &mut [FoldedBlock<B>],
+) -> Result<()> {
+    let mut blocks = blocks.iter().zip(lora).zip(folded);
+    blocks.try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
+}
 
 /// Memory for the adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the
 /// weights.

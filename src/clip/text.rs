@@ -10,7 +10,7 @@ use super::tokenizer::TokenBatch;
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
-use crate::tune::lora::{BlockPlace, LoraInit};
+use crate::tune::lora::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 
@@ -70,12 +70,7 @@ impl<B: Backend> TextTower<B> {
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
     ) -> Result<Vec<BlockLora<B>>> {
-        if !spec.towers.contains(&Tower::Text) {
-            return Ok(Vec::new());
-        }
-        let (width, mlp) = (self.config.tower.width, self.config.tower.mlp);
-        let place = |layer| BlockPlace { tower: Tower::Text, layer, width, mlp, split: false };
-        (0..self.blocks.len()).map(|layer| BlockLora::new(backend, spec, place(layer), init)).collect()
+        block::adapters(backend, &self.blocks, (Tower::Text, &self.config.tower), spec, init)
     }
 
     /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
@@ -86,8 +81,7 @@ impl<B: Backend> TextTower<B> {
 
     /// Folds the adapters into `folded`.
     pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
-        let blocks = self.blocks.iter().zip(lora).zip(folded);
-        blocks.into_iter().try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
+        block::fold(backend, &self.blocks, lora, folded)
     }
 
     /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token

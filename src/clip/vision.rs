@@ -9,7 +9,7 @@ use super::source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::lora::{BlockPlace, LoraInit};
+use crate::tune::lora::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
@@ -119,15 +119,7 @@ impl<B: Backend> VisionTower<B> {
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
     ) -> Result<Vec<BlockLora<B>>> {
-        if !spec.towers.contains(&Tower::Vision) {
-            return Ok(Vec::new());
-        }
-        let (width, mlp) = (self.config.tower.width, self.config.tower.mlp);
-        let places = self.blocks.iter().enumerate().map(|(layer, block)| {
-            let split = block.rows() == Rows::One;
-            BlockPlace { tower: Tower::Vision, layer, width, mlp, split }
-        });
-        places.map(|place| BlockLora::new(backend, spec, place, init)).collect()
+        block::adapters(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
     }
 
     /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
@@ -138,8 +130,7 @@ impl<B: Backend> VisionTower<B> {
 
     /// Folds the adapters into `folded`.
     pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
-        let blocks = self.blocks.iter().zip(lora).zip(folded);
-        blocks.into_iter().try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
+        block::fold(backend, &self.blocks, lora, folded)
     }
 
     /// Tokens in block `layer`.

@@ -1,26 +1,13 @@
 //! A folder that is either whole or not there: filled beside its place, then renamed.
 
+use crate::clip::PROCESSOR_FILES;
 use crate::train::{Result, TrainError};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// Everything an export may consist of; what may be replaced.
-const ENTRIES: [&str; 14] = [
-    "README.md",
-    "adapter",
-    "head.safetensors",
-    "prompts.safetensors",
-    "config.json",
-    "model.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-];
+/// What an export may consist of beside [`PROCESSOR_FILES`]; all of it may be replaced.
+const ENTRIES: [&str; 6] =
+    ["README.md", "adapter", "head.safetensors", "prompts.safetensors", "config.json", "model.safetensors"];
 
 /// The line of a model card by which an export is known.
 pub const MARK: &str = "- clip-engine";
@@ -114,7 +101,7 @@ fn check(to: &Path, overwrite: bool, sources: &[&Path]) -> Result<PathBuf> {
 fn is_export(dir: &Path) -> Result<bool> {
     for entry in std::fs::read_dir(dir).map_err(TrainError::io(dir, "list the folder"))? {
         let entry = entry.map_err(TrainError::io(dir, "list the folder"))?;
-        if !ENTRIES.iter().any(|name| entry.file_name() == *name) {
+        if !ENTRIES.iter().chain(&PROCESSOR_FILES).any(|name| entry.file_name() == *name) {
             return Ok(false);
         }
     }

@@ -14,6 +14,7 @@ use super::run_dir::RunDir;
 use super::settings::Settings;
 use super::stamp::{Stamp, of_one_epoch};
 use super::{Result, TrainError};
+use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;
 use crate::tensor::DType;
@@ -22,18 +23,6 @@ use folder::NewFolder;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
-
-/// What a tokenizer and an image processor are made of, as far as a checkpoint has it.
-pub(crate) const PROCESSOR_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-];
 
 /// A run with all that an export needs of it, read and checked.
 pub struct Export<'a> {
