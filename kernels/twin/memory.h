@@ -79,9 +79,10 @@ inline Memory check(const char* what, const void* address, size_t bytes, bool wh
                 site_text(site_of(caller)));
   bool aligned = !whole || reinterpret_cast<uintptr_t>(address) % bytes == 0;
   if (!aligned) fail_access(what, address, bytes, false, caller);
-  if (in_global(address, bytes)) return Memory::global;
+  // Device memory last: it is searched for.
   if (m.dynamic.holds(address, bytes) || m.fixed.holds(address, bytes)) return Memory::shared;
   if (in_own_stack(address)) return Memory::local;
+  if (in_global(address, bytes)) return Memory::global;
   if (m.library.holds(address, bytes)) return Memory::constant;
   fail_access(what, address, bytes, true, caller);
 }

@@ -60,12 +60,11 @@ inline int lane_not_before(uint32 lanes, uint32 stamp) {
               " has not arrived: a cp_async_wait is missing or lets too many groups pend");
 }
 
-inline void note_read(Cell& cell, uint32 thread, const void* caller) {
-  Machine& m = *machine;
-  uint32 bit = 1u << thread % WARP, time = m.warps[thread / WARP].time;
+inline void note_read(Cell& cell, uint32 epoch, uint32 thread, uint32 time, uint32 site) {
+  uint32 bit = 1u << thread % WARP;
   uint16 warp = uint16(thread / WARP);
-  if (cell.read_epoch != m.epoch) {
-    cell.read_epoch = m.epoch;
+  if (cell.read_epoch != epoch) {
+    cell.read_epoch = epoch;
     cell.reader_warp = warp;
     cell.readers = bit;
   } else if (cell.reader_warp != warp) {
@@ -76,23 +75,25 @@ inline void note_read(Cell& cell, uint32 thread, const void* caller) {
     cell.readers |= bit;
   }
   cell.read_stamp = time;
-  cell.read_site = site_of(caller);
+  cell.read_site = site;
 }
 
 inline void read_shared(const void* address, size_t bytes, const void* caller) {
   Machine& m = *machine;
   const unsigned char* at = static_cast<const unsigned char*>(address);
-  uint32 me = m.current->linear;
+  // Looked up once: the compiler cannot know that writing a cell leaves them as they are.
+  uint32 me = m.current->linear, epoch = m.epoch, block_epoch = m.block_epoch;
+  uint32 time = m.warps[me / WARP].time, site = site_of(caller);
   Cell* cells = cells_of(address);
   for (size_t i = 0; i < bytes; i++) {
     Cell& cell = cells[i];
-    if (cell.arriving == m.block_epoch) fail_arriving("reads", at + i, caller, cell.write_site);
-    if (cell.write_epoch < m.block_epoch)
-      fail_thread("reads " + shared_text(at + i) + " at " + site_text(site_of(caller)) +
+    if (cell.arriving == block_epoch) fail_arriving("reads", at + i, caller, cell.write_site);
+    if (cell.write_epoch < block_epoch)
+      fail_thread("reads " + shared_text(at + i) + " at " + site_text(site) +
                   ", which this block has not written yet");
-    if (cell.write_epoch == m.epoch && !comes_after(cell.writer, cell.write_stamp))
+    if (cell.write_epoch == epoch && !comes_after(cell.writer, cell.write_stamp))
       fail_race("reads", at + i, caller, "wrote", thread_text(cell.writer), cell.write_site);
-    note_read(cell, me, caller);
+    note_read(cell, epoch, me, time, site);
   }
 }
 

@@ -14,10 +14,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// No -march=native and no contraction to fused multiply-adds: the same numbers on every machine.
-/// Sibling calls would lose the caller that messages name.
+/// Sibling calls would lose the caller that messages name; of what a debugger wants messages need the lines alone.
 const FLAGS: &[&str] = &[
     "-std=c++17",
-    "-g",
+    "-g1",
     "-fPIC",
     "-ffp-contract=off",
     "-fno-strict-aliasing",
