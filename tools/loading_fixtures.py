@@ -1,4 +1,4 @@
-"""Makes the fixtures of tests/tokenizer.rs and tests/clip_loading.rs: what transformers reads from the same files.
+"""Makes the fixtures of tests/data/tokenizer.rs and tests/train/clip_loading.rs: what transformers reads from the same files.
 
     python tools/loading_fixtures.py --out tests/fixtures
 

@@ -1,4 +1,4 @@
-"""Makes the fixtures of tests/adapter_files.rs: adapters that peft itself wrote, and what it computes with them.
+"""Makes the fixtures of tests/cli/adapter_files.rs: adapters that peft itself wrote, and what it computes with them.
 
     python tools/peft_fixtures.py --model tests/fixtures/reference/tiny --out tests/fixtures/peft
 

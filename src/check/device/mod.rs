@@ -57,8 +57,13 @@ pub fn check<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
 
 /// Whole steps alone.
 pub fn check_steps<B: Backend>(device: &B) -> Result<Vec<Row>> {
+    check_part_of_steps(device, 0, 1)
+}
+
+/// The same, of `parts` parts of about the same length the one of number `part`, for threads with a device each.
+pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) -> Result<Vec<Row>> {
     let mut checker = Checker::new(device, Scope::Quick);
-    step::check(&mut checker)?;
+    step::check(&mut checker, part, parts)?;
     Ok(checker.rows)
 }
 

@@ -63,30 +63,38 @@ fn moment_bound(dtype: DType, technique: &str, part: &str) -> f64 {
     2.0 * gradient_bound(dtype, technique, part)
 }
 
-pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    variant(c, "even sizes", &TinyStep::new(TinySizes::EVEN, 3))?;
+/// The models and settings of which steps are compared, by name.
+fn variants() -> Vec<(&'static str, TinyStep)> {
     let targets = vec![Target::Query, Target::Value, Target::Output];
     let odd = TinyStep { activation: Activation::Gelu, targets, ..TinyStep::new(TinySizes::ODD, 3) };
-    variant(c, "odd sizes", &odd)?;
     // More tokens than a tile of attention has rows, and heads as wide as those of most models.
     let tokens = TinySizes { batch: 2, side: 72, width: 128, ..TinySizes::EVEN };
-    variant(c, "82 tokens", &TinyStep::new(tokens, 2))?;
+    let clipped = |sizes| TinyStep { clip: Some(CLIP), ..TinyStep::new(sizes, 2) };
+    let crops = |sizes: TinySizes| TinyStep { crops_of: Some(sizes.side + 4), ..TinyStep::new(sizes, 2) };
+    let mut all = vec![
+        ("even sizes", TinyStep::new(TinySizes::EVEN, 3)),
+        ("odd sizes", odd),
+        ("82 tokens", TinyStep::new(tokens, 2)),
+        ("clipped", clipped(TinySizes::EVEN)),
+        ("three batches, clipped", TinyStep { accumulate: 3, ..clipped(TinySizes::ODD) }),
+        ("crops", crops(TinySizes::ODD)),
+        ("crops, pixels mixed", TinyStep { mix: Some(MixOn::Pixels), ..crops(TinySizes::EVEN) }),
+    ];
     // Every technique once, in turn at even and at odd sizes; two layers are as many as any of them needs.
     let of = |sizes| [techniques(sizes, 2), adapter_techniques(sizes, 2)].concat();
     let (even, odd) = (of(TinySizes::EVEN), of(TinySizes::ODD));
-    for (index, ((name, even), (_, odd))) in even.iter().zip(&odd).enumerate() {
-        let mut tiny = if index % 2 == 0 { even.clone() } else { odd.clone() };
+    all.extend(even.into_iter().zip(odd).enumerate().map(|(index, ((name, even), (_, odd)))| {
+        let mut tiny = if index % 2 == 0 { even } else { odd };
         // At these sizes some anchors have a loss and some have none.
         tiny.objective.margin = 0.05;
-        variant(c, name, &tiny)?;
-    }
-    let clipped = |sizes| TinyStep { clip: Some(CLIP), ..TinyStep::new(sizes, 2) };
-    variant(c, "clipped", &clipped(TinySizes::EVEN))?;
-    variant(c, "three batches, clipped", &TinyStep { accumulate: 3, ..clipped(TinySizes::ODD) })?;
-    let crops = |sizes: TinySizes| TinyStep { crops_of: Some(sizes.side + 4), ..TinyStep::new(sizes, 2) };
-    variant(c, "crops", &crops(TinySizes::ODD))?;
-    variant(c, "crops, pixels mixed", &TinyStep { mix: Some(MixOn::Pixels), ..crops(TinySizes::EVEN) })?;
-    Ok(())
+        (name, tiny)
+    }));
+    all
+}
+
+/// Part `part` of `parts`, of about the same length.
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>, part: usize, parts: usize) -> Result<()> {
+    variants().iter().skip(part).step_by(parts).try_for_each(|(name, tiny)| variant(c, name, tiny))
 }
 
 /// The same model with the same weights on both backends.

@@ -10,6 +10,7 @@ mod choices;
 pub mod compile;
 pub mod cubins;
 mod device;
+mod folders;
 mod handles;
 mod kernels;
 pub mod libraries;

@@ -1,0 +1,26 @@
+//! What people call and get: commands and their messages, run directories, pictures and pages.
+
+mod command;
+mod events;
+#[path = "../data/files.rs"]
+mod files;
+mod server;
+
+mod adapter_files;
+mod check_command;
+mod command_line;
+mod compare_command;
+mod dry_run;
+mod export_command;
+mod fetch;
+mod hub;
+#[cfg(unix)]
+mod kill_resume;
+mod logs;
+mod predict;
+mod report_page;
+mod report_plots;
+mod run_dir;
+mod techniques_command;
+#[cfg(target_os = "linux")]
+mod twin_predict;

@@ -1,0 +1,819 @@
+//! The pages of a run and of a comparison, opened in headless Chromium: they load without errors, and
+//! sorting, filtering, the matrix, the curves and the selects do what they say. Where Chromium is not found
+//! these tests say so and pass, unless CLIP_ENGINE_REQUIRE_CHROMIUM=1.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use clip_engine::data::demo::{World, all_kinds, draw, stream_rng};
+use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::report::compare::MeanRow;
+use clip_engine::report::data::EpochRecord;
+use clip_engine::report::page::{write_comparison_page, write_run_page};
+use clip_engine::report::seeds::Scores;
+use clip_engine::report::{Comparison, RunData};
+use clip_engine::train::Settings;
+use clip_engine::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation, ImageResult};
+use clip_engine::train::settings::Recipe;
+use rand::RngExt;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{LazyLock, Mutex};
+
+/// A name that would end the page's data, or become markup, if it were not escaped.
+const HOSTILE: &str = "</script><b>&\"'<!--";
+/// Larger than a thumbnail.
+const SIDE: usize = 80;
+
+/// Collects errors from the first line of the page on.
+const WATCH: &str = r#"<script>
+const errors = [];
+addEventListener("error", (event) => errors.push(String(event.message)));
+addEventListener("unhandledrejection", (event) => errors.push(String(event.reason)));
+addEventListener("securitypolicyviolation", (event) => errors.push("refused: " + event.violatedDirective));
+console.error = (...words) => errors.push(words.join(" "));
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+const one = (selector, root = document) => root.querySelector(selector);
+const sectionOf = (title) => all("section").find((section) => one("h2", section).textContent === title);
+const column = (table, i) => all("tbody tr", table).map((row) => row.children[i].textContent);
+const key = (node, name) => node.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const at = (node, type, x, y) => node.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
+</script>"#;
+
+/// The page as in a window of its own, which could not be as narrow as a phone's.
+const FRAME: &str = r#"<!doctype html><body>
+<script>
+addEventListener("message", (event) => {
+  const probe = document.createElement("pre");
+  probe.id = "probe";
+  probe.textContent = event.data;
+  document.body.append(probe);
+});
+</script>
+<iframe src="page.html" width="WIDTH" height="900" style="border: 0"></iframe>
+</body>"#;
+
+/// Headless Chromium, which the build script looks for.
+fn chromium() -> &'static Path {
+    Path::new(option_env!("CLIP_ENGINE_CHROMIUM").expect("Chromium was not found when this was built"))
+}
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// The document that Chromium makes of the file at an address, and what it complains about.
+fn dump(chromium: &Path, profile: &Path, address: &str) -> (String, String) {
+    let output = Command::new(chromium)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--dump-dom"])
+        .args(["--virtual-time-budget=2000", "--window-size=1400,1000"])
+        .arg(format!("--user-data-dir={}", profile.display()))
+        .arg(format!("file://{address}"))
+        .output()
+        .unwrap();
+    [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).into()
+}
+
+/// Opens a copy of `page`, `width` pixels wide, runs `script` in it, and returns what that returns.
+/// The page itself must not have caused an error.
+fn visit(page: &Path, width: u32, script: &str) -> Value {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let dir = tempfile::tempdir().unwrap();
+    let html = std::fs::read_to_string(page).unwrap();
+    let probe = format!(
+        r#"<script>
+let probed;
+try {{ probed = (() => {{ {script} }})(); }} catch (error) {{ errors.push(String(error)); }}
+const report = JSON.stringify({{ probed: probed ?? null, errors }});
+parent.postMessage(btoa(String.fromCharCode(...new TextEncoder().encode(report))), "*");
+</script>
+</body>"#
+    );
+    assert_eq!((html.matches("<head>").count(), html.matches("</body>").count()), (1, 1));
+    let html = html.replacen("<head>", &format!("<head>{WATCH}"), 1).replacen("</body>", &probe, 1);
+    std::fs::write(dir.path().join("page.html"), html).unwrap();
+    let frame = dir.path().join("frame.html");
+    std::fs::write(&frame, FRAME.replace("WIDTH", &width.to_string())).unwrap();
+    let (dom, err) = dump(chromium(), &dir.path().join("profile"), &frame.display().to_string());
+    let report = dom.split_once("<pre id=\"probe\">").and_then(|(_, rest)| rest.split_once("</pre>"));
+    let Some((report, _)) = report else {
+        panic!("the probe did not run: {err}\n{}", &dom[..dom.len().min(2000)])
+    };
+    let report: Value = serde_json::from_slice(&STANDARD.decode(report).unwrap()).unwrap();
+    assert_eq!(report["errors"], json!([]), "errors of the page or of the probe");
+    report["probed"].clone()
+}
+
+/// Names as the demo has them, the hostile one among them.
+fn class_names(classes: usize) -> Vec<String> {
+    let kinds = all_kinds();
+    let mut names: Vec<String> = (0..classes).map(|i| kinds[i * kinds.len() / classes].name()).collect();
+    names[1] = HOSTILE.into();
+    names[2] = "a name without any place to break ".replace(' ', "_").repeat(3);
+    names
+}
+
+/// One flower drawn for each class, and mirrored for its other images.
+fn cache(classes: usize, per_class: usize) -> Cache {
+    let kinds = all_kinds();
+    let images = (0..classes).flat_map(|label| {
+        let kind = &kinds[label * kinds.len() / classes];
+        let flower = draw(kind, World::Field, &mut stream_rng(5, label as u64), SIDE);
+        (0..per_class).map(move |i| MemoryImage {
+            pixels: mirrored(&flower, i),
+            label: label as u32,
+            name: format!("test/{label:03}/{i:05}.png"),
+            split: Split::Test,
+        })
+    });
+    Cache::from_images(class_names(classes), &Preprocess::clip(SIDE), images).unwrap()
+}
+
+fn mirrored(flower: &[u8], way: usize) -> Vec<u8> {
+    let mut rows: Vec<Vec<[u8; 3]>> =
+        flower.chunks_exact(SIDE * 3).map(|row| row.as_chunks().0.to_vec()).collect();
+    if way % 2 == 1 {
+        rows.reverse();
+    }
+    if way / 2 % 2 == 1 {
+        rows.iter_mut().for_each(|row| row.reverse());
+    }
+    rows.concat().concat()
+}
+
+static SMALL: LazyLock<Cache> = LazyLock::new(|| cache(12, 20));
+static LARGE: LazyLock<Cache> = LazyLock::new(|| cache(102, 10));
+
+/// Results of a classifier that is right about `skill` of the time.
+fn images(classes: usize, per_class: usize, skill: f64, seed: u64) -> Vec<ImageResult> {
+    let mut rng = stream_rng(seed, 0);
+    let image = |i: usize| {
+        let label = i / per_class;
+        let near = (label + 1 + rng.random_range(0..3usize.min(classes - 1))) % classes;
+        let predicted = if rng.random_bool(skill) { label } else { near };
+        let text = if rng.random_bool(0.6) { label } else { near };
+        ImageResult {
+            path: format!("flowers/test/{label:03}/{i:05}.png"),
+            label: label as u32,
+            predicted: predicted as u32,
+            confidence: rng.random_range(0.3..1.0),
+            text_predicted: text as u32,
+        }
+    };
+    (0..classes * per_class).map(image).collect()
+}
+
+fn class_metrics(classes: usize, pairs: &[(u32, u32)]) -> Vec<ClassMetrics> {
+    let count =
+        |wanted: &dyn Fn(&(u32, u32)) -> bool| pairs.iter().filter(|pair| wanted(pair)).count() as u32;
+    let ratio = |a: u32, b: u32| (b > 0).then(|| f64::from(a) / f64::from(b));
+    let class = |class: u32| {
+        let images = count(&|pair| pair.0 == class);
+        let predicted = count(&|pair| pair.1 == class);
+        let right = count(&|pair| *pair == (class, class));
+        ClassMetrics {
+            images,
+            predicted,
+            right,
+            precision: ratio(right, predicted),
+            recall: ratio(right, images),
+            f1: ratio(2 * right, images + predicted),
+        }
+    };
+    (0..classes as u32).map(class).collect()
+}
+
+fn calibration(images: &[ImageResult]) -> Vec<CalibrationBin> {
+    let bin = |bin: usize| {
+        let inside: Vec<_> =
+            images.iter().filter(|i| ((i.confidence * 15.0) as usize).min(14) == bin).collect();
+        let n = inside.len().max(1) as f64;
+        CalibrationBin {
+            images: inside.len() as u32,
+            confidence: inside.iter().map(|i| f64::from(i.confidence)).sum::<f64>() / n,
+            accuracy: inside.iter().filter(|i| i.label == i.predicted).count() as f64 / n,
+        }
+    };
+    (0..15).map(bin).collect()
+}
+
+fn metrics(images: usize, top1: f64, loss: f64) -> EvalMetrics {
+    let metrics = json!({
+        "images": images, "loss": loss, "loss_head": loss * 0.8, "loss_text": loss * 0.6,
+        "top1": top1, "top5": top1.max(0.97), "text_top1": top1 * 0.8, "text_top5": 0.9,
+        "macro_f1": top1 * 0.99, "ece": 0.05,
+    });
+    serde_json::from_value(metrics).unwrap()
+}
+
+fn evaluation(split: &str, classes: usize, per_class: usize, skill: f64, seed: u64) -> Evaluation {
+    let images = images(classes, per_class, skill, seed);
+    let mut confusion = vec![vec![0; classes]; classes];
+    for image in &images {
+        confusion[image.label as usize][image.predicted as usize] += 1;
+    }
+    let right = images.iter().filter(|i| i.label == i.predicted).count() as f64;
+    let pairs = |of: fn(&ImageResult) -> u32| -> Vec<(u32, u32)> {
+        images.iter().map(|i| (i.label, of(i))).collect()
+    };
+    Evaluation {
+        split: split.into(),
+        class_names: class_names(classes),
+        metrics: metrics(images.len(), right / images.len() as f64, 0.4),
+        classes: class_metrics(classes, &pairs(|i| i.predicted)),
+        zero_shot: class_metrics(classes, &pairs(|i| i.text_predicted)),
+        confusion,
+        calibration: calibration(&images),
+        images,
+    }
+}
+
+fn epochs(skill: f64) -> Vec<EpochRecord> {
+    let epoch = |epoch: u32| {
+        let loss = 0.2 + 2.0 * (-0.3 * f64::from(epoch)).exp();
+        let train = json!({
+            "loss": loss * 0.9, "loss_head": loss * 0.6, "loss_text": loss, "loss_triplet": 0.0,
+            "top1": skill * (1.05 - 1.0 / f64::from(epoch + 1)), "text_top1": 0.6,
+        });
+        let val = metrics(120, skill * (1.0 - 0.5 / f64::from(epoch)), loss);
+        serde_json::from_value(json!({ "epoch": epoch, "train": train, "val": val })).unwrap()
+    };
+    (1..=12).map(epoch).collect()
+}
+
+fn run(name: &str, split: &str, classes: usize, per_class: usize, skill: f64, seed: u64) -> RunData {
+    let evaluation = evaluation(split, classes, per_class, skill, seed);
+    let mut settings = Settings::of(Recipe::Lora);
+    (settings.demo, settings.epochs, settings.batch_size) = (true, 12, 64);
+    let n = evaluation.images.len();
+    let summary = json!({
+        "recipe": "lora", "classes": classes, "trained_parameters": 642_150, "epochs": 12, "best_epoch": 9,
+        "stopped_early": true, "val": metrics(120, skill, 0.42), "seconds": 83.2, "images_per_s": 1204.0,
+        "test": (split == "test").then(|| evaluation.metrics.clone()), "device": "CPU, 2 threads",
+        "zero_shot": { "split": split, "images": n, "loss": 1.2, "top1": 0.6, "top5": 0.9 },
+    });
+    let summary = serde_json::from_value(summary).unwrap();
+    RunData { name: name.into(), settings, summary, steps: Vec::new(), epochs: epochs(skill), evaluation }
+}
+
+fn comparison(runs: &[RunData]) -> Comparison {
+    let row = |run: &RunData| {
+        json!({
+            "name": run.name, "recipe": "lora", "val_top1": 0.9, "test_top1": run.evaluation.metrics.top1,
+            "test_top5": 0.99, "text_top1": 0.7, "macro_f1": 0.88, "ece": 0.05, "trained_parameters": 642_150,
+            "epochs": 12, "best_epoch": 9, "seconds": 83.2, "images_per_s": 1204.0,
+            "published": { "test_top1": [0.912, 0.9205], "val_top1": 0.9176 },
+        })
+    };
+    let plain = json!({
+        "name": "zero-shot", "recipe": "zero-shot", "val_top1": null, "test_top1": 0.6, "test_top5": 0.9,
+        "text_top1": 0.6, "macro_f1": null, "ece": null, "trained_parameters": 0, "epochs": 0,
+        "best_epoch": 0, "seconds": 0.0, "images_per_s": 0.0,
+        "published": { "test_top1": [0.665, 0.665], "val_top1": null },
+    });
+    let rows: Vec<Value> = std::iter::once(plain).chain(runs.iter().map(row)).collect();
+    let split = &runs[0].evaluation.split;
+    let classes = runs[0].evaluation.class_names.len();
+    serde_json::from_value(json!({ "split": split, "classes": classes, "rows": rows })).unwrap()
+}
+
+/// A folder for pages: a temporary one, or the one that is named, to look at the pages.
+struct Pages {
+    dir: PathBuf,
+    _temporary: tempfile::TempDir,
+}
+
+impl Pages {
+    fn new() -> Self {
+        let temporary = tempfile::tempdir().unwrap();
+        let kept = std::env::var_os("CLIP_ENGINE_KEEP_PAGES").map(PathBuf::from);
+        Pages { dir: kept.unwrap_or_else(|| temporary.path().to_path_buf()), _temporary: temporary }
+    }
+
+    fn run(&self, file: &str, run: &RunData, cache: Option<&Cache>) -> PathBuf {
+        let path = self.dir.join(file);
+        let split = cache.map(|cache| cache.split(Split::Test));
+        write_run_page(run, split.as_ref(), &path).unwrap();
+        path
+    }
+}
+
+fn small_page(pages: &Pages) -> (PathBuf, RunData) {
+    let run = run("lora", "test", 12, 20, 0.8, 3);
+    (pages.run("run-12.html", &run, Some(&SMALL)), run)
+}
+
+fn large_page(pages: &Pages) -> (PathBuf, RunData) {
+    let run = run("lora-102", "test", 102, 10, 0.85, 4);
+    (pages.run("run-102.html", &run, Some(&LARGE)), run)
+}
+
+fn compared_page(pages: &Pages) -> (PathBuf, Vec<RunData>) {
+    let runs = [("lora", 0.9), ("linear probe", 0.85), ("vpt#1?", 0.8)];
+    let runs: Vec<_> =
+        (10..).zip(runs).map(|(seed, (name, skill))| run(name, "test", 12, 20, skill, seed)).collect();
+    for name in ["linear probe", "vpt#1?"] {
+        let dir = pages.dir.join(name);
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("report.html"), "<!doctype html><title>a run</title>").unwrap();
+    }
+    let (path, split) = (pages.dir.join("comparison.html"), SMALL.split(Split::Test));
+    write_comparison_page(&comparison(&runs), &runs, Some(&split), &path).unwrap();
+    (path, runs)
+}
+
+/// Two techniques of three seeds each and one of a single run, whose folders have names to be escaped.
+fn seeded_page(pages: &Pages) -> (PathBuf, Vec<RunData>, Comparison) {
+    let mut runs = Vec::new();
+    for (folder, recipe, seeds, skill) in
+        [("lora", Recipe::Lora, 3, 0.85), ("vpt#1?", Recipe::Vpt, 3, 0.7), ("mixup", Recipe::Mixup, 1, 0.8)]
+    {
+        for seed in 42..42 + seeds {
+            let name = format!("{folder}/seed {seed}");
+            let skill = skill + 0.02 * (seed - 42) as f64;
+            let mut run = run(&name, "test", 12, 20, skill, 20 + runs.len() as u64);
+            run.settings = Settings { recipe, seed, data_seed: Some(42), ..run.settings };
+            run.settings.method = Settings::of(recipe).method;
+            run.settings.mixup = Settings::of(recipe).mixup;
+            run.summary.recipe = recipe;
+            runs.push(run);
+        }
+    }
+    // Early stopping ended this one sooner.
+    runs[0].epochs.truncate(8);
+    for run in &runs {
+        let dir = pages.dir.join(&run.name);
+        std::fs::create_dir_all(&dir).unwrap();
+        let page = format!("<!doctype html><title>the run {}</title>", run.name);
+        std::fs::write(dir.join("report.html"), page).unwrap();
+    }
+    let mut comparison = Comparison::of(&runs).unwrap();
+    let published = json!({ "test_top1": [0.912, 0.9205], "val_top1": 0.9176 });
+    comparison.means[0].published = serde_json::from_value(published).unwrap();
+    let (path, split) = (pages.dir.join("seeds.html"), SMALL.split(Split::Test));
+    write_comparison_page(&comparison, &runs, Some(&split), &path).unwrap();
+    (path, runs, comparison)
+}
+
+fn strings(value: &Value) -> Vec<&str> {
+    value.as_array().unwrap().iter().map(|v| v.as_str().unwrap()).collect()
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn every_text_is_text() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    let script = r#"
+        const table = one("table", sectionOf("Classes"));
+        return { names: column(table, 0), bold: all("b").filter((b) => !b.closest(".legend")).length,
+                 scripts: document.scripts.length, title: document.title };
+    "#;
+    let found = visit(&path, 1280, script);
+    assert_eq!(strings(&found["names"]), run.evaluation.class_names);
+    // The page's data and script, and the two of the probe.
+    assert_eq!((&found["bold"], &found["scripts"]), (&json!(0), &json!(4)));
+    assert!(found["title"].as_str().unwrap().starts_with("lora"));
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn the_headline_and_the_settings_are_those_of_the_run() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    let script = r#"
+        const facts = all(".facts div").map((div) => [one("dt", div).textContent, one("dd", div).firstChild.textContent]);
+        const marked = all(".settings tr.marked").map((row) => row.innerText.split(/\s+/).join(" "));
+        return { facts: Object.fromEntries(facts), marked, lines: all(".settings tbody tr").length };
+    "#;
+    let found = visit(&path, 1280, script);
+    let top1 = run.evaluation.metrics.top1;
+    assert_eq!(found["facts"]["Test top-1"], format!("{:.2} %", 100.0 * top1));
+    assert_eq!(found["facts"]["Gain"], format!("+{:.2} points", 100.0 * (top1 - 0.6)));
+    assert_eq!(found["facts"]["Kept epoch"], "9");
+    assert_eq!(found["facts"]["Trained parameters"], "642,150");
+    let marked = ["demo true default: false", "epochs 12 default: 40", "batch-size 64 default: 32"];
+    assert_eq!(strings(&found["marked"]), marked);
+    assert!(found["lines"].as_u64().unwrap() > 20);
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_click_on_a_head_sorts_and_the_box_filters() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    let script = r#"
+        const section = sectionOf("Classes");
+        const table = one("table", section);
+        const heads = all("thead th", table);
+        const click = (i) => (one("button", heads[i]).click(), heads.map((head) => head.getAttribute("aria-sort")));
+        const state = [];
+        for (const i of [4, 4, 0]) state.push({ sort: click(i), recall: column(table, 4), names: column(table, 0) });
+        const input = one("input", section);
+        input.value = "SCRIPT";
+        input.dispatchEvent(new Event("input"));
+        const shown = all("tbody tr", table).filter((row) => row.offsetHeight > 0).map((row) => row.children[0].textContent);
+        return { state, shown, count: one(".controls output", section).textContent };
+    "#;
+    let found = visit(&path, 1280, script);
+    let recalls = |state: &Value| -> Vec<f64> {
+        strings(&state["recall"]).iter().map(|text| text.trim_end_matches(" %").parse().unwrap()).collect()
+    };
+    let state = &found["state"];
+    let mut expected: Vec<f64> =
+        run.evaluation.classes.iter().map(|c| (c.recall.unwrap() * 1000.0).round() / 10.0).collect();
+    expected.sort_by(|a, b| b.total_cmp(a));
+    assert_ne!(expected.first(), expected.last());
+    assert_eq!(recalls(&state[0]), expected);
+    expected.reverse();
+    assert_eq!(recalls(&state[1]), expected);
+    let none = json!("none");
+    assert_eq!(state[0]["sort"], json!([none, none, none, none, "descending", none, none]));
+    assert_eq!(state[1]["sort"], json!([none, none, none, none, "ascending", none, none]));
+    assert_eq!(state[2]["sort"], json!(["ascending", none, none, none, none, none, none]));
+    assert_ne!(strings(&state[2]["names"]), run.evaluation.class_names);
+    assert_eq!((found["shown"].clone(), found["count"].clone()), (json!([HOSTILE]), json!("1 of 12")));
+}
+
+/// Names, counts and images of a cell, as the page must show them.
+fn expected_cell(run: &RunData, label: usize, predicted: usize, most: usize) -> (String, Vec<String>) {
+    let e = &run.evaluation;
+    let mut inside: Vec<_> =
+        e.images.iter().filter(|i| (i.label as usize, i.predicted as usize) == (label, predicted)).collect();
+    inside.sort_by(|a, b| b.confidence.total_cmp(&a.confidence));
+    let (n, of, name) = (inside.len(), e.classes[label].images, &e.class_names[label]);
+    let mut text = match label == predicted {
+        true => format!("{name}: {n} of {of} images right"),
+        false => format!("{name} taken for {}: {n} of {of} images", e.class_names[predicted]),
+    };
+    if n > most {
+        text += &format!(" ({most} of {n} shown)");
+    }
+    let images = inside.iter().take(most);
+    let images = images
+        .map(|i| format!("{:.1} % {}", 100.0 * i.confidence, i.path.strip_prefix("flowers/test/").unwrap()));
+    (text, images.collect())
+}
+
+/// Clicks cells of the matrix, and opens one with the keyboard.
+const OPEN_CELLS: &str = r##"
+    const svg = one(".matrix svg");
+    const opened = () => {
+        const images = all("#cell-images li");
+        const words = (li) => [...one("figcaption", li).children].map((line) => line.textContent).join(" ");
+        return { text: one("#cell-images h3").textContent, images: images.map(words),
+                 sources: all("#cell-images img").map((img) => img.src.slice(0, 23)) };
+    };
+    const readout = () => one("output", sectionOf("Confusion matrix")).textContent;
+    const results = CELLS.map(([i, j]) => {
+        const box = one(".field", svg).getBoundingClientRect();
+        const [x, y] = [box.left + (j + 0.5) * box.width / CLASSES, box.top + (i + 0.5) * box.height / CLASSES];
+        at(svg, "pointermove", x, y);
+        const hovered = readout();
+        at(svg, "click", x, y);
+        return { hovered, ...opened() };
+    });
+    key(svg, "ArrowRight");
+    key(svg, "ArrowDown");
+    const before = opened().text;
+    key(svg, "Enter");
+    results.push({ hovered: readout(), moved: before === results.at(-1).text, ...opened() });
+    return results;
+"##;
+
+fn check_cells(path: &Path, run: &RunData, pictures: bool) {
+    let classes = run.evaluation.class_names.len();
+    // A cell of more than twelve images, one of few, one of none, and two of what is right.
+    let largest = |i: usize| (0..classes).filter(|&j| j != i).max_by_key(|&j| run.evaluation.confusion[i][j]);
+    let mut cells = vec![(0, largest(0).unwrap()), (1, 0), (1, 1), (classes - 2, classes - 3), (3, 3)];
+    let list = serde_json::to_string(&cells).unwrap();
+    let script = OPEN_CELLS.replace("CELLS", &list).replace("CLASSES", &classes.to_string());
+    let found = visit(path, 1280, &script);
+    cells.push((4, 4));
+    for (&(label, predicted), found) in cells.iter().zip(found.as_array().unwrap()) {
+        let (text, images) = expected_cell(run, label, predicted, if label == predicted { 6 } else { 12 });
+        assert_eq!(found["text"], text);
+        assert_eq!(found["hovered"], text.split(" (").next().unwrap());
+        assert_eq!(strings(&found["images"]), images);
+        let sources = if pictures { images.len() } else { 0 };
+        assert_eq!(strings(&found["sources"]), vec!["data:image/jpeg;base64,"; sources]);
+    }
+    assert_eq!(found[cells.len() - 1]["moved"], true);
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_cell_of_the_matrix_opens_its_images() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    check_cells(&path, &run, true);
+    let mut bad = run.clone();
+    bad.evaluation = evaluation("test", 12, 60, 0.1, 8);
+    assert!(bad.evaluation.confusion[0].iter().any(|&n| n > 12));
+    check_cells(&pages.run("run-bad.html", &bad, None), &bad, false);
+}
+
+#[test]
+fn a_matrix_of_102_classes_is_read_by_pointing_at_it() {
+    let pages = Pages::new();
+    let (path, run) = large_page(&pages);
+    check_cells(&path, &run, true);
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    let script = r#"
+        const charts = all("figure.chart", sectionOf("Curves"));
+        const read = (chart) => all(".legend li", chart).map((li) => li.textContent);
+        const svg = one("svg:not(.legend svg)", charts[0]);
+        const box = svg.getBoundingClientRect();
+        const start = read(charts[0]);
+        at(svg, "pointermove", box.right - 16, box.top + 50);
+        const hovered = read(charts[0]);
+        key(svg, "Home");
+        key(svg, "ArrowRight");
+        return { start, hovered, keyed: read(charts[0]), titles: charts.map((c) => one("figcaption", c).textContent),
+                 parts: read(charts[2]), calibration: one("output", sectionOf("Calibration")).textContent };
+    "#;
+    let found = visit(&path, 1280, script);
+    for (state, epoch) in [("start", 9), ("hovered", 12), ("keyed", 2)] {
+        let record = &run.epochs[epoch - 1];
+        let value = |name: &str, value: f64| format!("{name}{:.2} %", 100.0 * value);
+        let expected = [
+            format!("epoch {epoch}"),
+            value("training", record.train.top1),
+            value("validation", record.val.top1),
+            value("validation, text logits", record.val.text_top1),
+            value("plain CLIP, test", 0.6),
+        ];
+        assert_eq!(strings(&found[state]), expected, "{state}");
+    }
+    assert_eq!(strings(&found["titles"]), ["Accuracy (top-1)", "Loss", "Parts of the training loss"]);
+    let train = &run.epochs[8].train;
+    let parts = [format!("head{:.4}", train.loss_head), format!("text{:.4}", train.loss_text)];
+    assert_eq!(strings(&found["parts"])[1..], parts);
+    let last = run.evaluation.calibration.last().unwrap();
+    assert!(found["calibration"].as_str().unwrap().contains(&format!("{} images", last.images)));
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_run_without_a_test_split_and_without_images_says_so() {
+    let pages = Pages::new();
+    let mut run = run("val-only", "val", 12, 20, 0.8, 3);
+    run.settings.text_weight = 0.0;
+    run.epochs[2].val.loss = f64::NAN;
+    let path = pages.run("run-val.html", &run, None);
+    let script = r#"
+        return { terms: all(".facts dt").map((dt) => dt.textContent), images: all("img").length,
+                 mistakes: all(".thumbnails li", sectionOf("Most confident mistakes")).length,
+                 charts: all("figure.chart", sectionOf("Curves")).length };
+    "#;
+    let found = visit(&path, 1280, script);
+    let terms = strings(&found["terms"]);
+    assert!(terms.contains(&"Validation top-1") && !terms.contains(&"Test top-1"), "{terms:?}");
+    assert_eq!((&found["images"], &found["mistakes"]), (&json!(0), &json!(24)));
+    assert_eq!(found["charts"], 2, "the head's is the only part of the loss");
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn mistakes_are_shown_with_their_images_each_kept_once() {
+    let pages = Pages::new();
+    let (path, run) = large_page(&pages);
+    let html = std::fs::read_to_string(&path).unwrap();
+    let shown = html.matches("data:image/jpeg;base64,").count();
+    // All that is wrong, and six of each class that is right: no cell has more than twelve mistakes here.
+    let wrong = run.evaluation.images.iter().filter(|i| i.label != i.predicted).count();
+    let right: usize = run.evaluation.classes.iter().map(|c| c.right.min(6) as usize).sum();
+    assert_eq!(shown, wrong + right);
+    assert!(html.len() < 5_000_000, "{} bytes", html.len());
+    let script = r#"
+        const images = all("img", sectionOf("Most confident mistakes"));
+        return images.map((img) => [img.complete, img.naturalWidth, img.naturalHeight]);
+    "#;
+    let found = visit(&path, 1280, script);
+    assert_eq!(found, json!(vec![json!([true, 64, 64]); 24]));
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_narrow_window_and_print_lose_nothing() {
+    let pages = Pages::new();
+    // Print's rules for the screen, so that a script can measure what they do.
+    let script = r#"
+        const measure = () => ({ scroll: document.documentElement.scrollWidth, window: innerWidth,
+            hidden: all("section, figure, table, tbody tr, img, .matrix svg").filter((node) => node.offsetHeight === 0
+                && node.getBoundingClientRect().height === 0).length });
+        const screen = measure();
+        for (const sheet of document.styleSheets) for (const rule of sheet.cssRules) {
+            if (!(rule instanceof CSSMediaRule)) continue;
+            rule.media.mediaText = rule.media.mediaText.includes("print") ? "all" : "not all";
+        }
+        const cut = all(".scroll").filter((box) => box.scrollHeight > box.clientHeight + 1 && getComputedStyle(box).overflowY !== "visible");
+        return { screen, print: measure(), cut: cut.length, sections: all("section").length };
+    "#;
+    let (small, large, compared) = (small_page(&pages).0, large_page(&pages).0, compared_page(&pages).0);
+    let seeded = seeded_page(&pages).0;
+    for (page, sections) in [(small, 6), (large, 6), (compared, 4), (seeded, 4)] {
+        let found = visit(&page, 360, script);
+        let page = page.display();
+        assert_eq!(found["screen"], json!({ "scroll": 360, "window": 360, "hidden": 0 }), "{page}");
+        assert_eq!(found["print"]["hidden"], 0, "{page}");
+        assert_eq!((&found["cut"], &found["sections"]), (&json!(0), &json!(sections)), "{page}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
+    let pages = Pages::new();
+    let (path, runs) = compared_page(&pages);
+    let script = r#"
+        const results = one("table", sectionOf("Results"));
+        const links = all("a", results).map((a) => [a.textContent, a.getAttribute("href")]);
+        const heads = all("thead button", results);
+        heads.find((head) => head.textContent === "Test top\u20111").click();
+        const sorted = column(results, 0);
+        const section = sectionOf("Classes");
+        const [first, second] = all("select", section);
+        const options = [...first.options].map((option) => option.textContent);
+        const choose = (select, name) => {
+            select.value = [...select.options].find((option) => option.textContent === name).value;
+            select.dispatchEvent(new Event("change"));
+        };
+        choose(first, "linear probe");
+        choose(second, "vpt#1?");
+        const table = one("table", section);
+        const rows = Object.fromEntries(all("tbody tr", table).map((row) => [row.children[0].textContent, [row.children[1].textContent, row.children[2].textContent]]));
+        const curves = all(".legend", sectionOf("Accuracy"))[0];
+        const bars = one("output", sectionOf("Accuracy")).textContent;
+        return { links, sorted, options, rows, heads: all("thead th", table).map((th) => th.textContent),
+                 curves: all("li", curves).map((li) => li.textContent), bars,
+                 circles: all("circle", section).length, images: all("img").length };
+    "#;
+    let found = visit(&path, 1280, script);
+    let links = json!([["linear probe", "linear%20probe/report.html"], ["vpt#1?", "vpt%231%3F/report.html"]]);
+    assert_eq!(found["links"], links, "the run lora has no page");
+    let mut names: Vec<_> = runs.iter().map(|run| (run.evaluation.metrics.top1, &*run.name)).collect();
+    names.push((0.6, "zero-shot"));
+    names.sort_by(|a, b| b.0.total_cmp(&a.0));
+    assert_eq!(strings(&found["sorted"]), names.iter().map(|n| n.1).collect::<Vec<_>>());
+    assert_eq!(strings(&found["options"]), ["zero-shot", "lora", "linear probe", "vpt#1?"]);
+    assert_eq!(strings(&found["heads"]), ["Class", "linear probe", "vpt#1?", "Difference"]);
+    for (i, name) in runs[0].evaluation.class_names.iter().enumerate() {
+        let recall = |run: &RunData| format!("{:.1} %", 100.0 * run.evaluation.classes[i].recall.unwrap());
+        assert_eq!(found["rows"][name], json!([recall(&runs[1]), recall(&runs[2])]), "{name}");
+    }
+    let curve = |run: &RunData| format!("{}{:.2} %", run.name, 100.0 * run.epochs[11].val.top1);
+    assert_eq!(strings(&found["curves"])[1..], runs.iter().map(curve).collect::<Vec<_>>());
+    assert_eq!(found["bars"], "zero-shot: 60.00 %, published 66.50 %");
+    assert!(found["circles"].as_u64().unwrap() > 3);
+    let wrong_in_all =
+        |i: &usize| runs.iter().all(|r| r.evaluation.images[*i].label != r.evaluation.images[*i].predicted);
+    assert_eq!(found["images"], (0..240).filter(wrong_in_all).count().min(24));
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn several_seeds_are_one_technique_above_their_runs() {
+    let pages = Pages::new();
+    let (path, runs, comparison) = seeded_page(&pages);
+    let script = r#"
+        const [means, results] = all("table", sectionOf("Results"));
+        const accuracy = sectionOf("Accuracy");
+        const [bars, curves] = all("figure.chart", accuracy);
+        const at = (path) => path.getAttribute("d");
+        const svg = one("svg:not(.legend svg)", bars);
+        const words = [];
+        for (const press of ["Home", "ArrowRight", "ArrowRight", "ArrowRight"]) {
+            key(svg, press);
+            words.push(one("output", bars).textContent);
+        }
+        const plot = one("svg:not(.legend svg)", curves);
+        const read = () => all(".legend li", curves).map((li) => li.textContent);
+        const last = read();
+        key(plot, "Home");
+        return { means: all("tbody tr", means).map((row) => [...row.children].map((cell) => cell.textContent)),
+                 heads: all("thead th", means).map((th) => th.textContent), links: all("a", means).length,
+                 runs: column(results, 0), addresses: all("a", results).map((a) => a.getAttribute("href")), words,
+                 deviations: all(".deviation:not(.paper)", bars).map(at), values: all("text.strong", bars).map((t) => t.textContent),
+                 fills: all("rect:not(.cursor)", bars).map((bar) => Number(bar.getAttribute("width"))),
+                 first: read(), last, strong: all("path.series:not(.faint)", curves).length,
+                 faint: all("path.faint", curves).map((line) => line.getAttribute("stroke")),
+                 strokes: all("path.series:not(.faint)", curves).map((line) => line.getAttribute("stroke")) };
+    "#;
+    let found = visit(&path, 1280, script);
+    let percent = |v: f64| format!("{:.2} %", 100.0 * v);
+    let spread = |mean: f64, std: Option<f64>| match std {
+        Some(std) => format!("{:.2} ± {:.2} %", 100.0 * mean, 100.0 * std),
+        None => percent(mean),
+    };
+    let means = &comparison.means;
+    assert_eq!(means.iter().map(|row| row.runs.len()).collect::<Vec<_>>(), [3, 3, 1]);
+
+    // The table of the means, plain CLIP first.
+    let rows: Vec<Vec<&str>> = found["means"].as_array().unwrap().iter().map(strings).collect();
+    assert_eq!(
+        strings(&found["heads"])[..6],
+        ["Technique", "Seeds", "Validation top\u{2011}1", "Test top\u{2011}1", "Top\u{2011}5", "Macro F1"]
+    );
+    assert_eq!(
+        strings(&found["heads"])[6..],
+        ["ECE", "Trained parameters", "Published test", "Published validation"]
+    );
+    let none = "\u{2013}";
+    assert_eq!(rows[0][..4], ["zero-shot", none, none, "60.00 %"]);
+    for (cells, row) in rows[1..].iter().zip(means) {
+        let score = |of: fn(&Scores) -> f64| spread(of(&row.mean), row.std.as_ref().map(of));
+        let mut expected = vec![row.name.clone(), row.seeds.len().to_string(), score(|s| s.val_top1)];
+        expected.extend([
+            score(|s| s.test_top1),
+            score(|s| s.test_top5),
+            score(|s| s.macro_f1),
+            score(|s| s.ece),
+        ]);
+        expected.push("642,150".into());
+        let published = if row.published.is_some() { ["91.20 to 92.05 %", "91.76 %"] } else { [none; 2] };
+        assert_eq!(
+            *cells,
+            [&expected.iter().map(String::as_str).collect::<Vec<_>>()[..], &published].concat()
+        );
+    }
+    assert_eq!(rows.len(), 4);
+
+    // Below it every run, with a link to the page that is there.
+    let names: Vec<&str> = runs.iter().map(|run| &*run.name).collect();
+    assert_eq!(strings(&found["runs"]), [&["zero-shot"], &names[..]].concat());
+    let addresses: Vec<String> =
+        names.iter().map(|name| name.replace('#', "%23").replace('?', "%3F").replace(' ', "%20")).collect();
+    let addresses = addresses.iter().map(|address| format!("{address}/report.html"));
+    assert_eq!(strings(&found["addresses"]), addresses.collect::<Vec<_>>());
+    let address = format!("{}/{}", pages.dir.display(), strings(&found["addresses"])[4]);
+    let profile = tempfile::tempdir().unwrap();
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let (linked, _) = dump(chromium(), profile.path(), &address);
+    assert!(linked.contains("<title>the run vpt#1?/seed 43</title>"), "{address}: {linked}");
+
+    // Bars of the means.
+    let test = |row: &MeanRow| spread(row.mean.test_top1, row.std.map(|std| std.test_top1));
+    let seeds = |row: &MeanRow| {
+        if row.seeds.len() == 1 { "1 seed".into() } else { format!("{} seeds", row.seeds.len()) }
+    };
+    let words: Vec<String> =
+        means.iter().map(|row| format!("{}: {}, {}", row.name, test(row), seeds(row))).collect();
+    let words = [format!("{}, published 91.20 to 92.05 %", words[0]), words[1].clone(), words[2].clone()];
+    assert_eq!(
+        strings(&found["words"]),
+        [&["zero-shot: 60.00 %"], &words.each_ref().map(|text| &text[..])[..]].concat()
+    );
+    let labels: Vec<String> = means.iter().flat_map(|row| [row.name.clone(), test(row)]).collect();
+    assert_eq!(strings(&found["values"])[2..], labels);
+    let full = found["fills"][0].as_f64().unwrap() / 0.6;
+    let deviations = strings(&found["deviations"]);
+    assert_eq!(deviations.len(), 2);
+    for (line, row) in deviations.iter().zip(means) {
+        let (mean, std) = (row.mean.test_top1, row.std.unwrap().test_top1);
+        let low: f64 = line[1..].split(' ').next().unwrap().parse().unwrap();
+        let high: f64 = line.split('H').nth(1).unwrap().split('M').next().unwrap().parse().unwrap();
+        assert!((low - 6.0 - (mean - std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
+        assert!((high - 6.0 - (mean + std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
+        assert!(std * full > 1.0, "too short to tell");
+    }
+
+    // A curve of the mean of those that had the epoch, with the runs behind it.
+    let value = |runs: &[RunData], epoch: usize| {
+        let values: Vec<f64> =
+            runs.iter().filter_map(|run| run.epochs.get(epoch)).map(|e| e.val.top1).collect();
+        percent(values.iter().sum::<f64>() / values.len() as f64)
+    };
+    for (state, epoch) in [("first", 0), ("last", 11)] {
+        let of = |name: &str, runs: &[RunData]| format!("{name}{}", value(runs, epoch));
+        let expected =
+            [of(&means[0].name, &runs[..3]), of(&means[1].name, &runs[3..6]), of(&means[2].name, &runs[6..])];
+        assert_eq!(strings(&found[state])[1..], expected, "{state}");
+    }
+    assert_eq!(found["strong"], 3);
+    let strokes = strings(&found["strokes"]);
+    assert_eq!(strings(&found["faint"]), [[strokes[0]; 3], [strokes[1]; 3]].concat());
+    assert_ne!(strokes[0], strokes[1]);
+}
+
+#[test]
+fn images_and_runs_that_do_not_belong_together_are_refused() {
+    let pages = Pages::new();
+    let (path, cache) = (pages.dir.join("refused.html"), cache(12, 3));
+    let split = cache.split(Split::Test);
+    let twelve = run("a", "test", 12, 20, 0.8, 3);
+    let error = write_run_page(&twelve, Some(&split), &path).unwrap_err().to_string();
+    assert!(error.contains("240 images of test") && error.contains("these 36"), "{error}");
+    for (other, what) in
+        [(run("b", "test", 13, 20, 0.8, 3), "classes"), (run("b", "val", 12, 20, 0.8, 3), "images")]
+    {
+        let runs = [twelve.clone(), other];
+        let error = write_comparison_page(&comparison(&runs), &runs, None, &path).unwrap_err().to_string();
+        assert!(error.contains(&format!("a and b were evaluated on different {what}")), "{error}");
+    }
+    assert!(!path.exists());
+}

@@ -1,0 +1,10 @@
+//! What is read: photos, label files, caches, drawn flowers, words; and the list of unsafe code.
+
+mod cache;
+mod decode;
+mod demo_flowers;
+mod files;
+mod preprocess;
+mod security_note;
+mod source;
+mod tokenizer;

@@ -1,0 +1,322 @@
+//! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
+
+use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
+use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
+use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
+use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
+use clip_engine::check::device::{Scope, check_lora_linear};
+use clip_engine::tensor::{DType, Shape, Tensor};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
+    let twin = Twin::new(dtype, compute_capability).unwrap();
+    let cuda = Cuda::new(Arc::new(twin), dtype, form).unwrap();
+    let rows = check_lora_linear(&cuda, Scope::Quick).unwrap();
+    assert!(!rows.is_empty());
+    let failed: Vec<String> = rows
+        .iter()
+        .filter(|row| !row.passed())
+        .map(|row| format!("{} at {}: {:.2e}, bound {:.2e}", row.name, row.at, row.error, row.bound))
+        .collect();
+    assert!(failed.is_empty(), "{dtype} on sm_{compute_capability}, {form:?}:\n{}", failed.join("\n"));
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn f32_matches_the_definition() {
+    check(DType::F32, 90, LoraForm::Product);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn f16_matches_the_definition_in_the_fused_form() {
+    check(DType::F16, 90, LoraForm::Fused);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn f16_matches_the_definition_in_the_product_form() {
+    check(DType::F16, 90, LoraForm::Product);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn bf16_matches_the_definition_in_the_fused_form() {
+    check(DType::BF16, 90, LoraForm::Fused);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn bf16_matches_the_definition_in_the_product_form() {
+    check(DType::BF16, 90, LoraForm::Product);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn f16_matches_the_definition_without_tensor_cores() {
+    check(DType::F16, 75, LoraForm::Auto);
+}
+
+const WIDTH: usize = 24;
+const RANK: usize = 8;
+
+/// What a layer with adapters on the first and last of three segments computes.
+struct Computed {
+    u: Tensor,
+    y: Tensor,
+    du: Tensor,
+    da: Tensor,
+    db: Tensor,
+    dx: Tensor,
+}
+
+impl Computed {
+    fn tensors(&self) -> [&Tensor; 6] {
+        [&self.u, &self.y, &self.du, &self.da, &self.db, &self.dx]
+    }
+}
+
+/// Numbers without a pattern, from -1 to 1.
+fn noise(shape: impl Into<Shape>, seed: usize) -> Tensor {
+    let shape = shape.into();
+    let value = |i: usize| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0;
+    let values: Vec<f32> = (0..shape.elements()).map(value).collect();
+    Tensor::from_slice(shape, &values).unwrap()
+}
+
+/// The adapters see what dropout of probability `dropped` leaves of the input.
+fn compute(
+    cuda: &Cuda,
+    rows: usize,
+    columns: &[usize],
+    dropped: Option<f64>,
+) -> Result<Computed, BackendError> {
+    let (real, outputs, width) = (cuda.compute_dtype(), 3 * WIDTH, 2 * RANK);
+    let upload = |tensor: Tensor, dtype| cuda.upload(tensor.view(), dtype);
+    let weight = upload(noise([outputs, WIDTH], 1), real)?;
+    let layer = Linear::<Cuda> { weight, bias: Some(upload(noise([outputs], 2), real)?) };
+    let a = upload(noise([width, WIDTH], 3), DType::F32)?;
+    let b = upload(noise([2, WIDTH, RANK], 4), DType::F32)?;
+    let (x, dy) = (upload(noise([rows, WIDTH], 5), real)?, upload(noise([rows, outputs], 6), real)?);
+    let lora = Lora { a: &a, b: &b, columns, scale: 0.5 };
+    let (mut u, mut y) = (cuda.empty([rows, width], real)?, cuda.empty([rows, outputs], real)?);
+    let draw = upload(Tensor::from_slice([4], &[1u32, 2, 3, 0])?, DType::U32)?;
+    let mask = dropped.map(|probability| Dropout { draw: &draw, site: 4, probability });
+    let mut seen = cuda.empty([rows, WIDTH], real)?;
+    mask.map_or(Ok(()), |mask| cuda.dropout(&x, mask, &mut seen))?;
+    cuda.lora_linear(&x, mask.map(|_| &seen), &layer, lora, None, &mut u, &mut y)?;
+    let (mut du, mut dx) = (cuda.empty([rows, width], real)?, cuda.empty([rows, WIDTH], real)?);
+    let mut da = cuda.empty([width, WIDTH], DType::F32)?;
+    let mut db = cuda.empty([2, WIDTH, RANK], DType::F32)?;
+    let seen = if mask.is_some() { &seen } else { &x };
+    cuda.lora_linear_backward(&dy, seen, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    let get = |tensor| cuda.download(tensor);
+    Ok(Computed { u: get(&u)?, y: get(&y)?, du: get(&du)?, da: get(&da)?, db: get(&db)?, dx: get(&dx)? })
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn the_order_of_blocks_changes_no_bit() {
+    let twin = Arc::new(Twin::new(DType::F16, 90).unwrap());
+    for (form, dropped) in
+        [(LoraForm::Fused, None), (LoraForm::Product, None), (LoraForm::Product, Some(0.5))]
+    {
+        let cuda = Cuda::new(twin.clone(), DType::F16, form).unwrap();
+        let results = [BlockOrder::Ascending, BlockOrder::Descending, BlockOrder::Shuffled(7)].map(|order| {
+            twin.set_block_order(order);
+            compute(&cuda, 66, &[0, 2 * WIDTH], dropped).unwrap()
+        });
+        let first = &results[0];
+        for other in &results[1..] {
+            for (a, b) in first.tensors().into_iter().zip(other.tensors()) {
+                assert_eq!(a.bytes(), b.bytes(), "{form:?}");
+            }
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn parts_that_kernels_cannot_place_are_refused() {
+    let cuda = Cuda::new(Arc::new(Twin::new(DType::F16, 90).unwrap()), DType::F16, LoraForm::Fused).unwrap();
+    for columns in [[0, WIDTH / 2], [WIDTH, WIDTH], [0, 3 * WIDTH], [0, 900 * WIDTH]] {
+        let Err(error) = compute(&cuda, 9, &columns, None) else { panic!("{columns:?} passed") };
+        assert!(error.to_string().contains("parts lie on different multiples of 24"), "{error}");
+    }
+}
+
+/// A twin that claims to have a clock, by which the form whose kernels have `slow` in their names takes longer.
+struct Clocked {
+    twin: Twin,
+    slow: &'static str,
+    launched: Mutex<Vec<&'static str>>,
+    /// Those of the last recording, and whether it is open.
+    recorded: Mutex<(bool, Vec<&'static str>)>,
+    timings: AtomicUsize,
+    /// What another process chose for everything while this one measured.
+    first: Option<&'static str>,
+}
+
+impl Clocked {
+    fn new(slow: &'static str) -> Self {
+        let twin = Twin::new(DType::F16, 90).unwrap();
+        let timings = AtomicUsize::new(0);
+        let (launched, recorded) = (Mutex::default(), Mutex::default());
+        Clocked { twin, slow, launched, recorded, timings, first: None }
+    }
+
+    /// The kernels launched since the last call.
+    fn launched(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.launched.lock().unwrap())
+    }
+}
+
+impl Driver for Clocked {
+    fn info(&self) -> &DeviceInfo {
+        self.twin.info()
+    }
+    fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {
+        self.twin.allocate(bytes)
+    }
+    fn free(&self, address: Address) {
+        self.twin.free(address);
+    }
+    fn allocated(&self) -> (usize, usize) {
+        self.twin.allocated()
+    }
+    fn clear(&self, to: Address, bytes: usize) -> Result<(), CudaError> {
+        self.twin.clear(to, bytes)
+    }
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), CudaError> {
+        self.twin.copy(to, from, bytes)
+    }
+    fn upload(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        self.twin.upload(to, from)
+    }
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
+        self.twin.download(from, to)
+    }
+    fn feed(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        self.twin.feed(to, from)
+    }
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>, CudaError> {
+        self.twin.fetch(from, bytes)
+    }
+    unsafe fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
+        let mut recorded = self.recorded.lock().unwrap();
+        let list = if recorded.0 { &mut recorded.1 } else { &mut *self.launched.lock().unwrap() };
+        list.push(launch.kernel.name);
+        // SAFETY: the twin checks arguments and accesses.
+        unsafe { self.twin.launch(launch) }
+    }
+    unsafe fn product(&self, product: &Product) -> Result<(), CudaError> {
+        // SAFETY: the twin checks all addresses.
+        unsafe { self.twin.product(product) }
+    }
+    fn begin_recording(&self) -> Result<(), CudaError> {
+        *self.recorded.lock().unwrap() = (true, Vec::new());
+        self.twin.begin_recording()
+    }
+    fn end_recording(&self) -> Result<Box<dyn Recording>, CudaError> {
+        self.recorded.lock().unwrap().0 = false;
+        self.twin.end_recording()
+    }
+    fn replay(&self, recording: &dyn Recording) -> Result<(), CudaError> {
+        self.launched.lock().unwrap().extend(&self.recorded.lock().unwrap().1);
+        self.twin.replay(recording)
+    }
+    fn has_clock(&self) -> bool {
+        true
+    }
+    fn recall(&self, key: &str) -> Option<String> {
+        self.twin.recall(key)
+    }
+    fn remember(&self, key: &str, choice: &str) -> Result<String, CudaError> {
+        self.twin.remember(key, self.first.unwrap_or(choice))
+    }
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.twin.synchronize()
+    }
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
+        self.launched();
+        body()?;
+        self.timings.fetch_add(1, Ordering::Relaxed);
+        let slow = self.launched().iter().any(|kernel| kernel.contains(self.slow));
+        Ok(if slow { 2.0 } else { 1.0 })
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn the_faster_form_is_timed_once_and_taken() {
+    let columns = [0, 2 * WIDTH];
+    for (slow, form) in [
+        ("fused", Some(LoraForm::Product)),
+        ("start", Some(LoraForm::Fused)),
+        ("64x64", None),
+        ("128x128", None),
+    ] {
+        let clocked = Arc::new(Clocked::new(slow));
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        compute(&cuda, 9, &columns, None).unwrap();
+        let timings = clocked.timings.load(Ordering::Relaxed);
+        assert!(timings > 0);
+        clocked.launched();
+        let auto = compute(&cuda, 9, &columns, None).unwrap();
+        assert_eq!(clocked.timings.load(Ordering::Relaxed), timings, "the choices are remembered");
+        let launched = clocked.launched();
+        assert!(!launched.iter().any(|kernel| kernel.contains(slow)), "{slow}: {launched:?}");
+        let Some(form) = form else { continue };
+        assert_eq!(launched.len(), 3, "{launched:?}");
+        let asked = Cuda::new(Arc::new(Twin::new(DType::F16, 90).unwrap()), DType::F16, form).unwrap();
+        let asked = compute(&asked, 9, &columns, None).unwrap();
+        for (a, b) in auto.tensors().into_iter().zip(asked.tensors()) {
+            assert_eq!(a.bytes(), b.bytes(), "{form:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_form_that_another_process_chose_first_is_taken() {
+    for (first, taken) in [("product", false), ("no form", true)] {
+        let clocked = Arc::new(Clocked { first: Some(first), ..Clocked::new("start") });
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        compute(&cuda, 9, &[0, 2 * WIDTH], None).unwrap();
+        assert!(clocked.timings.load(Ordering::Relaxed) > 0);
+        // What is launched after the last of the timings is the form that is used.
+        let launched = clocked.launched();
+        assert_eq!(launched.iter().any(|kernel| kernel.contains("fused")), taken, "{first}: {launched:?}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn dropout_takes_one_launch_more_and_no_timing() {
+    let clocked = Arc::new(Clocked::new("fused"));
+    let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+    compute(&cuda, 9, &[0, 2 * WIDTH], Some(0.25)).unwrap();
+    assert_eq!(clocked.timings.load(Ordering::Relaxed), 0);
+    let expected = [
+        "dropout_apply",
+        "lora_linear_start_16_rows",
+        "lora_linear_dropout_backward_start_16_rows",
+        "lora_linear_gradients",
+    ];
+    assert_eq!(clocked.launched(), expected);
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn dropout_of_nothing_changes_no_bit() {
+    for (dtype, capability) in [(DType::F16, 90), (DType::F16, 75), (DType::F32, 90)] {
+        let twin = Arc::new(Twin::new(dtype, capability).unwrap());
+        let cuda = Cuda::new(twin, dtype, LoraForm::Product).unwrap();
+        let [plain, dropped] =
+            [None, Some(0.0)].map(|dropped| compute(&cuda, 35, &[0, 2 * WIDTH], dropped).unwrap());
+        for (a, b) in plain.tensors().into_iter().zip(dropped.tensors()) {
+            assert_eq!(a.bytes(), b.bytes(), "{dtype} on sm_{capability}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Runs of different recipes one after the other in one session, on the host twin: what `engine compare` does
+//! on a GPU.
+
+use clip_engine::backend::Backend;
+use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::Cuda;
+use clip_engine::data::demo::{IMAGE_SIZE, World, demo_classes, draw, stream_rng};
+use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::progress::Silent;
+use clip_engine::tensor::DType;
+use clip_engine::train::demo;
+use clip_engine::train::run::Summary;
+use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::session::Session;
+use clip_engine::train::settings::{Patience, Recipe, Settings};
+
+/// A few pictures of two classes of the demo; the last batch of training and of validation has one image.
+fn cache() -> Cache {
+    let classes = &demo_classes()[..2];
+    let numbers = [(Split::Train, 5), (Split::Val, 3), (Split::Test, 2)];
+    let places = numbers.into_iter().flat_map(|(split, count)| (0..count).map(move |index| (split, index)));
+    let images = places.zip(0..).map(|((split, index), stream)| {
+        let label = index % classes.len();
+        MemoryImage {
+            pixels: draw(&classes[label], World::Field, &mut stream_rng(1, stream), IMAGE_SIZE),
+            label: label as u32,
+            name: format!("{split}/{index}.png"),
+            split,
+        }
+    });
+    let names = classes.iter().map(|class| class.name()).collect();
+    Cache::from_images(names, &Preprocess::clip(IMAGE_SIZE), images).unwrap()
+}
+
+fn settings(recipe: Recipe) -> Settings {
+    Settings {
+        demo: true,
+        epochs: 2,
+        batch_size: 2,
+        prompt_count: 2,
+        early_stop: Patience::Off,
+        templates: vec!["A photo of {}.".into()],
+        ..Settings::of(recipe)
+    }
+}
+
+/// What a run leaves: its summary without times, and its trained tensors.
+#[derive(Debug, PartialEq)]
+struct Left {
+    summary: Summary,
+    files: Vec<Vec<u8>>,
+}
+
+fn train<B: Backend>(session: &mut Session<'_, B>, recipe: Recipe) -> Left {
+    let dir = tempfile::tempdir().unwrap();
+    let run = RunDir::at(&dir.path().join("run"));
+    let summary = session.train(&settings(recipe), &run, false, &Silent).unwrap();
+    let trained = [run.head(), run.prompts()];
+    let files =
+        trained.iter().filter(|path| path.is_file()).map(|path| std::fs::read(path).unwrap()).collect();
+    Left { summary: Summary { seconds: 0.0, images_per_s: 0.0, ..summary }, files }
+}
+
+fn session<B: Backend>(backend: B, cache: &Cache) -> Session<'_, B> {
+    let templates = settings(Recipe::Linear).templates;
+    Session::new(backend, demo::model().unwrap(), cache, None, &templates, &[], &Silent).unwrap()
+}
+
+#[test]
+#[ignore = "long: on the CPU compare_command repeats its runs"]
+fn runs_of_one_session_do_not_see_each_other() {
+    let cache = cache();
+    let mut gpu = session(Cuda::on_twin(DType::F32, 90).unwrap(), &cache);
+    let first = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
+    assert_eq!((first[0].files.len(), first[1].files.len()), (1, 2), "head, and head with prompts");
+    let second = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
+    assert_eq!(first, second);
+
+    // The later run gives the same where there was none before it, and what the CPU gives.
+    let mut alone = session(Cuda::on_twin(DType::F32, 90).unwrap(), &cache);
+    assert_eq!(first[1], train(&mut alone, Recipe::Vpt));
+    let mut cpu = session(Cpu::<f32>::new(), &cache);
+    for (found, recipe) in first.iter().zip([Recipe::Linear, Recipe::Vpt]) {
+        let (found, expected) = (&found.summary, train(&mut cpu, recipe).summary);
+        let losses = |s: &Summary| [s.val.loss, s.test.as_ref().unwrap().loss, s.zero_shot.loss];
+        for (found, expected) in losses(found).into_iter().zip(losses(&expected)) {
+            assert!(((found - expected) / expected).abs() < 1e-4, "{recipe}: {found} and {expected}");
+        }
+        assert_eq!((found.val.top1, found.best_epoch), (expected.val.top1, expected.best_epoch), "{recipe}");
+    }
+}
