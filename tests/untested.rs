@@ -1,7 +1,7 @@
 //! The last lines of `cargo test`: which tests did not run, why, and how to run them. Cargo runs its test programs in
 //! the order of their names, and this one has no tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// What tests may need: how their `ignore` names it, whether the build script found it, and how to get it on Debian
@@ -17,7 +17,7 @@ const NEEDS: [(&str, bool, &str); 6] = [
     ("Chromium", cfg!(chromium), "apt-get install chromium"),
     ("script", cfg!(script), "apt-get install bsdutils"),
     ("bash", cfg!(bash), "apt-get install bash"),
-    ("no NVIDIA driver", !cfg!(nvidia_driver), "on a machine without a GPU"),
+    ("no NVIDIA driver", !cfg!(nvidia_driver), "a machine without a GPU"),
 ];
 
 /// How many tests each reason in an attribute `ignore` of the sources leaves out.
@@ -44,25 +44,33 @@ fn reasons() -> BTreeMap<String, usize> {
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    // Some tests were asked for by their names, or only for what there is.
+    // Tests were asked for by their names, or for a list of them.
     if args.iter().any(|arg| !arg.starts_with('-') || arg == "--list") {
         return;
     }
-    println!();
-    if args.iter().any(|arg| arg == "--include-ignored") {
-        println!("Every test was run.\n");
+    if args.iter().any(|arg| arg == "--include-ignored" || arg == "--ignored") {
+        println!("\nNothing was left out.\n");
         return;
     }
+    println!("\nNot run:");
+    let mut wanted = BTreeSet::new();
+    let mut long = 0;
     for (reason, count) in reasons() {
-        let names = reason.strip_prefix("needs ").unwrap_or_default();
-        let needs = NEEDS.iter().filter(|(name, ..)| names.split(" and ").any(|n| n == *name));
-        let missing: Vec<_> = needs.filter(|(_, found, _)| !found).collect();
-        if reason.starts_with("long: ") {
-            println!("Not run, {count} of the long tests ({reason}): add -- --include-ignored");
-        } else if !missing.is_empty() {
-            println!("Not run, {count} tests that need {names}:");
-            missing.iter().for_each(|(_, _, how)| println!("    {how}"));
+        let needs: Vec<&str> = reason.strip_prefix("needs ").unwrap_or_default().split(" and ").collect();
+        let missing = NEEDS.iter().filter(|(name, met, _)| !met && needs.contains(name));
+        let missing: Vec<&str> = missing.map(|(name, ..)| *name).collect();
+        if !missing.is_empty() {
+            println!("  {count} tests for want of {}", missing.join(" and "));
         }
+        wanted.extend(missing);
+        long += if reason.starts_with("long: ") { count } else { 0 };
+    }
+    println!("  {long} long tests: they run too with  -- --include-ignored");
+    for (name, _, how) in NEEDS.iter().filter(|need| wanted.contains(need.0)) {
+        println!("To get {name}: {how}");
+    }
+    if !wanted.is_empty() {
+        println!("And then, for the build script to find it: touch build.rs");
     }
     println!();
 }

@@ -55,7 +55,10 @@ addEventListener("message", (event) => {
 
 /// Headless Chromium, which the build script looks for.
 fn chromium() -> &'static Path {
-    Path::new(option_env!("CLIP_ENGINE_CHROMIUM").expect("Chromium was not found when this was built"))
+    let Some(path) = option_env!("CLIP_ENGINE_CHROMIUM") else {
+        panic!("Chromium was not found when this was built");
+    };
+    Path::new(path)
 }
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());

@@ -1,6 +1,7 @@
 //! What is read: photos, label files, caches, drawn flowers, words; and the list of unsafe code.
 
 mod cache;
+mod contributing;
 mod decode;
 mod demo_flowers;
 mod files;
