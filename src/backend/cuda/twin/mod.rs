@@ -225,7 +225,7 @@ impl Twin {
             let kernel = launch.kernel;
             Err(CudaError::Twin(format!("{}.cu, {}: {problem}", kernel.file, kernel.name)))
         };
-        launch.args.check().or_else(&refuse)?;
+        launch.args.check().or_else(refuse)?;
         let threads: u64 = launch.block.iter().map(|&n| u64::from(n)).product();
         if threads == 0 || threads > 1024 || launch.block[2] > 64 {
             return refuse(format!("a block of {:?} threads; at most 1024, 64 of them in z", launch.block));
