@@ -1,7 +1,7 @@
 //! The last lines of `cargo test`: which tests did not run, why, and how to run them. Cargo runs its test programs in
 //! the order of their names, and this one has no tests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What tests may need: how their `ignore` names it, whether the build script found it, and how to get it on Debian
@@ -53,23 +53,24 @@ fn main() {
         return;
     }
     println!("\nNot run:");
-    let mut wanted = BTreeSet::new();
-    let mut long = 0;
+    let (mut absent, mut long) = (BTreeMap::<Vec<&str>, usize>::new(), 0);
     for (reason, count) in reasons() {
         let needs: Vec<&str> = reason.strip_prefix("needs ").unwrap_or_default().split(" and ").collect();
         let missing = NEEDS.iter().filter(|(name, met, _)| !met && needs.contains(name));
         let missing: Vec<&str> = missing.map(|(name, ..)| *name).collect();
         if !missing.is_empty() {
-            println!("  {count} tests for want of {}", missing.join(" and "));
+            *absent.entry(missing).or_default() += count;
         }
-        wanted.extend(missing);
         long += if reason.starts_with("long: ") { count } else { 0 };
     }
+    for (missing, count) in &absent {
+        println!("  {count} tests for want of {}", missing.join(" and "));
+    }
     println!("  {long} long tests: they run too with  -- --include-ignored");
-    for (name, _, how) in NEEDS.iter().filter(|need| wanted.contains(need.0)) {
+    for (name, _, how) in NEEDS.iter().filter(|need| absent.keys().any(|names| names.contains(&need.0))) {
         println!("To get {name}: {how}");
     }
-    if !wanted.is_empty() {
+    if !absent.is_empty() {
         println!("And then, for the build script to find it: touch build.rs");
     }
     println!();
