@@ -45,79 +45,79 @@ impl Sizes {
 /// What is done with each operation in turn.
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
+/// What can be measured apart from the rest: [`group`] takes these names.
+pub const GROUPS: [&str; 18] = [
+    "linear",
+    "lora_linear",
+    "dropout",
+    "lora_fold",
+    "layer_norm",
+    "activation",
+    "attention",
+    "crop_resize",
+    "patch_embed",
+    "insert_prompts",
+    "replace_prompts",
+    "l2_norm",
+    "class_features",
+    "mix_rows",
+    "head_loss",
+    "triplet",
+    "accumulate",
+    "adamw",
+];
+
 /// Makes one operation after the other and hands it to `visit`: all of them, or those of each group whose
 /// name `only` begins with ("attention" for "attention_backward 8x50").
 pub fn each<B: Backend>(backend: &B, sizes: &Sizes, only: Option<&str>, visit: &mut Visit<'_>) -> Result<()> {
+    let wanted = GROUPS.iter().filter(|name| only.is_none_or(|only| only.starts_with(**name)));
+    wanted.into_iter().try_for_each(|name| group(backend, sizes, name, visit))
+}
+
+/// The operations of one of [`GROUPS`]; none for another name.
+pub fn group<B: Backend>(backend: &B, sizes: &Sizes, name: &str, visit: &mut Visit<'_>) -> Result<()> {
     let b = Bench { backend, sizes, real: backend.compute_dtype() };
-    let wanted = |name: &str| only.is_none_or(|only| only.starts_with(name));
     let (d, m) = (sizes.width, sizes.mlp);
-    if wanted("linear") {
-        for (inputs, outputs) in [(d, 3 * d), (d, d), (d, m), (m, d)] {
-            b.linear(inputs, outputs, visit)?;
+    match name {
+        "linear" => {
+            let layers = [(d, 3 * d), (d, d), (d, m), (m, d)];
+            layers.into_iter().try_for_each(|(inputs, outputs)| b.linear(inputs, outputs, visit))
         }
-    }
-    if wanted("lora_linear") {
-        lora(backend, sizes, visit)?;
-        b.lora_linear(d, m, 1, visit)?;
-        b.lora_linear(m, d, 1, visit)?;
-        b.lora_dropout(3, visit)?;
-        b.lora_unfused(3, visit)?;
-        b.lora_unfused(1, visit)?;
-    }
-    if wanted("dropout") {
-        b.dropout(visit)?;
-    }
-    if wanted("lora_fold") {
-        b.lora_fold(visit)?;
-    }
-    if wanted("layer_norm") {
-        b.layer_norm(visit)?;
-    }
-    if wanted("activation") {
-        b.activation(Activation::QuickGelu, visit)?;
-        b.activation(Activation::Gelu, visit)?;
-    }
-    if wanted("attention") {
-        for tokens in [sizes.tokens, 197, 257] {
-            b.attention(tokens, visit)?;
+        "lora_linear" => {
+            lora(backend, sizes, visit)?;
+            b.lora_linear(d, m, 1, visit)?;
+            b.lora_linear(m, d, 1, visit)?;
+            b.lora_dropout(3, visit)?;
+            b.lora_unfused(3, visit)?;
+            b.lora_unfused(1, visit)
         }
-        b.attention_one_row(visit)?;
+        "dropout" => b.dropout(visit),
+        "lora_fold" => b.lora_fold(visit),
+        "layer_norm" => b.layer_norm(visit),
+        "activation" => {
+            b.activation(Activation::QuickGelu, visit)?;
+            b.activation(Activation::Gelu, visit)
+        }
+        "attention" => {
+            [sizes.tokens, 197, 257].into_iter().try_for_each(|tokens| b.attention(tokens, visit))?;
+            b.attention_one_row(visit)
+        }
+        "crop_resize" => b.crop_resize(visit),
+        "patch_embed" => b.patch_embed(visit),
+        "insert_prompts" => b.insert_prompts(visit),
+        "replace_prompts" => b.replace_prompts(visit),
+        "l2_norm" => b.l2_norm(visit),
+        "class_features" => b.class_features(visit),
+        "mix_rows" => b.mix_rows(visit),
+        "head_loss" => b.head_loss(visit),
+        "triplet" => b.triplet(visit),
+        "accumulate" => b.accumulate(visit),
+        "adamw" => {
+            b.adamw("adamw", None, visit)?;
+            b.adamw("adamw, clipped", Some(1.0), visit)
+        }
+        _ => Ok(()),
     }
-    if wanted("crop_resize") {
-        b.crop_resize(visit)?;
-    }
-    if wanted("patch_embed") {
-        b.patch_embed(visit)?;
-    }
-    if wanted("insert_prompts") {
-        b.insert_prompts(visit)?;
-    }
-    if wanted("replace_prompts") {
-        b.replace_prompts(visit)?;
-    }
-    if wanted("l2_norm") {
-        b.l2_norm(visit)?;
-    }
-    if wanted("class_features") {
-        b.class_features(visit)?;
-    }
-    if wanted("mix_rows") {
-        b.mix_rows(visit)?;
-    }
-    if wanted("head_loss") {
-        b.head_loss(visit)?;
-    }
-    if wanted("triplet") {
-        b.triplet(visit)?;
-    }
-    if wanted("accumulate") {
-        b.accumulate(visit)?;
-    }
-    if wanted("adamw") {
-        b.adamw("adamw", None, visit)?;
-        b.adamw("adamw, clipped", Some(1.0), visit)?;
-    }
-    Ok(())
 }
 
 /// The linear layers with adapters alone.

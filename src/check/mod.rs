@@ -48,12 +48,35 @@ pub struct Row {
     pub bound: f64,
     /// PyTorch's own f32 error on the same numbers, where the reference tells.
     pub peer: Option<f64>,
+    /// Why there is no error to tell: the operation failed. The error is not a number then.
+    pub problem: Option<String>,
 }
 
 impl Row {
-    /// False for an error above the bound, and for one that is not a number.
+    /// A row without a peer.
+    pub fn new(name: impl Into<String>, at: impl Into<String>, error: f64, bound: f64) -> Self {
+        Row { name: name.into(), at: at.into(), error, bound, peer: None, problem: None }
+    }
+
+    /// One of an operation that failed.
+    pub fn failed(name: impl Into<String>, at: impl Into<String>, problem: &CheckError) -> Self {
+        Row { problem: Some(problem.to_string()), ..Row::new(name, at, f64::NAN, 0.0) }
+    }
+
+    /// False for an error above the bound, for one that is not a number, and where the operation failed.
     pub fn passed(&self) -> bool {
         self.error <= self.bound
+    }
+}
+
+impl CheckError {
+    /// Whether the device answers nothing more in this process.
+    pub fn lost_device(&self) -> bool {
+        match self {
+            CheckError::Backend(error) => error.lost_device(),
+            CheckError::Clip(ClipError::Backend(error)) => error.lost_device(),
+            _ => false,
+        }
     }
 }
 

@@ -104,7 +104,7 @@ fn row(
     mut loss: impl FnMut(&Tensor) -> Result<f64>,
 ) -> Result<()> {
     let error = against(values(x)?, values(gradient)?, 99, |moved| loss(&tensor(x.shape(), moved)?))?;
-    rows.push(Row { name: name.into(), at, error, bound: BOUND, peer: None });
+    rows.push(Row::new(name, at, error, BOUND));
     Ok(())
 }
 
@@ -179,7 +179,7 @@ fn lora_linear(
     let mut same = zeros(y.shape());
     b.linear(&x, &folded, Some(&residual), &mut same)?;
     let error = relative_error(values(&same)?, values(&y)?);
-    rows.push(Row { name: "lora_fold y".into(), at: at.clone(), error, bound: 1e-13, peer: None });
+    rows.push(Row::new("lora_fold y", at.clone(), error, 1e-13));
 
     let mut dx = zeros(x.shape());
     b.linear_backward(&w, &folded, &mut dx)?;
@@ -467,6 +467,6 @@ fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<
     b.layer_norm(&sums, &embedding.norm, &mut direct, &mut stats)?;
     let error = relative_error(values(&x)?, values(&direct)?);
     let at = format!("{side} px in patches of {patch}");
-    rows.push(Row { name: "patch_embed x".into(), at, error, bound: 1e-13, peer: None });
+    rows.push(Row::new("patch_embed x", at, error, 1e-13));
     Ok(())
 }

@@ -378,7 +378,7 @@ fn row(
     let exact = reference.values(name)?;
     let peer = reference.values(&format!("{prefix}f32.{quantity}"));
     let peer = peer.ok().map(|peer| relative_error(&peer, &exact));
-    rows.push(Row { name: label, at: "f32".into(), error: relative_error(ours, &exact), bound, peer });
+    rows.push(Row { peer, ..Row::new(label, "f32", relative_error(ours, &exact), bound) });
     Ok(())
 }
 
@@ -544,16 +544,16 @@ fn run<B: Backend>(
         let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
         let exact = of("f64")?;
         let found = of("f32").ok();
-        let (at, label) = (|| "f32".into(), format!("{prefix}{name} after {steps} steps"));
+        let (at, label) = ("f32", format!("{prefix}{name} after {steps} steps"));
         if name == "prompt" {
             let peer = found.as_ref().map(|peer| relative_error(peer, &exact));
             let bound =
                 PROMPT_BOUND.max(peer.filter(|&peer| peer > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
             let (name, error) = (format!("{label}, worst element"), relative_error(&ours, &exact));
-            rows.push(Row { name, at: at(), error, bound, peer });
+            rows.push(Row { peer, ..Row::new(name, at, error, bound) });
         }
         let peer = found.map(|peer| euclidean_error(&peer, &exact));
-        rows.push(Row { name: label, at: at(), error: euclidean_error(&ours, &exact), bound: 1e-5, peer });
+        rows.push(Row { peer, ..Row::new(label, at, euclidean_error(&ours, &exact), 1e-5) });
     }
     Ok(())
 }

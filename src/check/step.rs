@@ -480,8 +480,8 @@ pub fn adapter_techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str,
     ]
 }
 
-/// Checks the gradient of every trained tensor of a few variants of the step.
-pub fn check() -> Result<Vec<Row>, CheckError> {
+/// Checks the gradient of every trained tensor of a few variants of the step, and hands out a row for each as it comes.
+pub fn check(report: &mut dyn FnMut(Row)) -> Result<(), CheckError> {
     let odd = |layers, targets: &[Target]| TinyStep {
         targets: targets.to_vec(),
         ..TinyStep::new(TinySizes::ODD, layers)
@@ -501,7 +501,7 @@ pub fn check() -> Result<Vec<Row>, CheckError> {
     // The only block is the first and the last for prompts.
     let one_block = techniques(seven, 1).into_iter().filter(|(_, step)| step.prompts.is_some());
     variants.extend(one_block.map(|(name, step)| (format!("{name}, one layer"), step)));
-    variants.iter().map(|(name, tiny)| variant(name, tiny)).collect()
+    variants.iter().try_for_each(|(name, tiny)| variant(name, tiny).map(&mut *report))
 }
 
 /// The batches of one step: images of the whole, their labels, how they are mixed.
@@ -576,5 +576,5 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
         error = if one.is_nan() { one } else { error.max(one) };
     }
     learner.restore(&start)?;
-    Ok(Row { name: format!("step: {name}"), at: "f64".into(), error, bound: BOUND, peer: None })
+    Ok(Row::new(format!("step: {name}"), "f64", error, BOUND))
 }

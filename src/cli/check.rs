@@ -1,16 +1,17 @@
 //! `engine check`
 
+use super::common;
 use super::common::parse_serde;
 use super::device::{self, Device, on_device};
-use super::{common, table};
+use super::table::Lines;
 use anyhow::{Result, bail};
 use clip_engine::backend::Backend;
-use clip_engine::check::device::Scope;
-use clip_engine::check::{self, Row};
+use clip_engine::check::device::{Group, Scope};
+use clip_engine::check::{self, CheckError, Row};
 use clip_engine::progress::Silent;
 use clip_engine::train::settings::Precision;
-use serde_json::json;
-use std::path::PathBuf;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -24,65 +25,94 @@ pub struct Args {
     /// On a GPU: small sizes only.
     #[arg(long)]
     quick: bool,
+    /// On a GPU: these groups only, separated by commas: layer_norm, activation, dropout, crop_resize, embed, prompts,
+    /// l2_norm, class_features, mix, head_loss, triplet, accumulate, adamw, attention, lora_linear, steps.
+    #[arg(long, value_parser = parse_serde::<Group>, value_name = "GROUP", value_delimiter = ',')]
+    #[arg(conflicts_with = "reference")]
+    only: Vec<Group>,
     /// Compare with a file from tools/reference.py instead.
     #[arg(long, value_name = "FILE", requires = "model")]
     reference: Option<PathBuf>,
     /// The model directory, or the id of the model on the hub, that the reference was made with.
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", requires = "reference")]
     model: Option<PathBuf>,
-    /// Also write the table as JSON.
+    /// Also write the rows as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let device = device::open(&args.device, args.precision, &Silent)?;
-    let rows = match (&args.reference, &args.model, &device) {
+    let described = on_device!(&device, backend => backend.describe());
+    let mut report = Report::new(args.json.as_deref(), &described);
+    let checked = match (&args.reference, &args.model, &device) {
         (Some(reference), Some(model), device) => {
             let model = common::named_model_dir(model)?;
-            on_device!(device, backend => check::reference::check(backend, &model, reference))?
+            let rows = on_device!(device, backend => check::reference::check(backend, &model, reference))?;
+            rows.into_iter().for_each(|row| report.add(row));
+            Ok(())
         }
+        (_, _, Device::Cpu(_)) if !args.only.is_empty() => bail!("--only: the groups are those of a GPU"),
         (_, _, Device::Cpu(_)) => {
-            let mut rows = check::ops::check()?;
-            rows.extend(check::step::check()?);
-            rows
+            check::ops::check()?.into_iter().for_each(|row| report.add(row));
+            check::step::check(&mut |row| report.add(row))
         }
         (_, _, Device::Cuda(cuda)) => {
             let scope = if args.quick { Scope::Quick } else { Scope::Full };
-            check::device::check(cuda, scope)?
+            let groups = if args.only.is_empty() { &Group::ALL[..] } else { &args.only };
+            check::device::check(cuda, scope, groups, &mut |row| report.add(row))
         }
     };
-    print(&rows)?;
-    let described = on_device!(&device, backend => backend.describe());
-    common::say(format!("{} checks on {described}", rows.len()))?;
-    if let Some(path) = &args.json {
-        let rows: Vec<_> = rows
-            .iter()
-            .map(|row| {
-                json!({"name": row.name, "at": row.at, "error": row.error, "bound": row.bound,
-                       "passed": row.passed(), "pytorch_f32_error": row.peer})
-            })
-            .collect();
-        let report = json!({ "device": described, "commit": common::commit(), "rows": rows });
-        common::write_json(path, &report)?;
+    report.finish(checked)
+}
+
+/// The rows so far: printed as they come, so that what stops the program leaves them.
+struct Report<'a> {
+    lines: Lines<4>,
+    rows: Vec<Row>,
+    json: Option<&'a Path>,
+    device: &'a str,
+}
+
+impl<'a> Report<'a> {
+    fn new(json: Option<&'a Path>, device: &'a str) -> Self {
+        let lines = Lines::begin([("", 6), ("error", 8), ("bound", 6), ("PyTorch", 8)], "check, at");
+        Report { lines, rows: Vec::new(), json, device }
     }
-    match rows.iter().filter(|row| !row.passed()).count() {
-        0 => Ok(()),
-        failed => bail!("{failed} of {} checks are above their bounds", rows.len()),
+
+    fn add(&mut self, row: Row) {
+        self.lines.add(
+            [
+                if row.passed() { "ok" } else { "FAILED" }.to_string(),
+                if row.problem.is_some() { String::new() } else { format!("{:.1e}", row.error) },
+                if row.problem.is_some() { String::new() } else { format!("{:.0e}", row.bound) },
+                row.peer.map_or(String::new(), |peer| format!("{peer:.1e}")),
+            ],
+            &format!("{}, {}", row.name, row.at),
+        );
+        row.problem.iter().for_each(|problem| self.lines.remark(problem));
+        self.rows.push(row);
+    }
+
+    /// Says how it ended; an error where it did not end well.
+    fn finish(self, checked: std::result::Result<(), CheckError>) -> Result<()> {
+        self.lines.end()?;
+        let (count, device) = (self.rows.len(), self.device);
+        common::say(format!("{count} checks on {device}"))?;
+        if let Some(path) = self.json {
+            let rows: Vec<_> = self.rows.iter().map(as_json).collect();
+            let report = json!({ "device": device, "commit": common::commit(), "rows": rows });
+            common::write_json(path, &report)?;
+        }
+        checked?;
+        match self.rows.iter().filter(|row| !row.passed()).count() {
+            0 => Ok(()),
+            failed => bail!("{failed} of {count} checks are above their bounds or failed"),
+        }
     }
 }
 
-fn print(rows: &[Row]) -> Result<()> {
-    let mut table = table::table(&["check", "at", "error", "bound", "PyTorch f32", ""]);
-    for row in rows {
-        table.add_row([
-            row.name.clone(),
-            row.at.clone(),
-            format!("{:.1e}", row.error),
-            format!("{:.0e}", row.bound),
-            row.peer.map_or(String::new(), |peer| format!("{peer:.1e}")),
-            if row.passed() { "ok" } else { "FAILED" }.to_string(),
-        ]);
-    }
-    common::say(table)
+fn as_json(row: &Row) -> Value {
+    json!({"name": row.name, "at": row.at, "error": row.error, "bound": row.bound, "passed": row.passed(),
+           "pytorch_f32_error": row.peer, "problem": row.problem})
 }

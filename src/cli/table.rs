@@ -1,5 +1,7 @@
 //! Tables on standard output.
 
+use super::common::say;
+use anyhow::Result;
 use clip_engine::train::metrics::EvalMetrics;
 use comfy_table::{CellAlignment, Table, presets};
 
@@ -34,4 +36,42 @@ pub fn results(rows: &[(String, &EvalMetrics)]) -> Table {
         ]);
     }
     table
+}
+
+/// A table that is printed line by line while it grows: numbers in columns of a fixed width, then a text.
+pub struct Lines<const N: usize> {
+    widths: [usize; N],
+    said: Result<()>,
+}
+
+impl<const N: usize> Lines<N> {
+    /// Prints the header: names and widths of the columns, and what the text is.
+    pub fn begin(columns: [(&str, usize); N], text: &str) -> Self {
+        let widths = columns.map(|(name, width)| width.max(name.len()));
+        let mut lines = Lines { widths, said: Ok(()) };
+        lines.add(columns.map(|(name, _)| name.to_owned()), text);
+        lines
+    }
+
+    /// Prints a line.
+    pub fn add(&mut self, numbers: [String; N], text: &str) {
+        let columns = numbers.iter().zip(self.widths).map(|(number, width)| format!("{number:>width$}  "));
+        self.say(columns.collect::<String>() + text);
+    }
+
+    /// Prints something about the line before.
+    pub fn remark(&mut self, text: &str) {
+        text.lines().for_each(|line| self.say(format!("        {line}")));
+    }
+
+    fn say(&mut self, line: String) {
+        if self.said.is_ok() {
+            self.said = say(line);
+        }
+    }
+
+    /// Whether all of it could be printed.
+    pub fn end(self) -> Result<()> {
+        self.said
+    }
 }

@@ -7,6 +7,10 @@ use crate::backend::Backend;
 const SIZES: [usize; 5] = [1, 7, 4096, 0, 10_001];
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    c.case("three batches", accumulate)
+}
+
+fn accumulate<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let master = c.device.master_dtype();
     let mut sums = SIZES.iter().map(|&size| c.output([size], master)).collect::<Result<Vec<_>>>()?;
     for batch in 0..3 {

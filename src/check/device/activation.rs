@@ -12,7 +12,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     }
     for size in sizes {
         for kind in [Activation::QuickGelu, Activation::Gelu] {
-            activation(c, kind, size)?;
+            c.case(format!("{kind:?}, {size}"), |c| activation(c, kind, size))?;
         }
     }
     Ok(())

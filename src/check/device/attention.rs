@@ -182,6 +182,10 @@ fn random_parts<B: Backend, const N: usize>(
 }
 
 fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    c.case(size.describe(), |c| packed_case(c, size))
+}
+
+fn packed_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (d, real, shape) = (size.width(), c.real(), size.shape());
     let (rows, wide) = ([size.batch, size.keys, d], [size.batch, size.keys, 3 * d]);
     let qkv = random_parts(c, wide, [(size.scale, size.shift), (1.0, -size.shift), (1.0, 0.0)], 1)?;
@@ -216,6 +220,10 @@ fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
 }
 
 fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    c.case(size.describe(), |c| split_case(c, size))
+}
+
+fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (d, real, shape) = (size.width(), c.real(), size.shape());
     let (rows, wide) = ([size.batch, size.queries, d], [size.batch, size.keys, 2 * d]);
     let q = random_parts(c, rows, [(size.scale, size.shift)], 1)?;
@@ -283,6 +291,6 @@ fn compare_columns<B: Backend>(
         relative_error(&found, &expected)
     };
     let (at, bound) = (size.describe(), size.bound(c.real()));
-    c.rows.push(Row { name: name.into(), at, error, bound, peer: None });
+    c.row(Row::new(name, at, error, bound));
     Ok(())
 }

@@ -11,8 +11,11 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     if c.scope == Scope::Full {
         sizes.extend([(102, 1, 512), (102, 7, 768), (1000, 3, 1023)]);
     }
-    sizes.into_iter().try_for_each(|(classes, prompts, width)| class_features(c, classes, prompts, width))?;
-    opposite(c)
+    for size in sizes {
+        let (classes, prompts, width) = size;
+        c.case(format!("{size:?}"), |c| class_features(c, classes, prompts, width))?;
+    }
+    c.case("opposite prompts", opposite)
 }
 
 fn class_features<B: Backend>(

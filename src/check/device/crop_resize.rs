@@ -26,6 +26,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 }
 
 fn crops<B: Backend>(c: &mut Checker<'_, B>, size: [usize; 3], crops: &[Crop]) -> Result<()> {
+    c.case(format!("{size:?}"), |c| crops_case(c, size, crops))
+}
+
+fn crops_case<B: Backend>(c: &mut Checker<'_, B>, size: [usize; 3], crops: &[Crop]) -> Result<()> {
     let ([height, width, side], batch) = (size, crops.len());
     // Levels without a pattern: sharp edges, which make sums below 0 and above 255.
     let levels: Vec<u8> = (0..(batch * height * width * 3) as u32)
@@ -47,9 +51,9 @@ fn compare<B: Backend>(c: &mut Checker<'_, B>, y: &Pair<B>, at: String) -> Resul
     let differences = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b));
     let largest = f64::from(differences.clone().max().unwrap_or(0));
     let count = differences.filter(|&d| d > 0).count() as f64;
-    let row = |name: &str, error, bound| Row { name: name.into(), at: at.clone(), error, bound, peer: None };
-    c.rows.push(row("crop_resize, in levels", largest, 1.0));
+    let row = |name, error, bound| Row::new(name, at.clone(), error, bound);
+    c.row(row("crop_resize, in levels", largest, 1.0));
     let some = 1.0 + expected.len() as f64 / 1000.0;
-    c.rows.push(row("crop_resize, levels that differ", count, some.floor()));
+    c.row(row("crop_resize, levels that differ", count, some.floor()));
     Ok(())
 }

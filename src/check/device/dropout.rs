@@ -37,7 +37,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     }
     for shape in shapes {
         for probability in [0.0, 0.25, 0.5, 0.9] {
-            dropout(c, shape, probability)?;
+            c.case(format!("{shape}, {probability}"), |c| dropout(c, shape, probability))?;
         }
     }
     Ok(())
@@ -55,6 +55,6 @@ fn dropout<B: Backend>(c: &mut Checker<'_, B>, shape: Shape, probability: f64) -
     // The masks are the same to the bit.
     let (error, name) =
         (both.filter(|(a, b)| (**a == 0.0) != (**b == 0.0)).count() as f64, "dropout elements that differ");
-    c.rows.push(Row { name: name.into(), at: at.clone(), error, bound: 0.0, peer: None });
+    c.row(Row::new(name, at.clone(), error, 0.0));
     c.compare("dropout y", &at, &y)
 }

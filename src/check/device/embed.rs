@@ -19,15 +19,17 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     }
     for size in sizes {
         for levels in [true, false] {
-            patch_embed(c, size, levels, false)?;
-            patch_embed(c, size, levels, true)?;
+            for mixed in [false, true] {
+                let at = format!("{size:?}, levels {levels}, mixed {mixed}");
+                c.case(at, |c| patch_embed(c, size, levels, mixed))?;
+            }
         }
     }
     let mut sizes = vec![(1, 1, 1), (3, 5, 7), (2, 4, 64), (2, 3, 1200)];
     if c.scope == Scope::Full {
         sizes.extend([(32, 50, 768), (8, 77, 512)]);
     }
-    sizes.into_iter().try_for_each(|size| take_rows(c, size))
+    sizes.into_iter().try_for_each(|size| c.case(format!("rows of {size:?}"), |c| take_rows(c, size)))
 }
 
 /// The same integers on both sides.

@@ -61,11 +61,11 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         cases.extend([case(32, 102, 512), case(8, 1000, 768), case(256, 102, 512), case(2, 100_000, 16)]);
     }
     for case in cases {
-        head_loss(c, case)?;
-        head_loss(c, Case { mixed: true, ..case })?;
-        head_loss(c, Case { text_features: true, ..case })?;
+        for case in [case, Case { mixed: true, ..case }, Case { text_features: true, ..case }] {
+            c.case(case.name(), |c| head_loss(c, case))?;
+        }
     }
-    ties(c)
+    c.case("ties", ties)
 }
 
 /// The trained and the constant weights, on both sides.

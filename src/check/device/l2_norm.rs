@@ -9,8 +9,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     if c.scope == Scope::Full {
         sizes.extend([(32, 512), (102, 768), (8, 1024)]);
     }
-    sizes.into_iter().try_for_each(|(rows, width)| l2_norm(c, rows, width))?;
-    zero(c)
+    for (rows, width) in sizes {
+        c.case(format!("{rows}x{width}"), |c| l2_norm(c, rows, width))?;
+    }
+    c.case("zero", zero)
 }
 
 fn l2_norm<B: Backend>(c: &mut Checker<'_, B>, rows: usize, width: usize) -> Result<()> {

@@ -25,7 +25,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
             [2, 257, 1664],
         ]);
     }
-    shapes.into_iter().try_for_each(|shape| layer_norm(c, shape))
+    shapes.into_iter().try_for_each(|shape| c.case(format!("{shape:?}"), |c| layer_norm(c, shape)))
 }
 
 /// A norm of `width`, for the device and for the host.

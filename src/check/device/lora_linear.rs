@@ -115,11 +115,12 @@ const FULL: &[Case] = &[
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let full = if c.scope == Scope::Full { FULL } else { &[] };
     for &case in QUICK.iter().chain(full) {
-        let layer = Layer::new(c, case)?;
-        linear(c, case, &layer)?;
-        lora_linear(c, case, &layer, None)?;
-        lora_linear(c, case, &layer, Some(&DropoutPair::new(c, 0.25)?))?;
-        lora_fold(c, case, &layer)?;
+        let (layer, at) = (Layer::new(c, case)?, case.at());
+        c.case(format!("linear, {at}"), |c| linear(c, case, &layer))?;
+        c.case(at.clone(), |c| lora_linear(c, case, &layer, None))?;
+        let dropout = DropoutPair::new(c, 0.25)?;
+        c.case(format!("dropout, {at}"), |c| lora_linear(c, case, &layer, Some(&dropout)))?;
+        c.case(format!("folded, {at}"), |c| lora_fold(c, case, &layer))?;
     }
     Ok(())
 }

@@ -39,7 +39,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     if c.scope == Scope::Full {
         sizes.extend([(32, 512), (33, 768), (512, 1024)]);
     }
-    sizes.into_iter().try_for_each(|(batch, width)| mix_rows(c, batch, width))
+    for (batch, width) in sizes {
+        c.case(format!("{batch}x{width}"), |c| mix_rows(c, batch, width))?;
+    }
+    Ok(())
 }
 
 fn mix_rows<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize) -> Result<()> {

@@ -25,6 +25,7 @@ use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor};
 use crate::tensor::{DType, Shape, Tensor};
+use serde::{Deserialize, Serialize};
 
 type Result<T> = std::result::Result<T, CheckError>;
 
@@ -46,66 +47,159 @@ pub fn bound(dtype: DType) -> f64 {
     }
 }
 
-/// Checks all operations of `device` and whole steps; one row for each tensor that one of them computes.
-pub fn check<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut rows = check_small(device, scope)?;
-    rows.extend(check_attention(device, scope)?);
-    rows.extend(check_lora_linear(device, scope)?);
-    rows.extend(check_steps(device)?);
+/// What can be checked apart from the rest: an operation, or whole steps. The names are those of the kernel files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Group {
+    LayerNorm,
+    Activation,
+    Dropout,
+    CropResize,
+    Embed,
+    Prompts,
+    L2Norm,
+    ClassFeatures,
+    Mix,
+    HeadLoss,
+    Triplet,
+    Accumulate,
+    Adamw,
+    Attention,
+    LoraLinear,
+    /// Whole training steps.
+    Steps,
+}
+
+impl Group {
+    /// All of them, in the order in which they are checked.
+    pub const ALL: [Group; 16] = {
+        use Group::*;
+        [
+            LayerNorm,
+            Activation,
+            Dropout,
+            CropResize,
+            Embed,
+            Prompts,
+            L2Norm,
+            ClassFeatures,
+            Mix,
+            HeadLoss,
+            Triplet,
+            Accumulate,
+            Adamw,
+            Attention,
+            LoraLinear,
+            Steps,
+        ]
+    };
+
+    /// All operations but attention and linear layers.
+    pub const SMALL: &[Group] = Group::ALL.split_at(13).0;
+
+    /// "layer_norm".
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|v| Some(v.as_str()?.to_owned())).unwrap_or_default()
+    }
+
+    fn check<B: Backend>(self, c: &mut Checker<'_, B>) -> Result<()> {
+        match self {
+            Group::LayerNorm => layer_norm::check(c),
+            Group::Activation => activation::check(c),
+            Group::Dropout => dropout::check(c),
+            Group::CropResize => crop_resize::check(c),
+            Group::Embed => embed::check(c),
+            Group::Prompts => prompts::check(c),
+            Group::L2Norm => l2_norm::check(c),
+            Group::ClassFeatures => class_features::check(c),
+            Group::Mix => mix::check(c),
+            Group::HeadLoss => head_loss::check(c),
+            Group::Triplet => triplet::check(c),
+            Group::Accumulate => accumulate::check(c),
+            Group::Adamw => adamw::check(c),
+            Group::Attention => attention::check(c),
+            Group::LoraLinear => lora_linear::check(c),
+            Group::Steps => step::check(c, 0, 1),
+        }
+    }
+}
+
+/// Checks these groups of `device`'s operations, and hands out one row for each tensor that one of them computes, as it
+/// comes. An operation that fails has one for itself; what is left is checked all the same, unless the device is lost.
+///
+/// # Errors
+/// That the device is lost, after a row that says so.
+pub fn check<B: Backend>(
+    device: &B,
+    scope: Scope,
+    groups: &[Group],
+    report: &mut dyn FnMut(Row),
+) -> Result<()> {
+    for &group in groups {
+        let mut checker = Checker { device, cpu: Cpu::new(), scope, group, lost: false, report };
+        // What comes before its first case: memory for it, or numbers.
+        checker.case("", |c| group.check(c))?;
+    }
+    Ok(())
+}
+
+/// The rows of these groups.
+///
+/// # Errors
+/// As [`check`].
+pub fn rows<B: Backend>(device: &B, scope: Scope, groups: &[Group]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    check(device, scope, groups, &mut |row| rows.push(row))?;
     Ok(rows)
 }
 
-/// Whole steps alone.
-pub fn check_steps<B: Backend>(device: &B) -> Result<Vec<Row>> {
-    check_part_of_steps(device, 0, 1)
-}
-
-/// The same, of `parts` parts of about the same length the one of number `part`, for threads with a device each.
+/// Whole steps, of `parts` parts of about the same length the one of number `part`, for threads with a device each.
+///
+/// # Errors
+/// As [`check`].
 pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) -> Result<Vec<Row>> {
-    let mut checker = Checker::new(device, Scope::Quick);
+    let mut rows = Vec::new();
+    let report = &mut |row| rows.push(row);
+    let mut checker =
+        Checker { device, cpu: Cpu::new(), scope: Scope::Quick, group: Group::Steps, lost: false, report };
     step::check(&mut checker, part, parts)?;
-    Ok(checker.rows)
+    Ok(rows)
 }
 
 /// All operations but attention and linear layers.
+///
+/// # Errors
+/// As [`check`].
 pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker::new(device, scope);
-    layer_norm::check(&mut checker)?;
-    activation::check(&mut checker)?;
-    dropout::check(&mut checker)?;
-    crop_resize::check(&mut checker)?;
-    embed::check(&mut checker)?;
-    prompts::check(&mut checker)?;
-    l2_norm::check(&mut checker)?;
-    class_features::check(&mut checker)?;
-    mix::check(&mut checker)?;
-    head_loss::check(&mut checker)?;
-    triplet::check(&mut checker)?;
-    accumulate::check(&mut checker)?;
-    adamw::check(&mut checker)?;
-    Ok(checker.rows)
+    rows(device, scope, Group::SMALL)
 }
 
 /// Attention alone.
+///
+/// # Errors
+/// As [`check`].
 pub fn check_attention<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker::new(device, scope);
-    attention::check(&mut checker)?;
-    Ok(checker.rows)
+    rows(device, scope, &[Group::Attention])
 }
 
 /// Linear layers alone.
+///
+/// # Errors
+/// As [`check`].
 pub fn check_lora_linear<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    let mut checker = Checker::new(device, scope);
-    lora_linear::check(&mut checker)?;
-    Ok(checker.rows)
+    rows(device, scope, &[Group::LoraLinear])
 }
 
-/// A device under test, and the rows so far.
+/// A device under test, and who is told of each row.
 pub(super) struct Checker<'a, B: Backend> {
     pub device: &'a B,
     pub cpu: Cpu<f64>,
     pub scope: Scope,
-    pub rows: Vec<Row>,
+    group: Group,
+    /// The device is, and a row has said so.
+    lost: bool,
+    report: &'a mut dyn FnMut(Row),
 }
 
 /// The same numbers on the device and, in f64, on the host.
@@ -115,8 +209,20 @@ pub(super) struct Pair<B: Backend> {
 }
 
 impl<'a, B: Backend> Checker<'a, B> {
-    fn new(device: &'a B, scope: Scope) -> Self {
-        Checker { device, cpu: Cpu::new(), scope, rows: Vec::new() }
+    /// Hands out a row.
+    pub fn row(&mut self, row: Row) {
+        (self.report)(row);
+    }
+
+    /// One case of the group. Where it fails that is a row, and an error only if nothing can follow.
+    pub fn case(&mut self, at: impl Into<String>, check: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let Err(problem) = check(self) else { return Ok(()) };
+        // A case within this one has said it already.
+        if !self.lost {
+            self.lost = problem.lost_device();
+            self.row(Row::failed(self.group.name(), at, &problem));
+        }
+        if self.lost { Err(problem) } else { Ok(()) }
     }
 
     /// Type of activations on the device.
@@ -157,7 +263,7 @@ impl<'a, B: Backend> Checker<'a, B> {
             return Err(crate::tensor::TensorError::shape("check", pair.host.shape(), found.shape()).into());
         }
         let error = relative_error(found.typed::<f64>()?, pair.host.typed::<f64>()?);
-        self.rows.push(Row { name: name.into(), at: at.into(), error, bound, peer: None });
+        self.row(Row::new(name, at, error, bound));
         Ok(())
     }
 }

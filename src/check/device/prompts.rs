@@ -25,8 +25,8 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         cases.extend([case(32, 50, 16, 768, 1), case(32, 226, 16, 768, 12), case(8, 197, 50, 1024, 2)]);
     }
     for case in cases {
-        insert(c, case)?;
-        replace(c, case)?;
+        c.case(format!("inserted, {}", case.at()), |c| insert(c, case))?;
+        c.case(format!("replaced, {}", case.at()), |c| replace(c, case))?;
     }
     Ok(())
 }

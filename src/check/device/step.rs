@@ -94,7 +94,11 @@ fn variants() -> Vec<(&'static str, TinyStep)> {
 
 /// Part `part` of `parts`, of about the same length.
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>, part: usize, parts: usize) -> Result<()> {
-    variants().iter().skip(part).step_by(parts).try_for_each(|(name, tiny)| variant(c, name, tiny))
+    variants()
+        .iter()
+        .skip(part)
+        .step_by(parts)
+        .try_for_each(|(name, tiny)| c.case(*name, |c| variant(c, name, tiny)))
 }
 
 /// The same model with the same weights on both backends.
@@ -168,7 +172,7 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     }
     let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
     let bound = bounds(c.real()).1;
-    c.rows.push(Row { name, at, error: worst, bound, peer: None });
+    c.row(Row::new(name, at, worst, bound));
     Ok(())
 }
 

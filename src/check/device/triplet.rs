@@ -14,9 +14,12 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     if c.scope == Scope::Full {
         sizes.extend([(32, 512, 20), (256, 512, 102), (300, 768, 10), (64, 1023, 5)]);
     }
-    sizes.into_iter().try_for_each(|(batch, width, classes)| random(c, batch, width, classes))?;
-    ties(c)?;
-    hub(c)
+    for size in sizes {
+        let (batch, width, classes) = size;
+        c.case(format!("{size:?}"), |c| random(c, batch, width, classes))?;
+    }
+    c.case("ties", ties)?;
+    c.case("hub", hub)
 }
 
 /// Features on the unit sphere, whose distances and losses of these seeds lie far enough apart for f32 to
@@ -92,8 +95,8 @@ fn triplet<B: Backend>(
 fn compare_pairs<B: Backend>(c: &mut Checker<'_, B>, pairs: &Pair<B>, at: &str) -> Result<()> {
     let found = c.device.download(&pairs.device)?;
     let both = found.typed::<u32>()?.iter().zip(pairs.host.typed::<u32>()?);
-    let (error, name) = (both.filter(|(a, b)| a != b).count() as f64, "triplet pairs that differ".into());
-    c.rows.push(Row { name, at: at.into(), error, bound: 0.0, peer: None });
+    let (error, name) = (both.filter(|(a, b)| a != b).count() as f64, "triplet pairs that differ");
+    c.row(Row::new(name, at, error, 0.0));
     Ok(())
 }
 
