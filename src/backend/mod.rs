@@ -42,6 +42,13 @@ pub enum BackendError {
     Cuda(Box<cuda::CudaError>),
 }
 
+impl BackendError {
+    /// Whether the device answers nothing more in this process.
+    pub fn lost_device(&self) -> bool {
+        matches!(self, BackendError::Cuda(error) if matches!(**error, cuda::CudaError::Lost { .. }))
+    }
+}
+
 impl From<cuda::CudaError> for BackendError {
     fn from(error: cuda::CudaError) -> Self {
         BackendError::Cuda(Box::new(error))
@@ -407,6 +414,8 @@ pub struct DeviceMemory {
     pub name: &'static str,
     /// What could still be allocated.
     pub free: usize,
+    /// How much of that is better left for what is not a tensor: what libraries load when it is first used.
+    pub reserve: usize,
     /// By this backend, now.
     pub allocated: usize,
 }
@@ -457,6 +466,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Waits for all operations.
     fn synchronize(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Runs `body`, whose operations are all that a profiler of the device sees which waits to be started.
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        body()
     }
 
     /// Seconds that the operations called for by `body` take on the device; waits for them.

@@ -1,6 +1,7 @@
 //! `engine bench`
 
 use super::device::{Device, DeviceArgs, on_device};
+use super::table::Lines;
 use super::{common, table};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -21,7 +22,6 @@ use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
 use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
-use comfy_table::Table;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
@@ -54,6 +54,15 @@ pub struct Args {
     /// Timed repetitions, after two that are not [default: 5 on the CPU, 50 on a GPU].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     reps: Option<u32>,
+    /// Of single operations these groups only, separated by commas: linear, lora_linear, dropout, lora_fold, layer_norm,
+    /// activation, attention, crop_resize, patch_embed, insert_prompts, replace_prompts, l2_norm, class_features,
+    /// mix_rows, head_loss, triplet, accumulate, adamw.
+    #[arg(long, value_parser = ops::GROUPS, hide_possible_values = true, value_name = "GROUP", value_delimiter = ',')]
+    only: Vec<String>,
+    /// After the timing of steps, one more training step for a profiler that waits to be started, such as ncu with
+    /// --profile-from-start off.
+    #[arg(long)]
+    profile: bool,
     /// Also write the results as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -89,10 +98,12 @@ pub fn run(mut args: Args) -> Result<()> {
         "batch_size": args.batch_size,
         "reps": reps,
     });
-    match args.what {
-        What::Step => on_device!(&device, backend => step(backend, &config, &args, reps, &mut report))?,
-        What::Ops => report_ops(&device, &config, &args, reps, &mut report)?,
-    }
+    let measured = match args.what {
+        What::Ops if args.profile => bail!("--profile: a profiler sees whole steps; use bench step"),
+        What::Step if !args.only.is_empty() => bail!("--only: the groups are those of bench ops"),
+        What::Step => on_device!(&device, backend => step(backend, &config, &args, reps, &mut report)),
+        What::Ops => report_ops(&device, &config, &args, reps, &mut report),
+    };
     report["peak_rss_mib"] = json!(peak_memory_mib());
     if let Device::Cuda(cuda) = &device {
         report["peak_device_mib"] = json!(mib(cuda.driver().allocated().1));
@@ -100,7 +111,8 @@ pub fn run(mut args: Args) -> Result<()> {
     if let Some(path) = &args.json {
         common::write_json(path, &report)?;
     }
-    Ok(())
+    // What was measured before a failure is kept.
+    measured
 }
 
 fn mib(bytes: usize) -> f64 {
@@ -126,6 +138,16 @@ fn step<B: Backend>(
     let rates = Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) };
     let train =
         times(backend, reps, || Ok(learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?))?;
+    if args.profile {
+        // What a step calls for itself is an error of another kind than the backend's.
+        let mut failed = None;
+        let step = &mut || {
+            failed = learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).err();
+            Ok(())
+        };
+        backend.profile(step)?;
+        failed.map_or(Ok(()), Err)?;
+    }
     let loss = learner.stats()?.loss;
     if !loss.is_finite() {
         bail!("the loss of the timed steps is {loss}");
@@ -276,21 +298,42 @@ fn report_ops(
     let best = match device {
         Device::Cpu(cpu) => Best { flop_rate: best_product(cpu, 2048, reps)?, copy_rate: None },
         Device::Cuda(cuda) => {
-            Best { flop_rate: best_product(cuda, 8192, 10)?, copy_rate: Some(copy_rate(cuda)?) }
+            // Some tiles of 128 by 128 for each multiprocessor: 8192 on an H100.
+            let n = (64 * cuda.driver().info().multiprocessors as usize / 256 * 256).clamp(256, 8192);
+            Best { flop_rate: best_product(cuda, n, 10)?, copy_rate: Some(copy_rate(cuda)?) }
         }
     };
     report["best_product_flop_per_s"] = json!(best.flop_rate);
     report["copy_bytes_per_s"] = json!(best.copy_rate);
     let mut rows = OpRows::new(best);
-    on_device!(device, backend => ops::each(backend, &sizes, None, &mut |op| rows.time(backend, op, "", reps)))?;
-    if let Device::Cuda(cuda) = device {
+    let measured = measure_ops(device, &sizes, args, reps, &mut rows);
+    report["ops"] = json!(rows.entries);
+    rows.lines.end()?;
+    measured?;
+    match rows.failed {
+        0 => Ok(()),
+        failed => bail!("{failed} of {} operations failed", rows.entries.len()),
+    }
+}
+
+/// A row for each operation of the groups that are asked for.
+fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &mut OpRows) -> Result<()> {
+    let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    for group in ops::GROUPS.iter().filter(|name| wanted(name)) {
+        let measured = on_device!(device, backend => {
+            ops::group(backend, sizes, group, &mut |op| rows.time(backend, op, "", reps))
+        });
+        rows.went_on(group, "", measured)?;
+    }
+    if let Device::Cuda(cuda) = device
+        && wanted(&"lora_linear")
+    {
         for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Product, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
-            ops::lora(&cuda, &sizes, &mut |op| rows.time(&cuda, op, name, reps))?;
+            let measured = ops::lora(&cuda, sizes, &mut |op| rows.time(&cuda, op, name, reps));
+            rows.went_on("lora_linear", name, measured)?;
         }
     }
-    common::say(rows.table)?;
-    report["ops"] = json!(rows.entries);
     Ok(())
 }
 
@@ -318,19 +361,23 @@ fn copy_rate(cuda: &Cuda) -> Result<f64> {
     Ok(2.0 * bytes as f64 / fastest)
 }
 
-/// Timed operations, as a table and for JSON.
+/// Timed operations, printed as they come, and for JSON.
 struct OpRows {
     best: Best,
-    table: Table,
+    lines: Lines<6>,
     entries: Vec<Value>,
+    failed: usize,
 }
 
 impl OpRows {
     fn new(best: Best) -> Self {
-        let header = ["operation", "at", "p50", "p50, caches empty", "GB/s", "of copy", "GFLOP/s", "of best"];
-        OpRows { best, table: table::table(&header), entries: Vec::new() }
+        let columns =
+            [("p50", 9), ("cold p50", 9), ("GB/s", 7), ("of copy", 7), ("GFLOP/s", 9), ("of best", 7)];
+        let lines = Lines::begin(columns, "operation");
+        OpRows { best, lines, entries: Vec::new(), failed: 0 }
     }
 
+    /// Times an operation. One that fails is a row too, and an error only where nothing can follow.
     fn time<B: Backend>(
         &mut self,
         backend: &B,
@@ -338,29 +385,60 @@ impl OpRows {
         suffix: &str,
         reps: usize,
     ) -> clip_engine::backend::Result<()> {
-        let Timing { warm, cold } = bench::time(backend, &mut op, reps)?;
         let name = format!("{}{suffix}", op.name);
+        match bench::time(backend, &mut op, reps) {
+            Ok(timing) => self.timed(&name, &op, timing),
+            Err(problem) if problem.lost_device() => return Err(problem),
+            Err(problem) => self.failure(&name, &op.at, &problem.to_string()),
+        }
+        Ok(())
+    }
+
+    /// What a group ended with: a failure between its operations is a row, and the end of it all if the device is lost.
+    fn went_on(
+        &mut self,
+        group: &str,
+        suffix: &str,
+        measured: clip_engine::backend::Result<()>,
+    ) -> Result<()> {
+        if let Err(problem) = measured {
+            self.failure(&format!("{group}{suffix}"), "", &problem.to_string());
+            if problem.lost_device() {
+                return Err(problem.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn failure(&mut self, name: &str, at: &str, problem: &str) {
+        let mut cells = [const { String::new() }; 6];
+        cells[0] = "FAILED".into();
+        self.lines.add(cells, &format!("{name} {at}"));
+        self.lines.remark(problem);
+        self.entries.push(json!({ "op": name, "at": at, "problem": problem }));
+        self.failed += 1;
+    }
+
+    fn timed(&mut self, name: &str, op: &Op<'_>, Timing { warm, cold }: Timing) {
         let (bytes, flop) = (op.bytes / warm.p50, op.flop / warm.p50);
         let of_copy = self.best.copy_rate.map(|rate| bytes / rate);
         let of_best = flop / self.best.flop_rate;
         let percent = |share: f64| format!("{:.0} %", 100.0 * share);
-        self.table.add_row([
-            name.clone(),
-            op.at.clone(),
+        let cells = [
             seconds(warm.p50),
             cold.map_or(String::new(), |c| seconds(c.p50)),
             format!("{:.1}", bytes / 1e9),
             of_copy.map_or(String::new(), percent),
             if flop > 0.0 { format!("{:.1}", flop / 1e9) } else { String::new() },
             if flop > 0.0 { percent(of_best) } else { String::new() },
-        ]);
+        ];
+        self.lines.add(cells, &format!("{name} {}", op.at));
         let percentiles = |p: Percentiles| json!({ "p20_s": p.p20, "p50_s": p.p50, "p80_s": p.p80 });
         self.entries.push(json!({
             "op": name, "at": op.at, "warm": percentiles(warm), "cold": cold.map(percentiles),
             "bytes": op.bytes, "bytes_per_s": bytes, "of_copy": of_copy,
             "flop": op.flop, "flop_per_s": flop, "of_best_product": of_best,
         }));
-        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! `engine doctor`
 
 use super::{common, table};
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
@@ -14,10 +14,22 @@ pub struct Args {
     /// Print what was found as JSON instead of a table.
     #[arg(long)]
     json: bool,
+    /// Fail unless there is a GPU that can be used.
+    #[arg(long)]
+    gpu: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
     let cuda = probe();
+    say_all(&args, &cuda)?;
+    match cuda.problems().as_slice() {
+        [] => Ok(()),
+        problems if args.gpu => bail!("no GPU can be used: {}", problems.join("; ")),
+        _ => Ok(()),
+    }
+}
+
+fn say_all(args: &Args, cuda: &Probe) -> Result<()> {
     let cpu = Cpu::<f32>::new().describe();
     if args.json {
         let caches = json!({ "engine": common::cache_dir(None).ok(), "hub": hub_json() });
@@ -30,7 +42,7 @@ pub fn run(args: Args) -> Result<()> {
         ("CPU".into(), cpu),
         ("vector instructions".into(), clip_engine::backend::cpu::vector_instructions().into()),
     ];
-    cuda_rows(&cuda, &mut rows);
+    cuda_rows(cuda, &mut rows);
     rows.push(("kernel sources".into(), sources()));
     rows.push(("image caches".into(), image_caches()?));
     rows.push(("Flowers-102".into(), flowers102()?));

@@ -99,7 +99,7 @@ pub enum TrainError {
         needed: usize,
         /// Bytes of these that any batch takes, however small.
         fixed: usize,
-        /// Bytes that are left for it: 95 % of the device's free memory.
+        /// Bytes that are left for it: 95 % of the device's free memory, or less where there is little.
         free: usize,
         /// Images of the largest batch that fits; 0 where none does.
         fits: usize,

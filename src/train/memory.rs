@@ -75,7 +75,7 @@ impl Estimate {
     fn check(&self, batch: usize, memory: DeviceMemory) -> Result<()> {
         let (needed, fixed) = (self.of_batch(batch), self.fixed);
         // Allocations are rounded up, and algorithms want memory too.
-        let free = memory.free - memory.free / 20;
+        let free = memory.free.saturating_sub((memory.free / 20).max(memory.reserve));
         if needed <= free {
             return Ok(());
         }
@@ -221,7 +221,7 @@ mod tests {
     fn the_largest_batch_that_fits_does() {
         let estimate = Estimate { fixed: 1000, image: 100 };
         let check = |batch, free| {
-            let memory = DeviceMemory { name: "memory", free, allocated: 0 };
+            let memory = DeviceMemory { name: "memory", free, reserve: 90, allocated: 0 };
             match estimate.check(batch, memory) {
                 Ok(()) => None,
                 Err(TrainError::DeviceMemory { fits, .. }) => Some(fits),
@@ -231,6 +231,8 @@ mod tests {
         // 95 % of 2000 are 1900.
         assert_eq!((check(9, 2000), check(10, 2000), check(usize::MAX, 2000)), (None, Some(9), Some(9)));
         assert_eq!(check(1, 1000), Some(0));
+        // Of less than 1800 the reserve is more than 5 %.
+        assert_eq!((check(6, 1689), check(6, 1690), check(1, 80)), (Some(5), None, Some(0)));
     }
 
     #[test]

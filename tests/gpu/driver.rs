@@ -16,28 +16,28 @@ const ENOUGH: &str = "1073741824";
 /// What the stand-in's clock says of anything that is not a product.
 const STEP: f64 = 1e-6;
 
-fn floats(bytes: &[u8]) -> Vec<f32> {
+pub fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }
 
-fn bytes(values: &[f32]) -> Vec<u8> {
+pub fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-fn download(gpu: &Gpu, from: Address, count: usize) -> Vec<f32> {
+pub fn download(gpu: &Gpu, from: Address, count: usize) -> Vec<f32> {
     let mut found = vec![0; 4 * count];
     gpu.download(from, &mut found).unwrap();
     floats(&found)
 }
 
 /// Memory with these numbers in it.
-fn upload(gpu: &Gpu, values: &[f32]) -> Address {
+pub fn upload(gpu: &Gpu, values: &[f32]) -> Address {
     let address = gpu.allocate(4 * values.len()).unwrap();
     gpu.upload(address, &bytes(values)).unwrap();
     address
 }
 
-fn launch_of(name: &'static str, args: Args) -> Launch {
+pub fn launch_of(name: &'static str, args: Args) -> Launch {
     let kernel = Kernel { file: "probe", name };
     Launch { kernel, grid: [1, 1, 1], block: [64, 1, 1], shared: 0, args }
 }
@@ -47,17 +47,17 @@ fn scaling(x: Address, y: Address, n: usize, s: f32) -> Launch {
 }
 
 /// y = s·x.
-fn scale(gpu: &Gpu, x: Address, y: Address, n: usize, s: f32) -> Result<(), CudaError> {
+pub fn scale(gpu: &Gpu, x: Address, y: Address, n: usize, s: f32) -> Result<(), CudaError> {
     // SAFETY: the tests pass memory for n numbers, and these are the kernel's parameters.
     unsafe { gpu.launch(&scaling(x, y, n, s)) }
 }
 
-fn launch(gpu: &Gpu, launch: &Launch) -> Result<(), CudaError> {
+pub fn launch(gpu: &Gpu, launch: &Launch) -> Result<(), CudaError> {
     // SAFETY: what the tests pass is refused or right.
     unsafe { gpu.launch(launch) }
 }
 
-fn failure<T>(result: Result<T, CudaError>) -> String {
+pub fn failure<T>(result: Result<T, CudaError>) -> String {
     result.err().expect("it was to fail").to_string()
 }
 
@@ -72,7 +72,10 @@ fn the_device_is_described() {
     assert_eq!((info.name.as_str(), info.index, info.compute_capability), ("stand-in", 0, 90));
     assert_eq!((info.multiprocessors, info.shared_memory_per_block), (4, 227 << 10));
     assert_eq!((info.l2_cache, info.memory), (1 << 20, 1 << 30));
-    assert!(info.software.contains("CUDA 13.0, NVRTC ") && info.software.ends_with("cuBLASLt 13.1.0"));
+    assert!(
+        info.software.contains("CUDA 13.0, NVRTC ")
+            && info.software.ends_with("cuBLASLt 13.1.0, nothing is measured")
+    );
 }
 
 #[test]
@@ -100,6 +103,7 @@ fn memory_is_counted_and_given_back() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn memory_that_runs_out_is_said_in_numbers() {
     let session = Session::begin();
+    session.calls_may_fail();
     let gpu = session.probe();
     let a = gpu.allocate(64 << 20).unwrap();
     session.set("MEMORY", &(128 << 20).to_string());
@@ -201,6 +205,7 @@ fn large_shared_memory_is_asked_for_first() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn launches_that_fit_no_kernel_are_refused() {
     let session = Session::begin();
+    session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 4]);
     let refusal = |l: Launch| failure(launch(&gpu, &l));
@@ -224,7 +229,12 @@ fn launches_that_fit_no_kernel_are_refused() {
     assert_eq!(refusal(there), "kernels/elsewhere.cu: no such kernel file");
     assert_eq!(
         refusal(Launch { block: [1025, 1, 1], ..scaling(x, x, 4, 2.0) }),
-        "cuLaunchKernel: kernel probe_scale of kernels/probe.cu, grid [1, 1, 1], block [1025, 1, 1], 0 bytes \
+        "launch: kernel probe_scale of kernels/probe.cu: a block of [1025, 1, 1] threads, and it was compiled \
+         for at most 1024"
+    );
+    assert_eq!(
+        refusal(Launch { grid: [1, 65536, 1], ..scaling(x, x, 4, 2.0) }),
+        "cuLaunchKernel: kernel probe_scale of kernels/probe.cu, grid [1, 65536, 1], block [64, 1, 1], 0 bytes \
          of shared memory: CUDA_ERROR_INVALID_VALUE (invalid argument)"
     );
     scale(&gpu, x, x, 4, 2.0).unwrap();
@@ -393,6 +403,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn an_error_ends_a_recording_and_nothing_else() {
     let session = Session::begin();
+    session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
     gpu.begin_recording().unwrap();
@@ -471,9 +482,9 @@ fn recordings_belong_to_the_gpu_that_made_them() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn time_is_that_of_the_work_in_between() {
     let session = Session::begin();
+    session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
-    assert!(gpu.has_clock());
     scale(&gpu, x, x, 8, 2.0).unwrap();
     let seconds = gpu.seconds(&mut || (0..5).try_for_each(|_| scale(&gpu, x, x, 8, 2.0))).unwrap();
     assert!((seconds - 5.0 * STEP).abs() < 0.01 * STEP, "{seconds}");
@@ -537,7 +548,16 @@ impl Variant {
 
     /// Uploads the numbers as this variant's type, shifted; returns the allocation and where they begin.
     fn place(&self, gpu: &Gpu, values: &[f32]) -> (Address, Address) {
-        let shift = self.shift * self.dtype.size();
+        self.place_shifted(gpu, values, self.shift * self.dtype.size())
+    }
+
+    /// The same for a bias, which cuBLASLt wants aligned to 16 bytes.
+    fn place_bias(&self, gpu: &Gpu, values: &[f32]) -> (Address, Address) {
+        self.place_shifted(gpu, values, (self.shift * self.dtype.size()).next_multiple_of(16))
+    }
+
+    /// The same, so many bytes from an aligned address.
+    fn place_shifted(&self, gpu: &Gpu, values: &[f32], shift: usize) -> (Address, Address) {
         let encoded = encode(values, self.dtype);
         let memory = gpu.allocate(encoded.len() + shift).unwrap();
         gpu.upload(memory.offset(shift), &encoded).unwrap();
@@ -552,8 +572,10 @@ impl Variant {
         let (x, w) = (numbers(M * xs, 1), numbers(w_rows * ws, 2));
         let biases = [numbers(N, 3), numbers(N, 6)];
         let (other, mut y) = (numbers(M * ys, 4), numbers(M * ys, 5));
-        let places = [&x, &w, &biases[0], &biases[1], &other, &y].map(|values| self.place(gpu, values));
-        let [at_x, at_w, first_bias, second_bias, at_other, at_y] = places.map(|(_, at)| at);
+        let matrices = [&x, &w, &other, &y].map(|values| self.place(gpu, values));
+        let places = biases.each_ref().map(|values| self.place_bias(gpu, values));
+        let ([at_x, at_w, at_other, at_y], [first_bias, second_bias]) =
+            (matrices.map(|(_, at)| at), places.map(|(_, at)| at));
         let product = Product {
             m: M,
             n: N,
@@ -596,7 +618,7 @@ impl Variant {
         let mut found = vec![0; y.len() * self.dtype.size()];
         gpu.download(at_y, &mut found).unwrap();
         assert_eq!(decode(&found, self.dtype), y, "{self:?}, {times} times");
-        places.iter().for_each(|(memory, _)| gpu.free(*memory));
+        matrices.iter().chain(&places).for_each(|(memory, _)| gpu.free(*memory));
     }
 }
 
@@ -620,7 +642,7 @@ fn products_are_those_of_plain_loops() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for measured in [true, false] {
             session.set("KERNELS", "");
-            let options = GpuOptions { cache: Some(cache.path().into()), measure_products: measured };
+            let options = GpuOptions { cache: Some(cache.path().into()), measure: measured, record: true };
             let gpu = session.probe_with(dtype, options);
             // The second time there is a plan.
             variants(dtype).iter().for_each(|variant| variant.check(&gpu, 2));
@@ -646,6 +668,7 @@ fn products_without_rows_are_nothing() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn products_that_cublaslt_refuses_are_named() {
     let session = Session::begin();
+    session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 64]);
     let overlapping = Product { x_stride: 7, ..square(x, x, x) };
@@ -660,7 +683,7 @@ fn products_that_cublaslt_refuses_are_named() {
 }
 
 /// y = x·wᵀ of 8 by 8 numbers.
-fn square(x: Address, w: Address, y: Address) -> Product {
+pub fn square(x: Address, w: Address, y: Address) -> Product {
     Product {
         m: 8,
         n: 8,
@@ -679,23 +702,28 @@ fn square(x: Address, w: Address, y: Address) -> Product {
 }
 
 /// Three square matrices: x, w, and room for y.
-struct Squares {
-    at: [Address; 3],
+pub struct Squares {
+    pub at: [Address; 3],
 }
 
 impl Squares {
-    fn new(gpu: &Gpu) -> Squares {
+    pub fn new(gpu: &Gpu) -> Squares {
         Squares { at: [upload(gpu, &[1.0; 64]), upload(gpu, &[0.5; 64]), upload(gpu, &[0.0; 64])] }
     }
 
-    fn run(&self, gpu: &Gpu) {
-        let [x, w, y] = self.at;
-        // SAFETY: the three are of the size that the product names.
-        unsafe { gpu.product(&square(x, w, y)) }.unwrap();
+    pub fn run(&self, gpu: &Gpu) {
+        self.try_run(gpu).unwrap();
     }
 
-    /// The algorithm that is in use, as the clock tells: 30, 10 and 20 µs, and one for the step.
-    fn algorithm(&self, gpu: &Gpu) -> u32 {
+    pub fn try_run(&self, gpu: &Gpu) -> Result<(), CudaError> {
+        let [x, w, y] = self.at;
+        // SAFETY: the three are of the size that the product names.
+        unsafe { gpu.product(&square(x, w, y)) }
+    }
+
+    /// The algorithm that is in use, as the clock tells: 30, 10 and 20 µs, and one for the step. The one that splits
+    /// k is for products with a bias.
+    pub fn algorithm(&self, gpu: &Gpu) -> u32 {
         let mut run = || {
             self.run(gpu);
             Ok(())
@@ -709,7 +737,7 @@ impl Squares {
         }
     }
 
-    fn free(&self, gpu: &Gpu) {
+    pub fn free(&self, gpu: &Gpu) {
         self.at.iter().for_each(|at| gpu.free(*at));
     }
 }
@@ -737,6 +765,7 @@ fn kept_algorithm(cache: &Path) -> String {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn the_fastest_algorithm_is_measured_kept_and_checked_again() {
     let session = Session::begin();
+    session.calls_may_fail();
     let cache = tempfile::tempdir().unwrap();
     let chosen = || {
         let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
@@ -768,27 +797,39 @@ fn the_fastest_algorithm_is_measured_kept_and_checked_again() {
     }
 }
 
+/// From cuBLASLt 13.3 on there is no heuristic while a stream records, so a product must have run before.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn products_are_measured_outside_of_recordings_only() {
+fn products_are_planned_outside_of_recordings_only() {
     let session = Session::begin();
     let cache = tempfile::tempdir().unwrap();
     let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
     let squares = Squares::new(&gpu);
     gpu.begin_recording().unwrap();
+    let problem = failure(squares.try_run(&gpu));
+    assert_eq!(
+        problem,
+        "product: f32 m=8 n=8 k=8 x/8 wT/8 y/8 aligned 256 256 256 256 is new, and cannot be planned while a \
+         recording is open: run it once before"
+    );
+    assert_eq!(
+        failure(gpu.end_recording()),
+        format!("end_recording: an error ended the recording: {problem}")
+    );
+    squares.run(&gpu);
+    gpu.begin_recording().unwrap();
     squares.run(&gpu);
     let recording = gpu.end_recording().unwrap();
-    assert!(!cache.path().join("choices").exists(), "nothing was measured");
+    gpu.clear(squares.at[2], 256).unwrap();
     gpu.replay(&*recording).unwrap();
     assert_eq!(download(&gpu, squares.at[2], 64), [4.0; 64]);
-    squares.run(&gpu);
     assert_eq!(squares.algorithm(&gpu), 2);
     squares.free(&gpu);
-    drop(gpu);
+    drop((recording, gpu));
 
     // Who does not measure takes the first proposal and keeps nothing.
     let untouched = tempfile::tempdir().unwrap();
-    let options = GpuOptions { cache: Some(untouched.path().into()), measure_products: false };
+    let options = GpuOptions { cache: Some(untouched.path().into()), measure: false, record: true };
     let gpu = session.probe_with(DType::F32, options);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);
@@ -801,6 +842,7 @@ fn products_are_measured_outside_of_recordings_only() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn products_run_where_there_is_no_room_to_measure_them() {
     let session = Session::begin();
+    session.calls_may_fail();
     let cache = tempfile::tempdir().unwrap();
     let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
     let squares = Squares::new(&gpu);
@@ -825,6 +867,7 @@ fn products_run_where_there_is_no_room_to_measure_them() {
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn of_two_processes_that_measure_at_once_the_first_decides() {
     let session = Session::begin();
+    session.calls_may_fail();
     let cache = tempfile::tempdir().unwrap();
     let open = || session.probe_in(Some(cache.path().into()), DType::F32);
     let gpus = [open(), open(), open()];

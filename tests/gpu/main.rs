@@ -4,4 +4,5 @@
 
 mod driver;
 mod stand_in;
+mod strictness;
 mod training;

@@ -1,13 +1,13 @@
 //! Training through the GPU driver, on stand-ins for libcuda and libcublasLt that run the kernels by way of
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
 
-use crate::stand_in::{Session, libraries_of};
-use clip_engine::backend::LossScaling;
+use crate::stand_in::{Kind, Session, build, libraries_of};
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
 use clip_engine::backend::cuda::gpu::libraries;
 use clip_engine::backend::cuda::source::Sources;
 use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
+use clip_engine::backend::{Backend, LossScaling};
 use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::data::Split;
 use clip_engine::optim::{Rate, Rates};
@@ -212,6 +212,33 @@ fn steps_in_f16_are_the_twins_to_the_bit() {
     compare(DType::F16, LoraForm::Product, TinySizes::EVEN);
 }
 
+/// Each call costs the host some time while the device may wait: a step that is replayed makes few.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn a_replayed_step_makes_few_calls() {
+    let session = Session::begin();
+    let tiny = TinyStep::new(TinySizes::EVEN, 2);
+    let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
+    let backend = Cuda::new(Arc::new(session.gpu(DType::F32)), DType::F32, LoraForm::Product).unwrap();
+    let mut learner: Learner<Cuda> = tiny.learner_on(backend, image, DType::U8, None).unwrap();
+    let rate = Rate { learning_rate: 1e-3, weight_decay: 1e-2 };
+    let rates = Rates { head: rate, lora: rate, prompt: rate };
+    let (images, labels) = tiny.pixels(30).unwrap();
+    let mut calls = Vec::new();
+    for _ in 0..6 {
+        let before = session.calls();
+        learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).unwrap();
+        calls.push(session.calls() - before);
+        learner.backend().synchronize().unwrap();
+    }
+    // The first plans, the second records; images and labels are fed to the others.
+    assert!(calls[0] > 500 && calls[1] > 100, "{calls:?}");
+    assert!(calls[2..].iter().all(|&count| count <= REPLAYED_CALLS), "{calls:?}");
+}
+
+/// Calls of a replayed step at most.
+const REPLAYED_CALLS: std::ffi::c_long = 30;
+
 // ---------------------------------------------------------------- the program
 
 /// What a finished command left.
@@ -234,6 +261,9 @@ impl Done {
     }
 }
 
+/// Where the loader looks first.
+const LOADER_PATH: &str = "LD_LIBRARY_PATH";
+
 /// A run of the engine takes some seconds; this long it takes only if it hangs.
 const HANGS: Duration = Duration::from_secs(120);
 
@@ -247,7 +277,7 @@ fn engine(session: &Session, args: &[&str], settings: &[(&str, &str)]) -> Done {
     command.env("CLIP_ENGINE_CUDA_LIBRARIES", session.folders()).env("CLIP_ENGINE_CACHE", session.cache());
     command.env("XDG_CACHE_HOME", session.cache());
     settings.iter().for_each(|(name, value)| {
-        let own = name.starts_with("CLIP_ENGINE_");
+        let own = name.starts_with("CLIP_ENGINE_") || *name == LOADER_PATH;
         command.env(if own { name.to_string() } else { format!("STAND_IN_{name}") }, value);
     });
     let mut child = command.spawn().unwrap();
@@ -324,7 +354,10 @@ impl Place {
         args.extend(flags);
         let kernels = libraries_of(&Sources::embedded(), DType::F32);
         let settings = [&[("KERNELS", kernels.as_str())], settings].concat();
-        engine(session, &args, &settings)
+        let done = engine(session, &args, &settings);
+        // A call that fails on the way is an error in what compute-sanitizer reports.
+        assert!(done.code != Some(0) || !done.err.contains("stand-in: "), "{args:?}: {}", done.err);
+        done
     }
 }
 
@@ -373,6 +406,69 @@ fn devices_and_drivers_that_will_not_do_are_named_with_what_to_do() {
     );
 }
 
+/// cudarc's loader would take an unversioned name on the loader's path, as a toolkit's development files have it,
+/// whatever the environment names.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn the_folders_that_are_named_come_before_what_the_loader_knows() {
+    let session = Session::begin();
+    let front = tempfile::tempdir().unwrap();
+    let stub = build(Kind::Stub).join("libcuda.so.1");
+    for name in ["libcuda.so", "libnvrtc.so", "libcublasLt.so"] {
+        std::os::unix::fs::symlink(&stub, front.path().join(name)).unwrap();
+    }
+    let front = front.path().display().to_string();
+    let done = engine(&session, &["doctor", "--json"], &[(LOADER_PATH, &front)]);
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    for library in report["cuda"]["libraries"].as_array().unwrap() {
+        assert_eq!(library["found"]["found_by"], "CLIP_ENGINE_CUDA_LIBRARIES", "{library:#}");
+        let path = library["found"]["path"].as_str().unwrap();
+        assert!(!path.starts_with(&front) && !path.contains(&*stub.to_string_lossy()), "{path}");
+    }
+    assert_eq!(report["cuda"]["devices"][0]["name"], "stand-in", "{report:#}");
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+#[cfg_attr(nvidia_driver, ignore = "needs no NVIDIA driver")]
+fn the_toolkits_stub_of_the_driver_is_called_that() {
+    let session = Session::begin();
+    let stub = build(Kind::Stub);
+    let front = stub.display().to_string();
+    let elsewhere = tempfile::tempdir().unwrap().path().display().to_string();
+    let settings = [(LOADER_PATH, front.as_str()), ("CLIP_ENGINE_CUDA_LIBRARIES", elsewhere.as_str())];
+    let done = engine(&session, &["doctor", "--json"], &settings);
+    assert_eq!(done.code, Some(0), "{}", done.err);
+    let report: serde_json::Value = serde_json::from_str(&done.out).unwrap();
+    let problem = report["cuda"]["libraries"][0]["problem"].as_str().unwrap();
+    let file = stub.join("libcuda.so.1");
+    assert!(problem.contains(&format!("{}: it is the CUDA toolkit's stub", file.display())), "{problem}");
+    assert!(problem.contains("take its folder out of LD_LIBRARY_PATH"), "{problem}");
+}
+
+/// Before 12.8 the driver has neither the second form of the elapsed time nor some functions that are not used.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn an_older_driver_will_do() {
+    let session = Session::begin();
+    let place = Place::new([2, 1, 1]);
+    let before = std::env::split_paths(session.folders()).collect::<Vec<_>>();
+    let folders = std::env::join_paths([build(Kind::Old)].into_iter().chain(before)).unwrap();
+    let cache = place.dir.path().join("cache").display().to_string();
+    let flags = ["--epochs", "2", "--batch-size", "3"];
+    let settings = [
+        ("CLIP_ENGINE_CUDA_LIBRARIES", folders.to_str().unwrap()),
+        ("CLIP_ENGINE_CACHE", cache.as_str()),
+        ("DRIVER", "13000"),
+    ];
+    let done = place.train(&session, &flags, &settings);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    // Products were timed, so its clock was asked.
+    let choices = std::fs::read_dir(place.dir.path().join("cache/choices")).unwrap();
+    assert!(choices.count() > 0);
+}
+
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn the_doctor_finds_the_device() {
@@ -390,8 +486,8 @@ fn the_doctor_finds_the_device() {
 fn a_batch_that_does_not_fit_is_refused() {
     let session = Session::begin();
     let place = Place::new([32, 1, 1]);
-    // The workspace of the products takes 32 MiB, the model and its text features some more.
-    let memory = (40 << 20).to_string();
+    // The workspace of the products takes 32 MiB, the model and its text features some more; 256 MiB are left alone.
+    let memory = (296 << 20).to_string();
     let done = place.train(&session, &["--epochs", "1", "--batch-size", "96"], &[("MEMORY", &memory)]);
     let line = done.error();
     let words: Vec<&str> = line.split(' ').collect();
@@ -428,6 +524,101 @@ fn a_cache_that_cannot_be_written_is_warned_of() {
     }
 }
 
+/// For who looks for a fault: every call is made when it is met, and nothing depends on what was measured.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn recording_and_measuring_can_be_switched_off() {
+    let session = Session::begin();
+    let place = Place::new([2, 1, 1]);
+    let cache = place.dir.path().join("cache");
+    let named = cache.display().to_string();
+    let flags = ["--epochs", "2", "--batch-size", "3"];
+    let settings = [
+        ("CLIP_ENGINE_GRAPHS", "0"),
+        ("CLIP_ENGINE_CACHE", named.as_str()),
+        // It would fail at the first recording.
+        ("FAIL", "cuStreamBeginCapture_v2:1:900"),
+    ];
+    let done = place.train(&session, &flags, &settings);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    assert!(std::fs::read_dir(cache.join("choices")).unwrap().count() > 0, "products were measured");
+    std::fs::remove_dir_all(cache.join("choices")).unwrap();
+    std::fs::remove_dir_all(place.run()).unwrap();
+    let off = ("CLIP_ENGINE_MEASURE", "0");
+    let done = place.train(&session, &flags, &[off, settings[1], ("FAIL", "cuEventElapsedTime_v2:1:900")]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    assert!(!cache.join("choices").exists(), "nothing was measured");
+}
+
+/// Runs some checks in f32.
+fn check(session: &Session, only: &str, settings: &[(&str, &str)]) -> Done {
+    let kernels = libraries_of(&Sources::embedded(), DType::F32);
+    let args = ["check", "--device", "cuda", "--precision", "f32", "--quick", "--only", only];
+    engine(session, &args, &[&[("KERNELS", kernels.as_str())], settings].concat())
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn a_check_that_fails_is_a_row_and_the_others_follow() {
+    let session = Session::begin();
+    let done = check(&session, "activation,l2_norm", &[("FAIL", "cuLaunchKernel:2:1")]);
+    assert_eq!(done.code, Some(1), "{}{}", done.out, done.err);
+    let failed: Vec<&str> = done.out.lines().filter(|line| line.starts_with("FAILED")).collect();
+    assert_eq!(failed.len(), 1, "{}", done.out);
+    assert!(failed[0].ends_with("  activation, QuickGelu, 1"), "{}", done.out);
+    assert!(done.out.contains("        cuLaunchKernel: kernel activation_"), "{}", done.out);
+    for row in ["activation g, QuickGelu, 1", "activation dz, Gelu, 37", "l2_norm dx, 9x512"] {
+        let line = done.out.lines().find(|line| line.ends_with(row));
+        assert!(line.is_some_and(|line| line.trim_start().starts_with("ok")), "{row}: {}", done.out);
+    }
+    assert!(!done.out.contains("layer_norm"), "{}", done.out);
+    assert!(done.error().ends_with("checks are above their bounds or failed"), "{}", done.err);
+}
+
+/// Nothing can follow, but what came before is printed, and which kernel it may have been.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn a_check_that_loses_the_device_says_after_which_launch() {
+    let session = Session::begin();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let after = format!("6:{}", file.path().display());
+    let done = check(&session, "activation,l2_norm", &[("LOST_AFTER", &after)]);
+    let (last, rest) = done.out.split_once("FAILED").unwrap();
+    assert!(last.lines().filter(|line| line.trim_start().starts_with("ok")).count() == 5, "{}", done.out);
+    assert!(rest.contains("  activation, QuickGelu, 37"), "{}", done.out);
+    assert!(rest.contains("CUDA_ERROR_ILLEGAL_ADDRESS") && rest.contains("and kernel activation_"), "{rest}");
+    assert!(rest.contains(" was enqueued last; the GPU context is lost"), "{rest}");
+    assert!(!done.out.contains("l2_norm"), "{}", done.out);
+    assert!(done.error().contains("the GPU context is lost"), "{}", done.err);
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn an_operation_that_fails_is_a_row_among_its_timings() {
+    let session = Session::begin();
+    let place = Place::new([1, 1, 1]);
+    let [model, json] = ["model", "ops.json"].map(|name| place.dir.path().join(name).display().to_string());
+    let kernels = libraries_of(&Sources::embedded(), DType::F32);
+    let args =
+        ["bench", "ops", "--device", "cuda", "--precision", "f32", "--model", &model, "--batch-size", "2"];
+    let args = [&args[..], &["--reps", "1", "--only", "layer_norm,l2_norm", "--json", &json]].concat();
+    let settings = [("KERNELS", kernels.as_str()), ("FAIL", "cuLaunchKernel:1:1")];
+    let done = engine(&session, &args, &settings);
+    assert_eq!(done.error(), "1 of 4 operations failed");
+    let lines: Vec<&str> = done.out.lines().collect();
+    assert!(lines[0].ends_with("operation") && lines.len() == 6, "{}", done.out);
+    assert!(
+        lines[1].trim_start().starts_with("FAILED") && lines[1].contains("  layer_norm "),
+        "{}",
+        done.out
+    );
+    assert!(lines[2].starts_with("        cuLaunchKernel: kernel layer_norm"), "{}", done.out);
+    assert!(lines[5].contains("  l2_norm_backward "), "{}", done.out);
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let ops = report["ops"].as_array().unwrap();
+    assert!(ops[0]["problem"].is_string() && ops[3]["warm"]["p50_s"].is_f64(), "{report:#}");
+}
+
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
@@ -442,8 +633,8 @@ fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
     let line = done.error();
     assert!(
         line.contains(
-            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered); the GPU context \
-                       is lost with all that was in it: start the program again, a training run with --resume"
+            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered), and a recorded step was \
+             enqueued last; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
         ),
         "{line}"
     );

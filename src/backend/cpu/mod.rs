@@ -86,7 +86,7 @@ impl<T: Real> Backend for Cpu<T> {
 
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         let free = memory::available();
-        Ok(free.map(|free| DeviceMemory { name: "memory", free, allocated: ALLOCATED.get() }))
+        Ok(free.map(|free| DeviceMemory { name: "memory", free, reserve: 0, allocated: ALLOCATED.get() }))
     }
 
     fn allocated(&self) -> Result<usize> {

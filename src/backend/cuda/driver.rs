@@ -7,6 +7,7 @@
 use super::CudaError;
 use crate::tensor::DType;
 use std::ffi::c_void;
+use std::fmt;
 
 /// What calls on a device return.
 pub type Result<T> = std::result::Result<T, CudaError>;
@@ -164,6 +165,18 @@ pub struct Launch {
     pub args: Args,
 }
 
+/// "kernel adamw of kernels/adamw.cu, grid [3, 1, 1], block [256, 1, 1], 0 bytes of shared memory".
+impl fmt::Display for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Launch { kernel, grid, block, shared, .. } = self;
+        let Kernel { file, name } = kernel;
+        write!(
+            f,
+            "kernel {name} of kernels/{file}.cu, grid {grid:?}, block {block:?}, {shared} bytes of shared memory"
+        )
+    }
+}
+
 /// y \[m, n\] = x \[m, k\]·op(w) (+ bias \[n\]) (+ add \[m, n\]); row-major, strides in elements between
 /// rows. w is \[n, k\] when `transposed` (y = x·wᵀ), else \[k, n\]. Accumulates in f32 and rounds once.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -252,6 +265,10 @@ pub trait Driver: Send + Sync {
     /// All addresses must be of allocated memory of the sizes that the product tells.
     unsafe fn product(&self, product: &Product) -> Result<()>;
 
+    /// Whether work can be recorded here.
+    fn can_record(&self) -> bool {
+        true
+    }
     /// From here to [`Driver::end_recording`] work is recorded and not run.
     fn begin_recording(&self) -> Result<()>;
     /// Ends the recording and hands it out. An error where none is open, and where a call that would have been
@@ -275,6 +292,10 @@ pub trait Driver: Send + Sync {
 
     /// Waits for all enqueued work.
     fn synchronize(&self) -> Result<()>;
+    /// Runs `body`, whose work is all that a profiler sees which waits to be started.
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        body()
+    }
     /// Seconds of device time that the work enqueued by `body` took; waits for it.
     fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64>;
 }

@@ -166,7 +166,11 @@ impl Cuda {
 
     /// The same, writing nothing to the disk: neither compiled kernels nor what was found to be fastest.
     pub fn open_without_cache(index: usize, dtype: DType) -> Result<Self> {
-        Self::open_with(index, dtype, gpu::GpuOptions { cache: None, measure_products: false })
+        Self::open_with(
+            index,
+            dtype,
+            gpu::GpuOptions { cache: None, measure: false, ..gpu::GpuOptions::default() },
+        )
     }
 
     fn open_with(index: usize, dtype: DType, options: gpu::GpuOptions) -> Result<Self> {
@@ -263,6 +267,9 @@ impl Cuda {
     }
 }
 
+/// Bytes that are left for kernels which cuBLASLt loads when it first uses them, and for the driver's own.
+const RESERVE: usize = 256 << 20;
+
 /// A lock whose holder panicked guards nothing that could be half-written here.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -335,6 +342,15 @@ impl Backend for Cuda {
         Ok(self.driver().synchronize()?)
     }
 
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        let mut failed = None;
+        let done = self.driver().profile(&mut || {
+            failed = body().err();
+            Ok(())
+        });
+        failed.map_or_else(|| Ok(done?), Err)
+    }
+
     fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
         let mut failed = None;
         let seconds = self.driver().seconds(&mut || {
@@ -353,11 +369,12 @@ impl Backend for Cuda {
 
     fn memory(&self) -> Result<Option<DeviceMemory>> {
         let free = self.driver().free_memory()?;
-        Ok(Some(DeviceMemory { name: "GPU memory", free, allocated: self.driver().allocated().0 }))
+        let allocated = self.driver().allocated().0;
+        Ok(Some(DeviceMemory { name: "GPU memory", free, reserve: RESERVE, allocated }))
     }
 
     fn can_record(&self) -> bool {
-        true
+        self.driver().can_record()
     }
 
     fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording> {

@@ -1,20 +1,30 @@
 // A stand-in for libcublasLt; stand_in.h says what it is and what it is not.
 //
-// All its algorithms add up in f32 in the order of k and round once; they differ in the time that the
-// device's clock is told. An algorithm is good for the shape and the alignment that it was proposed for.
+// All its algorithms add up in f32 in the order of k and round once, but for the one that splits k, which rounds
+// once more before a bias, as cuBLASLt does; they differ in the time that the device's clock is told. An algorithm
+// is good for the shape and the alignment that it was proposed for.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "stand_in.h"
 
+using stand_in::Answer;
 using stand_in::hold;
 
 namespace {
 
-enum LtStatus { SUCCESS = 0, NOT_INITIALIZED = 1, INVALID_VALUE = 7, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15 };
+enum LtStatus {
+  SUCCESS = 0,
+  NOT_INITIALIZED = 1,
+  INVALID_VALUE = 7,
+  EXECUTION_FAILED = 13,
+  INTERNAL_ERROR = 14,
+  NOT_SUPPORTED = 15,
+};
 enum Type { F32 = 0, F16 = 2, BF16 = 14 };
 const int COMPUTE_32F = 68, EPILOGUE_DEFAULT = 1, EPILOGUE_BIAS = 4;
 
@@ -93,15 +103,19 @@ struct Proposal {
   int reserved[4];
 };
 
-const uint64_t ALGORITHMS = 3;
-// Microseconds on the device's clock: the second is the fastest.
-const double COSTS[ALGORITHMS + 1] = {0, 30, 10, 20};
-const size_t WORKSPACE = 64;
+const uint64_t ALGORITHMS = 4;
+// Microseconds on the device's clock: of those that do not split k the second is the fastest.
+const double COSTS[ALGORITHMS + 1] = {0, 30, 10, 20, 5};
+// The one that splits k, and in how many parts.
+const uint64_t SPLITTING = 4;
+const uint32_t PARTS = 3;
+const size_t WORKSPACE = 64, WORKSPACE_ALIGNMENT = 256, BIAS_ALIGNMENT = 16;
 
 // Shapes that fit together, or not.
 struct Shape {
   uint64_t m, n, k;
-  bool fits;
+  // A product; and one that there is a kernel for.
+  bool fits, fits_kernels = true;
 
   Shape(const Operation& o, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
     m = d.rows;
@@ -110,6 +124,9 @@ struct Shape {
     fits = (o.transpose_a ? a.columns : a.rows) == m && !o.transpose_b && b.rows == k && b.columns == n &&
            c.rows == m && c.columns == n && a.type == d.type && b.type == d.type && c.type == d.type;
     for (const Layout* l : {&a, &b, &c, &d}) fits = fits && l->stride >= int64_t(l->rows);
+    // Where the test wants it, only rows that begin at multiples of so many bytes.
+    int64_t aligned = stand_in::number("ROWS_ALIGNED", 1);
+    for (const Layout* l : {&a, &b, &d}) fits_kernels = fits_kernels && l->stride * size_of(l->type) % aligned == 0;
   }
 
   bool takes(const Algorithm& g) const {
@@ -134,6 +151,17 @@ struct Product {
   void *D, *workspace;
   float alpha, beta;
   double cost;
+  bool splits;
+
+  // Where D begins and ends, no input may be.
+  bool overlaps() const {
+    auto start = reinterpret_cast<uint64_t>(D), end = start + d.bytes();
+    auto meets = [&](const void* at, const Layout& l) {
+      auto from = reinterpret_cast<uint64_t>(at);
+      return from < end && start < from + l.bytes();
+    };
+    return meets(A, a) || meets(B, b);
+  }
 
   bool may_touch() const {
     return stand_in::may_touch("product's A", A, a.bytes()) && stand_in::may_touch("product's B", B, b.bytes()) &&
@@ -169,6 +197,7 @@ struct Product {
       }
       for (uint64_t i = 0; i < m; i++) {
         float value = alpha * sum[i];
+        if (splits && d.type != F32) value = widen(narrow(value, exponent_bits(d.type)), exponent_bits(d.type));
         if (beta != 0) value += beta * load(C, j * c.stride + i, c.type);
         if (operation.epilogue == EPILOGUE_BIAS) value += load(operation.bias, i, d.type);
         store(D, j * d.stride + i, d.type, value);
@@ -181,11 +210,20 @@ bool aligned(const void* address, uint64_t alignment) { return reinterpret_cast<
 
 char handle_object;
 
+// The stream that each workspace is used on.
+std::map<void*, void*> users;
+
+// Of a call of this name, the status that the test wants it to fail with, or SUCCESS.
+int begin(const char* name = __builtin_FUNCTION()) { return stand_in::called(name); }
+
 }  // namespace
 
-#define API extern "C" PUBLIC int
+#define API extern "C" PUBLIC Answer
+#define BEGIN \
+  if (int status = begin()) return status
 
 API cublasLtCreate(void** handle) {
+  BEGIN;
   if (!stand_in::has_context()) return NOT_INITIALIZED;
   hold("cuBLASLt handle", 1);
   *handle = &handle_object;
@@ -193,7 +231,9 @@ API cublasLtCreate(void** handle) {
 }
 
 API cublasLtDestroy(void*) {
+  BEGIN;
   hold("cuBLASLt handle", -1);
+  users.clear();
   if (!stand_in::has_context()) stand_in::misuse("a cuBLASLt handle is destroyed without its context");
   return SUCCESS;
 }
@@ -205,14 +245,17 @@ extern "C" PUBLIC const char* cublasLtGetStatusName(int status) {
     case SUCCESS: return "CUBLAS_STATUS_SUCCESS";
     case NOT_INITIALIZED: return "CUBLAS_STATUS_NOT_INITIALIZED";
     case EXECUTION_FAILED: return "CUBLAS_STATUS_EXECUTION_FAILED";
+    case INTERNAL_ERROR: return "CUBLAS_STATUS_INTERNAL_ERROR";
     case NOT_SUPPORTED: return "CUBLAS_STATUS_NOT_SUPPORTED";
-    default: return "CUBLAS_STATUS_INVALID_VALUE";
+    case INVALID_VALUE: return "CUBLAS_STATUS_INVALID_VALUE";
+    default: return nullptr;
   }
 }
 
 // ---------------------------------------------------------------- descriptions
 
 API cublasLtMatmulDescCreate(void** operation, int compute, int scale) {
+  BEGIN;
   // True f32, scaled by f32 numbers: nothing else is used here.
   if (compute != COMPUTE_32F || scale != F32) return NOT_SUPPORTED;
   hold("cuBLASLt operation", 1);
@@ -221,12 +264,14 @@ API cublasLtMatmulDescCreate(void** operation, int compute, int scale) {
 }
 
 API cublasLtMatmulDescDestroy(void* operation) {
+  BEGIN;
   hold("cuBLASLt operation", -1);
   delete static_cast<Operation*>(operation);
   return SUCCESS;
 }
 
 API cublasLtMatmulDescSetAttribute(void* operation, int attribute, const void* value, size_t bytes) {
+  BEGIN;
   Operation& o = *static_cast<Operation*>(operation);
   switch (attribute) {
     case 3: return set(o.transpose_a, value, bytes);
@@ -238,6 +283,7 @@ API cublasLtMatmulDescSetAttribute(void* operation, int attribute, const void* v
 }
 
 API cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t columns, int64_t stride) {
+  BEGIN;
   if (type != F32 && type != F16 && type != BF16) return NOT_SUPPORTED;
   hold("cuBLASLt layout", 1);
   *layout = new Layout{Type(type), rows, columns, stride};
@@ -245,24 +291,28 @@ API cublasLtMatrixLayoutCreate(void** layout, int type, uint64_t rows, uint64_t 
 }
 
 API cublasLtMatrixLayoutDestroy(void* layout) {
+  BEGIN;
   hold("cuBLASLt layout", -1);
   delete static_cast<Layout*>(layout);
   return SUCCESS;
 }
 
 API cublasLtMatmulPreferenceCreate(void** preference) {
+  BEGIN;
   hold("cuBLASLt preference", 1);
   *preference = new Preference;
   return SUCCESS;
 }
 
 API cublasLtMatmulPreferenceDestroy(void* preference) {
+  BEGIN;
   hold("cuBLASLt preference", -1);
   delete static_cast<Preference*>(preference);
   return SUCCESS;
 }
 
 API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const void* value, size_t bytes) {
+  BEGIN;
   Preference& p = *static_cast<Preference*>(preference);
   if (attribute == 1) return set(p.workspace, value, bytes);
   if (attribute == 3) return set(p.reductions, value, bytes);
@@ -275,15 +325,21 @@ API cublasLtMatmulPreferenceSetAttribute(void* preference, int attribute, const 
 // The first proposal is one that cannot be used, as cuBLASLt may return, too.
 API cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void* b, void* c, void* d, void* preference,
                                    int most, Proposal* proposals, int* count) {
+  BEGIN;
   const Preference& p = *static_cast<Preference*>(preference);
   auto layout = [](void* l) -> const Layout& { return *static_cast<Layout*>(l); };
   Shape shape(*static_cast<Operation*>(operation), layout(a), layout(b), layout(c), layout(d));
   *count = 0;
+  // As from 13.3 on.
+  if (stand_in::captures()) return INTERNAL_ERROR;
   if (!shape.fits || p.workspace < WORKSPACE) return INVALID_VALUE;
+  // "none": proposes nothing; else it refuses.
+  if (!shape.fits_kernels) return stand_in::setting("WITHOUT_KERNEL", "refused") == "none" ? SUCCESS : NOT_SUPPORTED;
   for (uint64_t id = 0; id <= ALGORITHMS && *count < most; id++) {
     Algorithm algorithm = {id, shape.m, shape.n, shape.k, {}};
     std::copy(p.alignment, p.alignment + 4, algorithm.alignment);
     if (id && !shape.takes(algorithm)) continue;
+    if (id == SPLITTING && static_cast<Operation*>(operation)->epilogue != EPILOGUE_BIAS) continue;
     proposals[(*count)++] = {algorithm, WORKSPACE, id ? SUCCESS : NOT_SUPPORTED, 1.0f, {}};
   }
   return SUCCESS;
@@ -291,6 +347,7 @@ API cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void* b, voi
 
 API cublasLtMatmulAlgoCheck(void*, void* operation, void* a, void* b, void* c, void* d, const Algorithm* algorithm,
                             Proposal* result) {
+  BEGIN;
   auto layout = [](void* l) -> const Layout& { return *static_cast<Layout*>(l); };
   Shape shape(*static_cast<Operation*>(operation), layout(a), layout(b), layout(c), layout(d));
   if (!shape.takes(*algorithm)) return NOT_SUPPORTED;
@@ -298,9 +355,21 @@ API cublasLtMatmulAlgoCheck(void*, void* operation, void* a, void* b, void* c, v
   return SUCCESS;
 }
 
+API cublasLtMatmulAlgoConfigGetAttribute(const Algorithm* algorithm, int attribute, void* value, size_t bytes,
+                                         size_t* written) {
+  BEGIN;
+  const int PARTS_OF_K = 2;
+  if (attribute != PARTS_OF_K || bytes != sizeof PARTS) return INVALID_VALUE;
+  uint32_t parts = algorithm->id == SPLITTING ? PARTS : 1;
+  memcpy(value, &parts, sizeof parts);
+  *written = sizeof parts;
+  return SUCCESS;
+}
+
 API cublasLtMatmul(void*, void* operation, const float* alpha, const void* A, void* a, const void* B, void* b,
                    const float* beta, const void* C, void* c, void* D, void* d, const Algorithm* algorithm,
                    void* workspace, size_t workspace_bytes, void* stream) {
+  BEGIN;
   auto layout = [](void* l) -> const Layout& { return *static_cast<Layout*>(l); };
   const Operation& o = *static_cast<Operation*>(operation);
   Shape shape(o, layout(a), layout(b), layout(c), layout(d));
@@ -308,8 +377,15 @@ API cublasLtMatmul(void*, void* operation, const float* alpha, const void* A, vo
   const uint64_t* alignment = algorithm->alignment;
   if (!aligned(A, alignment[0]) || !aligned(B, alignment[1]) || !aligned(C, alignment[2]) || !aligned(D, alignment[3]))
     return INVALID_VALUE;
+  if (!aligned(workspace, WORKSPACE_ALIGNMENT)) return INVALID_VALUE;
+  if (o.epilogue == EPILOGUE_BIAS && !aligned(o.bias, BIAS_ALIGNMENT)) return INVALID_VALUE;
+  // What only shows when it runs.
+  if (algorithm->id == uint64_t(stand_in::number("FAILING", 0))) return EXECUTION_FAILED;
+  auto user = users.emplace(workspace, stream).first;
+  if (user->second != stream) stand_in::misuse("one workspace on two streams");
   Product product = {o, layout(a), layout(b), layout(c), layout(d), A, B, C, D, workspace, *alpha, *beta,
-                     COSTS[algorithm->id]};
+                     COSTS[algorithm->id], algorithm->id == SPLITTING};
+  if (product.overlaps()) stand_in::misuse("a product's D lies over its A or B");
   // A fault of the device hides behind a status of cuBLASLt's own.
   return stand_in::enqueue(stream, [product] { product.run(); }) ? EXECUTION_FAILED : SUCCESS;
 }

@@ -4,7 +4,8 @@
 // that is waited for; an event that is asked about moves its stream by one step. Memory from the host is
 // read and written when the stream comes by. Every call needs a current context, every handle must exist,
 // everything that is touched must be allocated at that moment, and new memory is NaN. After a fault every
-// call fails.
+// call on the context fails, but for making it current. Calls that fail are counted. With -DOLD_DRIVER it has
+// the functions of a driver before 12.8, with -DSTUB it is the toolkit's stub, which is for linking only.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -12,6 +13,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <thread>
 
 #include "modules.h"
 #include "work.h"
@@ -28,7 +30,10 @@ struct Device {
   // The status of every further call after a fault.
   Status fault = SUCCESS;
   double clock = 0;
-  long launches = 0, misuses = 0, watched = 0;
+  bool started = false;
+  long launches = 0, misuses = 0, watched = 0, calls = 0, failures = 0;
+  // How often each function was called since STAND_IN_FAIL was set.
+  std::map<std::string, long> times;
   std::map<std::string, long> held;
   // Of streams, events, graphs and so on: what exists, by kind.
   std::set<std::pair<std::string, void*>> handles;
@@ -63,6 +68,26 @@ long number(const char* name, long otherwise) {
   return text.empty() ? otherwise : atol(text.c_str());
 }
 
+int called(const char* name) {
+  Device& d = device();
+  std::lock_guard<std::recursive_mutex> guard(d.lock);
+  d.calls++;
+#ifdef STUB
+  return STUB_LIBRARY;
+#endif
+  std::istringstream wanted(setting("FAIL", ""));
+  std::string which, number, status;
+  if (!getline(getline(getline(wanted, which, ':'), number, ':'), status)) return 0;
+  if (which != name || ++d.times[which] != stol(number)) return 0;
+  return stoi(status);
+}
+
+void failed(const char* name, int status) {
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  device().failures++;
+  fprintf(stderr, "stand-in: %s fails with %d\n", name, status);
+}
+
 void misuse(const std::string& what) {
   device().misuses++;
   fprintf(stderr, "stand-in: %s\n", what.c_str());
@@ -78,6 +103,32 @@ void hold(const char* kind, int change) {
 bool has_context() {
   std::lock_guard<std::recursive_mutex> guard(device().lock);
   return current_context && device().retained;
+}
+
+// Calls fn for each stream.
+template <class Do>
+static void each_stream(Do fn) {
+  for (auto& [kind, handle] : device().handles)
+    if (kind == "stream") fn(*static_cast<Stream*>(handle));
+}
+
+bool captures() {
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  bool any = false;
+  each_stream([&](Stream& s) { any |= bool(s.recording); });
+  return any;
+}
+
+// What only a relaxed capture puts up with; any other is broken by it.
+static Status unsafe_in_capture() {
+  Status status = SUCCESS;
+  each_stream([&](Stream& s) {
+    bool minds = s.mode == GLOBAL || (s.mode == THREAD_LOCAL && s.recorder == std::this_thread::get_id());
+    if (!s.recording || !minds) return;
+    s.broken = true;
+    status = CAPTURE_UNSUPPORTED;
+  });
+  return status;
 }
 
 // Nothing that waits will ever be done.
@@ -108,15 +159,33 @@ static bool host_exists(const void* at) {
   return false;
 }
 
+static bool is_pinned(const void* at) {
+  uint64_t start = reinterpret_cast<uint64_t>(at);
+  auto next = device().pinned.upper_bound(start);
+  return next != device().pinned.begin() && start < std::prev(next)->first + std::prev(next)->second;
+}
+
+// FNV-1a.
+static uint64_t hash(const void* at, size_t bytes) {
+  uint64_t sum = 0xcbf29ce484222325;
+  for (size_t i = 0; i < bytes; i++) sum = (sum ^ static_cast<const unsigned char*>(at)[i]) * 0x100000001b3;
+  return sum;
+}
+
 // ---------------------------------------------------------------- calls
+
+enum class Needs_context { NO, YES };
 
 // Holds the lock during a call, and knows whether it may be made.
 struct Call {
   std::lock_guard<std::recursive_mutex> guard{device().lock};
-  Status status;
+  int status;
 
-  explicit Call(bool needs_context = true) : status(device().fault) {
-    if (status == SUCCESS && needs_context && !has_context()) status = INVALID_CONTEXT;
+  explicit Call(Needs_context needs = Needs_context::YES, const char* name = __builtin_FUNCTION())
+      : status(called(name)) {
+    if (!status && !device().started) status = NOT_INITIALIZED;
+    if (status || needs == Needs_context::NO) return;
+    status = device().fault ? device().fault : has_context() ? SUCCESS : INVALID_CONTEXT;
   }
 };
 
@@ -152,8 +221,9 @@ static Work step(Work work) {
 }
 
 Status enqueue(void* stream, Work work) {
-  Call call;
-  if (call.status) return call.status;
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  if (device().fault) return device().fault;
+  if (!has_context()) return INVALID_CONTEXT;
   if (Status status = known("stream", stream)) return status;
   return static_cast<Stream*>(stream)->add(step(std::move(work)));
 }
@@ -168,10 +238,12 @@ static void list_buffers() {
 
 using namespace stand_in;
 
-#define API extern "C" PUBLIC int
-#define BEGIN(...)         \
-  Call call{__VA_ARGS__};  \
+#define API extern "C" PUBLIC Answer
+#define BEGIN(...)        \
+  Call call{__VA_ARGS__}; \
   if (call.status) return call.status
+#define SAFE_IN_ANY_CAPTURE \
+  if (Status status = unsafe_in_capture()) return status
 #define KNOWN(kind, handle) \
   if (Status status = known(kind, handle)) return status
 
@@ -180,9 +252,12 @@ using namespace stand_in;
 extern "C" PUBLIC void stand_in_set(const char* name, const char* value) {
   std::lock_guard<std::recursive_mutex> guard(device().lock);
   device().settings[name] = value;
+  device().times.clear();
+  // As a process that has not called cuInit yet.
+  if (std::string(name) == "STARTED") device().started = *value == '1';
 }
 
-// Objects that exist, of all kinds; and kernels that have run, and misuses so far.
+// Objects that exist, of all kinds; and so far: kernels that have run, misuses, calls, calls that failed.
 extern "C" PUBLIC long stand_in_held() {
   std::lock_guard<std::recursive_mutex> guard(device().lock);
   long sum = 0;
@@ -201,42 +276,63 @@ extern "C" PUBLIC long stand_in_misuses() {
   return device().misuses;
 }
 
+extern "C" PUBLIC long stand_in_calls() {
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  return device().calls;
+}
+extern "C" PUBLIC long stand_in_failures() {
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  return device().failures;
+}
+
 // ---------------------------------------------------------------- driver, devices, context
 
-API cuInit(unsigned) { return number("DEVICES", 1) ? SUCCESS : NO_DEVICE; }
+API cuInit(unsigned) {
+  std::lock_guard<std::recursive_mutex> guard(device().lock);
+  if (int status = called(__func__)) return status;
+  if (!number("DEVICES", 1)) return NO_DEVICE;
+  device().started = true;
+  return SUCCESS;
+}
 
 // NVRTC asks every driver that it finds for private functions, and crashes where it cannot even ask.
-API cuGetExportTable(const void** table, const void*) {
+extern "C" PUBLIC int cuGetExportTable(const void** table, const void*) {
   *table = nullptr;
   return INVALID_VALUE;
 }
 
 API cuDriverGetVersion(int* version) {
+  if (int status = called(__func__)) return status;
   *version = int(number("DRIVER", 13000));
   return SUCCESS;
 }
 
 API cuDeviceGetCount(int* count) {
+  BEGIN(Needs_context::NO);
   *count = int(number("DEVICES", 1));
   return SUCCESS;
 }
 
 API cuDeviceGet(int* device, int ordinal) {
+  BEGIN(Needs_context::NO);
   *device = ordinal;
   return ordinal < number("DEVICES", 1) ? SUCCESS : INVALID_DEVICE;
 }
 
 API cuDeviceGetName(char* name, int size, int) {
+  BEGIN(Needs_context::NO);
   snprintf(name, size_t(size), "stand-in");
   return SUCCESS;
 }
 
 API cuDeviceTotalMem_v2(size_t* bytes, int) {
+  BEGIN(Needs_context::NO);
   *bytes = size_t(number("MEMORY", 1 << 30));
   return SUCCESS;
 }
 
 API cuDeviceGetAttribute(int* value, int attribute, int) {
+  BEGIN(Needs_context::NO);
   int capability = int(number("CAPABILITY", 90));
   switch (attribute) {
     case 16: *value = 4; return SUCCESS;                    // multiprocessors
@@ -249,7 +345,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
 }
 
 API cuDevicePrimaryCtxRetain(void** context, int) {
-  BEGIN(false);
+  BEGIN(Needs_context::NO);
   device().retained++;
   hold("context", 1);
   *context = &context_object;
@@ -257,7 +353,7 @@ API cuDevicePrimaryCtxRetain(void** context, int) {
 }
 
 API cuDevicePrimaryCtxRelease_v2(int) {
-  BEGIN(false);
+  BEGIN(Needs_context::NO);
   if (device().retained == 0) return INVALID_CONTEXT;
   hold("context", -1);
   if (--device().retained == 0 && !device().handles.empty()) misuse("the context goes before what is in it");
@@ -265,7 +361,7 @@ API cuDevicePrimaryCtxRelease_v2(int) {
 }
 
 API cuCtxSetCurrent(void* context) {
-  BEGIN(false);
+  BEGIN(Needs_context::NO);
   if (context && (context != &context_object || !device().retained)) return INVALID_CONTEXT;
   current_context = context;
   return SUCCESS;
@@ -278,6 +374,8 @@ struct Meaning {
 static const Meaning MEANINGS[] = {
     {INVALID_VALUE, "CUDA_ERROR_INVALID_VALUE", "invalid argument"},
     {OUT_OF_MEMORY, "CUDA_ERROR_OUT_OF_MEMORY", "out of memory"},
+    {NOT_INITIALIZED, "CUDA_ERROR_NOT_INITIALIZED", "initialization error"},
+    {STUB_LIBRARY, "CUDA_ERROR_STUB_LIBRARY", "CUDA driver is a stub library"},
     {NO_DEVICE, "CUDA_ERROR_NO_DEVICE", "no CUDA-capable device is detected"},
     {INVALID_DEVICE, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {INVALID_IMAGE, "CUDA_ERROR_INVALID_IMAGE", "device kernel image is invalid"},
@@ -286,6 +384,7 @@ static const Meaning MEANINGS[] = {
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
      "operation not permitted when stream is capturing"},
     {CAPTURE_INVALIDATED, "CUDA_ERROR_STREAM_CAPTURE_INVALIDATED",
@@ -301,8 +400,8 @@ static int meaning(int status, const char** text, const char* Meaning::*part) {
   *text = nullptr;
   return INVALID_VALUE;
 }
-API cuGetErrorName(int status, const char** text) { return meaning(status, text, &Meaning::name); }
-API cuGetErrorString(int status, const char** text) { return meaning(status, text, &Meaning::text); }
+extern "C" PUBLIC int cuGetErrorName(int status, const char** text) { return meaning(status, text, &Meaning::name); }
+extern "C" PUBLIC int cuGetErrorString(int status, const char** text) { return meaning(status, text, &Meaning::text); }
 
 // ---------------------------------------------------------------- memory
 
@@ -318,6 +417,7 @@ API cuMemGetInfo_v2(size_t* free, size_t* total) {
 
 API cuMemAlloc_v2(uint64_t* address, size_t bytes) {
   BEGIN();
+  SAFE_IN_ANY_CAPTURE;
   if (!bytes) return INVALID_VALUE;
   size_t total = size_t(number("MEMORY", 1 << 30));
   if (bytes > total - std::min(total, device().used)) return OUT_OF_MEMORY;
@@ -337,6 +437,7 @@ API cuMemAlloc_v2(uint64_t* address, size_t bytes) {
 // Does not wait: work that still needs the memory will find that it is gone.
 API cuMemFree_v2(uint64_t address) {
   BEGIN();
+  SAFE_IN_ANY_CAPTURE;
   auto found = device().memory.find(address);
   if (found == device().memory.end()) {
     misuse("device memory is given back that is not allocated");
@@ -352,6 +453,7 @@ API cuMemFree_v2(uint64_t address) {
 
 API cuMemHostAlloc(void** address, size_t bytes, unsigned) {
   BEGIN();
+  SAFE_IN_ANY_CAPTURE;
   *address = calloc(bytes, 1);
   device().pinned[reinterpret_cast<uint64_t>(*address)] = bytes;
   hold("pinned memory", 1);
@@ -361,6 +463,7 @@ API cuMemHostAlloc(void** address, size_t bytes, unsigned) {
 // Never really freed, so that a copy that comes too late is noticed and harms nothing.
 API cuMemFreeHost(void* address) {
   BEGIN();
+  SAFE_IN_ANY_CAPTURE;
   auto found = device().pinned.find(reinterpret_cast<uint64_t>(address));
   if (found == device().pinned.end()) {
     misuse("page-locked memory is given back that is not allocated");
@@ -374,6 +477,7 @@ API cuMemFreeHost(void* address) {
 }
 
 API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream) {
+  BEGIN();
   return enqueue(stream, [=] {
     void* at = reinterpret_cast<void*>(to);
     if (may_touch("memset", at, bytes)) memset(at, value, bytes);
@@ -381,6 +485,7 @@ API cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, void* stream
 }
 
 API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
+  BEGIN();
   return enqueue(stream, [=] {
     void *target = reinterpret_cast<void*>(to), *source = reinterpret_cast<void*>(from);
     if (may_touch("copy from", source, bytes) && may_touch("copy to", target, bytes))
@@ -389,13 +494,21 @@ API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream)
 }
 
 API cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
+  BEGIN();
+  // What is page-locked is read when the stream comes by, and must be then what it is now.
+  bool locked = is_pinned(from);
+  uint64_t before = locked ? hash(from, bytes) : 0;
   return enqueue(stream, [=] {
     void* target = reinterpret_cast<void*>(to);
-    if (host_exists(from) && may_touch("copy from the host", target, bytes)) memcpy(target, from, bytes);
+    if (!host_exists(from) || !may_touch("copy from the host", target, bytes)) return;
+    if (locked && hash(from, bytes) != before)
+      misuse("page-locked memory was written while a copy from it was on its way");
+    memcpy(target, from, bytes);
   });
 }
 
 API cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
+  BEGIN();
   return enqueue(stream, [=] {
     void* source = reinterpret_cast<void*>(from);
     if (host_exists(to) && may_touch("copy to the host", source, bytes)) memcpy(to, source, bytes);
@@ -463,6 +576,7 @@ API cuStreamWaitEvent(void* stream, void* event, unsigned) {
 
 API cuEventQuery(void* event) {
   BEGIN();
+  SAFE_IN_ANY_CAPTURE;
   KNOWN("event", event);
   std::shared_ptr<Mark> mark = static_cast<Event*>(event)->last;
   if (!mark || mark->done) return SUCCESS;
@@ -478,6 +592,9 @@ API cuEventSynchronize(void* event) {
   return device().fault;
 }
 
+#ifdef OLD_DRIVER
+#define cuEventElapsedTime_v2 cuEventElapsedTime
+#endif
 API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
   BEGIN();
   KNOWN("event", start);
@@ -489,24 +606,38 @@ API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
   return SUCCESS;
 }
 
+API cuProfilerStart() {
+  BEGIN();
+  return SUCCESS;
+}
+
+API cuProfilerStop() {
+  BEGIN();
+  return SUCCESS;
+}
+
 // ---------------------------------------------------------------- graphs
 
-API cuStreamBeginCapture_v2(void* stream, int) {
+API cuStreamBeginCapture_v2(void* stream, int mode) {
   BEGIN();
   KNOWN("stream", stream);
   Stream* s = static_cast<Stream*>(stream);
   if (Status status = s->refuse_in_recording()) return status;
   s->recording = std::make_unique<Graph>();
+  s->mode = Capture(mode);
+  s->recorder = std::this_thread::get_id();
   return SUCCESS;
 }
 
 API cuStreamEndCapture(void* stream, void** graph) {
-  BEGIN();
+  Call call;
   KNOWN("stream", stream);
   Stream* s = static_cast<Stream*>(stream);
   *graph = nullptr;
-  if (!s->recording) return INVALID_VALUE;
+  // Whether or not it succeeds, there is no recording afterwards.
   std::unique_ptr<Graph> recorded = std::move(s->recording);
+  if (call.status) return call.status;
+  if (!recorded) return INVALID_VALUE;
   if (s->broken) {
     s->broken = false;
     return CAPTURE_INVALIDATED;
@@ -553,14 +684,17 @@ API cuGraphLaunch(void* executable, void* stream) {
 
 API cuModuleLoadData(void** module, const void* cubin) {
   BEGIN();
-  std::set<std::string> names = kernels_of(cubin);
-  if (names.empty()) return INVALID_IMAGE;
-  make("module", new Module{std::move(names), libraries(), {}}, module);
+  SAFE_IN_ANY_CAPTURE;
+  if (!Cubin(cubin).sections) return INVALID_IMAGE;
+  make("module", new Module{kernels_of(cubin), libraries(), {}}, module);
   return SUCCESS;
 }
 
 API cuModuleUnload(void* module) {
   BEGIN();
+  for (auto& [kind, handle] : device().handles)
+    if ((kind == "graph" || kind == "executable graph") && static_cast<Graph*>(handle)->modules.count(module))
+      misuse("a module goes before a graph with its kernels");
   return destroy<Module>("module", module);
 }
 
@@ -571,31 +705,25 @@ API cuModuleGetFunction(void** function, void* module, const char* name) {
   return *function ? SUCCESS : NOT_FOUND;
 }
 
-API cuFuncGetParamInfo(void* function, size_t index, size_t* offset, size_t* size) {
-  BEGIN();
-  const TwinKernel* kernel = static_cast<Function*>(function)->kernel;
-  if (index >= kernel->count) return INVALID_VALUE;
-  *size = kernel->sizes[index];
-  *offset = 0;
-  for (size_t i = 0; i <= index; i++) {
-    size_t next = kernel->sizes[i];
-    *offset = (*offset + next - 1) / next * next;
-    if (i < index) *offset += next;
-  }
-  return SUCCESS;
-}
+enum Attribute { MAX_THREADS = 0, STATIC_SHARED = 1, REGISTERS = 4, DYNAMIC_SHARED = 8 };
 
-// The static shared memory is the twin's affair.
 API cuFuncGetAttribute(int* value, int attribute, void* function) {
   BEGIN();
-  *value = attribute == 8 ? int(static_cast<Function*>(function)->dynamic_limit) : 0;
-  return SUCCESS;
+  const Function& f = *static_cast<Function*>(function);
+  switch (attribute) {
+    case MAX_THREADS: *value = int(f.needs.max_threads); return SUCCESS;
+    case STATIC_SHARED: *value = int(f.needs.shared); return SUCCESS;
+    case REGISTERS: *value = int(f.needs.registers); return SUCCESS;
+    case DYNAMIC_SHARED: *value = int(f.dynamic_limit); return SUCCESS;
+  }
+  return INVALID_VALUE;
 }
 
 API cuFuncSetAttribute(void* function, int attribute, int value) {
   BEGIN();
-  if (attribute != 8 || value < 0 || value > 227 << 10) return INVALID_VALUE;
-  static_cast<Function*>(function)->dynamic_limit = size_t(value);
+  Function& f = *static_cast<Function*>(function);
+  if (attribute != DYNAMIC_SHARED || value < 0 || value > (227 << 10) - int(f.needs.shared)) return INVALID_VALUE;
+  f.dynamic_limit = size_t(value);
   return SUCCESS;
 }
 
@@ -645,10 +773,15 @@ static void run_kernel(TwinLaunch launch, const TwinLibrary& library, void** arg
 API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void* stream, void** arguments, void**) {
   BEGIN();
+  KNOWN("stream", stream);
   Function* f = static_cast<Function*>(function);
   uint64_t threads = uint64_t(bx) * by * bz;
   if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !threads || threads > 1024) return INVALID_VALUE;
-  if (shared > f->dynamic_limit) return INVALID_VALUE;
+  if (threads > f->needs.max_threads || shared > f->dynamic_limit) return INVALID_VALUE;
+  // A multiprocessor has so many registers; each warp gets them in steps of 8 for each of its threads.
+  const uint64_t ALL_REGISTERS = 65536;
+  if ((threads + 31) / 32 * 32 * ((f->needs.registers + 7) / 8 * 8) > ALL_REGISTERS) return OUT_OF_RESOURCES;
+  if (static_cast<Stream*>(stream)->recording) static_cast<Stream*>(stream)->recording->modules.insert(f->module);
   TwinLaunch launch = {f->kernel, f->library.touch, {gx, gy, gz}, {bx, by, bz}, shared,
                        227 << 10, nullptr, nullptr, 0, 0, nullptr, 0};
   auto given = std::make_shared<Arguments>(*f->kernel, arguments);

@@ -17,3 +17,16 @@ extern "C" __global__ void probe_turn(float* x, int room) {
   x[i] = held[room - n + i];
 }
 EXPORT_KERNEL(probe_turn)
+
+// The same by way of static shared memory as well, for blocks of up to 64 threads.
+extern "C" __global__ void __launch_bounds__(64) probe_bounded(float* x, int room) {
+  DYNAMIC_SHARED(float, held);
+  __shared__ float once[2048];
+  int n = blockDim.x, i = threadIdx.x;
+  once[i] = x[i];
+  __syncthreads();
+  held[room - 1 - i] = once[i];
+  __syncthreads();
+  x[i] = held[room - n + i];
+}
+EXPORT_KERNEL(probe_bounded)

@@ -24,6 +24,8 @@ enum Status {
   SUCCESS = 0,
   INVALID_VALUE = 1,
   OUT_OF_MEMORY = 2,
+  NOT_INITIALIZED = 3,
+  STUB_LIBRARY = 34,
   NO_DEVICE = 100,
   INVALID_DEVICE = 101,
   INVALID_IMAGE = 200,
@@ -32,6 +34,7 @@ enum Status {
   NOT_FOUND = 500,
   NOT_READY = 600,
   ILLEGAL_ADDRESS = 700,
+  OUT_OF_RESOURCES = 701,
   CAPTURE_UNSUPPORTED = 900,
   CAPTURE_INVALIDATED = 901,
 };
@@ -48,6 +51,28 @@ PUBLIC bool may_touch(const char* what, const void* at, size_t bytes);
 
 // Lets the device's clock go on. It counts what was done and knows no time.
 PUBLIC void spend(double microseconds);
+
+// Whether a stream of the device is being captured.
+PUBLIC bool captures();
+
+// Counts a call, and whether it is the one that STAND_IN_FAIL wants to fail: "cuMemAlloc_v2:3:2" is the third
+// of that name, with the status 2. Returns that status, or 0.
+PUBLIC int called(const char* name);
+
+// Counts a call that has failed, and says so.
+PUBLIC void failed(const char* name, int status);
+
+// What a function of the two libraries returns: a number as in C, which is counted where it is an error.
+struct Answer {
+  int status;
+
+  // A library's own status for what is no failure.
+  static const int NO_FAILURE = 600;
+
+  Answer(int status, const char* name = __builtin_FUNCTION()) : status(status) {
+    if (status != 0 && status != NO_FAILURE) failed(name, status);
+  }
+};
 
 // Counts the objects of a kind that exist.
 PUBLIC void hold(const char* kind, int change);

@@ -3,6 +3,8 @@
 
 #include <deque>
 #include <memory>
+#include <set>
+#include <thread>
 #include <vector>
 
 #include "stand_in.h"
@@ -11,12 +13,19 @@ namespace stand_in {
 
 struct Graph {
   std::vector<Work> work;
+  // Whose kernels are in it.
+  std::set<void*> modules;
 };
+
+// How a stream is captured: what other calls may be made meanwhile.
+enum Capture { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };
 
 struct Stream {
   std::deque<Work> waiting;
   // While it records.
   std::unique_ptr<Graph> recording;
+  Capture mode = GLOBAL;
+  std::thread::id recorder;
   bool broken = false;
 
   Status add(Work work) {

@@ -3,12 +3,12 @@
 //! Nothing is read from the disk: the headers go in as text. The result is a cubin, not PTX, so that a
 //! driver older than NVRTC has nothing left to translate.
 
+use super::calls::{Status, nvrtc};
 use super::libraries;
 use crate::backend::cuda::driver::Result;
 use crate::backend::cuda::source::real_macro;
 use crate::backend::cuda::{CudaError, source::Sources};
 use crate::tensor::DType;
-use cudarc::nvrtc::sys as nvrtc;
 use serde::Serialize;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::null_mut;
@@ -75,7 +75,7 @@ fn best_architecture(compute_capability: u32, known: &[u32]) -> Option<u32> {
 pub fn architectures() -> Result<Vec<u32>> {
     libraries::nvrtc()?;
     let mut count: c_int = 0;
-    // SAFETY: a place for the number; the function exists.
+    // SAFETY: a place for the number.
     check("nvrtcGetNumSupportedArchs", unsafe { nvrtc::nvrtcGetNumSupportedArchs(&mut count) })?;
     let mut architectures: Vec<c_int> = vec![0; usize::try_from(count).unwrap_or(0)];
     // SAFETY: the function writes as many numbers as it announced.
@@ -95,28 +95,28 @@ pub fn compile(sources: &Sources, file: &str, architecture: u32, dtype: DType) -
     let options = options(architecture, dtype)?;
     let status = program.compile(&options)?;
     let log = program.log()?;
-    if status == nvrtc::nvrtcResult::NVRTC_ERROR_COMPILATION {
+    if status == nvrtc::nvrtcResult::NVRTC_ERROR_COMPILATION as Status {
         return Err(CudaError::Compile { file: file.to_owned(), log });
     }
-    if status != nvrtc::nvrtcResult::NVRTC_SUCCESS {
+    if status != 0 {
         let log = format!("{} ({})\n{log}", meaning(status), options.join(" "));
         return Err(CudaError::Compile { file: file.to_owned(), log });
     }
     Ok(Compiled { cubin: program.cubin()?, kernels: parse_resources(&log) })
 }
 
-fn check(call: &'static str, status: nvrtc::nvrtcResult) -> Result<()> {
-    if status == nvrtc::nvrtcResult::NVRTC_SUCCESS {
+fn check(call: &'static str, status: Status) -> Result<()> {
+    if status == 0 {
         return Ok(());
     }
     Err(CudaError::Call { call, problem: meaning(status) })
 }
 
-fn meaning(status: nvrtc::nvrtcResult) -> String {
+fn meaning(status: Status) -> String {
     // SAFETY: NVRTC returns a constant string for every status.
     let text = unsafe { nvrtc::nvrtcGetErrorString(status) };
     if text.is_null() {
-        return format!("{status:?}");
+        return format!("status {status}");
     }
     // SAFETY: not null, and ends with a zero.
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
@@ -162,7 +162,7 @@ impl Program {
         Ok(Program(program))
     }
 
-    fn compile(&self, options: &[String]) -> Result<nvrtc::nvrtcResult> {
+    fn compile(&self, options: &[String]) -> Result<Status> {
         let strings: Vec<CString> = options.iter().filter_map(|o| CString::new(o.as_str()).ok()).collect();
         let pointers: Vec<*const c_char> = strings.iter().map(|s| s.as_ptr()).collect();
         // SAFETY: the program exists, and the list holds as many strings as is said.

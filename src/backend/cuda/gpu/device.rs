@@ -1,11 +1,11 @@
 //! The devices that the driver offers, and whether they will do.
 
-use super::handles::check;
+use super::calls::cuda as cu;
+use super::handles::{check, is};
 use super::libraries;
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{DeviceInfo, Result};
 use crate::tensor::DType;
-use cudarc::driver::sys as cu;
 use std::ffi::{CStr, c_char, c_int};
 
 /// The oldest devices that NVRTC 13 compiles for.
@@ -23,17 +23,10 @@ pub struct Device {
 /// How many devices there are; starts the driver.
 pub fn count() -> Result<usize> {
     libraries::driver()?;
-    // SAFETY: the function exists; 0 is the only value its argument may have.
+    // SAFETY: 0 is the only value its argument may have.
     match unsafe { cu::cuInit(0) } {
-        cu::CUresult::CUDA_ERROR_NO_DEVICE => return Ok(0),
-        cu::CUresult::CUDA_ERROR_STUB_LIBRARY => {
-            return Err(CudaError::Unsupported(
-                "the libcuda that was found is the toolkit's stub; take its folder out of LD_LIBRARY_PATH \
-                 and install the NVIDIA driver"
-                    .into(),
-            ));
-        }
-        cu::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH => {
+        status if is(status, cu::CUresult::CUDA_ERROR_NO_DEVICE) => return Ok(0),
+        status if is(status, cu::CUresult::CUDA_ERROR_SYSTEM_DRIVER_MISMATCH) => {
             return Err(CudaError::Unsupported(
                 "libcuda and the NVIDIA kernel module are of different versions; reboot after a driver \
                  update, and in a container install none of its own"

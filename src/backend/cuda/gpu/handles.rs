@@ -4,16 +4,16 @@
 //! dropped on any thread and in any order. Destruction has nobody to report to and ignores failures: after
 //! a sticky error every call fails.
 
+use super::calls::{Status, cuda as cu};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::Result;
-use cudarc::driver::sys as cu;
 use std::ffi::{CStr, c_char, c_uint, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
 /// An error unless `status` is success. After a sticky one it says that the context is lost.
-pub fn check(call: &'static str, status: cu::CUresult) -> Result<()> {
-    if status == cu::CUresult::CUDA_SUCCESS {
+pub fn check(call: &'static str, status: Status) -> Result<()> {
+    if status == 0 {
         return Ok(());
     }
     let problem = describe(status);
@@ -25,40 +25,48 @@ pub fn check(call: &'static str, status: cu::CUresult) -> Result<()> {
 }
 
 /// The errors after which every further call on the context fails too.
-fn is_sticky(status: cu::CUresult) -> bool {
+const STICKY: [cu::CUresult; 14] = {
     use cu::CUresult::*;
-    matches!(
-        status,
-        CUDA_ERROR_ILLEGAL_ADDRESS
-            | CUDA_ERROR_LAUNCH_TIMEOUT
-            | CUDA_ERROR_ASSERT
-            | CUDA_ERROR_HARDWARE_STACK_ERROR
-            | CUDA_ERROR_ILLEGAL_INSTRUCTION
-            | CUDA_ERROR_MISALIGNED_ADDRESS
-            | CUDA_ERROR_INVALID_ADDRESS_SPACE
-            | CUDA_ERROR_INVALID_PC
-            | CUDA_ERROR_LAUNCH_FAILED
-            | CUDA_ERROR_ECC_UNCORRECTABLE
-            | CUDA_ERROR_NVLINK_UNCORRECTABLE
-            | CUDA_ERROR_CONTAINED
-            | CUDA_ERROR_CONTEXT_IS_DESTROYED
-            | CUDA_ERROR_EXTERNAL_DEVICE
-    )
+    [
+        CUDA_ERROR_ILLEGAL_ADDRESS,
+        CUDA_ERROR_LAUNCH_TIMEOUT,
+        CUDA_ERROR_ASSERT,
+        CUDA_ERROR_HARDWARE_STACK_ERROR,
+        CUDA_ERROR_ILLEGAL_INSTRUCTION,
+        CUDA_ERROR_MISALIGNED_ADDRESS,
+        CUDA_ERROR_INVALID_ADDRESS_SPACE,
+        CUDA_ERROR_INVALID_PC,
+        CUDA_ERROR_LAUNCH_FAILED,
+        CUDA_ERROR_ECC_UNCORRECTABLE,
+        CUDA_ERROR_NVLINK_UNCORRECTABLE,
+        CUDA_ERROR_CONTAINED,
+        CUDA_ERROR_CONTEXT_IS_DESTROYED,
+        CUDA_ERROR_EXTERNAL_DEVICE,
+    ]
+};
+
+fn is_sticky(status: Status) -> bool {
+    STICKY.iter().any(|&sticky| is(status, sticky))
 }
 
-/// "CUDA_ERROR_NO_DEVICE (no CUDA-capable device is detected)".
-fn describe(status: cu::CUresult) -> String {
-    let text = |get: unsafe fn(cu::CUresult, *mut *const c_char) -> cu::CUresult| {
+/// Whether a status is this one of cudarc's.
+pub fn is(status: Status, known: cu::CUresult) -> bool {
+    status == known as Status
+}
+
+/// "CUDA_ERROR_NO_DEVICE (no CUDA-capable device is detected)", or "status 999" where the driver has no name for it.
+fn describe(status: Status) -> String {
+    let text = |get: unsafe fn(Status, *mut *const c_char) -> Status| {
         let mut text = null();
         // SAFETY: the driver writes a pointer to a constant string, or null for a status it does not know.
         unsafe {
-            let known = get(status, &mut text) == cu::CUresult::CUDA_SUCCESS && !text.is_null();
+            let known = get(status, &mut text) == 0 && !text.is_null();
             known.then(|| CStr::from_ptr(text).to_string_lossy().into_owned())
         }
     };
     match (text(cu::cuGetErrorName), text(cu::cuGetErrorString)) {
         (Some(name), Some(meaning)) => format!("{name} ({meaning})"),
-        _ => format!("{status:?}"),
+        _ => format!("status {status}"),
     }
 }
 
@@ -85,6 +93,18 @@ impl Context {
     pub fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained as long as `self` lives.
         check("cuCtxSetCurrent", unsafe { cu::cuCtxSetCurrent(self.raw) })
+    }
+
+    /// Runs `body` between the profiler's start and stop.
+    pub fn profile(&self, body: impl FnOnce() -> Result<()>) -> Result<()> {
+        self.enter()?;
+        // SAFETY: the context is current.
+        check("cuProfilerStart", unsafe { cu::cuProfilerStart() })?;
+        let done = body();
+        self.enter()?;
+        // SAFETY: as above.
+        let stopped = check("cuProfilerStop", unsafe { cu::cuProfilerStop() });
+        done.and(stopped)
     }
 
     /// Bytes of device memory that are free, and that there are.
@@ -186,6 +206,15 @@ impl Stream {
         })
     }
 
+    /// Records what `body` enqueues. Whatever happens in it, the stream records no more afterwards.
+    pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        self.begin_capture()?;
+        let done = body();
+        let graph = self.end_capture();
+        done?;
+        graph
+    }
+
     /// Copies within the device. Enqueued.
     ///
     /// # Safety
@@ -266,7 +295,7 @@ impl Event {
         self.context.enter()?;
         // SAFETY: the event exists.
         match unsafe { cu::cuEventQuery(self.raw) } {
-            cu::CUresult::CUDA_ERROR_NOT_READY => Ok(false),
+            status if is(status, cu::CUresult::CUDA_ERROR_NOT_READY) => Ok(false),
             status => check("cuEventQuery", status).map(|()| true),
         }
     }
@@ -279,20 +308,11 @@ impl Event {
 
     /// Seconds from `self` to `end`, both timing events that are done.
     pub fn seconds_until(&self, end: &Event) -> Result<f64> {
-        type Elapsed = unsafe extern "C" fn(*mut f32, cu::CUevent, cu::CUevent) -> cu::CUresult;
         self.context.enter()?;
-        // SAFETY: the driver is loaded, as there is a context. Both names have this signature; the second
-        // is the only one in drivers before 12.8, where cudarc's own binding would panic.
-        let elapsed = unsafe {
-            let library = cu::culib();
-            let new = library.get::<Elapsed>(b"cuEventElapsedTime_v2");
-            new.or_else(|_| library.get::<Elapsed>(b"cuEventElapsedTime"))
-        };
-        let elapsed =
-            elapsed.map_err(|e| CudaError::Call { call: "cuEventElapsedTime", problem: e.to_string() })?;
         let mut milliseconds = 0.0f32;
         // SAFETY: a place for the number, and two events that exist.
-        check("cuEventElapsedTime", unsafe { elapsed(&mut milliseconds, self.raw, end.raw) })?;
+        let status = unsafe { cu::cuEventElapsedTime_v2(&mut milliseconds, self.raw, end.raw) };
+        check("cuEventElapsedTime", status)?;
         Ok(f64::from(milliseconds) * 1e-3)
     }
 }
@@ -356,15 +376,14 @@ impl Module {
         Ok(Module { raw, context: context.clone() })
     }
 
-    /// The kernel `name`, or none; valid as long as the module.
-    pub fn function(&self, name: &CStr) -> Result<Option<cu::CUfunction>> {
+    /// The kernel `name`, which must be there; valid as long as the module.
+    pub fn function(&self, name: &CStr) -> Result<cu::CUfunction> {
         self.context.enter()?;
         let mut function = null_mut();
         // SAFETY: a place for the handle; the module exists and the name ends with a zero.
-        match unsafe { cu::cuModuleGetFunction(&mut function, self.raw, name.as_ptr()) } {
-            cu::CUresult::CUDA_ERROR_NOT_FOUND => Ok(None),
-            status => check("cuModuleGetFunction", status).map(|()| Some(function)),
-        }
+        let status = unsafe { cu::cuModuleGetFunction(&mut function, self.raw, name.as_ptr()) };
+        check("cuModuleGetFunction", status)?;
+        Ok(function)
     }
 }
 
@@ -381,7 +400,7 @@ impl DeviceBuffer {
         // The driver refuses to allocate nothing.
         // SAFETY: a place for the address; the context is current.
         let status = unsafe { cu::cuMemAlloc_v2(&mut raw, bytes.max(1)) };
-        if status == cu::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+        if is(status, cu::CUresult::CUDA_ERROR_OUT_OF_MEMORY) {
             let (free, total) = context.memory()?;
             return Err(CudaError::OutOfMemory { bytes, free, total });
         }

@@ -1,13 +1,13 @@
 //! Loaded kernels, found by name and launched.
 
+use super::calls::cuda as cu;
 use super::cubins::{COMPILER_STACK, Cubin, Cubins};
 use super::handles::{Context, Module, Stream, check};
-use super::libraries;
+use super::parameters;
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
 use crate::backend::cuda::source::Sources;
 use crate::tensor::DType;
-use cudarc::driver::sys as cu;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_uint};
@@ -23,8 +23,10 @@ struct Function {
     static_shared: usize,
     /// Bytes of dynamic shared memory that launches may ask for so far.
     dynamic_shared: usize,
-    /// Sizes of its parameters, where the driver tells.
-    parameters: Option<Arc<[u8]>>,
+    /// Threads of a block at most.
+    max_threads: usize,
+    /// Sizes of its parameters, as the compiler wrote them down.
+    parameters: Arc<[u16]>,
 }
 
 // SAFETY: the driver's handles may be used on any thread.
@@ -61,7 +63,7 @@ impl Compiler {
 /// The modules of the kernel files that were needed so far.
 pub struct Kernels {
     functions: Mutex<HashMap<Kernel, Function>>,
-    modules: Mutex<HashMap<String, Module>>,
+    modules: Mutex<HashMap<String, LoadedFile>>,
     compiler: Compiler,
     shared_limit: usize,
     context: Arc<Context>,
@@ -78,7 +80,7 @@ impl Kernels {
     ) -> Result<Self> {
         let mut modules = HashMap::new();
         for cubin in cubins {
-            modules.insert(cubin.file.clone(), Module::load(context, &cubin.code)?);
+            modules.insert(cubin.file.clone(), LoadedFile::load(context, cubin)?);
         }
         Ok(Kernels {
             functions: Mutex::new(HashMap::new()),
@@ -98,13 +100,20 @@ impl Kernels {
         let function = self.function(launch)?;
         let mut args = launch.args;
         args.check().map_err(|problem| failed(launch.kernel, problem))?;
-        if let Some(expected) = function.parameters.as_deref().filter(|expected| *expected != args.sizes()) {
-            let found = args.sizes();
+        let (expected, found) = (&*function.parameters, args.sizes());
+        if !expected.iter().copied().eq(found.iter().copied().map(u16::from)) {
             let problem = format!("its parameters are of {expected:?} bytes, the arguments of {found:?}");
             return Err(failed(launch.kernel, problem));
         }
         let mut pointers = args.pointers();
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        let (threads, most) =
+            (launch.block.iter().map(|&n| n as usize).product::<usize>(), function.max_threads);
+        if threads > most {
+            let block = launch.block;
+            let problem = format!("a block of {block:?} threads, and it was compiled for at most {most}");
+            return Err(failed(launch.kernel, problem));
+        }
         // SAFETY: the function belongs to a loaded module and the context is current; `pointers` holds one
         // pointer per argument into `args`, which the driver reads before it returns; the rest is the
         // caller's promise. The checks in `function` keep `shared` far below 2³².
@@ -154,22 +163,46 @@ impl Kernels {
 
     fn find(&self, kernel: Kernel) -> Result<Function> {
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = match modules.entry(kernel.file.to_owned()) {
+        let loaded = match modules.entry(kernel.file.to_owned()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {
                 let cubin = self.compiler.rare(kernel.file)?;
-                entry.insert(Module::load(&self.context, &cubin.code)?)
+                entry.insert(LoadedFile::load(&self.context, &cubin)?)
             }
         };
         let name =
             CString::new(kernel.name).map_err(|_| failed(kernel, "its name has a zero byte".into()))?;
-        let raw = module.function(&name)?.ok_or_else(|| {
-            failed(kernel, format!("the file has no extern \"C\" __global__ function {}", kernel.name))
-        })?;
+        let missing =
+            || failed(kernel, format!("the file has no extern \"C\" __global__ function {}", kernel.name));
+        // Asked of the cubin: the driver would count the question for a kernel that is not there as an error, as
+        // it would that for one parameter too many.
+        let parameters = loaded.parameters.get(kernel.name).ok_or_else(missing)?.clone();
+        let raw = loaded.module.function(&name)?;
         use cu::CUfunction_attribute as Attribute;
         let static_shared = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
-        let dynamic_shared = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?;
-        Ok(Function { raw, static_shared, dynamic_shared, parameters: parameter_sizes(raw) })
+        let allowed = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES)?;
+        let max_threads = attribute(raw, Attribute::CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?;
+        let dynamic_shared = allowed.min(WITHOUT_ASKING.saturating_sub(static_shared));
+        Ok(Function { raw, static_shared, dynamic_shared, max_threads, parameters })
+    }
+}
+
+/// Shared memory of a block, static and dynamic, that needs no permission, in bytes.
+const WITHOUT_ASKING: usize = 48 << 10;
+
+/// A kernel file that is loaded, and the sizes of the parameters of each of its kernels.
+struct LoadedFile {
+    module: Module,
+    parameters: HashMap<String, Arc<[u16]>>,
+}
+
+impl LoadedFile {
+    fn load(context: &Arc<Context>, cubin: &Cubin) -> Result<Self> {
+        let parameters = parameters::of_kernels(&cubin.code).map_err(|problem| {
+            let problem = format!("kernels/{}.cu: {problem}", cubin.file);
+            CudaError::Call { call: "compiled code", problem }
+        })?;
+        Ok(LoadedFile { module: Module::load(context, &cubin.code)?, parameters })
     }
 }
 
@@ -180,25 +213,6 @@ fn attribute(function: cu::CUfunction, attribute: cu::CUfunction_attribute) -> R
     Ok(usize::try_from(value).unwrap_or(0))
 }
 
-/// Sizes in bytes of a kernel's parameters; drivers before 12.4 do not tell.
-fn parameter_sizes(function: cu::CUfunction) -> Option<Arc<[u8]>> {
-    if !libraries::driver_has("cuFuncGetParamInfo") {
-        return None;
-    }
-    let mut sizes = Vec::new();
-    loop {
-        let (mut offset, mut size) = (0, 0);
-        // SAFETY: two places for numbers, and a function of a loaded module; an index behind the last
-        // parameter is answered by an error.
-        let status = unsafe { cu::cuFuncGetParamInfo(function, sizes.len(), &mut offset, &mut size) };
-        match status {
-            cu::CUresult::CUDA_SUCCESS => sizes.push(u8::try_from(size).ok()?),
-            cu::CUresult::CUDA_ERROR_INVALID_VALUE => return Some(sizes.into()),
-            _ => return None,
-        }
-    }
-}
-
 fn failed(kernel: Kernel, problem: String) -> CudaError {
     let problem = format!("kernel {} of kernels/{}.cu: {problem}", kernel.name, kernel.file);
     CudaError::Call { call: "launch", problem }
@@ -206,14 +220,7 @@ fn failed(kernel: Kernel, problem: String) -> CudaError {
 
 /// The error with the launch it is about.
 fn describe(error: CudaError, launch: &Launch) -> CudaError {
-    let Launch { kernel, grid, block, shared, .. } = launch;
-    let about = |problem: String| {
-        format!(
-            "kernel {} of kernels/{}.cu, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: \
-             {problem}",
-            kernel.name, kernel.file
-        )
-    };
+    let about = |problem: String| format!("{launch}: {problem}");
     match error {
         CudaError::Call { call, problem } => CudaError::Call { call, problem: about(problem) },
         CudaError::Lost { call, problem } => CudaError::Lost { call, problem: about(problem) },

@@ -1,20 +1,22 @@
-//! Finds and loads the CUDA libraries: the driver, NVRTC and cuBLASLt.
+//! Finds and opens the CUDA libraries: the driver, NVRTC and cuBLASLt.
 //!
-//! cudarc opens them by name, which the system's loader resolves. Libraries elsewhere, in a toolkit named
-//! by CUDA_HOME or in Python's nvidia wheels, are opened here first by their full path: from then on the
-//! same name resolves to them. They stay open for the life of the process.
+//! First in the folders that the environment names, then by the names that the system's loader knows, then in
+//! toolkits, named by CUDA_HOME or at their usual place, and in Python's nvidia wheels. They stay open for the
+//! life of the process, and [`calls`] asks the opened file itself for its functions.
 
+use super::calls::{cublaslt as lt, cuda as cu, nvrtc as rtc};
 pub use super::folders::FOLDERS;
 use super::folders::{Folder, explicit_folders, files_like, other_folders};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::Result;
+use libloading::Library;
 use serde::Serialize;
 use std::env;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-/// The major versions of NVRTC and cuBLASLt that cudarc asks the loader for, newest first.
+/// The major versions of NVRTC and cuBLASLt that are looked for by their names, newest first.
 const MAJORS: [u32; 2] = [13, 12];
 
 /// A library that was found.
@@ -30,50 +32,32 @@ pub struct Loaded {
     pub found_by: String,
 }
 
-/// Why a library cannot be used.
-#[derive(Debug, Clone)]
-enum Problem {
-    Missing(String),
-    Unsupported(String),
-}
+/// The library, or what was found that cannot be used, and what to do.
+type Outcome = std::result::Result<Loaded, String>;
 
-impl Problem {
-    fn into_error(self, library: &'static str) -> CudaError {
-        match self {
-            Problem::Missing(hint) => CudaError::Missing { library, hint },
-            Problem::Unsupported(text) => CudaError::Unsupported(text),
-        }
-    }
-}
-
-type Outcome = std::result::Result<Loaded, Problem>;
-
-/// What is known of one library before it is loaded.
-struct Wanted {
-    name: &'static str,
+/// What is known of one library before it is opened; `T`: where its functions lie.
+struct Wanted<T> {
+    /// As cudarc knows it.
+    stem: &'static str,
+    /// The names that it can have, the best first.
     files: Vec<String>,
-    /// Loaded too, from the same folder: the files of this name and the library's version.
+    /// Opened too, from the same folder: the files of this name and the library's version.
     companions: Option<&'static str>,
     hint: &'static str,
-    /// Whether cudarc finds it.
-    present: fn() -> bool,
-    /// The address of a function in the library that cudarc uses.
-    symbol: fn(&str) -> Option<*const c_void>,
-    /// Functions without which it is of no use here.
-    symbols: &'static [&'static str],
-    /// Major version and text, once all symbols are known to be there.
-    version: fn() -> std::result::Result<(u32, String), String>,
+    /// Finds the functions, or the name of one that is missing.
+    table: fn(&Library) -> std::result::Result<T, &'static str>,
+    /// An address in the library.
+    address: fn(&T) -> usize,
+    /// Major version and text.
+    version: fn(&T) -> std::result::Result<(u32, String), String>,
+    /// From here on calls go there.
+    keep: fn(T),
 }
 
 /// The driver, libcuda; the version is that of CUDA.
 pub fn driver() -> Result<&'static Loaded> {
     static DRIVER: OnceLock<Outcome> = OnceLock::new();
     get(&DRIVER, "the NVIDIA driver (libcuda)", || load(&wanted_driver()))
-}
-
-/// Whether the driver has a function that older ones lack.
-pub fn driver_has(name: &str) -> bool {
-    driver().is_ok() && (wanted_driver().symbol)(name).is_some()
 }
 
 /// NVRTC, which compiles the kernels.
@@ -90,10 +74,10 @@ pub fn cublaslt() -> Result<&'static Loaded> {
 
 fn get(
     cell: &'static OnceLock<Outcome>,
-    name: &'static str,
+    library: &'static str,
     load: impl FnOnce() -> Outcome,
 ) -> Result<&'static Loaded> {
-    cell.get_or_init(load).as_ref().map_err(|problem| problem.clone().into_error(name))
+    cell.get_or_init(load).as_ref().map_err(|hint| CudaError::Missing { library, hint: hint.clone() })
 }
 
 /// The version of the kernel's side of the driver, "580.95.05", where the system tells.
@@ -104,79 +88,74 @@ pub fn kernel_driver() -> Option<String> {
 
 // ---------------------------------------------------------------- the three
 
-fn wanted_driver() -> Wanted {
+fn wanted_driver() -> Wanted<cu::Table> {
     Wanted {
-        name: "libcuda",
+        stem: if cfg!(windows) { "nvcuda" } else { "cuda" },
         files: vec!["libcuda.so.1".into()],
         companions: None,
         hint: "install the NVIDIA driver",
-        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
-        present: || unsafe { cudarc::driver::sys::is_culib_present() },
-        // SAFETY: only called where cudarc finds the library; the address is not called.
-        symbol: |name| unsafe { address(cudarc::driver::sys::culib(), name) },
-        symbols: DRIVER_SYMBOLS,
-        version: || {
+        table: cu::Table::of,
+        address: |table| table.cuInit as usize,
+        version: |table| {
             let mut version: c_int = 0;
-            // SAFETY: a place for the number; the function exists and needs no initialisation.
-            let status = unsafe { cudarc::driver::sys::cuDriverGetVersion(&mut version) };
+            // SAFETY: a place for the number; needs no initialisation.
+            let status = unsafe { (table.cuDriverGetVersion)(&mut version) };
             match u32::try_from(version) {
-                Ok(v) if status == cudarc::driver::sys::CUresult::CUDA_SUCCESS && v > 0 => {
-                    Ok((v / 1000, format!("{}.{}", v / 1000, v % 1000 / 10)))
+                _ if status == cu::CUresult::CUDA_ERROR_STUB_LIBRARY as u32 => {
+                    Err("it is the CUDA toolkit's stub, \
+                     which is for linking; take its folder out of LD_LIBRARY_PATH"
+                        .into())
                 }
-                _ => Err(format!("cuDriverGetVersion: {status:?}")),
+                Ok(v) if status == 0 && v > 0 => Ok((v / 1000, format!("{}.{}", v / 1000, v % 1000 / 10))),
+                _ => Err(format!("cuDriverGetVersion: status {status}")),
             }
         },
+        keep: cu::Table::keep,
     }
 }
 
-fn wanted_nvrtc() -> Wanted {
+fn wanted_nvrtc() -> Wanted<rtc::Table> {
     Wanted {
-        name: "libnvrtc",
+        stem: "nvrtc",
         files: versioned("libnvrtc.so"),
         // NVRTC opens these by name, and the wheels' NVRTC does not say where.
         companions: Some("libnvrtc-builtins.so"),
         hint: "run pip install nvidia-cuda-nvrtc, or install the CUDA toolkit; \
                CLIP_ENGINE_CUDA_LIBRARIES names folders to look in",
-        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
-        present: || unsafe { cudarc::nvrtc::sys::is_culib_present() },
-        // SAFETY: only called where cudarc finds the library; the address is not called.
-        symbol: |name| unsafe { address(cudarc::nvrtc::sys::culib(), name) },
-        symbols: NVRTC_SYMBOLS,
-        version: || {
+        table: rtc::Table::of,
+        address: |table| table.nvrtcVersion as usize,
+        version: |table| {
             let (mut major, mut minor): (c_int, c_int) = (0, 0);
-            // SAFETY: two places for numbers; the function exists.
-            let status = unsafe { cudarc::nvrtc::sys::nvrtcVersion(&mut major, &mut minor) };
+            // SAFETY: two places for numbers.
+            let status = unsafe { (table.nvrtcVersion)(&mut major, &mut minor) };
             match (status, u32::try_from(major)) {
-                (cudarc::nvrtc::sys::nvrtcResult::NVRTC_SUCCESS, Ok(major)) => {
-                    Ok((major, format!("{major}.{minor}")))
-                }
-                _ => Err(format!("nvrtcVersion: {status:?}")),
+                (0, Ok(major)) => Ok((major, format!("{major}.{minor}"))),
+                _ => Err(format!("nvrtcVersion: status {status}")),
             }
         },
+        keep: rtc::Table::keep,
     }
 }
 
-fn wanted_cublaslt() -> Wanted {
+fn wanted_cublaslt() -> Wanted<lt::Table> {
     Wanted {
-        name: "libcublasLt",
+        stem: "cublasLt",
         files: versioned("libcublasLt.so"),
         companions: None,
         hint: "run pip install nvidia-cublas, or install the CUDA toolkit; \
                CLIP_ENGINE_CUDA_LIBRARIES names folders to look in",
-        // SAFETY: opens and closes libraries by name; their initialisers are NVIDIA's.
-        present: || unsafe { cudarc::cublaslt::sys::is_culib_present() },
-        // SAFETY: only called where cudarc finds the library; the address is not called.
-        symbol: |name| unsafe { address(cudarc::cublaslt::sys::culib(), name) },
-        symbols: CUBLASLT_SYMBOLS,
-        version: || {
-            // SAFETY: the function exists and takes nothing.
-            let version = unsafe { cudarc::cublaslt::sys::cublasLtGetVersion() };
+        table: lt::Table::of,
+        address: |table| table.cublasLtCreate as usize,
+        version: |table| {
+            // SAFETY: takes nothing.
+            let version = unsafe { (table.cublasLtGetVersion)() };
             // 120304 is 12.3.4, and so is 11.x's 11xx0y; only majors from 12 on are used.
             let (major, minor, patch) = (version / 10_000, version / 100 % 100, version % 100);
             u32::try_from(major)
                 .map(|m| (m, format!("{major}.{minor}.{patch}")))
                 .map_err(|_| format!("cublasLtGetVersion: {version}"))
         },
+        keep: lt::Table::keep,
     }
 }
 
@@ -191,105 +170,85 @@ fn versioned(stem: &str) -> Vec<String> {
 
 // ---------------------------------------------------------------- loading
 
-fn load(wanted: &Wanted) -> Outcome {
-    let mut failures = Vec::new();
-    let mut opened = preload(wanted, &explicit_folders(), &mut failures);
-    let by_name = opened.is_none() && (wanted.present)();
-    if opened.is_none() && !by_name {
-        opened = preload(wanted, &other_folders(&|name| env::var_os(name)), &mut failures);
+fn load<T>(wanted: &Wanted<T>) -> Outcome {
+    let mut failures = Failures::default();
+    let mut found = in_folders(wanted, &explicit_folders(), &mut failures);
+    // A file in a folder that is named by hand is the one, or it is what is wrong.
+    if found.is_none() && failures.0.is_empty() {
+        let others = other_folders(&|name| env::var_os(name));
+        found = by_name(wanted, &wanted.files, &mut failures)
+            .or_else(|| in_folders(wanted, &others, &mut failures))
+            // Names without a version come last: development files have them, and the toolkit's stub.
+            .or_else(|| by_name(wanted, &cudarc::get_lib_name_candidates(wanted.stem), &mut failures));
     }
-    if opened.is_none() && !by_name {
-        let failures: String = failures.iter().map(|f| format!("{f}; ")).collect();
-        return Err(Problem::Missing(failures + wanted.hint));
-    }
-    if !(wanted.present)() {
-        let name = wanted.name;
-        return Err(Problem::Unsupported(format!(
-            "{name} was loaded, but not under a name it can be used by; {}",
-            wanted.hint
-        )));
-    }
-    examine(wanted, opened.as_ref())
+    found.ok_or_else(|| failures.0.iter().map(|f| format!("{f}; ")).collect::<String>() + wanted.hint)
 }
 
-/// A library that was opened by its path.
-struct Opened {
-    path: PathBuf,
-    named_by: String,
+/// What was found and cannot be used, with the reasons.
+#[derive(Default)]
+struct Failures(Vec<String>);
+
+impl Failures {
+    /// The library, or none and a failure more.
+    fn took(&mut self, outcome: Outcome) -> Option<Loaded> {
+        outcome.map_err(|problem| self.0.push(problem)).ok()
+    }
 }
 
-/// Opens the library by its full path from the first folder that has it.
-fn preload(wanted: &Wanted, folders: &[Folder], failures: &mut Vec<String>) -> Option<Opened> {
-    for folder in folders {
-        for file in &wanted.files {
-            let path = folder.path.join(file);
-            if !path.is_file() {
-                continue;
-            }
-            match open_for_good(&path) {
-                Ok(()) => return Some(Opened { path, named_by: folder.named_by.clone() }),
-                Err(problem) => failures.push(problem),
-            }
+/// From the first folder that has a file that can be used.
+fn in_folders<T>(wanted: &Wanted<T>, folders: &[Folder], failures: &mut Failures) -> Option<Loaded> {
+    let paths = folders
+        .iter()
+        .flat_map(|folder| wanted.files.iter().map(move |file| (folder, folder.path.join(file))));
+    paths.filter(|(_, path)| path.is_file()).find_map(|(folder, path)| {
+        let opened = open(&path).map_err(|e| format!("{} cannot be loaded ({e})", path.display()));
+        failures.took(opened.and_then(|library| examine(wanted, library, &path, &folder.named_by)))
+    })
+}
+
+/// The first of these names that the system's loader knows and that can be used.
+fn by_name<T>(wanted: &Wanted<T>, names: &[String], failures: &mut Failures) -> Option<Loaded> {
+    names.iter().find_map(|name| {
+        let name = Path::new(name);
+        match open(name) {
+            Ok(library) => failures.took(examine(wanted, library, name, "system loader")),
+            Err(e) if e.to_string().contains("No such file") => None,
+            Err(e) => failures.took(Err(format!("{} cannot be loaded ({e})", name.display()))),
         }
-    }
-    None
+    })
 }
 
-fn open_for_good(path: &Path) -> std::result::Result<(), String> {
+/// All of its symbols at once; they are no other library's.
+fn open(path: &Path) -> std::result::Result<Library, libloading::Error> {
     #[cfg(unix)]
     // SAFETY: runs the library's initialisers, which are NVIDIA's.
-    let library = unsafe {
-        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-        Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)
+    return unsafe {
+        use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+        Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map(Into::into)
     };
     #[cfg(not(unix))]
     // SAFETY: as above.
-    let library = unsafe { libloading::Library::new(path) };
-    // Never closed: cudarc and other libraries keep pointers into it.
-    library.map(std::mem::forget).map_err(|e| format!("{} cannot be loaded ({e})", path.display()))
+    return unsafe { Library::new(path) };
 }
 
-/// Makes sure that every function that will be called is there, as cudarc panics where one is not, and
-/// finds out which file is in use: the loader may know another one by a name that comes first.
-fn examine(wanted: &Wanted, opened: Option<&Opened>) -> Outcome {
-    let mut path = None;
-    for name in wanted.symbols {
-        let Some(address) = (wanted.symbol)(name) else {
-            let library = wanted.name;
-            let problem = format!("{library} has no function {name}: it is too old; {}", wanted.hint);
-            return Err(Problem::Unsupported(problem));
-        };
-        if path.is_none() {
-            path = file_at(address as usize);
-        }
-    }
-    let (major, version) =
-        (wanted.version)().map_err(|problem| Problem::Unsupported(format!("{}: {problem}", wanted.name)))?;
-    // Of the same build as the library, so from beside the one in use.
-    let folder = path.as_deref().and_then(Path::parent);
-    if let (Some(companions), Some(folder)) = (wanted.companions, folder) {
+/// Keeps a library that was opened as `opened`, if it is what is wanted.
+fn examine<T>(wanted: &Wanted<T>, library: Library, opened: &Path, found_by: &str) -> Outcome {
+    let missing = |name| format!("{} has no function {name}: it is too old", opened.display());
+    let table = (wanted.table)(&library).map_err(missing)?;
+    let path = file_at((wanted.address)(&table));
+    let file = path.as_deref().unwrap_or(opened).display();
+    let (major, version) = (wanted.version)(&table).map_err(|problem| format!("{file}: {problem}"))?;
+    // Of the same build as the library, so from beside it.
+    if let (Some(companions), Some(folder)) = (wanted.companions, path.as_deref().and_then(Path::parent)) {
         for companion in files_like(folder, &format!("{companions}.{version}")) {
-            open_for_good(&companion).map_err(Problem::Unsupported)?;
+            let opened = open(&companion);
+            std::mem::forget(opened.map_err(|e| format!("{} cannot be loaded ({e})", companion.display()))?);
         }
     }
-    let same = |opened: &Opened| {
-        path.is_none()
-            || opened.path.canonicalize().ok() == path.as_deref().and_then(|p| p.canonicalize().ok())
-    };
-    let found_by = match opened {
-        Some(opened) if same(opened) => opened.named_by.clone(),
-        Some(opened) => format!("system loader, before {} by {}", opened.path.display(), opened.named_by),
-        None => "system loader".to_owned(),
-    };
-    Ok(Loaded { path, major, version, found_by })
-}
-
-/// # Safety
-/// The address must not be called with a wrong signature.
-unsafe fn address(library: &libloading::Library, name: &str) -> Option<*const c_void> {
-    // SAFETY: a symbol is as large as a pointer, whatever it points to.
-    let symbol = unsafe { library.get::<*const c_void>(name.as_bytes()) };
-    symbol.ok().map(|symbol| *symbol).filter(|pointer| !pointer.is_null())
+    // Never closed: from here on its functions are called.
+    std::mem::forget(library);
+    (wanted.keep)(table);
+    Ok(Loaded { path, major, version, found_by: found_by.to_owned() })
 }
 
 /// The file that is mapped at an address of this process.
@@ -304,86 +263,6 @@ fn file_at(address: usize) -> Option<PathBuf> {
     })
 }
 
-// ---------------------------------------------------------------- the functions that are called
-
-const DRIVER_SYMBOLS: &[&str] = &[
-    "cuCtxSetCurrent",
-    "cuDeviceGet",
-    "cuDeviceGetAttribute",
-    "cuDeviceGetCount",
-    "cuDeviceGetName",
-    "cuDevicePrimaryCtxRelease_v2",
-    "cuDevicePrimaryCtxRetain",
-    "cuDeviceTotalMem_v2",
-    "cuDriverGetVersion",
-    "cuEventCreate",
-    "cuEventDestroy_v2",
-    "cuEventQuery",
-    "cuEventRecord",
-    "cuEventSynchronize",
-    "cuFuncGetAttribute",
-    "cuFuncSetAttribute",
-    "cuGetErrorName",
-    "cuGetErrorString",
-    "cuGraphDestroy",
-    "cuGraphExecDestroy",
-    "cuGraphInstantiateWithFlags",
-    "cuGraphLaunch",
-    "cuGraphUpload",
-    "cuInit",
-    "cuLaunchKernel",
-    "cuMemAlloc_v2",
-    "cuMemFreeHost",
-    "cuMemFree_v2",
-    "cuMemGetInfo_v2",
-    "cuMemHostAlloc",
-    "cuMemcpyDtoDAsync_v2",
-    "cuMemcpyDtoHAsync_v2",
-    "cuMemcpyHtoDAsync_v2",
-    "cuMemsetD8Async",
-    "cuModuleGetFunction",
-    "cuModuleLoadData",
-    "cuModuleUnload",
-    "cuStreamBeginCapture_v2",
-    "cuStreamCreate",
-    "cuStreamDestroy_v2",
-    "cuStreamEndCapture",
-    "cuStreamSynchronize",
-    "cuStreamWaitEvent",
-];
-
-const NVRTC_SYMBOLS: &[&str] = &[
-    "nvrtcCompileProgram",
-    "nvrtcCreateProgram",
-    "nvrtcDestroyProgram",
-    "nvrtcGetCUBIN",
-    "nvrtcGetCUBINSize",
-    "nvrtcGetErrorString",
-    "nvrtcGetNumSupportedArchs",
-    "nvrtcGetProgramLog",
-    "nvrtcGetProgramLogSize",
-    "nvrtcGetSupportedArchs",
-    "nvrtcVersion",
-];
-
-const CUBLASLT_SYMBOLS: &[&str] = &[
-    "cublasLtCreate",
-    "cublasLtDestroy",
-    "cublasLtGetStatusName",
-    "cublasLtGetVersion",
-    "cublasLtMatmul",
-    "cublasLtMatmulAlgoCheck",
-    "cublasLtMatmulAlgoGetHeuristic",
-    "cublasLtMatmulDescCreate",
-    "cublasLtMatmulDescDestroy",
-    "cublasLtMatmulDescSetAttribute",
-    "cublasLtMatmulPreferenceCreate",
-    "cublasLtMatmulPreferenceDestroy",
-    "cublasLtMatmulPreferenceSetAttribute",
-    "cublasLtMatrixLayoutCreate",
-    "cublasLtMatrixLayoutDestroy",
-];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -394,9 +273,22 @@ mod tests {
         std::fs::write(root.path().join("libfake.so.1"), "text").unwrap();
         let wanted = Wanted { files: vec!["libfake.so.1".into()], ..wanted_driver() };
         let folders = [Folder { path: root.path().to_path_buf(), named_by: "test".into() }];
-        let mut failures = Vec::new();
-        assert!(preload(&wanted, &folders, &mut failures).is_none());
-        assert!(failures.len() == 1 && failures[0].contains("libfake.so.1 cannot be loaded"), "{failures:?}");
+        let mut failures = Failures::default();
+        assert!(in_folders(&wanted, &folders, &mut failures).is_none());
+        let [failure] = &failures.0[..] else { panic!("{:?}", failures.0) };
+        assert!(failure.contains("libfake.so.1 cannot be loaded"), "{failure}");
+    }
+
+    /// Before a library is there its functions say that it is not.
+    #[test]
+    fn a_library_without_the_functions_is_not_taken() {
+        // The C library has none of them.
+        let wanted = Wanted { files: vec!["libc.so.6".into()], ..wanted_driver() };
+        let mut failures = Failures::default();
+        assert!(by_name(&wanted, &wanted.files, &mut failures).is_none());
+        assert_eq!(failures.0, ["libc.so.6 has no function cuCtxSetCurrent: it is too old"]);
+        assert!(by_name(&wanted, &["libabsent.so.7".into()], &mut failures).is_none());
+        assert_eq!(failures.0.len(), 1, "{:?}", failures.0);
     }
 
     #[cfg(target_os = "linux")]

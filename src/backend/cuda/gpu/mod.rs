@@ -6,6 +6,7 @@
 //! thread enqueues while a recording is open becomes part of it, though, and is not run: one thread at a time
 //! may enqueue.
 
+mod calls;
 mod choices;
 pub mod compile;
 pub mod cubins;
@@ -13,7 +14,9 @@ mod device;
 mod folders;
 mod handles;
 mod kernels;
+mod latest;
 pub mod libraries;
+mod parameters;
 mod probe;
 mod product;
 pub mod store;
@@ -30,7 +33,8 @@ use choices::{Choices, Map, Scope};
 use cubins::Cubins;
 use handles::{Context, DeviceBuffer, Event, GraphExec, Stream};
 use kernels::{Compiler, Kernels};
-use product::Products;
+use latest::{Enqueued, Latest};
+use product::{Planning, Products};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,13 +50,23 @@ const SMALL_FEED: usize = 64 << 10;
 pub struct GpuOptions {
     /// Where compiled kernels and choices are kept; none keeps nothing.
     pub cache: Option<PathBuf>,
-    /// Measures the algorithms of each product when it is first seen; else the heuristic decides.
-    pub measure_products: bool,
+    /// Measures what there is to choose from when it is first seen: the algorithms of a product, the forms of an
+    /// adapted layer. Else cuBLASLt's heuristic decides, and the first form is taken.
+    pub measure: bool,
+    /// Work can be recorded; else it is enqueued call by call, so that an error comes where it is made.
+    pub record: bool,
 }
+
+/// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
+/// recording.
+pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
+/// See [`MEASURE`].
+pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        GpuOptions { cache: store::folder(), measure_products: true }
+        let on = |name| std::env::var_os(name).is_none_or(|value| value != "0");
+        GpuOptions { cache: store::folder(), measure: on(MEASURE), record: on(GRAPHS) }
     }
 }
 
@@ -82,11 +96,12 @@ pub struct Gpu {
     options: GpuOptions,
     recording: Mutex<RecordingState>,
     ledger: Mutex<Ledger>,
-    kernels: Kernels,
+    kernels: Arc<Kernels>,
     products: Products,
     large_feeds: Ring,
     small_feeds: Ring,
     landings: Arc<Landings>,
+    latest: Arc<Latest>,
     choices: Arc<Choices>,
     streams: Streams,
     context: Arc<Context>,
@@ -101,7 +116,7 @@ impl Gpu {
         device::check_driver()?;
         let device::Device { raw, mut info } = device::open(index)?;
         device::check_capability(&info, dtype)?;
-        info.software = software()?;
+        info.software = software(&options)?;
         let architecture = compile::architecture_for(info.compute_capability)?;
         let folder = |name: &str| options.cache.as_ref().map(|cache| cache.join(name));
         let compiler = Compiler {
@@ -115,16 +130,18 @@ impl Gpu {
 
         let context = Context::retain(raw)?;
         let kernels = Kernels::load(&context, compiler, &common, info.shared_memory_per_block)?;
+        let latest = Arc::new(Latest::default());
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
             kernels_hash: kernels_hash(sources)?,
             recording: Mutex::new(RecordingState::Closed),
             ledger: Mutex::default(),
-            kernels,
-            products: Products::new(&context, info.compute_capability, choices.clone())?,
+            kernels: Arc::new(kernels),
+            products: Products::new(&context, info.compute_capability, choices.clone(), options.record)?,
             large_feeds: Ring::new(&context, LARGE_FEEDS, SMALL_FEED),
             small_feeds: Ring::new(&context, SMALL_FEEDS, SMALL_FEED),
-            landings: Landings::new(&context),
+            landings: Landings::new(&context, &latest),
+            latest,
             choices,
             streams: Streams { compute: Stream::new(&context)?, copy: Stream::new(&context)? },
             context,
@@ -140,11 +157,12 @@ impl Gpu {
             let problem = "a recording is open, and this cannot be part of one".into();
             return Err(CudaError::Call { call, problem });
         }
-        body()
+        self.latest.explain(body())
     }
 
     /// Passes a result on; an error ends an open recording, which is of no use then.
     fn recorded<T>(&self, result: Result<T>) -> Result<T> {
+        let result = self.latest.explain(result);
         if let Err(error) = &result {
             let mut state = self.recording();
             if matches!(*state, RecordingState::Open) {
@@ -178,9 +196,9 @@ impl Gpu {
             return;
         }
         let buffers = std::mem::take(&mut self.ledger().to_free);
-        if !buffers.is_empty() {
-            // A failure here is found again by the next call that can report it.
-            let _ = self.streams.compute.synchronize();
+        if !buffers.is_empty() && self.streams.compute.synchronize().is_err() {
+            // What is wrong is found again by the next call that can report it; until then work may need them.
+            self.ledger().to_free.extend(buffers);
         }
     }
 }
@@ -191,11 +209,13 @@ fn kernels_hash(sources: &Sources) -> Result<String> {
     Ok(sources.hash(&names)?.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn software() -> Result<String> {
+fn software(options: &GpuOptions) -> Result<String> {
     let kernel_driver = libraries::kernel_driver().map(|version| format!("driver {version}, "));
     let (cuda, nvrtc) = (&libraries::driver()?.version, &libraries::nvrtc()?.version);
     let cublaslt = &libraries::cublaslt()?.version;
-    Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}", kernel_driver.unwrap_or_default()))
+    let off = [(options.measure, ", nothing is measured"), (options.record, ", nothing is recorded")];
+    let off: String = off.iter().filter(|(on, _)| !on).map(|(_, text)| *text).collect();
+    Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}{off}", kernel_driver.unwrap_or_default()))
 }
 
 fn scope(info: &DeviceInfo) -> Result<Scope> {
@@ -210,6 +230,8 @@ fn scope(info: &DeviceInfo) -> Result<Scope> {
 /// A recorded graph.
 struct GraphRecording {
     graph: GraphExec,
+    /// What it launches, which must outlive it, whatever is dropped first.
+    _kernels: Arc<Kernels>,
 }
 
 impl Recording for GraphRecording {
@@ -224,7 +246,7 @@ impl Driver for Gpu {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let buffer = DeviceBuffer::new(&self.context, bytes)?;
+        let buffer = self.latest.explain(DeviceBuffer::new(&self.context, bytes))?;
         let address = buffer.address();
         let mut ledger = self.ledger();
         ledger.buffers.insert(address, (buffer, bytes));
@@ -252,7 +274,7 @@ impl Driver for Gpu {
 
     /// As the driver counts: other programs, the context and cuBLASLt's workspace take memory, too.
     fn free_memory(&self) -> Result<usize> {
-        Ok(self.context.memory()?.0)
+        Ok(self.latest.explain(self.context.memory())?.0)
     }
 
     fn clear(&self, to: Address, bytes: usize) -> Result<()> {
@@ -317,20 +339,32 @@ impl Driver for Gpu {
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         // SAFETY: as the caller promises.
-        self.recorded(unsafe { self.kernels.launch(launch, &self.streams.compute) })
+        let launched = unsafe { self.kernels.launch(launch, &self.streams.compute) };
+        let launched = self.recorded(launched);
+        self.latest.set(Enqueued::Launch(*launch));
+        launched
     }
 
     unsafe fn product(&self, product: &Product) -> Result<()> {
         let state = self.recording();
-        let open = matches!(*state, RecordingState::Open);
-        let may_measure = self.options.measure_products && !open;
+        let planning = match *state {
+            RecordingState::Open => Planning::Refuse,
+            _ if self.options.measure => Planning::Measure,
+            _ => Planning::TakeFirst,
+        };
         // A measurement records for itself, so no other recording may begin meanwhile; in an open one the
         // lock must be free for `recorded` to end it.
-        let guard = may_measure.then_some(state);
+        let guard = (planning == Planning::Measure).then_some(state);
         // SAFETY: as the caller promises; all products go to the one stream.
-        let result = unsafe { self.products.enqueue(product, &self.streams.compute, may_measure) };
+        let result = unsafe { self.products.enqueue(product, &self.streams.compute, planning) };
         drop(guard);
-        self.recorded(result)
+        let result = self.recorded(result);
+        self.latest.set(Enqueued::Product(*product));
+        result
+    }
+
+    fn can_record(&self) -> bool {
+        self.options.record
     }
 
     fn begin_recording(&self) -> Result<()> {
@@ -360,7 +394,7 @@ impl Driver for Gpu {
         self.free_deferred();
         let graph = graph?.instantiate()?;
         graph.upload(&self.streams.compute)?;
-        Ok(Box::new(GraphRecording { graph }))
+        Ok(Box::new(GraphRecording { graph, _kernels: self.kernels.clone() }))
     }
 
     fn replay(&self, recording: &dyn Recording) -> Result<()> {
@@ -369,11 +403,13 @@ impl Driver for Gpu {
             let problem = "the recording was made on another device".into();
             return Err(CudaError::Call { call: "replay", problem });
         };
-        self.outside("replay", || graph.launch(&self.streams.compute))
+        let launched = self.outside("replay", || graph.launch(&self.streams.compute));
+        self.latest.set(Enqueued::Replay);
+        launched
     }
 
     fn has_clock(&self) -> bool {
-        true
+        self.options.measure
     }
 
     fn recall(&self, key: &str) -> Option<String> {
@@ -392,6 +428,14 @@ impl Driver for Gpu {
         self.outside("synchronize", || {
             self.streams.copy.synchronize()?;
             self.streams.compute.synchronize()
+        })
+    }
+
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.synchronize()?;
+        self.context.profile(|| {
+            body()?;
+            self.synchronize()
         })
     }
 

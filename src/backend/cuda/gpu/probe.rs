@@ -60,6 +60,14 @@ pub struct Probe {
     pub cache: CacheReport,
 }
 
+impl Probe {
+    /// Why no GPU can be used; empty where one can.
+    pub fn problems(&self) -> Vec<&str> {
+        let libraries = self.libraries.iter().filter_map(|library| library.problem.as_deref());
+        libraries.chain(self.problem.as_deref()).collect()
+    }
+}
+
 /// Looks at everything that the CUDA backend needs.
 pub fn probe() -> Probe {
     let (devices, problem) = match devices() {

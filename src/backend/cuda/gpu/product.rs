@@ -4,17 +4,17 @@
 //! cuBLASLt counts columns first, so the row-major y = x·op(w) is computed as yᵀ = op(w)ᵀ·xᵀ: a row-major
 //! matrix with rows `stride` apart is, column-major, its transpose with columns `stride` apart.
 
+use super::calls::{Status, cublaslt as lt};
 use super::choices::{Choices, Map};
 use super::handles::{Context, DeviceBuffer, Event, Stream};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Address, Product, Result};
 use crate::tensor::DType;
-use cudarc::cublaslt::sys as lt;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
 use std::fmt;
-use std::mem::{MaybeUninit, size_of_val};
-use std::ptr::{from_ref, null, null_mut};
+use std::mem::{offset_of, size_of_val};
+use std::ptr::{from_mut, from_ref, null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -86,6 +86,26 @@ impl Key {
     }
 }
 
+impl Key {
+    /// Whether a product is rounded to its type once. An algorithm that splits k rounds the sum of the parts, and
+    /// the epilogue that adds the bias rounds again.
+    fn rounds_once_with(&self, algorithm: &lt::cublasLtMatmulAlgo_t) -> Result<bool> {
+        if !self.bias || self.dtype == DType::F32 {
+            return Ok(true);
+        }
+        let attribute = lt::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_SPLITK_NUM;
+        let (mut parts, mut written) = (0u32, 0);
+        let bytes = size_of_val(&parts);
+        // SAFETY: an algorithm of cuBLASLt's, a place for the number and its size.
+        let status = unsafe {
+            let parts = from_mut(&mut parts).cast();
+            lt::cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, parts, bytes, &mut written)
+        };
+        check("cublasLtMatmulAlgoConfigGetAttribute", status).map_err(|error| about(error, self))?;
+        Ok(parts <= 1)
+    }
+}
+
 /// Under this name an algorithm is kept on the disk.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,12 +128,25 @@ fn alignment(address: u64) -> u32 {
     (1 << (address | MAX_ALIGNMENT).trailing_zeros()) as u32
 }
 
+/// What is done about a product that is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planning {
+    /// Its algorithms are measured, and the fastest is taken.
+    Measure,
+    /// The heuristic's first proposal is taken.
+    TakeFirst,
+    /// None of it: from 13.3 on cuBLASLt has no heuristic while a stream records.
+    Refuse,
+}
+
 /// cuBLASLt on one device, with a plan for every product it has seen.
 pub struct Products {
     plans: Mutex<HashMap<Key, Plan>>,
     workspace: DeviceBuffer,
     workspace_bytes: usize,
     choices: Arc<Choices>,
+    /// Whether measurements are of recordings.
+    record: bool,
     /// The device has worked for a while.
     warm: AtomicBool,
     handle: Handle,
@@ -121,7 +154,12 @@ pub struct Products {
 }
 
 impl Products {
-    pub fn new(context: &Arc<Context>, compute_capability: u32, choices: Arc<Choices>) -> Result<Self> {
+    pub fn new(
+        context: &Arc<Context>,
+        compute_capability: u32,
+        choices: Arc<Choices>,
+        record: bool,
+    ) -> Result<Self> {
         // What NVIDIA recommends: 32 MiB from Hopper on, 4 before; some algorithms use a little more.
         let workspace_bytes = if compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
         context.enter()?;
@@ -130,28 +168,35 @@ impl Products {
             workspace: DeviceBuffer::new(context, workspace_bytes)?,
             workspace_bytes,
             choices,
+            record,
             warm: AtomicBool::new(false),
             handle: Handle::new()?,
             context: context.clone(),
         })
     }
 
-    /// Enqueues a product. Where `may_measure`, the first of each shape measures the algorithms.
+    /// Enqueues a product.
     ///
     /// # Safety
     /// All addresses must be of allocated memory of the sizes that the product tells. The stream must be
-    /// the same at every call, as all products share one workspace, and not be recording if `may_measure`.
-    pub unsafe fn enqueue(&self, product: &Product, stream: &Stream, may_measure: bool) -> Result<()> {
+    /// the same at every call, as all products share one workspace, and may be recording only where new
+    /// products are refused.
+    pub unsafe fn enqueue(&self, product: &Product, stream: &Stream, planning: Planning) -> Result<()> {
         if product.m == 0 || product.n == 0 {
             return Ok(());
         }
         self.context.enter()?;
         let key = Key::of(product);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        let usable = plans.get(&key).is_some_and(|plan| plan.settled || !may_measure);
+        let usable = plans.get(&key).is_some_and(|plan| plan.settled || planning != Planning::Measure);
+        if !usable && planning == Planning::Refuse {
+            let problem =
+                format!("{key} is new, and cannot be planned while a recording is open: run it once before");
+            return Err(CudaError::Call { call: "product", problem });
+        }
         if !usable {
             // SAFETY: as the caller promises.
-            let plan = unsafe { self.plan(&key, product, stream, may_measure) }?;
+            let plan = unsafe { self.plan(&key, product, stream, planning == Planning::Measure) }?;
             plans.insert(key.clone(), plan);
         }
         let Some(plan) = plans.get(&key) else { return Ok(()) };
@@ -162,7 +207,7 @@ impl Products {
 
     /// # Safety
     /// As [`Products::enqueue`].
-    unsafe fn plan(&self, key: &Key, product: &Product, stream: &Stream, may_measure: bool) -> Result<Plan> {
+    unsafe fn plan(&self, key: &Key, product: &Product, stream: &Stream, measure: bool) -> Result<Plan> {
         let mut plan = Plan::new(key)?;
         // The heuristic may look at whether there is a bias, and at its address.
         plan.set_bias(product)?;
@@ -173,7 +218,7 @@ impl Products {
         }
         let candidates = self.candidates(key, &plan)?;
         plan.algorithm = candidates[0];
-        if may_measure {
+        if measure {
             // SAFETY: as the caller promises.
             let chosen = match unsafe { self.fastest(&plan, &candidates, product, stream) } {
                 Ok(algorithm) => algorithm,
@@ -184,7 +229,7 @@ impl Products {
                 Err(error) => return Err(error),
             };
             let held = self.choices.remember(Map::Products, &key.to_string(), &to_hex(&chosen));
-            plan.algorithm = self.usable(&plan, &held).unwrap_or(chosen);
+            plan.algorithm = self.usable(key, &plan, &held).unwrap_or(chosen);
             plan.settled = true;
         }
         Ok(plan)
@@ -192,29 +237,29 @@ impl Products {
 
     /// The algorithm that was measured before, if cuBLASLt still takes it.
     fn remembered(&self, key: &Key, plan: &Plan) -> Option<lt::cublasLtMatmulAlgo_t> {
-        self.usable(plan, &self.choices.recall(Map::Products, &key.to_string())?)
+        self.usable(key, plan, &self.choices.recall(Map::Products, &key.to_string())?)
     }
 
     /// An algorithm as it is kept, if cuBLASLt takes it.
-    fn usable(&self, plan: &Plan, kept: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
+    fn usable(&self, key: &Key, plan: &Plan, kept: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
         let algorithm = from_hex(kept)?;
-        let mut result = empty_result();
+        let mut result = Proposal::empty();
         let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
         // SAFETY: all descriptors exist, `algorithm` has the right size whatever is in it, and is checked
         // by this call; `result` is a place for the answer.
         let status = unsafe {
-            lt::cublasLtMatmulAlgoCheck(self.handle.0, plan.operation.0, w, x, y, y, &algorithm, &mut result)
+            let result = from_mut(&mut result).cast();
+            lt::cublasLtMatmulAlgoCheck(self.handle.0, plan.operation.0, w, x, y, y, &algorithm, result)
         };
-        let fits = status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
-            && result.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS
-            && result.workspaceSize <= self.workspace_bytes;
-        fits.then_some(algorithm)
+        let fits = status == 0 && result.state == 0 && result.workspace <= self.workspace_bytes;
+        (fits && key.rounds_once_with(&algorithm).ok()?).then_some(algorithm)
     }
 
-    /// The algorithms that the heuristic proposes, the best first; at least one.
+    /// The algorithms that the heuristic proposes, the best first; at least one. Those that round twice are left
+    /// out, unless there are no others: which one is taken depends on the machine, and the results would too.
     fn candidates(&self, key: &Key, plan: &Plan) -> Result<Vec<lt::cublasLtMatmulAlgo_t>> {
         let preference = Preference::new(key, self.workspace_bytes)?;
-        let mut results = [empty_result(); CANDIDATES];
+        let mut results = [Proposal::empty(); CANDIDATES];
         let mut count: c_int = 0;
         let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
         // SAFETY: all descriptors exist; there is room for as many results as are asked for.
@@ -228,20 +273,25 @@ impl Products {
                 y,
                 preference.0,
                 CANDIDATES as c_int,
-                results.as_mut_ptr(),
+                results.as_mut_ptr().cast(),
                 &mut count,
             )
         };
         let call = "cublasLtMatmulAlgoGetHeuristic";
         check(call, status).map_err(|error| about(error, key))?;
         let found = &results[..usize::try_from(count).unwrap_or(0).min(CANDIDATES)];
-        let good = found.iter().filter(|r| r.state == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        let algorithms: Vec<_> = good.map(|r| r.algo).collect();
-        if algorithms.is_empty() {
+        let good: Vec<_> = found.iter().filter(|r| r.state == 0).map(|r| r.algorithm).collect();
+        if good.is_empty() {
             let problem = "cuBLASLt has no algorithm for it".into();
             return Err(about(CudaError::Call { call, problem }, key));
         }
-        Ok(algorithms)
+        let mut once = Vec::with_capacity(good.len());
+        for algorithm in &good {
+            if key.rounds_once_with(algorithm)? {
+                once.push(*algorithm);
+            }
+        }
+        Ok(if once.is_empty() { good } else { once })
     }
 
     /// Enqueues the product with one algorithm.
@@ -354,18 +404,15 @@ impl Products {
         let run = || unsafe { self.run(plan, algorithm, trial, stream) };
         run()?;
         stream.synchronize()?;
-        stream.begin_capture()?;
-        let runs: Result<()> = (0..RUNS).try_for_each(|_| run());
-        // Whatever happened in between, the stream must stop recording.
-        let graph = stream.end_capture();
-        runs?;
-        let graph = graph?.instantiate()?;
+        let runs = || (0..RUNS).try_for_each(|_| run());
+        let graph = self.record.then(|| stream.capture(runs)?.instantiate()).transpose()?;
+        let once = || graph.as_ref().map_or_else(runs, |graph| graph.launch(stream));
         let (start, end) = (Event::timing(&self.context)?, Event::timing(&self.context)?);
-        graph.launch(stream)?;
+        once()?;
         let mut best = f64::INFINITY;
         for _ in 0..REPETITIONS {
             start.record(stream)?;
-            graph.launch(stream)?;
+            once()?;
             end.record(stream)?;
             end.synchronize()?;
             best = best.min(start.seconds_until(&end)? / RUNS as f64);
@@ -414,7 +461,7 @@ impl Plan {
             x: Layout::new(kind, key.k, key.m, key.x_stride)?,
             y: Layout::new(kind, key.n, key.m, key.y_stride)?,
             has_bias: key.bias,
-            algorithm: empty_result().algo,
+            algorithm: no_algorithm(),
             settled: false,
         })
     }
@@ -554,19 +601,42 @@ impl Drop for Preference {
     }
 }
 
-fn empty_result() -> lt::cublasLtMatmulHeuristicResult_t {
-    // SAFETY: numbers all through, and the status 0 is success.
-    unsafe { MaybeUninit::zeroed().assume_init() }
+/// cublasLtMatmulHeuristicResult_t, whose status is a number.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Proposal {
+    algorithm: lt::cublasLtMatmulAlgo_t,
+    workspace: usize,
+    state: Status,
+    waves: f32,
+    reserved: [c_int; 4],
 }
 
-fn check(call: &'static str, status: lt::cublasStatus_t) -> Result<()> {
-    if status == lt::cublasStatus_t::CUBLAS_STATUS_SUCCESS {
+const _: () = {
+    type Theirs = lt::cublasLtMatmulHeuristicResult_t;
+    assert!(size_of::<Proposal>() == size_of::<Theirs>() && align_of::<Proposal>() == align_of::<Theirs>());
+    assert!(offset_of!(Proposal, workspace) == offset_of!(Theirs, workspaceSize));
+    assert!(offset_of!(Proposal, state) == offset_of!(Theirs, state));
+};
+
+impl Proposal {
+    fn empty() -> Self {
+        Proposal { algorithm: no_algorithm(), workspace: 0, state: 0, waves: 0.0, reserved: [0; 4] }
+    }
+}
+
+fn no_algorithm() -> lt::cublasLtMatmulAlgo_t {
+    lt::cublasLtMatmulAlgo_t { data: [0; 8] }
+}
+
+fn check(call: &'static str, status: Status) -> Result<()> {
+    if status == 0 {
         return Ok(());
     }
     // SAFETY: cuBLASLt returns a constant string for every status.
     let name = unsafe { lt::cublasLtGetStatusName(status) };
     let problem = if name.is_null() {
-        format!("{status:?}")
+        format!("status {status}")
     } else {
         // SAFETY: not null, and ends with a zero.
         unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned()
@@ -590,7 +660,7 @@ fn to_hex(algorithm: &lt::cublasLtMatmulAlgo_t) -> String {
 
 /// None where the text is not of an algorithm.
 fn from_hex(text: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
-    let mut algorithm = empty_result().algo;
+    let mut algorithm = no_algorithm();
     if text.len() != 16 * algorithm.data.len() || !text.is_ascii() {
         return None;
     }
@@ -637,7 +707,7 @@ mod tests {
 
     #[test]
     fn algorithms_survive_as_text() {
-        let mut algorithm = empty_result().algo;
+        let mut algorithm = no_algorithm();
         for (i, word) in algorithm.data.iter_mut().enumerate() {
             *word = 0x0123_4567_89ab_cdef_u64.rotate_left(7 * i as u32);
         }

@@ -2,6 +2,7 @@
 //! and a pool of them that results are fetched into.
 
 use super::handles::{Context, DeviceBuffer, Event, PinnedBuffer, Stream};
+use super::latest::Latest;
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Fetch, Result};
 use rayon::prelude::*;
@@ -164,12 +165,13 @@ struct Landing {
 /// Landings that are not in use.
 pub struct Landings {
     free: Mutex<Vec<Landing>>,
+    latest: Arc<Latest>,
     context: Arc<Context>,
 }
 
 impl Landings {
-    pub fn new(context: &Arc<Context>) -> Arc<Self> {
-        Arc::new(Landings { free: Mutex::default(), context: context.clone() })
+    pub fn new(context: &Arc<Context>, latest: &Arc<Latest>) -> Arc<Self> {
+        Arc::new(Landings { free: Mutex::default(), latest: latest.clone(), context: context.clone() })
     }
 
     /// Enqueues a copy to the host.
@@ -243,11 +245,12 @@ impl PinnedFetch {
 
 impl Fetch for PinnedFetch {
     fn poll(&mut self) -> Result<Option<Vec<u8>>> {
-        if self.landing()?.arrived.is_done()? { self.hand_out().map(Some) } else { Ok(None) }
+        let done = self.pool.latest.explain(self.landing()?.arrived.is_done())?;
+        if done { self.hand_out().map(Some) } else { Ok(None) }
     }
 
     fn wait(&mut self) -> Result<Vec<u8>> {
-        self.landing()?.arrived.synchronize()?;
+        self.pool.latest.explain(self.landing()?.arrived.synchronize())?;
         self.hand_out()
     }
 }

@@ -353,18 +353,20 @@ fn form(
     run(candidates().find(|form| form.name() == held).unwrap_or(fastest.0))
 }
 
-/// The shortest of several timings of a few launches each. They are recorded, as in a training step: what
-/// the host takes to launch them is left out.
+/// The shortest of several timings of a few launches each. They are recorded where that can be, as in a training
+/// step: what the host takes to launch them is left out.
 fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     const REPETITIONS: usize = 5;
     const LAUNCHES: usize = 8;
     // Products may choose their algorithm now, which a recording would not let them.
     run()?;
-    let recording = cuda.record(|| (0..LAUNCHES).try_for_each(|_| run()))?;
-    cuda.replay(&recording)?;
+    let mut all = || (0..LAUNCHES).try_for_each(|_| run());
+    let recording = if cuda.can_record() { Some(cuda.record(&mut all)?) } else { None };
+    let mut once = || recording.as_ref().map_or_else(&mut all, |recording| cuda.replay(recording));
+    once()?;
     let mut best = f64::INFINITY;
     for _ in 0..REPETITIONS {
-        best = best.min(cuda.seconds(&mut || cuda.replay(&recording))?);
+        best = best.min(cuda.seconds(&mut once)?);
     }
     Ok(best)
 }
