@@ -1,23 +1,37 @@
 #!/usr/bin/env bash
-# What an NVIDIA GPU says of the engine: correctness, speed beside PyTorch's, and memory errors, in one run.
+# What an NVIDIA GPU says of the engine, in two calls: whether it is right, and how fast it is beside PyTorch.
 #
-#   tools/gpu_report.sh [STAGE...]    of: doctor start check bench peers sanitizer profile; default: all, in order
+#   tools/gpu_report.sh first         doctor, check, bench, demo, sanitizer: within 280 seconds
+#   tools/gpu_report.sh second        doctor, profile, peers: within 600 seconds
+#   tools/gpu_report.sh STAGE...      of these; sooner or later named, always in this order
 #
-# For a machine with a GPU and without Rust: needs the release binary, bash, coreutils and, for the peers, Python
-# with torch, transformers and peft. Nothing of the GPU's settings is changed.
+# For a machine with a GPU and without Rust: needs the engine, bash, coreutils and, for profile and peers, Python with
+# torch, transformers and peft. Nothing of the GPU's settings is changed.
 #
-#   ENGINE               the binary (target/release/engine)
+#   ENGINE               the binary (target/dist/engine, else target/release/engine)
 #   OUT                  where the results go (target/gpu_report): summary.txt, report.log, results.json
 #   PYTHON               the interpreter for the peers (python3)
-#   GPU_REPORT_SECONDS   time for everything (570); what does not fit is listed as left out
+#   MODEL                a model directory for bench and profile (random weights of ViT-B/32)
+#   BATCHES              their batch sizes ("32 256")
+#   DEMO_FLAGS           more flags for the demo's training
+#   GPU_REPORT_SECONDS   time for everything, instead of the above; what does not fit is listed as left out
+#   GPU_REPORT_GROUP_SECONDS   limit for each group of checks (20)
+#   GPU_REPORT_JOBS      checks that run at once (4)
 #   GPU_REPORT_COMMIT    the commit that the binary was built from, where this is no git checkout
 #
+# The three files are written anew after every step, so that a run that is stopped leaves what it has. A group of checks
+# that fails runs again, every launch waited for and nothing recorded or measured, and then under compute-sanitizer.
+#
 # Ends with 0 where every check passed, 1 where one failed, 2 where nothing could be run, 3 where none failed but some
-# could not be run. Checks are all stages but peers and profile.
+# could not be run. Checks are all steps of doctor, check, bench and demo, and memcheck and racecheck.
 
 set -u
 
-stages=(doctor start check bench peers sanitizer profile)
+declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor profile peers')
+declare -A seconds_of=([first]=280 [second]=600)
+stages=(doctor check bench demo sanitizer profile peers)
+groups=(layer_norm activation dropout crop_resize embed prompts l2_norm class_features mix head_loss triplet accumulate
+    adamw attention lora_linear steps)
 
 usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
@@ -31,7 +45,7 @@ die() {
 # ---------------------------------------------------------------- steps
 
 names=() kinds=() statuses=() durations=()
-current='' current_kind='' running=''
+current='' current_kind=''
 
 microseconds() {
     printf '%s' "${EPOCHREALTIME/[.,]/}"
@@ -58,30 +72,60 @@ run() { # KIND STEP LIMIT COMMAND...
     ((left < limit)) && limit=$left
     if ((limit < 3)); then
         note "$kind" "$step" 'no time'
+        last_status='no time'
         return
     fi
     current=$step current_kind=$kind
-    printf '\n===== %s: %s\n' "$step" "$*" >>"$log"
-    local offset start code spent status
-    offset=$(stat -c %s "$log")
-    start=$(microseconds)
-    # In the background: a trap does not wait for what is in the foreground.
-    timeout --kill-after=5 "$limit" "$@" >>"$log" 2>&1 </dev/null &
-    running=$!
-    wait "$running"
-    code=$?
-    running=''
-    spent=$(($(microseconds) - start))
-    status=$(verdict "$code" "$spent" "$limit" "$own")
+    start "$step" "$limit" "$@"
+    wait "$!"
+    finished "$kind" "$step" "$own" "$limit" "$@"
+}
+
+# In the background: a trap does not wait for what is in the foreground. What it says, and how it ended, goes to files.
+start() { # STEP LIMIT COMMAND...
+    local step=$1 limit=$2 began code
+    shift 2
+    {
+        began=$(microseconds)
+        timeout --kill-after=5 "$limit" "$@" >"$work/$step.said" 2>&1 </dev/null &
+        echo "$!" >"$work/$step.running"
+        wait "$!"
+        code=$?
+        rm -f "$work/$step.running"
+        printf '%s %s\n' "$code" $(($(microseconds) - began)) >"$work/$step.ended"
+    } &
+}
+
+finished() { # KIND STEP LIMIT_OF_ITS_OWN LIMIT COMMAND...
+    local kind=$1 step=$2 own=$3 limit=$4 code=1 spent=0
+    shift 4
+    read -r code spent <"$work/$step.ended"
+    last_status=$(verdict "$code" "$spent" "$limit" "$own")
     if [[ " $* " == *" $work/$step.json "* ]] && ! valid_json "$work/$step.json"; then
-        printf 'gpu_report: %s wrote no JSON\n' "$step" >>"$log"
+        printf 'gpu_report: %s wrote no JSON\n' "$step" >>"$work/$step.said"
         rm -f "$work/$step.json"
-        [[ $status == ok ]] && status=failed
+        [[ $last_status == ok ]] && last_status=failed
     fi
-    note "$kind" "$step" "$status" "$(printf '%d.%03d' $((spent / 1000000)) $((spent / 1000 % 1000)))"
+    {
+        printf '\n===== %s (%s): %s\n' "$step" "$last_status" "$*"
+        cat "$work/$step.said"
+        libraries_said "$step"
+    } >>"$log"
+    note "$kind" "$step" "$last_status" "$(printf '%d.%03d' $((spent / 1000000)) $((spent / 1000 % 1000)))"
     local lines=${show:-3}
-    [[ $status == ok ]] || lines=20
-    tail -c +$((offset + 1)) "$log" | tail -n "$lines" | cut -c 1-200 | sed 's/^/    /'
+    [[ $last_status == ok ]] || lines=20
+    tail -n "$lines" "$work/$step.said" | cut -c 1-200 | sed 's/^/    /'
+}
+
+# What the driver and cuBLASLt wrote since the last time, in words.
+libraries_said() { # STEP
+    local file
+    for file in cuda cublaslt; do
+        [[ -s $work/$file.log ]] || continue
+        printf -- '----- %s, by %s\n' "$file" "$1"
+        head -c 20000 "$work/$file.log"
+        : >"$work/$file.log"
+    done
 }
 
 valid_json() { # FILE
@@ -121,11 +165,30 @@ save() {
 
 summary() {
     local i
+    local precision good
     printf '%-22s %-12s %s\n' step status seconds
     for i in "${!names[@]}"; do
+        # Of the groups of checks those that are not well; the others in a line together.
+        [[ ${statuses[i]} == ok && " ${groups[*]} " == *" ${names[i]#*_} "* ]] && continue
         printf '%-22s %-12s %s\n' "${names[i]}" "${statuses[i]}" "${durations[i]}"
     done
-    printf '%s\n' "$(conclusion)"
+    for precision in f16 f32 bf16; do
+        good=0
+        for i in "${!names[@]}"; do
+            [[ ${statuses[i]} == ok && ${names[i]} == "${precision}_"* ]] || continue
+            [[ " ${groups[*]} " == *" ${names[i]#*_} "* ]] && good=$((good + 1))
+        done
+        ((good)) && printf '%-22s %s\n' "quick check, $precision" "$good groups ok"
+    done
+    for i in "${!names[@]}"; do
+        case ${names[i]} in
+        bench_step* | peer_step* | profile_rows)
+            printf '\n%s\n' "${names[i]}"
+            tail -n 25 "$work/${names[i]}.said" 2>/dev/null | cut -c 1-160
+            ;;
+        esac
+    done
+    printf '\n%s\n' "$(conclusion)"
 }
 
 results() {
@@ -142,7 +205,8 @@ results() {
     printf '],\n"results": {'
     separator=''
     for file in "$work"/*.json; do
-        [[ -s $file ]] || continue
+        # One that is being written is not whole yet.
+        [[ -s $file && -e ${file%.json}.ended ]] || continue
         printf '%s\n"%s": ' "$separator" "$(basename "$file" .json)"
         cat "$file"
         separator=,
@@ -165,6 +229,10 @@ verdict_of_all() {
 }
 
 conclusion() {
+    if ((nothing)); then
+        printf 'there is no GPU that can be used: nothing was run'
+        return
+    fi
     case $(verdict_of_all) in
     0) printf 'every check passed' ;;
     1) printf 'a check FAILED' ;;
@@ -180,13 +248,18 @@ finish() {
     printf 'log and results: %s\n' "$OUT"
     local status
     status=$(verdict_of_all)
+    ((nothing)) && status=2
     rm -rf "$work"
     exit "$status"
 }
 
 # shellcheck disable=SC2329 # a trap calls it
 interrupted() {
-    [[ -n $running ]] && kill -TERM "$running" 2>/dev/null && wait "$running"
+    local running
+    for running in "$work"/*.running; do
+        [[ -e $running ]] && kill -TERM "$(<"$running")" 2>/dev/null
+    done
+    wait
     [[ -n $current ]] && note "$current_kind" "$current" interrupted
     finish
 }
@@ -245,107 +318,206 @@ for package in ("torch", "transformers", "peft", "triton", "nvidia-cublas", "nvi
 # ---------------------------------------------------------------- stages
 
 doctor() {
-    run check doctor 30 env CLIP_ENGINE_CACHE="$work/doctor" "$engine" doctor
+    run check doctor 30 "$engine" doctor --gpu
+    if [[ $last_status != ok ]]; then
+        nothing=1
+        return
+    fi
     # The engine looks for its libraries by itself as well; this says whether it finds them.
-    run measure doctor_unaided 30 env -u CLIP_ENGINE_CUDA_LIBRARIES CLIP_ENGINE_CACHE="$work/doctor" "$engine" doctor
+    run measure doctor_unaided 30 env -u CLIP_ENGINE_CUDA_LIBRARIES "$engine" doctor --gpu
 }
 
-# The same command with nothing compiled before, and again.
-start() {
-    rm -rf "$work/cache"
-    run check start_cold 60 "$engine" check --device cuda --quick
-    run check start_warm 30 "$engine" check --device cuda --quick
-}
-
+# Compiles everything; then each group in a process of its own, for an error can leave a process no device.
 check() {
-    local precision
+    local precision group step limit=${GPU_REPORT_GROUP_SECONDS:-20}
     for precision in f32 f16 bf16; do
-        run check "check_$precision" 60 \
-            "$engine" check --device cuda --precision "$precision" --json "$work/check_$precision.json"
+        run check "compile_$precision" 60 "$engine" check --device cuda --precision "$precision" --quick --only accumulate
     done
+    current='quick checks' current_kind=check
+    local begun=()
+    for precision in f16 f32 bf16; do
+        for group in "${groups[@]}"; do
+            if (($(remaining) < limit)); then
+                note check "${precision}_$group" 'no time'
+                continue
+            fi
+            while (($(jobs -rp | wc -l) >= ${GPU_REPORT_JOBS:-4})); do wait -n; done
+            start "${precision}_$group" "$limit" "$engine" check --device cuda --precision "$precision" --quick \
+                --only "$group"
+            begun+=("${precision}_$group")
+        done
+    done
+    wait
+    local failed=()
+    for step in "${begun[@]}"; do
+        show=1 finished check "$step" "$limit" "$limit" engine check --quick
+        [[ $last_status == ok ]] || failed+=("$step")
+    done
+    for step in "${failed[@]:0:4}"; do
+        search "${step%%_*}" "${step#*_}"
+    done
+    run check check_f16 60 "$engine" check --device cuda --precision f16 --json "$work/check_f16.json"
+}
+
+# Where a group of checks fails: each launch waited for, nothing recorded, nothing measured; then with the sanitizer.
+search() { # PRECISION GROUP
+    local one_by_one=(env CUDA_LAUNCH_BLOCKING=1 CLIP_ENGINE_GRAPHS=0 CLIP_ENGINE_MEASURE=0)
+    run measure "again_$1_$2" 30 "${one_by_one[@]}" "$engine" check --device cuda --precision "$1" --quick --only "$2"
+    sanitize measure memcheck "$1" 60 "$2"
 }
 
 bench() {
     local batch
-    for batch in 32 256; do
-        show=8 run check "bench_step_$batch" 40 "$engine" bench step --device cuda --precision f16 \
+    for batch in $batches; do
+        show=8 run check "bench_step_$batch" 40 "$engine" bench step --device cuda --precision f16 "${model[@]}" \
             --batch-size "$batch" --reps 100 --json "$work/bench_step_$batch.json"
     done
-    show=40 run check bench_ops 60 "$engine" bench ops --device cuda --precision f16 --reps 50 \
+    show=70 run check bench_ops 45 "$engine" bench ops --device cuda --precision f16 "${model[@]}" --reps 30 \
         --json "$work/bench_ops.json"
 }
 
-peers() {
-    # The sanitizer's share is kept for it, and a minute for the operations.
-    local seconds=$(($(remaining) - 60))
-    [[ " ${chosen[*]} " == *' sanitizer '* ]] && seconds=$((seconds - 130))
-    ((seconds < 20)) && seconds=20
-    show=20 run measure peer_step "$seconds" "$python" benches/peers/torch_gpu_step.py \
-        --total $((seconds - 8)) --budget 150 --json "$work/peer_step.json"
-    show=5 run measure peer_ops 60 "$python" benches/peers/torch_gpu_ops.py --json "$work/peer_ops.json"
+# The same run twice, and once interrupted and resumed: to the same bits.
+demo() {
+    local train=("$engine" train --demo --recipe lora --device cuda --epochs 6 --early-stop off)
+    # shellcheck disable=SC2206 # several words
+    train+=(${DEMO_FLAGS:-})
+    local run
+    for run in one two; do
+        show=2 run check "demo_$run" 60 "${train[@]}" --output "$work/demo_$run"
+    done
+    run check demo_same_bits 10 bash -c 'same_bits "$@"' same_bits "$work/demo_one" "$work/demo_two"
+    run check demo_interrupted 60 bash -c 'interrupt "$@"' interrupt "$work/demo_three" "${train[@]}" --output "$work/demo_three"
+    show=2 run check demo_resumed 60 "$engine" train --resume --output "$work/demo_three" --device cuda
+    run check demo_resumed_same_bits 10 bash -c 'same_bits "$@"' same_bits "$work/demo_one" "$work/demo_three"
+}
+
+# A training run that is ended as soon as it has saved an epoch, which must be before its last. Not by Ctrl-C's signal:
+# what a script starts in the background is deaf to it.
+interrupt() { # RUN COMMAND...
+    local run=$1 training code
+    shift
+    "$@" &
+    training=$!
+    until [[ -e $run/state.safetensors ]]; do
+        kill -0 "$training" 2>/dev/null || break
+        sleep 0.02
+    done
+    kill -TERM "$training" 2>/dev/null
+    wait "$training"
+    code=$?
+    printf 'ended with %s\n' "$code"
+    ((code != 0)) && [[ -e $run/state.safetensors ]]
+}
+
+# That both runs have trained the same tensors, and some.
+same_bits() { # RUN RUN
+    local file count=0
+    for file in "$1"/head.safetensors "$1"/adapter/*.safetensors; do
+        [[ -e $file ]] || continue
+        cmp "$file" "$2/${file#"$1"/}" || return 1
+        count=$((count + 1))
+    done
+    printf '%s files are the same\n' "$count"
+    ((count > 1))
 }
 
 sanitizer() {
-    local tool
-    for tool in memcheck racecheck initcheck synccheck; do
-        sanitize "$tool" f16
-    done
-    # f32 has kernels of its own where f16 uses tensor cores.
-    sanitize memcheck f32
-    sanitize racecheck f32
+    sanitize check memcheck f16 70
+    sanitize check racecheck f16 70
+    # Says what is read before it is written. All kernels must be watched for it, cuBLASLt's too, and some read more
+    # than they use: for information.
+    sanitize measure initcheck f16 60
 }
 
-sanitize() { # TOOL PRECISION
-    local program options=(--tool "$1" --error-exitcode 86 --print-limit 20)
+sanitize() { # KIND TOOL PRECISION SECONDS [GROUP]
+    local program options=(--tool "$2" --error-exitcode 86 --print-limit 20) only=()
     program=$(find_sanitizer)
+    [[ -n ${5:-} ]] && only=(--only "$5")
+    local step=$2_$3${5:+_$5}
     if [[ -z $program ]]; then
-        note check "$1_$2" missing
+        note "$1" "$step" missing
         return
     fi
-    # Products of cuBLASLt are not ours to check, and these two tools take much time over them.
-    if [[ $1 == racecheck || $1 == synccheck ]]; then
+    # The products of cuBLASLt are not ours to check and take much time.
+    if [[ $2 != initcheck ]]; then
         options+=(--kernel-name-exclude kns=nvjet --kernel-name-exclude kns=cutlass
             --kernel-name-exclude kns=xmma --kernel-name-exclude kns=cublas)
     fi
-    run check "$1_$2" 140 "$program" "${options[@]}" "$engine" check --device cuda --precision "$2" --quick
+    run "$1" "$step" "$4" "$program" "${options[@]}" "$engine" check --device cuda --precision "$3" --quick "${only[@]}"
 }
 
+# ncu's time for every kernel of one step, beside the list of launches that the engine makes of it.
 profile() {
-    local program
+    local program batch=${batches%% *}
     program=$(find_ncu)
+    run measure launches 30 "$engine" bench step --launches --batch-size "$batch" "${model[@]}" \
+        --json "$work/launches.json"
     if [[ -z $program ]]; then
         note measure profile missing
         return
     fi
     # Without --clock-control none, ncu would change the clocks; with the cache left alone, kernels find in it what a
-    # step leaves there.
-    show=60 run measure profile 90 "$program" --clock-control none --cache-control none \
-        --metrics gpu__time_duration.sum --print-summary per-kernel --csv \
-        "$engine" bench step --device cuda --precision f16 --batch-size 32 --reps 1
+    # step leaves there. Call by call, as the step is between the profiler's start and stop.
+    run measure profile 120 env CLIP_ENGINE_GRAPHS=0 "$program" --profile-from-start off --clock-control none \
+        --cache-control none --metrics gpu__time_duration.sum --csv --log-file "$work/profile.csv" \
+        "$engine" bench step --device cuda --precision f16 "${model[@]}" --batch-size "$batch" --reps 1 --profile
+    show=70 run measure profile_rows 30 "$python" tools/profile_rows.py "$work/profile.csv" "$work/launches.json" \
+        --json "$work/profile_rows.json"
+}
+
+peers() {
+    local batch
+    for batch in $batches; do
+        peer "peer_step_$batch" 150 --batch-sizes "$batch" --variants eager,sdpa,eager-half,half-graph,compile
+        show=8 run check "bench_step_again_$batch" 40 "$engine" bench step --device cuda --precision f16 "${model[@]}" \
+            --batch-size "$batch" --reps 100 --json "$work/bench_step_again_$batch.json"
+    done
+    show=5 run measure peer_ops 60 "$python" benches/peers/torch_gpu_ops.py --dtypes f16 --json "$work/peer_ops.json"
+    # Compiles for minutes: last of all.
+    peer peer_step_autotuned 300 --batch-sizes "${batches%% *}" --variants one-graph,max-autotune
+}
+
+peer() { # STEP SECONDS ARGUMENT...
+    local step=$1 seconds=$2 left
+    shift 2
+    left=$(remaining)
+    ((left < seconds)) && seconds=$left
+    show=20 run measure "$step" "$seconds" "$python" benches/peers/torch_gpu_step.py "$@" --dtypes f16 \
+        --total $((seconds - 5)) --budget $((seconds / 2)) --json "$work/$step.json"
 }
 
 # ---------------------------------------------------------------- the run
 
-chosen=()
+chosen=() total=${GPU_REPORT_SECONDS:-}
 for argument in "$@"; do
     case $argument in
     -h | --help)
         usage
         exit 0
         ;;
+    first | second)
+        read -r -a stages_of_call <<<"${calls[$argument]}"
+        chosen+=("${stages_of_call[@]}")
+        total=${total:-${seconds_of[$argument]}}
+        continue
+        ;;
     esac
-    [[ " ${stages[*]} " == *" $argument "* ]] || die "$argument: no such stage; they are: ${stages[*]}"
+    [[ " ${stages[*]} " == *" $argument "* ]] ||
+        die "$argument: no such call or stage; they are: first second ${stages[*]}"
     chosen+=("$argument")
 done
-((${#chosen[@]})) || chosen=("${stages[@]}")
+((${#chosen[@]})) || die "say which call: first or second"
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || die 'the repository cannot be entered'
-total=${GPU_REPORT_SECONDS:-570}
+total=${total:-600}
 [[ $total =~ ^[1-9][0-9]*$ ]] || die "GPU_REPORT_SECONDS=$total: not a number of seconds"
 python=${PYTHON:-python3}
-engine=${ENGINE:-target/release/engine}
+batches=${BATCHES:-32 256}
+model=()
+[[ -n ${MODEL:-} ]] && model=(--model "$MODEL")
+engine=${ENGINE:-$(first_executable target/dist/engine target/release/engine)}
 [[ -f $engine && -x $engine ]] ||
-    die "$engine: no such program; build it with cargo build --release, or name it in ENGINE"
+    die "${engine:-target/dist/engine}: no such program; build it with cargo build --profile dist, or name it in ENGINE"
 engine=$(realpath "$engine")
 OUT=${OUT:-target/gpu_report}
 mkdir -p "$OUT" || die "$OUT: cannot be made"
@@ -353,6 +525,7 @@ OUT=$(realpath "$OUT")
 work=$(mktemp -d) || die 'no folder for temporary files'
 log=$OUT/report.log
 : >"$log"
+nothing=0
 trap finish EXIT
 trap interrupted INT TERM
 
@@ -362,11 +535,13 @@ found=${GPU_REPORT_COMMIT:-$(git rev-parse --short=12 HEAD 2>/dev/null)}
 [[ -n $found ]] && commit=$(json_string "$found")
 digest=$(sha256sum "$engine" | cut -d ' ' -f 1)
 gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null)
-export CLIP_ENGINE_CACHE=$work/cache
+export CLIP_ENGINE_CACHE=$work/cache XDG_CACHE_HOME=$work/cache
+export CUDA_LOG_FILE=$work/cuda.log CUBLASLT_LOG_LEVEL=1 CUBLASLT_LOG_FILE=$work/cublaslt.log
 if [[ -z ${CUDA_HOME:-} && -z ${CLIP_ENGINE_CUDA_LIBRARIES:-} ]]; then
     libraries=$(wheel_folders lib)
     [[ -n $libraries ]] && export CLIP_ENGINE_CUDA_LIBRARIES=$libraries
 fi
+export -f interrupt same_bits
 {
     printf '===== environment: %s, binary %s\n' "$started" "$digest"
     environment
@@ -375,14 +550,7 @@ fi
 # In the order of importance, however they were named.
 for stage in "${stages[@]}"; do
     [[ " ${chosen[*]} " == *" $stage "* ]] || continue
-    case $stage in
-    doctor) doctor ;;
-    start) start ;;
-    check) check ;;
-    bench) bench ;;
-    peers) peers ;;
-    sanitizer) sanitizer ;;
-    profile) profile ;;
-    esac
+    ((nothing)) && break
+    "$stage"
 done
 finish

@@ -51,13 +51,15 @@ class Variant:
 VARIANTS = {
     "eager": Variant("eager, eager attention", attention="eager"),
     "sdpa": Variant("eager, SDPA"),
+    "eager-half": Variant("eager, SDPA, half weights", half_weights=True),
+    "half-graph": Variant("eager, SDPA, half weights, the whole step as one CUDA graph", half_weights=True,
+                          one_graph=True),
     "compile": Variant("SDPA, torch.compile", compile="default"),
     "max-autotune": Variant("SDPA, torch.compile(max-autotune), CUDA graphs", compile="max-autotune"),
     "one-graph": Variant(
         "SDPA, torch.compile(max-autotune), half weights, the whole step as one CUDA graph",
         compile="max-autotune-no-cudagraphs", half_weights=True, one_graph=True),
     "reduce-overhead": Variant("SDPA, torch.compile(reduce-overhead)", compile="reduce-overhead"),
-    "eager-half": Variant("eager, SDPA, half weights", half_weights=True),
 }
 
 SIZES = {

@@ -13,6 +13,8 @@ mod compare_command;
 mod dry_run;
 mod export_command;
 mod fetch;
+#[cfg(target_os = "linux")]
+mod gpu_report;
 mod hub;
 #[cfg(unix)]
 mod kill_resume;

@@ -1,0 +1,156 @@
+//! tools/gpu_report.sh, with a script in the place of the engine: what it runs, what it makes of failures, of what
+//! hangs and of what is not there, and that its three files are whole.
+
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use tempfile::TempDir;
+
+/// Answers as the engine would. Variables: NO_GPU, FAILS and HANGS (a group, as "f16_attention"), DIFFERS (a run).
+const ENGINE: &str = r#"#!/usr/bin/env bash
+all=" $* "
+value() { sed -n "s/.* $1 \([^ ]*\) .*/\1/p" <<<"$all"; }
+json=$(value --json)
+[[ -n $json ]] && printf '{"said": "%s"}' "$1" >"$json"
+case $1 in
+doctor) [[ -z ${NO_GPU:-} ]] || exit 1 ;;
+check)
+    group=$(value --precision)_$(value --only)
+    echo "group $group, graphs ${CLIP_ENGINE_GRAPHS:-on}, measure ${CLIP_ENGINE_MEASURE:-on}"
+    [[ $group == "${HANGS:-}" ]] && sleep 60
+    [[ $group == "${FAILS:-}" ]] && echo 'a library says why' >>"$CUDA_LOG_FILE" && exit 1
+    ;;
+train)
+    run=$(value --output)
+    mkdir -p "$run/adapter"
+    touch "$run/state.safetensors"
+    # Until a signal comes.
+    [[ $run == *three && $all != *--resume* ]] && sleep 5 && exit 9
+    for file in head adapter/adapter_model; do
+        [[ $run == *"${DIFFERS:-nothing}" ]] && echo other >"$run/$file.safetensors" || echo same >"$run/$file.safetensors"
+    done
+    ;;
+esac
+exit 0
+"#;
+
+/// Runs what it is given, but for its own options.
+const SANITIZER: &str = r#"#!/usr/bin/env bash
+while [[ $1 == --* ]]; do shift 2; done
+exec "$@"
+"#;
+
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("engine", ENGINE), ("bin/compute-sanitizer", SANITIZER)] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Place { dir }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir.path().join("out")
+    }
+
+    /// Runs the script; its exit status, and the status of each step by name.
+    fn run(&self, args: &[&str], variables: &[(&str, &str)]) -> (i32, Vec<(String, String)>) {
+        let path = std::env::var("PATH").unwrap();
+        let path = format!("{}:{path}", self.dir.path().join("bin").display());
+        let output = Command::new("bash")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_report.sh"))
+            .args(args)
+            .env("ENGINE", self.dir.path().join("engine"))
+            .env("OUT", self.out())
+            .env("PATH", path)
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        let results = std::fs::read(self.out().join("results.json")).expect(&said);
+        let results: Value = serde_json::from_slice(&results).expect(&said);
+        assert_eq!(results["about"]["commit"].as_str().map(str::len), Some(12), "{said}");
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let steps = results["steps"].as_array().unwrap();
+        let steps = steps.iter().map(|step| (text(&step["step"]), text(&step["status"]))).collect();
+        (output.status.code().unwrap(), steps)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.out().join("report.log")).unwrap()
+    }
+}
+
+fn status<'a>(steps: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    steps.iter().find(|(step, _)| step == name).map(|(_, status)| status.as_str())
+}
+
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn the_first_call_runs_everything_and_leaves_three_files() {
+    let place = Place::new();
+    let (code, steps) = place.run(&["first"], &[]);
+    let bad: Vec<_> = steps.iter().filter(|(_, status)| status != "ok").collect();
+    assert!(code == 0 && bad.is_empty(), "{code}: {bad:?}");
+    // Two of doctor; three to compile, 16 groups in three types and one whole; three of bench; six of demo; three of
+    // the sanitizer.
+    assert_eq!(steps.len(), 2 + 3 + 48 + 1 + 3 + 6 + 3, "{steps:?}");
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(place.out().join("results.json")).unwrap()).unwrap();
+    for name in ["bench_step_32", "bench_step_256", "bench_ops", "check_f16"] {
+        assert!(results["results"][name]["said"].is_string(), "{name}: {results:#}");
+    }
+    let summary = std::fs::read_to_string(place.out().join("summary.txt")).unwrap();
+    assert!(summary.trim_end().ends_with("every check passed"), "{summary}");
+    assert!(place.log().contains("===== environment: "), "{}", place.log());
+}
+
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn a_group_that_fails_runs_again_one_call_at_a_time_and_is_sanitized() {
+    let place = Place::new();
+    let (code, steps) = place.run(&["doctor", "check"], &[("FAILS", "bf16_attention")]);
+    assert_eq!(code, 1, "{steps:?}");
+    let failed: Vec<&str> = steps.iter().filter(|(_, s)| s == "failed").map(|(step, _)| &**step).collect();
+    assert_eq!(failed, ["bf16_attention", "again_bf16_attention", "memcheck_bf16_attention"]);
+    let log = place.log();
+    assert!(log.contains("group bf16_attention, graphs 0, measure 0"), "{log}");
+    assert!(log.contains("a library says why"), "{log}");
+    assert_eq!(status(&steps, "check_f16"), Some("ok"), "the rest follows");
+}
+
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn a_group_that_hangs_is_stopped_and_what_has_no_time_is_listed() {
+    let place = Place::new();
+    let limits = [("HANGS", "f32_steps"), ("GPU_REPORT_GROUP_SECONDS", "1"), ("GPU_REPORT_SECONDS", "60")];
+    let (code, steps) = place.run(&["check"], &limits);
+    assert_eq!((code, status(&steps, "f32_steps")), (1, Some("time limit")), "{steps:?}");
+    let (code, steps) = place.run(&["check"], &[("GPU_REPORT_SECONDS", "1")]);
+    assert_eq!((code, status(&steps, "f16_steps")), (3, Some("no time")), "{steps:?}");
+}
+
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn without_a_gpu_nothing_else_is_run() {
+    let place = Place::new();
+    let (code, steps) = place.run(&["first"], &[("NO_GPU", "1")]);
+    assert_eq!((code, steps), (2, vec![("doctor".into(), "failed".into())]));
+}
+
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn runs_that_differ_in_a_bit_are_found() {
+    let place = Place::new();
+    let (code, steps) = place.run(&["demo"], &[("DIFFERS", "two")]);
+    assert_eq!((code, status(&steps, "demo_same_bits")), (1, Some("failed")), "{steps:?}");
+    assert_eq!(status(&steps, "demo_resumed_same_bits"), Some("ok"));
+}
