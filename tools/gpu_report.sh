@@ -59,7 +59,7 @@ note() { # KIND STEP STATUS [SECONDS]
     kinds+=("$1") names+=("$2") statuses+=("$3") durations+=("${4:--}")
     printf '%-22s %-12s %s\n' "$2" "$3" "${4:--}"
     current=''
-    save
+    ((${saving:-1})) && save
 }
 
 # Runs a command within its limit of seconds and the time that is left. A command that is given $work/STEP.json must
@@ -350,9 +350,10 @@ check() {
     wait
     local failed=()
     for step in "${begun[@]}"; do
-        show=1 finished check "$step" "$limit" "$limit" engine check --quick
+        saving=0 show=1 finished check "$step" "$limit" "$limit" engine check --quick
         [[ $last_status == ok ]] || failed+=("$step")
     done
+    save
     for step in "${failed[@]:0:4}"; do
         search "${step%%_*}" "${step#*_}"
     done

@@ -185,6 +185,7 @@ struct Product {
   void run() const {
     stand_in::spend(cost);
     if (!may_touch()) return;
+    stand_in::profile("nvjet_hsh_128x256_64x4");
     // Whatever lay there is gone.
     memset(workspace, 0xff, WORKSPACE);
     uint64_t m = d.rows;

@@ -30,7 +30,7 @@ struct Device {
   // The status of every further call after a fault.
   Status fault = SUCCESS;
   double clock = 0;
-  bool started = false;
+  bool started = false, profiled = false;
   long launches = 0, misuses = 0, watched = 0, calls = 0, failures = 0;
   // How often each function was called since STAND_IN_FAIL was set.
   std::map<std::string, long> times;
@@ -66,6 +66,14 @@ std::string setting(const char* name, const char* otherwise) {
 long number(const char* name, long otherwise) {
   std::string text = setting(name, "");
   return text.empty() ? otherwise : atol(text.c_str());
+}
+
+void profile(const char* kernel) {
+  std::string path = setting("PROFILE", "");
+  if (path.empty() || !device().profiled) return;
+  std::ofstream file(path, std::ios::app);
+  if (!file.tellp()) file << "\"Kernel Name\",\"Metric Name\",\"Metric Unit\",\"Metric Value\"\n";
+  file << '"' << kernel << "(…)\",\"gpu__time_duration.sum\",\"ns\",\"1,500\"\n";
 }
 
 int called(const char* name) {
@@ -608,11 +616,13 @@ API cuEventElapsedTime_v2(float* milliseconds, void* start, void* end) {
 
 API cuProfilerStart() {
   BEGIN();
+  device().profiled = true;
   return SUCCESS;
 }
 
 API cuProfilerStop() {
   BEGIN();
+  device().profiled = false;
   return SUCCESS;
 }
 
@@ -764,6 +774,7 @@ static void run_kernel(TwinLaunch launch, const TwinLibrary& library, void** arg
   launch.message = message;
   launch.message_size = sizeof message;
   d.launches++;
+  profile(launch.kernel->name);
   if (library.run(machine, &launch)) {
     misuse(std::string(launch.kernel->name) + ": " + message);
     lose("a kernel failed");

@@ -59,6 +59,9 @@ PUBLIC bool captures();
 // of that name, with the status 2. Returns that status, or 0.
 PUBLIC int called(const char* name);
 
+// A line for a kernel that runs between the profiler's start and stop in STAND_IN_PROFILE, a file as ncu writes it.
+PUBLIC void profile(const char* kernel);
+
 // Counts a call that has failed, and says so.
 PUBLIC void failed(const char* name, int status);
 

@@ -5,7 +5,8 @@ use crate::backend::cuda::driver::{Launch, Product, Result};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
-/// One thing for the device to do.
+/// One thing for the device to do; there is one such value.
+#[allow(clippy::large_enum_variant)]
 pub enum Enqueued {
     Launch(Launch),
     Product(Product),
