@@ -59,6 +59,7 @@ inline void read_global(const void* address, size_t bytes, const void* caller) {
     GlobalCell& cell = *global_cells_of(at);
     if (!comes_after_global(cell.write_epoch, cell.writer))
       fail_global_race("reads", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
+    if (cell.read_epoch < m.launch_epoch && cell.write_epoch < m.launch_epoch) m.moved += 2;
     if (cell.read_epoch < m.launch_epoch) cell.read_before = 0;
     else if (cell.read_epoch < m.block_epoch) cell.read_before = 1;
     bool mine = cell.reader != OTHER_WARPS && cell.reader / WARP == me / WARP;
@@ -81,6 +82,7 @@ inline void write_global(const void* address, size_t bytes, bool atomic, const v
       fail_global_race("writes", at, caller, "read", cell.read_epoch, cell.reader, cell.read_site);
     if (cell.read_epoch >= m.launch_epoch && cell.read_before && m.runs.back().last_atomic == 0)
       fail_global_race("writes", at, caller, "read", m.launch_epoch, me, cell.read_site);
+    if (cell.write_epoch < m.launch_epoch) m.moved += 2;
     cell.write_epoch = m.epoch;
     cell.writer = me;
     cell.write_site = site_of(caller);

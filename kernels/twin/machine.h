@@ -156,6 +156,8 @@ struct Machine {
 
   // The kernel's library: its constants may be read.
   Region library;
+  // Bytes of device memory that launches read before they wrote them, and bytes that they wrote, each once a launch.
+  uint64 moved = 0;
   // Of the block so far.
   uint64 accesses = 0;
   // The buffer of the last access.

@@ -524,6 +524,8 @@ extern "C" twin::Machine* twin_machine_new() { return new twin::Machine; }
 
 extern "C" void twin_machine_free(twin::Machine* m) { delete m; }
 
+extern "C" uint64 twin_moved(const twin::Machine* m) { return m->moved; }
+
 // 0 when the kernel ran to its end; otherwise the message says what it did.
 extern "C" int twin_run(twin::Machine* m, const twin::Launch* launch) {
   m->launch = launch;

@@ -10,6 +10,8 @@ mod nvrtc;
 #[cfg(target_os = "linux")]
 mod twin_attention;
 #[cfg(target_os = "linux")]
+mod twin_launches;
+#[cfg(target_os = "linux")]
 mod twin_lora;
 #[cfg(target_os = "linux")]
 mod twin_small;

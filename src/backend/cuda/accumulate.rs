@@ -30,6 +30,7 @@ pub fn accumulate(cuda: &Cuda, pairs: &mut [(&CudaTensor, &mut CudaTensor)], fir
     let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
     let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
     let table = Table::of(cuda, OP, &entries, &lengths)?;
-    let args = Args::new().address(table.entries).address(table.chunks).int(usize::from(first));
+    let moved = table.bytes + lengths.iter().sum::<usize>() * size_of::<f32>() * if first { 2 } else { 3 };
+    let args = Args::new().address(table.entries).address(table.chunks).int(usize::from(first)).moving(moved);
     cuda.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
 }

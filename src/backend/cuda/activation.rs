@@ -7,12 +7,13 @@ const THREADS: usize = 256;
 /// 16-byte packs that a block takes.
 const PACKS: usize = 2 * THREADS;
 
-/// Enqueues `name` over the elements of `z`; `out` is written.
+/// Enqueues `name` over the elements of `z`, which moves each so many times; `out` is written.
 fn launch(
     cuda: &Cuda,
     op: &'static str,
     name: &'static str,
     z: &CudaTensor,
+    moved: usize,
     out: &mut CudaTensor,
 ) -> Result<()> {
     expect_shape(op, "g or d", z.shape(), out.shape())?;
@@ -25,7 +26,8 @@ fn launch(
         .address(z.typed(cuda.real())?)
         .address(out.typed(cuda.real())?)
         .int(elements / pack)
-        .int(elements % pack);
+        .int(elements % pack)
+        .moving(moved * z.bytes());
     let blocks = (elements / pack).div_ceil(PACKS).max(1);
     cuda.launch("activation", name, [blocks, 1, 1], THREADS, 0, args)
 }
@@ -35,7 +37,7 @@ pub fn activation(cuda: &Cuda, kind: Activation, z: &CudaTensor, g: &mut CudaTen
         Activation::QuickGelu => "activation_quick_gelu",
         Activation::Gelu => "activation_gelu",
     };
-    launch(cuda, "activation", name, z, g)
+    launch(cuda, "activation", name, z, 2, g)
 }
 
 pub fn activation_backward(cuda: &Cuda, kind: Activation, z: &CudaTensor, d: &mut CudaTensor) -> Result<()> {
@@ -43,5 +45,5 @@ pub fn activation_backward(cuda: &Cuda, kind: Activation, z: &CudaTensor, d: &mu
         Activation::QuickGelu => "activation_backward_quick_gelu",
         Activation::Gelu => "activation_backward_gelu",
     };
-    launch(cuda, "activation_backward", name, z, d)
+    launch(cuda, "activation_backward", name, z, 3, d)
 }

@@ -59,16 +59,21 @@ pub fn adamw(
     // room for the sum of these.
     let corrections = cuda.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
     let squares = corrections.offset(2 * size_of::<f64>());
+    let numbers = lengths.iter().sum::<usize>() * size_of::<f32>();
     let both = Args::new().address(table.entries).address(table.chunks).int(table.count);
 
     let args = both.address(control).int(scaling).double(step.beta1).double(step.beta2);
     let args = args.address(squares).address(corrections);
+    // Of an entry this kernel reads where the gradient is, and its length.
+    let read = table.bytes - entries.len() * (size_of::<Entry>() - 2 * size_of::<u64>());
+    let args = args.moving(read + numbers + table.count * size_of::<f32>() + 2 * size_of::<f64>());
     cuda.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
 
     let (squares, sums) = match table.count {
         count if count > ADDED_BY_EACH => {
             let total = squares.offset(count * size_of::<f32>());
-            let args = Args::new().address(squares).int(count).address(total);
+            let moved = (count + 1) * size_of::<f32>();
+            let args = Args::new().address(squares).int(count).address(total).moving(moved);
             cuda.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
             (total, 1)
         }
@@ -91,6 +96,7 @@ pub fn adamw(
         .double(constants.backoff)
         .int(constants.interval as usize)
         .int(usize::from(step.clip.is_some()))
-        .float(step.clip.unwrap_or_default() as f32);
+        .float(step.clip.unwrap_or_default() as f32)
+        .moving(table.bytes + 7 * numbers + sums * size_of::<f32>() + 2 * size_of::<f64>());
     cuda.launch(OP, "adamw_update", [table.count.max(1), 1, 1], THREADS, 0, args)
 }

@@ -77,6 +77,17 @@ impl Extents {
         [self.batch, self.heads, self.queries]
     }
 
+    /// Numbers in queries, keys and values, and in o, which is as large as the queries.
+    fn elements(&self) -> (usize, usize) {
+        let [o, keys] = [self.queries, self.keys].map(|rows| self.batch * rows * self.width);
+        (o + 2 * keys, o)
+    }
+
+    /// Floating-point operations of one product of every query with every key.
+    fn flop(&self) -> usize {
+        2 * self.batch * self.queries * self.keys * self.width
+    }
+
     fn o(&self) -> [usize; 3] {
         [self.batch, self.queries, self.width]
     }
@@ -124,6 +135,10 @@ impl Form {
     fn variant(self) -> &'static Variant {
         let (Form::General(variant) | Form::Mma(variant) | Form::Single(variant)) = self;
         variant
+    }
+
+    fn multiplies_in_tensor_cores(self) -> bool {
+        matches!(self, Form::Mma(_))
     }
 
     /// Blocks for so many rows that they own.
@@ -222,6 +237,9 @@ pub fn attention(
     let form = Form::of(cuda, &e);
     let args = Parts::of(cuda, &input, &e)?.push(Args::new());
     let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(cuda.real())?));
+    let (qkv, out) = e.elements();
+    let args = args.moving((qkv + out) * cuda.real().size() + saved.bytes());
+    let args = args.multiplying(2 * e.flop(), form.multiplies_in_tensor_cores());
     let grid = e.grid(form.blocks(e.queries));
     // Tiles of queries, keys and values.
     cuda.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
@@ -248,6 +266,9 @@ pub fn attention_backward(
     let args = Args::new().address(d_o.typed(cuda.real())?).address(o.typed(cuda.real())?);
     let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
+    let (qkv, out) = e.elements();
+    let args = args.moving(2 * (qkv + out) * cuda.real().size() + saved.bytes());
+    let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
     let grid = e.grid(form.backward_blocks(&e));
     // Two stages of two tiles, and of two numbers for each of a tile's queries.
     cuda.launch(

@@ -33,7 +33,8 @@ pub fn class_features(cuda: &Cuda, f: &CudaTensor, t: &mut CudaTensor, norms: &m
         .address(t.typed(DType::F32)?)
         .address(norms.typed(DType::F32)?)
         .int(prompts)
-        .int(width);
+        .int(width)
+        .moving(f.bytes() + t.bytes() + norms.bytes());
     cuda.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
 }
 
@@ -57,6 +58,7 @@ pub fn class_features_backward(
         .address(norms.typed(DType::F32)?)
         .address(df.typed(DType::F32)?)
         .int(prompts)
-        .int(width);
+        .int(width)
+        .moving(dt.bytes() + t.bytes() + norms.bytes() + df.bytes());
     cuda.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
 }

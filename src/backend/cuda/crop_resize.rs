@@ -30,7 +30,9 @@ pub fn crop_resize(cuda: &Cuda, images: &CudaTensor, crops: &CudaTensor, y: &mut
         .address(y.typed(DType::U8)?)
         .int(height)
         .int(width)
-        .int(side);
+        .int(side)
+        // At the most: how much of the images the crops are is known on the device.
+        .moving(images.bytes() + crops.bytes() + y.bytes());
     let grid = [batch, (3 * side).div_ceil(THREADS), side.div_ceil(ROWS)];
     cuda.launch("crop_resize", "crop_resize_levels", grid, THREADS, 0, args)
 }

@@ -2,6 +2,7 @@
 //!
 //! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and [`twin`](super::twin), which runs
 //! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
+//! [`absent`](super::absent) and [`listing`](super::listing) are for lists of what a device is given.
 //! Work is enqueued in order on one stream; only what says so waits.
 
 use super::CudaError;
@@ -56,7 +57,19 @@ pub struct Kernel {
     pub name: &'static str,
 }
 
-/// The arguments of a launch, in the order of the kernel's parameters.
+/// What a command does, for lists of commands; nothing that runs depends on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Bytes of device memory: those that are read before the command has written them, and those that it
+    /// writes, each counted once.
+    pub bytes: usize,
+    /// Floating-point operations of the products in it that are done outside tensor cores.
+    pub flop: usize,
+    /// And of those that are done in them.
+    pub tensor_flop: usize,
+}
+
+/// The arguments of a launch, in the order of the kernel's parameters, and what it does with them.
 #[derive(Clone, Copy)]
 pub struct Args {
     slots: [u64; Args::MAX],
@@ -64,6 +77,7 @@ pub struct Args {
     count: usize,
     /// The first size that is none.
     too_large: Option<usize>,
+    work: Work,
 }
 
 impl Args {
@@ -72,7 +86,8 @@ impl Args {
 
     /// None yet: a chain of calls adds them.
     pub fn new() -> Self {
-        Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0, too_large: None }
+        let work = Work::default();
+        Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0, too_large: None, work }
     }
 
     fn push(mut self, bits: u64, size: u8) -> Self {
@@ -119,6 +134,23 @@ impl Args {
     /// A kernel's `double`.
     pub fn double(self, value: f64) -> Self {
         self.push(value.to_bits(), 8)
+    }
+
+    /// Adds to [`Work::bytes`].
+    pub fn moving(mut self, bytes: usize) -> Self {
+        self.work.bytes += bytes;
+        self
+    }
+
+    /// Adds `flop` to [`Work::tensor_flop`] where they are `tensor`'s, else to [`Work::flop`].
+    pub fn multiplying(mut self, flop: usize, tensor: bool) -> Self {
+        *(if tensor { &mut self.work.tensor_flop } else { &mut self.work.flop }) += flop;
+        self
+    }
+
+    /// What the launch does, as far as its launcher told.
+    pub fn work(&self) -> Work {
+        self.work
     }
 
     /// Refuses a size that does not fit a kernel's int: it would see only the lower half of it.
@@ -207,6 +239,56 @@ pub struct Product {
     pub y_stride: usize,
     /// Of x, w, bias, add and y: f16, bf16 or f32.
     pub dtype: DType,
+}
+
+impl Product {
+    /// Exact; 16-bit types are multiplied in tensor cores.
+    pub fn work(&self) -> Work {
+        let Product { m, n, k, .. } = *self;
+        let added = self.bias.map_or(0, |_| n) + self.add.map_or(0, |_| m * n);
+        let (bytes, flop) = ((m * k + n * k + m * n + added) * self.dtype.size(), 2 * m * n * k);
+        match self.dtype {
+            DType::F32 => Work { bytes, flop, tensor_flop: 0 },
+            _ => Work { bytes, flop: 0, tensor_flop: flop },
+        }
+    }
+}
+
+/// What can be recorded.
+#[derive(Clone)]
+pub enum Command {
+    /// See [`Driver::launch`].
+    Launch(Box<Launch>),
+    /// See [`Driver::product`].
+    Product(Product),
+    /// See [`Driver::clear`].
+    Clear {
+        /// Where the zeros begin.
+        to: Address,
+        /// How many there are.
+        bytes: usize,
+    },
+    /// See [`Driver::copy`].
+    Copy {
+        /// The first byte that is written.
+        to: Address,
+        /// The first byte that is read.
+        from: Address,
+        /// How many are copied.
+        bytes: usize,
+    },
+}
+
+impl Command {
+    /// What it does, as far as it is known.
+    pub fn work(&self) -> Work {
+        match self {
+            Command::Launch(launch) => launch.args.work(),
+            Command::Product(product) => product.work(),
+            Command::Clear { bytes, .. } => Work { bytes: *bytes, ..Work::default() },
+            Command::Copy { bytes, .. } => Work { bytes: 2 * bytes, ..Work::default() },
+        }
+    }
 }
 
 /// Launches, copies within the device and products, recorded to be run again at the same addresses.

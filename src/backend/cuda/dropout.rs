@@ -34,7 +34,11 @@ impl Dropped {
 
     /// The arguments that tell a kernel of it.
     pub fn add_to(&self, args: Args) -> Args {
-        args.address(self.draw).word(self.site).word(self.threshold).float(self.scale)
+        args.address(self.draw)
+            .word(self.site)
+            .word(self.threshold)
+            .float(self.scale)
+            .moving(4 * size_of::<u32>())
     }
 }
 
@@ -44,6 +48,7 @@ pub fn dropout(cuda: &Cuda, x: &CudaTensor, dropout: Dropout<'_, Cuda>, y: &mut 
     let count = x.shape().elements();
     let args = Args::new().address(x.typed(cuda.real())?);
     let args = Dropped::of(OP, dropout)?.add_to(args).address(y.typed(cuda.real())?).int(count);
+    let args = args.moving(x.bytes() + y.bytes());
     let pack = 16 / cuda.real().size();
     cuda.launch(OP, "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
 }

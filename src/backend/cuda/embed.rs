@@ -99,9 +99,10 @@ fn gather_patches(
     let Grid { batch, side, across, patch, levels } = grid;
     let mut args = Args::new().address(pixels.address());
     if let Some(mixed) = mixed {
-        args = args.address(mixed.partner).address(mixed.lambda);
+        args = args.address(mixed.partner).address(mixed.lambda).moving(Mixed::bytes(batch));
     }
     args = args.address(patches.typed(cuda.real())?).int(side).int(across).int(patch);
+    args = args.moving(pixels.bytes() + patches.bytes());
     let pack = pack(cuda, patch);
     if !levels {
         // Here packs are read as well, from rows of the image.
@@ -187,7 +188,9 @@ fn norm_tokens(
         .int(rows)
         .int(tokens)
         .int(d)
-        .float(embedding.norm.eps as f32);
+        .float(embedding.norm.eps as f32)
+        .moving(products.bytes() + embedding.class.bytes() + embedding.position.bytes() + x.bytes())
+        .moving(layer_norm::bytes_of_parameters(&embedding.norm));
     layer_norm::launch_rows(cuda, &layer_norm::TOKENS, rows, d, args)
 }
 
@@ -216,7 +219,8 @@ pub fn take_rows(cuda: &Cuda, x: &CudaTensor, rows: &CudaTensor, y: &mut CudaTen
         .address(rows.typed(DType::U32)?)
         .address(y.typed(cuda.real())?)
         .int(s)
-        .int(d);
+        .int(d)
+        .moving(rows.bytes() + 2 * y.bytes());
     cuda.launch("embed", name, [batch, (d / pack).div_ceil(COPY_THREADS), 1], COPY_THREADS, 0, args)
 }
 
@@ -234,6 +238,7 @@ pub fn take_rows_backward(
         .address(rows.typed(DType::U32)?)
         .address(dx.typed(cuda.real())?)
         .int(s)
-        .int(d);
+        .int(d)
+        .moving(rows.bytes() + 3 * dy.bytes());
     cuda.launch("embed", name, [batch, (d / pack).div_ceil(COPY_THREADS), 1], COPY_THREADS, 0, args)
 }

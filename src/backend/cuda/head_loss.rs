@@ -27,7 +27,8 @@ fn add_targets(args: Args, targets: Targets<'_, Cuda>, op: &'static str, batch: 
     Ok(args
         .address(targets.labels.typed(DType::U32)?)
         .optional(mixed.map(|mixed| mixed.partner))
-        .optional(mixed.map(|mixed| mixed.lambda)))
+        .optional(mixed.map(|mixed| mixed.lambda))
+        .moving(targets.labels.bytes() + mixed.map_or(0, |_| Mixed::bytes(batch))))
 }
 
 /// Batch, classes and width, after all shapes but those of the targets were compared.
@@ -80,7 +81,11 @@ pub fn head_loss(
         .address(stats.typed(DType::F32)?)
         .int(batch)
         .int(classes)
-        .int(width);
+        .int(width)
+        .moving(f.bytes() + classifier.weight.bytes() + classifier.bias.bytes() + classifier.text.bytes())
+        // The outcomes of each image, and four sums of them.
+        .moving(head.bytes() + text.bytes() + 4 * (batch + 1) * size_of::<f32>())
+        .multiplying(4 * batch * classes * width, false);
     let name = if width.is_multiple_of(FOUR) { "head_loss_fours" } else { "head_loss_ones" };
     cuda.launch("head_loss", name, [classes.div_ceil(CLASSES), groups, 2], THREADS, 0, args)
 }
@@ -116,6 +121,12 @@ pub fn head_loss_backward(
     let class_tiles = classes.div_ceil(SUMS);
     let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };
     let text_tiles = if d_text.is_some() { class_tiles } else { 0 };
+    // df takes the weights of the head, and those of the text where it has a part of it.
+    let weights_read = if df.is_some() { 1 + usize::from(with_text) } else { 0 };
+    let matrices = 1 + weights_read + usize::from(d_text.is_some());
+    let logits_read = head.bytes() * (1 + usize::from(with_text));
+    let moved = f.bytes() + matrices * classifier.weight.bytes() + logits_read;
+    let moved = moved + d_bias.bytes() + df.as_ref().map_or(0, |df| df.bytes());
     let d_logits = if with_text { Some(text.typed(DType::F32)?) } else { None };
     let args = Args::new()
         .address(f.typed(DType::F32)?)
@@ -132,7 +143,9 @@ pub fn head_loss_backward(
         .int(image_tiles)
         .int(batch)
         .int(classes)
-        .int(width);
+        .int(width)
+        .moving(moved)
+        .multiplying(2 * matrices * batch * classes * width, false);
     let (name, columns) = match width.is_multiple_of(FOUR) {
         true => ("head_loss_backward_products_fours", LANES * FOUR),
         false => ("head_loss_backward_products_ones", LANES),
@@ -167,7 +180,8 @@ fn logits_backward(
         .float((weights.text / batch as f64) as f32)
         .optional(loss_scale)
         .int(batch)
-        .int(classes);
+        .int(classes)
+        .moving(2 * head.bytes() * (1 + usize::from(with_text)));
     let grid = [batch.div_ceil(GRADIENT_ROWS), 1 + usize::from(with_text), 1];
     cuda.launch("head_loss", "head_loss_backward_logits", grid, GRADIENT_THREADS, 0, args)
 }

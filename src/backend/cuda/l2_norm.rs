@@ -20,7 +20,8 @@ pub fn l2_norm(cuda: &Cuda, x: &CudaTensor, f: &mut CudaTensor, norms: &mut Cuda
         .address(f.typed(DType::F32)?)
         .address(norms.typed(DType::F32)?)
         .int(rows)
-        .int(width);
+        .int(width)
+        .moving(x.bytes() + f.bytes() + norms.bytes());
     cuda.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
 }
 
@@ -42,6 +43,7 @@ pub fn l2_norm_backward(
         .address(norms.typed(DType::F32)?)
         .address(dx.typed(cuda.real())?)
         .int(rows)
-        .int(width);
+        .int(width)
+        .moving(df.bytes() + f.bytes() + norms.bytes() + dx.bytes());
     cuda.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
 }

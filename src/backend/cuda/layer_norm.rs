@@ -67,6 +67,11 @@ pub fn parameters(norm: &LayerNorm<Cuda>, width: usize) -> Result<(Address, Addr
     Ok((norm.weight.typed(DType::F32)?, norm.bias.typed(DType::F32)?))
 }
 
+/// Of both.
+pub fn bytes_of_parameters(norm: &LayerNorm<Cuda>) -> usize {
+    norm.weight.bytes() + norm.bias.bytes()
+}
+
 pub fn layer_norm(
     cuda: &Cuda,
     x: &CudaTensor,
@@ -86,7 +91,8 @@ pub fn layer_norm(
         .address(stats.typed(DType::F32)?)
         .int(rows)
         .int(width)
-        .float(norm.eps as f32);
+        .float(norm.eps as f32)
+        .moving(x.bytes() + y.bytes() + stats.bytes() + bytes_of_parameters(norm));
     launch_rows(cuda, &FORWARD, rows, width, args)
 }
 
@@ -110,6 +116,7 @@ pub fn layer_norm_backward(
         .address(stats.typed(DType::F32)?)
         .address(dx.typed(cuda.real())?)
         .int(rows)
-        .int(width);
+        .int(width)
+        .moving(dy.bytes() + x.bytes() + norm.weight.bytes() + stats.bytes() + 2 * dx.bytes());
     launch_rows(cuda, &BACKWARD, rows, width, args)
 }

@@ -16,6 +16,11 @@ pub struct Mixed {
 }
 
 impl Mixed {
+    /// Bytes that a kernel reads of it for `batch` rows: one of the indices, and λ.
+    pub fn bytes(batch: usize) -> usize {
+        batch * (size_of::<u32>() + size_of::<f32>())
+    }
+
     /// That of `batch` rows or images, after shapes and types were checked. The kernels check the indices.
     pub fn of(op: &'static str, mix: &Mix<Cuda>, batch: usize) -> Result<Self> {
         expect_shape(op, "partner", [batch], mix.partner.shape())?;
@@ -43,7 +48,8 @@ pub fn mix_rows(cuda: &Cuda, x: &CudaTensor, mix: &Mix<Cuda>, y: &mut CudaTensor
         .address(mixed.partner)
         .address(mixed.lambda)
         .address(y.typed(DType::F32)?)
-        .int(width);
+        .int(width)
+        .moving(x.bytes() + y.bytes() + Mixed::bytes(batch));
     cuda.launch("mix", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
 }
 
@@ -61,6 +67,7 @@ pub fn mix_rows_backward(cuda: &Cuda, dy: &CudaTensor, mix: &Mix<Cuda>, dx: &mut
         .address(mixed.inverse)
         .address(mixed.lambda)
         .address(dx.typed(DType::F32)?)
-        .int(width);
+        .int(width)
+        .moving(dy.bytes() + dx.bytes() + Mixed::bytes(batch));
     cuda.launch("mix", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
 }

@@ -4,6 +4,7 @@
 //! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
 //! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`twin`]).
 
+pub mod absent;
 mod accumulate;
 mod activation;
 mod adamw;
@@ -18,6 +19,7 @@ pub mod gpu;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
+pub mod listing;
 mod lora_linear;
 mod mix;
 mod prompts;
@@ -190,6 +192,12 @@ impl Cuda {
     /// The same device, with another form of the linear layers with adapters.
     pub fn with_lora_form(&self, lora_form: LoraForm) -> Result<Self> {
         Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
+    }
+
+    /// The same device, and a list of what is recorded on it from here on.
+    pub fn listed(&self) -> Result<(Self, Arc<listing::Listing>)> {
+        let listing = Arc::new(listing::Listing::new(self.inner.driver.clone()));
+        Ok((Cuda::new(listing.clone(), self.inner.dtype, self.inner.lora_form)?, listing))
     }
 
     /// The device below. Work given to it directly keeps its place among the operations.

@@ -57,6 +57,12 @@ impl Extents {
         (rows * self.width).div_ceil(self.pack * threads)
     }
 
+    /// Bytes of a layer's prompts, and of their places in the sequences.
+    fn bytes(&self, cuda: &Cuda) -> (usize, usize) {
+        let elements = self.count * self.width;
+        (elements * size_of::<f32>(), self.batch * elements * cuda.real().size())
+    }
+
     /// The form of a kernel for these sizes.
     fn form(&self, wide: &'static str, ones: &'static str) -> &'static str {
         if self.pack > 1 { wide } else { ones }
@@ -80,6 +86,7 @@ pub fn insert_prompts(
     expect_shape(OP, "x", extents.without(), x.shape())?;
     let args =
         Args::new().address(x.typed(cuda.real())?).address(extents.prompts).address(y.typed(cuda.real())?);
+    let args = args.moving(x.bytes() + extents.bytes(cuda).0 + y.bytes());
     let grid = [extents.batch, extents.blocks(extents.tokens, THREADS), 1];
     let name = extents.form("insert_prompts_wide", "insert_prompts_ones");
     cuda.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
@@ -98,6 +105,9 @@ pub fn insert_prompts_backward(
         expect_shape(OP, "dx", extents.without(), dx.shape())?;
     }
     let sum_blocks = extents.blocks(extents.count, LANES);
+    let (own, places) = extents.bytes(cuda);
+    // The gradient is added to.
+    let moved = 2 * own + places + dx.as_ref().map_or(0, |dx| 2 * dx.bytes());
     let copy_blocks = match dx {
         Some(_) => extents.batch * extents.blocks(extents.tokens - extents.count, THREADS),
         None => 0,
@@ -107,7 +117,8 @@ pub fn insert_prompts_backward(
         .address(extents.prompts)
         .optional(dx.map(|dx| dx.typed(cuda.real())).transpose()?)
         .int(sum_blocks)
-        .int(extents.batch);
+        .int(extents.batch)
+        .moving(moved);
     let name = extents.form("insert_prompts_backward_wide", "insert_prompts_backward_ones");
     let args = extents.with_sizes(args);
     cuda.launch("prompts", name, [sum_blocks + copy_blocks, 1, 1], THREADS, 0, args)
@@ -115,7 +126,8 @@ pub fn insert_prompts_backward(
 
 pub fn replace_prompts(cuda: &Cuda, prompts: &CudaTensor, layer: usize, x: &mut CudaTensor) -> Result<()> {
     let extents = Extents::of(cuda, "replace_prompts", x.shape(), prompts, layer)?;
-    let args = Args::new().address(extents.prompts).address(x.typed(cuda.real())?);
+    let (own, places) = extents.bytes(cuda);
+    let args = Args::new().address(extents.prompts).address(x.typed(cuda.real())?).moving(own + places);
     let grid = [extents.batch, extents.blocks(extents.count, THREADS), 1];
     let name = extents.form("replace_prompts_wide", "replace_prompts_ones");
     cuda.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
@@ -129,6 +141,8 @@ pub fn replace_prompts_backward(
 ) -> Result<()> {
     let extents = Extents::of(cuda, "replace_prompts_backward", d.shape(), d_prompts, layer)?;
     let args = Args::new().address(d.typed(cuda.real())?).address(extents.prompts).int(extents.batch);
+    let (own, places) = extents.bytes(cuda);
+    let args = args.moving(2 * (own + places));
     let blocks = extents.blocks(extents.count, LANES);
     let name = extents.form("replace_prompts_backward_wide", "replace_prompts_backward_ones");
     cuda.launch("prompts", name, [blocks, 1, 1], THREADS, 0, extents.with_sizes(args))

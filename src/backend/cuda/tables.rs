@@ -53,6 +53,8 @@ pub struct Table {
     pub chunks: Address,
     /// Number of chunks.
     pub count: usize,
+    /// Of both together.
+    pub bytes: usize,
 }
 
 impl Table {
@@ -65,12 +67,13 @@ impl Table {
         }
         let mut contents = bytemuck::cast_slice(entries).to_vec();
         contents.extend_from_slice(bytemuck::cast_slice(&chunks));
+        let bytes = contents.len();
         let entries_at = if chunks.is_empty() {
             Address::NULL
         } else {
             locked(&cuda.inner.tables).find(op, &cuda.inner.driver, contents)?
         };
         let chunks_at = entries_at.offset(size_of_val(entries));
-        Ok(Table { entries: entries_at, chunks: chunks_at, count: chunks.len() })
+        Ok(Table { entries: entries_at, chunks: chunks_at, count: chunks.len(), bytes })
     }
 }

@@ -51,7 +51,11 @@ pub fn triplet(
         .address(cuda.counters(OP, 1)?)
         .address(stats.typed(DType::F32)?.offset(Stat::LossTriplet as usize * size_of::<f32>()))
         .int(batch)
-        .int(width);
+        .int(width)
+        .moving(f.bytes() + labels.bytes() + pairs.bytes() + distances.bytes())
+        // The terms of the loss, one for each image, and the loss.
+        .moving((batch + 1) * size_of::<f32>())
+        .multiplying(3 * batch * batch * width, false);
     let name = if width.is_multiple_of(FOUR) { "triplet_fours" } else { "triplet_ones" };
     cuda.launch("triplet", name, [batch, 1, 1], THREADS, 0, args)
 }
@@ -84,7 +88,9 @@ pub fn triplet_backward(
         .optional(loss_scale)
         .address(df.typed(DType::F32)?)
         .int(batch)
-        .int(width);
+        .int(width)
+        .moving(f.bytes() + pairs.bytes() + distances.bytes() + 2 * df.bytes())
+        .multiplying(12 * batch * width, false);
     let (name, columns) = match width.is_multiple_of(FOUR) {
         true => ("triplet_backward_fours", LANES * FOUR),
         false => ("triplet_backward_ones", LANES),

@@ -24,6 +24,13 @@ impl Gradients {
         let tiles = k.div_ceil(COLUMNS) * parts.width.div_ceil(WIDTH)
             + parts.count * parts.out.div_ceil(COLUMNS) * parts.rank.div_ceil(WIDTH);
         let (slabs, slab_rows) = slabs(m, tiles, cuda.driver().info().multiprocessors as usize);
+        let tensor_cores = cuda.has_tensor_cores() && parts.in_packs(k);
+        // Sums in tensor cores come in tiles of 8.
+        let sums = |width: usize| width.next_multiple_of(if tensor_cores { 8 } else { 1 });
+        let slab_bytes = COLUMNS
+            * size_of::<f32>()
+            * (k.div_ceil(COLUMNS) * sums(parts.width)
+                + parts.count * parts.out.div_ceil(COLUMNS) * sums(parts.rank));
         let partial = cuda.scratch(tiles * slabs * WIDTH * COLUMNS * size_of::<f32>())?;
         let args = Args::new()
             .address(self.du)
@@ -42,8 +49,11 @@ impl Gradients {
             .int(parts.width)
             .int(parts.segment_of_part)
             .float(parts.scale)
-            .int(slab_rows);
-        let name = match cuda.has_tensor_cores() && parts.in_packs(k) {
+            .int(slab_rows)
+            .moving(m * (k + parts.count * parts.out + 2 * parts.width) * cuda.real().size())
+            .moving(parts.bytes(k) + slabs * slab_bytes)
+            .multiplying(parts.flop(m, k), tensor_cores);
+        let name = match tensor_cores {
             true => "lora_linear_gradients",
             false => "lora_linear_gradients_any",
         };

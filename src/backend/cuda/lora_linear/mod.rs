@@ -160,7 +160,9 @@ pub fn lora_fold(
         .int(parts.out)
         .int(parts.rank)
         .int(parts.part_of_segment)
-        .float(parts.scale);
+        .float(parts.scale)
+        .moving(2 * weight.bytes() + parts.bytes(k))
+        .multiplying(2 * parts.width * parts.out * k, false);
     let grid = [stride.div_ceil(columns), parts.out.div_ceil(32), n / parts.out];
     cuda.launch("lora_linear", name, grid, 128, 0, args)
 }
@@ -255,11 +257,15 @@ impl Frozen {
 
     /// Enqueues it as one product.
     fn product(&self, cuda: &Cuda) -> Result<()> {
-        let (n, k) = self.columns();
         if self.sizes.m == 0 {
             return Ok(());
         }
-        cuda.product(&Product {
+        cuda.product(&self.as_product())
+    }
+
+    fn as_product(&self) -> Product {
+        let (n, k) = self.columns();
+        Product {
             m: self.sizes.m,
             n,
             k,
@@ -273,7 +279,7 @@ impl Frozen {
             y: self.to,
             y_stride: n,
             dtype: self.dtype,
-        })
+        }
     }
 }
 

@@ -69,6 +69,16 @@ impl Parts {
         })
     }
 
+    /// Bytes of A and B for `k` inputs, and of their gradients.
+    pub fn bytes(&self, k: usize) -> usize {
+        self.width * (k + self.out) * size_of::<f32>()
+    }
+
+    /// Floating-point operations of the products of `rows` rows with all of A and of B, for `k` inputs.
+    pub fn flop(&self, rows: usize, k: usize) -> usize {
+        2 * rows * self.width * (k + self.out)
+    }
+
     /// Whether rows of K elements and of one segment consist of whole 16-byte packs of a 16-bit type.
     pub fn in_packs(&self, k: usize) -> bool {
         k.is_multiple_of(8) && self.out.is_multiple_of(8)

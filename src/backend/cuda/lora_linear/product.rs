@@ -6,6 +6,9 @@ use super::*;
 pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
     let Forward { frozen, seen, parts, u } = work;
     let Sizes { m, k, n, .. } = frozen.sizes;
+    let in_packs = parts.in_packs(k);
+    let copies = 1 + usize::from(frozen.residual.is_some());
+    let numbers = m * (k + parts.width + copies * n) + frozen.bias.map_or(0, |_| n);
     let args = Args::new()
         .address(*seen)
         .address(parts.a)
@@ -21,9 +24,11 @@ pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
         .int(parts.rank)
         .int(parts.width)
         .int(parts.part_of_segment)
-        .float(parts.scale);
+        .float(parts.scale)
+        .moving(numbers * frozen.dtype.size() + parts.bytes(k))
+        .multiplying(parts.flop(m, k), cuda.has_tensor_cores() && in_packs);
     let names = ["lora_linear_start_16_rows", "lora_linear_start_32_rows", "lora_linear_start_any"];
-    start(cuda, "lora_linear", names, parts.in_packs(k), m, n / parts.out, args)?;
+    start(cuda, "lora_linear", names, in_packs, m, n / parts.out, args)?;
     Frozen { bias: None, residual: Some(frozen.to), ..*frozen }.product(cuda)
 }
 
@@ -44,6 +49,10 @@ pub fn backward_start(
     dx: Option<Address>,
     dropped: Option<Dropped>,
 ) -> Result<()> {
+    let in_packs = parts.in_packs(sizes.k);
+    // Without dx there is no product with A.
+    let k = if dx.is_some() { sizes.k } else { 0 };
+    let numbers = sizes.m * (parts.count * parts.out + parts.width + k);
     let args = Args::new()
         .address(dy)
         .address(parts.a)
@@ -58,8 +67,9 @@ pub fn backward_start(
         .int(parts.width)
         .int(parts.count)
         .int(parts.segment_of_part)
-        .float(parts.scale);
-    let in_packs = parts.in_packs(sizes.k);
+        .float(parts.scale)
+        .moving(numbers * cuda.real().size() + parts.bytes(k))
+        .multiplying(parts.flop(sizes.m, k), cuda.has_tensor_cores() && in_packs);
     let Some(dropped) = dropped else {
         let names = [
             "lora_linear_backward_start_16_rows",

@@ -82,6 +82,7 @@ impl KernelLibrary {
 
 type NewMachine = unsafe extern "C" fn() -> *mut c_void;
 type FreeMachine = unsafe extern "C" fn(*mut c_void);
+type Moved = unsafe extern "C" fn(*const c_void) -> u64;
 type Run = unsafe extern "C" fn(*mut c_void, *const RawLaunch) -> c_int;
 
 /// The runtime's state for one twin: stacks, shared memory.
@@ -89,6 +90,7 @@ pub struct Machine {
     state: *mut c_void,
     free: FreeMachine,
     run: Run,
+    moved: Moved,
 }
 
 // SAFETY: the runtime keeps nothing in thread-local memory between two runs.
@@ -98,15 +100,22 @@ impl Machine {
     pub fn new(sources: &Sources) -> Result<Machine> {
         let runtime = load_runtime(sources)?;
         // SAFETY: these are the signatures in runtime.cpp.
-        let (new, free, run) = unsafe {
+        let (new, free, run, moved) = unsafe {
             (
                 std::mem::transmute::<*const c_void, NewMachine>(symbol(&runtime, "twin_machine_new")?),
                 std::mem::transmute::<*const c_void, FreeMachine>(symbol(&runtime, "twin_machine_free")?),
                 std::mem::transmute::<*const c_void, Run>(symbol(&runtime, "twin_run")?),
+                std::mem::transmute::<*const c_void, Moved>(symbol(&runtime, "twin_moved")?),
             )
         };
         // SAFETY: it takes nothing and returns a machine of ours.
-        Ok(Machine { state: unsafe { new() }, free, run })
+        Ok(Machine { state: unsafe { new() }, free, run, moved })
+    }
+
+    /// As [`super::Twin::moved`].
+    pub fn moved(&self) -> u64 {
+        // SAFETY: a machine of ours, which nobody else uses meanwhile.
+        unsafe { (self.moved)(self.state) }
     }
 
     /// Runs a launch whose arguments were checked.

@@ -34,7 +34,7 @@ mod places;
 mod product;
 
 use super::CudaError;
-use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use super::driver::{Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
 use super::source::{self, Sources};
 use crate::tensor::DType;
 use library::{KernelLibrary, Machine};
@@ -54,15 +54,6 @@ pub enum BlockOrder {
     Descending,
     /// The same order for the same seed.
     Shuffled(u32),
-}
-
-/// What can be recorded.
-#[derive(Clone)]
-enum Command {
-    Launch(Box<Launch>),
-    Product(Product),
-    Clear { to: Address, bytes: usize },
-    Copy { to: Address, from: Address, bytes: usize },
 }
 
 /// The device, and a recording of commands for it.
@@ -149,6 +140,14 @@ impl Twin {
     /// `BlockOrder::Shuffled(2)`.
     pub fn set_block_order(&self, order: BlockOrder) {
         self.state().order = order;
+    }
+
+    /// Bytes of device memory that the launches so far have read before they wrote them, and bytes that they have
+    /// written, each counted once a launch: what [`Work::bytes`](super::driver::Work::bytes) says beforehand.
+    /// Single bytes are taken for the pairs that they lie in when they are read, and are left out when they are
+    /// written.
+    pub fn moved(&self) -> u64 {
+        self.state().machine.moved()
     }
 
     /// A test that panics while it holds the lock leaves nothing half done that another use could meet.

@@ -1,0 +1,146 @@
+//! A device that passes everything on to another one, and keeps a list of what was recorded.
+
+use super::driver::{Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A driver around another one.
+pub struct Listing {
+    driver: Arc<dyn Driver>,
+    lists: Mutex<Lists>,
+}
+
+#[derive(Default)]
+struct Lists {
+    /// What was recorded so far, where a recording is open.
+    open: Option<Vec<Command>>,
+    last: Vec<Command>,
+}
+
+impl Listing {
+    /// Everything is passed on to `driver`.
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Listing { driver, lists: Mutex::default() }
+    }
+
+    /// The commands of the last recording that was ended, in their order; none before the first.
+    pub fn last_recording(&self) -> Vec<Command> {
+        self.lists().last.clone()
+    }
+
+    fn lists(&self) -> MutexGuard<'_, Lists> {
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a command that was taken, if it was recorded.
+    fn keep(&self, command: impl FnOnce() -> Command) {
+        if let Some(open) = &mut self.lists().open {
+            open.push(command());
+        }
+    }
+}
+
+impl Driver for Listing {
+    fn info(&self) -> &DeviceInfo {
+        self.driver.info()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.driver.allocate(bytes)
+    }
+
+    fn free(&self, address: Address) {
+        self.driver.free(address);
+    }
+
+    fn allocated(&self) -> (usize, usize) {
+        self.driver.allocated()
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.driver.free_memory()
+    }
+
+    fn clear(&self, to: Address, bytes: usize) -> Result<()> {
+        self.driver.clear(to, bytes)?;
+        self.keep(|| Command::Clear { to, bytes });
+        Ok(())
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.driver.copy(to, from, bytes)?;
+        self.keep(|| Command::Copy { to, from, bytes });
+        Ok(())
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.driver.upload(to, from)
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        self.driver.download(from, to)
+    }
+
+    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.driver.feed(to, from)
+    }
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
+        self.driver.fetch(from, bytes)
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.driver.launch(launch) }?;
+        self.keep(|| Command::Launch(Box::new(*launch)));
+        Ok(())
+    }
+
+    unsafe fn product(&self, product: &Product) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.driver.product(product) }?;
+        self.keep(|| Command::Product(*product));
+        Ok(())
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        self.lists().open = None;
+        self.driver.begin_recording()?;
+        self.lists().open = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+        let commands = self.lists().open.take();
+        let recording = self.driver.end_recording()?;
+        self.lists().last = commands.unwrap_or_default();
+        Ok(recording)
+    }
+
+    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+        self.driver.replay(recording)
+    }
+
+    fn has_clock(&self) -> bool {
+        self.driver.has_clock()
+    }
+
+    fn recall(&self, key: &str) -> Option<String> {
+        self.driver.recall(key)
+    }
+
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
+        self.driver.remember(key, choice)
+    }
+
+    fn forgets(&self) -> Option<String> {
+        self.driver.forgets()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.driver.seconds(body)
+    }
+}

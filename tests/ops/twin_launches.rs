@@ -1,0 +1,75 @@
+//! What launchers say of their kernels: the bytes are those that the host twin sees them move, the floating-point
+//! operations those that `bench::ops` counts.
+
+use clip_engine::backend::cuda::driver::Command;
+use clip_engine::backend::cuda::twin::Twin;
+use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::backend::{Backend, Result};
+use clip_engine::bench::Op;
+use clip_engine::bench::ops::{self, Sizes};
+use clip_engine::tensor::DType;
+use std::sync::Arc;
+
+const SIZES: Sizes = Sizes {
+    batch: 2,
+    tokens: 5,
+    width: 64,
+    heads: 1,
+    mlp: 128,
+    features: 32,
+    classes: 12,
+    rank: 8,
+    side: 32,
+    patch: 16,
+};
+
+/// How much of the images it reads is known on the device only, and the twin does not follow single bytes.
+const BYTES_NOT_KNOWN: &str = "crop_resize";
+
+/// Counted as a framework does it, part by part, and computed for all parts at once.
+const FLOP_OF_OTHERS: &str = "lora_linear, unfused";
+
+/// Counters by which the last block finds itself, and numbers of the optimizer.
+const SLACK_OF_LAUNCH: u64 = 64;
+
+/// A line for each operation that does something else than its launcher says.
+fn differences(dtype: DType) -> Vec<String> {
+    let twin = Arc::new(Twin::new(dtype, 90).unwrap());
+    let mut found = Vec::new();
+    for form in [LoraForm::Fused, LoraForm::Product] {
+        let (cuda, listing) = Cuda::new(twin.clone(), dtype, form).unwrap().listed().unwrap();
+        let mut visit = |mut op: Op<'_>| -> Result<()> {
+            let before = twin.moved();
+            (op.run)()?;
+            let moved = twin.moved() - before;
+            cuda.record(|| (op.run)())?;
+            let commands = listing.last_recording();
+            let launches = commands.iter().filter(|command| matches!(command, Command::Launch(_)));
+            let bytes: usize = launches.clone().map(|launch| launch.work().bytes).sum();
+            let flop: usize = commands.iter().map(|c| c.work().flop + c.work().tensor_flop).sum();
+            let slack = SLACK_OF_LAUNCH * launches.count() as u64;
+            let what = format!("{form:?} {} at {}", op.name, op.at);
+            if (bytes as u64).abs_diff(moved) > slack && op.name != BYTES_NOT_KNOWN {
+                found.push(format!("{what}: {moved} bytes moved, {bytes} said"));
+            }
+            if flop as f64 != op.flop && op.name != FLOP_OF_OTHERS {
+                found.push(format!("{what}: {} FLOP counted, {flop} said", op.flop));
+            }
+            Ok(())
+        };
+        match form {
+            LoraForm::Product => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
+            _ => ops::each(&cuda, &SIZES, None, &mut visit).unwrap(),
+        }
+    }
+    found
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn kernels_move_and_multiply_what_their_launchers_say() {
+    for dtype in [DType::F16, DType::F32] {
+        let found = differences(dtype);
+        assert!(found.is_empty(), "{dtype}: {found:#?}");
+    }
+}
