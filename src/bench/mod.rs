@@ -1,5 +1,7 @@
-//! Timing of single operations, on any backend: what `engine bench ops` and `cargo bench` run.
+//! Timing of single operations, on any backend: what `engine bench ops` and `cargo bench` run; and what a training
+//! step launches on a GPU.
 
+pub mod launches;
 pub mod ops;
 
 use crate::backend::{Backend, Result};

@@ -5,6 +5,8 @@ mod demo_model;
 mod parity;
 mod techniques;
 #[cfg(target_os = "linux")]
+mod twin_launches;
+#[cfg(target_os = "linux")]
 mod twin_session;
 #[cfg(target_os = "linux")]
 mod twin_training;
