@@ -2,7 +2,7 @@
 
 use super::device::{Device, DeviceArgs, on_device};
 use super::table::Lines;
-use super::{common, table};
+use super::{common, launches, table};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clip_engine::backend::Backend;
@@ -33,9 +33,9 @@ use std::time::Instant;
 pub struct Args {
     /// Single operations at the sizes of a step, or whole training steps and evaluations.
     #[arg(value_enum)]
-    what: What,
+    pub(super) what: What,
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(super) device: DeviceArgs,
     /// A model directory, or the id of a model on the hub, for its sizes and weights.
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", conflicts_with = "model_size")]
     model: Option<PathBuf>,
@@ -44,13 +44,17 @@ pub struct Args {
     model_size: ModelSize,
     /// Images per step.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    batch_size: u32,
+    pub(super) batch_size: u32,
     /// Classes of the head.
     #[arg(long, default_value_t = 102, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    classes: u32,
+    pub(super) classes: u32,
     /// Rank of the adapters on all attention layers.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     rank: u32,
+    /// Lists what one training step launches on a GPU, and times nothing: on an H100 that need not be there, or with
+    /// --device cuda on the one that is.
+    #[arg(long, conflicts_with = "reps")]
+    launches: bool,
     /// Timed repetitions, after two that are not [default: 5 on the CPU, 50 on a GPU].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     reps: Option<u32>,
@@ -65,11 +69,11 @@ pub struct Args {
     profile: bool,
     /// Also write the results as JSON.
     #[arg(long, value_name = "FILE")]
-    json: Option<PathBuf>,
+    pub(super) json: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum What {
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+pub(super) enum What {
     Ops,
     Step,
 }
@@ -82,13 +86,16 @@ enum ModelSize {
 
 pub fn run(mut args: Args) -> Result<()> {
     args.model = args.model.as_deref().map(common::named_model_dir).transpose()?;
-    let device = args.device.open(&Silent)?;
     let config = match &args.model {
         Some(dir) => ClipConfig::load(dir)?,
         None => match args.model_size {
             ModelSize::VitB32 => ClipConfig::vit_b_32(),
         },
     };
+    if args.launches {
+        return launches::run(&config, &args);
+    }
+    let device = args.device.open(&Silent)?;
     let default_reps = if matches!(device, Device::Cpu(_)) { 5 } else { 50 };
     let reps = args.reps.unwrap_or(default_reps) as usize;
     let mut report = json!({
@@ -134,8 +141,7 @@ fn step<B: Backend>(
         normal(batch * side * side * 3, 1).iter().map(|v| (v * 50.0 + 128.0) as u8).collect();
     let images = Tensor::from_slice([batch, side, side, 3], &bytes)?;
     let labels: Vec<u32> = (0..batch).map(|i| (i * 37 % args.classes as usize) as u32).collect();
-    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    let rates = Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) };
+    let rates = rates();
     let train =
         times(backend, reps, || Ok(learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?))?;
     if args.profile {
@@ -195,6 +201,12 @@ fn step<B: Backend>(
     common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
 }
 
+/// Of the steps that are timed or listed.
+pub(super) fn rates() -> Rates {
+    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
+    Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) }
+}
+
 /// Training steps of the head alone, on features that were computed before.
 fn probe<B: Backend>(
     learner: &Learner<B>,
@@ -244,7 +256,7 @@ fn seconds(s: f64) -> String {
     }
 }
 
-fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
+pub(super) fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
     let weights: Box<dyn WeightSource> = match &args.model {
         Some(dir) => Box::new(Weights::open(dir)?),
         None => Box::new(RandomWeights { seed: 1 }),

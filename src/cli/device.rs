@@ -5,11 +5,13 @@ use anyhow::{Result, anyhow, bail};
 use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::cuda::absent::Absent;
 use clip_engine::backend::cuda::gpu::store::FOLDER;
+use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::settings::Precision;
+use std::sync::Arc;
 
 /// The flags by which a subcommand is told.
 #[derive(clap::Args)]
@@ -26,6 +28,26 @@ impl DeviceArgs {
     /// As [`open`].
     pub fn open(&self, monitor: &dyn Monitor) -> Result<Device> {
         open(&self.device, self.precision, monitor)
+    }
+
+    /// A GPU to list the launches of, and whether it is there: the one that is named, else an H100 that is not.
+    pub fn open_to_list(&self) -> Result<(Cuda, bool)> {
+        let (name, dtype) = (&self.device, DType::from(self.precision.unwrap_or(Precision::F16)));
+        match Choice::parse(name)? {
+            Choice::Auto | Choice::Twin(90) => {
+                Ok((Cuda::new(Arc::new(Absent::h100()), dtype, LoraForm::Auto)?, false))
+            }
+            Choice::Cuda(index) => {
+                let cuda = Cuda::open(index, dtype);
+                Ok((cuda.map_err(|e| anyhow!("--device {name}: {e}; or leave it out"))?, true))
+            }
+            Choice::Cpu | Choice::Twin(_) => {
+                let text = format!(
+                    "--device {name}: launches are listed for an H100 or, with --device cuda, for the GPU that is there"
+                );
+                Err(TrainError::Setting(text).into())
+            }
+        }
     }
 }
 

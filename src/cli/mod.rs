@@ -12,6 +12,7 @@ mod dry_run;
 mod embed;
 mod eval;
 mod export;
+mod launches;
 mod man;
 mod predict;
 mod predictions;

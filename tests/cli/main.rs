@@ -18,6 +18,7 @@ mod gpu_report;
 mod hub;
 #[cfg(unix)]
 mod kill_resume;
+mod launches;
 mod logs;
 mod predict;
 mod report_page;

@@ -1,0 +1,138 @@
+//! `engine bench step --launches`
+
+use super::bars::Bars;
+use super::bench::{self, What};
+use super::{common, table};
+use anyhow::{Result, bail};
+use clip_engine::TrainError;
+use clip_engine::backend::Backend;
+use clip_engine::backend::cuda::driver::Command;
+use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::bench::launches::{Peaks, Resources, Row, Shape, Sum, resources};
+use clip_engine::clip::config::ClipConfig;
+use clip_engine::progress::Monitor;
+use clip_engine::tensor::{DType, Tensor};
+use clip_engine::train::learner::Batch;
+use comfy_table::{CellAlignment, Table};
+use serde_json::json;
+
+/// Lists the launches of one recorded training step, in each form of the adapted layers where the device is not
+/// there to choose one.
+pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
+    if args.what != What::Step {
+        let text = "--launches: it lists those of a training step; use it with engine bench step";
+        return Err(TrainError::Setting(text.into()).into());
+    }
+    let (cuda, is_there) = args.device.open_to_list()?;
+    let forms: &[(&str, LoraForm)] = match is_there {
+        true => &[("as measured", LoraForm::Auto)],
+        false => &[("product", LoraForm::Product), ("fused", LoraForm::Fused)],
+    };
+    let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, config, args)?));
+    let lists = forms.iter().map(list).collect::<Result<Vec<(&str, Vec<Command>)>>>()?;
+    let (peaks, resources) = (Peaks::H100_SXM, resources_of(&cuda, &lists));
+    let (mut sums, mut entries) = (Vec::new(), Vec::new());
+    for (form, commands) in &lists {
+        let rows: Vec<Row> = commands.iter().map(|command| Row::new(command, &peaks, &resources)).collect();
+        let title =
+            format!("form of the adapted layers: {form}; {}, batch {}", cuda.describe(), args.batch_size);
+        common::say(format!("{title}\n\n{}\n", table_of_rows(&rows)))?;
+        let (by_name, all) = Sum::of_rows(&rows);
+        sums.push(format!("{title}\n\n{}", table_of_sums(&by_name, &all)));
+        entries.push(json!({ "form": form, "launches": rows, "by_name": by_name, "all": all }));
+    }
+    common::say(sums.join("\n\n"))?;
+    let Some(path) = &args.json else { return Ok(()) };
+    let report = json!({
+        "commit": common::commit(), "version": env!("CARGO_PKG_VERSION"), "device": cuda.describe(),
+        "batch_size": args.batch_size, "floors_of": { "device": "H100 SXM", "per_s": peaks }, "forms": entries,
+    });
+    common::write_json(path, &report)
+}
+
+/// What a step of the size that was asked for is recorded as.
+fn commands(cuda: &Cuda, config: &ClipConfig, args: &bench::Args) -> Result<Vec<Command>> {
+    let (cuda, listing) = cuda.listed()?;
+    let mut learner = bench::learner(cuda, config, args)?;
+    let (batch, side) = (args.batch_size as usize, config.vision.image_size);
+    let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
+    // The first step of a kind only runs, the second is recorded.
+    for _ in 0..2 {
+        learner.train_step(Batch::new(images.view(), &labels), &bench::rates(), 1.0)?;
+    }
+    let commands = listing.last_recording();
+    if commands.is_empty() {
+        bail!("the training step was not recorded");
+    }
+    Ok(commands)
+}
+
+/// What the kernels were compiled to, where there is a compiler that tells it.
+fn resources_of(cuda: &Cuda, lists: &[(&str, Vec<Command>)]) -> Resources {
+    let commands = lists.iter().flat_map(|(_, commands)| commands);
+    let capability = cuda.driver().info().compute_capability;
+    resources(commands, capability, cuda.compute_dtype()).unwrap_or_else(|problem| {
+        Bars::new().warn(&format!("registers are left out: {problem}"));
+        Resources::new()
+    })
+}
+
+fn table_of_rows(rows: &[Row]) -> Table {
+    let header = ["#", "kernel", "file", "grid", "block", "shared", "registers", "MB", "GFLOP", "floor, µs"];
+    let mut table = table::table(&header);
+    for column in table.column_iter_mut().skip(1).take(2) {
+        column.set_cell_alignment(CellAlignment::Left);
+    }
+    for (number, row) in (1..).zip(rows) {
+        let of_shape = |text: &dyn Fn(Shape) -> String| row.shape.map(text).unwrap_or_default();
+        table.add_row([
+            i32::to_string(&number),
+            row.name.clone(),
+            row.file.unwrap_or_default().to_owned(),
+            of_shape(&|shape| extents(shape.grid)),
+            of_shape(&|shape| extents(shape.block)),
+            of_shape(&|shape| shape.shared.to_string()),
+            row.registers.map(|n| n.to_string()).unwrap_or_default(),
+            millions(row.bytes),
+            billions(row.flop),
+            microseconds(row.floor_s),
+        ]);
+    }
+    table
+}
+
+fn table_of_sums(sums: &[Sum], all: &Sum) -> Table {
+    let mut table = table::table(&["kernel", "launches", "MB", "GFLOP", "floor, µs"]);
+    for sum in sums.iter().chain([all]) {
+        table.add_row([
+            sum.name.clone(),
+            sum.launches.to_string(),
+            millions(sum.bytes),
+            billions(sum.flop),
+            microseconds(sum.floor_s),
+        ]);
+    }
+    table
+}
+
+/// "150x3": without the ones at the end.
+fn extents([x, y, z]: [u32; 3]) -> String {
+    match (y, z) {
+        (1, 1) => format!("{x}"),
+        (_, 1) => format!("{x}x{y}"),
+        _ => format!("{x}x{y}x{z}"),
+    }
+}
+
+fn millions(bytes: usize) -> String {
+    format!("{:.3}", bytes as f64 / 1e6)
+}
+
+/// Nothing where there are no products.
+fn billions(flop: usize) -> String {
+    if flop == 0 { String::new() } else { format!("{:.3}", flop as f64 / 1e9) }
+}
+
+fn microseconds(seconds: f64) -> String {
+    format!("{:.2}", seconds * 1e6)
+}
