@@ -47,7 +47,7 @@ fn gather(dir: &Path, files: &mut Vec<PathBuf>) {
 /// Sets a cfg for each of the tests' needs that is met. What is found is watched, so that a build after it has gone
 /// knows; what is missing cannot be watched, and tests/untested.rs says what to do once it is there.
 fn needs_of_tests() {
-    println!("cargo::rustc-check-cfg=cfg(cxx, nvrtc, chromium, script, bash, nvidia_driver)");
+    println!("cargo::rustc-check-cfg=cfg(cxx, nvrtc, chromium, script, bash, python, nvidia_driver)");
     let cxx = env::var("CXX").ok().and_then(|words| words.split_whitespace().next().map(str::to_owned));
     let chromium = on_path(&["chromium", "chromium-browser", "google-chrome"]);
     for (name, found) in [
@@ -56,6 +56,7 @@ fn needs_of_tests() {
         ("chromium", chromium.clone()),
         ("script", on_path(&["script"])),
         ("bash", on_path(&["bash"])),
+        ("python", on_path(&["python3"])),
         ("nvidia_driver", known_to_the_loader("libcuda.so.1")),
     ] {
         if let Some(path) = found {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// What tests may need: how their `ignore` names it, whether the build script found it, and how to get it on Debian
 /// and Ubuntu.
-const NEEDS: [(&str, bool, &str); 6] = [
+const NEEDS: [(&str, bool, &str); 7] = [
     ("c++", cfg!(cxx), "apt-get install g++"),
     (
         "NVRTC",
@@ -17,6 +17,7 @@ const NEEDS: [(&str, bool, &str); 6] = [
     ("Chromium", cfg!(chromium), "apt-get install chromium"),
     ("script", cfg!(script), "apt-get install bsdutils"),
     ("bash", cfg!(bash), "apt-get install bash"),
+    ("Python", cfg!(python), "apt-get install python3"),
     ("no NVIDIA driver", !cfg!(nvidia_driver), "a machine without a GPU"),
 ];
 

@@ -619,6 +619,54 @@ fn an_operation_that_fails_is_a_row_among_its_timings() {
     assert!(ops[0]["problem"].is_string() && ops[3]["warm"]["p50_s"].is_f64(), "{report:#}");
 }
 
+/// Of one step alone, kernel by kernel, as many of them and in the same order as the engine lists them.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc, python)), ignore = "needs c++ and NVRTC and Python")]
+fn a_profile_of_a_step_is_held_against_the_list_of_its_launches() {
+    let session = Session::begin();
+    let place = Place::new([1, 1, 1]);
+    let path = |name: &str| place.dir.path().join(name).display().to_string();
+    let [model, cache, profile, launches, rows] =
+        ["model", "cache", "profile.csv", "launches.json", "rows.json"].map(path);
+    let kernels = libraries_of(&Sources::embedded(), DType::F32);
+    let bench = |flags: &[&str], settings: &[(&str, &str)]| {
+        let args = ["bench", "step", "--device", "cuda", "--precision", "f32", "--model", &model];
+        let args = [&args[..], &["--batch-size", "2"], flags].concat();
+        let settings = [&[("KERNELS", kernels.as_str()), ("CLIP_ENGINE_CACHE", &cache)], settings].concat();
+        let done = engine(&session, &args, &settings);
+        assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    };
+    bench(&["--reps", "1", "--profile"], &[("CLIP_ENGINE_GRAPHS", "0"), ("PROFILE", &profile)]);
+    bench(&["--launches", "--json", &launches], &[]);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/profile_rows.py");
+    let join = || {
+        let mut python = Command::new("python3");
+        python.arg(&script).args([&profile, &launches, "--json", &rows]).output().unwrap()
+    };
+    let output = join();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{err}");
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&rows).unwrap()).unwrap();
+    let measured = report["rows"].as_array().unwrap();
+    assert!(measured.len() > 40, "{}", measured.len());
+    let of_products = measured.iter().filter(|row| row["file"].is_null());
+    assert!(of_products.clone().count() > 10);
+    assert!(of_products.clone().all(|row| row["kernels"][0].as_str().unwrap().starts_with("nvjet")));
+    let seconds = report["all"]["measured_s"].as_f64().unwrap();
+    // The stand-in says 1.5 µs of each.
+    assert!((seconds / 1.5e-6 - measured.len() as f64).abs() < 1e-6, "{seconds}");
+    // One kernel less, and it is of something else.
+    let text = std::fs::read_to_string(&profile).unwrap();
+    let (before, after) = text.split_once("\"layer_norm").unwrap();
+    std::fs::write(&profile, format!("{before}{}", after.split_once('\n').unwrap().1)).unwrap();
+    let output = join();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && err.contains("is layer_norm") && err.contains("the profile has"),
+        "{err}"
+    );
+}
+
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]

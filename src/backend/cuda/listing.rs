@@ -102,6 +102,10 @@ impl Driver for Listing {
         Ok(())
     }
 
+    fn can_record(&self) -> bool {
+        self.driver.can_record()
+    }
+
     fn begin_recording(&self) -> Result<()> {
         self.lists().open = None;
         self.driver.begin_recording()?;
@@ -138,6 +142,10 @@ impl Driver for Listing {
 
     fn synchronize(&self) -> Result<()> {
         self.driver.synchronize()
+    }
+
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.driver.profile(body)
     }
 
     fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
