@@ -2,7 +2,7 @@
 # What an NVIDIA GPU says of the engine, in two calls: whether it is right, and how fast it is beside PyTorch.
 #
 #   tools/gpu_report.sh first         doctor, check, bench, demo, sanitizer: within 280 seconds
-#   tools/gpu_report.sh second        doctor, profile, peers: within 600 seconds
+#   tools/gpu_report.sh second        doctor, profile, peers: within 420 seconds
 #   tools/gpu_report.sh STAGE...      of these; sooner or later named, always in this order
 #
 # For a machine with a GPU and without Rust: needs the engine, bash, coreutils and, for profile and peers, Python with
@@ -13,10 +13,11 @@
 #   PYTHON               the interpreter for the peers (python3)
 #   MODEL                a model directory for bench and profile (random weights of ViT-B/32)
 #   BATCHES              their batch sizes ("32 256")
-#   DEMO_FLAGS           more flags for the demo's training
+#   DEMO                 what the demo trains ("--demo --recipe lora --epochs 6 --early-stop off")
 #   GPU_REPORT_SECONDS   time for everything, instead of the above; what does not fit is listed as left out
-#   GPU_REPORT_GROUP_SECONDS   limit for each group of checks (20)
+#   GPU_REPORT_GROUP_SECONDS  limit for each group of checks (20)
 #   GPU_REPORT_JOBS      checks that run at once (4)
+#   GPU_REPORT_PATIENCE  a factor for all limits (1), for slow machines
 #   GPU_REPORT_COMMIT    the commit that the binary was built from, where this is no git checkout
 #
 # The three files are written anew after every step, so that a run that is stopped leaves what it has. A group of checks
@@ -28,7 +29,7 @@
 set -u
 
 declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor profile peers')
-declare -A seconds_of=([first]=280 [second]=600)
+declare -A seconds_of=([first]=280 [second]=420)
 stages=(doctor check bench demo sanitizer profile peers)
 groups=(layer_norm activation dropout crop_resize embed prompts l2_norm class_features mix head_loss triplet accumulate
     adamw attention lora_linear steps)
@@ -65,7 +66,7 @@ note() { # KIND STEP STATUS [SECONDS]
 # Runs a command within its limit of seconds and the time that is left. A command that is given $work/STEP.json must
 # write it.
 run() { # KIND STEP LIMIT COMMAND...
-    local kind=$1 step=$2 own=$3
+    local kind=$1 step=$2 own=$(($3 * ${GPU_REPORT_PATIENCE:-1}))
     shift 3
     local limit=$own left
     left=$(remaining)
@@ -330,6 +331,7 @@ doctor() {
 # Compiles everything; then each group in a process of its own, for an error can leave a process no device.
 check() {
     local precision group step limit=${GPU_REPORT_GROUP_SECONDS:-20}
+    limit=$((limit * ${GPU_REPORT_PATIENCE:-1}))
     for precision in f32 f16 bf16; do
         run check "compile_$precision" 60 "$engine" check --device cuda --precision "$precision" --quick --only accumulate
     done
@@ -379,9 +381,9 @@ bench() {
 
 # The same run twice, and once interrupted and resumed: to the same bits.
 demo() {
-    local train=("$engine" train --demo --recipe lora --device cuda --epochs 6 --early-stop off)
-    # shellcheck disable=SC2206 # several words
-    train+=(${DEMO_FLAGS:-})
+    local train
+    read -r -a train <<<"${DEMO:---demo --recipe lora --epochs 6 --early-stop off}"
+    train=("$engine" train "${train[@]}" --device cuda)
     local run
     for run in one two; do
         show=2 run check "demo_$run" 60 "${train[@]}" --output "$work/demo_$run"

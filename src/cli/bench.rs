@@ -58,10 +58,8 @@ pub struct Args {
     /// Timed repetitions, after two that are not [default: 5 on the CPU, 50 on a GPU].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     reps: Option<u32>,
-    /// Of single operations these groups only, separated by commas: linear, lora_linear, dropout, lora_fold, layer_norm,
-    /// activation, attention, crop_resize, patch_embed, insert_prompts, replace_prompts, l2_norm, class_features,
-    /// mix_rows, head_loss, triplet, accumulate, adamw.
-    #[arg(long, value_parser = ops::GROUPS, hide_possible_values = true, value_name = "GROUP", value_delimiter = ',')]
+    /// Of single operations these groups only, separated by commas.
+    #[arg(long, value_parser = ops::GROUPS, value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
     /// After the timing of steps, one more training step for a profiler that waits to be started, such as ncu with
     /// --profile-from-start off.

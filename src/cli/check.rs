@@ -25,11 +25,10 @@ pub struct Args {
     /// On a GPU: small sizes only.
     #[arg(long)]
     quick: bool,
-    /// On a GPU: these groups only, separated by commas: layer_norm, activation, dropout, crop_resize, embed, prompts,
-    /// l2_norm, class_features, mix, head_loss, triplet, accumulate, adamw, attention, lora_linear, steps.
-    #[arg(long, value_parser = parse_serde::<Group>, value_name = "GROUP", value_delimiter = ',')]
+    /// On a GPU: these groups only, separated by commas.
+    #[arg(long, value_parser = Group::ALL.map(Group::name), value_name = "GROUP", value_delimiter = ',')]
     #[arg(conflicts_with = "reference")]
-    only: Vec<Group>,
+    only: Vec<String>,
     /// Compare with a file from tools/reference.py instead.
     #[arg(long, value_name = "FILE", requires = "model")]
     reference: Option<PathBuf>,
@@ -59,7 +58,8 @@ pub fn run(args: Args) -> Result<()> {
         }
         (_, _, Device::Cuda(cuda)) => {
             let scope = if args.quick { Scope::Quick } else { Scope::Full };
-            let groups = if args.only.is_empty() { &Group::ALL[..] } else { &args.only };
+            let named: Vec<Group> = args.only.iter().filter_map(|name| Group::named(name)).collect();
+            let groups = if named.is_empty() { &Group::ALL[..] } else { &named };
             check::device::check(cuda, scope, groups, &mut |row| report.add(row))
         }
     };

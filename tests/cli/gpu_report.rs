@@ -1,6 +1,7 @@
 //! tools/gpu_report.sh, with a script in the place of the engine: what it runs, what it makes of failures, of what
 //! hangs and of what is not there, and that its three files are whole.
 
+use clip_engine::check::device::Group;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,14 @@ impl Place {
 
 fn status<'a>(steps: &'a [(String, String)], name: &str) -> Option<&'a str> {
     steps.iter().find(|(step, _)| step == name).map(|(_, status)| status.as_str())
+}
+
+#[test]
+fn the_script_knows_every_group_of_checks() {
+    let script = include_str!("../../tools/gpu_report.sh");
+    let (_, list) = script.split_once("\ngroups=(").unwrap();
+    let listed: Vec<&str> = list.split_once(')').unwrap().0.split_whitespace().collect();
+    assert_eq!(listed, Group::ALL.map(Group::name));
 }
 
 #[test]
