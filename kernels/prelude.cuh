@@ -72,7 +72,7 @@ DEVICE float fast_exp2(float v) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 #else
-  return exp2f(v);
+  return __exp2f(v);
 #endif
 }
 

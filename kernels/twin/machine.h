@@ -37,6 +37,8 @@ struct Launch {
   uint64 buffer_count;
   // 0: ascending, 1: descending, anything else seeds a shuffle.
   uint64 order;
+  // Not 0: tensor cores and approximations round as a device's do, and this seeds the errors of approximations.
+  uint64 rounding;
   // Where a message goes.
   char* message;
   uint64 message_size;

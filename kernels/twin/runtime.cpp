@@ -12,6 +12,7 @@
 
 #include "machine.h"
 #include "memory.h"
+#include "tensor_core.h"
 
 namespace twin {
 
@@ -324,17 +325,24 @@ static void expect_whole_warp(const char* op, const void* caller) {
 Accumulator mma(Accumulator d, Operands operands) {
   expect_whole_warp("mma_m16n8k16", CALLER);
   int lane = machine->current->linear % WARP, group = lane >> 2, quad = lane & 3;
+  bool as_a_device = machine->launch->rounding != 0;
   meet(0xffffffffu, "mma_m16n8k16", "", CALLER, operands, [&](auto slots) {
     auto of = [&](int from) { return reinterpret_cast<const Operands*>(slots[from]); };
     // Register order of a: (row, k), (row + 8, k), (row, k + 8), (row + 8, k + 8), two k each.
     for (int i = 0; i < 4; i++) {
       int upper = i >> 1, column = 2 * quad + (i & 1);
+      float a[16], b[16];
       for (int k = 0; k < 16; k++) {
         int holder = (k & 7) >> 1, half = k >> 3, odd = k & 1;
-        float a = of(group * 4 + holder)->a[(half * 2 + upper) * 2 + odd];
-        float b = of(column * 4 + holder)->b[half * 2 + odd];
-        d.at[i] += a * b;
+        a[k] = of(group * 4 + holder)->a[(half * 2 + upper) * 2 + odd];
+        b[k] = of(column * 4 + holder)->b[half * 2 + odd];
       }
+      float& sum = d.at[i];
+      const int each = TENSOR_CORE_PRODUCTS;
+      if (as_a_device)
+        for (int k = 0; k < 16; k += each) sum = tensor_core_sum(sum, a + k, b + k, each);
+      else
+        for (int k = 0; k < 16; k++) sum += a[k] * b[k];
     }
   });
   return d;
@@ -390,6 +398,18 @@ uint16 float_to_half(float value) {
     return sign | uint16(same_bits<uint32>(same_bits<float>(magnitude) + 0.5f) - 0x3f000000u);
   uint32 rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
   return sign | uint16((rounded - 0x38000000u) >> 13);
+}
+
+// ---------------------------------------------------------------- a device's approximations
+
+// A function of the value, as a device's own errors are. What has no neighbours of its size stays: zeros, subnormal
+// and the largest numbers, infinities, what is no number.
+float approximate(float value, uint32 ulps) {
+  uint32 bits = same_bits<uint32>(value), exponent = bits >> 23 & 255;
+  if (exponent == 0 || exponent >= 254) return value;
+  uint64 mixed = (bits + machine->launch->rounding * 0x9e3779b97f4a7c15ull) * 0xbf58476d1ce4e5b9ull;
+  mixed = (mixed ^ mixed >> 31) * 0x94d049bb133111ebull;
+  return same_bits<float>(mixed >> 63 ? bits + ulps : bits - ulps);
 }
 
 void trap() { fail_thread("__trap at " + site_text(site_of(CALLER))); }
@@ -521,6 +541,11 @@ static void check_shared_limit(Machine& m) {
 }  // namespace twin
 
 extern "C" twin::Machine* twin_machine_new() { return new twin::Machine; }
+
+// For products that no kernel forms; see tensor_core.h.
+extern "C" float twin_tensor_core_sum(float start, const float* a, const float* b, int count) {
+  return twin::tensor_core_sum(start, a, b, count);
+}
 
 extern "C" void twin_machine_free(twin::Machine* m) { delete m; }
 

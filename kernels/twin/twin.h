@@ -112,6 +112,9 @@ void cp_async_wait(int pending);
 __attribute__((const)) float half_to_float(uint16 bits);
 __attribute__((const)) uint16 float_to_half(float value);
 
+// For a launch that rounds as a device does: `ulps` units in the last place above or below `value`.
+float approximate(float value, uint32 ulps);
+
 [[noreturn]] void trap();
 
 }  // namespace twin
@@ -207,6 +210,17 @@ DEVICE To same_bits(From from) {
 
 DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
 
+// A function that a device approximates, with its largest error there. TWIN_DEVICE_ROUNDING is defined for kernels
+// that are to round as a device does.
+#ifdef TWIN_DEVICE_ROUNDING
+#define TWIN_WITHIN(ulps, value) twin::approximate(value, ulps)
+#else
+#define TWIN_WITHIN(ulps, value) (value)
+#endif
+
+// Beyond 128 it is infinite or 0, which have no error.
+DEVICE float fast_exp(float v) { return TWIN_WITHIN(2 + uint32(1.173f * fminf(fabsf(v), 128.0f)), expf(v)); }
+
 }  // namespace twin
 
 DEVICE float __uint_as_float(uint32 bits) { return twin::same_bits<float>(bits); }
@@ -214,17 +228,17 @@ DEVICE uint32 __float_as_uint(float v) { return twin::same_bits<uint32>(v); }
 DEVICE float __int_as_float(int bits) { return twin::same_bits<float>(bits); }
 DEVICE int __float_as_int(float v) { return twin::same_bits<int>(v); }
 
-// Macros, because some C libraries declare functions of these names.
-#define rsqrtf(v) twin::reciprocal_root(v)
+// Macros, because some C libraries declare functions of these names. The errors are those of the CUDA C++ programming
+// guide, that of ex2.approx (__exp2f) the PTX ISA's 2^-22 of the value. Division and square root are exact to the
+// rounding, as NVRTC compiles them.
+#define rsqrtf(v) TWIN_WITHIN(2, twin::reciprocal_root(v))
+#define expf(v) TWIN_WITHIN(2, expf(v))
+#define logf(v) TWIN_WITHIN(1, logf(v))
+#define erff(v) TWIN_WITHIN(2, erff(v))
+#define __expf(v) twin::fast_exp(v)
+#define __exp2f(v) TWIN_WITHIN(4, exp2f(v))
+#define __fdividef(a, b) TWIN_WITHIN(2, (a) / (b))
 #define __frsqrt_rn(v) twin::reciprocal_root(v)
-#define __expf(v) expf(v)
-#define __exp2f(v) exp2f(v)
-#define __logf(v) logf(v)
-#define __log2f(v) log2f(v)
-#define __powf(a, b) powf(a, b)
-#define __sinf(v) sinf(v)
-#define __cosf(v) cosf(v)
-#define __fdividef(a, b) ((a) / (b))
 #define __fdiv_rn(a, b) ((a) / (b))
 #define __frcp_rn(v) (1.0f / (v))
 #define __fsqrt_rn(v) sqrtf(v)

@@ -2,7 +2,7 @@
 
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Kernel, Launch, Product};
 use clip_engine::backend::cuda::source::Sources;
-use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
+use clip_engine::backend::cuda::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
 
 fn twin(dtype: DType) -> Twin {
@@ -218,6 +218,63 @@ fn fragments_of_tensor_cores_match_plain_loops() {
     }
 }
 
+fn twin_of_a_device(dtype: DType, seed: u32) -> Twin {
+    twin(dtype).with_rounding(Rounding::Device { seed }).unwrap()
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_device_fuses_and_approximates_as_documented() {
+    let once = 1.0f32 + 2f32.powi(-12);
+    let x = [once, once, once * once, 3.7, 0.3, f32::NEG_INFINITY];
+    let found = |twin: Twin| {
+        let (x, y) = (upload(&twin, &x), twin.allocate(11 * 4).unwrap());
+        run(&twin, "roundings", [1; 3], [1; 3], 0, Args::new().address(x).address(y));
+        download::<f32>(&twin, y, 11)
+    };
+    let exact = found(twin(DType::F32));
+    let devices: Vec<_> = (0..16).map(|seed| found(twin_of_a_device(DType::F32, seed))).collect();
+    assert_eq!(exact[0], 0.0);
+    // Units in the last place, in the order of the kernel's lines.
+    for (i, ulps) in [(1, 2), (2, 1), (3, 2), (4, 2), (5, 2), (6, 4), (7, 6), (8, 0), (9, 0), (10, 0)] {
+        let off = |device: &Vec<f32>| device[i].to_bits().abs_diff(exact[i].to_bits());
+        assert!(devices.iter().all(|device| off(device) == ulps), "line {i}");
+        let up = devices.iter().filter(|device| device[i] > exact[i]).count();
+        assert!(ulps == 0 || (2..=14).contains(&up), "line {i}: {up} of 16 seeds go up");
+    }
+    assert!(devices.iter().all(|device| device[0] == 2f32.powi(-24)), "a fused multiply-add loses nothing");
+}
+
+/// As kernels/twin/tensor_core.h has it.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_devices_tensor_cores_cut_sums_off() {
+    let twin = twin_of_a_device(DType::F16, 0);
+    // Each row of a has 1 or -1 first and a factor at some places, each for a product with 2^-12.
+    let (half, unit) = (2f32.powi(-12), 2f32.powi(-23));
+    let rows: [(f32, f32, &[usize], f32); 5] = [
+        (1.0, half, &[1, 2], 1.0 + unit),
+        (1.0, half, &[1, 2, 3], 1.0 + unit),
+        (-1.0, -half, &[1, 2, 3], -1.0 - unit),
+        (1.0, half, &[1, 8], 1.0),
+        (1.0, half / 2.0, &[1, 2, 3, 4, 5, 6, 7], 1.0),
+    ];
+    let (mut a, mut b) = ([0.0; 16 * 16], [half; 16 * 8]);
+    b[..8].fill(1.0);
+    for (row, (one, factor, places, _)) in a.chunks_mut(16).zip(rows) {
+        row[0] = one;
+        places.iter().for_each(|&k| row[k] = factor);
+    }
+    let (a, b) = (rounded(DType::F16, &a).0, rounded(DType::F16, &b).0);
+    let c = twin.allocate(16 * 8 * 4).unwrap();
+    let args = Args::new().address(upload(&twin, &a)).address(upload(&twin, &b)).address(c);
+    run(&twin, "one_mma", [1, 1, 1], [32, 1, 1], 0, args);
+    let c: Vec<f32> = download(&twin, c, 16 * 8);
+    for (found, (one, factor, places, sum)) in c.chunks(8).zip(rows) {
+        assert_eq!(found, [sum; 8], "{one}, {factor:e} at {places:?}");
+    }
+}
+
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn ldmatrix_hands_out_what_loads_by_hand_do() {
@@ -308,8 +365,10 @@ fn an_error_ends_a_recording_and_nothing_else() {
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn products_take_strides_bias_and_addend() {
     let (m, n, k) = (5, 7, 6);
-    for dtype in [DType::F16, DType::BF16, DType::F32] {
-        let twin = twin(dtype);
+    let roundings = [Rounding::EachOperation, Rounding::Device { seed: 0 }];
+    let types = [DType::F16, DType::BF16, DType::F32];
+    for (dtype, rounding) in types.into_iter().flat_map(|dtype| roundings.map(|rounding| (dtype, rounding))) {
+        let twin = twin(dtype).with_rounding(rounding).unwrap();
         let put = |values: &[f32]| match dtype {
             DType::F32 => (upload(&twin, values), values.to_vec()),
             _ => {

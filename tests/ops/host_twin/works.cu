@@ -119,6 +119,22 @@ extern "C" __global__ void halves(const uint16* x, float* wide, const float* y, 
 }
 EXPORT_KERNEL(halves)
 
+// What a device rounds in its own way, x0·x1 − x2 and approximations, and what it rounds as everybody does.
+extern "C" __global__ void roundings(const float* x, float* y) {
+  y[0] = x[0] * x[1] - x[2];
+  y[1] = expf(x[3]);
+  y[2] = logf(x[3]);
+  y[3] = erff(x[3]);
+  y[4] = rsqrtf(x[3]);
+  y[5] = __fdividef(x[3], x[4]);
+  y[6] = fast_exp2(x[3]);
+  y[7] = __expf(x[3]);
+  y[8] = x[3] / x[4];
+  y[9] = sqrtf(x[3]);
+  y[10] = expf(x[5]);
+}
+EXPORT_KERNEL(roundings)
+
 #if TENSOR_CORES
 
 // One mma with fragments loaded element by element, as the PTX ISA's tables have them:

@@ -13,13 +13,12 @@ use std::process::Command;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-/// No -march=native and no contraction to fused multiply-adds: the same numbers on every machine.
+/// No -march=native: the same numbers on every machine.
 /// Sibling calls would lose the caller that messages name; of what a debugger wants messages need the lines alone.
 const FLAGS: &[&str] = &[
     "-std=c++17",
     "-g1",
     "-fPIC",
-    "-ffp-contract=off",
     "-fno-strict-aliasing",
     "-fno-optimize-sibling-calls",
     "-Wno-unknown-pragmas",
@@ -28,6 +27,16 @@ const FLAGS: &[&str] = &[
 /// another thread. Nothing in one kernel library may stand in for something of the same name in another.
 const KERNEL_FLAGS: &[&str] = &["-O1", "-fsanitize=thread", "-fvisibility=hidden", "-fno-exceptions"];
 const RUNTIME_FLAGS: &[&str] = &["-O2"];
+/// No contraction to fused multiply-adds.
+const ROUNDS_EACH: &[&str] = &["-ffp-contract=off"];
+/// Contraction, as NVRTC does it. GCC leaves it out at -O1 but for the third flag.
+const ROUNDS_AS_A_DEVICE: &[&str] = &[
+    "-DTWIN_DEVICE_ROUNDING",
+    "-ffp-contract=fast",
+    "-fexpensive-optimizations",
+    #[cfg(target_arch = "x86_64")]
+    "-mfma",
+];
 const RUNTIME: &str = "twin/runtime.cpp";
 
 /// A C++ compiler: the program, arguments that come first (CXX may say "ccache g++"), and its version, which
@@ -69,23 +78,45 @@ impl Compiler {
     }
 }
 
+/// What the kernels are compiled for.
+#[derive(Clone, Copy)]
+pub struct Options {
+    /// Of activations.
+    pub dtype: DType,
+    pub compute_capability: u32,
+    /// See [`super::Rounding::Device`].
+    pub rounds_as_a_device: bool,
+}
+
 /// The path of the runtime's library.
 pub fn runtime(sources: &Sources) -> Result<PathBuf> {
-    build(sources, RUNTIME, &[], None)
+    build(sources, RUNTIME, ROUNDS_EACH, None)
 }
 
 /// The path of the library of the kernels in a file.
-pub fn kernels(sources: &Sources, file: &str, dtype: DType, compute_capability: u32) -> Result<PathBuf> {
-    let real = format!("-D{}", source::real_macro(dtype)?);
-    let device = format!("-D__CUDA_ARCH__={}", compute_capability * 10);
-    build(sources, &format!("{file}.cu"), &[&real, &device], Some(&runtime(sources)?))
+pub fn kernels(sources: &Sources, file: &str, options: Options) -> Result<PathBuf> {
+    let real = format!("-D{}", source::real_macro(options.dtype)?);
+    let device = format!("-D__CUDA_ARCH__={}", options.compute_capability * 10);
+    let rounding = if options.rounds_as_a_device { ROUNDS_AS_A_DEVICE } else { ROUNDS_EACH };
+    let flags = [&[real.as_str(), &device], rounding].concat();
+    build(sources, &format!("{file}.cu"), &flags, Some(&runtime(sources)?))
+}
+
+/// That this processor runs what is compiled to round as a device does.
+pub fn check_fused() -> Result<()> {
+    #[cfg(target_arch = "x86_64")]
+    if !std::arch::is_x86_feature_detected!("fma") {
+        let problem = "the host twin rounds as a device does on processors with fused multiply-add alone";
+        return Err(CudaError::Unsupported(problem.into()));
+    }
+    Ok(())
 }
 
 /// The library made of a file, from the cache or by the compiler. A library of kernels needs the `runtime`,
 /// by its path.
-fn build(sources: &Sources, file: &str, defines: &[&str], runtime: Option<&Path>) -> Result<PathBuf> {
+fn build(sources: &Sources, file: &str, own_flags: &[&str], runtime: Option<&Path>) -> Result<PathBuf> {
     let compiler = Compiler::find(std::env::var("CXX").ok())?;
-    let flags = [FLAGS, if runtime.is_some() { KERNEL_FLAGS } else { RUNTIME_FLAGS }, defines].concat();
+    let flags = [FLAGS, if runtime.is_some() { KERNEL_FLAGS } else { RUNTIME_FLAGS }, own_flags].concat();
     let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
     let needed = runtime.unwrap_or(Path::new("")).to_string_lossy();
     let mut hash = Sha256::new();

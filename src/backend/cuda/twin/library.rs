@@ -4,8 +4,7 @@ use super::super::CudaError;
 use super::super::driver::{Args, Launch, Result};
 use super::super::source::Sources;
 use super::memory::{Buffer, Memory};
-use super::{BlockOrder, compile, places};
-use crate::tensor::DType;
+use super::{BlockOrder, Rounding, compile, places};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -35,6 +34,7 @@ struct RawLaunch {
     buffers: *const Buffer,
     buffer_count: u64,
     order: u64,
+    rounding: u64,
     message: *mut c_char,
     message_size: u64,
 }
@@ -84,6 +84,10 @@ type NewMachine = unsafe extern "C" fn() -> *mut c_void;
 type FreeMachine = unsafe extern "C" fn(*mut c_void);
 type Moved = unsafe extern "C" fn(*const c_void) -> u64;
 type Run = unsafe extern "C" fn(*mut c_void, *const RawLaunch) -> c_int;
+type TensorCoreSum = unsafe extern "C" fn(f32, *const f32, *const f32, c_int) -> f32;
+
+/// Products that a tensor core adds up at once.
+const TENSOR_CORE_PRODUCTS: usize = 8;
 
 /// The runtime's state for one twin: stacks, shared memory.
 pub struct Machine {
@@ -91,6 +95,7 @@ pub struct Machine {
     free: FreeMachine,
     run: Run,
     moved: Moved,
+    tensor_core_sum: TensorCoreSum,
 }
 
 // SAFETY: the runtime keeps nothing in thread-local memory between two runs.
@@ -100,22 +105,35 @@ impl Machine {
     pub fn new(sources: &Sources) -> Result<Machine> {
         let runtime = load_runtime(sources)?;
         // SAFETY: these are the signatures in runtime.cpp.
-        let (new, free, run, moved) = unsafe {
+        let (new, free, run, moved, sum) = unsafe {
             (
                 std::mem::transmute::<*const c_void, NewMachine>(symbol(&runtime, "twin_machine_new")?),
                 std::mem::transmute::<*const c_void, FreeMachine>(symbol(&runtime, "twin_machine_free")?),
                 std::mem::transmute::<*const c_void, Run>(symbol(&runtime, "twin_run")?),
                 std::mem::transmute::<*const c_void, Moved>(symbol(&runtime, "twin_moved")?),
+                std::mem::transmute::<*const c_void, TensorCoreSum>(symbol(
+                    &runtime,
+                    "twin_tensor_core_sum",
+                )?),
             )
         };
         // SAFETY: it takes nothing and returns a machine of ours.
-        Ok(Machine { state: unsafe { new() }, free, run, moved })
+        Ok(Machine { state: unsafe { new() }, free, run, moved, tensor_core_sum: sum })
     }
 
     /// As [`super::Twin::moved`].
     pub fn moved(&self) -> u64 {
         // SAFETY: a machine of ours, which nobody else uses meanwhile.
         unsafe { (self.moved)(self.state) }
+    }
+
+    /// Σ a·b as the tensor cores of a device form it, one step after another.
+    pub fn tensor_core_dot(&self, a: &[f32], b: &[f32]) -> f32 {
+        let steps = a.chunks(TENSOR_CORE_PRODUCTS).zip(b.chunks(TENSOR_CORE_PRODUCTS));
+        // SAFETY: it reads as many numbers of each as both have.
+        steps.fold(0.0, |sum, (a, b)| unsafe {
+            (self.tensor_core_sum)(sum, a.as_ptr(), b.as_ptr(), a.len().min(b.len()) as c_int)
+        })
     }
 
     /// Runs a launch whose arguments were checked.
@@ -125,6 +143,7 @@ impl Machine {
         launch: &Launch,
         memory: &mut Memory,
         order: BlockOrder,
+        rounding: Rounding,
         shared_limit: usize,
     ) -> Result<()> {
         let mut args: Args = launch.args;
@@ -144,6 +163,10 @@ impl Machine {
                 BlockOrder::Ascending => 0,
                 BlockOrder::Descending => 1,
                 BlockOrder::Shuffled(seed) => u64::from(seed) + 2,
+            },
+            rounding: match rounding {
+                Rounding::EachOperation => 0,
+                Rounding::Device { seed } => u64::from(seed) + 1,
             },
             message: message.as_mut_ptr().cast(),
             message_size: message.len() as u64,
@@ -183,13 +206,8 @@ fn load_runtime(sources: &Sources) -> Result<Arc<Library>> {
 }
 
 /// The kernels of a file, compiled if they are not yet.
-pub fn load(
-    sources: &Sources,
-    file: &str,
-    dtype: DType,
-    compute_capability: u32,
-) -> Result<Arc<KernelLibrary>> {
-    let path = compile::kernels(sources, file, dtype, compute_capability)?;
+pub fn load(sources: &Sources, file: &str, options: compile::Options) -> Result<Arc<KernelLibrary>> {
+    let path = compile::kernels(sources, file, options)?;
     let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = libraries.get(&path) {
         return Ok(loaded.clone());

@@ -19,9 +19,9 @@
 //! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
 //! - one static shared array running into the next, global arrays of one buffer running into each other;
 //! - races in device memory between lanes of one warp, and those of single-byte writes;
-//! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong, and how
-//!   the device rounds: there is no fused multiply-add unless the kernel says `fmaf`, and `expf` and its kin
-//!   are the C library's;
+//! - mistakes that the device's and the host's body of a prelude function share, PTX that is wrong;
+//! - how exactly a device rounds: without [`Twin::with_rounding`] there is no fused multiply-add unless the kernel
+//!   says `fmaf`, and `expf` and its kin are the C library's; with it there is all that a device may do;
 //! - wgmma and TMA, which it does not have. Dividing an integer by zero ends the process.
 //!
 //! It is an instrument for tests: slow, and in need of Linux, a C++ compiler (`c++`, or what CXX names), and
@@ -56,11 +56,32 @@ pub enum BlockOrder {
     Shuffled(u32),
 }
 
+/// How the twin rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Every operation by itself, to nearest, and functions as the C library has them.
+    EachOperation,
+    /// As roughly as any device does that the kernels are compiled for:
+    /// - the compiler contracts a·b + c to fused multiply-adds where it can;
+    /// - tensor cores cut off what they have no bits for, those of cuBLASLt's products in 16 bits included, as those
+    ///   of an A100 do (kernels/twin/tensor_core.h);
+    /// - cuBLASLt's products in f32 are chains of fused multiply-adds, from the last to the first: another order than
+    ///   the CPU backend's;
+    /// - functions that a device approximates are off by all of the largest error that is documented for them
+    ///   (kernels/twin/twin.h), up or down as `seed` and the value have it. Division and square root are not among
+    ///   them but for `__fdividef`: without fast arithmetic NVRTC rounds them correctly.
+    Device {
+        /// Of the errors' directions.
+        seed: u32,
+    },
+}
+
 /// The device, and a recording of commands for it.
 pub struct Twin {
     info: DeviceInfo,
     dtype: DType,
     sources: Sources,
+    rounding: Rounding,
     state: Mutex<State>,
     choices: Mutex<HashMap<String, String>>,
 }
@@ -119,7 +140,26 @@ impl Twin {
             recording: RecordingState::Closed,
             order: BlockOrder::Shuffled(2),
         };
-        Ok(Twin { info, dtype, sources, state: Mutex::new(state), choices: Mutex::default() })
+        let (rounding, state) = (Rounding::EachOperation, Mutex::new(state));
+        Ok(Twin { info, dtype, sources, rounding, state, choices: Mutex::default() })
+    }
+
+    /// The same device with another rounding. Refused where the processor has no fused multiply-add for it.
+    pub fn with_rounding(mut self, rounding: Rounding) -> Result<Twin> {
+        if rounding != Rounding::EachOperation {
+            compile::check_fused()?;
+        }
+        self.rounding = rounding;
+        self.state().libraries.clear();
+        Ok(self)
+    }
+
+    fn options(&self) -> compile::Options {
+        compile::Options {
+            dtype: self.dtype,
+            compute_capability: self.info.compute_capability,
+            rounds_as_a_device: self.rounding != Rounding::EachOperation,
+        }
     }
 
     /// The same device with other memory: `bytes` in all.
@@ -132,7 +172,7 @@ impl Twin {
     /// Returns their libraries.
     pub fn compile_all(&self) -> Result<Vec<PathBuf>> {
         let files: Vec<&str> = self.sources.kernel_files().collect();
-        let load = |file| library::load(&self.sources, file, self.dtype, self.info.compute_capability);
+        let load = |file| library::load(&self.sources, file, self.options());
         files.into_par_iter().map(|file| Ok(load(file)?.path().to_path_buf())).collect()
     }
 
@@ -193,9 +233,13 @@ impl Twin {
             Command::Launch(launch) => {
                 let library = self.library(state, launch)?;
                 let State { machine, memory, order, .. } = state;
-                machine.run(&library, launch, memory, *order, self.info.shared_memory_per_block)
+                let limit = self.info.shared_memory_per_block;
+                machine.run(&library, launch, memory, *order, self.rounding, limit)
             }
-            Command::Product(product) => product::run(&mut state.memory, product),
+            Command::Product(product) => {
+                let State { machine, memory, .. } = state;
+                product::run(memory, product, self.rounding, machine)
+            }
             Command::Clear { to, bytes } => {
                 state.memory.bytes_mut(*to, *bytes, "clear")?.fill(0);
                 Ok(())
@@ -213,7 +257,7 @@ impl Twin {
         if let Some(library) = state.libraries.get(file) {
             return Ok(library.clone());
         }
-        let library = library::load(&self.sources, file, self.dtype, self.info.compute_capability)?;
+        let library = library::load(&self.sources, file, self.options())?;
         state.libraries.insert(file, library.clone());
         Ok(library)
     }

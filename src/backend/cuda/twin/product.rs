@@ -1,7 +1,10 @@
-//! The matrix products that cuBLASLt does on a GPU: the CPU backend's, in f32, rounded once.
+//! The matrix products that cuBLASLt does on a GPU: the CPU backend's, in f32, rounded once; or sums as a device
+//! forms them.
 
 use super::super::CudaError;
 use super::super::driver::{Address, Product, Result};
+use super::Rounding;
+use super::library::Machine;
 use super::memory::Memory;
 use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
 use crate::tensor::DType;
@@ -48,7 +51,7 @@ pub fn check(memory: &Memory, p: &Product) -> Result<()> {
 }
 
 /// Inputs are gathered before the output is written, so `add` may be `y`.
-pub fn run(memory: &mut Memory, p: &Product) -> Result<()> {
+pub fn run(memory: &mut Memory, p: &Product, rounding: Rounding, machine: &Machine) -> Result<()> {
     let x = gather(memory, p.x, p.m, p.k, p.x_stride, p.dtype)?;
     let (rows, columns, stride) = stored(p);
     let w = gather(memory, p.w, rows, columns, stride, p.dtype)?;
@@ -62,17 +65,38 @@ pub fn run(memory: &mut Memory, p: &Product) -> Result<()> {
             row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b);
         }
     }
-    let w = Matrix::new(&w, rows, columns);
-    let w = if p.transposed { w.transposed() } else { w };
-    product(
-        MatrixMut::new(&mut y, p.m, p.n),
-        if p.add.is_some() || p.bias.is_some() { Write::Add } else { Write::Replace },
-        1.0f32,
-        Matrix::new(&x, p.m, p.k),
-        w,
-        Threads::All,
-    );
+    if rounding == Rounding::EachOperation {
+        let w = Matrix::new(&w, rows, columns);
+        let w = if p.transposed { w.transposed() } else { w };
+        product(
+            MatrixMut::new(&mut y, p.m, p.n),
+            if p.add.is_some() || p.bias.is_some() { Write::Add } else { Write::Replace },
+            1.0f32,
+            Matrix::new(&x, p.m, p.k),
+            w,
+            Threads::All,
+        );
+    } else {
+        add_as_a_device(&mut y, &x, &w, p, machine);
+    }
     scatter(memory, &y, p)
+}
+
+/// See [`Rounding::Device`].
+fn add_as_a_device(y: &mut [f32], x: &[f32], w: &[f32], p: &Product, machine: &Machine) {
+    let column = |j: usize| match p.transposed {
+        true => w[j * p.k..][..p.k].to_vec(),
+        false => w.iter().skip(j).step_by(p.n).copied().collect(),
+    };
+    for j in 0..p.n {
+        let column: Vec<f32> = column(j);
+        for (i, row) in x.chunks_exact(p.k).enumerate() {
+            y[i * p.n + j] += match p.dtype {
+                DType::F32 => row.iter().zip(&column).rev().fold(0.0, |sum, (a, b)| a.mul_add(*b, sum)),
+                _ => machine.tensor_core_dot(row, &column),
+            };
+        }
+    }
 }
 
 /// A dense copy in f32.
