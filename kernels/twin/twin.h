@@ -220,6 +220,8 @@ DEVICE float reciprocal_root(float v) { return 1.0f / sqrtf(v); }
 
 // Beyond 128 it is infinite or 0, which have no error.
 DEVICE float fast_exp(float v) { return TWIN_WITHIN(2 + uint32(1.173f * fminf(fabsf(v), 128.0f)), expf(v)); }
+// A product with 1/b, and so exact where b is 1.
+DEVICE float fast_divide(float a, float b) { return b == 1.0f ? a : TWIN_WITHIN(2, a / b); }
 
 }  // namespace twin
 
@@ -237,7 +239,7 @@ DEVICE int __float_as_int(float v) { return twin::same_bits<int>(v); }
 #define erff(v) TWIN_WITHIN(2, erff(v))
 #define __expf(v) twin::fast_exp(v)
 #define __exp2f(v) TWIN_WITHIN(4, exp2f(v))
-#define __fdividef(a, b) TWIN_WITHIN(2, (a) / (b))
+#define __fdividef(a, b) twin::fast_divide(a, b)
 #define __frsqrt_rn(v) twin::reciprocal_root(v)
 #define __fdiv_rn(a, b) ((a) / (b))
 #define __frcp_rn(v) (1.0f / (v))

@@ -14,4 +14,6 @@ mod twin_launches;
 #[cfg(target_os = "linux")]
 mod twin_lora;
 #[cfg(target_os = "linux")]
+mod twin_rounding;
+#[cfg(target_os = "linux")]
 mod twin_small;
