@@ -18,27 +18,21 @@ fn cuda(dtype: DType, rounding: Rounding, form: LoraForm) -> Cuda {
 
 fn passes(dtype: DType) {
     let device = |form| cuda(dtype, Rounding::Device { seed: 2 }, form);
-    let operations = || {
-        let cuda = device(LoraForm::Auto);
-        let products = check_lora_linear(&device(LoraForm::Product), Scope::Quick).unwrap();
-        let linear = check_lora_linear(&cuda, Scope::Quick).unwrap();
-        [check_small(&cuda, Scope::Quick).unwrap(), linear, products].concat()
-    };
+    let small = check_small(&device(LoraForm::Auto), Scope::Quick).unwrap();
+    let exact = check_small(&cuda(dtype, Rounding::EachOperation, LoraForm::Auto), Scope::Quick).unwrap();
+    // In 16 bits the last rounding hides most others; what is f32 in every type does not.
+    let differ = small.iter().zip(&exact).filter(|(row, exact)| row.error != exact.error).count();
+    assert!(differ > 100, "only {differ} of {} rows are rounded otherwise than by the host", small.len());
+
+    let attention = || check_attention(&device(LoraForm::Auto), Scope::Quick).unwrap();
+    let linear = |form| check_lora_linear(&device(form), Scope::Quick).unwrap();
     let steps = |part| check_part_of_steps(&device(LoraForm::Product), part, 2).unwrap();
-    let attention = check_attention(&device(LoraForm::Auto), Scope::Quick).unwrap();
     let mut rows = std::thread::scope(|scope| {
-        let other = scope.spawn(|| [operations(), steps(1)].concat());
-        [steps(0), other.join().unwrap()].concat()
+        let other = scope.spawn(|| [linear(LoraForm::Auto), linear(LoraForm::Product), steps(1)].concat());
+        // In f16 half of them: the first tier takes all with the twin's own rounding.
+        let others = if dtype == DType::F16 { Vec::new() } else { steps(0) };
+        [small, attention(), others, other.join().unwrap()].concat()
     });
-    let exact = cuda(dtype, Rounding::EachOperation, LoraForm::Auto);
-    let exact = check_attention(&exact, Scope::Quick).unwrap();
-    let same = attention.iter().zip(&exact).filter(|(row, exact)| row.error == exact.error).count();
-    assert!(
-        same < attention.len() / 4,
-        "{same} of {} rows of attention are rounded as before",
-        attention.len()
-    );
-    rows.extend(attention);
 
     let share = |row: &Row| if row.error == 0.0 { 0.0 } else { row.error / row.bound };
     rows.sort_by(|a, b| share(b).total_cmp(&share(a)));
