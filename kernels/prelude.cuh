@@ -65,7 +65,7 @@ DEVICE float to_float(half v) {
 
 DEVICE float to_float(bf16 v) { return __uint_as_float(uint32(v.bits) << 16); }
 
-// 2^v within two units in the last place, in one instruction; 0 for -infinity.
+// 2^v within some units in the last place, in one instruction; 0 for -infinity.
 DEVICE float fast_exp2(float v) {
 #ifdef __CUDACC_RTC__
   float r;

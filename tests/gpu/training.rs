@@ -125,8 +125,8 @@ impl Driver for PlainProducts {
         self.0.replay(recording)
     }
 
-    fn has_clock(&self) -> bool {
-        self.0.has_clock()
+    fn measures(&self) -> bool {
+        self.0.measures()
     }
 
     fn recall(&self, key: &str) -> Option<String> {

@@ -226,7 +226,7 @@ impl Driver for Clocked {
         self.launched.lock().unwrap().extend(&self.recorded.lock().unwrap().1);
         self.twin.replay(recording)
     }
-    fn has_clock(&self) -> bool {
+    fn measures(&self) -> bool {
         true
     }
     fn recall(&self, key: &str) -> Option<String> {

@@ -150,7 +150,7 @@ impl Driver for Absent {
         Ok(())
     }
 
-    fn has_clock(&self) -> bool {
+    fn measures(&self) -> bool {
         false
     }
 

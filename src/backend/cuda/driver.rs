@@ -359,8 +359,8 @@ pub trait Driver: Send + Sync {
     /// Enqueues everything that was recorded.
     fn replay(&self, recording: &dyn Recording) -> Result<()>;
 
-    /// Whether timings mean anything here.
-    fn has_clock(&self) -> bool;
+    /// Whether what there is to choose from is timed here, so that the fastest is taken.
+    fn measures(&self) -> bool;
     /// A choice remembered on disk for this device and these libraries, or earlier in this process.
     fn recall(&self, key: &str) -> Option<String>;
     /// Remembers a choice for [`Driver::recall`] and returns the one that holds from now on: that of another

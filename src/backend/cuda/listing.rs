@@ -124,8 +124,8 @@ impl Driver for Listing {
         self.driver.replay(recording)
     }
 
-    fn has_clock(&self) -> bool {
-        self.driver.has_clock()
+    fn measures(&self) -> bool {
+        self.driver.measures()
     }
 
     fn recall(&self, key: &str) -> Option<String> {

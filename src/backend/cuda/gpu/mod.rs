@@ -408,7 +408,7 @@ impl Driver for Gpu {
         launched
     }
 
-    fn has_clock(&self) -> bool {
+    fn measures(&self) -> bool {
         self.options.measure
     }
 

@@ -336,7 +336,7 @@ fn form(
     match (cuda.lora_form(), fused) {
         (_, None) | (LoraForm::Product, _) => return run(Form::Product),
         (LoraForm::Fused, Some(fused)) => return run(fused),
-        (LoraForm::Auto, Some(fused)) if !cuda.driver().has_clock() => return run(fused),
+        (LoraForm::Auto, Some(fused)) if !cuda.driver().measures() => return run(fused),
         (LoraForm::Auto, _) => {}
     }
     let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);

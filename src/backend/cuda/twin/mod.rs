@@ -412,7 +412,7 @@ impl Driver for Twin {
         Ok(())
     }
 
-    fn has_clock(&self) -> bool {
+    fn measures(&self) -> bool {
         false
     }
 
