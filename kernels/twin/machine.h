@@ -17,33 +17,6 @@
 
 namespace twin {
 
-// ---------------------------------------------------------------- what the host hands over
-
-// A piece of device memory: from `start` up to `end`.
-struct Buffer {
-  uint64 start, end;
-};
-
-struct Launch {
-  const Kernel* kernel;
-  // Of the kernel's library.
-  void (*touch)();
-  uint32 grid[3], block[3];
-  // Bytes of dynamic shared memory, and what a block can have of both kinds.
-  uint64 shared, shared_limit;
-  void** arguments;
-  // Sorted by address.
-  const Buffer* buffers;
-  uint64 buffer_count;
-  // 0: ascending, 1: descending, anything else seeds a shuffle.
-  uint64 order;
-  // Not 0: tensor cores and approximations round as a device's do, and this seeds the errors of approximations.
-  uint64 rounding;
-  // Where a message goes.
-  char* message;
-  uint64 message_size;
-};
-
 // ---------------------------------------------------------------- threads and warps
 
 const int WARP = 32, SLOT = 64;

@@ -15,6 +15,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "launch.h"
+
 typedef unsigned char uint8;
 typedef unsigned short uint16;
 typedef unsigned int uint32;
@@ -331,16 +333,6 @@ DEVICE void ldmatrix_x2(uint32 (&r)[2], const void* row, bool transposed) {
 }
 
 // ---------------------------------------------------------------- kernels that the host can launch
-
-// Read by the host through twin_kernels; the same layout as there.
-struct Kernel {
-  const char* name;
-  // Calls the kernel with the arguments that the pointers lead to, as cuLaunchKernel takes them.
-  void (*run)(void** arguments);
-  const uint8* sizes;
-  size_t count;
-  const Kernel* next;
-};
 
 #ifndef TWIN_RUNTIME
 

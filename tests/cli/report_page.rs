@@ -515,6 +515,7 @@ fn a_cell_of_the_matrix_opens_its_images() {
 }
 
 #[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
 fn a_matrix_of_102_classes_is_read_by_pointing_at_it() {
     let pages = Pages::new();
     let (path, run) = large_page(&pages);

@@ -7,6 +7,7 @@
 // call on the context fails, but for making it current. Calls that fail are counted. With -DOLD_DRIVER it has
 // the functions of a driver before 12.8, with -DSTUB it is the toolkit's stub, which is for linking only.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -39,7 +40,7 @@ struct Device {
   std::set<std::pair<std::string, void*>> handles;
   std::map<uint64_t, size_t> memory, pinned, unpinned;
   size_t used = 0;
-  std::vector<TwinBuffer> buffers;
+  std::vector<twin::Buffer> buffers;
   // Of each runtime of the twin.
   std::map<TwinRun, void*> machines;
 };
@@ -752,7 +753,7 @@ struct Arguments {
   std::vector<uint64_t> slots;
   std::vector<void*> pointers;
 
-  Arguments(const TwinKernel& kernel, void** from) : slots(kernel.count), pointers(kernel.count) {
+  Arguments(const twin::Kernel& kernel, void** from) : slots(kernel.count), pointers(kernel.count) {
     for (size_t i = 0; i < kernel.count; i++) {
       memcpy(&slots[i], from[i], kernel.sizes[i]);
       pointers[i] = &slots[i];
@@ -760,7 +761,7 @@ struct Arguments {
   }
 };
 
-static void run_kernel(TwinLaunch launch, const TwinLibrary& library, void** arguments) {
+static void run_kernel(twin::Launch launch, const TwinLibrary& library, void** arguments) {
   Device& d = device();
   if (lost_on_request()) return;
   void*& machine = d.machines[library.run];
@@ -793,8 +794,13 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   const uint64_t ALL_REGISTERS = 65536;
   if ((threads + 31) / 32 * 32 * ((f->needs.registers + 7) / 8 * 8) > ALL_REGISTERS) return OUT_OF_RESOURCES;
   if (static_cast<Stream*>(stream)->recording) static_cast<Stream*>(stream)->recording->modules.insert(f->module);
-  TwinLaunch launch = {f->kernel, f->library.touch, {gx, gy, gz}, {bx, by, bz}, shared,
-                       227 << 10, nullptr, nullptr, 0, 0, nullptr, 0};
+  twin::Launch launch = {};
+  launch.kernel = f->kernel;
+  launch.touch = f->library.touch;
+  std::copy_n(std::array{gx, gy, gz}.begin(), 3, launch.grid);
+  std::copy_n(std::array{bx, by, bz}.begin(), 3, launch.block);
+  launch.shared = shared;
+  launch.shared_limit = 227 << 10;
   auto given = std::make_shared<Arguments>(*f->kernel, arguments);
   return enqueue(stream, [launch, given, library = f->library] {
     run_kernel(launch, library, given->pointers.data());

@@ -18,7 +18,8 @@ use std::process::Command;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use tempfile::TempDir;
 
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 7] = [
+    ("launch.h", include_str!("../../../kernels/twin/launch.h")),
     ("exports.map", include_str!("exports.map")),
     ("stand_in.h", include_str!("stand_in.h")),
     ("work.h", include_str!("work.h")),

@@ -13,43 +13,18 @@
 #include <string>
 #include <vector>
 
+#include "launch.h"
 #include "stand_in.h"
 
 namespace stand_in {
 
-// ---------------------------------------------------------------- as in kernels/twin/{twin,machine}.h
-
-struct TwinKernel {
-  const char* name;
-  void (*run)(void** arguments);
-  const uint8_t* sizes;
-  size_t count;
-  const TwinKernel* next;
-};
-
-struct TwinBuffer {
-  uint64_t start, end;
-};
-
-struct TwinLaunch {
-  const TwinKernel* kernel;
-  void (*touch)();
-  uint32_t grid[3], block[3];
-  uint64_t shared, shared_limit;
-  void** arguments;
-  const TwinBuffer* buffers;
-  uint64_t buffer_count, order;
-  char* message;
-  uint64_t message_size;
-};
-
-using TwinRun = int (*)(void* machine, const TwinLaunch* launch);
+using TwinRun = int (*)(void* machine, const twin::Launch* launch);
 
 // ---------------------------------------------------------------- kernels
 
 // A library of kernels that the host twin has compiled.
 struct TwinLibrary {
-  const TwinKernel* kernels;
+  const twin::Kernel* kernels;
   void (*touch)();
   TwinRun run;
   void* (*new_machine)();
@@ -68,7 +43,7 @@ struct Needs {
 const size_t SHARED_WITHOUT_ASKING = 48 << 10;
 
 struct Function {
-  const TwinKernel* kernel;
+  const twin::Kernel* kernel;
   TwinLibrary library;
   // Its module's handle.
   void* module;
@@ -84,7 +59,7 @@ inline TwinLibrary open_library(const std::string& path) {
     return {};
   }
   auto find = [&](const char* name) { return dlsym(library, name); };
-  auto list = reinterpret_cast<const TwinKernel* (*)()>(find("twin_kernels"));
+  auto list = reinterpret_cast<const twin::Kernel* (*)()>(find("twin_kernels"));
   return {list(), reinterpret_cast<void (*)()>(find("twin_touch")), reinterpret_cast<TwinRun>(find("twin_run")),
           reinterpret_cast<void* (*)()>(find("twin_machine_new"))};
 }
@@ -202,7 +177,7 @@ struct Module {
     const Needs& needs = known->second;
     std::unique_ptr<Function>& function = functions[name];
     for (const TwinLibrary& library : code)
-      for (const TwinKernel* k = library.kernels; k && !function; k = k->next)
+      for (const twin::Kernel* k = library.kernels; k && !function; k = k->next)
         if (name == k->name)
           function.reset(new Function{k, library, this, needs, SHARED_WITHOUT_ASKING - needs.shared});
     if (!function) misuse("no library of STAND_IN_KERNELS has the kernel " + name);

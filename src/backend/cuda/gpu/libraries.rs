@@ -12,6 +12,7 @@ use crate::backend::cuda::driver::Result;
 use libloading::Library;
 use serde::Serialize;
 use std::env;
+use std::error::Error;
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -212,23 +213,25 @@ fn by_name<T>(wanted: &Wanted<T>, names: &[String], failures: &mut Failures) -> 
         let name = Path::new(name);
         match open(name) {
             Ok(library) => failures.took(examine(wanted, library, name, "system loader")),
-            Err(e) if e.to_string().contains("No such file") => None,
+            Err(e) if e.contains("No such file") => None,
             Err(e) => failures.took(Err(format!("{} cannot be loaded ({e})", name.display()))),
         }
     })
 }
 
-/// All of its symbols at once; they are no other library's.
-fn open(path: &Path) -> std::result::Result<Library, libloading::Error> {
+/// All of its symbols at once, which are no other library's; or what the loader says.
+fn open(path: &Path) -> std::result::Result<Library, String> {
     #[cfg(unix)]
     // SAFETY: runs the library's initialisers, which are NVIDIA's.
-    return unsafe {
+    let opened = unsafe {
         use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
         Library::open(Some(path), RTLD_NOW | RTLD_LOCAL).map(Into::into)
     };
     #[cfg(not(unix))]
     // SAFETY: as above.
-    return unsafe { Library::new(path) };
+    let opened = unsafe { Library::new(path) };
+    // The error's own text has only the name of the call.
+    opened.map_err(|e| e.source().map_or_else(|| e.to_string(), ToString::to_string))
 }
 
 /// Keeps a library that was opened as `opened`, if it is what is wanted.

@@ -1,0 +1,44 @@
+// What whoever runs kernels hands over: src/backend/cuda/twin/library.rs, which has the same layouts, and the tests'
+// stand-in for libcuda.
+#pragma once
+
+#include <cstddef>
+
+namespace twin {
+
+// A kernel of a library, as twin_kernels lists them.
+struct Kernel {
+  const char* name;
+  // Calls the kernel with the arguments that the pointers lead to, as cuLaunchKernel takes them.
+  void (*run)(void** arguments);
+  const unsigned char* sizes;
+  size_t count;
+  const Kernel* next;
+};
+
+// A piece of device memory: from `start` up to `end`.
+struct Buffer {
+  unsigned long long start, end;
+};
+
+struct Launch {
+  const Kernel* kernel;
+  // Of the kernel's library.
+  void (*touch)();
+  unsigned grid[3], block[3];
+  // Bytes of dynamic shared memory, and what a block can have of both kinds.
+  unsigned long long shared, shared_limit;
+  void** arguments;
+  // Sorted by address.
+  const Buffer* buffers;
+  unsigned long long buffer_count;
+  // 0: ascending, 1: descending, anything else seeds a shuffle.
+  unsigned long long order;
+  // Not 0: tensor cores and approximations round as a device's do, and this seeds the errors of approximations.
+  unsigned long long rounding;
+  // Where a message goes.
+  char* message;
+  unsigned long long message_size;
+};
+
+}  // namespace twin
