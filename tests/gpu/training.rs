@@ -344,6 +344,15 @@ impl Place {
         self.dir.path().join("run")
     }
 
+    /// A cache with the session's compiled kernels in it and nothing else.
+    fn cache(&self, session: &Session) -> PathBuf {
+        let (cache, kernels) = (self.dir.path().join("cache"), session.cache().join("kernels"));
+        std::fs::create_dir_all(&kernels).unwrap();
+        std::fs::create_dir_all(&cache).unwrap();
+        std::os::unix::fs::symlink(kernels, cache.join("kernels")).unwrap();
+        cache
+    }
+
     /// Trains on cuda:0 in f32, with these flags and the rest as in a short run.
     fn train(&self, session: &Session, flags: &[&str], settings: &[(&str, &str)]) -> Done {
         let [data, model, run] =
@@ -455,7 +464,7 @@ fn an_older_driver_will_do() {
     let place = Place::new([2, 1, 1]);
     let before = std::env::split_paths(session.folders()).collect::<Vec<_>>();
     let folders = std::env::join_paths([build(Kind::Old)].into_iter().chain(before)).unwrap();
-    let cache = place.dir.path().join("cache").display().to_string();
+    let cache = place.cache(&session).display().to_string();
     let flags = ["--epochs", "2", "--batch-size", "3"];
     let settings = [
         ("CLIP_ENGINE_CUDA_LIBRARIES", folders.to_str().unwrap()),
@@ -530,7 +539,7 @@ fn a_cache_that_cannot_be_written_is_warned_of() {
 fn recording_and_measuring_can_be_switched_off() {
     let session = Session::begin();
     let place = Place::new([2, 1, 1]);
-    let cache = place.dir.path().join("cache");
+    let cache = place.cache(&session);
     let named = cache.display().to_string();
     let flags = ["--epochs", "2", "--batch-size", "3"];
     let settings = [
@@ -626,8 +635,8 @@ fn a_profile_of_a_step_is_held_against_the_list_of_its_launches() {
     let session = Session::begin();
     let place = Place::new([1, 1, 1]);
     let path = |name: &str| place.dir.path().join(name).display().to_string();
-    let [model, cache, profile, launches, rows] =
-        ["model", "cache", "profile.csv", "launches.json", "rows.json"].map(path);
+    let [model, profile, launches, rows] = ["model", "profile.csv", "launches.json", "rows.json"].map(path);
+    let cache = place.cache(&session).display().to_string();
     let kernels = libraries_of(&Sources::embedded(), DType::F32);
     let bench = |flags: &[&str], settings: &[(&str, &str)]| {
         let args = ["bench", "step", "--device", "cuda", "--precision", "f32", "--model", &model];
