@@ -182,12 +182,13 @@ summary() {
         ((good)) && printf '%-22s %s\n' "quick check, $precision" "$good groups ok"
     done
     for i in "${!names[@]}"; do
+        [[ -e $work/${names[i]}.said ]] || continue
         case ${names[i]} in
-        bench_step* | peer_step* | profile_rows)
-            printf '\n%s\n' "${names[i]}"
-            tail -n 25 "$work/${names[i]}.said" 2>/dev/null | cut -c 1-160
-            ;;
-        esac
+        bench_step* | peer_step*) grep -a '^|' "$work/${names[i]}.said" | tail -n 9 ;;
+        # What is farthest from its floor comes first, the sum last.
+        profile_rows) sed -n '1,20p;$p' "$work/${names[i]}.said" ;;
+        *) continue ;;
+        esac | cut -c 1-160 | sed "1s/^/\n${names[i]}\n/"
     done
     printf '\n%s\n' "$(conclusion)"
 }
@@ -453,8 +454,11 @@ sanitize() { # KIND TOOL PRECISION SECONDS [GROUP]
 profile() {
     local program batch=${batches%% *}
     program=$(find_ncu)
-    run measure launches 30 "$engine" bench step --launches --batch-size "$batch" "${model[@]}" \
-        --json "$work/launches.json"
+    # Measures what there is to choose from, so that the list and the profile are of the same choices.
+    run check bench_step_to_choose 40 "$engine" bench step --device cuda --precision f16 "${model[@]}" \
+        --batch-size "$batch" --reps 10
+    run measure launches 30 "$engine" bench step --launches --device cuda --precision f16 --batch-size "$batch" \
+        "${model[@]}" --json "$work/launches.json"
     if [[ -z $program ]]; then
         note measure profile missing
         return
