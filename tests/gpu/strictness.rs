@@ -308,8 +308,8 @@ fn products_without_a_kernel_are_named() {
     let gpu = session.probe();
     let [x, w, y] = [0; 3].map(|_| gpu.allocate(1024).unwrap());
     let odd = Product { x_stride: 9, ..square(x, w, y) };
-    let named =
-        "cublasLtMatmulAlgoGetHeuristic: product f32 m=8 n=8 k=8 x/9 wT/8 y/8 aligned 256 256 256 256: ";
+    let call = "cublasLtMatmulAlgoGetHeuristic: product f32 m=8 n=8 k=8";
+    let named = format!("{call} x/9 wT/8 y/8 aligned 256 256 256 256: ");
     for (answer, problem) in
         [("refused", "CUBLAS_STATUS_NOT_SUPPORTED"), ("none", "cuBLASLt has no algorithm for it")]
     {
@@ -317,6 +317,10 @@ fn products_without_a_kernel_are_named() {
         // SAFETY: it is refused.
         assert_eq!(failure(unsafe { gpu.product(&odd) }), format!("{named}{problem}"));
     }
+    let shifted = Product { x: x.offset(4), ..square(x, w, y) };
+    // SAFETY: it is refused.
+    let text = failure(unsafe { gpu.product(&shifted) });
+    assert_eq!(text, format!("{call} x/8 wT/8 y/8 aligned 4 256 256 256: cuBLASLt has no algorithm for it"));
     // SAFETY: there is room for the rows.
     unsafe { gpu.product(&square(x, w, y)) }.unwrap();
     for at in [x, w, y] {

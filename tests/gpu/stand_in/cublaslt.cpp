@@ -114,8 +114,7 @@ const size_t WORKSPACE = 64, WORKSPACE_ALIGNMENT = 256, BIAS_ALIGNMENT = 16;
 // Shapes that fit together, or not.
 struct Shape {
   uint64_t m, n, k;
-  // A product; and one that there is a kernel for.
-  bool fits, fits_kernels = true;
+  bool fits;
 
   Shape(const Operation& o, const Layout& a, const Layout& b, const Layout& c, const Layout& d) {
     m = d.rows;
@@ -124,9 +123,16 @@ struct Shape {
     fits = (o.transpose_a ? a.columns : a.rows) == m && !o.transpose_b && b.rows == k && b.columns == n &&
            c.rows == m && c.columns == n && a.type == d.type && b.type == d.type && c.type == d.type;
     for (const Layout* l : {&a, &b, &c, &d}) fits = fits && l->stride >= int64_t(l->rows);
-    // Where the test wants it, only rows that begin at multiples of so many bytes.
-    int64_t aligned = stand_in::number("ROWS_ALIGNED", 1);
-    for (const Layout* l : {&a, &b, &d}) fits_kernels = fits_kernels && l->stride * size_of(l->type) % aligned == 0;
+  }
+
+  // Where the test wants it, there are kernels only for matrices that begin, and whose rows do, at multiples of so
+  // many bytes.
+  static bool has_kernel(const Preference& p, const Layout& a, const Layout& b, const Layout& d) {
+    uint64_t aligned = uint64_t(stand_in::number("ROWS_ALIGNED", 1));
+    bool rows = true, starts = true;
+    for (const Layout* l : {&a, &b, &d}) rows = rows && l->stride * size_of(l->type) % aligned == 0;
+    for (uint32_t alignment : p.alignment) starts = starts && alignment % aligned == 0;
+    return rows && starts;
   }
 
   bool takes(const Algorithm& g) const {
@@ -335,7 +341,8 @@ API cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void* b, voi
   if (stand_in::captures()) return INTERNAL_ERROR;
   if (!shape.fits || p.workspace < WORKSPACE) return INVALID_VALUE;
   // "none": proposes nothing; else it refuses.
-  if (!shape.fits_kernels) return stand_in::setting("WITHOUT_KERNEL", "refused") == "none" ? SUCCESS : NOT_SUPPORTED;
+  if (!Shape::has_kernel(p, layout(a), layout(b), layout(d)))
+    return stand_in::setting("WITHOUT_KERNEL", "refused") == "none" ? SUCCESS : NOT_SUPPORTED;
   for (uint64_t id = 0; id <= ALGORITHMS && *count < most; id++) {
     Algorithm algorithm = {id, shape.m, shape.n, shape.k, {}};
     std::copy(p.alignment, p.alignment + 4, algorithm.alignment);

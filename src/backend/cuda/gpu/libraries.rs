@@ -2,7 +2,7 @@
 //!
 //! First in the folders that the environment names, then by the names that the system's loader knows, then in
 //! toolkits, named by CUDA_HOME or at their usual place, and in Python's nvidia wheels. They stay open for the
-//! life of the process, and [`calls`] asks the opened file itself for its functions.
+//! life of the process, and the opened file itself is asked for its functions.
 
 use super::calls::{cublaslt as lt, cuda as cu, nvrtc as rtc};
 pub use super::folders::FOLDERS;
