@@ -3,7 +3,7 @@
 use super::calls::cuda as cu;
 use super::cubins::{COMPILER_STACK, Cubin, Cubins};
 use super::handles::{Context, Module, Stream, check};
-use super::parameters;
+use super::parameters::{self, Sizes};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
 use crate::backend::cuda::source::Sources;
@@ -25,8 +25,8 @@ struct Function {
     dynamic_shared: usize,
     /// Threads of a block at most.
     max_threads: usize,
-    /// Sizes of its parameters, as the compiler wrote them down.
-    parameters: Arc<[u16]>,
+    /// Sizes of its parameters, where the compiler wrote them down as is known.
+    parameters: Sizes,
 }
 
 // SAFETY: the driver's handles may be used on any thread.
@@ -100,8 +100,9 @@ impl Kernels {
         let function = self.function(launch)?;
         let mut args = launch.args;
         args.check().map_err(|problem| failed(launch.kernel, problem))?;
-        let (expected, found) = (&*function.parameters, args.sizes());
-        if !expected.iter().copied().eq(found.iter().copied().map(u16::from)) {
+        let found = args.sizes();
+        let differ = |expected: &&[u16]| !expected.iter().copied().eq(found.iter().copied().map(u16::from));
+        if let Some(expected) = function.parameters.as_deref().filter(differ) {
             let problem = format!("its parameters are of {expected:?} bytes, the arguments of {found:?}");
             return Err(failed(launch.kernel, problem));
         }
@@ -193,7 +194,7 @@ const WITHOUT_ASKING: usize = 48 << 10;
 /// A kernel file that is loaded, and the sizes of the parameters of each of its kernels.
 struct LoadedFile {
     module: Module,
-    parameters: HashMap<String, Arc<[u16]>>,
+    parameters: HashMap<String, Sizes>,
 }
 
 impl LoadedFile {

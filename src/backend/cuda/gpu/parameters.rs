@@ -20,8 +20,12 @@ const PARAMETER: u8 = 0x17;
 const PARAMETER_BYTES: usize = 12;
 const SIZE_SHIFT: u32 = 18;
 
-/// The sizes in bytes of the parameters of every kernel in a cubin, in their order.
-pub fn of_kernels(cubin: &[u8]) -> Result<HashMap<String, Arc<[u16]>>, String> {
+/// The sizes in bytes of a kernel's parameters, in their order; none where the cubin does not tell, as that of a later
+/// compiler may: from 12.9 to 13.5 they do.
+pub type Sizes = Option<Arc<[u16]>>;
+
+/// Those of every kernel in a cubin.
+pub fn of_kernels(cubin: &[u8]) -> Result<HashMap<String, Sizes>, String> {
     let file = ElfFile64::<LittleEndian>::parse(cubin).map_err(|e| format!("it is no cubin: {e}"))?;
     let (mut kernels, mut known) = (Vec::new(), HashMap::new());
     for section in file.sections() {
@@ -30,19 +34,18 @@ pub fn of_kernels(cubin: &[u8]) -> Result<HashMap<String, Arc<[u16]>>, String> {
             kernels.push(kernel.to_owned());
         } else if let Some(kernel) = name.strip_prefix(ABOUT) {
             let data = section.data().map_err(|e| e.to_string())?;
-            let sizes = sizes(data).ok_or_else(|| format!("what it says of {kernel} cannot be read"))?;
-            known.insert(kernel.to_owned(), sizes);
+            known.insert(kernel.to_owned(), sizes(data));
         }
     }
-    let of = |kernel: String| match known.remove(&kernel) {
-        Some(sizes) => Ok((kernel, sizes)),
-        None => Err(format!("it does not say what the parameters of {kernel} are")),
+    let with_sizes = |kernel: String| {
+        let sizes = known.remove(&kernel).flatten();
+        (kernel, sizes)
     };
-    kernels.into_iter().map(of).collect()
+    Ok(kernels.into_iter().map(with_sizes).collect())
 }
 
-/// None where the attributes are not as they should be.
-fn sizes(mut attributes: &[u8]) -> Option<Arc<[u16]>> {
+/// None where the attributes are not as they are known to be, or say nothing of parameters.
+fn sizes(mut attributes: &[u8]) -> Sizes {
     let mut sizes = Vec::new();
     while let Some((&[format, kind, low, high], rest)) = attributes.split_first_chunk() {
         let bytes = if format == SIZED { usize::from(u16::from_le_bytes([low, high])) } else { 0 };
@@ -58,7 +61,8 @@ fn sizes(mut attributes: &[u8]) -> Option<Arc<[u16]>> {
     // The last comes first, so far.
     sizes.sort_unstable();
     let in_order = sizes.iter().enumerate().all(|(index, (number, _))| index == usize::from(*number));
-    (attributes.is_empty() && in_order).then(|| sizes.into_iter().map(|(_, size)| size).collect())
+    (attributes.is_empty() && in_order && !sizes.is_empty())
+        .then(|| sizes.into_iter().map(|(_, size)| size).collect())
 }
 
 #[cfg(test)]
@@ -81,7 +85,7 @@ mod tests {
         let (first, second) = (parameter(0, 8), parameter(1, 300));
         let both = of(&[others[0], &second, others[1], &first, others[2]]);
         assert_eq!(both.as_deref(), Some(&[8, 300][..]));
-        assert_eq!(of(&others).as_deref(), Some(&[][..]));
+        assert_eq!(of(&others), None, "nothing is said of parameters");
         assert_eq!(of(&[&second]), None, "the first is missing");
         assert_eq!(of(&[&first, &second[..10]]), None, "it ends too early");
         assert_eq!(of(&[&first, &[3, 0x1b]]), None, "it ends within an attribute");
