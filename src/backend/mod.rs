@@ -386,6 +386,8 @@ pub struct AdamwTensor<'a, B: Backend> {
     pub learning_rate: f64,
     /// A step multiplies the value by 1 − learning rate·decay, schedule included.
     pub weight_decay: f64,
+    /// c, above 0: AdamW moves value/c, whose gradient is c times that of the value. 1 is plain AdamW.
+    pub scale: f64,
 }
 
 /// The constants of AdamW and of loss scaling, and where the optimizer keeps its state.

@@ -642,6 +642,7 @@ impl<B: Backend> Bench<'_, B> {
                     second_moment,
                     learning_rate: 1e-4,
                     weight_decay: 1e-2,
+                    scale: 1.0,
                 })
                 .collect();
             let control = &mut control;

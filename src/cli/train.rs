@@ -19,7 +19,7 @@ use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
     Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
 };
-use clip_engine::tune::{PromptMode, PromptSharing, Target, Tower};
+use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -37,8 +37,8 @@ pub struct Args {
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Continue the run in RUN; only --epochs, --device, --precision and --tensorboard may differ from its
-    /// config.toml.
+    /// Continue the run in RUN; only --epochs, --early-stop and its like, --device, --precision and --tensorboard
+    /// may differ from its config.toml.
     #[arg(long, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
     /// Replace the run in RUN, or with --seeds the runs.
@@ -93,9 +93,14 @@ pub struct Options {
     /// [default: head; text in the recipe clip-lora].
     #[arg(long, value_parser = parse_serde::<ClassifierKind>, value_name = "head|text")]
     classifier: Option<ClassifierKind>,
-    /// Where the head starts: at random, or at the class features of the text tower [default: random].
-    #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "random|text")]
+    /// Where the head starts: at 0, at random as torch.nn.Linear, or at plain CLIP's own classifier
+    /// [default: zero].
+    #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "zero|random|text")]
     head_init: Option<HeadInit>,
+    /// The head is trained on features of this length, sqrt-width for the root of their width; 1 is
+    /// torch.nn.Linear on CLIP's features [default: sqrt-width].
+    #[arg(long, value_parser = parse_head_scale, value_name = "C|sqrt-width")]
+    head_scale: Option<HeadScale>,
     /// Weight of the text alignment in the loss [default: 0.3; 0 in the recipes mixup and triplet].
     #[arg(long, value_name = "W")]
     text_weight: Option<f64>,
@@ -195,10 +200,10 @@ pub struct Options {
     /// Steps over which the learning rates climb to their values [default: 0].
     #[arg(long, value_name = "STEPS")]
     warmup: Option<u64>,
-    /// Stop after N epochs in a row without improvement of the validation loss [default: 3].
+    /// Stop after N epochs in a row without a new lowest validation loss [default: 3].
     #[arg(long, value_name = "N|off")]
     early_stop: Option<Patience>,
-    /// By how much the validation loss must fall to count [default: 0.02].
+    /// By how much an epoch's validation loss must undercut the lowest before it to count [default: 0].
     #[arg(long, value_name = "D")]
     early_stop_min_delta: Option<f64>,
     /// Compare with the best epoch so far or with the one before [default: best].
@@ -219,6 +224,13 @@ pub struct Options {
     templates: Option<Vec<String>>,
 }
 
+fn parse_head_scale(text: &str) -> std::result::Result<HeadScale, String> {
+    match text.parse() {
+        Ok(scale) => Ok(HeadScale::Of(scale)),
+        Err(_) => parse_serde(text).map_err(|_| format!("{text:?} is neither a number nor \"sqrt-width\"")),
+    }
+}
+
 /// Hands every setting that has a default to the macro `$each`.
 macro_rules! with_settings {
     ($each:ident) => {
@@ -226,6 +238,7 @@ macro_rules! with_settings {
             dtype,
             classifier,
             head_init,
+            head_scale,
             demo,
             skip_bad_images,
             recipe,
@@ -335,6 +348,7 @@ impl Options {
             ("--towers", self.towers.is_some(), lora, &no_lora),
             ("--dropout", self.dropout.is_some(), lora, &no_lora),
             ("--head-init", self.head_init.is_some(), head && brought.is_none(), &other_head),
+            ("--head-scale", self.head_scale.is_some(), head, &no_head),
             ("--lr-head", self.lr_head.is_some(), head, &no_head),
             ("--wd-head", self.wd_head.is_some(), head, &no_head),
             ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
@@ -521,11 +535,16 @@ fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
         precision: args.options.precision,
         demo: args.options.demo,
         tensorboard: args.options.tensorboard,
+        early_stop: args.options.early_stop,
+        early_stop_min_delta: args.options.early_stop_min_delta,
+        early_stop_against: args.options.early_stop_against,
         ..Options::default()
     };
     if args.options != allowed {
         bail!(TrainError::Setting(
-            "--resume: only --epochs, --device, --precision and --tensorboard may be given with it".into()
+            "--resume: only --epochs, --early-stop and its like, --device, --precision and --tensorboard may be \
+             given with it"
+                .into()
         ));
     }
     if args.options.demo.is_some_and(|demo| demo != settings.demo) {

@@ -699,6 +699,7 @@ impl<B: Backend> Learner<B> {
                     second_moment: &mut p.second_moment,
                     learning_rate: rate.learning_rate,
                     weight_decay: rate.weight_decay,
+                    scale: p.scale,
                 }
             })
             .collect();

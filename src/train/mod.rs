@@ -7,6 +7,7 @@ mod error;
 pub mod evaluate;
 pub mod export;
 pub mod files;
+pub mod keep;
 pub mod learner;
 mod memory;
 pub mod metrics;

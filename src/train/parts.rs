@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::TextTower;
 use crate::clip::vision::VisionTower;
-use crate::tensor::{DType, Tensor};
+use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{
     BlockLora, Head, LoraSpec, Prompts, Tower, Trained,
     head::initial_head,
@@ -49,14 +49,17 @@ pub fn trained_parts<B: Backend>(
 ) -> Result<Trained<B>> {
     let tower = towers.vision;
     let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
-    let (weight, bias) = initial_head(class_names.len(), tower.features(), &mut rng);
-    let mut head = match settings.head_init {
-        HeadInit::Random => Head::new(backend, weight.view(), bias.view())?,
-        HeadInit::Text => {
-            let zero = Tensor::zeros([class_names.len()], DType::F32);
-            Head::new(backend, text.features.view(), zero.view())?
-        }
+    let (classes, width) = (class_names.len(), tower.features());
+    let scale = settings.head_scale.value(width);
+    // Drawn whatever the head starts from, so that what is drawn after it stays the same.
+    let drawn = initial_head(classes, width, &mut rng);
+    let zeros = |shape: Shape| Tensor::zeros(shape, DType::F32);
+    let (weight, bias) = match settings.head_init {
+        HeadInit::Zero => (zeros([classes, width].into()), zeros([classes].into())),
+        HeadInit::Random => (times(scale, &drawn.0)?, drawn.1),
+        HeadInit::Text => (times(text.scale, &text.features)?, zeros([classes].into())),
     };
+    let mut head = Head::new(backend, weight.view(), bias.view())?.scaled(scale);
     head.trained = settings.classifier == ClassifierKind::Head;
     let [lora, text_lora] = match settings.lora() {
         Some(spec) => {
@@ -78,6 +81,13 @@ pub fn trained_parts<B: Backend>(
         initial_parts_from(backend, towers, settings, class_names, from, &mut trained)?;
     }
     Ok(trained)
+}
+
+/// `values` times `factor`, f32.
+fn times(factor: f64, values: &Tensor) -> Result<Tensor> {
+    let wide = values.view().to_tensor(DType::F64)?;
+    let scaled: Vec<f64> = wide.typed::<f64>()?.iter().map(|v| factor * v).collect();
+    Ok(Tensor::from_slice(values.shape(), &scaled)?.view().to_tensor(DType::F32)?)
 }
 
 /// Adapters of the vision and of the text tower.
@@ -140,7 +150,8 @@ fn initial_parts_from<B: Backend>(
     if found[2] && trained.head.trained {
         let file = HeadFile::load(&head_path, tower.features())?;
         file.check_classes(&head_path, class_names)?;
-        trained.head = Head::new(backend, file.weight.view(), file.bias.view())?;
+        let scale = trained.head.weight.scale;
+        trained.head = Head::new(backend, file.weight.view(), file.bias.view())?.scaled(scale);
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use super::adapter;
 use super::evaluate::{Inputs, Staging, evaluate_split};
 use super::files::Staged;
+use super::keep::{Candidate, Candidates};
 use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics};
@@ -12,7 +13,7 @@ use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
 use super::settings::{Augment, Settings};
 use super::stamp::{Stamp, WeightsId, check_weights};
-use super::state::{self, Best, PlainResult, Progress};
+use super::state::{self, PlainResult, Progress};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::VisionConfig;
@@ -22,7 +23,7 @@ use crate::data::augment::Augmentation;
 use crate::data::shots::few_shot;
 use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
-use crate::optim::{Adamw, EarlyStop, Rates, Schedule};
+use crate::optim::{Adamw, EarlyStop, Rates, Schedule, ScheduleKind};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
@@ -46,8 +47,7 @@ pub struct Summary {
     pub trained_parameters: usize,
     /// Epochs that ran.
     pub epochs: u32,
-    /// The epoch that was kept, counted from 1: that of the highest validation top-1, and of the lowest loss
-    /// among equals.
+    /// The epoch that was kept, counted from 1; [`Candidates`] says which.
     pub best_epoch: u32,
     /// True where early stopping ended the run.
     pub stopped_early: bool,
@@ -132,6 +132,9 @@ struct Run<'a, B: Backend> {
     seconds: f64,
     step_seconds: f64,
     step_images: usize,
+    /// Of every epoch so far.
+    val_losses: Vec<f64>,
+    candidates: Candidates,
 }
 
 /// Which images a run evaluates.
@@ -167,14 +170,14 @@ impl<'a, B: Backend> Session<'a, B> {
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = settings.batch_size.min(largest);
         let mut learner = self.learner(settings, batch, resume)?;
-        let (progress, best) = if resume {
+        let (progress, candidates) = if resume {
             dir.lock(monitor)?;
-            let (progress, best) = resumed(&mut learner, settings, cache, &self.weights, dir, monitor)?;
+            let (progress, candidates) = resumed(&mut learner, settings, cache, &self.weights, dir, monitor)?;
             monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
-            (Some(progress), Some(best))
+            (Some(progress), candidates)
         } else {
             dir.begin(settings, monitor)?;
-            (None, None)
+            (None, Candidates::default())
         };
         let inputs = self.all_inputs(settings, &mut learner, chosen, batch, progress.as_ref(), monitor);
         let (zero_shot, RunInputs { training, val, test, seconds }) =
@@ -189,17 +192,18 @@ impl<'a, B: Backend> Session<'a, B> {
             warmup: settings.warmup,
             total: steps_per_epoch * u64::from(settings.epochs),
         };
+        let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
+        let mut stopped = false;
         if let Some(progress) = &progress {
-            let to_train = !progress.stopped && progress.epoch < settings.epochs;
+            for &loss in &progress.val_losses {
+                stopped = early_stop.as_mut().is_some_and(|stop| stop.update(loss));
+            }
+            let to_train = !stopped && progress.epoch < settings.epochs;
             if to_train {
                 warn_of_jump(dir.read_settings()?.epochs, progress, &schedule, settings.epochs, monitor);
             }
             // Nothing is removed before it is known that the run can go on.
             dir.resume(settings, to_train, monitor)?;
-        }
-        let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
-        if let (Some(stop), Some(progress)) = (&mut early_stop, &progress) {
-            (stop.reference, stop.stale) = (progress.early_stop_reference, progress.early_stop_stale);
         }
         let run = Run {
             settings,
@@ -224,8 +228,10 @@ impl<'a, B: Backend> Session<'a, B> {
             seconds: progress.as_ref().map_or(seconds, |p| p.seconds),
             step_seconds: progress.as_ref().map_or(0.0, |p| p.step_seconds),
             step_images: progress.as_ref().map_or(0, |p| p.step_images),
+            val_losses: progress.map_or_else(Vec::new, |p| p.val_losses),
+            candidates,
         };
-        run.epochs(zero_shot, progress, best)
+        run.epochs(zero_shot, stopped)
     }
 
     /// Refuses images that cannot be learned from, and settings of another session.
@@ -399,14 +405,14 @@ fn resumed<B: Backend>(
     weights: &WeightsId,
     dir: &RunDir,
     monitor: &dyn Monitor,
-) -> Result<(Progress, Best)> {
+) -> Result<(Progress, Candidates)> {
     let path = dir.state();
     if !path.is_file() {
         let problem = "no saved state: the run ended before its first epoch did".into();
         let remedy = "start the run again with --overwrite";
         return Err(TrainError::Resume { path, problem, remedy });
     }
-    let (progress, values) = state::load(&path, learner)?;
+    let (progress, candidates) = state::load(&path, learner)?;
     check_photos(&progress, cache, &path, monitor)?;
     progress.weights.as_ref().map_or(Ok(()), |known| check_weights(&path, known, weights))?;
     if settings.epochs < progress.epoch {
@@ -415,8 +421,7 @@ fn resumed<B: Backend>(
         return Err(TrainError::Setting(text));
     }
     MetricsFile::check(dir, progress.metrics_bytes)?;
-    let best = Best { epoch: progress.best_epoch, val: progress.best_val.clone(), values };
-    Ok((progress, best))
+    Ok((progress, candidates))
 }
 
 /// Refuses other images than those that the run began with.
@@ -451,16 +456,13 @@ fn warn_of_jump(planned: u32, progress: &Progress, schedule: &Schedule, epochs: 
 }
 
 impl<B: Backend> Run<'_, B> {
-    fn epochs(
-        mut self,
-        zero_shot: PlainResult,
-        progress: Option<Progress>,
-        mut best: Option<Best>,
-    ) -> Result<Summary> {
-        let (mut last, mut stopped) =
-            progress.as_ref().map_or((0, false), |progress| (progress.epoch, progress.stopped));
+    /// Trains the epochs that are left; `stopped` where those before have stopped early.
+    fn epochs(mut self, zero_shot: PlainResult, mut stopped: bool) -> Result<Summary> {
+        let mut last = self.val_losses.len() as u32;
         if stopped {
-            self.monitor.line(&format!("stopped early after epoch {last}; nothing is left to train"));
+            self.monitor.line(&format!(
+                "stopped early after epoch {last}; --resume trains on with a larger --early-stop, or off"
+            ));
         }
         while last < self.settings.epochs && !stopped {
             let epoch = last + 1;
@@ -484,10 +486,29 @@ impl<B: Backend> Run<'_, B> {
             }
             self.seconds += started.elapsed().as_secs_f64();
             stopped = self.early_stop.as_mut().is_some_and(|stop| stop.update(val.loss));
-            self.end_epoch(epoch, &train, val, stopped, &zero_shot, &mut best)?;
+            self.val_losses.push(val.loss);
+            self.end_epoch(epoch, &train, val, &zero_shot)?;
             last = epoch;
         }
-        self.finish(last, stopped, zero_shot, best)
+        if !stopped && still_falls(&self.val_losses) {
+            self.monitor.warn(&self.advice_to_go_on(last));
+        }
+        self.finish(last, stopped, zero_shot)
+    }
+
+    /// What to do about a validation loss that still falls after the `last` epoch.
+    fn advice_to_go_on(&self, last: u32) -> String {
+        let more = 2 * last;
+        let remedy = match self.settings.schedule {
+            ScheduleKind::Constant => {
+                format!(
+                    "go on with engine train --resume --output {} --epochs {more}",
+                    self.dir.path().display()
+                )
+            }
+            ScheduleKind::Cosine => format!("train anew with --epochs {more}"),
+        };
+        format!("the validation loss was still falling after epoch {last}, the last: {remedy}")
     }
 
     /// One pass over the training images; `None` when the user asked to stop. Steps are handed to the
@@ -658,9 +679,7 @@ impl<B: Backend> Run<'_, B> {
         epoch: u32,
         train: &StepStats,
         val: EvalMetrics,
-        stopped: bool,
         zero_shot: &PlainResult,
-        best: &mut Option<Best>,
     ) -> Result<()> {
         let images = self.training.chosen.len() as f64;
         let top1 = train.correct / images;
@@ -673,9 +692,13 @@ impl<B: Backend> Run<'_, B> {
             },
             "val": val,
         }))?;
-        let better = best
-            .as_ref()
-            .is_none_or(|b| val.top1 > b.val.top1 || (val.top1 == b.val.top1 && val.loss < b.val.loss));
+        let before = self.candidates.chosen().map(|kept| kept.epoch);
+        if self.candidates.admit(&val) {
+            let values = self.learner.snapshot()?;
+            self.candidates.add(Candidate { epoch, val: val.clone(), values });
+        }
+        let candidates = std::mem::take(&mut self.candidates);
+        let Some(kept) = candidates.chosen() else { return Ok(()) };
         self.monitor.line(&format!(
             "epoch {epoch:>3}/{}  train loss {:.4} top-1 {:5.1} %   val loss {:.4} top-1 {:5.1} %  text {:5.1} %{}",
             self.settings.epochs,
@@ -684,14 +707,14 @@ impl<B: Backend> Run<'_, B> {
             val.loss,
             100.0 * val.top1,
             100.0 * val.text_top1,
-            if better { "  *" } else { "" },
+            if kept.epoch == epoch { "  *" } else { "" },
         ));
-        if better {
-            let values = self.learner.snapshot()?;
-            self.save_best(epoch, &values)?;
-            *best = Some(Best { epoch, val, values });
+        if before != Some(kept.epoch) {
+            let now = self.learner.snapshot()?;
+            self.learner.restore(&kept.values)?;
+            self.save(kept)?;
+            self.learner.restore(&now)?;
         }
-        let Some(best) = best else { return Ok(()) };
         let progress = Progress {
             class_names: self.cache.class_names().to_vec(),
             data: self.cache.fingerprint().to_string(),
@@ -699,11 +722,8 @@ impl<B: Backend> Run<'_, B> {
             weights: Some(self.weights.clone()),
             epoch,
             steps: self.learner.steps(),
-            stopped,
-            early_stop_reference: self.early_stop.and_then(|stop| stop.reference),
-            early_stop_stale: self.early_stop.map_or(0, |stop| stop.stale),
-            best_epoch: best.epoch,
-            best_val: best.val.clone(),
+            val_losses: self.val_losses.clone(),
+            candidates: candidates.iter().map(|c| (c.epoch, c.val.clone())).collect(),
             zero_shot: zero_shot.clone(),
             metrics_bytes: self.metrics.sync()?,
             seconds: self.seconds,
@@ -711,16 +731,17 @@ impl<B: Backend> Run<'_, B> {
             step_images: self.step_images,
         };
         let path = self.dir.state();
-        state::save(&path, &self.learner, &progress, &best.values)?;
+        state::save(&path, &self.learner, &progress, &candidates)?;
+        self.candidates = candidates;
         self.monitor.debug(&format!("saved {} after epoch {epoch}", path.display()));
         Ok(())
     }
 
-    /// Writes adapter/, prompts.safetensors and head.safetensors as they are now, at the end of `epoch` with the
-    /// trained `values`. They belong together: all are on the disk before the first gets its name, and each says
-    /// which the others are.
-    fn save_best(&mut self, epoch: u32, values: &[Tensor]) -> Result<()> {
-        let stamp = Stamp::new(epoch, values, self.weights);
+    /// Writes adapter/, prompts.safetensors and head.safetensors with the values of `kept`, which are the
+    /// learner's. They belong together: all are on the disk before the first gets its name, and each says which
+    /// the others are.
+    fn save(&mut self, kept: &Candidate) -> Result<()> {
+        let stamp = Stamp::new(kept.epoch, &kept.values, self.weights);
         let stamp = Some(&stamp);
         // Without a head of its own the run keeps the class features in the form of one.
         self.learner.refresh()?;
@@ -742,17 +763,13 @@ impl<B: Backend> Run<'_, B> {
     }
 
     /// Tests the best epoch; writes its evaluation and the summary.
-    fn finish(
-        mut self,
-        epochs: u32,
-        stopped_early: bool,
-        zero_shot: PlainResult,
-        best: Option<Best>,
-    ) -> Result<Summary> {
-        let Some(best) = best else { return Err(TrainError::InterruptedEarly) };
-        self.learner.restore(&best.values)?;
+    fn finish(mut self, epochs: u32, stopped_early: bool, zero_shot: PlainResult) -> Result<Summary> {
+        let Some(kept) = std::mem::take(&mut self.candidates).into_chosen() else {
+            return Err(TrainError::InterruptedEarly);
+        };
+        self.learner.restore(&kept.values)?;
         // Again, in case an earlier attempt was cut off between two of the files.
-        self.save_best(best.epoch, &best.values)?;
+        self.save(&kept)?;
         // Where there is no test split, once more on the validation split, for what is known of each image.
         let split = if self.test.is_some() { Split::Test } else { Split::Val };
         let (dir, cache) = (self.dir, self.cache);
@@ -770,9 +787,9 @@ impl<B: Backend> Run<'_, B> {
             classes: self.learner.classes(),
             trained_parameters: self.learner.trained_elements(),
             epochs,
-            best_epoch: best.epoch,
+            best_epoch: kept.epoch,
             stopped_early,
-            val: best.val,
+            val: kept.val,
             test: self.test.is_some().then(|| sums.finish()),
             zero_shot: ZeroShot {
                 split: split.to_string(),
@@ -789,6 +806,18 @@ impl<B: Backend> Run<'_, B> {
         dir.write_summary(&summary)?;
         Ok(summary)
     }
+}
+
+/// Epochs over which a loss that still falls is told from one that has settled.
+const LAST_EPOCHS: usize = 3;
+
+/// Whether the last loss is the lowest, and lower by more than a hundredth than the one some epochs before.
+fn still_falls(losses: &[f64]) -> bool {
+    let [.., last] = losses else { return false };
+    let Some(&before) = losses.len().checked_sub(1 + LAST_EPOCHS).and_then(|i| losses.get(i)) else {
+        return false;
+    };
+    losses.iter().all(|loss| last <= loss) && *last < 0.99 * before
 }
 
 /// How the images of a step are mixed.

@@ -6,7 +6,7 @@ use crate::clip::text::TEMPLATES;
 use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
-use crate::tune::{LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
+use crate::tune::{HeadScale, HeadScaleRule, LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -123,9 +123,11 @@ impl From<CacheType> for DType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HeadInit {
-    /// As `torch.nn.Linear` does.
+    /// At 0: every class is equally likely.
+    Zero,
+    /// H and h as `torch.nn.Linear` does, see [`HeadScale`].
     Random,
-    /// Weight: the class features of the text tower; bias 0.
+    /// At plain CLIP: its logits, exp(logit_scale)·f·Tᵀ.
     Text,
 }
 
@@ -223,6 +225,8 @@ pub struct Settings {
     pub classifier: ClassifierKind,
     /// Where a head that is trained starts.
     pub head_init: HeadInit,
+    /// Length of the features that the head is trained on.
+    pub head_scale: HeadScale,
     /// Weight of the text logits' cross entropy in the loss, at least 0.
     pub text_weight: f64,
     /// α of MixUp's Beta distribution; 0 for none.
@@ -291,9 +295,10 @@ pub struct Settings {
     pub schedule: ScheduleKind,
     /// Steps over which the learning rates climb to their values.
     pub warmup: u64,
-    /// After how many epochs in a row without a lower validation loss the run ends.
+    /// After how many epochs in a row without a new lowest validation loss the run ends.
     pub early_stop: Patience,
-    /// By how much the validation loss must fall to count as lower, at least 0.
+    /// By how much an epoch's validation loss must undercut the lowest before it to count, at least 0. A run that
+    /// improves by less in every epoch ends.
     pub early_stop_min_delta: f64,
     /// Which epoch's validation loss must be undercut.
     pub early_stop_against: StopAgainst,
@@ -335,7 +340,8 @@ impl Settings {
                 Recipe::Vpt => Method::Vpt,
             },
             classifier: if few_shot { ClassifierKind::Text } else { ClassifierKind::Head },
-            head_init: HeadInit::Random,
+            head_init: HeadInit::Zero,
+            head_scale: HeadScale::By(HeadScaleRule::SqrtWidth),
             text_weight: match recipe {
                 Recipe::Mixup | Recipe::Triplet => 0.0,
                 Recipe::Linear | Recipe::Lora | Recipe::Vpt => 0.3,
@@ -378,7 +384,7 @@ impl Settings {
             warmup: 0,
             // The rate falls until the last epoch.
             early_stop: if few_shot { Patience::Off } else { Patience::Epochs(3) },
-            early_stop_min_delta: 0.02,
+            early_stop_min_delta: 0.0,
             early_stop_against: StopAgainst::Best,
             precision: None,
             device: "auto".into(),
@@ -420,6 +426,11 @@ impl Settings {
             if !value.is_finite() || value < 0.0 {
                 return refuse(format!("{flag}: {value} is not a number of at least 0"));
             }
+        }
+        if let HeadScale::Of(scale) = self.head_scale
+            && (!scale.is_finite() || scale <= 0.0)
+        {
+            return refuse(format!("--head-scale: {scale} is not a number above 0"));
         }
         if self.clip_grad_norm.is_some_and(|norm| !norm.is_finite() || norm <= 0.0) {
             return refuse("--clip-grad-norm: give a number above 0, or leave it out".into());

@@ -1,24 +1,15 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
 use super::files::{TensorFile, stage_tensors};
+use super::keep::{Candidate, Candidates};
 use super::learner::Learner;
 use super::metrics::{ClassMetrics, EvalMetrics};
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
-use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
-
-/// The best epoch so far.
-#[derive(Debug, Clone)]
-pub struct Best {
-    pub epoch: u32,
-    pub val: EvalMetrics,
-    /// Values of all trained tensors, in the order of [`Learner::params`].
-    pub values: Vec<Tensor>,
-}
 
 /// What plain CLIP makes of the split where the final result is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,12 +35,10 @@ pub struct Progress {
     pub epoch: u32,
     /// Training steps so far, skipped ones included.
     pub steps: u64,
-    /// True when early stopping ended the run.
-    pub stopped: bool,
-    pub early_stop_reference: Option<f64>,
-    pub early_stop_stale: u32,
-    pub best_epoch: u32,
-    pub best_val: EvalMetrics,
+    /// The validation loss of every epoch so far.
+    pub val_losses: Vec<f64>,
+    /// The epochs that may be the one to keep, with their results on the validation split.
+    pub candidates: Vec<(u32, EvalMetrics)>,
     pub zero_shot: PlainResult,
     /// Length of metrics.jsonl.
     pub metrics_bytes: u64,
@@ -64,27 +53,30 @@ const METADATA: &str = "progress";
 /// The optimizer's own state, see [`Control`].
 const CONTROL: &str = "optimizer.control";
 
-/// The four tensors that are stored of every trained one.
-const PARTS: [&str; 4] = ["value", "first_moment", "second_moment", "best"];
+/// What is stored of every trained tensor besides its value in each of the candidates.
+const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 
-/// Writes the state of `learner` and `progress`; `best` are the values of the best epoch.
+/// The name of a trained tensor's value at the end of a candidate's epoch.
+fn at_epoch(name: &str, epoch: u32) -> String {
+    format!("{name}.epoch-{epoch}")
+}
+
+/// Writes the state of `learner` and `progress`, whose candidates are `candidates`.
 pub fn save<B: Backend>(
     path: &Path,
     learner: &Learner<B>,
     progress: &Progress,
-    best: &[Tensor],
+    candidates: &Candidates,
 ) -> Result<()> {
     let backend = learner.backend();
     let mut tensors = BTreeMap::new();
-    for ((name, param), best) in learner.param_names().iter().zip(learner.params()).zip(best) {
-        let [value, first, second, best] = [
-            backend.download(&param.value)?,
-            backend.download(&param.first_moment)?,
-            backend.download(&param.second_moment)?,
-            best.clone(),
-        ];
-        for (part, tensor) in PARTS.into_iter().zip([value, first, second, best]) {
-            tensors.insert(format!("{name}.{part}"), tensor);
+    for (i, (name, param)) in learner.param_names().iter().zip(learner.params()).enumerate() {
+        for (part, tensor) in PARTS.into_iter().zip([&param.value, &param.first_moment, &param.second_moment])
+        {
+            tensors.insert(format!("{name}.{part}"), backend.download(tensor)?);
+        }
+        for candidate in candidates.iter() {
+            tensors.insert(at_epoch(name, candidate.epoch), candidate.values[i].clone());
         }
     }
     tensors.insert(CONTROL.to_string(), learner.control()?);
@@ -93,8 +85,8 @@ pub fn save<B: Backend>(
     stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()
 }
 
-/// Reads a state into `learner`; returns the numbers and the values of the best epoch.
-pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progress, Vec<Tensor>)> {
+/// Reads a state into `learner`; returns the numbers and the candidates.
+pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progress, Candidates)> {
     let mut file = TensorFile::read(path)?;
     let progress = file.metadata.get(METADATA).and_then(|text| serde_json::from_str::<Progress>(text).ok());
     let progress = progress.ok_or_else(|| TrainError::Resume {
@@ -103,17 +95,22 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progre
         remedy: "resume it with the version that wrote it, or train into another --output",
     })?;
     let names = learner.param_names();
-    let mut best = Vec::new();
+    let candidate =
+        |(epoch, val): &(u32, EvalMetrics)| Candidate { epoch: *epoch, val: val.clone(), values: Vec::new() };
+    let mut candidates: Vec<Candidate> = progress.candidates.iter().map(candidate).collect();
     let backend = learner.backend().clone();
     for (name, param) in names.iter().zip(learner.params_mut()) {
         let shape = param.value.shape();
-        let mut take = |part: &str| file.take(path, &format!("{name}.{part}"), shape);
-        backend.write(take("value")?.view(), &mut param.value)?;
-        backend.write(take("first_moment")?.view(), &mut param.first_moment)?;
-        backend.write(take("second_moment")?.view(), &mut param.second_moment)?;
-        best.push(take("best")?);
+        for (part, tensor) in
+            PARTS.into_iter().zip([&mut param.value, &mut param.first_moment, &mut param.second_moment])
+        {
+            backend.write(file.take(path, &format!("{name}.{part}"), shape)?.view(), tensor)?;
+        }
+        for candidate in &mut candidates {
+            candidate.values.push(file.take(path, &at_epoch(name, candidate.epoch), shape)?);
+        }
     }
     let control = file.take(path, CONTROL, [Control::COUNT].into())?;
     learner.resume(progress.steps, control.view())?;
-    Ok((progress, best))
+    Ok((progress, Candidates::of(candidates)))
 }

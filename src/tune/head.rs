@@ -4,6 +4,7 @@ use super::{Group, Param};
 use crate::backend::{Backend, Result};
 use crate::tensor::{Tensor, View};
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 /// `weight` \[C, E\] and `bias` \[C\].
 pub struct Head<B: Backend> {
@@ -23,6 +24,42 @@ impl<B: Backend> Head<B> {
             bias: Param::new(backend, Group::Head, bias)?,
             trained: true,
         })
+    }
+
+    /// Trains as a layer that sees its features `scale` times as long, as [`HeadScale`] says.
+    pub fn scaled(mut self, scale: f64) -> Self {
+        self.weight.scale = scale;
+        self
+    }
+}
+
+/// How much longer than 1 the features are that the head is trained on: logits = c·f·Hᵀ + h, where AdamW moves
+/// H and h. At a given learning rate a larger c lets the logits move faster; c = 1 is `torch.nn.Linear` on f.
+/// [`Head::weight`] is c·H, whatever c, and acts on f.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum HeadScale {
+    /// c itself.
+    Of(f64),
+    /// c from the sizes.
+    By(HeadScaleRule),
+}
+
+/// A rule for c.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HeadScaleRule {
+    /// √E for features of width E, whose elements are then about 1 in size.
+    SqrtWidth,
+}
+
+impl HeadScale {
+    /// c for features of width `width`.
+    pub fn value(self, width: usize) -> f64 {
+        match self {
+            HeadScale::Of(scale) => scale,
+            HeadScale::By(HeadScaleRule::SqrtWidth) => (width as f64).sqrt(),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use crate::backend::{Backend, DeviceTensor, Result};
 use crate::tensor::View;
 
 pub use dropout::TowerDropout;
-pub use head::Head;
+pub use head::{Head, HeadScale, HeadScaleRule};
 pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Site, Target, Tower};
 pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
 
@@ -30,6 +30,8 @@ pub enum Group {
 pub struct Param<B: Backend> {
     /// Which of the rates it moves by.
     pub group: Group,
+    /// See [`crate::backend::AdamwTensor::scale`].
+    pub scale: f64,
     /// What the forward pass uses.
     pub value: B::Tensor,
     /// Of the last part of a step; once [`add_up`] has had the last part, of the whole step.
@@ -47,6 +49,7 @@ impl<B: Backend> Param<B> {
         let zeros = || backend.zeros(initial.shape(), dtype);
         Ok(Param {
             group,
+            scale: 1.0,
             value: backend.upload(initial, dtype)?,
             gradient: zeros()?,
             first_moment: zeros()?,

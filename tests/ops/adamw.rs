@@ -13,15 +13,15 @@ const EXPECTED: [f64; 4] =
     [1.2051337816128875, -0.18585143094090825, -0.13880770917875515, 2.730111212516439];
 
 fn run<T: Real>() -> (Vec<f64>, f64) {
-    run_on::<T>(&GRADIENTS, None)
+    run_on::<T>(&GRADIENTS, None, 1.0)
 }
 
-fn run_on<T: Real>(gradients: &[[f64; 4]], clip: Option<f64>) -> (Vec<f64>, f64) {
+fn run_on<T: Real>(gradients: &[[f64; 4]], clip: Option<f64>, scale: f64) -> (Vec<f64>, f64) {
     let backend = Cpu::<T>::new();
     let numbers = |values: &[f64]| {
         Tensor::from_slice([values.len()], values).unwrap().view().to_tensor(T::DTYPE).unwrap()
     };
-    let mut value = numbers(&[1.5, -0.25, 0.0, 3.0]);
+    let mut value = numbers(&[1.5, -0.25, 0.0, 3.0].map(|v| scale * v));
     let [mut first, mut second] = [(); 2].map(|()| Tensor::zeros([4], T::DTYPE));
     let mut stats = Tensor::zeros([Stat::COUNT], T::DTYPE);
     let mut control = Tensor::zeros([Control::COUNT], T::DTYPE);
@@ -34,6 +34,7 @@ fn run_on<T: Real>(gradients: &[[f64; 4]], clip: Option<f64>) -> (Vec<f64>, f64)
             second_moment: &mut second,
             learning_rate: 0.2,
             weight_decay: 0.3,
+            scale,
         }];
         let step = AdamwStep {
             beta1: 0.9,
@@ -58,6 +59,21 @@ fn three_steps_are_pytorchs() {
     assert_abs_diff_eq!(squared, 1.0 + 0.25 + 4e-6, epsilon = 1e-12);
     let (values, _) = run::<f32>();
     assert_abs_diff_eq!(values[..], EXPECTED[..], epsilon = 1e-6);
+}
+
+/// A value that stands for c times what is moved: c times PyTorch's values come of gradients that are c times
+/// smaller, as they are behind a layer that multiplies by c, and their length is that of what is moved.
+#[test]
+fn a_scale_moves_the_value_as_if_it_were_divided_by_it() {
+    for clip in [None, Some(0.3)] {
+        let (plain, squared) = run_on::<f64>(&GRADIENTS, clip, 1.0);
+        let scale = 512f64.sqrt();
+        let smaller = GRADIENTS.map(|gradient| gradient.map(|g| g / scale));
+        let (values, scaled_squared) = run_on::<f64>(&smaller, clip, scale);
+        let divided: Vec<f64> = values.iter().map(|v| v / scale).collect();
+        assert_abs_diff_eq!(divided[..], plain[..], epsilon = 1e-12);
+        assert_abs_diff_eq!(scaled_squared, squared, epsilon = 1e-12);
+    }
 }
 
 #[test]
@@ -96,7 +112,7 @@ fn clipping_multiplies_gradients_that_are_too_long() {
             gradient.iter_mut().for_each(|g| *g *= factor);
         }
         let ((clipped, squared), (expected, _)) =
-            (run_on::<f64>(&gradients, Some(clip)), run_on::<f64>(&shorter, None));
+            (run_on::<f64>(&gradients, Some(clip), 1.0), run_on::<f64>(&shorter, None, 1.0));
         assert_abs_diff_eq!(clipped[..], expected[..], epsilon = 1e-12);
         let last = scale * lengths[2];
         assert_abs_diff_eq!(squared, last * last, epsilon = 1e-12 * last * last);

@@ -416,6 +416,7 @@ impl Adamw {
                 second_moment,
                 learning_rate: 1e-2,
                 weight_decay: 1e-2,
+                scale: 1.0,
             })
             .collect();
         let step =
@@ -468,6 +469,7 @@ fn adamw_adds_more_chunks_than_a_block_has_threads() {
         second_moment: &mut zeros(),
         learning_rate: 1e-2,
         weight_decay: 1e-2,
+        scale: 1.0,
     }];
     let (factor, control) = (&factor, &mut control);
     let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, clip: None, factor, control };
@@ -497,8 +499,15 @@ fn adamw_adds_thousands_of_chunks() {
     let moments = firsts.iter_mut().zip(&mut seconds);
     for ((value, gradient), (first_moment, second_moment)) in values.iter_mut().zip(&gradients).zip(moments) {
         let (learning_rate, weight_decay) = (1e-2, 1e-2);
-        let tensor =
-            AdamwTensor { value, gradient, first_moment, second_moment, learning_rate, weight_decay };
+        let tensor = AdamwTensor {
+            value,
+            gradient,
+            first_moment,
+            second_moment,
+            learning_rate,
+            weight_decay,
+            scale: 1.0,
+        };
         tensors.push(tensor);
     }
     let (factor, mut control) = (upload(&cuda, [1], &[1.0f32]), upload(&cuda, [3], &Control::start(None)));
@@ -764,6 +773,7 @@ fn clipped(cuda: &Cuda, gradient: [f32; 2], clip: Option<f64>) -> (Vec<f32>, f32
         second_moment,
         learning_rate: 1e-2,
         weight_decay: 1e-2,
+        scale: 1.0,
     }];
     let (factor, control) = (&factor, &mut control);
     let step = AdamwStep { beta1: 0.9, beta2: 0.999, eps: 1e-8, scaling: None, clip, factor, control };

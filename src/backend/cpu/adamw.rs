@@ -87,6 +87,7 @@ impl Constants {
 /// The sum of squares of a tensor's gradient, without the loss scale.
 fn squared<T: Real>(tensor: &AdamwTensor<'_, Cpu<T>>, unscale: T) -> Result<T> {
     let gradient = tensor.gradient.typed::<T>()?;
+    let unscale = unscale * T::from_f64(tensor.scale);
     Ok(vectorized(|| sum_of(gradient, gradient, |a, b| (a * unscale) * (b * unscale))))
 }
 
@@ -99,11 +100,11 @@ fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, c: Constants) -> Result
     let gradient = tensor.gradient.typed::<T>()?;
     let rate = tensor.learning_rate * c.factor;
     let keep = T::from_f64(1.0 - rate * tensor.weight_decay);
-    let step_size = T::from_f64(rate / (1.0 - c.beta1.powf(c.taken)));
+    let step_size = T::from_f64(tensor.scale * rate / (1.0 - c.beta1.powf(c.taken)));
     let root_correction = T::from_f64((1.0 - c.beta2.powf(c.taken)).sqrt());
     let (beta1, beta2) = (T::from_f64(c.beta1), T::from_f64(c.beta2));
     let (rest1, rest2) = (T::from_f64(1.0 - c.beta1), T::from_f64(1.0 - c.beta2));
-    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(c.clip / c.scale));
+    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(c.clip / c.scale * tensor.scale));
     tensor
         .value
         .typed_mut::<T>()?

@@ -22,6 +22,7 @@ struct Entry {
     second_moment: u64,
     learning_rate: f64,
     weight_decay: f64,
+    scale: f64,
     length: u64,
 }
 
@@ -37,6 +38,7 @@ fn entry(tensor: &AdamwTensor<'_, Cuda>) -> Result<Entry> {
         second_moment: tensor.second_moment.typed(DType::F32)?.0,
         learning_rate: tensor.learning_rate,
         weight_decay: tensor.weight_decay,
+        scale: tensor.scale,
         length: shape.elements() as u64,
     })
 }
@@ -64,8 +66,8 @@ pub fn adamw(
 
     let args = both.address(control).int(scaling).double(step.beta1).double(step.beta2);
     let args = args.address(squares).address(corrections);
-    // Of an entry this kernel reads where the gradient is, and its length.
-    let read = table.bytes - entries.len() * (size_of::<Entry>() - 2 * size_of::<u64>());
+    // Of an entry this kernel reads where the gradient is, its scale and its length.
+    let read = table.bytes - entries.len() * (size_of::<Entry>() - 3 * size_of::<u64>());
     let args = args.moving(read + numbers + table.count * size_of::<f32>() + 2 * size_of::<f64>());
     cuda.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
 
