@@ -18,6 +18,7 @@ pub fn run(mut settings: Settings, monitor: &dyn Monitor) -> Result<()> {
     settings.precision = Some(device.precision());
     let (model, images) = model_and_images(&settings, monitor)?;
     let plan = on_device!(device, backend => Plan::of(&backend, &model, &images, &settings))?;
+    settings.settle_epochs(plan.images, images.class_names.len());
     common::say(toml::to_string(&settings)?.trim_end())?;
     common::say("")?;
     describe(&plan, &images).iter().try_for_each(|line| common::say(format!("# {line}")))

@@ -18,6 +18,7 @@ use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
     Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
+    default_templates,
 };
 use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
@@ -149,9 +150,13 @@ pub struct Options {
     /// Share of the adapters' inputs that training sets to zero [default: 0; 0.25 in the recipe clip-lora].
     #[arg(long, value_name = "P")]
     dropout: Option<f64>,
-    /// Passes over the training images [default: 40; 160 in the recipe clip-lora].
+    /// Passes over the training images [default: 40; by --steps-per-shot in the recipe clip-lora].
     #[arg(long, value_name = "N")]
     epochs: Option<u32>,
+    /// As many epochs as make N steps for each training image of a class, of which up to 16 count
+    /// [default: 500 in the recipe clip-lora].
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    steps_per_shot: Option<u32>,
     /// Images per batch [default: 32].
     #[arg(long, value_name = "B")]
     batch_size: Option<usize>,
@@ -167,12 +172,16 @@ pub struct Options {
     /// Seed of the split of a folder of classes, and of the demo's flowers [default: that of --seed].
     #[arg(long, value_name = "N")]
     data_seed: Option<u64>,
-    /// Train on K images of each class, drawn by --seed [default: all].
+    /// Train on K images of each class, drawn by --seed, or on all of a class that has fewer [default: all].
     #[arg(long, value_name = "K")]
     shots: Option<usize>,
-    /// Random resized crops and horizontal flips of the training images [default: off].
+    /// Random resized crops and horizontal flips of the training images [default: off; crop-flip in the recipe
+    /// clip-lora].
     #[arg(long, value_parser = parse_serde::<Augment>, value_name = "off|crop-flip")]
     augment: Option<Augment>,
+    /// Least share of an image's area that a crop takes [default: 0.5; 0.08 in the recipe clip-lora].
+    #[arg(long, value_name = "A")]
+    crop_area: Option<f64>,
     /// Shuffle the training images every epoch [default: true].
     #[arg(long, value_name = "true|false")]
     shuffle: Option<bool>,
@@ -218,7 +227,10 @@ pub struct Options {
     /// Write the metrics for TensorBoard too, into RUN/tensorboard.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     tensorboard: Option<bool>,
-    /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
+    /// A prompt with {} for the class name; repeat the flag for several [default: "a photo of a {}.", "a close-up
+    /// photo of a {}.", "a cropped photo of a {}.", "a bright photo of a {}."; for Flowers-102 and the demo "A photo of {}.",
+    /// "A photo of flower {}.", "Botanic picture of {}", "A example picture of type {}"; in the recipe clip-lora the
+    /// first alone, for flowers "a photo of a {}, a type of flower."].
     #[arg(long = "template", value_name = "TEXT")]
     #[serde(alias = "template")]
     templates: Option<Vec<String>>,
@@ -253,6 +265,7 @@ macro_rules! with_settings {
             prompt_count,
             with_lora,
             augment,
+            crop_area,
             rank,
             alpha,
             rslora,
@@ -299,6 +312,9 @@ impl Options {
         (self.method, self.with_lora, self.classifier) = (None, None, None);
         (self.mixup, self.triplet) = (None, None);
         let (from, to) = (Settings::of(from), Settings::of(to));
+        if self.steps_per_shot.is_some() && self.steps_per_shot == from.steps_per_shot {
+            (self.steps_per_shot, self.epochs) = (None, None);
+        }
         macro_rules! forget {
             ($($field:ident),*) => {
                 $(if from.$field != to.$field && self.$field.as_ref() == Some(&from.$field) {
@@ -320,6 +336,7 @@ impl Options {
             format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
         let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
         let no_mixup = "nothing is mixed; give --mixup".to_string();
+        let no_crops = "--augment off takes no crops; leave it out".to_string();
         let no_triplet = "there is no triplet loss; give --triplet".to_string();
         let stops = settings.early_stop != Patience::Off;
         let no_stop = "--early-stop off never stops early; leave it out".to_string();
@@ -356,6 +373,7 @@ impl Options {
             ("--prompts", self.prompts.is_some(), vpt, &no_prompts),
             ("--prompt-mode", self.prompt_mode.is_some(), vpt, &no_prompts),
             ("--prompt-count", self.prompt_count.is_some(), vpt, &no_prompts),
+            ("--crop-area", self.crop_area.is_some(), settings.augment != Augment::Off, &no_crops),
             ("--lr-prompt", self.lr_prompt.is_some(), vpt, &no_prompts),
             ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
             ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
@@ -403,7 +421,21 @@ impl Options {
         macro_rules! set_optional {
             ($($field:ident),*) => { $(if self.$field.is_some() { settings.$field = self.$field; })* };
         }
-        set_optional!(data, model, cache, init_from, precision, data_seed, shots, clip_grad_norm);
+        if self.epochs.is_some() {
+            // Whichever of the two was named last.
+            settings.steps_per_shot = None;
+        }
+        set_optional!(
+            steps_per_shot,
+            data,
+            model,
+            cache,
+            init_from,
+            precision,
+            data_seed,
+            shots,
+            clip_grad_norm
+        );
         with_settings!(set);
     }
 }
@@ -464,8 +496,17 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
     }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
+    let written = file.templates.clone();
+    let before = file.recipe.unwrap_or(recipe);
     file.apply(&mut settings);
     flags.clone().apply(&mut settings);
+    // config.toml holds the prompts as if they had been chosen.
+    let flowers = settings.is_of_flowers();
+    if flags.templates.is_none()
+        && written.is_none_or(|templates| templates == default_templates(before, flowers))
+    {
+        settings.templates = default_templates(recipe, flowers);
+    }
     // config.toml must mean the same from any directory.
     settings.data = settings.data.as_deref().map(settled_data);
     settings.model = settings.model.as_deref().map(settled_model);

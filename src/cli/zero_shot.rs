@@ -4,11 +4,10 @@ use super::bars::Bars;
 use super::device::{DeviceArgs, on_device};
 use super::{common, table};
 use anyhow::Result;
-use clip_engine::clip::text::TEMPLATES;
 use clip_engine::data::Split;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::settings::check_templates;
+use clip_engine::train::settings::{Recipe, are_flowers, check_templates, default_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -29,7 +28,7 @@ pub struct Args {
     /// Seed of the split, for a folder of class folders.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// A prompt with {} for the class name; repeat the flag for several [default: four of them].
+    /// A prompt with {} for the class name; repeat the flag for several [default: those of engine train].
     #[arg(long = "template", value_name = "TEXT")]
     templates: Vec<String>,
     /// Images per batch.
@@ -45,8 +44,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let device = args.device.open(&monitor)?;
-    let templates =
-        if args.templates.is_empty() { TEMPLATES.map(String::from).to_vec() } else { args.templates };
+    let templates = match args.templates.is_empty() {
+        true => default_templates(Recipe::Linear, are_flowers(&args.data)),
+        false => args.templates,
+    };
     check_templates(&templates)?;
     let model = common::open_model(&args.model, &monitor)?;
     let cache = common::open_cache(

@@ -14,9 +14,16 @@ use crate::tune::lora::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 
-/// The prompts around a class name; `{}` stands for it.
+/// Prompts for classes of any kind; `{}` stands for the class name.
 pub const TEMPLATES: [&str; 4] =
+    ["a photo of a {}.", "a close-up photo of a {}.", "a cropped photo of a {}.", "a bright photo of a {}."];
+
+/// Prompts for species of flowers.
+pub const FLOWER_TEMPLATES: [&str; 4] =
     ["A photo of {}.", "A photo of flower {}.", "Botanic picture of {}", "A example picture of type {}"];
+
+/// The one prompt of CLIP-LoRA (Zanella and Ben Ayed 2024), and that for species of flowers.
+pub const CLIP_LORA_TEMPLATES: [&str; 2] = ["a photo of a {}.", "a photo of a {}, a type of flower."];
 
 /// Prompts encoded together.
 const BATCH: usize = 64;

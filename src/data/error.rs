@@ -193,19 +193,6 @@ pub enum DataError {
     /// Few-shot training without images.
     #[error("--shots 0 leaves no training image; give at least 1")]
     NoShots,
-    /// Fewer images of a class than few-shot training asks for.
-    #[error(
-        "class {class:?}, the smallest, has {images} training images, --shots {shots} needs more; \
-         lower --shots or add images"
-    )]
-    TooFewImages {
-        /// A class with the fewest training images of all.
-        class: String,
-        /// How many it has.
-        images: usize,
-        /// How many of each class were asked for.
-        shots: usize,
-    },
     /// Augmentation that describes no crop.
     #[error("augmentation: {setting} {value} is out of range; give {expected}")]
     Augmentation {

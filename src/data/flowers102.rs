@@ -118,6 +118,11 @@ pub(super) struct Files {
     splits: PathBuf,
 }
 
+/// Whether a folder is laid out as Flowers-102.
+pub fn is_root(root: &Path) -> bool {
+    find(root).is_some()
+}
+
 /// The data set's files when `root` looks like one: torchvision's `root/flowers-102/`, or the files in
 /// `root` itself.
 pub(super) fn find(root: &Path) -> Option<Files> {

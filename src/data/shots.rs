@@ -3,13 +3,14 @@
 use super::{DataError, random};
 use rand::seq::SliceRandom;
 
-/// Draws `shots` images of every class without replacement: indices into `labels`, ascending.
+/// Draws `shots` images of every class without replacement, or all of a class that has fewer: indices into
+/// `labels`, ascending.
 ///
 /// The choice depends on `seed`, and within a class on its label and its images alone. Fewer shots under the
 /// same seed are a part of more shots, so that a curve over their number compares like with like.
 ///
 /// # Errors
-/// [`DataError::NoShots`] for none; [`DataError::TooFewImages`] names the smallest class when it has fewer.
+/// [`DataError::NoShots`] for none.
 ///
 /// # Panics
 /// On a label without a class name, which no cache holds.
@@ -22,23 +23,44 @@ pub fn few_shot(
     if shots == 0 {
         return Err(DataError::NoShots);
     }
+    let mut classes = by_class(labels, class_names);
+    let generator = random::generator("few-shot", &[seed]);
+    let mut chosen = Vec::new();
+    for (images, label) in classes.iter_mut().zip(0..) {
+        // All of them, where a part would do: fewer shots are then the beginning of more.
+        images.shuffle(&mut random::stream(&generator, label));
+        chosen.extend(images.iter().take(shots));
+    }
+    chosen.sort_unstable();
+    Ok(chosen)
+}
+
+/// What is to be said of classes with fewer than `shots` images, of which all take part.
+pub fn classes_below(labels: &[u32], class_names: &[String], shots: usize) -> Option<String> {
+    const NAMED: usize = 5;
+    let classes = by_class(labels, class_names);
+    let small = classes.iter().zip(class_names).filter(|(images, _)| images.len() < shots);
+    let small: Vec<String> = small.map(|(images, name)| format!("{name:?} ({})", images.len())).collect();
+    let more = match small.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let named = small.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let count = small.len();
+    (count > 0).then(|| {
+        format!(
+            "--shots {shots}: {count} of the classes have fewer photos and take part with all: {named}{more}"
+        )
+    })
+}
+
+/// The images of each class.
+fn by_class(labels: &[u32], class_names: &[String]) -> Vec<Vec<usize>> {
     let mut classes = vec![Vec::new(); class_names.len()];
     for (index, &label) in labels.iter().enumerate() {
         classes[label as usize].push(index);
     }
-    let smallest = classes.iter().zip(class_names).min_by_key(|(images, _)| images.len());
-    if let Some((images, class)) = smallest.filter(|(images, _)| images.len() < shots) {
-        return Err(DataError::TooFewImages { class: class.clone(), images: images.len(), shots });
-    }
-    let generator = random::generator("few-shot", &[seed]);
-    let mut chosen = Vec::with_capacity(shots * classes.len());
-    for (images, label) in classes.iter_mut().zip(0..) {
-        // All of them, where a part would do: fewer shots are then the beginning of more.
-        images.shuffle(&mut random::stream(&generator, label));
-        chosen.extend_from_slice(&images[..shots]);
-    }
-    chosen.sort_unstable();
-    Ok(chosen)
+    classes
 }
 
 #[cfg(test)]
@@ -115,15 +137,20 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_class_is_named_when_it_has_too_few_images() {
-        let message = few_shot(&labels(), &names(), 30, 0).unwrap_err().to_string();
-        for text in ["\"tulip\"", "10 training images", "--shots 30"] {
-            assert!(message.contains(text), "{message}");
-        }
-        let message = few_shot(&[0, 0, 2], &names(), 1, 0).unwrap_err().to_string();
-        assert!(message.contains("\"rose\"") && message.contains(" 0 training"), "{message}");
-        // No number is so large that it fails otherwise.
-        assert!(matches!(few_shot(&labels(), &names(), usize::MAX, 0), Err(DataError::TooFewImages { .. })));
-        assert!(matches!(few_shot(&labels(), &names(), 0, 0), Err(DataError::NoShots)));
+    fn a_class_with_fewer_images_takes_part_with_all_and_is_named() {
+        let (labels, names) = (labels(), names());
+        let chosen = few_shot(&labels, &names, 30, 0).unwrap();
+        let of = |class| chosen.iter().filter(|&&image| labels[image] == class).count();
+        assert_eq!([of(0), of(1), of(2)], [30, 25, 10]);
+        let line = classes_below(&labels, &names, 30).unwrap();
+        let expected = "--shots 30: 2 of the classes have fewer photos and take part with all: \"rose\" (25), \
+                        \"tulip\" (10)";
+        assert_eq!(line, expected);
+        assert_eq!(classes_below(&labels, &names, 10), None);
+        let many: Vec<String> = (0..8).map(|i| i.to_string()).collect();
+        assert!(classes_below(&[], &many, 1).unwrap().ends_with("\"4\" (0) and 3 more"));
+        // Nor is any number too large.
+        assert_eq!(few_shot(&labels, &names, usize::MAX, 0).unwrap().len(), labels.len());
+        assert!(matches!(few_shot(&labels, &names, 0, 0), Err(DataError::NoShots)));
     }
 }

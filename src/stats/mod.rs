@@ -2,3 +2,5 @@
 //! that features alone make. Nothing here knows models, data sets or devices.
 
 pub mod interval;
+pub mod temperature;
+pub use temperature::fit_temperature;

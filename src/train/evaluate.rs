@@ -92,16 +92,16 @@ impl Staging {
     }
 }
 
-/// Runs over a split in order; `None` when the user asked to stop.
+/// Runs over a split in order and adds it to `sums`; `None` when the user asked to stop.
 pub(crate) fn evaluate_split<B: Backend>(
     learner: &mut Learner<B>,
     inputs: &Inputs<'_>,
     staging: &mut Staging,
     batch: usize,
     task: &str,
+    mut sums: Accumulator,
     monitor: &dyn Monitor,
 ) -> Result<Option<Accumulator>> {
-    let mut sums = Accumulator::new(learner.classes(), learner.objective().evaluation());
     let indices: Vec<usize> = (0..inputs.labels().len()).collect();
     let mut waiting: Option<Waiting<B>> = None;
     monitor.begin(task, indices.len() as u64);
@@ -164,6 +164,7 @@ pub fn zero_shot<B: Backend>(
     let head = HeadFile {
         weight: Tensor::zeros([classes, width], DType::F32),
         bias: Tensor::zeros([classes], DType::F32),
+        temperature: 1.0,
         class_names: cache.class_names().to_vec(),
     };
     let objective = Objective::new(0.0, 1.0);
@@ -265,7 +266,8 @@ fn evaluate<B: Backend>(
     memory::check_batch(&backend, &tower, None, &trained, &spec)?;
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);
-    let name = split.to_string();
-    let sums = evaluate_split(&mut learner, &Inputs::Images(view), &mut staging, batch, &name, monitor)?;
+    let sums = learner.accumulator().with_temperature(files.head.temperature);
+    let (name, inputs) = (split.to_string(), Inputs::Images(view));
+    let sums = evaluate_split(&mut learner, &inputs, &mut staging, batch, &name, sums, monitor)?;
     sums.ok_or(TrainError::Data(DataError::Interrupted))
 }

@@ -1,5 +1,6 @@
 //! Model, adapters, head and optimizer together: one training step, one evaluation batch.
 
+use super::metrics::Accumulator;
 use crate::backend::{
     AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling,
     LossWeights, Mix, Result, Stat, Targets,
@@ -786,6 +787,11 @@ impl<B: Backend> Learner<B> {
     /// As [`Learner::logits`], without waiting; for [`Backend::arrived`].
     pub fn fetch_logits(&self) -> Result<[B::Pending; 2]> {
         Ok([self.backend.fetch(&self.head_logits)?, self.backend.fetch(&self.text_logits)?])
+    }
+
+    /// For the results of a split.
+    pub(super) fn accumulator(&self) -> Accumulator {
+        Accumulator::new(self.classes(), self.objective.evaluation())
     }
 
     /// Copies the values of all trained tensors to the host, in the order of [`Learner::params`].

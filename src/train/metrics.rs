@@ -112,12 +112,40 @@ pub struct ImageResult {
 /// Bins of the calibration, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
 const BINS: usize = 15;
 
+/// How good probabilities are; smaller is better in each. Not numbers, null in JSON, where an image has no
+/// probabilities.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Probabilities {
+    /// Mean −log probability of the right class.
+    #[serde(deserialize_with = "number")]
+    pub nll: f64,
+    /// See [`EvalMetrics::brier`].
+    #[serde(deserialize_with = "number")]
+    pub brier: f64,
+    /// See [`EvalMetrics::ece`].
+    #[serde(deserialize_with = "number")]
+    pub ece: f64,
+}
+
+/// What the probabilities of one image come to.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    /// Probability of the first choice.
+    confidence: f64,
+    /// −log probability of the right class.
+    nll: f64,
+    /// Squared distance from the probabilities that are right.
+    brier: f64,
+}
+
 /// One image with what head and text logits make of it.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     label: u32,
-    /// Probability of `predicted`; none where a logit is not a number.
-    confidence: Option<f64>,
+    /// By softmax(logits/T); none where a logit is not a number.
+    shown: Option<Shown>,
+    /// The same for T = 1.
+    untempered: Option<Shown>,
     predicted: u32,
     text_predicted: u32,
 }
@@ -130,6 +158,9 @@ struct Outcome {
 pub struct Accumulator {
     classes: usize,
     objective: Objective,
+    temperature: f64,
+    /// Of all images \[N, C\], where they are kept.
+    logits: Option<Vec<f64>>,
     loss_head: f64,
     loss_text: f64,
     top5: usize,
@@ -143,6 +174,8 @@ impl Accumulator {
         Accumulator {
             classes,
             objective,
+            temperature: 1.0,
+            logits: None,
             loss_head: 0.0,
             loss_text: 0.0,
             top5: 0,
@@ -151,21 +184,49 @@ impl Accumulator {
         }
     }
 
+    /// With probabilities softmax(logits/`temperature`): those to come, and where the logits are kept those so far.
+    pub fn with_temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        let rows = self.logits.iter().flat_map(|logits| logits.chunks_exact(self.classes));
+        for (outcome, logits) in self.outcomes.iter_mut().zip(rows) {
+            outcome.shown = Shown::of(logits, outcome.label, temperature);
+        }
+        self
+    }
+
+    /// Keeps the head's logits for [`Accumulator::logits`].
+    pub fn keep_logits(mut self) -> Self {
+        self.logits = Some(Vec::new());
+        self
+    }
+
+    /// Logits of the head \[N, C\] and labels \[N\] of all batches so far, where the logits are kept.
+    pub fn logits(&self) -> Option<(&[f64], Vec<u32>)> {
+        let labels = || self.outcomes.iter().map(|outcome| outcome.label).collect();
+        self.logits.as_deref().map(|logits| (logits, labels()))
+    }
+
     /// Takes in one batch: logits of head and text \[n, C\], labels \[n\].
     pub fn add(&mut self, head: &Tensor, text: &Tensor, labels: &[u32]) -> Result<()> {
         let (head, text) = (head.view().to_tensor(DType::F64)?, text.view().to_tensor(DType::F64)?);
-        let rows = head
-            .typed::<f64>()?
-            .chunks_exact(self.classes)
-            .zip(text.typed::<f64>()?.chunks_exact(self.classes));
+        let head = head.typed::<f64>()?;
+        if let Some(logits) = &mut self.logits {
+            logits.extend_from_slice(head);
+        }
+        let rows = head.chunks_exact(self.classes).zip(text.typed::<f64>()?.chunks_exact(self.classes));
         for ((head, text), &label) in rows.zip(labels) {
+            let untempered = Shown::of(head, label, 1.0);
+            let shown = match self.temperature {
+                1.0 => untempered,
+                temperature => Shown::of(head, label, temperature),
+            };
             let (head, text) = (Scores::of(head, label), Scores::of(text, label));
             self.loss_head += head.loss;
             self.loss_text += text.loss;
             self.top5 += usize::from(head.place < 5);
             self.text_top5 += usize::from(text.place < 5);
             let (predicted, text_predicted) = (head.choice, text.choice);
-            self.outcomes.push(Outcome { label, confidence: head.confidence, predicted, text_predicted });
+            self.outcomes.push(Outcome { label, shown, untempered, predicted, text_predicted });
         }
         Ok(())
     }
@@ -175,6 +236,7 @@ impl Accumulator {
         let n = self.outcomes.len().max(1) as f64;
         let fraction = |count: usize| count as f64 / n;
         let (loss_head, loss_text) = (self.loss_head / n, self.loss_text / n);
+        let Probabilities { nll, brier, ece } = self.probabilities();
         EvalMetrics {
             images: self.outcomes.len(),
             loss: self.objective.total(loss_head, loss_text, 0.0),
@@ -185,10 +247,34 @@ impl Accumulator {
             text_top1: fraction(self.outcomes.iter().filter(|o| o.text_predicted == o.label).count()),
             text_top5: fraction(self.text_top5),
             macro_f1: macro_f1(&self.head_classes()),
-            ece: self.calibration_error(),
-            nll: f64::NAN,
-            brier: f64::NAN,
+            ece,
+            nll,
+            brier,
         }
+    }
+
+    /// How good the probabilities are that are shown.
+    pub fn probabilities(&self) -> Probabilities {
+        self.probabilities_of(|outcome| outcome.shown)
+    }
+
+    /// The same for softmax(logits).
+    pub fn untempered(&self) -> Probabilities {
+        self.probabilities_of(|outcome| outcome.untempered)
+    }
+
+    fn probabilities_of(&self, of: impl Fn(&Outcome) -> Option<Shown>) -> Probabilities {
+        let n = self.outcomes.len().max(1) as f64;
+        let (mut nll, mut brier) = (0.0, 0.0);
+        for outcome in &self.outcomes {
+            let Some(shown) = of(outcome) else {
+                return Probabilities { nll: f64::NAN, brier: f64::NAN, ece: f64::NAN };
+            };
+            (nll, brier) = (nll + shown.nll, brier + shown.brier);
+        }
+        let gap = |bin: &CalibrationBin| f64::from(bin.images) * (bin.accuracy - bin.confidence).abs();
+        let ece = self.bins(of).iter().map(gap).sum::<f64>() / n;
+        Probabilities { nll: nll / n, brier: brier / n, ece }
     }
 
     /// The head's results per class, in label order.
@@ -214,7 +300,7 @@ impl Accumulator {
             path: path(i),
             label: outcome.label,
             predicted: outcome.predicted,
-            confidence: outcome.confidence.unwrap_or(0.0) as f32,
+            confidence: outcome.shown.map_or(0.0, |shown| shown.confidence) as f32,
             text_predicted: outcome.text_predicted,
         });
         Evaluation {
@@ -224,7 +310,7 @@ impl Accumulator {
             classes: self.head_classes(),
             zero_shot,
             confusion: self.confusion(),
-            calibration: self.calibration(),
+            calibration: self.bins(|outcome| outcome.shown),
             images: images.collect(),
         }
     }
@@ -238,10 +324,10 @@ impl Accumulator {
     }
 
     /// Images without a confidence are in no bin.
-    fn calibration(&self) -> Vec<CalibrationBin> {
+    fn bins(&self, of: impl Fn(&Outcome) -> Option<Shown>) -> Vec<CalibrationBin> {
         let mut bins = vec![CalibrationBin { images: 0, confidence: 0.0, accuracy: 0.0 }; BINS];
         for outcome in &self.outcomes {
-            let Some(confidence) = outcome.confidence else { continue };
+            let Some(Shown { confidence, .. }) = of(outcome) else { continue };
             let bin = &mut bins[bin_of(confidence)];
             bin.images += 1;
             bin.confidence += confidence;
@@ -252,14 +338,6 @@ impl Accumulator {
             (bin.confidence, bin.accuracy) = (bin.confidence / n, bin.accuracy / n);
         }
         bins
-    }
-
-    fn calibration_error(&self) -> f64 {
-        if self.outcomes.iter().any(|outcome| outcome.confidence.is_none()) {
-            return f64::NAN;
-        }
-        let gap = |bin: &CalibrationBin| f64::from(bin.images) * (bin.accuracy - bin.confidence).abs();
-        self.calibration().iter().map(gap).sum::<f64>() / self.outcomes.len().max(1) as f64
     }
 }
 
@@ -300,9 +378,8 @@ pub(crate) fn macro_f1(classes: &[ClassMetrics]) -> f64 {
 struct Scores {
     /// −log softmax(z)\[label\].
     loss: f64,
-    /// The class of the largest logit, the first of equals, and its probability.
+    /// The class of the largest logit, the first of equals.
     choice: u32,
-    confidence: Option<f64>,
     /// How many classes come before the label: larger logits, and equal ones of a smaller index.
     place: usize,
 }
@@ -319,11 +396,30 @@ impl Scores {
         let loss = sum.ln() + max - own;
         if sum.is_nan() {
             let another = u32::from(label == 0 && logits.len() > 1);
-            return Scores { loss, choice: another, confidence: None, place: usize::MAX };
+            return Scores { loss, choice: another, place: usize::MAX };
         }
         let before = |&(i, &z): &(usize, &f64)| z > own || (z == own && i < label as usize);
         let place = logits.iter().enumerate().filter(before).count();
-        Scores { loss, choice, confidence: Some(1.0 / sum), place }
+        Scores { loss, choice, place }
+    }
+}
+
+impl Shown {
+    /// For softmax(`logits`/`temperature`); none where a logit leaves no probability.
+    fn of(logits: &[f64], label: u32, temperature: f64) -> Option<Self> {
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weight = |z: &f64| ((z - max) / temperature).exp();
+        let sum: f64 = logits.iter().map(weight).sum();
+        if sum.is_nan() {
+            return None;
+        }
+        let squared = |(class, z): (usize, &f64)| {
+            let right = if class == label as usize { 1.0 } else { 0.0 };
+            (weight(z) / sum - right).powi(2)
+        };
+        let brier = logits.iter().enumerate().map(squared).sum();
+        let nll = sum.ln() + (max - logits[label as usize]) / temperature;
+        Some(Shown { confidence: 1.0 / sum, nll, brier })
     }
 }
 

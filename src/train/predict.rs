@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 pub struct Choice {
     /// The number of the class in [`Predictor::class_names`].
     pub class: usize,
-    /// Softmax of the head's logits, at most 1.
+    /// Softmax of the head's logits by its temperature, at most 1.
     pub probability: f64,
 }
 
@@ -57,6 +57,8 @@ pub struct Predictor<B: Backend> {
     tuned: TunedTower<B>,
     weight: B::Tensor,
     bias: B::Tensor,
+    /// What logits are divided by.
+    temperature: f64,
     class_names: Vec<String>,
 }
 
@@ -70,10 +72,10 @@ impl<B: Backend> Predictor<B> {
             let head = head_of_run(dir, model.config.projection)?;
             Ok((head, TunedTower::open(backend, model, &TuningFiles::of_run(dir, settings))?))
         })?;
-        let HeadFile { weight, bias, class_names } = head;
+        let HeadFile { weight, bias, temperature, class_names } = head;
         let (backend, master) = (tuned.backend(), tuned.backend().master_dtype());
         let (weight, bias) = (backend.upload(weight.view(), master)?, backend.upload(bias.view(), master)?);
-        Ok(Predictor { tuned, weight, bias, class_names })
+        Ok(Predictor { tuned, weight, bias, temperature, class_names })
     }
 
     /// In the order of [`Choice::class`].
@@ -97,7 +99,7 @@ impl<B: Backend> Predictor<B> {
         let mut classify = Classify::new(self, batch)?;
         let mut tally = Tally::default();
         let mut deliver = |waiting: Waiting<B>| -> Result<ControlFlow<()>> {
-            let predicted = waiting.predicted(self.tuned.backend(), paths, options.top_k)?;
+            let predicted = waiting.predicted(self, paths, options.top_k)?;
             tally.done += predicted.len();
             tally.failed += predicted.iter().filter(|photo| photo.choices.is_err()).count();
             monitor.advance(predicted.len() as u64);
@@ -183,7 +185,13 @@ struct Waiting<B: Backend> {
 }
 
 impl<B: Backend> Waiting<B> {
-    fn predicted<'a>(self, backend: &B, paths: &'a [PathBuf], k: usize) -> Result<Vec<Predicted<'a>>> {
+    fn predicted<'a>(
+        self,
+        predictor: &Predictor<B>,
+        paths: &'a [PathBuf],
+        k: usize,
+    ) -> Result<Vec<Predicted<'a>>> {
+        let (backend, temperature) = (predictor.tuned.backend(), predictor.temperature);
         let Waiting { places, problems, logits } = self;
         let logits = match logits {
             Some(mut pending) => backend.arrived(&mut pending, true)?,
@@ -195,7 +203,10 @@ impl<B: Backend> Waiting<B> {
         let photos = paths[places].iter().zip(problems).map(|(path, problem)| {
             let choices = match problem {
                 Some(problem) => Err(problem),
-                None => rows.next().and_then(|logits| best(logits, k)).ok_or_else(|| not_finite(path)),
+                None => rows
+                    .next()
+                    .and_then(|logits| best(logits, temperature, k))
+                    .ok_or_else(|| not_finite(path)),
             };
             Predicted { path, choices }
         });
@@ -207,18 +218,19 @@ fn not_finite(path: &Path) -> TrainError {
     TrainError::file(path, "the model's logits for it are not numbers; try --precision f32, or check the run")
 }
 
-/// The `k` most probable classes, best first, the first of equals first; none where a logit leaves no
-/// probability.
-fn best(logits: &[f64], k: usize) -> Option<Vec<Choice>> {
+/// The `k` most probable classes by softmax(`logits`/`temperature`), best first, the first of equals first; none
+/// where a logit leaves no probability.
+fn best(logits: &[f64], temperature: f64, k: usize) -> Option<Vec<Choice>> {
     let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
+    let sum: f64 = logits.iter().map(|z| ((z - max) / temperature).exp()).sum();
     if !sum.is_finite() {
         return None;
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
     order.truncate(k);
-    let choice = |class: usize| Choice { class, probability: (logits[class] - max).exp() / sum };
+    let choice =
+        |class: usize| Choice { class, probability: ((logits[class] - max) / temperature).exp() / sum };
     Some(order.into_iter().map(choice).collect())
 }
 
@@ -228,25 +240,25 @@ mod tests {
 
     #[test]
     fn probabilities_are_a_softmax_best_first() {
-        let found = best(&[1.0, 3.0, 3.0, -1.0], 3).unwrap();
+        let found = best(&[1.0, 3.0, 3.0, -1.0], 1.0, 3).unwrap();
         assert_eq!(found.iter().map(|c| c.class).collect::<Vec<_>>(), [1, 2, 0], "the first of equals first");
         // 1/(2 + e⁻² + e⁻⁴).
         assert!((found[0].probability - 0.464_327_802_489_524_3).abs() < 1e-15, "{found:?}");
         assert_eq!(found[0].probability, found[1].probability);
         assert!((found[2].probability / found[0].probability - (-2.0f64).exp()).abs() < 1e-15);
-        let all = best(&[1.0, 3.0, 3.0, -1.0], 99).unwrap();
+        let all = best(&[1.0, 3.0, 3.0, -1.0], 1.0, 99).unwrap();
         assert_eq!(all.len(), 4);
         assert!((all.iter().map(|c| c.probability).sum::<f64>() - 1.0).abs() < 1e-15);
-        let large = best(&[1000.0, 0.0], 2).unwrap();
+        let large = best(&[1000.0, 0.0], 1.0, 2).unwrap();
         assert_eq!((large[0].probability, large[1].probability), (1.0, 0.0));
     }
 
     #[test]
     fn logits_that_are_no_numbers_give_no_prediction() {
         for bad in [f64::NAN, f64::INFINITY] {
-            assert_eq!(best(&[0.0, bad, 1.0], 2), None, "{bad}");
+            assert_eq!(best(&[0.0, bad, 1.0], 1.0, 2), None, "{bad}");
         }
-        assert_eq!(best(&[f64::NEG_INFINITY; 2], 2), None);
-        assert_eq!(best(&[0.0, f64::NEG_INFINITY], 1).unwrap()[0].probability, 1.0);
+        assert_eq!(best(&[f64::NEG_INFINITY; 2], 1.0, 2), None);
+        assert_eq!(best(&[0.0, f64::NEG_INFINITY], 1.0, 1).unwrap()[0].probability, 1.0);
     }
 }

@@ -1,12 +1,12 @@
 //! One training run, from the settings to the tested best epoch.
 
-use super::adapter;
+use super::adapter::{self, HeadFile};
 use super::evaluate::{Inputs, Staging, evaluate_split};
 use super::files::Staged;
 use super::keep::{Candidate, Candidates};
 use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
 use super::memory;
-use super::metrics::{Accumulator, EvalMetrics};
+use super::metrics::{Accumulator, EvalMetrics, Probabilities};
 use super::model::BaseModel;
 use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
@@ -20,11 +20,12 @@ use crate::clip::config::VisionConfig;
 use crate::clip::text::PART;
 use crate::clip::vision::Purpose;
 use crate::data::augment::Augmentation;
-use crate::data::shots::few_shot;
+use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rates, Schedule, ScheduleKind};
 use crate::progress::Monitor;
+use crate::stats::fit_temperature;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
 use rand::seq::SliceRandom;
@@ -149,17 +150,6 @@ pub struct Temperature {
     pub after: Probabilities,
 }
 
-/// How good probabilities are; smaller is better in each.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Probabilities {
-    /// See [`EvalMetrics::nll`].
-    pub nll: f64,
-    /// See [`EvalMetrics::brier`].
-    pub brier: f64,
-    /// See [`EvalMetrics::ece`].
-    pub ece: f64,
-}
-
 /// Everything one run works with.
 struct Run<'a, B: Backend> {
     settings: &'a Settings,
@@ -192,8 +182,7 @@ struct Run<'a, B: Backend> {
 /// Which images a run evaluates.
 enum Evaluated {
     Validation,
-    /// Those of the final result: the test split, or where there is none the validation split.
-    Result,
+    Test,
 }
 
 /// What is trained on.
@@ -217,7 +206,10 @@ impl<'a, B: Backend> Session<'a, B> {
     ) -> Result<Summary> {
         settings.validate()?;
         self.check(settings)?;
-        let (cache, chosen) = (self.cache, self.chosen(settings)?);
+        let (cache, chosen) = (self.cache, self.chosen(settings, monitor)?);
+        let mut settled = settings.clone();
+        settled.settle_epochs(chosen.len(), cache.class_names().len());
+        let settings = &settled;
         // No batch is larger than the largest split.
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = settings.batch_size.min(largest);
@@ -299,10 +291,16 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     /// The training images that take part.
-    fn chosen(&self, settings: &Settings) -> Result<Vec<usize>> {
+    fn chosen(&self, settings: &Settings, monitor: &dyn Monitor) -> Result<Vec<usize>> {
         let images = self.cache.split(Split::Train);
         Ok(match settings.shots {
-            Some(shots) => few_shot(images.labels(), self.cache.class_names(), shots, settings.seed)?,
+            Some(shots) => {
+                let names = self.cache.class_names();
+                if let Some(line) = classes_below(images.labels(), names, shots) {
+                    monitor.line(&line);
+                }
+                few_shot(images.labels(), names, shots, settings.seed)?
+            }
             None => (0..images.len()).collect(),
         })
     }
@@ -376,7 +374,7 @@ impl<'a, B: Backend> Session<'a, B> {
                 inputs: Inputs::Images(images.split(Split::Train)),
                 chosen,
                 staging: Staging::new(images, batch),
-                augmentation: Some((Augmentation::default(), images.preprocess().image_size())),
+                augmentation: settings.augmentation().map(|crops| (crops, images.preprocess().image_size())),
             },
             None => {
                 let inputs = inputs(self, Split::Train, settings.on_frozen_features())?;
@@ -399,7 +397,8 @@ impl<'a, B: Backend> Session<'a, B> {
         let inputs = Inputs::Features { values, labels: cache.split(split).labels(), plain: true };
         let mut staging = inputs.staging(cache, batch);
         let task = format!("zero-shot {split}");
-        let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, monitor)?;
+        let sums = learner.accumulator();
+        let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, sums, monitor)?;
         let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
         Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes() })
     }
@@ -521,7 +520,10 @@ impl<B: Backend> Run<'_, B> {
             let started = Instant::now();
             let trained = self.train_epoch(epoch)?;
             let val = match trained {
-                Some(_) => self.evaluate(Evaluated::Validation)?.map(|sums| sums.finish()),
+                Some(_) => {
+                    let sums = self.learner.accumulator();
+                    self.evaluate(Evaluated::Validation, sums)?.map(|sums| sums.finish())
+                }
                 None => None,
             };
             let (Some(train), Some(val)) = (trained, val) else {
@@ -715,14 +717,15 @@ impl<B: Backend> Run<'_, B> {
         order
     }
 
-    /// Evaluates the validation split, or the test split where there is one; `None` when the user asked to
+    /// Adds the validation split, or the test split where there is one, to `sums`; `None` when the user asked to
     /// stop.
-    fn evaluate(&mut self, split: Evaluated) -> Result<Option<Accumulator>> {
+    fn evaluate(&mut self, split: Evaluated, sums: Accumulator) -> Result<Option<Accumulator>> {
         let (inputs, split) = match (split, &self.test) {
-            (Evaluated::Result, Some(test)) => (test, Split::Test),
+            (Evaluated::Test, Some(test)) => (test, Split::Test),
             _ => (&self.val, Split::Val),
         };
-        evaluate_split(&mut self.learner, inputs, &mut self.staging, self.batch, split.name(), self.monitor)
+        let (learner, staging) = (&mut self.learner, &mut self.staging);
+        evaluate_split(learner, inputs, staging, self.batch, split.name(), sums, self.monitor)
     }
 
     /// Writes metrics, the best epoch's files and the state.
@@ -764,7 +767,7 @@ impl<B: Backend> Run<'_, B> {
         if before != Some(kept.epoch) {
             let now = self.learner.snapshot()?;
             self.learner.restore(&kept.values)?;
-            self.save(kept)?;
+            self.save(kept, 1.0)?;
             self.learner.restore(&now)?;
         }
         let progress = Progress {
@@ -792,14 +795,14 @@ impl<B: Backend> Run<'_, B> {
     /// Writes adapter/, prompts.safetensors and head.safetensors with the values of `kept`, which are the
     /// learner's. They belong together: all are on the disk before the first gets its name, and each says which
     /// the others are.
-    fn save(&mut self, kept: &Candidate) -> Result<()> {
+    fn save(&mut self, kept: &Candidate, temperature: f64) -> Result<()> {
         let stamp = Stamp::new(kept.epoch, &kept.values, self.weights);
         let stamp = Some(&stamp);
         // Without a head of its own the run keeps the class features in the form of one.
         self.learner.refresh()?;
         let backend = self.learner.backend();
-        let (weight, bias) = adapter::head_tensors(backend, self.learner.head())?;
-        let head = adapter::stage_head(&self.dir.head(), weight, bias, self.cache.class_names(), stamp)?;
+        let head = HeadFile::of(backend, self.learner.head(), self.cache.class_names())?;
+        let head = adapter::stage_head(&self.dir.head(), &HeadFile { temperature, ..head }, stamp)?;
         let prompts = self.learner.prompts().zip(self.settings.prompt_spec());
         let prompts = prompts
             .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec, stamp))
@@ -820,14 +823,22 @@ impl<B: Backend> Run<'_, B> {
             return Err(TrainError::InterruptedEarly);
         };
         self.learner.restore(&kept.values)?;
-        // Again, in case an earlier attempt was cut off between two of the files.
-        self.save(&kept)?;
-        // Where there is no test split, once more on the validation split, for what is known of each image.
-        let split = if self.test.is_some() { Split::Test } else { Split::Val };
         let (dir, cache) = (self.dir, self.cache);
-        let sums = match self.evaluate(Evaluated::Result)? {
-            Some(sums) => sums,
-            None => return Err(TrainError::Interrupted { epoch: epochs, path: dir.path().to_path_buf() }),
+        let interrupted = || TrainError::Interrupted { epoch: epochs, path: dir.path().to_path_buf() };
+        let sums = self.learner.accumulator().keep_logits();
+        let sums = self.evaluate(Evaluated::Validation, sums)?.ok_or_else(interrupted)?;
+        let temperature = fitted_temperature(&sums, self.learner.classes());
+        // The other files again too, in case an earlier attempt was cut off between two of them.
+        self.save(&kept, temperature)?;
+        let val = sums.with_temperature(temperature);
+        let split = if self.test.is_some() { Split::Test } else { Split::Val };
+        let sums = match &self.test {
+            Some(_) => {
+                let sums = self.learner.accumulator().with_temperature(temperature);
+                self.evaluate(Evaluated::Test, sums)?.ok_or_else(interrupted)?
+            }
+            // For what is known of each image.
+            None => val.clone(),
         };
         let images = cache.split(split);
         let path = |index| images.path(index).unwrap_or_default().display().to_string();
@@ -841,7 +852,7 @@ impl<B: Backend> Run<'_, B> {
             epochs,
             best_epoch: kept.epoch,
             stopped_early,
-            val: kept.val,
+            val: val.finish(),
             test: self.test.is_some().then(|| sums.finish()),
             zero_shot: ZeroShot {
                 split: split.to_string(),
@@ -852,7 +863,11 @@ impl<B: Backend> Run<'_, B> {
             },
             zero_shot_val: None,
             baseline: None,
-            temperature: None,
+            temperature: Some(Temperature {
+                value: temperature,
+                before: sums.untempered(),
+                after: sums.probabilities(),
+            }),
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
             device: self.learner.backend().describe(),
@@ -861,6 +876,15 @@ impl<B: Backend> Run<'_, B> {
         dir.write_summary(&summary)?;
         Ok(summary)
     }
+}
+
+/// Standard deviation of the logarithm of the temperature, before any photo was seen.
+const PRIOR: f64 = 1.0;
+
+/// What the logits of a validation split are divided by so that their probabilities are those that are found
+/// there; 1 where they say nothing.
+fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
+    val.logits().map_or(1.0, |(logits, labels)| fit_temperature(logits, classes, &labels, Some(PRIOR)))
 }
 
 /// Epochs over which a loss that still falls is told from one that has settled.

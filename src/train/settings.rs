@@ -2,13 +2,16 @@
 
 use super::learner::DropoutSpec;
 use super::{Result, TrainError};
-use crate::clip::text::TEMPLATES;
+use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
+use crate::data::augment::Augmentation;
+use crate::data::flowers102;
+use crate::fetch::is_flowers102;
 use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
 use crate::tune::{HeadScale, HeadScaleRule, LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// A named combination of settings.
@@ -193,6 +196,26 @@ pub const MAX_BATCH: usize = 4096;
 /// The most batches of a step: with batches of one image still more than most data sets have.
 pub const MAX_ACCUMULATE: usize = 1 << 20;
 
+/// Training images of a class that count for [`Settings::steps_per_shot`], however many there are: the most that
+/// CLIP-LoRA was tried with.
+pub const MAX_SHOTS: usize = 16;
+
+/// The prompts where none are named: for species of flowers, or of anything.
+pub fn default_templates(recipe: Recipe, flowers: bool) -> Vec<String> {
+    let templates: &[&str] = match (recipe, flowers) {
+        (Recipe::ClipLora, false) => &CLIP_LORA_TEMPLATES[..1],
+        (Recipe::ClipLora, true) => &CLIP_LORA_TEMPLATES[1..],
+        (_, false) => &TEMPLATES,
+        (_, true) => &FLOWER_TEMPLATES,
+    };
+    templates.iter().map(|&template| template.into()).collect()
+}
+
+/// Whether data are Flowers-102, in its own layout or by its name.
+pub fn are_flowers(data: &Path) -> bool {
+    is_flowers102(data) || flowers102::is_root(data)
+}
+
 /// The settings of a training run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
@@ -259,6 +282,10 @@ pub struct Settings {
     pub dropout: f64,
     /// Passes over the training images, at least 1; early stopping may end the run before.
     pub epochs: u32,
+    /// Instead of a number of epochs, as many as make so many steps for each training image of a class, of which
+    /// up to [`MAX_SHOTS`] count: [`Settings::settle_epochs`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps_per_shot: Option<u32>,
     /// Images of a batch at the most, 1 to [`MAX_BATCH`].
     pub batch_size: usize,
     /// Batches whose gradients make up one step.
@@ -272,11 +299,13 @@ pub struct Settings {
     /// the run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_seed: Option<u64>,
-    /// Training images of each class; none for all there are.
+    /// Training images of each class, or all of a class that has fewer; none for all there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shots: Option<usize>,
     /// What is done to training images; crops need a cache of u8.
     pub augment: Augment,
+    /// Least share of an image's area that a crop takes, above 0 and up to 1; not looked at without crops.
+    pub crop_area: f64,
     /// Whether every epoch has an order of its own.
     pub shuffle: bool,
     /// Learning rate of the head before the schedule's factor; these rates and decays are all at least 0.
@@ -364,15 +393,16 @@ impl Settings {
             },
             towers: if few_shot { Tower::ALL.to_vec() } else { vec![Tower::Vision] },
             dropout: if few_shot { 0.25 } else { 0.0 },
-            // 500 steps for each shot, as they train, are 16,000 / classes epochs: 157 for Flowers-102.
-            epochs: if few_shot { 160 } else { 40 },
+            epochs: 40,
+            steps_per_shot: few_shot.then_some(500),
             batch_size: 32,
             accumulate: 1,
             clip_grad_norm: None,
             seed: 42,
             data_seed: None,
             shots: None,
-            augment: Augment::Off,
+            augment: if few_shot { Augment::CropFlip } else { Augment::Off },
+            crop_area: if few_shot { 0.08 } else { 0.5 },
             shuffle: true,
             lr_head: 1e-3,
             wd_head: 1e-4,
@@ -389,8 +419,28 @@ impl Settings {
             precision: None,
             device: "auto".into(),
             tensorboard: false,
-            templates: TEMPLATES.map(String::from).to_vec(),
+            templates: default_templates(recipe, false),
         }
+    }
+
+    /// Whether the classes are species of flowers: those of the demo and of Flowers-102.
+    pub fn is_of_flowers(&self) -> bool {
+        self.demo || self.data.as_deref().is_some_and(are_flowers)
+    }
+
+    /// Sets the number of epochs that [`Settings::steps_per_shot`] makes of `images` training images in `classes`
+    /// classes.
+    pub fn settle_epochs(&mut self, images: usize, classes: usize) {
+        let Some(steps) = self.steps_per_shot else { return };
+        let shots = images.div_ceil(classes.max(1)).clamp(1, MAX_SHOTS);
+        let of_epoch = images.div_ceil(self.batch_size.max(1)).div_ceil(self.accumulate.max(1)).max(1);
+        self.epochs = (steps as usize * shots).div_ceil(of_epoch).clamp(1, u32::MAX as usize) as u32;
+    }
+
+    /// Which crops are drawn of training images, where any are.
+    pub fn augmentation(&self) -> Option<Augmentation> {
+        let area = Augmentation { scale: [self.crop_area, 1.0], ..Augmentation::default() };
+        (self.augment == Augment::CropFlip).then_some(area)
     }
 
     /// Refuses what cannot be trained, naming the flag.
@@ -547,6 +597,13 @@ impl Settings {
         }
         if self.shots == Some(0) {
             return refuse("--shots: 0 leaves no image to train on; give at least 1");
+        }
+        if self.augment != Augment::Off && !(self.crop_area > 0.0 && self.crop_area <= 1.0) {
+            let text = format!("--crop-area: {} is no share of an image; give above 0 to 1", self.crop_area);
+            return Err(TrainError::Setting(text));
+        }
+        if self.steps_per_shot == Some(0) {
+            return refuse("--steps-per-shot: 0 trains nothing; give at least 1");
         }
         if self.augment != Augment::Off && self.dtype != CacheType::U8 {
             return refuse("--augment: crops are taken of pixels; use --dtype u8");

@@ -10,37 +10,41 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Prepares a file of head.weight \[C, E\] and head.bias \[C\], with the class names as a JSON list in the metadata.
-pub fn stage_head(
-    path: &Path,
-    weight: Tensor,
-    bias: Tensor,
-    class_names: &[String],
-    stamp: Option<&Stamp>,
-) -> Result<Staged> {
-    let tensors = BTreeMap::from([("head.weight".to_string(), weight), ("head.bias".to_string(), bias)]);
-    let mut metadata = HashMap::from([("class_names".to_string(), json!(class_names).to_string())]);
+/// Prepares a file of head.weight \[C, E\], head.bias \[C\] and temperature \[1\], with the class names as a
+/// JSON list in the metadata.
+pub fn stage_head(path: &Path, head: &HeadFile, stamp: Option<&Stamp>) -> Result<Staged> {
+    let temperature = Tensor::from_slice([1], &[head.temperature as f32])?;
+    let tensors = [(WEIGHT, head.weight.clone()), (BIAS, head.bias.clone()), (TEMPERATURE, temperature)];
+    let tensors = BTreeMap::from(tensors.map(|(name, tensor)| (name.to_string(), tensor)));
+    let mut metadata = HashMap::from([("class_names".to_string(), json!(head.class_names).to_string())]);
     Stamp::put(stamp, &mut metadata);
     stage_tensors(path, &tensors, metadata)
 }
 
-/// The head's tensors as host copies: weight, bias.
-pub fn head_tensors<B: Backend>(backend: &B, head: &Head<B>) -> Result<(Tensor, Tensor)> {
-    Ok((backend.download(&head.weight.value)?, backend.download(&head.bias.value)?))
-}
+const WEIGHT: &str = "head.weight";
+const BIAS: &str = "head.bias";
+const TEMPERATURE: &str = "temperature";
 
-/// A head read from its file.
-#[derive(Debug)]
+/// A head as its file holds it.
+#[derive(Debug, Clone)]
 pub struct HeadFile {
     /// \[C, E\]
     pub weight: Tensor,
     /// \[C\]
     pub bias: Tensor,
+    /// T > 0: probabilities are softmax(logits/T).
+    pub temperature: f64,
     /// In label order, one at least.
     pub class_names: Vec<String>,
 }
 
 impl HeadFile {
+    /// Copies a head from the device; its temperature is 1.
+    pub fn of<B: Backend>(backend: &B, head: &Head<B>, class_names: &[String]) -> Result<Self> {
+        let (weight, bias) = (backend.download(&head.weight.value)?, backend.download(&head.bias.value)?);
+        Ok(HeadFile { weight, bias, temperature: 1.0, class_names: class_names.to_vec() })
+    }
+
     /// Reads a head for features of width `width`.
     pub fn load(path: &Path, width: usize) -> Result<Self> {
         let mut file = TensorFile::read(path)?;
@@ -50,9 +54,20 @@ impl HeadFile {
         let class_names = names
             .ok_or_else(|| TrainError::file(path, "has no class names in its metadata; save it again"))?;
         let classes = class_names.len();
+        let temperature = match file.tensors.contains_key(TEMPERATURE) {
+            true => f64::from(file.take(path, TEMPERATURE, [1].into())?.typed::<f32>()?[0]),
+            // A file from before there was one.
+            false => 1.0,
+        };
+        if !temperature.is_finite() || temperature <= 0.0 {
+            let problem =
+                format!("holds the temperature {temperature}, which is no number above 0; train it again");
+            return Err(TrainError::file(path, problem));
+        }
         Ok(HeadFile {
-            weight: file.take(path, "head.weight", [classes, width].into())?,
-            bias: file.take(path, "head.bias", [classes].into())?,
+            weight: file.take(path, WEIGHT, [classes, width].into())?,
+            bias: file.take(path, BIAS, [classes].into())?,
+            temperature,
             class_names,
         })
     }

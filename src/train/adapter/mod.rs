@@ -8,7 +8,7 @@ mod head;
 mod pattern;
 mod prompts;
 
-pub use head::{HeadFile, head_tensors, stage_head};
+pub use head::{HeadFile, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
 use super::files::{Staged, TensorFile, stage_tensors};

@@ -122,9 +122,8 @@ impl<'a> Export<'a> {
     }
 
     fn write_head(&self, folder: &NewFolder) -> Result<()> {
-        let HeadFile { weight, bias, class_names } = &self.head;
         let path = folder.path().join("head.safetensors");
-        adapter::stage_head(&path, weight.clone(), bias.clone(), class_names, self.stamp.as_ref())?.persist()
+        adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()
     }
 
     fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
