@@ -94,11 +94,12 @@ DEVICE void hardest(const float* __restrict__ f, const uint32* __restrict__ labe
 // Writes what an anchor leaves behind and returns its loss.
 DEVICE float finish(Largest positive, Largest negative, float margin, uint32* pair, float* distances) {
   float loss = positive.value + negative.value + margin;
-  bool none = positive.index == NONE || negative.index == NONE || loss <= 0.0f;
+  bool lacks = positive.index == NONE || negative.index == NONE;
+  bool none = lacks || loss <= 0.0f;
   pair[0] = none ? NONE : positive.index;
   pair[1] = none ? NONE : negative.index;
-  distances[0] = none ? 0.0f : positive.value;
-  distances[1] = none ? 0.0f : -negative.value;
+  distances[0] = lacks ? 0.0f : positive.value;
+  distances[1] = lacks ? 0.0f : -negative.value;
   return none ? 0.0f : loss;
 }
 
@@ -171,7 +172,8 @@ DEVICE void backward(const float* __restrict__ f, const uint32* __restrict__ pai
 }  // namespace triplet
 
 // loss = mean over the anchors of max(0, d⁺ − d⁻ + margin); pairs u32 [B, 2] and distances [B, 2]: those of
-// the farthest positive and the nearest negative, NONE and 0 where the loss is 0. f [B, E], labels u32 [B];
+// the farthest positive and the nearest negative, NONE where the loss is 0, and 0 where one of them lacks. Behind
+// the loss stand the share of the anchors with a loss and the means of d⁺ and d⁻ over those that have both. f [B, E], labels u32 [B];
 // losses: B floats of scratch. What is not a number is the farthest and the nearest, so that the loss is none
 // either.
 //
@@ -204,10 +206,20 @@ DEVICE void backward(const float* __restrict__ f, const uint32* __restrict__ pai
           finish(positive, negative, margin, pairs + 2 * size_t(anchor), distances + 2 * size_t(anchor)); \
     }                                                                                                     \
     if (!last_block(counter, gridDim.x, &flag)) return;                                                   \
-    float sum = 0.0f;                                                                                     \
-    for (int i = threadIdx.x; i < batch; i += THREADS) sum += losses[i];                                  \
-    sum = block_sum(sum, scratch);                                                                        \
-    if (threadIdx.x == 0) *loss = sum / batch;                                                            \
+    float sum = 0.0f, active = 0.0f, both = 0.0f, apart[2] = {};                                          \
+    for (int i = threadIdx.x; i < batch; i += THREADS) {                                                  \
+      sum += losses[i];                                                                                   \
+      active += losses[i] == 0.0f ? 0.0f : 1.0f;                                                          \
+      both += distances[2 * size_t(i)] == 0.0f ? 0.0f : 1.0f;                                             \
+      apart[0] += distances[2 * size_t(i)];                                                               \
+      apart[1] += distances[2 * size_t(i) + 1];                                                           \
+    }                                                                                                     \
+    sum = block_sum(sum, scratch), active = block_sum(active, scratch);                                   \
+    both = block_sum(both, scratch);                                                                      \
+    apart[0] = block_sum(apart[0], scratch), apart[1] = block_sum(apart[1], scratch);                     \
+    if (threadIdx.x != 0) return;                                                                         \
+    loss[0] = sum / batch, loss[1] = active / batch;                                                      \
+    loss[2] = apart[0] / fmaxf(both, 1.0f), loss[3] = apart[1] / fmaxf(both, 1.0f);                       \
   }                                                                                                       \
   EXPORT_KERNEL(name)
 TRIPLET(triplet_fours, 4)

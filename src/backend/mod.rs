@@ -322,11 +322,17 @@ pub enum Stat {
     Skipped = 6,
     /// Mean triplet loss; 0 where none is computed.
     LossTriplet = 7,
+    /// Share of the batch's images whose triplet loss is above 0.
+    TripletsActive = 8,
+    /// Mean distance of the farthest positive, over the images that have one and a negative; 0 where none has.
+    DistancePositive = 9,
+    /// The same of the nearest negative.
+    DistanceNegative = 10,
 }
 
 impl Stat {
     /// Length of the vector.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 11;
 }
 
 /// Positions in the vector that the optimizer keeps on the device from step to step.
@@ -708,8 +714,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Batch-hard triplet loss (Hermans et al. 2017): mean over the anchors i of max(0, d(i, p) − d(i, n) +
     /// margin), d(i, j) = √max(|fᵢ − fⱼ|², 1e-12), p the farthest other image of the same class, n the
     /// nearest of another (the first of equals); an anchor that lacks either counts as 0. `pairs` u32 \[B,
-    /// 2\] keeps p and n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] theirs, 0 there.
-    /// The mean goes to [`Stat::LossTriplet`] of `stats`. A distance that is not a number counts as the
+    /// 2\] keeps p and n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] those of p and n, 0
+    /// where the anchor lacks either. The mean goes to [`Stat::LossTriplet`] of `stats`, what else is known of the
+    /// triplets behind it. A distance that is not a number counts as the
     /// farthest and the nearest, so that the loss is none either. All but the pairs in the master type.
     #[allow(clippy::too_many_arguments)]
     fn triplet(

@@ -113,6 +113,12 @@ pub struct StepStats {
     pub loss_text: f64,
     /// Mean triplet loss; 0 where none is computed.
     pub loss_triplet: f64,
+    /// See [`Stat::TripletsActive`]; these three are 0 where no triplet loss is computed.
+    pub triplets_active: f64,
+    /// See [`Stat::DistancePositive`].
+    pub distance_positive: f64,
+    /// See [`Stat::DistanceNegative`].
+    pub distance_negative: f64,
     /// Images whose class is the first choice of the head, or without a head of the text logits; see
     /// [`Stat::Correct`] for mixed ones.
     pub correct: f64,
@@ -140,7 +146,38 @@ impl<B: Backend> PendingStats<B> {
     }
 }
 
+impl Default for StepStats {
+    /// Before anything is added; what the optimizer says is not known.
+    fn default() -> Self {
+        StepStats {
+            loss: 0.0,
+            loss_head: 0.0,
+            loss_text: 0.0,
+            loss_triplet: 0.0,
+            triplets_active: 0.0,
+            distance_positive: 0.0,
+            distance_negative: 0.0,
+            correct: 0.0,
+            text_correct: 0.0,
+            grad_norm: f64::NAN,
+            loss_scale: f64::NAN,
+            skipped: false,
+        }
+    }
+}
+
 impl StepStats {
+    /// Adds `weight` times the means of other images: the losses and what is known of the triplets.
+    pub(super) fn add(&mut self, other: &StepStats, weight: f64) {
+        self.loss += weight * other.loss;
+        self.loss_head += weight * other.loss_head;
+        self.loss_text += weight * other.loss_text;
+        self.loss_triplet += weight * other.loss_triplet;
+        self.triplets_active += weight * other.triplets_active;
+        self.distance_positive += weight * other.distance_positive;
+        self.distance_negative += weight * other.distance_negative;
+    }
+
     fn from_tensor(stats: &Tensor, objective: Objective) -> Result<Self> {
         let stats = stats.view().to_tensor(DType::F64)?;
         let stats = stats.typed::<f64>()?;
@@ -157,6 +194,9 @@ impl StepStats {
             loss_head,
             loss_text,
             loss_triplet,
+            triplets_active: at(Stat::TripletsActive),
+            distance_positive: at(Stat::DistancePositive),
+            distance_negative: at(Stat::DistanceNegative),
             correct,
             text_correct: at(Stat::TextCorrect),
             grad_norm: at(Stat::GradientSquared).sqrt(),

@@ -11,7 +11,7 @@ use super::model::BaseModel;
 use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
-use super::settings::{Augment, Settings};
+use super::settings::{Augment, ClassifierKind, Settings};
 use super::stamp::{Stamp, WeightsId, check_weights};
 use super::state::{self, PlainResult, Progress};
 use super::{Result, TrainError};
@@ -23,7 +23,7 @@ use crate::data::augment::Augmentation;
 use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
-use crate::optim::{Adamw, EarlyStop, Rates, Schedule, ScheduleKind};
+use crate::optim::{Adamw, EarlyStop, Rate, Rates, Schedule, ScheduleKind};
 use crate::progress::Monitor;
 use crate::stats::fit_temperature;
 use crate::tensor::{DType, Shape, Tensor};
@@ -32,7 +32,7 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::Instant;
@@ -695,15 +695,36 @@ impl<B: Backend> Run<'_, B> {
             if stats.skipped { ", skipped" } else { "" },
         ));
         let rates = self.settings.rates();
-        self.metrics.append(&json!({
-            "type": "step", "step": step.step, "epoch": epoch,
-            "loss": stats.loss, "loss_head": stats.loss_head, "loss_text": stats.loss_text,
-            "loss_triplet": stats.loss_triplet,
-            "lr": rates.head.learning_rate * step.factor, "lr_lora": rates.lora.learning_rate * step.factor,
-            "lr_prompt": rates.prompt.learning_rate * step.factor,
+        let mut entry = json!({
+            "type": "step", "step": step.step, "epoch": epoch, "loss": stats.loss,
             "loss_scale": stats.loss_scale, "skipped": stats.skipped, "grad_norm": stats.grad_norm,
             "images_per_s": step.images as f64 / seconds,
-        }))
+        });
+        let lr = |rate: Rate| rate.learning_rate * step.factor;
+        let trained = [
+            ("lr", self.has_head(), lr(rates.head)),
+            ("lr_lora", self.settings.lora().is_some(), lr(rates.lora)),
+            ("lr_prompt", self.settings.prompt_spec().is_some(), lr(rates.prompt)),
+        ];
+        put(&mut entry, trained.into_iter().chain(self.parts(stats)));
+        self.metrics.append(&entry)
+    }
+
+    fn has_head(&self) -> bool {
+        self.settings.classifier == ClassifierKind::Head
+    }
+
+    /// The parts of the objective and what else is known of them: a name, whether it has a part, its value.
+    fn parts(&self, stats: &StepStats) -> [(&'static str, bool, f64); 6] {
+        let triplet = self.settings.has_triplet();
+        [
+            ("loss_head", self.has_head(), stats.loss_head),
+            ("loss_text", self.settings.text_weight > 0.0, stats.loss_text),
+            ("loss_triplet", triplet, stats.loss_triplet),
+            ("triplets_active", triplet, stats.triplets_active),
+            ("distance_positive", triplet, stats.distance_positive),
+            ("distance_negative", triplet, stats.distance_negative),
+        ]
     }
 
     /// The training images in this epoch's order, which depends on the seed and the epoch alone.
@@ -738,15 +759,10 @@ impl<B: Backend> Run<'_, B> {
     ) -> Result<()> {
         let images = self.training.chosen.len() as f64;
         let top1 = train.correct / images;
-        self.metrics.append(&json!({
-            "type": "epoch", "epoch": epoch,
-            "train": {
-                "loss": train.loss, "loss_head": train.loss_head, "loss_text": train.loss_text,
-                "loss_triplet": train.loss_triplet,
-                "top1": top1, "text_top1": train.text_correct / images,
-            },
-            "val": val,
-        }))?;
+        let mut record =
+            json!({ "loss": train.loss, "top1": top1, "text_top1": train.text_correct / images });
+        put(&mut record, self.parts(train));
+        self.metrics.append(&json!({ "type": "epoch", "epoch": epoch, "train": record, "val": val }))?;
         let before = self.candidates.chosen().map(|kept| kept.epoch);
         if self.candidates.admit(&val) {
             let values = self.learner.snapshot()?;
@@ -899,6 +915,13 @@ fn still_falls(losses: &[f64]) -> bool {
     losses.iter().all(|loss| last <= loss) && *last < 0.99 * before
 }
 
+/// Adds the values that are there to a record.
+fn put(record: &mut Value, values: impl IntoIterator<Item = (&'static str, bool, f64)>) {
+    for (name, _, value) in values.into_iter().filter(|(_, there, _)| *there) {
+        record[name] = json!(value);
+    }
+}
+
 /// How the images of a step are mixed.
 fn mix_draw(settings: &Settings, batch: usize, step: u64) -> Result<MixDraw> {
     MixDraw::new(settings.mixup, batch, settings.seed, step).map_err(|e| {
@@ -934,28 +957,15 @@ struct Step {
 impl Step {
     /// Before its first batch.
     fn new<B: Backend>(part: &Part<B>) -> Self {
-        let stats = StepStats {
-            loss: 0.0,
-            loss_head: 0.0,
-            loss_text: 0.0,
-            loss_triplet: 0.0,
-            correct: 0.0,
-            text_correct: 0.0,
-            grad_norm: f64::NAN,
-            loss_scale: f64::NAN,
-            skipped: false,
-        };
+        let stats = StepStats::default();
         Step { step: part.step, images: 0, factor: part.factor, stats }
     }
 
     /// Adds a batch: the losses are means over the images, what the optimizer says is that of the last.
     fn add<B: Backend>(&mut self, part: &Part<B>, stats: &StepStats) {
         self.images += part.images;
-        let (sums, share) = (&mut self.stats, part.share.of_images);
-        sums.loss += share * stats.loss;
-        sums.loss_head += share * stats.loss_head;
-        sums.loss_text += share * stats.loss_text;
-        sums.loss_triplet += share * stats.loss_triplet;
+        let sums = &mut self.stats;
+        sums.add(stats, part.share.of_images);
         (sums.grad_norm, sums.loss_scale) = (stats.grad_norm, stats.loss_scale);
         sums.skipped = stats.skipped;
     }
@@ -967,12 +977,8 @@ struct EpochSums {
     images: usize,
     /// Those in steps whose loss was a number: an overflow in f16 may leave one without.
     counted: usize,
-    loss: f64,
-    loss_head: f64,
-    loss_text: f64,
-    loss_triplet: f64,
-    correct: f64,
-    text_correct: f64,
+    /// Losses times the images of their step, and counts.
+    sums: StepStats,
     /// The step whose batches are arriving.
     step: Option<Step>,
 }
@@ -981,30 +987,18 @@ impl EpochSums {
     fn add(&mut self, stats: &StepStats, images: usize) {
         self.images += images;
         if stats.loss.is_finite() {
-            let n = images as f64;
             self.counted += images;
-            self.loss += n * stats.loss;
-            self.loss_head += n * stats.loss_head;
-            self.loss_text += n * stats.loss_text;
-            self.loss_triplet += n * stats.loss_triplet;
+            self.sums.add(stats, images as f64);
         }
-        self.correct += stats.correct;
-        self.text_correct += stats.text_correct;
+        self.sums.correct += stats.correct;
+        self.sums.text_correct += stats.text_correct;
     }
 
     /// Means of the losses, sums of the counts.
     fn mean(&self) -> StepStats {
-        let n = self.counted.max(1) as f64;
-        StepStats {
-            loss: self.loss / n,
-            loss_head: self.loss_head / n,
-            loss_text: self.loss_text / n,
-            loss_triplet: self.loss_triplet / n,
-            correct: self.correct,
-            text_correct: self.text_correct,
-            grad_norm: f64::NAN,
-            loss_scale: f64::NAN,
-            skipped: false,
-        }
+        let mut mean = StepStats { correct: self.sums.correct, ..StepStats::default() };
+        mean.text_correct = self.sums.text_correct;
+        mean.add(&self.sums, 1.0 / self.counted.max(1) as f64);
+        mean
     }
 }

@@ -123,11 +123,14 @@ fn event(entry: &Value, step: &mut i64) -> Event {
 
 /// Tags and numbers; what is no number in JSON, because it was not finite, has no point.
 fn scalars(entry: &Value) -> Vec<(String, f64)> {
-    const STEP: [(&str, &str); 10] = [
+    const STEP: [(&str, &str); 13] = [
         ("loss", "loss/step"),
         ("loss_head", "loss_head/step"),
         ("loss_text", "loss_text/step"),
         ("loss_triplet", "loss_triplet/step"),
+        ("triplets_active", "triplets_active"),
+        ("distance_positive", "distance/positive"),
+        ("distance_negative", "distance/negative"),
         ("lr", "lr/head"),
         ("lr_lora", "lr/lora"),
         ("lr_prompt", "lr/prompt"),

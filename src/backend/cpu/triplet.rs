@@ -37,19 +37,31 @@ pub fn triplet<T: Real>(
             (pair[0], pair[1]) = (NONE, NONE);
             (distance[0], distance[1]) = (T::ZERO, T::ZERO);
             let Some([positive, negative]) = hardest(f, labels, anchor, width) else { return T::ZERO };
+            (distance[0], distance[1]) = (positive.distance, negative.distance);
             let loss = positive.distance - negative.distance + margin;
             // NaN is not below zero, and goes on into the mean.
             if loss <= T::ZERO {
                 return T::ZERO;
             }
             (pair[0], pair[1]) = (positive.index as u32, negative.index as u32);
-            (distance[0], distance[1]) = (positive.distance, negative.distance);
             loss
         })
         .collect();
     let mut sum = T::ZERO;
     losses.iter().for_each(|&loss| sum += loss);
-    stats.typed_mut::<T>()?[Stat::LossTriplet as usize] = sum / T::from_f64(batch as f64);
+    let stats = stats.typed_mut::<T>()?;
+    stats[Stat::LossTriplet as usize] = sum / T::from_f64(batch as f64);
+    let active = pairs.typed::<u32>()?.iter().step_by(2).filter(|&&positive| positive != NONE).count();
+    stats[Stat::TripletsActive as usize] = T::from_f64(active as f64 / batch as f64);
+    let (mut count, mut sums) = (0, [T::ZERO; 2]);
+    for pair in distances.typed::<T>()?.chunks_exact(2).filter(|pair| pair[0] != T::ZERO) {
+        count += 1;
+        sums[0] += pair[0];
+        sums[1] += pair[1];
+    }
+    let count = T::from_f64(count.max(1) as f64);
+    stats[Stat::DistancePositive as usize] = sums[0] / count;
+    stats[Stat::DistanceNegative as usize] = sums[1] / count;
     Ok(())
 }
 

@@ -53,8 +53,8 @@ pub fn triplet(
         .int(batch)
         .int(width)
         .moving(f.bytes() + labels.bytes() + pairs.bytes() + distances.bytes())
-        // The terms of the loss, one for each image, and the loss.
-        .moving((batch + 1) * size_of::<f32>())
+        // The terms of the loss, one for each image, and four numbers of stats.
+        .moving((batch + 4) * size_of::<f32>())
         .multiplying(3 * batch * batch * width, false);
     let name = if width.is_multiple_of(FOUR) { "triplet_fours" } else { "triplet_ones" };
     cuda.launch("triplet", name, [batch, 1, 1], THREADS, 0, args)
