@@ -3,4 +3,3 @@
 
 pub mod interval;
 pub mod temperature;
-pub use temperature::fit_temperature;

@@ -1,6 +1,18 @@
 //! The temperature that logits are divided by, so that their softmax can be taken as probabilities (Guo et al. 2017,
 //! "On Calibration of Modern Neural Networks"), and the proper scores that show what it did.
 
+/// The standard deviation of ln T for `prior` of [`fit_temperature`] that is good for any number of images. Mean NLL
+/// above that of the right temperature, and the worst of 14 heads' (logistic regressions on photos of five flowers,
+/// and synthetic ones of 5 and 102 classes, with logits too small by 0.05 or too great by 3 and between), 20 draws:
+///
+/// | images | T = 1 | likelihood alone | 0.5 | 1 | 2 |
+/// |---:|---|---|---|---|---|
+/// | 5 | 1.28, 9.78 | 11.6, 111 | 0.34, 1.38 | 0.14, 0.30 | 0.14, 0.32 |
+/// | 10 | | 0.08, 0.14 | 0.17, 0.66 | 0.07, 0.15 | 0.07, 0.14 |
+/// | 20 | | 0.03, 0.08 | 0.09, 0.30 | 0.03, 0.08 | 0.03, 0.08 |
+/// | 60 | | 0.01, 0.01 | 0.02, 0.05 | 0.01, 0.01 | 0.01, 0.01 |
+pub const PRIOR: f64 = 1.0;
+
 /// Bounds of the temperature.
 const RANGE: (f64, f64) = (1e-3, 1e3);
 /// Steps of ln T in the first search; an image's NLL changes on a scale of 1.
@@ -128,7 +140,7 @@ impl Objective {
     fn minimum(&self, mut u: f64, (mut low, mut high): (f64, f64)) -> f64 {
         for _ in 0..100 {
             let local = self.at(u);
-            if local.slope > 0.0 {
+            if local.slope >= 0.0 {
                 high = u
             } else {
                 low = u
@@ -143,5 +155,108 @@ impl Objective {
             }
         }
         u
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+
+    /// The case of tools/statistics_reference.py: 40 images of 6 classes, the last without an image.
+    fn case() -> (Vec<f64>, Vec<u32>) {
+        let labels: Vec<u32> = (0..40).map(|i| (3 * i + i / 4) % 5).collect();
+        let logits = (0..240).map(|k| {
+            let (i, j) = (k / 6, k % 6);
+            let own = if labels[i] as usize == j { 2.0 } else { 0.0 };
+            ((7 * i + 13 * j + 5 * i * j + i * i) % 23) as f64 / 4.0 + own
+        });
+        (logits.collect(), labels)
+    }
+
+    #[test]
+    fn temperatures_agree_with_scipy() {
+        let (logits, labels) = case();
+        let cases =
+            [(None, 1.382151472), (Some(2.0), 1.3783425), (Some(1.0), 1.367441089), (Some(0.5), 1.330308149)];
+        for (prior, temperature) in cases {
+            assert_relative_eq!(
+                fit_temperature(&logits, 6, &labels, prior),
+                temperature,
+                max_relative = 1e-7
+            );
+        }
+    }
+
+    #[test]
+    fn scores_agree_with_scikit_learn() {
+        let (logits, labels) = case();
+        for (temperature, nll, brier) in
+            [(1.0, 1.28216462372392, 0.580642330279927), (3.0, 1.37465931889954, 0.656171058219724)]
+        {
+            let found = proper_scores(&logits, 6, &labels, temperature);
+            assert_relative_eq!(found.nll, nll, max_relative = 1e-13);
+            assert_relative_eq!(found.brier, brier, max_relative = 1e-13);
+        }
+    }
+
+    #[test]
+    fn what_multiplies_the_logits_multiplies_the_temperature() {
+        let (logits, labels) = case();
+        let temperature = fit_temperature(&logits, 6, &labels, None);
+        for factor in [0.003, 0.05, 3.0, 400.0] {
+            let logits: Vec<f64> = logits.iter().map(|z| z * factor).collect();
+            let found = fit_temperature(&logits, 6, &labels, None);
+            assert_relative_eq!(found, factor * temperature, max_relative = 1e-9);
+        }
+    }
+
+    #[test]
+    fn images_that_are_all_right_need_a_prior() {
+        let logits = [2.0, 0.0, 0.0, 3.0];
+        let labels = [0, 1];
+        assert_relative_eq!(fit_temperature(&logits, 2, &labels, None), RANGE.0, max_relative = 1e-12);
+        let found = fit_temperature(&logits, 2, &labels, Some(1.0));
+        assert!(found > 0.5 && found < 1.0, "{found}");
+        // All wrong: the logits say nothing.
+        assert_relative_eq!(fit_temperature(&logits, 2, &[1, 0], None), RANGE.1, max_relative = 1e-12);
+        assert!(fit_temperature(&logits, 2, &[1, 0], Some(1.0)) < 10.0);
+    }
+
+    #[test]
+    fn of_two_minima_the_lower_is_found() {
+        // One is near the prior's, T = 1, where the likelihood is almost flat; at the other every image is right.
+        for (gap, low, high) in [(0.03, 0.0, 0.02), (0.015, 0.5, 1.0)] {
+            let logits = [gap, 0.0].repeat(20);
+            let labels = [0; 20];
+            let found = fit_temperature(&logits, 2, &labels, Some(1.0));
+            let objective = |t: f64| 20.0 * proper_scores(&logits, 2, &labels, t).nll + 0.5 * t.ln() * t.ln();
+            let least = (0..2000).map(|i| objective((-6.9 + 0.00345 * f64::from(i)).exp()));
+            assert!(objective(found) <= least.fold(f64::INFINITY, f64::min), "{found}");
+            assert!(found > low && found < high, "{found}");
+        }
+    }
+
+    #[test]
+    fn images_without_finite_logits_are_left_out() {
+        let (mut logits, mut labels) = case();
+        let expected = fit_temperature(&logits, 6, &labels, Some(1.0));
+        for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            logits.extend([bad, 1.0, 2.0, 0.0, 0.0, 0.0]);
+            labels.push(1);
+        }
+        assert_eq!(fit_temperature(&logits, 6, &labels, Some(1.0)), expected);
+        let scores = proper_scores(&logits, 6, &labels, 1.0);
+        assert!(scores.nll.is_nan() && scores.brier.is_nan());
+    }
+
+    #[test]
+    fn without_anything_to_learn_from_the_temperature_is_1() {
+        for prior in [None, Some(1.0)] {
+            assert_relative_eq!(fit_temperature(&[], 3, &[], prior), 1.0, epsilon = 1e-9);
+            assert_relative_eq!(fit_temperature(&[5.0, -2.0], 1, &[0, 0], prior), 1.0, epsilon = 1e-9);
+            assert_relative_eq!(fit_temperature(&[4.0; 6], 3, &[0, 2], prior), 1.0, epsilon = 1e-9);
+        }
+        assert!(proper_scores(&[], 3, &[], 1.0).nll.is_nan());
     }
 }
