@@ -2,4 +2,49 @@
 //! that features alone make. Nothing here knows models, data sets or devices.
 
 pub mod interval;
+pub mod logistic;
 pub mod temperature;
+
+use thiserror::Error;
+
+/// What is wrong with the numbers that a classifier is to be fitted to.
+#[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
+pub enum StatsError {
+    /// There is nothing to fit.
+    #[error("no images to fit a classifier to; give at least one")]
+    NoImages,
+    /// A slice is not as long as its shape.
+    #[error("{what} hold {found} numbers where {rows} rows of {columns} were expected; check their shape")]
+    Length {
+        /// "features" or "offsets".
+        what: &'static str,
+        /// Numbers in the slice.
+        found: usize,
+        /// Images, by the number of labels.
+        rows: usize,
+        /// Width of the features, or classes.
+        columns: usize,
+    },
+    /// A feature or an offset is infinite or not a number.
+    #[error("{what} of image {row} (from 0) are not finite; leave the image out or compute them anew")]
+    NotFinite {
+        /// "features" or "offsets".
+        what: &'static str,
+        /// Number of the image.
+        row: usize,
+    },
+    /// A label without a class.
+    #[error("label {label} of image {row} (from 0) is not below the number of classes, {classes}")]
+    Label {
+        /// Number of the image.
+        row: usize,
+        /// What its label is.
+        label: u32,
+        /// How many classes there are.
+        classes: usize,
+    },
+    /// The values of C are not a path.
+    #[error("C must be positive, finite and ascending; got {0:?}")]
+    Path(Vec<f64>),
+}

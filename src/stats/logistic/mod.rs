@@ -1,0 +1,299 @@
+//! Multinomial logistic regression with an L2 penalty, scikit-learn's `LogisticRegression(C=C)`.
+
+mod choose;
+mod newton;
+
+pub use choose::{Choice, choose, grid};
+
+use super::StatsError;
+use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
+use newton::Newton;
+
+/// Photos as the regression sees them.
+#[derive(Debug, Clone, Copy)]
+pub struct Photos<'a> {
+    /// \[N,E\], row-major.
+    pub features: &'a [f64],
+    /// \[N\], below the number of classes.
+    pub labels: &'a [u32],
+    /// Added to the logits and not fitted \[N,C\]: what another classifier says of the same photos.
+    pub offset: Option<&'a [f64]>,
+}
+
+/// A fitted classifier: logits = features·weightᵀ + bias, and the offset where there is one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logistic {
+    /// \[C,E\], row-major.
+    pub weight: Vec<f64>,
+    /// \[C\], of mean 0 over the classes that have photos; −1000 for the others.
+    pub bias: Vec<f64>,
+    /// The inverse strength of the penalty.
+    pub c: f64,
+    /// C·Σ NLL + ½‖weight‖² over the photos it was fitted to, in nats.
+    pub objective: f64,
+    /// False where the steps came to their bound, or to that of rounding, before the minimum.
+    pub converged: bool,
+}
+
+/// The bias of a class without photos. The others' logits have mean 0 over the classes without an offset, so one of
+/// them is at least 0: such a class has no probability at any temperature in use.
+const NO_PHOTOS: f64 = -1000.0;
+
+/// Fits C·Σ_i NLL_i + ½‖weight‖² for each of the ascending `cs`; the bias is not penalised. Each fit starts from
+/// those before. `width` is E.
+///
+/// The minimum is that of `sklearn.linear_model.LogisticRegression(C=C)`, solver "lbfgs". For two classes that fits
+/// the sigmoid of one weight vector w, which is half as much penalty: its w at 2C are the differences of these weights
+/// at C. A class without photos has weight 0 and a bias that leaves it no probability; scikit-learn leaves it out.
+///
+/// # Errors
+/// [`StatsError`] for no photos, slices that do not fit, features or offsets that are not finite, labels without a
+/// class, and C that are not positive and ascending.
+pub fn fit_path(
+    photos: Photos<'_>,
+    width: usize,
+    classes: usize,
+    cs: &[f64],
+) -> Result<Vec<Logistic>, StatsError> {
+    check_path(cs)?;
+    let mut path = Path::new(photos, width, classes)?;
+    Ok(cs.iter().map(|&c| path.fit(c)).collect())
+}
+
+impl Logistic {
+    /// Logits \[N,C\] of `features` \[N,E\], with their `offset` \[N,C\].
+    ///
+    /// # Panics
+    /// On slices whose lengths are not those.
+    pub fn logits(&self, features: &[f64], offset: Option<&[f64]>) -> Vec<f64> {
+        let classes = self.bias.len();
+        let width = self.weight.len() / classes;
+        let rows = || offset.map_or(0, |offset| offset.len() / classes);
+        let n = features.len().checked_div(width).unwrap_or_else(rows);
+        let mut logits = offset.map_or_else(|| vec![0.0; n * classes], <[f64]>::to_vec);
+        for row in logits.chunks_exact_mut(classes) {
+            row.iter_mut().zip(&self.bias).for_each(|(z, b)| *z += b);
+        }
+        let (features, weight) = (Matrix::new(features, n, width), Matrix::new(&self.weight, classes, width));
+        let out = MatrixMut::new(&mut logits, n, classes);
+        product(out, Write::Add, 1.0, features, weight.transposed(), Threads::All);
+        logits
+    }
+}
+
+/// Fits of the same photos at one C after another.
+struct Path {
+    newton: Newton,
+    width: usize,
+    classes: usize,
+    /// The classes that have photos, ascending.
+    present: Vec<usize>,
+}
+
+impl Path {
+    fn new(photos: Photos<'_>, width: usize, classes: usize) -> Result<Self, StatsError> {
+        photos.check(width, classes)?;
+        if photos.labels.is_empty() {
+            return Err(StatsError::NoImages);
+        }
+        let present: Vec<usize> = (0..classes).filter(|&k| photos.labels.contains(&(k as u32))).collect();
+        let place = |label: &u32| present.partition_point(|&k| k < *label as usize) as u32;
+        let labels: Vec<u32> = photos.labels.iter().map(place).collect();
+        let offset: Option<Vec<f64>> = photos.offset.map(|offset| {
+            offset.chunks_exact(classes).flat_map(|row| present.iter().map(|&k| row[k])).collect()
+        });
+        let photos = Photos { features: photos.features, labels: &labels, offset: offset.as_deref() };
+        Ok(Path { newton: Newton::new(photos, width, present.len()), width, classes, present })
+    }
+
+    fn fit(&mut self, c: f64) -> Logistic {
+        let (objective, converged) = self.newton.minimise(c);
+        let (some, biases) = self.newton.parameters();
+        let (mut weight, mut bias) = (vec![0.0; self.classes * self.width], vec![NO_PHOTOS; self.classes]);
+        for (i, &k) in self.present.iter().enumerate() {
+            let (from, to) = (i * self.width, k * self.width);
+            weight[to..to + self.width].copy_from_slice(&some[from..from + self.width]);
+            bias[k] = biases[i];
+        }
+        Logistic { weight, bias, c, objective, converged }
+    }
+}
+
+impl Photos<'_> {
+    fn check(&self, width: usize, classes: usize) -> Result<(), StatsError> {
+        let rows = self.labels.len();
+        let offset = self.offset.map(|offset| ("offsets", offset, classes));
+        for (what, numbers, columns) in
+            [Some(("features", self.features, width)), offset].into_iter().flatten()
+        {
+            if numbers.len() != rows * columns {
+                return Err(StatsError::Length { what, found: numbers.len(), rows, columns });
+            }
+            if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
+                return Err(StatsError::NotFinite { what, row: at / columns });
+            }
+        }
+        match self.labels.iter().position(|&label| label as usize >= classes) {
+            Some(row) => Err(StatsError::Label { row, label: self.labels[row], classes }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn check_path(cs: &[f64]) -> Result<(), StatsError> {
+    let positive = cs.iter().all(|c| c.is_finite() && *c > 0.0);
+    if positive && cs.is_sorted_by(|a, b| a < b) { Ok(()) } else { Err(StatsError::Path(cs.to_vec())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use approx::assert_relative_eq;
+
+    /// The case of tools/statistics_reference.py: numbers \[60,columns\] and labels \[60\] of 5 classes.
+    pub(super) fn case(columns: usize) -> (Vec<f64>, Vec<u32>) {
+        let labels: Vec<u32> = (0..60).map(|i| (3 * i + i / 4) % 5).collect();
+        let numbers = (0..60 * columns).map(|k| {
+            let (i, j) = (k / columns, k % columns);
+            let own = if labels[i] as usize == j { 2.0 } else { 0.0 };
+            ((7 * i + 13 * j + 5 * i * j + i * i) % 23) as f64 / 4.0 + own
+        });
+        (numbers.collect(), labels)
+    }
+
+    pub(super) fn photos<'a>(features: &'a [f64], labels: &'a [u32]) -> Photos<'a> {
+        Photos { features, labels, offset: None }
+    }
+
+    fn softmax(logits: &[f64]) -> Vec<f64> {
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let powers: Vec<f64> = logits.iter().map(|z| (z - max).exp()).collect();
+        let sum: f64 = powers.iter().sum();
+        powers.iter().map(|p| p / sum).collect()
+    }
+
+    fn assert_is(model: &Logistic, c: f64, objective: f64, first: &[f64], probabilities: &[f64]) {
+        assert!(model.converged && model.c == c);
+        assert_relative_eq!(model.objective, objective, max_relative = 1e-7);
+        for (found, expected) in first.iter().zip(probabilities) {
+            assert_relative_eq!(found, expected, epsilon = 5e-5);
+        }
+    }
+
+    #[test]
+    fn minima_agree_with_scikit_learn() {
+        let (features, labels) = case(7);
+        let expected = [
+            (0.01, 0.817552412375, [0.20829653, 0.23024033, 0.10001425, 0.22800344, 0.23344545]),
+            (1.0, 25.7387545483, [0.41800841, 0.32937769, 0.0002535, 0.17073833, 0.08162206]),
+            (100.0, 248.792681995, [0.96350723, 0.03419826, 0.0, 0.00189839, 0.00039612]),
+            (1e4, 821.842303237, [0.99925729, 0.00073942, 0.0, 3.02e-6, 2.8e-7]),
+        ];
+        let models = fit_path(photos(&features, &labels), 7, 5, &expected.map(|(c, ..)| c)).unwrap();
+        for (model, (c, objective, probabilities)) in models.iter().zip(expected) {
+            let first = softmax(&model.logits(&features[..7], None));
+            assert_is(model, c, objective, &first, &probabilities);
+            assert!(model.bias.iter().sum::<f64>().abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn an_offset_is_added_and_not_fitted() {
+        let ((features, labels), (offset, _)) = (case(7), case(5));
+        let train = Photos { offset: Some(&offset), ..photos(&features, &labels) };
+        let model = &fit_path(train, 7, 5, &[0.1]).unwrap()[0];
+        let first = softmax(&model.logits(&features[..7], Some(&offset[..5])));
+        let expected = [0.16134133, 0.4213569, 0.00543661, 0.29131875, 0.12054641];
+        assert_is(model, 0.1, 3.8056877054, &first, &expected);
+    }
+
+    #[test]
+    fn a_class_without_photos_is_left_out() {
+        let ((features, labels), (offset, _)) = (case(7), case(5));
+        let spread: Vec<f64> =
+            offset.chunks(5).flat_map(|o| [9.0, o[0], o[1], o[2], 8.0, o[3], o[4]]).collect();
+        let relabelled: Vec<u32> = labels.iter().map(|&label| [1, 2, 3, 5, 6][label as usize]).collect();
+        let all = Photos { offset: Some(&offset), ..photos(&features, &labels) };
+        let some = Photos { offset: Some(&spread), ..photos(&features, &relabelled) };
+        let all = &fit_path(all, 7, 5, &[1.0]).unwrap()[0];
+        let some = &fit_path(some, 7, 7, &[1.0]).unwrap()[0];
+        assert_eq!(some.objective, all.objective);
+        assert_eq!(some.weight[5 * 7..6 * 7], all.weight[3 * 7..4 * 7]);
+        assert!(some.weight[4 * 7..5 * 7].iter().all(|w| *w == 0.0));
+        let p = softmax(&some.logits(&features[..7], Some(&spread[..7])));
+        assert_eq!((p[0], p[4]), (0.0, 0.0));
+        assert_eq!(p[5], softmax(&all.logits(&features[..7], Some(&offset[..5])))[3]);
+    }
+
+    #[test]
+    fn small_and_degenerate_cases_end() {
+        let cs = [0.01, 1.0, 1e3, 1e6];
+        // One class; fewer photos than classes; one photo; a constant feature; width 0.
+        let cases: [(&[f64], &[u32], usize, usize); 5] = [
+            (&[1.0, 2.0, 3.0], &[0, 0, 0], 1, 1),
+            (&[1.0, 2.0, 3.0, 0.5], &[3, 0], 2, 9),
+            (&[1.0, 2.0], &[1], 2, 3),
+            (&[7.0, 7.0, 7.0, 7.0], &[0, 1, 1, 2], 1, 3),
+            (&[], &[0, 1, 1, 2], 0, 3),
+        ];
+        for (features, labels, width, classes) in cases {
+            for model in fit_path(photos(features, labels), width, classes, &cs).unwrap() {
+                assert!(model.converged && model.objective.is_finite());
+                assert!(model.weight.iter().chain(&model.bias).all(|w| w.is_finite()));
+            }
+        }
+        // Without a feature that tells anything the probabilities are the frequencies.
+        let model = &fit_path(photos(&[], &[0, 1, 1, 2]), 0, 3, &cs).unwrap()[0];
+        assert_relative_eq!(model.objective, 0.01 * (4.0 * 4f64.ln() - 2.0 * 2f64.ln()), epsilon = 1e-9);
+        assert_relative_eq!(model.bias[1], 2.0 / 3.0 * 2f64.ln(), max_relative = 1e-4);
+    }
+
+    #[test]
+    fn the_scale_of_the_features_and_repeated_photos_change_c_alone() {
+        let (features, labels) = case(7);
+        let plain = &fit_path(photos(&features, &labels), 7, 5, &[1.0]).unwrap()[0];
+        let scaled: Vec<f64> = features.iter().map(|x| 1e3 * x - 5e5).collect();
+        let found = &fit_path(photos(&scaled, &labels), 7, 5, &[1e-6]).unwrap()[0];
+        assert_relative_eq!(found.objective * 1e6, plain.objective, max_relative = 1e-7);
+        let (twice, labels) = ([&features[..], &features].concat(), [&labels[..], &labels].concat());
+        let found = &fit_path(photos(&twice, &labels), 7, 5, &[0.5]).unwrap()[0];
+        assert_relative_eq!(found.objective, plain.objective, max_relative = 1e-7);
+    }
+
+    #[test]
+    fn separable_photos_end_at_any_c() {
+        let (mut features, labels) = case(7);
+        for (row, &label) in features.chunks_mut(7).zip(&labels) {
+            row[label as usize] += 20.0;
+        }
+        let models = fit_path(photos(&features, &labels), 7, 5, &[1.0, 1e6, 1e12]).unwrap();
+        for model in &models {
+            assert!((model.converged || model.c > 1e6) && model.weight.iter().all(|w| w.is_finite()));
+        }
+        let logits = models[2].logits(&features, None);
+        let right = logits.chunks(5).zip(&labels).filter(|(z, y)| softmax(z)[**y as usize] > 0.999);
+        assert_eq!(right.count(), 60);
+    }
+
+    #[test]
+    fn what_cannot_be_fitted_is_an_error() {
+        let cs = [1.0];
+        let of = |features: &[f64], labels: &[u32]| fit_path(photos(features, labels), 2, 2, &cs);
+        assert_eq!(of(&[], &[]), Err(StatsError::NoImages));
+        let length = StatsError::Length { what: "features", found: 3, rows: 2, columns: 2 };
+        assert_eq!(of(&[0.0; 3], &[0, 1]), Err(length));
+        for bad in [f64::NAN, f64::INFINITY] {
+            let found = of(&[0.0, 1.0, 2.0, bad], &[0, 1]);
+            assert_eq!(found, Err(StatsError::NotFinite { what: "features", row: 1 }));
+        }
+        let label = StatsError::Label { row: 1, label: 2, classes: 2 };
+        assert_eq!(of(&[0.0; 4], &[0, 2]), Err(label));
+        let offset = Photos { offset: Some(&[0.0; 3]), ..photos(&[0.0; 4], &[0, 1]) };
+        let length = StatsError::Length { what: "offsets", found: 3, rows: 2, columns: 2 };
+        assert_eq!(fit_path(offset, 2, 2, &cs), Err(length));
+        for cs in [vec![0.0], vec![1.0, 1.0], vec![2.0, 1.0], vec![f64::INFINITY]] {
+            let found = fit_path(photos(&[0.0; 4], &[0, 1]), 2, 2, &cs);
+            assert_eq!(found, Err(StatsError::Path(cs)));
+        }
+    }
+}
