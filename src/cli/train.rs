@@ -227,6 +227,9 @@ pub struct Options {
     /// Write the metrics for TensorBoard too, into RUN/tensorboard.
     #[arg(long, num_args = 0, default_missing_value = "true")]
     tensorboard: Option<bool>,
+    /// Fit a logistic regression on plain CLIP's features too, to compare with [default: true].
+    #[arg(long, value_name = "true|false")]
+    baseline: Option<bool>,
     /// A prompt with {} for the class name; repeat the flag for several [default: "a photo of a {}.", "a close-up
     /// photo of a {}.", "a cropped photo of a {}.", "a bright photo of a {}."; for Flowers-102 and the demo "A photo of {}.",
     /// "A photo of flower {}.", "Botanic picture of {}", "A example picture of type {}"; in the recipe clip-lora the
@@ -290,6 +293,7 @@ macro_rules! with_settings {
             early_stop_against,
             device,
             tensorboard,
+            baseline,
             templates
         )
     };

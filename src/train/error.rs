@@ -3,6 +3,7 @@
 use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
+use crate::stats::StatsError;
 use crate::tensor::TensorError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -24,6 +25,9 @@ pub enum TrainError {
     /// Tensors that do not fit together.
     #[error(transparent)]
     Tensor(#[from] TensorError),
+    /// What a logistic regression cannot be fitted to.
+    #[error("logistic regression: {0}")]
+    Stats(#[from] StatsError),
     /// The operating system refused.
     #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
     Io {

@@ -1,6 +1,7 @@
 //! One training run, from the settings to the tested best epoch.
 
 use super::adapter::{self, HeadFile};
+use super::baseline::{self, Labelled};
 use super::evaluate::{Inputs, Staging, evaluate_split};
 use super::files::Staged;
 use super::keep::{Candidate, Candidates};
@@ -25,7 +26,7 @@ use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rate, Rates, Schedule, ScheduleKind};
 use crate::progress::Monitor;
-use crate::stats::fit_temperature;
+use crate::stats::temperature::fit_temperature;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
 use rand::seq::SliceRandom;
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What a finished run says of itself; the content of summary.json.
@@ -116,6 +118,18 @@ pub struct ZeroShot {
     pub top1: f64,
     /// Fraction of images whose class is among the first five.
     pub top5: f64,
+}
+
+impl ZeroShot {
+    fn of(split: Split, plain: &EvalMetrics) -> Self {
+        ZeroShot {
+            split: split.to_string(),
+            images: plain.images,
+            loss: plain.loss_text,
+            top1: plain.text_top1,
+            top5: plain.text_top5,
+        }
+    }
 }
 
 /// The results of a logistic regression on plain CLIP's image features.
@@ -349,7 +363,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let cache = self.cache;
         let zero_shot = match progress {
             Some(progress) => progress.zero_shot.clone(),
-            None => self.zero_shot(learner, batch, monitor)?,
+            None => self.plain(settings, learner, &chosen, batch, monitor)?,
         };
         let mut seconds = 0.0;
         let mut inputs = |session: &mut Self, split: Split, on_features: bool| -> Result<Inputs<'a>> {
@@ -384,23 +398,79 @@ impl<'a, B: Backend> Session<'a, B> {
         Ok((zero_shot, RunInputs { training, val, test, seconds }))
     }
 
-    /// Plain CLIP on the split where the final result is measured.
-    fn zero_shot(
+    /// Plain CLIP on the split where the final result is measured and on the validation split, and what a logistic
+    /// regression makes of its features.
+    fn plain(
         &mut self,
+        settings: &Settings,
         learner: &mut Learner<B>,
+        chosen: &[usize],
         batch: usize,
         monitor: &dyn Monitor,
     ) -> Result<PlainResult> {
         let cache = self.cache;
         let split = if cache.split(Split::Test).is_empty() { Split::Val } else { Split::Test };
+        let sums = self.zero_shot(split, learner, batch, monitor)?;
+        let val = match split {
+            Split::Val => sums.finish(),
+            _ => self.zero_shot(Split::Val, learner, batch, monitor)?.finish(),
+        };
+        let baseline = match settings.baseline {
+            true => self.logistic_regression(settings.seed, learner, chosen, batch, split, monitor)?,
+            false => None,
+        };
+        Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes(), val, baseline })
+    }
+
+    fn zero_shot(
+        &mut self,
+        split: Split,
+        learner: &mut Learner<B>,
+        batch: usize,
+        monitor: &dyn Monitor,
+    ) -> Result<Accumulator> {
         let values = self.features(learner, split, batch, monitor)?.values.clone();
-        let inputs = Inputs::Features { values, labels: cache.split(split).labels(), plain: true };
-        let mut staging = inputs.staging(cache, batch);
-        let task = format!("zero-shot {split}");
-        let sums = learner.accumulator();
+        let inputs = Inputs::Features { values, labels: self.cache.split(split).labels(), plain: true };
+        let mut staging = inputs.staging(self.cache, batch);
+        let (task, sums) = (format!("plain CLIP {split}"), learner.accumulator());
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, sums, monitor)?;
-        let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
-        Ok(PlainResult { metrics: sums.finish(), classes: sums.text_classes() })
+        sums.ok_or(TrainError::Data(DataError::Interrupted))
+    }
+
+    /// Fitted once for runs on the same images with the same seed.
+    fn logistic_regression(
+        &mut self,
+        seed: u64,
+        learner: &mut Learner<B>,
+        chosen: &[usize],
+        batch: usize,
+        split: Split,
+        monitor: &dyn Monitor,
+    ) -> Result<Option<Baseline>> {
+        if let Some((known, of_seed, baseline)) = &self.baseline
+            && (known.as_slice(), *of_seed) == (chosen, seed)
+        {
+            return Ok(baseline.clone());
+        }
+        let cache = self.cache;
+        let mut features = |split| -> Result<Arc<Tensor>> {
+            Ok(self.features(learner, split, batch, monitor)?.values.clone())
+        };
+        let [train, val, result] = [features(Split::Train)?, features(Split::Val)?, features(split)?];
+        let of = |split, features| Labelled { features, labels: cache.split(split).labels() };
+        let classes = cache.class_names().len();
+        let (train, val) = (of(Split::Train, &train), of(Split::Val, &val));
+        let result = (split.name(), of(split, &result));
+        let baseline = baseline::fit(train, chosen, val, result, classes, seed)?;
+        monitor.line(&match &baseline {
+            Some(Baseline { top1, c, seconds, .. }) => format!(
+                "logistic regression on plain CLIP's features: {:.1} % on {split} (C {c:.3}, {seconds:.1} s)",
+                100.0 * top1
+            ),
+            None => "logistic regression on plain CLIP's features: left out, it would take minutes".into(),
+        });
+        self.baseline = Some((chosen.to_vec(), seed, baseline.clone()));
+        Ok(baseline)
     }
 }
 
@@ -860,7 +930,6 @@ impl<B: Backend> Run<'_, B> {
         let path = |index| images.path(index).unwrap_or_default().display().to_string();
         let names = cache.class_names();
         dir.write_evaluation(&sums.evaluation(split.name(), names, path, zero_shot.classes))?;
-        let plain = zero_shot.metrics;
         let summary = Summary {
             recipe: self.settings.recipe,
             classes: self.learner.classes(),
@@ -870,15 +939,9 @@ impl<B: Backend> Run<'_, B> {
             stopped_early,
             val: val.finish(),
             test: self.test.is_some().then(|| sums.finish()),
-            zero_shot: ZeroShot {
-                split: split.to_string(),
-                images: plain.images,
-                loss: plain.loss_text,
-                top1: plain.text_top1,
-                top5: plain.text_top5,
-            },
-            zero_shot_val: None,
-            baseline: None,
+            zero_shot: ZeroShot::of(split, &zero_shot.metrics),
+            zero_shot_val: Some(ZeroShot::of(Split::Val, &zero_shot.val)),
+            baseline: zero_shot.baseline,
             temperature: Some(Temperature {
                 value: temperature,
                 before: sums.untempered(),

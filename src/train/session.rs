@@ -2,6 +2,7 @@
 
 use super::learner::{Learner, TextClassifier};
 use super::model::{BaseModel, Model, TextTraining};
+use super::run::Baseline;
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -32,6 +33,8 @@ pub struct Session<'a, B: Backend> {
     pub(super) weights: WeightsId,
     templates: Vec<String>,
     features: HashMap<Split, Features>,
+    /// The last that was fitted, with the training images and the seed that it is of.
+    pub(super) baseline: Option<(Vec<usize>, u64, Option<Baseline>)>,
 }
 
 impl<'a, B: Backend> Session<'a, B> {
@@ -74,6 +77,7 @@ impl<'a, B: Backend> Session<'a, B> {
             weights: model.weights_id()?,
             templates: templates.to_vec(),
             features: HashMap::new(),
+            baseline: None,
         })
     }
 

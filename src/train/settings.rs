@@ -338,6 +338,8 @@ pub struct Settings {
     pub device: String,
     /// Whether the metrics are written for TensorBoard too.
     pub tensorboard: bool,
+    /// Whether a logistic regression on plain CLIP's features is fitted too, to compare with.
+    pub baseline: bool,
     /// Text prompts of a class, at least one, each with {} where the class name goes.
     pub templates: Vec<String>,
 }
@@ -419,6 +421,7 @@ impl Settings {
             precision: None,
             device: "auto".into(),
             tensorboard: false,
+            baseline: true,
             templates: default_templates(recipe, false),
         }
     }

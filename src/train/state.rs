@@ -4,6 +4,7 @@ use super::files::{TensorFile, stage_tensors};
 use super::keep::{Candidate, Candidates};
 use super::learner::Learner;
 use super::metrics::{ClassMetrics, EvalMetrics};
+use super::run::Baseline;
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
@@ -17,6 +18,10 @@ pub struct PlainResult {
     pub metrics: EvalMetrics,
     /// By its text logits.
     pub classes: Vec<ClassMetrics>,
+    /// What it makes of the validation split.
+    pub val: EvalMetrics,
+    /// What a logistic regression makes of its features; none where none was fitted.
+    pub baseline: Option<Baseline>,
 }
 
 /// The numbers of a saved state; the tensors stand beside them.
