@@ -3,6 +3,8 @@
 /// Watches one piece of long-running work. The command line draws bars with it; a library user can pass
 /// [`Silent`].
 pub trait Monitor: Send + Sync {
+    /// The task that starts next is a part of something longer.
+    fn part(&self, _part: Part) {}
     /// A task of `total` units starts; tasks do not nest.
     fn begin(&self, task: &str, total: u64);
     /// The same where the units are bytes; a `total` of 0 is not known.
@@ -25,6 +27,19 @@ pub trait Monitor: Send + Sync {
     fn debug(&self, _text: &str) {}
     /// True once the user asked to stop (Ctrl-C): finish cleanly, as soon as possible.
     fn stopped(&self) -> bool;
+}
+
+/// A task's place among others that take as long as it does, such as an epoch's among the epochs of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// Those before it, from 0.
+    pub index: u32,
+    /// All of them.
+    pub of: u32,
+    /// Units of other tasks that follow before the next part begins, such as an epoch's validation images.
+    pub after: u64,
+    /// Whether it may end before the last of them.
+    pub at_most: bool,
 }
 
 /// Shows nothing and never stops.

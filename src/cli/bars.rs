@@ -2,7 +2,8 @@
 //! what Ctrl-C does.
 
 use super::signals;
-use clip_engine::progress::Monitor;
+use super::time_left::Course;
+use clip_engine::progress::{Monitor, Part};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,7 +51,20 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 pub struct Bars {
     level: Level,
     terminal: bool,
+    /// What times are counted from.
+    made: Instant,
     task: Mutex<Option<Task>>,
+    /// The run that the task is a part of, or the one before was.
+    run: Mutex<Run>,
+}
+
+#[derive(Default)]
+struct Run {
+    course: Option<Course>,
+    /// The next task is a part of it.
+    announced: bool,
+    /// When a plain line was written last, in seconds since `made`.
+    spoke: f64,
 }
 
 struct Task {
@@ -60,6 +74,8 @@ struct Task {
     bytes: bool,
     done: u64,
     state: String,
+    /// The run that it is a part of.
+    course: Option<Course>,
     started: Instant,
     spoke: Instant,
     bar: Option<ProgressBar>,
@@ -78,7 +94,7 @@ impl Bars {
         };
         LISTENING.call_once(|| signals::on_stop(handler));
         let (level, terminal) = (Level::chosen(), std::io::stderr().is_terminal());
-        Bars { level, terminal, task: Mutex::new(None) }
+        Bars { level, terminal, made: Instant::now(), task: Mutex::new(None), run: Mutex::default() }
     }
 
     /// A line of a level, above the bar if there is one.
@@ -97,13 +113,17 @@ impl Bars {
     }
 
     fn start(&self, task: &str, total: u64, bytes: bool) {
+        let course = {
+            let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::take(&mut run.announced).then_some(run.course).flatten()
+        };
         let bar = (self.terminal && self.level >= Level::Info).then(|| {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
-            let template = match bytes {
-                true => {
-                    "{prefix:<24} {bar:24} {bytes:>10}/{total_bytes}  {bytes_per_sec}  {eta:>4} left  {msg}"
-                }
-                false => "{prefix:<14} {bar:24} {pos:>6}/{len}  {eta:>4} left  {msg}",
+            // 80 columns hold each of these.
+            let template = match (bytes, course) {
+                (true, _) => "{prefix:20!} {bar:10} {bytes:>10}/{total_bytes}  {bytes_per_sec}  {eta} left",
+                (false, None) => "{prefix:<14} {bar:10} {pos:>6}/{len}  {eta:>4} left  {wide_msg}",
+                (false, Some(_)) => "{prefix:<11} {bar:6} {pos:>5}/{len}  {wide_msg}",
             };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 bar.set_style(style.progress_chars("━╸─"));
@@ -118,11 +138,26 @@ impl Bars {
             bytes,
             done: 0,
             state: String::new(),
+            course,
             started: now,
             spoke: now,
             bar,
         };
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
+    }
+
+    /// Whether a plain line is due: of a long task, or of a long run whose parts may be short.
+    fn is_time_to_speak(&self, task: &mut Task, now: f64) -> bool {
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        let silence = match task.course {
+            Some(_) => Duration::from_secs_f64(now - run.spoke),
+            None => task.spoke.elapsed(),
+        };
+        let due = silence >= PLAIN_INTERVAL;
+        if due {
+            (task.spoke, run.spoke) = (Instant::now(), now);
+        }
+        due
     }
 
     fn with_task(&self, action: impl FnOnce(&mut Task)) {
@@ -133,12 +168,32 @@ impl Bars {
 }
 
 impl Task {
+    /// How long the whole of it takes at most, where it is a part of a run.
+    fn left_of_run(&self, now: f64) -> Option<String> {
+        self.course.and_then(|course| course.left(self.done, self.total, now))
+    }
+
+    fn show_state(&self, now: f64) {
+        let Some(bar) = &self.bar else { return };
+        match self.left_of_run(now) {
+            Some(left) => bar.set_message(format!("{left}  {}", self.state)),
+            None => bar.set_message(self.state.clone()),
+        }
+    }
+
     fn plain(&self, line: &str) {
         let _ = writeln!(std::io::stderr(), "{}: {line}", self.name);
     }
 }
 
 impl Monitor for Bars {
+    fn part(&self, part: Part) {
+        let now = self.made.elapsed().as_secs_f64();
+        let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
+        run.course = Some(Course::begin(run.course, part, now));
+        run.announced = true;
+    }
+
     fn begin(&self, task: &str, total: u64) {
         self.start(task, total, false);
     }
@@ -148,28 +203,29 @@ impl Monitor for Bars {
     }
 
     fn advance(&self, units: u64) {
+        let now = self.made.elapsed().as_secs_f64();
         self.with_task(|task| {
             task.done += units;
             if let Some(bar) = &task.bar {
                 bar.inc(units);
-            } else if self.level >= Level::Info && task.spoke.elapsed() >= PLAIN_INTERVAL {
-                task.spoke = Instant::now();
+                task.show_state(now);
+            } else if self.level >= Level::Info && self.is_time_to_speak(task, now) {
                 let elapsed = task.started.elapsed().as_secs_f64();
                 let left = elapsed / task.done.max(1) as f64 * task.total.saturating_sub(task.done) as f64;
+                let left = task.left_of_run(now).unwrap_or_else(|| format!("{left:.0} s left"));
                 let amount =
                     |units| if task.bytes { HumanBytes(units).to_string() } else { units.to_string() };
                 let (done, total) = (amount(task.done), amount(task.total));
-                task.plain(&format!("{done}/{total}, {left:.0} s left  {}", task.state));
+                task.plain(&format!("{done}/{total}, {left}  {}", task.state));
             }
         });
     }
 
     fn state(&self, text: &str) {
+        let now = self.made.elapsed().as_secs_f64();
         self.with_task(|task| {
             task.state = text.to_string();
-            if let Some(bar) = &task.bar {
-                bar.set_message(text.to_string());
-            }
+            task.show_state(now);
         });
     }
 

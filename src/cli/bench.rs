@@ -171,7 +171,7 @@ fn step<B: Backend>(
     };
     let flops = Flops::of(&sizes);
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
-    let mut table = table::table(&header);
+    let mut rows = Vec::new();
     for (name, times, flop) in [
         ("train", &train, flops.forward + flops.backward),
         ("eval", &eval, flops.evaluation),
@@ -184,7 +184,7 @@ fn step<B: Backend>(
             "p20_s": p20, "p50_s": p50, "p80_s": p80, "in_a_row_s": in_a_row,
             "images_per_s": images_per_s, "gflop": gflop, "gflops_per_s": gflop / in_a_row,
         });
-        table.add_row([
+        rows.push(vec![
             name.to_string(),
             seconds(p20),
             seconds(p50),
@@ -195,7 +195,7 @@ fn step<B: Backend>(
             format!("{:.1}", gflop / in_a_row),
         ]);
     }
-    common::say(table)?;
+    common::say(table::fitted(&header, &rows))?;
     common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
 }
 
@@ -381,8 +381,16 @@ struct OpRows {
 
 impl OpRows {
     fn new(best: Best) -> Self {
-        let columns =
-            [("p50", 9), ("cold p50", 9), ("GB/s", 7), ("of copy", 7), ("GFLOP/s", 9), ("of best", 7)];
+        // On the CPU nothing is timed cold, and there is no rate of copies.
+        let gpu = best.copy_rate.is_some();
+        let columns = [
+            ("p50", 9, true),
+            ("cold p50", 9, gpu),
+            ("GB/s", 7, true),
+            ("of copy", 7, gpu),
+            ("GFLOP/s", 9, true),
+            ("of best", 7, true),
+        ];
         let lines = Lines::begin(columns, "operation");
         OpRows { best, lines, entries: Vec::new(), failed: 0 }
     }

@@ -43,7 +43,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let device = device::open(&args.device, args.precision, &Silent)?;
     let described = on_device!(&device, backend => backend.describe());
-    let mut report = Report::new(args.json.as_deref(), &described);
+    let mut report = Report::new(args.json.as_deref(), &described, args.reference.is_some());
     let checked = match (&args.reference, &args.model, &device) {
         (Some(reference), Some(model), device) => {
             let model = common::named_model_dir(model)?;
@@ -75,8 +75,10 @@ struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    fn new(json: Option<&'a Path>, device: &'a str) -> Self {
-        let lines = Lines::begin([("", 6), ("error", 8), ("bound", 6), ("PyTorch", 8)], "check, at");
+    /// `peer`: whether PyTorch's own errors are known.
+    fn new(json: Option<&'a Path>, device: &'a str, peer: bool) -> Self {
+        let columns = [("", 6, true), ("error", 8, true), ("bound", 6, true), ("PyTorch", 8, peer)];
+        let lines = Lines::begin(columns, "check, at");
         Report { lines, rows: Vec::new(), json, device }
     }
 

@@ -5,7 +5,9 @@ use anyhow::{Result, bail};
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
-use clip_engine::fetch::{FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_data, settled_model};
+use clip_engine::fetch::{
+    DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_data, settled_model,
+};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::adapter::doubts_about;
@@ -79,6 +81,22 @@ fn model_dir(name: &Path, monitor: &dyn Monitor) -> Result<PathBuf> {
     }
 }
 
+/// Opens the model that a flag names, or the default, which is said.
+pub fn open_model_or_default(name: Option<&Path>, monitor: &dyn Monitor) -> Result<Model> {
+    match name {
+        Some(name) => open_model(name, monitor),
+        None => {
+            say_default_model(Path::new(DEFAULT_MODEL), monitor);
+            open_model(Path::new(DEFAULT_MODEL), monitor)
+        }
+    }
+}
+
+/// Says that this model was taken, as none was named.
+pub fn say_default_model(name: &Path, monitor: &dyn Monitor) {
+    monitor.line(&format!("model: {}, the default; --model names another", name.display()));
+}
+
 /// Opens the model that a flag names.
 pub fn open_model(name: &Path, monitor: &dyn Monitor) -> Result<Model> {
     open_settled_model(&settled_model(name), monitor)
@@ -113,7 +131,7 @@ pub fn exported_base(settings: &Settings, chosen: Option<&str>, model: &Model) -
         ModelPlace::Hub(id) => Some(base_on_hub(&id)),
         ModelPlace::Folder(_) => None,
     };
-    match (chosen, &settings.model) {
+    match (chosen, settings.model_name()) {
         (Some(name), _) => {
             on_hub(&settled_model(Path::new(name))).unwrap_or_else(|| BaseModel::Named(name.into()))
         }
@@ -172,11 +190,10 @@ pub fn model_of_run(
     chosen: Option<&Path>,
     monitor: &dyn Monitor,
 ) -> Result<Model> {
-    let model = match (chosen, &settings.model) {
+    let model = match (chosen, settings.model_name()) {
         (Some(name), _) => open_model(name, monitor)?,
-        (None, _) if settings.demo => demo::model()?,
         (None, Some(name)) => open_settled_model(name, monitor)?,
-        (None, None) => bail!("--run: its config.toml names no model; give --model"),
+        (None, None) => demo::model()?,
     };
     warn_of_other_weights(dir, &model, monitor)?;
     Ok(model)
@@ -223,8 +240,8 @@ pub fn material(settings: &Settings, monitor: &dyn Monitor) -> Result<Material> 
         let enlarged = if augmented { Some(demo::enlarged_cache(seed)?) } else { None };
         return Ok(Material { model, cache, enlarged });
     }
-    let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
-        bail!("--model and --data are needed, or --demo");
+    let (Some(model), Some(data)) = (settings.model_name(), &settings.data) else {
+        bail!("--data is needed, or --demo");
     };
     let model = open_settled_model(model, monitor)?;
     let (dir, skip) = (settings.cache.as_deref(), settings.skip_bad_images);

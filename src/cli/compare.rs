@@ -4,7 +4,7 @@ use super::bars::Bars;
 use super::run_set::{Earlier, Layout, RunSet};
 use super::seeds::{header, runs_of, score_cells};
 use super::train::{Options, resolve_each};
-use super::{common, table};
+use super::{common, output, table};
 use anyhow::{Result, bail};
 use clip_engine::TrainError;
 use clip_engine::data::Cache;
@@ -16,8 +16,8 @@ use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Recipe};
 use std::path::{Path, PathBuf};
 
-/// Where recipes are trained unless --out says otherwise.
-const OUTPUT: &str = "runs/compare";
+/// The heading of its own flags in the help.
+const COMPARISON: &str = "Comparison";
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -27,18 +27,19 @@ pub struct Args {
     /// Train these first, one after the other with one loaded model: all, or some of linear, lora, mixup,
     /// triplet and vpt. The flags of engine train apply to every recipe that has a use for them. A run that
     /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
-    #[arg(long, value_delimiter = ',', value_name = "all|RECIPE,…")]
+    #[arg(long, help_heading = COMPARISON, value_delimiter = ',', value_name = "all|RECIPE,…")]
     recipes: Option<Vec<String>>,
     /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes
-    /// [default: runs/compare with --recipes, otherwise nothing is written].
-    #[arg(long, value_name = "DIR")]
+    /// [default: runs/NAME-compare by the name of the data, runs/compare with --demo; without --recipes nothing
+    /// is written].
+    #[arg(long, help_heading = COMPARISON, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Replace an earlier comparison in DIR, and with --recipes its runs. The demo in runs/compare is always
-    /// replaced by the next.
-    #[arg(long)]
+    /// Replace an earlier comparison in DIR, and with --recipes its runs. Without --out
+    /// a comparison on the demo is always replaced by the next.
+    #[arg(long, help_heading = COMPARISON)]
     overwrite: bool,
     /// Train each recipe with N seeds from --seed on, all on the images that the first one sees.
-    #[arg(long, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, help_heading = COMPARISON, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
     #[command(flatten)]
     options: Options,
@@ -49,8 +50,9 @@ pub fn run(args: Args) -> Result<()> {
     match &args.recipes {
         Some(names) => {
             let recipes = parse(names)?;
-            let set = plan(&args, &recipes)?;
+            let set = plan(&args, &recipes, &monitor)?;
             let path = set.path().to_path_buf();
+            monitor.line(&format!("runs: {}", path.display()));
             let (runs, cache) = set.train(&monitor)?;
             let comparison = Comparison::of(&runs)?;
             finish(&comparison, &runs, Some(&cache), Some(&path), &monitor)
@@ -95,7 +97,12 @@ fn parse(names: &[String]) -> Result<Vec<Recipe>> {
 }
 
 /// The runs that the arguments ask for, all of them right as far as can be known before one is trained.
-fn plan(args: &Args, recipes: &[Recipe]) -> Result<RunSet> {
+fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet> {
+    if args.options.names_no_data() {
+        let text =
+            "--data is missing; for example engine compare --recipes all --data DIR, or --demo in its place";
+        bail!(TrainError::Setting(text.into()));
+    }
     let mut runs = Vec::new();
     for settings in resolve_each(&args.options, recipes)? {
         let name = settings.recipe.name();
@@ -104,14 +111,20 @@ fn plan(args: &Args, recipes: &[Recipe]) -> Result<RunSet> {
             None => runs.push((name.to_owned(), settings)),
         }
     }
-    let demo = runs.iter().all(|(_, settings)| settings.demo);
+    let Some((_, first)) = runs.first() else { bail!("--recipes names none") };
+    if let Some(name) = first.model_name().filter(|_| !args.options.names_model()) {
+        common::say_default_model(name, monitor);
+    }
     let earlier = match (args.overwrite, &args.out) {
         (true, _) => Earlier::Replace,
-        (false, None) if demo => Earlier::ReplaceDemo,
-        (false, _) => Earlier::Keep,
+        (false, None) => Earlier::ReplaceDemo,
+        (false, Some(_)) => Earlier::Keep,
     };
-    let path = args.out.as_deref().unwrap_or(Path::new(OUTPUT));
-    RunSet::vacant(path, Layout::Comparison, runs, earlier)
+    let path = match &args.out {
+        Some(out) => out.clone(),
+        None => output::of_comparison(first)?,
+    };
+    RunSet::vacant(&path, Layout::Comparison, runs, earlier)
 }
 
 /// Refuses a folder with an earlier comparison, and that of a run: its page and pictures have the same names.
@@ -164,11 +177,7 @@ fn finish(
 
 fn print(comparison: &Comparison, monitor: &dyn Monitor) -> Result<()> {
     comparison.warnings.iter().for_each(|warning| monitor.warn(warning));
-    let mut table = table::table(&titles(comparison));
-    for cells in rows(comparison) {
-        table.add_row(cells);
-    }
-    common::say(table)?;
+    common::say(table::fitted(&titles(comparison), &rows(comparison)))?;
     common::say(format!("{} classes, measured on the {} split", comparison.classes, comparison.split))?;
     if has_published(comparison) {
         common::say("published: test top-1 of ViT-B/32 on the official split of Flowers-102")?;
@@ -184,15 +193,16 @@ fn titles(comparison: &Comparison) -> Vec<&'static str> {
     let several: &[&str] = if comparison.means.is_empty() { &[] } else { &["seeds"] };
     let published: &[&str] = if has_published(comparison) { &["published"] } else { &[] };
     let more = [several, &["parameters", "epochs (kept)", "s"], published].concat();
-    header("technique", &comparison.split, &more)
+    header("technique", &comparison.split, table::has_top5(comparison.classes), &more)
 }
 
 /// The cells of every row under [`titles`].
 fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     let (split, several) = (&comparison.split, !comparison.means.is_empty());
+    let top5 = table::has_top5(comparison.classes);
     let plain = comparison.rows.iter().filter(|row| !several || row.seed.is_none());
-    let mut rows: Vec<_> = plain.map(|row| (row_cells(row, split, several), &row.published)).collect();
-    rows.extend(comparison.means.iter().map(|row| (mean_cells(row, split), &row.published)));
+    let mut rows: Vec<_> = plain.map(|row| (row_cells(row, split, top5, several), &row.published)).collect();
+    rows.extend(comparison.means.iter().map(|row| (mean_cells(row, split, top5), &row.published)));
     let published = has_published(comparison);
     let with_published = |(mut cells, found): (Vec<String>, &Option<Published>)| {
         if published {
@@ -203,14 +213,18 @@ fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     rows.into_iter().map(with_published).collect()
 }
 
-fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
+fn row_cells(row: &ComparisonRow, split: &str, top5: bool, several: bool) -> Vec<String> {
     let share = |value: Option<f64>| value.map(table::percent).unwrap_or_default();
-    let mut cells = vec![row.name.clone()];
+    // The only row that was not trained.
+    let mut cells = vec![if row.seed.is_some() { row.name.clone() } else { "plain CLIP".into() }];
     if split == "test" {
         cells.push(share(row.val_top1));
     }
-    cells.extend([table::percent(row.test_top1), table::percent(row.test_top5), share(row.macro_f1)]);
-    cells.push(row.ece.map(|ece| format!("{ece:.3}")).unwrap_or_default());
+    cells.push(table::percent(row.test_top1));
+    if top5 {
+        cells.push(table::percent(row.test_top5));
+    }
+    cells.extend([share(row.macro_f1), share(row.ece)]);
     if several {
         cells.push(String::new());
     }
@@ -221,9 +235,9 @@ fn row_cells(row: &ComparisonRow, split: &str, several: bool) -> Vec<String> {
     cells
 }
 
-fn mean_cells(row: &MeanRow, split: &str) -> Vec<String> {
+fn mean_cells(row: &MeanRow, split: &str, top5: bool) -> Vec<String> {
     let mut cells = vec![row.name.clone()];
-    cells.extend(score_cells(&row.mean, row.std.as_ref(), split));
+    cells.extend(score_cells(&row.mean, row.std.as_ref(), split, top5));
     cells.push(row.seeds.len().to_string());
     cells.push(row.trained_parameters.to_string());
     cells.push(format!("{:.1} ({:.1})", row.epochs, row.best_epoch));
@@ -292,7 +306,7 @@ mod tests {
                 assert_eq!(cell("published"), Some("91.2–92.05 %, val 91.76 %"));
                 assert_eq!(cell("parameters"), Some("642"));
                 assert_eq!(cell("seeds"), several.then_some("2"));
-                assert_eq!(cell("ECE"), Some(if several { "0.500 ± 0.125" } else { "0.051" }));
+                assert_eq!(cell("ECE"), Some(if several { "50.0 ± 12.5 %" } else { "5.1 %" }));
                 let test = if several { "25.0 ± 6.2 %" } else { "85.0 %" };
                 assert_eq!(cell("test top-1"), (split == "test").then_some(test));
             }

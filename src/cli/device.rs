@@ -6,6 +6,7 @@ use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::absent::Absent;
+use clip_engine::backend::cuda::gpu::probe;
 use clip_engine::backend::cuda::gpu::store::FOLDER;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::progress::Monitor;
@@ -149,8 +150,9 @@ fn open_by(
     let (device, remark) = match Choice::parse(name)? {
         Choice::Cpu => (cpu(precision)?, String::new()),
         Choice::Cuda(index) => {
-            let cuda =
-                open_gpu(index, on_gpu).map_err(|e| anyhow!("--device {name}: {e}; or use --device cpu"))?;
+            let cuda = open_gpu(index, on_gpu).map_err(|e| {
+                anyhow!("--device {name}: {e}; engine doctor says what was found; or use --device cpu")
+            })?;
             (Device::Cuda(cuda), String::new())
         }
         Choice::Twin(capability) => {
@@ -162,7 +164,9 @@ fn open_by(
             Err(problem) if on_gpu != DType::F32 && precision.is_some() => {
                 bail!("--precision {on_gpu} needs a GPU: {problem}")
             }
-            Err(problem) => (cpu(precision)?, format!(" (no GPU is used: {problem})")),
+            // What to do about it is engine doctor's to say.
+            Err(_) if probe().devices.is_empty() => (cpu(precision)?, " (no GPU found)".into()),
+            Err(_) => (cpu(precision)?, " (the GPU cannot be used; engine doctor says why)".into()),
         },
     };
     monitor.line(&format!("device: {}{remark}", device.describe()));

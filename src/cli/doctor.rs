@@ -1,7 +1,7 @@
 //! `engine doctor`
 
 use super::{common, table};
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow};
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
@@ -21,20 +21,33 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let cuda = probe();
-    say_all(&args, &cuda)?;
-    match cuda.problems().as_slice() {
-        [] => Ok(()),
-        problems if args.gpu => bail!("no GPU can be used: {}", problems.join("; ")),
-        _ => Ok(()),
+    let verdict = verdict(&cuda, args.gpu);
+    let line = match &verdict {
+        Ok(device) => format!("Ready: training on {device}"),
+        Err(problem) => format!("Not ready: {problem}"),
+    };
+    say_all(&args, &cuda, verdict.is_ok(), &line)?;
+    verdict.map(|_| ()).map_err(|problem| anyhow!(problem))
+}
+
+/// What a run would train on, or why there can be none.
+fn verdict(cuda: &Probe, needs_gpu: bool) -> std::result::Result<String, String> {
+    common::cache_dir(None).map_err(|problem| problem.to_string())?;
+    Hub::from_env().map_err(|problem| problem.to_string())?;
+    let problems = cuda.problems();
+    match cuda.devices.first() {
+        Some(device) if problems.is_empty() => Ok(format!("cuda:{}, {}, f16", device.index, device.name)),
+        _ if needs_gpu => Err(format!("no GPU can be used: {}", problems.join("; "))),
+        _ => Ok(format!("the CPU, {}", clip_engine::backend::cpu::vector_instructions())),
     }
 }
 
-fn say_all(args: &Args, cuda: &Probe) -> Result<()> {
+fn say_all(args: &Args, cuda: &Probe, ready: bool, verdict: &str) -> Result<()> {
     let cpu = Cpu::<f32>::new().describe();
     if args.json {
         let caches = json!({ "engine": common::cache_dir(None).ok(), "hub": hub_json() });
-        let report =
-            json!({ "version": env!("CARGO_PKG_VERSION"), "cpu": cpu, "cuda": cuda, "caches": caches });
+        let report = json!({ "ready": ready, "verdict": verdict, "version": env!("CARGO_PKG_VERSION"), "cpu": cpu,
+                    "cuda": cuda, "caches": caches });
         return common::say(format!("{report:#}"));
     }
     let mut rows: Vec<(String, String)> = vec![
@@ -44,15 +57,18 @@ fn say_all(args: &Args, cuda: &Probe) -> Result<()> {
     ];
     cuda_rows(cuda, &mut rows);
     rows.push(("kernel sources".into(), sources()));
-    rows.push(("image caches".into(), image_caches()?));
-    rows.push(("Flowers-102".into(), flowers102()?));
+    rows.push(("image caches".into(), image_caches().unwrap_or_else(|problem| problem.to_string())));
+    rows.push(("Flowers-102".into(), flowers102().unwrap_or_else(|problem| problem.to_string())));
     rows.push(("hub cache".into(), hub().unwrap_or_else(|problem| problem.to_string())));
     let mut table = table::table(&["", "found"]);
     for (name, found) in rows {
         table.add_row([name, found]);
     }
     table.column_iter_mut().for_each(|c| c.set_cell_alignment(comfy_table::CellAlignment::Left));
-    common::say(table)
+    // On a terminal what was found is broken into its width.
+    table.set_content_arrangement(comfy_table::ContentArrangement::Dynamic);
+    common::say(table)?;
+    common::say(verdict)
 }
 
 fn cuda_rows(cuda: &Probe, rows: &mut Vec<(String, String)>) {

@@ -30,8 +30,8 @@ fn model_and_images(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model
     if settings.demo {
         return Ok((demo::model()?, Images::of_cache(&demo::cache(seed)?)));
     }
-    let (Some(model), Some(data)) = (&settings.model, &settings.data) else {
-        bail!("--model and --data are needed, or --demo");
+    let (Some(model), Some(data)) = (settings.model_name(), &settings.data) else {
+        bail!("--data is needed, or --demo");
     };
     let data = common::data_dir(data, settings.cache.as_deref(), monitor)?;
     let model = common::open_settled_model(model, monitor)?;

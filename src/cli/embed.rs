@@ -12,8 +12,9 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub [default: that of --run].
-    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", required_unless_present = "run")]
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched
+    /// [default: that of --run, otherwise openai/clip-vit-base-patch32].
+    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: Option<PathBuf>,
     /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
@@ -47,12 +48,12 @@ pub fn run(args: Args) -> Result<()> {
             let model = common::model_of_run(&dir, &settings, model.as_deref(), &monitor)?;
             (model, TuningFiles::of_run(&dir, &settings), Some((dir, settings)))
         }
-        (None, Some(model)) => {
+        (None, model) => {
             common::warn_of_adapter(args.init_from.as_deref(), &monitor)?;
             let files = args.init_from.as_deref().map(TuningFiles::found_in).transpose()?;
-            (common::open_model(model, &monitor)?, files.unwrap_or_default(), None)
+            let model = common::open_model_or_default(model.as_deref(), &monitor)?;
+            (model, files.unwrap_or_default(), None)
         }
-        (None, None) => bail!("--model: missing; name a Hugging Face CLIP directory"),
     };
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
     if let Some(folder) = folder

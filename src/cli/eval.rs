@@ -86,7 +86,8 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         return common::say(format!("{:#}", as_json(&evaluation)?));
     }
-    common::say(table::results(&[(args.split.to_string(), &evaluation.metrics)]))?;
+    let results = table::Results::fine_tuned(args.split.name(), &evaluation.metrics);
+    common::say(table::results(&[results], evaluation.class_names.len()))?;
     if args.per_class {
         common::say(classes(&evaluation))?;
     }

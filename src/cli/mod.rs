@@ -14,6 +14,7 @@ mod eval;
 mod export;
 mod launches;
 mod man;
+mod output;
 mod predict;
 mod predictions;
 mod prep;
@@ -21,7 +22,9 @@ mod run_set;
 mod seeds;
 mod signals;
 mod table;
+mod time_left;
 mod train;
+mod usage;
 mod zero_shot;
 
 use anyhow::Error;
@@ -67,29 +70,51 @@ impl Log {
 #[derive(Subcommand)]
 enum Command {
     /// Decode, resize and crop all photos once, into a memory-mapped cache.
+    #[command(after_help = "Example:\n  engine prep --data flowers102")]
     Prep(prep::Args),
     /// Fine-tune a model; `--demo` needs no files at all.
+    #[command(
+        after_help = "Examples:\n  engine train --demo\n  engine train --data flowers102\n  engine train \
+                            --data DIR --recipe linear --epochs 100"
+    )]
     Train(Box<train::Args>),
     /// Put finished runs beside each other and beside plain CLIP, or train several recipes to do so.
+    #[command(
+        after_help = "Examples:\n  engine compare runs/linear runs/lora\n  engine compare --recipes all \
+                            --demo\n  engine compare --recipes linear,lora --data flowers102"
+    )]
     #[command(mut_arg("recipe", |arg| arg.hide(true)), mut_arg("init_from", |arg| arg.hide(true)))]
     Compare(Box<compare::Args>),
     /// Evaluate a finished run.
+    #[command(after_help = "Example:\n  engine eval --run runs/flowers102")]
     Eval(eval::Args),
     /// Evaluate plain CLIP by its text features.
+    #[command(after_help = "Example:\n  engine zero-shot --data flowers102")]
     ZeroShot(zero_shot::Args),
     /// Say which classes photos belong to, by a finished run.
+    #[command(after_help = "Example:\n  engine predict --run runs/flowers102 photo.jpg holiday/")]
     Predict(predict::Args),
     /// Write the normalised features of a folder of photos.
+    #[command(
+        after_help = "Examples:\n  engine embed --images DIR --out features.safetensors\n  engine embed --run \
+                            runs/flowers102 --images DIR --out features.safetensors"
+    )]
     Embed(embed::Args),
     /// Write a run for other programs: an adapter for PEFT, or a whole Hugging Face directory.
+    #[command(
+        after_help = "Examples:\n  engine export --run runs/flowers102 --peft adapter\n  engine export --run \
+                            runs/flowers102 --merged model"
+    )]
     Export(export::Args),
     /// Numerical gradient checks of every operation and of whole steps, or against a PyTorch reference.
     Check(check::Args),
     /// Benchmarks.
+    #[command(after_help = "Examples:\n  engine bench step\n  engine bench ops --only attention")]
     Bench(bench::Args),
     /// Say what was found on this machine.
     Doctor(doctor::Args),
     /// Write a script that completes commands and flags in a shell.
+    #[command(after_help = "Example:\n  engine completions bash > engine.bash")]
     Completions(completions::Args),
     /// Write the manual pages.
     Man(man::Args),
@@ -98,7 +123,7 @@ enum Command {
 /// Runs the command that the arguments name. Exit status: 0 done, 2 wrong usage, 1 any other failure, with
 /// one line on standard error.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = usage::parse();
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
         if !clip_engine::data::decode::decoding() {

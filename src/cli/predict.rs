@@ -3,8 +3,9 @@
 use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
-use super::predictions::{Form, Printer};
+use super::predictions::{Form, Printer, UNKNOWN};
 use anyhow::{Context, Result, bail};
+use clip_engine::TrainError;
 use clip_engine::data::folder::images_below;
 use clip_engine::progress::Monitor;
 use clip_engine::train::predict::{PredictOptions, Predictor};
@@ -27,6 +28,9 @@ pub struct Args {
     /// Classes for each photo, the most probable first.
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     top_k: u32,
+    /// Call photos "unknown" whose most probable class is less probable than P, above 0 and up to 1.
+    #[arg(long, value_name = "P")]
+    unknown_below: Option<f64>,
     /// Print one JSON object a line for each photo, in the order of the arguments.
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -42,6 +46,10 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let bars = Bars::new();
+    if let Some(p) = args.unknown_below.filter(|p| !(*p > 0.0 && *p <= 1.0)) {
+        let text = format!("--unknown-below: {p} is not a probability above 0 and up to 1");
+        bail!(TrainError::Setting(text));
+    }
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
     let paths = photos(&args.images)?;
@@ -60,7 +68,13 @@ pub fn run(args: Args) -> Result<()> {
         let predictor = Predictor::open(backend, &model, &dir, &settings)?;
         // Its weights are on the device now.
         drop(model);
-        let mut printer = Printer::new(form, &paths, predictor.class_names(), options.top_k, monitor);
+        let names = predictor.class_names();
+        if args.unknown_below.is_some() && names.iter().any(|name| name == UNKNOWN) {
+            let text = "--unknown-below: the run has a class called unknown itself; leave the flag out, and look \
+                        at the probabilities that --json prints";
+            bail!(TrainError::Setting(text.into()));
+        }
+        let mut printer = Printer::new(form, &paths, names, options.top_k, args.unknown_below, monitor);
         let tally = predictor.predict(&paths, options, monitor, |batch| printer.print(batch))?;
         printer.finish(tally, paths.len())
     })

@@ -21,11 +21,16 @@ pub enum Form {
     Csv,
 }
 
+/// What a photo is called that looks like no class.
+pub const UNKNOWN: &str = "unknown";
+
 /// Prints predictions as they come.
 pub struct Printer<'a> {
     form: Form,
     layout: Layout,
     names: &'a [String],
+    /// The least probability of a class that is believed, where there is one.
+    unknown_below: Option<f64>,
     monitor: &'a dyn Monitor,
     out: Stdout,
     started: bool,
@@ -40,12 +45,20 @@ impl<'a> Printer<'a> {
         paths: &[PathBuf],
         names: &'a [String],
         top_k: usize,
+        unknown_below: Option<f64>,
         monitor: &'a dyn Monitor,
     ) -> Self {
         // None where standard output is no terminal.
         let columns = comfy_table::Table::new().width().map(usize::from);
-        let layout = Layout::new(paths, names, top_k.min(names.len()), columns);
-        Printer { form, layout, names, monitor, out: std::io::stdout(), started: false, broken: None }
+        let layout = Layout::new(paths, names, top_k.min(names.len()), unknown_below.is_some(), columns);
+        let out = std::io::stdout();
+        Printer { form, layout, names, unknown_below, monitor, out, started: false, broken: None }
+    }
+
+    /// What a photo is called; none where nobody asked for it.
+    fn verdict(&self, choices: &[Choice]) -> Option<&'a str> {
+        let (least, best) = (self.unknown_below?, choices.first()?);
+        Some(if best.probability < least { UNKNOWN } else { &self.names[best.class] })
     }
 
     /// Prints a batch; breaks off where nobody reads any more, or cannot be written to.
@@ -98,7 +111,9 @@ impl<'a> Printer<'a> {
         }
         for photo in batch {
             match &photo.choices {
-                Ok(choices) => text += &self.layout.photo(photo.path, choices, self.names),
+                Ok(choices) => {
+                    text += &self.layout.photo(photo.path, self.verdict(choices), choices, self.names);
+                }
                 Err(error) => self.monitor.warn(&visible(&error.to_string())),
             }
         }
@@ -109,9 +124,12 @@ impl<'a> Printer<'a> {
         let mut text = Vec::new();
         for photo in batch {
             let bytes = photo.path.as_os_str().as_encoded_bytes();
+            let verdict = photo.choices.as_ref().ok().and_then(|choices| self.verdict(choices));
             let line = JsonLine {
                 path: photo.path.to_string_lossy(),
                 path_base64: photo.path.to_str().is_none().then(|| STANDARD.encode(bytes)),
+                class: verdict,
+                unknown: verdict.map(|class| class == UNKNOWN),
                 predictions: photo.choices.as_ref().ok().map(|choices| {
                     let choice = |&Choice { class, probability }: &Choice| JsonChoice {
                         class: &self.names[class],
@@ -136,12 +154,14 @@ impl<'a> Printer<'a> {
         for photo in batch {
             match &photo.choices {
                 Ok(choices) => {
+                    let verdict = self.verdict(choices);
                     for (rank, choice) in (1..).zip(choices) {
+                        let class = verdict.filter(|_| rank == 1).unwrap_or(&self.names[choice.class]);
                         let numbers = [rank, choice.class].map(|n: usize| n.to_string());
                         csv.write_record([
                             photo.path.as_os_str().as_encoded_bytes(),
                             numbers[0].as_bytes(),
-                            self.names[choice.class].as_bytes(),
+                            class.as_bytes(),
                             numbers[1].as_bytes(),
                             choice.probability.to_string().as_bytes(),
                         ])?;
@@ -161,6 +181,11 @@ struct JsonLine<'a> {
     /// The bytes of a path that is not UTF-8, which JSON cannot hold.
     #[serde(skip_serializing_if = "Option::is_none")]
     path_base64: Option<String>,
+    /// With `--unknown-below` only, as the next.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unknown: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     predictions: Option<Vec<JsonChoice<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -186,34 +211,45 @@ const PERCENT: usize = 7;
 /// How a photo and its classes are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
-    /// The path, and below it a line for each class.
+    /// The path, and what the photo is called where that was asked for; below it a line for each class.
     Blocks,
-    /// One row for each photo, in columns of these widths.
-    Rows { path: usize, class: usize, choices: usize },
+    /// One row for each photo, in columns of these widths; `verdict` is that of what it is called.
+    Rows { path: usize, verdict: Option<usize>, class: usize, choices: usize },
 }
 
 impl Layout {
     /// Rows for many photos, where they fit the terminal of `columns` columns; a file takes any width.
-    fn new(paths: &[PathBuf], names: &[String], choices: usize, columns: Option<usize>) -> Layout {
+    fn new(
+        paths: &[PathBuf],
+        names: &[String],
+        choices: usize,
+        verdicts: bool,
+        columns: Option<usize>,
+    ) -> Layout {
         if paths.len() <= FEW {
             return Layout::Blocks;
         }
         let path = paths.iter().map(|path| shown(path).width()).max().unwrap_or(0).max("photo".len());
         let class = names.iter().map(|name| visible(name).width()).max().unwrap_or(0);
-        // "| path | class 12.3 % |"
-        let others = choices * (class + 1 + PERCENT + 3) + 4;
+        let verdict = verdicts.then_some(class.max(UNKNOWN.len()));
+        // "| path | verdict | class 12.3 % |"
+        let others = choices * (class + 1 + PERCENT + 3) + verdict.map_or(0, |verdict| verdict + 3) + 4;
         let room = columns.map_or(usize::MAX, |columns| columns.saturating_sub(others));
         if room < path.min(SHORTEST_PATH) {
             return Layout::Blocks;
         }
-        Layout::Rows { path: path.min(room), class, choices }
+        Layout::Rows { path: path.min(room), verdict, class, choices }
     }
 
     fn header(self) -> String {
-        let Layout::Rows { path, class, choices } = self else { return String::new() };
+        let Layout::Rows { path, verdict, class, choices } = self else { return String::new() };
         let width = class + 1 + PERCENT;
         let (mut head, mut rule) =
             (format!("| {} |", padded("photo", path)), format!("|{:-<1$}|", "", path + 2));
+        if let Some(verdict) = verdict {
+            head += &format!(" {:<verdict$} |", "class");
+            rule += &format!("{:-<1$}|", "", verdict + 2);
+        }
         for choice in 1..=choices {
             head += &format!(" {choice:<width$} |");
             rule += &format!("{:-<1$}|", "", width + 2);
@@ -221,19 +257,25 @@ impl Layout {
         format!("{head}\n{rule}\n")
     }
 
-    fn photo(self, path: &Path, choices: &[Choice], names: &[String]) -> String {
+    fn photo(self, path: &Path, verdict: Option<&str>, choices: &[Choice], names: &[String]) -> String {
         let path = shown(path);
         match self {
             Layout::Blocks => {
-                let mut text = format!("{path}\n");
+                let mut text = match verdict {
+                    Some(class) => format!("{path}: {}\n", visible(class)),
+                    None => format!("{path}\n"),
+                };
                 for choice in choices {
                     let (class, share) = (visible(&names[choice.class]), percent(choice.probability));
                     text += &format!("  {share:>PERCENT$}  {class}\n");
                 }
                 text
             }
-            Layout::Rows { path: room, class, .. } => {
+            Layout::Rows { path: room, verdict: width, class, .. } => {
                 let mut text = format!("| {} |", padded(&end_of(&path, room), room));
+                if let (Some(class), Some(width)) = (verdict, width) {
+                    text += &format!(" {} |", padded(&visible(class), width));
+                }
                 for choice in choices {
                     let name = padded(&visible(&names[choice.class]), class);
                     text += &format!(" {name} {:>PERCENT$} |", percent(choice.probability));
@@ -301,27 +343,27 @@ mod tests {
         let photos = paths(5, &long);
         let choices = [(1, 0.987), (0, 0.013)].map(|(class, probability)| Choice { class, probability });
         for columns in [60, 71, 110, 200] {
-            let layout = Layout::new(&photos, &names, 2, Some(columns));
-            let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+            let layout = Layout::new(&photos, &names, 2, false, Some(columns));
+            let text = layout.header() + &layout.photo(&photos[0], None, &choices, &names);
             let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
             assert_eq!(widths.len(), 3, "{text}");
             assert!(widths.iter().all(|&w| w == widths[0] && w <= columns), "{columns}: {widths:?}\n{text}");
             assert!(text.contains("rose.jpg |") && text.contains("98.7 %"), "{text}");
             assert_eq!(text.contains('…'), columns < 200, "{text}");
         }
-        assert_eq!(Layout::new(&photos, &names, 2, Some(59)), Layout::Blocks, "too narrow");
-        assert_eq!(Layout::new(&photos[..FEW], &names, 2, Some(200)), Layout::Blocks, "few");
-        let file = Layout::new(&photos, &names, 2, None);
-        assert!(file.photo(&photos[0], &choices, &names).contains(&long), "a file gets whole paths");
+        assert_eq!(Layout::new(&photos, &names, 2, false, Some(59)), Layout::Blocks, "too narrow");
+        assert_eq!(Layout::new(&photos[..FEW], &names, 2, false, Some(200)), Layout::Blocks, "few");
+        let file = Layout::new(&photos, &names, 2, false, None);
+        assert!(file.photo(&photos[0], None, &choices, &names).contains(&long), "a file gets whole paths");
     }
 
     #[test]
     fn columns_are_counted_as_a_terminal_does() {
         let names = names(&["钟花", "rose"]);
         let photos = paths(5, "花/玫瑰.jpg");
-        let layout = Layout::new(&photos, &names, 2, None);
+        let layout = Layout::new(&photos, &names, 2, false, None);
         let choices = [(0, 1.0), (1, 0.0)].map(|(class, probability)| Choice { class, probability });
-        let text = layout.header() + &layout.photo(&photos[0], &choices, &names);
+        let text = layout.header() + &layout.photo(&photos[0], None, &choices, &names);
         let widths: Vec<usize> = text.lines().map(UnicodeWidthStr::width).collect();
         assert!(widths.iter().all(|&w| w == widths[0]), "{widths:?}\n{text}");
         assert_eq!(end_of("花/玫瑰.jpg", 8), "…瑰.jpg");

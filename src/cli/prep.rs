@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR|flowers102")]
     data: PathBuf,
     /// The CLIP directory, or the CLIP model on the hub, whose image size and preprocessing to use [default:
-    /// CLIP's own, 224 pixels].
+    /// those of openai/clip-vit-base-patch32, 224 pixels, without fetching it].
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: Option<PathBuf>,
     /// Where to keep the cache [default: the user's cache folder].

@@ -42,24 +42,25 @@ pub fn train(set: RunSet, monitor: &dyn Monitor) -> Result<()> {
 }
 
 fn print(summary: &SeedSummary, runs: &[RunData]) -> Result<()> {
-    let mut table = table::table(&header("seed", &summary.split, &["epochs (kept)", "s"]));
+    let Some(first) = runs.first() else { return Ok(()) };
+    let (split, top5) = (&summary.split, table::has_top5(first.summary.classes));
+    let mut rows = Vec::new();
     for run in &summary.runs {
         let mut cells = vec![run.seed.to_string()];
-        cells.extend(score_cells(&run.scores, None, &summary.split));
+        cells.extend(score_cells(&run.scores, None, split, top5));
         cells.push(format!("{} ({})", run.epochs, run.best_epoch));
         cells.push(format!("{:.1}", run.seconds));
-        table.add_row(cells);
+        rows.push(cells);
     }
     if let Some(std) = &summary.std {
         let mut cells = vec!["mean ± std".into()];
-        cells.extend(score_cells(&summary.mean, Some(std), &summary.split));
-        table.add_row(cells);
+        cells.extend(score_cells(&summary.mean, Some(std), split, top5));
+        rows.push(cells);
     }
-    common::say(table)?;
-    let Some(first) = runs.first() else { return Ok(()) };
+    common::say(table::fitted(&header("seed", split, top5, &["epochs (kept)", "s"]), &rows))?;
     let zero_shot = &first.summary.zero_shot;
     common::say(format!(
-        "zero-shot, {}: {}; {} trained parameters; {}",
+        "plain CLIP, {}: {}; {} trained parameters; {}",
         zero_shot.split,
         table::percent(zero_shot.top1),
         first.summary.trained_parameters,
@@ -68,13 +69,14 @@ fn print(summary: &SeedSummary, runs: &[RunData]) -> Result<()> {
 }
 
 /// Column titles: `first`, the scores of [`score_cells`], and `more`.
-pub fn header<'a>(first: &'a str, split: &str, more: &[&'a str]) -> Vec<&'a str> {
+pub fn header<'a>(first: &'a str, split: &str, top5: bool, more: &[&'a str]) -> Vec<&'a str> {
     let tops: &[&str] = if split == "test" { &["val top-1", "test top-1"] } else { &["val top-1"] };
-    [&[first], tops, &["top-5", "macro F1", "ECE"], more].concat()
+    let five: &[&str] = if top5 { &["top-5"] } else { &[] };
+    [&[first], tops, five, &["macro F1", "ECE"], more].concat()
 }
 
 /// Scores with their deviations where there are some. Without a test split the two accuracies are one.
-pub fn score_cells(mean: &Scores, std: Option<&Scores>, split: &str) -> Vec<String> {
+pub fn score_cells(mean: &Scores, std: Option<&Scores>, split: &str, top5: bool) -> Vec<String> {
     let share = |value: fn(&Scores) -> f64| match std {
         Some(std) => format!("{:.1} ± {:.1} %", 100.0 * value(mean), 100.0 * value(std)),
         None => table::percent(value(mean)),
@@ -83,10 +85,9 @@ pub fn score_cells(mean: &Scores, std: Option<&Scores>, split: &str) -> Vec<Stri
     if split == "test" {
         cells.push(share(|s| s.test_top1));
     }
-    cells.extend([share(|s| s.test_top5), share(|s| s.macro_f1)]);
-    cells.push(match std {
-        Some(std) => format!("{:.3} ± {:.3}", mean.ece, std.ece),
-        None => format!("{:.3}", mean.ece),
-    });
+    if top5 {
+        cells.push(share(|s| s.test_top5));
+    }
+    cells.extend([share(|s| s.macro_f1), share(|s| s.ece)]);
     cells
 }

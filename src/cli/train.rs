@@ -4,7 +4,8 @@ use super::bars::Bars;
 use super::common::parse_serde;
 use super::device::{self, on_device};
 use super::run_set::{Earlier, Layout, RunSet};
-use super::{common, dry_run, seeds, table};
+use super::table::Results;
+use super::{common, dry_run, output, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::data::source::has_own_split;
@@ -24,37 +25,40 @@ use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
-/// Where the demo's run goes unless --output says otherwise.
-const DEMO_OUTPUT: &str = "runs/demo";
-
-/// The same for several seeds.
-const DEMO_SEEDS_OUTPUT: &str = "runs/demo-seeds";
+/// Headings of the help.
+const DATA: &str = "Data and model";
+const TRAINED: &str = "What is trained";
+const LOSS: &str = "Loss";
+const OPTIMISATION: &str = "Optimisation";
+const STOPPING: &str = "Stopping and keeping";
+const OUTPUT: &str = "Output and device";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the run is written [default with --demo: runs/demo, replacing a demo run before].
-    #[arg(long, value_name = "RUN", required_unless_present_any = ["demo", "dry_run"])]
+    #[command(flatten)]
+    options: Options,
+    /// Where the run is written [default: runs/NAME by the name of the data, runs/demo with --demo; a demo run
+    /// there is replaced].
+    #[arg(long, help_heading = OUTPUT, value_name = "RUN")]
     output: Option<PathBuf>,
     /// Settings from a TOML file, such as the config.toml of another run; flags override it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Continue the run in RUN; only --epochs, --early-stop and its like, --device, --precision and --tensorboard
     /// may differ from its config.toml.
-    #[arg(long, conflicts_with_all = ["config", "overwrite"])]
+    #[arg(long, help_heading = OUTPUT, conflicts_with_all = ["config", "overwrite"])]
     resume: bool,
     /// Replace the run in RUN, or with --seeds the runs.
-    #[arg(long)]
+    #[arg(long, help_heading = OUTPUT)]
     overwrite: bool,
     /// Train N times, with seeds from --seed on, into RUN/seed-S each; all see the images that the first one
-    /// sees [default with --demo: runs/demo-seeds].
-    #[arg(long, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
+    /// sees [--output by default: runs/NAME-seeds].
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
     /// Say what the run would do: its configuration, its images, what it trains, and the memory and the work
     /// of a step. Fetches data and model if they are not there yet, and writes nothing else.
-    #[arg(long, conflicts_with_all = ["resume", "seeds"])]
+    #[arg(long, help_heading = OUTPUT, conflicts_with_all = ["resume", "seeds"])]
     dry_run: bool,
-    #[command(flatten)]
-    options: Options,
 }
 
 /// Every setting, as a flag and as a key of the TOML file.
@@ -62,179 +66,179 @@ pub struct Args {
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Options {
     /// The bundled tiny CLIP on generated flowers: no network, no files.
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, help_heading = DATA, num_args = 0, default_missing_value = "true")]
     demo: Option<bool>,
     /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
     /// flowers102, which is fetched.
-    #[arg(long, value_name = "DIR|flowers102")]
+    #[arg(long, help_heading = DATA, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
-    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched.
-    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched
+    /// [default: openai/clip-vit-base-patch32].
+    #[arg(long, help_heading = DATA, value_name = "DIR|OWNER/NAME[@REVISION]")]
     model: Option<PathBuf>,
     /// Where preprocessed images are kept [default: the user's cache folder].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Element type of the image cache [default: u8, which is exact and the smallest].
-    #[arg(long, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_parser = parse_serde::<CacheType>, value_name = "u8|f16|f32")]
     dtype: Option<CacheType>,
     /// Start from the adapter (adapter/, or as PEFT saves it), head.safetensors and prompts.safetensors found
     /// here.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "DIR")]
     init_from: Option<PathBuf>,
     /// Leave out images that cannot be decoded instead of stopping at the first.
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     skip_bad_images: Option<bool>,
     /// A named combination of settings [default: lora].
-    #[arg(long, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
+    #[arg(long, help_heading = TRAINED, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
     recipe: Option<Recipe>,
     /// What is trained beside the head [default: the recipe's].
-    #[arg(long, value_parser = parse_serde::<Method>, value_name = "lora|linear|vpt")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<Method>, value_name = "lora|linear|vpt")]
     method: Option<Method>,
     /// What images are classified by: a linear head, which is trained, or the text features of the classes
-    /// [default: head; text in the recipe clip-lora].
-    #[arg(long, value_parser = parse_serde::<ClassifierKind>, value_name = "head|text")]
+    /// [default: head; text in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<ClassifierKind>, value_name = "head|text")]
     classifier: Option<ClassifierKind>,
     /// Where the head starts: at 0, at random as torch.nn.Linear, or at plain CLIP's own classifier
     /// [default: zero].
-    #[arg(long, value_parser = parse_serde::<HeadInit>, value_name = "zero|random|text")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<HeadInit>, value_name = "zero|random|text")]
     head_init: Option<HeadInit>,
     /// The head is trained on features of this length, sqrt-width for the root of their width; 1 is
     /// torch.nn.Linear on CLIP's features [default: sqrt-width].
-    #[arg(long, value_parser = parse_head_scale, value_name = "C|sqrt-width")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_head_scale, value_name = "C|sqrt-width")]
     head_scale: Option<HeadScale>,
-    /// Weight of the text alignment in the loss [default: 0.3; 0 in the recipes mixup and triplet].
-    #[arg(long, value_name = "W")]
+    /// Weight of the text alignment in the loss [default: 0.3; 0 in mixup and triplet; 1 in clip-lora].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "W")]
     text_weight: Option<f64>,
     /// Blend training images with others of their batch, by shares from Beta(A, A); 0 for none
-    /// [default: 0.2 in the recipe mixup].
-    #[arg(long, value_name = "A")]
+    /// [default: 0; 0.2 in mixup].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "A")]
     mixup: Option<f64>,
     /// What is blended [default: pixels].
-    #[arg(long, value_parser = parse_serde::<MixOn>, value_name = "pixels|features")]
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_parser = parse_serde::<MixOn>, value_name = "pixels|features")]
     mixup_on: Option<MixOn>,
-    /// Share of the batch-hard triplet loss, which is taken from the head's; 0 for none [default: 0.3 in the
-    /// recipe triplet].
-    #[arg(long, value_name = "L")]
+    /// Share of the batch-hard triplet loss, which is taken from the head's; 0 for none
+    /// [default: 0; 0.3 in triplet].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "L")]
     triplet: Option<f64>,
     /// By how much images of other classes should be farther away than those of the same [default: 1].
-    #[arg(long, value_name = "M")]
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "M")]
     margin: Option<f64>,
     /// One set of prompts for all blocks, or one for each [default: shared].
-    #[arg(long, value_parser = parse_serde::<PromptSharing>, value_name = "shared|per-layer")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<PromptSharing>, value_name = "shared|per-layer")]
     prompts: Option<PromptSharing>,
     /// Whether a block's prompts take the place of those before, or are put beside them [default: replace].
-    #[arg(long, value_parser = parse_serde::<PromptMode>, value_name = "replace|accumulate")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<PromptMode>, value_name = "replace|accumulate")]
     prompt_mode: Option<PromptMode>,
     /// Prompts of a block [default: 16].
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_name = "N")]
     prompt_count: Option<usize>,
     /// Train adapters beside the prompts.
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     with_lora: Option<bool>,
-    /// Rank of the adapters [default: 8].
-    #[arg(long, value_name = "R")]
+    /// Rank of the adapters [default: 8; 2 in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_name = "R")]
     rank: Option<usize>,
-    /// Adapters are scaled by alpha/rank [default: 16].
-    #[arg(long, value_name = "A")]
+    /// Adapters are scaled by alpha/rank [default: 16; 1 in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_name = "A")]
     alpha: Option<f64>,
     /// Scale adapters by alpha/√rank instead.
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     rslora: Option<bool>,
     /// Adapted layers of every block, of q_proj, k_proj, v_proj, out_proj, fc1 and fc2 [default: the first
-    /// four; q_proj,k_proj,v_proj in the recipe clip-lora].
-    #[arg(long, value_delimiter = ',', value_name = "LAYER,…")]
+    /// four; q_proj,k_proj,v_proj in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_delimiter = ',', value_name = "LAYER,…")]
     targets: Option<Vec<Target>>,
-    /// Towers with adapters [default: vision; vision,text in the recipe clip-lora].
-    #[arg(long, value_delimiter = ',', value_name = "vision,text")]
+    /// Towers with adapters [default: vision; vision,text in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_delimiter = ',', value_name = "vision,text")]
     towers: Option<Vec<Tower>>,
-    /// Share of the adapters' inputs that training sets to zero [default: 0; 0.25 in the recipe clip-lora].
-    #[arg(long, value_name = "P")]
+    /// Share of the adapters' inputs that training sets to zero [default: 0; 0.25 in clip-lora].
+    #[arg(long, help_heading = TRAINED, hide_short_help = true, value_name = "P")]
     dropout: Option<f64>,
-    /// Passes over the training images [default: 40; by --steps-per-shot in the recipe clip-lora].
-    #[arg(long, value_name = "N")]
+    /// Passes over the training images [default: 40; by --steps-per-shot in clip-lora].
+    #[arg(long, help_heading = OPTIMISATION, value_name = "N")]
     epochs: Option<u32>,
     /// As many epochs as make N steps for each training image of a class, of which up to 16 count
-    /// [default: 500 in the recipe clip-lora].
-    #[arg(long, value_name = "N", conflicts_with = "epochs")]
+    /// [default: 500 in clip-lora].
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "N", conflicts_with = "epochs")]
     steps_per_shot: Option<u32>,
     /// Images per batch [default: 32].
-    #[arg(long, value_name = "B")]
+    #[arg(long, help_heading = OPTIMISATION, value_name = "B")]
     batch_size: Option<usize>,
     /// Batches whose gradients make up one step [default: 1].
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "N")]
     accumulate: Option<usize>,
     /// Scale the gradients of a step down to this length, all of them as one vector [default: off].
-    #[arg(long, value_name = "L")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "L")]
     clip_grad_norm: Option<f64>,
     /// Seed of everything random [default: 42].
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = OPTIMISATION, value_name = "N")]
     seed: Option<u64>,
     /// Seed of the split of a folder of classes, and of the demo's flowers [default: that of --seed].
-    #[arg(long, value_name = "N")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "N")]
     data_seed: Option<u64>,
     /// Train on K images of each class, drawn by --seed, or on all of a class that has fewer [default: all].
-    #[arg(long, value_name = "K")]
+    #[arg(long, help_heading = DATA, value_name = "K")]
     shots: Option<usize>,
-    /// Random resized crops and horizontal flips of the training images [default: off; crop-flip in the recipe
-    /// clip-lora].
-    #[arg(long, value_parser = parse_serde::<Augment>, value_name = "off|crop-flip")]
+    /// Random resized crops and horizontal flips of the training images [default: off; crop-flip in clip-lora].
+    #[arg(long, help_heading = DATA, value_parser = parse_serde::<Augment>, value_name = "off|crop-flip")]
     augment: Option<Augment>,
-    /// Least share of an image's area that a crop takes [default: 0.5; 0.08 in the recipe clip-lora].
-    #[arg(long, value_name = "A")]
+    /// Least share of an image's area that a crop takes [default: 0.5; 0.08 in clip-lora].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "A")]
     crop_area: Option<f64>,
     /// Shuffle the training images every epoch [default: true].
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "true|false")]
     shuffle: Option<bool>,
     /// Learning rate of the head [default: 0.001].
-    #[arg(long, value_name = "LR")]
+    #[arg(long, help_heading = OPTIMISATION, value_name = "LR")]
     lr_head: Option<f64>,
     /// Weight decay of the head [default: 0.0001].
-    #[arg(long, value_name = "WD")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "WD")]
     wd_head: Option<f64>,
-    /// Learning rate of the adapters [default: 0.0001].
-    #[arg(long, value_name = "LR")]
+    /// Learning rate of the adapters [default: 0.0001; 0.0002 in clip-lora].
+    #[arg(long, help_heading = OPTIMISATION, value_name = "LR")]
     lr_lora: Option<f64>,
     /// Weight decay of the adapters [default: 0.01].
-    #[arg(long, value_name = "WD")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "WD")]
     wd_lora: Option<f64>,
     /// Learning rate of the prompts [default: 0.005].
-    #[arg(long, value_name = "LR")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "LR")]
     lr_prompt: Option<f64>,
     /// Weight decay of the prompts [default: 0].
-    #[arg(long, value_name = "WD")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "WD")]
     wd_prompt: Option<f64>,
-    /// Course of the learning rates over --epochs [default: constant].
-    #[arg(long, value_parser = parse_serde::<ScheduleKind>, value_name = "constant|cosine")]
+    /// Course of the learning rates over --epochs [default: constant; cosine in clip-lora].
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_parser = parse_serde::<ScheduleKind>, value_name = "constant|cosine")]
     schedule: Option<ScheduleKind>,
     /// Steps over which the learning rates climb to their values [default: 0].
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "STEPS")]
     warmup: Option<u64>,
-    /// Stop after N epochs in a row without a new lowest validation loss [default: 3].
-    #[arg(long, value_name = "N|off")]
+    /// Stop after N epochs in a row without a new lowest validation loss [default: 3; off in clip-lora].
+    #[arg(long, help_heading = STOPPING, value_name = "N|off")]
     early_stop: Option<Patience>,
     /// By how much an epoch's validation loss must undercut the lowest before it to count [default: 0].
-    #[arg(long, value_name = "D")]
+    #[arg(long, help_heading = STOPPING, hide_short_help = true, value_name = "D")]
     early_stop_min_delta: Option<f64>,
     /// Compare with the best epoch so far or with the one before [default: best].
-    #[arg(long, value_parser = parse_serde::<StopAgainst>, value_name = "best|previous")]
+    #[arg(long, help_heading = STOPPING, hide_short_help = true, value_parser = parse_serde::<StopAgainst>, value_name = "best|previous")]
     early_stop_against: Option<StopAgainst>,
     /// Number type of activations and frozen weights [default: f16 on a GPU; the CPU has f32 only].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    #[arg(long, help_heading = OUTPUT, hide_short_help = true, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
     /// Where to compute [default: auto].
-    #[arg(long, value_name = "auto|cpu|cuda[:N]")]
+    #[arg(long, help_heading = OUTPUT, value_name = "auto|cpu|cuda[:N]")]
     device: Option<String>,
     /// Write the metrics for TensorBoard too, into RUN/tensorboard.
-    #[arg(long, num_args = 0, default_missing_value = "true")]
+    #[arg(long, help_heading = OUTPUT, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     tensorboard: Option<bool>,
     /// Fit a logistic regression on plain CLIP's features too, to compare with [default: true].
-    #[arg(long, value_name = "true|false")]
+    #[arg(long, help_heading = OUTPUT, hide_short_help = true, value_name = "true|false")]
     baseline: Option<bool>,
     /// A prompt with {} for the class name; repeat the flag for several [default: "a photo of a {}.", "a close-up
     /// photo of a {}.", "a cropped photo of a {}.", "a bright photo of a {}."; for Flowers-102 and the demo "A photo of {}.",
-    /// "A photo of flower {}.", "Botanic picture of {}", "A example picture of type {}"; in the recipe clip-lora the
-    /// first alone, for flowers "a photo of a {}, a type of flower."].
-    #[arg(long = "template", value_name = "TEXT")]
+    /// "A photo of flower {}.", "Botanic picture of {}", "A example picture of type {}"; in clip-lora the first alone,
+    /// for flowers "a photo of a {}, a type of flower."].
+    #[arg(long = "template", help_heading = DATA, hide_short_help = true, value_name = "TEXT")]
     #[serde(alias = "template")]
     templates: Option<Vec<String>>,
 }
@@ -329,6 +333,15 @@ impl Options {
         with_settings!(forget);
     }
 
+    /// Whether there is nothing to train on.
+    pub(super) fn names_no_data(&self) -> bool {
+        self.data.is_none() && self.demo != Some(true)
+    }
+
+    pub(super) fn names_model(&self) -> bool {
+        self.model.is_some()
+    }
+
     /// Flags that a run would not look at, each with the reason.
     fn unused(&self, settings: &Settings) -> Vec<(&'static str, String)> {
         let lora = settings.lora().is_some();
@@ -393,12 +406,12 @@ impl Options {
         unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
     }
 
-    /// Refuses flags that the run would not look at.
-    fn check_use(&self, settings: &Settings) -> Result<()> {
-        match self.unused(settings).first() {
-            Some((flag, reason)) => bail!(TrainError::Setting(format!("{flag}: {reason}"))),
-            None => Ok(()),
+    /// Refuses flags that the run of these settings would not look at, and what it could not do.
+    fn check(&self, settings: &Settings) -> Result<()> {
+        if let Some((flag, reason)) = self.unused(settings).first() {
+            bail!(TrainError::Setting(format!("{flag}: {reason}")));
         }
+        Ok(settings.validate()?)
     }
 
     /// Refuses flags that none of several runs would look at.
@@ -444,14 +457,6 @@ impl Options {
     }
 }
 
-/// Recipe defaults, then the file, then the flags.
-pub(super) fn resolve(file: Options, flags: Options) -> Result<Settings> {
-    let settings = combine(file, &flags);
-    flags.check_use(&settings)?;
-    settings.validate()?;
-    Ok(settings)
-}
-
 /// The settings of several recipes with the same flags, each of which must be of use to one of them.
 pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Settings>> {
     let refuse = |text: &str| Err(TrainError::Setting(text.into()).into());
@@ -492,6 +497,7 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
     Ok(runs)
 }
 
+/// Recipe defaults, then the file, then the flags.
 fn combine(mut file: Options, flags: &Options) -> Settings {
     if let (Some(from), Some(to)) = (file.recipe, flags.recipe)
         && from != to
@@ -513,7 +519,7 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
     }
     // config.toml must mean the same from any directory.
     settings.data = settings.data.as_deref().map(settled_data);
-    settings.model = settings.model.as_deref().map(settled_model);
+    settings.model = settings.model_name().or(settings.model.as_deref()).map(settled_model);
     for path in [&mut settings.cache, &mut settings.init_from].into_iter().flatten() {
         *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
     }
@@ -526,30 +532,43 @@ pub fn run(args: Args) -> Result<()> {
         resume(&args, &monitor)?
     } else {
         let file = args.config.as_deref().map(Options::read).transpose()?.unwrap_or_default();
-        let settings = resolve(file, args.options)?;
+        let model_is_given = file.model.is_some() || args.options.model.is_some();
+        let settings = combine(file, &args.options);
+        if settings.data.is_none() && !settings.demo {
+            let text = "--data is missing; for example engine train --data DIR, or engine train --demo";
+            bail!(TrainError::Setting(text.into()));
+        }
+        args.options.check(&settings)?;
+        if let Some(name) = settings.model_name().filter(|_| !model_is_given) {
+            common::say_default_model(name, &monitor);
+        }
         common::warn_of_adapter(settings.init_from.as_deref(), &monitor)?;
         if let Some(count) = args.seeds {
-            let earlier = if args.overwrite { Earlier::Replace } else { Earlier::Keep };
-            let (path, earlier) = match &args.output {
-                Some(output) => (output.as_path(), earlier),
-                None => (Path::new(DEMO_SEEDS_OUTPUT), Earlier::ReplaceDemo),
+            let (path, earlier) = match (&args.output, args.overwrite) {
+                (Some(output), false) => (output.clone(), Earlier::Keep),
+                (Some(output), true) => (output.clone(), Earlier::Replace),
+                (None, false) => (output::of_seeds(&settings)?, Earlier::ReplaceDemo),
+                (None, true) => (output::of_seeds(&settings)?, Earlier::Replace),
             };
             let runs = seeds::runs_of(&settings, count, None)?;
-            return seeds::train(RunSet::vacant(path, Layout::Seeds, runs, earlier)?, &monitor);
+            let set = RunSet::vacant(&path, Layout::Seeds, runs, earlier)?;
+            monitor.line(&format!("runs: {}", path.display()));
+            return seeds::train(set, &monitor);
         }
         let dir = match &args.output {
             Some(output) => RunDir::vacant(output, args.overwrite)?,
             None if args.dry_run => return dry_run::run(settings, &monitor),
             None => {
-                let path = Path::new(DEMO_OUTPUT);
-                let earlier = RunDir::existing(path).and_then(|run| run.read_settings());
+                let path = output::of_run(&settings)?;
+                let earlier = RunDir::existing(&path).and_then(|run| run.read_settings());
                 // What is kept there of other photos goes only when asked for.
-                RunDir::vacant(path, args.overwrite || earlier.is_ok_and(|settings| settings.demo))?
+                RunDir::vacant(&path, args.overwrite || earlier.is_ok_and(|settings| settings.demo))?
             }
         };
         if args.dry_run {
             return dry_run::run(settings, &monitor);
         }
+        monitor.line(&format!("run: {}", dir.path().display()));
         (dir, settings)
     };
     let device = device::open_to_train(&settings.device, settings.precision, &monitor)?;
@@ -570,7 +589,16 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The run directory and settings of a run to continue.
 fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
-    let dir = RunDir::existing(args.output.as_deref().unwrap_or(Path::new(DEMO_OUTPUT)))?;
+    let named = combine(Options::default(), &args.options);
+    let path = match &args.output {
+        Some(output) => output.clone(),
+        None if named.demo || named.data.is_some() => output::of_run(&named)?,
+        None => {
+            let text = "--output is missing; for example engine train --resume --output runs/flowers102";
+            bail!(TrainError::Setting(text.into()));
+        }
+    };
+    let dir = RunDir::existing(&path)?;
     // Its settings must not change any more.
     dir.lock(monitor)?;
     let mut settings = dir.read_settings()?;
@@ -583,6 +611,8 @@ fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
         early_stop: args.options.early_stop,
         early_stop_min_delta: args.options.early_stop_min_delta,
         early_stop_against: args.options.early_stop_against,
+        // What names the run may stay.
+        data: args.options.data.clone().filter(|_| named.data == settings.data),
         ..Options::default()
     };
     if args.options != allowed {
@@ -595,45 +625,35 @@ fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
     if args.options.demo.is_some_and(|demo| demo != settings.demo) {
         bail!(TrainError::Setting("--resume: that run is no demo; leave out --demo".into()));
     }
-    allowed.apply(&mut settings);
+    Options { data: None, ..allowed }.apply(&mut settings);
     settings.validate()?;
     Ok((dir, settings))
 }
 
 fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
-    let mut table = table::table(&["", "images", "top-1", "top-5", "macro F1", "text top-1", "loss"]);
     let z = &summary.zero_shot;
-    table.add_row([
-        format!("zero-shot, {}", z.split),
-        z.images.to_string(),
-        table::percent(z.top1),
-        table::percent(z.top5),
-        "".into(),
-        table::percent(z.top1),
-        "".into(),
-    ]);
-    let rows = [("val", Some(&summary.val)), ("test", summary.test.as_ref())];
-    for (name, m) in rows.into_iter().filter_map(|(name, m)| m.map(|m| (name, m))) {
-        table.add_row([
-            format!("fine-tuned, {name}"),
-            m.images.to_string(),
-            table::percent(m.top1),
-            table::percent(m.top5),
-            table::percent(m.macro_f1),
-            table::percent(m.text_top1),
-            format!("{:.4}", m.loss),
-        ]);
+    let (result, split) = match &summary.test {
+        Some(test) => (test, "test"),
+        None => (&summary.val, "val"),
+    };
+    let columns =
+        [Results::plain_clip(&z.split, z.images, z.top1, z.top5, None), Results::fine_tuned(split, result)];
+    common::say(table::results(&columns, summary.classes))?;
+    let val = &summary.val;
+    if summary.test.is_some() {
+        let top1 = table::accuracy(val.top1, val.images);
+        common::say(format!("fine-tuned, val: top-1 {top1}, loss {:.4}", val.loss))?;
     }
-    common::say(table)?;
     common::say(format!(
-        "epoch {} of {} kept{}; {} trained parameters; {:.1} s, {:.0} images/s in training; {}",
+        "epoch {} of {} kept{}; {} trained parameters",
         summary.best_epoch,
         summary.epochs,
         if summary.stopped_early { " (stopped early)" } else { "" },
         summary.trained_parameters,
-        summary.seconds,
-        summary.images_per_s,
-        summary.device,
+    ))?;
+    common::say(format!(
+        "{:.1} s, {:.0} images/s in training; {}",
+        summary.seconds, summary.images_per_s, summary.device
     ))?;
     common::say(format!("run: {}; report: {}", dir.path().display(), dir.report().display()))
 }
@@ -641,6 +661,12 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn resolve(file: Options, flags: Options) -> Result<Settings> {
+        let settings = combine(file, &flags);
+        flags.check(&settings)?;
+        Ok(settings)
+    }
 
     /// The settings as config.toml holds them.
     fn file(settings: &Settings) -> Options {
@@ -710,5 +736,49 @@ mod tests {
         assert_eq!(names(resolve(Options::default(), fetched).unwrap()), expected);
         let folders = resolve(Options::default(), options("photos", "assets/demo-clip")).unwrap();
         assert_eq!(names(folders), (here.join("photos"), here.join("assets/demo-clip")));
+    }
+
+    /// The help names what each recipe takes where a flag is left out.
+    #[test]
+    fn the_help_has_the_defaults_of_every_recipe() {
+        use clap::Args as _;
+        let command = Options::augment_args(clap::Command::new("engine"));
+        let word = |value: &toml::Value| match value {
+            toml::Value::String(text) => text.clone(),
+            toml::Value::Array(values) => {
+                values.iter().map(|v| v.as_str().unwrap()).collect::<Vec<_>>().join(",")
+            }
+            toml::Value::Float(value) => format!("{value}"),
+            other => other.to_string(),
+        };
+        let defaults = |recipe| toml::Table::try_from(Settings::of(recipe)).unwrap();
+        let lora = defaults(Recipe::Lora);
+        let mut looked_at = 0;
+        for (key, value) in &lora {
+            // Switches are off, and these have words of their own.
+            if value.is_bool() && key != "shuffle"
+                || ["method", "templates", "recipe", "targets"].contains(&key.as_str())
+            {
+                continue;
+            }
+            let mut others: Vec<(String, Vec<&str>)> = Vec::new();
+            for recipe in Recipe::ALL {
+                let other = word(&defaults(recipe)[key]);
+                match others.iter_mut().find(|(value, _)| *value == other) {
+                    _ if other == word(value) => {}
+                    Some((_, names)) => names.push(recipe.name()),
+                    None => others.push((other, vec![recipe.name()])),
+                }
+            }
+            let others = others.iter().map(|(value, names)| format!("; {value} in {}", names.join(" and ")));
+            let expected = format!("[default: {}{}", word(value), others.collect::<String>());
+            let arg = command.get_arguments().find(|arg| arg.get_long() == Some(key)).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            assert!(help.contains(&expected), "--{key}: {expected} in {help}");
+            looked_at += 1;
+        }
+        assert!(looked_at > 25, "{looked_at}");
+        let model = command.get_arguments().find(|arg| arg.get_long() == Some("model")).unwrap();
+        assert!(model.get_help().unwrap().to_string().contains(clip_engine::fetch::DEFAULT_MODEL));
     }
 }

@@ -12,9 +12,10 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched.
+    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched
+    /// [default: openai/clip-vit-base-patch32].
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
-    model: PathBuf,
+    model: Option<PathBuf>,
     /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
     /// flowers102, which is fetched.
     #[arg(long, value_name = "DIR|flowers102")]
@@ -49,7 +50,7 @@ pub fn run(args: Args) -> Result<()> {
         false => args.templates,
     };
     check_templates(&templates)?;
-    let model = common::open_model(&args.model, &monitor)?;
+    let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
     let cache = common::open_cache(
         &args.data,
         args.seed,
@@ -63,14 +64,8 @@ pub fn run(args: Args) -> Result<()> {
     let metrics = on_device!(device, backend => {
         zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)
     })?;
-    let mut table = table::table(&["split", "images", "text loss", "text top-1", "text top-5"]);
-    table.add_row([
-        args.split.to_string(),
-        metrics.images.to_string(),
-        format!("{:.4}", metrics.loss_text),
-        table::percent(metrics.text_top1),
-        table::percent(metrics.text_top5),
-    ]);
-    common::say(table)?;
-    Ok(())
+    let (images, loss) = (metrics.images, Some(metrics.loss_text));
+    let split = args.split.name();
+    let results = table::Results::plain_clip(split, images, metrics.text_top1, metrics.text_top5, loss);
+    common::say(table::results(&[results], cache.class_names().len()))
 }

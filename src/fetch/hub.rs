@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use ureq::http::HeaderMap;
 
 /// Models whose main branch has pickled weights only, and the revision of theirs that has safetensors.
-const REVISIONS: [(&str, &str); 1] = [("openai/clip-vit-base-patch32", "refs/pr/15")];
+const REVISIONS: [(&str, &str); 1] = [(super::DEFAULT_MODEL, "refs/pr/15")];
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";

@@ -23,6 +23,9 @@ use std::path::{Path, PathBuf};
 /// The word for Flowers-102 in the place of a folder.
 pub const FLOWERS102: &str = "flowers102";
 
+/// The model that is taken where none is named, by its id on the hub.
+pub const DEFAULT_MODEL: &str = "openai/clip-vit-base-patch32";
+
 /// Where a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelPlace {

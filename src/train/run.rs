@@ -25,7 +25,7 @@ use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rate, Rates, Schedule, ScheduleKind};
-use crate::progress::Monitor;
+use crate::progress::{Monitor, Part as PartOfRun};
 use crate::stats::temperature::fit_temperature;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
@@ -643,6 +643,8 @@ impl<B: Backend> Run<'_, B> {
         let mut sums = EpochSums::default();
         let mut waiting = VecDeque::new();
         let mut clock = Instant::now();
+        let (after, at_most) = (self.val.labels().len() as u64, self.early_stop.is_some());
+        self.monitor.part(PartOfRun { index: epoch - 1, of, after, at_most });
         self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
         for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
             if self.monitor.stopped() {
@@ -735,7 +737,7 @@ impl<B: Backend> Run<'_, B> {
             self.monitor.advance(part.images as u64);
             let mean = sums.mean();
             self.monitor.state(&format!(
-                "loss {:.4}  accuracy {:.1} %  {:.0} images/s",
+                "loss {:.3}  {:.1} %  {:.0}/s",
                 mean.loss,
                 100.0 * mean.correct / sums.images.max(1) as f64,
                 self.step_images as f64 / self.step_seconds.max(1e-9),
@@ -841,14 +843,14 @@ impl<B: Backend> Run<'_, B> {
         let candidates = std::mem::take(&mut self.candidates);
         let Some(kept) = candidates.chosen() else { return Ok(()) };
         self.monitor.line(&format!(
-            "epoch {epoch:>3}/{}  train loss {:.4} top-1 {:5.1} %   val loss {:.4} top-1 {:5.1} %  text {:5.1} %{}",
+            "epoch {epoch:>3}/{}  loss {:.4} val {:.4}  top-1 {:5.1} % val {:5.1} % text {:5.1} %{}",
             self.settings.epochs,
             train.loss,
-            100.0 * top1,
             val.loss,
+            100.0 * top1,
             100.0 * val.top1,
             100.0 * val.text_top1,
-            if kept.epoch == epoch { "  *" } else { "" },
+            if kept.epoch == epoch { " *" } else { "" },
         ));
         if before != Some(kept.epoch) {
             let now = self.learner.snapshot()?;

@@ -5,7 +5,7 @@ use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::augment::Augmentation;
 use crate::data::flowers102;
-use crate::fetch::is_flowers102;
+use crate::fetch::{DEFAULT_MODEL, is_flowers102};
 use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
@@ -226,7 +226,8 @@ pub struct Settings {
     /// flowers102; none with `demo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// A Hugging Face CLIP directory, or the id of a model on the hub; none with `demo`.
+    /// A Hugging Face CLIP directory, or the id of a model on the hub, by default [`DEFAULT_MODEL`]; none with
+    /// `demo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
     /// Where preprocessed images are kept.
@@ -495,11 +496,16 @@ impl Settings {
         self.validate_classifier()?;
         check_templates(&self.templates)?;
         match (self.demo, &self.data, &self.model) {
-            (true, None, None) | (false, Some(_), Some(_)) => Ok(()),
+            (true, None, None) | (false, Some(_), _) => Ok(()),
             (true, ..) => refuse("--demo brings its own data and model; leave out --data and --model".into()),
             (false, None, _) => refuse("--data: missing; name a folder of photos, or try --demo".into()),
-            (false, _, None) => refuse("--model: missing; name a Hugging Face CLIP directory".into()),
         }
+    }
+
+    /// The name of the model; none with `demo`, which has its own.
+    pub fn model_name(&self) -> Option<&Path> {
+        let name = self.model.as_deref().unwrap_or(Path::new(DEFAULT_MODEL));
+        (!self.demo).then_some(name)
     }
 
     /// Refuses adapters that cannot be made.

@@ -13,8 +13,8 @@ fn a_run_on_photos_leaves_everything_it_promises() {
     let place = Place::new([6, 4, 5]);
     let run = place.at("run");
     let done = succeed(&place.train(&run, &[]), place.path());
-    assert!(done.err.contains("device: CPU") && done.err.contains("no GPU is used"), "{}", done.err);
-    for word in ["zero-shot, test", "fine-tuned, val", "fine-tuned, test", "trained parameters"] {
+    assert!(done.err.contains("device: CPU") && !done.err.contains("install"), "{}", done.err);
+    for word in ["plain CLIP, test", "fine-tuned, val", "fine-tuned, test", "trained parameters"] {
         assert!(done.out.contains(word), "{word} is not in\n{}", done.out);
     }
     let lines = metrics(&run);
@@ -149,7 +149,9 @@ fn embed_and_zero_shot_read_the_same_model() {
     }
     assert!(features.iter().zip(&others).all(|(a, b)| (a - b).abs() < 1e-5), "batches make no difference");
     let done = succeed(&["zero-shot", "--model", &place.model, "--data", &place.data], place.path());
-    assert!(done.out.contains("| test  |     12 |"), "{}", done.out);
+    let rows: Vec<&str> = done.out.lines().map(|line| line.split('|').nth(1).unwrap().trim()).collect();
+    assert_eq!(rows[2..], ["images", "top-1", "loss"], "no top-5 of three classes: {}", done.out);
+    assert!(done.out.starts_with("|        |") && done.out.contains("| plain CLIP, test |"), "{}", done.out);
 }
 
 #[test]
@@ -177,7 +179,11 @@ fn the_demo_needs_no_file_and_no_flag() {
     for _ in 0..2 {
         let mut demo = command(&["train", "--demo", "--epochs", "1"], place.path());
         let output = demo.current_dir(place.path()).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let texts = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        assert!(output.status.success(), "{texts:?}");
+        let wide = texts.iter().flat_map(|text| text.lines()).find(|line| line.chars().count() > 80);
+        assert_eq!(wide, None, "more than 80 columns");
+        assert!(texts[1].contains("run: runs/demo\n"), "{}", texts[1]);
     }
     let run = place.path().join("runs/demo").display().to_string();
     let summary = json(&run, "summary.json");
@@ -272,8 +278,117 @@ fn flags_that_make_no_sense_are_wrong_usage() {
     {
         assert_eq!(engine(args, place.path()).code, 2, "{args:?}");
     }
-    fail(1, &place.train(&run, &["--device", "cuda"]), place.path(), &["--device cuda", "--device cpu"]);
+    let cuda = place.train(&run, &["--device", "cuda"]);
+    fail(1, &cuda, place.path(), &["--device cuda", "engine doctor", "--device cpu"]);
     assert!(!Path::new(&run).exists());
+}
+
+#[test]
+fn all_that_is_missing_is_named_with_an_example() {
+    let place = tempfile::tempdir().unwrap();
+    for (args, missing, example) in [
+        (&["embed"][..], &["--images", "--out"][..], "engine embed --images"),
+        (&["eval"], &["--run"], "engine eval --run"),
+        (&["predict"], &["--run", "<IMAGE>"], "engine predict --run runs/flowers102 photo.jpg"),
+        (&["export"], &["--run", "--peft", "--merged"], "engine export --run"),
+        (&["zero-shot"], &["--data"], "engine zero-shot --data flowers102"),
+        (&["prep"], &["--data"], "engine prep --data flowers102"),
+        (&["compare"], &["<RUN>"], "engine compare --recipes all --demo"),
+        (&["bench", "--quiet"], &["<WHAT>"], "engine bench step"),
+    ] {
+        let done = engine(args, place.path());
+        assert_eq!(done.code, 2, "{args:?}: {}", done.err);
+        let (problem, end) = done.err.split_once("Example").unwrap_or_else(|| panic!("{}", done.err));
+        assert!(missing.iter().all(|name| problem.contains(name)), "{args:?}: {}", done.err);
+        assert!(end.contains(example), "{args:?}: {}", done.err);
+    }
+    let train = ["engine train --data DIR", "engine train --demo"];
+    fail(2, &["train"], place.path(), &[&["--data is missing"][..], &train].concat());
+    fail(2, &["train", "--recipe", "linear"], place.path(), &train);
+    fail(2, &["train", "--resume"], place.path(), &["--output is missing", "engine train --resume"]);
+    let compare = ["compare", "--recipes", "linear"];
+    fail(2, &compare, place.path(), &["--data is missing", "engine compare --recipes"]);
+    assert_eq!(std::fs::read_dir(place.path()).unwrap().count(), 0, "nothing is written");
+}
+
+#[test]
+fn a_negative_number_names_its_flag() {
+    let place = tempfile::tempdir().unwrap();
+    let least = |flag: &str, value: &str, least: u32| {
+        let text = format!("error: {flag}: {value} is not a number of at least {least}");
+        let done = fail(2, &["train", "--demo", flag, value], place.path(), &[]);
+        assert_eq!(done.err.trim_end(), text);
+    };
+    for flag in
+        ["--lr-head", "--wd-head", "--lr-lora", "--wd-lora", "--text-weight", "--early-stop-min-delta"]
+    {
+        least(flag, "-1", 0);
+        least(flag, "-0.5", 0);
+    }
+    for flag in ["--epochs", "--batch-size", "--accumulate", "--seed", "--data-seed", "--shots", "--rank"] {
+        least(flag, "-3", 0);
+    }
+    for flag in ["--warmup", "--prompt-count"] {
+        least(flag, "-3", 0);
+    }
+    least("--seeds", "-1", 1);
+    for flag in ["--alpha", "--dropout", "--mixup", "--triplet", "--clip-grad-norm", "--early-stop"] {
+        let done = fail(2, &["train", "--demo", flag, "-1"], place.path(), &[]);
+        assert!(done.err.starts_with(&format!("error: {flag}: ")), "{}", done.err);
+    }
+    for (args, text) in [
+        (["predict", "--run", "r", "--top-k", "-1"], "error: --top-k: -1 is not a number of at least 1"),
+        (["bench", "step", "--quiet", "--reps", "-1"], "error: --reps: -1 is not a number of at least 1"),
+        (["train", "--demo", "--quiet", "--rank", "1.5"], "error: --rank: 1.5 is not a whole number"),
+        (["train", "--demo", "--quiet", "--lr-head", "x"], "error: --lr-head: x is not a number"),
+    ] {
+        assert_eq!(fail(2, &args, place.path(), &[]).err.trim_end(), text);
+    }
+}
+
+#[test]
+fn the_help_is_in_groups_and_has_a_short_form() {
+    let place = tempfile::tempdir().unwrap();
+    let help = |args: &[&str]| succeed(args, place.path()).out;
+    let groups = [
+        "Data and model:",
+        "What is trained:",
+        "Loss:",
+        "Optimisation:",
+        "Stopping and keeping:",
+        "Output and device:",
+    ];
+    let (long, short) = (help(&["train", "--help"]), help(&["train", "-h"]));
+    let compare = help(&["compare", "--help"]);
+    for text in [&long, &compare] {
+        let places: Vec<_> = groups.iter().filter_map(|group| text.find(&format!("\n{group}\n"))).collect();
+        assert_eq!(places.len(), groups.len(), "{text}");
+        assert!(text.contains("--lr-prompt") && text.contains("--early-stop-against"), "{text}");
+        let (_, rest) = text.split_once("\nOptions:\n").unwrap();
+        let own = rest.split("\n\n\n").next().unwrap();
+        assert!(!own.contains("--lr-head"), "every setting has a group: {own}");
+    }
+    assert!(compare.contains("\nComparison:\n") && !compare.contains("--init-from"), "{compare}");
+    assert!(short.contains("--epochs") && short.contains("see more with '--help'"), "{short}");
+    assert!(!short.contains("--lr-prompt") && 2 * short.lines().count() < long.lines().count(), "{short}");
+}
+
+#[test]
+fn the_doctor_ends_with_a_verdict() {
+    let place = tempfile::tempdir().unwrap();
+    let last = |out: &str| out.lines().last().unwrap().to_string();
+    let done = succeed(&["doctor"], place.path());
+    assert!(last(&done.out).starts_with("Ready: training on the CPU, "), "{}", done.out);
+    let done = fail(1, &["doctor", "--gpu"], place.path(), &["no GPU can be used"]);
+    assert!(last(&done.out).starts_with("Not ready: no GPU can be used"), "{}", done.out);
+    let report = |args: &[&str]| serde_json::from_str::<Value>(&engine(args, place.path()).out).unwrap();
+    let (ready, not) = (report(&["doctor", "--json"]), report(&["doctor", "--json", "--gpu"]));
+    assert_eq!((&ready["ready"], &not["ready"]), (&true.into(), &false.into()));
+    assert!(not["verdict"].as_str().unwrap().starts_with("Not ready: "), "{not}");
+    let mut homeless = command(&["doctor"], place.path());
+    homeless.env_remove("XDG_CACHE_HOME").env_remove("HOME");
+    let done = fail_of(&mut homeless, 1, &["--cache"]);
+    assert!(last(&done.out).starts_with("Not ready: --cache"), "{}", done.out);
 }
 
 #[test]

@@ -94,7 +94,7 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     let (first, second) = (done.err.find("training linear, 1 of 2"), done.err.find("training lora, 2 of 2"));
     assert!(first.is_some() && first < second, "{}", done.err);
     let table: Vec<&str> = done.out.lines().map(|line| line.split('|').nth(1).unwrap_or("").trim()).collect();
-    assert_eq!(table[..5], ["technique", table[1], "zero-shot", "linear", "lora"], "{}", done.out);
+    assert_eq!(table[..5], ["technique", table[1], "plain CLIP", "linear", "lora"], "{}", done.out);
 
     let comparison = json(&out, "comparison.json");
     assert_eq!((&comparison["split"], &comparison["classes"]), (&"test".into(), &3.into()));
@@ -348,7 +348,7 @@ fn runs_that_cannot_be_compared_are_named_with_the_reason() {
     place.fail(1, &compare(&out, &[&first, &other]), &["a/run and b/run", "different splits (test and val)"]);
     let done = place.succeed(&["compare", &other]);
     assert!(done.out.contains("on the val split") && !done.out.contains("test"), "{}", done.out);
-    let [row, plain] = ["run", "zero-shot"].map(|name| {
+    let [row, plain] = ["run", "plain CLIP"].map(|name| {
         done.out.lines().find(|line| line.starts_with(&format!("| {name} "))).unwrap().matches('|').count()
     });
     assert_eq!(row, plain, "{}", done.out);

@@ -650,6 +650,63 @@ fn a_folder_of_the_same_name_wins() {
 }
 
 #[test]
+fn data_alone_are_enough() {
+    let id = "openai/clip-vit-base-patch32";
+    let World { machine, hub, storage } =
+        World::new(Repository { id, revision: "refs/pr/15", ..Repository::demo() });
+    let here = machine.dir.path().to_path_buf();
+    let engine = |args: &[&str]| {
+        let mut command = machine.engine(args);
+        command.current_dir(&here);
+        command
+    };
+    let sizes = ["--epochs", "1", "--batch-size", "3", "--recipe", "linear"];
+    let train = [&["train", "--data", "photos"], &sizes[..]].concat();
+    let done = succeed_of(&mut engine(&train));
+    for line in ["run: runs/photos\n", &format!("model: {id}, the default; --model names another\n")] {
+        assert!(done.err.contains(line), "{line} in\n{}", done.err);
+    }
+    let run = machine.at("runs/photos");
+    let config = std::fs::read_to_string(Path::new(&run).join("config.toml")).unwrap();
+    assert!(config.lines().any(|line| line == format!("model = {id:?}")), "{config}");
+    // It is there now, and stays unless asked for.
+    let ways = ["runs/photos", "not empty", "--resume", "--overwrite", "--output"];
+    fail_of(&mut engine(&train), 1, &ways);
+    succeed_of(&mut engine(&["train", "--data", "photos", "--resume", "--epochs", "2"]));
+    let epochs = metrics(&run).into_iter().filter(|line| line["type"] == "epoch").count();
+    assert_eq!(epochs, 2);
+    let others = ["train", "--data", "elsewhere", "--resume", "--output", "runs/photos"];
+    fail_of(&mut engine(&others), 2, &["--resume: only"]);
+    succeed_of(&mut engine(&[&train[..], &["--overwrite"]].concat()));
+    // A model that is named, in the file too, is no default.
+    let again = ["train", "--config", "runs/photos/config.toml", "--output", "again"];
+    let done = succeed_of(&mut engine(&again));
+    assert!(!done.err.contains("the default"), "{}", done.err);
+
+    succeed_of(&mut engine(&[&train[..], &["--seeds", "1"]].concat()));
+    assert!(here.join("runs/photos-seeds/seeds.json").is_file());
+    let compare = ["compare", "--recipes", "linear", "--data", "photos", "--epochs", "1"];
+    let done = succeed_of(&mut engine(&compare));
+    assert!(
+        done.err.contains("runs: runs/photos-compare\n") && done.err.contains("the default"),
+        "{}",
+        done.err
+    );
+    assert!(here.join("runs/photos-compare/comparison.json").is_file());
+    fail_of(&mut engine(&compare), 1, &["runs/photos-compare", "not empty", "--overwrite", "--out"]);
+    for args in [
+        &["zero-shot", "--data", "photos"][..],
+        &["embed", "--images", "photos", "--out", "features.safetensors"],
+    ] {
+        let done = succeed_of(&mut engine(args));
+        assert!(done.err.contains(&format!("model: {id}, the default")), "{args:?}: {}", done.err);
+    }
+    // The default is as any other: only its first use needs the hub.
+    drop((hub, storage));
+    succeed_of(&mut engine(&["zero-shot", "--data", "photos"]));
+}
+
+#[test]
 fn a_run_keeps_the_id_and_goes_on_without_the_hub() {
     let World { hub, storage, machine } = World::new(Repository::demo());
     let (local, run) = (machine.at("local"), machine.at("run"));

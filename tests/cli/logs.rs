@@ -123,6 +123,10 @@ fn colours_are_for_terminals_that_want_them() {
     let bars = on_terminal(&demo, &[("CUDA_VISIBLE_DEVICES", ""), ("NO_COLOR", "1")]);
     assert!(bars.contains("epoch 1/1") && bars.contains("\x1b["), "there are bars: {bars:?}");
     assert!(!coloured(&bars), "{bars:?}");
+    // How much of the whole run is left; it may stop early.
+    let long = demo.replace("--recipe linear --epochs 1", "--epochs 3 --overwrite");
+    let bars = on_terminal(&long, &[("CUDA_VISIBLE_DEVICES", "")]);
+    assert!(bars.contains("at most ") && bars.contains(" left  loss "), "{bars:?}");
     let quiet = on_terminal(&format!("{demo} --overwrite --quiet"), &[("CUDA_VISIBLE_DEVICES", "")]);
     assert!(quiet.starts_with("| ") && !quiet.contains('\x1b'), "results and nothing else: {quiet:?}");
 }

@@ -298,6 +298,74 @@ fn fail_usage(args: &[&str], cache: &Path, flag: &str) {
     assert!(done.err.contains(flag), "{args:?}\n{}", done.err);
 }
 
+#[test]
+fn photos_of_nothing_in_particular_are_unknown() {
+    let place = tempfile::tempdir().unwrap();
+    let run = linear_run(place.path());
+    let photos: Vec<String> =
+        (1..=6).map(|i| place.path().join(format!("{i}.png")).display().to_string()).collect();
+    (1..).zip(&photos).for_each(|(number, path)| photo(Path::new(path), number));
+    let predict = |more: &[&str]| {
+        let args = [&["predict", "--run", &run], more].concat();
+        [args, photos.iter().map(String::as_str).collect()]
+            .concat()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    let succeed =
+        |more: &[&str]| succeed(&predict(more).iter().map(String::as_str).collect::<Vec<_>>(), place.path());
+    let plain = lines(&succeed(&["--json"]));
+    assert!(plain.iter().all(|line| line.get("class").is_none() && line.get("unknown").is_none()));
+    let best = |line: &Value| line["predictions"][0]["probability"].as_f64().unwrap();
+    let mut sorted: Vec<f64> = plain.iter().map(best).collect();
+    sorted.sort_by(f64::total_cmp);
+    // That one itself is not below it.
+    let least = sorted[3];
+    let below = |line: &Value| best(line) < least;
+    assert_eq!(plain.iter().filter(|line| below(line)).count(), 3, "{sorted:?}");
+    let flag = format!("--unknown-below={least}");
+    let json = lines(&succeed(&["--json", &flag]));
+    for (line, plain) in json.iter().zip(&plain) {
+        let class = if below(plain) { &Value::from("unknown") } else { &plain["predictions"][0]["class"] };
+        assert_eq!((&line["class"], &line["unknown"]), (class, &below(plain).into()));
+        assert_eq!(line["predictions"], plain["predictions"], "the choices stay");
+    }
+    let csv = |more: &[&str]| {
+        let out = succeed(&[&["--csv"], more].concat()).out;
+        let mut reader = csv::Reader::from_reader(out.as_bytes());
+        reader
+            .records()
+            .map(|record| record.unwrap().iter().map(String::from).collect::<Vec<_>>())
+            .collect::<Vec<_>>()
+    };
+    for (with, without) in csv(&[&flag]).iter().zip(csv(&[])) {
+        let line = plain.iter().find(|line| line["path"] == without[0].as_str()).unwrap();
+        let class = if below(line) && with[1] == "1" { "unknown" } else { &without[2] };
+        assert_eq!(with[2], class);
+        assert_eq!((&with[..2], &with[3..]), (&without[..2], &without[3..]), "the number of the class stays");
+    }
+    // A row for each of many photos, and a block for each of few.
+    let table = succeed(&[&flag]).out;
+    let called: Vec<&str> = table.lines().map(|line| line.split('|').nth(2).unwrap().trim()).collect();
+    assert_eq!(called[0], "class");
+    for (called, line) in called[2..].iter().zip(&json) {
+        assert_eq!(*called, line["class"].as_str().unwrap().replace('\t', "\\t"), "{table}");
+    }
+    let one = crate::command::succeed(
+        &["predict", "--run", &run, "--unknown-below", "1", &photos[0]],
+        place.path(),
+    );
+    assert!(one.out.starts_with(&format!("{}: unknown\n", photos[0])), "{}", one.out);
+    for wrong in ["0", "-0.5", "1.01", "NaN"] {
+        let args = ["predict", "--run", &run, "--unknown-below", wrong, &photos[0]];
+        fail(2, &args, place.path(), &["--unknown-below: "]);
+    }
+    write_head(Path::new(&run), &["aster", "unknown"], &vec![0.5; 2 * WIDTH], &[0.0, 0.1]);
+    let args = ["predict", "--run", &run, "--unknown-below", "0.5", &photos[0]];
+    fail(2, &args, place.path(), &["--unknown-below", "a class called unknown"]);
+}
+
 /// Files that are no photos, each with a part of the reason.
 #[cfg(unix)]
 fn bad_files(dir: &Path) -> Vec<(PathBuf, &'static str)> {

@@ -1,0 +1,106 @@
+//! How arguments are read, and what is said of wrong ones.
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
+use clip_engine::train::settings::Patience;
+use std::any::TypeId;
+use std::error::Error as _;
+use std::ffi::OsString;
+
+/// Reads the arguments of the process, or ends it: with status 0 after help, 2 after wrong usage.
+pub fn parse<C: CommandFactory + FromArgMatches>() -> C {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let mut command = C::command().mut_subcommands(|below| below.mut_args(with_negative_numbers));
+    let matches = command.try_get_matches_from_mut(&arguments);
+    let parsed = matches.and_then(|matches| C::from_arg_matches(&matches));
+    parsed.unwrap_or_else(|error| {
+        match refused_value(&error) {
+            Some(text) => eprintln!("error: {text}"),
+            None => {
+                let example = example(&command, &arguments);
+                // Nothing can be done about a terminal that has gone away.
+                let _ = error.print();
+                if let (ErrorKind::MissingRequiredArgument, Some(example)) = (error.kind(), example) {
+                    eprintln!("\n{example}");
+                }
+            }
+        }
+        std::process::exit(error.exit_code())
+    })
+}
+
+/// Lets the argument take "-1" where it takes numbers, so that it can say itself what is wrong with it.
+fn with_negative_numbers(arg: Arg) -> Arg {
+    let value = arg.get_value_parser().type_id();
+    let numbers = [
+        TypeId::of::<f64>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+        TypeId::of::<Patience>(),
+    ];
+    if numbers.iter().any(|&number| value == number) { arg.allow_negative_numbers(true) } else { arg }
+}
+
+/// What the help of the command that was called ends with.
+fn example(command: &Command, arguments: &[OsString]) -> Option<String> {
+    let called = arguments.iter().skip(1).find_map(|argument| command.find_subcommand(argument))?;
+    called.get_after_help().map(ToString::to_string)
+}
+
+/// "--rank: -1 is not a number of at least 0", for a value that its flag does not take.
+fn refused_value(error: &Error) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let (arg, value) = (context(ContextKind::InvalidArg)?, context(ContextKind::InvalidValue)?);
+    let reason = match error.kind() {
+        ErrorKind::ValueValidation => error.source()?.to_string(),
+        _ => return None,
+    };
+    let flag = arg.split_whitespace().next()?;
+    Some(format!("{flag}: {}", in_words(value, &reason)))
+}
+
+/// What is wrong with a value, for which clap or the standard library gives this reason.
+fn in_words(value: &str, reason: &str) -> String {
+    let negative = value.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok());
+    let least = reason.split_once(" is not in ").and_then(|(_, range)| Some(range.split_once("..")?.0));
+    match (reason, least) {
+        (_, Some(least)) if negative => format!("{value} is not a number of at least {least}"),
+        ("invalid digit found in string", _) if negative => {
+            format!("{value} is not a number of at least 0")
+        }
+        ("invalid digit found in string", _) => format!("{value} is not a whole number"),
+        ("invalid float literal", _) => format!("{value} is not a number"),
+        ("number too large to fit in target type", _) => format!("{value} is too large"),
+        _ => reason.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_words;
+
+    #[test]
+    fn reasons_are_words() {
+        for (value, reason, words) in [
+            ("-3", "-3 is not in 0..=4294967295", "-3 is not a number of at least 0"),
+            ("-1", "-1 is not in 1..", "-1 is not a number of at least 1"),
+            ("0", "0 is not in 1..=4096", "0 is not in 1..=4096"),
+            ("-1", "invalid digit found in string", "-1 is not a number of at least 0"),
+            ("1.5", "invalid digit found in string", "1.5 is not a whole number"),
+            ("-x", "invalid digit found in string", "-x is not a whole number"),
+            ("x", "invalid float literal", "x is not a number"),
+            (
+                "99999999999999999999",
+                "number too large to fit in target type",
+                "99999999999999999999 is too large",
+            ),
+            ("-1", "\"-1\" is neither", "\"-1\" is neither"),
+        ] {
+            assert_eq!(in_words(value, reason), words);
+        }
+    }
+}
