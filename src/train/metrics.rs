@@ -34,6 +34,14 @@ pub struct EvalMetrics {
     /// bins of the confidence. Not a number, null in JSON, where an image has no confidence.
     #[serde(deserialize_with = "number")]
     pub ece: f64,
+    /// Mean −log probability of the right class, by the probabilities that are shown. Not a number, null in JSON,
+    /// where it is not known.
+    #[serde(default = "nan", deserialize_with = "number")]
+    pub nll: f64,
+    /// Mean over the images of the squared distance between the probabilities of the classes and 1 for the right
+    /// one, 0 for all others (Brier 1950). Not a number, null in JSON, where it is not known.
+    #[serde(default = "nan", deserialize_with = "number")]
+    pub brier: f64,
 }
 
 /// Everything that is known about a split after an evaluation; the content of evaluation.json.
@@ -178,6 +186,8 @@ impl Accumulator {
             text_top5: fraction(self.text_top5),
             macro_f1: macro_f1(&self.head_classes()),
             ece: self.calibration_error(),
+            nll: f64::NAN,
+            brier: f64::NAN,
         }
     }
 
@@ -315,6 +325,11 @@ impl Scores {
         let place = logits.iter().enumerate().filter(before).count();
         Scores { loss, choice, confidence: Some(1.0 / sum), place }
     }
+}
+
+/// In place of a number that a file from before it was recorded lacks.
+fn nan() -> f64 {
+    f64::NAN
 }
 
 /// Reads a number, or the null that JSON has in place of one that is not finite.

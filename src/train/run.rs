@@ -58,6 +58,15 @@ pub struct Summary {
     /// Plain CLIP on the test split, or on the validation split where there is no test split: its text
     /// logits are the result, its head is untrained.
     pub zero_shot: ZeroShot,
+    /// Plain CLIP on the validation split; none in a summary from before it was recorded.
+    #[serde(default)]
+    pub zero_shot_val: Option<ZeroShot>,
+    /// A logistic regression on plain CLIP's features, on the split of the result; none where it was not fitted.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// What the head's logits are divided by before probabilities are taken; none where they are taken as they are.
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
     /// Wall-clock time of training and validation.
     pub seconds: f64,
     /// Images per second of the training steps alone.
@@ -106,6 +115,49 @@ pub struct ZeroShot {
     pub top1: f64,
     /// Fraction of images whose class is among the first five.
     pub top5: f64,
+}
+
+/// The results of a logistic regression on plain CLIP's image features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// "test", or "val" where there is no test split.
+    pub split: String,
+    /// Images of the split.
+    pub images: usize,
+    /// Fraction of images whose class is the first choice.
+    pub top1: f64,
+    /// See [`EvalMetrics::macro_f1`].
+    pub macro_f1: f64,
+    /// Mean −log probability of the right class.
+    pub nll: f64,
+    /// See [`EvalMetrics::ece`].
+    pub ece: f64,
+    /// Wall-clock time of fitting it, with the choice of `c`.
+    pub seconds: f64,
+    /// Inverse strength of its L2 penalty, as in scikit-learn.
+    pub c: f64,
+}
+
+/// The temperature of the head's probabilities, and what it does to them on the split of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Temperature {
+    /// T > 0: probabilities are softmax(logits / T).
+    pub value: f64,
+    /// At T = 1.
+    pub before: Probabilities,
+    /// At T = `value`.
+    pub after: Probabilities,
+}
+
+/// How good probabilities are; smaller is better in each.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Probabilities {
+    /// See [`EvalMetrics::nll`].
+    pub nll: f64,
+    /// See [`EvalMetrics::brier`].
+    pub brier: f64,
+    /// See [`EvalMetrics::ece`].
+    pub ece: f64,
 }
 
 /// Everything one run works with.
@@ -781,6 +833,9 @@ impl<B: Backend> Run<'_, B> {
                 top1: plain.text_top1,
                 top5: plain.text_top5,
             },
+            zero_shot_val: None,
+            baseline: None,
+            temperature: None,
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
             device: self.learner.backend().describe(),
