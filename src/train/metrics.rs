@@ -328,7 +328,7 @@ impl Scores {
 }
 
 /// In place of a number that a file from before it was recorded lacks.
-fn nan() -> f64 {
+pub(crate) fn nan() -> f64 {
     f64::NAN
 }
 
