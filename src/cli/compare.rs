@@ -163,7 +163,7 @@ fn finish(
     monitor: &dyn Monitor,
 ) -> Result<()> {
     if let Some(dir) = dir {
-        report::write_comparison(comparison, runs, cache, dir)?;
+        report::write_comparison(comparison, runs, cache, dir, monitor)?;
         comparison.write(dir)?;
     }
     print(comparison, monitor)?;

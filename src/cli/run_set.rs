@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::data::Cache;
-use clip_engine::progress::Monitor;
+use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::{self, COMPARISON_FILES, RunData};
 use clip_engine::train::Settings;
 use clip_engine::train::run_dir::RunDir;
@@ -122,7 +122,7 @@ impl RunSet {
             monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
             let dir = RunDir::at(&self.path.join(name));
             session.train(settings, &dir, false, monitor)?;
-            report::write_run(&dir, session.cache())?;
+            report::write_run(&dir, session.cache(), if i == 0 { monitor } else { &Silent })?;
         }
         Ok(())
     }
@@ -212,7 +212,6 @@ fn runs_below(path: &Path) -> Result<Vec<(String, RunDir)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clip_engine::progress::Silent;
 
     #[test]
     fn nothing_of_an_earlier_comparison_stays() {

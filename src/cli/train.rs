@@ -583,7 +583,7 @@ pub fn run(args: Args) -> Result<()> {
         let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
         session.train(&settings, &dir, resume, &monitor)
     })?;
-    report::write_run(&dir, &cache)?;
+    report::write_run(&dir, &cache, &monitor)?;
     print(&summary, &dir)
 }
 

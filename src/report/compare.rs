@@ -7,15 +7,18 @@ use super::RunData;
 use super::published::{published, published_plain};
 use super::seeds::{Scores, mean_and_std};
 use crate::train::files::write_atomic;
-use crate::train::metrics::{Evaluation, macro_f1};
+use crate::train::metrics::{Evaluation, macro_f1, number};
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
-/// The name of plain CLIP's row.
-pub const ZERO_SHOT: &str = "zero-shot";
+/// The name of plain CLIP, in rows and pictures.
+pub const PLAIN: &str = "plain CLIP";
+
+/// The name of the row of [`crate::train::run::Baseline`].
+pub const BASELINE: &str = "logistic regression";
 
 /// Techniques on the same data; the content of comparison.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,7 +27,7 @@ pub struct Comparison {
     pub split: String,
     /// Number of classes C.
     pub classes: usize,
-    /// Plain CLIP first, then the runs in the order in which they were named.
+    /// Plain CLIP first, then the baseline where it is known, then the runs in the order in which they were named.
     pub rows: Vec<ComparisonRow>,
     /// A row for every technique, where one was trained with several seeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -37,32 +40,33 @@ pub struct Comparison {
 /// One technique.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComparisonRow {
-    /// The run's name; "zero-shot" for plain CLIP.
+    /// The run's name; [`PLAIN`] for plain CLIP, [`BASELINE`] for the baseline.
     pub name: String,
-    /// The recipe's name; "zero-shot" for plain CLIP.
+    /// The recipe's name; of plain CLIP and the baseline their own.
     pub recipe: String,
-    /// None for plain CLIP, and in files from before it was recorded.
+    /// None for plain CLIP and the baseline, and in files from before it was recorded.
     #[serde(default)]
     pub seed: Option<u64>,
-    /// Fractions. Plain CLIP has no validation result.
+    /// Fractions. None for the baseline, and for plain CLIP where it was not tested on that split.
     pub val_top1: Option<f64>,
     /// Of the head; for plain CLIP of the text logits.
     pub test_top1: f64,
-    /// See `test_top1`.
+    /// See `test_top1`. Not a number, null in JSON, for the baseline.
+    #[serde(deserialize_with = "number")]
     pub test_top5: f64,
-    /// Of the text logits; this and the two below on the split of `test_top1` too.
+    /// Of the text logits, none for the baseline; this and the two below on the split of `test_top1` too.
     pub text_top1: Option<f64>,
     /// See [`crate::train::metrics::EvalMetrics::macro_f1`]; for plain CLIP that of the text logits.
     pub macro_f1: Option<f64>,
     /// Expected calibration error; none for plain CLIP, and where an image has no confidence.
     pub ece: Option<f64>,
-    /// Elements of all trained tensors; 0 for plain CLIP.
+    /// Elements of all trained tensors; 0 for plain CLIP and, as all below but `seconds`, for the baseline.
     pub trained_parameters: usize,
     /// Epochs that ran; 0 for plain CLIP.
     pub epochs: u32,
     /// The epoch that was kept, counted from 1; 0 for plain CLIP.
     pub best_epoch: u32,
-    /// Of training and validation.
+    /// Of training and validation; 0 for plain CLIP.
     pub seconds: f64,
     /// Of the training steps alone; 0 for plain CLIP.
     pub images_per_s: f64,
@@ -120,6 +124,7 @@ impl Comparison {
             check_comparable(first, run)?;
         }
         let mut rows = vec![plain_row(first)];
+        rows.extend(runs.iter().find_map(baseline_row));
         rows.extend(runs.iter().map(row));
         Ok(Comparison {
             split: first.evaluation.split.clone(),
@@ -128,6 +133,11 @@ impl Comparison {
             means: means(runs),
             warnings: runs.iter().filter_map(|run| different_model(first, run)).collect(),
         })
+    }
+
+    /// Plain CLIP's row.
+    pub fn plain(&self) -> Option<&ComparisonRow> {
+        self.rows.iter().find(|row| row.seed.is_none() && row.name == PLAIN)
     }
 
     /// The mean that the run of this name is in.
@@ -240,17 +250,17 @@ fn different_model(first: &RunData, run: &RunData) -> Option<String> {
     } else {
         return None;
     };
-    Some(format!("{} and {} {difference}; the row {ZERO_SHOT} is of {}", first.name, run.name, first.name))
+    Some(format!("{} and {} {difference}; the row {PLAIN} is of {}", first.name, run.name, first.name))
 }
 
 /// Plain CLIP as `run` found it.
 fn plain_row(run: &RunData) -> ComparisonRow {
     let plain = &run.summary.zero_shot;
     ComparisonRow {
-        name: ZERO_SHOT.into(),
-        recipe: ZERO_SHOT.into(),
+        name: PLAIN.into(),
+        recipe: PLAIN.into(),
         seed: None,
-        val_top1: None,
+        val_top1: run.plain_on_val().map(|plain| plain.top1),
         test_top1: plain.top1,
         test_top5: plain.top5,
         text_top1: Some(plain.top1),
@@ -263,6 +273,28 @@ fn plain_row(run: &RunData) -> ComparisonRow {
         images_per_s: 0.0,
         published: published_plain(run),
     }
+}
+
+/// The baseline as `run` found it.
+fn baseline_row(run: &RunData) -> Option<ComparisonRow> {
+    let baseline = run.summary.baseline.as_ref().filter(|baseline| baseline.split == run.evaluation.split)?;
+    Some(ComparisonRow {
+        name: BASELINE.into(),
+        recipe: BASELINE.into(),
+        seed: None,
+        val_top1: None,
+        test_top1: baseline.top1,
+        test_top5: f64::NAN,
+        text_top1: None,
+        macro_f1: finite(baseline.macro_f1),
+        ece: finite(baseline.ece),
+        trained_parameters: 0,
+        epochs: 0,
+        best_epoch: 0,
+        seconds: baseline.seconds,
+        images_per_s: 0.0,
+        published: None,
+    })
 }
 
 fn row(run: &RunData) -> ComparisonRow {

@@ -1,12 +1,13 @@
 //! A run as its directory tells it.
 
-use crate::train::metrics::{EvalMetrics, Evaluation, number};
-use crate::train::run::Summary;
+use crate::train::metrics::{EvalMetrics, Evaluation, nan, number};
+use crate::train::run::{Summary, ZeroShot};
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::SystemTime;
 
 /// Everything that a finished run left behind for reading.
 #[derive(Debug, Clone)]
@@ -24,6 +25,8 @@ pub struct RunData {
     pub epochs: Vec<EpochRecord>,
     /// From evaluation.json: the kept epoch on the tested split.
     pub evaluation: Evaluation,
+    /// When summary.json was written, where the file system knows.
+    pub ended: Option<SystemTime>,
 }
 
 /// A step in metrics.jsonl.
@@ -36,15 +39,24 @@ pub struct StepRecord {
     /// The objective. This and its parts are null, here not a number, where an overflow left none.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// The head's, before it is weighted; 0 without a head.
-    #[serde(deserialize_with = "number")]
+    /// The head's, before it is weighted. Not a number, as the two below, where the run has no such part.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_head: f64,
     /// That of the text logits, before it is weighted.
-    #[serde(deserialize_with = "number")]
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_text: f64,
-    /// Before it is weighted; 0 where none is computed.
-    #[serde(deserialize_with = "number")]
+    /// Before it is weighted.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_triplet: f64,
+    /// Share of the triplets whose loss is not 0; this and the distances are none where no triplets are formed.
+    #[serde(default)]
+    pub triplets_active: Option<f64>,
+    /// Mean distance of an image to the one of its class.
+    #[serde(default)]
+    pub distance_positive: Option<f64>,
+    /// Mean distance of an image to the one of another class.
+    #[serde(default)]
+    pub distance_negative: Option<f64>,
     /// Learning rate of the head, with the schedule's factor.
     pub lr: f64,
     /// Length of all gradients as one vector, before it is clipped.
@@ -70,16 +82,32 @@ pub struct EpochRecord {
 pub struct TrainRecord {
     /// The objective; batches whose loss is not a number are left out of this and the losses below.
     pub loss: f64,
-    /// The head's, before it is weighted; 0 without a head.
+    /// The head's, before it is weighted. Not a number, as the two below, where the run has no such part.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_head: f64,
     /// That of the text logits, before it is weighted.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_text: f64,
-    /// Before it is weighted; 0 where none is computed.
+    /// Before it is weighted.
+    #[serde(default = "nan", deserialize_with = "number")]
     pub loss_triplet: f64,
     /// Fraction of images whose class is the head's first choice, or without a head that of the text logits.
     pub top1: f64,
     /// The same for the text logits alone.
     pub text_top1: f64,
+}
+
+/// What became of an epoch's triplets: means over its steps, none where it is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct TripletMeans {
+    /// Counted from 1.
+    pub epoch: u32,
+    /// See [`StepRecord::triplets_active`].
+    pub active: Option<f64>,
+    /// See [`StepRecord::distance_positive`].
+    pub positive: Option<f64>,
+    /// See [`StepRecord::distance_negative`].
+    pub negative: Option<f64>,
 }
 
 /// A line of metrics.jsonl.
@@ -109,7 +137,31 @@ impl RunData {
         let path = std::path::absolute(dir.path()).unwrap_or_else(|_| dir.path().to_path_buf());
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         let (summary, evaluation) = (read_json(&dir.summary())?, read_json(&dir.evaluation())?);
-        Ok(RunData { name, settings, summary, steps, epochs, evaluation })
+        let ended = std::fs::metadata(dir.summary()).and_then(|file| file.modified()).ok();
+        Ok(RunData { name, settings, summary, steps, epochs, evaluation, ended })
+    }
+
+    /// Means over the steps of each epoch; nothing where no triplets were formed.
+    pub fn triplets(&self) -> Vec<TripletMeans> {
+        let epochs = self.steps.chunk_by(|a, b| a.epoch == b.epoch).map(|steps| {
+            let mean = |value: fn(&StepRecord) -> Option<f64>| {
+                let values: Vec<f64> = steps.iter().filter_map(value).collect();
+                (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+            };
+            TripletMeans {
+                epoch: steps[0].epoch,
+                active: mean(|step| step.triplets_active),
+                positive: mean(|step| step.distance_positive),
+                negative: mean(|step| step.distance_negative),
+            }
+        });
+        epochs.filter(|mean| mean.active.or(mean.positive).or(mean.negative).is_some()).collect()
+    }
+
+    /// Plain CLIP on the validation split, where it is known.
+    pub fn plain_on_val(&self) -> Option<&ZeroShot> {
+        let result = Some(&self.summary.zero_shot).filter(|plain| plain.split == "val");
+        self.summary.zero_shot_val.as_ref().or(result)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod data;
+mod origin;
 pub mod page;
 pub mod plots;
 mod published;
@@ -14,6 +15,7 @@ pub use compare::Comparison;
 pub use data::RunData;
 
 use crate::data::{Cache, Split, SplitView};
+use crate::progress::Monitor;
 use crate::train::Result;
 use crate::train::run_dir::RunDir;
 use std::path::Path;
@@ -32,23 +34,24 @@ pub const COMPARISON_FILES: [&str; 9] = [
 ];
 
 /// Draws the finished run in `dir` and writes its page: plots/ and report.html. `cache` holds the images
-/// that it was evaluated on.
-pub fn write_run(dir: &RunDir, cache: &Cache) -> Result<RunData> {
+/// that it was evaluated on; `monitor` hears of names that no font can write.
+pub fn write_run(dir: &RunDir, cache: &Cache, monitor: &dyn Monitor) -> Result<RunData> {
     let run = RunData::load(dir)?;
-    plots::run_plots(&run, dir.path())?;
+    plots::run_plots(&run, dir.path(), monitor)?;
     page::write_run_page(&run, Some(&evaluated(&run, cache)?), &dir.report())?;
     Ok(run)
 }
 
 /// Draws a comparison of `runs` into `dir` and writes its page: plots/ and report.html. Without a `cache`
-/// the page shows no images.
+/// the page shows no images; `monitor` as for [`write_run`].
 pub fn write_comparison(
     comparison: &Comparison,
     runs: &[RunData],
     cache: Option<&Cache>,
     dir: &Path,
+    monitor: &dyn Monitor,
 ) -> Result<()> {
-    plots::comparison_plots(comparison, runs, &dir.join("plots"))?;
+    plots::comparison_plots(comparison, runs, &dir.join("plots"), monitor)?;
     let images = match (cache, runs.first()) {
         (Some(cache), Some(run)) => Some(evaluated(run, cache)?),
         _ => None,

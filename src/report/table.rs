@@ -1,6 +1,6 @@
 //! A comparison as comma-separated values, for other programs.
 
-use super::compare::{Comparison, ComparisonRow, MeanRow, ZERO_SHOT, finite};
+use super::compare::{Comparison, ComparisonRow, MeanRow, finite};
 use serde::Serialize;
 
 impl Comparison {
@@ -31,7 +31,7 @@ struct Line<'a> {
     split: &'a str,
     val_top1: Option<f64>,
     test_top1: f64,
-    test_top5: f64,
+    test_top5: Option<f64>,
     text_top1: Option<f64>,
     macro_f1: Option<f64>,
     ece: Option<f64>,
@@ -62,7 +62,7 @@ impl<'a> Line<'a> {
             split,
             val_top1: row.val_top1,
             test_top1: row.test_top1,
-            test_top5: row.test_top5,
+            test_top5: finite(row.test_top5),
             text_top1: row.text_top1,
             macro_f1: row.macro_f1,
             ece: row.ece,
@@ -76,7 +76,7 @@ impl<'a> Line<'a> {
             epochs: f64::from(row.epochs),
             best_epoch: f64::from(row.best_epoch),
             seconds: row.seconds,
-            images_per_s: (row.recipe != ZERO_SHOT).then_some(row.images_per_s),
+            images_per_s: (row.epochs > 0).then_some(row.images_per_s),
             published_test_low: published.map(|p| p.test_top1[0]),
             published_test_high: published.map(|p| p.test_top1[1]),
             published_val: published.and_then(|p| p.val_top1),
@@ -94,7 +94,7 @@ impl<'a> Line<'a> {
             split,
             val_top1: Some(mean.val_top1),
             test_top1: mean.test_top1,
-            test_top5: mean.test_top5,
+            test_top5: Some(mean.test_top5),
             text_top1: Some(mean.text_top1),
             macro_f1: Some(mean.macro_f1),
             ece: finite(mean.ece),

@@ -37,5 +37,6 @@ pub fn run(name: &str, recipe: Recipe, seed: u64, top1: f64) -> RunData {
         steps: Vec::new(),
         epochs: Vec::new(),
         evaluation: serde_json::from_value(evaluation).unwrap(),
+        ended: None,
     }
 }

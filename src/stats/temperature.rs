@@ -28,28 +28,48 @@ pub struct ProperScores {
     pub brier: f64,
 }
 
-/// The scores of softmax(logits/temperature), for `logits` \[N,C\] and `labels` \[N\]. Not a number where a logit is
-/// not finite, and where there is no image.
+/// The scores of softmax(logits/temperature), for `logits` \[N,C\] and `labels` \[N\]. Not a number where logits
+/// leave an image no probability, and where there is no image.
 ///
 /// # Panics
 /// On logits that are not N rows of `classes`, and on a label without a class.
 pub fn proper_scores(logits: &[f64], classes: usize, labels: &[u32], temperature: f64) -> ProperScores {
     let (mut nll, mut brier) = (0.0, 0.0);
     for (row, label) in rows(logits, classes, labels) {
-        if row.iter().any(|z| !z.is_finite()) {
+        let Some(scores) = ImageScores::of(row, label, temperature) else {
             return ProperScores { nll: f64::NAN, brier: f64::NAN };
-        }
-        let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = row.iter().map(|z| ((z - max) / temperature).exp()).sum();
-        nll += sum.ln() + (max - row[label]) / temperature;
-        let gaps = row.iter().enumerate().map(|(c, z)| {
-            let p = ((z - max) / temperature).exp() / sum;
-            (p - f64::from(u8::from(c == label))).powi(2)
-        });
-        brier += gaps.sum::<f64>();
+        };
+        (nll, brier) = (nll + scores.nll, brier + scores.brier);
     }
     let n = labels.len() as f64;
     ProperScores { nll: nll / n, brier: brier / n }
+}
+
+/// What the probabilities of one image come to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ImageScores {
+    /// Probability of the first choice.
+    pub confidence: f64,
+    /// −log probability of the right class, in nats.
+    pub nll: f64,
+    /// Σ_c (p_c − y_c)².
+    pub brier: f64,
+}
+
+impl ImageScores {
+    /// For softmax(`logits`/`temperature`); none where a logit leaves no probability.
+    pub fn of(logits: &[f64], label: usize, temperature: f64) -> Option<Self> {
+        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weight = |z: &f64| ((z - max) / temperature).exp();
+        let sum: f64 = logits.iter().map(weight).sum();
+        if sum.is_nan() {
+            return None;
+        }
+        let gap = |(c, z): (usize, &f64)| (weight(z) / sum - f64::from(u8::from(c == label))).powi(2);
+        let brier = logits.iter().enumerate().map(gap).sum();
+        let nll = sum.ln() + (max - logits[label]) / temperature;
+        Some(ImageScores { confidence: 1.0 / sum, nll, brier })
+    }
 }
 
 /// The temperature T within 1e-3 and 1e3 that minimises the summed NLL of softmax(logits/T), for `logits` \[N,C\] and

@@ -2,6 +2,7 @@
 
 use super::Result;
 use crate::objective::Objective;
+use crate::stats::temperature::ImageScores;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -127,25 +128,14 @@ pub struct Probabilities {
     pub ece: f64,
 }
 
-/// What the probabilities of one image come to.
-#[derive(Debug, Clone, Copy)]
-struct Shown {
-    /// Probability of the first choice.
-    confidence: f64,
-    /// −log probability of the right class.
-    nll: f64,
-    /// Squared distance from the probabilities that are right.
-    brier: f64,
-}
-
 /// One image with what head and text logits make of it.
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     label: u32,
     /// By softmax(logits/T); none where a logit is not a number.
-    shown: Option<Shown>,
+    shown: Option<ImageScores>,
     /// The same for T = 1.
-    untempered: Option<Shown>,
+    untempered: Option<ImageScores>,
     predicted: u32,
     text_predicted: u32,
 }
@@ -189,7 +179,7 @@ impl Accumulator {
         self.temperature = temperature;
         let rows = self.logits.iter().flat_map(|logits| logits.chunks_exact(self.classes));
         for (outcome, logits) in self.outcomes.iter_mut().zip(rows) {
-            outcome.shown = Shown::of(logits, outcome.label, temperature);
+            outcome.shown = ImageScores::of(logits, outcome.label as usize, temperature);
         }
         self
     }
@@ -215,10 +205,10 @@ impl Accumulator {
         }
         let rows = head.chunks_exact(self.classes).zip(text.typed::<f64>()?.chunks_exact(self.classes));
         for ((head, text), &label) in rows.zip(labels) {
-            let untempered = Shown::of(head, label, 1.0);
+            let untempered = ImageScores::of(head, label as usize, 1.0);
             let shown = match self.temperature {
                 1.0 => untempered,
-                temperature => Shown::of(head, label, temperature),
+                temperature => ImageScores::of(head, label as usize, temperature),
             };
             let (head, text) = (Scores::of(head, label), Scores::of(text, label));
             self.loss_head += head.loss;
@@ -263,7 +253,7 @@ impl Accumulator {
         self.probabilities_of(|outcome| outcome.untempered)
     }
 
-    fn probabilities_of(&self, of: impl Fn(&Outcome) -> Option<Shown>) -> Probabilities {
+    fn probabilities_of(&self, of: impl Fn(&Outcome) -> Option<ImageScores>) -> Probabilities {
         let n = self.outcomes.len().max(1) as f64;
         let (mut nll, mut brier) = (0.0, 0.0);
         for outcome in &self.outcomes {
@@ -324,10 +314,10 @@ impl Accumulator {
     }
 
     /// Images without a confidence are in no bin.
-    fn bins(&self, of: impl Fn(&Outcome) -> Option<Shown>) -> Vec<CalibrationBin> {
+    fn bins(&self, of: impl Fn(&Outcome) -> Option<ImageScores>) -> Vec<CalibrationBin> {
         let mut bins = vec![CalibrationBin { images: 0, confidence: 0.0, accuracy: 0.0 }; BINS];
         for outcome in &self.outcomes {
-            let Some(Shown { confidence, .. }) = of(outcome) else { continue };
+            let Some(ImageScores { confidence, .. }) = of(outcome) else { continue };
             let bin = &mut bins[bin_of(confidence)];
             bin.images += 1;
             bin.confidence += confidence;
@@ -404,27 +394,8 @@ impl Scores {
     }
 }
 
-impl Shown {
-    /// For softmax(`logits`/`temperature`); none where a logit leaves no probability.
-    fn of(logits: &[f64], label: u32, temperature: f64) -> Option<Self> {
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weight = |z: &f64| ((z - max) / temperature).exp();
-        let sum: f64 = logits.iter().map(weight).sum();
-        if sum.is_nan() {
-            return None;
-        }
-        let squared = |(class, z): (usize, &f64)| {
-            let right = if class == label as usize { 1.0 } else { 0.0 };
-            (weight(z) / sum - right).powi(2)
-        };
-        let brier = logits.iter().enumerate().map(squared).sum();
-        let nll = sum.ln() + (max - logits[label as usize]) / temperature;
-        Some(Shown { confidence: 1.0 / sum, nll, brier })
-    }
-}
-
 /// In place of a number that a file from before it was recorded lacks.
-fn nan() -> f64 {
+pub(crate) fn nan() -> f64 {
     f64::NAN
 }
 

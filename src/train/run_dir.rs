@@ -20,7 +20,7 @@ const RESTORE: &str = "restore it from a copy, or train into another --output";
 const CONFIG: &str = "config.toml";
 
 /// What is known of a run once it has ended.
-const RESULTS: [&str; 13] = [
+const RESULTS: [&str; 15] = [
     "summary.json",
     "evaluation.json",
     "report.html",
@@ -34,6 +34,8 @@ const RESULTS: [&str; 13] = [
     "plots/confusion.svg",
     "plots/calibration.png",
     "plots/calibration.svg",
+    "plots/triplets.png",
+    "plots/triplets.svg",
 ];
 
 /// What it leaves beside these and config.toml.

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A name that would end the page's data, or become markup, if it were not escaped.
 const HOSTILE: &str = "</script><b>&\"'<!--";
@@ -252,9 +253,19 @@ fn run(name: &str, split: &str, classes: usize, per_class: usize, skill: f64, se
         "stopped_early": true, "val": metrics(120, skill, 0.42), "seconds": 83.2, "images_per_s": 1204.0,
         "test": (split == "test").then(|| evaluation.metrics.clone()), "device": "CPU, 2 threads",
         "zero_shot": { "split": split, "images": n, "loss": 1.2, "top1": 0.6, "top5": 0.9 },
+        "zero_shot_val": { "split": "val", "images": 120, "loss": 1.2, "top1": 0.55, "top5": 0.9 },
     });
     let summary = serde_json::from_value(summary).unwrap();
-    RunData { name: name.into(), settings, summary, steps: Vec::new(), epochs: epochs(skill), evaluation }
+    let ended = Some(UNIX_EPOCH + Duration::from_secs(1_795_910_400));
+    RunData {
+        name: name.into(),
+        settings,
+        summary,
+        steps: Vec::new(),
+        epochs: epochs(skill),
+        evaluation,
+        ended,
+    }
 }
 
 fn comparison(runs: &[RunData]) -> Comparison {
@@ -267,7 +278,7 @@ fn comparison(runs: &[RunData]) -> Comparison {
         })
     };
     let plain = json!({
-        "name": "zero-shot", "recipe": "zero-shot", "val_top1": null, "test_top1": 0.6, "test_top5": 0.9,
+        "name": "plain CLIP", "recipe": "plain CLIP", "val_top1": null, "test_top1": 0.6, "test_top5": 0.9,
         "text_top1": 0.6, "macro_f1": null, "ece": null, "trained_parameters": 0, "epochs": 0,
         "best_epoch": 0, "seconds": 0.0, "images_per_s": 0.0,
         "published": { "test_top1": [0.665, 0.665], "val_top1": null },
@@ -389,8 +400,8 @@ fn the_headline_and_the_settings_are_those_of_the_run() {
     "#;
     let found = visit(&path, 1280, script);
     let top1 = run.evaluation.metrics.top1;
-    assert_eq!(found["facts"]["Test top-1"], format!("{:.2} %", 100.0 * top1));
-    assert_eq!(found["facts"]["Gain"], format!("+{:.2} points", 100.0 * (top1 - 0.6)));
+    assert_eq!(found["facts"]["Test top-1"], format!("{:.1} %", 100.0 * top1));
+    assert_eq!(found["facts"]["Gain"], format!("+{:.1} points", 100.0 * (top1 - 0.6)));
     assert_eq!(found["facts"]["Kept epoch"], "9");
     assert_eq!(found["facts"]["Trained parameters"], "642,150");
     let marked = ["demo true default: false", "epochs 12 default: 40", "batch-size 64 default: 32"];
@@ -429,9 +440,9 @@ fn a_click_on_a_head_sorts_and_the_box_filters() {
     expected.reverse();
     assert_eq!(recalls(&state[1]), expected);
     let none = json!("none");
-    assert_eq!(state[0]["sort"], json!([none, none, none, none, "descending", none, none]));
-    assert_eq!(state[1]["sort"], json!([none, none, none, none, "ascending", none, none]));
-    assert_eq!(state[2]["sort"], json!(["ascending", none, none, none, none, none, none]));
+    assert_eq!(state[0]["sort"], json!([none, none, none, none, "descending", none, none, none]));
+    assert_eq!(state[1]["sort"], json!([none, none, none, none, "ascending", none, none, none]));
+    assert_eq!(state[2]["sort"], json!(["ascending", none, none, none, none, none, none, none]));
     assert_ne!(strings(&state[2]["names"]), run.evaluation.class_names);
     assert_eq!((found["shown"].clone(), found["count"].clone()), (json!([HOSTILE]), json!("1 of 12")));
 }
@@ -543,19 +554,21 @@ fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
     let found = visit(&path, 1280, script);
     for (state, epoch) in [("start", 9), ("hovered", 12), ("keyed", 2)] {
         let record = &run.epochs[epoch - 1];
-        let value = |name: &str, value: f64| format!("{name}{:.2} %", 100.0 * value);
+        let value = |name: &str, value: f64| format!("{name}{:.1} %", 100.0 * value);
         let expected = [
             format!("epoch {epoch}"),
             value("training", record.train.top1),
             value("validation", record.val.top1),
+            value("training, text logits", record.train.text_top1),
             value("validation, text logits", record.val.text_top1),
-            value("plain CLIP, test", 0.6),
+            value("plain CLIP, validation", 0.55),
         ];
         assert_eq!(strings(&found[state]), expected, "{state}");
     }
     assert_eq!(strings(&found["titles"]), ["Accuracy (top-1)", "Loss", "Parts of the training loss"]);
     let train = &run.epochs[8].train;
-    let parts = [format!("head{:.4}", train.loss_head), format!("text{:.4}", train.loss_text)];
+    let value = |name: &str, value: f64| format!("{name}{value:.4}");
+    let parts = [value("total", train.loss), value("head", train.loss_head), value("text", train.loss_text)];
     assert_eq!(strings(&found["parts"])[1..], parts);
     let last = run.evaluation.calibration.last().unwrap();
     assert!(found["calibration"].as_str().unwrap().contains(&format!("{} images", last.images)));
@@ -620,7 +633,7 @@ fn a_narrow_window_and_print_lose_nothing() {
     "#;
     let (small, large, compared) = (small_page(&pages).0, large_page(&pages).0, compared_page(&pages).0);
     let seeded = seeded_page(&pages).0;
-    for (page, sections) in [(small, 6), (large, 6), (compared, 4), (seeded, 4)] {
+    for (page, sections) in [(small, 7), (large, 7), (compared, 4), (seeded, 4)] {
         let found = visit(&page, 360, script);
         let page = page.display();
         assert_eq!(found["screen"], json!({ "scroll": 360, "window": 360, "hidden": 0 }), "{page}");
@@ -661,18 +674,18 @@ fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
     let links = json!([["linear probe", "linear%20probe/report.html"], ["vpt#1?", "vpt%231%3F/report.html"]]);
     assert_eq!(found["links"], links, "the run lora has no page");
     let mut names: Vec<_> = runs.iter().map(|run| (run.evaluation.metrics.top1, &*run.name)).collect();
-    names.push((0.6, "zero-shot"));
+    names.push((0.6, "plain CLIP"));
     names.sort_by(|a, b| b.0.total_cmp(&a.0));
     assert_eq!(strings(&found["sorted"]), names.iter().map(|n| n.1).collect::<Vec<_>>());
-    assert_eq!(strings(&found["options"]), ["zero-shot", "lora", "linear probe", "vpt#1?"]);
+    assert_eq!(strings(&found["options"]), ["plain CLIP", "lora", "linear probe", "vpt#1?"]);
     assert_eq!(strings(&found["heads"]), ["Class", "linear probe", "vpt#1?", "Difference"]);
     for (i, name) in runs[0].evaluation.class_names.iter().enumerate() {
         let recall = |run: &RunData| format!("{:.1} %", 100.0 * run.evaluation.classes[i].recall.unwrap());
         assert_eq!(found["rows"][name], json!([recall(&runs[1]), recall(&runs[2])]), "{name}");
     }
-    let curve = |run: &RunData| format!("{}{:.2} %", run.name, 100.0 * run.epochs[11].val.top1);
+    let curve = |run: &RunData| format!("{}{:.1} %", run.name, 100.0 * run.epochs[11].val.top1);
     assert_eq!(strings(&found["curves"])[1..], runs.iter().map(curve).collect::<Vec<_>>());
-    assert_eq!(found["bars"], "zero-shot: 60.00 %, published 66.50 %");
+    assert_eq!(found["bars"], "plain CLIP: 60.0 %, published 66.5 %");
     assert!(found["circles"].as_u64().unwrap() > 3);
     let wrong_in_all =
         |i: &usize| runs.iter().all(|r| r.evaluation.images[*i].label != r.evaluation.images[*i].predicted);
@@ -709,9 +722,9 @@ fn several_seeds_are_one_technique_above_their_runs() {
                  strokes: all("path.series:not(.faint)", curves).map((line) => line.getAttribute("stroke")) };
     "#;
     let found = visit(&path, 1280, script);
-    let percent = |v: f64| format!("{:.2} %", 100.0 * v);
+    let percent = |v: f64| format!("{:.1} %", 100.0 * v);
     let spread = |mean: f64, std: Option<f64>| match std {
-        Some(std) => format!("{:.2} ± {:.2} %", 100.0 * mean, 100.0 * std),
+        Some(std) => format!("{:.1} ± {:.1} %", 100.0 * mean, 100.0 * std),
         None => percent(mean),
     };
     let means = &comparison.means;
@@ -728,7 +741,8 @@ fn several_seeds_are_one_technique_above_their_runs() {
         ["ECE", "Trained parameters", "Published test", "Published validation"]
     );
     let none = "\u{2013}";
-    assert_eq!(rows[0][..4], ["zero-shot", none, none, "60.00 %"]);
+    // 66 of 120 and 144 of 240 images.
+    assert_eq!(rows[0][..4], ["plain CLIP", none, "55.0 %46.1–63.6 %", "60.0 %53.7–66.0 %"]);
     for (cells, row) in rows[1..].iter().zip(means) {
         let score = |of: fn(&Scores) -> f64| spread(of(&row.mean), row.std.as_ref().map(of));
         let mut expected = vec![row.name.clone(), row.seeds.len().to_string(), score(|s| s.val_top1)];
@@ -739,7 +753,7 @@ fn several_seeds_are_one_technique_above_their_runs() {
             score(|s| s.ece),
         ]);
         expected.push("642,150".into());
-        let published = if row.published.is_some() { ["91.20 to 92.05 %", "91.76 %"] } else { [none; 2] };
+        let published = if row.published.is_some() { ["91.2 to 92.05 %", "91.76 %"] } else { [none; 2] };
         assert_eq!(
             *cells,
             [&expected.iter().map(String::as_str).collect::<Vec<_>>()[..], &published].concat()
@@ -749,7 +763,7 @@ fn several_seeds_are_one_technique_above_their_runs() {
 
     // Below it every run, with a link to the page that is there.
     let names: Vec<&str> = runs.iter().map(|run| &*run.name).collect();
-    assert_eq!(strings(&found["runs"]), [&["zero-shot"], &names[..]].concat());
+    assert_eq!(strings(&found["runs"]), [&["plain CLIP"], &names[..]].concat());
     let addresses: Vec<String> =
         names.iter().map(|name| name.replace('#', "%23").replace('?', "%3F").replace(' ', "%20")).collect();
     let addresses = addresses.iter().map(|address| format!("{address}/report.html"));
@@ -767,10 +781,10 @@ fn several_seeds_are_one_technique_above_their_runs() {
     };
     let words: Vec<String> =
         means.iter().map(|row| format!("{}: {}, {}", row.name, test(row), seeds(row))).collect();
-    let words = [format!("{}, published 91.20 to 92.05 %", words[0]), words[1].clone(), words[2].clone()];
+    let words = [format!("{}, published 91.2 to 92.05 %", words[0]), words[1].clone(), words[2].clone()];
     assert_eq!(
         strings(&found["words"]),
-        [&["zero-shot: 60.00 %"], &words.each_ref().map(|text| &text[..])[..]].concat()
+        [&["plain CLIP: 60.0 %"], &words.each_ref().map(|text| &text[..])[..]].concat()
     );
     let labels: Vec<String> = means.iter().flat_map(|row| [row.name.clone(), test(row)]).collect();
     assert_eq!(strings(&found["values"])[2..], labels);
@@ -796,9 +810,10 @@ fn several_seeds_are_one_technique_above_their_runs() {
         let of = |name: &str, runs: &[RunData]| format!("{name}{}", value(runs, epoch));
         let expected =
             [of(&means[0].name, &runs[..3]), of(&means[1].name, &runs[3..6]), of(&means[2].name, &runs[6..])];
+        let expected = [&expected[..], &["plain CLIP55.0 %".into()]].concat();
         assert_eq!(strings(&found[state])[1..], expected, "{state}");
     }
-    assert_eq!(found["strong"], 3);
+    assert_eq!(found["strong"], 4);
     let strokes = strings(&found["strokes"]);
     assert_eq!(strings(&found["faint"]), [[strokes[0]; 3], [strokes[1]; 3]].concat());
     assert_ne!(strokes[0], strokes[1]);
@@ -820,4 +835,249 @@ fn images_and_runs_that_do_not_belong_together_are_refused() {
         assert!(error.contains(&format!("a and b were evaluated on different {what}")), "{error}");
     }
     assert!(!path.exists());
+}
+
+/// Names in the scripts of the world, short and very long, and some that are read from the right.
+const WORLD: [&str; 10] = [
+    "玫瑰花",
+    "ばら (薔薇)",
+    "وردة حمراء",
+    "שושנה (אדומה)",
+    "गुलाब का फूल",
+    "กุหลาบ",
+    "🌹 rose",
+    "Роза морщинистая",
+    "Épine-vinette à fruits rouges, cultivée dans les jardins du nord et du sud de l’Europe depuis fort longtemps",
+    "Änderungsschneidereigewerbeblume",
+];
+
+/// A run on as many classes as there are in [`WORLD`], called like these.
+fn world_run() -> RunData {
+    let mut run = run(
+        "世界 — a run with a long name that has to be read to its end on a telephone",
+        "test",
+        10,
+        20,
+        0.8,
+        3,
+    );
+    run.evaluation.class_names = WORLD.map(String::from).to_vec();
+    run
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn nothing_is_clipped_at_any_width() {
+    let pages = Pages::new();
+    let world = world_run();
+    let mut other = world.clone();
+    other.name = "another run, whose name is as long as that of the first one, and then some more".into();
+    let runs = [world.clone(), other];
+    let path = pages.dir.join("world-compared.html");
+    write_comparison_page(&Comparison::of(&runs).unwrap(), &runs, None, &path).unwrap();
+    let script = r#"
+        const outside = (node) => {
+            const [box, svg] = [node.getBoundingClientRect(), node.closest("svg").getBoundingClientRect()];
+            return box.left < svg.left - 1 || box.right > svg.right + 1 || box.top < svg.top - 1 || box.bottom > svg.bottom + 1;
+        };
+        const cut = all("body *").filter((node) => node instanceof HTMLElement && !node.closest(".scroll")
+            && node.tagName !== "CAPTION" && node.scrollWidth > node.clientWidth + 1 && node.clientWidth > 0);
+        const low = all(".readout").filter((node) => node.scrollHeight > node.clientHeight + 1);
+        return { texts: all("svg text").filter(outside).map((text) => text.textContent), cut: cut.map((node) => node.outerHTML.slice(0, 90)),
+                 low: low.map((node) => node.textContent), dots: all("svg text, td, th, li, button").filter((node) => node.textContent.includes("\u2026")).length,
+                 page: document.documentElement.scrollWidth, names: all("table").flatMap((table) => column(table, 0)) };
+    "#;
+    for page in [pages.run("world.html", &world, None), path] {
+        for width in [390, 800, 1280] {
+            let found = visit(&page, width, script);
+            let page = page.display();
+            for what in ["texts", "cut", "low"] {
+                assert_eq!(found[what], json!([]), "{what} of {page} at {width}");
+            }
+            assert_eq!((&found["page"], &found["dots"]), (&json!(width), &json!(0)), "{page}");
+            let names = strings(&found["names"]);
+            assert!(WORLD.iter().all(|name| names.contains(name)), "{page}: {names:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn the_page_says_what_it_is_of() {
+    let pages = Pages::new();
+    let mut run = run("lora", "test", 12, 20, 0.8, 3);
+    run.settings.demo = false;
+    (run.settings.model, run.settings.data) =
+        (Some("openai/clip-vit-base-patch32".into()), Some("/somewhere/flowers5".into()));
+    let script = r#"return { title: document.title, under: one("h1 + .note").textContent };"#;
+    let found = visit(&pages.run("run-of.html", &run, None), 1280, script);
+    let version = env!("CARGO_PKG_VERSION");
+    let of = format!("openai/clip-vit-base-patch32 on flowers5 · 2026-11-29 · clip-engine {version}");
+    assert_eq!((&found["under"], &found["title"]), (&json!(of), &json!(format!("lora – {of}"))));
+    let path = pages.dir.join("of.html");
+    let mut earlier = run.clone();
+    (earlier.name, earlier.ended) = ("vpt".into(), Some(UNIX_EPOCH));
+    earlier.settings.model = Some("/models/clip-b16".into());
+    let runs = [earlier, run];
+    write_comparison_page(&Comparison::of(&runs).unwrap(), &runs, None, &path).unwrap();
+    let found = visit(&path, 1280, script);
+    let of =
+        format!("clip-b16, openai/clip-vit-base-patch32 on flowers5 · 2026-11-29 · clip-engine {version}");
+    assert_eq!((&found["under"], &found["title"]), (&json!(of), &json!(format!("Comparison – {of}"))));
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn results_stand_with_their_intervals_and_the_baseline() {
+    let pages = Pages::new();
+    let mut run = run("lora", "test", 5, 20, 0.8, 3);
+    let baseline = json!({
+        "split": "test", "images": 100, "top1": 0.7, "macro_f1": 0.69, "nll": 0.8123, "ece": 0.042,
+        "seconds": 1.5, "c": 0.1,
+    });
+    run.summary.baseline = Some(serde_json::from_value(baseline).unwrap());
+    let at = |nll: f64| json!({ "nll": nll, "brier": nll / 2.0, "ece": nll / 10.0 });
+    let temperature = json!({ "value": 0.25, "before": at(0.9), "after": at(0.4) });
+    run.summary.temperature = Some(serde_json::from_value(temperature).unwrap());
+    run.evaluation.metrics.top1 = 0.81;
+    (run.evaluation.metrics.nll, run.evaluation.metrics.brier) = (0.4, 0.2);
+    run.evaluation.calibration.iter_mut().rev().take(4).for_each(|bin| bin.images = 0);
+    let script = r#"
+        const cells = (table) => all("tr", table).map((row) => [...row.children].map((cell) => cell.textContent));
+        return { results: cells(one("table", sectionOf("Results"))), temperature: cells(one("table.temperature")),
+                 opens: one("output", sectionOf("Calibration")).textContent,
+                 cards: all(".facts dt").map((dt) => dt.textContent) };
+    "#;
+    let found = visit(&pages.run("results.html", &run, None), 1280, script);
+    let rows: Vec<Vec<&str>> = found["results"].as_array().unwrap().iter().map(strings).collect();
+    let top1 = "Top\u{2011}1";
+    assert_eq!(rows[0], ["Classifier", "Split", top1, "Macro F1", "NLL", "Brier", "ECE", "Time"]);
+    assert_eq!(rows[1][..3], ["lora", "test", "81.0 %72.2–87.5 %"]);
+    assert_eq!(rows[1][4..], ["0.4000", "0.2000", "5.0 %", "1 min 23 s"]);
+    assert_eq!(rows[2][..3], ["plain CLIP", "test", "60.0 %50.2–69.1 %"]);
+    let baseline =
+        ["logistic regression", "test", "70.0 %60.4–78.1 %", "69.0 %", "0.8123", "–", "4.2 %", "1.5 s"];
+    assert_eq!((rows.len(), &rows[3][..]), (4, &baseline[..]));
+    assert_eq!(
+        found["temperature"],
+        json!([
+            ["", "before (T = 1)", "after (T = 0.250)"],
+            ["NLL", "0.9000", "0.4000"],
+            ["Brier score", "0.4500", "0.2000"],
+            ["ECE", "9.0 %", "4.0 %"],
+        ])
+    );
+    let bins = &run.evaluation.calibration;
+    let last = bins.iter().rposition(|bin| bin.images > 0).unwrap();
+    assert!(last < bins.len() - 1);
+    let opens = found["opens"].as_str().unwrap();
+    let share = |bin: usize| format!("{:.0} %", 100.0 * bin as f64 / bins.len() as f64);
+    assert!(opens.starts_with(&format!("Confidence {} to {}", share(last), share(last + 1))), "{opens}");
+    assert!(opens.contains(&format!("{} image", bins[last].images)), "{opens}");
+    assert!(
+        !strings(&found["cards"]).iter().any(|card| card.contains("top-5")),
+        "five classes have no top-5"
+    );
+
+    let path = pages.dir.join("baseline.html");
+    let runs = [run];
+    write_comparison_page(&Comparison::of(&runs).unwrap(), &runs, None, &path).unwrap();
+    let script = r#"
+        const table = one("table", sectionOf("Results"));
+        return all("tr", table).map((row) => [...row.children].map((cell) => cell.textContent));
+    "#;
+    let found = visit(&path, 1280, script);
+    let rows: Vec<Vec<&str>> = found.as_array().unwrap().iter().map(strings).collect();
+    assert_eq!(
+        rows.iter().map(|row| row[0]).collect::<Vec<_>>(),
+        ["Technique", "plain CLIP", "logistic regression", "lora"]
+    );
+    assert!(!rows[0].iter().any(|head| head.contains("5")), "{:?}", rows[0]);
+    let place = |head: &str| rows[0].iter().position(|cell| *cell == head).unwrap();
+    assert_eq!(rows[2][place("Seconds")], "1.5");
+    assert_eq!(rows[2][place("ECE")], "4.2 %");
+    assert_eq!(rows[2][place("Test top\u{2011}1")], "70.0 %60.4–78.1 %");
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn losses_on_each_other_are_both_seen_and_triplets_have_a_chart() {
+    let pages = Pages::new();
+    let mut run = run("triplet", "test", 12, 20, 0.8, 3);
+    // Of a run without text loss the total is the head's; of the triplets every second step knows the distances.
+    run.settings.text_weight = 0.0;
+    run.settings.triplet = 0.5;
+    for record in &mut run.epochs {
+        (record.train.loss_head, record.train.loss_text) = (record.train.loss, f64::NAN);
+        record.train.loss_triplet = 0.1;
+    }
+    run.steps = (0..24)
+        .map(|step| {
+            let distance = (step % 2 == 0).then_some(0.25);
+            serde_json::from_value(json!({
+                "step": step + 1, "epoch": step / 2 + 1, "loss": 1.0, "loss_head": 1.0, "lr": 0.1, "grad_norm": 1.0,
+                "images_per_s": 9.0, "triplets_active": 0.5, "distance_positive": distance,
+                "distance_negative": distance.map(|d| d + 0.5),
+            }))
+            .unwrap()
+        })
+        .collect();
+    assert!(run.steps[0].loss_triplet.is_nan() && run.steps[0].loss_text.is_nan());
+    let script = r#"
+        return all("figure.chart", sectionOf("Curves")).map((chart) => ({
+            title: one("figcaption", chart).textContent,
+            legend: all(".legend li", chart).map((li) => li.textContent),
+            widths: all("path.series", chart).map((line) => parseFloat(line.style.strokeWidth)),
+            dashes: all("path.series", chart).map((line) => line.getAttribute("stroke-dasharray")),
+        }));
+    "#;
+    let found = visit(&pages.run("triplet.html", &run, None), 1280, script);
+    let charts = found.as_array().unwrap();
+    let titles: Vec<&str> = charts.iter().map(|chart| chart["title"].as_str().unwrap()).collect();
+    let [parts, active, distances] =
+        ["Parts of the training loss", "Triplets with a loss", "Mean distance of an image in a triplet"];
+    assert_eq!(titles, ["Accuracy (top-1)", "Loss", parts, active, distances]);
+    let legend = strings(&charts[2]["legend"]);
+    assert!(
+        legend[1].starts_with("total") && legend[2].starts_with("head") && legend[3].starts_with("triplet")
+    );
+    assert_eq!(legend.len(), 4);
+    let widths: Vec<f64> =
+        charts[2]["widths"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
+    assert!(widths[0] > widths[1] + 2.0 && widths[1] == widths[2], "{widths:?}");
+    assert_ne!(charts[2]["dashes"][0], charts[2]["dashes"][1]);
+    assert_eq!(strings(&charts[3]["legend"])[1..], ["active50.0 %"]);
+    assert_eq!(strings(&charts[4]["legend"])[1..], ["to its own class0.2500", "to another class0.7500"]);
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn the_diagonal_is_told_from_mistakes_by_colour_and_legend() {
+    let pages = Pages::new();
+    let (path, run) = small_page(&pages);
+    let script = r#"
+        const cells = all(".matrix rect[fill-opacity]").map((cell) => [cell.classList[0], getComputedStyle(cell).fill]);
+        const legend = all(".of-matrix li").map((li) => [li.textContent, getComputedStyle(one("rect", li)).fill]);
+        return { cells, legend };
+    "#;
+    let found = visit(&path, 1280, script);
+    let fills = |class: &str| -> Vec<&str> {
+        let cells = found["cells"].as_array().unwrap().iter();
+        cells.filter(|cell| cell[0] == class).map(|cell| cell[1].as_str().unwrap()).collect()
+    };
+    let (right, wrong) = (fills("right"), fills("wrong"));
+    let confusion = &run.evaluation.confusion;
+    let diagonal = (0..12).filter(|&i| confusion[i][i] > 0).count();
+    assert_eq!(
+        (right.len(), right.len() + wrong.len()),
+        (diagonal, confusion.concat().iter().filter(|n| **n > 0).count())
+    );
+    assert!(right.iter().all(|fill| *fill == right[0]) && wrong.iter().all(|fill| *fill == wrong[0]));
+    assert_ne!(right[0], wrong[0]);
+    let legend = &found["legend"];
+    assert_eq!((&legend[0][1], &legend[1][1]), (&json!(right[0]), &json!(wrong[0])));
+    assert!(
+        legend[0][0].as_str().unwrap().starts_with("right")
+            && legend[1][0].as_str().unwrap().starts_with("mistakes")
+    );
 }

@@ -94,6 +94,15 @@ function horizontalAxis(svg, frame, low, high, values, format) {
   return x;
 }
 
+/** Lines that run beside a later one, so that this hides them: how many of those there are for each. */
+function hiddenBy(lines, low, high) {
+  const near = (a, b) => Math.abs(a - b) < 0.012 * (high - low);
+  const together = (a, b) => a.values.filter((value, i) => value !== null && b.values[i] !== null && near(value, b.values[i]));
+  return lines.map(
+    (line, i) => lines.slice(i + 1).filter((later) => together(line, later).length >= Math.min(2, line.values.length)).length,
+  );
+}
+
 /** The lines' range with some air, within `bounds`. */
 function range(lines, bounds) {
   const values = lines
@@ -116,12 +125,13 @@ function legend(lines, format) {
       class: "series",
       x1: 0,
       x2: 26,
-      y1: 4,
-      y2: 4,
+      y1: 5,
+      y2: 5,
       stroke: line.colour,
       "stroke-dasharray": line.dash,
+      style: "stroke-width: " + line.width,
     };
-    const sample = shape("svg", { viewBox: "0 0 26 8", "aria-hidden": "true" }, shape("line", style));
+    const sample = shape("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, shape("line", style));
     return element("li", {}, sample, line.name, values[i]);
   });
   const list = element(
@@ -156,13 +166,21 @@ function path(line, x, y) {
  * it; `kept`: the epoch that is marked.
  */
 function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
-  lines = lines.map((line, i) => ({ colour: seriesColour(i), dash: DASHES[i % 8], ...line }));
-  const above = legend(lines, format);
   const [low, high] = range(lines, bounds);
+  // What would be hidden is wide enough to be seen on both sides of what is drawn over it.
+  const hidden = hiddenBy(lines, low, high);
+  lines = lines.map((line, i) => ({
+    colour: seriesColour(i),
+    dash: DASHES[i % 8],
+    width: 2 + 3 * hidden[i],
+    ...line,
+  }));
+  const above = legend(lines, format);
   const first = epochs[0];
   const last = epochs[epochs.length - 1];
   const draw = (svg, width) => {
-    const frame = { left: 52, right: width - 18, top: 14, bottom: 212 };
+    const labels = ticks(low, high, 5).map((value) => textWidth(axisFormat(value)));
+    const frame = { left: Math.max(44, ...labels) + 10, right: width - 18, top: 14, bottom: 212 };
     setSize(svg, width, 250);
     const y = verticalAxis(svg, frame, low, high, axisFormat);
     const marks = ticks(first, last, width / 80).filter(Number.isInteger);
@@ -189,8 +207,14 @@ function lineChart({ title, epochs, lines, kept, bounds, format, axisFormat }) {
           d: path(line, x, y),
           stroke: line.colour,
           "stroke-dasharray": line.dash,
+          style: "stroke-width: " + line.width,
         }),
       );
+      if (epochs.length > 25 || line.plain) continue;
+      line.values.forEach((value, i) => {
+        if (value === null) return;
+        svg.append(shape("circle", { cx: x(i), cy: y(value), r: line.width / 2 + 1, style: "fill: " + line.colour }));
+      });
     }
     const cursor = shape("g", { class: "cursor" });
     svg.append(cursor);
@@ -233,14 +257,18 @@ function deviation(bar, full, y) {
 function barChart({ title, bars }) {
   const readout = element("output", { class: "readout" });
   const draw = (svg, width) => {
-    const row = 46;
+    const labels = bars.map((bar) => textWidth(bar.label));
+    const names = bars.map((bar, i) => lines(bar.name, width - 24 - labels[i]));
+    // One height for all, so that the pointer finds the bar.
+    const above = LINE * (Math.max(...names.map((name) => name.length)) - 1);
+    const row = 46 + above;
     const full = width - 12;
     setSize(svg, width, bars.length * row + 4);
     const outline = shape("rect", { class: "cursor", x: 0.5, width: width - 1, height: row - 2, rx: 4 });
     bars.forEach((bar, i) => {
-      const y = i * row + 4;
+      const y = i * row + 4 + above;
       svg.append(
-        shape("text", { class: "strong", x: 6, y: y + 12 }, cut(bar.name, width - (bar.std === null ? 80 : 130))),
+        textBlock({ class: "strong", x: 6, y: y + 12 - LINE * (names[i].length - 1) }, names[i]),
         shape("text", { class: "strong", x: width - 6, y: y + 12, "text-anchor": "end" }, bar.label),
         shape("rect", {
           x: 6,
@@ -341,12 +369,13 @@ function calibrationChart({ title, bins }) {
       },
     };
   };
-  return figure(title, "Arrow keys go from bin to bin.", [readout], draw, bins.length - 1);
+  const filled = bins.findLastIndex((bin) => bin.images > 0);
+  return figure(title, "Arrow keys go from bin to bin.", [readout], draw, Math.max(filled, 0));
 }
 
 /** The first few of a list of names. */
 function listed(names) {
-  const [few, more] = [names.slice(0, 4), names.length - 4];
+  const [few, more] = [names.slice(0, 4).map(named), names.length - 4];
   return few.join(", ") + (more > 0 ? " and " + more + " more" : "");
 }
 
@@ -355,18 +384,17 @@ function scatterChart({ title, axes, dots }) {
   const readout = element("output", { class: "readout tall" });
   const draw = (svg, width) => {
     const side = Math.min(width - 74, 420);
-    const frame = { left: 52, right: 52 + side, top: 24, bottom: 24 + side };
-    setSize(svg, width, side + 66);
+    const upper = lines("\u2191 " + axes[1], width - 8);
+    const lower = lines(axes[0] + " \u2192", 48 + side);
+    const top = 9 + LINE * upper.length;
+    const frame = { left: 52, right: 52 + side, top, bottom: top + side };
+    setSize(svg, width, top + side + 27 + LINE * lower.length);
     const y = verticalAxis(svg, frame, 0, 1, (value) => percent(value, 0));
     const x = horizontalAxis(svg, frame, 0, 1, ticks(0, 1, 5), (value) => percent(value, 0));
     svg.append(
       shape("line", { class: "even", x1: x(0), y1: y(0), x2: x(1), y2: y(1) }),
-      shape("text", { class: "strong", x: 4, y: 13 }, "\u2191 " + cut(axes[1], side)),
-      shape(
-        "text",
-        { class: "strong", x: frame.right, y: frame.bottom + 36, "text-anchor": "end" },
-        cut(axes[0], side) + " \u2192",
-      ),
+      textBlock({ class: "strong", x: 4, y: 13 }, upper),
+      textBlock({ class: "strong", x: frame.right, y: frame.bottom + 36, "text-anchor": "end" }, lower),
     );
     for (const dot of dots) {
       const radius = 3 + 1.5 * Math.sqrt(dot.names.length);

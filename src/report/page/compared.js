@@ -2,12 +2,15 @@
 
 const splitName = (split) => ({ val: "validation" })[split] || split;
 
+/** A result as it was published: with two digits, where it has them. */
+const published = (value) => (value === null ? NONE : Number((100 * value).toFixed(2)) + " %");
+
 const range2 = ([low, high]) =>
-  low === high ? percent(low) : (100 * low).toFixed(2) + " to " + percent(high);
+  low === high ? published(low) : published(low).replace(" %", "") + " to " + published(high);
 
 /** A mean and, where there is one, its standard deviation. */
 const spread = (mean, std) =>
-  mean === null || std === null ? percent(mean) : (100 * mean).toFixed(2) + " \u00b1 " + percent(std);
+  mean === null || std === null ? percent(mean) : (100 * mean).toFixed(1) + " \u00b1 " + percent(std);
 
 /** The address of a run's page: its name is the path of its folder. */
 const runAddress = (name) => name.split("/").map(encodeURIComponent).join("/") + "/report.html";
@@ -34,18 +37,18 @@ function publishedColumns(rows) {
       key: (row) => (row.published ? row.published.test_top1[1] : null),
       text: (row) => (row.published ? range2(row.published.test_top1) : NONE),
     },
-    { name: "Published validation", key: val, text: (row) => percent(val(row)) },
+    { name: "Published validation", key: val, text: (row) => published(val(row)) },
   ];
 }
 
 const resultName = (data) => (data.split === "val" ? "Result top\u20111" : "Test top\u20111");
 
 function meanColumns(data, rows) {
-  const score = (name, key, title) => ({
+  const score = (name, key, title, bounds) => ({
     name,
     title,
     key: (row) => row.values[key],
-    text: (row) => spread(row.values[key], row.std && row.std[key]),
+    content: (row) => withInterval(spread(row.values[key], row.std && row.std[key]), row[bounds]),
   });
   return [
     { name: "Technique", key: (row) => row.name, text: (row) => row.name },
@@ -54,9 +57,9 @@ function meanColumns(data, rows) {
       key: (row) => (row.seeds ? row.seeds.length : null),
       text: (row) => (row.seeds ? String(row.seeds.length) : NONE),
     },
-    score("Validation top\u20111", "val_top1"),
-    score(resultName(data), "test_top1"),
-    score("Top\u20115", "test_top5"),
+    score("Validation top\u20111", "val_top1", undefined, "val_interval"),
+    score(resultName(data), "test_top1", undefined, "test_interval"),
+    ...(data.classes > 5 ? [score("Top\u20115", "test_top5")] : []),
     score("Macro F1", "macro_f1"),
     score("ECE", "ece", "Expected calibration error"),
     {
@@ -70,6 +73,12 @@ function meanColumns(data, rows) {
 
 function comparedColumns(data) {
   const number = (name, key, format, title) => ({ name, title, key, text: (row) => format(key(row)) });
+  const accuracy = (name, key, bounds) => ({
+    name,
+    title: "With its 95 % interval",
+    key: (row) => row[key],
+    content: (row) => withInterval(percent(row[key]), row[bounds]),
+  });
   const columns = [
     {
       name: data.means.length > 0 ? "Run" : "Technique",
@@ -78,9 +87,9 @@ function comparedColumns(data) {
         row.page ? element("a", { href: runAddress(row.name) }, row.name) : row.name,
     },
     { name: "Recipe", key: (row) => row.recipe, text: (row) => row.recipe },
-    number("Validation top\u20111", (row) => row.val_top1, percent),
-    number(resultName(data), (row) => row.test_top1, percent),
-    number("Top\u20115", (row) => row.test_top5, percent),
+    accuracy("Validation top\u20111", "val_top1", "val_interval"),
+    accuracy(resultName(data), "test_top1", "test_interval"),
+    ...(data.classes > 5 ? [number("Top\u20115", (row) => row.test_top5, percent)] : []),
     number("Text top\u20111", (row) => row.text_top1, percent, "Top-1 of the text logits"),
     number("Macro F1", (row) => row.macro_f1, percent),
     number("ECE", (row) => row.ece, percent, "Expected calibration error"),
@@ -92,7 +101,7 @@ function comparedColumns(data) {
     ),
     number(
       "Seconds",
-      (row) => (row.epochs ? row.seconds : null),
+      (row) => row.seconds || null,
       (value) => fixed(value, 1),
     ),
     number(
@@ -146,6 +155,9 @@ function comparedCurves(data) {
   const lines = [...groups].map(([{ name }, behind]) =>
     behind.length === 1 ? { ...behind[0], name } : { name, values: meanValues(behind), behind },
   );
+  if (data.plain_val !== null) {
+    lines.push({ name: "plain CLIP", values: epochs.map(() => data.plain_val), plain: true });
+  }
   const format = (value) => percent(value);
   const axisFormat = (value) => percent(value, 0);
   return lineChart({ title: "Validation top-1", epochs, lines, bounds: [0, 1], format, axisFormat });
@@ -248,6 +260,9 @@ function accuracyNote(data) {
   return notes.join(" ");
 }
 
+const INTERVALS =
+  " Small below an accuracy: its 95 % interval (Wilson), by the number of images alone.";
+
 function comparisonPage(data) {
   const split = splitName(data.split);
   const where =
@@ -256,7 +271,8 @@ function comparisonPage(data) {
     data.means.length > 0 ? " Means \u00b1 standard deviations are of runs that differ in their seed alone." : "";
   const parts = [
     element("h1", {}, "Comparison"),
-    section("Results", "All on the same images." + where + means, ...resultTables(data)),
+    element("p", { class: "note" }, originText(data.origin)),
+    section("Results", "All on the same images." + where + means + INTERVALS, ...resultTables(data)),
     section(
       "Accuracy",
       accuracyNote(data),
@@ -279,7 +295,7 @@ function commonMistakes(data) {
     data.mistakes.length < data.mistakes_in_all ? " The " + data.mistakes.length + " surest are shown." : "";
   const pictures = data.mistakes.map((place, i) => ({ ...data.images[place], choices: data.choices[i] }));
   const names = (picture) => {
-    const taken = [...new Set(picture.choices)].map((label) => data.class_names[label]);
+    const taken = [...new Set(picture.choices)].map((label) => named(data.class_names[label]));
     return [data.class_names[picture.label], "taken for " + taken.join(", ")];
   };
   return section(

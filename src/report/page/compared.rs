@@ -3,7 +3,9 @@
 use super::thumbnails::{Album, Picture, common_folder};
 use crate::data::SplitView;
 use crate::report::compare::{ComparisonRow, MeanRow};
+use crate::report::origin::Origin;
 use crate::report::{Comparison, RunData};
+use crate::stats::interval::wilson_of;
 use crate::train::Result;
 use serde::Serialize;
 use std::path::Path;
@@ -14,10 +16,14 @@ const MISTAKES: usize = 24;
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename = "comparison")]
 pub struct ComparisonPage<'a> {
+    origin: Origin,
     split: &'a str,
+    classes: usize,
     rows: Vec<Row<'a>>,
     means: &'a [MeanRow],
     curves: Vec<Curve<'a>>,
+    /// Plain CLIP's accuracy on the validation split.
+    plain_val: Option<f64>,
     class_names: &'a [String],
     recalls: Vec<Recalls<'a>>,
     /// Places in `images`, and how many images all runs get wrong.
@@ -35,6 +41,9 @@ struct Row<'a> {
     row: &'a ComparisonRow,
     /// Whether the run's own page is beside this one.
     page: bool,
+    /// Of the accuracies on the split of the result and on the validation split, with a confidence of 95 %.
+    test_interval: Option<(f64, f64)>,
+    val_interval: Option<(f64, f64)>,
 }
 
 /// A run's accuracy on the validation split after each epoch.
@@ -60,16 +69,18 @@ impl<'a> ComparisonPage<'a> {
         path: &Path,
     ) -> Result<Self> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let rows = comparison.rows.iter().map(|row| Row {
-            row,
-            page: runs.iter().any(|run| run.name == row.name)
-                && folder.join(&row.name).join("report.html").is_file(),
+        let rows = comparison.rows.iter().map(|row| {
+            let has_page = |run: &RunData| folder.join(&run.name).join("report.html").is_file();
+            row_of(row, runs, has_page)
         });
         let mut page = ComparisonPage {
+            origin: Origin::of(&runs.iter().collect::<Vec<_>>()),
             split: &comparison.split,
+            classes: comparison.classes,
             rows: rows.collect(),
             means: &comparison.means,
             curves: runs.iter().map(curve).collect(),
+            plain_val: comparison.plain().and_then(|row| row.val_top1),
             class_names: &[],
             recalls: recalls(comparison, runs),
             mistakes: Vec::new(),
@@ -95,6 +106,22 @@ impl<'a> ComparisonPage<'a> {
     }
 }
 
+fn row_of<'a>(row: &'a ComparisonRow, runs: &[RunData], has_page: impl Fn(&RunData) -> bool) -> Row<'a> {
+    let own = runs.iter().find(|run| run.name == row.name);
+    // All runs are tested on the same images, and those of validation may differ.
+    let tested = own.or(runs.first()).map(|run| run.evaluation.images.len());
+    let validated = match own {
+        Some(run) => Some(run.summary.val.images),
+        None => runs.first().and_then(|run| run.plain_on_val()).map(|plain| plain.images),
+    };
+    Row {
+        row,
+        page: own.is_some_and(has_page),
+        test_interval: tested.map(|images| wilson_of(row.test_top1, images)),
+        val_interval: row.val_top1.zip(validated).map(|(top1, images)| wilson_of(top1, images)),
+    }
+}
+
 fn curve(run: &RunData) -> Curve<'_> {
     Curve {
         name: &run.name,
@@ -105,8 +132,7 @@ fn curve(run: &RunData) -> Curve<'_> {
 
 /// Plain CLIP first, under the name that it has in the table, then the runs.
 fn recalls<'a>(comparison: &'a Comparison, runs: &'a [RunData]) -> Vec<Recalls<'a>> {
-    let plain = comparison.rows.iter().find(|row| runs.iter().all(|run| run.name != row.name));
-    let plain = plain.zip(runs.first()).map(|(row, run)| Recalls {
+    let plain = comparison.plain().zip(runs.first()).map(|(row, run)| Recalls {
         name: &row.name,
         recalls: run.evaluation.zero_shot.iter().map(|class| class.recall).collect(),
     });

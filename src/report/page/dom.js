@@ -30,10 +30,22 @@ const section = (title, note, ...content) =>
 
 const NONE = "\u2013";
 
-const percent = (value, digits = 2) => (value === null ? NONE : (100 * value).toFixed(digits) + " %");
+const percent = (value, digits = 1) => (value === null ? NONE : (100 * value).toFixed(digits) + " %");
 
-const points = (value, digits = 2) =>
+const points = (value, digits = 1) =>
   (value < 0 ? "\u2212" : "+") + Math.abs(100 * value).toFixed(digits) + " points";
+
+/** A 95 % interval of a share. */
+const interval = ([low, high]) => (100 * low).toFixed(1) + "\u2013" + percent(high);
+
+/** A share with its 95 % interval, where that is known, below it. */
+const withInterval = (text, bounds) =>
+  bounds ? [text, element("small", { class: "interval" }, interval(bounds))] : [text];
+
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]|[\ud802\ud803\ud83a\ud83b][\udc00-\udfff]/;
+
+/** A name inside a text: one that is read from the right stays by itself. */
+const named = (name) => (RIGHT_TO_LEFT.test(name) ? "\u2068" + name + "\u2069" : name);
 
 const fixed = (value, digits = 4) => (value === null ? NONE : value.toFixed(digits));
 
@@ -57,13 +69,40 @@ function textWidth(text) {
   return ruler.measureText(text).width;
 }
 
-/** A text in a chart, cut to what fits into `width` pixels. */
-function cut(text, width) {
-  if (textWidth(text) <= width) return text;
-  const letters = Array.from(text);
-  while (letters.length > 1 && textWidth(letters.join("") + "\u2026") > width) letters.pop();
-  return letters.join("") + "\u2026";
+const letters = new Intl.Segmenter("en", { granularity: "grapheme" });
+
+/** A text in a chart as lines of `width` pixels at the most, broken between words where that is possible. */
+function lines(text, width) {
+  const done = [];
+  let line = "";
+  for (const word of text.split(/(?<=[\s/_-])/u)) {
+    if (line && textWidth(line + word.trimEnd()) > width) {
+      done.push(line.trimEnd());
+      line = "";
+    }
+    line += word;
+    while (textWidth(line.trimEnd()) > width) {
+      const parts = Array.from(letters.segment(line), (part) => part.segment);
+      let kept = parts.length - 1;
+      while (kept > 1 && textWidth(parts.slice(0, kept).join("")) > width) kept--;
+      if (kept < 1) break;
+      done.push(parts.slice(0, kept).join(""));
+      line = parts.slice(kept).join("");
+    }
+  }
+  if (line.trim()) done.push(line.trimEnd());
+  return done.length ? done : [text];
 }
+
+const LINE = 15;
+
+/** A text of several lines, the first at `y`. */
+const textBlock = (attributes, block) =>
+  shape(
+    "text",
+    attributes,
+    ...block.map((line, i) => shape("tspan", { x: attributes.x, dy: i ? LINE : 0 }, line)),
+  );
 
 /** Cards of a term, its value and a remark. */
 function facts(list) {

@@ -10,12 +10,15 @@ function matrixLayout(names, room) {
   const least = few ? Math.min(190, Math.max(110, Math.floor(room * 0.3))) : 30;
   const cell = Math.min(largest, Math.max(smallest, Math.floor((room - least - 8) / classes)));
   const longest = Math.max(...names.map((name) => textWidth("00 " + name))) + 12;
-  const left = few ? Math.round(Math.min(longest, Math.max(least, room - 8 - classes * cell))) : least;
-  return { few, left, top: 20, cell, width: left + classes * cell + 1, height: 20 + classes * cell + 1 };
+  const place = Math.round(Math.max(least, room - 8 - classes * cell));
+  // Names are whole or stand in a list below.
+  const named = few && longest <= place;
+  const left = named ? longest : 30;
+  return { few, named, left, top: 20, cell, width: left + classes * cell + 1, height: 20 + classes * cell + 1 };
 }
 
 function matrixLabels(svg, names, layout) {
-  const { few, left, top, cell } = layout;
+  const { few, named: whole, left, top, cell } = layout;
   names.forEach((name, i) => {
     const middle = (i + 0.5) * cell + 4;
     if (!few && i > 0 && (i + 1) % 10 !== 0) return;
@@ -24,7 +27,7 @@ function matrixLabels(svg, names, layout) {
       shape(
         "text",
         { x: left - 5, y: top + middle, "text-anchor": "end" },
-        few ? cut(number + " " + name, left - 10) : number,
+        whole ? number + " " + named(name) : number,
       ),
       shape("text", { x: left + (i + 0.5) * cell, y: 14, "text-anchor": "middle" }, number),
     );
@@ -63,12 +66,37 @@ function matrixCells(svg, data, layout) {
   }
 }
 
+/** The colours of the cells: what is right in one hue and outlined, mistakes in another. */
+function matrixLegend(few) {
+  const [faint, full] = few ? [0.2, 0.65] : [0.4, 1];
+  const entry = (name, text) => {
+    const cells = [0, 0.5, 1].map((strength, i) =>
+      shape("rect", {
+        class: name,
+        x: 1 + 16 * i,
+        y: 1,
+        width: 14,
+        height: 12,
+        "fill-opacity": (faint + (full - faint) * strength).toFixed(2),
+      }),
+    );
+    const sample = shape("svg", { viewBox: "0 0 48 14", "aria-hidden": "true" }, ...cells);
+    return element("li", {}, sample, text);
+  };
+  return element(
+    "ul",
+    { class: "legend of-matrix" },
+    entry("right", "right (the diagonal), few to all images of a class"),
+    entry("wrong", "mistakes, few to all images of a class"),
+  );
+}
+
 /** What a cell says of itself. */
 function cellText(data, label, predicted, count) {
   const of = " of " + plural(data.classes[label].images, "image");
-  const name = data.class_names[label];
+  const name = named(data.class_names[label]);
   if (label === predicted) return name + ": " + count + of + " right";
-  return name + " taken for " + data.class_names[predicted] + ": " + count + of;
+  return name + " taken for " + named(data.class_names[predicted]) + ": " + count + of;
 }
 
 /** The images of a cell, with how many are shown of how many. */
@@ -114,7 +142,7 @@ function frequentConfusions(data, go) {
   const mistakes = data.cells.filter((cell) => cell.label !== cell.predicted);
   const frequent = mistakes.sort((a, b) => b.count - a.count).slice(0, INTERESTING);
   const shortcut = (cell) => {
-    const names = data.class_names[cell.label] + " \u2192 " + data.class_names[cell.predicted];
+    const names = named(data.class_names[cell.label]) + " \u2192 " + named(data.class_names[cell.predicted]);
     return element(
       "li",
       {},
@@ -137,6 +165,7 @@ function confusionMatrix(data) {
   const panel = element("div", { id: "cell-images", "aria-live": "polite" });
   const at = { label: 0, predicted: 0 };
   const matrix = { svg, at, width: 0, layout: null, cursor: null };
+  const key = element("ol", { class: "key" }, ...data.class_names.map((name) => element("li", { dir: "auto" }, name)));
 
   const here = () => cells.get(at.label * classes + at.predicted);
   const text = () => cellText(data, at.label, at.predicted, here() ? here().count : 0);
@@ -164,6 +193,7 @@ function confusionMatrix(data) {
     setSize(svg, layout.width, layout.height);
     matrixCells(svg, data, layout);
     matrixLabels(svg, data.class_names, layout);
+    key.hidden = !layout.few || layout.named;
     matrix.cursor = shape("rect", { class: "cursor", width: layout.cell, height: layout.cell });
     svg.append(matrix.cursor);
     show(at.label, at.predicted);
@@ -177,5 +207,6 @@ function confusionMatrix(data) {
   if (frequent.first) Object.assign(at, { label: frequent.first.label, predicted: frequent.first.predicted });
   fill();
   const box = element("div", { class: "scroll matrix" }, svg);
-  return [...frequent.parts, element("h3", {}, "All classes"), readout, box, panel];
+  const colours = matrixLegend(classes <= 20);
+  return [...frequent.parts, element("h3", {}, "All classes"), readout, colours, box, key, panel];
 }

@@ -1,17 +1,23 @@
 // The page of a run, and the start of either page.
 
+/** Model, data, date and version, as they stand under the title. */
+function originText({ model, data, date, version }) {
+  return [model + " on " + data, date, "clip-engine " + version].filter((part) => part).join(" \u00b7 ");
+}
+
 function runHeadline(data) {
-  const { result, val, zero_shot: plain, ...run } = data.headline;
+  const { result, val, zero_shot: plain, intervals, ...run } = data.headline;
+  const [own, ofVal, ofPlain] = intervals.map((bounds) => "95 %: " + interval(bounds));
   const split = data.split === "val" ? "Validation" : "Test";
   return facts(
     [
-      [split + " top-1", percent(result.top1), plural(result.images, "image")],
-      ["Plain CLIP", percent(plain.top1), "zero-shot, " + splitName(plain.split) + " split"],
+      [split + " top-1", percent(result.top1), own + ", " + plural(result.images, "image")],
+      ["Plain CLIP", percent(plain.top1), ofPlain + ", " + splitName(plain.split) + " split"],
       ["Gain", plain.split === data.split ? points(result.top1 - plain.top1) : NONE, "over plain CLIP"],
-      [split + " top-5", percent(result.top5)],
+      data.class_names.length > 5 ? [split + " top-5", percent(result.top5)] : null,
       ["Macro F1", percent(result.macro_f1)],
       ["Calibration error", percent(data.ece), "ECE, " + data.calibration.length + " bins"],
-      data.split === "val" ? null : ["Validation top-1", percent(val.top1)],
+      data.split === "val" ? null : ["Validation top-1", percent(val.top1), ofVal + ", " + plural(val.images, "image")],
       [
         "Kept epoch",
         String(run.best_epoch),
@@ -32,7 +38,6 @@ function runCurves(data) {
   const epochs = data.epochs.map((record) => record.epoch);
   if (epochs.length === 0) return null;
   const line = (name, value) => ({ name, values: data.epochs.map(value) });
-  const plain = data.headline.zero_shot;
   const kept = data.headline.best_epoch;
   const percentages = {
     bounds: [0, 1],
@@ -53,8 +58,11 @@ function runCurves(data) {
       lines: [
         line("training", (record) => record.train.top1),
         line("validation", (record) => record.val.top1),
+        line("training, text logits", (record) => record.train.text_top1),
         line("validation, text logits", (record) => record.val.text_top1),
-        line("plain CLIP, " + splitName(plain.split), () => plain.top1),
+        ...(data.plain_val === null
+          ? []
+          : [{ ...line("plain CLIP, validation", () => data.plain_val), plain: true }]),
       ],
       ...percentages,
     }),
@@ -70,13 +78,95 @@ function runCurves(data) {
     }),
   ];
   if (data.parts.length > 1) {
-    const lines = data.parts.map((part) => line(part, (record) => record.train["loss_" + part]));
+    const parts = data.parts.map((part) => line(part, (record) => record.train["loss_" + part]));
+    const lines = [line("total", (record) => record.train.loss), ...parts];
     charts.push(lineChart({ title: "Parts of the training loss", epochs, kept, lines, ...losses }));
   }
+  charts.push(...tripletCharts(data, percentages));
   const note =
     "Point at a chart, touch it, or use the arrow keys in it for the values of an epoch. " +
-    "The parts of a loss are shown before they are weighted.";
+    "The parts of a loss are shown before they are weighted. Of lines that lie on each other the lower is wider.";
   return section("Curves", note, element("div", { class: "columns" }, ...charts));
+}
+
+/** How hard the triplets are: how many still count, and how far apart their images are. */
+function tripletCharts(data, percentages) {
+  if (data.triplets.length === 0) return [];
+  const epochs = data.triplets.map((record) => record.epoch);
+  const line = (name, key) => ({ name, values: data.triplets.map((record) => record[key]) });
+  const there = (list) => list.filter(({ values }) => values.some((value) => value !== null));
+  const kept = data.headline.best_epoch;
+  const active = there([line("active", "active")]);
+  const distances = there([line("to its own class", "positive"), line("to another class", "negative")]);
+  const chart = (title, lines, style) => (lines.length ? [lineChart({ title, epochs, kept, lines, ...style })] : []);
+  return [
+    ...chart("Triplets with a loss", active, percentages),
+    ...chart("Mean distance of an image in a triplet", distances, {
+      bounds: [0, Infinity],
+      format: (value) => fixed(value),
+      axisFormat: (value) => String(+value.toPrecision(6)),
+    }),
+  ];
+}
+
+/** The run beside plain CLIP and, where it was fitted, the baseline. */
+function resultTable(data) {
+  const column = (name, key, format, title) => ({
+    name,
+    title,
+    key: (row) => row[key],
+    text: (row) => (row[key] === null ? NONE : format(row[key])),
+  });
+  const known = (key) => data.results.some((row) => row[key] !== null);
+  const top1 = {
+    ...column("Top\u20111", "top1", percent, "With its 95 % interval"),
+    content: (row) => withInterval(percent(row.top1), row.interval),
+  };
+  const columns = [
+    { name: "Classifier", key: (row) => row.name, text: (row) => row.name },
+    { name: "Split", key: (row) => row.split, text: (row) => splitName(row.split) },
+    top1,
+    data.class_names.length > 5 ? column("Top\u20115", "top5", percent) : null,
+    column("Macro F1", "macro_f1", percent),
+    known("nll") ? column("NLL", "nll", fixed, "Mean negative log probability of the right class") : null,
+    known("brier") ? column("Brier", "brier", fixed, "Brier score") : null,
+    column("ECE", "ece", percent, "Expected calibration error"),
+    column("Time", "seconds", duration, "Of training and validation"),
+  ].filter((entry) => entry !== null);
+  const { box } = sortableTable({ caption: "Results", columns, rows: data.results, wide: true });
+  const note = "Small below an accuracy: its 95 % interval (Wilson), by the number of images alone.";
+  return section("Results", note, box);
+}
+
+/** What the temperature does to the probabilities. */
+function temperatureTable({ temperature }) {
+  if (temperature === null) return [];
+  const { value, before, after } = temperature;
+  const rows = [
+    { name: "NLL", key: "nll", format: fixed },
+    { name: "Brier score", key: "brier", format: fixed },
+    { name: "ECE", key: "ece", format: percent },
+  ];
+  const cell = (text) => element("td", { class: "number" }, text);
+  const line = ({ name, key, format }) =>
+    element("tr", {}, element("th", { scope: "row" }, name), cell(format(before[key])), cell(format(after[key])));
+  const heads = ["", "before (T = 1)", "after (T = " + fixed(value, 3) + ")"];
+  const head = heads.map((text, i) =>
+    element("th", { scope: "col", class: i ? "number" : null }, element("span", {}, text)),
+  );
+  const table = element(
+    "table",
+    { class: "temperature" },
+    element("caption", {}, "Temperature"),
+    element("thead", {}, element("tr", {}, ...head)),
+    element("tbody", {}, ...rows.map(line)),
+  );
+  const note = "Temperature " + fixed(value, 3) + ": what the logits are divided by before they become probabilities.";
+  return [
+    element("h3", {}, "Temperature"),
+    element("p", { class: "note" }, note),
+    element("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Temperature" }, table),
+  ];
 }
 
 function runSettings(data) {
@@ -124,7 +214,8 @@ function classTable(data) {
     number: i + 1,
     name,
     ...data.classes[i],
-    plain: data.zero_shot[i].recall,
+    bounds: data.intervals[i],
+    plain: data.zero_shot[i] ? data.zero_shot[i].recall : null,
   }));
   const score = (name, key, title) => ({ name, title, key, text: (row) => percent(key(row), 1) });
   const { box, records } = sortableTable({
@@ -140,6 +231,12 @@ function classTable(data) {
       { name: "Images", key: (row) => row.images, text: (row) => whole(row.images) },
       score("Precision", (row) => row.precision, "Right among the images that are taken for the class"),
       score("Recall", (row) => row.recall, "Right among the images of the class"),
+      {
+        name: "95 % interval",
+        title: "Of the recall (Wilson)",
+        key: (row) => (row.images ? row.bounds[0] : null),
+        text: (row) => (row.images ? interval(row.bounds) : NONE),
+      },
       score("F1", (row) => row.f1),
       score("Plain CLIP's recall", (row) => row.plain),
     ],
@@ -159,7 +256,7 @@ function confidentMistakes(data) {
   const pictures = data.mistakes.map((place) => data.images[place]);
   const captions = (picture) => [
     data.class_names[picture.label],
-    "taken for " + data.class_names[picture.predicted],
+    "taken for " + named(data.class_names[picture.predicted]),
     percent(picture.confidence, 1),
   ];
   return section("Most confident mistakes", note, thumbnails(pictures, captions));
@@ -169,6 +266,7 @@ function runPage(data) {
   const split = splitName(data.split);
   return [
     element("h1", {}, data.name),
+    element("p", { class: "note" }, originText(data.origin)),
     element(
       "p",
       { class: "note" },
@@ -181,6 +279,7 @@ function runPage(data) {
         " split.",
     ),
     runHeadline(data),
+    resultTable(data),
     runCurves(data),
     section("Classes", "On the " + split + " split. A click on a column's head sorts.", ...classTable(data)),
     section(
@@ -197,6 +296,7 @@ function runPage(data) {
         percent(data.ece) +
         ".",
       calibrationChart({ title: "Accuracy by confidence", bins: data.calibration }),
+      ...temperatureTable(data),
     ),
     confidentMistakes(data),
     runSettings(data),
@@ -206,7 +306,7 @@ function runPage(data) {
 function start() {
   const data = JSON.parse(document.getElementById("data").textContent);
   const parts = data.kind === "run" ? runPage(data) : comparisonPage(data);
-  document.title = data.kind === "run" ? data.name + " \u2013 clip-engine" : "Comparison \u2013 clip-engine";
+  document.title = (data.kind === "run" ? data.name : "Comparison") + " \u2013 " + originText(data.origin);
   document.getElementById("page").replaceChildren(...parts.filter((part) => part !== null));
   drawCharts();
   new ResizeObserver(drawCharts).observe(document.getElementById("page"));

@@ -3,9 +3,12 @@
 use super::thumbnails::{Album, Picture, by_confidence, common_folder, of_cells};
 use crate::data::SplitView;
 use crate::report::RunData;
-use crate::report::data::TrainRecord;
-use crate::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation};
-use crate::train::run::ZeroShot;
+use crate::report::compare::{BASELINE, PLAIN};
+use crate::report::data::{TrainRecord, TripletMeans};
+use crate::report::origin::Origin;
+use crate::stats::interval::{wilson, wilson_of};
+use crate::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation, macro_f1};
+use crate::train::run::{Temperature, ZeroShot};
 use crate::train::{Result, Settings, TrainError};
 use serde::Serialize;
 
@@ -16,18 +19,26 @@ const MISTAKES: usize = 24;
 #[serde(tag = "kind", rename = "run")]
 pub struct RunPage<'a> {
     name: &'a str,
+    origin: Origin,
     recipe: toml::Value,
     split: &'a str,
     headline: Headline<'a>,
+    results: Vec<ResultRow<'a>>,
     settings: Vec<Setting>,
     epochs: Vec<Epoch<'a>>,
     parts: Vec<Part>,
+    triplets: Vec<TripletMeans>,
+    /// Plain CLIP's accuracy on the validation split.
+    plain_val: Option<f64>,
     class_names: &'a [String],
     classes: &'a [ClassMetrics],
+    /// Of the recall of each class.
+    intervals: Vec<(f64, f64)>,
     zero_shot: &'a [ClassMetrics],
     cells: Vec<Cell>,
     calibration: &'a [CalibrationBin],
     ece: f64,
+    temperature: Option<Temperature>,
     /// Places in `images`, and how many mistakes there are in all.
     mistakes: Vec<usize>,
     mistakes_in_all: usize,
@@ -41,6 +52,8 @@ struct Headline<'a> {
     result: &'a EvalMetrics,
     val: &'a EvalMetrics,
     zero_shot: &'a ZeroShot,
+    /// Of the accuracies of these three, with a confidence of 95 %.
+    intervals: [(f64, f64); 3],
     epochs: u32,
     best_epoch: u32,
     stopped_early: bool,
@@ -48,6 +61,22 @@ struct Headline<'a> {
     seconds: f64,
     images_per_s: f64,
     device: &'a str,
+}
+
+/// A classifier on the split of the result; what is not known of it is none or not a number.
+#[derive(Debug, Serialize)]
+struct ResultRow<'a> {
+    name: &'a str,
+    split: &'a str,
+    top1: f64,
+    /// Of `top1`, with a confidence of 95 %.
+    interval: (f64, f64),
+    top5: Option<f64>,
+    macro_f1: Option<f64>,
+    nll: f64,
+    brier: f64,
+    ece: Option<f64>,
+    seconds: Option<f64>,
 }
 
 /// A line of config.toml.
@@ -71,6 +100,7 @@ struct Epoch<'a> {
 struct Losses {
     loss: f64,
     top1: f64,
+    text_top1: f64,
     loss_head: f64,
     loss_text: f64,
     loss_triplet: f64,
@@ -107,18 +137,24 @@ impl<'a> RunPage<'a> {
         let root = common_folder(&evaluation.images);
         Ok(RunPage {
             name: &run.name,
+            origin: Origin::of(&[run]),
             recipe: value(&run.settings.recipe)?,
             split: &evaluation.split,
             headline: headline(run),
+            results: results(run),
             settings: settings(&run.settings)?,
             epochs: epochs(run),
             parts: parts(run),
+            triplets: run.triplets(),
+            plain_val: run.plain_on_val().map(|plain| plain.top1),
             class_names: &evaluation.class_names,
             classes: &evaluation.classes,
+            intervals: intervals(&evaluation.classes),
             zero_shot: &evaluation.zero_shot,
             cells,
             calibration: &evaluation.calibration,
             ece: evaluation.metrics.ece,
+            temperature: run.summary.temperature,
             mistakes,
             mistakes_in_all,
             root,
@@ -128,11 +164,14 @@ impl<'a> RunPage<'a> {
 }
 
 fn headline(run: &RunData) -> Headline<'_> {
-    let summary = &run.summary;
+    let (summary, result) = (&run.summary, &run.evaluation.metrics);
+    let (val, plain) = (&summary.val, &summary.zero_shot);
     Headline {
-        result: &run.evaluation.metrics,
-        val: &summary.val,
-        zero_shot: &summary.zero_shot,
+        result,
+        val,
+        zero_shot: plain,
+        intervals: [(result.top1, result.images), (val.top1, val.images), (plain.top1, plain.images)]
+            .map(|(top1, images)| wilson_of(top1, images)),
         epochs: summary.epochs,
         best_epoch: summary.best_epoch,
         stopped_early: summary.stopped_early,
@@ -143,12 +182,59 @@ fn headline(run: &RunData) -> Headline<'_> {
     }
 }
 
+/// The run, plain CLIP, and the baseline where it is known.
+fn results(run: &RunData) -> Vec<ResultRow<'_>> {
+    let (result, plain) = (&run.evaluation.metrics, &run.summary.zero_shot);
+    let tuned = ResultRow {
+        name: &run.name,
+        split: &run.evaluation.split,
+        top1: result.top1,
+        interval: wilson_of(result.top1, result.images),
+        top5: Some(result.top5),
+        macro_f1: Some(result.macro_f1),
+        nll: result.nll,
+        brier: result.brier,
+        ece: Some(result.ece).filter(|ece| ece.is_finite()),
+        seconds: Some(run.summary.seconds),
+    };
+    let by_class = &run.evaluation.zero_shot;
+    let plain = ResultRow {
+        name: PLAIN,
+        split: &plain.split,
+        top1: plain.top1,
+        interval: wilson_of(plain.top1, plain.images),
+        top5: Some(plain.top5),
+        macro_f1: (!by_class.is_empty()).then(|| macro_f1(by_class)),
+        nll: plain.loss,
+        brier: f64::NAN,
+        ece: None,
+        seconds: None,
+    };
+    let baseline = run.summary.baseline.as_ref().map(|baseline| ResultRow {
+        name: BASELINE,
+        split: &baseline.split,
+        top1: baseline.top1,
+        interval: wilson_of(baseline.top1, baseline.images),
+        top5: None,
+        macro_f1: Some(baseline.macro_f1),
+        nll: baseline.nll,
+        brier: f64::NAN,
+        ece: Some(baseline.ece),
+        seconds: Some(baseline.seconds),
+    });
+    [tuned, plain].into_iter().chain(baseline).collect()
+}
+
+fn intervals(classes: &[ClassMetrics]) -> Vec<(f64, f64)> {
+    classes.iter().map(|class| wilson(class.right.into(), class.images.into())).collect()
+}
+
 fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
     let epochs = run.epochs.iter().map(|record| {
-        let &TrainRecord { loss, top1, loss_head, loss_text, loss_triplet, .. } = &record.train;
+        let &TrainRecord { loss, top1, text_top1, loss_head, loss_text, loss_triplet } = &record.train;
         Epoch {
             epoch: record.epoch,
-            train: Losses { loss, top1, loss_head, loss_text, loss_triplet },
+            train: Losses { loss, top1, text_top1, loss_head, loss_text, loss_triplet },
             val: &record.val,
         }
     });
@@ -156,17 +242,15 @@ fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
 }
 
 fn parts(run: &RunData) -> Vec<Part> {
-    let mut parts = Vec::new();
-    if run.settings.objective().head != 0.0 {
-        parts.push(Part::Head);
-    }
-    if run.settings.text_weight != 0.0 {
-        parts.push(Part::Text);
-    }
-    if run.settings.has_triplet() {
-        parts.push(Part::Triplet);
-    }
-    parts
+    let objective = run.settings.objective();
+    let parts: [(Part, f64, fn(&TrainRecord) -> f64); 3] = [
+        (Part::Head, objective.head, |train| train.loss_head),
+        (Part::Text, objective.text, |train| train.loss_text),
+        (Part::Triplet, objective.triplet, |train| train.loss_triplet),
+    ];
+    let recorded = |value: fn(&TrainRecord) -> f64| run.epochs.iter().any(|e| value(&e.train).is_finite());
+    let used = parts.into_iter().filter(|(_, weight, value)| *weight != 0.0 && recorded(*value));
+    used.map(|(part, ..)| part).collect()
 }
 
 fn cells(evaluation: &Evaluation, album: &mut Album) -> Vec<Cell> {

@@ -47,9 +47,9 @@ function sortableTable({ caption, columns, rows, sorted, wide }) {
 
 function tableRow(columns, numeric, row) {
   const cells = columns.map((column, i) => {
-    const content = column.content ? column.content(row) : column.text(row);
-    if (i === 0) return element("th", { scope: "row" }, content);
-    return element("td", { class: numeric[i] ? "number" : null }, content);
+    const content = column.content ? [column.content(row)].flat() : [column.text(row)];
+    if (i === 0) return element("th", { scope: "row", dir: "auto" }, ...content);
+    return element("td", { class: numeric[i] ? "number" : null }, ...content);
   });
   return element("tr", {}, ...cells);
 }

@@ -48,11 +48,32 @@ impl Frame {
             let run: Vec<Point> = run.iter().map(|p| self.at(p.0, p.1)).collect();
             sheet.line(&run, width, colour);
             if points.len() <= 25 {
-                run.iter().for_each(|&p| sheet.disc(p, 1.4 * width, colour));
+                run.iter().for_each(|&p| sheet.disc(p, 0.5 * width + 1.6, colour));
             }
         }
     }
 }
+
+/// Widths of curves that are drawn one over the other: one that lies under a later one for a third of its way is
+/// wide enough to be seen on both sides of it.
+pub fn curve_widths(frame: &Frame, curves: &[&[Point]]) -> Vec<f64> {
+    let near = |a: &Point, b: &Point| {
+        a.0 == b.0
+            && a.1.is_finite()
+            && b.1.is_finite()
+            && (frame.at(a.0, a.1).1 - frame.at(b.0, b.1).1).abs() < 1.5
+    };
+    let is_under =
+        |a: &[Point], b: &[Point]| 3 * a.iter().zip(b).filter(|(a, b)| near(a, b)).count() >= a.len().max(1);
+    let width = |(i, curve): (usize, &&[Point])| {
+        let over = curves[i + 1..].iter().filter(|later| is_under(curve, later)).count();
+        CURVE + 3.0 * over as f64
+    };
+    curves.iter().enumerate().map(width).collect()
+}
+
+/// Width of a curve.
+const CURVE: f64 = 1.75;
 
 /// Numbers and title of an axis.
 pub struct Axis<'a> {

@@ -2,19 +2,24 @@
 
 use super::axes::{LEGEND_LINE, Swatch, legend, percent};
 use super::font::Typeface;
+use super::names::ClassName;
 use super::sheet::{Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, ORANGE, SMALL_SIZE, Sheet, TEXT_SIZE};
 use crate::report::RunData;
+use crate::report::compare::PLAIN;
 use crate::train::metrics::{ClassMetrics, Evaluation};
 use std::cmp::Ordering;
 
-const WIDTH: f64 = 920.0;
-/// Where bars begin and end.
-const LEFT: f64 = 230.0;
-const RIGHT: f64 = 690.0;
-/// Right edges of the columns of both values, and of a third.
-const VALUES: [f64; 2] = [750.0, 810.0];
-const THIRD: f64 = WIDTH - 20.0;
-const PLAIN: Colour = Colour(0xa6, 0xa6, 0xa6);
+/// The names, where none is longer.
+const NAMES: f64 = 200.0;
+/// A name of more than this is written in several lines.
+const LONGEST: f64 = 330.0;
+/// Width of a bar of 100 %.
+const BARS: f64 = 460.0;
+/// Right edges of the columns of both values, of a third, and of the picture, from the right end of the bars.
+const VALUES: [f64; 2] = [60.0, 120.0];
+const THIRD: f64 = 210.0;
+const MARGIN: f64 = 20.0;
+const GREY: Colour = Colour(0xa6, 0xa6, 0xa6);
 
 /// One of the two bars of every class.
 struct Series<'a> {
@@ -28,7 +33,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let evaluation = &run.evaluation;
     let series = [
         Series { name: run.name.clone(), colour: BLUE, classes: &evaluation.classes },
-        Series { name: "plain CLIP".into(), colour: PLAIN, classes: &evaluation.zero_shot },
+        Series { name: PLAIN.into(), colour: GREY, classes: &evaluation.zero_shot },
     ];
     let order = sorted(evaluation, |i| series[0].classes[i].recall);
     let title = format!("{}: accuracy per class", run.name);
@@ -72,6 +77,13 @@ fn sorted(evaluation: &Evaluation, value: impl Fn(usize) -> Option<f64>) -> Vec<
     order
 }
 
+/// Where bars begin, and where one of 100 % ends.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    left: f64,
+    right: f64,
+}
+
 fn bars<'a>(
     font: &'a Typeface,
     evaluation: &Evaluation,
@@ -80,54 +92,73 @@ fn bars<'a>(
     order: &[usize],
     (column, value): (&str, Value),
 ) -> Sheet<'a> {
-    let row = if order.len() > 40 { 15.0 } else { 22.0 };
-    let mut scratch = Sheet::new(font, WIDTH, 100.0);
+    let least: f64 = if order.len() > 40 { 15.0 } else { 22.0 };
+    let names = ClassName::all(font, &evaluation.class_names, SMALL_SIZE, LONGEST);
+    let longest = names.iter().map(|name| name.width(font, SMALL_SIZE)).fold(NAMES, f64::max);
+    let left = MARGIN + longest.ceil() + 10.0;
+    let columns = Columns { left, right: left + BARS };
+    let rows: Vec<f64> =
+        order.iter().map(|&class| least.max(names[class].height(SMALL_SIZE) + 5.0)).collect();
+    let width = columns.right + THIRD + MARGIN;
+    let mut scratch = Sheet::new(font, width, 100.0);
     let entries = series.each_ref().map(|s| (Swatch::Bar(s.colour), s.name.clone()));
-    let lines = legend(&mut scratch, (LEFT, 72.0), RIGHT, &entries);
+    let lines = legend(&mut scratch, (left, 72.0), columns.right, &entries);
     let top = 104.0 + (lines - 1) as f64 * LEGEND_LINE;
-    let bottom = top + row * order.len() as f64 + 6.0;
-    let mut sheet = Sheet::new(font, WIDTH, bottom + 48.0);
+    let bottom = top + rows.iter().sum::<f64>() + 6.0;
+    let mut sheet = Sheet::new(font, width, bottom + 48.0);
     let subtitle = format!("share of the {} images of a class that are recognised", evaluation.split);
     sheet.heading(title, &subtitle);
-    legend(&mut sheet, (LEFT, 72.0), RIGHT, &entries);
-    for (series, right) in series.iter().zip(VALUES) {
+    legend(&mut sheet, (left, 72.0), columns.right, &entries);
+    draw_axis(&mut sheet, columns, (top, bottom));
+    for (series, right) in series.iter().zip(VALUES.map(|x| columns.right + x)) {
         sheet.area((right - 16.0, top - 14.5), (right, top - 5.5), series.colour);
     }
-    sheet.text(column, (THIRD, top - 10.0), SMALL_SIZE, MUTED, Anchor::End);
+    let third = columns.right + THIRD;
+    sheet.text(column, (third, top - 10.0), SMALL_SIZE, MUTED, Anchor::End);
+    let mut y = top + 3.0;
+    for (&class, row) in order.iter().zip(&rows) {
+        let middle = y + row / 2.0;
+        names[class].draw(&mut sheet, (left - 8.0, middle), SMALL_SIZE, INK, Anchor::End, false);
+        let pair = series.each_ref().map(|s| &s.classes[class]);
+        draw_pair(&mut sheet, columns, (middle, least), series, pair);
+        sheet.text(&value(pair), (third, middle), SMALL_SIZE, MUTED, Anchor::End);
+        y += row;
+    }
+    sheet.line(&[(left, top), (left, bottom)], 0.75, EDGE);
+    let middle = (left + columns.right) / 2.0;
+    sheet.text("accuracy (%)", (middle, bottom + 31.0), TEXT_SIZE, INK, Anchor::Middle);
+    sheet
+}
+
+fn draw_axis(sheet: &mut Sheet<'_>, columns: Columns, (top, bottom): (f64, f64)) {
     for tick in 0..=5 {
-        let x = LEFT + (RIGHT - LEFT) * f64::from(tick) / 5.0;
+        let x = columns.left + BARS * f64::from(tick) / 5.0;
         sheet.line(&[(x, top), (x, bottom)], 0.75, GRID);
         let number = (20 * tick).to_string();
         // Above as well: the picture is taller than a screen.
         sheet.text(&number, (x, top - 10.0), SMALL_SIZE, MUTED, Anchor::Middle);
         sheet.text(&number, (x, bottom + 11.0), SMALL_SIZE, MUTED, Anchor::Middle);
     }
-    let names = font.shorten_each(&evaluation.class_names, SMALL_SIZE, LEFT - 30.0);
-    for (place, &class) in order.iter().enumerate() {
-        let y = top + 3.0 + row * (place as f64 + 0.5);
-        sheet.text(&names[class], (LEFT - 8.0, y), SMALL_SIZE, INK, Anchor::End);
-        let pair = series.each_ref().map(|s| &s.classes[class]);
-        draw_pair(&mut sheet, y, row, series, pair);
-        sheet.text(&value(pair), (THIRD, y), SMALL_SIZE, MUTED, Anchor::End);
-    }
-    sheet.line(&[(LEFT, top), (LEFT, bottom)], 0.75, EDGE);
-    let middle = (LEFT + RIGHT) / 2.0;
-    sheet.text("accuracy (%)", (middle, bottom + 31.0), TEXT_SIZE, INK, Anchor::Middle);
-    sheet
 }
 
 /// The bars of one class, around the height `y`, and their values.
-fn draw_pair(sheet: &mut Sheet<'_>, y: f64, row: f64, series: &[Series<'_>; 2], pair: [&ClassMetrics; 2]) {
+fn draw_pair(
+    sheet: &mut Sheet<'_>,
+    Columns { left, right }: Columns,
+    (y, row): (f64, f64),
+    series: &[Series<'_>; 2],
+    pair: [&ClassMetrics; 2],
+) {
     if pair.iter().all(|class| class.images == 0) {
-        sheet.text("no images", (LEFT + 6.0, y), SMALL_SIZE, MUTED, Anchor::Start);
+        sheet.text("no images", (left + 6.0, y), SMALL_SIZE, MUTED, Anchor::Start);
         return;
     }
     let thickness = 0.41 * row;
     for (i, (series, class)) in series.iter().zip(pair).enumerate() {
         let top = y + (i as f64 - 1.0) * thickness;
         let recall = class.recall.unwrap_or(0.0);
-        let end = LEFT + (RIGHT - LEFT) * recall;
-        sheet.area((LEFT, top), (end, top + thickness - 0.5), series.colour);
-        sheet.text(&percent(recall), (VALUES[i], y), SMALL_SIZE, INK, Anchor::End);
+        let end = left + BARS * recall;
+        sheet.area((left, top), (end, top + thickness - 0.5), series.colour);
+        sheet.text(&percent(recall), (right + VALUES[i], y), SMALL_SIZE, INK, Anchor::End);
     }
 }

@@ -1,8 +1,16 @@
-//! The letters of the pictures: one font, in the binary, measured and drawn the same everywhere.
+//! The letters of the pictures: one font, in the binary, measured and drawn the same everywhere; for what it
+//! lacks, the fonts of the machine.
 
+use super::machine::{Face, Machine, Region};
+use super::script::{clusters, help, is_invisible, mirrored, runs, script_of};
 use crate::train::{Result, TrainError};
-use ab_glyph::{Font, FontRef, GlyphId, PxScale, point};
-use std::path::Path;
+use ab_glyph::{Font, FontRef, GlyphId, GlyphImageFormat, PxScale, point};
+use image::imageops::{FilterType, resize};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use unicode_width::UnicodeWidthStr;
 
 /// DejaVu Sans, and for SVGs on machines without it fonts of about the same widths.
 pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
@@ -10,26 +18,60 @@ pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 /// What stands for the middle of a name that is too long.
 const GAP: char = '…';
 
+/// What stands for letters that no font has.
+const UNKNOWN: &str = "?";
+
 /// A font, sizes in units of its em.
 pub struct Typeface {
     font: FontRef<'static>,
     /// Scale of `ab_glyph`, which is that of the line height, for an em of 1.
     scale: f32,
     units_per_em: f32,
+    machine: Machine,
+    /// Scripts that no font has: the first such letter, and the package that helps.
+    missing: RefCell<BTreeMap<&'static str, (String, &'static str)>>,
+}
+
+/// What a pixel of a text shows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ink {
+    /// A share of the text's own colour.
+    Own(f32),
+    /// A colour and its share.
+    Other([u8; 3], f32),
+}
+
+/// A part of a line that is drawn with one font.
+enum Part {
+    /// With the font in the binary, letter by letter.
+    Bundled(String),
+    Machine {
+        face: Rc<Face>,
+        word: String,
+        right_to_left: bool,
+    },
+    /// No font has it.
+    Unknown(String),
 }
 
 impl Typeface {
-    /// The font in the binary.
+    /// The font in the binary, and those of the machine.
     ///
     /// # Errors
     /// Font data that cannot be read, which is a fault of the build.
     pub fn embedded() -> Result<Self> {
+        Self::beside(None)
+    }
+
+    /// The font in the binary, and those in `folders`; none for those of the machine.
+    pub fn beside(folders: Option<Vec<PathBuf>>) -> Result<Self> {
         let bytes = include_bytes!("../../../assets/fonts/DejaVuSans-subset.ttf");
         let font = FontRef::try_from_slice(bytes).ok();
         font.and_then(|font| {
             let units_per_em = font.units_per_em()?;
             let scale = font.height_unscaled() / units_per_em;
-            Some(Typeface { font, scale, units_per_em })
+            let (machine, missing) = (Machine::new(folders), RefCell::default());
+            Some(Typeface { font, scale, units_per_em, machine, missing })
         })
         .ok_or_else(|| {
             let problem = "the font in the binary cannot be read; build the engine again";
@@ -37,87 +79,242 @@ impl Typeface {
         })
     }
 
-    /// Width of `text` on one line.
+    fn bundled(&self, text: &str) -> bool {
+        text.chars().all(|c| self.font.glyph_id(c).0 != 0 || is_invisible(c))
+    }
+
+    /// Whether every letter of `text` has a font.
+    pub fn has(&self, text: &str) -> bool {
+        self.bundled(text) || !self.parts(text).iter().any(|part| matches!(part, Part::Unknown(_)))
+    }
+
+    /// What could not be written so far, in words; none where everything could.
+    pub fn warning(&self) -> Option<String> {
+        let missing = self.missing.borrow();
+        if missing.is_empty() {
+            return None;
+        }
+        let scripts: Vec<String> =
+            missing.iter().map(|(script, (letter, _))| format!("{script} ({letter})")).collect();
+        let mut packages: Vec<&str> = missing.values().map(|(_, package)| *package).collect();
+        packages.sort_unstable();
+        packages.dedup();
+        Some(format!(
+            "no font of this machine has {}: the PNG pictures show the classes' numbers instead, report.html and the \
+             SVG pictures their names; on Debian, apt-get install {}",
+            scripts.join(", "),
+            packages.join(" ")
+        ))
+    }
+
+    /// `text` in the order of the line, from left to right.
+    fn parts(&self, text: &str) -> Vec<Part> {
+        if text.chars().all(|c| self.font.glyph_id(c).0 != 0 && !is_invisible(c)) {
+            return vec![Part::Bundled(text.to_owned())];
+        }
+        let region = Region::of(text);
+        let mut parts = Vec::new();
+        for run in runs(text) {
+            let mut of_run = self.parts_of_run(&text[run.range], run.right_to_left, region);
+            if run.right_to_left {
+                of_run.reverse();
+            }
+            parts.append(&mut of_run);
+        }
+        parts
+    }
+
+    /// The parts of a text of one direction, as they are read.
+    fn parts_of_run(&self, text: &str, right_to_left: bool, region: Region) -> Vec<Part> {
+        let (mut parts, mut script) = (Vec::new(), None);
+        for cluster in clusters(text) {
+            let visible: Vec<char> = cluster.chars().filter(|&c| !is_invisible(c)).collect();
+            let own = script_of(cluster);
+            if self.bundled(cluster) {
+                match parts.last_mut() {
+                    // Joiners and marks of a direction belong to the word.
+                    Some(Part::Machine { word, .. }) if visible.is_empty() => word.push_str(cluster),
+                    Some(Part::Bundled(word)) if right_to_left => word.insert_str(0, &turned(cluster)),
+                    Some(Part::Bundled(word)) => word.push_str(cluster),
+                    _ if right_to_left => parts.push(Part::Bundled(turned(cluster))),
+                    _ => parts.push(Part::Bundled(cluster.to_owned())),
+                }
+                continue;
+            }
+            let Some(face) = self.machine.face(&visible, region) else {
+                let (name, package) = help(cluster);
+                self.missing.borrow_mut().entry(name).or_insert_with(|| (cluster.to_owned(), package));
+                match parts.last_mut() {
+                    Some(Part::Unknown(word)) => word.push_str(cluster),
+                    _ => parts.push(Part::Unknown(cluster.to_owned())),
+                }
+                continue;
+            };
+            let same_script = own.is_none() || script.is_none() || own == script;
+            script = own.or(script);
+            match parts.last_mut() {
+                Some(Part::Machine { face: last, word, .. }) if same_script && Rc::ptr_eq(last, &face) => {
+                    word.push_str(cluster);
+                }
+                _ => parts.push(Part::Machine { face, word: cluster.to_owned(), right_to_left }),
+            }
+        }
+        parts
+    }
+
+    /// Width of `text` on one line. What has no font here may have one where an SVG is shown.
     pub fn width(&self, text: &str, size: f64) -> f64 {
-        let advances = text.chars().map(|c| self.font.h_advance_unscaled(self.font.glyph_id(c)));
-        f64::from(advances.sum::<f32>() / self.units_per_em) * size
+        let parts = self.parts(text);
+        let em = parts.iter().map(|part| match part {
+            Part::Bundled(word) => self.bundled_width(word),
+            Part::Machine { face, word, right_to_left } => face.shape(word, *right_to_left).1,
+            Part::Unknown(word) => 0.6 * word.width() as f32,
+        });
+        f64::from(em.sum::<f32>()) * size
+    }
+
+    fn bundled_width(&self, text: &str) -> f32 {
+        let advances = self.letters(text).map(|id| self.font.h_advance_unscaled(id));
+        advances.sum::<f32>() / self.units_per_em
+    }
+
+    /// The glyphs of a text that the font in the binary has.
+    fn letters(&self, text: &str) -> impl Iterator<Item = GlyphId> {
+        let glyphs = text.chars().map(|c| (c, self.font.glyph_id(c)));
+        glyphs.filter(|(c, id)| id.0 != 0 || !is_invisible(*c)).map(|(_, id)| id)
+    }
+
+    /// `text` in lines of `width` at the most, broken between words where that is possible.
+    pub fn lines(&self, text: &str, size: f64, width: f64) -> Vec<String> {
+        let mut lines: Vec<String> = Vec::new();
+        let mut line = String::new();
+        for word in text.split_inclusive([' ', '_', '-', '/']) {
+            if !line.is_empty() && self.width((line.clone() + word).trim_end(), size) > width {
+                lines.push(std::mem::take(&mut line).trim_end().to_owned());
+            }
+            for cluster in clusters(word) {
+                if !line.is_empty() && self.width((line.clone() + cluster).trim_end(), size) > width {
+                    lines.push(std::mem::take(&mut line).trim_end().to_owned());
+                }
+                line.push_str(cluster);
+            }
+        }
+        if !line.trim().is_empty() || lines.is_empty() {
+            lines.push(line.trim_end().to_owned());
+        }
+        lines
     }
 
     /// `text` without as much of its middle as does not fit into `width`.
     pub fn shorten(&self, text: &str, size: f64, width: f64) -> String {
-        let letters: Vec<char> = text.chars().collect();
+        let letters: Vec<&str> = clusters(text).collect();
         let mut short = text.to_owned();
         let mut kept = letters.len();
         while self.width(&short, size) > width && kept > 2 {
             kept -= 1;
             let (head, tail) = (&letters[..kept.div_ceil(2)], &letters[letters.len() - kept / 2..]);
-            short = head.iter().chain(&[GAP]).chain(tail).collect();
+            short = format!("{}{GAP}{}", head.concat(), tail.concat());
         }
         short
     }
 
-    /// All `names` shortened to `width`, so that different ones stay different: where the middle tells names
-    /// apart, what is around it goes.
-    pub fn shorten_each(&self, names: &[String], size: f64, width: f64) -> Vec<String> {
-        let short: Vec<String> = names.iter().map(|name| self.shorten(name, size, width)).collect();
-        let one = |(i, text): (usize, &String)| {
-            let alike = short.iter().zip(names).filter(|(other, _)| *other == text).map(|(_, name)| &**name);
-            let alike: Vec<&str> = alike.filter(|name| *name != names[i]).collect();
-            if alike.is_empty() {
-                return text.clone();
-            }
-            self.keep_difference(&names[i], &alike, size, width)
-                .unwrap_or_else(|| self.shorten(&format!("{i} {}", names[i]), size, width))
-        };
-        short.iter().enumerate().map(one).collect()
-    }
-
-    /// `name` with the part that none of `others` has in its place, and as much around it as there is room
-    /// for; none if that part alone is too long.
-    fn keep_difference(&self, name: &str, others: &[&str], size: f64, width: f64) -> Option<String> {
-        let letters: Vec<char> = name.chars().collect();
-        let same = |a: &mut dyn Iterator<Item = char>, b: &mut dyn Iterator<Item = char>| {
-            a.zip(b).take_while(|(a, b)| a == b).count()
-        };
-        let head = others.iter().map(|other| same(&mut name.chars(), &mut other.chars())).min()?;
-        let tail =
-            others.iter().map(|other| same(&mut name.chars().rev(), &mut other.chars().rev())).min()?;
-        let end = letters.len().saturating_sub(tail).max(head);
-        (0..=head.min(letters.len() - end)).rev().find_map(|kept| {
-            let gap = [GAP];
-            let parts: [&[char]; 5] =
-                [&letters[..kept], &gap, &letters[head..end], &gap, &letters[letters.len() - kept..]];
-            let text: String = parts.into_iter().flatten().collect();
-            (self.width(&text, size) <= width).then_some(text)
-        })
-    }
-
-    /// Calls `pixel` with place and coverage of each pixel of `text`, whose baseline begins at (0, 0).
+    /// Calls `pixel` with place and ink of each pixel of `text`, whose baseline begins at (0, 0).
     pub fn draw<E>(
         &self,
         text: &str,
         size: f64,
-        mut pixel: impl FnMut(i32, i32, f32) -> std::result::Result<(), E>,
+        mut pixel: impl FnMut(i32, i32, Ink) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let em = size as f32;
         let mut x = 0.0;
-        for c in text.chars() {
-            let id: GlyphId = self.font.glyph_id(c);
-            let glyph = id.with_scale_and_position(PxScale::from(em * self.scale), point(x, 0.0));
-            x += self.font.h_advance_unscaled(id) / self.units_per_em * em;
-            let Some(outline) = self.font.outline_glyph(glyph) else { continue };
-            let corner = outline.px_bounds().min;
-            let mut result = Ok(());
-            outline.draw(|dx, dy, coverage| {
-                if result.is_ok() && coverage > 0.0 {
-                    let (left, top) = (corner.x as i32, corner.y as i32);
-                    result = pixel(left + dx as i32, top + dy as i32, coverage.min(1.0));
+        for part in self.parts(text) {
+            match part {
+                Part::Bundled(word) => x = self.draw_letters(&word, em, x, &mut pixel)?,
+                Part::Unknown(_) => x = self.draw_letters(UNKNOWN, em, x, &mut pixel)?,
+                Part::Machine { face, word, right_to_left } => {
+                    let (glyphs, width) = face.shape(&word, right_to_left);
+                    let font = &face.outlines;
+                    let scale = font.height_unscaled() / face.units_per_em;
+                    for glyph in glyphs {
+                        let at = (x + glyph.x * em, -glyph.y * em);
+                        draw_glyph(font, glyph.id, em, scale, at, &mut pixel)?;
+                    }
+                    x += width * em;
                 }
-            });
-            result?;
+            }
         }
         Ok(())
     }
+
+    /// Draws with the font in the binary from `x` on; returns where the next letter begins.
+    fn draw_letters<E>(
+        &self,
+        text: &str,
+        em: f32,
+        mut x: f32,
+        pixel: &mut impl FnMut(i32, i32, Ink) -> std::result::Result<(), E>,
+    ) -> std::result::Result<f32, E> {
+        for id in self.letters(text) {
+            draw_outline(&self.font, id, em * self.scale, (x, 0.0), pixel)?;
+            x += self.font.h_advance_unscaled(id) / self.units_per_em * em;
+        }
+        Ok(x)
+    }
+}
+
+/// Letters in the order in which they stand where the text is read from the right.
+fn turned(cluster: &str) -> String {
+    cluster.chars().map(mirrored).collect()
+}
+
+fn draw_outline<E>(
+    font: &impl Font,
+    id: GlyphId,
+    scale: f32,
+    (x, y): (f32, f32),
+    pixel: &mut impl FnMut(i32, i32, Ink) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let glyph = id.with_scale_and_position(PxScale::from(scale), point(x, y));
+    let Some(outline) = font.outline_glyph(glyph) else { return Ok(()) };
+    let corner = outline.px_bounds().min;
+    let mut result = Ok(());
+    outline.draw(|dx, dy, coverage| {
+        if result.is_ok() && coverage > 0.0 {
+            let (left, top) = (corner.x as i32, corner.y as i32);
+            result = pixel(left + dx as i32, top + dy as i32, Ink::Own(coverage.min(1.0)));
+        }
+    });
+    result
+}
+
+/// Draws a glyph of a font that may have pictures in place of outlines.
+fn draw_glyph<E>(
+    font: &impl Font,
+    id: GlyphId,
+    em: f32,
+    scale: f32,
+    at: (f32, f32),
+    pixel: &mut impl FnMut(i32, i32, Ink) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let picture = font.glyph_raster_image2(id, em.ceil() as u16);
+    let Some(picture) = picture.filter(|picture| matches!(picture.format, GlyphImageFormat::Png)) else {
+        return draw_outline(font, id, em * scale, at, pixel);
+    };
+    let decoded = image::load_from_memory_with_format(picture.data, image::ImageFormat::Png);
+    let Ok(decoded) = decoded.map(|image| image.into_rgba8()) else { return Ok(()) };
+    let factor = em / f32::from(picture.pixels_per_em.max(1));
+    let side = |pixels: u32| ((pixels as f32 * factor).round() as u32).max(1);
+    let (width, height) = (side(decoded.width()), side(decoded.height()));
+    let small = resize(&decoded, width, height, FilterType::Triangle);
+    let left = (at.0 + picture.origin.x * factor).round() as i32;
+    let bottom = (at.1 - picture.origin.y * factor).round() as i32;
+    for (dx, dy, image::Rgba([r, g, b, alpha])) in small.enumerate_pixels() {
+        if *alpha > 0 {
+            let ink = Ink::Other([*r, *g, *b], f32::from(*alpha) / 255.0);
+            pixel(left + dx as i32, bottom - height as i32 + dy as i32, ink)?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -128,10 +325,6 @@ mod tests {
     fn long_names_lose_their_middle() {
         let font = Typeface::embedded().unwrap();
         assert_eq!(font.shorten("short", 10.0, 100.0), "short");
-        let names = ["star", "heart"].map(|form| format!("five-petalled violet {form} with a yellow centre"));
-        let each = font.shorten_each(&[names[0].clone(), names[1].clone(), "rose".into()], 10.0, 110.0);
-        assert!(each[0].contains("star") && each[1].contains("heart") && each[2] == "rose", "{each:?}");
-        assert!(each.iter().all(|name| font.width(name, 10.0) <= 110.0), "{each:?}");
         let short = font.shorten("a name that is much too long to be written", 10.0, 100.0);
         assert!(short.starts_with("a name") && short.ends_with("itten") && short.contains('…'), "{short}");
         assert!(font.width(&short, 10.0) <= 100.0);

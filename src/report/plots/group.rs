@@ -38,7 +38,10 @@ pub fn groups<'a>(comparison: &'a Comparison, runs: &'a [RunData]) -> Vec<Group<
     for run in best {
         let mean = comparison.mean_of(&run.name);
         let name = mean.map_or(&run.name, |row| &row.name);
-        match groups.iter_mut().find(|group| mean.is_some() && group.mean == mean) {
+        match groups
+            .iter_mut()
+            .find(|group| mean.is_some() && group.mean.map(|row| &row.runs) == mean.map(|row| &row.runs))
+        {
             Some(group) => group.runs.push(run),
             None => groups.push(Group { name, mean, runs: vec![run] }),
         }

@@ -1,6 +1,6 @@
 //! What the training loss is made of, per epoch and per step.
 
-use super::axes::{Axis, Frame, Swatch, legend, number, range_of, ticks, whole_ticks};
+use super::axes::{Axis, Frame, Swatch, curve_widths, legend, number, range_of, ticks, whole_ticks};
 use super::font::Typeface;
 use super::sheet::{BLUE, Colour, GREEN, INK, ORANGE, Point, Sheet};
 use crate::report::RunData;
@@ -22,7 +22,8 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let mut sheet = Sheet::new(font, 920.0, 440.0);
     let group = run.steps.len().div_ceil(MOST_POINTS).max(1);
     let faint = if group == 1 { "single steps".to_owned() } else { format!("means of {group} steps") };
-    let subtitle = format!("strong: means of an epoch, at its middle; faint: {faint}");
+    let subtitle =
+        format!("strong: means of an epoch, at its middle, wider where another lies on it; faint: {faint}");
     sheet.heading(&format!("{}: parts of the training loss", run.name), &subtitle);
     let parts = parts(run);
     let steps: Vec<Vec<Point>> = parts.iter().map(|part| step_curve(run, part.of_step, group)).collect();
@@ -44,8 +45,9 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
             sheet.line(&points, 0.75, part.colour.faint(0.35));
         }
     }
-    for (points, part) in epochs.iter().zip(&parts) {
-        frame.curve(&mut sheet, points, 1.75, part.colour);
+    let widths = curve_widths(&frame, &epochs.iter().map(Vec::as_slice).collect::<Vec<_>>());
+    for ((points, part), width) in epochs.iter().zip(&parts).zip(widths) {
+        frame.curve(&mut sheet, points, width, part.colour);
     }
     sheet
 }
@@ -68,6 +70,9 @@ fn parts(run: &RunData) -> Vec<Part> {
         let name = weighted("triplet", objective.triplet);
         parts.push(part(&name, GREEN, |s| s.loss_triplet, |e| e.loss_triplet));
     }
+    let of_epochs = |part: &Part| run.epochs.iter().any(|e| (part.of_epoch)(&e.train).is_finite());
+    let of_steps = |part: &Part| run.steps.iter().any(|step| (part.of_step)(step).is_finite());
+    parts.retain(|part| of_epochs(part) || of_steps(part));
     parts
 }
 

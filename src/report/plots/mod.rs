@@ -8,24 +8,57 @@ mod curves;
 mod font;
 mod group;
 mod losses;
+mod machine;
+mod names;
 mod runs;
+mod script;
 mod sheet;
 mod techniques;
+mod triplets;
 
 use super::{Comparison, RunData};
+use crate::progress::Monitor;
 use crate::train::files::write_atomic;
 use crate::train::{Result, TrainError};
 use font::Typeface;
 use sheet::Sheet;
 use std::path::{Path, PathBuf};
 
-/// Draws a run: curves, losses, classes, confusion and calibration, each as .png and .svg in the folder
-/// `plots` of `dir`. Returns the paths.
+/// Draws a run: curves, losses, classes, confusion, calibration and, where triplets were formed, triplets, each as
+/// .png and .svg in the folder `plots` of `dir`. Returns the paths. `monitor` hears of names that no font can write.
 ///
 /// # Errors
 /// A folder or file that cannot be written.
-pub fn run_plots(run: &RunData, dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn run_plots(run: &RunData, dir: &Path, monitor: &dyn Monitor) -> Result<Vec<PathBuf>> {
     let font = Typeface::embedded()?;
+    let files = draw_run(run, dir, &font)?;
+    warn(&font, monitor);
+    Ok(files)
+}
+
+/// The same with other fonts than those of the machine, which lie in `folders`.
+///
+/// # Errors
+/// A folder or file that cannot be written.
+pub fn run_plots_with_fonts(
+    run: &RunData,
+    dir: &Path,
+    folders: &[PathBuf],
+    monitor: &dyn Monitor,
+) -> Result<Vec<PathBuf>> {
+    let font = Typeface::beside(Some(folders.to_vec()))?;
+    let files = draw_run(run, dir, &font)?;
+    warn(&font, monitor);
+    Ok(files)
+}
+
+fn warn(font: &Typeface, monitor: &dyn Monitor) {
+    if let Some(warning) = font.warning() {
+        monitor.warn(&warning);
+    }
+}
+
+fn draw_run(run: &RunData, dir: &Path, font: &Typeface) -> Result<Vec<PathBuf>> {
     let dir = dir.join("plots");
     let mut files = Vec::new();
     type Picture = for<'a> fn(&RunData, &'a Typeface) -> Sheet<'a>;
@@ -37,7 +70,10 @@ pub fn run_plots(run: &RunData, dir: &Path) -> Result<Vec<PathBuf>> {
         ("calibration", calibration::draw),
     ];
     for (name, draw) in pictures {
-        files.extend(write(&dir, name, &draw(run, &font))?);
+        files.extend(write(&dir, name, &draw(run, font))?);
+    }
+    if let Some(picture) = triplets::draw(run, font) {
+        files.extend(write(&dir, "triplets", &picture)?);
     }
     Ok(files)
 }
@@ -48,7 +84,12 @@ pub fn run_plots(run: &RunData, dir: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// A folder or file that cannot be written, no run, or runs of different classes.
-pub fn comparison_plots(comparison: &Comparison, runs: &[RunData], dir: &Path) -> Result<Vec<PathBuf>> {
+pub fn comparison_plots(
+    comparison: &Comparison,
+    runs: &[RunData],
+    dir: &Path,
+    monitor: &dyn Monitor,
+) -> Result<Vec<PathBuf>> {
     let font = Typeface::embedded()?;
     let groups = group::groups(comparison, runs);
     let best: Vec<&RunData> = groups.iter().filter_map(|group| group.runs.first().copied()).collect();
@@ -69,6 +110,7 @@ pub fn comparison_plots(comparison: &Comparison, runs: &[RunData], dir: &Path) -
     let mut files = write(dir, "techniques", &techniques::draw(comparison, &font))?;
     files.extend(write(dir, "curves", &runs::draw(comparison, &groups, &font))?);
     files.extend(write(dir, "classes", &classes)?);
+    warn(&font, monitor);
     Ok(files)
 }
 

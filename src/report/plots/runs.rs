@@ -8,6 +8,7 @@ use super::curves::epoch_range;
 use super::font::Typeface;
 use super::group::{Group, seeds_text};
 use super::sheet::{Anchor, Colour, INK, PALETTE, Point, SMALL_SIZE, Sheet};
+use crate::report::compare::PLAIN;
 use crate::report::data::EpochRecord;
 use crate::report::{Comparison, RunData};
 
@@ -18,14 +19,14 @@ const KEY_WIDTH: f64 = 250.0;
 /// Draws a curve per run and a line in the key per group, the best first.
 pub fn draw<'a>(comparison: &Comparison, groups: &[Group<'_>], font: &'a Typeface) -> Sheet<'a> {
     let colours = colours(groups);
-    let plain = comparison.rows.iter().find(|row| row.val_top1.is_none());
+    let plain = comparison.plain().and_then(|row| row.val_top1);
     let lines = groups.len() + usize::from(plain.is_some());
     let mut sheet = Sheet::new(font, 920.0, (110.0 + LEGEND_LINE * lines as f64).max(460.0));
     sheet.heading("Validation accuracy", &subtitle(comparison));
     let runs = || groups.iter().flat_map(|group| group.runs.iter().copied());
     let x = epoch_range(runs().flat_map(|run| &run.epochs));
     let values = runs().flat_map(|run| run.epochs.iter().map(|e| e.val.top1));
-    let y = accuracy_range(values.chain(plain.map(|row| row.test_top1)));
+    let y = accuracy_range(values.chain(plain));
     let frame = Frame { left: 66.0, right: KEY - 24.0, top: 66.0, bottom: sheet.height - 50.0, x, y };
     frame.axes(
         &mut sheet,
@@ -41,10 +42,9 @@ pub fn draw<'a>(comparison: &Comparison, groups: &[Group<'_>], font: &'a Typefac
         key_line(&mut sheet, place, Swatch::Line(*colour), group.name, &group.val_text());
     }
     if let Some(plain) = plain {
-        let height = frame.at(x.0, plain.test_top1).1;
+        let height = frame.at(x.0, plain).1;
         sheet.dashes((frame.left, height), (frame.right, height), 1.25, INK);
-        let name = format!("plain CLIP, {} split", comparison.split);
-        key_line(&mut sheet, groups.len(), Swatch::Dashes(INK), &name, &percent(plain.test_top1));
+        key_line(&mut sheet, groups.len(), Swatch::Dashes(INK), PLAIN, &percent(plain));
     }
     sheet
 }

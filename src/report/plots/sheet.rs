@@ -1,6 +1,6 @@
 //! A picture as a list of marks, drawn once and written as PNG and as SVG.
 
-use super::font::{FAMILY, Typeface};
+use super::font::{FAMILY, Ink, Typeface};
 use image::ImageEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use plotters_backend::text_anchor::{HPos, Pos, VPos};
@@ -62,6 +62,15 @@ pub struct Label {
     pub colour: Colour,
     pub anchor: Anchor,
     pub turned: bool,
+    /// The form of the picture that has it; none for both.
+    pub form: Option<Form>,
+}
+
+/// What a picture is written as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    Png,
+    Svg,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -70,6 +79,13 @@ pub enum Mark {
     Area { corner: Point, opposite: Point, colour: Colour },
     Disc { centre: Point, radius: f64, colour: Colour },
     Text(Label),
+}
+
+/// `text` without what XML has no form of.
+pub fn printable(text: &str) -> String {
+    let allowed =
+        |c: char| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c };
+    text.chars().map(allowed).collect()
 }
 
 /// A picture in the making.
@@ -118,22 +134,34 @@ impl<'a> Sheet<'a> {
     }
 
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: false });
+        self.text_in(None, text, at, size, colour, anchor, false);
     }
 
     /// A text that is read from below.
     pub fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: true });
+        self.text_in(None, text, at, size, colour, anchor, true);
+    }
+
+    /// A text of one form of the picture, or of both.
+    #[allow(clippy::too_many_arguments)]
+    pub fn text_in(
+        &mut self,
+        form: Option<Form>,
+        text: &str,
+        at: Point,
+        size: f64,
+        colour: Colour,
+        anchor: Anchor,
+        turned: bool,
+    ) {
+        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned, form });
     }
 
     fn label(&mut self, mut label: Label) {
         if label.text.is_empty() {
             return;
         }
-        // XML has no form of them.
-        let allowed =
-            |c: char| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c };
-        label.text = label.text.chars().map(allowed).collect();
+        label.text = printable(&label.text);
         self.marks.push(Mark::Text(label));
     }
 
@@ -156,7 +184,7 @@ impl<'a> Sheet<'a> {
         let shrink = if self.width * self.height > 5e6 { 1 } else { 2 };
         let size = self.size(2 * shrink);
         let mut pixels = vec![255; 3 * size.0 as usize * size.1 as usize];
-        self.replay(&mut BitMapBackend::with_buffer(&mut pixels, size), 2 * shrink)
+        self.replay(&mut BitMapBackend::with_buffer(&mut pixels, size), 2 * shrink, Form::Png)
             .map_err(|e| e.to_string())?;
         if shrink == 2 {
             pixels = halve(&pixels, size.0 as usize);
@@ -178,7 +206,8 @@ impl<'a> Sheet<'a> {
         const UNITS: u32 = 4;
         let size = self.size(UNITS);
         let mut drawn = String::new();
-        self.replay(&mut SVGBackend::with_string(&mut drawn, size), UNITS).map_err(|e| e.to_string())?;
+        self.replay(&mut SVGBackend::with_string(&mut drawn, size), UNITS, Form::Svg)
+            .map_err(|e| e.to_string())?;
         // The backend counts in whole units: a quarter of a point each, which its own first line cannot say.
         let (_, body) = drawn.split_once('\n').unwrap_or_default();
         let (width, height) = self.size(1);
@@ -198,6 +227,7 @@ impl<'a> Sheet<'a> {
         &self,
         backend: &mut B,
         units: u32,
+        form: Form,
     ) -> Result<(), DrawingErrorKind<B::ErrorType>> {
         let units = f64::from(units);
         let at = |p: Point| ((p.0 * units).round() as i32, (p.1 * units).round() as i32);
@@ -214,6 +244,7 @@ impl<'a> Sheet<'a> {
                     let radius = (radius * units).round() as u32;
                     backend.draw_circle(at(*centre), radius, &Pen::fill(*colour), true)?;
                 }
+                Mark::Text(label) if label.form.is_some_and(|only| only != form) => {}
                 Mark::Text(label) => {
                     let style = Lettering { font: self.font, label, size: label.size * units };
                     backend.draw_text(&label.text, &style, at(label.at))?;
@@ -338,8 +369,12 @@ impl BackendTextStyle for Lettering<'_> {
         mut draw: DrawFunc,
     ) -> Result<Result<(), E>, Self::FontError> {
         let baseline = y + (HALF_X * self.size).round() as i32;
-        Ok(self.font.draw(text, self.size, |dx, dy, coverage| {
-            draw(x + dx, baseline + dy, backend_colour(self.label.colour, f64::from(coverage)))
+        Ok(self.font.draw(text, self.size, |dx, dy, ink| {
+            let colour = match ink {
+                Ink::Own(share) => backend_colour(self.label.colour, f64::from(share)),
+                Ink::Other([r, g, b], share) => backend_colour(Colour(r, g, b), f64::from(share)),
+            };
+            draw(x + dx, baseline + dy, colour)
         }))
     }
 }

@@ -7,7 +7,7 @@ use super::sheet::{
     Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, Point, RED, SKY, SMALL_SIZE, Sheet, TEXT_SIZE,
 };
 use crate::report::Comparison;
-use crate::report::compare::{ComparisonRow, MeanRow, Published};
+use crate::report::compare::{ComparisonRow, MeanRow, PLAIN, Published};
 
 const WIDTH: f64 = 920.0;
 const LEFT: f64 = 210.0;
@@ -49,6 +49,8 @@ struct Row<'a> {
     test: Value,
     val: Option<Value>,
     published: Option<&'a Published>,
+    /// Whether it is plain CLIP.
+    plain: bool,
 }
 
 impl<'a> Row<'a> {
@@ -60,6 +62,7 @@ impl<'a> Row<'a> {
             test: value(row.test_top1),
             val: row.val_top1.map(value),
             published: row.published.as_ref(),
+            plain: row.seed.is_none() && row.name == PLAIN,
         }
     }
 
@@ -73,6 +76,7 @@ impl<'a> Row<'a> {
             test: Value { mean: row.mean.test_top1, std: row.std.map(|std| std.test_top1) },
             val: Some(Value { mean: row.mean.val_top1, std: row.std.map(|std| std.val_top1) }),
             published: row.published.as_ref(),
+            plain: false,
         }
     }
 }
@@ -116,7 +120,7 @@ pub fn draw<'a>(comparison: &Comparison, font: &'a Typeface) -> Sheet<'a> {
     for (i, row) in rows.iter().enumerate() {
         draw_row(&mut sheet, columns, top + 3.0 + ROW * (i as f64 + 0.5), row, both);
     }
-    if let Some(plain) = rows.iter().find(|row| row.val.is_none()) {
+    if let Some(plain) = rows.iter().find(|row| row.plain) {
         let x = columns.place(plain.test.mean);
         sheet.dashes((x, top), (x, bottom), 1.25, INK);
     }
@@ -141,7 +145,7 @@ fn draw_legend(sheet: &mut Sheet<'_>, columns: Columns, both: bool, several: boo
     if both {
         entries.push((Swatch::Bar(SKY), "validation".to_owned()));
     }
-    entries.push((Swatch::Dashes(INK), "plain CLIP".to_owned()));
+    entries.push((Swatch::Dashes(INK), PLAIN.to_owned()));
     if several {
         entries.push((Swatch::Spread, "± standard deviation".to_owned()));
     }
