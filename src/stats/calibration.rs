@@ -3,8 +3,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Bins of the confidence, equally wide, as in the evaluation.
-const BINS: usize = 15;
+/// Bins of the confidence, equally wide, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
+pub const BINS: usize = 15;
 
 /// The 2.5 % and 97.5 % quantiles of the expected calibration error over 15 bins of a classifier that is perfectly
 /// calibrated and has these confidences, the probabilities of its first choices: each choice is right with the
@@ -40,7 +40,7 @@ fn errors(confidences: &[f64], draws: usize, seed: u64) -> Vec<f64> {
 }
 
 /// The bin ((i − 1)/BINS, i/BINS\] that holds a probability.
-fn bin_of(confidence: f64) -> usize {
+pub fn bin_of(confidence: f64) -> usize {
     ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1
 }
 

@@ -2,6 +2,7 @@
 
 use super::Result;
 use crate::objective::Objective;
+use crate::stats::calibration::{BINS, bin_of};
 use crate::stats::temperature::ImageScores;
 use crate::tensor::{DType, Tensor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -109,9 +110,6 @@ pub struct ImageResult {
     /// The class that the text logits take it for.
     pub text_predicted: u32,
 }
-
-/// Bins of the calibration, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
-const BINS: usize = 15;
 
 /// How good probabilities are; smaller is better in each. Not numbers, null in JSON, where an image has no
 /// probabilities.
@@ -248,6 +246,11 @@ impl Accumulator {
         self.probabilities_of(|outcome| outcome.shown)
     }
 
+    /// Probability of the first choice of each image; those without one are left out.
+    pub fn confidences(&self) -> Vec<f64> {
+        self.outcomes.iter().filter_map(|outcome| outcome.shown).map(|shown| shown.confidence).collect()
+    }
+
     /// The same for softmax(logits).
     pub fn untempered(&self) -> Probabilities {
         self.probabilities_of(|outcome| outcome.untempered)
@@ -329,11 +332,6 @@ impl Accumulator {
         }
         bins
     }
-}
-
-/// The bin ((i − 1)/BINS, i/BINS\] that holds a probability.
-fn bin_of(confidence: f64) -> usize {
-    ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1
 }
 
 /// Counts and scores per class of pairs of label and prediction.
