@@ -554,7 +554,7 @@ fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
     let found = visit(&path, 1280, script);
     for (state, epoch) in [("start", 9), ("hovered", 12), ("keyed", 2)] {
         let record = &run.epochs[epoch - 1];
-        let value = |name: &str, value: f64| format!("{name}{:.1} %", 100.0 * value);
+        let value = |name: &str, value: f64| format!("{name}{:.1} %", (1000.0 * value).round() / 10.0);
         let expected = [
             format!("epoch {epoch}"),
             value("training", record.train.top1),
@@ -683,7 +683,8 @@ fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
         let recall = |run: &RunData| format!("{:.1} %", 100.0 * run.evaluation.classes[i].recall.unwrap());
         assert_eq!(found["rows"][name], json!([recall(&runs[1]), recall(&runs[2])]), "{name}");
     }
-    let curve = |run: &RunData| format!("{}{:.1} %", run.name, 100.0 * run.epochs[11].val.top1);
+    let curve =
+        |run: &RunData| format!("{}{:.1} %", run.name, (1000.0 * run.epochs[11].val.top1).round() / 10.0);
     assert_eq!(strings(&found["curves"])[1..], runs.iter().map(curve).collect::<Vec<_>>());
     assert_eq!(found["bars"], "plain CLIP: 60.0 %, published 66.5 %");
     assert!(found["circles"].as_u64().unwrap() > 3);

@@ -2,10 +2,10 @@
 
 use ab_glyph::{Font, FontRef};
 use clip_engine::objective::Objective;
-use clip_engine::progress::Silent;
+use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::compare::{ComparisonRow, Published};
 use clip_engine::report::data::{EpochRecord, StepRecord, TrainRecord};
-use clip_engine::report::plots::{comparison_plots, run_plots};
+use clip_engine::report::plots::{comparison_plots, run_plots, run_plots_with_fonts};
 use clip_engine::report::{Comparison, RunData};
 use clip_engine::tensor::Tensor;
 use clip_engine::train::Settings;
@@ -15,6 +15,7 @@ use clip_engine::train::settings::Recipe;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 /// Names short and long, in several alphabets, and one that XML would misread.
 fn class_names(classes: usize) -> Vec<String> {
@@ -620,7 +621,8 @@ fn several_seeds_are_one_row_with_its_deviation() {
     assert_eq!(written[0], "Techniques, means of 5 seeds");
     assert_eq!(written[1], "top-1 accuracy ± standard deviation, 12 classes");
     assert!(!written.iter().any(|text| text.contains("seed-")), "{written:?}");
-    assert_eq!(written.iter().filter(|text| **text == "plain CLIP").count(), 1);
+    // In the key and at its row.
+    assert_eq!(written.iter().filter(|text| **text == "plain CLIP").count(), 2);
     let tick = |label: &str| {
         let text = found.iter().find(|text| text.text == label).unwrap();
         (text.left + text.right) / 2.0
@@ -708,4 +710,119 @@ fn runs_without_a_mean_stand_by_themselves_beside_means() {
     assert_eq!(written.iter().filter(|text| text.contains('±')).count(), 2 + 2 * 2, "{written:?}");
     let key = svg_texts(&dir, "curves.svg");
     assert!([&alone[..], "linear", "lora", "mixup"].iter().all(|name| key.iter().any(|text| text == name)));
+}
+
+/// Keeps what it is warned of.
+#[derive(Default)]
+struct Warnings(Mutex<Vec<String>>);
+
+impl Monitor for Warnings {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn state(&self, _: &str) {}
+    fn finish(&self) {}
+    fn line(&self, _: &str) {}
+    fn warn(&self, text: &str) {
+        self.0.lock().unwrap().push(text.to_owned());
+    }
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
+fn drawn(name: &str, run: &RunData, fonts: &[PathBuf]) -> (PathBuf, Vec<String>) {
+    let (dir, warnings) = (folder(name), Warnings::default());
+    run_plots_with_fonts(run, &dir, fonts, &warnings).unwrap();
+    (dir.join("plots"), warnings.0.into_inner().unwrap())
+}
+
+#[test]
+fn names_without_a_font_are_numbers_in_a_png_and_names_in_an_svg() {
+    let fonts = [Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fonts")];
+    let mut run = run("names", 5, 2, 0.9);
+    let names = ["玫瑰花", "وردة حمراء", "गुलाब का फूल", "🌹 rose", "rose"];
+    run.evaluation.class_names = names.map(String::from).to_vec();
+    let (without, warnings) = drawn("fonts-none", &run, &[]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("Arabic") && warnings[0].contains("fonts-noto-cjk"), "{}", warnings[0]);
+    let (with, warnings) = drawn("fonts-some", &run, &fonts);
+    assert_eq!(warnings, [""; 0]);
+    for stem in ["classes", "confusion"] {
+        let [a, b] = [&without, &with].map(|dir| std::fs::read(dir.join(format!("{stem}.png"))).unwrap());
+        assert!(a != b, "{stem}");
+        for dir in [&without, &with] {
+            let svg = std::fs::read_to_string(dir.join(format!("{stem}.svg"))).unwrap();
+            assert!(names.iter().all(|name| svg.contains(name)) && !svg.contains("class 1"), "{stem}");
+        }
+    }
+    // Latin names are drawn alike whatever fonts there are.
+    run.evaluation.class_names = class_names(5);
+    let [a, b] = [drawn("latin-none", &run, &[]), drawn("latin-some", &run, &fonts)];
+    for stem in ["curves", "losses", "classes", "confusion", "calibration"] {
+        let [a, b] = [&a.0, &b.0].map(|dir| std::fs::read(dir.join(format!("{stem}.png"))).unwrap());
+        assert!(a == b, "{stem}");
+    }
+}
+
+#[test]
+fn a_run_with_triplets_has_a_picture_of_them() {
+    let dir = folder("triplets");
+    let mut run = run("triplet", 2, 6, 0.9);
+    for step in &mut run.steps {
+        step.triplets_active = Some(1.0 / f64::from(step.epoch));
+        (step.distance_positive, step.distance_negative) = (Some(0.2), Some(0.2 * f64::from(step.epoch)));
+    }
+    let files = run_plots(&run, &dir, &Silent).unwrap();
+    assert_eq!(names(&files)[10..], ["triplets.png", "triplets.svg"]);
+    check_picture(&files[10], &files[11]);
+    let written = svg_texts(&dir.join("plots"), "triplets.svg");
+    for name in ["triplets with a loss", "to its own class", "to another class"] {
+        assert!(written.iter().any(|text| text == name), "{name}: {written:?}");
+    }
+    run.steps.iter_mut().for_each(|step| (step.distance_positive, step.distance_negative) = (None, None));
+    run_plots(&run, &dir, &Silent).unwrap();
+    let written = svg_texts(&dir.join("plots"), "triplets.svg");
+    assert!(!written.iter().any(|text| text.starts_with("to ")), "{written:?}");
+}
+
+#[test]
+fn a_loss_under_another_is_wider() {
+    let dir = folder("same-losses");
+    let mut run = run("same", 2, 9, 0.9);
+    run.settings.text_weight = 0.0;
+    run.epochs.iter_mut().for_each(|record| record.train.loss = record.train.loss_head);
+    run_plots(&run, &dir, &Silent).unwrap();
+    let svg = std::fs::read_to_string(dir.join("plots/losses.svg")).unwrap();
+    let width = |colour: &str| -> Vec<u32> {
+        let curves = svg.lines().filter(|line| line.starts_with("<polyline") && line.contains(colour));
+        let whole = curves.filter(|l| attribute(l, "points").unwrap().split_whitespace().count() == 9);
+        whole.map(|line| attribute(line, "stroke-width").unwrap().parse().unwrap()).collect()
+    };
+    let (total, head) = (width("#222222"), width("#0072B2"));
+    assert!(total.len() == 1 && head.len() == 1 && total[0] > head[0] + 8, "{total:?} {head:?}");
+}
+
+#[test]
+fn the_diagonal_has_a_hue_of_its_own() {
+    let dir = folder("hues");
+    let run = run("hues", 12, 1, 0.6);
+    run_plots(&run, &dir, &Silent).unwrap();
+    let svg = std::fs::read_to_string(dir.join("plots/confusion.svg")).unwrap();
+    let number = |tag: &str, name| attribute(tag, name).unwrap().parse::<f64>().unwrap() / 4.0;
+    // Cells alone are as wide as high.
+    let cells = svg.lines().filter(|line| line.starts_with("<rect x=")).filter(|tag| {
+        (number(tag, "width") - number(tag, "height")).abs() < 0.6 && number(tag, "width") > 20.0
+    });
+    let (mut blue, mut orange) = (0, 0);
+    for tag in cells {
+        let fill = attribute(tag, "fill").unwrap();
+        let [r, _, b] = [1, 3, 5].map(|i| u8::from_str_radix(&fill[i..i + 2], 16).unwrap());
+        if b > r { blue += 1 } else { orange += 1 }
+    }
+    let confusion = &run.evaluation.confusion;
+    let diagonal = (0..12).filter(|&i| confusion[i][i] > 0).count();
+    let all = confusion.concat().iter().filter(|count| **count > 0).count();
+    assert_eq!((blue, orange), (diagonal, all - diagonal));
+    let written = svg_texts(&dir.join("plots"), "confusion.svg");
+    assert!(["right (diagonal)", "mistakes"].iter().all(|name| written.iter().any(|text| text == name)));
 }

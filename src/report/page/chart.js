@@ -96,10 +96,10 @@ function horizontalAxis(svg, frame, low, high, values, format) {
 
 /** Lines that run beside a later one, so that this hides them: how many of those there are for each. */
 function hiddenBy(lines, low, high) {
-  const near = (a, b) => Math.abs(a - b) < 0.012 * (high - low);
+  const near = (a, b) => Math.abs(a - b) < 0.008 * (high - low);
   const together = (a, b) => a.values.filter((value, i) => value !== null && b.values[i] !== null && near(value, b.values[i]));
   return lines.map(
-    (line, i) => lines.slice(i + 1).filter((later) => together(line, later).length >= Math.min(2, line.values.length)).length,
+    (line, i) => lines.slice(i + 1).filter((later) => 3 * together(line, later).length >= line.values.length).length,
   );
 }
 

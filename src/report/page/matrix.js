@@ -165,7 +165,7 @@ function confusionMatrix(data) {
   const panel = element("div", { id: "cell-images", "aria-live": "polite" });
   const at = { label: 0, predicted: 0 };
   const matrix = { svg, at, width: 0, layout: null, cursor: null };
-  const key = element("ol", { class: "key" }, ...data.class_names.map((name) => element("li", { dir: "auto" }, name)));
+  const key = element("ol", { class: "key" }, ...data.class_names.map((name) => element("li", {}, element("bdi", {}, name))));
 
   const here = () => cells.get(at.label * classes + at.predicted);
   const text = () => cellText(data, at.label, at.predicted, here() ? here().count : 0);

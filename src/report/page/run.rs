@@ -243,14 +243,14 @@ fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
 
 fn parts(run: &RunData) -> Vec<Part> {
     let objective = run.settings.objective();
-    let parts: [(Part, f64, fn(&TrainRecord) -> f64); 3] = [
-        (Part::Head, objective.head, |train| train.loss_head),
-        (Part::Text, objective.text, |train| train.loss_text),
-        (Part::Triplet, objective.triplet, |train| train.loss_triplet),
-    ];
     let recorded = |value: fn(&TrainRecord) -> f64| run.epochs.iter().any(|e| value(&e.train).is_finite());
-    let used = parts.into_iter().filter(|(_, weight, value)| *weight != 0.0 && recorded(*value));
-    used.map(|(part, ..)| part).collect()
+    let part = |part, weight: f64, value| (weight != 0.0 && recorded(value)).then_some(part);
+    let parts = [
+        part(Part::Head, objective.head, |train| train.loss_head),
+        part(Part::Text, objective.text, |train| train.loss_text),
+        part(Part::Triplet, objective.triplet, |train| train.loss_triplet),
+    ];
+    parts.into_iter().flatten().collect()
 }
 
 fn cells(evaluation: &Evaluation, album: &mut Album) -> Vec<Cell> {

@@ -93,10 +93,6 @@ fn draw_cells(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
             let opposite = (x + cell - inset, y + cell - inset);
             let ramp = if label == predicted { RIGHT } else { WRONG };
             sheet.area((x + inset, y + inset), opposite, ramp.shade(share));
-            if label == predicted && cell >= NAMED {
-                let corners = [(0.0, 0.0), (cell, 0.0), (cell, cell), (0.0, cell), (0.0, 0.0)];
-                sheet.line(&corners.map(|(dx, dy)| (x + dx, y + dy)), 1.0, ramp.shade(1.0));
-            }
             let text = count.to_string();
             if digits >= 6.5 && sheet.font.width(&text, digits) <= cell - 2.0 {
                 let colour = if share > 0.45 { PAPER } else { INK };
@@ -104,6 +100,11 @@ fn draw_cells(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
                 sheet.digits(&text, middle, digits, colour, Anchor::Middle);
             }
         }
+    }
+    for class in (0..layout.classes).filter(|&i| cell >= NAMED && evaluation.confusion[i][i] > 0) {
+        let (x, y) = (left + class as f64 * cell, TOP + class as f64 * cell);
+        let corners = [(0.0, 0.0), (cell, 0.0), (cell, cell), (0.0, cell), (0.0, 0.0)];
+        sheet.line(&corners.map(|(dx, dy)| (x + dx, y + dy)), 1.0, RIGHT.shade(1.0));
     }
     let corners = [(0.0, 0.0), (side, 0.0), (side, side), (0.0, side), (0.0, 0.0)];
     sheet.line(&corners.map(|(x, y)| (left + x, TOP + y)), 0.75, EDGE);

@@ -338,4 +338,111 @@ mod tests {
             assert_ne!(font.font.glyph_id(c).0, 0, "{c:?}");
         }
     }
+
+    fn with(fonts: bool) -> Typeface {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fonts");
+        Typeface::beside(Some(if fonts { vec![folder] } else { Vec::new() })).unwrap()
+    }
+
+    type Pixels = Vec<(i32, i32, Ink)>;
+
+    fn pixels(font: &Typeface, text: &str) -> Pixels {
+        let mut pixels = Vec::new();
+        let add = |x, y, ink| -> std::result::Result<(), ()> {
+            pixels.push((x, y, ink));
+            Ok(())
+        };
+        font.draw(text, 40.0, add).unwrap();
+        pixels
+    }
+
+    /// Where ink begins and ends from left to right.
+    fn extent(pixels: &Pixels) -> (i32, i32) {
+        let x = || pixels.iter().map(|p| p.0);
+        (x().min().unwrap(), x().max().unwrap())
+    }
+
+    #[test]
+    fn letters_of_the_bundled_font_do_not_depend_on_others() {
+        let (few, many) = (with(false), with(true));
+        for text in ["Gänseblümchen (wild) – 12", "Роза", "e\u{301}lan"] {
+            assert_eq!(pixels(&few, text), pixels(&many, text), "{text}");
+            assert_eq!(few.width(text, 10.0), many.width(text, 10.0), "{text}");
+        }
+        assert_eq!((few.warning(), many.warning()), (None, None));
+    }
+
+    #[test]
+    fn scripts_are_written_with_the_fonts_of_the_machine() {
+        let font = with(true);
+        for name in ["玫瑰花", "ばら (薔薇)", "وردة حمراء", "गुलाब का फूल", "🌹", "rose 玫瑰"]
+        {
+            assert!(font.has(name), "{name}");
+            let (ink, width) = (pixels(&font, name), font.width(name, 40.0));
+            let (left, right) = extent(&ink);
+            assert!(left >= -4 && f64::from(right) <= width + 4.0, "{name}: {left} {right} {width}");
+            assert!(f64::from(right - left) > 0.6 * width, "{name}: {left} {right} {width}");
+        }
+        assert_eq!(font.warning(), None);
+        let is_red =
+            |(_, _, ink): &(i32, i32, Ink)| matches!(ink, Ink::Other([r, g, b], _) if r > g && r > b);
+        assert!(pixels(&font, "🌹").iter().any(is_red));
+    }
+
+    #[test]
+    fn letters_are_joined_and_read_in_their_direction() {
+        let font = with(true);
+        let width = |text: &str| font.width(text, 40.0);
+        // Letters that stand beside each other are not those that stand alone.
+        assert!(width("حمر") < width("ح") + width("م") + width("ر") - 1.0);
+        // The vowel sign is written before its consonant, and two consonants become one.
+        assert_ne!(pixels(&font, "कि"), [pixels(&font, "क"), pixels(&font, "ि")].concat());
+        assert!(width("क्ष") < 1.6 * width("क"), "{} {}", width("क्ष"), width("क"));
+        // The first word of what is read from the right stands on the right, and Latin around it stays.
+        let (both, first) = (pixels(&font, "وردة حمراء"), pixels(&font, "وردة"));
+        let moved = |ink: &Pixels, by: i32| ink.iter().map(|p| (p.0 + by, p.1, p.2)).collect::<Pixels>();
+        let by = extent(&both).1 - extent(&first).1;
+        let right: Pixels = both.iter().copied().filter(|p| p.0 >= extent(&first).0 + by).collect();
+        let places = |ink: &Pixels| {
+            let mut places: Vec<(i32, i32)> = ink.iter().map(|p| (p.0, p.1)).collect();
+            places.sort_unstable();
+            places.dedup();
+            places
+        };
+        let (found, wanted) = (places(&right), places(&moved(&first, by)));
+        let near = |a: &(i32, i32)| wanted.iter().any(|b| (a.0 - b.0).abs() <= 1 && (a.1 - b.1).abs() <= 1);
+        assert!(found.iter().all(near) && found.len().abs_diff(wanted.len()) < wanted.len() / 5);
+        assert_eq!(extent(&pixels(&font, "a وردة")).0, extent(&pixels(&font, "a")).0);
+    }
+
+    #[test]
+    fn what_no_font_has_is_said_once() {
+        let font = with(false);
+        let names = ["rose", "玫瑰花", "玫瑰", "गुलाब", "🌹 rose"];
+        assert_eq!(names.map(|name| font.has(name)), [true, false, false, false, false]);
+        let warning = font.warning().unwrap();
+        for part in ["Han (玫)", "Devanagari (गु)", "emoji (🌹)"] {
+            assert_eq!(warning.matches(part).count(), 1, "{part}: {warning}");
+        }
+        let packages = "apt-get install fonts-noto-cjk fonts-noto-color-emoji fonts-noto-core";
+        assert!(warning.ends_with(packages), "{warning}");
+        // No row of boxes in the middle of other texts either.
+        assert_eq!(pixels(&font, "玫瑰花"), pixels(&font, "?"));
+        assert!(font.width("玫瑰花", 10.0) > 3.0 * font.width("?", 10.0));
+    }
+
+    #[test]
+    fn lines_lose_no_letter() {
+        let font = with(true);
+        let name = "five-petalled violet star with a yellow centre";
+        let lines = font.lines(name, 10.0, 100.0);
+        assert!(lines.len() > 1 && lines.iter().all(|line| font.width(line, 10.0) <= 100.0), "{lines:?}");
+        assert_eq!(lines.join(" ").replace("- ", "-"), name);
+        let word = "Rindfleischetikettierungsüberwachungsaufgabenübertragungsgesetz";
+        assert_eq!(font.lines(word, 10.0, 100.0).concat(), word);
+        assert_eq!(
+            (font.lines("", 10.0, 100.0), font.lines("rose", 10.0, 100.0)),
+            (vec![String::new()], vec!["rose".into()])
+        );
+    }
 }

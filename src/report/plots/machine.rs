@@ -15,8 +15,12 @@ pub struct Machine {
     folders: Option<Vec<PathBuf>>,
     found: RefCell<Option<Rc<Found>>>,
     faces: RefCell<HashMap<ID, Option<Rc<Face>>>>,
-    choices: RefCell<HashMap<(Vec<char>, Region), Option<ID>>>,
+    /// The font of letters that were asked for, none where there is none.
+    choices: RefCell<HashMap<Wanted, Option<ID>>>,
 }
+
+/// Letters, and the forms in which they are wanted.
+type Wanted = (Vec<char>, Region);
 
 /// The fonts, the one that is asked first in front.
 struct Found {

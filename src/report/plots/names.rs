@@ -3,7 +3,7 @@
 
 use super::font::Typeface;
 use super::script::isolated;
-use super::sheet::{Anchor, Colour, Form, Point, Sheet, printable};
+use super::sheet::{Anchor, Colour, Form, Label, Point, Sheet, printable};
 
 /// Height of a line, in sizes of its letters.
 const LINE: f64 = 1.2;
@@ -62,14 +62,16 @@ impl ClassName {
         anchor: Anchor,
         turned: bool,
     ) {
+        let label =
+            |text: &str, at, form| Label { text: text.to_owned(), at, size, colour, anchor, turned, form };
         let form = self.number.as_ref().map(|_| Form::Svg);
         for (i, line) in self.lines.iter().enumerate() {
             let d = (i as f64 - (self.lines.len() - 1) as f64 / 2.0) * LINE * size;
             let at = if turned { (at.0 + d, at.1) } else { (at.0, at.1 + d) };
-            sheet.text_in(form, line, at, size, colour, anchor, turned);
+            sheet.label(label(line, at, form));
         }
         if let Some(number) = &self.number {
-            sheet.text_in(Some(Form::Png), number, at, size, colour, anchor, turned);
+            sheet.label(label(number, at, Some(Form::Png)));
         }
     }
 }

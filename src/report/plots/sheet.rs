@@ -134,30 +134,15 @@ impl<'a> Sheet<'a> {
     }
 
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.text_in(None, text, at, size, colour, anchor, false);
+        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: false, form: None });
     }
 
     /// A text that is read from below.
     pub fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.text_in(None, text, at, size, colour, anchor, true);
+        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: true, form: None });
     }
 
-    /// A text of one form of the picture, or of both.
-    #[allow(clippy::too_many_arguments)]
-    pub fn text_in(
-        &mut self,
-        form: Option<Form>,
-        text: &str,
-        at: Point,
-        size: f64,
-        colour: Colour,
-        anchor: Anchor,
-        turned: bool,
-    ) {
-        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned, form });
-    }
-
-    fn label(&mut self, mut label: Label) {
+    pub fn label(&mut self, mut label: Label) {
         if label.text.is_empty() {
             return;
         }
