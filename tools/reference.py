@@ -139,6 +139,8 @@ class Settings:
     accumulate: int = 1
     # Gradients are scaled down to this length, as one vector.
     clip_grad_norm: float | None = None
+    # The head is a linear layer on so many times the features. head.weight is stored as it acts on the features.
+    head_scale: float = 1.0
     templates: int = 4
     mixup: float = 0.2
     margin: float = 1.0
@@ -202,6 +204,7 @@ PRESETS = {variant: dict(variant=variant) for variant in VARIANTS} | {
     "lora_text_all": dict(variant="lora", towers=TOWERS, targets=ATTENTION + MLP, r=3, alpha=6.0, dropout=0.1),
     "mixup_feat_text_tower": dict(variant="mixup_feat", towers=TOWERS, targets=("v_proj", "fc2"), text_weight=0.3),
     "lora_clipped": dict(variant="lora", targets=("q_proj", "v_proj"), last_batch=3, clip_grad_norm=0.42, hp=FAST),
+    "lora_head_scaled": dict(variant="lora", targets=("q_proj",), head_scale=6.0, clip_grad_norm=1.2),
     "lora_accumulated": dict(variant="lora", targets=("q_proj", "v_proj"), hp=FAST, **EPOCH),
     "clip_lora": CLIP_LORA,
     "clip_lora_accumulated": dict(CLIP_LORA, dropout_seed=0xFEDC_BA98_7654_3210, text_chunk=12, clip_grad_norm=0.3,
@@ -461,7 +464,7 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
     out = dict(features=f, text_logits=text, ce_text=cross_entropy(text))
     out["loss"] = settings.text_weight * out["ce_text"]
     if settings.has_head:
-        out["head_logits"] = F.linear(f, p["head.weight"], p["head.bias"])
+        out["head_logits"] = F.linear(settings.head_scale * f, p["head.weight"], p["head.bias"])
         out["ce_head"] = cross_entropy(out["head_logits"])
         share = 1 - settings.triplet_weight if settings.variant == "triplet" else 1
         out["loss"] = share * out["ce_head"] + out["loss"]
@@ -573,7 +576,14 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
             saved |= {f"{start}{precision}.{k}": v for k, v in (out | run().train()).items()}
             if keep_hidden and precision == "f64" and start == "":
                 saved |= {f"f64.hidden.{i}": h for i, h in enumerate(hidden)}
-    return {k: v.detach().clone().contiguous() for k, v in saved.items()}
+    return {k: on_features(k, v.detach(), settings.head_scale).clone().contiguous() for k, v in saved.items()}
+
+
+def on_features(name: str, value: Tensor, head_scale: float) -> Tensor:
+    """The head's weight, or its gradient, of the layer that acts on the features themselves."""
+    if not name.endswith("head.weight"):
+        return value
+    return value / head_scale if ".grad." in name else value * head_scale
 
 
 def write(settings: Settings, out: Path, name: str, keep_hidden: bool | None = None) -> Path:

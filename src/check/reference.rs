@@ -52,6 +52,9 @@ struct Meta {
     #[serde(default)]
     last_batch: usize,
     clip_grad_norm: Option<f64>,
+    /// See [`crate::tune::HeadScale`].
+    #[serde(default = "unscaled")]
+    head_scale: f64,
     text_weight: f64,
     triplet_weight: f64,
     margin: f64,
@@ -68,6 +71,10 @@ fn vision() -> Vec<Tower> {
 
 fn one() -> usize {
     1
+}
+
+fn unscaled() -> f64 {
+    1.0
 }
 
 /// Learning rate and weight decay per group, of those that are trained.
@@ -621,7 +628,8 @@ fn head<B: Backend>(backend: &B, start: &Start<'_>, text: &Text<B>) -> Result<He
         return Ok(Head { trained: false, ..Head::new(backend, weight.view(), bias.view())? });
     }
     let part = |part: &str| start.reference.tensor(&format!("{}init.head.{part}", start.prefix));
-    Ok(Head::new(backend, part("weight")?.view(), part("bias")?.view())?)
+    let head = Head::new(backend, part("weight")?.view(), part("bias")?.view())?;
+    Ok(head.scaled(start.reference.meta.head_scale))
 }
 
 /// The prompts of the reference, if it has any.

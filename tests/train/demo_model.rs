@@ -3,7 +3,7 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::check::relative_error;
 use clip_engine::clip::block::Evaluated;
-use clip_engine::clip::text::TEMPLATES;
+use clip_engine::clip::text::FLOWER_TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;
 use clip_engine::progress::Silent;
@@ -43,7 +43,7 @@ fn image_features_from_u8_pixels_are_those_of_transformers() {
 fn class_features_of_the_four_templates_are_those_of_transformers() {
     let backend = Cpu::<f32>::new();
     let model = demo::model().unwrap();
-    let templates = TEMPLATES.map(String::from);
+    let templates = FLOWER_TEMPLATES.map(String::from);
     let text = model.text_classifier(&backend, &demo_class_names(), &templates, None, &Silent).unwrap();
     let error = relative_error(&floats(&text.features), &floats(&reference("class_features")));
     assert!(error < 1e-5, "{error:e}");
