@@ -201,7 +201,8 @@ fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     let (split, several) = (&comparison.split, !comparison.means.is_empty());
     let top5 = table::has_top5(comparison.classes);
     let plain = comparison.rows.iter().filter(|row| !several || row.seed.is_none());
-    let mut rows: Vec<_> = plain.map(|row| (row_cells(row, split, top5, several), &row.published)).collect();
+    let mut rows: Vec<_> =
+        plain.map(|row| (row_cells(row, comparison.images, split, top5, several), &row.published)).collect();
     rows.extend(comparison.means.iter().map(|row| (mean_cells(row, split, top5), &row.published)));
     let published = has_published(comparison);
     let with_published = |(mut cells, found): (Vec<String>, &Option<Published>)| {
@@ -213,25 +214,25 @@ fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
     rows.into_iter().map(with_published).collect()
 }
 
-fn row_cells(row: &ComparisonRow, split: &str, top5: bool, several: bool) -> Vec<String> {
+fn row_cells(row: &ComparisonRow, images: usize, split: &str, top5: bool, several: bool) -> Vec<String> {
     let share = |value: Option<f64>| value.map(table::percent).unwrap_or_default();
-    // The only row that was not trained.
-    let mut cells = vec![if row.seed.is_some() { row.name.clone() } else { "plain CLIP".into() }];
+    let mut cells = vec![row.name.clone()];
     if split == "test" {
         cells.push(share(row.val_top1));
     }
-    cells.push(table::percent(row.test_top1));
+    cells.push(table::accuracy(row.test_top1, images));
     if top5 {
-        cells.push(table::percent(row.test_top5));
+        cells.push(share(Some(row.test_top5).filter(|top5| top5.is_finite())));
     }
     cells.extend([share(row.macro_f1), share(row.ece)]);
     if several {
         cells.push(String::new());
     }
-    cells.push(row.trained_parameters.to_string());
-    let trained = row.seed.is_some();
+    // What takes no training is no run.
+    let trained = row.epochs > 0;
+    cells.push(if trained { row.trained_parameters.to_string() } else { String::new() });
     cells.push(if trained { format!("{} ({})", row.epochs, row.best_epoch) } else { String::new() });
-    cells.push(if trained { format!("{:.1}", row.seconds) } else { String::new() });
+    cells.push(if row.seconds > 0.0 { format!("{:.1}", row.seconds) } else { String::new() });
     cells
 }
 
@@ -282,7 +283,7 @@ mod tests {
             "published": published,
         });
         serde_json::from_value(json!({
-            "split": split, "classes": 102, "means": if several { json!([mean]) } else { json!([]) },
+            "split": split, "classes": 102, "images": 200, "means": if several { json!([mean]) } else { json!([]) },
             "rows": [
                 row("zero-shot", Value::Null, Value::Null), row("linear", 1.into(), Value::Null),
                 row("lora", 1.into(), published),
@@ -307,7 +308,7 @@ mod tests {
                 assert_eq!(cell("parameters"), Some("642"));
                 assert_eq!(cell("seeds"), several.then_some("2"));
                 assert_eq!(cell("ECE"), Some(if several { "50.0 ± 12.5 %" } else { "5.1 %" }));
-                let test = if several { "25.0 ± 6.2 %" } else { "85.0 %" };
+                let test = if several { "25.0 ± 6.2 %" } else { "85.0 % (79.4–89.3)" };
                 assert_eq!(cell("test top-1"), (split == "test").then_some(test));
             }
         }

@@ -4,6 +4,7 @@ use super::common::say;
 use anyhow::Result;
 use clip_engine::stats::interval::wilson_of;
 use clip_engine::train::metrics::EvalMetrics;
+use clip_engine::train::run::Baseline;
 use comfy_table::{CellAlignment, Table, presets};
 use unicode_width::UnicodeWidthStr;
 
@@ -22,10 +23,10 @@ pub fn percent(fraction: f64) -> String {
     format!("{:.1} %", 100.0 * fraction)
 }
 
-/// "87.8 % (82.1 to 91.9)": an accuracy on so many images with its 95 % interval.
+/// "87.8 % (82.1–91.9)": an accuracy on so many images with its 95 % interval.
 pub fn accuracy(fraction: f64, images: usize) -> String {
     let (low, high) = wilson_of(fraction, images);
-    format!("{} ({:.1} to {:.1})", percent(fraction), 100.0 * low, 100.0 * high)
+    format!("{} ({:.1}–{:.1})", percent(fraction), 100.0 * low, 100.0 * high)
 }
 
 /// How often the class is among the first five says nothing where there are no more classes.
@@ -38,8 +39,9 @@ pub struct Results {
     title: String,
     images: usize,
     top1: f64,
-    top5: f64,
+    top5: Option<f64>,
     macro_f1: Option<f64>,
+    nll: Option<f64>,
     ece: Option<f64>,
     text_top1: Option<f64>,
     loss: Option<f64>,
@@ -52,8 +54,9 @@ impl Results {
             title: format!("fine-tuned, {split}"),
             images: m.images,
             top1: m.top1,
-            top5: m.top5,
+            top5: Some(m.top5),
             macro_f1: Some(m.macro_f1),
+            nll: Some(m.nll),
             ece: Some(m.ece),
             text_top1: Some(m.text_top1),
             loss: Some(m.loss),
@@ -62,8 +65,33 @@ impl Results {
 
     /// Those of plain CLIP, by its text features.
     pub fn plain_clip(split: &str, images: usize, top1: f64, top5: f64, loss: Option<f64>) -> Self {
-        let title = format!("plain CLIP, {split}");
-        Results { title, images, top1, top5, macro_f1: None, ece: None, text_top1: None, loss }
+        let (title, none) = (format!("plain CLIP, {split}"), None);
+        Results {
+            title,
+            images,
+            top1,
+            top5: Some(top5),
+            macro_f1: none,
+            nll: none,
+            ece: none,
+            text_top1: none,
+            loss,
+        }
+    }
+
+    /// Those of a logistic regression on plain CLIP's features.
+    pub fn baseline(b: &Baseline) -> Self {
+        Results {
+            title: "logistic regression".into(),
+            images: b.images,
+            top1: b.top1,
+            top5: None,
+            macro_f1: Some(b.macro_f1),
+            nll: Some(b.nll),
+            ece: Some(b.ece),
+            text_top1: None,
+            loss: None,
+        }
     }
 }
 
@@ -80,8 +108,9 @@ pub fn results(columns: &[Results], classes: usize) -> Table {
     };
     row("images", &|r| Some(r.images.to_string()));
     row("top-1", &|r| Some(accuracy(r.top1, r.images)));
-    row("top-5", &|r| has_top5(classes).then(|| accuracy(r.top5, r.images)));
+    row("top-5", &|r| r.top5.filter(|_| has_top5(classes)).map(|top5| accuracy(top5, r.images)));
     row("macro F1", &|r| r.macro_f1.map(percent));
+    row("NLL", &|r| r.nll.map(|nll| format!("{nll:.3}")));
     row("ECE", &|r| r.ece.map(percent));
     row("text top-1", &|r| r.text_top1.map(|top1| accuracy(top1, r.images)));
     row("loss", &|r| r.loss.map(|loss| format!("{loss:.4}")));
@@ -196,8 +225,8 @@ mod tests {
                 .map(|cell| cell.trim().into())
                 .collect()
         };
-        assert_eq!(row("top-1")[2..4], ["50.0 % (42.6 to 57.4)", "87.8 % (82.1 to 91.9)"]);
-        assert_eq!(row("top-5")[2..4], ["75.0 % (68.0 to 80.9)", "100.0 % (97.8 to 100.0)"]);
+        assert_eq!(row("top-1")[2..4], ["50.0 % (42.6–57.4)", "87.8 % (82.1–91.9)"]);
+        assert_eq!(row("top-5")[2..4], ["75.0 % (68.0–80.9)", "100.0 % (97.8–100.0)"]);
         assert_eq!(row("ECE")[2..4], ["", "5.1 %"]);
         assert!(text.starts_with("|            |      plain CLIP, test |"), "{text}");
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");

@@ -14,7 +14,7 @@ use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::progress::Monitor;
 use clip_engine::report;
-use clip_engine::train::run::Summary;
+use clip_engine::train::run::{Summary, Temperature};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
@@ -636,13 +636,21 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
         Some(test) => (test, "test"),
         None => (&summary.val, "val"),
     };
-    let columns =
-        [Results::plain_clip(&z.split, z.images, z.top1, z.top5, None), Results::fine_tuned(split, result)];
+    let mut columns = vec![Results::plain_clip(&z.split, z.images, z.top1, z.top5, None)];
+    columns.extend(summary.baseline.as_ref().map(Results::baseline));
+    columns.push(Results::fine_tuned(split, result));
     common::say(table::results(&columns, summary.classes))?;
     let val = &summary.val;
     if summary.test.is_some() {
         let top1 = table::accuracy(val.top1, val.images);
         common::say(format!("fine-tuned, val: top-1 {top1}, loss {:.4}", val.loss))?;
+    }
+    if let Some(Temperature { value, before, .. }) = &summary.temperature {
+        common::say(format!(
+            "temperature {value:.3}; without it NLL {:.3}, ECE {}",
+            before.nll,
+            table::percent(before.ece)
+        ))?;
     }
     common::say(format!(
         "epoch {} of {} kept{}; {} trained parameters",

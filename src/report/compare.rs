@@ -27,6 +27,9 @@ pub struct Comparison {
     pub split: String,
     /// Number of classes C.
     pub classes: usize,
+    /// Images of the split; 0 in a file from before it was recorded.
+    #[serde(default)]
+    pub images: usize,
     /// Plain CLIP first, then the baseline where it is known, then the runs in the order in which they were named.
     pub rows: Vec<ComparisonRow>,
     /// A row for every technique, where one was trained with several seeds.
@@ -129,6 +132,7 @@ impl Comparison {
         Ok(Comparison {
             split: first.evaluation.split.clone(),
             classes: first.evaluation.class_names.len(),
+            images: first.evaluation.images.len(),
             rows,
             means: means(runs),
             warnings: runs.iter().filter_map(|run| different_model(first, run)).collect(),

@@ -185,7 +185,7 @@ fn comparison(runs: &[RunData]) -> Comparison {
     let rows = runs.iter().zip(published.into_iter().cycle()).map(|(run, published)| row(run, published));
     let classes = runs[0].summary.classes;
     let rows = std::iter::once(plain).chain(rows).collect();
-    Comparison { split: "test".into(), classes, rows, means: Vec::new(), warnings: Vec::new() }
+    Comparison { split: "test".into(), classes, images: 172, rows, means: Vec::new(), warnings: Vec::new() }
 }
 
 /// A folder under target/tmp that this test alone uses: the pictures stay there to be looked at.
