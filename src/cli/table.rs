@@ -228,7 +228,7 @@ mod tests {
         assert_eq!(row("top-1")[2..4], ["50.0 % (42.6–57.4)", "87.8 % (82.1–91.9)"]);
         assert_eq!(row("top-5")[2..4], ["75.0 % (68.0–80.9)", "100.0 % (97.8–100.0)"]);
         assert_eq!(row("ECE")[2..4], ["", "5.1 %"]);
-        assert!(text.starts_with("|            |      plain CLIP, test |"), "{text}");
+        assert!(text.starts_with("|            |   plain CLIP, test |"), "{text}");
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
         let five = results(&columns("test"), 5).to_string();
         assert!(!five.contains("top-5"), "no more than five classes:\n{five}");

@@ -323,6 +323,9 @@ impl Options {
         if self.steps_per_shot.is_some() && self.steps_per_shot == from.steps_per_shot {
             (self.steps_per_shot, self.epochs) = (None, None);
         }
+        if to.steps_per_shot.is_some() && self.epochs == Some(from.epochs) {
+            self.epochs = None;
+        }
         macro_rules! forget {
             ($($field:ident),*) => {
                 $(if from.$field != to.$field && self.$field.as_ref() == Some(&from.$field) {
@@ -685,11 +688,16 @@ mod tests {
         Options { recipe: Some(recipe), ..Options::default() }
     }
 
+    /// A recipe on the demo, whose classes are flowers.
+    fn on_flowers(recipe: Recipe) -> Settings {
+        Settings { demo: true, templates: default_templates(recipe, true), ..Settings::of(recipe) }
+    }
+
     #[test]
     fn another_recipe_than_the_file_has_brings_all_its_defaults() {
         for from in Recipe::ALL {
             for to in Recipe::ALL {
-                let of = |recipe| Settings { demo: true, epochs: 7, ..Settings::of(recipe) };
+                let of = |recipe| Settings { epochs: 7, steps_per_shot: None, ..on_flowers(recipe) };
                 let found = resolve(file(&of(from)), recipe(to)).unwrap();
                 assert_eq!(found, of(to), "from {from} to {to}");
             }
@@ -699,34 +707,63 @@ mod tests {
     #[test]
     fn values_that_the_user_chose_stay_when_the_recipe_changes() {
         let chosen = Settings {
-            demo: true,
             rank: 4,
             early_stop: Patience::Epochs(5),
             lr_lora: 3e-4,
             text_weight: 0.5,
-            ..Settings::of(Recipe::Lora)
+            ..on_flowers(Recipe::Lora)
         };
         let expected = Settings {
-            demo: true,
             rank: 4,
             early_stop: Patience::Epochs(5),
             lr_lora: 3e-4,
             text_weight: 0.5,
-            ..Settings::of(Recipe::ClipLora)
+            ..on_flowers(Recipe::ClipLora)
         };
         assert_eq!(resolve(file(&chosen), recipe(Recipe::ClipLora)).unwrap(), expected);
         // Flags are chosen too, also where they are the old recipe's default.
         let flags = Options { rank: Some(8), ..recipe(Recipe::ClipLora) };
         assert_eq!(resolve(file(&chosen), flags).unwrap(), Settings { rank: 8, ..expected });
         // What a technique consists of does not outlive it.
-        let mixed = Settings { demo: true, mixup: 0.4, ..Settings::of(Recipe::Mixup) };
-        let triplet = Settings { demo: true, ..Settings::of(Recipe::Triplet) };
+        let mixed = Settings { mixup: 0.4, ..on_flowers(Recipe::Mixup) };
+        let triplet = on_flowers(Recipe::Triplet);
         assert_eq!(resolve(file(&mixed), recipe(Recipe::Triplet)).unwrap(), triplet);
         // A file without a recipe holds what somebody wrote into it.
         let written: Options = toml::from_str("demo = true\nrank = 8\ntext-weight = 0.3").unwrap();
         let found = resolve(written, recipe(Recipe::ClipLora)).unwrap();
-        let expected = Settings { demo: true, rank: 8, text_weight: 0.3, ..Settings::of(Recipe::ClipLora) };
+        let expected = Settings { rank: 8, text_weight: 0.3, ..on_flowers(Recipe::ClipLora) };
         assert_eq!(found, expected);
+        // A number of epochs takes the place of steps for each shot, and comes back as neither had been given.
+        let settled = Settings { epochs: 350, ..on_flowers(Recipe::ClipLora) };
+        assert_eq!(resolve(file(&settled), recipe(Recipe::Lora)).unwrap(), on_flowers(Recipe::Lora));
+        let flags = Options { epochs: Some(9), ..Options::default() };
+        let found = resolve(file(&settled), flags).unwrap();
+        assert_eq!((found.epochs, found.steps_per_shot), (9, None));
+    }
+
+    #[test]
+    fn prompts_are_of_flowers_where_the_classes_are() {
+        let of = |options: Options| resolve(Options::default(), options).unwrap().templates;
+        let data = |recipe, data: &str| Options {
+            data: Some(data.into()),
+            recipe: Some(recipe),
+            ..Options::default()
+        };
+        assert_eq!(of(data(Recipe::Lora, "flowers102")), default_templates(Recipe::Lora, true));
+        assert_eq!(of(data(Recipe::ClipLora, "flowers102")), ["a photo of a {}, a type of flower."]);
+        assert_eq!(of(data(Recipe::ClipLora, "photos")), ["a photo of a {}."]);
+        let neutral = of(data(Recipe::Lora, "photos"));
+        assert!(neutral.iter().all(|prompt| !prompt.contains("flower") && !prompt.contains("otan")));
+        let own = Options { templates: Some(vec!["a {}".into()]), ..data(Recipe::Lora, "flowers102") };
+        assert_eq!(of(own.clone()), ["a {}"]);
+        // From a file they stay too, unless they are what its recipe would have had.
+        assert_eq!(resolve(own, recipe(Recipe::ClipLora)).unwrap().templates, ["a {}"]);
+        let flowers = file(&on_flowers(Recipe::Lora));
+        assert_eq!(resolve(flowers, own_flag("b {}")).unwrap().templates, ["b {}"]);
+    }
+
+    fn own_flag(template: &str) -> Options {
+        Options { templates: Some(vec![template.into()]), ..Options::default() }
     }
 
     #[test]

@@ -757,7 +757,11 @@ mod tests {
 
     #[test]
     fn features_stand_for_images_where_the_vision_tower_is_frozen() {
-        let text = || Settings { towers: vec![Tower::Text], ..Settings::of(Recipe::ClipLora) };
+        let text = || Settings {
+            towers: vec![Tower::Text],
+            augment: Augment::Off,
+            ..Settings::of(Recipe::ClipLora)
+        };
         assert!(text().on_frozen_features());
         assert!(Settings::of(Recipe::Linear).on_frozen_features());
         let crops = Settings { augment: Augment::CropFlip, ..text() };

@@ -94,20 +94,28 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     let (first, second) = (done.err.find("training linear, 1 of 2"), done.err.find("training lora, 2 of 2"));
     assert!(first.is_some() && first < second, "{}", done.err);
     let table: Vec<&str> = done.out.lines().map(|line| line.split('|').nth(1).unwrap_or("").trim()).collect();
-    assert_eq!(table[..5], ["technique", table[1], "plain CLIP", "linear", "lora"], "{}", done.out);
+    let names = ["technique", table[1], "plain CLIP", "logistic regression", "linear", "lora"];
+    assert_eq!(table[..6], names, "{}", done.out);
 
     let comparison = json(&out, "comparison.json");
     assert_eq!((&comparison["split"], &comparison["classes"]), (&"test".into(), &3.into()));
     let rows = comparison["rows"].as_array().unwrap();
     let summaries = [json(&linear, "summary.json"), json(&lora, "summary.json")];
     let plain = &summaries[0]["zero_shot"];
-    assert_eq!(rows.len(), 3);
+    assert_eq!(rows.len(), 4);
     assert_same(&rows[0]["test_top1"], &plain["top1"], "top1");
     assert_same(&rows[0]["test_top5"], &plain["top5"], "top5");
     assert_eq!(rows[0]["name"], "plain CLIP");
     assert_eq!(rows[0]["val_top1"], summaries[0]["zero_shot_val"]["top1"]);
-    assert_tells(&rows[1], &summaries[0]);
-    assert_tells(&rows[2], &summaries[1]);
+    let baseline = &summaries[0]["baseline"];
+    assert_eq!((&rows[1]["name"], &rows[1]["test_top1"]), (&"logistic regression".into(), &baseline["top1"]));
+    assert_eq!(
+        (&rows[1]["seconds"], &summaries[1]["baseline"]),
+        (&baseline["seconds"], baseline),
+        "fitted once"
+    );
+    assert_tells(&rows[2], &summaries[0]);
+    assert_tells(&rows[3], &summaries[1]);
     // No results on this data were published.
     assert!(rows.iter().all(|row| row["published"].is_null()) && !done.out.contains("published"));
 
@@ -276,13 +284,13 @@ fn recipes_of_several_seeds_have_a_folder_each() {
     let names: Vec<&str> =
         comparison["rows"].as_array().unwrap().iter().map(|row| row["name"].as_str().unwrap()).collect();
     let runs = ["linear/seed-42", "linear/seed-43", "vpt/seed-42", "vpt/seed-43"];
-    assert_eq!(names, [&["plain CLIP"], &runs[..]].concat());
-    for (row, run) in comparison["rows"].as_array().unwrap()[1..].iter().zip(runs) {
+    assert_eq!(names, [&["plain CLIP", "logistic regression"], &runs[..]].concat());
+    for (row, run) in comparison["rows"].as_array().unwrap()[2..].iter().zip(runs) {
         assert_tells(row, &json(&format!("{out}/{run}"), "summary.json"));
     }
     let means = comparison["means"].as_array().unwrap();
     assert_eq!(means.len(), 2);
-    for (mean, name, pair) in [(&means[0], "linear", 1..3), (&means[1], "vpt", 3..5)] {
+    for (mean, name, pair) in [(&means[0], "linear", 2..4), (&means[1], "vpt", 4..6)] {
         assert_eq!((&mean["name"], &mean["recipe"]), (&name.into(), &name.into()));
         let [a, b] = [pair.start, pair.end - 1].map(|i| comparison["rows"][i]["ece"].as_f64().unwrap());
         assert!((mean["mean"]["ece"].as_f64().unwrap() - (a + b) / 2.0).abs() < 1e-12);
@@ -290,10 +298,10 @@ fn recipes_of_several_seeds_have_a_folder_each() {
     }
     let records = records(&format!("{out}/comparison.csv"));
     let kinds: Vec<&str> = records.iter().map(|record| &record["kind"][..]).collect();
-    assert_eq!(kinds, ["run", "run", "run", "run", "run", "mean", "mean"]);
-    assert_eq!((&records[5]["seeds"][..], &records[1]["seeds"][..]), ("42 43", "42"));
+    assert_eq!(kinds, ["run", "run", "run", "run", "run", "run", "mean", "mean"]);
+    assert_eq!((&records[6]["seeds"][..], &records[2]["seeds"][..]), ("42 43", "42"));
     let lines: Vec<&str> = done.out.lines().filter(|line| line.starts_with("| ")).collect();
-    assert_eq!(lines.len(), 4, "title, plain CLIP and two techniques:\n{}", done.out);
+    assert_eq!(lines.len(), 5, "title, plain CLIP, the baseline and two techniques:\n{}", done.out);
     assert_eq!(lines.iter().filter(|line| line.contains('±')).count(), 2, "{}", done.out);
 
     // The page knows the page of each run, and nothing else is left than what the next comparison removes.

@@ -96,7 +96,7 @@ fn a_dry_run_meets_the_errors_of_the_run() {
     let place = Place::new([3, 2, 2]);
     let dry = ["train", "--data", &place.data, "--model", &place.model, "--dry-run"];
     let with = |more: &[&'static str]| [&dry[..], more].concat();
-    fail(1, &with(&["--shots", "5"]), place.path(), &["5", "3"]);
+    fail(2, &with(&["--shots", "0"]), place.path(), &["--shots", "0"]);
     fail(1, &with(&["--init-from", "nowhere"]), place.path(), &["nowhere", "--init-from"]);
     fail(2, &with(&["--epochs", "0"]), place.path(), &["--epochs"]);
     let run = place.at("run");

@@ -138,7 +138,9 @@ fn expected(run: &str) -> Points {
     let mut step = 0;
     for line in text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()) {
         let mut add = |tag: &str, step: u64, value: &Value| {
-            let value = value.as_f64().unwrap() as f32;
+            // Records hold only what is trained.
+            let Some(value) = value.as_f64() else { return };
+            let value = value as f32;
             points.entry(tag.to_owned()).or_default().push((step, value));
         };
         if line["type"] == "step" {
@@ -156,8 +158,19 @@ fn expected(run: &str) -> Points {
         for part in ["loss", "loss_head", "loss_text", "loss_triplet", "top1", "text_top1"] {
             add(&format!("{part}/train"), step, &line["train"][part]);
         }
-        let val =
-            ["loss", "loss_head", "loss_text", "top1", "top5", "text_top1", "text_top5", "macro_f1", "ece"];
+        let val = [
+            "loss",
+            "loss_head",
+            "loss_text",
+            "top1",
+            "top5",
+            "text_top1",
+            "text_top5",
+            "macro_f1",
+            "ece",
+            "nll",
+            "brier",
+        ];
         val.iter().for_each(|part| add(&format!("{part}/val"), step, &line["val"][part]));
     }
     points

@@ -55,10 +55,20 @@ fn every_technique_trains_and_what_is_saved_is_what_was_tested() {
         assert_eq!(steps.len(), 2 * images.div_ceil(5), "{name}");
         let of = |key: &str| steps[0][key].as_f64().unwrap();
         let triplet = ["triplet", "both"].contains(&name);
-        assert_eq!(of("loss_triplet") != 0.0, triplet, "{name}: {}", of("loss_triplet"));
+        for key in ["loss_triplet", "triplets_active", "distance_positive", "distance_negative"] {
+            assert_eq!(steps[0][key].is_number(), triplet, "{name}: {key}");
+            assert_eq!(lines[lines.len() - 1]["train"][key].is_number(), triplet, "{name}: {key}");
+        }
         if name == "triplet" {
             let parts = 0.7 * of("loss_head") + 0.3 * of("loss_triplet");
             assert!((of("loss") - parts).abs() < 1e-6, "{name}: {} is not {parts}", of("loss"));
+            // Every image of the batch that has a positive and a negative, and a margin of 1 leaves none out.
+            let apart = of("distance_positive") - of("distance_negative");
+            assert!(
+                (of("loss_triplet") - of("triplets_active") * (apart + 1.0)).abs() < 1e-6,
+                "{:?}",
+                steps[0]
+            );
         }
         let summary = json(&run, "summary.json");
         let eval = succeed(&["eval", "--run", &run, "--json"], place.path());
@@ -176,7 +186,12 @@ fn combinations_that_make_no_sense_are_refused_with_a_reason() {
         fail(2, &[&base[..], flags].concat(), place.path(), words);
         assert!(!Path::new(&run).exists(), "{flags:?} left something behind");
     }
-    fail(1, &[&base[..], &["--shots", "4"]].concat(), place.path(), &["--shots", "3"]);
+    let done = succeed(&[&base[..], &["--shots", "4", "--epochs", "1"]].concat(), place.path());
+    assert!(
+        done.err.contains("--shots 4: 3 of the classes have fewer photos and take part with all"),
+        "{}",
+        done.err
+    );
 }
 
 /// A class may be missing where nothing is learned from it, and nowhere else.

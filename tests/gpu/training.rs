@@ -387,31 +387,31 @@ fn devices_and_drivers_that_will_not_do_are_named_with_what_to_do() {
         refusal(&session, &["--device", "cuda"], &[("DRIVER", "11080")]),
         format!(
             "--device cuda: the NVIDIA driver is of CUDA 11.8 and NVRTC of CUDA {theirs}: update the driver \
-             to one of CUDA {major}, or install NVRTC of CUDA 11 (pip install nvidia-cuda-nvrtc-cu11); or \
-             use --device cpu"
+             to one of CUDA {major}, or install NVRTC of CUDA 11 (pip install nvidia-cuda-nvrtc-cu11); \
+             engine doctor says what was found; or use --device cpu"
         )
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda:3"], &[("DEVICES", "2")]),
-        "--device cuda:3: there is no CUDA device 3; they are cuda:0 to cuda:1; or use --device cpu"
+        "--device cuda:3: there is no CUDA device 3; they are cuda:0 to cuda:1; engine doctor says what was found; or use --device cpu"
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda:1"], &[]),
-        "--device cuda:1: there is no CUDA device 1; the only one is cuda:0; or use --device cpu"
+        "--device cuda:1: there is no CUDA device 1; the only one is cuda:0; engine doctor says what was found; or use --device cpu"
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda"], &[("DEVICES", "0")]),
-        "--device cuda: there is no CUDA device 0; the driver finds none; or use --device cpu"
+        "--device cuda: there is no CUDA device 0; the driver finds none; engine doctor says what was found; or use --device cpu"
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda"], &[("CAPABILITY", "70")]),
-        "--device cuda: stand-in has compute capability 7.0; 7.5 (Turing) or later is needed; or use \
+        "--device cuda: stand-in has compute capability 7.0; 7.5 (Turing) or later is needed; engine doctor says what was found; or use \
          --device cpu"
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda", "--precision", "bf16"], &[("CAPABILITY", "75")]),
         "--device cuda: stand-in has compute capability 7.5, and bf16 needs 8.0 or later; use --precision \
-         f16; or use --device cpu"
+         f16; engine doctor says what was found; or use --device cpu"
     );
 }
 

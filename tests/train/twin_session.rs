@@ -9,7 +9,7 @@ use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
-use clip_engine::train::run::Summary;
+use clip_engine::train::run::{Baseline, Summary};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{Patience, Recipe, Settings};
@@ -58,7 +58,8 @@ fn train<B: Backend>(session: &mut Session<'_, B>, recipe: Recipe) -> Left {
     let trained = [run.head(), run.prompts()];
     let files =
         trained.iter().filter(|path| path.is_file()).map(|path| std::fs::read(path).unwrap()).collect();
-    Left { summary: Summary { seconds: 0.0, images_per_s: 0.0, ..summary }, files }
+    let baseline = summary.baseline.map(|baseline| Baseline { seconds: 0.0, ..baseline });
+    Left { summary: Summary { seconds: 0.0, images_per_s: 0.0, baseline, ..summary }, files }
 }
 
 fn session<B: Backend>(backend: B, cache: &Cache) -> Session<'_, B> {

@@ -141,7 +141,7 @@ fn steps<B: Backend>(
     let start = Control::start(scaling).map(f64::from);
     let mut control = c.pair(&Tensor::from_slice([Control::COUNT], &start)?, master)?;
     // What other operations put there must stay.
-    let before = [0.5, 0.25, 3.0, 2.0, -1.0, -1.0, -1.0, 0.125];
+    let before = [0.5, 0.25, 3.0, 2.0, -1.0, -1.0, -1.0, 0.125, 0.75, 1.5, 1.25];
     let mut stats = c.pair(&Tensor::from_slice([Stat::COUNT], &before)?, master)?;
     let factor = c.pair(&Tensor::from_slice([1], &[0.75])?, master)?;
     let mut errors = Errors::default();
