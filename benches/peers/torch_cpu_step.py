@@ -3,9 +3,9 @@
     python benches/peers/torch_cpu_step.py --engine target/release/engine --rounds 3 --out cpu.json
 
 CLIP ViT-B/32 with random weights, f32, LoRA on q, k, v and out of every vision block, a linear head, loss
-CE(head) + 0.3 CE(text), AdamW. PyTorch runs eagerly with transformers' SDPA attention. Each round starts a fresh
-process per measurement (PyTorch training, PyTorch evaluation, the engine's `bench step`), so that drift of the
-machine falls on both. Reported: the median over rounds of each round's median, and the ratio of images per second.
+CE(head) + 0.3 CE(text), AdamW. PyTorch runs eagerly with transformers' SDPA attention, in f32 and with bf16 autocast.
+Each round starts a fresh process per measurement (PyTorch training and evaluation in each type, the engine's `bench
+step`), so that drift of the machine falls on all. Reported: the median over rounds of each round's median, and the ratio of images per second.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 MODES = ("train", "eval")
+TYPES = {"torch": "f32", "torch_bf16": "bf16"}
 WARM_UP = 2
 
 
@@ -63,7 +64,9 @@ def torch_step(args: argparse.Namespace):
                                    dict(params=adapters, lr=1e-4, weight_decay=1e-2)])
 
     def logits():
-        f = F.normalize(tower(pixel_values=pixels).image_embeds, dim=-1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.type == "bf16"):
+            embedded = tower(pixel_values=pixels).image_embeds
+        f = F.normalize(embedded.float(), dim=-1)
         return head(f), math.exp(2.6592) * f @ text.T
 
     def train():
@@ -109,10 +112,10 @@ def checked(command: list, **options) -> str:
     return done.stdout
 
 
-def measure_torch(args: argparse.Namespace) -> dict:
+def measure_torch(args: argparse.Namespace, of_type: str) -> dict:
     measured = {}
     for mode in MODES:
-        command = [sys.executable, __file__, "--child", mode, "--batch-size", args.batch_size, "--reps", args.reps,
+        command = [sys.executable, __file__, "--child", mode, "--type", of_type, "--batch-size", args.batch_size, "--reps", args.reps,
                    "--threads", args.threads, "--classes", args.classes, "--rank", args.rank, "--alpha", args.alpha]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
         child = json.loads(checked(command, env=environment).splitlines()[-1])
@@ -135,27 +138,31 @@ def summarise(rounds: list[dict], batch: int) -> dict:
     middle = lambda pick: statistics.median(pick(r) for r in rounds)
     modes = {}
     for mode in MODES:
-        seconds = {who: middle(lambda r: r[who][mode]["p50_s"]) for who in ("torch", "engine")}
+        seconds = {who: middle(lambda r: r[who][mode]["p50_s"]) for who in (*TYPES, "engine")}
         rate = {who: batch / s for who, s in seconds.items()}
-        by_round = [r["torch"][mode]["p50_s"] / r["engine"][mode]["p50_s"] for r in rounds]
-        modes[mode] = {"seconds": seconds, "images_per_s": rate, "ratio": rate["engine"] / rate["torch"],
-                       "ratio_of_each_round": by_round}
+        ratios = {who: [r[who][mode]["p50_s"] / r["engine"][mode]["p50_s"] for r in rounds] for who in TYPES}
+        modes[mode] = {"seconds": seconds, "images_per_s": rate, "ratio_of_each_round": ratios}
     # Training holds more than evaluation; the engine's process runs both.
-    peak = {"torch": middle(lambda r: max(r["torch"][m]["peak_rss_mib"] for m in MODES)),
-            "engine": middle(lambda r: r["engine"]["peak_rss_mib"])}
+    peak = {who: middle(lambda r: max(r[who][m]["peak_rss_mib"] for m in MODES)) for who in TYPES}
+    peak["engine"] = middle(lambda r: r["engine"]["peak_rss_mib"])
     return {**modes, "peak_rss_mib": peak}
 
 
 def table(summary: dict) -> str:
-    lines = ["| | PyTorch | engine | engine / PyTorch | each round |", "|---|---:|---:|---:|---|"]
+    lines = ["| | PyTorch f32 | PyTorch bf16 | engine f32 | engine / PyTorch f32 | engine / PyTorch bf16 |",
+             "|---|---:|---:|---:|---:|---:|"]
+    ratio = lambda engine, torch: f"{engine / torch:.2f}"
     for mode, title in (("train", "training step, images/s"), ("eval", "evaluation, images/s")):
         row = summary[mode]
-        rounds = ", ".join(f"{r:.2f}" for r in row["ratio_of_each_round"])
-        rate = row["images_per_s"]
-        lines.append(f"| {title} | {rate['torch']:.2f} | {rate['engine']:.2f} | {row['ratio']:.2f} | {rounds} |")
+        rate, each = row["images_per_s"], row["ratio_of_each_round"]
+        cells = [f"{rate[who]:.2f}" for who in (*TYPES, "engine")]
+        for who in TYPES:
+            rounds = f" ({min(each[who]):.2f} to {max(each[who]):.2f})"
+            cells.append(ratio(rate["engine"], rate[who]) + rounds)
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
     peak = summary["peak_rss_mib"]
-    lines.append(f"| peak memory, MiB | {peak['torch']:.0f} | {peak['engine']:.0f} "
-                 f"| {peak['engine'] / peak['torch']:.2f} | |")
+    cells = [f"{peak[who]:.0f}" for who in (*TYPES, "engine")] + [ratio(peak["engine"], peak[who]) for who in TYPES]
+    lines.append("| peak memory, MiB | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -176,6 +183,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write all measurements here, as JSON")
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
+    parser.add_argument("--type", choices=TYPES.values(), default="f32", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
         return run_child(args)
@@ -184,12 +192,13 @@ def main() -> None:
     args.engine = args.engine.resolve()
     rounds = []
     for number in range(1, args.rounds + 1):
-        rounds.append({"torch": measure_torch(args), "engine": measure_engine(args)})
+        peers = {who: measure_torch(args, of_type) for who, of_type in TYPES.items()}
+        rounds.append({**peers, "engine": measure_engine(args)})
         times = ", ".join(f"{who} {mode} {rounds[-1][who][mode]['p50_s']:.2f} s" for mode in MODES for who in rounds[-1])
         print(f"round {number} of {args.rounds}: {times}", file=sys.stderr)
     summary = summarise(rounds, args.batch_size)
     if args.out:
-        settings = {k: v for k, v in vars(args).items() if k not in ("engine", "out", "child")}
+        settings = {k: v for k, v in vars(args).items() if k not in ("engine", "out", "child", "type")}
         machine = {"processor": processor(), "cores": os.cpu_count()}
         result = {"settings": settings, "machine": machine, "summary": summary, "rounds": rounds}
         args.out.write_text(json.dumps(result, indent=1) + "\n")

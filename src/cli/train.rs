@@ -18,7 +18,7 @@ use clip_engine::train::run::{Summary, Temperature};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
-    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
+    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings, are_flowers,
     default_templates,
 };
 use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
@@ -502,6 +502,9 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
 
 /// Recipe defaults, then the file, then the flags.
 fn combine(mut file: Options, flags: &Options) -> Settings {
+    let (before, written) = (file.recipe, file.templates.clone());
+    let of_flowers = (file.data.is_some() || file.demo.is_some())
+        .then(|| file.demo == Some(true) || file.data.as_deref().is_some_and(are_flowers));
     if let (Some(from), Some(to)) = (file.recipe, flags.recipe)
         && from != to
     {
@@ -509,15 +512,12 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
     }
     let recipe = flags.recipe.or(file.recipe).unwrap_or(Recipe::Lora);
     let mut settings = Settings::of(recipe);
-    let written = file.templates.clone();
-    let before = file.recipe.unwrap_or(recipe);
     file.apply(&mut settings);
     flags.clone().apply(&mut settings);
     // config.toml holds the prompts as if they had been chosen.
     let flowers = settings.is_of_flowers();
-    if flags.templates.is_none()
-        && written.is_none_or(|templates| templates == default_templates(before, flowers))
-    {
+    let usual = default_templates(before.unwrap_or(recipe), of_flowers.unwrap_or(flowers));
+    if flags.templates.is_none() && written.is_none_or(|templates| templates == usual) {
         settings.templates = default_templates(recipe, flowers);
     }
     // config.toml must mean the same from any directory.
@@ -759,7 +759,18 @@ mod tests {
         // From a file they stay too, unless they are what its recipe would have had.
         assert_eq!(resolve(own, recipe(Recipe::ClipLora)).unwrap().templates, ["a {}"]);
         let flowers = file(&on_flowers(Recipe::Lora));
-        assert_eq!(resolve(flowers, own_flag("b {}")).unwrap().templates, ["b {}"]);
+        assert_eq!(resolve(flowers.clone(), own_flag("b {}")).unwrap().templates, ["b {}"]);
+        // On other data they are what these would have had, unless somebody chose them.
+        let there = Options { demo: Some(false), ..data(Recipe::Lora, "photos") };
+        assert_eq!(resolve(flowers, there).unwrap().templates, neutral);
+        let chosen = Options {
+            templates: Some(default_templates(Recipe::Lora, true)),
+            ..data(Recipe::Lora, "photos")
+        };
+        assert_eq!(
+            resolve(chosen, Options::default()).unwrap().templates,
+            default_templates(Recipe::Lora, true)
+        );
     }
 
     fn own_flag(template: &str) -> Options {

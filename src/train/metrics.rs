@@ -432,13 +432,7 @@ mod tests {
     /// The case of tools/metrics_reference.py: class 5 has no image and class 4 is never predicted.
     fn sklearn_case() -> Accumulator {
         let labels: Vec<u32> = (0..40).map(|i| (3 * i + i / 4) % 5).collect();
-        let mut logits = vec![0.0f64; 40 * 6];
-        for (k, logit) in logits.iter_mut().enumerate() {
-            let (i, j) = (k / 6, k % 6);
-            *logit = ((7 * i + 13 * j + 5 * i * j + i * i) % 23) as f64 / 4.0;
-            *logit += if labels[i] as usize == j { 2.0 } else { 0.0 };
-            *logit -= if j == 4 { 10.0 } else { 0.0 };
-        }
+        let logits = sklearn_logits(&labels);
         let mut sums = Accumulator::new(6, Objective::new(1.0, 0.0));
         for (logits, labels) in logits.chunks(17 * 6).zip(labels.chunks(17)) {
             let head = Tensor::from_slice([labels.len(), 6], logits).unwrap();
@@ -448,6 +442,17 @@ mod tests {
             sums.add(&head, &text, labels).unwrap();
         }
         sums
+    }
+
+    fn sklearn_logits(labels: &[u32]) -> Vec<f64> {
+        let mut logits = vec![0.0f64; 40 * 6];
+        for (k, logit) in logits.iter_mut().enumerate() {
+            let (i, j) = (k / 6, k % 6);
+            *logit = ((7 * i + 13 * j + 5 * i * j + i * i) % 23) as f64 / 4.0;
+            *logit += if labels[i] as usize == j { 2.0 } else { 0.0 };
+            *logit -= if j == 4 { 10.0 } else { 0.0 };
+        }
+        logits
     }
 
     #[test]
@@ -478,6 +483,31 @@ mod tests {
         assert_relative_eq!(metrics.macro_f1, 0.43469887955182074, epsilon = 1e-15);
         assert_relative_eq!(metrics.loss_head, 3.034236059026658, epsilon = 1e-14);
         assert_relative_eq!(metrics.ece, 0.2197519210623598, epsilon = 1e-14);
+        assert_relative_eq!(metrics.nll, metrics.loss_head, epsilon = 1e-14);
+        assert_relative_eq!(metrics.brier, 0.7050750564951312, epsilon = 1e-14);
+    }
+
+    #[test]
+    fn a_temperature_changes_probabilities_as_scikit_learn_has_them_and_no_choice() {
+        let plain = sklearn_case();
+        let empty = || Accumulator::new(6, Objective::new(1.0, 0.0));
+        let fill = |mut sums: Accumulator| {
+            let labels: Vec<u32> = plain.outcomes.iter().map(|outcome| outcome.label).collect();
+            let logits = Tensor::from_slice([40, 6], &sklearn_logits(&labels)).unwrap();
+            sums.add(&logits, &logits, &labels).unwrap();
+            sums
+        };
+        // Before the images are added, and after.
+        let sums = [fill(empty().with_temperature(2.5)), fill(empty().keep_logits()).with_temperature(2.5)];
+        for sums in sums {
+            let found = sums.finish();
+            assert_relative_eq!(found.nll, 1.9432054002614276, epsilon = 1e-14);
+            assert_relative_eq!(found.brier, 0.7064602727684927, epsilon = 1e-14);
+            assert_relative_eq!(found.ece, 0.14931103295707768, epsilon = 1e-14);
+            assert_eq!(found.top1, plain.finish().top1);
+            assert_relative_eq!(found.loss_head, plain.finish().loss_head, epsilon = 1e-14);
+            assert_relative_eq!(sums.untempered().ece, plain.finish().ece, epsilon = 1e-14);
+        }
     }
 
     #[test]

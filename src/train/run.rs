@@ -1069,3 +1069,18 @@ impl EpochSums {
         mean
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_still_falls_where_the_last_is_the_lowest_by_more_than_a_hundredth() {
+        assert!(still_falls(&[2.0, 1.5, 1.2, 1.0]));
+        assert!(still_falls(&[9.0, 1.02, 1.1, 1.05, 1.0]));
+        // It has settled; it rose at the end; too few epochs to tell.
+        assert!(!still_falls(&[2.0, 1.005, 1.003, 1.001, 1.0]));
+        assert!(!still_falls(&[2.0, 1.5, 1.0, 1.1]));
+        assert!(!still_falls(&[2.0, 1.5, 1.0]) && !still_falls(&[]));
+    }
+}

@@ -120,7 +120,7 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     assert!(rows.iter().all(|row| row["published"].is_null()) && !done.out.contains("published"));
 
     let records = records(&format!("{out}/comparison.csv"));
-    assert_eq!(records.len(), 3);
+    assert_eq!(records.len(), 4);
     for (record, row) in records.iter().zip(rows) {
         assert_eq!((&record["kind"][..], &record["name"]), ("run", &row["name"].as_str().unwrap().into()));
         for column in ["val_top1", "test_top1", "test_top5", "macro_f1", "ece", "seconds", "best_epoch"] {

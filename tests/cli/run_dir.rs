@@ -278,3 +278,45 @@ fn the_demo_replaces_no_other_run() {
     fail_of(&mut demo(&["--overwrite"]), 1, &["runs/demo", "another process"]);
     assert!(contents(&run) == before);
 }
+
+#[test]
+fn a_run_that_stopped_early_goes_on_with_more_patience() {
+    let place = Place::new([4, 2, 2]);
+    let [stopped, whole] = ["stopped", "whole"].map(|name| place.at(name));
+    // Steps so long that the loss soon rises.
+    let wild = ["--recipe", "linear", "--lr-head", "3", "--epochs", "6", "--early-stop"];
+    succeed(&place.train(&stopped, &[&wild[..], &["1"]].concat()), place.path());
+    let epochs = json(&stopped, "summary.json")["epochs"].as_u64().unwrap();
+    assert!(json(&stopped, "summary.json")["stopped_early"] == true && epochs < 6, "{epochs}");
+    // As it is it trains nothing, and says what would.
+    let done = succeed(&resume(&stopped, &["--epochs", "6"]), place.path());
+    assert!(
+        done.err.contains("stopped early") && done.err.contains("larger --early-stop, or off"),
+        "{}",
+        done.err
+    );
+    assert_eq!(json(&stopped, "summary.json")["epochs"], epochs);
+    succeed(&resume(&stopped, &["--epochs", "6", "--early-stop", "off"]), place.path());
+    succeed(&place.train(&whole, &[&wild[..], &["off"]].concat()), place.path());
+    assert_eq!(metrics(&stopped), metrics(&whole));
+    assert!(bytes(&stopped, "head.safetensors") == bytes(&whole, "head.safetensors"));
+}
+
+#[test]
+fn a_loss_that_still_falls_at_the_end_is_said_with_what_to_do() {
+    let place = Place::new([4, 2, 2]);
+    let run = place.at("run");
+    let slow = ["--recipe", "linear", "--lr-head", "0.003", "--epochs", "4"];
+    let done = succeed(&place.train(&run, &slow), place.path());
+    let remedy = format!(
+        "still falling after epoch 4, the last: go on with engine train --resume --output {run} --epochs 8"
+    );
+    assert!(done.err.contains(&remedy), "{}", done.err);
+    // A rate that has fallen to nothing would jump.
+    let cosine = [&slow[..], &["--schedule", "cosine", "--overwrite"]].concat();
+    let done = succeed(&place.train(&run, &cosine), place.path());
+    assert!(done.err.contains("train anew with --epochs 8"), "{}", done.err);
+    let still = [&slow[..2], &["--lr-head", "0", "--epochs", "4", "--overwrite"]].concat();
+    let done = succeed(&place.train(&run, &still), place.path());
+    assert!(!done.err.contains("still falling"), "{}", done.err);
+}
