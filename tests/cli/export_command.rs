@@ -102,6 +102,12 @@ fn a_run_with_adapters() {
 
     let merged = place.at("merged");
     succeed(&["export", "--run", &run, "--merged", &merged], place.path());
+    for exported in [&peft, &merged] {
+        assert!(
+            bytes(exported, "head.safetensors") == bytes(&run, "head.safetensors"),
+            "the temperature too"
+        );
+    }
     let expected = ["README.md", "config.json", "head.safetensors", "model.safetensors"];
     assert_eq!(names(&merged), [&expected[..], &["preprocessor_config.json", "tokenizer.json"]].concat());
     // The demo's weights are f16: merged in f32, nothing of the adapter is lost.
@@ -119,6 +125,9 @@ fn a_run_with_adapters() {
         assert!(card.starts_with(&format!("---\nlibrary_name: {library}\n")), "{card}");
         let summary = json(&run, "summary.json");
         let top1 = format!("{:.2} %", 100.0 * summary["test"]["top1"].as_f64().unwrap());
+        let temperature =
+            format!("softmax(logits / {:.3})", summary["temperature"]["value"].as_f64().unwrap());
+        assert!(card.contains(&temperature) && card.contains("(logits / temperature).softmax"), "{card}");
         for part in ["flowers", "3 classes", "| test | 3 |", &top1, "head.safetensors", "q_proj", "# license"]
         {
             assert!(card.contains(part), "{part:?} is not in\n{card}");

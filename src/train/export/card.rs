@@ -3,7 +3,7 @@
 use super::folder::MARK;
 use crate::train::metrics::EvalMetrics;
 use crate::train::model::BaseModel;
-use crate::train::run::Summary;
+use crate::train::run::{Summary, Temperature};
 use crate::train::settings::{ClassifierKind, Settings};
 use crate::tune::{LoraSpec, PromptSharing};
 use std::fmt::Write;
@@ -129,6 +129,18 @@ impl Card<'_> {
         for (name, metrics) in splits.into_iter().filter_map(|(name, metrics)| Some((name, metrics?))) {
             text += &result_row(name, metrics);
         }
+        if let Some(Temperature { value, before, after, .. }) = &summary.temperature {
+            text += &format!(
+                "\nProbabilities are softmax(logits / {value:.3}); the temperature was fitted on the validation split. On the \
+                 {} split it takes the negative log-likelihood from {:.3} to {:.3} and the expected calibration error from \
+                 {} to {}.\n",
+                summary.zero_shot.split,
+                before.nll,
+                after.nll,
+                percent(before.ece),
+                percent(after.ece),
+            );
+        }
         let plain = &summary.zero_shot;
         let (top1, images) = (percent(plain.top1), plain.images);
         text + &format!(
@@ -190,6 +202,7 @@ impl Card<'_> {
 /// The lines behind those that load the model.
 const CLASSIFY: &str = r#"with safe_open(f"{folder}/head.safetensors", "pt") as file:
     weight, bias = file.get_tensor("head.weight"), file.get_tensor("head.bias")
+    temperature = file.get_tensor("temperature")
     class_names = json.loads(file.metadata()["class_names"])
 
 pixels = processor(images=Image.open(photo).convert("RGB"), return_tensors="pt")["pixel_values"]
@@ -198,7 +211,7 @@ with torch.no_grad():
     features = model.visual_projection(pooled).float()
     features = features / features.norm(dim=-1, keepdim=True)
     logits = features @ weight.T + bias
-probabilities = logits.softmax(dim=-1)[0]
+probabilities = (logits / temperature).softmax(dim=-1)[0]
 print(class_names[int(probabilities.argmax())], float(probabilities.max()))
 ```
 "#;
