@@ -27,6 +27,7 @@ use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rate, Rates, Schedule, ScheduleKind};
 use crate::progress::{Monitor, Part as PartOfRun};
 use crate::stats::calibration::chance_error;
+use crate::stats::interval::wilson_of;
 use crate::stats::temperature::{PRIOR, fit_temperature};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
@@ -419,6 +420,16 @@ impl<'a, B: Backend> Session<'a, B> {
             Split::Val => sums.finish(),
             _ => self.zero_shot(Split::Val, learner, batch, monitor)?.finish(),
         };
+        if settings.text_weight > 0.0
+            && !settings.vision_is_frozen()
+            && !is_above_chance(&val, learner.classes())
+        {
+            monitor.warn(&format!(
+                "plain CLIP's text features are no better than chance on the validation split ({:.1} %), and the text \
+                 alignment holds the images to them: other class names or --template may help, --text-weight 0 leaves it out",
+                100.0 * val.text_top1
+            ));
+        }
         let baseline = match settings.baseline {
             true => self.logistic_regression(settings.seed, learner, chosen, batch, split, monitor)?,
             false => None,
@@ -968,6 +979,11 @@ impl<B: Backend> Run<'_, B> {
 /// there; 1 where they say nothing.
 fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
     val.logits().map_or(1.0, |(logits, labels)| fit_temperature(logits, classes, &labels, Some(PRIOR)))
+}
+
+/// Whether plain CLIP's accuracy cannot be that of guessing: its 95 % interval lies above a class's share.
+fn is_above_chance(plain: &EvalMetrics, classes: usize) -> bool {
+    wilson_of(plain.text_top1, plain.images).0 > 1.0 / classes as f64
 }
 
 /// Epochs over which a loss that still falls is told from one that has settled.

@@ -938,7 +938,7 @@ fn results_stand_with_their_intervals_and_the_baseline() {
     });
     run.summary.baseline = Some(serde_json::from_value(baseline).unwrap());
     let at = |nll: f64| json!({ "nll": nll, "brier": nll / 2.0, "ece": nll / 10.0 });
-    let temperature = json!({ "value": 0.25, "before": at(0.9), "after": at(0.4) });
+    let temperature = json!({ "value": 0.25, "before": at(0.9), "after": at(0.4), "chance": [0.012, 0.0551] });
     run.summary.temperature = Some(serde_json::from_value(temperature).unwrap());
     run.evaluation.metrics.top1 = 0.81;
     (run.evaluation.metrics.nll, run.evaluation.metrics.brier) = (0.4, 0.2);
@@ -947,6 +947,7 @@ fn results_stand_with_their_intervals_and_the_baseline() {
         const cells = (table) => all("tr", table).map((row) => [...row.children].map((cell) => cell.textContent));
         return { results: cells(one("table", sectionOf("Results"))), temperature: cells(one("table.temperature")),
                  opens: one("output", sectionOf("Calibration")).textContent,
+                 chance: document.body.textContent.match(/ECE of ([^a-z]* to [^a-z]*) in 95/)[1],
                  cards: all(".facts dt").map((dt) => dt.textContent) };
     "#;
     let found = visit(&pages.run("results.html", &run, None), 1280, script);
@@ -959,6 +960,7 @@ fn results_stand_with_their_intervals_and_the_baseline() {
     let baseline =
         ["logistic regression", "test", "70.0 %60.4–78.1 %", "69.0 %", "0.8123", "–", "4.2 %", "1.5 s"];
     assert_eq!((rows.len(), &rows[3][..]), (4, &baseline[..]));
+    assert_eq!(found["chance"], "1.2 % to 5.5 %");
     assert_eq!(
         found["temperature"],
         json!([

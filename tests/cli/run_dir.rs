@@ -303,6 +303,35 @@ fn a_run_that_stopped_early_goes_on_with_more_patience() {
 }
 
 #[test]
+fn class_names_that_clip_does_not_know_are_said_where_they_matter() {
+    let place = Place::new([2, 8, 1]);
+    let run = place.at("run");
+    let short = ["--epochs", "1", "--template", "A photo of {}.", "--overwrite"];
+    let done = succeed(&place.train(&run, &short), place.path());
+    assert!(!done.err.contains("chance"), "{}", done.err);
+    // Each class gets the name of another.
+    for split in ["train", "val", "test"] {
+        let split = Path::new(&place.data).join(split);
+        let mut classes: Vec<PathBuf> =
+            std::fs::read_dir(&split).unwrap().map(|entry| entry.unwrap().path()).collect();
+        classes.sort();
+        let aside = split.join("aside");
+        std::fs::rename(&classes[0], &aside).unwrap();
+        classes.windows(2).for_each(|pair| std::fs::rename(&pair[1], &pair[0]).unwrap());
+        std::fs::rename(&aside, classes.last().unwrap()).unwrap();
+    }
+    let done = succeed(&place.train(&run, &short), place.path());
+    assert!(
+        done.err.contains("no better than chance") && done.err.contains("--text-weight 0"),
+        "{}",
+        done.err
+    );
+    // Nothing is held to the text features where nothing but the head is trained.
+    let done = succeed(&place.train(&run, &[&short[..], &["--recipe", "linear"]].concat()), place.path());
+    assert!(!done.err.contains("chance"), "{}", done.err);
+}
+
+#[test]
 fn a_loss_that_still_falls_at_the_end_is_said_with_what_to_do() {
     let place = Place::new([4, 2, 2]);
     let run = place.at("run");

@@ -141,7 +141,7 @@ function resultTable(data) {
 /** What the temperature does to the probabilities. */
 function temperatureTable({ temperature }) {
   if (temperature === null) return [];
-  const { value, before, after } = temperature;
+  const { value, before, after, chance } = temperature;
   const rows = [
     { name: "NLL", key: "nll", format: fixed },
     { name: "Brier score", key: "brier", format: fixed },
@@ -161,7 +161,10 @@ function temperatureTable({ temperature }) {
     element("thead", {}, element("tr", {}, ...head)),
     element("tbody", {}, ...rows.map(line)),
   );
-  const note = "Temperature " + fixed(value, 3) + ": what the logits are divided by before they become probabilities.";
+  const calibrated = "A calibrated classifier with the same confidences has an ECE of ";
+  const range = chance ? ` ${calibrated}${chance.map((ece) => percent(ece)).join(" to ")} in 95 of 100 cases.` : "";
+  const note =
+    "Temperature " + fixed(value, 3) + ": what the logits are divided by before they become probabilities." + range;
   return [
     element("h3", {}, "Temperature"),
     element("p", { class: "note" }, note),
