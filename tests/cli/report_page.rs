@@ -938,7 +938,8 @@ fn results_stand_with_their_intervals_and_the_baseline() {
     });
     run.summary.baseline = Some(serde_json::from_value(baseline).unwrap());
     let at = |nll: f64| json!({ "nll": nll, "brier": nll / 2.0, "ece": nll / 10.0 });
-    let temperature = json!({ "value": 0.25, "before": at(0.9), "after": at(0.4), "chance": [0.012, 0.0551] });
+    let temperature =
+        json!({ "value": 0.25, "before": at(0.9), "after": at(0.4), "chance": [0.012, 0.0551] });
     run.summary.temperature = Some(serde_json::from_value(temperature).unwrap());
     run.evaluation.metrics.top1 = 0.81;
     (run.evaluation.metrics.nll, run.evaluation.metrics.brier) = (0.4, 0.2);
