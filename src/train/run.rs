@@ -978,7 +978,9 @@ impl<B: Backend> Run<'_, B> {
 /// What the logits of a validation split are divided by so that their probabilities are those that are found
 /// there; 1 where they say nothing.
 fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
-    val.logits().map_or(1.0, |(logits, labels)| fit_temperature(logits, classes, &labels, Some(PRIOR)))
+    let Some((logits, labels)) = val.logits() else { return 1.0 };
+    // As its file holds it, so that what is tested is what others read.
+    f64::from(fit_temperature(logits, classes, &labels, Some(PRIOR)) as f32)
 }
 
 /// Whether plain CLIP's accuracy cannot be that of guessing: its 95 % interval lies above a class's share.

@@ -168,7 +168,7 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     }
     assert!(std::fs::read(Path::new(&linear).join("report.html")).unwrap() == page);
     place.succeed(&["compare", &lora, "--out", &elsewhere, "--overwrite"]);
-    assert_eq!(json(&elsewhere, "comparison.json")["rows"][1]["name"], "lora");
+    assert_eq!(json(&elsewhere, "comparison.json")["rows"][2]["name"], "lora");
     std::fs::write(Path::new(&linear).join("notes.txt"), "mine").unwrap();
     let other = ["compare", "--recipes", "linear", "--out", &out, "--epochs", "1", "--overwrite"];
     place.succeed(&place.short(&other));
