@@ -174,7 +174,7 @@ fn recipes_are_trained_alike_and_compared_by_what_they_wrote() {
     place.succeed(&place.short(&other));
     assert!(!Path::new(&lora).exists(), "nothing is left of the earlier comparison");
     assert_eq!(std::fs::read_to_string(Path::new(&linear).join("notes.txt")).unwrap(), "mine");
-    assert_eq!(json(&out, "comparison.json")["rows"].as_array().unwrap().len(), 2);
+    assert_eq!(json(&out, "comparison.json")["rows"].as_array().unwrap().len(), 3);
 }
 
 #[test]
