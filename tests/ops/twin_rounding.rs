@@ -26,10 +26,10 @@ fn passes(dtype: DType) {
 
     let attention = || check_attention(&device(LoraForm::Auto), Scope::Quick).unwrap();
     let linear = |form| check_lora_linear(&device(form), Scope::Quick).unwrap();
+    // In bf16 the steps alone take the product form.
+    let product = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Product) };
     let steps = |part| check_part_of_steps(&device(LoraForm::Product), part, 2).unwrap();
     let mut rows = std::thread::scope(|scope| {
-        // In bf16 the steps alone take the product form.
-        let product = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Product) };
         let other = scope.spawn(|| [linear(LoraForm::Auto), product(), steps(1)].concat());
         // In f16 half of them: the first tier takes all with the twin's own rounding.
         let others = if dtype == DType::F16 { Vec::new() } else { steps(0) };
