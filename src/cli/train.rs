@@ -18,8 +18,8 @@ use clip_engine::train::run::{Summary, Temperature};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
-    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings, are_flowers,
-    default_templates,
+    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
+    TextAlignment, are_flowers, default_templates,
 };
 use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
@@ -110,6 +110,10 @@ pub struct Options {
     /// Weight of the text alignment in the loss [default: 0.3; 0 in mixup and triplet; 1 in clip-lora].
     #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "W")]
     text_weight: Option<f64>,
+    /// Whether the text alignment is left out where plain CLIP's class names are no better than chance on the
+    /// validation split [default: auto; always with --text-weight].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_parser = parse_serde::<TextAlignment>, value_name = "auto|always")]
+    text_alignment: Option<TextAlignment>,
     /// Blend training images with others of their batch, by shares from Beta(A, A); 0 for none
     /// [default: 0; 0.2 in mixup].
     #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "A")]
@@ -263,6 +267,7 @@ macro_rules! with_settings {
             recipe,
             method,
             text_weight,
+            text_alignment,
             mixup,
             mixup_on,
             triplet,
@@ -355,6 +360,7 @@ impl Options {
         let no_lora =
             format!("--method {method} trains no adapters; use --method lora, or vpt with --with-lora");
         let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
+        let no_text = "there is none; give --text-weight".to_string();
         let no_mixup = "nothing is mixed; give --mixup".to_string();
         let no_crops = "--augment off takes no crops; leave it out".to_string();
         let no_triplet = "there is no triplet loss; give --triplet".to_string();
@@ -386,6 +392,7 @@ impl Options {
             ("--dropout", self.dropout.is_some(), lora, &no_lora),
             ("--head-init", self.head_init.is_some(), head && brought.is_none(), &other_head),
             ("--head-scale", self.head_scale.is_some(), head, &no_head),
+            ("--text-alignment", self.text_alignment.is_some(), settings.text_weight > 0.0, &no_text),
             ("--lr-head", self.lr_head.is_some(), head, &no_head),
             ("--wd-head", self.wd_head.is_some(), head, &no_head),
             ("--lr-lora", self.lr_lora.is_some(), lora, &no_lora),
@@ -434,7 +441,10 @@ impl Options {
     }
 
     /// Writes every setting that is given here over `settings`.
-    fn apply(self, settings: &mut Settings) {
+    fn apply(mut self, settings: &mut Settings) {
+        if self.text_weight.is_some() {
+            self.text_alignment.get_or_insert(TextAlignment::Always);
+        }
         macro_rules! set {
             ($($field:ident),*) => { $(if let Some(value) = self.$field { settings.$field = value; })* };
         }
@@ -502,6 +512,10 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
 
 /// Recipe defaults, then the file, then the flags.
 fn combine(mut file: Options, flags: &Options) -> Settings {
+    if (file.text_weight, file.text_alignment) == (Some(0.0), Some(TextAlignment::Auto)) {
+        // Maybe left out of that run, whose data need not be those of this one.
+        file.text_weight = None;
+    }
     let (before, written) = (file.recipe, file.templates.clone());
     let of_flowers = (file.data.is_some() || file.demo.is_some())
         .then(|| file.demo == Some(true) || file.data.as_deref().is_some_and(are_flowers));

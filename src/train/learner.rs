@@ -499,6 +499,11 @@ impl<B: Backend> Learner<B> {
         self.objective
     }
 
+    /// Changes the weights of the parts of the loss; a triplet loss cannot come in that was not there.
+    pub(crate) fn set_objective(&mut self, objective: Objective) {
+        self.objective = objective;
+    }
+
     /// Training steps so far, skipped ones included.
     pub fn steps(&self) -> u64 {
         self.steps

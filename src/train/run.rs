@@ -228,7 +228,7 @@ impl<'a, B: Backend> Session<'a, B> {
         let (cache, chosen) = (self.cache, self.chosen(settings, monitor)?);
         let mut settled = settings.clone();
         settled.settle_epochs(chosen.len(), cache.class_names().len());
-        let settings = &settled;
+        let settings = &mut settled;
         // No batch is larger than the largest split.
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = settings.batch_size.min(largest);
@@ -248,6 +248,11 @@ impl<'a, B: Backend> Session<'a, B> {
                 TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
                 error => error,
             })?;
+        if progress.is_none() && self.leaves_out_text(settings, &zero_shot.val, monitor) {
+            settings.text_weight = 0.0;
+            learner.set_objective(settings.objective());
+            dir.write_settings(settings)?;
+        }
         let batches = training.chosen.len().div_ceil(settings.batch_size);
         let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
         let schedule = Schedule {
@@ -295,6 +300,25 @@ impl<'a, B: Backend> Session<'a, B> {
             candidates,
         };
         run.epochs(zero_shot, stopped)
+    }
+
+    /// Says where plain CLIP cannot read the class names, and whether the text alignment is left out for it.
+    fn leaves_out_text(&self, settings: &Settings, plain: &EvalMetrics, monitor: &dyn Monitor) -> bool {
+        let classes = self.cache.class_names().len();
+        if settings.text_weight == 0.0 || settings.vision_is_frozen() || is_above_chance(plain, classes) {
+            return false;
+        }
+        let left_out = settings.may_leave_out_text();
+        monitor.warn(&format!(
+            "plain CLIP's class names are no better than chance on the validation split ({:.1} %): {}; other names \
+             or --template may help",
+            100.0 * plain.text_top1,
+            match left_out {
+                true => "the text alignment is left out (--text-alignment always keeps it)",
+                false => "the text alignment holds the images to them",
+            }
+        ));
+        left_out
     }
 
     /// Refuses images that cannot be learned from, and settings of another session.
@@ -420,16 +444,6 @@ impl<'a, B: Backend> Session<'a, B> {
             Split::Val => sums.finish(),
             _ => self.zero_shot(Split::Val, learner, batch, monitor)?.finish(),
         };
-        if settings.text_weight > 0.0
-            && !settings.vision_is_frozen()
-            && !is_above_chance(&val, learner.classes())
-        {
-            monitor.warn(&format!(
-                "plain CLIP's text features are no better than chance on the validation split ({:.1} %), and the text \
-                 alignment holds the images to them: other class names or --template may help, --text-weight 0 leaves it out",
-                100.0 * val.text_top1
-            ));
-        }
         let baseline = match settings.baseline {
             true => self.logistic_regression(settings.seed, learner, chosen, batch, split, monitor)?,
             false => None,

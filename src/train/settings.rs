@@ -134,6 +134,18 @@ pub enum HeadInit {
     Text,
 }
 
+/// What becomes of the text alignment where plain CLIP cannot read the class names.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextAlignment {
+    /// It has no part in a run whose class names are no better than chance on the validation split, as it would
+    /// hold the features to them.
+    Auto,
+    /// It always has the weight that was chosen.
+    #[default]
+    Always,
+}
+
 /// What images are classified by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -253,6 +265,9 @@ pub struct Settings {
     pub head_scale: HeadScale,
     /// Weight of the text logits' cross entropy in the loss, at least 0.
     pub text_weight: f64,
+    /// Whether that weight may become 0; in a run's settings it has become so.
+    #[serde(default)]
+    pub text_alignment: TextAlignment,
     /// α of MixUp's Beta distribution; 0 for none.
     pub mixup: f64,
     /// What MixUp blends; not looked at without it.
@@ -379,6 +394,7 @@ impl Settings {
                 Recipe::Linear | Recipe::Lora | Recipe::Vpt => 0.3,
                 Recipe::ClipLora => 1.0,
             },
+            text_alignment: TextAlignment::Auto,
             mixup: if recipe == Recipe::Mixup { 0.2 } else { 0.0 },
             mixup_on: MixOn::Pixels,
             triplet: if recipe == Recipe::Triplet { 0.3 } else { 0.0 },
@@ -697,6 +713,15 @@ impl Settings {
             }
         }
         flags.join(", ")
+    }
+
+    /// Whether the text alignment is there for the sake of the head alone, and may go.
+    pub(crate) fn may_leave_out_text(&self) -> bool {
+        self.text_alignment == TextAlignment::Auto
+            && self.text_weight > 0.0
+            && self.classifier == ClassifierKind::Head
+            && !self.vision_is_frozen()
+            && !self.trained_towers().contains(&Tower::Text)
     }
 
     /// What training minimises. Without a head the weight of its loss is 0.

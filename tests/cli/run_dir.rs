@@ -321,11 +321,25 @@ fn class_names_that_clip_does_not_know_are_said_where_they_matter() {
         std::fs::rename(&aside, classes.last().unwrap()).unwrap();
     }
     let done = succeed(&place.train(&run, &short), place.path());
-    assert!(
-        done.err.contains("no better than chance") && done.err.contains("--text-weight 0"),
-        "{}",
-        done.err
-    );
+    assert!(done.err.contains("the text alignment is left out"), "{}", done.err);
+    let aligned = |run: &str| metrics(run).iter().any(|record| record.get("loss_text").is_some());
+    assert!(!aligned(&run));
+    let without = place.at("without");
+    let none = [&short[..], &["--text-weight", "0"]].concat();
+    let done = succeed(&place.train(&without, &none), place.path());
+    assert!(!done.err.contains("chance"), "{}", done.err);
+    assert!(bytes(&run, "head.safetensors") == bytes(&without, "head.safetensors"));
+    // It goes on as it began, and the next run on other images decides for itself.
+    succeed(&["train", "--resume", "--epochs", "2", "--output", &run], place.path());
+    let two = [&none[..], &["--epochs", "2"]].concat();
+    succeed(&place.train(&without, &two), place.path());
+    assert!(bytes(&run, "head.safetensors") == bytes(&without, "head.safetensors"));
+    let config = format!("{run}/config.toml");
+    let again = place.at("again");
+    let always = ["--config", &config, "--text-alignment", "always", "--output", &again, "--epochs", "1"];
+    let done = succeed(&[&["train"], &always[..]].concat(), place.path());
+    assert!(done.err.contains("holds the images to them"), "{}", done.err);
+    assert!(aligned(&again));
     // Nothing is held to the text features where nothing but the head is trained.
     let done = succeed(&place.train(&run, &[&short[..], &["--recipe", "linear"]].concat()), place.path());
     assert!(!done.err.contains("chance"), "{}", done.err);
