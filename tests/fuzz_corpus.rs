@@ -80,6 +80,11 @@ fn images() {
 }
 
 #[test]
+fn lists() {
+    run_target("list");
+}
+
+#[test]
 fn matlab_files() {
     run_target("mat");
 }

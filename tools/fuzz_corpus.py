@@ -269,10 +269,36 @@ def mat():
     write("mat", "start_alone", start)
 
 
+# ---- lists of photos, zero, names of classes or groups
+
+
+def lists():
+    table = b"file_name,label,split,group\n0.jpg,rose,train,1\n1.jpg,tulip,train,2\n2.jpg,rose,val,3\n3.jpg,tulip,test,3\n"
+    names = json.dumps({"rose": "dog rose", "tulip": "garden tulip"}).encode()
+    damaged("list", "table", table + b"\0" + names)
+    damaged("list", "windows", b"\xef\xbb\xbf" + table.replace(b"\n", b"\r\n").replace(b",", b";") + b"\0a rose\nb tulip")
+    damaged("list", "drawn", b"path\tlabel\r" + b"".join(b"%d\t%s\r" % (i, b"ab"[i % 2 :][:1]) for i in range(12)))
+    lines = b"".join(b'{"file_name": "%d.jpg", "label": %d}\n' % (i, i % 3) for i in range(9))
+    damaged("list", "lines", lines + b'\0["zero", "one", "two"]')
+    entries = {"train": [["0.jpg", 0, "rose"], ["1.jpg", 1, "tulip"]], "val": [["2.jpg", 0, "rose"]], "test": []}
+    damaged("list", "coop", json.dumps(entries).encode())
+    groups = b"path,group\n0.jpg,x\n1.jpg,x\n2.jpg,y\n"
+    damaged("list", "groups", b"path,label\n0.jpg,a\n1.jpg,b\n2.jpg,a\n\0" + groups)
+    write("list", "utf16", table.decode().encode("utf-16"))
+    write("list", "latin1", "path,label\n0.jpg,caf\u00e9\n1.jpg,th\u00e9\n".encode("latin-1"))
+    write("list", "quotes", b'path,label\n"0.jpg,a\n1.jpg,b\n')
+    write("list", "control", b"path,label\n0.jpg,\x1b[2J\n1.jpg,a\x07b\n")
+    write("list", "outside", b"path,label\n../../0.jpg,a\n/etc/1.jpg,b\n0.jpg,a\n")
+    write("list", "same_twice", b"path,label,split\n0.jpg,a,train\n0.jpg,b,test\n")
+    write("list", "deep", b'{"train":' + b"[" * 5000 + b"]" * 5000 + b"}")
+    write("list", "wide", b"path,label," + b"x," * 4000 + b"\n0.jpg,a," + b"1," * 4000)
+    write("list", "empty", b"")
+
+
 # ---- image caches
 
 
-def cache_file(header, pixels, pixel_bytes=None, header_bytes=None, version=1):
+def cache_file(header, pixels, pixel_bytes=None, header_bytes=None, version=2):
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     pixel_bytes = len(pixels) if pixel_bytes is None else pixel_bytes
     header_bytes = len(text) if header_bytes is None else header_bytes
@@ -286,7 +312,11 @@ def cache():
         "preprocess": {"resize": {"ShortSide": 4}, "crop": 4, "mean": [0.5] * 3, "std": [0.25] * 3},
         "dtype": "u8", "class_names": ["rose", "tulip"], "root": "photos", "counts": [2, 1, 1],
         "labels": [0, 1, 0, 1], "files": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], "rows": [0, 1, 2, 3],
-        "skipped": [{"file": "e.jpg", "reason": "the file is empty"}],
+        "skipped": [{"file": "e.jpg", "reason": "the file is empty"}], "photos": "0" * 64,
+        "duplicates": {
+            "splits": [{"photos": 1, "example": ["a.jpg", "c.jpg"]}, None, None],
+            "classes": {"photos": 2, "example": ["a.jpg", "b.jpg"]},
+        },
     }
     pixels = bytes(i * 7 % 256 for i in range(4 * 48))
     damaged("cache", "u8", cache_file(header, pixels))
@@ -583,7 +613,7 @@ templates = ["a photo of a {}"]
 
 
 if __name__ == "__main__":
-    for part in (checkpoint, adapter, mat, cache, image, tokenizer, run):
+    for part in (checkpoint, adapter, mat, lists, cache, image, tokenizer, run):
         part()
     for folder in sorted(CORPUS.iterdir()):
         files = list(folder.iterdir())

@@ -413,7 +413,7 @@ impl<B: Backend> Text<B> {
         let ids = reference.indices("text.input_ids")?;
         let len = shape.columns();
         let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
-        let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows };
+        let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows, cut: Vec::new() };
         let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
         let features = tower.features(backend, weights, &tokens, Evaluated::NONE, &Silent)?;
         let templates = reference.meta.templates;

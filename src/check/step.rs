@@ -241,7 +241,7 @@ impl TinyStep {
     /// Prompts of three to six tokens for every class.
     fn tokens(&self) -> TokenBatch {
         let (rows, len) = (self.sizes.classes * TEMPLATES, 6);
-        let mut tokens = TokenBatch { ids: Vec::new(), len, rows, eos_rows: Vec::new() };
+        let mut tokens = TokenBatch { ids: Vec::new(), len, rows, eos_rows: Vec::new(), cut: Vec::new() };
         for row in 0..rows {
             let end = 2 + row % 4;
             let id = |at: usize| match at {

@@ -3,11 +3,10 @@
 use super::bars::Bars;
 use anyhow::{Result, bail};
 use clip_engine::data::augment::larger_side;
-use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
+use clip_engine::data::source::Note;
+use clip_engine::data::{Cache, CacheOptions, Preprocess, Purpose, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
-use clip_engine::fetch::{
-    DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_data, settled_model,
-};
+use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::adapter::doubts_about;
@@ -150,31 +149,150 @@ pub fn data_dir(name: &Path, cache: Option<&Path>, monitor: &dyn Monitor) -> Res
     Ok(root)
 }
 
-/// Opens the cache of `data`, building it where needed, and says on standard error what it is.
-pub fn open_cache(
-    data: &Path,
-    seed: u64,
-    preprocess: &Preprocess,
-    dtype: DType,
-    dir: Option<&Path>,
+/// How data are read, for commands that train nothing.
+#[derive(Debug, Clone, clap::Args)]
+pub struct SourceArgs {
+    /// Where the photos of a list lie [default: beside it].
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Names of the classes: a JSON object by folder, a JSON list, or lines [default: a cat_to_name.json beside the
+    /// folders].
+    #[arg(long, value_name = "FILE")]
+    class_names: Option<PathBuf>,
+    /// Photos of one group stay in one split where splits are drawn: a table with the columns path and group, or a
+    /// regular expression for paths.
+    #[arg(long, value_name = "FILE|REGEX")]
+    groups: Option<String>,
+    /// Share of the photos that are drawn for validation where there is no such split [default: 0.15].
+    #[arg(long, value_name = "P")]
+    val_share: Option<f64>,
+    /// Refuse photos that are in two splits or classes, byte for byte, instead of warning.
+    #[arg(long)]
+    refuse_duplicates: bool,
+    /// Leave out images that cannot be decoded instead of stopping at the first.
+    #[arg(long)]
     skip_bad_images: bool,
-    monitor: &dyn Monitor,
-) -> Result<Cache> {
-    let data = data_dir(&settled_data(data), dir, monitor)?;
-    cache_of(&Source::open(&data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)
 }
 
-/// The same for a source that is open.
+impl SourceArgs {
+    /// Whether none was given.
+    pub fn are_empty(&self) -> bool {
+        let SourceArgs { images, class_names, groups, val_share, refuse_duplicates, skip_bad_images } = self;
+        let given = [images.is_some(), class_names.is_some(), groups.is_some(), val_share.is_some()];
+        !given.contains(&true) && !refuse_duplicates && !skip_bad_images
+    }
+
+    /// Writes what was given over `settings`.
+    pub fn apply(self, settings: &mut Settings) -> Result<()> {
+        settings.images = self.images.or(settings.images.take());
+        settings.class_names = self.class_names.or(settings.class_names.take());
+        settings.groups = self.groups.or(settings.groups.take());
+        settings.val_share = self.val_share.unwrap_or(settings.val_share);
+        settings.refuse_duplicates |= self.refuse_duplicates;
+        settings.skip_bad_images |= self.skip_bad_images;
+        Ok(settings.validate()?)
+    }
+}
+
+/// Which images are judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SplitChoice {
+    Of(Split),
+    All,
+}
+
+impl std::str::FromStr for SplitChoice {
+    type Err = String;
+
+    fn from_str(word: &str) -> std::result::Result<Self, String> {
+        match word {
+            "all" => Ok(SplitChoice::All),
+            word => word
+                .parse()
+                .map(SplitChoice::Of)
+                .map_err(|_| format!("{word:?} is no split; use train, val, test or all")),
+        }
+    }
+}
+
+impl SplitChoice {
+    pub fn name(self) -> &'static str {
+        match self {
+            SplitChoice::Of(split) => split.name(),
+            SplitChoice::All => "all",
+        }
+    }
+
+    /// The split of a cache in which they are.
+    pub fn of_cache(self) -> Split {
+        match self {
+            SplitChoice::Of(split) => split,
+            SplitChoice::All => Split::Test,
+        }
+    }
+
+    /// Says where most of the photos are not looked at.
+    pub fn explain(self, cache: &Cache, monitor: &dyn Monitor) {
+        let (chosen, all) = (cache.split(self.of_cache()).len(), cache.len());
+        if chosen < all {
+            monitor.line(&format!(
+                "{} of {all} images, the {} split; --split all takes all",
+                chosen,
+                self.name()
+            ));
+        }
+    }
+}
+
+/// What photos are opened for beside training.
+#[derive(Debug, Clone, Default)]
+pub struct Judged {
+    /// The classes of the run that judges them; none where they are the run's own.
+    pub classes: Option<Vec<String>>,
+    /// Whether they need not be fit to train on.
+    pub any: bool,
+    /// Whether all of them make up the test split.
+    pub all: bool,
+}
+
+/// Opens the data of settings, and says what there is to say of them.
+pub fn open_source(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Source> {
+    let Some(data) = &settings.data else { bail!("--data is needed, or --demo") };
+    let mut options = settings.source_options()?;
+    options.classes = judged.classes.clone();
+    if judged.any {
+        options.purpose = Purpose::Evaluate;
+    }
+    let source = Source::open(&data_dir(data, settings.cache.as_deref(), monitor)?, options)?;
+    for Note { text, warns } in &source.notes {
+        if *warns { monitor.warn(text) } else { monitor.line(text) }
+    }
+    Ok(if judged.all { source.all_as_test() } else { source })
+}
+
+/// Opens the cache of settings' data, building it where needed, and says on standard error what it is.
+pub fn open_cache(
+    settings: &Settings,
+    judged: &Judged,
+    preprocess: &Preprocess,
+    monitor: &dyn Monitor,
+) -> Result<Cache> {
+    let source = open_source(settings, judged, monitor)?;
+    cache_of(&source, preprocess, settings.dtype.into(), settings, false, monitor)
+}
+
+/// The same for a source that is open; `said` where another cache of it was opened before.
 fn cache_of(
     source: &Source,
     preprocess: &Preprocess,
     dtype: DType,
-    dir: Option<&Path>,
-    skip_bad_images: bool,
+    settings: &Settings,
+    said: bool,
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
-    let options = CacheOptions { skip_bad_images, threads: 0 };
-    let dir = cache_dir(dir)?;
+    let Settings { skip_bad_images, refuse_duplicates, .. } = *settings;
+    let options = CacheOptions { skip_bad_images, refuse_duplicates, said, threads: 0 };
+    let dir = cache_dir(settings.cache.as_deref())?;
     let cache = Cache::open_or_build(source, preprocess, dtype, &dir, &options, monitor)?;
     if let Some(path) = cache.path() {
         let verb = if cache.reused() { "using" } else { "wrote" };
@@ -233,24 +351,23 @@ impl Material {
 }
 
 /// Opens model and images of a run.
-pub fn material(settings: &Settings, monitor: &dyn Monitor) -> Result<Material> {
+pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Material> {
     let (seed, augmented) = (settings.image_seed(), settings.augment != Augment::Off);
     if settings.demo {
         let (model, cache) = (demo::model()?, demo::cache(seed)?);
         let enlarged = if augmented { Some(demo::enlarged_cache(seed)?) } else { None };
         return Ok(Material { model, cache, enlarged });
     }
-    let (Some(model), Some(data)) = (settings.model_name(), &settings.data) else {
+    let (Some(model), Some(_)) = (settings.model_name(), &settings.data) else {
         bail!("--data is needed, or --demo");
     };
     let model = open_settled_model(model, monitor)?;
-    let (dir, skip) = (settings.cache.as_deref(), settings.skip_bad_images);
-    let source = Source::open(&data_dir(data, dir, monitor)?, seed)?;
-    let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), dir, skip, monitor)?;
+    let source = open_source(settings, judged, monitor)?;
+    let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), settings, false, monitor)?;
     let enlarged = if augmented {
         let side = larger_side(model.preprocess.image_size());
         let preprocess = model.preprocess.enlarged(side)?;
-        Some(cache_of(&source.only(Split::Train), &preprocess, DType::U8, dir, skip, monitor)?)
+        Some(cache_of(&source.only(Split::Train), &preprocess, DType::U8, settings, true, monitor)?)
     } else {
         None
     };

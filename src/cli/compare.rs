@@ -1,6 +1,7 @@
 //! `engine compare`
 
 use super::bars::Bars;
+use super::common::Judged;
 use super::run_set::{Earlier, Layout, RunSet};
 use super::seeds::{header, runs_of, score_cells};
 use super::train::{Options, resolve_each};
@@ -145,8 +146,14 @@ fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
 fn images(runs: &[RunData], monitor: &dyn Monitor) -> Option<Cache> {
     let first = runs.first()?;
     let settings = Settings { augment: Augment::Off, ..first.settings.clone() };
-    let problem = match common::material(&settings, monitor) {
-        Ok(material) if report::shows(first, &material.cache) => return Some(material.cache),
+    let problem = match common::material(&settings, &Judged::default(), monitor) {
+        Ok(material) if report::shows(first, &material.cache) => {
+            let now = material.cache.photos();
+            if first.summary.photos.as_deref().is_some_and(|then| !then.is_empty() && then != now) {
+                monitor.warn("the photos are not those that the runs were trained on: files were added, changed or removed");
+            }
+            return Some(material.cache);
+        }
         Ok(_) => "they are not those that the runs were evaluated on".to_string(),
         Err(problem) => problem.to_string(),
     };

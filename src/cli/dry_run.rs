@@ -1,9 +1,9 @@
 //! `engine train --dry-run`
 
-use super::common;
+use super::common::{self, Judged};
 use super::device::{self, on_device};
 use anyhow::{Result, bail};
-use clip_engine::data::{Source, Split};
+use clip_engine::data::Split;
 use clip_engine::progress::Monitor;
 use clip_engine::train::Settings;
 use clip_engine::train::demo;
@@ -30,12 +30,9 @@ fn model_and_images(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model
     if settings.demo {
         return Ok((demo::model()?, Images::of_cache(&demo::cache(seed)?)));
     }
-    let (Some(model), Some(data)) = (settings.model_name(), &settings.data) else {
-        bail!("--data is needed, or --demo");
-    };
-    let data = common::data_dir(data, settings.cache.as_deref(), monitor)?;
+    let Some(model) = settings.model_name() else { bail!("--data is needed, or --demo") };
     let model = common::open_settled_model(model, monitor)?;
-    Ok((model, Images::of_source(&Source::open(&data, seed)?)))
+    Ok((model, Images::of_source(&common::open_source(settings, &Judged::default(), monitor)?)))
 }
 
 fn describe(plan: &Plan, images: &Images) -> Vec<String> {

@@ -1,14 +1,14 @@
 //! `engine eval`
 
 use super::bars::Bars;
-use super::common::parse_serde;
+use super::common::{Judged, SourceArgs, SplitChoice, parse_serde};
 use super::device::{self, on_device};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
-use clip_engine::data::Split;
 use clip_engine::fetch::{settled_data, settled_model};
-use clip_engine::train::evaluate::evaluate_run;
+use clip_engine::progress::Monitor;
+use clip_engine::train::evaluate::{class_names_of_run, evaluate_run, other_photos};
 use clip_engine::train::metrics::Evaluation;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::settings::{Augment, Precision};
@@ -27,15 +27,14 @@ pub struct Args {
     /// Where preprocessed images are kept [default: as the run].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
-    /// Leave out images that cannot be decoded instead of stopping at the first.
-    #[arg(long)]
-    skip_bad_images: bool,
+    #[command(flatten)]
+    source: SourceArgs,
     /// Where its model is now [default: where it was].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
     /// Which images.
-    #[arg(long, default_value = "test")]
-    split: Split,
+    #[arg(long, default_value = "test", value_name = "train|val|test|all")]
+    split: SplitChoice,
     /// Images per batch [default: as the run].
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: Option<u32>,
@@ -58,16 +57,21 @@ pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let dir = RunDir::existing(&args.run)?;
     let mut settings = dir.read_settings()?;
-    let files = [args.data.is_some(), args.model.is_some(), args.cache.is_some(), args.skip_bad_images];
-    if settings.demo && files.contains(&true) {
-        let text = "--data, --model, --cache, --skip-bad-images: a demo run knows its own flowers and model only; leave \
-                    them out";
+    let files = [args.data.is_some(), args.model.is_some(), args.cache.is_some(), !args.source.are_empty()];
+    if settings.demo && (files.contains(&true) || args.split == SplitChoice::All) {
+        let text = "--data, --model, --cache, --split all and what says how data are read: a demo run knows its own \
+                    flowers and model only; leave them out";
         anyhow::bail!(TrainError::Setting(text.into()));
     }
     settings.cache = args.cache.or(settings.cache);
-    settings.skip_bad_images |= args.skip_bad_images;
+    let other = args.data.is_some();
+    if other {
+        // They were for the run's own.
+        (settings.images, settings.class_names, settings.groups) = (None, None, None);
+    }
     settings.batch_size = args.batch_size.map_or(settings.batch_size, |batch| batch as usize);
     settings.data = args.data.map(|data| settled_data(&data)).or(settings.data);
+    args.source.apply(&mut settings)?;
     settings.model = args.model.map(|model| settled_model(&model)).or(settings.model);
     let name = args.device.as_deref().unwrap_or(&settings.device);
     let device = match (args.precision, settings.precision) {
@@ -78,10 +82,22 @@ pub fn run(args: Args) -> Result<()> {
         (precision, _) => device::open(name, precision, &monitor)?,
     };
     settings.augment = Augment::Off;
-    let common::Material { model, cache, .. } = common::material(&settings, &monitor)?;
+    let judged = Judged {
+        classes: if other { Some(class_names_of_run(&dir)?) } else { None },
+        any: other,
+        all: args.split == SplitChoice::All,
+    };
+    let common::Material { model, cache, .. } = common::material(&settings, &judged, &monitor)?;
     common::warn_of_other_weights(&dir, &model, &monitor)?;
+    if !other && !judged.all && other_photos(&dir, &cache)? {
+        monitor.warn(
+            "the photos are not those that the run was trained on: files were added, changed or removed",
+        );
+    }
+    args.split.explain(&cache, &monitor);
+    let split = args.split.of_cache();
     let evaluation = on_device!(device, backend => {
-        evaluate_run(backend, model, &cache, args.split, &settings, &dir, &monitor)
+        evaluate_run(backend, model, &cache, split, &settings, &dir, &monitor)
     })?;
     if args.json {
         return common::say(format!("{:#}", as_json(&evaluation)?));

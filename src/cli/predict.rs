@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let paths = photos(&args.images)?;
+    let paths = photos(&args.images, &bars)?;
     let device = args.device.open(&bars)?;
     let model = common::model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     let form = match (args.json, args.csv) {
@@ -81,15 +81,15 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The photos that the arguments name, in their order; those of a folder in the order of their paths.
-fn photos(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
+fn photos(arguments: &[PathBuf], monitor: &dyn Monitor) -> Result<Vec<PathBuf>> {
     let mut paths = Vec::new();
     for argument in arguments {
         if argument.as_os_str() == "-" {
             for path in from_stdin()? {
-                add(path, &mut paths)?;
+                add(path, &mut paths, monitor)?;
             }
         } else {
-            add(argument.clone(), &mut paths)?;
+            add(argument.clone(), &mut paths, monitor)?;
         }
     }
     if paths.is_empty() {
@@ -98,20 +98,41 @@ fn photos(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn add(path: PathBuf, paths: &mut Vec<PathBuf>) -> Result<()> {
+fn add(path: PathBuf, paths: &mut Vec<PathBuf>, monitor: &dyn Monitor) -> Result<()> {
     if path.is_dir() {
-        paths.extend(images_below(&path)?);
-    } else {
-        paths.push(path);
+        let (photos, left_out) = images_below(&path)?;
+        left_out.iter().for_each(|warning| monitor.warn(warning));
+        paths.extend(photos);
+        return Ok(());
     }
+    let name = path.to_string_lossy();
+    if name.contains("://") {
+        bail!("{name}: an address on the net, and predict reads files; download it first");
+    }
+    if name.contains(['*', '?', '[']) && path.symlink_metadata().is_err() {
+        bail!("{name}: no file matches; check the folder and the ending, or name the folder alone");
+    }
+    paths.push(path);
     Ok(())
 }
 
-/// The lines of standard input as paths, without empty ones.
+/// The lines of standard input as paths, in any line ending and with or without a byte order mark, without empty ones.
 fn from_stdin() -> Result<Vec<PathBuf>> {
     let lines = std::io::stdin().lock().split(b'\n').collect::<std::io::Result<Vec<_>>>();
-    let lines = lines.context("standard input")?;
-    lines.into_iter().filter(|line| !line.is_empty()).map(path_of).collect()
+    let mut lines = lines.context("standard input")?;
+    if let Some(first) = lines.first_mut()
+        && first.starts_with("\u{feff}".as_bytes())
+    {
+        first.drain(.."\u{feff}".len());
+    }
+    let whole = lines.into_iter().map(|mut line| {
+        // The end of a line as Windows has it, unless a file is called so.
+        if line.ends_with(b"\r") && path_of(line.clone()).is_ok_and(|path| path.symlink_metadata().is_err()) {
+            line.pop();
+        }
+        line
+    });
+    whole.filter(|line| !line.is_empty()).map(path_of).collect()
 }
 
 /// Whatever bytes a name has.
@@ -125,7 +146,7 @@ fn path_of(line: Vec<u8>) -> Result<PathBuf> {
 fn path_of(line: Vec<u8>) -> Result<PathBuf> {
     let line =
         String::from_utf8(line).context("standard input: a path is not UTF-8; name its folder instead")?;
-    Ok(line.trim_end_matches('\r').into())
+    Ok(line.into())
 }
 
 /// A monitor that draws no bar.

@@ -1,11 +1,12 @@
 //! `engine prep`
 
 use super::bars::Bars;
-use super::common::open_cache;
+use super::common::{Judged, SourceArgs, open_cache};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::{Preprocess, Split};
-use clip_engine::train::settings::CacheType;
+use clip_engine::fetch::settled_data;
+use clip_engine::train::settings::{CacheType, Recipe, Settings};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -27,9 +28,8 @@ pub struct Args {
     /// Seed of the split, for a folder of class folders.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// Leave out images that cannot be decoded instead of stopping at the first.
-    #[arg(long)]
-    skip_bad_images: bool,
+    #[command(flatten)]
+    source: SourceArgs,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -38,8 +38,15 @@ pub fn run(args: Args) -> Result<()> {
         Some(name) => common::open_model(name, &monitor)?.preprocess,
         None => Preprocess::clip(224),
     };
-    let (dir, dtype) = (args.cache.as_deref(), args.dtype.into());
-    let cache = open_cache(&args.data, args.seed, &preprocess, dtype, dir, args.skip_bad_images, &monitor)?;
+    let mut settings = Settings {
+        data: Some(settled_data(&args.data)),
+        cache: args.cache,
+        dtype: args.dtype,
+        seed: args.seed,
+        ..Settings::of(Recipe::Lora)
+    };
+    args.source.apply(&mut settings)?;
+    let cache = open_cache(&settings, &Judged::default(), &preprocess, &monitor)?;
     let mut table = table::table(&["split", "images", "classes"]);
     for split in Split::ALL {
         let view = cache.split(split);

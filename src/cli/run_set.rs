@@ -1,6 +1,7 @@
 //! Several runs in one folder, trained one after the other with one loaded model and one set of images.
 
 use super::common;
+use super::common::Judged;
 use super::device::{self, on_device};
 use anyhow::{Result, bail};
 use clip_engine::TrainError;
@@ -98,7 +99,7 @@ impl RunSet {
     pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
         let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
         let device = device::open_to_train(&first.device, first.precision, monitor)?;
-        let material = common::material(first, monitor)?;
+        let material = common::material(first, &Judged::default(), monitor)?;
         material.describe(monitor);
         let (templates, precision) = (first.templates.clone(), device.precision());
         self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));

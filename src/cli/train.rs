@@ -1,14 +1,14 @@
 //! `engine train`
 
 use super::bars::Bars;
-use super::common::parse_serde;
+use super::common::{Judged, parse_serde};
 use super::device::{self, on_device};
 use super::run_set::{Earlier, Layout, RunSet};
 use super::table::Results;
 use super::{common, dry_run, output, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::data::source::has_own_split;
+use clip_engine::data::Source;
 use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
@@ -89,6 +89,23 @@ pub struct Options {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long, help_heading = DATA, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     skip_bad_images: Option<bool>,
+    /// Where the photos of a list lie [default: beside it].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Names of the classes: a JSON object by folder, a JSON list, or lines [default: a cat_to_name.json beside the
+    /// folders].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "FILE")]
+    class_names: Option<PathBuf>,
+    /// Photos of one group stay in one split where splits are drawn: a table with the columns path and group, or a
+    /// regular expression for paths.
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "FILE|REGEX")]
+    groups: Option<String>,
+    /// Share of the photos that are drawn for validation where there is no such split [default: 0.15].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "P")]
+    val_share: Option<f64>,
+    /// Refuse photos that are in two splits or classes, byte for byte, instead of warning.
+    #[arg(long, help_heading = DATA, hide_short_help = true, num_args = 0, default_missing_value = "true")]
+    refuse_duplicates: Option<bool>,
     /// A named combination of settings [default: lora].
     #[arg(long, help_heading = TRAINED, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
     recipe: Option<Recipe>,
@@ -264,6 +281,8 @@ macro_rules! with_settings {
             head_scale,
             demo,
             skip_bad_images,
+            refuse_duplicates,
+            val_share,
             recipe,
             method,
             text_weight,
@@ -369,7 +388,10 @@ impl Options {
         let files = !settings.demo;
         let split = match &settings.data {
             Some(data) if self.data_seed.is_some() && !settings.demo => {
-                !is_flowers102(data) && !has_own_split(data)
+                // What cannot be opened is for the run to say.
+                let drawn =
+                    |options| Source::open(data, options).map_or(true, |source| source.drawn.is_some());
+                !is_flowers102(data) && settings.source_options().map_or(true, drawn)
             }
             _ => true,
         };
@@ -411,6 +433,11 @@ impl Options {
             ("--cache", self.cache.is_some(), files, &no_files),
             ("--dtype", self.dtype.is_some(), files, &no_files),
             ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
+            ("--images", self.images.is_some(), files, &no_files),
+            ("--class-names", self.class_names.is_some(), files, &no_files),
+            ("--groups", self.groups.is_some(), files, &no_files),
+            ("--val-share", self.val_share.is_some(), files, &no_files),
+            ("--refuse-duplicates", self.refuse_duplicates.is_some(), files, &no_files),
         ];
         let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
         unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()
@@ -460,6 +487,9 @@ impl Options {
             data,
             model,
             cache,
+            images,
+            class_names,
+            groups,
             init_from,
             precision,
             data_seed,
@@ -537,9 +567,15 @@ fn combine(mut file: Options, flags: &Options) -> Settings {
     // config.toml must mean the same from any directory.
     settings.data = settings.data.as_deref().map(settled_data);
     settings.model = settings.model_name().or(settings.model.as_deref()).map(settled_model);
-    for path in [&mut settings.cache, &mut settings.init_from].into_iter().flatten() {
-        *path = std::path::absolute(&*path).unwrap_or_else(|_| path.clone());
+    let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let Settings { cache, init_from, images, class_names, .. } = &mut settings;
+    for path in [cache, init_from, images, class_names].into_iter().flatten() {
+        *path = absolute(path);
     }
+    settings.groups = settings.groups.map(|groups| {
+        let file = Path::new(&groups).is_file().then(|| absolute(Path::new(&groups)));
+        file.and_then(|file| file.into_os_string().into_string().ok()).unwrap_or(groups)
+    });
     settings
 }
 
@@ -590,7 +626,7 @@ pub fn run(args: Args) -> Result<()> {
     };
     let device = device::open_to_train(&settings.device, settings.precision, &monitor)?;
     settings.precision = Some(device.precision());
-    let material = common::material(&settings, &monitor)?;
+    let material = common::material(&settings, &Judged::default(), &monitor)?;
     material.describe(&monitor);
     let common::Material { model, cache, enlarged } = material;
     let resume = args.resume;

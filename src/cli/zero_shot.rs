@@ -1,13 +1,13 @@
 //! `engine zero-shot`
 
 use super::bars::Bars;
+use super::common::{Judged, SourceArgs, SplitChoice};
 use super::device::{DeviceArgs, on_device};
 use super::{common, table};
 use anyhow::Result;
-use clip_engine::data::Split;
-use clip_engine::tensor::DType;
+use clip_engine::fetch::settled_data;
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::settings::{Recipe, are_flowers, check_templates, default_templates};
+use clip_engine::train::settings::{Recipe, Settings, are_flowers, check_templates, default_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -21,8 +21,8 @@ pub struct Args {
     #[arg(long, value_name = "DIR|flowers102")]
     data: PathBuf,
     /// Which images.
-    #[arg(long, default_value = "test")]
-    split: Split,
+    #[arg(long, default_value = "test", value_name = "train|val|test|all")]
+    split: SplitChoice,
     /// Where preprocessed images are kept [default: the user's cache folder].
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -35,9 +35,8 @@ pub struct Args {
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
-    /// Leave out images that cannot be decoded instead of stopping at the first.
-    #[arg(long)]
-    skip_bad_images: bool,
+    #[command(flatten)]
+    source: SourceArgs,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -51,18 +50,19 @@ pub fn run(args: Args) -> Result<()> {
     };
     check_templates(&templates)?;
     let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
-    let cache = common::open_cache(
-        &args.data,
-        args.seed,
-        &model.preprocess,
-        DType::U8,
-        args.cache.as_deref(),
-        args.skip_bad_images,
-        &monitor,
-    )?;
+    let mut settings = Settings {
+        data: Some(settled_data(&args.data)),
+        cache: args.cache,
+        seed: args.seed,
+        ..Settings::of(Recipe::Linear)
+    };
+    args.source.apply(&mut settings)?;
+    let judged = Judged { any: true, all: args.split == SplitChoice::All, classes: None };
+    let cache = common::open_cache(&settings, &judged, &model.preprocess, &monitor)?;
+    args.split.explain(&cache, &monitor);
     let batch = args.batch_size as usize;
     let metrics = on_device!(device, backend => {
-        zero_shot(backend, model, &cache, args.split, &templates, batch, &monitor)
+        zero_shot(backend, model, &cache, args.split.of_cache(), &templates, batch, &monitor)
     })?;
     let (images, loss) = (metrics.images, Some(metrics.loss_text));
     let split = args.split.name();

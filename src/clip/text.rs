@@ -652,7 +652,7 @@ mod tests {
         let config = TextConfig { tower, vocabulary: 500, max_tokens: 8, bos: Some(498), eos: 499 };
         let source = RandomWeights { seed: 3 };
         let ids = vec![498, 400, 7, 499, 498, 7, 499, 499, 498, 1, 400, 499, 498, 250, 1, 499];
-        let tokens = TokenBatch { ids, len: 4, rows: 4, eos_rows: vec![3, 2, 3, 3] };
+        let tokens = TokenBatch { ids, len: 4, rows: 4, eos_rows: vec![3, 2, 3, 3], cut: Vec::new() };
         let whole = Embedding::load(&source, &config, 4).unwrap().embed(&tokens.ids, 4).unwrap();
         let prompts = EmbeddedPrompts::new(&source, &config, &tokens, 2).unwrap();
         for (first, count) in [(0, 4), (0, 2), (2, 2), (3, 1)] {

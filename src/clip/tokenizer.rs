@@ -40,6 +40,15 @@ pub struct TokenBatch {
     pub rows: usize,
     /// For each row the position of the token whose features stand for the text.
     pub eos_rows: Vec<u32>,
+    /// The rows whose texts were longer than the tower takes.
+    pub cut: Vec<usize>,
+}
+
+impl TokenBatch {
+    /// The tokens of `count` rows from `first` on.
+    pub fn of_rows(&self, first: usize, count: usize) -> &[u32] {
+        &self.ids[first * self.len..(first + count) * self.len]
+    }
 }
 
 impl ClipTokenizer {
@@ -64,13 +73,22 @@ impl ClipTokenizer {
     /// kept; padded with end tokens to the longest of the batch. A token that the text tower has no
     /// embedding for is an error.
     pub fn encode_batch(&self, texts: &[String]) -> Result<TokenBatch, ClipError> {
-        let rows = texts.iter().map(|text| self.encode(text)).collect::<Result<Vec<_>, _>>()?;
+        let mut cut = Vec::new();
+        let mut rows = Vec::with_capacity(texts.len());
+        for text in texts {
+            let (row, whole) = self.encode(text)?;
+            if !whole {
+                cut.push(rows.len());
+            }
+            rows.push(row);
+        }
         let len = rows.iter().map(Vec::len).max().unwrap_or(0);
         let mut batch = TokenBatch {
             ids: Vec::with_capacity(rows.len() * len),
             len,
             rows: rows.len(),
             eos_rows: rows.iter().map(|row| self.config.pooled_position(row)).collect(),
+            cut,
         };
         for row in rows {
             let padding = len - row.len();
@@ -80,7 +98,8 @@ impl ClipTokenizer {
         Ok(batch)
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>, ClipError> {
+    /// The tokens of a text, and whether they are those of all of it.
+    fn encode(&self, text: &str) -> Result<(Vec<u32>, bool), ClipError> {
         let failed = |problem| ClipError::Encode { text: text.to_string(), problem };
         let encoding = guarded(|| self.tokenizer.encode_fast(text, true).map_err(|e| one_line(&e)));
         let encoding = encoding.unwrap_or_else(|| Err(MALFORMED.to_owned())).map_err(failed)?;
@@ -88,7 +107,7 @@ impl ClipTokenizer {
             Some(id) => {
                 Err(failed(format!("has token {id}, the model knows {} tokens", self.config.vocabulary)))
             }
-            None => Ok(encoding.get_ids().to_vec()),
+            None => Ok((encoding.get_ids().to_vec(), encoding.get_overflowing().is_empty())),
         }
     }
 }

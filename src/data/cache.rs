@@ -6,6 +6,7 @@
 //! from the mapping, nothing is copied before [`SplitView::gather`].
 
 mod build;
+mod duplicates;
 mod file;
 
 use super::{DataError, Preprocess, Source, Split};
@@ -23,6 +24,10 @@ pub use file::Skipped;
 pub struct CacheOptions {
     /// Leaves out images that cannot be decoded instead of stopping at the first.
     pub skip_bad_images: bool,
+    /// Refuses photos that are in two splits or in two classes, byte for byte, instead of warning.
+    pub refuse_duplicates: bool,
+    /// What is wrong with the photos was said by another cache of them.
+    pub said: bool,
     /// Threads that decode; 0 for one per core.
     pub threads: usize,
 }
@@ -45,8 +50,6 @@ pub struct MemoryImage {
 pub struct Cache {
     header: Header,
     storage: Storage,
-    /// See [`Cache::photos`].
-    photos: String,
     /// False when it was built just now.
     reused: bool,
 }
@@ -60,8 +63,8 @@ enum Storage {
 impl Cache {
     /// Opens the cache of `source` in `cache_dir`, building it first unless a current one is there.
     ///
-    /// Current means: same classes, labels and splits, the same files with the same sizes and
-    /// modification times, the same preprocessing and element type. Building decodes on
+    /// Current means: same classes, labels and splits, the same files with the same sizes, times and
+    /// numbers in the file system, the same preprocessing and element type. Building decodes on
     /// [`CacheOptions::threads`] threads into a temporary file beside the target and renames it at the
     /// end; memory does not grow with the number of images, and an error or an interruption leaves
     /// nothing behind.
@@ -87,7 +90,7 @@ impl Cache {
     /// A file that cannot be read, or is no complete cache of this version.
     pub fn open(path: &Path) -> Result<Cache, DataError> {
         let (header, mapping) = file::open(path)?;
-        Ok(Cache { header, storage: Storage::Mapped(mapping), photos: String::new(), reused: true })
+        Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true })
     }
 
     /// A cache in memory, of generated images; u8. The images of a split keep their order.
@@ -118,7 +121,7 @@ impl Cache {
             pixels.copy_from_slice(&image.pixels);
             header.push(image.split, image.name, image.label, row);
         }
-        Ok(Cache { header, storage: Storage::Memory(pixels), photos: String::new(), reused: false })
+        Ok(Cache { header, storage: Storage::Memory(pixels), reused: false })
     }
 
     /// The images of one split.
@@ -131,16 +134,16 @@ impl Cache {
         &self.header.class_names
     }
 
-    /// What the images were made from: a hash of every photo's path, size and modification time, of classes,
-    /// labels, splits and settings. Empty for images in memory.
+    /// What the images were made from: a hash of every photo's path, size, times and number in the file system, of
+    /// classes, labels, splits and settings. Empty for images in memory.
     pub fn fingerprint(&self) -> &str {
         &self.header.fingerprint
     }
 
-    /// [`Cache::fingerprint`] without the modification times: the same for a copy of the photos. Empty for
-    /// images in memory and for a cache that was opened as it is.
+    /// A hash of the photos' bytes, labels and splits, whatever their names are and wherever they lie: the same for a
+    /// copy of them. Empty for images in memory.
     pub fn photos(&self) -> &str {
-        &self.photos
+        &self.header.photos
     }
 
     /// How the pixels were made.

@@ -5,8 +5,8 @@
 //! 16-bit grey is clipped at 255, an animation gives its first frame, and an EXIF orientation is not applied. JPEG is decoded to the very
 //! bits of libjpeg-turbo, which Pillow uses.
 
-use super::DataError;
 use super::resize::RgbImage;
+use super::{DataError, listing};
 use crate::guard::{guarded, is_guarded};
 use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, Limits};
 use libjpeg_turbo_rs as jpeg;
@@ -63,13 +63,15 @@ pub fn decoding() -> bool {
     is_guarded()
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+/// The bytes of the image file at `path`.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     const ACTION: &str = "read the image";
+    // Opening a named pipe would wait for somebody to write to it.
+    if let Some(obstacle) = listing::obstacle(path) {
+        return Err(bad(path, &obstacle));
+    }
     let file = std::fs::File::open(path).map_err(DataError::io(path, ACTION))?;
     let metadata = file.metadata().map_err(DataError::io(path, ACTION))?;
-    if !metadata.is_file() {
-        return Err(bad(path, "not a regular file"));
-    }
     let mut bytes = Vec::with_capacity(metadata.len().min(MAX_FILE_BYTES) as usize);
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io(path, ACTION))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {

@@ -1,6 +1,7 @@
 //! Everything that can go wrong between a folder of photos and a batch of pixels.
 
 use super::Split;
+use super::names::readable;
 use crate::tensor::TensorError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -16,8 +17,8 @@ pub enum DataError {
         /// The path as it was given.
         path: PathBuf,
     },
-    /// The `--data` argument is a file.
-    #[error("{}: not a folder; give --data the folder that holds the photos", path.display())]
+    /// The `--data` argument is neither a folder nor a file.
+    #[error("{}: neither a folder nor a list; give --data the folder that holds the photos", path.display())]
     NotAFolder {
         /// The path as it was given.
         path: PathBuf,
@@ -41,11 +42,11 @@ pub enum DataError {
         /// The folder as it was given.
         path: PathBuf,
         /// What is there instead: no folder, no image or no readable one.
-        found: &'static str,
+        found: String,
     },
     /// No layout that is understood.
     #[error(
-        "{}: {found}; --data takes ROOT/train|val|test/CLASS/*.jpg, one folder of class folders, or a Flowers-102 root",
+        "{}: {found}; --data takes ROOT/train|val|test/CLASS/*.jpg, one folder of class folders, a list, or a Flowers-102 root",
         path.display()
     )]
     Layout {
@@ -56,16 +57,18 @@ pub enum DataError {
     },
     /// A class folder without photos.
     #[error(
-        "{}: class folder without images (jpg, jpeg, png, webp, bmp, gif, tif, tiff); add images or remove the folder",
+        "{}: class folder without images (jpg, png, webp, bmp, gif, tiff){instead}; add images or remove the folder",
         path.display()
     )]
     EmptyClass {
         /// The class folder.
         path: PathBuf,
+        /// What it has in their place, worded to follow "without images"; or nothing.
+        instead: String,
     },
     /// The splits of an image folder do not hold the same classes.
     #[error(
-        "{}: class {class:?} is in {present} but has no folder in {absent}; add it there or remove it",
+        "{}: class {class:?} is in {present} but has no folder in {absent}{near}; add it there or remove it",
         root.display()
     )]
     ClassMissing {
@@ -73,10 +76,42 @@ pub enum DataError {
         root: PathBuf,
         /// The class's folder name.
         class: String,
+        /// What it was probably meant to be, worded to follow; or nothing.
+        near: String,
         /// A split with a folder of that name.
         present: Split,
         /// The split without one. One of the two is train.
         absent: Split,
+    },
+    /// A class that the run which is to judge it does not have.
+    #[error("{}: class {class:?} is none of the {classes} classes of the run{near}; rename or remove its folder", root.display())]
+    UnknownClass {
+        /// The folder of the data.
+        root: PathBuf,
+        /// Its name.
+        class: String,
+        /// What it was probably meant to be, worded to follow; or nothing.
+        near: String,
+        /// How many classes the run has.
+        classes: usize,
+    },
+    /// A list of photos, names or groups that cannot be used.
+    #[error("{}: {}", path.display(), readable(problem))]
+    List {
+        /// The list.
+        path: PathBuf,
+        /// What is wrong with it and what to do, worded to follow its name.
+        problem: String,
+    },
+    /// An option whose value cannot be used.
+    #[error("{option}: {}; {remedy}", readable(problem))]
+    Option {
+        /// With its dashes.
+        option: &'static str,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
     },
     /// One of Flowers-102's two MATLAB files cannot be used.
     #[error("{}: {reason}; download the file again", path.display())]
@@ -120,6 +155,14 @@ pub enum DataError {
     /// A photo that cannot be decoded, met while a cache was built.
     #[error("{0}, or pass --skip-bad-images to leave such files out")]
     BadImage(#[source] Box<DataError>),
+    /// The same photo in two splits or classes, where that was to be refused.
+    #[error("{}: {problem}", root.display())]
+    Duplicates {
+        /// The folder of the data.
+        root: PathBuf,
+        /// Which, and how many.
+        problem: String,
+    },
     /// Nothing is left of a split once its bad images are left out.
     #[error("{}: no readable image is left in the {split} split ({skipped} skipped); repair the files", root.display())]
     NothingLeft {

@@ -1,7 +1,7 @@
 //! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
 
-use super::source::{Item, Source, SourceKind};
-use super::{DataError, Split, mat};
+use super::source::{Classes, Opened, Photo, SourceKind};
+use super::{DataError, Split, listing, mat};
 use std::path::{Path, PathBuf};
 
 /// Class names in the order of the official labels: entry i names label i + 1.
@@ -132,12 +132,18 @@ pub(super) fn find(root: &Path) -> Option<Files> {
             labels: folder.join("imagelabels.mat"),
             splits: folder.join("setid.mat"),
         };
-        (files.labels.is_file() || files.splits.is_file()).then_some(files)
+        // Whoever sorted the photos into folders may have left the two files there.
+        let sorted = || !files.photos.is_dir() && has_folders(&folder);
+        ((files.labels.is_file() || files.splits.is_file()) && !sorted()).then_some(files)
     })
 }
 
+fn has_folders(folder: &Path) -> bool {
+    listing::entries(folder).is_ok_and(|entries| entries.iter().any(|path| path.is_dir()))
+}
+
 /// Reads labels and the official split, and checks that every photo is there.
-pub(super) fn open(root: &Path, files: &Files) -> Result<Source, DataError> {
+pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
     for needed in [&files.labels, &files.splits, &files.photos] {
         if !needed.exists() {
             return Err(DataError::Layout {
@@ -149,14 +155,18 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Source, DataError> {
     }
     let labels = labels(&files.labels)?;
     let splits = mat::read(&files.splits)?;
-    let items = |split| items(files, split, &splits, &labels);
-    Ok(Source {
+    let mut classes = Classes::default();
+    CLASS_NAMES.iter().for_each(|name| _ = classes.index(name));
+    let mut found = Vec::new();
+    for split in Split::ALL {
+        found.extend(photos(files, split, &splits, &labels)?);
+    }
+    Ok(Opened {
         root: root.to_path_buf(),
         kind: SourceKind::Flowers102,
-        class_names: CLASS_NAMES.map(str::to_owned).to_vec(),
-        train: items(Split::Train)?,
-        val: items(Split::Val)?,
-        test: items(Split::Test)?,
+        classes,
+        photos: found,
+        notes: Vec::new(),
     })
 }
 
@@ -209,14 +219,15 @@ pub fn parse_split(path: &Path, bytes: &[u8], split: Split, photos: usize) -> Re
 }
 
 /// The photos of one split, in the order of their numbers.
-fn items(files: &Files, split: Split, splits: &[u8], labels: &[u32]) -> Result<Vec<Item>, DataError> {
+fn photos(files: &Files, split: Split, splits: &[u8], labels: &[u32]) -> Result<Vec<Photo>, DataError> {
     parse_split(&files.splits, splits, split, labels.len())?
         .into_iter()
         .map(|index| {
             let number = index + 1;
             let path = files.photos.join(format!("image_{number:05}.jpg"));
             if path.is_file() {
-                Ok(Item { path, label: labels[index] })
+                let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
+                Ok(Photo { path, name, class: labels[index] as usize, split: Some(split), group: None })
             } else {
                 Err(DataError::PhotoMissing { path, number })
             }

@@ -1,226 +1,264 @@
 //! Image folders: one folder per class, split by folders or by a seed.
 
-use super::source::{Item, Source, SourceKind};
-use super::{DataError, Split};
-use sha2::{Digest, Sha256};
-use std::collections::BTreeSet;
+use super::listing::{LeftOut, Listing, entries, is_photo};
+use super::source::{Classes, Note, Photo, Purpose};
+use super::{DataError, Split, names, split};
 use std::path::{Path, PathBuf};
 
-/// File name endings that are taken for images, in lower case. What a file really is, its content says.
-const EXTENSIONS: [&str; 8] = ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff"];
+/// Folders that are wrapped around the data at the most.
+const WRAPPED: usize = 3;
 
-/// Shares of the validation and of the test split when a folder of classes is split by seed.
-const VAL_SHARE: f64 = 0.15;
-const TEST_SHARE: f64 = 0.15;
-
-/// True when `root` is laid out by splits: a folder `train`, or another split without it.
-pub(super) fn has_splits(root: &Path) -> bool {
-    Split::ALL.into_iter().any(|split| split_folder(root, split).is_some())
+/// How a folder of folders is to be read.
+#[derive(Debug)]
+pub(super) enum Layout {
+    /// Class folders in folders of splits, in the order of [`Split::ALL`].
+    Splits([Option<PathBuf>; 3]),
+    /// Class folders.
+    Classes,
 }
 
-/// Opens `root/{train,val,test}/CLASS/*`. `val` may be called `valid` or `validation`; `test` may be
-/// missing. Every split must hold the same classes.
-pub(super) fn open_splits(root: &Path) -> Result<Source, DataError> {
-    let need = |split: Split| {
-        split_folder(root, split).ok_or_else(|| DataError::Layout {
-            path: root.to_path_buf(),
-            found: format!("there is no {split} folder beside the other splits"),
-        })
-    };
-    let train = need(Split::Train)?;
-    let val = need(Split::Val)?;
-    let class_names = class_names(&train)?;
-    let items = |folder: &Path, split: Split| {
-        same_classes(root, &class_names, folder, split)?;
-        let mut items = Vec::new();
-        for (label, class) in (0u32..).zip(&class_names) {
-            items.extend(images(&folder.join(class))?.into_iter().map(|path| Item { path, label }));
+/// What lies directly in a folder.
+#[derive(Debug)]
+struct Inside {
+    folders: Vec<PathBuf>,
+    /// Photos beside the folders.
+    loose: usize,
+    /// A table that may have their labels.
+    list: Option<PathBuf>,
+}
+
+impl Inside {
+    fn of(folder: &Path) -> Result<Inside, DataError> {
+        let (folders, files): (Vec<PathBuf>, Vec<PathBuf>) =
+            entries(folder)?.into_iter().partition(|path| path.is_dir());
+        let ending = |file: &&PathBuf, endings: &[&str]| {
+            file.extension()
+                .and_then(|e| e.to_str())
+                .is_some_and(|e| endings.contains(&e.to_ascii_lowercase().as_str()))
+        };
+        let list = files.iter().find(|file| ending(file, &["csv", "tsv", "jsonl"])).cloned();
+        Ok(Inside { folders, loose: files.iter().filter(|file| is_photo(file)).count(), list })
+    }
+}
+
+/// The folder that holds the data: `root`, or one that it does nothing but wrap.
+pub(super) fn unwrapped(root: &Path, is_data: impl Fn(&Path) -> bool) -> Result<PathBuf, DataError> {
+    let mut folder = root.to_path_buf();
+    for _ in 0..WRAPPED {
+        let inside = Inside::of(&folder)?;
+        let [only] = &inside.folders[..] else { break };
+        if is_data(&folder) || inside.loose > 0 || split::named(&name_of(only)).is_some() {
+            break;
         }
-        Ok::<_, DataError>(items)
-    };
-    Ok(Source {
-        root: root.to_path_buf(),
-        kind: SourceKind::SplitFolders,
-        train: items(&train, Split::Train)?,
-        val: items(&val, Split::Val)?,
-        test: match split_folder(root, Split::Test) {
-            Some(folder) => items(&folder, Split::Test)?,
-            None => Vec::new(),
-        },
-        class_names,
+        if !is_data(only) && Inside::of(only)?.folders.is_empty() {
+            break;
+        }
+        folder = only.clone();
+    }
+    Ok(folder)
+}
+
+/// Finds out whether the folders in `root` are splits or classes. They are splits where `train` holds class folders
+/// and nothing speaks for `train` being a class itself; for an evaluation another split is enough.
+pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError> {
+    let inside = Inside::of(root)?;
+    let mut found: [Option<PathBuf>; 3] = [None, None, None];
+    let mut others = Vec::new();
+    let holds_folders = |folder: &Path| Inside::of(folder).is_ok_and(|inside| !inside.folders.is_empty());
+    let mut flat = 0;
+    for folder in &inside.folders {
+        match split::named(&name_of(folder)) {
+            None => others.push(folder),
+            Some(split) => {
+                flat += usize::from(!holds_folders(folder));
+                if let Some(other) = &found[split as usize] {
+                    // Two classes may be called so, but no two splits of one kind can be meant.
+                    if holds_folders(folder) && holds_folders(other) {
+                        return Err(DataError::Layout {
+                            path: folder.clone(),
+                            found: format!("{} is the {split} split too", name_of(other)),
+                        });
+                    }
+                    continue;
+                }
+                found[split as usize] = Some(folder.clone());
+            }
+        }
+    }
+    let holds = |split: Split| found[split as usize].as_deref().is_some_and(holds_folders);
+    let tested = holds(Split::Val) || holds(Split::Test);
+    let alone =
+        || others.iter().all(|folder| Listing::below(folder).is_ok_and(|found| found.photos.is_empty()));
+    if holds(Split::Train) && (tested || alone()) || tested && alone() {
+        if !holds(Split::Train) && purpose == Purpose::Train {
+            return Err(DataError::Layout {
+                path: root.to_path_buf(),
+                found: "there is no train folder with class folders beside the other splits".to_owned(),
+            });
+        }
+        return Ok(Layout::Splits(found));
+    }
+    if flat > 1 && others.is_empty() && found[Split::Train as usize].is_some() {
+        return Err(DataError::Layout {
+            path: root.to_path_buf(),
+            found: "the splits hold photos, and no class folders; labels in a list are read by --data LIST"
+                .to_owned(),
+        });
+    }
+    Ok(Layout::Classes)
+}
+
+/// What class folders give: their photos, and what is to be said of them.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub photos: Vec<Photo>,
+    pub notes: Vec<Note>,
+    pub left_out: LeftOut,
+}
+
+/// The photos in `root/CLASS/`, with subfolders; at least two classes, for an evaluation one.
+pub(super) fn open_classes(
+    root: &Path,
+    split: Option<Split>,
+    purpose: Purpose,
+    classes: &mut Classes,
+) -> Result<Found, DataError> {
+    let inside = Inside::of(root)?;
+    let layout = |found: String| Err(DataError::Layout { path: root.to_path_buf(), found });
+    match (inside.folders.len(), purpose) {
+        (0, _) if inside.loose > 0 => {
+            return layout(match &inside.list {
+                Some(list) => format!(
+                    "the images lie in the folder itself, not in one folder per class; if {} has their labels, give --data {}",
+                    name_of(list),
+                    list.display()
+                ),
+                None => "the images lie in the folder itself, not in one folder per class".to_owned(),
+            });
+        }
+        (0, _) => {
+            let left_out = Listing::below(root)?.left_out;
+            return layout(match left_out.is_empty() {
+                true => "the folder is empty or holds no images".to_owned(),
+                false => format!("the folder holds {left_out}, which are not read, and no images"),
+            });
+        }
+        (1, Purpose::Train) => return layout("there is only one class folder".to_owned()),
+        _ => {}
+    }
+    let mut found = Found::default();
+    if inside.loose > 0 {
+        let (count, place) = (inside.loose, root.display());
+        found.notes.push(Note::warning(format!(
+            "left out {count} photos that lie beside the class folders of {place}"
+        )));
+    }
+    for folder in &inside.folders {
+        let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {
+            return Err(DataError::Layout {
+                path: folder.clone(),
+                found: "the folder's name is not UTF-8".to_owned(),
+            });
+        };
+        let Listing { photos, left_out } = Listing::below(folder)?;
+        found.left_out.add(&left_out);
+        if photos.is_empty() && split.is_none_or(|split| split == Split::Train) {
+            let instead = if left_out.is_empty() { String::new() } else { format!(" but {left_out}") };
+            return Err(DataError::EmptyClass { path: folder.clone(), instead });
+        }
+        if photos.is_empty() {
+            // A class that the split lacks.
+            continue;
+        }
+        let class = classes.index(&names::readable(name));
+        let below = |path: &Path| -> Vec<u8> {
+            path.strip_prefix(folder).unwrap_or(path).as_os_str().as_encoded_bytes().to_vec()
+        };
+        found.photos.extend(photos.into_iter().map(|path| Photo {
+            name: below(&path),
+            path,
+            class,
+            split,
+            group: None,
+        }));
+    }
+    Ok(found)
+}
+
+/// Opens class folders in the folders of splits. What is no split is said.
+pub(super) fn open_splits(
+    root: &Path,
+    folders: &[Option<PathBuf>; 3],
+    purpose: Purpose,
+    classes: &mut Classes,
+) -> Result<Found, DataError> {
+    let mut found = Found::default();
+    let known = folders.iter().flatten().collect::<Vec<_>>();
+    for other in Inside::of(root)?.folders.iter().filter(|folder| !known.contains(folder)) {
+        let (name, place) = (name_of(other), root.display());
+        found.notes.push(Note::line(format!("left out the folder {name} beside the splits of {place}")));
+    }
+    for split in Split::ALL {
+        let Some(folder) = &folders[split as usize] else { continue };
+        let train = split == Split::Train;
+        if !train && let Some(problem) = unlabelled(folder, classes)? {
+            found.notes.push(Note::warning(format!("left out {}: {problem}", folder.display())));
+            continue;
+        }
+        let before = classes.len();
+        let of_this = if train { purpose } else { Purpose::Evaluate };
+        let of_split = open_classes(folder, Some(split), of_this, classes)?;
+        if !train
+            && purpose == Purpose::Train
+            && let Some(class) = classes.names().nth(before)
+        {
+            let near = names::did_you_mean(class, classes.names().take(before));
+            return Err(DataError::ClassMissing {
+                root: root.to_path_buf(),
+                class: class.to_owned(),
+                near,
+                present: split,
+                absent: Split::Train,
+            });
+        }
+        found.photos.extend(of_split.photos);
+        found.notes.extend(of_split.notes);
+        found.left_out.add(&of_split.left_out);
+    }
+    Ok(found)
+}
+
+/// Why a folder of a split has no labels, if it has none: no folder in it, or a single one that is no class.
+fn unlabelled(folder: &Path, classes: &Classes) -> Result<Option<String>, DataError> {
+    let inside = Inside::of(folder)?;
+    Ok(match &inside.folders[..] {
+        [] if inside.loose > 0 => Some(format!("its {} photos lie in no class folders", inside.loose)),
+        [] => Some("it is empty".to_owned()),
+        [only] if classes.len() > 1 && !classes.contains(&names::readable(&name_of(only))) => {
+            Some(format!("its one folder, {}, is no class", name_of(only)))
+        }
+        _ => None,
     })
 }
 
-/// Opens `root/CLASS/*` and splits each class 70 / 15 / 15 by `seed`.
-///
-/// The photos of a class are ordered by the SHA-256 of seed, class and file name; the first of that
-/// order are the test photos, the next the validation photos, the rest is for training. So the split
-/// depends on names and seed only, and a photo more or less moves few of the others. From three
-/// photos on a class has at least one in each split; two go to train and val, a single one to train.
-pub(super) fn open_classes(root: &Path, seed: u64) -> Result<Source, DataError> {
-    let class_names = class_names(root)?;
-    let mut source = Source {
-        root: root.to_path_buf(),
-        kind: SourceKind::ClassFolders { seed },
-        class_names,
-        train: Vec::new(),
-        val: Vec::new(),
-        test: Vec::new(),
-    };
-    for (label, class) in (0u32..).zip(&source.class_names) {
-        let mut ranked: Vec<_> =
-            images(&root.join(class))?.into_iter().map(|path| (rank(seed, class, &path), path)).collect();
-        ranked.sort();
-        let (val, test) = split_counts(ranked.len());
-        let mut parts = [Vec::new(), Vec::new(), Vec::new()];
-        for (i, (_, path)) in ranked.into_iter().enumerate() {
-            let part = if i < test { 2 } else { usize::from(i < test + val) };
-            parts[part].push(Item { path, label });
-        }
-        let [train, val, test] = &mut parts;
-        for (all, part) in [(&mut source.train, train), (&mut source.val, val), (&mut source.test, test)] {
-            part.sort_by(|a, b| a.path.cmp(&b.path));
-            all.append(part);
-        }
-    }
-    Ok(source)
+fn name_of(path: &Path) -> String {
+    names::readable(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// How many of a class's `n` photos go to val and to test.
-fn split_counts(n: usize) -> (usize, usize) {
-    let share = |share: f64| (n as f64 * share).round() as usize;
-    match n {
-        0 | 1 => (0, 0),
-        2 => (1, 0),
-        _ => (share(VAL_SHARE).max(1), share(TEST_SHARE).max(1)),
-    }
-}
-
-/// A photo's place in the order by which its class is split.
-fn rank(seed: u64, class: &str, path: &Path) -> [u8; 32] {
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let mut hash = Sha256::new();
-    hash.update(seed.to_le_bytes());
-    hash.update((class.len() as u64).to_le_bytes());
-    hash.update(class);
-    hash.update(name);
-    hash.finalize().into()
-}
-
-fn split_folder(root: &Path, split: Split) -> Option<PathBuf> {
-    let names: &[&str] = match split {
-        Split::Train => &["train"],
-        Split::Val => &["val", "valid", "validation"],
-        Split::Test => &["test"],
-    };
-    names.iter().map(|name| root.join(name)).find(|folder| folder.is_dir())
-}
-
-/// The names of the class folders of `folder`, sorted; at least two.
-fn class_names(folder: &Path) -> Result<Vec<String>, DataError> {
-    let mut names = Vec::new();
-    let mut loose_images = false;
-    for path in entries(folder)? {
-        if path.is_dir() {
-            let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(|| DataError::Layout {
-                path: path.clone(),
-                found: "the folder's name is not UTF-8".to_owned(),
-            })?;
-            names.push(name.to_owned());
-        } else {
-            loose_images |= is_image(&path);
-        }
-    }
-    let found = match names.len() {
-        0 if loose_images => "the images lie in the folder itself, not in one folder per class",
-        0 => "the folder is empty or holds no images",
-        1 => "there is only one class folder",
-        _ => {
-            names.sort();
-            return Ok(names);
-        }
-    };
-    Err(DataError::Layout { path: folder.to_path_buf(), found: found.to_owned() })
-}
-
-/// Compares a split's classes with those of train.
-fn same_classes(root: &Path, train: &[String], folder: &Path, split: Split) -> Result<(), DataError> {
-    let here: BTreeSet<String> = class_names(folder)?.into_iter().collect();
-    let missing = |class: &String, present, absent| {
-        Err(DataError::ClassMissing { root: root.to_path_buf(), class: class.clone(), present, absent })
-    };
-    if let Some(class) = train.iter().find(|class| !here.contains(*class)) {
-        return missing(class, Split::Train, split);
-    }
-    if let Some(class) = here.iter().find(|class| train.binary_search(class).is_err()) {
-        return missing(class, split, Split::Train);
-    }
-    Ok(())
-}
-
-/// The images directly in a class folder, sorted by name; at least one.
-fn images(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let paths: Vec<PathBuf> =
-        entries(folder)?.into_iter().filter(|path| is_image(path) && path.is_file()).collect();
-    if paths.is_empty() { Err(DataError::EmptyClass { path: folder.to_path_buf() }) } else { Ok(paths) }
-}
-
-/// All photos in `root` and its subfolders, in the order of their paths; hidden files and folders are
-/// passed over.
+/// All photos in `root` and its subfolders, in the order of their paths, and what was left out; hidden files and folders
+/// are passed over. What cannot be reached is among them.
 ///
 /// # Errors
 /// A missing folder, one that cannot be listed, and one without photos.
-pub fn images_below(root: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub fn images_below(root: &Path) -> Result<(Vec<PathBuf>, Option<String>), DataError> {
+    let none = |found: String| Err(DataError::NoImages { path: root.to_path_buf(), found });
     if !root.is_dir() {
-        return Err(DataError::NoImages { path: root.to_path_buf(), found: "no such folder" });
+        return none("no such folder".to_owned());
     }
-    let visible = |entry: &walkdir::DirEntry| {
-        entry.depth() == 0 || !entry.file_name().to_string_lossy().starts_with('.')
-    };
-    let mut paths = Vec::new();
-    for entry in walkdir::WalkDir::new(root).follow_links(true).into_iter().filter_entry(visible) {
-        let entry = entry.map_err(|e| {
-            let path = e.path().unwrap_or(root).to_path_buf();
-            DataError::Io { path, action: "list the folder", source: e.into() }
-        })?;
-        if entry.file_type().is_file() && is_image(entry.path()) {
-            paths.push(entry.into_path());
-        }
-    }
-    paths.sort();
-    if paths.is_empty() {
-        return Err(DataError::NoImages { path: root.to_path_buf(), found: "no images in it" });
-    }
-    Ok(paths)
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    EXTENSIONS.contains(&extension.as_str())
-}
-
-/// The entries of a folder, sorted by name, without hidden ones (`.DS_Store`, `._photo.jpg`).
-fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
-    let mut paths = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(DataError::io(folder, "list the folder"))? {
-        let entry = entry.map_err(DataError::io(folder, "list the folder"))?;
-        if !entry.file_name().as_encoded_bytes().starts_with(b".") {
-            paths.push(entry.path());
-        }
-    }
-    paths.sort();
-    Ok(paths)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_split_of_a_class_gets_a_photo_where_possible() {
-        assert_eq!(
-            [1, 2, 3, 4, 20, 100].map(split_counts),
-            [(0, 0), (1, 0), (1, 1), (1, 1), (3, 3), (15, 15)]
-        );
+    let Listing { photos, left_out } = Listing::below(root)?;
+    match (photos.is_empty(), left_out.is_empty()) {
+        (true, true) => none("no images in it".to_owned()),
+        (true, false) => none(format!("no images in it, but {left_out}, which are not read")),
+        _ => Ok((photos, left_out.warning())),
     }
 }

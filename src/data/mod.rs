@@ -11,19 +11,28 @@ pub mod demo;
 mod error;
 pub mod flowers102;
 pub mod folder;
+pub mod groups;
+mod list;
+mod listing;
 mod mat;
+pub mod names;
 pub mod preprocess;
 mod random;
 pub mod resize;
 pub mod shots;
 pub mod source;
+mod split;
+mod table;
 
 pub use augment::Augmentation;
 pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
 pub use error::DataError;
+pub use groups::Groups;
 pub use preprocess::Preprocess;
 pub use shots::few_shot;
-pub use source::{Item, Source, SourceKind};
+pub use source::{Item, Purpose, Source, SourceKind, SourceOptions};
+pub use split::VAL_SHARE;
+pub use table::text;
 
 /// Which part of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

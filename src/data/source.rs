@@ -1,12 +1,15 @@
 //! What the `--data` argument opens: the photos, their classes and their splits.
 
-use super::{DataError, Split, flowers102, folder};
+use super::groups::Groups;
+use super::split::{Draw, Drawn, VAL_SHARE};
+use super::{DataError, Split, flowers102, folder, list, names};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// One photo and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// The file, below [`Source::root`].
+    /// The file, below [`Source::root`] unless a list names it elsewhere.
     pub path: PathBuf,
     /// Index into [`Source::class_names`].
     pub label: u32,
@@ -15,13 +18,12 @@ pub struct Item {
 /// The layout the photos were found in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SourceKind {
-    /// `ROOT/{train,val,test}/CLASS/*`.
+    /// `ROOT/{train,val,test}/CLASS/**`.
     SplitFolders,
-    /// `ROOT/CLASS/*`, split by this seed.
-    ClassFolders {
-        /// The one that [`Source::open`] was given.
-        seed: u64,
-    },
+    /// `ROOT/CLASS/**`.
+    ClassFolders,
+    /// A table of photos and classes.
+    List,
     /// Oxford Flowers-102 with its official split.
     Flowers102,
 }
@@ -31,9 +33,79 @@ impl SourceKind {
     pub const fn name(self) -> &'static str {
         match self {
             SourceKind::SplitFolders => "split-folders",
-            SourceKind::ClassFolders { .. } => "class-folders",
+            SourceKind::ClassFolders => "class-folders",
+            SourceKind::List => "list",
             SourceKind::Flowers102 => "flowers-102",
         }
+    }
+}
+
+/// What the photos are for, which decides what must be there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Purpose {
+    /// Training photos, and validation photos or some to draw from.
+    #[default]
+    Train,
+    /// Any photos of any class.
+    Evaluate,
+}
+
+/// How [`Source::open`] reads what it finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SourceOptions {
+    /// Of the draw, where photos are drawn into splits.
+    pub seed: u64,
+    /// Share of the validation split where it is drawn, above 0 and below 1.
+    pub val_share: f64,
+    /// What stays in one split when splits are drawn.
+    pub groups: Option<Groups>,
+    /// Where the photos of a list lie, if not beside it.
+    pub images: Option<PathBuf>,
+    /// A file with the names of the classes.
+    pub class_names: Option<PathBuf>,
+    /// What the photos are for.
+    pub purpose: Purpose,
+    /// The classes of a run, in label order, that the photos are to be judged by; they may have fewer.
+    pub classes: Option<Vec<String>>,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        SourceOptions {
+            seed: 42,
+            val_share: VAL_SHARE,
+            groups: None,
+            images: None,
+            class_names: None,
+            purpose: Purpose::Train,
+            classes: None,
+        }
+    }
+}
+
+/// The defaults with this seed.
+impl From<u64> for SourceOptions {
+    fn from(seed: u64) -> Self {
+        SourceOptions { seed, ..SourceOptions::default() }
+    }
+}
+
+/// Something about the photos that a user should know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    /// One line.
+    pub text: String,
+    /// False for what is only said.
+    pub warns: bool,
+}
+
+impl Note {
+    pub(super) fn line(text: String) -> Note {
+        Note { text, warns: false }
+    }
+
+    pub(super) fn warning(text: String) -> Note {
+        Note { text, warns: true }
     }
 }
 
@@ -41,49 +113,118 @@ impl SourceKind {
 /// not depend on the file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
-    /// The folder that was opened.
+    /// The folder that the photos are below.
     pub root: PathBuf,
+    /// What was opened: a folder around `root`, or a list.
+    pub origin: PathBuf,
     /// The layout of `root`.
     pub kind: SourceKind,
-    /// Class names in label order, as the folders are named; underscores are kept.
+    /// The seed by which a split was drawn; none where the data say it themselves.
+    pub drawn: Option<u64>,
+    /// Class names in label order, as the folders are named, or a file of names has it; underscores are kept.
     pub class_names: Vec<String>,
-    /// What training learns from. Never empty in what [`Source::open`] returns.
+    /// What training learns from. Never empty in what is opened for training.
     pub train: Vec<Item>,
     /// What every epoch is judged by.
     pub val: Vec<Item>,
     /// Empty where the data has no test split.
     pub test: Vec<Item>,
+    /// What was left out, and what else is to be said.
+    pub notes: Vec<Note>,
 }
 
-/// Whether what is in `path` says itself which photos are for training, so that no seed matters.
-pub fn has_own_split(path: &Path) -> bool {
-    flowers102::find(path).is_some() || folder::has_splits(path)
+/// Classes in the order in which they are met.
+#[derive(Debug, Default)]
+pub(super) struct Classes {
+    names: Vec<String>,
+    index: HashMap<String, usize>,
+}
+
+impl Classes {
+    pub fn index(&mut self, name: &str) -> usize {
+        if let Some(&index) = self.index.get(name) {
+            return index;
+        }
+        self.names.push(name.to_owned());
+        self.index.insert(name.to_owned(), self.names.len() - 1);
+        self.names.len() - 1
+    }
+
+    pub fn contains(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str)
+    }
+}
+
+/// A photo before it is known which split it goes to.
+#[derive(Debug)]
+pub(super) struct Photo {
+    pub path: PathBuf,
+    /// By which its class is drawn into splits: its path below the class folder.
+    pub name: Vec<u8>,
+    /// Index into [`Classes`].
+    pub class: usize,
+    /// Where the data say it.
+    pub split: Option<Split>,
+    /// By a column of a list.
+    pub group: Option<String>,
+}
+
+/// The data before splits and labels are settled.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub root: PathBuf,
+    pub kind: SourceKind,
+    pub classes: Classes,
+    pub photos: Vec<Photo>,
+    pub notes: Vec<Note>,
+}
+
+/// Whether what is in `path` is Flowers-102 in its own layout.
+pub fn is_flowers102_root(path: &Path) -> bool {
+    path.is_dir() && folder::unwrapped(path, flowers102::is_root).is_ok_and(|root| flowers102::is_root(&root))
 }
 
 impl Source {
-    /// Finds out which layout `path` has and lists its photos. `seed` matters for a folder of classes
-    /// only, where it decides the split.
+    /// Finds out which layout `path` has and lists its photos; a number as `options` is the seed of a split that
+    /// is drawn.
     ///
     /// # Errors
-    /// A missing or empty folder, an unknown layout, a class without images or missing from a split,
-    /// and unusable Flowers-102 files.
-    pub fn open(path: &Path, seed: u64) -> Result<Source, DataError> {
-        let found = std::fs::metadata(path);
-        match found {
+    /// A missing or empty folder, an unknown layout, a class without images or missing from train, lists and files of
+    /// names and groups that do not fit, and unusable Flowers-102 files.
+    pub fn open(path: &Path, options: impl Into<SourceOptions>) -> Result<Source, DataError> {
+        let options = options.into();
+        let opened = match std::fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(DataError::NotFound { path: path.to_path_buf() });
             }
             Err(e) => return Err(DataError::io(path, "open the folder")(e)),
-            Ok(m) if !m.is_dir() => return Err(DataError::NotAFolder { path: path.to_path_buf() }),
-            Ok(_) => {}
-        }
-        if let Some(files) = flowers102::find(path) {
-            return flowers102::open(path, &files);
-        }
-        if folder::has_splits(path) {
-            return folder::open_splits(path);
-        }
-        folder::open_classes(path, seed)
+            Ok(found) if found.is_file() => list::open(path, &options)?,
+            Ok(found) if found.is_dir() => {
+                let root =
+                    folder::unwrapped(path, |folder| flowers102::is_root(folder) || list::is_beside(folder))?;
+                let mut opened = if let Some(files) = flowers102::find(&root) {
+                    flowers102::open(&root, &files)?
+                } else if let Some(lists) = list::beside(&root)? {
+                    list::open_beside(&root, &lists, &options)?
+                } else {
+                    open_folders(&root, &options)?
+                };
+                if root != path {
+                    opened.notes.insert(0, Note::line(format!("the data are in {}", root.display())));
+                }
+                opened
+            }
+            Ok(_) => return Err(DataError::NotAFolder { path: path.to_path_buf() }),
+        };
+        settle(path, opened, &options)
     }
 
     /// The photos of one split.
@@ -99,13 +240,22 @@ impl Source {
     pub fn only(&self, split: Split) -> Source {
         let keep = |other: Split| if other == split { self.split(split).to_vec() } else { Vec::new() };
         Source {
-            root: self.root.clone(),
-            kind: self.kind,
-            class_names: self.class_names.clone(),
             train: keep(Split::Train),
             val: keep(Split::Val),
             test: keep(Split::Test),
+            class_names: self.class_names.clone(),
+            root: self.root.clone(),
+            origin: self.origin.clone(),
+            notes: Vec::new(),
+            ..*self
         }
+    }
+
+    /// The same source with all photos in the test split.
+    pub fn all_as_test(self) -> Source {
+        let Source { train, val, test, .. } = self;
+        let test = train.into_iter().chain(val).chain(test).collect();
+        Source { train: Vec::new(), val: Vec::new(), test, ..self }
     }
 
     /// All photos: train, then val, then test.
@@ -122,4 +272,179 @@ impl Source {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+fn open_folders(root: &Path, options: &SourceOptions) -> Result<Opened, DataError> {
+    let mut classes = Classes::default();
+    let (kind, found) = match folder::layout(root, options.purpose)? {
+        folder::Layout::Splits(folders) => {
+            (SourceKind::SplitFolders, folder::open_splits(root, &folders, options.purpose, &mut classes)?)
+        }
+        folder::Layout::Classes => {
+            (SourceKind::ClassFolders, folder::open_classes(root, None, options.purpose, &mut classes)?)
+        }
+    };
+    let folder::Found { photos, mut notes, left_out } = found;
+    notes.extend(left_out.warning().map(Note::warning));
+    Ok(Opened { root: root.to_path_buf(), kind, classes, photos, notes })
+}
+
+/// Draws the splits that the data do not say, orders the classes and names them.
+fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Source, DataError> {
+    let Opened { root, kind, classes, mut photos, mut notes } = opened;
+    let drawn = draw(&root, &classes, &mut photos, options, &mut notes)?;
+    if let Some(groups) = &options.groups
+        && kind != SourceKind::Flowers102
+    {
+        notes.extend(torn(&root, &photos, groups)?);
+    }
+    let keys: Vec<String> = classes.names().map(String::from).collect();
+    let order = match kind {
+        // In the order of the official labels.
+        SourceKind::Flowers102 => (0..keys.len()).collect(),
+        _ => by_name(&keys),
+    };
+    let sorted: Vec<String> = order.iter().map(|&class| keys[class].clone()).collect();
+    let (class_names, file) = match kind {
+        SourceKind::Flowers102 if options.class_names.is_none() => (sorted, None),
+        _ => names::of_classes(&sorted, options.class_names.as_deref(), &beside(origin, &root))?,
+    };
+    if let Some(file) = file.filter(|_| options.class_names.is_none()) {
+        notes.push(Note::line(format!("class names from {}", file.display())));
+    }
+    notes.extend(names::doubts(&class_names).map(Note::warning));
+    let (class_names, labels) = match &options.classes {
+        Some(known) => (known.clone(), labels_among(known, &class_names, &root)?),
+        None => (class_names, (0..order.len() as u32).collect()),
+    };
+    let mut label_of = vec![0; order.len()];
+    order.iter().zip(labels).for_each(|(&class, label)| label_of[class] = label);
+    let mut source = Source {
+        root,
+        origin: origin.to_path_buf(),
+        kind,
+        drawn,
+        class_names,
+        train: Vec::new(),
+        val: Vec::new(),
+        test: Vec::new(),
+        notes,
+    };
+    for photo in photos {
+        let item = Item { path: photo.path, label: label_of[photo.class] };
+        match photo.split.unwrap_or(Split::Train) {
+            Split::Train => source.train.push(item),
+            Split::Val => source.val.push(item),
+            Split::Test => source.test.push(item),
+        }
+    }
+    for split in [&mut source.train, &mut source.val, &mut source.test] {
+        if kind != SourceKind::Flowers102 {
+            split.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
+        }
+    }
+    if options.purpose == Purpose::Train && source.train.is_empty() {
+        let found = "no photo is in the train split".to_owned();
+        return Err(DataError::Layout { path: origin.to_path_buf(), found });
+    }
+    Ok(source)
+}
+
+/// Draws all splits where no photo has one, or val from train where there is none. The seed where it mattered.
+fn draw(
+    root: &Path,
+    classes: &Classes,
+    photos: &mut [Photo],
+    options: &SourceOptions,
+    notes: &mut Vec<Note>,
+) -> Result<Option<u64>, DataError> {
+    let counts = Split::ALL.map(|split| photos.iter().filter(|photo| photo.split == Some(split)).count());
+    let [train, val, _] = counts;
+    let undecided = photos.iter().filter(|photo| photo.split.is_none()).count();
+    let from_train = undecided == 0 && train > 0 && val == 0;
+    if undecided == 0 && !from_train {
+        return Ok(None);
+    }
+    let names: Vec<&str> = classes.names().collect();
+    let taken: Vec<usize> = (0..photos.len())
+        .filter(|&i| photos[i].split.is_none_or(|split| from_train && split == Split::Train))
+        .collect();
+    let paths: Vec<String> = taken.iter().map(|&i| slashed(root, &photos[i].path)).collect();
+    let drawn: Vec<Drawn<'_>> = taken
+        .iter()
+        .zip(&paths)
+        .map(|(&i, path)| Drawn {
+            class: names[photos[i].class],
+            name: &photos[i].name,
+            path,
+            group: photos[i].group.as_deref(),
+        })
+        .collect();
+    let mut draw = Draw::new(options.seed, options.val_share, options.groups.as_ref());
+    if from_train || counts != [0; 3] {
+        draw.test_share = 0.0;
+    }
+    let splits = draw.splits(&drawn)?;
+    if from_train {
+        let count = splits.iter().filter(|&&split| split == Split::Val).count();
+        notes.push(Note::line(format!(
+            "there is no validation split: {count} of {train} training photos were drawn for it (--val-share)"
+        )));
+    }
+    taken.into_iter().zip(splits).for_each(|(i, split)| photos[i].split = Some(split));
+    Ok(Some(options.seed))
+}
+
+/// A warning where splits that the data bring tear groups apart.
+fn torn(root: &Path, photos: &[Photo], groups: &Groups) -> Result<Option<Note>, DataError> {
+    let mut splits: BTreeMap<String, HashSet<Option<Split>>> = BTreeMap::new();
+    for photo in photos {
+        if let Some(group) = groups.of(&slashed(root, &photo.path))? {
+            splits.entry(group).or_default().insert(photo.split);
+        }
+    }
+    let torn: Vec<&String> =
+        splits.iter().filter(|(_, splits)| splits.len() > 1).map(|(group, _)| group).collect();
+    Ok(torn.first().map(|first| {
+        Note::warning(format!(
+            "--groups: {} of {} groups are in more than one split, as the data have them; the first: {first:?}",
+            torn.len(),
+            splits.len()
+        ))
+    }))
+}
+
+/// A path below `root` with slashes.
+pub(super) fn slashed(root: &Path, path: &Path) -> String {
+    path.strip_prefix(root).unwrap_or(path).to_string_lossy().replace('\\', "/")
+}
+
+/// The places of names in their order.
+fn by_name(names: &[String]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..names.len()).collect();
+    order.sort_by(|&a, &b| names[a].cmp(&names[b]));
+    order
+}
+
+/// Where a file of class names may lie: in the folder of the photos and in those around it up to what was opened.
+fn beside<'a>(origin: &'a Path, root: &'a Path) -> Vec<&'a Path> {
+    let mut folders = vec![root];
+    let origin = if origin.is_file() { origin.parent() } else { Some(origin) };
+    folders.extend(origin.filter(|origin| *origin != root));
+    folders
+}
+
+/// The labels that classes have among those of a run.
+fn labels_among(known: &[String], classes: &[String], root: &Path) -> Result<Vec<u32>, DataError> {
+    let readable: Vec<String> = known.iter().map(|name| names::readable(name)).collect();
+    let label = |class: &String| match readable.iter().position(|name| name == class) {
+        Some(label) => Ok(label as u32),
+        None => Err(DataError::UnknownClass {
+            root: root.to_path_buf(),
+            class: class.clone(),
+            near: names::did_you_mean(class, known.iter().map(String::as_str)),
+            classes: known.len(),
+        }),
+    };
+    classes.iter().map(label).collect()
 }

@@ -252,6 +252,10 @@ fn different_model(first: &RunData, run: &RunData) -> Option<String> {
         "start from different models"
     } else if a.templates != b.templates {
         "have different text prompts"
+    } else if let (Some(a), Some(b)) = (&first.summary.photos, &run.summary.photos)
+        && a != b
+    {
+        "were trained on different photos"
     } else {
         return None;
     };

@@ -33,13 +33,14 @@ pub fn embed<B: Backend>(
     options: EmbedOptions,
     monitor: &dyn Monitor,
 ) -> Result<usize> {
-    let paths = folder::images_below(images)?;
+    let (paths, left_out) = folder::images_below(images)?;
+    left_out.iter().for_each(|warning| monitor.warn(warning));
     monitor.begin("features", paths.len() as u64);
     let features = features(tuned, &paths, options, monitor);
     monitor.finish();
     let (embedded, features) = features?;
     if embedded.is_empty() {
-        let found = "no readable image in it";
+        let found = "no readable image in it".into();
         return Err(DataError::NoImages { path: images.to_path_buf(), found }.into());
     }
     let features = Tensor::from_slice([embedded.len(), tuned.features()], &features)?;

@@ -8,7 +8,7 @@ use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::Settings;
 use super::stamp::of_one_epoch;
-use super::tuned::head_of_run;
+use super::tuned::{head_file_of_run, head_of_run};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::vision::Purpose;
@@ -190,6 +190,17 @@ pub fn evaluate_run<B: Backend>(
     let images = cache.split(split);
     let path = |index| images.path(index).unwrap_or_default().display().to_string();
     Ok(sums.evaluation(split.name(), cache.class_names(), path, Vec::new()))
+}
+
+/// The classes of the run in `dir`, in label order.
+pub fn class_names_of_run(dir: &RunDir) -> Result<Vec<String>> {
+    HeadFile::load_class_names(&head_file_of_run(dir)?)
+}
+
+/// Whether the photos of `cache` are known not to be those that the run in `dir` was trained on.
+pub fn other_photos(dir: &RunDir, cache: &Cache) -> Result<bool> {
+    let known = dir.read_summary()?.and_then(|summary| summary.photos);
+    Ok(known.is_some_and(|photos| !photos.is_empty() && photos != cache.photos()))
 }
 
 /// What was trained, read from its files.

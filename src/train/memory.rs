@@ -240,7 +240,7 @@ mod tests {
         let backend = Cpu::<f32>::new();
         let (rows, len, templates) = (600, 7, 3);
         let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
-        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows] };
+        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows], cut: Vec::new() };
         let config = TextConfig { tower: block(), vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
         let tower = Arc::new(TextTower::load(&backend, &SOURCE, &config, 8).unwrap());
         let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();

@@ -13,6 +13,7 @@ use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::clip::weights::Weights;
 use crate::data::Preprocess;
 use crate::progress::Monitor;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -167,6 +168,7 @@ impl Model {
         monitor: &dyn Monitor,
     ) -> Result<TextClassifier> {
         let tokens = self.tokens(class_names, templates)?;
+        doubts(&tokens, class_names, templates).iter().for_each(|doubt| monitor.warn(doubt));
         let tower = self.text(backend)?;
         let (mut lora, mut folded) = (Vec::new(), Vec::new());
         if let Some(adapter) = adapter {
@@ -181,4 +183,32 @@ impl Model {
             scale: text::logit_scale(&self.weights)?,
         })
     }
+}
+
+/// Warnings of classes that have the same tokens, which no text classifier can tell apart, and of prompts that are
+/// longer than the text tower takes.
+fn doubts(tokens: &TokenBatch, class_names: &[String], templates: &[String]) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let mut first: HashMap<&[u32], &String> = HashMap::new();
+    let mut same = class_names.iter().enumerate().filter_map(|(class, name)| {
+        let other = first.insert(tokens.of_rows(class * templates.len(), templates.len()), name);
+        other.map(|other| (other, name))
+    });
+    if let Some((a, b)) = same.next() {
+        let more = same.count();
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        doubts.push(format!(
+            "the classes {a:?} and {b:?} have the same prompts{more}, and text features cannot tell them apart; other \
+             names (--class-names) can"
+        ));
+    }
+    if let Some(&row) = tokens.cut.first() {
+        let (count, class, longest) = (tokens.cut.len(), &class_names[row / templates.len()], tokens.len);
+        doubts.push(format!(
+            "{count} of {} prompts are longer than the {longest} tokens that CLIP reads, and were cut; the first is of \
+             {class:?}",
+            tokens.rows
+        ));
+    }
+    doubts
 }

@@ -79,10 +79,6 @@ fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess
 }
 
 fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, DataError> {
-    // Opening a named pipe would wait for somebody to write to it.
-    if path.metadata().is_ok_and(|metadata| !metadata.is_file()) {
-        return Err(DataError::Decode { path: path.to_path_buf(), reason: "not a regular file".into() });
-    }
     Ok(preprocess.resize_crop(&decode::decode(path)?))
 }
 

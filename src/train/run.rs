@@ -76,6 +76,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Images per second of the training steps alone.
     pub images_per_s: f64,
+    /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub photos: Option<String>,
     /// What the run ended on, see [`Backend::describe`].
     pub device: String,
     /// None in a summary from before it was recorded.
@@ -583,7 +586,7 @@ fn check_photos(progress: &Progress, cache: &Cache, path: &Path, monitor: &dyn M
     let photos = progress.photos.as_deref().filter(|photos| !photos.is_empty());
     if same_classes && photos == Some(cache.photos()) {
         monitor.line(
-            "the photos have other modification times than when the run began, and the same names and sizes",
+            "the photos are files of another place or time than when the run began, with the same content",
         );
         return Ok(());
     }
@@ -981,6 +984,7 @@ impl<B: Backend> Run<'_, B> {
             }),
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
+            photos: Some(cache.photos().to_owned()),
             device: self.learner.backend().describe(),
             vision: Some(self.vision),
         };

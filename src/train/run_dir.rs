@@ -1,6 +1,7 @@
 //! The run directory: what is where, and the metrics file.
 
 use super::files::{is_unfinished, remove_unfinished, write_atomic};
+use super::run::Summary;
 use super::settings::Settings;
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
@@ -271,6 +272,19 @@ impl RunDir {
         })?;
         settings.validate()?;
         Ok(settings)
+    }
+
+    /// Reads summary.json, where the run has got so far.
+    pub fn read_summary(&self) -> Result<Option<Summary>> {
+        let path = self.summary();
+        let text = match std::fs::read_to_string(&path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.map_err(TrainError::io(&path, "read the file"))?,
+        };
+        let summary = serde_json::from_str(&text).map_err(|e| {
+            TrainError::file(&path, format!("not the summary of a run ({e}); write it again with --resume"))
+        })?;
+        Ok(Some(summary))
     }
 
     /// Writes summary.json.

@@ -4,7 +4,8 @@ use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::augment::Augmentation;
-use crate::data::flowers102;
+use crate::data::source::is_flowers102_root;
+use crate::data::{DataError, Groups, SourceOptions, VAL_SHARE};
 use crate::fetch::{DEFAULT_MODEL, is_flowers102};
 use crate::objective::{MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
@@ -225,7 +226,7 @@ pub fn default_templates(recipe: Recipe, flowers: bool) -> Vec<String> {
 
 /// Whether data are Flowers-102, in its own layout or by its name.
 pub fn are_flowers(data: &Path) -> bool {
-    is_flowers102(data) || flowers102::is_root(data)
+    is_flowers102(data) || is_flowers102_root(data)
 }
 
 /// The settings of a training run.
@@ -251,8 +252,23 @@ pub struct Settings {
     /// prompts.safetensors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
+    /// Where the photos of a list lie, if not beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub images: Option<PathBuf>,
+    /// A file with the names of the classes: a JSON object by folder, a JSON list, or lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_names: Option<PathBuf>,
+    /// What stays in one split when splits are drawn: a table of paths and groups, or a regular expression.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<String>,
+    /// Share of the validation split where it is drawn, above 0 and below 1.
+    #[serde(default = "usual_val_share")]
+    pub val_share: f64,
     /// Leaves out images that cannot be decoded, instead of stopping at the first.
     pub skip_bad_images: bool,
+    /// Refuses photos that are in two splits or classes, byte for byte, instead of warning.
+    #[serde(default)]
+    pub refuse_duplicates: bool,
     /// The combination that these settings started from. It names the run; what is done is up to the others.
     pub recipe: Recipe,
     /// What is trained beside the head.
@@ -360,6 +376,10 @@ pub struct Settings {
     pub templates: Vec<String>,
 }
 
+fn usual_val_share() -> f64 {
+    VAL_SHARE
+}
+
 /// A file may leave settings out.
 impl Default for Settings {
     fn default() -> Self {
@@ -379,7 +399,12 @@ impl Settings {
             cache: None,
             dtype: CacheType::U8,
             init_from: None,
+            images: None,
+            class_names: None,
+            groups: None,
+            val_share: VAL_SHARE,
             skip_bad_images: false,
+            refuse_duplicates: false,
             recipe,
             method: match recipe {
                 Recipe::Linear => Method::Linear,
@@ -496,6 +521,9 @@ impl Settings {
             if !value.is_finite() || value < 0.0 {
                 return refuse(format!("{flag}: {value} is not a number of at least 0"));
             }
+        }
+        if !(self.val_share > 0.0 && self.val_share < 1.0) {
+            return refuse(format!("--val-share: {} is not a share above 0 and below 1", self.val_share));
         }
         if let HeadScale::Of(scale) = self.head_scale
             && (!scale.is_finite() || scale <= 0.0)
@@ -697,6 +725,21 @@ impl Settings {
     /// The seed of what the images are.
     pub fn image_seed(&self) -> u64 {
         self.data_seed.unwrap_or(self.seed)
+    }
+
+    /// How the data are read.
+    ///
+    /// # Errors
+    /// Groups that cannot be used.
+    pub fn source_options(&self) -> std::result::Result<SourceOptions, DataError> {
+        Ok(SourceOptions {
+            seed: self.image_seed(),
+            val_share: self.val_share,
+            groups: self.groups.as_deref().map(Groups::open).transpose()?,
+            images: self.images.clone(),
+            class_names: self.class_names.clone(),
+            ..SourceOptions::default()
+        })
     }
 
     /// The flags that make the steps of what this run trains smaller.

@@ -113,9 +113,14 @@ impl<B: Backend> TunedTower<B> {
 /// # Errors
 /// A run that has none yet.
 pub fn head_of_run(dir: &RunDir, width: usize) -> Result<HeadFile> {
+    HeadFile::load(&head_file_of_run(dir)?, width)
+}
+
+/// Where that head is.
+pub(super) fn head_file_of_run(dir: &RunDir) -> Result<PathBuf> {
     if !dir.head().is_file() {
         let problem = "no head.safetensors here; the run ended before its first epoch did";
         return Err(TrainError::file(dir.path(), problem));
     }
-    HeadFile::load(&dir.head(), width)
+    Ok(dir.head())
 }

@@ -223,6 +223,103 @@ fn a_second_open_reuses_and_every_change_rebuilds() {
     assert!(build(SIDE * 2).reused() && build(SIDE).reused());
 }
 
+#[cfg(unix)]
+#[test]
+fn photos_that_change_places_are_noticed_whatever_their_sizes_and_times() {
+    let workspace = Workspace::new(&["rgb.png"]);
+    let time = SystemTime::now() - Duration::from_secs(5000);
+    let train = workspace.photos.path().join("train");
+    for (class, grey) in [("daisy", 10), ("rose", 200)] {
+        for i in 0..3 {
+            let path = train.join(class).join(format!("{i}.bmp"));
+            image::RgbImage::from_pixel(20, 20, image::Rgb([grey + i; 3])).save(&path).unwrap();
+            std::fs::File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+        }
+    }
+    let before = workspace.cache();
+    std::fs::rename(train.join("rose"), train.join("x")).unwrap();
+    std::fs::rename(train.join("daisy"), train.join("rose")).unwrap();
+    std::fs::rename(train.join("x"), train.join("daisy")).unwrap();
+    let after = workspace.cache();
+    assert!(!after.reused() && after.photos() != before.photos());
+    assert_ne!(
+        before.split(Split::Train).image(0).unwrap().bytes(),
+        after.split(Split::Train).image(0).unwrap().bytes()
+    );
+    assert!(workspace.cache().reused());
+    // Overwritten in place, size and time put back.
+    let one = train.join("rose/1.bmp");
+    image::RgbImage::from_pixel(20, 20, image::Rgb([77; 3])).save(&one).unwrap();
+    std::fs::File::options().write(true).open(&one).unwrap().set_modified(time).unwrap();
+    assert!(!workspace.cache().reused());
+}
+
+#[test]
+fn a_copy_of_the_photos_is_the_same_photos() {
+    let [one, copy] = [(); 2].map(|()| Workspace::new(&PHOTOS).cache().photos().to_owned());
+    assert_eq!(one.len(), 64);
+    assert_eq!(one, copy);
+    let workspace = Workspace::new(&PHOTOS);
+    std::fs::rename(workspace.photos.path().join("train/rose"), workspace.photos.path().join("train/x"))
+        .unwrap();
+    std::fs::rename(workspace.photos.path().join("val/rose"), workspace.photos.path().join("val/x")).unwrap();
+    assert_eq!(workspace.cache().photos(), one, "labels count, names do not");
+    workspace.add("train/x/more.png", "grey.png");
+    assert_ne!(workspace.cache().photos(), one);
+}
+
+#[test]
+fn the_same_photo_in_two_splits_or_classes_is_counted_and_said_or_refused() {
+    // Of the daisies and roses each photo is in both classes, and the first in train and val.
+    let workspace = Workspace::new(&PHOTOS);
+    for reused in [false, true] {
+        let monitor = Recorder::new(u64::MAX);
+        let cache = workspace.build(DType::U8, &CacheOptions::default(), &monitor).unwrap();
+        assert_eq!(cache.reused(), reused);
+        let said = monitor.lines.lock().unwrap().join("\n");
+        assert!(said.contains("1 photo is in train and in val (train/daisy/000_"), "{said}");
+        assert!(said.contains("5 photos are in two classes (train/daisy/000_"), "{said}");
+        assert_eq!(said.lines().count(), 2, "{said}");
+    }
+    let refuse = CacheOptions { refuse_duplicates: true, ..CacheOptions::default() };
+    let error = workspace.build(DType::U8, &refuse, &Silent).unwrap_err();
+    assert!(error.to_string().contains("in train and in val"), "{error}");
+    // Said once, where a second cache of the same photos follows.
+    let monitor = Recorder::new(u64::MAX);
+    let said = CacheOptions { said: true, ..CacheOptions::default() };
+    workspace.build(DType::U8, &said, &monitor).unwrap();
+    assert!(monitor.lines.lock().unwrap().is_empty());
+    let alone = Workspace { photos: tempfile::tempdir().unwrap(), caches: tempfile::tempdir().unwrap() };
+    for (place, name) in
+        [("train/a/1.png", "rgb.png"), ("train/b/1.png", "grey.png"), ("val/a/1.jpg", "grey.jpg")]
+    {
+        alone.add(place, name);
+    }
+    alone.build(DType::U8, &refuse, &Silent).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_to_nothing_is_a_bad_image() {
+    let workspace = Workspace::new(&["rgb.png"]);
+    let link = workspace.photos.path().join("train/rose/annexed.jpg");
+    std::os::unix::fs::symlink("../../.git/annex/none.jpg", &link).unwrap();
+    let error = workspace.build(DType::U8, &CacheOptions::default(), &Silent).unwrap_err().to_string();
+    assert!(
+        error.contains("annexed.jpg")
+            && error.contains("a link to ../../.git/annex/none.jpg, which is not there"),
+        "{error}"
+    );
+    let skip = CacheOptions { skip_bad_images: true, ..CacheOptions::default() };
+    let cache = workspace.build(DType::U8, &skip, &Silent).unwrap();
+    assert_eq!((cache.split(Split::Train).len(), cache.skipped().len()), (2, 1));
+    assert!(workspace.build(DType::U8, &skip, &Silent).unwrap().reused());
+    // Once its content is there the cache is built again.
+    std::fs::remove_file(&link).unwrap();
+    workspace.add("train/rose/annexed.jpg", "grey.jpg");
+    assert_eq!(workspace.build(DType::U8, &skip, &Silent).unwrap().split(Split::Train).len(), 3);
+}
+
 #[test]
 fn a_damaged_cache_is_noticed_and_built_again() {
     let workspace = Workspace::new(&PHOTOS);
@@ -335,7 +432,7 @@ fn bad_images_are_left_out_when_asked() {
     let last = clean.split(Split::Train).image(9).unwrap().bytes().to_vec();
     truncate(&workspace.photos.path().join("train/daisy/002_grey.jpg"));
     std::fs::write(workspace.photos.path().join("train/rose/001_rgb.png"), "text").unwrap();
-    let options = CacheOptions { skip_bad_images: true, threads: 0 };
+    let options = CacheOptions { skip_bad_images: true, ..CacheOptions::default() };
     let monitor = Recorder::new(u64::MAX);
     let cache = workspace.build(DType::U8, &options, &monitor).unwrap();
     let train = cache.split(Split::Train);
@@ -417,7 +514,7 @@ fn larger_training_images_have_a_cache_of_their_own() {
 fn the_same_bad_images_are_left_out_of_larger_images() {
     let workspace = Workspace::new(&PHOTOS);
     truncate(&workspace.photos.path().join("train/daisy/002_grey.jpg"));
-    let options = CacheOptions { skip_bad_images: true, threads: 0 };
+    let options = CacheOptions { skip_bad_images: true, ..CacheOptions::default() };
     let all = workspace.build(DType::U8, &options, &Silent).unwrap();
     let train = workspace.source().only(Split::Train);
     let larger = Preprocess::clip(SIDE).enlarged(SIDE + 2).unwrap();
@@ -462,7 +559,7 @@ fn crops_of_a_batch_are_what_the_backend_takes() {
 #[test]
 fn a_class_without_an_image_is_named() {
     let workspace = Workspace::new(&["base_420_q95.jpg"]);
-    let options = CacheOptions { skip_bad_images: true, threads: 0 };
+    let options = CacheOptions { skip_bad_images: true, ..CacheOptions::default() };
     let cache = workspace.build(DType::U8, &options, &Silent).unwrap();
     cache.split(Split::Train).require_every_class().unwrap();
     cache.split(Split::Val).require_every_class().unwrap();

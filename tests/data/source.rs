@@ -1,7 +1,7 @@
 //! What `--data` opens: every layout, and every way in which it can be wrong.
 
 use crate::files::{flowers, photo, write_mat};
-use clip_engine::data::{DataError, Item, Source, SourceKind, Split};
+use clip_engine::data::{DataError, Groups, Item, Purpose, Source, SourceKind, SourceOptions, Split};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn touch(root: &Path, names: &[&str]) {
     for name in names {
         let path = root.join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, "x").unwrap();
+        std::fs::write(path, [0xff, 0xd8, 0xff, 0xe0]).unwrap();
     }
 }
 
@@ -18,6 +18,11 @@ fn names(source: &Source, split: Split) -> Vec<(String, u32)> {
     let root = &source.root;
     let name = |path: &Path| path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
     source.split(split).iter().map(|item| (name(&item.path), item.label)).collect()
+}
+
+/// Everything that is said of a source, one line each.
+fn said(source: &Source) -> String {
+    source.notes.iter().map(|note| note.text.clone()).collect::<Vec<_>>().join("\n")
 }
 
 /// The message of opening `root`, which must fail with one line that names `mentions`.
@@ -60,34 +65,40 @@ fn split_folders_are_listed_in_the_order_of_their_names() {
 }
 
 #[test]
-fn the_test_split_may_be_missing_but_not_the_others() {
+fn val_is_drawn_from_train_where_there_is_none_and_test_may_be_missing() {
     let dir = tempfile::tempdir().unwrap();
-    touch(dir.path(), &["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"]);
-    assert!(Source::open(dir.path(), 0).unwrap().test.is_empty());
+    let train: Vec<String> =
+        (0..20).flat_map(|i| [format!("train/a/{i}.jpg"), format!("train/b/{i}.jpg")]).collect();
+    touch(dir.path(), &train.iter().map(String::as_str).collect::<Vec<_>>());
+    touch(dir.path(), &["val/a/1.jpg", "val/b/1.jpg"]);
+    let own = Source::open(dir.path(), 0).unwrap();
+    assert_eq!((own.test.len(), own.drawn, own.train.len()), (0, None, 40));
     std::fs::remove_dir_all(dir.path().join("val")).unwrap();
-    failure(dir.path(), &["no val folder"]);
+    let drawn = Source::open(dir.path(), 0).unwrap();
+    assert_eq!((drawn.train.len(), drawn.val.len(), drawn.test.len(), drawn.drawn), (34, 6, 0, Some(0)));
+    assert!(said(&drawn).contains("6 of 40 training photos were drawn"), "{}", said(&drawn));
+    assert_ne!(Source::open(dir.path(), 1).unwrap().val, drawn.val);
+    let half = SourceOptions { val_share: 0.5, ..0.into() };
+    assert_eq!(Source::open(dir.path(), half).unwrap().val.len(), 20);
     std::fs::rename(dir.path().join("train"), dir.path().join("val")).unwrap();
     failure(dir.path(), &["no train folder"]);
 }
 
 #[test]
-fn splits_with_other_classes_are_refused() {
+fn val_and_test_may_lack_classes_and_have_none_that_train_lacks() {
     let dir = tempfile::tempdir().unwrap();
-    touch(dir.path(), &["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/c/1.jpg"]);
-    failure(dir.path(), &["\"b\"", "in train", "val"]);
-    touch(dir.path(), &["val/b/1.jpg"]);
-    failure(dir.path(), &["\"c\"", "in val", "train"]);
-    touch(dir.path(), &["train/c/1.jpg", "test/a/1.jpg", "test/b/1.jpg"]);
-    failure(dir.path(), &["\"c\"", "in train", "test"]);
-    // A folder without photos is no class either, in whichever split.
-    for split in ["test", "val", "train"] {
-        let copy = tempfile::tempdir().unwrap();
-        for part in ["train", "val", "test"] {
-            let name = if part == split { "notes.txt" } else { "1.jpg" };
-            touch(copy.path(), &[&format!("{part}/a/1.jpg"), &format!("{part}/c/{name}")]);
-        }
-        failure(copy.path(), &[&format!("{split}/c"), "without images"]);
-    }
+    touch(
+        dir.path(),
+        &["train/a/1.jpg", "train/Red_rose/1.jpg", "val/a/1.jpg", "test/a/1.jpg", "test/Red_rose/notes.txt"],
+    );
+    let source = Source::open(dir.path(), 0).unwrap();
+    assert_eq!((source.val.len(), source.test.len()), (1, 1));
+    touch(dir.path(), &["test/red rose/1.jpg"]);
+    failure(dir.path(), &["\"red rose\"", "in test", "in train", "did you mean \"Red_rose\"?"]);
+    // In train a folder without photos is no class.
+    let copy = tempfile::tempdir().unwrap();
+    touch(copy.path(), &["train/a/1.jpg", "train/b/1.heic", "train/b/2.heic", "val/a/1.jpg"]);
+    failure(copy.path(), &["train/b", "without images", "2 .heic files"]);
 }
 
 #[test]
@@ -96,7 +107,7 @@ fn folders_without_images_are_refused() {
     failure(&dir.path().join("nowhere"), &["nowhere", "no such folder", "--data"]);
     failure(dir.path(), &["empty"]);
     touch(dir.path(), &["a.jpg"]);
-    failure(&dir.path().join("a.jpg"), &["a.jpg", "not a folder"]);
+    failure(&dir.path().join("a.jpg"), &["a.jpg", "UTF-8"]);
     failure(dir.path(), &["one folder per class"]);
     touch(dir.path(), &["rose/1.jpg"]);
     failure(dir.path(), &["only one class"]);
@@ -113,7 +124,7 @@ fn a_folder_of_classes_is_split_by_seed_and_by_names_only() {
         .collect();
     touch(dir.path(), &files.iter().map(String::as_str).collect::<Vec<_>>());
     let source = Source::open(dir.path(), 5).unwrap();
-    assert_eq!(source.kind, SourceKind::ClassFolders { seed: 5 });
+    assert_eq!((source.kind, source.drawn), (SourceKind::ClassFolders, Some(5)));
     let mut counts = BTreeMap::new();
     for split in Split::ALL {
         for (name, label) in names(&source, split) {
@@ -148,6 +159,355 @@ fn one_split_alone_keeps_its_photos_and_the_names_of_all_classes() {
         assert_eq!((only.kind, &only.root), (source.kind, &source.root));
         assert_eq!(only.class_names, source.class_names);
     }
+}
+
+#[test]
+fn photos_in_subfolders_and_by_every_ending_are_read_and_others_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    touch(
+        dir.path(),
+        &[
+            "a/1.jfif",
+            "a/2.JPE",
+            "a/3.pjpeg",
+            "a/noending",
+            "a/IMG.2024",
+            "a/deep/er/4.Jpg",
+            "a/.hidden/5.jpg",
+            "a/@eaDir/6.jpg",
+            "a/7.HEIC",
+            "a/8.heic",
+            "a/clip.mp4",
+            "a/notes.txt",
+            "b/1.jpg",
+            "b/2.avif",
+            "__MACOSX/a/._1.jpg",
+            "__MACOSX/b/1.jpg",
+            ".ipynb_checkpoints/1.jpg",
+            "beside.jpg",
+        ],
+    );
+    std::fs::write(dir.path().join("a/README"), "of content that is no image").unwrap();
+    // What the engine itself leaves is no class.
+    for file in
+        ["runs/demo/config.toml", "runs/demo/metrics.jsonl", "runs/demo/plots/curves.png", "cache/x.pixels"]
+    {
+        touch(dir.path(), &[file]);
+    }
+    let source = Source::open(dir.path(), 0).unwrap();
+    let mut found: Vec<String> = source
+        .items()
+        .map(|item| item.path.strip_prefix(dir.path()).unwrap().to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    let expected =
+        ["a/1.jfif", "a/2.JPE", "a/3.pjpeg", "a/IMG.2024", "a/deep/er/4.Jpg", "a/noending", "b/1.jpg"];
+    assert_eq!(found, expected);
+    assert_eq!(source.class_names, ["a", "b"]);
+    let said = said(&source);
+    assert!(said.contains("left out 1 .avif, 2 .heic, 1 .mp4 files"), "{said}");
+    assert!(said.contains("left out 1 photos that lie beside"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_cannot_be_reached_is_a_photo_that_cannot_be_read() {
+    use std::os::unix::fs::symlink;
+    let dir = tempfile::tempdir().unwrap();
+    touch(dir.path(), &["a/1.jpg", "b/1.jpg"]);
+    symlink("nowhere.jpg", dir.path().join("a/gone.jpg")).unwrap();
+    symlink("nowhere.txt", dir.path().join("a/gone.txt")).unwrap();
+    symlink("..", dir.path().join("b/loop")).unwrap();
+    let (below, _) = clip_engine::data::folder::images_below(&dir.path().join("a")).unwrap();
+    assert_eq!(below, [dir.path().join("a/1.jpg"), dir.path().join("a/gone.jpg")]);
+    let source = Source::open(dir.path(), 0).unwrap();
+    let mut found: Vec<String> = source.items().map(|item| item.path.display().to_string()).collect();
+    found.sort();
+    assert_eq!(found.len(), 4, "{found:?}");
+    assert!(found[1].ends_with("a/gone.jpg") && found[3].ends_with("b/loop"), "{found:?}");
+}
+
+#[test]
+fn splits_go_by_the_names_that_people_give_them() {
+    for [train, val, test] in [
+        ["Training", "", "Testing"],
+        ["Train", "Val", "Test"],
+        ["training_set", "validation_set", "test_set"],
+        ["train", "dev", "test"],
+        ["train", "", ""],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for class in ["cats", "dogs"] {
+            (0..7).for_each(|i| touch(dir.path(), &[&format!("{train}/{class}/{i}.jpg")]));
+            for split in [val, test].into_iter().filter(|split| !split.is_empty()) {
+                touch(dir.path(), &[&format!("{split}/{class}/1.jpg")]);
+            }
+        }
+        let source = Source::open(dir.path(), 3).unwrap();
+        assert_eq!(source.kind, SourceKind::SplitFolders, "{train} {val} {test}");
+        assert_eq!(source.class_names, ["cats", "dogs"]);
+        assert_eq!(source.test.len(), if test.is_empty() { 0 } else { 2 });
+        assert_eq!((source.val.len(), source.drawn), if val.is_empty() { (2, Some(3)) } else { (2, None) });
+    }
+    let dir = tempfile::tempdir().unwrap();
+    touch(
+        dir.path(),
+        &["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg", "validation/a/1.jpg"],
+    );
+    failure(dir.path(), &["validation", "is the val split too"]);
+}
+
+#[test]
+fn classes_may_be_called_as_splits_are() {
+    for classes in [
+        &["bus", "car", "train"][..],
+        &["invalid", "valid"],
+        &["control", "test"],
+        &["test", "train-station"],
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        classes
+            .iter()
+            .for_each(|class| touch(dir.path(), &[&format!("{class}/1.jpg"), &format!("{class}/2/3.jpg")]));
+        let source = Source::open(dir.path(), 0).unwrap();
+        assert_eq!(
+            (source.kind, &source.class_names[..]),
+            (SourceKind::ClassFolders, &classes.iter().map(|c| c.to_string()).collect::<Vec<_>>()[..])
+        );
+        assert_eq!(source.len(), 2 * classes.len());
+    }
+    // Photos of each split side by side have no classes at all.
+    let dir = tempfile::tempdir().unwrap();
+    touch(dir.path(), &["train/1.jpg", "test/1.jpg"]);
+    failure(dir.path(), &["no class folders", "--data LIST"]);
+}
+
+#[test]
+fn test_folders_without_labels_are_left_out_with_a_line() {
+    for (file, why) in [
+        ("test/1.jpg", "1 photos lie in no class"),
+        ("test/unknown/1.jpg", "unknown, is no class"),
+        ("test/", "empty"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        touch(dir.path(), &["train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg", "val/b/1.jpg"]);
+        match file.ends_with('/') {
+            true => std::fs::create_dir(dir.path().join(file)).unwrap(),
+            false => touch(dir.path(), &[file]),
+        }
+        let source = Source::open(dir.path(), 0).unwrap();
+        assert!(source.test.is_empty() && said(&source).contains(why), "{}", said(&source));
+    }
+}
+
+#[test]
+fn one_folder_around_the_data_is_looked_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let inner = dir.path().join("archive/data");
+    touch(&inner, &["a/1.jpg", "b/1.jpg"]);
+    touch(dir.path(), &["__MACOSX/archive/._data", "archive/readme.txt"]);
+    let source = Source::open(dir.path(), 0).unwrap();
+    assert_eq!((&source.root, source.class_names.len()), (&inner, 2));
+    assert!(said(&source).contains("the data are in"), "{}", said(&source));
+    let wrapped = tempfile::tempdir().unwrap();
+    flowers(&wrapped.path().join("oxford"), true);
+    assert_eq!(Source::open(wrapped.path(), 0).unwrap().kind, SourceKind::Flowers102);
+    // A class is no folder around data.
+    let class = tempfile::tempdir().unwrap();
+    touch(class.path(), &["roses/1.jpg"]);
+    failure(class.path(), &["only one class"]);
+}
+
+#[test]
+fn folders_win_over_the_files_of_flowers_102_without_its_photos() {
+    let dir = tempfile::tempdir().unwrap();
+    touch(dir.path(), &["imagelabels.mat", "setid.mat", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"]);
+    assert_eq!(Source::open(dir.path(), 0).unwrap().kind, SourceKind::SplitFolders);
+}
+
+#[test]
+fn a_run_judges_photos_of_some_of_its_classes_in_its_own_order() {
+    let dir = tempfile::tempdir().unwrap();
+    touch(dir.path(), &["test/tulip/1.jpg", "test/cafe\u{301}/1.jpg"]);
+    failure(dir.path(), &["no train folder"]);
+    let classes: Vec<String> = ["tulip", "rose", "caf\u{e9}"].map(String::from).into();
+    let options = SourceOptions {
+        purpose: Purpose::Evaluate,
+        classes: Some(classes.clone()),
+        ..SourceOptions::default()
+    };
+    let source = Source::open(dir.path(), options.clone()).unwrap();
+    assert_eq!(source.class_names, classes);
+    assert_eq!(source.test.iter().map(|item| item.label).collect::<Vec<_>>(), [0, 2]);
+    touch(dir.path(), &["test/Rose/1.jpg"]);
+    let error = Source::open(dir.path(), options.clone()).unwrap_err().to_string();
+    assert!(
+        error.contains("\"Rose\" is none of the 3 classes") && error.contains("did you mean \"rose\""),
+        "{error}"
+    );
+    // Class folders, of which all are wanted.
+    let flat = tempfile::tempdir().unwrap();
+    (0..9).for_each(|i| touch(flat.path(), &[&format!("rose/{i}.jpg")]));
+    let all = Source::open(flat.path(), options).unwrap().all_as_test();
+    assert_eq!((all.train.len(), all.val.len(), all.test.len(), all.test[0].label), (0, 0, 9, 1));
+}
+
+#[test]
+fn numbered_folders_get_their_names_from_a_file_beside_them() {
+    let dir = tempfile::tempdir().unwrap();
+    touch(dir.path(), &["train/1/1.jpg", "train/10/1.jpg", "train/2/1.jpg", "valid/1/1.jpg"]);
+    let numbered = Source::open(dir.path(), 0).unwrap();
+    assert!(said(&numbered).contains("are numbers") && said(&numbered).contains("--class-names"));
+    let names = dir.path().join("cat_to_name.json");
+    std::fs::write(
+        &names,
+        r#"{"1": "pink primrose", "2": "hard-leaved orchid", "10": "globe thistle", "11": "x"}"#,
+    )
+    .unwrap();
+    let source = Source::open(dir.path(), 0).unwrap();
+    assert_eq!(source.class_names, ["pink primrose", "globe thistle", "hard-leaved orchid"]);
+    assert!(said(&source).contains("class names from") && !said(&source).contains("numbers"));
+    let chosen = dir.path().join("names.txt");
+    std::fs::write(&chosen, "rose\naster\nlily\n").unwrap();
+    let options = SourceOptions { class_names: Some(chosen), ..0.into() };
+    assert_eq!(Source::open(dir.path(), options).unwrap().class_names, ["rose", "aster", "lily"]);
+}
+
+#[test]
+fn groups_stay_in_one_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let photo = |i: usize| format!("{}/plant{:02}_{i}.jpg", if i % 2 == 0 { "a" } else { "b" }, i / 10);
+    (0..200).for_each(|i| touch(dir.path(), &[&photo(i)]));
+    let split_of = |source: &Source| -> BTreeMap<String, Vec<Split>> {
+        let mut splits: BTreeMap<String, Vec<Split>> = BTreeMap::new();
+        for split in Split::ALL {
+            for (name, _) in names(source, split) {
+                splits.entry(name[2..9].to_owned()).or_default().push(split);
+            }
+        }
+        splits
+    };
+    let plain = Source::open(dir.path(), 1).unwrap();
+    assert!(split_of(&plain).values().any(|splits| splits.iter().any(|split| *split != splits[0])));
+    let table = dir.path().join("groups.csv");
+    let rows: String = (0..200).map(|i| format!("{},plant {}\n", photo(i), i / 10)).collect();
+    std::fs::write(&table, format!("path,group\n{rows}")).unwrap();
+    for word in ["(plant[0-9]+)_", table.to_str().unwrap()] {
+        let options = SourceOptions { groups: Some(Groups::open(word).unwrap()), ..1.into() };
+        let grouped = Source::open(dir.path(), options).unwrap();
+        let splits = split_of(&grouped);
+        assert!(splits.values().all(|splits| splits.iter().all(|split| *split == splits[0])), "{splits:?}");
+        assert_eq!(splits.len(), 20);
+        for split in [&grouped.val, &grouped.test] {
+            assert!((20..=40).contains(&split.len()), "{}", split.len());
+        }
+    }
+    assert!(
+        Groups::open("(unclosed")
+            .unwrap_err()
+            .to_string()
+            .contains("neither a file nor a regular expression")
+    );
+    std::fs::write(&table, "path,group\na/plant00_0.jpg,x\n").unwrap();
+    let options = SourceOptions { groups: Some(Groups::open(table.to_str().unwrap()).unwrap()), ..1.into() };
+    let error = Source::open(dir.path(), options).unwrap_err().to_string();
+    assert!(error.contains("groups.csv") && error.contains("has no group for"), "{error}");
+}
+
+#[test]
+fn lists_name_photos_classes_splits_and_groups() {
+    let dir = tempfile::tempdir().unwrap();
+    (0..12).for_each(|i| touch(dir.path(), &[&format!("photos/{i}.jpg")]));
+    let list = dir.path().join("list.csv");
+    let open = |text: &str, options: SourceOptions| {
+        std::fs::write(&list, text).unwrap();
+        Source::open(&list, options)
+    };
+    let there = || SourceOptions { images: Some(dir.path().join("photos")), ..0.into() };
+    // Without a split: drawn by class.
+    let rows: String = (0..12).map(|i| format!("photos/{i}.jpg,{}\r\n", ["cat", "dog"][i % 2])).collect();
+    let source = open(&format!("\u{feff}Path,Label\r\n{rows}"), 0.into()).unwrap();
+    assert_eq!((source.kind, source.drawn, source.len()), (SourceKind::List, Some(0), 12));
+    assert_eq!((source.train.len(), source.val.len(), source.test.len()), (8, 2, 2));
+    assert_eq!(source.class_names, ["cat", "dog"]);
+    // With splits, by ids without an ending, elsewhere.
+    let source =
+        open("id,class,split\n0,cat,Training\n1,dog,train\n2,cat,valid\n3,dog,TEST\n", there()).unwrap();
+    assert_eq!(names(&source, Split::Train), [("0.jpg".to_owned(), 0), ("1.jpg".to_owned(), 1)]);
+    assert_eq!((source.val.len(), source.test.len(), source.drawn), (1, 1, None));
+    // A name beside a number.
+    let source = open("file_name\tlabel\tclass_name\n0.jpg\t1\tcat\n1.jpg\t0\tdog\n", there()).unwrap();
+    assert_eq!(source.class_names, ["cat", "dog"]);
+    // Groups by a column.
+    let rows: String = (0..12).map(|i| format!("{i}.jpg,{},{}\n", ["cat", "dog"][i % 2], i / 4)).collect();
+    let source = open(&format!("file,label,group\n{rows}"), there()).unwrap();
+    for group in 0..3 {
+        let of = |split: Split| {
+            names(&source, split)
+                .iter()
+                .any(|(name, _)| name[..name.len() - 4].parse::<usize>().unwrap() / 4 == group)
+        };
+        assert_eq!(Split::ALL.iter().filter(|split| of(**split)).count(), 1, "group {group}");
+    }
+    for (text, problem) in [
+        ("name,weight\nx,3\n", "needs a column path"),
+        ("path,label\nnowhere.jpg,cat\nlost.jpg,dog\n", "--images DIR"),
+        ("path,label\n0.jpg,cat\n0.jpg,dog\n", "gives 0.jpg the classes \"cat\" and \"dog\""),
+        ("path,label,split\n0.jpg,cat,train\n0.jpg,cat,test\n", "into two splits"),
+        ("path,label,split\n0.jpg,cat,train\n1.jpg,dog,\n", "no split for 1 of 2"),
+        ("path,label,split\n0.jpg,cat,first\n", "the split \"first\""),
+        ("path,label\n0.jpg,cat\n1.jpg,cat\n", "only one class"),
+        ("path,label\n", "names no photo"),
+    ] {
+        let error = open(text, there()).unwrap_err().to_string();
+        assert!(error.contains("list.csv") && error.contains(problem), "{error}");
+    }
+    let source = open("path,label\n0.jpg,cat\n0.jpg,cat\n1.jpg,dog\n2.jpg,\n3.jpg,cat\n", there()).unwrap();
+    assert!(
+        said(&source).contains("1 rows repeat") && said(&source).contains("1 rows without a class"),
+        "{}",
+        said(&source)
+    );
+}
+
+#[test]
+fn lists_of_hugging_face_and_of_coop_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    (0..6).for_each(|i| touch(dir.path(), &[&format!("{i}.jpg")]));
+    let rows: String = (0..6)
+        .map(|i| format!("{{\"file_name\": \"{i}.jpg\", \"label\": \"{}\"}}\n", ["cat", "dog"][i % 2]))
+        .collect();
+    std::fs::write(dir.path().join("metadata.jsonl"), rows).unwrap();
+    let source = Source::open(dir.path(), 0).unwrap();
+    assert_eq!((source.kind, source.len(), source.class_names.len()), (SourceKind::List, 6, 2));
+    assert!(said(&source).contains("metadata.jsonl"));
+
+    let split = tempfile::tempdir().unwrap();
+    for (folder, text) in
+        [("train", "file_name,label\n0.jpg,cat\n1.jpg,dog\n"), ("validation", "file_name,label\n0.jpg,dog\n")]
+    {
+        touch(split.path(), &[&format!("{folder}/0.jpg"), &format!("{folder}/1.jpg")]);
+        std::fs::write(split.path().join(folder).join("metadata.csv"), text).unwrap();
+    }
+    let source = Source::open(split.path(), 0).unwrap();
+    assert_eq!(names(&source, Split::Val), [("validation/0.jpg".to_owned(), 1)]);
+
+    let coop = dir.path().join("split_of_somebody.json");
+    std::fs::write(
+        &coop,
+        r#"{"train": [["0.jpg", 0, "pink rose"], ["1.jpg", 1, "lily"]], "val": [["2.jpg", 1, "lily"]], "test": [["3.jpg", 0, "pink rose"]]}"#,
+    )
+    .unwrap();
+    let source = Source::open(&coop, 0).unwrap();
+    assert_eq!((source.train.len(), source.val.len(), source.test.len()), (2, 1, 1));
+    assert_eq!(source.class_names, ["lily", "pink rose"]);
+    std::fs::write(&coop, r#"{"train": [["0.jpg", 0]], "val": []}"#).unwrap();
+    failure(&coop, &["[path, label, class name]"]);
+    // A flat folder with a table beside the photos: the message says how to use it.
+    let flat = tempfile::tempdir().unwrap();
+    touch(flat.path(), &["0.jpg", "1.jpg"]);
+    std::fs::write(flat.path().join("train.csv"), "id,breed\n").unwrap();
+    failure(flat.path(), &["train.csv has their labels", "--data"]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use clip_engine::clip::tokenizer::ClipTokenizer;
 use clip_engine::clip::weights::{Weights, expected_tensors};
 use clip_engine::data::decode::{MAX_PIXELS, decode_bytes};
 use clip_engine::data::resize::RgbImage;
-use clip_engine::data::{Cache, Preprocess, Split, flowers102};
+use clip_engine::data::{Cache, DataError, Groups, Preprocess, Source, SourceOptions, Split, flowers102};
 use clip_engine::tensor::{DType, Shape, Tensor, View};
 use clip_engine::train::adapter::{Adapter, HeadFile, load_prompts, prompt_spec};
 use clip_engine::train::files::TensorFile;
@@ -26,11 +26,12 @@ use tempfile::TempDir;
 pub type Target = fn(&[u8]) -> bool;
 
 /// The targets by their names, which are also those of their folders in fuzz/corpus.
-pub const ALL: [(&str, Target); 7] = [
+pub const ALL: [(&str, Target); 8] = [
     ("adapter", adapter),
     ("cache", cache),
     ("checkpoint", checkpoint),
     ("image", image),
+    ("list", list),
     ("mat", mat),
     ("run", run),
     ("tokenizer", tokenizer),
@@ -200,6 +201,32 @@ pub fn mat(data: &[u8]) -> bool {
                 assert!(!photos.is_empty() && photos.is_sorted() && photos.iter().all(|&p| p < PHOTOS));
             }
             Err(error) => assert!(!error.to_string().contains('\n'), "{error}"),
+        }
+    }
+    any
+}
+
+/// A list of photos, read as a table, as JSON lines and as CoOp's, and a file of class names or groups.
+pub fn list(data: &[u8]) -> bool {
+    let (list, other) = two_files(data);
+    let dir = folder(&[("list", Some(list)), ("names", Some(other)), ("0.jpg", Some(b"photo"))]);
+    let (path, names) = (dir.join("list"), dir.join("names"));
+    let one_line = |error: DataError| assert!(!error.to_string().contains('\n'), "{error}");
+    let groups = Groups::open(&names.display().to_string()).map_err(one_line).ok();
+    let plain = SourceOptions::from(1);
+    let named = SourceOptions { class_names: Some(names), ..plain.clone() };
+    let grouped = SourceOptions { groups, ..plain.clone() };
+    let mut any = false;
+    for options in [plain, named, grouped] {
+        match Source::open(&path, options) {
+            Ok(source) => {
+                any = true;
+                assert!(!source.train.is_empty() && source.class_names.len() > 1);
+                let shown = |name: &String| !name.is_empty() && !name.chars().any(char::is_control);
+                assert!(source.class_names.iter().all(shown), "{:?}", source.class_names);
+                assert!(source.items().all(|item| (item.label as usize) < source.class_names.len()));
+            }
+            Err(error) => one_line(error),
         }
     }
     any

@@ -443,7 +443,13 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
     let config = TextConfig { tower: block, vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
     let tower = TextTower::load(&backend, &source, &config, 32).unwrap();
     let lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
-    let tokens = TokenBatch { ids: vec![28, 3, 7, 29, 28, 5, 29, 29], len: 4, rows: 2, eos_rows: vec![3, 2] };
+    let tokens = TokenBatch {
+        ids: vec![28, 3, 7, 29, 28, 5, 29, 29],
+        len: 4,
+        rows: 2,
+        eos_rows: vec![3, 2],
+        cut: Vec::new(),
+    };
     let features = |lora: &[BlockLora<Cuda>]| {
         let mut folded = tower.folded(&backend, lora).unwrap();
         tower.fold(&backend, lora, &mut folded).unwrap();

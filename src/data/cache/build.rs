@@ -1,15 +1,16 @@
 //! Building a cache: what decides that one is current, and decoding in parallel into a new one.
 
+use super::duplicates::{Content, content_of};
 use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
 use super::{Cache, CacheOptions, Storage};
-use crate::data::{DataError, Item, Preprocess, Source, SourceKind, Split, decode};
+use crate::data::{DataError, Item, Preprocess, Source, Split, decode};
 use crate::progress::Monitor;
 use crate::tensor::DType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{Error as IoError, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,14 +27,14 @@ pub(super) fn open_or_build(
 ) -> Result<Cache, DataError> {
     let dtype = PixelType::new(dtype)?;
     std::fs::create_dir_all(cache_dir).map_err(DataError::io(cache_dir, "make the cache folder"))?;
-    let Hashes { fingerprint, photos } = hashes(source, preprocess, dtype)?;
+    let fingerprint = fingerprint(source, preprocess, dtype);
     let path = cache_dir.join(file_name(source, preprocess, dtype));
     match file::open(&path) {
         Ok((header, mapping)) => {
             let complete = header.skipped.is_empty() || options.skip_bad_images;
             if header.fingerprint == fingerprint && complete {
-                report_skipped(&header.skipped, monitor);
-                return Ok(Cache { header, storage: Storage::Mapped(mapping), photos, reused: true });
+                report(&header, options, monitor)?;
+                return Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true });
             }
         }
         Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -51,18 +52,30 @@ pub(super) fn open_or_build(
     monitor.finish();
     built?;
     let (header, mapping) = file::open(&path)?;
-    report_skipped(&header.skipped, monitor);
-    Ok(Cache { header, storage: Storage::Mapped(mapping), photos, reused: false })
+    report(&header, options, monitor)?;
+    Ok(Cache { header, storage: Storage::Mapped(mapping), reused: false })
 }
 
-fn report_skipped(skipped: &[Skipped], monitor: &dyn Monitor) {
-    if let Some(first) = skipped.first() {
+/// Says which images were left out, and which are there more than once.
+fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Result<(), DataError> {
+    if options.said {
+        return Ok(());
+    }
+    if let Some(first) = header.skipped.first() {
         monitor.warn(&format!(
             "left out {} that cannot be decoded; the first: {}",
-            skipped.len(),
+            header.skipped.len(),
             first.reason
         ));
     }
+    let problems = header.duplicates.problems();
+    if options.refuse_duplicates
+        && let Some(first) = problems.first()
+    {
+        return Err(DataError::Duplicates { root: header.root.clone(), problem: first.clone() });
+    }
+    problems.iter().for_each(|problem| monitor.warn(problem));
+    Ok(())
 }
 
 /// Writes the cache at `path`: all or nothing.
@@ -80,9 +93,10 @@ fn build(
     let temporary = temporary_beside(path)?;
     let out = temporary.as_file();
     reserve(out, PIXELS_AT + pixels).map_err(|e| write_error(path, pixels, e))?;
-    let bad = decode_all(&items, &header, out, path, options, monitor)?;
+    let (bad, contents) = decode_all(&items, &header, out, path, options, monitor)?;
 
     list_images(source, bad, &mut header)?;
+    header.summarise(&contents);
     let json = serde_json::to_vec(&header)
         .map_err(|e| DataError::Cache { path: path.to_path_buf(), reason: e.to_string() })?;
     let end = || -> Result<(), IoError> {
@@ -126,16 +140,20 @@ fn decode_all(
     path: &Path,
     options: &CacheOptions,
     monitor: &dyn Monitor,
-) -> Result<Vec<(usize, DataError)>, DataError> {
+) -> Result<(Vec<(usize, DataError)>, Vec<Content>), DataError> {
     let size = header.image_bytes();
     let total = items.len() as u64 * size;
     let failure = Failure::default();
     let skipped = Mutex::new(Vec::new());
-    let one = |converter: &mut Converter, index: usize, item: &Item| {
+    let one = |converter: &mut Converter, index: usize, item: &Item, content: &mut Content| {
         if monitor.stopped() || failure.is_before(index) {
             return;
         }
-        match decode::decode(&item.path) {
+        let decoded = decode::read(&item.path).and_then(|bytes| {
+            *content = content_of(&bytes);
+            decode::decode_bytes(&item.path, &bytes)
+        });
+        match decoded {
             Ok(image) => {
                 let bytes = converter.convert(header, header.preprocess.resize_crop(&image));
                 if let Err(error) = write_at(out, bytes, PIXELS_AT + index as u64 * size) {
@@ -152,11 +170,15 @@ fn decode_all(
         .num_threads(options.threads)
         .build()
         .map_err(|e| DataError::io(path, "start threads for the cache")(IoError::other(e)))?;
+    let mut contents = vec![Content::default(); items.len()];
     pool.install(|| {
         items
             .par_iter()
+            .zip(&mut contents)
             .enumerate()
-            .for_each_init(Converter::default, |converter, (index, item)| one(converter, index, item));
+            .for_each_init(Converter::default, |converter, (index, (item, content))| {
+                one(converter, index, item, content)
+            });
     });
     if monitor.stopped() {
         return Err(DataError::Interrupted);
@@ -164,7 +186,7 @@ fn decode_all(
     failure.into_result()?;
     let mut skipped = skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
     skipped.sort_by_key(|(index, _)| *index);
-    Ok(skipped)
+    Ok((skipped, contents))
 }
 
 /// The first failure by position, kept so that images after it need not be decoded.
@@ -229,47 +251,53 @@ impl Converter {
     }
 }
 
-/// What tells one set of photos from another.
-struct Hashes {
-    /// Of everything the pixels, labels and splits follow from. Photos count by name, size and modification
-    /// time.
-    fingerprint: String,
-    /// The same without the times, which a copy of the photos does not keep.
-    photos: String,
-}
-
-fn hashes(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Result<Hashes, DataError> {
+/// A hash of everything the pixels, labels and splits follow from. Photos count by their names and by what a file system
+/// knows of a file: size, times and its number there, of which the time of its last change is nobody's to set. Renamed
+/// folders and files put in the place of others show in it, whatever their sizes and modification times.
+fn fingerprint(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
     let mut hash = Fields(Sha256::new());
     settings(&mut hash, source, preprocess, dtype);
     for name in &source.class_names {
         hash.field(name.as_bytes());
     }
-    let mut photos = Fields(hash.0.clone());
     for split in Split::ALL {
         hash.field(split.name().as_bytes());
-        photos.field(split.name().as_bytes());
         for item in source.split(split) {
-            let metadata =
-                std::fs::metadata(&item.path).map_err(DataError::io(&item.path, "look at the image"))?;
-            let modified =
-                metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
-            for hash in [&mut hash, &mut photos] {
-                hash.field(relative(source, item).as_os_str().as_encoded_bytes());
-                hash.field(&item.label.to_le_bytes());
-                hash.field(&metadata.len().to_le_bytes());
-            }
-            hash.field(&modified.map_or(0, |d| d.as_nanos()).to_le_bytes());
+            hash.field(relative(source, item).as_os_str().as_encoded_bytes());
+            hash.field(&item.label.to_le_bytes());
+            // One that cannot be reached is a bad image.
+            let metadata = std::fs::metadata(&item.path).ok();
+            hash.field(&metadata.as_ref().map_or([0; 4], identity).map(u64::to_le_bytes).concat());
         }
     }
-    Ok(Hashes { fingerprint: hash.hex(32), photos: photos.hex(32) })
+    hash.hex(32)
+}
+
+/// Size, times and number of a file.
+#[cfg(unix)]
+fn identity(metadata: &Metadata) -> [u64; 4] {
+    use std::os::unix::fs::MetadataExt;
+    let nanoseconds =
+        |seconds: i64, rest: i64| (seconds as u64).wrapping_mul(1_000_000_000).wrapping_add(rest as u64);
+    let modified = nanoseconds(metadata.mtime(), metadata.mtime_nsec());
+    let changed = nanoseconds(metadata.ctime(), metadata.ctime_nsec());
+    [metadata.len(), modified, changed, metadata.ino()]
+}
+
+/// Size and times of a file.
+#[cfg(not(unix))]
+fn identity(metadata: &Metadata) -> [u64; 4] {
+    let nanoseconds = |time: std::io::Result<std::time::SystemTime>| {
+        time.ok()
+            .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
+            .map_or(0, |d| d.as_nanos() as u64)
+    };
+    [metadata.len(), nanoseconds(metadata.modified()), nanoseconds(metadata.created()), 0]
 }
 
 /// What tells caches in one folder apart: where the photos are and what is made of them.
 fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: PixelType) {
-    let seed = match source.kind {
-        SourceKind::ClassFolders { seed } => seed,
-        SourceKind::SplitFolders | SourceKind::Flowers102 => 0,
-    };
+    let seed = source.drawn.unwrap_or_default();
     hash.field(&VERSION.to_le_bytes());
     hash.field(source.kind.name().as_bytes());
     hash.field(&seed.to_le_bytes());
@@ -283,9 +311,12 @@ fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: 
 
 /// Stable for one source, preprocessing, type and choice of splits, so that a newer cache replaces the older.
 fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
-    let root = source.root.canonicalize().unwrap_or_else(|_| source.root.clone());
     let mut hash = Fields(Sha256::new());
+    let settled = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let root = settled(&source.root);
     hash.field(root.as_os_str().as_encoded_bytes());
+    // Several lists may be of photos in one folder.
+    hash.field(settled(&source.origin).as_os_str().as_encoded_bytes());
     settings(&mut hash, source, preprocess, dtype);
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let plain: String =

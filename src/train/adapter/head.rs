@@ -45,14 +45,15 @@ impl HeadFile {
         Ok(HeadFile { weight, bias, temperature: 1.0, class_names: class_names.to_vec() })
     }
 
+    /// The classes of a head alone.
+    pub fn load_class_names(path: &Path) -> Result<Vec<String>> {
+        class_names(path, &TensorFile::read(path)?)
+    }
+
     /// Reads a head for features of width `width`.
     pub fn load(path: &Path, width: usize) -> Result<Self> {
         let mut file = TensorFile::read(path)?;
-        let names = file.metadata.get("class_names");
-        let names = names.and_then(|names| serde_json::from_str::<Vec<String>>(names).ok());
-        let names = names.filter(|names| !names.is_empty());
-        let class_names = names
-            .ok_or_else(|| TrainError::file(path, "has no class names in its metadata; save it again"))?;
+        let class_names = class_names(path, &file)?;
         let classes = class_names.len();
         let temperature = match file.tensors.contains_key(TEMPERATURE) {
             true => f64::from(file.take(path, TEMPERATURE, [1].into())?.typed::<f32>()?[0]),
@@ -88,4 +89,10 @@ impl HeadFile {
             format!("knows {difference}; use data with the classes it was trained on"),
         ))
     }
+}
+fn class_names(path: &Path, file: &TensorFile) -> Result<Vec<String>> {
+    let names = file.metadata.get("class_names");
+    let names = names.and_then(|names| serde_json::from_str::<Vec<String>>(names).ok());
+    let names = names.filter(|names| !names.is_empty());
+    names.ok_or_else(|| TrainError::file(path, "has no class names in its metadata; save it again"))
 }

@@ -58,7 +58,7 @@ impl<'a> Export<'a> {
         if let Some(adapter) = &adapter {
             adapter.check(&model.config)?;
         }
-        let summary = read_summary(dir)?;
+        let summary = dir.read_summary()?;
         Ok(Export { dir, settings, model, adapter, head, prompts, stamp, summary })
     }
 
@@ -194,19 +194,6 @@ fn processor_config(preprocess: &Preprocess) -> Value {
         "image_mean": preprocess.mean(),
         "image_std": preprocess.std(),
     })
-}
-
-/// summary.json, where the run has got so far.
-fn read_summary(dir: &RunDir) -> Result<Option<Summary>> {
-    let path = dir.summary();
-    let text = match std::fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(TrainError::io(&path, "read the file"))?,
-    };
-    let summary = serde_json::from_str(&text).map_err(|e| {
-        TrainError::file(&path, format!("not the summary of a run ({e}); write it again with --resume"))
-    })?;
-    Ok(Some(summary))
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {

@@ -1,0 +1,259 @@
+//! Photos by a list: a table of paths and classes (CSV, TSV, JSON lines; Hugging Face's metadata among them), or CoOp's
+//! `split_*.json`.
+
+use super::source::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
+use super::table::{self, Table};
+use super::{DataError, Split, listing, names, split};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Columns of classes, the ones with names first: Hugging Face's `label` may be a number beside a name.
+const CLASS: [&str; 9] =
+    ["classname", "labelname", "class", "category", "label", "species", "breed", "target", "labels"];
+const SPLIT: [&str; 5] = ["split", "set", "subset", "partition", "fold"];
+const GROUP: [&str; 3] = ["group", "groupid", "groups"];
+
+/// What Hugging Face's imagefolder reads beside photos.
+const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
+
+/// One row: a photo as the list names it, its class, and what else the list says.
+struct Row {
+    file: String,
+    class: String,
+    split: Option<Split>,
+    group: Option<String>,
+}
+
+/// The list that lies beside the photos of a folder, if it has one and no class folders.
+fn metadata(folder: &Path) -> Option<PathBuf> {
+    METADATA.iter().map(|name| folder.join(name)).find(|file| file.is_file())
+}
+
+/// True for a folder with a list beside its photos.
+pub(super) fn is_beside(folder: &Path) -> bool {
+    metadata(folder).is_some()
+}
+
+/// The lists of a folder as Hugging Face lays it out: one for all photos, or one in the folder of each split.
+pub(super) fn beside(root: &Path) -> Result<Option<Vec<(Option<Split>, PathBuf)>>, DataError> {
+    if let Some(list) = metadata(root) {
+        return Ok(Some(vec![(None, list)]));
+    }
+    let mut lists = Vec::new();
+    for folder in listing::entries(root)?.into_iter().filter(|path| path.is_dir()) {
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        if let (Some(split), Some(list)) = (split::named(&name), metadata(&folder)) {
+            lists.push((Some(split), list));
+        }
+    }
+    Ok((!lists.is_empty()).then_some(lists))
+}
+
+/// Opens the lists of [`beside`].
+pub(super) fn open_beside(
+    root: &Path,
+    lists: &[(Option<Split>, PathBuf)],
+    options: &SourceOptions,
+) -> Result<Opened, DataError> {
+    let mut all = Reader::default();
+    let mut notes = Vec::new();
+    for (split, list) in lists {
+        let folder = list.parent().unwrap_or(root);
+        all.read(list, folder, *split)?;
+        notes.push(Note::line(format!("classes from {}", list.display())));
+    }
+    let root = options.images.as_deref().unwrap_or(root);
+    all.finish(root, notes, lists.first().map_or(root, |(_, list)| list))
+}
+
+/// Opens the list `file`, whose paths are relative to its folder or to `--images`.
+pub(super) fn open(file: &Path, options: &SourceOptions) -> Result<Opened, DataError> {
+    let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let root = options.images.as_deref().unwrap_or(parent);
+    if !root.is_dir() {
+        return Err(DataError::NotFound { path: root.to_path_buf() });
+    }
+    let mut all = Reader::default();
+    all.read(file, root, None)?;
+    all.finish(root, Vec::new(), file)
+}
+
+/// What lists have named so far.
+#[derive(Default)]
+struct Reader {
+    classes: Classes,
+    photos: Vec<Photo>,
+    /// Photos and where they stand in `photos`.
+    known: HashMap<PathBuf, usize>,
+    repeated: usize,
+    unlabelled: usize,
+    missing: usize,
+}
+
+impl Reader {
+    fn read(&mut self, file: &Path, root: &Path, of: Option<Split>) -> Result<(), DataError> {
+        for row in rows(file)? {
+            if row.class.is_empty() {
+                self.unlabelled += 1;
+                continue;
+            }
+            let path = photo(root, &row.file);
+            let class = self.classes.index(&names::readable(&row.class));
+            let split = row.split.or(of);
+            if let Some(&known) = self.known.get(&path) {
+                let before = &self.photos[known];
+                let problem = match (before.class == class, before.split == split) {
+                    (true, true) => {
+                        self.repeated += 1;
+                        continue;
+                    }
+                    (false, _) => {
+                        let names: Vec<&str> = self.classes.names().collect();
+                        format!(
+                            "gives {} the classes {:?} and {:?}",
+                            row.file, names[before.class], names[class]
+                        )
+                    }
+                    (true, false) => format!("puts {} into two splits", row.file),
+                };
+                return Err(DataError::List { path: file.to_path_buf(), problem });
+            }
+            self.missing += usize::from(std::fs::symlink_metadata(&path).is_err());
+            self.known.insert(path.clone(), self.photos.len());
+            self.photos.push(Photo { name: row.file.into_bytes(), path, class, split, group: row.group });
+        }
+        Ok(())
+    }
+
+    fn finish(self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
+        let wrong = |problem: String| Err(DataError::List { path: file.to_path_buf(), problem });
+        let Some(first) = self.photos.first() else {
+            return wrong("names no photo with a class".to_owned());
+        };
+        if self.missing == self.photos.len() {
+            let (first, root) = (slashed(root, &first.path), root.display());
+            return wrong(format!(
+                "names photos that are not there, the first {root}/{first}; --images DIR says where they are"
+            ));
+        }
+        let decided = self.photos.iter().filter(|photo| photo.split.is_some()).count();
+        if decided > 0 && decided < self.photos.len() {
+            let some = self.photos.iter().find(|photo| photo.split.is_none());
+            let name = some.map_or_else(String::new, |photo| slashed(root, &photo.path));
+            return wrong(format!(
+                "says no split for {} of {} photos, the first {name}",
+                self.photos.len() - decided,
+                self.photos.len()
+            ));
+        }
+        if self.classes.len() < 2 {
+            return wrong("has only one class".to_owned());
+        }
+        if self.repeated > 0 {
+            notes.push(Note::warning(format!("{}: {} rows repeat others", file.display(), self.repeated)));
+        }
+        if self.unlabelled > 0 {
+            notes.push(Note::warning(format!(
+                "{}: left out {} rows without a class",
+                file.display(),
+                self.unlabelled
+            )));
+        }
+        Ok(Opened {
+            root: root.to_path_buf(),
+            kind: SourceKind::List,
+            classes: self.classes,
+            photos: self.photos,
+            notes,
+        })
+    }
+}
+
+fn rows(file: &Path) -> Result<Vec<Row>, DataError> {
+    parse(file, &table::text_of_file(file)?)
+}
+
+fn parse(file: &Path, text: &str) -> Result<Vec<Row>, DataError> {
+    // A JSON document is CoOp's; JSON lines have more than one.
+    if text.trim_start().starts_with('{')
+        && let Ok(Value::Object(object)) = serde_json::from_str(text)
+        && object.values().any(Value::is_array)
+    {
+        return of_coop(file, object);
+    }
+    let table = table::parse(file, text)?;
+    let (path, class) = (table.column(&table::PATH), table.column(&CLASS));
+    let (Some(path), Some(class)) = (path, class) else {
+        let header = table.header();
+        return Err(table.wrong(format!(
+            "needs a column path (or file_name, filename) and a column label (or class); its first line is {header:?}"
+        )));
+    };
+    let (split, group) = (table.column(&SPLIT), table.column(&GROUP));
+    table.rows.iter().map(|row| row_of(&table, row, path, class, split, group)).collect()
+}
+
+fn row_of(
+    table: &Table,
+    row: &[String],
+    path: usize,
+    class: usize,
+    split: Option<usize>,
+    group: Option<usize>,
+) -> Result<Row, DataError> {
+    let cell =
+        |column: Option<usize>| column.map(|column| row[column].as_str()).filter(|cell| !cell.is_empty());
+    let split = match cell(split) {
+        None => None,
+        Some(word) => Some(split::named(word).ok_or_else(|| {
+            table.wrong(format!("has the split {word:?} for {}; there are train, val and test", row[path]))
+        })?),
+    };
+    if row[path].is_empty() {
+        return Err(table.wrong(format!("has a row without a path, of the class {:?}", row[class])));
+    }
+    Ok(Row {
+        file: row[path].replace('\\', "/"),
+        class: row[class].clone(),
+        split,
+        group: cell(group).map(String::from),
+    })
+}
+
+/// `{"train": [[path, label, class name], …], "val": …, "test": …}`.
+fn of_coop(file: &Path, object: serde_json::Map<String, Value>) -> Result<Vec<Row>, DataError> {
+    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let mut rows = Vec::new();
+    for (name, list) in object {
+        let split = split::named(&name)
+            .ok_or_else(|| wrong(format!("has an entry {name:?}; CoOp's lists have train, val and test")))?;
+        let Value::Array(list) = list else { return Err(wrong(format!("{name:?} is no list"))) };
+        for entry in list {
+            match entry.as_array().map(Vec::as_slice) {
+                Some([Value::String(photo), _, Value::String(class)]) => rows.push(Row {
+                    file: photo.replace('\\', "/"),
+                    class: class.clone(),
+                    split: Some(split),
+                    group: None,
+                }),
+                _ => {
+                    return Err(wrong(format!(
+                        "{name:?} has an entry that is not [path, label, class name]"
+                    )));
+                }
+            }
+        }
+    }
+    Ok(rows)
+}
+
+/// The file that a list names, with an ending where it leaves that out, as Kaggle's lists of ids do.
+fn photo(root: &Path, name: &str) -> PathBuf {
+    let path = root.join(name);
+    if path.symlink_metadata().is_ok() {
+        return path;
+    }
+    let completed = listing::endings().map(|ending| root.join(format!("{name}.{ending}")));
+    completed.into_iter().find(|path| path.is_file()).unwrap_or(path)
+}

@@ -1,0 +1,212 @@
+//! Lists as people have them: tables with a header in CSV or TSV, objects in JSON lines, in any line ending, with or
+//! without a byte order mark.
+
+use super::DataError;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The longest list that is read.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Names of a column of paths.
+pub(super) const PATH: [&str; 11] = [
+    "path",
+    "filename",
+    "filepath",
+    "file",
+    "image",
+    "imagepath",
+    "imagename",
+    "imagefile",
+    "imageid",
+    "id",
+    "img",
+];
+
+/// Rows of named columns.
+#[derive(Debug)]
+pub(super) struct Table {
+    file: PathBuf,
+    /// As they are written.
+    columns: Vec<String>,
+    /// As many cells as columns; none is `None`, an empty one is empty.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    /// The first column that has one of these names, in lower case without anything but letters.
+    pub fn column(&self, names: &[&str]) -> Option<usize> {
+        let plain: Vec<String> = self.columns.iter().map(|name| plain(name)).collect();
+        names.iter().find_map(|name| plain.iter().position(|column| column == name))
+    }
+
+    /// The columns for a message.
+    pub fn header(&self) -> String {
+        self.columns.join(", ")
+    }
+
+    /// An error of this list; `problem` follows its name.
+    pub fn wrong(&self, problem: String) -> DataError {
+        DataError::List { path: self.file.clone(), problem }
+    }
+}
+
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase()
+}
+
+/// Reads a list by its ending: .json and .jsonl as JSON lines, everything else as a table.
+pub(super) fn read(file: &Path) -> Result<Table, DataError> {
+    parse(file, &text_of_file(file)?)
+}
+
+/// The same for its text.
+pub(super) fn parse(file: &Path, text: &str) -> Result<Table, DataError> {
+    let json = text.trim_start().starts_with('{');
+    if json { json_lines(file, text) } else { separated(file, text) }
+}
+
+/// The content of a text file in UTF-8 or, with a byte order mark, UTF-16; without the mark.
+pub(super) fn text_of_file(file: &Path) -> Result<String, DataError> {
+    let found = std::fs::metadata(file).map_err(DataError::io(file, "read the list"))?;
+    if found.len() > MAX_BYTES {
+        let problem = "is larger than 1 GiB; split it".to_owned();
+        return Err(DataError::List { path: file.to_path_buf(), problem });
+    }
+    let bytes = std::fs::read(file).map_err(DataError::io(file, "read the list"))?;
+    text(bytes).ok_or_else(|| DataError::List {
+        path: file.to_path_buf(),
+        problem: "is no text in UTF-8; save it as UTF-8".to_owned(),
+    })
+}
+
+/// Text in UTF-8 or, with a byte order mark, UTF-16; without the mark. None where it is neither.
+pub fn text(bytes: Vec<u8>) -> Option<String> {
+    let utf16 = |of: fn([u8; 2]) -> u16, bytes: &[u8]| {
+        let units: Vec<u16> = bytes.as_chunks::<2>().0.iter().map(|pair| of(*pair)).collect();
+        String::from_utf16(&units).ok()
+    };
+    match bytes.as_slice() {
+        [0xff, 0xfe, rest @ ..] => utf16(u16::from_le_bytes, rest),
+        [0xfe, 0xff, rest @ ..] => utf16(u16::from_be_bytes, rest),
+        _ => {
+            let mut text = String::from_utf8(bytes).ok()?;
+            if text.starts_with('\u{feff}') {
+                text.drain(..'\u{feff}'.len_utf8());
+            }
+            Some(text)
+        }
+    }
+}
+
+fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
+    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    // Spreadsheets of many countries write semicolons.
+    let header = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
+    let often = |separator: &u8| header.bytes().filter(|byte| byte == separator).count();
+    let separator = [b',', b';', b'\t'].into_iter().rev().max_by_key(often).unwrap_or(b',');
+    let mut reader =
+        csv::ReaderBuilder::new().delimiter(separator).trim(csv::Trim::All).from_reader(text.as_bytes());
+    let columns: Vec<String> = match reader.headers() {
+        Ok(header) if !header.is_empty() => header.iter().map(String::from).collect(),
+        Ok(_) => return Err(wrong("is empty".to_owned())),
+        Err(error) => return Err(wrong(format!("cannot be read as a table ({error})"))),
+    };
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| wrong(format!("cannot be read as a table ({error})")))?;
+        rows.push(record.iter().map(String::from).collect());
+    }
+    Ok(Table { file: file.to_path_buf(), columns, rows })
+}
+
+fn json_lines(file: &Path, text: &str) -> Result<Table, DataError> {
+    let wrong = |line: usize, problem: &str| DataError::List {
+        path: file.to_path_buf(),
+        problem: format!("line {line}: {problem}"),
+    };
+    let mut columns: Vec<String> = Vec::new();
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let object = match serde_json::from_str(line) {
+            Ok(Value::Object(object)) => object,
+            _ => return Err(wrong(number + 1, "no JSON object; a list has one in each line")),
+        };
+        let mut row = vec![String::new(); columns.len()];
+        for (name, value) in object {
+            let cell = match value {
+                Value::String(text) => text,
+                Value::Null => String::new(),
+                other => other.to_string(),
+            };
+            match columns.iter().position(|column| *column == name) {
+                Some(column) => row[column] = cell,
+                None => {
+                    columns.push(name);
+                    row.push(cell);
+                }
+            }
+        }
+        rows.push(row);
+    }
+    let width = columns.len();
+    rows.iter_mut().for_each(|row| row.resize(width, String::new()));
+    Ok(Table { file: file.to_path_buf(), columns, rows })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cells(text: &str) -> (Vec<String>, Vec<Vec<String>>) {
+        let table = parse(Path::new("list"), text).unwrap();
+        (table.columns, table.rows)
+    }
+
+    #[test]
+    fn tables_are_the_same_in_every_line_ending_and_separator() {
+        let expected = cells("file_name,label\na.jpg,\"rose, red\"\nb.jpg,tulip\n");
+        assert_eq!(expected.1, [["a.jpg", "rose, red"], ["b.jpg", "tulip"]]);
+        for text in [
+            "file_name,label\r\na.jpg,\"rose, red\"\r\nb.jpg,tulip",
+            "file_name,label\ra.jpg,\"rose, red\"\rb.jpg,tulip\r",
+            "file_name;label\n\na.jpg; rose, red\nb.jpg;tulip\n",
+            "file_name\tlabel\r\na.jpg\trose, red\r\nb.jpg\ttulip\r\n",
+            "{\"file_name\": \"a.jpg\", \"label\": \"rose, red\"}\r\n{\"file_name\": \"b.jpg\", \"label\": \"tulip\"}\n",
+        ] {
+            assert_eq!(cells(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn marks_of_byte_order_are_no_text() {
+        let plain = "path,label\nä.jpg,x\n";
+        let utf16: Vec<u16> = std::iter::once(0xfeff).chain(plain.encode_utf16()).collect();
+        let bytes = |of: fn(u16) -> [u8; 2]| utf16.iter().flat_map(|&unit| of(unit)).collect();
+        for bytes in [
+            plain.as_bytes().to_vec(),
+            format!("\u{feff}{plain}").into_bytes(),
+            bytes(u16::to_le_bytes),
+            bytes(u16::to_be_bytes),
+        ] {
+            assert_eq!(text(bytes).as_deref(), Some(plain));
+        }
+        assert_eq!(text(vec![b'a', 0xe4]), None);
+    }
+
+    #[test]
+    fn rows_of_other_lengths_and_lines_of_no_object_are_refused() {
+        for text in ["", "a,b\n1,2,3\n", "{\"a\": 1}\n[2]\n", "{\"a\": 1"] {
+            assert!(parse(Path::new("list"), text).is_err(), "{text:?}");
+        }
+        // What only some objects have is empty in the others.
+        let (columns, rows) = cells("{\"a\": 1}\n{\"b\": null, \"a\": true}\n");
+        assert_eq!(
+            (columns, rows),
+            (
+                vec!["a".into(), "b".into()],
+                vec![vec!["1".into(), String::new()], vec!["true".into(), String::new()]]
+            )
+        );
+    }
+}
