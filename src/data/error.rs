@@ -156,7 +156,7 @@ pub enum DataError {
     #[error("{0}, or pass --skip-bad-images to leave such files out")]
     BadImage(#[source] Box<DataError>),
     /// The same photo in two splits or classes, where that was to be refused.
-    #[error("{}: {problem}", root.display())]
+    #[error("{}: {problem}; remove all but one of them", root.display())]
     Duplicates {
         /// The folder of the data.
         root: PathBuf,

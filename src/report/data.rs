@@ -57,8 +57,6 @@ pub struct StepRecord {
     /// Mean distance of an image to the one of another class.
     #[serde(default)]
     pub distance_negative: Option<f64>,
-    /// Learning rate of the head, with the schedule's factor.
-    pub lr: f64,
     /// Length of all gradients as one vector, before it is clipped.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,

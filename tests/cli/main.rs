@@ -20,6 +20,7 @@ mod hub;
 mod kill_resume;
 mod launches;
 mod logs;
+mod people;
 mod predict;
 mod report_page;
 mod report_plots;

@@ -127,7 +127,6 @@ fn history(epochs: u32, last: &EvalMetrics, rng: &mut ChaCha8Rng) -> (Vec<StepRe
                 triplets_active: None,
                 distance_positive: None,
                 distance_negative: None,
-                lr: 1e-3,
                 // An overflow of f16 leaves no number.
                 grad_norm: if step == 3 { f64::NAN } else { 1.0 },
                 images_per_s: 250.0,

@@ -74,7 +74,9 @@ fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Res
     {
         return Err(DataError::Duplicates { root: header.root.clone(), problem: first.clone() });
     }
-    problems.iter().for_each(|problem| monitor.warn(problem));
+    let warning =
+        |problem: &String| monitor.warn(&format!("{problem}; --refuse-duplicates makes it an error"));
+    problems.iter().for_each(warning);
     Ok(())
 }
 

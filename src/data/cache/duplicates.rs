@@ -40,7 +40,7 @@ const PAIRS: [[Split; 2]; 3] =
     [[Split::Train, Split::Val], [Split::Train, Split::Test], [Split::Val, Split::Test]];
 
 impl Duplicates {
-    /// One line for each kind.
+    /// What is wrong, one line for each kind.
     pub fn problems(&self) -> Vec<String> {
         let spoilt = ["validation and early stopping", "the test", "the test"];
         let splits = PAIRS.iter().zip(&self.splits).zip(spoilt).filter_map(|(([first, second], same), spoilt)| {
@@ -48,8 +48,7 @@ impl Duplicates {
                 let [a, b] = &same.example;
                 let photos = if same.photos == 1 { "photo is" } else { "photos are" };
                 format!(
-                    "{} {photos} in {first} and in {second} ({a}, {b}), so that {spoilt} looks better than it is; \
-                     --refuse-duplicates makes it an error",
+                    "{} {photos} in {first} and in {second} ({a}, {b}), so that {spoilt} looks better than it is",
                     same.photos
                 )
             })
@@ -57,7 +56,7 @@ impl Duplicates {
         let classes = self.classes.iter().map(|same| {
             let [a, b] = &same.example;
             let photos = if same.photos == 1 { "photo is" } else { "photos are" };
-            format!("{} {photos} in two classes ({a}, {b}); remove the wrong one", same.photos)
+            format!("{} {photos} in two classes ({a}, {b})", same.photos)
         });
         splits.chain(classes).collect()
     }
