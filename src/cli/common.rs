@@ -161,7 +161,16 @@ pub fn open_cache(
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
     let data = data_dir(&settled_data(data), dir, monitor)?;
-    cache_of(&Source::open(&data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)
+    let cache = cache_of(&Source::open(&data, seed)?, preprocess, dtype, dir, skip_bad_images, monitor)?;
+    warn_of_sixteen_bit(&cache, monitor);
+    Ok(cache)
+}
+
+/// Said once of a command's images, which may have several caches.
+fn warn_of_sixteen_bit(cache: &Cache, monitor: &dyn Monitor) {
+    if let Some(warning) = cache.sixteen_bit().warning() {
+        monitor.warn(&warning);
+    }
 }
 
 /// The same for a source that is open.
@@ -183,18 +192,19 @@ fn cache_of(
     Ok(cache)
 }
 
-/// The model of a run, or the one that `chosen` names in its place.
+/// The model of a run, or the one that `chosen` names in its place. Photos are turned as in the run.
 pub fn model_of_run(
     dir: &RunDir,
     settings: &Settings,
     chosen: Option<&Path>,
     monitor: &dyn Monitor,
 ) -> Result<Model> {
-    let model = match (chosen, settings.model_name()) {
+    let mut model = match (chosen, settings.model_name()) {
         (Some(name), _) => open_model(name, monitor)?,
         (None, Some(name)) => open_settled_model(name, monitor)?,
         (None, None) => demo::model()?,
     };
+    model.preprocess = model.preprocess.with_orientation(settings.orientation);
     warn_of_other_weights(dir, &model, monitor)?;
     Ok(model)
 }
@@ -243,10 +253,12 @@ pub fn material(settings: &Settings, monitor: &dyn Monitor) -> Result<Material> 
     let (Some(model), Some(data)) = (settings.model_name(), &settings.data) else {
         bail!("--data is needed, or --demo");
     };
-    let model = open_settled_model(model, monitor)?;
+    let mut model = open_settled_model(model, monitor)?;
+    model.preprocess = model.preprocess.with_orientation(settings.orientation);
     let (dir, skip) = (settings.cache.as_deref(), settings.skip_bad_images);
     let source = Source::open(&data_dir(data, dir, monitor)?, seed)?;
     let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), dir, skip, monitor)?;
+    warn_of_sixteen_bit(&cache, monitor);
     let enlarged = if augmented {
         let side = larger_side(model.preprocess.image_size());
         let preprocess = model.preprocess.enlarged(side)?;

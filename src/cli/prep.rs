@@ -4,6 +4,7 @@ use super::bars::Bars;
 use super::common::open_cache;
 use super::{common, table};
 use anyhow::Result;
+use clip_engine::data::decode::Orientation;
 use clip_engine::data::{Preprocess, Split};
 use clip_engine::train::settings::CacheType;
 use std::path::PathBuf;
@@ -30,6 +31,9 @@ pub struct Args {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored.
+    #[arg(long, value_parser = common::parse_serde::<Orientation>, value_name = "exif|ignore", default_value = "exif")]
+    orientation: Orientation,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -38,6 +42,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(name) => common::open_model(name, &monitor)?.preprocess,
         None => Preprocess::clip(224),
     };
+    let preprocess = preprocess.with_orientation(args.orientation);
     let (dir, dtype) = (args.cache.as_deref(), args.dtype.into());
     let cache = open_cache(&args.data, args.seed, &preprocess, dtype, dir, args.skip_bad_images, &monitor)?;
     let mut table = table::table(&["split", "images", "classes"]);

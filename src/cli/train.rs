@@ -8,6 +8,7 @@ use super::table::Results;
 use super::{common, dry_run, output, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
+use clip_engine::data::decode::Orientation;
 use clip_engine::data::source::has_own_split;
 use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
@@ -89,6 +90,9 @@ pub struct Options {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long, help_heading = DATA, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     skip_bad_images: Option<bool>,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: exif].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_parser = parse_serde::<Orientation>, value_name = "exif|ignore")]
+    orientation: Option<Orientation>,
     /// A named combination of settings [default: lora].
     #[arg(long, help_heading = TRAINED, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
     recipe: Option<Recipe>,
@@ -264,6 +268,7 @@ macro_rules! with_settings {
             head_scale,
             demo,
             skip_bad_images,
+            orientation,
             recipe,
             method,
             text_weight,
@@ -411,6 +416,7 @@ impl Options {
             ("--cache", self.cache.is_some(), files, &no_files),
             ("--dtype", self.dtype.is_some(), files, &no_files),
             ("--skip-bad-images", self.skip_bad_images.is_some(), files, &no_files),
+            ("--orientation", self.orientation.is_some(), files, &no_files),
         ];
         let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
         unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()

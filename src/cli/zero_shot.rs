@@ -5,6 +5,7 @@ use super::device::{DeviceArgs, on_device};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::Split;
+use clip_engine::data::decode::Orientation;
 use clip_engine::tensor::DType;
 use clip_engine::train::evaluate::zero_shot;
 use clip_engine::train::settings::{Recipe, are_flowers, check_templates, default_templates};
@@ -38,6 +39,9 @@ pub struct Args {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored.
+    #[arg(long, value_parser = common::parse_serde::<Orientation>, value_name = "exif|ignore", default_value = "exif")]
+    orientation: Orientation,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -50,7 +54,8 @@ pub fn run(args: Args) -> Result<()> {
         false => args.templates,
     };
     check_templates(&templates)?;
-    let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
+    let mut model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
+    model.preprocess = model.preprocess.with_orientation(args.orientation);
     let cache = common::open_cache(
         &args.data,
         args.seed,

@@ -8,6 +8,7 @@
 mod build;
 mod file;
 
+use super::decode::SixteenBit;
 use super::{DataError, Preprocess, Source, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
@@ -141,6 +142,11 @@ impl Cache {
     /// images in memory and for a cache that was opened as it is.
     pub fn photos(&self) -> &str {
         &self.photos
+    }
+
+    /// The images of 16-bit grey, of which the upper 8 bits are kept.
+    pub fn sixteen_bit(&self) -> &SixteenBit {
+        &self.header.sixteen_bit
     }
 
     /// How the pixels were made.

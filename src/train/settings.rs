@@ -4,6 +4,7 @@ use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::augment::Augmentation;
+use crate::data::decode::Orientation;
 use crate::data::flowers102;
 use crate::fetch::{DEFAULT_MODEL, is_flowers102};
 use crate::objective::{MixOn, Objective};
@@ -253,6 +254,10 @@ pub struct Settings {
     pub init_from: Option<PathBuf>,
     /// Leaves out images that cannot be decoded, instead of stopping at the first.
     pub skip_bad_images: bool,
+    /// Whether photos are turned upright as their EXIF data say. Runs of before there was a choice left them as
+    /// they were.
+    #[serde(default)]
+    pub orientation: Orientation,
     /// The combination that these settings started from. It names the run; what is done is up to the others.
     pub recipe: Recipe,
     /// What is trained beside the head.
@@ -380,6 +385,7 @@ impl Settings {
             dtype: CacheType::U8,
             init_from: None,
             skip_bad_images: false,
+            orientation: Orientation::Exif,
             recipe,
             method: match recipe {
                 Recipe::Linear => Method::Linear,

@@ -4,7 +4,7 @@ use crate::files::photo;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::augment::larger_side;
-use clip_engine::data::decode::decode;
+use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::{
     Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split,
 };
@@ -124,7 +124,7 @@ fn every_image_holds_the_pixels_of_its_own_photo() {
             assert_eq!(view.labels(), items.iter().map(|i| i.label).collect::<Vec<_>>());
             for (i, item) in items.iter().enumerate() {
                 assert_eq!(view.path(i).unwrap(), item.path);
-                let pixels = preprocess.resize_crop(&decode(&item.path).unwrap());
+                let pixels = preprocess.resize_crop(&decode(&item.path, Orientation::Exif).unwrap().image);
                 let mut values = vec![0.0f32; pixels.len()];
                 preprocess.normalise(&pixels, &mut values);
                 let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
@@ -400,7 +400,7 @@ fn larger_training_images_have_a_cache_of_their_own() {
         assert_eq!(cache.split(Split::Train).labels(), all.split(Split::Train).labels());
         for (i, item) in source.train.iter().enumerate() {
             assert_eq!(cache.split(Split::Train).path(i), all.split(Split::Train).path(i));
-            let pixels = preprocess.resize_crop(&decode(&item.path).unwrap());
+            let pixels = preprocess.resize_crop(&decode(&item.path, Orientation::Exif).unwrap().image);
             assert_eq!(cache.split(Split::Train).image(i).unwrap().bytes(), pixels);
         }
         assert!(build(&train, preprocess).reused());

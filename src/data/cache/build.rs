@@ -2,7 +2,8 @@
 
 use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
 use super::{Cache, CacheOptions, Storage};
-use crate::data::{DataError, Item, Preprocess, Source, SourceKind, Split, decode};
+use crate::data::decode::SixteenBit;
+use crate::data::{DataError, Item, Preprocess, Source, SourceKind, Split};
 use crate::progress::Monitor;
 use crate::tensor::DType;
 use half::f16;
@@ -80,7 +81,8 @@ fn build(
     let temporary = temporary_beside(path)?;
     let out = temporary.as_file();
     reserve(out, PIXELS_AT + pixels).map_err(|e| write_error(path, pixels, e))?;
-    let bad = decode_all(&items, &header, out, path, options, monitor)?;
+    let (bad, sixteen_bit) = decode_all(&items, &header, out, path, options, monitor)?;
+    header.sixteen_bit = sixteen_bit;
 
     list_images(source, bad, &mut header)?;
     let json = serde_json::to_vec(&header)
@@ -118,7 +120,8 @@ fn list_images(source: &Source, bad: Vec<(usize, DataError)>, header: &mut Heade
 }
 
 /// Decodes every image and writes it at its place. Returns the bad ones, in order, when they are to be
-/// skipped; otherwise the first of them is the error, whatever the order in which threads met them.
+/// skipped; otherwise the first of them is the error, whatever the order in which threads met them. And which
+/// are of 16-bit grey.
 fn decode_all(
     items: &[&Item],
     header: &Header,
@@ -126,18 +129,22 @@ fn decode_all(
     path: &Path,
     options: &CacheOptions,
     monitor: &dyn Monitor,
-) -> Result<Vec<(usize, DataError)>, DataError> {
+) -> Result<(Vec<(usize, DataError)>, SixteenBit), DataError> {
     let size = header.image_bytes();
     let total = items.len() as u64 * size;
     let failure = Failure::default();
     let skipped = Mutex::new(Vec::new());
+    let deep = Mutex::new(Vec::new());
     let one = |converter: &mut Converter, index: usize, item: &Item| {
         if monitor.stopped() || failure.is_before(index) {
             return;
         }
-        match decode::decode(&item.path) {
-            Ok(image) => {
-                let bytes = converter.convert(header, header.preprocess.resize_crop(&image));
+        match header.preprocess.read(&item.path) {
+            Ok((pixels, sixteen_bit)) => {
+                if let Some(largest) = sixteen_bit {
+                    lock(&deep).push((index, largest));
+                }
+                let bytes = converter.convert(header, pixels);
                 if let Err(error) = write_at(out, bytes, PIXELS_AT + index as u64 * size) {
                     // Ends everything, so it counts as the first.
                     failure.record(0, write_error(path, total, error));
@@ -164,7 +171,13 @@ fn decode_all(
     failure.into_result()?;
     let mut skipped = skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
     skipped.sort_by_key(|(index, _)| *index);
-    Ok(skipped)
+    let mut deep = deep.into_inner().unwrap_or_else(PoisonError::into_inner);
+    deep.sort_unstable();
+    let mut sixteen_bit = SixteenBit::default();
+    for (index, largest) in deep {
+        sixteen_bit.add(&items[index].path, largest);
+    }
+    Ok((skipped, sixteen_bit))
 }
 
 /// The first failure by position, kept so that images after it need not be decoded.
@@ -274,7 +287,7 @@ fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: 
     hash.field(source.kind.name().as_bytes());
     hash.field(&seed.to_le_bytes());
     hash.field(DType::from(dtype).name().as_bytes());
-    hash.field(format!("{:?}", preprocess.resize()).as_bytes());
+    hash.field(format!("{:?}, {:?}", preprocess.resize(), preprocess.orientation()).as_bytes());
     hash.field(&(preprocess.image_size() as u64).to_le_bytes());
     for value in preprocess.mean().into_iter().chain(preprocess.std()) {
         hash.field(&value.to_bits().to_le_bytes());

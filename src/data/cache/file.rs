@@ -13,6 +13,7 @@
 //! The header comes last because it is known last: which images were left out shows while the pixels are
 //! written. The first 64 bytes are written after everything else.
 
+use crate::data::decode::SixteenBit;
 use crate::data::resize::CHANNELS;
 use crate::data::{DataError, Preprocess, Split};
 use crate::tensor::{DType, Shape};
@@ -25,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"CLIPPIX\n";
 /// Goes up with every change of the format or of the pixels.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Where the pixels start.
 pub(super) const PIXELS_AT: u64 = 64;
 
@@ -85,6 +86,7 @@ pub(super) struct Header {
     pub files: Vec<String>,
     pub rows: Vec<u64>,
     pub skipped: Vec<Skipped>,
+    pub sixteen_bit: SixteenBit,
 }
 
 impl Header {
@@ -100,6 +102,7 @@ impl Header {
             files: Vec::new(),
             rows: Vec::new(),
             skipped: Vec::new(),
+            sixteen_bit: SixteenBit::default(),
         }
     }
 
