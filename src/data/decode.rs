@@ -22,7 +22,7 @@ use super::DataError;
 use super::resize::RgbImage;
 use crate::guard::{guarded, is_guarded};
 use image::metadata::Orientation as Turn;
-use image::{DynamicImage, ExtendedColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
+use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use libjpeg_turbo_rs as jpeg;
 use serde::{Deserialize, Serialize};
 use std::io::{Cursor, Read};
@@ -265,7 +265,8 @@ fn decode_other(path: &Path, bytes: &[u8]) -> Result<Raster, DataError> {
         ImageFormat::WebP => decoder.exif_metadata().ok().flatten().as_deref().and_then(exif::turn),
         _ => None,
     };
-    let is_grey16 = decoder.original_color_type() == ExtendedColorType::L16;
+    // Depth and colour type in a PNG's header.
+    let is_grey16 = format == ImageFormat::Png && bytes.get(24..26) == Some(&[16, 0]);
     let image = DynamicImage::from_decoder(decoder).map_err(wrong)?;
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (mut rgb, sixteen_bit) = to_rgb(image, is_grey16);

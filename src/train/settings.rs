@@ -787,6 +787,15 @@ mod tests {
     }
 
     #[test]
+    fn runs_of_before_there_was_a_choice_left_photos_as_they_were() {
+        assert_eq!(Settings::default().orientation, Orientation::Exif);
+        let config = toml::to_string(&Settings::default()).unwrap();
+        assert!(config.contains("orientation = \"exif\"\n"), "{config}");
+        let old = config.replace("orientation = \"exif\"\n", "");
+        assert_eq!(toml::from_str::<Settings>(&old).unwrap().orientation, Orientation::Ignore);
+    }
+
+    #[test]
     fn features_stand_for_images_where_the_vision_tower_is_frozen() {
         let text = || Settings {
             towers: vec![Tower::Text],

@@ -360,6 +360,37 @@ fn bad_images_are_left_out_when_asked() {
 }
 
 #[test]
+fn a_cache_is_of_one_orientation_and_knows_its_images_of_sixteen_bits() {
+    let workspace = Workspace::new(&PHOTOS);
+    let turned = workspace.add("train/daisy/turned.jpg", "turned_6.jpg");
+    for place in ["val/rose/a.tif", "val/rose/b.tif"] {
+        workspace.add(place, "grey_16.tif");
+    }
+    let build = |preprocess: &Preprocess| {
+        let (dir, options) = (workspace.caches.path(), CacheOptions::default());
+        Cache::open_or_build(&workspace.source(), preprocess, DType::U8, dir, &options, &Silent).unwrap()
+    };
+    let upright = Preprocess::clip(SIDE);
+    let stored = upright.with_orientation(Orientation::Ignore);
+    let caches = [&upright, &stored].map(&build);
+    assert!(!caches[1].reused());
+    assert_ne!(caches[0].path(), caches[1].path());
+    assert_ne!(caches[0].fingerprint(), caches[1].fingerprint());
+    for (cache, preprocess) in caches.iter().zip([&upright, &stored]) {
+        let train = cache.split(Split::Train);
+        let at = (0..train.len()).find(|&i| train.path(i).unwrap() == turned).unwrap();
+        assert_eq!(train.image(at).unwrap().bytes(), preprocess.read(&turned).unwrap().0);
+        let again = build(preprocess);
+        assert!(again.reused());
+        assert_eq!(again.preprocess(), preprocess);
+        assert_eq!((again.sixteen_bit(), again.sixteen_bit().count), (cache.sixteen_bit(), 2));
+        assert!(again.sixteen_bit().first.ends_with("val/rose/a.tif"));
+    }
+    assert_ne!(upright.read(&turned).unwrap(), stored.read(&turned).unwrap());
+    assert_eq!(workspace.cache().sixteen_bit().count, 2);
+}
+
+#[test]
 fn images_can_be_looked_at_whatever_the_type_of_the_cache() {
     let workspace = Workspace::new(&PHOTOS);
     let expected = workspace.cache();

@@ -8,9 +8,7 @@ use std::path::Path;
 /// one, else the first. A frame that reaches beyond the screen makes it larger.
 pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Raster, DataError> {
     let wrong = |error: gif::DecodingError| match error {
-        gif::DecodingError::Io(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-            bad(path, "the GIF is cut short")
-        }
+        gif::DecodingError::UnexpectedEof => bad(path, "the GIF is cut short"),
         error => bad(path, &format!("damaged GIF ({})", one_line(&error))),
     };
     let mut options = gif::DecodeOptions::new();

@@ -47,7 +47,7 @@ pub(super) fn decode(path: &Path, bytes: &[u8]) -> Result<Raster, DataError> {
         error => bad(path, &format!("damaged or unsupported TIFF ({})", one_line(&error))),
     };
     let photometric = Photometric::find(bytes)
-        .ok_or_else(|| bad(path, "damaged TIFF (it does not say what its pixels mean)"))?;
+        .ok_or_else(|| bad(path, "TIFF cut short, or without a word on what its pixels mean"))?;
     let mut decoder = Decoder::new(RawSamples::new(bytes, &photometric)).map_err(wrong)?;
     let (width, height) = decoder.dimensions().map_err(wrong)?;
     check_size(path, u64::from(width), u64::from(height), bytes)?;
