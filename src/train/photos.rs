@@ -73,8 +73,7 @@ pub fn decode_ahead(
 }
 
 fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
-    let decoded: Vec<std::result::Result<(Vec<u8>, Option<u16>), DataError>> =
-        paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
+    let decoded: Vec<_> = paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
     let (count, side) = (decoded.iter().filter(|photo| photo.is_ok()).count(), preprocess.image_size());
     let mut rows = Tensor::zeros([count, side, side, 3], DType::U8);
     let mut free = rows.bytes_mut().chunks_exact_mut(side * side * 3);
