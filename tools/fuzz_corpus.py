@@ -309,7 +309,7 @@ def cache_file(header, pixels, pixel_bytes=None, header_bytes=None, version=2):
 def cache():
     header = {
         "fingerprint": "0" * 64,
-        "preprocess": {"resize": {"ShortSide": 4}, "crop": 4, "mean": [0.5] * 3, "std": [0.25] * 3},
+        "preprocess": {"resize": {"ShortSide": 4}, "crop": 4, "mean": [0.5] * 3, "std": [0.25] * 3, "orientation": "exif"},
         "dtype": "u8", "class_names": ["rose", "tulip"], "root": "photos", "counts": [2, 1, 1],
         "labels": [0, 1, 0, 1], "files": ["a.jpg", "b.jpg", "c.jpg", "d.jpg"], "rows": [0, 1, 2, 3],
         "skipped": [{"file": "e.jpg", "reason": "the file is empty"}], "photos": "0" * 64,
@@ -317,6 +317,7 @@ def cache():
             "splits": [{"photos": 1, "example": ["a.jpg", "c.jpg"]}, None, None],
             "classes": {"photos": 2, "example": ["a.jpg", "b.jpg"]},
         },
+        "sixteen_bit": {"count": 1, "first": "photos/a.jpg", "largest": 4095},
     }
     pixels = bytes(i * 7 % 256 for i in range(4 * 48))
     damaged("cache", "u8", cache_file(header, pixels))
@@ -346,7 +347,7 @@ def cache():
     write("cache", "pixels_2_64", cache_file(header, pixels, pixel_bytes=2**64 - 1))
     write("cache", "pixels_wrap", cache_file(header, pixels, pixel_bytes=2**64 - 64, header_bytes=64))
     write("cache", "header_2_63", cache_file(header, pixels, header_bytes=2**63))
-    write("cache", "version_2", cache_file(header, pixels, version=2))
+    write("cache", "version_1", cache_file(header, pixels, version=1))
     write("cache", "empty", b"")
     write("cache", "start_alone", cache_file(b"", b"")[:63])
 
@@ -405,6 +406,59 @@ def jpeg_with_size(data, width, height):
     return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
 
 
+def orientations(jpeg):
+    """EXIF data that mislead, in a JPEG, a PNG and a WebP."""
+    def exif(entries, first=8, order="<", count=None):
+        start = b"II*\0" if order == "<" else b"MM\0*"
+        body = b"".join(struct.pack(f"{order}HHIHH", *entry, 0) for entry in entries)
+        return start + struct.pack(f"{order}IH", first, len(entries) if count is None else count) + body
+
+    tag = (0x112, 3, 1, 6)
+    for name, data in {
+        "other_order": exif([tag], order=">"), "type_long": exif([(0x112, 4, 1, 6)]), "two_values": exif([(0x112, 3, 2, 6)]),
+        "0": exif([(0x112, 3, 1, 0)]), "65535": exif([(0x112, 3, 1, 65535)]), "twice": exif([tag, (0x112, 3, 1, 3)]),
+        "list_past_end": exif([tag], first=2**32 - 1), "list_at_0": exif([tag], first=0), "many": exif([], count=65535),
+        "cut": exif([tag])[:-6], "start_alone": b"II*\0", "empty": b"", "named_often": b"Exif\0\0" * 900 + exif([tag]),
+    }.items():
+        named = b"Exif\0\0" + data
+        segment = b"\xff\xe1" + struct.pack(">H", len(named) + 2) + named
+        write("image", f"exif_{name}.jpg", jpeg[:2] + segment + jpeg[2:])
+        chunk = struct.pack(">I", len(data)) + b"eXIf" + data + struct.pack(">I", zlib.crc32(b"eXIf" + data))
+        write("image", f"exif_{name}.png", png(3, 2, bytes(20), extra=chunk))
+    write("image", "exif_past_end.png", png(3, 2, bytes(20)) + struct.pack(">I", 2**32 - 1) + b"eXIf")
+    write("image", "exif_chunk_of_2_32.png", png(3, 2, bytes(20), extra=struct.pack(">I", 2**32 - 1) + b"abcd"))
+
+
+def tiffs():
+    """Of what the crate does not interpret."""
+    photos = FIXTURES / "images" / "photos"
+    write("image", "tiff_no_kind.tif", tiff_of(4, 4, bytes(16), kind=(263, 3, 1, 1)))
+    write("image", "tiff_kind_of_two.tif", tiff_of(4, 4, bytes(16), kind=(262, 3, 2, 1)))
+    write("image", "tiff_kind_65535.tif", tiff_of(4, 4, bytes(16), kind=(262, 3, 1, 65535)))
+    write("image", "tiff_palette_short.tif", tiff_of(4, 4, bytes(16), kind=(262, 3, 1, 3), colours=(320, 3, 2, 0)))
+    write("image", "tiff_palette_of_2_29.tif", tiff_of(4, 4, bytes(16), kind=(262, 3, 1, 3), colours=(320, 3, 2**29, 8)))
+    for bits in (1, 2, 4, 12, 16, 32, 64):
+        write("image", f"tiff_bits_{bits}.tif", tiff_of(5, 4, b"\xa5" * 160, bits=(258, 3, 1, bits)))
+        write("image", f"tiff_float_{bits}.tif", tiff_of(5, 4, b"\x42" * 160, bits=(258, 3, 1, bits), form=(339, 3, 1, 3)))
+    for samples in (2, 3, 4, 5, 6, 7):
+        for kind in (0, 1, 2, 3, 5):
+            write("image", f"tiff_{samples}_of_{kind}.tif", tiff_of(3, 3, b"\x77" * 63, samples=(277, 3, 1, samples),
+                  kind=(262, 3, 1, kind), extra=(338, 3, 1, samples % 3)))
+    jpeg = (photos / "jpeg.tif").read_bytes()
+    at = jpeg.index(struct.pack("<HHI", 278, 3, 1)) + 8
+    write("image", "tiff_jpeg_other_rows.tif", jpeg[:at] + struct.pack("<H", 7) + jpeg[at + 2 :])
+    for name, change in {
+        "tiles_2_31": {"tile_width": (322, 4, 1, 2**31), "tile_height": (323, 4, 1, 2**31)},
+        "tiles_1": {"tile_width": (322, 4, 1, 1), "tile_height": (323, 4, 1, 1)},
+        "rows_2_32": {"rows": (278, 4, 1, 2**32 - 1)}, "ycbcr": {"kind": (262, 3, 1, 6), "samples": (277, 3, 1, 3)},
+        "tables_1": {"tables": (347, 7, 1, 0)}, "tables_past_end": {"tables": (347, 7, 999, 8)},
+    }.items():
+        grey = (photos / "grey.jpg").read_bytes()
+        write("image", f"tiff_jpeg_{name}.tif", tiff_of(61, 47, grey, compression=(259, 3, 1, 7), **change))
+    write("image", "bigtiff_list_2_63.tif", b"II\x2b\0\x08\0\0\0" + struct.pack("<QQ", 2**63, 1))
+    write("image", "bigtiff_entries_2_63.tif", b"II\x2b\0\x08\0\0\0" + struct.pack("<QQ", 16, 2**63) + bytes(400))
+
+
 def image():
     photos = FIXTURES / "images" / "photos"
     for path in sorted(photos.iterdir()):
@@ -412,7 +466,8 @@ def image():
             write("image", path.name, path.read_bytes())
     for name in ("base_420_q60.jpg", "prog_420.jpg", "cmyk.jpg", "restart_420.jpg", "palette_8.png", "rgba_16.png",
                  "lossy.webp", "lossless.webp", "lossy_alpha.webp", "frames.webp", "frames.gif", "rgb_lzw.tif",
-                 "palette.bmp"):
+                 "palette.bmp", "turned_5.png", "turned_late.png", "turned_5.webp", "turned_6.jpg", "turned_6.tif",
+                 "frame_inside.gif", "bits_555.bmp", "big.tif", "jpeg.tif", "palette_4.tif", "planes.tif", "float.tif"):
         data = (photos / name).read_bytes()
         if len(data) <= LARGEST:
             damaged("image", name, data)
@@ -444,6 +499,7 @@ def image():
     profile = b"icc\0\0" + zlib.compress(bytes(8 << 20), 9)
     write("image", "png_profile_bomb.png", png(1, 1, bytes(4), extra=struct.pack(">I", len(profile)) + b"iCCP"
           + profile + struct.pack(">I", zlib.crc32(b"iCCP" + profile))))
+    orientations(base)
     write("image", "gif_no_frame.gif", gif(4, 4, b""))
     write("image", "gif_65535.gif", gif(65535, 65535, gif_frame(0, 0, 1, 1)))
     write("image", "gif_frame_outside.gif", gif(4, 4, gif_frame(65535, 65535, 65535, 65535)))
@@ -480,6 +536,7 @@ def image():
     write("image", "webp_chunk_too_long.webp", b"RIFF\x10\0\0\0WEBPVP8 \xff\xff\xff\xff")
     write("image", "webp_lossy_16383.webp", riff(b"VP8 ", b"\x10\0\0\x9d\x01\x2a\xff\x3f\xff\x3f" + bytes(64)))
     write("image", "webp_extended_2_24.webp", riff(b"VP8X", b"\x12\0\0\0" + b"\xff" * 6))
+    tiffs()
     write("image", "empty", b"")
     write("image", "text", b"these are not the pixels you are looking for")
 

@@ -3,7 +3,9 @@ CLIP processor make of them.
 
   photos/*            the files
   mat/*               small forms of Flowers-102's label and split files
-  decoded.safetensors Pillow's Image.open(file).convert("RGB"), u8 [H,W,3], one tensor per file
+  decoded.safetensors what the processor makes of Pillow's exif_transpose(Image.open(file)) before it resizes, u8
+                      [H,W,3], one tensor per file; where that turns, "NAME as stored" is without. 16-bit grey that
+                      does not fit 8 bits is its upper 8, where Pillow clips
   resize.json         width, height, size and the SHA-256 of Pillow's bicubic short-side resize and
                       centre crop of the pattern below, u8 [S,S,3]
   pixels.safetensors  for a few small cases the crop itself, u8 [S,S,3], and the processor's f32 [3,S,S]
@@ -19,7 +21,7 @@ import pathlib
 os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import PIL
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin
 from safetensors.numpy import save_file
 
 OUT = pathlib.Path("tests/fixtures/images")
@@ -100,7 +102,7 @@ def write_photos():
     (d / "cmyk_no_adobe.jpg").write_bytes(data[:at] + data[at + 2 + length :])
     (d / "ycck.jpg").write_bytes(data[: at + 1 + length] + b"\2" + data[at + 2 + length :])
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees: Pillow leaves it alone, and so do we
+    exif[0x0112] = 6  # rotate by 90 degrees
     rgb.save(d / "exif_orientation.jpg", quality=85, exif=exif)
 
     # PNG: every colour type and depth.
@@ -156,6 +158,155 @@ def write_photos():
     rgba.save(d / "rgba.tif")
     small.convert("CMYK").save(d / "cmyk.tif")
     Image.fromarray(sixteen).save(d / "grey_16.tif")
+    write_turned(d, small)
+    write_transparent(d, r, small, rgba, la)
+    write_numbers(d, r, sixteen)
+    write_tiffs(d, r, small)
+    write_odd_gifs_and_bmps(d, r)
+
+
+def write_turned(d, small):
+    """Every orientation, in every format that has one."""
+    for o in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = o
+        small.save(d / f"turned_{o}.jpg", quality=90, exif=exif)
+        tags = TiffImagePlugin.ImageFileDirectory_v2()
+        tags[274] = o
+        small.save(d / f"turned_{o}.tif", tiffinfo=tags)
+    exif = Image.Exif()
+    exif[0x0112] = 5
+    small.save(d / "turned_5.png", exif=exif)
+    small.save(d / "turned_5.webp", lossless=True, exif=exif)
+    small.save(d / "turned_named.webp", lossless=True, exif=b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0"))
+    # The tag behind the pixels, and numbers of the other order of bytes.
+    early = (d / "turned_5.png").read_bytes()
+    at = early.index(b"eXIf") - 4
+    chunk = early[at : at + 12 + int.from_bytes(early[at : at + 4], "big")]
+    plain, end = early.replace(chunk, b""), 12
+    (d / "turned_late.png").write_bytes(plain[:-end] + chunk + plain[-end:])
+    big = b"MM\0\x2a\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x07\0\0\0\0\0\0"
+    small.save(d / "turned_big_endian.jpg", quality=90, exif=b"Exif\0\0" + big)
+    # No orientation at all.
+    exif[0x0112] = 9
+    small.save(d / "turned_9.jpg", quality=90, exif=exif)
+
+
+def write_transparent(d, r, small, rgba, la):
+    """Alpha beside what the other formats have of it."""
+    la.save(d / "la.tif")
+    write_tiff(d / "rgba_associated.tif", np.asarray(rgba.convert("RGBa").convert("RGBA")), 2, extra=1)
+    write_tiff(d / "rgb_and_more.tif", np.asarray(rgba), 2, extra=0)
+    write_tiff(d / "rgba_16.tif", r.integers(0, 65536, (17, 21, 4), dtype=np.uint16), 2, extra=2)
+    write_tiff(d / "rgba_16_associated.tif", r.integers(0, 65536, (17, 21, 4), dtype=np.uint16), 2, extra=1)
+    values, alphas = np.mgrid[0:256:15, 0:256].astype(np.uint8)
+    Image.fromarray(np.stack([values, alphas], -1)).save(d / "alphas.png")
+
+
+def write_numbers(d, r, sixteen):
+    """Grey in more than 8 bits."""
+    low = (sixteen >> 8).astype(np.uint16)
+    Image.fromarray(low).save(d / "grey_16_low.png")
+    Image.fromarray(low).save(d / "grey_16_low.tif")
+    write_tiff(d / "grey_16_big_endian.tif", sixteen, 1, order=">")
+    rgb = r.integers(0, 65536, (17, 21, 3), dtype=np.uint16)
+    write_tiff(d / "rgb_16.tif", rgb, 2)
+    write_tiff(d / "planes_16.tif", rgb, 2, planes=True)
+    write_tiff(d / "cmyk_16.tif", r.integers(0, 65536, (17, 21, 4), dtype=np.uint16), 5)
+    write_tiff(d / "float.tif", (r.random((17, 21)) * 255).astype(np.float32), 1)
+    for kind in (np.uint32, np.int32, np.int16, np.int8):
+        values = low.astype(np.uint8) if kind == np.int8 else low
+        write_tiff(d / f"{kind.__name__}.tif", values.astype(kind), 1)
+
+
+def write_tiffs(d, r, small):
+    small.quantize(200).save(d / "palette.tif")
+    palette = r.integers(0, 256, (3, 16), dtype=np.uint16) * 257
+    indices = r.integers(0, 16, (17, 21), dtype=np.uint8)
+    packed = np.pad(indices, ((0, 0), (0, 1)))
+    packed = packed[:, ::2] << 4 | packed[:, 1::2]
+    write_tiff(d / "palette_4.tif", packed, 3, width=21, bits=4, palette=palette)
+    write_tiff(d / "grey_4.tif", packed, 1, width=21, bits=4)
+    write_tiff(d / "grey_4_white.tif", packed, 0, width=21, bits=4)
+    write_tiff(d / "grey_white.tif", np.asarray(small.convert("L")), 0)
+    write_tiff(d / "planes.tif", np.asarray(small), 2, planes=True)
+    small.save(d / "big.tif", big_tiff=True)
+    larger = Image.fromarray(natural(61, 47))
+    larger.save(d / "jpeg.tif", compression="jpeg", quality=85, tiffinfo={278: 16})
+    larger.convert("L").save(d / "jpeg_grey.tif", compression="jpeg", quality=85)
+    larger.convert("YCbCr").save(d / "jpeg_ycbcr.tif", compression="jpeg", quality=85)
+    small.save(d / "zip.tif", compression="tiff_adobe_deflate")
+    small.save(d / "packed.tif", compression="packbits")
+    small.convert("1").save(d / "fax_4.tif", compression="group4")
+
+
+def write_tiff(path, a, meaning, width=None, bits=None, extra=None, palette=None, planes=False, order="<"):
+    """One strip, not compressed; a strip for each plane where they are apart."""
+    import struct
+
+    samples = a.shape[2] if a.ndim == 3 else 1
+    height, width = a.shape[0], width or a.shape[1]
+    bits = bits or a.dtype.itemsize * 8
+    kind = {"u": 1, "i": 2, "f": 3}[a.dtype.kind]
+    parts = [a[:, :, i] for i in range(samples)] if planes else [a]
+    parts = [part.astype(a.dtype.newbyteorder(order)).tobytes() for part in parts]
+    starts = [8 + sum(len(p) for p in parts[:i]) for i in range(len(parts))]
+    tags = {256: [width], 257: [height], 258: [bits] * samples, 259: [1], 262: [meaning], 273: starts,
+            277: [samples], 278: [height], 279: [len(p) for p in parts], 284: [2 if planes else 1],
+            339: [kind] * samples}
+    if extra is not None:
+        tags[338] = [extra]
+    if palette is not None:
+        tags[320] = palette.reshape(-1).tolist()
+    data, entries = b"".join(parts), []
+    data += b"\0" * (len(data) % 2)
+    for tag, values in sorted(tags.items()):
+        value = struct.pack(f"{order}{len(values)}H", *values)
+        if len(value) > 4:
+            value, data = struct.pack(f"{order}I", 8 + len(data)), data + value
+        entries.append(struct.pack(f"{order}HHI", tag, 3, len(values)) + value.ljust(4, b"\0"))
+    start = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", 8 + len(data))
+    path.write_bytes(start + data + struct.pack(f"{order}H", len(entries)) + b"".join(entries) + bytes(4))
+
+
+def write_odd_gifs_and_bmps(d, r):
+    import io
+    import struct
+
+    def gif(name, screen, place, transparent=None, local=False):
+        frame = Image.fromarray(r.integers(0, 256, (9, 11, 3), dtype=np.uint8)).quantize(16)
+        buffer = io.BytesIO()
+        frame.save(buffer, "GIF", **({} if transparent is None else {"transparency": transparent}))
+        data = buffer.getvalue()
+        size = 3 << ((data[10] & 7) + 1)
+        table, rest = data[13 : 13 + size], data[13 + size :]
+        at = rest.index(b",\0\0\0\0")
+        rest = rest[: at + 1] + struct.pack("<HH", *place) + rest[at + 5 :]
+        if local:
+            flags = bytes([0x80 | (data[10] & 7)])
+            rest = rest[: at + 9] + flags + table + rest[at + 10 :]
+        start = data[:6] + struct.pack("<HH", *screen)
+        start += data[10:13] + table if not local else bytes([data[10] & 0x7F]) + data[11:13]
+        (d / name).write_bytes(start + rest)
+
+    gif("frame_inside.gif", (20, 15), (4, 3))
+    gif("frame_inside_transparent.gif", (20, 15), (4, 3), transparent=7)
+    gif("frame_own_palette.gif", (20, 15), (4, 3), local=True)
+    gif("frame_beyond.gif", (12, 9), (4, 3))
+    gif("frame_larger.gif", (5, 4), (0, 0))
+    gif("screen_zero.gif", (0, 0), (0, 0))
+
+    def bmp(name, masks, compression):
+        rows = r.integers(0, 65536, (5, 64), dtype=np.uint16).tobytes()
+        table = struct.pack("<III", *masks) if compression else b""
+        info = struct.pack("<IiiHHIIiiII", 40, 64, 5, 1, 16, compression, len(rows), 2835, 2835, 0, 0)
+        offset = 14 + len(info) + len(table)
+        head = b"BM" + struct.pack("<IHHI", offset + len(rows), 0, 0, offset)
+        (d / name).write_bytes(head + info + table + rows)
+
+    bmp("bits_555.bmp", None, 0)
+    bmp("bits_555_masks.bmp", (0x7C00, 0x3E0, 0x1F), 3)
+    bmp("bits_565.bmp", (0xF800, 0x7E0, 0x1F), 3)
 
 
 def write_mats():
@@ -203,13 +354,40 @@ def write_png_bits(path, a, depth):
     write_png(path, a.shape[1], a.shape[0], depth, 0, rows)
 
 
+def pixels_of(path, turned=True):
+    """What the processor starts from."""
+    import io
+    import struct
+
+    from transformers.image_transforms import convert_to_rgb
+
+    data = path.read_bytes()
+    if not turned:
+        # Pillow turns a TIFF whether it is asked to or not.
+        for o in range(2, 9):
+            data = data.replace(struct.pack("<HHIHH", 274, 3, 1, o, 0), struct.pack("<HHIHH", 274, 3, 1, 1, 0))
+    image = Image.open(io.BytesIO(data))
+    if turned:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") and (values := np.asarray(image)).max() > 255:
+        return np.repeat((values >> 8).astype(np.uint8)[:, :, None], 3, 2)
+    return convert_to_rgb(image, return_numpy=True).copy()
+
+
 def main():
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     OUT.mkdir(parents=True, exist_ok=True)
     write_photos()
     write_mats()
-    decoded = {p.name: np.asarray(Image.open(p).convert("RGB")).copy() for p in sorted((OUT / "photos").iterdir())}
+    decoded = {}
+    for p in sorted((OUT / "photos").iterdir()):
+        if p.name == "planes_16.tif":  # which Pillow takes for planes of bytes
+            continue
+        decoded[p.name] = pixels_of(p)
+        stored = pixels_of(p, turned=False)
+        if not np.array_equal(decoded[p.name], stored):
+            decoded[f"{p.name} as stored"] = stored
     save_file(decoded, OUT / "decoded.safetensors", {"pillow": PIL.__version__})
 
     cases = []

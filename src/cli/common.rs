@@ -3,6 +3,7 @@
 use super::bars::Bars;
 use anyhow::{Result, bail};
 use clip_engine::data::augment::larger_side;
+use clip_engine::data::decode::Orientation;
 use clip_engine::data::source::Note;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Purpose, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
@@ -172,13 +173,30 @@ pub struct SourceArgs {
     /// Leave out images that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: exif, and that of the run].
+    #[arg(long, value_parser = parse_serde::<Orientation>, value_name = "exif|ignore")]
+    orientation: Option<Orientation>,
 }
 
 impl SourceArgs {
     /// Whether none was given.
     pub fn are_empty(&self) -> bool {
-        let SourceArgs { images, class_names, groups, val_share, refuse_duplicates, skip_bad_images } = self;
-        let given = [images.is_some(), class_names.is_some(), groups.is_some(), val_share.is_some()];
+        let SourceArgs {
+            images,
+            class_names,
+            groups,
+            val_share,
+            refuse_duplicates,
+            skip_bad_images,
+            orientation,
+        } = self;
+        let given = [
+            images.is_some(),
+            class_names.is_some(),
+            groups.is_some(),
+            val_share.is_some(),
+            orientation.is_some(),
+        ];
         !given.contains(&true) && !refuse_duplicates && !skip_bad_images
     }
 
@@ -190,6 +208,7 @@ impl SourceArgs {
         settings.val_share = self.val_share.unwrap_or(settings.val_share);
         settings.refuse_duplicates |= self.refuse_duplicates;
         settings.skip_bad_images |= self.skip_bad_images;
+        settings.orientation = self.orientation.unwrap_or(settings.orientation);
         Ok(settings.validate()?)
     }
 }
@@ -278,6 +297,7 @@ pub fn open_cache(
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
     let source = open_source(settings, judged, monitor)?;
+    let preprocess = &preprocess.with_orientation(settings.orientation);
     cache_of(&source, preprocess, settings.dtype.into(), settings, false, monitor)
 }
 
@@ -301,18 +321,19 @@ fn cache_of(
     Ok(cache)
 }
 
-/// The model of a run, or the one that `chosen` names in its place.
+/// The model of a run, or the one that `chosen` names in its place. Photos are turned as in the run.
 pub fn model_of_run(
     dir: &RunDir,
     settings: &Settings,
     chosen: Option<&Path>,
     monitor: &dyn Monitor,
 ) -> Result<Model> {
-    let model = match (chosen, settings.model_name()) {
+    let mut model = match (chosen, settings.model_name()) {
         (Some(name), _) => open_model(name, monitor)?,
         (None, Some(name)) => open_settled_model(name, monitor)?,
         (None, None) => demo::model()?,
     };
+    model.preprocess = model.preprocess.with_orientation(settings.orientation);
     warn_of_other_weights(dir, &model, monitor)?;
     Ok(model)
 }
@@ -361,7 +382,8 @@ pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> 
     let (Some(model), Some(_)) = (settings.model_name(), &settings.data) else {
         bail!("--data is needed, or --demo");
     };
-    let model = open_settled_model(model, monitor)?;
+    let mut model = open_settled_model(model, monitor)?;
+    model.preprocess = model.preprocess.with_orientation(settings.orientation);
     let source = open_source(settings, judged, monitor)?;
     let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), settings, false, monitor)?;
     let enlarged = if augmented {

@@ -4,6 +4,7 @@ use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
 use anyhow::{Result, bail};
+use clip_engine::data::decode::Orientation;
 use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::stamp::of_one_epoch;
@@ -31,6 +32,10 @@ pub struct Args {
     /// Leave out photos that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: as the
+    /// run; exif without one].
+    #[arg(long, value_parser = common::parse_serde::<Orientation>, value_name = "exif|ignore")]
+    orientation: Option<Orientation>,
     /// Images per batch.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch_size: u32,
@@ -41,7 +46,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let device = args.device.open(&monitor)?;
-    let (model, files, run) = match (&args.run, &args.model) {
+    let (mut model, files, run) = match (&args.run, &args.model) {
         (Some(run), model) => {
             let dir = RunDir::existing(run)?;
             let settings = dir.read_settings()?;
@@ -55,6 +60,9 @@ pub fn run(args: Args) -> Result<()> {
             (model, files.unwrap_or_default(), None)
         }
     };
+    if let Some(orientation) = args.orientation {
+        model.preprocess = model.preprocess.with_orientation(orientation);
+    }
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
     if let Some(folder) = folder
         && !folder.is_dir()

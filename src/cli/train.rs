@@ -9,6 +9,7 @@ use super::{common, dry_run, output, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::data::Source;
+use clip_engine::data::decode::Orientation;
 use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
@@ -106,6 +107,9 @@ pub struct Options {
     /// Refuse photos that are in two splits or classes, byte for byte, instead of warning.
     #[arg(long, help_heading = DATA, hide_short_help = true, num_args = 0, default_missing_value = "true")]
     refuse_duplicates: Option<bool>,
+    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: exif].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_parser = parse_serde::<Orientation>, value_name = "exif|ignore")]
+    orientation: Option<Orientation>,
     /// A named combination of settings [default: lora].
     #[arg(long, help_heading = TRAINED, value_parser = parse_serde::<Recipe>, value_name = "lora|linear|vpt|mixup|triplet|clip-lora")]
     recipe: Option<Recipe>,
@@ -283,6 +287,7 @@ macro_rules! with_settings {
             skip_bad_images,
             refuse_duplicates,
             val_share,
+            orientation,
             recipe,
             method,
             text_weight,
@@ -438,6 +443,7 @@ impl Options {
             ("--groups", self.groups.is_some(), files, &no_files),
             ("--val-share", self.val_share.is_some(), files, &no_files),
             ("--refuse-duplicates", self.refuse_duplicates.is_some(), files, &no_files),
+            ("--orientation", self.orientation.is_some(), files, &no_files),
         ];
         let unused = flags.into_iter().filter(|(_, given, used, _)| *given && !used);
         unused.map(|(flag, _, _, reason)| (flag, reason.clone())).collect()

@@ -9,6 +9,7 @@ mod build;
 mod duplicates;
 mod file;
 
+use super::decode::SixteenBit;
 use super::{DataError, Preprocess, Source, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
@@ -144,6 +145,11 @@ impl Cache {
     /// copy of them. Empty for images in memory.
     pub fn photos(&self) -> &str {
         &self.header.photos
+    }
+
+    /// The images of 16-bit grey, of which the upper 8 bits are kept.
+    pub fn sixteen_bit(&self) -> &SixteenBit {
+        &self.header.sixteen_bit
     }
 
     /// How the pixels were made.

@@ -137,6 +137,31 @@ pub enum DataError {
         /// What the decoder said, or why no decoder was asked.
         reason: String,
     },
+    /// A photo in a form that the engine has no decoder for.
+    #[error("{}: {what} is not read; convert it to {to}", path.display())]
+    NotRead {
+        /// The photo.
+        path: PathBuf,
+        /// The form, worded to begin a sentence: `a HEIC image`.
+        what: String,
+        /// A form that is read.
+        to: &'static str,
+    },
+    /// A photo of far fewer bytes than pixels.
+    #[error(
+        "{}: {width} x {height} pixels in {length} bytes, so many from so few fill the memory and are not read; scale the image down",
+        path.display()
+    )]
+    TooSparse {
+        /// The photo.
+        path: PathBuf,
+        /// Its width in pixels, by its header.
+        width: u64,
+        /// Its height in pixels, by its header.
+        height: u64,
+        /// Bytes of the file.
+        length: usize,
+    },
     /// A photo larger than any that could be meant.
     #[error(
         "{}: {width} x {height} pixels is over the limit of {limit} pixels; scale the image down or remove the file",

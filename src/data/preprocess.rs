@@ -4,6 +4,7 @@
 //! one) in every bit.
 
 use super::DataError;
+use super::decode::{self, Orientation};
 use super::resize::{CHANNELS, RgbImage, Window, resize_window};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -50,12 +51,20 @@ pub struct Preprocess {
     crop: usize,
     mean: [f32; 3],
     std: [f32; 3],
+    #[serde(default)]
+    orientation: Orientation,
 }
 
 impl Preprocess {
     /// CLIP's own settings for a model whose images are `image_size` pixels wide.
     pub fn clip(image_size: usize) -> Preprocess {
-        Preprocess { resize: Resize::ShortSide(image_size), crop: image_size, mean: CLIP_MEAN, std: CLIP_STD }
+        Preprocess {
+            resize: Resize::ShortSide(image_size),
+            crop: image_size,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+            orientation: Orientation::Exif,
+        }
     }
 
     /// The settings of the model directory `dir`: from the `image_processor` of `processor_config.json`, else
@@ -132,7 +141,17 @@ impl Preprocess {
         if std.iter().any(|&s| s <= 0.0) {
             return Err("image_std must be positive; correct it".to_owned());
         }
-        Ok(Preprocess { resize, crop, mean, std })
+        Ok(Preprocess { resize, crop, mean, std, orientation: Orientation::Exif })
+    }
+
+    /// The same settings for photos that are turned upright or not. From a model they come so that they are.
+    pub fn with_orientation(&self, orientation: Orientation) -> Preprocess {
+        Preprocess { orientation, ..self.clone() }
+    }
+
+    /// Whether photos are turned upright.
+    pub fn orientation(&self) -> Orientation {
+        self.orientation
     }
 
     /// Side of the square images that come out, in pixels.
@@ -159,6 +178,16 @@ impl Preprocess {
     /// Channel standard deviations, of pixels in 0..1.
     pub fn std(&self) -> [f32; 3] {
         self.std
+    }
+
+    /// Decodes the contents of an image file, resizes and crops it, and tells the largest value of 16-bit grey of which the upper 8 bits
+    /// were kept, see [`decode::Photo::sixteen_bit`].
+    ///
+    /// # Errors
+    /// Those of [`decode::decode_bytes`]; `path` is for messages only.
+    pub fn read(&self, path: &Path, bytes: &[u8]) -> Result<(Vec<u8>, Option<u16>), DataError> {
+        let photo = decode::decode_bytes(path, bytes, self.orientation)?;
+        Ok((self.resize_crop(&photo.image), photo.sixteen_bit))
     }
 
     /// Resizes and crops: [S, S, 3] u8 with S = [`Preprocess::image_size`].

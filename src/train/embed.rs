@@ -63,7 +63,7 @@ fn features<'a, B: Backend>(
     let mut extractor = tuned.extractor(batch)?;
     let mut embedded = Vec::with_capacity(paths.len());
     let mut features = Vec::with_capacity(paths.len() * tuned.features());
-    decode_ahead(paths, tuned.preprocess(), batch, |photos| {
+    decode_ahead(paths, tuned.preprocess(), batch, monitor, |photos| {
         if monitor.stopped() {
             return Err(DataError::Interrupted.into());
         }

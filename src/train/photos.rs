@@ -1,7 +1,9 @@
 //! Batches of photos, decoded on all cores while the device works on those before.
 
 use super::{Result, TrainError};
+use crate::data::decode::SixteenBit;
 use crate::data::{DataError, Preprocess, decode};
+use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 use std::ops::{ControlFlow, Range};
@@ -20,9 +22,11 @@ pub struct PhotoBatch {
     pub pixels: Tensor,
     /// For each place why its photo could not be; none for those in `pixels`.
     pub problems: Vec<Option<DataError>>,
+    sixteen_bit: Vec<(usize, u16)>,
 }
 
-/// Hands all photos to `take` in the order of `paths`, `batch` at a time, until it breaks off.
+/// Hands all photos to `take` in the order of `paths`, `batch` at a time, until it breaks off, and warns once of
+/// those of 16-bit grey.
 ///
 /// # Errors
 /// Those of `take`. A photo that cannot be decoded is none: `take` learns of it.
@@ -30,6 +34,7 @@ pub fn decode_ahead(
     paths: &[PathBuf],
     preprocess: &Preprocess,
     batch: usize,
+    monitor: &dyn Monitor,
     mut take: impl FnMut(PhotoBatch) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let batch = batch.max(1);
@@ -50,23 +55,32 @@ pub fn decode_ahead(
                 format!("no thread to decode them can be started ({e}); raise the limit on processes");
             TrainError::file(Path::new("photos"), problem)
         })?;
+        let mut sixteen_bit = SixteenBit::default();
         for decoded in receiver {
-            if take(decoded?)?.is_break() {
+            let decoded = decoded?;
+            for &(place, largest) in &decoded.sixteen_bit {
+                sixteen_bit.add(&paths[place], largest);
+            }
+            if take(decoded)?.is_break() {
                 break;
             }
+        }
+        if let Some(warning) = sixteen_bit.warning() {
+            monitor.warn(&warning);
         }
         Ok(())
     })
 }
 
 fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
-    let decoded: Vec<std::result::Result<Vec<u8>, DataError>> =
-        paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
+    let decoded: Vec<_> = paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
     let (count, side) = (decoded.iter().filter(|photo| photo.is_ok()).count(), preprocess.image_size());
     let mut rows = Tensor::zeros([count, side, side, 3], DType::U8);
     let mut free = rows.bytes_mut().chunks_exact_mut(side * side * 3);
-    let problems = decoded.into_iter().map(|photo| match photo {
-        Ok(pixels) => {
+    let mut sixteen_bit = Vec::new();
+    let problems = decoded.into_iter().zip(places.clone()).map(|(photo, place)| match photo {
+        Ok((pixels, largest)) => {
+            sixteen_bit.extend(largest.map(|largest| (place, largest)));
             if let Some(row) = free.next() {
                 row.copy_from_slice(&pixels);
             }
@@ -75,16 +89,17 @@ fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess
         Err(problem) => Some(problem),
     });
     let problems = problems.collect();
-    Ok(PhotoBatch { places, pixels: rows, problems })
+    Ok(PhotoBatch { places, pixels: rows, problems, sixteen_bit })
 }
 
-fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<Vec<u8>, DataError> {
-    Ok(preprocess.resize_crop(&decode::decode(path)?))
+fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+    preprocess.read(path, &decode::read(path)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
     use std::time::Duration;
 
     fn photos(dir: &Path, count: usize) -> Vec<PathBuf> {
@@ -104,7 +119,7 @@ mod tests {
             std::fs::write(&paths[bad], "no image").unwrap();
         }
         let mut found = Vec::new();
-        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+        decode_ahead(&paths, &Preprocess::clip(8), 2, &Silent, |batch| {
             found.push((
                 batch.places,
                 batch.pixels.bytes().chunks_exact(192).map(|p| p[0]).collect::<Vec<_>>(),
@@ -124,7 +139,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = photos(dir.path(), 20);
         let mut readable = Vec::new();
-        decode_ahead(&paths, &Preprocess::clip(8), 2, |batch| {
+        decode_ahead(&paths, &Preprocess::clip(8), 2, &Silent, |batch| {
             if batch.places.start == 0 {
                 // Whoever decodes without end has time for all of them before they go away.
                 thread::sleep(Duration::from_millis(500));
@@ -146,7 +161,7 @@ mod tests {
         let paths = photos(dir.path(), 20);
         let mut batches = 0;
         let mut end = |result: fn() -> Result<ControlFlow<()>>| {
-            decode_ahead(&paths, &Preprocess::clip(8), 1, |_| {
+            decode_ahead(&paths, &Preprocess::clip(8), 1, &Silent, |_| {
                 batches += 1;
                 result()
             })

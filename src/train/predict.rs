@@ -63,14 +63,15 @@ pub struct Predictor<B: Backend> {
 }
 
 impl<B: Backend> Predictor<B> {
-    /// Loads what the run in `dir` trained on `model`.
+    /// Loads what the run in `dir` trained on `model`; photos are turned as in the run.
     ///
     /// # Errors
     /// A run whose first epoch did not end, files that are damaged, and those of another model.
     pub fn open(backend: B, model: &Model, dir: &RunDir, settings: &Settings) -> Result<Self> {
         let (head, tuned) = of_one_epoch(dir, settings, || {
             let head = head_of_run(dir, model.config.projection)?;
-            Ok((head, TunedTower::open(backend, model, &TuningFiles::of_run(dir, settings))?))
+            let tuned = TunedTower::open(backend, model, &TuningFiles::of_run(dir, settings))?;
+            Ok((head, tuned.with_orientation(settings.orientation)))
         })?;
         let HeadFile { weight, bias, temperature, class_names } = head;
         let (backend, master) = (tuned.backend(), tuned.backend().master_dtype());
@@ -107,7 +108,7 @@ impl<B: Backend> Predictor<B> {
         };
         let mut waiting: Option<Waiting<B>> = None;
         monitor.begin("predicting", paths.len() as u64);
-        let run = decode_ahead(paths, self.tuned.preprocess(), batch, |photos| {
+        let run = decode_ahead(paths, self.tuned.preprocess(), batch, monitor, |photos| {
             if monitor.stopped() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -154,7 +155,7 @@ impl<'a, B: Backend> Classify<'a, B> {
 
     /// Sends a batch on its way.
     fn start(&mut self, photos: PhotoBatch) -> Result<Waiting<B>> {
-        let PhotoBatch { places, pixels, problems } = photos;
+        let PhotoBatch { places, pixels, problems, .. } = photos;
         let rows = pixels.shape().rows();
         let problems = problems.into_iter().map(|problem| problem.map(TrainError::from)).collect();
         if rows == 0 {

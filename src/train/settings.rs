@@ -4,6 +4,7 @@ use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::augment::Augmentation;
+use crate::data::decode::Orientation;
 use crate::data::source::is_flowers102_root;
 use crate::data::{DataError, Groups, SourceOptions, VAL_SHARE};
 use crate::fetch::{DEFAULT_MODEL, is_flowers102};
@@ -269,6 +270,10 @@ pub struct Settings {
     /// Refuses photos that are in two splits or classes, byte for byte, instead of warning.
     #[serde(default)]
     pub refuse_duplicates: bool,
+    /// Whether photos are turned upright as their EXIF data say. Runs of before there was a choice left them as
+    /// they were.
+    #[serde(default)]
+    pub orientation: Orientation,
     /// The combination that these settings started from. It names the run; what is done is up to the others.
     pub recipe: Recipe,
     /// What is trained beside the head.
@@ -405,6 +410,7 @@ impl Settings {
             val_share: VAL_SHARE,
             skip_bad_images: false,
             refuse_duplicates: false,
+            orientation: Orientation::Exif,
             recipe,
             method: match recipe {
                 Recipe::Linear => Method::Linear,
@@ -821,6 +827,15 @@ mod tests {
         assert_eq!(flags(Recipe::Lora), "--lr-head, --lr-lora, --clip-grad-norm");
         assert_eq!(flags(Recipe::Vpt), "--lr-head, --lr-prompt, --clip-grad-norm");
         assert_eq!(flags(Recipe::ClipLora), "--lr-lora, --clip-grad-norm");
+    }
+
+    #[test]
+    fn runs_of_before_there_was_a_choice_left_photos_as_they_were() {
+        assert_eq!(Settings::default().orientation, Orientation::Exif);
+        let config = toml::to_string(&Settings::default()).unwrap();
+        assert!(config.contains("orientation = \"exif\"\n"), "{config}");
+        let old = config.replace("orientation = \"exif\"\n", "");
+        assert_eq!(toml::from_str::<Settings>(&old).unwrap().orientation, Orientation::Ignore);
     }
 
     #[test]

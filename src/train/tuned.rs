@@ -11,6 +11,7 @@ use crate::backend::Backend;
 use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::vision::VisionTower;
 use crate::data::Preprocess;
+use crate::data::decode::Orientation;
 use crate::tune::{BlockLora, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
@@ -82,6 +83,11 @@ impl<B: Backend> TunedTower<B> {
             None => None,
         };
         Ok(TunedTower { backend, tower, lora, folded, prompts, preprocess: model.preprocess.clone() })
+    }
+
+    /// The same for photos that are turned upright or not.
+    pub fn with_orientation(self, orientation: Orientation) -> Self {
+        TunedTower { preprocess: self.preprocess.with_orientation(orientation), ..self }
     }
 
     /// The device that the tower is on.

@@ -738,3 +738,81 @@ fn embed_stops_at_a_bad_photo_or_leaves_it_out() {
     let none = [&embed[..], &[&nothing, "--images", &bad, "--skip-bad-images"]].concat();
     fail(1, &none, place.path(), &[&bad, "no readable image"]);
 }
+
+#[test]
+fn photos_are_turned_as_in_the_run_or_as_the_flag_says() {
+    let place = tempfile::tempdir().unwrap();
+    let run = linear_run(place.path());
+    let at = |name: &str| place.path().join(name).display().to_string();
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/photos");
+    let images = at("images");
+    std::fs::create_dir(&images).unwrap();
+    // The same pixels stored twice, once with an orientation.
+    for name in ["rgb.png", "turned_5.png"] {
+        std::fs::copy(fixtures.join(name), Path::new(&images).join(name)).unwrap();
+    }
+    let same = |values: &[f64]| {
+        let (a, b) = values.split_at(values.len() / 2);
+        a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-5)
+    };
+    let out = at("out.safetensors");
+    let features = |more: &[&str]| {
+        succeed(&[&["embed", "--images", &images, "--out", &out], more].concat(), place.path());
+        same(&floats(&std::fs::read(&out).unwrap(), "features"))
+    };
+    let predicted = || {
+        let done = succeed(&["predict", "--run", &run, "--json", &images], place.path());
+        same(&lines(&done).iter().flat_map(|line| probabilities(line, CLASSES.len())).collect::<Vec<_>>())
+    };
+    let model = tiny_model().display().to_string();
+    assert!(!features(&["--model", &model]) && features(&["--model", &model, "--orientation", "ignore"]));
+    // A run of before there was a choice, and one of today.
+    assert!(features(&["--run", &run]) && predicted());
+    assert!(!features(&["--run", &run, "--orientation", "exif"]));
+    let config = Path::new(&run).join("config.toml");
+    let old = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{old}orientation = \"exif\"\n")).unwrap();
+    assert!(!features(&["--run", &run]) && !predicted());
+    assert!(features(&["--run", &run, "--orientation", "ignore"]));
+
+    // Grey of 16 bits is said once, whatever the number of batches.
+    let deep = at("deep");
+    std::fs::create_dir(&deep).unwrap();
+    for name in ["grey_16.png", "grey_16.tif", "rgb.png"] {
+        std::fs::copy(fixtures.join(name), Path::new(&deep).join(name)).unwrap();
+    }
+    for command in
+        [&["predict", "--run", &run, &deep][..], &["embed", "--run", &run, "--images", &deep, "--out", &out]]
+    {
+        let done = succeed(&[command, &["--batch-size", "1"]].concat(), place.path());
+        let said: Vec<&str> = done.err.lines().filter(|line| line.contains("16-bit grey")).collect();
+        assert!(
+            matches!(said[..], [line] if line.contains("2 images") && line.ends_with("grey_16.png")),
+            "{said:?}"
+        );
+    }
+}
+
+#[test]
+fn a_cache_says_once_that_its_images_have_sixteen_bits() {
+    let place = Place::new([4, 2, 2]);
+    let deep = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/images/photos/grey_16.png");
+    std::fs::copy(deep, place.class_dir("train").join("deep.png")).unwrap();
+    let run = place.at("run");
+    let crops = ["--augment", "crop-flip", "--epochs", "1", "--overwrite"];
+    for _ in 0..2 {
+        let done = succeed(&place.train(&run, &crops), place.path());
+        let said = done.err.lines().filter(|line| line.contains("of 1 image of 16-bit grey")).count();
+        assert_eq!(said, 1, "{}", done.err);
+    }
+    let config = std::fs::read_to_string(format!("{run}/config.toml")).unwrap();
+    assert!(config.contains("orientation = \"exif\""), "{config}");
+    let evaluated = ["eval", "--run", &run, "--split", "val"];
+    succeed(&evaluated, place.path());
+    // Photos that are not turned have a cache of their own.
+    let args = ["prep", "--data", &place.data, "--model", &place.model];
+    let reused = succeed(&args, place.path()).err;
+    assert!(reused.contains("using the cache"), "{reused}");
+    let stored = succeed(&[&args[..], &["--orientation", "ignore"]].concat(), place.path()).err;
+    assert!(stored.contains("wrote the cache"), "{stored}");
+}

@@ -4,7 +4,7 @@ use crate::files::photo;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::augment::larger_side;
-use clip_engine::data::decode::decode;
+use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::{
     Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split,
 };
@@ -124,7 +124,7 @@ fn every_image_holds_the_pixels_of_its_own_photo() {
             assert_eq!(view.labels(), items.iter().map(|i| i.label).collect::<Vec<_>>());
             for (i, item) in items.iter().enumerate() {
                 assert_eq!(view.path(i).unwrap(), item.path);
-                let pixels = preprocess.resize_crop(&decode(&item.path).unwrap());
+                let pixels = preprocess.resize_crop(&decode(&item.path, Orientation::Exif).unwrap().image);
                 let mut values = vec![0.0f32; pixels.len()];
                 preprocess.normalise(&pixels, &mut values);
                 let halves: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
@@ -457,6 +457,38 @@ fn bad_images_are_left_out_when_asked() {
 }
 
 #[test]
+fn a_cache_is_of_one_orientation_and_knows_its_images_of_sixteen_bits() {
+    let workspace = Workspace::new(&PHOTOS);
+    let turned = workspace.add("train/daisy/turned.jpg", "turned_6.jpg");
+    let bytes = std::fs::read(&turned).unwrap();
+    for place in ["val/rose/a.tif", "val/rose/b.tif"] {
+        workspace.add(place, "grey_16.tif");
+    }
+    let build = |preprocess: &Preprocess| {
+        let (dir, options) = (workspace.caches.path(), CacheOptions::default());
+        Cache::open_or_build(&workspace.source(), preprocess, DType::U8, dir, &options, &Silent).unwrap()
+    };
+    let upright = Preprocess::clip(SIDE);
+    let stored = upright.with_orientation(Orientation::Ignore);
+    let caches = [&upright, &stored].map(&build);
+    assert!(!caches[1].reused());
+    assert_ne!(caches[0].path(), caches[1].path());
+    assert_ne!(caches[0].fingerprint(), caches[1].fingerprint());
+    for (cache, preprocess) in caches.iter().zip([&upright, &stored]) {
+        let train = cache.split(Split::Train);
+        let at = (0..train.len()).find(|&i| train.path(i).unwrap() == turned).unwrap();
+        assert_eq!(train.image(at).unwrap().bytes(), preprocess.read(&turned, &bytes).unwrap().0);
+        let again = build(preprocess);
+        assert!(again.reused());
+        assert_eq!(again.preprocess(), preprocess);
+        assert_eq!((again.sixteen_bit(), again.sixteen_bit().count), (cache.sixteen_bit(), 2));
+        assert!(again.sixteen_bit().first.ends_with("val/rose/a.tif"));
+    }
+    assert_ne!(upright.read(&turned, &bytes).unwrap(), stored.read(&turned, &bytes).unwrap());
+    assert_eq!(workspace.cache().sixteen_bit().count, 2);
+}
+
+#[test]
 fn images_can_be_looked_at_whatever_the_type_of_the_cache() {
     let workspace = Workspace::new(&PHOTOS);
     let expected = workspace.cache();
@@ -497,7 +529,7 @@ fn larger_training_images_have_a_cache_of_their_own() {
         assert_eq!(cache.split(Split::Train).labels(), all.split(Split::Train).labels());
         for (i, item) in source.train.iter().enumerate() {
             assert_eq!(cache.split(Split::Train).path(i), all.split(Split::Train).path(i));
-            let pixels = preprocess.resize_crop(&decode(&item.path).unwrap());
+            let pixels = preprocess.resize_crop(&decode(&item.path, Orientation::Exif).unwrap().image);
             assert_eq!(cache.split(Split::Train).image(i).unwrap().bytes(), pixels);
         }
         assert!(build(&train, preprocess).reused());

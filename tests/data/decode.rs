@@ -1,8 +1,10 @@
-//! Image files become the same RGB bytes that Pillow makes of them.
+//! Image files become the same RGB bytes that Pillow and CLIP's image processor make of them.
 //! The references come from tools/make_image_fixtures.py.
 
 use clip_engine::data::DataError;
-use clip_engine::data::decode::{decode, decode_bytes};
+use clip_engine::data::decode;
+use clip_engine::data::decode::{Orientation, SixteenBit};
+use clip_engine::data::resize::RgbImage;
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,15 @@ fn photo(name: &str) -> PathBuf {
     fixtures().join("photos").join(name)
 }
 
+/// As by default.
+fn decode(path: &Path) -> Result<RgbImage, DataError> {
+    decode::decode(path, Orientation::Exif).map(|photo| photo.image)
+}
+
+fn decode_bytes(path: &Path, bytes: &[u8]) -> Result<RgbImage, DataError> {
+    decode::decode_bytes(path, bytes, Orientation::Exif).map(|photo| photo.image)
+}
+
 /// Largest difference and number of differing bytes.
 fn difference(a: &[u8], b: &[u8]) -> (u8, usize) {
     assert_eq!(a.len(), b.len());
@@ -22,16 +33,20 @@ fn difference(a: &[u8], b: &[u8]) -> (u8, usize) {
 }
 
 #[test]
-fn every_format_decodes_to_pillows_bytes() {
+fn every_format_decodes_to_the_processors_bytes() {
     let file = std::fs::read(fixtures().join("decoded.safetensors")).unwrap();
     let references = SafeTensors::deserialize(&file).unwrap();
     let mut names = references.names();
     names.sort();
-    assert!(names.len() > 58, "{} references", names.len());
+    assert!(names.len() > 130, "{} references", names.len());
     let mut wrong = Vec::new();
     for name in names {
         let reference = references.tensor(name).unwrap();
-        match decode(&photo(name)) {
+        let decoded = match name.strip_suffix(" as stored") {
+            Some(file) => decode::decode(&photo(file), Orientation::Ignore).map(|photo| photo.image),
+            None => decode(&photo(name)),
+        };
+        match decoded {
             Err(error) => wrong.push(error.to_string()),
             Ok(image) if [image.height(), image.width(), 3] != reference.shape() => {
                 wrong.push(format!("{name}: {image:?} instead of {:?}", reference.shape()));
@@ -145,7 +160,7 @@ fn claimed_png(width: u32, height: u32, tail: usize) -> Vec<u8> {
 fn sizes_that_no_photo_has_are_refused_before_anything_is_allocated() {
     let message = |png: &[u8]| decode_bytes(Path::new("odd.png"), png).unwrap_err().to_string();
     let bomb = claimed_png(5000, 5000, 0);
-    let expected = format!("odd.png: 5000 x 5000 pixels in {} bytes, which no photo has", bomb.len());
+    let expected = format!("odd.png: 5000 x 5000 pixels in {} bytes, so many from so few", bomb.len());
     assert!(message(&bomb).starts_with(&expected), "{}", message(&bomb));
     for (width, height) in [(65_536, 16), (16, 65_536)] {
         let strip = message(&claimed_png(width, height, 0));
@@ -154,7 +169,7 @@ fn sizes_that_no_photo_has_are_refused_before_anything_is_allocated() {
     // These sizes are decoded, and the pixels are found to be missing.
     for png in [claimed_png(2048, 2048, 0), claimed_png(5000, 5000, 25_000), claimed_png(65_535, 16, 0)] {
         let message = message(&png);
-        assert!(!message.contains("which no photo has") && !message.contains("are not read"), "{message}");
+        assert!(!message.contains("so many from so few") && !message.contains("are not read"), "{message}");
     }
 }
 
@@ -172,4 +187,172 @@ fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg()))
     })
+}
+
+#[test]
+fn grey_of_sixteen_bits_keeps_the_upper_eight_and_says_so() {
+    let sixteen_bit = |name: &str| {
+        let path = photo(name);
+        decode::decode(&path, Orientation::Exif).unwrap().sixteen_bit
+    };
+    let largest = sixteen_bit("grey_16.png").unwrap();
+    assert!(largest > 60_000);
+    for name in ["grey_16.tif", "grey_16_big_endian.tif"] {
+        assert_eq!(sixteen_bit(name), Some(largest), "{name}");
+    }
+    // Bytes in 16 bits lose nothing, and colour is as in Pillow.
+    for name in ["grey_16_low.png", "grey_16_low.tif", "rgb_16.png", "rgba_16.tif", "la_16.png", "grey.png"] {
+        assert_eq!(sixteen_bit(name), None, "{name}");
+    }
+    let mut all = SixteenBit::default();
+    assert_eq!(all.warning(), None);
+    all.add(Path::new("first.png"), 4095);
+    let one = all.warning().unwrap();
+    assert!(
+        one.contains("of 1 image of 16-bit grey") && one.contains("4095") && one.contains("becomes 15"),
+        "{one}"
+    );
+    all.add(Path::new("second.png"), 9000);
+    let two = all.warning().unwrap();
+    assert!(two.contains("2 images") && two.contains("9000") && two.ends_with("first.png"), "{two}");
+}
+
+#[test]
+fn grey_with_a_transparent_value_is_scaled_and_put_on_white() {
+    // Grey of 16 bits whose value 0x1234 is transparent: 3 x 1 pixels.
+    let mut png = claimed_png(3, 1, 0)[..33].to_vec();
+    (png[24], png[25]) = (16, 0);
+    let crc = crc32(&png[12..29]);
+    png[29..33].copy_from_slice(&crc.to_be_bytes());
+    let rows = [0, 0x12, 0x34, 0x12, 0x35, 0xff, 0xff];
+    let stored = [&[0x78, 1, 1, 7, 0, 0xf8, 0xff], &rows[..], &adler32(&rows).to_be_bytes()].concat();
+    for (kind, data) in [(b"tRNS", &[0x12, 0x34][..]), (b"IDAT", &stored), (b"IEND", &[])] {
+        let body = [&kind[..], data].concat();
+        png.extend((data.len() as u32).to_be_bytes());
+        png.extend(&body);
+        png.extend(crc32(&body).to_be_bytes());
+    }
+    let photo = decode::decode_bytes(Path::new("x.png"), &png, Orientation::Exif).unwrap();
+    assert_eq!(photo.image.pixels(), [255, 255, 255, 0x12, 0x12, 0x12, 255, 255, 255]);
+    assert_eq!(photo.sixteen_bit, Some(65535));
+}
+
+#[test]
+fn samples_apart_are_the_samples_together() {
+    assert_eq!(decode(&photo("planes_16.tif")).unwrap(), decode(&photo("rgb_16.tif")).unwrap());
+}
+
+#[test]
+fn orientation_is_applied_or_not_as_asked() {
+    let decode = |name: &str, orientation| decode::decode(&photo(name), orientation).unwrap().image;
+    for o in 2..9 {
+        for name in [format!("turned_{o}.jpg"), format!("turned_{o}.tif")] {
+            let [turned, stored] = [Orientation::Exif, Orientation::Ignore].map(|how| decode(&name, how));
+            assert_ne!(turned.pixels(), stored.pixels(), "{name}");
+            let swapped =
+                if o > 4 { (stored.height(), stored.width()) } else { (stored.width(), stored.height()) };
+            assert_eq!((turned.width(), turned.height()), swapped, "{name}");
+        }
+    }
+    for name in ["turned_5.png", "turned_late.png", "turned_5.webp", "turned_named.webp"] {
+        let [turned, stored] = [Orientation::Exif, Orientation::Ignore].map(|how| decode(name, how));
+        assert_eq!(stored, decode("rgb.png", Orientation::Exif), "{name}");
+        assert_eq!(turned, decode("turned_5.tif", Orientation::Exif), "{name}");
+    }
+    // A number that is no orientation.
+    assert_eq!(decode("turned_9.jpg", Orientation::Exif), decode("turned_2.jpg", Orientation::Ignore));
+}
+
+/// A fixture with other bytes at the first place of these.
+fn patched(name: &str, from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut bytes = std::fs::read(photo(name)).unwrap();
+    let at = bytes.windows(from.len()).position(|w| w == from).unwrap_or_else(|| panic!("{name}: {from:?}"));
+    bytes[at..at + to.len()].copy_from_slice(to);
+    bytes
+}
+
+#[test]
+fn what_is_not_read_is_named_with_what_to_do() {
+    let refused = |bytes: &[u8], what: &str, to: &str| {
+        let error = decode_bytes(Path::new("a.jpg"), bytes).unwrap_err();
+        assert!(matches!(error, DataError::NotRead { .. }), "{what}: {error}");
+        assert_eq!(error.to_string(), format!("a.jpg: {what} is not read; convert it to {to}"));
+    };
+    refused(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image", "JPEG");
+    refused(b"\0\0\0\x1cftypavif\0\0\0\0avifmif1miaf", "an AVIF image", "JPEG");
+    refused(b"\0\0\0\x0cjP  \r\n\x87\n", "a JPEG 2000 image", "PNG");
+    refused(b"P6\n4 4\n255\n", "a PBM, PGM, PPM or PAM image", "PNG");
+    refused(b"qoif\0\0\0\x04", "a QOI image", "PNG");
+
+    // Values in the list of a small TIFF of Pillow's.
+    let tag = |number: u16, value: u16| {
+        [number.to_le_bytes(), [3, 0], [1, 0], [0, 0], value.to_le_bytes()].concat()
+    };
+    let png = "an 8-bit PNG";
+    for (method, name) in
+        [(3, "CCITT group 3"), (34925, "LZMA"), (50000, "ZSTD"), (50001, "WebP"), (999, "method 999")]
+    {
+        let tiff = patched("rgb.tif", &tag(259, 1), &tag(259, method));
+        refused(&tiff, &format!("a TIFF compressed with {name}"), png);
+    }
+    refused(&patched("rgb.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* colours", png);
+    let ycbcr = patched("rgb.tif", &tag(262, 2), &tag(262, 6));
+    refused(&ycbcr, "a TIFF of YCbCr that is not compressed with JPEG", png);
+    let fractions = |change: fn(f32) -> f32| {
+        let mut tiff = std::fs::read(photo("float.tif")).unwrap();
+        for value in tiff[8..8 + 17 * 21 * 4].as_chunks_mut::<4>().0 {
+            *value = change(f32::from_le_bytes(*value)).to_le_bytes();
+        }
+        decode_bytes(Path::new("a.tif"), &tiff).map_err(|e| e.to_string())
+    };
+    assert!(fractions(|v| v).is_ok());
+    for (change, end) in [
+        ((|v| v / 256.0) as fn(f32) -> f32, "not of 0 to 255, is not read; convert it to an 8-bit PNG"),
+        (|v| v - 100.0, "not of 0 to 255, is not read; convert it to an 8-bit PNG"),
+        (|v| v * 4.0, "not of 0 to 255, is not read; convert it to an 8-bit PNG"),
+        (|_| f32::NAN, "not of 0 to 255, is not read; convert it to an 8-bit PNG"),
+    ] {
+        let message = fractions(change).unwrap_err();
+        assert!(
+            message.starts_with("a.tif: a TIFF of 32-bit numbers from") && message.ends_with(end),
+            "{message}"
+        );
+    }
+    // Chroma of 2 x 2 beside luma of 1 x 1.
+    let finer = patched(
+        "base_444_q60.jpg",
+        &[1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1],
+        &[1, 0x11, 0, 2, 0x22, 1, 3, 0x22, 1],
+    );
+    refused(&finer, "a JPEG whose colour is finer than its brightness", "PNG");
+}
+
+#[test]
+fn files_that_end_early_are_cut_short_also_where_all_pixels_are_there() {
+    let png = std::fs::read(photo("rgb.png")).unwrap();
+    let jpeg = std::fs::read(photo("base_420_q95.jpg")).unwrap();
+    let early = [&jpeg[..jpeg.len() * 3 / 4], &[0xff, 0xd9]].concat();
+    let (gif, tiff) =
+        (std::fs::read(photo("palette.gif")).unwrap(), std::fs::read(photo("zip.tif")).unwrap());
+    // Strips come last in this one.
+    let strips = std::fs::read(photo("big.tif")).unwrap();
+    for (bytes, end) in [
+        (&png[..png.len() - 12], "the image is cut short"),
+        (&png[..png.len() - 20], "the image is cut short"),
+        (&early[..], "JPEG data cut short"),
+        (&gif[..gif.len() / 2], "the GIF is cut short"),
+        (&strips[..strips.len() - 9], "the TIFF is cut short"),
+        (&tiff[..100], "TIFF cut short, or without a word on what its pixels mean"),
+    ] {
+        let message = decode_bytes(Path::new("a.png"), bytes).unwrap_err().to_string();
+        assert_eq!(message, format!("a.png: {end}; repair or remove the file"));
+    }
+}
+
+fn adler32(bytes: &[u8]) -> u32 {
+    let (a, b) = bytes.iter().fold((1u32, 0u32), |(a, b), &byte| {
+        let a = (a + u32::from(byte)) % 65521;
+        (a, (b + a) % 65521)
+    });
+    (b << 16) | a
 }

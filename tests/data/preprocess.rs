@@ -2,7 +2,7 @@
 //! The references come from tools/make_image_fixtures.py.
 
 use clip_engine::data::Preprocess;
-use clip_engine::data::decode::decode;
+use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::preprocess::{CLIP_MEAN, CLIP_STD, Resize};
 use clip_engine::data::resize::{RgbImage, Window, resize_window};
 use safetensors::SafeTensors;
@@ -163,7 +163,7 @@ fn what_is_not_supported_is_refused_by_name() {
 #[test]
 fn an_upright_photo_and_a_square_resize_keep_their_whole() {
     let path = fixtures().join("photos/rgb.png");
-    let image = decode(&path).unwrap();
+    let image = decode(&path, Orientation::Exif).unwrap().image;
     let dir = tempfile::tempdir().unwrap();
     let config = r#"{"size": {"height": 32, "width": 32}, "crop_size": 32}"#;
     std::fs::write(dir.path().join("preprocessor_config.json"), config).unwrap();

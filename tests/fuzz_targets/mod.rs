@@ -7,7 +7,7 @@
 use clip_engine::clip::config::{ClipConfig, TextConfig, TowerConfig};
 use clip_engine::clip::tokenizer::ClipTokenizer;
 use clip_engine::clip::weights::{Weights, expected_tensors};
-use clip_engine::data::decode::{MAX_PIXELS, decode_bytes};
+use clip_engine::data::decode::{MAX_PIXELS, Orientation, Photo, decode_bytes};
 use clip_engine::data::resize::RgbImage;
 use clip_engine::data::{Cache, DataError, Groups, Preprocess, Source, SourceOptions, Split, flowers102};
 use clip_engine::tensor::{DType, Shape, Tensor, View};
@@ -250,7 +250,7 @@ fn repair_cache(data: &[u8]) -> Option<Vec<u8>> {
     let pixels = usize::try_from(u64::from_le_bytes(*data.get(16..24)?.first_chunk()?)).ok()?;
     let header = data.get(CACHE_START..)?.get(pixels..)?;
     let mut whole = data.to_vec();
-    whole[..16].copy_from_slice(b"CLIPPIX\n\x01\0\0\0\0\0\0\0");
+    whole[..16].copy_from_slice(b"CLIPPIX\n\x02\0\0\0\0\0\0\0");
     whole[24..32].copy_from_slice(&(header.len() as u64).to_le_bytes());
     whole[32..CACHE_START].copy_from_slice(&Sha256::digest(header));
     Some(whole)
@@ -282,12 +282,21 @@ fn check_cache(path: &Path) -> bool {
 /// A photo.
 pub fn image(data: &[u8]) -> bool {
     const SIDE: usize = 32;
-    match decode_bytes(Path::new("fuzz.jpg"), data) {
-        Ok(image) => {
+    match decode_bytes(Path::new("fuzz.jpg"), data, Orientation::Exif) {
+        Ok(Photo { image, .. }) => {
             assert_eq!(image.pixels().len(), image.width() * image.height() * 3);
             assert!(image.width() > 0 && image.height() > 0);
             assert!((image.width() * image.height()) as u64 <= MAX_PIXELS);
             assert_eq!(Preprocess::clip(SIDE).resize_crop(&image).len(), SIDE * SIDE * 3);
+            // Turning moves pixels and does nothing else.
+            let stored =
+                decode_bytes(Path::new("fuzz.jpg"), data, Orientation::Ignore).expect("the same file").image;
+            let sides = |image: &RgbImage| {
+                image.width().min(image.height()) * 65_536 + image.width().max(image.height())
+            };
+            assert_eq!(sides(&stored), sides(&image));
+            let sum = |image: &RgbImage| image.pixels().iter().map(|&v| u64::from(v)).sum::<u64>();
+            assert_eq!(sum(&stored), sum(&image));
             true
         }
         Err(error) => {

@@ -3,7 +3,8 @@
 use super::duplicates::{Content, content_of};
 use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
 use super::{Cache, CacheOptions, Storage};
-use crate::data::{DataError, Item, Preprocess, Source, Split, decode};
+use crate::data::decode::{self, SixteenBit};
+use crate::data::{DataError, Item, Preprocess, Source, Split};
 use crate::progress::Monitor;
 use crate::tensor::DType;
 use half::f16;
@@ -77,6 +78,7 @@ fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Res
     let warning =
         |problem: &String| monitor.warn(&format!("{problem}; --refuse-duplicates makes it an error"));
     problems.iter().for_each(warning);
+    header.sixteen_bit.warning().iter().for_each(|warning| monitor.warn(warning));
     Ok(())
 }
 
@@ -95,7 +97,8 @@ fn build(
     let temporary = temporary_beside(path)?;
     let out = temporary.as_file();
     reserve(out, PIXELS_AT + pixels).map_err(|e| write_error(path, pixels, e))?;
-    let (bad, contents) = decode_all(&items, &header, out, path, options, monitor)?;
+    let Decoded { bad, contents, sixteen_bit } = decode_all(&items, &header, out, path, options, monitor)?;
+    header.sixteen_bit = sixteen_bit;
 
     list_images(source, bad, &mut header)?;
     header.summarise(&contents);
@@ -133,8 +136,18 @@ fn list_images(source: &Source, bad: Vec<(usize, DataError)>, header: &mut Heade
     Ok(())
 }
 
+/// What is known of the images once they are decoded.
+struct Decoded {
+    /// Those that cannot be, in order.
+    bad: Vec<(usize, DataError)>,
+    /// Of every image, also of a bad one that could be read.
+    contents: Vec<Content>,
+    sixteen_bit: SixteenBit,
+}
+
 /// Decodes every image and writes it at its place. Returns the bad ones, in order, when they are to be
-/// skipped; otherwise the first of them is the error, whatever the order in which threads met them.
+/// skipped; otherwise the first of them is the error, whatever the order in which threads met them. And which
+/// are of 16-bit grey.
 fn decode_all(
     items: &[&Item],
     header: &Header,
@@ -142,22 +155,26 @@ fn decode_all(
     path: &Path,
     options: &CacheOptions,
     monitor: &dyn Monitor,
-) -> Result<(Vec<(usize, DataError)>, Vec<Content>), DataError> {
+) -> Result<Decoded, DataError> {
     let size = header.image_bytes();
     let total = items.len() as u64 * size;
     let failure = Failure::default();
     let skipped = Mutex::new(Vec::new());
+    let deep = Mutex::new(Vec::new());
     let one = |converter: &mut Converter, index: usize, item: &Item, content: &mut Content| {
         if monitor.stopped() || failure.is_before(index) {
             return;
         }
-        let decoded = decode::read(&item.path).and_then(|bytes| {
+        let photo = decode::read(&item.path).and_then(|bytes| {
             *content = content_of(&bytes);
-            decode::decode_bytes(&item.path, &bytes)
+            header.preprocess.read(&item.path, &bytes)
         });
-        match decoded {
-            Ok(image) => {
-                let bytes = converter.convert(header, header.preprocess.resize_crop(&image));
+        match photo {
+            Ok((pixels, sixteen_bit)) => {
+                if let Some(largest) = sixteen_bit {
+                    lock(&deep).push((index, largest));
+                }
+                let bytes = converter.convert(header, pixels);
                 if let Err(error) = write_at(out, bytes, PIXELS_AT + index as u64 * size) {
                     // Ends everything, so it counts as the first.
                     failure.record(0, write_error(path, total, error));
@@ -188,7 +205,13 @@ fn decode_all(
     failure.into_result()?;
     let mut skipped = skipped.into_inner().unwrap_or_else(PoisonError::into_inner);
     skipped.sort_by_key(|(index, _)| *index);
-    Ok((skipped, contents))
+    let mut deep = deep.into_inner().unwrap_or_else(PoisonError::into_inner);
+    deep.sort_unstable();
+    let mut sixteen_bit = SixteenBit::default();
+    for (index, largest) in deep {
+        sixteen_bit.add(&items[index].path, largest);
+    }
+    Ok(Decoded { bad: skipped, contents, sixteen_bit })
 }
 
 /// The first failure by position, kept so that images after it need not be decoded.
@@ -304,7 +327,7 @@ fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: 
     hash.field(source.kind.name().as_bytes());
     hash.field(&seed.to_le_bytes());
     hash.field(DType::from(dtype).name().as_bytes());
-    hash.field(format!("{:?}", preprocess.resize()).as_bytes());
+    hash.field(format!("{:?}, {:?}", preprocess.resize(), preprocess.orientation()).as_bytes());
     hash.field(&(preprocess.image_size() as u64).to_le_bytes());
     for value in preprocess.mean().into_iter().chain(preprocess.std()) {
         hash.field(&value.to_bits().to_le_bytes());

@@ -14,6 +14,7 @@
 //! written. The first 64 bytes are written after everything else.
 
 use super::duplicates::Duplicates;
+use crate::data::decode::SixteenBit;
 use crate::data::resize::CHANNELS;
 use crate::data::{DataError, Preprocess, Split};
 use crate::tensor::{DType, Shape};
@@ -90,6 +91,7 @@ pub(super) struct Header {
     pub photos: String,
     /// Photos that are there more than once.
     pub duplicates: Duplicates,
+    pub sixteen_bit: SixteenBit,
 }
 
 impl Header {
@@ -107,6 +109,7 @@ impl Header {
             skipped: Vec::new(),
             photos: String::new(),
             duplicates: Duplicates::default(),
+            sixteen_bit: SixteenBit::default(),
         }
     }
 
