@@ -166,7 +166,14 @@ impl Hub {
                 Ok(folder)
             }
             (Some(folder), None, Some(_)) => Ok(folder),
-            (_, _, None) => model.fetch(monitor),
+            (_, _, None) => model.fetch(monitor).map_err(|error| match error {
+                FetchError::Request { .. } => FetchError::NoHub {
+                    id: id.to_string(),
+                    repository: id.repository.clone(),
+                    source: Box::new(error),
+                },
+                error => error,
+            }),
             (_, missing, Some(variable)) => Err(FetchError::Offline {
                 id: id.to_string(),
                 variable,
