@@ -2,7 +2,6 @@
 
 use super::bars::Bars;
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
 use clip_engine::clip;
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::{Cache, CacheOptions, Preprocess, Source, Split};
@@ -80,7 +79,7 @@ fn model_dir(name: &Path, monitor: &dyn Monitor) -> Result<PathBuf> {
     let last = name.file_name().unwrap_or_default();
     let names = [name.as_os_str(), last].into_iter().filter(|_| !name.exists());
     if let Some(text) = names.filter_map(|name| clip::other::of_name(&name.to_string_lossy())).next() {
-        bail!(TrainError::Setting(format!("--model: {text}")));
+        bail!("--model: {text}");
     }
     match ModelPlace::of(name) {
         ModelPlace::Folder(dir) => Ok(dir),

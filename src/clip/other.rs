@@ -97,10 +97,13 @@ pub fn of_folder(dir: &Path) -> Option<String> {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().take(LOOKED_AT);
         entries.map(|entry| entry.path()).collect::<Vec<_>>()
     };
-    let inner = within(dir);
-    let below = || inner.iter().flat_map(|path| within(path)).take(LOOKED_AT);
-    if inner.iter().any(|path| is_photo(path)) || below().any(|path| is_photo(&path)) {
-        return Some("a folder of photos; --data or --images take it, --model is the CLIP model".into());
+    // Folders of classes, and those of splits around them.
+    let mut paths = within(dir);
+    for _ in 0..3 {
+        if paths.iter().any(|path| is_photo(path)) {
+            return Some("a folder of photos; --data or --images take it, --model is the CLIP model".into());
+        }
+        paths = paths.iter().flat_map(|path| within(path)).take(LOOKED_AT).collect();
     }
     None
 }

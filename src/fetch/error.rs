@@ -102,14 +102,14 @@ pub enum FetchError {
     NoHubCache,
     /// No answer from the hub.
     #[error(
-        "--model {id}: {source}; or fetch it where there is a network, by hf download {repository} --local-dir clip, and \
+        "--model {id}: {source}; or fetch it where there is a network, by hf download {fetched} --local-dir clip, and \
          give --model that folder"
     )]
     NoHub {
         /// The model as it was named, its revision included if one was.
         id: String,
-        /// `owner/name`.
-        repository: String,
+        /// `owner/name`, with its revision where that is not the main branch, as `hf download` takes it.
+        fetched: String,
         /// What was asked, and what happened.
         source: Box<FetchError>,
     },

@@ -169,7 +169,10 @@ impl Hub {
             (_, _, None) => model.fetch(monitor).map_err(|error| match error {
                 FetchError::Request { .. } => FetchError::NoHub {
                     id: id.to_string(),
-                    repository: id.repository.clone(),
+                    fetched: match id.revision() {
+                        "main" => id.repository.clone(),
+                        revision => format!("{} --revision {revision}", id.repository),
+                    },
                     source: Box::new(error),
                 },
                 error => error,

@@ -109,13 +109,18 @@ pub(super) fn warnings_of_splits(splits: &[(&str, &[u32])], names: &[String]) ->
     warnings
 }
 
-/// What is to be said of classes that no image of the split is taken for.
-pub(super) fn never_predicted(split: &str, results: &[ClassMetrics], names: &[String]) -> Option<String> {
+/// What is to be said of classes that no image of the split is taken for; `helps` is what may help besides photos.
+pub(super) fn never_predicted(
+    split: &str,
+    results: &[ClassMetrics],
+    names: &[String],
+    helps: &str,
+) -> Option<String> {
     let never = |class: usize| results[class].predicted == 0 && results[class].images > 0;
     let classes = named(names, never)?;
     Some(format!(
-        "no {split} photo is taken for {classes}: the kept model never predicts them there; more training photos of \
-         them help, or --class-weights balanced where they have fewer than others"
+        "no {split} photo is taken for {classes}, which the kept model does not tell from others; more training photos \
+         of it help{helps}"
     ))
 }
 

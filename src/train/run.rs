@@ -236,7 +236,9 @@ impl<'a, B: Backend> Session<'a, B> {
         settings.validate()?;
         self.check(settings)?;
         let (cache, chosen) = (self.cache, self.chosen(settings, monitor)?);
-        self.say_what_images_there_are(settings, &chosen, monitor);
+        if !resume {
+            self.say_what_images_there_are(settings, &chosen, monitor);
+        }
         let mut settled = settings.clone();
         settled.settle_epochs(chosen.len(), cache.class_names().len());
         let settings = &mut settled;
@@ -1023,7 +1025,10 @@ impl<B: Backend> Run<'_, B> {
         let path = |index| images.path(index).unwrap_or_default().display().to_string();
         let names = cache.class_names();
         let evaluation = sums.evaluation(split.name(), names, path, zero_shot.classes);
-        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names) {
+        let evened = self.class_weights.is_some() || self.settings.sampler != Sampler::Once;
+        let helps =
+            if evened { "" } else { ", or --class-weights balanced where there are fewer than of others" };
+        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, helps) {
             self.monitor.warn(&warning);
         }
         dir.write_evaluation(&evaluation)?;

@@ -42,7 +42,7 @@ fn what_makes_results_say_little_is_said_once() {
     // Nothing is learnt: of three classes the first is taken in every case.
     let still = [&linear[..], &["--lr-head", "0", "--text-weight", "0"]].concat();
     let done = succeed(&place.train(&place.at("still"), &still), place.path());
-    assert_eq!(count(&done, "no test photo is taken for 1 class (\""), 1, "{}", done.err);
+    assert_eq!(count(&done, "no test photo is taken for 2 classes (\""), 1, "{}", done.err);
 }
 
 #[test]
@@ -58,7 +58,7 @@ fn weights_and_draws_change_the_run_and_not_its_measure() {
     for flags in [["--class-weights", "balanced"], ["--sampler", "balanced"], ["--label-smoothing", "0.2"]] {
         let (once, again) = (epoch(&flags), epoch(&[flags[0], flags[1], "--overwrite"]));
         assert_eq!(once, again, "{flags:?}: the same again");
-        assert_ne!(once[0]["loss"], plain[0]["loss"], "{flags:?}");
+        assert_ne!(once, plain, "{flags:?}");
     }
     // At the head's start of 0 every loss is ln 3, whatever the classes count, and whatever the labels.
     for run in [&plain, &epoch(&["--class-weights", "balanced", "--seed", "9"])] {
