@@ -94,7 +94,7 @@ pub(super) fn warnings_of_splits(splits: &[(&str, &[u32])], names: &[String]) ->
     let few: Vec<String> = few.map(|(split, labels)| format!("{split} {}", labels.len())).collect();
     if !few.is_empty() {
         warnings.push(format!(
-            "few photos to measure by ({}): with fewer than {FEW} an accuracy may be {:.0} points off by chance",
+            "few photos to measure by ({}): on fewer than {FEW} an accuracy is easily {:.0} points off",
             few.join(", "),
             // Two standard errors at one half.
             100.0 / (FEW as f64).sqrt(),

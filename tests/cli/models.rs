@@ -114,3 +114,13 @@ fn results_that_are_no_numbers_name_the_photo() {
     stage_tensors(&head, &file.tensors, file.metadata.clone()).unwrap().persist().unwrap();
     fail(1, &["eval", "--run", &run], place.path(), &["head.safetensors", "head.bias", "not finite"]);
 }
+
+#[test]
+fn a_model_can_be_brought_where_there_is_no_network() {
+    let place = tempfile::tempdir().unwrap();
+    let args = ["embed", "--model", "owner/clip", "--images", ".", "--out", "features.safetensors"];
+    let mut engine = command(&args, place.path());
+    engine.env("HF_ENDPOINT", "http://127.0.0.1:1").env("HF_HOME", place.path()).current_dir(place.path());
+    let by_hand = "hf download owner/clip --local-dir clip, and give --model that folder";
+    fail_of(&mut engine, 1, &["--model owner/clip", "check the network", by_hand]);
+}
