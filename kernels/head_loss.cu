@@ -121,20 +121,36 @@ DEVICE Target target_of(const uint32* __restrict__ labels, const uint32* __restr
   return {label, partner < uint32(batch) ? labels[partner] : ~0u, lambda[image]};
 }
 
-// −log softmax(row) of the target's classes to *loss, and to *correct whether they have the largest logit (the
-// first of equals), both by their shares. A label that is no class gives NaN.
-DEVICE void cross_entropy(const float* row, int classes, const Target& target, float* loss, float* correct) {
+// What a class counts: its share, of which `smoothing` goes to all classes alike, times its weight.
+struct Counting {
+  const float* weights;
+  float smoothing;
+
+  DEVICE float of(uint32 c) const { return weights == nullptr ? 1.0f : weights[c]; }
+};
+
+// −log softmax(row) of the target's classes to *loss, as they count, and to *correct whether they have the largest
+// logit (the first of equals), by their shares. A label that is no class gives NaN.
+DEVICE void cross_entropy(const float* row, int classes, const Target& target, const Counting& counting,
+                          float* loss, float* correct) {
   int at;
   float best = largest(row, classes, &at);
-  float sum = exponentials(row, classes, best);
+  float whole = logf(exponentials(row, classes, best));
+  float of_all = 0.0f;
+  if (counting.smoothing != 0.0f) {
+    for (int c = threadIdx.x & 31; c < classes; c += 32) of_all += counting.of(c) * (whole + (best - row[c]));
+    of_all = counting.smoothing / classes * warp_sum(of_all);
+  }
   if ((threadIdx.x & 31) != 0) return;
   if (!target.known(classes)) {
     *loss = not_a_number();
     *correct = 0.0f;
     return;
   }
-  float share = target.share, rest = 1.0f - share, whole = logf(sum);
-  *loss = share * (whole + (best - row[target.first])) + rest * (whole + (best - row[target.second]));
+  float share = target.share, rest = 1.0f - share;
+  float of_labels = share * counting.of(target.first) * (whole + (best - row[target.first])) +
+                    rest * counting.of(target.second) * (whole + (best - row[target.second]));
+  *loss = (1.0f - counting.smoothing) * of_labels + of_all;
   *correct = (at == int(target.first) ? share : 0.0f) + (at == int(target.second) ? rest : 0.0f);
 }
 
@@ -229,7 +245,8 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
 
 // head = f·Hᵀ + h and text = text_scale·f·Tᵀ, [B, C]; stats[0..4] = mean cross entropy of head and of text,
 // correct answers of head and of text. f [B, E], H and T [C, E], h [C]; outcomes: 4·B floats of scratch. Where
-// partners u32 [B] and lambda [B] are given, an image has its own label by λᵢ and its partner's by 1 − λᵢ.
+// partners u32 [B] and lambda [B] are given, an image has its own label by λᵢ and its partner's by 1 − λᵢ; with
+// smoothing and class_weights [C] the head's classes count as in Counting, and the text's where text_counts.
 //
 // At 32×102×512 it reads 0.5 MB and computes 6.7 MFLOP: a few µs of L2 latency, and no floor to speak of.
 // Grid: class tiles × groups of 4 images × (head, text): 7·8·2 = 112 blocks. A warp holds parts of 2 class
@@ -240,6 +257,7 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
       name(const float* __restrict__ f, const float* __restrict__ weight, const float* __restrict__ bias,     \
            const float* __restrict__ text_weight, float text_scale, const uint32* __restrict__ labels,        \
            const uint32* __restrict__ partners, const float* __restrict__ lambda,                             \
+           const float* __restrict__ class_weights, float smoothing, int text_counts,                         \
            float* head, float* text, float* outcomes, uint32* counters, float* stats, int batch, int classes, \
            int width) {                                                                                       \
     using namespace head_loss;                                                                                \
@@ -252,8 +270,10 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
     int warp = threadIdx.x >> 5, image = group * IMAGES + warp;                                               \
     if (warp < IMAGES && image < batch) {                                                                     \
       Target target = target_of(labels, partners, lambda, image, batch);                                      \
-      cross_entropy(out + size_t(image) * classes, classes, target, outcomes + kind * batch + image,          \
-                    outcomes + (2 + kind) * batch + image);                                                   \
+      bool counts = kind == 0 || text_counts != 0;                                                            \
+      Counting counting = {counts ? class_weights : nullptr, counts ? smoothing : 0.0f};                      \
+      cross_entropy(out + size_t(image) * classes, classes, target, counting,                                 \
+                    outcomes + kind * batch + image, outcomes + (2 + kind) * batch + image);                  \
     }                                                                                                         \
     if (!last_block(counters + 2 * groups, 2 * groups, &flag)) return;                                        \
     if (warp < 4) {                                                                                           \
@@ -268,13 +288,15 @@ HEAD_LOSS(head_loss_fours, 4)
 HEAD_LOSS(head_loss_ones, 1)
 #undef HEAD_LOSS
 
-// Logits become their gradients, row by row: z = scale·(softmax(z) − onehot(label)), scale = weight of this
-// cross entropy over B, times *loss_scale where there is one; a mixed target has two labels by their shares.
+// Logits become their gradients, row by row: z = scale·(softmax(z)·Σ t − t), scale = weight of this cross entropy
+// over B, times *loss_scale where there is one; t is onehot(label), or has two labels by their shares where these
+// are mixed, as Counting says.
 // [B, C]; a label that is no class makes NaN. A warp a row, B/4 blocks for the head and as many for the text;
 // 26 KB at 32×102.
 extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
     head_loss_backward_logits(float* head, float* text, const uint32* __restrict__ labels,
                               const uint32* __restrict__ partners, const float* __restrict__ lambda,
+                              const float* __restrict__ class_weights, float smoothing, int text_counts,
                               float head_scale, float text_scale, const float* __restrict__ loss_scale,
                               int batch, int classes) {
   using namespace head_loss;
@@ -284,14 +306,32 @@ extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
   float scale = blockIdx.y == 0 ? head_scale : text_scale;
   if (loss_scale != nullptr) scale *= *loss_scale;
   Target target = target_of(labels, partners, lambda, image, batch);
-  if (!target.known(classes)) scale = not_a_number();
-  float own = scale * target.share, other = scale * (1.0f - target.share);
+  bool counts = blockIdx.y == 0 || text_counts != 0;
+  Counting counting = {counts ? class_weights : nullptr, counts ? smoothing : 0.0f};
+  float kept = 1.0f - counting.smoothing, even = counting.smoothing / classes;
+  float own = kept * target.share, other = kept * (1.0f - target.share), total = 1.0f;
+  if (!target.known(classes)) {
+    scale = not_a_number();
+  } else if (counting.weights != nullptr) {
+    own *= counting.of(target.first);
+    other *= counting.of(target.second);
+    float of_all = 0.0f;
+    if (even != 0.0f) {
+      for (int c = threadIdx.x & 31; c < classes; c += 32) of_all += counting.of(c);
+      of_all = even * warp_sum(of_all);
+    }
+    total = own + other + of_all;
+  }
+  own *= scale;
+  other *= scale;
+  even *= scale;
   int at;
   float best = largest(row, classes, &at);
-  float factor = scale / exponentials(row, classes, best);
+  float factor = scale * total / exponentials(row, classes, best);
 #pragma unroll 4
   for (int c = threadIdx.x & 31; c < classes; c += 32) {
     float wanted = (uint32(c) == target.first ? own : 0.0f) + (uint32(c) == target.second ? other : 0.0f);
+    if (even != 0.0f) wanted += even * counting.of(c);
     row[c] = expf(row[c] - best) * factor - wanted;
   }
 }

@@ -4,7 +4,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::clip::config::{TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
 use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
-use clip_engine::objective::{MixDraw, MixOn, Objective};
+use clip_engine::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
@@ -86,7 +86,9 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
         batch: BATCH,
         image: Shape::from([56, 56, 3]),
         image_dtype: DType::U8,
-        objective: Objective::new(1.0, 0.3).with_triplet(recipe.triplet, 1.0),
+        objective: Objective::new(1.0, 0.3)
+            .with_triplet(recipe.triplet, 1.0)
+            .with_counts(ClassCounts { weighted: true, smoothing: 0.1 }),
         mix: recipe.mix,
         crops_of: None,
         adamw: Adamw::default(),
@@ -104,7 +106,8 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     let labels = [0u32, 1, 2, 3, 4, 0, 1, 2];
     let rate = Rate { learning_rate: 1e-3, weight_decay: 0.0 };
     let mut step = || {
-        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        let class_weights = Some(&[1.5, 0.5, 1.0, 0.75, 1.25][..]);
+        let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         learner.train_step(batch, &Rates { head: rate, lora: rate, prompt: rate }, 1.0).unwrap();
         learner.evaluate(images.view(), &labels).unwrap();
     };

@@ -146,6 +146,10 @@ class Settings:
     margin: float = 1.0
     text_weight: float | None = None
     triplet_weight: float = 0.3
+    # As torch.nn.CrossEntropyLoss takes both, in the cross entropy that images are classified by; on whole batches
+    # that are not mixed.
+    class_weights: tuple[float, ...] | None = None
+    label_smoothing: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     # Trained group -> (learning rate, weight decay).
@@ -205,6 +209,9 @@ PRESETS = {variant: dict(variant=variant) for variant in VARIANTS} | {
     "mixup_feat_text_tower": dict(variant="mixup_feat", towers=TOWERS, targets=("v_proj", "fc2"), text_weight=0.3),
     "lora_clipped": dict(variant="lora", targets=("q_proj", "v_proj"), last_batch=3, clip_grad_norm=0.42, hp=FAST),
     "lora_head_scaled": dict(variant="lora", targets=("q_proj",), head_scale=6.0, clip_grad_norm=1.2),
+    "linear_weighted": dict(variant="linear", class_weights=(2.5, 0.4, 1.0, 0.7), label_smoothing=0.1),
+    "clip_lora_weighted": dict(CLIP_LORA, towers=("vision",), targets=("q_proj",), dropout=0.0,
+                               class_weights=(0.3, 3.0, 1.0, 1.2)),
     "lora_accumulated": dict(variant="lora", targets=("q_proj", "v_proj"), hp=FAST, **EPOCH),
     "clip_lora": CLIP_LORA,
     "clip_lora_accumulated": dict(CLIP_LORA, dropout_seed=0xFEDC_BA98_7654_3210, text_chunk=12, clip_grad_norm=0.3,
@@ -455,17 +462,20 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
     f = blend(f) if settings.variant == "mixup_feat" else f
     text = model.logit_scale.exp() * f @ T.T
 
-    def cross_entropy(logits):
-        first = F.cross_entropy(logits, labels, reduction="none")
+    def cross_entropy(logits, classifies):
         if not mixed:
-            return first.mean()
+            weights = settings.class_weights if classifies else None
+            weights = None if weights is None else torch.tensor(weights, dtype=logits.dtype)
+            smoothing = settings.label_smoothing if classifies else 0.0
+            return F.cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+        first = F.cross_entropy(logits, labels, reduction="none")
         return (lam * first + (1 - lam) * F.cross_entropy(logits, labels[partner], reduction="none")).mean()
 
-    out = dict(features=f, text_logits=text, ce_text=cross_entropy(text))
+    out = dict(features=f, text_logits=text, ce_text=cross_entropy(text, not settings.has_head))
     out["loss"] = settings.text_weight * out["ce_text"]
     if settings.has_head:
         out["head_logits"] = F.linear(settings.head_scale * f, p["head.weight"], p["head.bias"])
-        out["ce_head"] = cross_entropy(out["head_logits"])
+        out["ce_head"] = cross_entropy(out["head_logits"], True)
         share = 1 - settings.triplet_weight if settings.variant == "triplet" else 1
         out["loss"] = share * out["ce_head"] + out["loss"]
     if settings.variant == "triplet":

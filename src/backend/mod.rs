@@ -292,7 +292,40 @@ pub struct Targets<'a, B: Backend> {
     pub labels: &'a B::Tensor,
     /// Where images are mixed, so are their classes: λᵢ of label i and 1 − λᵢ of its partner's.
     pub mix: Option<&'a Mix<B>>,
+    /// What the classes count.
+    pub counting: Counting<'a, B>,
 }
+
+impl<'a, B: Backend> Targets<'a, B> {
+    /// Labels alone.
+    pub fn of(labels: &'a B::Tensor) -> Self {
+        Targets { labels, mix: None, counting: Counting::PLAIN }
+    }
+}
+
+/// How cross entropies count the classes: that of an image is −Σ `weights`\[c\]·t\[c\]·log softmax(z)\[c\], where
+/// t is 1 − `smoothing` times the shares of its classes, and `smoothing`/C for every class.
+pub struct Counting<'a, B: Backend> {
+    /// \[C\], in the master type; none for 1 each.
+    pub weights: Option<&'a B::Tensor>,
+    /// S, at least 0 and below 1.
+    pub smoothing: f64,
+    /// Whether the cross entropy of the text logits counts them so too, and not the head's alone.
+    pub of_text: bool,
+}
+
+impl<B: Backend> Counting<'_, B> {
+    /// Every class alike, and labels as they are.
+    pub const PLAIN: Self = Counting { weights: None, smoothing: 0.0, of_text: false };
+}
+
+impl<B: Backend> Clone for Counting<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Counting<'_, B> {}
 
 impl<B: Backend> Clone for Targets<'_, B> {
     fn clone(&self) -> Self {
@@ -743,7 +776,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     /// head = f·Hᵀ + h, text = text_scale·f·Tᵀ, both \[B, C\]; the losses and counts of [`Stat`] over the
     /// batch go to `stats`. All in the master type. With mixed targets a cross entropy is
-    /// λᵢ·CE(label i) + (1 − λᵢ)·CE(its partner's).
+    /// λᵢ·CE(label i) + (1 − λᵢ)·CE(its partner's); see [`Counting`] for what else it may be.
     fn head_loss(
         &self,
         f: &Self::Tensor,

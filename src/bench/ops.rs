@@ -538,7 +538,7 @@ impl<B: Backend> Bench<'_, B> {
         let bytes = 4.0 * (n * e + 2 * classes * e + 2 * n * classes) as f64;
         let at = format!("{n} of {classes} classes, width {e}");
         let mix = self.mix()?;
-        let plain = Targets { labels: &labels, mix: None };
+        let plain = Targets::of(&labels);
         let mixed = Targets { mix: Some(&mix), ..plain };
         for (name, targets) in [("head_loss", plain), ("head_loss, mixed", mixed)] {
             let run = Box::new(|| {

@@ -8,8 +8,8 @@ use super::difference::{against, normal};
 use super::{CheckError, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Dropout, LayerNorm,
-    Linear, Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
+    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Counting, Dropout,
+    LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -55,8 +55,13 @@ pub fn check() -> Result<Vec<Row>> {
     }
     mix_rows(&b, &mut rows)?;
     for (n, classes, width) in [(5, 3, 7), (8, 102, 64)] {
-        head_loss(&b, n, classes, width, None, &mut rows)?;
-        head_loss(&b, n, classes, width, Some(&mix(n)?), &mut rows)?;
+        let (mix, weights) = (mix(n)?, random([classes], 5)?);
+        head_loss(&b, [n, classes, width], None, Counting::PLAIN, &mut rows)?;
+        head_loss(&b, [n, classes, width], Some(&mix), Counting::PLAIN, &mut rows)?;
+        let smoothed = Counting { smoothing: 0.2, of_text: true, ..Counting::PLAIN };
+        head_loss(&b, [n, classes, width], None, smoothed, &mut rows)?;
+        let weighted = Counting { weights: Some(&weights), smoothing: 0.1, of_text: false };
+        head_loss(&b, [n, classes, width], Some(&mix), weighted, &mut rows)?;
     }
     for (n, classes, width, margin) in [(9, 3, 7, 1.0), (32, 5, 64, 1.0), (12, 4, 9, -2.0)] {
         triplet(&b, [n, classes, width], margin, &mut rows)?;
@@ -356,10 +361,9 @@ fn mix_rows(b: &B, rows: &mut Vec<Row>) -> Result<()> {
 
 fn head_loss(
     b: &B,
-    n: usize,
-    classes: usize,
-    width: usize,
+    [n, classes, width]: [usize; 3],
     mix: Option<&Mix<B>>,
+    counting: Counting<'_, B>,
     rows: &mut Vec<Row>,
 ) -> Result<()> {
     let (f, weight, bias, text) = (
@@ -370,7 +374,7 @@ fn head_loss(
     );
     let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
     let labels = Tensor::from_slice([n], &labels)?;
-    let targets = Targets { labels: &labels, mix };
+    let targets = Targets { labels: &labels, mix, counting };
     let (text_scale, weights) = (1.7, LossWeights { head: 0.8, text: 0.3 });
     let logits = || (zeros([n, classes]), zeros([n, classes]));
     let loss = |f: &Tensor, weight: &Tensor, bias: &Tensor, text: &Tensor| -> Result<f64> {
@@ -399,7 +403,12 @@ fn head_loss(
         Some(&mut dt),
     )?;
     let how = if mix.is_some() { ", mixed" } else { "" };
-    let at = format!("{n} of {classes} classes, width {width}{how}");
+    let counts = match (counting.weights, counting.smoothing) {
+        (Some(_), _) => ", weighted",
+        (None, 0.0) => "",
+        (None, _) => ", smoothed",
+    };
+    let at = format!("{n} of {classes} classes, width {width}{how}{counts}");
     row(rows, "head_loss df", at.clone(), &f, &df, |f| loss(f, &weight, &bias, &text))?;
     row(rows, "head_loss dH", at.clone(), &weight, &dw, |weight| loss(&f, weight, &bias, &text))?;
     row(rows, "head_loss dh", at.clone(), &bias, &db, |bias| loss(&f, &weight, bias, &text))?;

@@ -11,7 +11,7 @@ use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::clip::weights::Weights;
-use crate::objective::{MixDraw, MixOn, Objective};
+use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
@@ -58,6 +58,11 @@ struct Meta {
     text_weight: f64,
     triplet_weight: f64,
     margin: f64,
+    /// As `torch.nn.CrossEntropyLoss` takes both, in the cross entropy that images are classified by.
+    #[serde(default)]
+    class_weights: Option<Vec<f64>>,
+    #[serde(default)]
+    label_smoothing: f64,
     templates: usize,
     steps: usize,
     betas: [f64; 2],
@@ -146,6 +151,8 @@ impl Meta {
 
     fn objective(&self) -> Objective {
         let objective = Objective::new(if self.has_head() { 1.0 } else { 0.0 }, self.text_weight);
+        let weighted = self.class_weights.is_some();
+        let objective = objective.with_counts(ClassCounts { weighted, smoothing: self.label_smoothing });
         match self.variant {
             Variant::Triplet => objective.with_triplet(self.triplet_weight, self.margin),
             _ => objective,
@@ -220,6 +227,8 @@ struct Batches {
     draws: Vec<MixDraw>,
     /// Images of the last batch in a run; the whole of it has been made for the passes alone.
     last: usize,
+    /// What the classes count in each batch of a run, as a mean over its images; none where all count the same.
+    class_weights: Option<Vec<Vec<f32>>>,
     /// Batches of a step.
     accumulate: usize,
 }
@@ -253,7 +262,15 @@ impl Batches {
         let meta = &reference.meta;
         let last = if meta.last_batch == 0 { batch } else { meta.last_batch.min(batch) };
         let labels = split(reference.indices("batch.labels")?);
-        Ok(Batches { images, labels, draws, last, accumulate: meta.accumulate.max(1) })
+        // torch's mean is over the weights of the labels.
+        let of_batch = |weights: &[f64], labels: &[u32]| {
+            let sum: f64 = labels.iter().map(|&label| weights[label as usize]).sum();
+            weights.iter().map(|weight| (weight * labels.len() as f64 / sum) as f32).collect()
+        };
+        let class_weights = meta.class_weights.as_ref();
+        let class_weights =
+            class_weights.map(|weights| labels.iter().map(|labels| of_batch(weights, labels)).collect());
+        Ok(Batches { images, labels, draws, last, class_weights, accumulate: meta.accumulate.max(1) })
     }
 
     /// Images of a batch.
@@ -263,7 +280,12 @@ impl Batches {
 
     /// The whole of the first batch.
     fn first(&self) -> Batch<'_> {
-        Batch { mix: self.draws.first(), ..Batch::new(self.images[0].view(), &self.labels[0]) }
+        let class_weights = self.class_weights(0);
+        Batch { mix: self.draws.first(), class_weights, ..Batch::new(self.images[0].view(), &self.labels[0]) }
+    }
+
+    fn class_weights(&self, index: usize) -> Option<&[f32]> {
+        self.class_weights.as_ref().map(|weights| weights[index].as_slice())
     }
 
     /// The images of batch `index` of an epoch that a run sees.
@@ -281,7 +303,8 @@ impl Batches {
         let batch = Batch::new(images, &self.labels[index][..seen]);
         let share =
             Share { place: Place::of(index - start, end - start), of_images: seen as f64 / of_step as f64 };
-        Ok((Batch { mix: self.draws.get(index), number: t as u32, ..batch }, share))
+        let class_weights = self.class_weights(index);
+        Ok((Batch { mix: self.draws.get(index), number: t as u32, class_weights, ..batch }, share))
     }
 }
 

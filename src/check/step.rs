@@ -10,7 +10,7 @@ use crate::clip::random::RandomWeights;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
-use crate::objective::{MixDraw, MixOn, Objective};
+use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
@@ -126,6 +126,8 @@ pub struct TinyBatch {
     pub crops: Option<Tensor>,
     /// Which batch of the run it is, for dropout.
     pub number: u32,
+    /// What each class counts; none where all count the same.
+    pub class_weights: Option<Vec<f32>>,
 }
 
 impl TinyBatch {
@@ -137,6 +139,7 @@ impl TinyBatch {
             mix: self.mix.as_ref(),
             crops: self.crops.as_ref().map(Tensor::view),
             number: self.number,
+            class_weights: self.class_weights.as_deref(),
         }
     }
 }
@@ -320,7 +323,14 @@ impl TinyStep {
         let images = self.images(batch, self.crops_of.unwrap_or(self.sizes.side), seed)?;
         let labels = self.labels().into_iter().take(batch).collect();
         let (mix, crops) = (self.draw(batch, seed), self.crops(batch, seed)?);
-        Ok(TinyBatch { images, labels, mix, crops, number: seed as u32 })
+        let class_weights = self.class_weights(seed);
+        Ok(TinyBatch { images, labels, mix, crops, number: seed as u32, class_weights })
+    }
+
+    /// From a half to twice, where the classes are weighted; another `seed` gives others.
+    pub fn class_weights(&self, seed: u64) -> Option<Vec<f32>> {
+        let weight = |class: usize| 0.5 + (class as f32 * 0.7 + seed as f32 * 0.3) % 1.5;
+        self.objective.counts.weighted.then(|| (0..self.sizes.classes).map(weight).collect())
     }
 
     /// The batches that make up a step, each with its share; another `step` gives others. Where they are
@@ -420,6 +430,10 @@ pub fn techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str, TinySte
         let objective = step.objective.with_triplet(0.3, margin);
         TinyStep { objective, ..step }
     };
+    let counted = |step: TinyStep| {
+        let objective = step.objective.with_counts(ClassCounts { weighted: true, smoothing: 0.1 });
+        TinyStep { objective, ..step }
+    };
     let beside = |sharing, mode| {
         let prompts = Some(PromptSpec { count: 3, sharing, mode });
         TinyStep { prompts, ..lora.clone() }
@@ -431,6 +445,9 @@ pub fn techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str, TinySte
         ("features mixed", mixed(MixOn::Features)),
         ("head only, features mixed", TinyStep { targets: vec![], ..mixed(MixOn::Features) }),
         ("triplet", triplet(-0.155, lora.clone())),
+        ("head only, features mixed, classes weighted", {
+            counted(TinyStep { targets: vec![], ..mixed(MixOn::Features) })
+        }),
         ("prompts shared, replaced", alone(Shared, Replace)),
         ("prompts per layer, replaced", alone(PerLayer, Replace)),
         ("prompts shared, accumulated", alone(Shared, Accumulate)),
@@ -459,6 +476,8 @@ pub fn adapter_techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str,
         ..text(&Tower::ALL, &on(&[Target::Query, Target::Key, Target::Value]))
     };
     let dropped = |step: TinyStep| TinyStep { dropout: 0.25, ..step };
+    let counts = ClassCounts { weighted: true, smoothing: 0.2 };
+    let counted = TinyStep { objective: no_head.objective.with_counts(counts), ..no_head.clone() };
     let prompts = PromptSpec { count: 3, sharing: PromptSharing::Shared, mode: PromptMode::Replace };
     vec![
         ("MLP", on(&[Target::Expand, Target::Contract])),
@@ -475,6 +494,7 @@ pub fn adapter_techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str,
         ("dropout, both towers, text in parts", dropped(parts(text(&Tower::ALL, &every)))),
         ("dropout, prompts replaced", dropped(TinyStep { prompts: Some(prompts), ..every.clone() })),
         ("no head", no_head.clone()),
+        ("no head, classes weighted", counted),
         ("three batches", TinyStep { accumulate: 3, ..lora.clone() }),
         ("no head, dropout, three batches", TinyStep { accumulate: 3, ..dropped(parts(no_head)) }),
     ]
@@ -509,6 +529,7 @@ struct Step {
     images: Tensor,
     labels: Vec<u32>,
     draw: Option<MixDraw>,
+    class_weights: Option<Vec<f32>>,
     count: usize,
 }
 
@@ -516,7 +537,7 @@ impl Step {
     fn new(tiny: &TinyStep) -> Result<Self, CheckError> {
         let (images, labels) = tiny.batch()?;
         let draw = tiny.draw(labels.len(), 0);
-        Ok(Step { images, labels, draw, count: tiny.accumulate })
+        Ok(Step { images, labels, draw, class_weights: tiny.class_weights(0), count: tiny.accumulate })
     }
 
     /// The batches, as large as one another but for the last.
@@ -528,7 +549,8 @@ impl Step {
             let batch = Batch::new(images, &self.labels[start..end]);
             let share =
                 Share { place: Place::of(number, self.count), of_images: (end - start) as f64 / all as f64 };
-            Ok((Batch { mix: self.draw.as_ref(), number: number as u32, ..batch }, share))
+            let class_weights = self.class_weights.as_deref();
+            Ok((Batch { mix: self.draw.as_ref(), number: number as u32, class_weights, ..batch }, share))
         };
         (0..self.count).map(batch).collect()
     }

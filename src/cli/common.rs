@@ -2,6 +2,7 @@
 
 use super::bars::Bars;
 use anyhow::{Result, bail};
+use clip_engine::clip;
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::Orientation;
 use clip_engine::data::source::Note;
@@ -75,6 +76,11 @@ pub fn named_model_dir(name: &Path) -> Result<PathBuf> {
 
 /// The folder of the model that settings name, which is fetched where it is a hub id.
 fn model_dir(name: &Path, monitor: &dyn Monitor) -> Result<PathBuf> {
+    let last = name.file_name().unwrap_or_default();
+    let names = [name.as_os_str(), last].into_iter().filter(|_| !name.exists());
+    if let Some(text) = names.filter_map(|name| clip::other::of_name(&name.to_string_lossy())).next() {
+        bail!("--model: {text}");
+    }
     match ModelPlace::of(name) {
         ModelPlace::Folder(dir) => Ok(dir),
         ModelPlace::Hub(id) => Ok(Hub::from_env()?.snapshot(&id, monitor)?),

@@ -15,12 +15,13 @@ use clip_engine::objective::MixOn;
 use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::progress::Monitor;
 use clip_engine::report;
+use clip_engine::train::keep::KeepBy;
 use clip_engine::train::run::{Summary, Temperature};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
-    Augment, CacheType, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Settings,
-    TextAlignment, are_flowers, default_templates,
+    Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Sampler,
+    Settings, TextAlignment, are_flowers, default_templates,
 };
 use clip_engine::tune::{HeadScale, PromptMode, PromptSharing, Target, Tower};
 use serde::Deserialize;
@@ -149,6 +150,13 @@ pub struct Options {
     /// By how much images of other classes should be farther away than those of the same [default: 1].
     #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "M")]
     margin: Option<f64>,
+    /// Weight every class by n/(C·n_c) in the cross entropy that images are classified by, for classes of unequal
+    /// size [default: off].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_parser = parse_serde::<ClassWeights>, value_name = "off|balanced")]
+    class_weights: Option<ClassWeights>,
+    /// Share of a label that goes to all classes alike, in the same cross entropy [default: 0].
+    #[arg(long, help_heading = LOSS, hide_short_help = true, value_name = "S")]
+    label_smoothing: Option<f64>,
     /// One set of prompts for all blocks, or one for each [default: shared].
     #[arg(long, help_heading = TRAINED, hide_short_help = true, value_parser = parse_serde::<PromptSharing>, value_name = "shared|per-layer")]
     prompts: Option<PromptSharing>,
@@ -211,6 +219,10 @@ pub struct Options {
     /// Least share of an image's area that a crop takes [default: 0.5; 0.08 in clip-lora].
     #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "A")]
     crop_area: Option<f64>,
+    /// See every training image once an epoch, or draw as many with replacement, each class as likely as any other
+    /// [default: once].
+    #[arg(long, help_heading = DATA, hide_short_help = true, value_parser = parse_serde::<Sampler>, value_name = "once|balanced")]
+    sampler: Option<Sampler>,
     /// Shuffle the training images every epoch [default: true].
     #[arg(long, help_heading = DATA, hide_short_help = true, value_name = "true|false")]
     shuffle: Option<bool>,
@@ -247,6 +259,10 @@ pub struct Options {
     /// Compare with the best epoch so far or with the one before [default: best].
     #[arg(long, help_heading = STOPPING, hide_short_help = true, value_parser = parse_serde::<StopAgainst>, value_name = "best|previous")]
     early_stop_against: Option<StopAgainst>,
+    /// Which epoch is kept by its validation results: the lowest loss within one standard error of the best accuracy,
+    /// the best accuracy, the best macro F1, or the lowest loss [default: one-se].
+    #[arg(long, help_heading = STOPPING, hide_short_help = true, value_parser = parse_serde::<KeepBy>, value_name = "one-se|accuracy|macro-f1|loss")]
+    keep_by: Option<KeepBy>,
     /// Number type of activations and frozen weights [default: f16 on a GPU; the CPU has f32 only].
     #[arg(long, help_heading = OUTPUT, hide_short_help = true, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
     precision: Option<Precision>,
@@ -296,6 +312,8 @@ macro_rules! with_settings {
             mixup_on,
             triplet,
             margin,
+            class_weights,
+            label_smoothing,
             prompts,
             prompt_mode,
             prompt_count,
@@ -312,6 +330,7 @@ macro_rules! with_settings {
             batch_size,
             accumulate,
             seed,
+            sampler,
             shuffle,
             lr_head,
             wd_head,
@@ -324,6 +343,7 @@ macro_rules! with_settings {
             early_stop,
             early_stop_min_delta,
             early_stop_against,
+            keep_by,
             device,
             tensorboard,
             baseline,
@@ -386,6 +406,7 @@ impl Options {
         let no_prompts = format!("--method {method} trains no prompts; use --method vpt");
         let no_text = "there is none; give --text-weight".to_string();
         let no_mixup = "nothing is mixed; give --mixup".to_string();
+        let drawn = "--sampler balanced draws the images at random; leave it out".to_string();
         let no_crops = "--augment off takes no crops; leave it out".to_string();
         let no_triplet = "there is no triplet loss; give --triplet".to_string();
         let stops = settings.early_stop != Patience::Off;
@@ -431,6 +452,7 @@ impl Options {
             ("--lr-prompt", self.lr_prompt.is_some(), vpt, &no_prompts),
             ("--wd-prompt", self.wd_prompt.is_some(), vpt, &no_prompts),
             ("--mixup-on", self.mixup_on.is_some(), settings.has_mixup(), &no_mixup),
+            ("--shuffle", self.shuffle.is_some(), settings.sampler == Sampler::Once, &drawn),
             ("--margin", self.margin.is_some(), settings.has_triplet(), &no_triplet),
             ("--early-stop-min-delta", self.early_stop_min_delta.is_some(), stops, &no_stop),
             ("--early-stop-against", self.early_stop_against.is_some(), stops, &no_stop),

@@ -40,6 +40,31 @@ pub enum ClipError {
         problem: String,
     },
 
+    /// The directory, or the file in its place, is something else.
+    #[error("{}: {problem}", path.display())]
+    OtherForm {
+        /// What was named.
+        path: PathBuf,
+        /// What it is, and what to do.
+        problem: String,
+    },
+
+    /// A tensor holds numbers that are none.
+    #[error(
+        "{}: tensor {name} holds {value} at element {index}; the file is damaged, or overflowed when it was made \
+         f16: fetch it again, or convert it anew", path.display()
+    )]
+    NotFinite {
+        /// The file that holds the tensor.
+        path: PathBuf,
+        /// The tensor, by its name in the checkpoint.
+        name: String,
+        /// The first of them: `NaN`, `inf` or `-inf`.
+        value: f64,
+        /// Where it is.
+        index: usize,
+    },
+
     /// The directory holds no weights at all.
     #[error(
         "{}: neither model.safetensors nor model.safetensors.index.json is there; \

@@ -83,7 +83,18 @@ impl Weights {
     }
 
     /// The tensor `name`, which must have the extents `dims`, in the element type it was saved with.
+    ///
+    /// # Errors
+    /// Numbers that are none, too: all of it is read.
     pub fn get(&self, name: &str, dims: &[usize]) -> Result<View<'_>, ClipError> {
+        let view = self.view(name, dims)?;
+        let Some((index, value)) = view.first_not_finite() else { return Ok(view) };
+        let path = self.find(name).map_or(&self.files[0].path, |(file, _)| &file.path).clone();
+        Err(ClipError::NotFinite { path, name: name.to_string(), value, index })
+    }
+
+    /// The same without a look at its numbers.
+    fn view(&self, name: &str, dims: &[usize]) -> Result<View<'_>, ClipError> {
         let Some((file, tensor)) = self.find(name) else {
             let (path, name, shape) = (self.files[0].path.clone(), name.to_string(), dims.to_vec());
             return Err(ClipError::Missing { path, name, shape, missing: 1, expected: 1 });
@@ -117,7 +128,7 @@ impl Weights {
                 expected: expected.len(),
             });
         }
-        expected.iter().try_for_each(|(name, shape)| self.get(name, shape.dims()).map(drop))
+        expected.iter().try_for_each(|(name, shape)| self.view(name, shape.dims()).map(drop))
     }
 
     /// What tells these weights from others: a hash of the sizes in `config` that no shape tells, and of every
@@ -135,7 +146,7 @@ impl Weights {
         let mut tensors = expected_tensors(config);
         tensors.sort_by(|(a, _), (b, _)| a.cmp(b));
         for (name, shape) in &tensors {
-            let view = self.get(name, shape.dims())?;
+            let view = self.view(name, shape.dims())?;
             hash.update(format!("{name} {} {:?}\n", view.dtype().name(), shape.dims()));
             parts(view.bytes()).for_each(|part| hash.update(part));
         }

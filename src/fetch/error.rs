@@ -100,6 +100,19 @@ pub enum FetchError {
     /// There is no place for the hub's files.
     #[error("--model: none of HF_HOME, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder for models")]
     NoHubCache,
+    /// No answer from the hub.
+    #[error(
+        "--model {id}: {source}; or fetch it where there is a network, by hf download {fetched} --local-dir clip, and \
+         give --model that folder"
+    )]
+    NoHub {
+        /// The model as it was named, its revision included if one was.
+        id: String,
+        /// `owner/name`, with its revision where that is not the main branch, as `hf download` takes it.
+        fetched: String,
+        /// What was asked, and what happened.
+        source: Box<FetchError>,
+    },
     /// 401 or 403.
     #[error(
         "--model {id}: neither a folder here nor a model that {endpoint} shows {credentials} ({status}); check the \
@@ -174,7 +187,7 @@ pub enum FetchError {
     /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, and the cache does not hold it.
     #[error(
         "--model {id}: {variable} is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
-         the model", cache.display()
+         the model, or give --model a folder with its files", cache.display()
     )]
     Offline {
         /// The model as it was named, its revision included if one was.

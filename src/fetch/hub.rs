@@ -166,7 +166,17 @@ impl Hub {
                 Ok(folder)
             }
             (Some(folder), None, Some(_)) => Ok(folder),
-            (_, _, None) => model.fetch(monitor),
+            (_, _, None) => model.fetch(monitor).map_err(|error| match error {
+                FetchError::Request { .. } => FetchError::NoHub {
+                    id: id.to_string(),
+                    fetched: match id.revision() {
+                        "main" => id.repository.clone(),
+                        revision => format!("{} --revision {revision}", id.repository),
+                    },
+                    source: Box::new(error),
+                },
+                error => error,
+            }),
             (_, missing, Some(variable)) => Err(FetchError::Offline {
                 id: id.to_string(),
                 variable,

@@ -6,6 +6,15 @@ pub use mixup::{MixDraw, MixOn};
 
 use crate::backend::LossWeights;
 
+/// How a cross entropy counts the classes of training images.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ClassCounts {
+    /// Whether every batch says what each class counts.
+    pub weighted: bool,
+    /// S of label smoothing: a label is 1 − S of its class, and S of all classes alike.
+    pub smoothing: f64,
+}
+
 /// Weights of the parts of the loss.
 ///
 /// `head`·CE(f·Hᵀ + h, y) + `text`·CE(exp(logit_scale)·f·Tᵀ, y) + `triplet`·(batch-hard triplet loss of f),
@@ -21,12 +30,21 @@ pub struct Objective {
     pub triplet: f64,
     /// By how much the nearest image of another class should be farther away than the farthest of the same.
     pub margin: f64,
+    /// Of the head's cross entropy; of the text's where that is what images are classified by. What keeps the
+    /// features where the text tower finds them is no matter of classes and their number.
+    pub counts: ClassCounts,
 }
 
 impl Objective {
     /// Cross entropies only.
     pub const fn new(head: f64, text: f64) -> Self {
-        Objective { head, text, triplet: 0.0, margin: 0.0 }
+        let counts = ClassCounts { weighted: false, smoothing: 0.0 };
+        Objective { head, text, triplet: 0.0, margin: 0.0, counts }
+    }
+
+    /// The same with classes that count differently.
+    pub fn with_counts(self, counts: ClassCounts) -> Self {
+        Objective { counts, ..self }
     }
 
     /// `triplet` times the triplet loss, and the rest of the weight for the head: (1 − λ)·CE + λ·triplet.
@@ -35,7 +53,7 @@ impl Objective {
     }
 
     /// The loss that is reported for images which are not trained on: the cross entropies, the head's in
-    /// full. It is the same measure for all recipes, and does not depend on which images share a batch.
+    /// full, in which all images count alike. It is the same measure for all recipes, and does not depend on which images share a batch.
     pub fn evaluation(&self) -> Self {
         Objective::new(if self.head == 0.0 { 0.0 } else { 1.0 }, self.text)
     }

@@ -12,6 +12,7 @@ pub use shape::{Shape, ShapeError};
 use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use thiserror::Error;
 
 /// What can be wrong with a tensor that was handed over.
@@ -183,6 +184,14 @@ pub struct View<'a> {
     bytes: &'a [u8],
 }
 
+/// Bytes that are looked through at a time.
+const SCANNED: usize = 1 << 18;
+
+/// How many elements of `N` bytes are of a kind.
+fn count<const N: usize>(bytes: &[u8], is: impl Fn([u8; N]) -> bool) -> u32 {
+    bytes.as_chunks::<N>().0.iter().map(|&element| u32::from(is(element))).sum()
+}
+
 impl<'a> View<'a> {
     /// Wraps `bytes`; their number must be that of `shape`.
     pub fn new(shape: impl Into<Shape>, dtype: DType, bytes: &'a [u8]) -> Result<Self, TensorError> {
@@ -192,6 +201,25 @@ impl<'a> View<'a> {
             return Err(TensorError::Length { shape, dtype, expected, found: bytes.len() });
         }
         Ok(View { shape, dtype, bytes })
+    }
+
+    /// The first element that is NaN or infinite, and its value; none of whole numbers.
+    pub fn first_not_finite(&self) -> Option<(usize, f64)> {
+        // Exponents of ones alone. Sums, as a search that may end anywhere is not done several at a time.
+        let any = |part: &[u8]| match self.dtype {
+            DType::F64 => count(part, |v: [u8; 8]| u64::from_ne_bytes(v) << 1 >= 0x7ff << 53),
+            DType::F32 => count(part, |v: [u8; 4]| u32::from_ne_bytes(v) << 1 >= 0xff << 24),
+            DType::F16 => count(part, |v: [u8; 2]| u16::from_ne_bytes(v) << 1 >= 0x1f << 11),
+            DType::BF16 => count(part, |v: [u8; 2]| u16::from_ne_bytes(v) << 1 >= 0xff << 8),
+            DType::U32 | DType::U8 => 0,
+        };
+        let part = self.bytes.par_chunks(SCANNED).position_first(|part| any(part) > 0)?;
+        let (size, first) = (self.dtype.size(), part * SCANNED);
+        let end = self.bytes.len().min(first + SCANNED);
+        let place = (first..end).step_by(size).find(|&at| any(&self.bytes[at..at + size]) > 0)?;
+        let one = View { shape: [1].into(), dtype: self.dtype, bytes: &self.bytes[place..place + size] };
+        let value = one.to_tensor(DType::F64).ok()?.typed::<f64>().ok()?[0];
+        Some((place / size, value))
     }
 
     /// The extents, outermost first.
@@ -292,6 +320,28 @@ fn widen<H: Element>(bytes: &[u8], out: &mut [f32], convert: impl Fn(&[H], &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_number_is_found_wherever_it_is() {
+        let many = 3 * SCANNED / 4 + 7;
+        for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
+            let mut values: Vec<f64> = (0..many).map(|i| (i % 100) as f64 - 50.0).collect();
+            values[5] = -60_000.0;
+            values[6] = 1e-40;
+            let found = |values: &[f64]| {
+                let tensor = Tensor::from_slice([values.len()], values).unwrap();
+                tensor.view().to_tensor(dtype).unwrap().view().first_not_finite()
+            };
+            assert_eq!(found(&values), None, "{dtype}");
+            values[many - 1] = f64::NEG_INFINITY;
+            assert_eq!(found(&values), Some((many - 1, f64::NEG_INFINITY)), "{dtype}");
+            values[many / 2] = f64::NAN;
+            let (index, value) = found(&values).unwrap();
+            assert!(index == many / 2 && value.is_nan(), "{dtype}: {value} at {index}");
+        }
+        let whole = Tensor::from_slice([3], &[u32::MAX; 3]).unwrap();
+        assert_eq!(whole.view().first_not_finite(), None);
+    }
 
     #[test]
     fn conversions_round_and_widen_exactly() {

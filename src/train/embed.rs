@@ -67,6 +67,7 @@ fn features<'a, B: Backend>(
         if monitor.stopped() {
             return Err(DataError::Interrupted.into());
         }
+        let first = embedded.len();
         for (path, problem) in paths[photos.places].iter().zip(photos.problems) {
             match problem {
                 None => embedded.push(path.as_path()),
@@ -77,7 +78,14 @@ fn features<'a, B: Backend>(
         let count = photos.pixels.shape().rows();
         if count > 0 {
             let part = tuned.backend().download(extractor.run(&photos.pixels)?)?;
-            features.extend_from_slice(part.view().to_tensor(DType::F32)?.typed::<f32>()?);
+            let part = part.view().to_tensor(DType::F32)?;
+            if let Some((index, _)) = part.view().first_not_finite() {
+                let path = embedded[first + index / tuned.features()];
+                let problem =
+                    "the model's features for it are not numbers; try --precision f32, or check the weights";
+                return Err(TrainError::file(path, problem));
+            }
+            features.extend_from_slice(part.typed::<f32>()?);
         }
         monitor.advance(count as u64);
         Ok(ControlFlow::Continue(()))

@@ -278,7 +278,17 @@ fn evaluate<B: Backend>(
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
     let mut staging = Staging::new(cache, batch);
     let sums = learner.accumulator().with_temperature(files.head.temperature);
-    let (name, inputs) = (split.to_string(), Inputs::Images(view));
+    let (name, inputs) = (split.to_string(), Inputs::Images(cache.split(split)));
     let sums = evaluate_split(&mut learner, &inputs, &mut staging, batch, &name, sums, monitor)?;
-    sums.ok_or(TrainError::Data(DataError::Interrupted))
+    let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
+    require_numbers(&sums, view)?;
+    Ok(sums)
+}
+
+/// Refuses results in which the loss of an image is no number.
+pub(crate) fn require_numbers(sums: &Accumulator, images: SplitView<'_>) -> Result<()> {
+    let Some(index) = sums.not_finite() else { return Ok(()) };
+    let path = images.path(index).unwrap_or_default();
+    let problem = "the model's logits for it are not numbers; try --precision f32, or check the weights";
+    Err(TrainError::file(&path, problem))
 }

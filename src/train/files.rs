@@ -38,15 +38,7 @@ impl Staged {
     /// Writes `bytes` beside `path` and syncs them.
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
         let io = |e: std::io::Error| TrainError::io(path, "write the file")(e);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(PREFIX).suffix(SUFFIX);
-        #[cfg(unix)]
-        {
-            // As any other new file: the user's umask decides.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let mut file = builder.tempfile_in(folder_of(path)).map_err(io)?;
+        let mut file = beside(path).map_err(io)?;
         file.write_all(bytes).map_err(io)?;
         file.as_file().sync_all().map_err(io)?;
         Ok(Staged { file, path: path.to_path_buf() })
@@ -66,6 +58,24 @@ impl Staged {
 
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
+fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(PREFIX).suffix(SUFFIX);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder_of(path))
+}
+
+/// Gives a file the rights of any other new one.
+fn share(path: &Path) -> std::io::Result<()> {
+    let usual = beside(path)?.as_file().metadata()?.permissions();
+    std::fs::set_permissions(path, usual)
 }
 
 /// Writes a whole file or none.
@@ -109,6 +119,8 @@ pub fn write_tensors(
 ) -> Result<()> {
     safetensors::serialize_to_file(views(path, tensors)?, Some(metadata), path)
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e}); check the free space")))?;
+    // It is made for its owner alone.
+    share(path).map_err(TrainError::io(path, "write the file"))?;
     let file = File::options().append(true).open(path).map_err(TrainError::io(path, "write the file"))?;
     file.sync_all().map_err(TrainError::io(path, "write the file"))
 }
@@ -181,6 +193,10 @@ impl TensorFile {
                     "tensor {name} has shape {found} where {shape} is needed; it belongs to another model or class list"
                 ),
             ));
+        }
+        if tensor.view().first_not_finite().is_some() {
+            let problem = format!("tensor {name} has values that are not finite; train it again");
+            return Err(TrainError::file(path, problem));
         }
         Ok(tensor)
     }

@@ -1,5 +1,5 @@
-//! Which epoch of a run is kept: of those whose validation accuracy is within one standard error of the best,
-//! the one with the lowest validation loss.
+//! Which epoch of a run is kept: by default, of those whose validation accuracy is within one standard error of the
+//! best, the one with the lowest validation loss.
 //!
 //! On a validation split of n images an accuracy a has a standard error of √(a(1 − a)/n): differences within it
 //! say less than the loss does. What is within it is known at the end of the run alone, so every epoch that may
@@ -7,6 +7,35 @@
 
 use super::metrics::EvalMetrics;
 use crate::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+use std::cmp::Ordering;
+
+/// What an epoch is kept for, on the validation split.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeepBy {
+    /// The lowest loss of those within one standard error of the best accuracy.
+    #[default]
+    OneSe,
+    /// The best accuracy; of equal ones the lowest loss.
+    Accuracy,
+    /// The best macro F1, in which a class counts as much as any other; of equal ones the lowest loss.
+    MacroF1,
+    /// The lowest loss.
+    Loss,
+}
+
+impl KeepBy {
+    /// Which of two epochs is kept: less is better. By [`KeepBy::OneSe`] of two whose accuracies do not differ.
+    fn compare(self, a: &EvalMetrics, b: &EvalMetrics) -> Ordering {
+        let first = match self {
+            KeepBy::Accuracy => b.top1.total_cmp(&a.top1),
+            KeepBy::MacroF1 => b.macro_f1.total_cmp(&a.macro_f1),
+            KeepBy::OneSe | KeepBy::Loss => Ordering::Equal,
+        };
+        first.then(a.loss.total_cmp(&b.loss))
+    }
+}
 
 /// An epoch that may be the one to keep.
 #[derive(Debug, Clone)]
@@ -19,53 +48,64 @@ pub struct Candidate {
     pub values: Vec<Tensor>,
 }
 
-/// The epochs so far that may be the one to keep, in their order: no other has both a higher accuracy and a
-/// lower loss, and none is so much less accurate than the best that it cannot come back.
+/// The epochs so far that may be the one to keep, in their order. By [`KeepBy::OneSe`] no other has both a higher
+/// accuracy and a lower loss, and none is so much less accurate than the best that it cannot come back; by the others
+/// it is the best alone.
 #[derive(Debug, Clone, Default)]
-pub struct Candidates(Vec<Candidate>);
+pub struct Candidates {
+    by: KeepBy,
+    epochs: Vec<Candidate>,
+}
 
 impl Candidates {
-    /// Those of a saved run, as [`Candidates::iter`] gave them.
-    pub fn of(candidates: Vec<Candidate>) -> Self {
-        Candidates(candidates)
+    /// None so far, or those of a saved run as [`Candidates::iter`] gave them.
+    pub fn new(by: KeepBy, epochs: Vec<Candidate>) -> Self {
+        Candidates { by, epochs }
     }
 
     /// Those that there are, by epoch.
     pub fn iter(&self) -> impl Iterator<Item = &Candidate> {
-        self.0.iter()
+        self.epochs.iter()
     }
 
-    /// Whether an epoch with these results may be the one to keep: not where an earlier one is at least as good in
-    /// both respects, or so much more accurate that the loss does not count.
+    /// Whether an epoch with these results may be the one to keep: not where an earlier one is at least as good, for
+    /// [`KeepBy::OneSe`] in both respects or so much more accurate that the loss does not count.
     pub fn admit(&self, val: &EvalMetrics) -> bool {
-        let beaten = |c: &Candidate| c.val.top1 >= val.top1 && c.val.loss <= val.loss;
-        self.best().is_none_or(|best| val.top1 >= threshold(best)) && !self.0.iter().any(beaten)
+        let beaten = |c: &Candidate| match self.by {
+            KeepBy::OneSe => c.val.top1 >= val.top1 && c.val.loss <= val.loss,
+            by => by.compare(&c.val, val) != Ordering::Greater,
+        };
+        let in_reach = |best| self.by != KeepBy::OneSe || val.top1 >= threshold(best);
+        self.best().is_none_or(in_reach) && !self.epochs.iter().any(beaten)
     }
 
     /// Adds an epoch that is admitted, and drops those that cannot be chosen any more.
     pub fn add(&mut self, candidate: Candidate) {
         let new = &candidate.val;
-        self.0.retain(|c| c.val.top1 > new.top1 || c.val.loss < new.loss);
-        self.0.push(candidate);
+        if self.by != KeepBy::OneSe {
+            self.epochs.clear();
+        }
+        self.epochs.retain(|c| c.val.top1 > new.top1 || c.val.loss < new.loss);
+        self.epochs.push(candidate);
         // An accuracy that rises by an image lowers no threshold.
         let Some(threshold) = self.best().map(threshold) else { return };
-        self.0.retain(|c| c.val.top1 >= threshold);
+        self.epochs.retain(|c| c.val.top1 >= threshold);
     }
 
     /// The epoch to keep, as things stand; none before the first.
     pub fn chosen(&self) -> Option<&Candidate> {
         // Whichever is too far from the best is gone.
-        self.0.iter().min_by(|a, b| a.val.loss.total_cmp(&b.val.loss))
+        self.epochs.iter().min_by(|a, b| self.by.compare(&a.val, &b.val))
     }
 
     /// The same, at the end of a run.
     pub fn into_chosen(self) -> Option<Candidate> {
-        self.0.into_iter().min_by(|a, b| a.val.loss.total_cmp(&b.val.loss))
+        self.epochs.into_iter().min_by(|a, b| self.by.compare(&a.val, &b.val))
     }
 
     /// The results with the best accuracy.
     fn best(&self) -> Option<&EvalMetrics> {
-        self.0.iter().map(|c| &c.val).max_by(|a, b| a.top1.total_cmp(&b.top1))
+        self.epochs.iter().map(|c| &c.val).max_by(|a, b| a.top1.total_cmp(&b.top1))
     }
 }
 
@@ -94,9 +134,14 @@ mod tests {
 
     /// The epoch kept after each of a run's epochs, of which right images and losses are given.
     fn run(epochs: &[(u32, f64)]) -> (Vec<u32>, Candidates) {
-        let mut candidates = Candidates::default();
-        let kept = (1..).zip(epochs).map(|(epoch, &(right, loss))| {
-            let val = val(right, loss);
+        let results: Vec<_> = epochs.iter().map(|&(right, loss)| val(right, loss)).collect();
+        run_by(KeepBy::OneSe, &results)
+    }
+
+    fn run_by(by: KeepBy, epochs: &[EvalMetrics]) -> (Vec<u32>, Candidates) {
+        let mut candidates = Candidates::new(by, Vec::new());
+        let kept = (1..).zip(epochs).map(|(epoch, val)| {
+            let val = val.clone();
             if candidates.admit(&val) {
                 candidates.add(Candidate { epoch, val, values: Vec::new() });
             }
@@ -119,6 +164,19 @@ mod tests {
         let (kept, candidates) = run(&[(92, 0.50), (93, 0.55), (95, 0.60)]);
         assert_eq!(kept, [1, 1, 2]);
         assert_eq!(candidates.iter().map(|c| c.epoch).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn other_rules_keep_the_best_by_what_they_are_named_for() {
+        let val = |right, macro_f1, loss| EvalMetrics { macro_f1, ..val(right, loss) };
+        let epochs =
+            [val(80, 0.5, 0.9), val(82, 0.6, 0.4), val(82, 0.7, 0.5), val(81, 0.7, 0.3), val(82, 0.6, 0.4)];
+        assert_eq!(run_by(KeepBy::Accuracy, &epochs).0, [1, 2, 2, 2, 2]);
+        assert_eq!(run_by(KeepBy::MacroF1, &epochs).0, [1, 2, 3, 4, 4]);
+        assert_eq!(run_by(KeepBy::Loss, &epochs).0, [1, 2, 2, 4, 4]);
+        for by in [KeepBy::Accuracy, KeepBy::MacroF1, KeepBy::Loss] {
+            assert_eq!(run_by(by, &epochs).1.iter().count(), 1, "{by:?}");
+        }
     }
 
     /// The rule itself, over all epochs.

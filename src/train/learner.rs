@@ -2,7 +2,7 @@
 
 use super::metrics::Accumulator;
 use crate::backend::{
-    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, DeviceTensor, LossScaling,
+    AdamwStep, AdamwTensor, Backend, BackendError, Classifier, Control, Counting, DeviceTensor, LossScaling,
     LossWeights, Mix, Result, Stat, Targets,
 };
 use crate::clip::block::{Evaluated, FoldedBlock};
@@ -79,6 +79,8 @@ pub struct Batch<'a> {
     pub crops: Option<View<'a>>,
     /// Which batch of the run it is, for dropout to draw by.
     pub number: u32,
+    /// What each class counts in it \[C\], as the objective's [`ClassCounts`](crate::objective::ClassCounts) say.
+    pub class_weights: Option<&'a [f32]>,
 }
 
 /// A batch's part in a step.
@@ -98,7 +100,7 @@ impl Share {
 impl<'a> Batch<'a> {
     /// Images as they are.
     pub fn new(images: View<'a>, labels: &'a [u32]) -> Self {
-        Batch { images, labels, mix: None, crops: None, number: 0 }
+        Batch { images, labels, mix: None, crops: None, number: 0, class_weights: None }
     }
 }
 
@@ -284,6 +286,8 @@ pub struct Learner<B: Backend> {
     pixels: B::Tensor,
     crops: Option<Crops<B>>,
     mixing: Option<Mixing<B>>,
+    /// See [`Batch::class_weights`].
+    class_weights: Option<B::Tensor>,
     labels: B::Tensor,
     head_logits: B::Tensor,
     text_logits: B::Tensor,
@@ -394,6 +398,10 @@ impl<B: Backend> Learner<B> {
                 distances: backend.empty([batch, 2], master)?,
             }),
         };
+        let class_weights = match spec.objective.counts.weighted {
+            true => Some(backend.zeros([classes], master)?),
+            false => None,
+        };
         let labels = backend.zeros([batch], DType::U32)?;
         let head_logits = backend.empty([batch, classes], master)?;
         let text_logits = backend.empty([batch, classes], master)?;
@@ -419,6 +427,7 @@ impl<B: Backend> Learner<B> {
             pixels,
             crops,
             mixing,
+            class_weights,
             labels,
             head_logits,
             text_logits,
@@ -578,6 +587,7 @@ impl<B: Backend> Learner<B> {
         self.load_features(batch.images, batch.labels)?;
         self.load_draw(batch.number)?;
         self.load_mix(batch.mix)?;
+        self.load_class_weights(batch.class_weights)?;
         self.step(Work::TrainOnFeatures(share.into()), share, rates, factor)
     }
 
@@ -760,6 +770,7 @@ impl<B: Backend> Learner<B> {
         let weights =
             LossWeights { head: weights.head * share.of_images, text: weights.text * share.of_images };
         let control = self.scaling.is_some().then_some(&self.control);
+        let counting = counting(self.objective, self.class_weights.as_ref());
         let (a, head) = (&mut self.activations, &mut self.trained.head);
         let (text, d_text) = match &mut self.text_tuning {
             Some(t) => (&t.features, Some(&mut t.d_features)),
@@ -778,7 +789,7 @@ impl<B: Backend> Learner<B> {
         self.backend.head_loss_backward(
             features,
             classifier,
-            Targets { labels: &self.labels, mix },
+            Targets { labels: &self.labels, mix, counting },
             weights,
             control,
             &mut self.head_logits,
@@ -884,7 +895,8 @@ impl<B: Backend> Learner<B> {
             }
             mixing => (own, mixing.as_ref().map(|m| &m.mix)),
         };
-        let targets = Targets { labels: &self.labels, mix };
+        let counting = counting(self.objective, self.class_weights.as_ref());
+        let targets = Targets { labels: &self.labels, mix, counting };
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
         let tuned = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
         let classifier = classifier(&self.trained.head, tuned, self.text_scale);
@@ -904,7 +916,7 @@ impl<B: Backend> Learner<B> {
             _ => &self.text,
         };
         let classifier = classifier(&self.trained.head, features, self.text_scale);
-        let targets = Targets { labels: &self.labels, mix: None };
+        let targets = Targets::of(&self.labels);
         let (head, text) = (&mut self.head_logits, &mut self.text_logits);
         let features = &self.activations.features;
         self.backend.head_loss(features, classifier, targets, head, text, &mut self.stats)
@@ -912,10 +924,11 @@ impl<B: Backend> Learner<B> {
 
     /// Uploads a batch to train on.
     fn load_training_batch(&mut self, batch: Batch<'_>) -> Result<()> {
-        let Batch { images, labels, mix, crops, number } = batch;
+        let Batch { images, labels, mix, crops, number, class_weights } = batch;
         self.load_labels(images, labels)?;
         self.load_draw(number)?;
         self.load_mix(mix)?;
+        self.load_class_weights(class_weights)?;
         match (&mut self.crops, crops) {
             (Some(to), Some(crops)) => {
                 self.backend.feed(images, &mut to.images)?;
@@ -966,6 +979,23 @@ impl<B: Backend> Learner<B> {
         self.backend.feed(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
     }
 
+    /// Uploads what the classes count in a batch.
+    fn load_class_weights(&mut self, weights: Option<&[f32]>) -> Result<()> {
+        match (&mut self.class_weights, weights) {
+            (None, None) => Ok(()),
+            (Some(to), Some(weights)) => {
+                let weights =
+                    View::new(Shape::from([weights.len()]), DType::F32, bytemuck::cast_slice(weights))?;
+                self.backend.feed(weights, to)
+            }
+            _ => {
+                let problem =
+                    "class weights go with a learner that was made for them, and with no other".into();
+                Err(BackendError::Invalid { op: "batch", problem })
+            }
+        }
+    }
+
     /// Checks a batch, sets every buffer to its size, and uploads the labels.
     fn load_labels(&mut self, inputs: View<'_>, labels: &[u32]) -> Result<()> {
         let batch = labels.len();
@@ -995,6 +1025,12 @@ impl<B: Backend> Learner<B> {
         let mut all = buffers.into_iter().chain(crops).chain(triplets).chain(mixing);
         all.try_for_each(|t| t.set_rows(batch))
     }
+}
+
+/// What the classes count in training.
+fn counting<B: Backend>(objective: Objective, weights: Option<&B::Tensor>) -> Counting<'_, B> {
+    let of_text = objective.head == 0.0;
+    Counting { weights, smoothing: objective.counts.smoothing, of_text }
 }
 
 fn classifier<'a, B: Backend>(head: &'a Head<B>, text: &'a B::Tensor, text_scale: f64) -> Classifier<'a, B> {

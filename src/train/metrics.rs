@@ -153,6 +153,8 @@ pub struct Accumulator {
     loss_text: f64,
     top5: usize,
     text_top5: usize,
+    /// The first image whose loss is no number.
+    not_finite: Option<usize>,
     outcomes: Vec<Outcome>,
 }
 
@@ -168,6 +170,7 @@ impl Accumulator {
             loss_text: 0.0,
             top5: 0,
             text_top5: 0,
+            not_finite: None,
             outcomes: Vec::new(),
         }
     }
@@ -209,6 +212,9 @@ impl Accumulator {
                 temperature => ImageScores::of(head, label as usize, temperature),
             };
             let (head, text) = (Scores::of(head, label), Scores::of(text, label));
+            if !self.objective.total(head.loss, text.loss, 0.0).is_finite() {
+                self.not_finite.get_or_insert(self.outcomes.len());
+            }
             self.loss_head += head.loss;
             self.loss_text += text.loss;
             self.top5 += usize::from(head.place < 5);
@@ -217,6 +223,11 @@ impl Accumulator {
             self.outcomes.push(Outcome { label, shown, untempered, predicted, text_predicted });
         }
         Ok(())
+    }
+
+    /// The first image of which a part of the objective is not a number, by its place in the split.
+    pub fn not_finite(&self) -> Option<usize> {
+        self.not_finite
     }
 
     /// The results on all batches so far; losses and fractions are 0 where there was none.

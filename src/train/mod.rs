@@ -1,6 +1,7 @@
 //! The training loop and everything a run needs: settings, checkpoints, metrics, the run directory.
 
 pub mod adapter;
+mod balance;
 mod baseline;
 pub mod demo;
 pub mod embed;

@@ -170,7 +170,7 @@ impl<'a, B: Backend> Classify<'a, B> {
         // The operation that evaluation uses, so that logits are the same to the bit. Its second classifier
         // and its losses go unused.
         let classifier = Classifier { weight, bias, text: weight, text_scale: 1.0 };
-        let targets = Targets { labels: &self.labels, mix: None };
+        let targets = Targets::of(&self.labels);
         let (logits, others) = (&mut self.logits, &mut self.others);
         backend.head_loss(features, classifier, targets, logits, others, &mut self.stats)?;
         Ok(Waiting { places, problems, logits: Some(backend.fetch(&self.logits)?) })

@@ -1,8 +1,9 @@
 //! One training run, from the settings to the tested best epoch.
 
 use super::adapter::{self, HeadFile};
+use super::balance::{self, BalancedWeights};
 use super::baseline::{self, Labelled};
-use super::evaluate::{Inputs, Staging, evaluate_split};
+use super::evaluate::{Inputs, Staging, evaluate_split, require_numbers};
 use super::files::Staged;
 use super::keep::{Candidate, Candidates};
 use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
@@ -12,7 +13,7 @@ use super::model::BaseModel;
 use super::parts::{Towers, trained_parts};
 use super::run_dir::{MetricsFile, RunDir};
 use super::session::Session;
-use super::settings::{Augment, ClassifierKind, Settings};
+use super::settings::{Augment, ClassWeights, ClassifierKind, Sampler, Settings};
 use super::stamp::{Stamp, WeightsId, check_weights};
 use super::state::{self, PlainResult, Progress};
 use super::{Result, TrainError};
@@ -185,6 +186,7 @@ struct Run<'a, B: Backend> {
     /// Images of a batch at the most.
     batch: usize,
     training: Training<'a>,
+    class_weights: Option<BalancedWeights>,
     /// What validation and test are evaluated on.
     val: Inputs<'a>,
     test: Option<Inputs<'a>>,
@@ -217,6 +219,14 @@ struct Training<'a> {
     augmentation: Option<(Augmentation, usize)>,
 }
 
+impl Training<'_> {
+    /// Images that take part, of each class.
+    fn counts(&self, classes: usize) -> Vec<usize> {
+        let labels = self.inputs.labels();
+        balance::counts_of(self.chosen.iter().map(|&image| labels[image]), classes)
+    }
+}
+
 impl<'a, B: Backend> Session<'a, B> {
     /// Trains and tests. `resume` continues the run that `dir` holds.
     pub fn train(
@@ -229,6 +239,9 @@ impl<'a, B: Backend> Session<'a, B> {
         settings.validate()?;
         self.check(settings)?;
         let (cache, chosen) = (self.cache, self.chosen(settings, monitor)?);
+        if !resume {
+            self.say_what_images_there_are(settings, &chosen, monitor);
+        }
         let mut settled = settings.clone();
         settled.settle_epochs(chosen.len(), cache.class_names().len());
         let settings = &mut settled;
@@ -243,7 +256,7 @@ impl<'a, B: Backend> Session<'a, B> {
             (Some(progress), candidates)
         } else {
             dir.begin(settings, monitor)?;
-            (None, Candidates::default())
+            (None, Candidates::new(settings.keep_by, Vec::new()))
         };
         let inputs = self.all_inputs(settings, &mut learner, chosen, batch, progress.as_ref(), monitor);
         let (zero_shot, RunInputs { training, val, test, seconds }) =
@@ -256,6 +269,10 @@ impl<'a, B: Backend> Session<'a, B> {
             learner.set_objective(settings.objective());
             dir.write_settings(settings)?;
         }
+        let class_weights = match settings.class_weights {
+            ClassWeights::Off => None,
+            ClassWeights::Balanced => Some(BalancedWeights::new(&training.counts(cache.class_names().len()))),
+        };
         let batches = training.chosen.len().div_ceil(settings.batch_size);
         let steps_per_epoch = batches.div_ceil(settings.accumulate) as u64;
         let schedule = Schedule {
@@ -287,6 +304,7 @@ impl<'a, B: Backend> Session<'a, B> {
             learner,
             batch,
             training,
+            class_weights,
             staging: val.staging(cache, batch),
             val,
             test,
@@ -349,6 +367,31 @@ impl<'a, B: Backend> Session<'a, B> {
             }
             None => (0..images.len()).collect(),
         })
+    }
+
+    /// Says how many training images the classes have where they differ, and warns of splits that are too small. Once:
+    /// the runs of a session have the same images, unless they take a part of them.
+    fn say_what_images_there_are(&mut self, settings: &Settings, chosen: &[usize], monitor: &dyn Monitor) {
+        let (names, labels) = (self.cache.class_names(), self.cache.split(Split::Train).labels());
+        if std::mem::replace(&mut self.images_are_said, true) {
+            return;
+        }
+        let counts = balance::counts_of(chosen.iter().map(|&image| labels[image]), names.len());
+        let done = settings.class_weights != ClassWeights::Off || settings.sampler != Sampler::Once;
+        if let Some(line) = balance::describe(&counts, names, done) {
+            monitor.line(&line);
+        }
+        if settings.batch_size > chosen.len() {
+            monitor.warn(&format!(
+                "--batch-size: {} is more than the {} training images, so that an epoch is one step; a smaller one \
+                 makes more of them",
+                settings.batch_size,
+                chosen.len()
+            ));
+        }
+        let splits = [Split::Val, Split::Test].map(|split| (split.name(), self.cache.split(split).labels()));
+        let splits: Vec<_> = splits.into_iter().filter(|(_, labels)| !labels.is_empty()).collect();
+        balance::warnings_of_splits(&splits, names).iter().for_each(|warning| monitor.warn(warning));
     }
 
     /// Larger images to take crops of, where the run augments its images.
@@ -466,7 +509,9 @@ impl<'a, B: Backend> Session<'a, B> {
         let mut staging = inputs.staging(self.cache, batch);
         let (task, sums) = (format!("plain CLIP {split}"), learner.accumulator());
         let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, sums, monitor)?;
-        sums.ok_or(TrainError::Data(DataError::Interrupted))
+        let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
+        require_numbers(&sums, self.cache.split(split))?;
+        Ok(sums)
     }
 
     /// Fitted once for runs on the same images with the same seed.
@@ -565,7 +610,7 @@ fn resumed<B: Backend>(
         let remedy = "start the run again with --overwrite";
         return Err(TrainError::Resume { path, problem, remedy });
     }
-    let (progress, candidates) = state::load(&path, learner)?;
+    let (progress, candidates) = state::load(&path, learner, settings.keep_by)?;
     check_photos(&progress, cache, &path, monitor)?;
     progress.weights.as_ref().map_or(Ok(()), |known| check_weights(&path, known, weights))?;
     if settings.epochs < progress.epoch {
@@ -685,6 +730,7 @@ impl<B: Backend> Run<'_, B> {
             }
             let factor = self.schedule.factor(self.learner.steps());
             let (share, step) = (self.share(order.len(), index), self.learner.steps() + 1);
+            self.weigh_classes(&order, index);
             let number = (epoch as usize - 1) * order.len().div_ceil(self.settings.batch_size) + index;
             self.start_batch(epoch, number as u32, indices, share, &rates, factor)?;
             let (images, stats) = (indices.len(), self.learner.fetch_stats()?);
@@ -706,6 +752,17 @@ impl<B: Backend> Run<'_, B> {
         let of_step = images.min((first + together) * batch) - first * batch;
         let place = Place::of(index - first, of_step.div_ceil(batch));
         Share { place, of_images: (images - index * batch).min(batch) as f64 / of_step as f64 }
+    }
+
+    /// Sets what the classes count in the step that begins with batch `index` of an epoch, if one does.
+    fn weigh_classes(&mut self, order: &[usize], index: usize) {
+        let (batch, together) = (self.settings.batch_size, self.settings.accumulate);
+        let Some(weights) = self.class_weights.as_mut().filter(|_| index.is_multiple_of(together)) else {
+            return;
+        };
+        let labels = self.training.inputs.labels();
+        let images = &order[index * batch..order.len().min((index + together) * batch)];
+        weights.begin_step(images.iter().map(|&image| labels[image]));
     }
 
     /// Hands the batch of the images `indices`, which is the run's `number`th, to the device.
@@ -735,6 +792,7 @@ impl<B: Backend> Run<'_, B> {
             mix: mix.as_ref(),
             crops: crops.as_ref().map(Tensor::view),
             number,
+            class_weights: self.class_weights.as_ref().map(BalancedWeights::of_step),
         };
         match inputs {
             Inputs::Images(_) => self.learner.train_part(batch, share, rates, factor)?,
@@ -831,12 +889,17 @@ impl<B: Backend> Run<'_, B> {
         ]
     }
 
-    /// The training images in this epoch's order, which depends on the seed and the epoch alone.
+    /// The training images of this epoch in their order, which depends on the seed and the epoch alone.
     fn order(&self, epoch: u32) -> Vec<usize> {
-        let mut order = self.training.chosen.clone();
+        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
+        rng.set_stream(u64::from(epoch));
+        let chosen = &self.training.chosen;
+        if self.settings.sampler == Sampler::Balanced {
+            let classes = self.learner.classes();
+            return balance::draw(self.training.inputs.labels(), chosen, classes, &mut rng);
+        }
+        let mut order = chosen.clone();
         if self.settings.shuffle {
-            let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
-            rng.set_stream(u64::from(epoch));
             order.shuffle(&mut rng);
         }
         order
@@ -961,9 +1024,17 @@ impl<B: Backend> Run<'_, B> {
             None => val.clone(),
         };
         let images = cache.split(split);
+        require_numbers(&sums, cache.split(split))?;
         let path = |index| images.path(index).unwrap_or_default().display().to_string();
         let names = cache.class_names();
-        dir.write_evaluation(&sums.evaluation(split.name(), names, path, zero_shot.classes))?;
+        let evaluation = sums.evaluation(split.name(), names, path, zero_shot.classes);
+        let evened = self.class_weights.is_some() || self.settings.sampler != Sampler::Once;
+        let helps =
+            if evened { "" } else { ", or --class-weights balanced where there are fewer than of others" };
+        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, helps) {
+            self.monitor.warn(&warning);
+        }
+        dir.write_evaluation(&evaluation)?;
         let summary = Summary {
             recipe: self.settings.recipe,
             classes: self.learner.classes(),

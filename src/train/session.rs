@@ -35,6 +35,8 @@ pub struct Session<'a, B: Backend> {
     features: HashMap<Split, Features>,
     /// The last that was fitted, with the training images and the seed that it is of.
     pub(super) baseline: Option<(Vec<usize>, u64, Option<Baseline>)>,
+    /// Whether it was said what images there are.
+    pub(super) images_are_said: bool,
 }
 
 impl<'a, B: Backend> Session<'a, B> {
@@ -78,6 +80,7 @@ impl<'a, B: Backend> Session<'a, B> {
             templates: templates.to_vec(),
             features: HashMap::new(),
             baseline: None,
+            images_are_said: false,
         })
     }
 

@@ -1,5 +1,6 @@
 //! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
 
+use super::keep::KeepBy;
 use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
@@ -8,7 +9,7 @@ use crate::data::decode::Orientation;
 use crate::data::source::is_flowers102_root;
 use crate::data::{DataError, Groups, SourceOptions, VAL_SHARE};
 use crate::fetch::{DEFAULT_MODEL, is_flowers102};
-use crate::objective::{MixOn, Objective};
+use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
 use crate::tune::{HeadScale, HeadScaleRule, LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
@@ -146,6 +147,28 @@ pub enum TextAlignment {
     /// It always has the weight that was chosen.
     #[default]
     Always,
+}
+
+/// What the classes count in the loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClassWeights {
+    /// As much as they have images.
+    #[default]
+    Off,
+    /// The same: n/(C·n_c) for n images, n_c of them of class c.
+    Balanced,
+}
+
+/// Which training images an epoch sees.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sampler {
+    /// Each once.
+    #[default]
+    Once,
+    /// As many as there are, drawn with replacement, each class as likely as any other.
+    Balanced,
 }
 
 /// What images are classified by.
@@ -297,6 +320,10 @@ pub struct Settings {
     pub triplet: f64,
     /// Margin of the triplet loss, at least 0, see [`Objective::margin`]; not looked at without it.
     pub margin: f64,
+    /// What the classes count in the cross entropy that images are classified by.
+    pub class_weights: ClassWeights,
+    /// S of label smoothing in that cross entropy: 1 − S of a label is its class, S all classes alike.
+    pub label_smoothing: f64,
     /// Whether all blocks have the same prompts.
     pub prompts: PromptSharing,
     /// What becomes of a block's prompts behind it.
@@ -343,6 +370,8 @@ pub struct Settings {
     pub augment: Augment,
     /// Least share of an image's area that a crop takes, above 0 and up to 1; not looked at without crops.
     pub crop_area: f64,
+    /// Which training images an epoch sees.
+    pub sampler: Sampler,
     /// Whether every epoch has an order of its own.
     pub shuffle: bool,
     /// Learning rate of the head before the schedule's factor; these rates and decays are all at least 0.
@@ -368,6 +397,8 @@ pub struct Settings {
     pub early_stop_min_delta: f64,
     /// Which epoch's validation loss must be undercut.
     pub early_stop_against: StopAgainst,
+    /// Which epoch is kept.
+    pub keep_by: KeepBy,
     /// None until the device is known: f16 on a GPU, f32 on the CPU.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
@@ -430,6 +461,8 @@ impl Settings {
             mixup_on: MixOn::Pixels,
             triplet: if recipe == Recipe::Triplet { 0.3 } else { 0.0 },
             margin: 1.0,
+            class_weights: ClassWeights::Off,
+            label_smoothing: 0.0,
             prompts: PromptSharing::Shared,
             prompt_mode: PromptMode::Replace,
             prompt_count: 16,
@@ -453,6 +486,7 @@ impl Settings {
             shots: None,
             augment: if few_shot { Augment::CropFlip } else { Augment::Off },
             crop_area: if few_shot { 0.08 } else { 0.5 },
+            sampler: Sampler::Once,
             shuffle: true,
             lr_head: 1e-3,
             wd_head: 1e-4,
@@ -466,6 +500,7 @@ impl Settings {
             early_stop: if few_shot { Patience::Off } else { Patience::Epochs(3) },
             early_stop_min_delta: 0.0,
             early_stop_against: StopAgainst::Best,
+            keep_by: KeepBy::OneSe,
             precision: None,
             device: "auto".into(),
             tensorboard: false,
@@ -622,6 +657,18 @@ impl Settings {
             );
             return Err(TrainError::Setting(text));
         }
+        if !(0.0..1.0).contains(&self.label_smoothing) {
+            let text = format!(
+                "--label-smoothing: {} leaves nothing of a label, or is no share of it; give 0 to below 1",
+                self.label_smoothing
+            );
+            return Err(TrainError::Setting(text));
+        }
+        if self.class_weights == ClassWeights::Balanced && self.sampler == Sampler::Balanced {
+            return refuse(
+                "--class-weights with --sampler balanced: each evens the classes out, both would turn them over; choose one",
+            );
+        }
         if self.has_mixup() && self.has_triplet() {
             return refuse(
                 "--triplet with --mixup: mixed images have no single class to form triplets by; choose one",
@@ -776,7 +823,11 @@ impl Settings {
     /// What training minimises. Without a head the weight of its loss is 0.
     pub fn objective(&self) -> Objective {
         let head = if self.classifier == ClassifierKind::Head { 1.0 } else { 0.0 };
-        Objective::new(head, self.text_weight).with_triplet(self.triplet, self.margin)
+        let counts = ClassCounts {
+            weighted: self.class_weights == ClassWeights::Balanced,
+            smoothing: self.label_smoothing,
+        };
+        Objective::new(head, self.text_weight).with_triplet(self.triplet, self.margin).with_counts(counts)
     }
 
     /// Learning rates and weight decays of all groups, before the schedule's factor.
@@ -836,6 +887,31 @@ mod tests {
         assert!(config.contains("orientation = \"exif\"\n"), "{config}");
         let old = config.replace("orientation = \"exif\"\n", "");
         assert_eq!(toml::from_str::<Settings>(&old).unwrap().orientation, Orientation::Ignore);
+    }
+
+    #[test]
+    fn classes_are_evened_out_once_and_labels_keep_a_part() {
+        let demo = || Settings { demo: true, ..Settings::of(Recipe::Lora) };
+        let refused = |settings: Settings, part: &str| {
+            let text = settings.validate().unwrap_err().to_string();
+            assert!(text.contains(part), "{text}");
+        };
+        let weighted = Settings { class_weights: ClassWeights::Balanced, ..demo() };
+        let drawn = Settings { sampler: Sampler::Balanced, ..demo() };
+        (weighted.validate().unwrap(), drawn.validate().unwrap());
+        refused(
+            Settings { sampler: Sampler::Balanced, ..weighted.clone() },
+            "--class-weights with --sampler",
+        );
+        for smoothing in [-0.1, 1.0, f64::NAN] {
+            refused(Settings { label_smoothing: smoothing, ..demo() }, "--label-smoothing");
+        }
+        let objective = Settings { label_smoothing: 0.1, ..weighted }.objective();
+        assert_eq!(objective.counts, ClassCounts { weighted: true, smoothing: 0.1 });
+        assert_eq!(objective.evaluation().counts, ClassCounts::default());
+        // A file from before there were any.
+        let old: Settings = toml::from_str("demo = true").unwrap();
+        assert_eq!((old.keep_by, old.sampler, old.class_weights), Default::default());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
 use super::files::{TensorFile, stage_tensors};
-use super::keep::{Candidate, Candidates};
+use super::keep::{Candidate, Candidates, KeepBy};
 use super::learner::Learner;
 use super::metrics::{ClassMetrics, EvalMetrics};
 use super::run::Baseline;
@@ -90,8 +90,8 @@ pub fn save<B: Backend>(
     stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()
 }
 
-/// Reads a state into `learner`; returns the numbers and the candidates.
-pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progress, Candidates)> {
+/// Reads a state into `learner`; returns the numbers and the candidates, of which one is kept `by` what it is good for.
+pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>, by: KeepBy) -> Result<(Progress, Candidates)> {
     let mut file = TensorFile::read(path)?;
     let progress = file.metadata.get(METADATA).and_then(|text| serde_json::from_str::<Progress>(text).ok());
     let progress = progress.ok_or_else(|| TrainError::Resume {
@@ -117,5 +117,5 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>) -> Result<(Progre
     }
     let control = file.take(path, CONTROL, [Control::COUNT].into())?;
     learner.resume(progress.steps, control.view())?;
-    Ok((progress, Candidates::of(candidates)))
+    Ok((progress, Candidates::new(by, candidates)))
 }

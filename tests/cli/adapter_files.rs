@@ -490,3 +490,53 @@ fn written_adapters_are_read_back() {
         assert!(text.contains("\"revision\": \"refs/pr/1\""), "{text}");
     }
 }
+
+/// The adapter of a case with other names of its tensors.
+fn renamed(case: &str, to: &Path, name: impl Fn(usize, &str) -> String) {
+    let file = TensorFile::read(&adapter(case).join("adapter_model.safetensors")).unwrap();
+    std::fs::create_dir_all(to).unwrap();
+    std::fs::copy(adapter(case).join("adapter_config.json"), to.join("adapter_config.json")).unwrap();
+    let tensors =
+        file.tensors.into_iter().enumerate().map(|(i, (old, tensor))| (name(i, &old), tensor)).collect();
+    stage_tensors(&to.join("adapter_model.safetensors"), &tensors, HashMap::new())
+        .unwrap()
+        .persist()
+        .unwrap();
+}
+
+/// As the state dict of the whole model has them, from which Accelerate and others save.
+#[test]
+fn keys_may_hold_the_name_of_the_adapter() {
+    let place = TempDir::new().unwrap();
+    for case in ["list", "both"] {
+        let dir = place.path().join(case);
+        renamed(case, &dir, |_, name| name.replace(".weight", ".default.weight"));
+        let (found, expected) = (read(&dir).unwrap(), read(&adapter(case)).unwrap());
+        assert!(found.tensors().keys().eq(expected.tensors().keys()), "{case}");
+        for (a, b) in found.tensors().values().zip(expected.tensors().values()) {
+            assert_eq!((a.0.bytes(), a.1.bytes()), (b.0.bytes(), b.1.bytes()), "{case}");
+        }
+    }
+    let several = place.path().join("several");
+    renamed("list", &several, |i, name| {
+        name.replace(".weight", if i % 2 == 0 { ".default.weight" } else { ".other.weight" })
+    });
+    let text = refusal(&several);
+    assert!(
+        text.contains("holds several adapters, default and other") && text.contains("save one"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_adapter_of_an_image_classifier_has_a_remedy() {
+    let place = TempDir::new().unwrap();
+    let dir = place.path().join("adapter");
+    renamed("list", &dir, |_, name| name.to_owned());
+    let path = dir.join("adapter_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["auto_mapping"]["base_model_class"] = "CLIPForImageClassification".into();
+    std::fs::write(&path, config.to_string()).unwrap();
+    let text = refusal(&dir);
+    assert!(text.contains("CLIPForImageClassification") && text.contains("docs/python.md"), "{text}");
+}

@@ -235,7 +235,26 @@ fn a_linear_run_is_plain_clip_and_a_head() {
     let peft = place.at("peft");
     succeed(&["export", "--run", &run, "--peft", &peft], place.path());
     assert_eq!(names(&peft), ["README.md", "head.safetensors"]);
-    assert!(text(&peft, "README.md").contains("library_name: transformers"));
+    let card = text(&peft, "README.md");
+    // There is nothing that transformers would load.
+    assert!(card.contains("library_name: clip-engine") && !card.contains("pipeline_tag"), "{card}");
+    // That of image classification would classify by a head of its own, at random.
+    let card = text(&merged, "README.md");
+    assert!(card.contains("\npipeline_tag: zero-shot-image-classification\n"), "{card}");
+    assert!(!card.contains(" image-classification"), "{card}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode();
+        let other = place.path().join("other");
+        std::fs::write(&other, "").unwrap();
+        for folder in [&merged, &peft] {
+            for name in names(folder) {
+                let path = Path::new(folder).join(&name);
+                assert!(!path.is_file() || mode(path) == mode(other.clone()), "{name}");
+            }
+        }
+    }
 }
 
 #[test]

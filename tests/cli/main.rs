@@ -7,6 +7,7 @@ mod files;
 mod server;
 
 mod adapter_files;
+mod balance;
 mod check_command;
 mod command_line;
 mod compare_command;
@@ -20,6 +21,7 @@ mod hub;
 mod kill_resume;
 mod launches;
 mod logs;
+mod models;
 mod people;
 mod predict;
 mod report_page;

@@ -28,8 +28,11 @@ fn whole_steps_pass_their_finite_differences() {
 fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
     let mut learner = tiny.learner().unwrap();
     let (images, labels) = tiny.batch().unwrap();
-    let draw = tiny.draw(labels.len(), 0);
-    learner.gradients(Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) }).unwrap();
+    let (draw, weights) = (tiny.draw(labels.len(), 0), tiny.class_weights(0));
+    let class_weights = weights.as_deref();
+    learner
+        .gradients(Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) })
+        .unwrap();
     let head = ["head.weight", "head.bias"].into_iter().zip([&learner.head().weight, &learner.head().bias]);
     let head = head.filter(|_| tiny.head);
     let prompts = learner.prompts().map(|prompts| ("prompts", &prompts.param));

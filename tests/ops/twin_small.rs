@@ -277,7 +277,7 @@ impl Head {
         let Head { f, weight, bias, text, labels, mix, logits, stats, gradients } = self;
         let classifier = Classifier { weight, bias, text, text_scale: 2.0 };
         let [head, text] = logits;
-        let targets = Targets { labels, mix: mix.as_ref() };
+        let targets = Targets { mix: mix.as_ref(), ..Targets::of(labels) };
         cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
         let [dw, db, df, dt] = gradients;
         let weights = LossWeights { head: 1.0, text: 0.3 };

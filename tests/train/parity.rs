@@ -157,6 +157,13 @@ fn clip_lora() {
     compare("odd", "clip_lora", 110);
 }
 
+/// By `torch.nn.CrossEntropyLoss(weight=…, label_smoothing=…)`: the head's, and without a head the text's.
+#[test]
+fn classes_that_are_weighted_and_labels_that_are_smoothed() {
+    compare("gelu", "linear_weighted", 16);
+    compare("gelu", "clip_lora_weighted", 20);
+}
+
 /// Some of the steps have longer gradients than that, and the last batch is smaller.
 #[test]
 fn gradients_that_are_clipped() {

@@ -47,11 +47,13 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
     for (name, tiny) in steps() {
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();
+        let weights = tiny.class_weights(0);
+        let class_weights = weights.as_deref();
         learner.evaluate_frozen(images.view(), &labels).unwrap();
         let (frozen, (_, text)) = (learner.features().unwrap(), learner.logits().unwrap());
         let before = learner.snapshot().unwrap();
         let draw = tiny.draw(labels.len(), 0);
-        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         learner.train_step(batch, &rates(), 1.0).unwrap();
         let after = learner.snapshot().unwrap();
         assert_eq!(before.len(), learner.param_names().len());
@@ -75,16 +77,18 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
     for (name, tiny) in steps() {
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();
+        let weights = tiny.class_weights(0);
+        let class_weights = weights.as_deref();
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
         learner.evaluate_frozen(images.view(), &labels).unwrap();
         let frozen = learner.features().unwrap();
         let draw = tiny.draw(labels.len(), 0);
-        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         for _ in 0..3 {
             learner.train_step(batch, &rates(), 1.0).unwrap();
         }
         let draw = unmixed(&tiny, labels.len());
-        let batch = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         // Evaluation drops nothing.
         let mut plain = TinyStep { dropout: 0.0, ..tiny.clone() }.learner().unwrap();
         plain.restore(&learner.snapshot().unwrap()).unwrap();
@@ -128,14 +132,16 @@ fn a_smaller_batch_trains_as_it_would_alone() {
     for (name, tiny) in steps() {
         let mut learner = tiny.learner().unwrap();
         let (images, labels) = tiny.batch().unwrap();
+        let weights = tiny.class_weights(0);
+        let class_weights = weights.as_deref();
         let draw = tiny.draw(labels.len(), 0);
-        let whole = Batch { mix: draw.as_ref(), ..Batch::new(images.view(), &labels) };
+        let whole = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         learner.gradients(whole).unwrap();
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
         let small = TinySizes { batch: part_labels.len(), ..tiny.sizes };
         let mut alone = TinyStep { sizes: small, ..tiny.clone() }.learner().unwrap();
         let draw = tiny.draw(part_labels.len(), 0);
-        let batch = Batch { mix: draw.as_ref(), ..Batch::new(part, part_labels) };
+        let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(part, part_labels) };
         learner.gradients(batch).unwrap();
         alone.gradients(batch).unwrap();
         for ((found, expected), part) in
@@ -184,14 +190,17 @@ fn several_batches_make_the_step_of_one() {
     steps.retain(|(_, tiny)| tiny.dropout == 0.0 && tiny.mix.is_none() && tiny.objective.triplet == 0.0);
     for (name, tiny) in steps {
         let (images, labels) = tiny.batch().unwrap();
+        let weights = tiny.class_weights(0);
+        let class_weights = weights.as_deref();
         let mut whole = tiny.learner().unwrap();
-        whole.train_step(Batch::new(images.view(), &labels), &rates(), 1.0).unwrap();
+        let batch = Batch { class_weights, ..Batch::new(images.view(), &labels) };
+        whole.train_step(batch, &rates(), 1.0).unwrap();
         let mut split = TinyStep { accumulate: 4, ..tiny }.learner().unwrap();
         for (number, range) in [0..2, 2..4, 4..6, 6..7].into_iter().enumerate() {
             let part = images.view().rows(range.start, range.len()).unwrap();
             let share =
                 Share { place: Place::of(number, 4), of_images: range.len() as f64 / labels.len() as f64 };
-            let batch = Batch { number: number as u32, ..Batch::new(part, &labels[range]) };
+            let batch = Batch { number: number as u32, class_weights, ..Batch::new(part, &labels[range]) };
             split.train_part(batch, share, &rates(), 1.0).unwrap();
         }
         assert_eq!((whole.steps(), split.steps()), (1, 1), "{name}");

@@ -4,7 +4,9 @@ use super::Cpu;
 use super::mix::Mixed;
 use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, max_of};
-use crate::backend::{BackendError, Classifier, Control, LossWeights, Result, Stat, Targets, expect_shape};
+use crate::backend::{
+    BackendError, Classifier, Control, Counting, LossWeights, Result, Stat, Targets, expect_shape,
+};
 use crate::tensor::Tensor;
 
 /// The classes of a batch, checked.
@@ -30,6 +32,35 @@ impl<'a, T: Real> Classes<'a, T> {
             None => [Some((own, T::ONE)), None],
         };
         shares.into_iter().flatten()
+    }
+}
+
+/// What the classes count, checked.
+#[derive(Clone, Copy)]
+struct Counts<'a, T> {
+    weights: Option<&'a [T]>,
+    /// S and S/C.
+    smoothing: T,
+    even: T,
+}
+
+impl<'a, T: Real> Counts<'a, T> {
+    /// Those of the head's cross entropy, and of the text's.
+    fn both(op: &'static str, counting: Counting<'a, Cpu<T>>, classes: usize) -> Result<[Self; 2]> {
+        if let Some(weights) = counting.weights {
+            expect_shape(op, "class weights", [classes], weights.shape())?;
+        }
+        let head = Counts {
+            weights: counting.weights.map(|weights| weights.typed::<T>()).transpose()?,
+            smoothing: T::from_f64(counting.smoothing),
+            even: T::from_f64(counting.smoothing / classes as f64),
+        };
+        let plain = Counts { weights: None, smoothing: T::ZERO, even: T::ZERO };
+        Ok([head, if counting.of_text { head } else { plain }])
+    }
+
+    fn of(&self, class: usize) -> T {
+        self.weights.map_or(T::ONE, |weights| weights[class])
     }
 }
 
@@ -78,23 +109,36 @@ pub fn head_loss<T: Real>(
     product(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
 
     let truth = Classes::new("head_loss", targets, batch)?;
+    let [of_head, of_text] = Counts::both("head_loss", targets.counting, classes)?;
     let stats = stats.typed_mut::<T>()?;
-    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) = cross_entropy(head, classes, &truth);
+    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) =
+        cross_entropy(head, classes, &truth, of_head);
     (stats[Stat::LossText as usize], stats[Stat::TextCorrect as usize]) =
-        cross_entropy(text, classes, &truth);
+        cross_entropy(text, classes, &truth, of_text);
     Ok(())
 }
 
 /// Mean of −log softmax(z)[y] over the rows, and how many rows have their largest logit (the first of
 /// equals) at y; a row of two classes counts each by its share.
-fn cross_entropy<T: Real>(logits: &[T], classes: usize, truth: &Classes<'_, T>) -> (T, T) {
+fn cross_entropy<T: Real>(
+    logits: &[T],
+    classes: usize,
+    truth: &Classes<'_, T>,
+    counts: Counts<'_, T>,
+) -> (T, T) {
     let (mut loss, mut correct) = (T::ZERO, T::ZERO);
     for (image, row) in logits.chunks_exact(classes).enumerate() {
         let max = max_of(row);
         let sum: f64 = row.iter().map(|&z| (z - max).to_f64().exp()).sum();
         let first = row.iter().position(|&z| z == max);
+        let entropy = |class: usize| T::from_f64(sum.ln() + (max - row[class]).to_f64());
+        if counts.smoothing != T::ZERO {
+            for class in 0..classes {
+                loss += counts.even * counts.of(class) * entropy(class);
+            }
+        }
         for (label, share) in truth.of(image) {
-            loss += share * T::from_f64(sum.ln() + (max - row[label]).to_f64());
+            loss += (T::ONE - counts.smoothing) * share * counts.of(label) * entropy(label);
             if first == Some(label) {
                 correct += share;
             }
@@ -122,12 +166,13 @@ pub fn head_loss_backward<T: Real>(
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
     let truth = Classes::new(OP, targets, batch)?;
+    let [of_head, of_text] = Counts::both(OP, targets.counting, classes)?;
     let loss_scale = match control {
         Some(control) => control.typed::<T>()?[Control::LossScale as usize].to_f64(),
         None => 1.0,
     };
     let head = head.typed_mut::<T>()?;
-    cross_entropy_backward(head, classes, &truth, loss_scale * weights.head / batch as f64);
+    cross_entropy_backward(head, classes, &truth, of_head, loss_scale * weights.head / batch as f64);
     let d_head = Matrix::new(head, batch, classes);
     let features = Matrix::new(f.typed::<T>()?, batch, width);
     let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
@@ -139,7 +184,7 @@ pub fn head_loss_backward<T: Real>(
     }
     let text = text.typed_mut::<T>()?;
     if d_text.is_some() || (df.is_some() && weights.text != 0.0) {
-        cross_entropy_backward(text, classes, &truth, loss_scale * weights.text / batch as f64);
+        cross_entropy_backward(text, classes, &truth, of_text, loss_scale * weights.text / batch as f64);
     }
     let d_logits = Matrix::new(text, batch, classes);
     let scale = T::from_f64(classifier.text_scale);
@@ -161,9 +206,16 @@ pub fn head_loss_backward<T: Real>(
     Ok(())
 }
 
-/// z becomes scale·(softmax(z) − the shares of its classes), row by row.
-fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, truth: &Classes<'_, T>, scale: f64) {
-    let scale = T::from_f64(scale);
+/// z becomes scale·(softmax(z)·Σ t − t), row by row, where t are the shares of its classes as they are counted.
+fn cross_entropy_backward<T: Real>(
+    logits: &mut [T],
+    classes: usize,
+    truth: &Classes<'_, T>,
+    counts: Counts<'_, T>,
+    scale: f64,
+) {
+    let (scale, kept) = (T::from_f64(scale), T::ONE - counts.smoothing);
+    let of_all = (0..classes).fold(T::ZERO, |sum, class| sum + counts.of(class)) * counts.even;
     for (image, row) in logits.chunks_exact_mut(classes).enumerate() {
         let max = max_of(row);
         let mut sum = T::ZERO;
@@ -171,12 +223,17 @@ fn cross_entropy_backward<T: Real>(logits: &mut [T], classes: usize, truth: &Cla
             *z = (*z - max).exp();
             sum += *z;
         }
-        let factor = scale / sum;
-        for z in row.iter_mut() {
-            *z = *z * factor;
+        // Without weights it is 1.
+        let total = match counts.weights {
+            Some(_) => truth.of(image).fold(of_all, |sum, (y, share)| sum + kept * share * counts.of(y)),
+            None => T::ONE,
+        };
+        let factor = scale * total / sum;
+        for (class, z) in row.iter_mut().enumerate() {
+            *z = *z * factor - scale * counts.even * counts.of(class);
         }
         for (label, share) in truth.of(image) {
-            row[label] = row[label] - scale * share;
+            row[label] = row[label] - scale * kept * share * counts.of(label);
         }
     }
 }

@@ -20,14 +20,28 @@ const LANES: usize = 32;
 /// Elements that a lane moves at a time where the width divides.
 const FOUR: usize = 4;
 
-/// Labels, and where they are mixed partners and λ: how the kernels begin to read [`Targets`].
-fn add_targets(args: Args, targets: Targets<'_, Cuda>, op: &'static str, batch: usize) -> Result<Args> {
+/// Labels, where they are mixed partners and λ, and what the classes count: [`Targets`] as the kernels read them.
+fn add_targets(
+    args: Args,
+    targets: Targets<'_, Cuda>,
+    op: &'static str,
+    batch: usize,
+    classes: usize,
+) -> Result<Args> {
+    let Counting { weights, smoothing, of_text } = targets.counting;
+    if let Some(weights) = weights {
+        expect_shape(op, "class weights", [classes], weights.shape())?;
+    }
     expect_shape(op, "labels", [batch], targets.labels.shape())?;
     let mixed = targets.mix.map(|mix| Mixed::of(op, mix, batch)).transpose()?;
     Ok(args
         .address(targets.labels.typed(DType::U32)?)
         .optional(mixed.map(|mixed| mixed.partner))
         .optional(mixed.map(|mixed| mixed.lambda))
+        .optional(weights.map(|weights| weights.typed(DType::F32)).transpose()?)
+        .float(smoothing as f32)
+        .int(usize::from(of_text))
+        .moving(weights.map_or(0, |weights| weights.bytes()))
         .moving(targets.labels.bytes() + mixed.map_or(0, |_| Mixed::bytes(batch))))
 }
 
@@ -73,7 +87,7 @@ pub fn head_loss(
         .address(classifier.bias.typed(DType::F32)?)
         .address(classifier.text.typed(DType::F32)?)
         .float(classifier.text_scale as f32);
-    let args = add_targets(args, targets, OP, batch)?
+    let args = add_targets(args, targets, OP, batch, classes)?
         .address(head.typed(DType::F32)?)
         .address(text.typed(DType::F32)?)
         .address(cuda.scratch(4 * batch * size_of::<f32>())?)
@@ -175,7 +189,7 @@ fn logits_backward(
         None => None,
     };
     let args = Args::new().address(head.typed(DType::F32)?).address(text.typed(DType::F32)?);
-    let args = add_targets(args, targets, OP, batch)?
+    let args = add_targets(args, targets, OP, batch, classes)?
         .float((weights.head / batch as f64) as f32)
         .float((weights.text / batch as f64) as f32)
         .optional(loss_scale)

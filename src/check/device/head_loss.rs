@@ -3,7 +3,7 @@
 use super::mix::MixPair;
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Classifier, Control, LossWeights, Stat, Targets};
+use crate::backend::{Backend, Classifier, Control, Counting, LossWeights, Stat, Targets};
 use crate::tensor::{DType, Tensor};
 
 /// What the definition and the device are asked for.
@@ -19,6 +19,10 @@ struct Case {
     text_features: bool,
     scaled: bool,
     mixed: bool,
+    /// Whether the classes are weighted; S of label smoothing; whether the text's count so too.
+    weighted: bool,
+    smoothing: f64,
+    text_counts: bool,
 }
 
 impl Case {
@@ -26,6 +30,9 @@ impl Case {
         let Case { batch, classes, width, .. } = self;
         let mut name = format!("{batch} of {classes} classes, width {width}");
         name += if self.mixed { ", mixed" } else { "" };
+        name += if self.weighted { ", weighted" } else { "" };
+        name += if self.smoothing > 0.0 { ", smoothed" } else { "" };
+        name += if self.text_counts { " with the text" } else { "" };
         name += if self.scaled { ", scaled" } else { "" };
         name += match (self.features, self.text_features) {
             (true, false) => "",
@@ -49,6 +56,9 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         text_features: false,
         scaled: false,
         mixed: false,
+        weighted: false,
+        smoothing: 0.0,
+        text_counts: false,
     };
     // One of everything; sizes that no tile divides, with rows of 16 bytes and without; more classes and
     // columns than a block takes, and more images than a warp has lanes.
@@ -57,6 +67,9 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     cases.push(Case { scaled: true, ..case(4, 17, 8) });
     cases.push(Case { features: false, ..case(4, 17, 8) });
     cases.push(Case { weights: LossWeights { head: 1.0, text: 0.0 }, ..case(4, 17, 8) });
+    cases.push(Case { weighted: true, ..case(5, 37, 12) });
+    cases.push(Case { smoothing: 0.1, text_counts: true, ..case(5, 37, 12) });
+    cases.push(Case { weighted: true, smoothing: 0.3, text_counts: true, ..case(9, 70, 7) });
     if c.scope == Scope::Full {
         cases.extend([case(32, 102, 512), case(8, 1000, 768), case(256, 102, 512), case(2, 100_000, 16)]);
     }
@@ -103,15 +116,22 @@ fn part<B: Backend>(c: &Checker<'_, B>, whole: &Pair<B>, start: usize, count: us
 struct TargetsPair<B: Backend> {
     labels: Pair<B>,
     mix: Option<MixPair<B>>,
+    class_weights: Option<Pair<B>>,
+    smoothing: f64,
+    text_counts: bool,
 }
 
 impl<B: Backend> TargetsPair<B> {
     fn device(&self) -> Targets<'_, B> {
-        Targets { labels: &self.labels.device, mix: self.mix.as_ref().map(|mix| &mix.device) }
+        let weights = self.class_weights.as_ref().map(|weights| &weights.device);
+        let counting = Counting { weights, smoothing: self.smoothing, of_text: self.text_counts };
+        Targets { labels: &self.labels.device, mix: self.mix.as_ref().map(|mix| &mix.device), counting }
     }
 
     fn host(&self) -> Targets<'_, Cpu<f64>> {
-        Targets { labels: &self.labels.host, mix: self.mix.as_ref().map(|mix| &mix.host) }
+        let weights = self.class_weights.as_ref().map(|weights| &weights.host);
+        let counting = Counting { weights, smoothing: self.smoothing, of_text: self.text_counts };
+        Targets { labels: &self.labels.host, mix: self.mix.as_ref().map(|mix| &mix.host), counting }
     }
 }
 
@@ -134,7 +154,12 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let f = c.random([batch, width], master, unit, 1)?;
     let truth: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
     let mix = if case.mixed { Some(MixPair::new(c, batch)?) } else { None };
-    let targets = TargetsPair { labels: labels(c, &truth)?, mix };
+    let class_weights = match case.weighted {
+        true => Some(c.random([classes], master, 1.0, 6)?),
+        false => None,
+    };
+    let Case { smoothing, text_counts, .. } = case;
+    let targets = TargetsPair { labels: labels(c, &truth)?, mix, class_weights, smoothing, text_counts };
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
     let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
@@ -246,7 +271,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     c.device.head_loss(
         &f.device,
         weights.device(),
-        Targets { labels: &labels.device, mix: None },
+        Targets::of(&labels.device),
         &mut head.device,
         &mut text.device,
         &mut stats.device,
@@ -254,7 +279,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     c.cpu.head_loss(
         &f.host,
         weights.host(),
-        Targets { labels: &labels.host, mix: None },
+        Targets::of(&labels.host),
         &mut head.host,
         &mut text.host,
         &mut stats.host,

@@ -334,6 +334,12 @@ fn towers(mapping: &Value) -> Result<Option<Vec<Tower>>, String> {
         Some("CLIPModel") => Ok(Some(Tower::ALL.to_vec())),
         Some("CLIPVisionModel" | "CLIPVisionModelWithProjection") => Ok(Some(vec![Tower::Vision])),
         Some("CLIPTextModel" | "CLIPTextModelWithProjection") => Ok(Some(vec![Tower::Text])),
+        Some("CLIPForImageClassification") => Err(
+            "auto_mapping says that a CLIPForImageClassification was adapted, whose layers have other names; train the \
+             adapter on CLIPVisionModel, or merge it with PEFT's merge_and_unload and put the vision tower back into the \
+             whole CLIP by docs/python.md"
+                .into(),
+        ),
         Some(class) => Err(format!(
             "auto_mapping says that a {class} was adapted; only adapters of CLIPModel and of its two towers can \
              be used"

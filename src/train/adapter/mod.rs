@@ -372,13 +372,23 @@ fn common_rank(
 
 fn read_tensors(path: &Path, file: TensorFile, wrapped: &Wrapped) -> Result<AdapterTensors> {
     let wrong = |problem: String| TrainError::file(path, problem);
+    let mut of: Option<String> = None;
     let mut halves: BTreeMap<Site, [Option<Tensor>; 2]> = BTreeMap::new();
     for (name, tensor) in file.tensors {
-        let (site, half) = parse_name(&name, wrapped).ok_or_else(|| {
+        let (site, half, adapter) = parse_name(&name, wrapped).ok_or_else(|| {
             wrong(format!(
                 "tensor {name} belongs to no linear layer of a block; train the adapter without it"
             ))
         })?;
+        let first = of.get_or_insert_with(|| adapter.to_owned());
+        if first != adapter {
+            let names =
+                [first, adapter].map(|name| if name.is_empty() { "one without a name" } else { name });
+            return Err(wrong(format!(
+                "holds several adapters, {} and {}; save one of them alone",
+                names[0], names[1]
+            )));
+        }
         if tensor.shape().dims().len() != 2 {
             let shape = tensor.shape();
             return Err(wrong(format!(
@@ -408,8 +418,9 @@ fn read_tensors(path: &Path, file: TensorFile, wrapped: &Wrapped) -> Result<Adap
         .collect()
 }
 
-/// The layer, and 0 for A or 1 for B.
-fn parse_name(name: &str, wrapped: &Wrapped) -> Option<(Site, usize)> {
+/// The layer, 0 for A or 1 for B, and the adapter's name: PEFT leaves it out of what it saves, and a state dict of the
+/// whole model has it.
+fn parse_name<'a>(name: &'a str, wrapped: &Wrapped) -> Option<(Site, usize, &'a str)> {
     let name = name.strip_prefix(PREFIX)?;
     let (tower, rest) = Tower::ALL.into_iter().find_map(|tower| {
         let layers = match wrapped.bare {
@@ -422,14 +433,16 @@ fn parse_name(name: &str, wrapped: &Wrapped) -> Option<(Site, usize)> {
     let (module, rest) = rest.split_once('.')?;
     let (target, part) = rest.split_once('.')?;
     let target: Target = target.parse().ok().filter(|target: &Target| target.module() == module)?;
-    let half = match part {
-        "lora_A.weight" => 0,
-        "lora_B.weight" => 1,
+    let (half, adapter) = match part.split('.').collect::<Vec<_>>()[..] {
+        ["lora_A", "weight"] => (0, ""),
+        ["lora_B", "weight"] => (1, ""),
+        ["lora_A", adapter, "weight"] => (0, adapter),
+        ["lora_B", adapter, "weight"] => (1, adapter),
         _ => return None,
     };
     let number: usize = layer.parse().ok()?;
     // One layer has one name.
-    (number.to_string() == layer).then_some((Site { tower, layer: number, target }, half))
+    (number.to_string() == layer).then_some((Site { tower, layer: number, target }, half, adapter))
 }
 
 impl LoraInit for Adapter {

@@ -33,18 +33,21 @@ impl Card<'_> {
         [self.front_matter(), self.description(), self.data(), self.results(), self.usage()].concat()
     }
 
+    /// What the hub and other programs read. A task is named only where transformers' pipeline of it gives what this
+    /// model is: that of image classification would put a head of its own, at random, in the place of the head here.
     fn front_matter(&self) -> String {
-        let mut tags = vec!["- clip", "- image-classification", MARK];
+        let mut tags = vec!["- clip", MARK];
         if self.adapter.is_some() {
             tags.push("- lora");
         }
-        let library = match (self.form, self.adapter) {
-            (Form::Peft, Some(_)) => "peft",
-            _ => "transformers",
+        let (library, task) = match (self.form, self.adapter) {
+            (Form::Merged, _) => ("transformers", "pipeline_tag: zero-shot-image-classification\n"),
+            (Form::Peft, Some(_)) => ("peft", ""),
+            (Form::Peft, None) => ("clip-engine", ""),
         };
         let base = self.base.on_hub().map_or(String::new(), |(id, _)| format!("base_model: {id}\n"));
         format!(
-            "---\nlibrary_name: {library}\npipeline_tag: image-classification\n{base}tags:\n{}\n\
+            "---\nlibrary_name: {library}\n{task}{base}tags:\n{}\n\
              # license: to be filled in; it depends on those of the base model and of the photos\n---\n\n",
             tags.join("\n")
         )
@@ -112,7 +115,7 @@ impl Card<'_> {
         // A name cannot end the block: JSON keeps it on one line.
         let names = serde_json::json!(self.class_names);
         format!(
-            "## Data\n\n{}: {} classes{shots}.\n\n```json\n{names}\n```\n\n",
+            "## Data\n\nPhotos: {}, {} classes{shots}.\n\n```json\n{names}\n```\n\n",
             self.data_name(),
             self.class_names.len(),
         )
@@ -193,7 +196,7 @@ impl Card<'_> {
 
     fn data_name(&self) -> String {
         match &self.settings.data {
-            Some(data) => last_part(data),
+            Some(data) => format!("`{}`", last_part(data)),
             None => "drawn flowers".into(),
         }
     }
