@@ -570,10 +570,6 @@ pub(super) fn resolve_each(flags: &Options, recipes: &[Recipe]) -> Result<Vec<Se
 
 /// Recipe defaults, then the file, then the flags.
 fn combine(mut file: Options, flags: &Options) -> Settings {
-    if (file.text_weight, file.text_alignment) == (Some(0.0), Some(TextAlignment::Auto)) {
-        // Maybe left out of that run, whose data need not be those of this one.
-        file.text_weight = None;
-    }
     let (before, written) = (file.recipe, file.templates.clone());
     let of_flowers = (file.data.is_some() || file.demo.is_some())
         .then(|| file.demo == Some(true) || file.data.as_deref().is_some_and(are_flowers));

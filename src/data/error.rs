@@ -68,7 +68,7 @@ pub enum DataError {
     },
     /// The splits of an image folder do not hold the same classes.
     #[error(
-        "{}: class {class:?} is in {present} but has no folder in {absent}{near}; add it there or remove it",
+        "{}: class {class:?} is in {present} and not in {absent}{near}; add it there or remove it",
         root.display()
     )]
     ClassMissing {

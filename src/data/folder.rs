@@ -205,22 +205,8 @@ pub(super) fn open_splits(
             found.notes.push(Note::warning(format!("left out {}: {problem}", folder.display())));
             continue;
         }
-        let before = classes.len();
         let of_this = if train { purpose } else { Purpose::Evaluate };
         let of_split = open_classes(folder, Some(split), of_this, classes)?;
-        if !train
-            && purpose == Purpose::Train
-            && let Some(class) = classes.names().nth(before)
-        {
-            let near = names::did_you_mean(class, classes.names().take(before));
-            return Err(DataError::ClassMissing {
-                root: root.to_path_buf(),
-                class: class.to_owned(),
-                near,
-                present: split,
-                absent: Split::Train,
-            });
-        }
         found.photos.extend(of_split.photos);
         found.notes.extend(of_split.notes);
         found.left_out.add(&of_split.left_out);

@@ -292,6 +292,9 @@ fn open_folders(root: &Path, options: &SourceOptions) -> Result<Opened, DataErro
 /// Draws the splits that the data do not say, orders the classes and names them.
 fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Source, DataError> {
     let Opened { root, kind, classes, mut photos, mut notes } = opened;
+    if options.purpose == Purpose::Train && kind != SourceKind::Flowers102 {
+        require_in_train(&root, &classes, &photos)?;
+    }
     let drawn = draw(&root, &classes, &mut photos, options, &mut notes)?;
     if let Some(groups) = &options.groups
         && kind != SourceKind::Flowers102
@@ -348,6 +351,26 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         return Err(DataError::Layout { path: origin.to_path_buf(), found });
     }
     Ok(source)
+}
+
+/// Refuses a class that only val or test have.
+fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<(), DataError> {
+    let known: HashSet<usize> = photos
+        .iter()
+        .filter(|photo| photo.split.is_none_or(|split| split == Split::Train))
+        .map(|photo| photo.class)
+        .collect();
+    let names: Vec<&str> = classes.names().collect();
+    match photos.iter().find(|photo| !known.contains(&photo.class)) {
+        Some(Photo { class, split: Some(split), .. }) => Err(DataError::ClassMissing {
+            root: root.to_path_buf(),
+            class: names[*class].to_owned(),
+            near: names::did_you_mean(names[*class], known.iter().map(|&class| names[class])),
+            present: *split,
+            absent: Split::Train,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Draws all splits where no photo has one, or val from train where there is none. The seed where it mattered.

@@ -9,7 +9,6 @@ use super::seeds::{Scores, mean_and_std};
 use crate::train::files::write_atomic;
 use crate::train::metrics::{Evaluation, macro_f1, number};
 use crate::train::run_dir::RunDir;
-use crate::train::settings::TextAlignment;
 use crate::train::{Result, Settings, TrainError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeSet, HashMap};
@@ -351,12 +350,7 @@ fn means(runs: &[RunData]) -> Vec<MeanRow> {
 
 /// What runs have in common that differ in their seed alone. That they see the same test images is known.
 fn without_seed(settings: &Settings) -> Settings {
-    let text_weight = match (settings.text_alignment, settings.text_weight) {
-        // Left out for what this seed's validation images are.
-        (TextAlignment::Auto, 0.0) => Settings::of(settings.recipe).text_weight,
-        (_, chosen) => chosen,
-    };
-    Settings { seed: 0, data_seed: None, cache: None, device: String::new(), text_weight, ..settings.clone() }
+    Settings { seed: 0, data_seed: None, cache: None, device: String::new(), ..settings.clone() }
 }
 
 /// A group is called as the folder around its runs, or else by its recipe, or else by its first run.

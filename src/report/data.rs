@@ -1,5 +1,6 @@
 //! A run as its directory tells it.
 
+use crate::objective::Objective;
 use crate::train::metrics::{EvalMetrics, Evaluation, nan, number};
 use crate::train::run::{Summary, ZeroShot};
 use crate::train::run_dir::RunDir;
@@ -137,6 +138,12 @@ impl RunData {
         let (summary, evaluation) = (read_json(&dir.summary())?, read_json(&dir.evaluation())?);
         let ended = std::fs::metadata(dir.summary()).and_then(|file| file.modified()).ok();
         Ok(RunData { name, settings, summary, steps, epochs, evaluation, ended })
+    }
+
+    /// What was minimised.
+    pub fn objective(&self) -> Objective {
+        let objective = self.settings.objective();
+        Objective { text: if self.summary.text_left_out { 0.0 } else { objective.text }, ..objective }
     }
 
     /// Means over the steps of each epoch; nothing where no triplets were formed.

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 /// What the recipe reached elsewhere, where this run is the recipe on that data.
 pub fn published(run: &RunData) -> Option<Published> {
-    if !is_published_data(run) || !is_the_recipe(&run.settings) {
+    if !is_published_data(run) || !is_the_recipe(&run.settings) || run.summary.text_left_out {
         return None;
     }
     let (test_top1, val_top1) = match run.settings.recipe {

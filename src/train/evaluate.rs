@@ -185,7 +185,10 @@ pub fn evaluate_run<B: Backend>(
     let files = of_one_epoch(dir, settings, || Files::of_run(dir, settings, &model))?;
     files.head.check_classes(&dir.head(), cache.class_names())?;
     let (templates, batch) = (&settings.templates, settings.batch_size);
-    let objective = settings.objective();
+    let mut objective = settings.objective();
+    if dir.read_summary()?.is_some_and(|summary| summary.text_left_out) {
+        objective.text = 0.0;
+    }
     let sums = evaluate(backend, model, cache, split, files, templates, objective, batch, monitor)?;
     let images = cache.split(split);
     let path = |index| images.path(index).unwrap_or_default().display().to_string();

@@ -77,6 +77,9 @@ pub struct Summary {
     pub seconds: f64,
     /// Images per second of the training steps alone.
     pub images_per_s: f64,
+    /// Whether the text alignment had no part in it, see [`super::settings::TextAlignment`].
+    #[serde(default)]
+    pub text_left_out: bool,
     /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub photos: Option<String>,
@@ -176,6 +179,7 @@ pub struct Temperature {
 /// Everything one run works with.
 struct Run<'a, B: Backend> {
     settings: &'a Settings,
+    text_left_out: bool,
     cache: &'a Cache,
     dir: &'a RunDir,
     model_name: &'a BaseModel,
@@ -264,10 +268,11 @@ impl<'a, B: Backend> Session<'a, B> {
                 TrainError::Data(DataError::Interrupted) => interrupted(progress.as_ref(), dir),
                 error => error,
             })?;
-        if progress.is_none() && self.leaves_out_text(settings, &zero_shot.val, monitor) {
+        let asked = settings.clone();
+        let text_left_out = self.leaves_out_text(settings, &zero_shot.val, progress.is_none(), monitor);
+        if text_left_out {
             settings.text_weight = 0.0;
             learner.set_objective(settings.objective());
-            dir.write_settings(settings)?;
         }
         let class_weights = match settings.class_weights {
             ClassWeights::Off => None,
@@ -291,10 +296,11 @@ impl<'a, B: Backend> Session<'a, B> {
                 warn_of_jump(dir.read_settings()?.epochs, progress, &schedule, settings.epochs, monitor);
             }
             // Nothing is removed before it is known that the run can go on.
-            dir.resume(settings, to_train, monitor)?;
+            dir.resume(&asked, to_train, monitor)?;
         }
         let run = Run {
             settings,
+            text_left_out,
             cache,
             dir,
             model_name: &self.model_name,
@@ -324,13 +330,20 @@ impl<'a, B: Backend> Session<'a, B> {
     }
 
     /// Says where plain CLIP cannot read the class names, and whether the text alignment is left out for it.
-    fn leaves_out_text(&self, settings: &Settings, plain: &EvalMetrics, monitor: &dyn Monitor) -> bool {
+    fn leaves_out_text(
+        &self,
+        settings: &Settings,
+        plain: &EvalMetrics,
+        says: bool,
+        monitor: &dyn Monitor,
+    ) -> bool {
         let classes = self.cache.class_names().len();
         if settings.text_weight == 0.0 || settings.vision_is_frozen() || is_above_chance(plain, classes) {
             return false;
         }
         let left_out = settings.may_leave_out_text();
-        monitor.warn(&format!(
+        if says {
+            monitor.warn(&format!(
             "plain CLIP's class names are no better than chance on the validation split ({:.1} %): {}; other names \
              or --template may help",
             100.0 * plain.text_top1,
@@ -339,6 +352,7 @@ impl<'a, B: Backend> Session<'a, B> {
                 false => "the text alignment holds the images to them",
             }
         ));
+        }
         left_out
     }
 
@@ -1055,6 +1069,7 @@ impl<B: Backend> Run<'_, B> {
             }),
             seconds: self.seconds,
             images_per_s: self.step_images as f64 / self.step_seconds.max(1e-9),
+            text_left_out: self.text_left_out,
             photos: Some(cache.photos().to_owned()),
             device: self.learner.backend().describe(),
             vision: Some(self.vision),

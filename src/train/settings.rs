@@ -309,7 +309,7 @@ pub struct Settings {
     pub head_scale: HeadScale,
     /// Weight of the text logits' cross entropy in the loss, at least 0.
     pub text_weight: f64,
-    /// Whether that weight may become 0; in a run's settings it has become so.
+    /// Whether that weight may become 0.
     #[serde(default)]
     pub text_alignment: TextAlignment,
     /// α of MixUp's Beta distribution; 0 for none.

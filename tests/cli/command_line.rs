@@ -12,7 +12,7 @@ const TRAINED: [&str; 3] =
 fn a_run_on_photos_leaves_everything_it_promises() {
     let place = Place::new([6, 4, 5]);
     let run = place.at("run");
-    let done = succeed(&place.train(&run, &[]), place.path());
+    let done = succeed(&place.train(&run, &["--text-alignment", "always"]), place.path());
     assert!(done.err.contains("device: CPU") && !done.err.contains("install"), "{}", done.err);
     for word in ["plain CLIP, test", "fine-tuned, val", "fine-tuned, test", "trained parameters"] {
         assert!(done.out.contains(word), "{word} is not in\n{}", done.out);

@@ -329,9 +329,10 @@ fn class_names_that_clip_does_not_know_are_said_where_they_matter() {
     let done = succeed(&place.train(&without, &none), place.path());
     assert!(!done.err.contains("chance"), "{}", done.err);
     assert!(bytes(&run, "head.safetensors") == bytes(&without, "head.safetensors"));
+    assert!(std::fs::read_to_string(format!("{run}/config.toml")).unwrap().contains("text_weight = 0.3"));
     // It goes on as it began, and the next run on other images decides for itself.
     succeed(&["train", "--resume", "--epochs", "2", "--output", &run], place.path());
-    let two = [&none[..], &["--epochs", "2"]].concat();
+    let two = ["--epochs", "2", "--template", "A photo of {}.", "--overwrite", "--text-weight", "0"];
     succeed(&place.train(&without, &two), place.path());
     assert!(bytes(&run, "head.safetensors") == bytes(&without, "head.safetensors"));
     let config = format!("{run}/config.toml");

@@ -462,6 +462,9 @@ fn lists_name_photos_classes_splits_and_groups() {
         let error = open(text, there()).unwrap_err().to_string();
         assert!(error.contains("list.csv") && error.contains(problem), "{error}");
     }
+    let lacking = open("path,label,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,Cat,val\n", there());
+    let error = lacking.unwrap_err().to_string();
+    assert!(error.contains("\"Cat\" is in val and not in train (did you mean \"cat\"?)"), "{error}");
     let source = open("path,label\n0.jpg,cat\n0.jpg,cat\n1.jpg,dog\n2.jpg,\n3.jpg,cat\n", there()).unwrap();
     assert!(
         said(&source).contains("1 rows repeat") && said(&source).contains("1 rows without a class"),

@@ -242,7 +242,7 @@ fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
 }
 
 fn parts(run: &RunData) -> Vec<Part> {
-    let objective = run.settings.objective();
+    let objective = run.objective();
     let recorded = |value: fn(&TrainRecord) -> f64| run.epochs.iter().any(|e| value(&e.train).is_finite());
     let part = |part, weight: f64, value| (weight != 0.0 && recorded(value)).then_some(part);
     let parts = [

@@ -54,7 +54,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
 
 /// The total, and the parts that count in it.
 fn parts(run: &RunData) -> Vec<Part> {
-    let objective = run.settings.objective();
+    let objective = run.objective();
     let part = |name: &str, colour, of_step, of_epoch| Part { name: name.into(), colour, of_step, of_epoch };
     let weighted = |name: &str, weight: f64| format!("{name} (weight {})", number(weight));
     let mut parts = vec![part("total", INK, |s| s.loss, |e| e.loss)];
