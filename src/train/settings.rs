@@ -898,7 +898,8 @@ mod tests {
         };
         let weighted = Settings { class_weights: ClassWeights::Balanced, ..demo() };
         let drawn = Settings { sampler: Sampler::Balanced, ..demo() };
-        (weighted.validate().unwrap(), drawn.validate().unwrap());
+        weighted.validate().unwrap();
+        drawn.validate().unwrap();
         refused(
             Settings { sampler: Sampler::Balanced, ..weighted.clone() },
             "--class-weights with --sampler",
