@@ -226,8 +226,7 @@ fn photos(files: &Files, split: Split, splits: &[u8], labels: &[u32]) -> Result<
             let number = index + 1;
             let path = files.photos.join(format!("image_{number:05}.jpg"));
             if path.is_file() {
-                let name = path.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
-                Ok(Photo { path, name, class: labels[index] as usize, split: Some(split), group: None })
+                Ok(Photo::below(&files.photos, path, labels[index], Some(split)))
             } else {
                 Err(DataError::PhotoMissing { path, number })
             }

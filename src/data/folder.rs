@@ -171,16 +171,7 @@ pub(super) fn open_classes(
             continue;
         }
         let class = classes.index(&names::readable(name));
-        let below = |path: &Path| -> Vec<u8> {
-            path.strip_prefix(folder).unwrap_or(path).as_os_str().as_encoded_bytes().to_vec()
-        };
-        found.photos.extend(photos.into_iter().map(|path| Photo {
-            name: below(&path),
-            path,
-            class,
-            split,
-            group: None,
-        }));
+        found.photos.extend(photos.into_iter().map(|path| Photo::below(folder, path, class, split)));
     }
     Ok(found)
 }

@@ -53,10 +53,10 @@ impl Groups {
             return Err(table.wrong(format!("has the columns {}; it needs path and group", table.header())));
         };
         let mut of = HashMap::new();
-        for row in &table.rows {
-            let (path, group) = (&row[path], &row[group]);
-            if let Some(other) = of.insert(path.replace('\\', "/"), group.clone())
-                && other != *group
+        for row in table.rows() {
+            let (path, group) = (row[path], row[group]);
+            if let Some(other) = of.insert(path.replace('\\', "/"), group.to_owned())
+                && other != group
             {
                 return Err(table.wrong(format!("{path} is in the groups {other} and {group}")));
             }

@@ -2,10 +2,9 @@
 //! `split_*.json`.
 
 use super::source::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
-use super::table::{self, Table};
+use super::table;
 use super::{DataError, Split, listing, names, split};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Columns of classes, the ones with names first: Hugging Face's `label` may be a number beside a name.
@@ -18,11 +17,11 @@ const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
 
 /// One row: a photo as the list names it, its class, and what else the list says.
-struct Row {
-    file: String,
-    class: String,
+struct Row<'a> {
+    file: &'a str,
+    class: &'a str,
     split: Option<Split>,
-    group: Option<String>,
+    group: Option<&'a str>,
 }
 
 /// The list that lies beside the photos of a folder, if it has one and no class folders.
@@ -84,50 +83,49 @@ pub(super) fn open(file: &Path, options: &SourceOptions) -> Result<Opened, DataE
 struct Reader {
     classes: Classes,
     photos: Vec<Photo>,
-    /// Photos and where they stand in `photos`.
-    known: HashMap<PathBuf, usize>,
-    repeated: usize,
     unlabelled: usize,
     missing: usize,
 }
 
 impl Reader {
     fn read(&mut self, file: &Path, root: &Path, of: Option<Split>) -> Result<(), DataError> {
-        for row in rows(file)? {
+        each_row(file, &table::text_of_file(file)?, &mut |row| {
             if row.class.is_empty() {
                 self.unlabelled += 1;
-                continue;
+                return;
             }
-            let path = photo(root, &row.file);
-            let class = self.classes.index(&names::readable(&row.class));
-            let split = row.split.or(of);
-            if let Some(&known) = self.known.get(&path) {
-                let before = &self.photos[known];
-                let problem = match (before.class == class, before.split == split) {
-                    (true, true) => {
-                        self.repeated += 1;
-                        continue;
-                    }
-                    (false, _) => {
-                        let names: Vec<&str> = self.classes.names().collect();
-                        format!(
-                            "gives {} the classes {:?} and {:?}",
-                            row.file, names[before.class], names[class]
-                        )
-                    }
-                    (true, false) => format!("puts {} into two splits", row.file),
-                };
-                return Err(DataError::List { path: file.to_path_buf(), problem });
-            }
+            let path = photo(root, &row.file.replace('\\', "/"));
             self.missing += usize::from(std::fs::symlink_metadata(&path).is_err());
-            self.known.insert(path.clone(), self.photos.len());
-            self.photos.push(Photo { name: row.file.into_bytes(), path, class, split, group: row.group });
-        }
-        Ok(())
+            let class = self.classes.index(&names::readable(row.class));
+            let photo = Photo::below(root, path, class, row.split.or(of));
+            self.photos.push(Photo { group: row.group.map(Box::from), ..photo });
+        })
     }
 
-    fn finish(self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
+    /// Drops rows that repeat others, and refuses those that contradict others; how many were dropped.
+    fn without_repetitions(&mut self, file: &Path) -> Result<usize, DataError> {
+        let all = self.photos.len();
+        self.photos.sort_by(|a, b| a.path.cmp(&b.path));
+        for pair in self.photos.windows(2) {
+            let [a, b] = pair else { continue };
+            let problem = match (a.path == b.path, a.class == b.class, a.split == b.split) {
+                (false, ..) | (true, true, true) => continue,
+                (true, false, _) => {
+                    let names: Vec<&str> = self.classes.names().collect();
+                    format!("the classes {:?} and {:?}", names[a.class as usize], names[b.class as usize])
+                }
+                (true, true, false) => "two splits".to_owned(),
+            };
+            let problem = format!("gives {} {problem}", a.path.display());
+            return Err(DataError::List { path: file.to_path_buf(), problem });
+        }
+        self.photos.dedup_by(|b, a| a.path == b.path);
+        Ok(all - self.photos.len())
+    }
+
+    fn finish(mut self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
         let wrong = |problem: String| Err(DataError::List { path: file.to_path_buf(), problem });
+        let repeated = self.without_repetitions(file)?;
         let Some(first) = self.photos.first() else {
             return wrong("names no photo with a class".to_owned());
         };
@@ -150,8 +148,8 @@ impl Reader {
         if self.classes.len() < 2 {
             return wrong("has only one class".to_owned());
         }
-        if self.repeated > 0 {
-            notes.push(Note::warning(format!("{}: {} rows repeat others", file.display(), self.repeated)));
+        if repeated > 0 {
+            notes.push(Note::warning(format!("{}: {} rows repeat others", file.display(), repeated)));
         }
         if self.unlabelled > 0 {
             notes.push(Note::warning(format!(
@@ -170,17 +168,14 @@ impl Reader {
     }
 }
 
-fn rows(file: &Path) -> Result<Vec<Row>, DataError> {
-    parse(file, &table::text_of_file(file)?)
-}
-
-fn parse(file: &Path, text: &str) -> Result<Vec<Row>, DataError> {
+/// Hands every row of a list to `take`.
+fn each_row(file: &Path, text: &str, take: &mut dyn FnMut(Row<'_>)) -> Result<(), DataError> {
     // A JSON document is CoOp's; JSON lines have more than one.
     if text.trim_start().starts_with('{')
         && let Ok(Value::Object(object)) = serde_json::from_str(text)
         && object.values().any(Value::is_array)
     {
-        return of_coop(file, object);
+        return each_of_coop(file, &object, take);
     }
     let table = table::parse(file, text)?;
     let (path, class) = (table.column(&table::PATH), table.column(&CLASS));
@@ -191,61 +186,46 @@ fn parse(file: &Path, text: &str) -> Result<Vec<Row>, DataError> {
         )));
     };
     let (split, group) = (table.column(&SPLIT), table.column(&GROUP));
-    table.rows.iter().map(|row| row_of(&table, row, path, class, split, group)).collect()
-}
-
-fn row_of(
-    table: &Table,
-    row: &[String],
-    path: usize,
-    class: usize,
-    split: Option<usize>,
-    group: Option<usize>,
-) -> Result<Row, DataError> {
-    let cell =
-        |column: Option<usize>| column.map(|column| row[column].as_str()).filter(|cell| !cell.is_empty());
-    let split = match cell(split) {
-        None => None,
-        Some(word) => Some(split::named(word).ok_or_else(|| {
-            table.wrong(format!("has the split {word:?} for {}; there are train, val and test", row[path]))
-        })?),
-    };
-    if row[path].is_empty() {
-        return Err(table.wrong(format!("has a row without a path, of the class {:?}", row[class])));
+    for row in table.rows() {
+        let cell = |column: Option<usize>| column.map(|column| row[column]).filter(|cell| !cell.is_empty());
+        let (file, class) = (row[path], row[class]);
+        let split = match cell(split) {
+            None => None,
+            Some(word) => Some(split::named(word).ok_or_else(|| {
+                table.wrong(format!("has the split {word:?} for {file}; there are train, val and test"))
+            })?),
+        };
+        if file.is_empty() {
+            return Err(table.wrong(format!("has a row without a path, of the class {class:?}")));
+        }
+        take(Row { file, class, split, group: cell(group) });
     }
-    Ok(Row {
-        file: row[path].replace('\\', "/"),
-        class: row[class].clone(),
-        split,
-        group: cell(group).map(String::from),
-    })
+    Ok(())
 }
 
 /// `{"train": [[path, label, class name], …], "val": …, "test": …}`.
-fn of_coop(file: &Path, object: serde_json::Map<String, Value>) -> Result<Vec<Row>, DataError> {
+fn each_of_coop(
+    file: &Path,
+    object: &serde_json::Map<String, Value>,
+    take: &mut dyn FnMut(Row<'_>),
+) -> Result<(), DataError> {
     let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
-    let mut rows = Vec::new();
     for (name, list) in object {
-        let split = split::named(&name)
+        let split = split::named(name)
             .ok_or_else(|| wrong(format!("has an entry {name:?}; CoOp's lists have train, val and test")))?;
         let Value::Array(list) = list else { return Err(wrong(format!("{name:?} is no list"))) };
         for entry in list {
             match entry.as_array().map(Vec::as_slice) {
-                Some([Value::String(photo), _, Value::String(class)]) => rows.push(Row {
-                    file: photo.replace('\\', "/"),
-                    class: class.clone(),
-                    split: Some(split),
-                    group: None,
-                }),
+                Some([Value::String(file), _, Value::String(class)]) => {
+                    take(Row { file, class, split: Some(split), group: None })
+                }
                 _ => {
-                    return Err(wrong(format!(
-                        "{name:?} has an entry that is not [path, label, class name]"
-                    )));
+                    return Err(wrong(format!("{name:?} has an entry that is not [path, label, class name]")));
                 }
             }
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// The file that a list names, with an ending where it leaves that out, as Kaggle's lists of ids do.

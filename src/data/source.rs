@@ -3,6 +3,7 @@
 use super::groups::Groups;
 use super::split::{Draw, Drawn, VAL_SHARE};
 use super::{DataError, Split, flowers102, folder, list, names};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
@@ -137,17 +138,18 @@ pub struct Source {
 #[derive(Debug, Default)]
 pub(super) struct Classes {
     names: Vec<String>,
-    index: HashMap<String, usize>,
+    index: HashMap<String, u32>,
 }
 
 impl Classes {
-    pub fn index(&mut self, name: &str) -> usize {
+    pub fn index(&mut self, name: &str) -> u32 {
         if let Some(&index) = self.index.get(name) {
             return index;
         }
+        let index = self.names.len() as u32;
         self.names.push(name.to_owned());
-        self.index.insert(name.to_owned(), self.names.len() - 1);
-        self.names.len() - 1
+        self.index.insert(name.to_owned(), index);
+        index
     }
 
     pub fn contains(&self, name: &str) -> bool {
@@ -167,14 +169,27 @@ impl Classes {
 #[derive(Debug)]
 pub(super) struct Photo {
     pub path: PathBuf,
-    /// By which its class is drawn into splits: its path below the class folder.
-    pub name: Vec<u8>,
+    /// Where in the path the name begins by which its class is drawn into splits: that below the class folder.
+    pub name_at: u32,
     /// Index into [`Classes`].
-    pub class: usize,
+    pub class: u32,
     /// Where the data say it.
     pub split: Option<Split>,
     /// By a column of a list.
-    pub group: Option<String>,
+    pub group: Option<Box<str>>,
+}
+
+impl Photo {
+    /// `path` below the folder or list of its class, `base`.
+    pub fn below(base: &Path, path: PathBuf, class: u32, split: Option<Split>) -> Photo {
+        let whole = path.as_os_str().len();
+        let name_at = path.strip_prefix(base).map_or(0, |name| whole - name.as_os_str().len()) as u32;
+        Photo { path, name_at, class, split, group: None }
+    }
+
+    fn name(&self) -> &[u8] {
+        &self.path.as_os_str().as_encoded_bytes()[self.name_at as usize..]
+    }
 }
 
 /// The data before splits and labels are settled.
@@ -334,7 +349,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         notes,
     };
     for photo in photos {
-        let item = Item { path: photo.path, label: label_of[photo.class] };
+        let item = Item { path: photo.path, label: label_of[photo.class as usize] };
         match photo.split.unwrap_or(Split::Train) {
             Split::Train => source.train.push(item),
             Split::Val => source.val.push(item),
@@ -355,7 +370,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
 
 /// Refuses a class that only val or test have.
 fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<(), DataError> {
-    let known: HashSet<usize> = photos
+    let known: HashSet<u32> = photos
         .iter()
         .filter(|photo| photo.split.is_none_or(|split| split == Split::Train))
         .map(|photo| photo.class)
@@ -364,8 +379,11 @@ fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<
     match photos.iter().find(|photo| !known.contains(&photo.class)) {
         Some(Photo { class, split: Some(split), .. }) => Err(DataError::ClassMissing {
             root: root.to_path_buf(),
-            class: names[*class].to_owned(),
-            near: names::did_you_mean(names[*class], known.iter().map(|&class| names[class])),
+            class: names[*class as usize].to_owned(),
+            near: names::did_you_mean(
+                names[*class as usize],
+                known.iter().map(|&class| names[class as usize]),
+            ),
             present: *split,
             absent: Split::Train,
         }),
@@ -389,32 +407,32 @@ fn draw(
         return Ok(None);
     }
     let names: Vec<&str> = classes.names().collect();
-    let taken: Vec<usize> = (0..photos.len())
-        .filter(|&i| photos[i].split.is_none_or(|split| from_train && split == Split::Train))
+    let taken: Vec<u32> = (0..photos.len() as u32)
+        .filter(|&i| photos[i as usize].split.is_none_or(|split| from_train && split == Split::Train))
         .collect();
-    let paths: Vec<String> = taken.iter().map(|&i| slashed(root, &photos[i].path)).collect();
-    let drawn: Vec<Drawn<'_>> = taken
-        .iter()
-        .zip(&paths)
-        .map(|(&i, path)| Drawn {
-            class: names[photos[i].class],
-            name: &photos[i].name,
-            path,
-            group: photos[i].group.as_deref(),
-        })
-        .collect();
-    let mut draw = Draw::new(options.seed, options.val_share, options.groups.as_ref());
+    let group = |photo: &Photo| match &options.groups {
+        Some(groups) => groups.of(&slashed(root, &photo.path)),
+        None => Ok(None),
+    };
+    let mut draw = Draw::new(options.seed, options.val_share);
     if from_train || counts != [0; 3] {
         draw.test_share = 0.0;
     }
-    let splits = draw.splits(&drawn)?;
+    let splits = {
+        let drawn = taken.iter().map(|&i| {
+            let photo = &photos[i as usize];
+            let group = group(photo)?.map(Cow::Owned).or(photo.group.as_deref().map(Cow::Borrowed));
+            Ok(Drawn { class: photo.class, name: photo.name(), group })
+        });
+        draw.splits(&drawn.collect::<Result<Vec<_>, DataError>>()?, &names)
+    };
     if from_train {
         let count = splits.iter().filter(|&&split| split == Split::Val).count();
         notes.push(Note::line(format!(
             "there is no validation split: {count} of {train} training photos were drawn for it (--val-share)"
         )));
     }
-    taken.into_iter().zip(splits).for_each(|(i, split)| photos[i].split = Some(split));
+    taken.into_iter().zip(splits).for_each(|(i, split)| photos[i as usize].split = Some(split));
     Ok(Some(options.seed))
 }
 

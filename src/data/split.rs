@@ -1,8 +1,9 @@
 //! What belongs to which split: by the names that people give them, or drawn by a seed.
 
-use super::groups::Groups;
-use super::{DataError, Split};
+use super::Split;
 use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 /// Share of the test split when photos are split by seed.
@@ -26,29 +27,27 @@ pub(super) fn named(name: &str) -> Option<Split> {
 }
 
 /// How photos are drawn into splits.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Draw<'a> {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draw {
     pub seed: u64,
     /// Share of the validation split, above 0 and below 1.
     pub val_share: f64,
     /// Share of the test split, 0 for none.
     pub test_share: f64,
-    pub groups: Option<&'a Groups>,
 }
 
 /// A photo as a draw sees it.
 pub(super) struct Drawn<'a> {
-    pub class: &'a str,
-    /// Below its class, and what [`Groups`] look at.
+    /// Index into the names of the classes.
+    pub class: u32,
+    /// Below its class.
     pub name: &'a [u8],
-    pub path: &'a str,
-    /// By a column of a list.
-    pub group: Option<&'a str>,
+    pub group: Option<Cow<'a, str>>,
 }
 
-impl<'a> Draw<'a> {
-    pub fn new(seed: u64, val_share: f64, groups: Option<&'a Groups>) -> Self {
-        Draw { seed, val_share, test_share: TEST_SHARE, groups }
+impl Draw {
+    pub fn new(seed: u64, val_share: f64) -> Self {
+        Draw { seed, val_share, test_share: TEST_SHARE }
     }
 
     /// The split of every photo.
@@ -59,52 +58,52 @@ impl<'a> Draw<'a> {
     /// each split; two go to train and val, a single one to train. Where there are groups, each goes as a whole where
     /// it leaves the class of most of its photos nearest to its shares.
     ///
-    /// # Errors
-    /// Groups that leave a photo out.
-    pub fn splits(&self, photos: &[Drawn<'_>]) -> Result<Vec<Split>, DataError> {
-        let mut units: BTreeMap<&str, Vec<Unit>> = BTreeMap::new();
-        for unit in self.units(photos)? {
-            units.entry(unit.class).or_default().push(unit);
-        }
+    /// # Panics
+    /// On a class without a name.
+    pub fn splits(&self, photos: &[Drawn<'_>], class_names: &[&str]) -> Vec<Split> {
         let mut splits = vec![Split::Train; photos.len()];
-        for of_class in units.values_mut() {
-            of_class.sort_unstable_by_key(|unit| unit.rank);
-            let total = of_class.iter().map(|unit| unit.members.len()).sum();
-            let (val, test) = self.counts(of_class.len(), total);
-            for (place, unit) in places(of_class, val, test).into_iter().zip(of_class.iter()) {
-                unit.members.iter().for_each(|&member| splits[member] = place);
+        let mut by_class: Vec<u32> = (0..photos.len() as u32).collect();
+        by_class.sort_by_key(|&photo| photos[photo as usize].class);
+        let mut groups = self.groups(photos, class_names);
+        // A class at a time, so that not all photos have a hash at once.
+        for of_class in by_class.chunk_by(|&a, &b| photos[a as usize].class == photos[b as usize].class) {
+            let class = photos[of_class[0] as usize].class;
+            let name = class_names[class as usize];
+            let alone = of_class.iter().filter(|&&photo| photos[photo as usize].group.is_none());
+            let single = |&photo: &u32| Unit {
+                rank: rank(self.seed, name, photos[photo as usize].name),
+                members: vec![photo],
+            };
+            let mut units: Vec<Unit> = alone.map(single).collect();
+            units.extend(groups.remove(&class).unwrap_or_default());
+            units.sort_unstable_by_key(|unit| unit.rank);
+            let total = units.iter().map(|unit| unit.members.len()).sum();
+            let (val, test) = self.counts(units.len(), total);
+            for (place, unit) in places(&units, val, test).into_iter().zip(&units) {
+                unit.members.iter().for_each(|&member| splits[member as usize] = place);
             }
         }
-        Ok(splits)
+        splits
     }
 
-    /// What goes into one split as a whole.
-    fn units<'p>(&self, photos: &'p [Drawn<'p>]) -> Result<Vec<Unit<'p>>, DataError> {
-        let single = |(index, photo): (usize, &'p Drawn<'p>)| Unit {
-            class: photo.class,
-            rank: rank(self.seed, photo.class, photo.name),
-            members: vec![index],
-        };
-        let mut units = Vec::new();
-        let mut groups: HashMap<String, Vec<usize>> = HashMap::new();
-        for (index, photo) in photos.iter().enumerate() {
-            let group = match self.groups {
-                Some(groups) => groups.of(photo.path)?,
-                None => photo.group.map(String::from),
-            };
-            match group {
-                Some(group) => groups.entry(group).or_default().push(index),
-                None => units.push(single((index, photo))),
+    /// The groups by the class of most of their photos.
+    fn groups(&self, photos: &[Drawn<'_>], class_names: &[&str]) -> HashMap<u32, Vec<Unit>> {
+        let mut members: HashMap<&str, Vec<u32>> = HashMap::new();
+        for (photo, drawn) in (0..).zip(photos) {
+            if let Some(group) = &drawn.group {
+                members.entry(group).or_default().push(photo);
             }
         }
-        for (group, members) in groups {
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            members.iter().for_each(|&member| *counts.entry(photos[member].class).or_default() += 1);
-            let class = counts.iter().max_by_key(|(class, count)| (**count, std::cmp::Reverse(**class)));
-            let class = class.map_or("", |(class, _)| class);
-            units.push(Unit { class, rank: rank(self.seed, class, group.as_bytes()), members });
+        let mut groups: HashMap<u32, Vec<Unit>> = HashMap::new();
+        for (group, members) in members {
+            let mut counts: BTreeMap<u32, usize> = BTreeMap::new();
+            members.iter().for_each(|&member| *counts.entry(photos[member as usize].class).or_default() += 1);
+            let most = counts.iter().max_by_key(|(class, count)| (**count, Reverse(**class)));
+            let class = most.map_or(0, |(class, _)| *class);
+            let rank = rank(self.seed, class_names[class as usize], group.as_bytes());
+            groups.entry(class).or_default().push(Unit { rank, members });
         }
-        Ok(units)
+        groups
     }
 
     /// How many of a class's photos, in `n` groups or alone, should go to val and to test.
@@ -120,7 +119,7 @@ impl<'a> Draw<'a> {
 
 /// The split of each of a class's units, of which `val` and `test` photos should go to validation and test: in their
 /// order those that bring a split nearer to its number, and at least the smallest. One at least stays for training.
-fn places(units: &[Unit<'_>], val: usize, test: usize) -> Vec<Split> {
+fn places(units: &[Unit], val: usize, test: usize) -> Vec<Split> {
     let mut places = vec![Split::Train; units.len()];
     for (split, wanted) in [(Split::Test, test), (Split::Val, val)] {
         let mut taken = 0;
@@ -147,10 +146,9 @@ fn places(units: &[Unit<'_>], val: usize, test: usize) -> Vec<Split> {
 }
 
 /// Photos that stay together.
-struct Unit<'a> {
-    class: &'a str,
+struct Unit {
     rank: [u8; 32],
-    members: Vec<usize>,
+    members: Vec<u32>,
 }
 
 /// A photo's place in the order by which its class is split.
@@ -169,7 +167,7 @@ mod tests {
 
     #[test]
     fn every_split_of_a_class_gets_a_photo_where_possible() {
-        let draw = Draw::new(0, VAL_SHARE, None);
+        let draw = Draw::new(0, VAL_SHARE);
         let counts = [1, 2, 3, 4, 20, 100].map(|n| draw.counts(n, n));
         assert_eq!(counts, [(0, 0), (1, 0), (1, 1), (1, 1), (3, 3), (15, 15)]);
     }

@@ -23,17 +23,36 @@ pub(super) const PATH: [&str; 11] = [
     "img",
 ];
 
-/// Rows of named columns.
+/// Rows of named columns, in little more memory than the list's text.
 #[derive(Debug)]
 pub(super) struct Table {
     file: PathBuf,
     /// As they are written.
     columns: Vec<String>,
-    /// As many cells as columns; none is `None`, an empty one is empty.
-    pub rows: Vec<Vec<String>>,
+    /// All cells after one another, row by row, and where each ends.
+    cells: String,
+    ends: Vec<usize>,
 }
 
 impl Table {
+    fn new(file: &Path, columns: Vec<String>) -> Table {
+        Table { file: file.to_path_buf(), columns, cells: String::new(), ends: Vec::new() }
+    }
+
+    fn push(&mut self, cell: &str) {
+        self.cells.push_str(cell);
+        self.ends.push(self.cells.len());
+    }
+
+    /// Every row, with as many cells as there are columns; what a row lacks is empty.
+    pub fn rows(&self) -> impl Iterator<Item = Vec<&str>> {
+        let mut start = 0;
+        self.ends.chunks_exact(self.columns.len().max(1)).map(move |ends| {
+            let cells = ends.iter().map(|&end| &self.cells[std::mem::replace(&mut start, end)..end]);
+            cells.collect()
+        })
+    }
+
     /// The first column that has one of these names, in lower case without anything but letters.
     pub fn column(&self, names: &[&str]) -> Option<usize> {
         let plain: Vec<String> = self.columns.iter().map(|name| plain(name)).collect();
@@ -112,12 +131,12 @@ fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
         Ok(_) => return Err(wrong("is empty".to_owned())),
         Err(error) => return Err(wrong(format!("cannot be read as a table ({error})"))),
     };
-    let mut rows = Vec::new();
+    let mut table = Table::new(file, columns);
     for record in reader.records() {
         let record = record.map_err(|error| wrong(format!("cannot be read as a table ({error})")))?;
-        rows.push(record.iter().map(String::from).collect());
+        record.iter().for_each(|cell| table.push(cell));
     }
-    Ok(Table { file: file.to_path_buf(), columns, rows })
+    Ok(table)
 }
 
 fn json_lines(file: &Path, text: &str) -> Result<Table, DataError> {
@@ -125,33 +144,32 @@ fn json_lines(file: &Path, text: &str) -> Result<Table, DataError> {
         path: file.to_path_buf(),
         problem: format!("line {line}: {problem}"),
     };
+    let objects = || {
+        text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(number, line)| {
+            match serde_json::from_str(line) {
+                Ok(Value::Object(object)) => Ok(object),
+                _ => Err(wrong(number + 1, "no JSON object; a list has one in each line")),
+            }
+        })
+    };
     let mut columns: Vec<String> = Vec::new();
-    let mut rows: Vec<Vec<String>> = Vec::new();
-    for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let object = match serde_json::from_str(line) {
-            Ok(Value::Object(object)) => object,
-            _ => return Err(wrong(number + 1, "no JSON object; a list has one in each line")),
-        };
-        let mut row = vec![String::new(); columns.len()];
-        for (name, value) in object {
-            let cell = match value {
-                Value::String(text) => text,
-                Value::Null => String::new(),
-                other => other.to_string(),
-            };
-            match columns.iter().position(|column| *column == name) {
-                Some(column) => row[column] = cell,
-                None => {
-                    columns.push(name);
-                    row.push(cell);
-                }
+    for object in objects() {
+        for name in object?.keys().filter(|name| !columns.contains(name)).cloned().collect::<Vec<_>>() {
+            columns.push(name);
+        }
+    }
+    let mut table = Table::new(file, columns);
+    for object in objects() {
+        let object = object?;
+        for column in 0..table.columns.len() {
+            match object.get(&table.columns[column]) {
+                Some(Value::String(cell)) => table.push(cell),
+                Some(Value::Null) | None => table.push(""),
+                Some(other) => table.push(&other.to_string()),
             }
         }
-        rows.push(row);
     }
-    let width = columns.len();
-    rows.iter_mut().for_each(|row| row.resize(width, String::new()));
-    Ok(Table { file: file.to_path_buf(), columns, rows })
+    Ok(table)
 }
 
 #[cfg(test)]
@@ -160,7 +178,8 @@ mod tests {
 
     fn cells(text: &str) -> (Vec<String>, Vec<Vec<String>>) {
         let table = parse(Path::new("list"), text).unwrap();
-        (table.columns, table.rows)
+        let rows = table.rows().map(|row| row.into_iter().map(String::from).collect()).collect();
+        (table.columns, rows)
     }
 
     #[test]

@@ -452,8 +452,8 @@ fn lists_name_photos_classes_splits_and_groups() {
     for (text, problem) in [
         ("name,weight\nx,3\n", "needs a column path"),
         ("path,label\nnowhere.jpg,cat\nlost.jpg,dog\n", "--images DIR"),
-        ("path,label\n0.jpg,cat\n0.jpg,dog\n", "gives 0.jpg the classes \"cat\" and \"dog\""),
-        ("path,label,split\n0.jpg,cat,train\n0.jpg,cat,test\n", "into two splits"),
+        ("path,label\n0.jpg,cat\n0.jpg,dog\n", "0.jpg the classes \"cat\" and \"dog\""),
+        ("path,label,split\n0.jpg,cat,train\n0.jpg,cat,test\n", "0.jpg two splits"),
         ("path,label,split\n0.jpg,cat,train\n1.jpg,dog,\n", "no split for 1 of 2"),
         ("path,label,split\n0.jpg,cat,first\n", "the split \"first\""),
         ("path,label\n0.jpg,cat\n1.jpg,cat\n", "only one class"),

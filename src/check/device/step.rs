@@ -63,12 +63,14 @@ fn moment_bound(dtype: DType, _technique: &str, _part: &str) -> f64 {
     }
 }
 
-/// Largest relative error of a loss. The worst, measured likewise, is 5.4e-7 in f32, 9.1e-4 in f16 and 6.0e-3 in bf16.
+/// Largest relative error of a loss. The worst, measured likewise, is 8.4e-6 in f32, 9.1e-4 in f16 and 6.0e-3 in bf16.
+/// AdamW's first steps are as long for a gradient that is nearly 0 as for any other, and where that is rounded to the
+/// other side of 0 the element goes the other way.
 fn loss_bound(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2e-3,
         DType::BF16 => 1e-2,
-        _ => 2e-6,
+        _ => 2e-5,
     }
 }
 
