@@ -149,9 +149,10 @@ pub(super) fn open_classes(
     let mut found = Found::default();
     if inside.loose > 0 {
         let (count, place) = (inside.loose, root.display());
-        found.notes.push(Note::warning(format!(
-            "left out {count} photos that lie beside the class folders of {place}"
-        )));
+        let photos = if count == 1 { "photo that lies" } else { "photos that lie" };
+        found
+            .notes
+            .push(Note::warning(format!("left out {count} {photos} beside the class folders of {place}")));
     }
     for folder in &inside.folders {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {

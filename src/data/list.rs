@@ -220,7 +220,9 @@ fn each_of_coop(
                     take(Row { file, class, split: Some(split), group: None })
                 }
                 _ => {
-                    return Err(wrong(format!("{name:?} has an entry that is not [path, label, class name]")));
+                    return Err(wrong(format!(
+                        "{name:?} has an entry that is not [path, label, class name]"
+                    )));
                 }
             }
         }

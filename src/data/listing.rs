@@ -49,7 +49,7 @@ impl LeftOut {
     /// The one warning, where there is something to warn of.
     pub fn warning(&self) -> Option<String> {
         (!self.is_empty())
-            .then(|| format!("left out {self}, which are not read; convert them to JPEG or PNG"))
+            .then(|| format!("left out {self} of a kind that is not read; convert to JPEG or PNG"))
     }
 }
 

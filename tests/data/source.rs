@@ -206,7 +206,7 @@ fn photos_in_subfolders_and_by_every_ending_are_read_and_others_counted() {
     assert_eq!(source.class_names, ["a", "b"]);
     let said = said(&source);
     assert!(said.contains("left out 1 .avif, 2 .heic, 1 .mp4 files"), "{said}");
-    assert!(said.contains("left out 1 photos that lie beside"), "{said}");
+    assert!(said.contains("left out 1 photo that lies beside"), "{said}");
 }
 
 #[cfg(unix)]

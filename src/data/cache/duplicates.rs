@@ -42,7 +42,7 @@ const PAIRS: [[Split; 2]; 3] =
 impl Duplicates {
     /// What is wrong, one line for each kind.
     pub fn problems(&self) -> Vec<String> {
-        let spoilt = ["validation and early stopping", "the test", "the test"];
+        let spoilt = ["validation", "the test", "the test"];
         let splits = PAIRS.iter().zip(&self.splits).zip(spoilt).filter_map(|(([first, second], same), spoilt)| {
             same.as_ref().map(|same| {
                 let [a, b] = &same.example;
