@@ -34,10 +34,11 @@ pub(super) fn is_beside(folder: &Path) -> bool {
     metadata(folder).is_some()
 }
 
-/// The lists of a folder as Hugging Face lays it out: one for all photos, or one in the folder of each split.
-pub(super) fn beside(root: &Path) -> Result<Option<Vec<(Option<Split>, PathBuf)>>, DataError> {
+/// The lists of a folder as Hugging Face lays it out, if there are any: one for all photos, or one in the folder of each
+/// split.
+pub(super) fn beside(root: &Path) -> Result<Vec<(Option<Split>, PathBuf)>, DataError> {
     if let Some(list) = metadata(root) {
-        return Ok(Some(vec![(None, list)]));
+        return Ok(vec![(None, list)]);
     }
     let mut lists = Vec::new();
     for folder in listing::entries(root)?.into_iter().filter(|path| path.is_dir()) {
@@ -46,7 +47,7 @@ pub(super) fn beside(root: &Path) -> Result<Option<Vec<(Option<Split>, PathBuf)>
             lists.push((Some(split), list));
         }
     }
-    Ok((!lists.is_empty()).then_some(lists))
+    Ok(lists)
 }
 
 /// Opens the lists of [`beside`].

@@ -225,12 +225,11 @@ impl Source {
             Ok(found) if found.is_dir() => {
                 let root =
                     folder::unwrapped(path, |folder| flowers102::is_root(folder) || list::is_beside(folder))?;
-                let mut opened = if let Some(files) = flowers102::find(&root) {
-                    flowers102::open(&root, &files)?
-                } else if let Some(lists) = list::beside(&root)? {
-                    list::open_beside(&root, &lists, &options)?
-                } else {
-                    open_folders(&root, &options)?
+                let lists = list::beside(&root)?;
+                let mut opened = match flowers102::find(&root) {
+                    Some(files) => flowers102::open(&root, &files)?,
+                    None if !lists.is_empty() => list::open_beside(&root, &lists, &options)?,
+                    None => open_folders(&root, &options)?,
                 };
                 if root != path {
                     opened.notes.insert(0, Note::line(format!("the data are in {}", root.display())));

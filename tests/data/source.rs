@@ -376,7 +376,7 @@ fn numbered_folders_get_their_names_from_a_file_beside_them() {
 #[test]
 fn groups_stay_in_one_split() {
     let dir = tempfile::tempdir().unwrap();
-    let photo = |i: usize| format!("{}/plant{:02}_{i}.jpg", if i % 2 == 0 { "a" } else { "b" }, i / 10);
+    let photo = |i: usize| format!("{}/plant{:02}_{i}.jpg", ["a", "b"][i % 2], i / 10);
     (0..200).for_each(|i| touch(dir.path(), &[&photo(i)]));
     let split_of = |source: &Source| -> BTreeMap<String, Vec<Split>> {
         let mut splits: BTreeMap<String, Vec<Split>> = BTreeMap::new();
