@@ -4,7 +4,9 @@ use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
 use anyhow::{Result, bail};
+use clip_engine::TrainError;
 use clip_engine::data::decode::Orientation;
+use clip_engine::data::is_photo;
 use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::stamp::of_one_epoch;
@@ -62,6 +64,12 @@ pub fn run(args: Args) -> Result<()> {
     };
     if let Some(orientation) = args.orientation {
         model.preprocess = model.preprocess.with_orientation(orientation);
+    }
+    if is_photo(&args.out) {
+        bail!(TrainError::Setting(format!(
+            "--out: {} is called as a photo; name a .safetensors file",
+            args.out.display()
+        )));
     }
     let folder = args.out.parent().filter(|p| !p.as_os_str().is_empty());
     if let Some(folder) = folder

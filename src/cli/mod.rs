@@ -31,6 +31,7 @@ use anyhow::Error;
 use bars::Level;
 use clap::{CommandFactory, Parser, Subcommand};
 use clip_engine::TrainError;
+use clip_engine::data::DataError;
 use std::process::ExitCode;
 
 /// Fine-tunes CLIP image classifiers.
@@ -178,10 +179,12 @@ fn printable(text: &str) -> String {
 }
 
 fn exit_code(error: &Error) -> ExitCode {
-    match error.downcast_ref::<TrainError>() {
-        Some(TrainError::Setting(_)) => ExitCode::from(2),
-        _ => ExitCode::FAILURE,
-    }
+    let usage = matches!(
+        (error.downcast_ref::<TrainError>(), error.downcast_ref::<DataError>()),
+        (Some(TrainError::Setting(_) | TrainError::Data(DataError::Option { .. })), _)
+            | (_, Some(DataError::Option { .. }))
+    );
+    if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]

@@ -154,6 +154,9 @@ pub(super) fn open_classes(
             .notes
             .push(Note::warning(format!("left out {count} {photos} beside the class folders of {place}")));
     }
+    if split.is_none() {
+        found.notes.extend(same_folders(&inside.folders)?.map(Note::warning));
+    }
     for folder in &inside.folders {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {
             return Err(DataError::Layout {
@@ -175,6 +178,35 @@ pub(super) fn open_classes(
         found.photos.extend(photos.into_iter().map(|path| Photo::below(folder, path, class, split)));
     }
     Ok(found)
+}
+
+/// A warning where every class holds the same folders: these may be the classes, and what holds them splits; or they
+/// are splits themselves.
+fn same_folders(classes: &[PathBuf]) -> Result<Option<String>, DataError> {
+    let names = |folder: &PathBuf| -> Result<Vec<String>, DataError> {
+        Ok(Inside::of(folder)?.folders.iter().map(|folder| name_of(folder)).collect())
+    };
+    let [first, others @ ..] = classes else { return Ok(None) };
+    let inside = names(first)?;
+    if inside.len() < 2 {
+        return Ok(None);
+    }
+    for other in others {
+        if names(other)? != inside {
+            return Ok(None);
+        }
+    }
+    let outside: Vec<String> = classes.iter().map(|folder| name_of(folder)).take(3).collect();
+    let (outside, some) = (outside.join(", "), inside[..2].join(", "));
+    Ok(Some(match inside.iter().all(|name| split::named(name).is_some()) {
+        true => format!(
+            "every class holds the folders {some}, whose photos are split anew: put the classes into train, val and test"
+        ),
+        false => format!(
+            "{outside} are taken for classes, and all hold the same folders ({some}): if those are the classes, call \
+             these train, val and test"
+        ),
+    }))
 }
 
 /// Opens class folders in the folders of splits. What is no split is said.

@@ -37,6 +37,16 @@ impl Groups {
     /// A file that cannot be used, an expression that is none.
     pub fn open(word: &str) -> Result<Groups, DataError> {
         let file = Path::new(word);
+        let is_named = |ending: &&str| word.to_ascii_lowercase().ends_with(*ending);
+        if file.is_dir()
+            || !file.is_file() && [".csv", ".tsv", ".jsonl", ".json", ".txt"].iter().any(|e| is_named(&e))
+        {
+            return Err(DataError::Option {
+                option: "--groups",
+                problem: format!("{word}: no such file"),
+                remedy: "give a table with the columns path and group, or a regular expression",
+            });
+        }
         if !file.is_file() {
             return match Regex::new(word) {
                 Ok(regex) => Ok(Groups::Found(Box::new(regex))),
@@ -69,7 +79,8 @@ impl Groups {
         match self {
             Groups::Listed { file, of } => {
                 let name = path.rsplit('/').next().unwrap_or(path);
-                match of.get(path).or_else(|| of.get(name)) {
+                let whole = of.get(path).or_else(|| of.get(&format!("./{path}")));
+                match whole.or_else(|| of.get(name)) {
                     Some(group) => Ok(Some(group.clone()).filter(|group| !group.is_empty())),
                     None => Err(DataError::List {
                         path: file.clone(),

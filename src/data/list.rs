@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// Columns of classes, the ones with names first: Hugging Face's `label` may be a number beside a name.
 const CLASS: [&str; 9] =
     ["classname", "labelname", "class", "category", "label", "species", "breed", "target", "labels"];
-const SPLIT: [&str; 5] = ["split", "set", "subset", "partition", "fold"];
+const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
 const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 
 /// What Hugging Face's imagefolder reads beside photos.
@@ -72,7 +72,11 @@ pub(super) fn open(file: &Path, options: &SourceOptions) -> Result<Opened, DataE
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = options.images.as_deref().unwrap_or(parent);
     if !root.is_dir() {
-        return Err(DataError::NotFound { path: root.to_path_buf() });
+        return Err(DataError::Option {
+            option: "--images",
+            problem: format!("{}: no such folder", root.display()),
+            remedy: "name the folder that the list's paths begin in",
+        });
     }
     let mut all = Reader::default();
     all.read(file, root, None)?;
@@ -103,6 +107,23 @@ impl Reader {
         })
     }
 
+    /// Takes the folders that all paths begin with for splits, where the list says none, as Hugging Face does.
+    fn split_by_folders(&mut self, root: &Path) -> bool {
+        let split = |photo: &Photo| {
+            let path = slashed(root, &photo.path);
+            path.split_once('/').and_then(|(folder, _)| split::named(folder))
+        };
+        let splits: Option<Vec<Split>> = self.photos.iter().map(split).collect();
+        let said = self.photos.iter().any(|photo| photo.split.is_some());
+        match splits.filter(|splits| !said && splits.contains(&Split::Train)) {
+            Some(splits) => {
+                self.photos.iter_mut().zip(splits).for_each(|(photo, split)| photo.split = Some(split));
+                true
+            }
+            None => false,
+        }
+    }
+
     /// Drops rows that repeat others, and refuses those that contradict others; how many were dropped.
     fn without_repetitions(&mut self, file: &Path) -> Result<usize, DataError> {
         let all = self.photos.len();
@@ -127,6 +148,9 @@ impl Reader {
     fn finish(mut self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
         let wrong = |problem: String| Err(DataError::List { path: file.to_path_buf(), problem });
         let repeated = self.without_repetitions(file)?;
+        if self.split_by_folders(root) {
+            notes.push(Note::line("the splits are the folders that the list's paths begin with".to_owned()));
+        }
         let Some(first) = self.photos.first() else {
             return wrong("names no photo with a class".to_owned());
         };
@@ -196,6 +220,9 @@ fn each_row(file: &Path, text: &str, take: &mut dyn FnMut(Row<'_>)) -> Result<()
                 table.wrong(format!("has the split {word:?} for {file}; there are train, val and test"))
             })?),
         };
+        if class.starts_with(['[', '{']) {
+            return Err(table.wrong(format!("has {class} for a class; a photo has one, in words")));
+        }
         if file.is_empty() {
             return Err(table.wrong(format!("has a row without a path, of the class {class:?}")));
         }

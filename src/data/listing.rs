@@ -163,7 +163,7 @@ pub(super) fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
 }
 
 /// True for what a listing takes for a photo.
-pub(super) fn is_photo(path: &Path) -> bool {
+pub fn is_photo(path: &Path) -> bool {
     matches!(kind(path), Kind::Photo)
 }
 

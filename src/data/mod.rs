@@ -28,6 +28,7 @@ pub use augment::Augmentation;
 pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
 pub use error::DataError;
 pub use groups::Groups;
+pub use listing::is_photo;
 pub use preprocess::Preprocess;
 pub use shots::few_shot;
 pub use source::{Item, Purpose, Source, SourceKind, SourceOptions};

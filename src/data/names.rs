@@ -80,9 +80,26 @@ pub(super) fn of_classes(
 fn from_file(keys: &[String], file: &Path) -> Result<Vec<String>, DataError> {
     let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
     let text = table::text_of_file(file)?;
-    let in_order = |names: Vec<String>| match names.len() == keys.len() {
-        true => Ok(names),
-        false => Err(wrong(format!("has {} names for {} classes", names.len(), keys.len()))),
+    let in_order = |names: Vec<String>| {
+        if names.len() != keys.len() {
+            let by_folder = "give one for each, or a JSON object of names by folder";
+            return Err(wrong(format!("has {} names for {} classes; {by_folder}", names.len(), keys.len())));
+        }
+        // The names of numbered folders stand in the order of the numbers.
+        let mut order: Vec<usize> = (0..keys.len()).collect();
+        if let Some(numbers) = keys.iter().map(|key| key.parse::<u64>().ok()).collect::<Option<Vec<_>>>() {
+            order.sort_by_key(|&class| numbers[class]);
+        }
+        let mut in_order = vec![String::new(); keys.len()];
+        order.into_iter().zip(names).for_each(|(class, name)| in_order[class] = name);
+        // Other folders are named as their classes are, and a list that only orders them anew would swap these.
+        let swapped = keys.iter().zip(&in_order).find(|(key, name)| *key != *name && keys.contains(name));
+        match swapped {
+            Some((key, name)) => Err(wrong(format!(
+                "would call the class {key:?} {name:?}, which is another's folder; give a JSON object of names by folder"
+            ))),
+            None => Ok(in_order),
+        }
     };
     let by_key = |names: BTreeMap<String, String>| -> Result<Vec<String>, DataError> {
         let names: BTreeMap<String, &String> =
@@ -115,19 +132,33 @@ fn from_file(keys: &[String], file: &Path) -> Result<Vec<String>, DataError> {
         _ => {}
     }
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let pair = |line: &&str| {
-        line.split_once([' ', '\t', ',']).map(|(key, name)| (key.to_owned(), name.trim().to_owned()))
+    // A class, what stands between, its name.
+    let pair = |line: &&str| -> Option<(String, String)> {
+        let key = keys.iter().filter(|key| line.trim_start_matches('"').starts_with(key.as_str()));
+        let key = key.max_by_key(|key| key.len())?;
+        let rest = line.trim_start_matches('"')[key.len()..].trim_start_matches('"');
+        let name = rest.trim_start_matches([' ', '\t', ',', ':', ';', '=', '.', ')']);
+        (name.len() < rest.len() && !name.is_empty())
+            .then(|| (key.clone(), name.trim_matches('"').to_owned()))
     };
-    let pairs: Option<BTreeMap<String, String>> = lines.iter().map(pair).collect();
-    match pairs.filter(|pairs| keys.iter().all(|key| pairs.contains_key(key))) {
-        Some(pairs) => by_key(pairs),
-        None => in_order(lines.into_iter().map(String::from).collect()),
+    let pairs: Vec<Option<(String, String)>> = lines.iter().map(pair).collect();
+    if pairs.iter().all(Option::is_none) {
+        return in_order(lines.into_iter().map(String::from).collect());
+    }
+    let named = pairs.iter().flatten().cloned().collect();
+    match pairs.iter().position(Option::is_none) {
+        Some(odd) if by_key(named).is_err() => {
+            Err(wrong(format!("begins some lines with a class and others not, as {:?}", lines[odd])))
+        }
+        _ => by_key(pairs.into_iter().flatten().collect()),
     }
 }
 
 /// A warning where names are numbers or WordNet's, which no text encoder knows.
 pub(super) fn doubts(names: &[String]) -> Option<String> {
-    let number = |name: &&String| name.chars().all(|c| c.is_ascii_digit());
+    let number = |name: &&String| {
+        name.starts_with(|c: char| c == '-' || c.is_ascii_digit()) && name.parse::<f64>().is_ok()
+    };
     let wordnet = |name: &&String| {
         name.len() == 9 && name.starts_with('n') && name[1..].bytes().all(|byte| byte.is_ascii_digit())
     };
@@ -164,8 +195,10 @@ mod tests {
         let keys = ["1", "10", "2"];
         for text in [
             "{\"2\": \"lily\", \"1\": \"pink rose\", \"10\": \"aster\", \"3\": \"no folder\"}",
-            "[\"pink rose\", \"aster\", \"lily\"]",
-            "pink rose\r\naster\r\n\r\nlily\r\n",
+            "[\"pink rose\", \"lily\", \"aster\"]",
+            "pink rose\r\nlily\r\n\r\naster\r\n",
+            "1: pink rose\n10: aster\n2: lily\n",
+            "\"1\";\"pink rose\"\n\"10\";\"aster\"\n\"2\";\"lily\"\n",
             "\u{feff}1 pink rose\n2\tlily\n10,aster\n",
         ] {
             assert_eq!(names(&keys, text).unwrap(), ["pink rose", "aster", "lily"], "{text}");
@@ -174,8 +207,11 @@ mod tests {
             ("{\"1\": \"rose\", \"2\": \"lily\"}", "no name for the class \"10\""),
             ("[\"rose\", \"lily\"]", "2 names for 3 classes"),
             ("rose\nrose\nlily", "both called \"rose\""),
-            ("[\"rose\", \"\", \"lily\"]", "\"10\" has no name"),
+            ("[\"rose\", \"\", \"lily\"]", "\"2\" has no name"),
             ("[\"rose\", 3, \"lily\"]", "3 is not a name"),
+            ("1 rose\n2 lily\n3 aster\n", "no name for the class \"10\""),
+            ("1 rose\n2 lily\naster\n", "begins some lines with a class and others not, as \"aster\""),
+            ("2\n10\n1\n", "would call the class \"1\" \"2\""),
             ("{\"1\": ", "no JSON"),
         ] {
             let message = names(&keys, text).unwrap_err().to_string();

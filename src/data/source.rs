@@ -310,10 +310,8 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         require_in_train(&root, &classes, &photos)?;
     }
     let drawn = draw(&root, &classes, &mut photos, options, &mut notes)?;
-    if let Some(groups) = &options.groups
-        && kind != SourceKind::Flowers102
-    {
-        notes.extend(torn(&root, &photos, groups)?);
+    if kind != SourceKind::Flowers102 {
+        notes.extend(torn(&root, &photos, options.groups.as_ref())?);
     }
     let keys: Vec<String> = classes.names().map(String::from).collect();
     let order = match kind {
@@ -360,15 +358,25 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
             split.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
         }
     }
-    if options.purpose == Purpose::Train && source.train.is_empty() {
-        let found = "no photo is in the train split".to_owned();
-        return Err(DataError::Layout { path: origin.to_path_buf(), found });
+    if drawn.is_some() && options.purpose == Purpose::Train {
+        let few = "too few photos or groups of a class to draw";
+        if source.val.is_empty() {
+            let found = format!("{few} a validation split; a class needs two, in two groups");
+            return Err(DataError::Layout { path: origin.to_path_buf(), found });
+        }
+        if source.test.is_empty() && kind != SourceKind::SplitFolders {
+            source.notes.push(Note::line(format!("{few} a test split: results are those of validation")));
+        }
     }
     Ok(source)
 }
 
 /// Refuses a class that only val or test have.
 fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<(), DataError> {
+    if photos.iter().all(|photo| photo.split.is_some_and(|split| split != Split::Train)) {
+        let found = "no photo is in the train split".to_owned();
+        return Err(DataError::Layout { path: root.to_path_buf(), found });
+    }
     let known: HashSet<u32> = photos
         .iter()
         .filter(|photo| photo.split.is_none_or(|split| split == Split::Train))
@@ -436,22 +444,30 @@ fn draw(
 }
 
 /// A warning where splits that the data bring tear groups apart.
-fn torn(root: &Path, photos: &[Photo], groups: &Groups) -> Result<Option<Note>, DataError> {
-    let mut splits: BTreeMap<String, HashSet<Option<Split>>> = BTreeMap::new();
+fn torn(root: &Path, photos: &[Photo], groups: Option<&Groups>) -> Result<Option<Note>, DataError> {
+    let mut splits: BTreeMap<Cow<'_, str>, HashSet<Option<Split>>> = BTreeMap::new();
     for photo in photos {
-        if let Some(group) = groups.of(&slashed(root, &photo.path))? {
+        let group = match groups {
+            Some(groups) => groups.of(&slashed(root, &photo.path))?.map(Cow::Owned),
+            None => photo.group.as_deref().map(Cow::Borrowed),
+        };
+        if let Some(group) = group {
             splits.entry(group).or_default().insert(photo.split);
         }
     }
-    let torn: Vec<&String> =
-        splits.iter().filter(|(_, splits)| splits.len() > 1).map(|(group, _)| group).collect();
-    Ok(torn.first().map(|first| {
-        Note::warning(format!(
-            "--groups: {} of {} groups are in more than one split, as the data have them; the first: {first:?}",
-            torn.len(),
-            splits.len()
-        ))
-    }))
+    if let (Some(Groups::Found(regex)), true) = (groups, splits.is_empty()) {
+        return Err(DataError::Option {
+            option: "--groups",
+            problem: format!("the expression {:?} is found in no path", regex.as_str()),
+            remedy: "paths are those below the data, with slashes",
+        });
+    }
+    let mut torn = splits.iter().filter(|(_, splits)| splits.len() > 1).map(|(group, _)| group);
+    let Some(first) = torn.next() else { return Ok(None) };
+    let (torn, all) = (1 + torn.count(), splits.len());
+    Ok(Some(Note::warning(format!(
+        "{torn} of {all} groups are in more than one split, as the data have them; the first: {first:?}"
+    ))))
 }
 
 /// A path below `root` with slashes.

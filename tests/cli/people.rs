@@ -134,6 +134,27 @@ fn a_list_trains_as_its_folders_would_and_a_dry_run_says_what_is_wrong_with_it()
 }
 
 #[test]
+fn what_is_not_finished_and_what_would_be_overwritten_are_said() {
+    let place = Place::new([0, 0, 0]);
+    let (data, run) = (place.at("data"), place.at("run"));
+    classes(Path::new(&data), &["rose", "tulip"], 5);
+    succeed(&train(&place, &data, &run, &["--recipe", "linear"]), place.path());
+    let predict = ["predict", "--run", &run, &format!("{data}/rose/1.png")];
+    assert!(!succeed(&predict, place.path()).err.contains("finished"));
+    std::fs::remove_file(format!("{run}/summary.json")).unwrap();
+    for command in [&predict[..], &["eval", "--run", &run]] {
+        let done = succeed(command, place.path());
+        assert!(done.err.contains("this run has not finished; engine train --resume"), "{}", done.err);
+    }
+    let out = format!("{data}/rose/1.png");
+    let embed = ["embed", "--model", &place.model, "--images", &data, "--out", &out];
+    fail(2, &embed, place.path(), &["--out", "called as a photo"]);
+    let other = place.at("other");
+    let groups = train(&place, &data, &other, &["--groups", "nowhere.csv", "--recipe", "linear"]);
+    fail(2, &groups, place.path(), &["--groups", "nowhere.csv: no such file"]);
+}
+
+#[test]
 fn predict_says_what_to_do_with_addresses_and_patterns_and_reads_lists_of_every_line_ending() {
     let place = Place::new([0, 0, 0]);
     let (data, run) = (place.at("data"), place.at("run"));

@@ -276,6 +276,24 @@ fn classes_may_be_called_as_splits_are() {
         );
         assert_eq!(source.len(), 2 * classes.len());
     }
+    // Splits of other names, and splits within classes, look like classes.
+    for (outer, inner, what) in [
+        (
+            ["seg_a", "seg_b"],
+            ["roses", "tulips"],
+            "seg_a, seg_b are taken for classes, and all hold the same folders",
+        ),
+        (["roses", "tulips"], ["train", "test"], "whose photos are split anew"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in outer {
+            inner.iter().for_each(|inner| {
+                touch(dir.path(), &[&format!("{folder}/{inner}/1.jpg"), &format!("{folder}/{inner}/2.jpg")])
+            });
+        }
+        let source = Source::open(dir.path(), 0).unwrap();
+        assert!(said(&source).contains(what), "{}", said(&source));
+    }
     // Photos of each split side by side have no classes at all.
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["train/1.jpg", "test/1.jpg"]);
@@ -408,6 +426,9 @@ fn groups_stay_in_one_split() {
             .to_string()
             .contains("neither a file nor a regular expression")
     );
+    assert!(Groups::open("lost/groups.csv").unwrap_err().to_string().contains("no such file"));
+    let nowhere = SourceOptions { groups: Some(Groups::open("(zzz)").unwrap()), ..1.into() };
+    assert!(Source::open(dir.path(), nowhere).unwrap_err().to_string().contains("found in no path"));
     std::fs::write(&table, "path,group\na/plant00_0.jpg,x\n").unwrap();
     let options = SourceOptions { groups: Some(Groups::open(table.to_str().unwrap()).unwrap()), ..1.into() };
     let error = Source::open(dir.path(), options).unwrap_err().to_string();
@@ -458,10 +479,18 @@ fn lists_name_photos_classes_splits_and_groups() {
         ("path,label,split\n0.jpg,cat,first\n", "the split \"first\""),
         ("path,label\n0.jpg,cat\n1.jpg,cat\n", "only one class"),
         ("path,label\n", "names no photo"),
+        ("path,label\n0.jpg,[3]\n1.jpg,dog\n", "has [3] for a class"),
     ] {
         let error = open(text, there()).unwrap_err().to_string();
         assert!(error.contains("list.csv") && error.contains(problem), "{error}");
     }
+    let untrained = open("path,label,split\n0.jpg,cat,val\n1.jpg,dog,test\n", there()).unwrap_err();
+    assert!(untrained.to_string().contains("no photo is in the train split"), "{untrained}");
+    let lost = SourceOptions { images: Some(dir.path().join("lost")), ..0.into() };
+    assert!(open("path,label\n0.jpg,cat\n", lost).unwrap_err().to_string().starts_with("--images: "));
+    let torn =
+        open("path,label,split,group\n0.jpg,cat,train,x\n1.jpg,dog,train,y\n2.jpg,cat,val,x\n", there());
+    assert!(said(&torn.unwrap()).contains("1 of 2 groups are in more than one split"));
     let lacking = open("path,label,split\n0.jpg,cat,train\n1.jpg,dog,train\n2.jpg,Cat,val\n", there());
     let error = lacking.unwrap_err().to_string();
     assert!(error.contains("\"Cat\" is in val and not in train (did you mean \"cat\"?)"), "{error}");
@@ -494,6 +523,15 @@ fn lists_of_hugging_face_and_of_coop_are_read() {
     }
     let source = Source::open(split.path(), 0).unwrap();
     assert_eq!(names(&source, Split::Val), [("validation/0.jpg".to_owned(), 1)]);
+
+    // One list around the folders of the splits.
+    std::fs::remove_file(split.path().join("train/metadata.csv")).unwrap();
+    std::fs::remove_file(split.path().join("validation/metadata.csv")).unwrap();
+    let rows = "file_name,label\ntrain/0.jpg,cat\ntrain/1.jpg,dog\nvalidation/0.jpg,dog\n";
+    std::fs::write(split.path().join("metadata.csv"), rows).unwrap();
+    let source = Source::open(split.path(), 0).unwrap();
+    assert_eq!((source.train.len(), source.val.len(), source.drawn), (2, 1, None));
+    assert!(said(&source).contains("the splits are the folders"), "{}", said(&source));
 
     let coop = dir.path().join("split_of_somebody.json");
     std::fs::write(
