@@ -65,9 +65,9 @@ pub fn run(args: Args) -> Result<()> {
     if let Some(orientation) = args.orientation {
         model.preprocess = model.preprocess.with_orientation(orientation);
     }
-    if is_photo(&args.out) {
+    if args.out.is_file() && is_photo(&args.out) {
         bail!(TrainError::Setting(format!(
-            "--out: {} is called as a photo; name a .safetensors file",
+            "--out: {} is a photo; name a .safetensors file",
             args.out.display()
         )));
     }

@@ -214,7 +214,7 @@ fn of_content(path: &Path) -> Kind {
 /// In lower case; none where what follows the last dot is no ending: `IMG.2024`, `photo.of a lake`.
 fn ending(path: &Path) -> Option<String> {
     let ending = path.extension()?.to_str()?.to_ascii_lowercase();
-    let usual = (1..=5).contains(&ending.len())
+    let usual = (1..=12).contains(&ending.len())
         && ending.bytes().all(|byte| byte.is_ascii_alphanumeric())
         && ending.bytes().any(|byte| byte.is_ascii_alphabetic());
     usual.then_some(ending)

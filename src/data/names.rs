@@ -209,7 +209,7 @@ mod tests {
             ("rose\nrose\nlily", "both called \"rose\""),
             ("[\"rose\", \"\", \"lily\"]", "\"2\" has no name"),
             ("[\"rose\", 3, \"lily\"]", "3 is not a name"),
-            ("1 rose\n2 lily\n3 aster\n", "no name for the class \"10\""),
+            ("1 rose\n2 lily\n3 aster\n", "begins some lines with a class and others not, as \"3 aster\""),
             ("1 rose\n2 lily\naster\n", "begins some lines with a class and others not, as \"aster\""),
             ("2\n10\n1\n", "would call the class \"1\" \"2\""),
             ("{\"1\": ", "no JSON"),

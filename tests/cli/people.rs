@@ -148,7 +148,7 @@ fn what_is_not_finished_and_what_would_be_overwritten_are_said() {
     }
     let out = format!("{data}/rose/1.png");
     let embed = ["embed", "--model", &place.model, "--images", &data, "--out", &out];
-    fail(2, &embed, place.path(), &["--out", "called as a photo"]);
+    fail(2, &embed, place.path(), &["--out", "is a photo"]);
     let other = place.at("other");
     let groups = train(&place, &data, &other, &["--groups", "nowhere.csv", "--recipe", "linear"]);
     fail(2, &groups, place.path(), &["--groups", "nowhere.csv: no such file"]);

@@ -442,8 +442,8 @@ fn bad_files_are_named_and_passed_over() {
     for form in ["--top-k=1", "--csv"] {
         let with = |more: &[&'static str]| [&only_bad[..], &[form], more].concat();
         let warned = fail(1, &with(&["--log-level", "warn"]), place.path(), &["the lines above"]);
-        // Beside them, that the model does not say how images are prepared.
-        assert_eq!(warned.err.matches("warning: ").count(), 3, "{}", warned.err);
+        // Beside them, that the model does not say how images are prepared, and that the run has not finished.
+        assert_eq!(warned.err.matches("warning: ").count(), 4, "{}", warned.err);
         assert_eq!(warned.err.matches("repair or remove the file").count(), 2, "{}", warned.err);
         let quiet =
             fail(1, &with(&["--quiet"]), place.path(), &["2 of 2 photos", "--log-level warn says why"]);
