@@ -39,7 +39,7 @@ impl Groups {
         let file = Path::new(word);
         let is_named = |ending: &&str| word.to_ascii_lowercase().ends_with(*ending);
         if file.is_dir()
-            || !file.is_file() && [".csv", ".tsv", ".jsonl", ".json", ".txt"].iter().any(|e| is_named(e))
+            || !file.is_file() && [".csv", ".tsv", ".jsonl", ".json", ".txt"].iter().any(is_named)
         {
             return Err(DataError::Option {
                 option: "--groups",
