@@ -259,12 +259,13 @@ fn decode_other(path: &Path, bytes: &[u8]) -> Result<Raster, DataError> {
     let mut limits = Limits::default();
     limits.max_alloc = Some(most_pixels(bytes) * 8 + WORK_BYTES);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(wrong)?;
+    let decoder = reader.into_decoder().map_err(wrong)?;
     let (width, height) = decoder.dimensions();
     check_size(path, u64::from(width), u64::from(height), bytes)?;
     let turn = match format {
         ImageFormat::Png => exif::of_png(bytes).and_then(exif::turn),
-        ImageFormat::WebP => decoder.exif_metadata().ok().flatten().as_deref().and_then(exif::turn),
+        // The decoder's own reader takes as much memory as the file says that there are.
+        ImageFormat::WebP => exif::of_webp(bytes).and_then(exif::turn),
         _ => None,
     };
     // Depth and colour type in a PNG's header.

@@ -13,6 +13,20 @@ pub(super) fn turn(mut exif: &[u8]) -> Option<Orientation> {
     Orientation::from_exif_chunk(exif)
 }
 
+/// The EXIF data of a WebP; none where they are longer than the file.
+pub(super) fn of_webp(webp: &[u8]) -> Option<&[u8]> {
+    let mut rest = webp.get(12..)?;
+    loop {
+        let (kind, after) = rest.split_first_chunk::<4>()?;
+        let (length, after) = after.split_first_chunk::<4>()?;
+        let length = u32::from_le_bytes(*length) as usize;
+        if kind == b"EXIF" {
+            return after.get(..length);
+        }
+        rest = after.get(length.checked_next_multiple_of(2)?..)?;
+    }
+}
+
 /// The EXIF data of a PNG, which may stand before its pixels or behind them.
 pub(super) fn of_png(png: &[u8]) -> Option<&[u8]> {
     let mut rest = png.get(8..)?;
