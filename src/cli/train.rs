@@ -805,7 +805,8 @@ mod tests {
         // A file without a recipe holds what somebody wrote into it.
         let written: Options = toml::from_str("demo = true\nrank = 8\ntext-weight = 0.3").unwrap();
         let found = resolve(written, recipe(Recipe::ClipLora)).unwrap();
-        let expected = Settings { rank: 8, text_weight: 0.3, ..on_flowers(Recipe::ClipLora) };
+        let text_alignment = TextAlignment::Always;
+        let expected = Settings { rank: 8, text_weight: 0.3, text_alignment, ..on_flowers(Recipe::ClipLora) };
         assert_eq!(found, expected);
         // A number of epochs takes the place of steps for each shot, and comes back as neither had been given.
         let settled = Settings { epochs: 350, ..on_flowers(Recipe::ClipLora) };
