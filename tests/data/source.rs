@@ -322,7 +322,7 @@ fn test_folders_without_labels_are_left_out_with_a_line() {
 fn one_folder_around_the_data_is_looked_into() {
     let dir = tempfile::tempdir().unwrap();
     let inner = dir.path().join("archive/data");
-    touch(&inner, &["a/1.jpg", "b/1.jpg"]);
+    touch(&inner, &["a/1.jpg", "a/2.jpg", "b/1.jpg"]);
     touch(dir.path(), &["__MACOSX/archive/._data", "archive/readme.txt"]);
     let source = Source::open(dir.path(), 0).unwrap();
     assert_eq!((&source.root, source.class_names.len()), (&inner, 2));
@@ -388,7 +388,7 @@ fn numbered_folders_get_their_names_from_a_file_beside_them() {
     let chosen = dir.path().join("names.txt");
     std::fs::write(&chosen, "rose\naster\nlily\n").unwrap();
     let options = SourceOptions { class_names: Some(chosen), ..0.into() };
-    assert_eq!(Source::open(dir.path(), options).unwrap().class_names, ["rose", "aster", "lily"]);
+    assert_eq!(Source::open(dir.path(), options).unwrap().class_names, ["rose", "lily", "aster"]);
 }
 
 #[test]
@@ -457,7 +457,8 @@ fn lists_name_photos_classes_splits_and_groups() {
     assert_eq!(names(&source, Split::Train), [("0.jpg".to_owned(), 0), ("1.jpg".to_owned(), 1)]);
     assert_eq!((source.val.len(), source.test.len(), source.drawn), (1, 1, None));
     // A name beside a number.
-    let source = open("file_name\tlabel\tclass_name\n0.jpg\t1\tcat\n1.jpg\t0\tdog\n", there()).unwrap();
+    let source =
+        open("file_name\tlabel\tclass_name\n0.jpg\t1\tcat\n1.jpg\t0\tdog\n2.jpg\t1\tcat\n", there()).unwrap();
     assert_eq!(source.class_names, ["cat", "dog"]);
     // Groups by a column.
     let rows: String = (0..12).map(|i| format!("{i}.jpg,{},{}\n", ["cat", "dog"][i % 2], i / 4)).collect();
