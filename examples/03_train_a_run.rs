@@ -9,8 +9,8 @@ use clip_engine::data::demo::{IMAGE_SIZE, demo_dataset};
 use clip_engine::progress::Silent;
 use clip_engine::train::demo;
 use clip_engine::train::predict::{PredictOptions, Predictor};
+use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::session::Session;
 use clip_engine::train::settings::{Recipe, Settings};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -35,7 +35,7 @@ fn main() -> Result<()> {
     // A session holds one model and one set of images, for as many runs as are wanted.
     let (cache, templates) = (demo::cache(settings.image_seed())?, settings.templates.clone());
     let towers = settings.trained_towers();
-    let mut session = Session::new(backend, demo::model()?, &cache, None, &templates, towers, &Silent)?;
+    let mut session = SharedModel::new(backend, demo::model()?, &cache, None, &templates, towers, &Silent)?;
     let summary = session.train(&settings, &dir, false, &Silent)?;
     println!("epoch {} kept, validation top-1 {:.1} %", summary.best_epoch, 100.0 * summary.val.top1);
     if let Some(test) = &summary.test {

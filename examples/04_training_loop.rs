@@ -4,14 +4,13 @@
 
 use anyhow::Result;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::clip::vision::Purpose;
 use clip_engine::data::Split;
 use clip_engine::objective::Objective;
-use clip_engine::optim::{Adamw, Rate, Rates};
+use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::Tensor;
 use clip_engine::train::demo;
-use clip_engine::train::learner::{Batch, Learner, LearnerSpec};
+use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
 use clip_engine::tune::head::initial_head;
 use clip_engine::tune::lora::KaimingInit;
 use clip_engine::tune::{Head, LoraSpec, Target, Trained};
@@ -42,19 +41,10 @@ fn main() -> Result<()> {
     let trained = Trained { lora, text_lora: Vec::new(), prompts: None, head };
 
     // All memory is allocated here; a step allocates nothing.
+    let (image, dtype) = (cache.image_shape(), cache.dtype());
     let spec = LearnerSpec {
-        batch: BATCH,
-        image: cache.image_shape(),
-        image_dtype: cache.dtype(),
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
-        crops_of: None,
-        adamw: Adamw::default(),
-        purpose: Purpose::Training,
-        scaling: None,
-        dropout: None,
         clip: Some(1.0),
-        accumulate: false,
+        ..LearnerSpec::new(&backend, BATCH, image, dtype, Objective::new(1.0, 0.3))
     };
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-4 };
@@ -92,7 +82,7 @@ fn accuracy(learner: &mut Learner<Cpu<f32>>, cache: &clip_engine::data::Cache, s
         let mut batch = Tensor::zeros(cache.batch_shape(indices.len()), cache.dtype());
         images.gather(indices, &mut batch)?;
         let labels: Vec<u32> = indices.iter().map(|&index| images.labels()[index]).collect();
-        learner.evaluate(batch.view(), &labels)?;
+        learner.evaluate(Input::Images(batch.view()), &labels, Which::Tuned)?;
         right += learner.stats()?.correct;
     }
     Ok(right / images.len() as f64)

@@ -3,11 +3,12 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::clip::config::{TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
-use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
+use clip_engine::clip::text::TextClassifier;
+use clip_engine::clip::vision::{Normalisation, Savings, VisionTower};
 use clip_engine::objective::{ClassCounts, MixDraw, MixOn, Objective};
-use clip_engine::optim::{Adamw, Rate, Rates};
+use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
+use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
 use clip_engine::tune::prompts::initial_prompts;
 use clip_engine::tune::{
     Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, head::initial_head,
@@ -82,22 +83,12 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     let (weight, bias) = initial_head(5, 32, &mut rng);
     let head = Head::new(&backend, weight.view(), bias.view()).unwrap();
     let text = TextClassifier { features: initial_head(5, 32, &mut rng).0, scale: 10.0 };
-    let spec = LearnerSpec {
-        batch: BATCH,
-        image: Shape::from([56, 56, 3]),
-        image_dtype: DType::U8,
-        objective: Objective::new(1.0, 0.3)
-            .with_triplet(recipe.triplet, 1.0)
-            .with_counts(ClassCounts { weighted: true, smoothing: 0.1 }),
-        mix: recipe.mix,
-        crops_of: None,
-        adamw: Adamw::default(),
-        purpose: Purpose::Training,
-        scaling: None,
-        dropout: None,
-        clip: None,
-        accumulate: false,
-    };
+    let objective = Objective::new(1.0, 0.3)
+        .with_triplet(recipe.triplet, 1.0)
+        .with_counts(ClassCounts { weighted: true, smoothing: 0.1 });
+    let image = Shape::from([56, 56, 3]);
+    let spec =
+        LearnerSpec { mix: recipe.mix, ..LearnerSpec::new(&backend, BATCH, image, DType::U8, objective) };
     let trained = Trained { lora, text_lora: Vec::new(), prompts, head };
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec).unwrap();
     let draw = recipe.mix.map(|_| MixDraw::new(0.2, BATCH, 1, 0).unwrap());
@@ -109,7 +100,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
         let class_weights = Some(&[1.5, 0.5, 1.0, 0.75, 1.25][..]);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         learner.train_step(batch, &Rates { head: rate, lora: rate, prompt: rate }, 1.0).unwrap();
-        learner.evaluate(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
     };
     (0..4).for_each(|_| step());
     let before = HELD.load(Ordering::Relaxed);

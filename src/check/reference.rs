@@ -7,18 +7,19 @@ use super::{CheckError, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
+use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
-use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
+use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::clip::weights::Weights;
 use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
+use crate::train::learner::{Batch, Learner, LearnerSpec, MicroBatch, Which, loss_scaling};
 use crate::tune::{
-    BlockLora, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target, Tower,
-    Trained, lora::LoraInit,
+    BlockLora, DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target,
+    Tower, Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -294,17 +295,17 @@ impl Batches {
     }
 
     /// Batch `t` of a run, and its part in a step.
-    fn of(&self, t: usize) -> Result<(Batch<'_>, Share)> {
+    fn of(&self, t: usize) -> Result<(Batch<'_>, MicroBatch)> {
         let index = t % self.images.len();
         let start = index / self.accumulate * self.accumulate;
         let end = self.images.len().min(start + self.accumulate);
         let (seen, of_step) = (self.seen(index), (start..end).map(|i| self.seen(i)).sum::<usize>());
         let images = self.images[index].view().rows(0, seen)?;
         let batch = Batch::new(images, &self.labels[index][..seen]);
-        let share =
-            Share { place: Place::of(index - start, end - start), of_images: seen as f64 / of_step as f64 };
+        let micro =
+            MicroBatch { place: Place::of(index - start, end - start), share: seen as f64 / of_step as f64 };
         let class_weights = self.class_weights(index);
-        Ok((Batch { mix: self.draws.get(index), number: t as u32, class_weights, ..batch }, share))
+        Ok((Batch { mix: self.draws.get(index), number: t as u32, class_weights, ..batch }, micro))
     }
 }
 
@@ -479,12 +480,12 @@ fn compare_start<B: Backend>(
     row(rows, reference, label("text_logits"), &name("text_logits"), &f64s(&text)?, 1e-5)?;
     learner.gradients(batch)?;
     let stats = learner.stats()?;
-    let mut losses = vec![(stats.loss, "loss"), (stats.loss_text, "ce_text")];
+    let mut losses = vec![(stats.loss, "loss"), (stats.parts.loss_text, "ce_text")];
     if reference.meta.has_head() {
-        losses.push((stats.loss_head, "ce_head"));
+        losses.push((stats.parts.loss_head, "ce_head"));
     }
     if reference.meta.variant == Variant::Triplet {
-        losses.push((stats.loss_triplet, "triplet"));
+        losses.push((stats.parts.loss_triplet, "triplet"));
     }
     for (value, what) in losses {
         row(rows, reference, label(what), &name(what), &[value], 1e-5)?;
@@ -517,7 +518,7 @@ fn compare_evaluation<B: Backend>(
     if on == Some(MixOn::Pixels) {
         return Ok(());
     }
-    learner.evaluate(batch.images, batch.labels)?;
+    learner.evaluate(batch.input, batch.labels, Which::Tuned)?;
     let features = features(learner, on, batch.mix)?;
     row(rows, reference, format!("{prefix}features, folded"), &name("features"), &features, 1e-5)?;
     if on.is_some() {
@@ -548,11 +549,11 @@ fn run<B: Backend>(
     let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
     let (steps, mut losses, mut norms) = (reference.meta.steps, Vec::new(), Vec::new());
     while norms.len() < steps {
-        let (batch, share) = batches.of(losses.len())?;
-        learner.train_part(batch, share, &rates, 1.0)?;
+        let (batch, micro) = batches.of(losses.len())?;
+        learner.train(batch, micro, &rates, 1.0)?;
         let stats = learner.stats()?;
         losses.push(stats.loss);
-        if share.place.completes() {
+        if micro.place.completes() {
             norms.push(stats.grad_norm);
         }
     }
@@ -621,19 +622,14 @@ fn build<B: Backend>(
     let trained =
         Trained { lora, text_lora, prompts: prompts(backend, start)?, head: head(backend, start, text)? };
     let dropout = (meta.dropout > 0.0).then_some(meta.dropout);
+    let image = Shape::from([3, vision.image_size, vision.image_size]);
     let spec = LearnerSpec {
-        batch,
-        image: Shape::from([3, vision.image_size, vision.image_size]),
-        image_dtype: backend.compute_dtype(),
-        objective: meta.objective(),
         mix: meta.variant.mix(),
-        crops_of: None,
         adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
-        purpose: if trained.tower().is_none() { Purpose::Inference } else { Purpose::Training },
-        scaling: loss_scaling(backend),
         dropout: dropout.map(|probability| DropoutSpec { probability, seed: meta.dropout_seed }),
         clip: meta.clip_grad_norm,
         accumulate: meta.accumulate > 1,
+        ..LearnerSpec::new(backend, batch, image, backend.compute_dtype(), meta.objective())
     };
     let learner = Learner::new(backend.clone(), Arc::new(tower), trained, &text.classifier, &spec)?;
     if !meta.trains_text() {

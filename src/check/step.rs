@@ -7,17 +7,18 @@ use crate::backend::{Activation, Backend, LossScaling};
 use crate::clip::block::Evaluated;
 use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
+use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
-use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
+use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
-use crate::optim::{Adamw, Rate, Rates};
+use crate::optim::{Rate, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier};
+use crate::train::learner::{Batch, Input, Learner, LearnerSpec, MicroBatch};
 use crate::tune::{
-    Head, LoraSpec, Place, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower, Trained,
-    lora::LoraInit,
+    DropoutSpec, Head, LoraSpec, Place, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower,
+    Trained, lora::LoraInit,
 };
 use std::sync::Arc;
 
@@ -134,7 +135,7 @@ impl TinyBatch {
     /// As a learner takes it.
     pub fn view(&self) -> Batch<'_> {
         Batch {
-            images: self.images.view(),
+            input: Input::Images(self.images.view()),
             labels: &self.labels,
             mix: self.mix.as_ref(),
             crops: self.crops.as_ref().map(Tensor::view),
@@ -192,19 +193,15 @@ impl TinyStep {
         let classifier = self.classifier(&backend, &source, text.as_deref())?;
         let trained = self.trained(&backend, &tower, text.as_deref())?;
         let dropout = (self.dropout > 0.0).then_some(self.dropout);
+        let dropout = dropout.map(|probability| DropoutSpec { probability, seed: (7 << 32) + 3 });
         let spec = LearnerSpec {
-            batch: sizes.batch,
-            image,
-            image_dtype: dtype,
-            objective: self.objective,
             mix: self.mix,
             crops_of: self.crops_of,
-            adamw: Adamw::default(),
-            purpose: Purpose::Training,
             scaling,
-            dropout: dropout.map(|probability| DropoutSpec { probability, seed: (7 << 32) + 3 }),
+            dropout,
             clip: self.clip,
             accumulate: self.accumulate > 1,
+            ..LearnerSpec::new(&backend, sizes.batch, image, dtype, self.objective)
         };
         let learner = Learner::new(backend, Arc::new(tower), trained, &classifier, &spec)?;
         let Some(text) = text else { return Ok(learner) };
@@ -335,17 +332,17 @@ impl TinyStep {
 
     /// The batches that make up a step, each with its share; another `step` gives others. Where they are
     /// several, they have half as many images as the learner has room for, and the last of them one less.
-    pub fn step_batches(&self, step: u64) -> Result<Vec<(TinyBatch, Share)>, CheckError> {
+    pub fn step_batches(&self, step: u64) -> Result<Vec<(TinyBatch, MicroBatch)>, CheckError> {
         let count = self.accumulate;
         if count == 1 {
-            return Ok(vec![(self.training_batch(self.sizes.batch, step)?, Share::ALL)]);
+            return Ok(vec![(self.training_batch(self.sizes.batch, step)?, MicroBatch::ALONE)]);
         }
         let whole = self.sizes.batch.div_ceil(2);
         let part = |index: usize| {
             let images = if index + 1 == count { whole - 1 } else { whole };
             let batch = self.training_batch(images, step * count as u64 + index as u64)?;
-            let of_images = images as f64 / (whole * count - 1) as f64;
-            Ok((batch, Share { place: Place::of(index, count), of_images }))
+            let share = images as f64 / (whole * count - 1) as f64;
+            Ok((batch, MicroBatch { place: Place::of(index, count), share }))
         };
         (0..count).map(part).collect()
     }
@@ -541,16 +538,16 @@ impl Step {
     }
 
     /// The batches, as large as one another but for the last.
-    fn batches(&self) -> Result<Vec<(Batch<'_>, Share)>, CheckError> {
+    fn batches(&self) -> Result<Vec<(Batch<'_>, MicroBatch)>, CheckError> {
         let (all, size) = (self.labels.len(), self.labels.len().div_ceil(self.count));
         let batch = |number: usize| {
             let (start, end) = (number * size, all.min((number + 1) * size));
             let images = self.images.view().rows(start, end - start)?;
             let batch = Batch::new(images, &self.labels[start..end]);
-            let share =
-                Share { place: Place::of(number, self.count), of_images: (end - start) as f64 / all as f64 };
+            let micro =
+                MicroBatch { place: Place::of(number, self.count), share: (end - start) as f64 / all as f64 };
             let class_weights = self.class_weights.as_deref();
-            Ok((Batch { mix: self.draw.as_ref(), number: number as u32, class_weights, ..batch }, share))
+            Ok((Batch { mix: self.draw.as_ref(), number: number as u32, class_weights, ..batch }, micro))
         };
         (0..self.count).map(batch).collect()
     }
@@ -558,8 +555,8 @@ impl Step {
     /// The mean loss over all images.
     fn loss(&self, learner: &mut Learner<Cpu<f64>>) -> Result<f64, CheckError> {
         let mut loss = 0.0;
-        for (batch, share) in self.batches()? {
-            loss += share.of_images * learner.loss(batch)?;
+        for (batch, micro) in self.batches()? {
+            loss += micro.share * learner.loss(batch)?;
         }
         Ok(loss)
     }
@@ -571,8 +568,8 @@ impl Step {
         }
         let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
         let rates = Rates { head: still, lora: still, prompt: still };
-        for (batch, share) in self.batches()? {
-            learner.train_part(batch, share, &rates, 1.0)?;
+        for (batch, micro) in self.batches()? {
+            learner.train(batch, micro, &rates, 1.0)?;
         }
         Ok(())
     }

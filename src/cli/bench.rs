@@ -14,13 +14,14 @@ use clip_engine::clip::config::ClipConfig;
 use clip_engine::clip::flops::{Flops, StepSizes};
 use clip_engine::clip::random::RandomWeights;
 use clip_engine::clip::source::WeightSource;
-use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
+use clip_engine::clip::text::TextClassifier;
+use clip_engine::clip::vision::{Normalisation, Savings, VisionTower};
 use clip_engine::clip::weights::Weights;
 use clip_engine::objective::Objective;
-use clip_engine::optim::{Adamw, Rate, Rates};
+use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Batch, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
+use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
 use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -158,7 +159,9 @@ fn step<B: Backend>(
     }
     // As in training: the adapters change before an evaluation, and folding them is part of it. It is
     // done once per split, so it belongs to the first batch only.
-    let eval = times(backend, reps, || Ok(learner.evaluate(images.view(), &labels)?))?;
+    let eval = times(backend, reps, || {
+        Ok(learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned)?)
+    })?;
     let probe = probe(&learner, args, &labels, &rates, reps)?;
     let sizes = StepSizes {
         vision: &config.vision,
@@ -221,28 +224,16 @@ fn probe<B: Backend>(
     let head = Head::new(backend, weight.view(), bias.view())?;
     let text = TextClassifier { features: weight, scale: 14.3 };
     let side = tower.config().image_size;
-    let spec = step_spec(backend, labels.len(), side, Purpose::Inference);
+    let spec = step_spec(backend, labels.len(), side);
     let mut learner = Learner::new(backend.clone(), tower.clone(), Trained::head(head), &text, &spec)?;
     times(backend, reps, || {
-        Ok(learner.train_on_features(Batch::new(features.view(), labels), Share::ALL, rates, 1.0)?)
+        Ok(learner.train_step(Batch::of_features(features.view(), labels), rates, 1.0)?)
     })
 }
 
-fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize, purpose: Purpose) -> LearnerSpec {
-    LearnerSpec {
-        batch,
-        image: Shape::from([side, side, 3]),
-        image_dtype: DType::U8,
-        objective: Objective::new(1.0, 0.3),
-        mix: None,
-        crops_of: None,
-        adamw: Adamw::default(),
-        purpose,
-        scaling: loss_scaling(backend),
-        dropout: None,
-        clip: None,
-        accumulate: false,
-    }
+fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize) -> LearnerSpec {
+    let image = Shape::from([side, side, 3]);
+    LearnerSpec::new(backend, batch, image, DType::U8, Objective::new(1.0, 0.3))
 }
 
 /// "1.23 ms".
@@ -270,7 +261,7 @@ pub(super) fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) 
     let (weight, bias) = initial_head(classes, e, &mut rng);
     let head = Head::new(&backend, weight.view(), bias.view())?;
     let text = initial_head(classes, e, &mut rng).0;
-    let spec = step_spec(&backend, args.batch_size as usize, vision.image_size, Purpose::Training);
+    let spec = step_spec(&backend, args.batch_size as usize, vision.image_size);
     let text = TextClassifier { features: text, scale: 14.3 };
     let trained = Trained { lora, text_lora: Vec::new(), prompts: None, head };
     Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)

@@ -8,8 +8,8 @@ use clip_engine::progress::Monitor;
 use clip_engine::train::Settings;
 use clip_engine::train::demo;
 
+use clip_engine::train::dry_run::{Images, Plan};
 use clip_engine::train::model::Model;
-use clip_engine::train::plan::{Images, Plan};
 use clip_engine::tune::Group;
 
 /// Prints config.toml as the run would write it, and what the run would do as comments below.

@@ -8,9 +8,9 @@ use clip_engine::TrainError;
 use clip_engine::data::decode::Orientation;
 use clip_engine::data::is_photo;
 use clip_engine::train::embed::{EmbedOptions, embed};
+use clip_engine::train::inference::{TunedTower, TuningFiles};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::stamp::of_one_epoch;
-use clip_engine::train::tuned::{TunedTower, TuningFiles};
+use clip_engine::train::saved_run::of_one_epoch;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

@@ -10,8 +10,8 @@ use clip_engine::data::Cache;
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::{self, COMPARISON_FILES, RunData};
 use clip_engine::train::Settings;
+use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::session::Session;
 use clip_engine::train::settings::Recipe;
 use clip_engine::tune::Tower;
 use std::io::ErrorKind;
@@ -108,13 +108,13 @@ impl RunSet {
         let common::Material { model, cache, enlarged } = material;
         on_device!(device, backend => {
             let enlarged = enlarged.as_ref();
-            let mut session = Session::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
+            let mut session = SharedModel::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
             self.train_each(&mut session, monitor)
         })?;
         Ok((self.load()?, cache))
     }
 
-    fn train_each<B: Backend>(&self, session: &mut Session<'_, B>, monitor: &dyn Monitor) -> Result<()> {
+    fn train_each<B: Backend>(&self, session: &mut SharedModel<'_, B>, monitor: &dyn Monitor) -> Result<()> {
         let whole = RunDir::at(&self.path);
         // All at once, before anything is removed.
         std::iter::once(&whole).chain(&self.outdated).try_for_each(|run| run.lock(monitor))?;

@@ -4,7 +4,7 @@ use super::common::say;
 use anyhow::Result;
 use clip_engine::stats::interval::wilson_of;
 use clip_engine::train::metrics::EvalMetrics;
-use clip_engine::train::run::Baseline;
+use clip_engine::train::records::Baseline;
 use comfy_table::{CellAlignment, Table, presets};
 use unicode_width::UnicodeWidthStr;
 

@@ -16,9 +16,9 @@ use clip_engine::optim::{ScheduleKind, StopAgainst};
 use clip_engine::progress::Monitor;
 use clip_engine::report;
 use clip_engine::train::keep::KeepBy;
-use clip_engine::train::run::{Summary, Temperature};
+use clip_engine::train::records::{Summary, Temperature};
+use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::session::Session;
 use clip_engine::train::settings::{
     Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, Method, Patience, Precision, Recipe, Sampler,
     Settings, TextAlignment, are_flowers, default_templates,
@@ -657,7 +657,7 @@ pub fn run(args: Args) -> Result<()> {
     let summary = on_device!(device, backend => {
         let templates = &settings.templates;
         let towers = settings.trained_towers();
-        let mut session = Session::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
+        let mut session = SharedModel::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
         session.train(&settings, &dir, resume, &monitor)
     })?;
     report::write_run(&dir, &cache, &monitor)?;

@@ -128,8 +128,7 @@ pub(super) fn fold<B: Backend>(
     blocks.try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
 }
 
-/// Memory for the adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the
-/// weights.
+/// The adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the weights.
 pub(super) fn folded<B: Backend>(
     backend: &B,
     blocks: &[Block<B>],
@@ -138,7 +137,12 @@ pub(super) fn folded<B: Backend>(
     if !folds(backend.compute_dtype()) {
         return Ok(Vec::new());
     }
-    blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
+    let folded = |(block, lora): (&Block<B>, &BlockLora<B>)| {
+        let mut folded = block.folded(backend, lora)?;
+        block.fold(backend, lora, &mut folded)?;
+        Ok(folded)
+    };
+    blocks.iter().zip(lora).map(folded).collect()
 }
 
 /// What stands beside the frozen weights in a forward pass.

@@ -80,13 +80,13 @@ impl<B: Backend> TextTower<B> {
         block::adapters(backend, &self.blocks, (Tower::Text, &self.config.tower), spec, init)
     }
 
-    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
+    /// The layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
     /// beside the weights, as it does in bf16.
     pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
         block::folded(backend, &self.blocks, lora)
     }
 
-    /// Folds the adapters into `folded`.
+    /// Folds adapters that have changed into `folded`.
     pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
         block::fold(backend, &self.blocks, lora, folded)
     }
@@ -613,6 +613,15 @@ impl<B: Backend> TextTower<B> {
         }
         Ok(())
     }
+}
+
+/// Class features of the text tower and the scale of their logits.
+#[derive(Debug, Clone)]
+pub struct TextClassifier {
+    /// T \[C, E\], rows normalised.
+    pub features: Tensor,
+    /// exp(logit_scale).
+    pub scale: f64,
 }
 
 /// Class features T \[C, E\], f64: per class the mean over its prompts' normalised features, normalised

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 /// The name of plain CLIP, in rows and pictures.
 pub const PLAIN: &str = "plain CLIP";
 
-/// The name of the row of [`crate::train::run::Baseline`].
+/// The name of the row of [`crate::train::records::Baseline`].
 pub const BASELINE: &str = "logistic regression";
 
 /// Techniques on the same data; the content of comparison.json.

@@ -1,12 +1,14 @@
 //! A run as its directory tells it.
 
 use crate::objective::Objective;
-use crate::train::metrics::{EvalMetrics, Evaluation, nan, number};
-use crate::train::run::{Summary, ZeroShot};
+use crate::train::learner::LossParts;
+use crate::train::metrics::Evaluation;
+pub use crate::train::records::{EpochRecord, StepRecord, TrainRecord};
+use crate::train::records::{Record, Summary, ZeroShot};
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -30,91 +32,17 @@ pub struct RunData {
     pub ended: Option<SystemTime>,
 }
 
-/// A step in metrics.jsonl.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct StepRecord {
-    /// Counted from 1 over the whole run.
-    pub step: u64,
-    /// Counted from 1.
-    pub epoch: u32,
-    /// The objective. This and its parts are null, here not a number, where an overflow left none.
-    #[serde(deserialize_with = "number")]
-    pub loss: f64,
-    /// The head's, before it is weighted. Not a number, as the two below, where the run has no such part.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_head: f64,
-    /// That of the text logits, before it is weighted.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_text: f64,
-    /// Before it is weighted.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_triplet: f64,
-    /// Share of the triplets whose loss is not 0; this and the distances are none where no triplets are formed.
-    #[serde(default)]
-    pub triplets_active: Option<f64>,
-    /// Mean distance of an image to the one of its class.
-    #[serde(default)]
-    pub distance_positive: Option<f64>,
-    /// Mean distance of an image to the one of another class.
-    #[serde(default)]
-    pub distance_negative: Option<f64>,
-    /// Length of all gradients as one vector, before it is clipped.
-    #[serde(deserialize_with = "number")]
-    pub grad_norm: f64,
-    /// Images of the step by the seconds since the one before, or since the epoch began.
-    pub images_per_s: f64,
-}
-
-/// An epoch in metrics.jsonl.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct EpochRecord {
-    /// Counted from 1.
-    pub epoch: u32,
-    /// On the training images, while they were trained on.
-    pub train: TrainRecord,
-    /// On the validation split, at the end of the epoch.
-    pub val: EvalMetrics,
-}
-
-/// Means over the steps of an epoch.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-pub struct TrainRecord {
-    /// The objective; batches whose loss is not a number are left out of this and the losses below.
-    pub loss: f64,
-    /// The head's, before it is weighted. Not a number, as the two below, where the run has no such part.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_head: f64,
-    /// That of the text logits, before it is weighted.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_text: f64,
-    /// Before it is weighted.
-    #[serde(default = "nan", deserialize_with = "number")]
-    pub loss_triplet: f64,
-    /// Fraction of images whose class is the head's first choice, or without a head that of the text logits.
-    pub top1: f64,
-    /// The same for the text logits alone.
-    pub text_top1: f64,
-}
-
 /// What became of an epoch's triplets: means over its steps, none where it is not known.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct TripletMeans {
     /// Counted from 1.
     pub epoch: u32,
-    /// See [`StepRecord::triplets_active`].
+    /// See [`LossParts::triplets_active`].
     pub active: Option<f64>,
-    /// See [`StepRecord::distance_positive`].
+    /// See [`LossParts::distance_positive`].
     pub positive: Option<f64>,
-    /// See [`StepRecord::distance_negative`].
+    /// See [`LossParts::distance_negative`].
     pub negative: Option<f64>,
-}
-
-/// A line of metrics.jsonl.
-#[derive(Debug, Deserialize)]
-#[serde(tag = "type", rename_all = "lowercase")]
-enum Record {
-    Step(StepRecord),
-    Epoch(EpochRecord),
 }
 
 impl RunData {
@@ -149,15 +77,16 @@ impl RunData {
     /// Means over the steps of each epoch; nothing where no triplets were formed.
     pub fn triplets(&self) -> Vec<TripletMeans> {
         let epochs = self.steps.chunk_by(|a, b| a.epoch == b.epoch).map(|steps| {
-            let mean = |value: fn(&StepRecord) -> Option<f64>| {
-                let values: Vec<f64> = steps.iter().filter_map(value).collect();
+            let mean = |value: fn(&LossParts) -> f64| {
+                let values: Vec<f64> =
+                    steps.iter().map(|step| value(&step.parts)).filter(|v| v.is_finite()).collect();
                 (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
             };
             TripletMeans {
                 epoch: steps[0].epoch,
-                active: mean(|step| step.triplets_active),
-                positive: mean(|step| step.distance_positive),
-                negative: mean(|step| step.distance_negative),
+                active: mean(|parts| parts.triplets_active),
+                positive: mean(|parts| parts.distance_positive),
+                negative: mean(|parts| parts.distance_negative),
             }
         });
         epochs.filter(|mean| mean.active.or(mean.positive).or(mean.negative).is_some()).collect()

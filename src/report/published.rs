@@ -5,7 +5,7 @@ use super::compare::Published;
 use crate::clip::config::ClipConfig;
 use crate::data::flowers102;
 use crate::train::Settings;
-use crate::train::run::VisionSizes;
+use crate::train::records::VisionSizes;
 use crate::train::settings::{Augment, Recipe};
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! One run with several seeds: what each of them reached, the mean, and how far they scatter.
 
 use crate::train::metrics::number;
-use crate::train::run::Summary;
+use crate::train::records::Summary;
 use serde::{Deserialize, Serialize};
 
 /// What a run reached, as fractions.

@@ -1,6 +1,7 @@
 //! The embedded default: a tiny pre-trained CLIP and generated flowers, both inside the binary.
 
-use super::model::{BaseModel, Model};
+use super::base_model::BaseModel;
+use super::model::Model;
 use super::{Result, TrainError};
 use crate::data::augment::larger_side;
 use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};

@@ -1,8 +1,8 @@
 //! Features of a folder of photos.
 
+use super::decode_ahead::decode_ahead;
 use super::files::stage_tensors;
-use super::photos::decode_ahead;
-use super::tuned::TunedTower;
+use super::inference::TunedTower;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::data::{DataError, folder};

@@ -35,7 +35,7 @@ impl Estimate {
         let dropout =
             spec.dropout.map(|spec| TowerDropout { draw: &draw, probability: spec.probability, part: 0 });
         let tuning = TowerTuning { dropout, ..trained.tower() };
-        let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose)?;
+        let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose(trained))?;
         let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
             Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,

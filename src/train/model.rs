@@ -1,14 +1,15 @@
 //! A CLIP directory put to use: towers on a backend, class features, preprocessing.
 
 use super::adapter::Adapter;
-use super::learner::TextClassifier;
-use super::stamp::WeightsId;
+use super::base_model::BaseModel;
+use super::provenance::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::ClipError;
 use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::other;
+use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::{ClipTokenizer, TokenBatch};
 use crate::clip::vision::{Normalisation, Savings, VisionTower};
@@ -18,52 +19,6 @@ use crate::progress::Monitor;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// What adapters call the model that they were trained on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BaseModel {
-    /// A repository on the hub, and its revision where that is not the main branch.
-    Hub {
-        /// `owner/name`.
-        repository: String,
-        /// A branch, a tag or a commit.
-        revision: Option<String>,
-    },
-    /// A folder of this machine.
-    Folder(PathBuf),
-    /// Any other name.
-    Named(String),
-}
-
-impl BaseModel {
-    /// By which it is loaded on this machine, the revision aside.
-    pub fn name(&self) -> String {
-        match self {
-            BaseModel::Hub { repository, .. } => repository.clone(),
-            BaseModel::Folder(dir) => dir.display().to_string(),
-            BaseModel::Named(name) => name.clone(),
-        }
-    }
-
-    /// Its name and revision on the hub, if it has them.
-    pub fn on_hub(&self) -> Option<(&str, Option<&str>)> {
-        match self {
-            BaseModel::Hub { repository, revision } => Some((repository, revision.as_deref())),
-            _ => None,
-        }
-    }
-
-    /// As others may see it: of a folder the last part, the rest is this machine's.
-    pub fn without_path(&self) -> BaseModel {
-        match self {
-            BaseModel::Folder(dir) => {
-                let name = dir.file_name().map_or("model".into(), |name| name.to_string_lossy());
-                BaseModel::Named(name.into_owned())
-            }
-            other => other.clone(),
-        }
-    }
-}
 
 /// A Hugging Face CLIP directory whose weights fit its configuration.
 pub struct Model {
@@ -183,7 +138,6 @@ impl Model {
         if let Some(adapter) = adapter {
             lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
             folded = tower.folded(backend, &lora)?;
-            tower.fold(backend, &lora, &mut folded)?;
         }
         let adapters = Evaluated { lora: &lora, folded: &folded };
         let features = tower.features(backend, &self.weights, &tokens, adapters, monitor)?;

@@ -1,13 +1,13 @@
 //! What a finished run says about photos: the classes with the highest probabilities.
 
 use super::adapter::HeadFile;
+use super::decode_ahead::{PhotoBatch, decode_ahead};
+use super::inference::Extractor;
+use super::inference::{TunedTower, TuningFiles};
 use super::model::Model;
-use super::photos::{PhotoBatch, decode_ahead};
 use super::run_dir::RunDir;
-use super::session::Extractor;
+use super::saved_run::{head_of_run, of_one_epoch};
 use super::settings::Settings;
-use super::stamp::of_one_epoch;
-use super::tuned::{TunedTower, TuningFiles, head_of_run};
 use super::{Result, TrainError};
 use crate::backend::{Backend, Classifier, DeviceTensor, Stat, Targets};
 use crate::progress::Monitor;

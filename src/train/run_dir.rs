@@ -1,7 +1,7 @@
 //! The run directory: what is where, and the metrics file.
 
 use super::files::{is_unfinished, remove_unfinished, write_atomic};
-use super::run::Summary;
+use super::records::{Record, Summary};
 use super::settings::Settings;
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
@@ -365,7 +365,9 @@ impl MetricsFile {
     }
 
     /// Appends one line.
-    pub fn append(&mut self, entry: &Value) -> Result<()> {
+    pub fn append(&mut self, record: &Record) -> Result<()> {
+        let problem = |e| TrainError::file(&self.path, format!("a record cannot be stored ({e})"));
+        let entry = serde_json::to_value(record).map_err(problem)?;
         let line = format!("{entry}\n").into_bytes();
         if let Err(error) = self.file.write_all(&line) {
             // Half a line would spoil the file for every reader.
@@ -373,7 +375,7 @@ impl MetricsFile {
             return Err(TrainError::io(&self.path, "append to the file")(error));
         }
         self.bytes += line.len() as u64;
-        self.events.as_mut().map_or(Ok(()), |events| events.append(entry))
+        self.events.as_mut().map_or(Ok(()), |events| events.append(&entry))
     }
 
     /// Forces the lines so far to the disk and returns their length.

@@ -1,7 +1,6 @@
 //! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
 
 use super::keep::KeepBy;
-use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::augment::Augmentation;
@@ -12,6 +11,7 @@ use crate::fetch::{DEFAULT_MODEL, is_flowers102};
 use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
 use crate::tensor::DType;
+use crate::tune::DropoutSpec;
 use crate::tune::{HeadScale, HeadScaleRule, LoraSpec, PromptMode, PromptSharing, PromptSpec, Target, Tower};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::path::{Path, PathBuf};

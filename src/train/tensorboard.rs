@@ -123,25 +123,12 @@ fn event(entry: &Value, step: &mut i64) -> Event {
 
 /// Tags and numbers; what is no number in JSON, because it was not finite, has no point.
 fn scalars(entry: &Value) -> Vec<(String, f64)> {
-    const STEP: [(&str, &str); 13] = [
-        ("loss", "loss/step"),
-        ("loss_head", "loss_head/step"),
-        ("loss_text", "loss_text/step"),
-        ("loss_triplet", "loss_triplet/step"),
-        ("triplets_active", "triplets_active"),
-        ("distance_positive", "distance/positive"),
-        ("distance_negative", "distance/negative"),
-        ("lr", "lr/head"),
-        ("lr_lora", "lr/lora"),
-        ("lr_prompt", "lr/prompt"),
-        ("loss_scale", "loss_scale"),
-        ("grad_norm", "grad_norm"),
-        ("images_per_s", "images_per_s"),
-    ];
     let mut scalars = Vec::new();
     let mut add = |tag: String, value: &Value| scalars.extend(value.as_f64().map(|value| (tag, value)));
     if entry["type"] == "step" {
-        STEP.iter().for_each(|&(key, tag)| add(tag.to_owned(), &entry[key]));
+        let numbers = entry.as_object().into_iter().flatten();
+        let numbers = numbers.filter(|(key, _)| !["step", "epoch"].contains(&key.as_str()));
+        numbers.for_each(|(key, value)| add(tag_of_step(key), value));
         return scalars;
     }
     add("epoch".to_owned(), &entry["epoch"]);
@@ -152,6 +139,16 @@ fn scalars(entry: &Value) -> Vec<(String, f64)> {
         numbers.for_each(|(key, value)| add(format!("{key}/{split}"), value));
     }
     scalars
+}
+
+/// The tag of a number of a step: those of a kind are drawn side by side.
+fn tag_of_step(key: &str) -> String {
+    match key.split_once('_') {
+        _ if key == "lr" => "lr/head".into(),
+        Some((kind @ ("lr" | "distance"), of)) => format!("{kind}/{of}"),
+        _ if key.starts_with("loss") && key != "loss_scale" => format!("{key}/step"),
+        _ => key.into(),
+    }
 }
 
 fn record(event: &Event) -> Vec<u8> {

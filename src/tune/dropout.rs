@@ -3,6 +3,15 @@
 use super::Tower;
 use crate::backend::{Backend, Dropout};
 
+/// Dropout in front of the adapters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DropoutSpec {
+    /// Share of their inputs that is set to zero.
+    pub probability: f64,
+    /// The run's, which with the number of a batch decides what is drawn.
+    pub seed: u64,
+}
+
 /// Dropout in front of the adapters of a tower.
 pub struct TowerDropout<'a, B: Backend> {
     /// See [`Dropout::draw`].

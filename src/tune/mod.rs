@@ -9,7 +9,7 @@ pub mod prompts;
 use crate::backend::{Backend, DeviceTensor, Result};
 use crate::tensor::View;
 
-pub use dropout::TowerDropout;
+pub use dropout::{DropoutSpec, TowerDropout};
 pub use head::{Head, HeadScale, HeadScaleRule};
 pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Site, Target, Tower};
 pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
@@ -26,7 +26,7 @@ pub enum Group {
 }
 
 /// A trained tensor: its value, its gradient and AdamW's two moments, all of one shape, in the backend's
-/// master type. Nothing else in the model has a gradient.
+/// master type. Nothing else in the model has a gradient; where nothing is trained these have no elements.
 pub struct Param<B: Backend> {
     /// Which of the rates it moves by.
     pub group: Group,
@@ -43,10 +43,10 @@ pub struct Param<B: Backend> {
 }
 
 impl<B: Backend> Param<B> {
-    /// A trained tensor that starts at `initial`.
+    /// A tensor of the value `initial`, without memory for its training.
     pub fn new(backend: &B, group: Group, initial: View<'_>) -> Result<Self> {
         let dtype = backend.master_dtype();
-        let zeros = || backend.zeros(initial.shape(), dtype);
+        let zeros = || backend.zeros([0], dtype);
         Ok(Param {
             group,
             scale: 1.0,
@@ -55,6 +55,17 @@ impl<B: Backend> Param<B> {
             first_moment: zeros()?,
             second_moment: zeros()?,
         })
+    }
+
+    /// Memory for gradient and moments, if there is none yet.
+    fn prepare_to_train(&mut self, backend: &B) -> Result<()> {
+        let shape = self.value.shape();
+        for tensor in [&mut self.gradient, &mut self.first_moment, &mut self.second_moment] {
+            if tensor.shape() != shape {
+                *tensor = backend.zeros(shape, backend.master_dtype())?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -125,6 +136,14 @@ impl<B: Backend> Trained<B> {
     /// The head alone.
     pub fn head(head: Head<B>) -> Self {
         Trained { lora: Vec::new(), text_lora: Vec::new(), prompts: None, head }
+    }
+
+    /// Memory for the gradients and the optimizer, if there is none yet. A head that is not trained has a gradient too,
+    /// as the operation behind the towers computes one.
+    pub fn prepare_to_train(&mut self, backend: &B) -> Result<()> {
+        let Head { weight, bias, .. } = &mut self.head;
+        [weight, bias].into_iter().try_for_each(|param| param.prepare_to_train(backend))?;
+        self.params_mut().into_iter().try_for_each(|param| param.prepare_to_train(backend))
     }
 
     /// What is trained inside the tower.

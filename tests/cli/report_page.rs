@@ -568,7 +568,11 @@ fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
     assert_eq!(strings(&found["titles"]), ["Accuracy (top-1)", "Loss", "Parts of the training loss"]);
     let train = &run.epochs[8].train;
     let value = |name: &str, value: f64| format!("{name}{value:.4}");
-    let parts = [value("total", train.loss), value("head", train.loss_head), value("text", train.loss_text)];
+    let parts = [
+        value("total", train.loss),
+        value("head", train.parts.loss_head),
+        value("text", train.parts.loss_text),
+    ];
     assert_eq!(strings(&found["parts"])[1..], parts);
     let last = run.evaluation.calibration.last().unwrap();
     assert!(found["calibration"].as_str().unwrap().contains(&format!("{} images", last.images)));
@@ -1012,8 +1016,8 @@ fn losses_on_each_other_are_both_seen_and_triplets_have_a_chart() {
     run.settings.text_weight = 0.0;
     run.settings.triplet = 0.5;
     for record in &mut run.epochs {
-        (record.train.loss_head, record.train.loss_text) = (record.train.loss, f64::NAN);
-        record.train.loss_triplet = 0.1;
+        (record.train.parts.loss_head, record.train.parts.loss_text) = (record.train.loss, f64::NAN);
+        record.train.parts.loss_triplet = 0.1;
     }
     run.steps = (0..24)
         .map(|step| {
@@ -1026,7 +1030,7 @@ fn losses_on_each_other_are_both_seen_and_triplets_have_a_chart() {
             .unwrap()
         })
         .collect();
-    assert!(run.steps[0].loss_triplet.is_nan() && run.steps[0].loss_text.is_nan());
+    assert!(run.steps[0].parts.loss_triplet.is_nan() && run.steps[0].parts.loss_text.is_nan());
     let script = r#"
         return all("figure.chart", sectionOf("Curves")).map((chart) => ({
             title: one("figcaption", chart).textContent,

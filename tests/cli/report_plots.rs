@@ -9,8 +9,9 @@ use clip_engine::report::plots::{comparison_plots, run_plots, run_plots_with_fon
 use clip_engine::report::{Comparison, RunData};
 use clip_engine::tensor::Tensor;
 use clip_engine::train::Settings;
+use clip_engine::train::learner::LossParts;
 use clip_engine::train::metrics::{Accumulator, EvalMetrics};
-use clip_engine::train::run::{Summary, ZeroShot};
+use clip_engine::train::records::{Summary, ZeroShot};
 use clip_engine::train::settings::Recipe;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -122,24 +123,27 @@ fn history(epochs: u32, last: &EvalMetrics, rng: &mut ChaCha8Rng) -> (Vec<StepRe
                 step: u64::from(epoch - 1) * 16 + step,
                 epoch,
                 loss: (head + 0.3 * text) * noise,
-                loss_head: head * noise,
-                loss_text: text * noise,
-                loss_triplet: 0.0,
-                triplets_active: None,
-                distance_positive: None,
-                distance_negative: None,
+                parts: LossParts {
+                    loss_head: head * noise,
+                    loss_text: text * noise,
+                    loss_triplet: 0.0,
+                    ..LossParts::default()
+                },
                 // An overflow of f16 leaves no number.
                 grad_norm: if step == 3 { f64::NAN } else { 1.0 },
+                loss_scale: 1.0,
+                skipped: false,
                 images_per_s: 250.0,
+                lr: Some(1e-3),
+                lr_lora: None,
+                lr_prompt: None,
             });
         }
         let top1 = last.top1 * (1.0 - 0.5 * left) + 0.01 * rng.random::<f64>();
         let val = EvalMetrics { top1, loss: 1.1 * head + 0.3 * text, loss_head: 1.1 * head, ..last.clone() };
         let train = TrainRecord {
             loss: head + 0.3 * text,
-            loss_head: head,
-            loss_text: text,
-            loss_triplet: 0.0,
+            parts: LossParts { loss_head: head, loss_text: text, loss_triplet: 0.0, ..LossParts::default() },
             top1: (top1 + 0.05).min(1.0),
             text_top1: 0.6,
         };
@@ -462,7 +466,7 @@ fn the_losses_are_those_that_count() {
     let mut run = run("triplet", 2, 3, 0.9);
     run.settings.text_weight = 0.0;
     for record in &mut run.epochs {
-        record.train.loss_triplet = 0.7;
+        record.train.parts.loss_triplet = 0.7;
     }
     run.steps[5].loss = f64::NAN;
     run_plots(&run, &dir, &Silent).unwrap();
@@ -770,8 +774,9 @@ fn a_run_with_triplets_has_a_picture_of_them() {
     let dir = folder("triplets");
     let mut run = run("triplet", 2, 6, 0.9);
     for step in &mut run.steps {
-        step.triplets_active = Some(1.0 / f64::from(step.epoch));
-        (step.distance_positive, step.distance_negative) = (Some(0.2), Some(0.2 * f64::from(step.epoch)));
+        step.parts.triplets_active = 1.0 / f64::from(step.epoch);
+        step.parts.distance_positive = 0.2;
+        step.parts.distance_negative = 0.2 * f64::from(step.epoch);
     }
     let files = run_plots(&run, &dir, &Silent).unwrap();
     assert_eq!(names(&files)[10..], ["triplets.png", "triplets.svg"]);
@@ -780,7 +785,9 @@ fn a_run_with_triplets_has_a_picture_of_them() {
     for name in ["triplets with a loss", "to its own class", "to another class"] {
         assert!(written.iter().any(|text| text == name), "{name}: {written:?}");
     }
-    run.steps.iter_mut().for_each(|step| (step.distance_positive, step.distance_negative) = (None, None));
+    for step in &mut run.steps {
+        (step.parts.distance_positive, step.parts.distance_negative) = (f64::NAN, f64::NAN);
+    }
     run_plots(&run, &dir, &Silent).unwrap();
     let written = svg_texts(&dir.join("plots"), "triplets.svg");
     assert!(!written.iter().any(|text| text.starts_with("to ")), "{written:?}");
@@ -791,7 +798,7 @@ fn a_loss_under_another_is_wider() {
     let dir = folder("same-losses");
     let mut run = run("same", 2, 9, 0.9);
     run.settings.text_weight = 0.0;
-    run.epochs.iter_mut().for_each(|record| record.train.loss = record.train.loss_head);
+    run.epochs.iter_mut().for_each(|record| record.train.loss = record.train.parts.loss_head);
     run_plots(&run, &dir, &Silent).unwrap();
     let svg = std::fs::read_to_string(dir.join("plots/losses.svg")).unwrap();
     let width = |colour: &str| -> Vec<u32> {

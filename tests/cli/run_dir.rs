@@ -4,8 +4,9 @@
 use crate::command::*;
 use clip_engine::progress::Silent;
 use clip_engine::train::model::Model;
+use clip_engine::train::provenance::Stamp;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::stamp::{Stamp, of_one_epoch};
+use clip_engine::train::saved_run::of_one_epoch;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 use std::collections::{BTreeMap, HashMap};

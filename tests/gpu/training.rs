@@ -12,7 +12,7 @@ use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::data::Split;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
-use clip_engine::train::learner::{Batch, Learner, StepStats};
+use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
 use half::f16;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -175,7 +175,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
     }
     for seed in 50..53 {
         let (images, labels) = tiny.pixels(seed).unwrap();
-        learner.evaluate(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
         let (head, text) = learner.logits().unwrap();
         logits.extend([head.bytes().to_vec(), text.bytes().to_vec()]);
     }

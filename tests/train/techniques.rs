@@ -7,7 +7,7 @@ use clip_engine::check::step::{TinySizes, TinyStep, adapter_techniques, techniqu
 use clip_engine::objective::{MixDraw, MixOn};
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Tensor};
-use clip_engine::train::learner::{Batch, Learner, Share};
+use clip_engine::train::learner::{Batch, Input, Learner, MicroBatch, Which};
 use clip_engine::tune::{Place, Target, Tower};
 
 /// Plain LoRA and all techniques.
@@ -49,7 +49,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
         let (images, labels) = tiny.batch().unwrap();
         let weights = tiny.class_weights(0);
         let class_weights = weights.as_deref();
-        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         let (frozen, (_, text)) = (learner.features().unwrap(), learner.logits().unwrap());
         let before = learner.snapshot().unwrap();
         let draw = tiny.draw(labels.len(), 0);
@@ -61,7 +61,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
             let still = values(before).iter().zip(values(after)).filter(|(before, after)| before == after);
             assert_eq!(still.count(), 0, "{name}: numbers of {part} that did not move");
         }
-        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         assert_eq!(values(&learner.features().unwrap()), values(&frozen), "{name}: the frozen tower");
         assert_eq!(values(&learner.logits().unwrap().1), values(&text), "{name}: the text features");
     }
@@ -80,7 +80,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         let weights = tiny.class_weights(0);
         let class_weights = weights.as_deref();
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
-        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         let frozen = learner.features().unwrap();
         let draw = tiny.draw(labels.len(), 0);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
@@ -102,17 +102,17 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         assert_eq!(apart > 1e-3, in_tower, "{name}: {apart:e} from the frozen tower");
         for round in 0..2 {
             let what = |what: &str| format!("{name}, round {round}: {what}");
-            learner.evaluate(images.view(), &labels).unwrap();
+            learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
             assert_same(&learner.features().unwrap(), &expected, &what("features"));
             let (of_head, of_text) = learner.logits().unwrap();
             assert_same(&of_text, &text, &what("text logits"));
             if !tiny.head {
                 assert_same(&of_head, &text, &what("logits of the head that mirrors the text features"));
             }
-            learner.evaluate(part, part_labels).unwrap();
+            learner.evaluate(Input::Images(part), part_labels, Which::Tuned).unwrap();
             let rows = expected.view().rows(1, 4).unwrap().to_tensor(expected.dtype()).unwrap();
             assert_same(&learner.features().unwrap(), &rows, &what("features of a part"));
-            learner.evaluate_frozen(images.view(), &labels).unwrap();
+            learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
             assert_same(&learner.features().unwrap(), &frozen, &what("frozen features"));
             learner.gradients(batch).unwrap();
             assert_same(&learner.features().unwrap(), &dropped, &what("features of a training pass"));
@@ -121,7 +121,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
             {
                 assert_same(found, expected, &what(&format!("gradient of {part}")));
             }
-            learner.evaluate_frozen(part, part_labels).unwrap();
+            learner.evaluate(Input::Images(part), part_labels, Which::Frozen).unwrap();
         }
     }
 }
@@ -151,7 +151,7 @@ fn a_smaller_batch_trains_as_it_would_alone() {
         }
         let (found, expected) = (learner.stats().unwrap(), alone.stats().unwrap());
         assert_eq!(found.loss, expected.loss, "{name}");
-        assert_eq!(found.loss_triplet, expected.loss_triplet, "{name}");
+        assert_eq!(found.parts.loss_triplet, expected.parts.loss_triplet, "{name}");
     }
 }
 
@@ -167,7 +167,7 @@ fn the_triplets_of_these_tests_have_anchors_with_and_without_a_loss() {
             tiny.objective.margin = margin;
             let mut learner = tiny.learner().unwrap();
             learner.loss(Batch::new(images.view(), &labels)).unwrap();
-            learner.stats().unwrap().loss_triplet
+            learner.stats().unwrap().parts.loss_triplet
         };
         let (margin, step) = (tiny.objective.margin, 1e-4);
         let count = |margin: f64| (loss(margin + step) - loss(margin)) / step * labels.len() as f64;
@@ -199,9 +199,9 @@ fn several_batches_make_the_step_of_one() {
         for (number, range) in [0..2, 2..4, 4..6, 6..7].into_iter().enumerate() {
             let part = images.view().rows(range.start, range.len()).unwrap();
             let share =
-                Share { place: Place::of(number, 4), of_images: range.len() as f64 / labels.len() as f64 };
+                MicroBatch { place: Place::of(number, 4), share: range.len() as f64 / labels.len() as f64 };
             let batch = Batch { number: number as u32, class_weights, ..Batch::new(part, &labels[range]) };
-            split.train_part(batch, share, &rates(), 1.0).unwrap();
+            split.train(batch, share, &rates(), 1.0).unwrap();
         }
         assert_eq!((whole.steps(), split.steps()), (1, 1), "{name}");
         let parts = whole.param_names();
@@ -249,38 +249,39 @@ fn features_of_a_frozen_vision_tower_train_as_its_images_do() {
     ] {
         let [mut by_images, mut by_features, mut plain] = [0; 3].map(|_| tiny.learner().unwrap());
         let (images, labels) = tiny.batch().unwrap();
-        plain.evaluate_frozen(images.view(), &labels).unwrap();
+        plain.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         let (features, frozen) = (plain.features().unwrap(), plain.logits().unwrap().1);
         for number in 0..4 {
             let draw = tiny.draw(labels.len(), u64::from(number));
-            let batch = |inputs| Batch { mix: draw.as_ref(), number, ..Batch::new(inputs, &labels) };
-            let share = Share { place: Place::of(number as usize % 2, 2), of_images: 0.5 };
-            by_images.train_part(batch(images.view()), share, &rates(), 1.0).unwrap();
-            by_features.train_on_features(batch(features.view()), share, &rates(), 1.0).unwrap();
+            let batch = |batch| Batch { mix: draw.as_ref(), number, ..batch };
+            let half = MicroBatch { place: Place::of(number as usize % 2, 2), share: 0.5 };
+            by_images.train(batch(Batch::new(images.view(), &labels)), half, &rates(), 1.0).unwrap();
+            let features = batch(Batch::of_features(features.view(), &labels));
+            by_features.train(features, half, &rates(), 1.0).unwrap();
             assert_eq!(by_images.stats().unwrap().loss, by_features.stats().unwrap().loss, "{name}");
         }
         for (a, b) in by_images.snapshot().unwrap().iter().zip(by_features.snapshot().unwrap()) {
             assert_eq!(values(a), values(&b), "{name}");
         }
-        by_images.evaluate(images.view(), &labels).unwrap();
-        by_features.evaluate_head(features.view(), &labels).unwrap();
+        by_images.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+        by_features.evaluate(Input::Features(features.view()), &labels, Which::Tuned).unwrap();
         let [expected, found] = [by_images.logits().unwrap(), by_features.logits().unwrap()];
         assert_eq!(
             (values(&found.0), values(&found.1)),
             (values(&expected.0), values(&expected.1)),
             "{name}"
         );
-        by_features.evaluate_frozen_head(features.view(), &labels).unwrap();
+        by_features.evaluate(Input::Features(features.view()), &labels, Which::Frozen).unwrap();
         let (_, text) = by_features.logits().unwrap();
         assert_eq!(values(&text), values(&frozen), "{name}: plain CLIP");
         assert_ne!(values(&found.1), values(&frozen), "{name}: the text tower was trained");
         let crops = Tensor::from_slice([labels.len(), 5], &vec![0u32; labels.len() * 5]).unwrap();
-        let cropped = Batch { crops: Some(crops.view()), ..Batch::new(features.view(), &labels) };
-        assert!(by_features.train_on_features(cropped, Share::ALL, &rates(), 1.0).is_err(), "{name}: crops");
+        let cropped = Batch { crops: Some(crops.view()), ..Batch::of_features(features.view(), &labels) };
+        assert!(by_features.train_step(cropped, &rates(), 1.0).is_err(), "{name}: crops");
     }
     let mut in_vision = TinyStep::new(TinySizes::ODD, 2).learner().unwrap();
     let (features, labels) = (Tensor::zeros([4, 6], DType::F64), [0, 1, 2, 3]);
-    let batch = Batch::new(features.view(), &labels);
-    let error = in_vision.train_on_features(batch, Share::ALL, &rates(), 1.0).unwrap_err().to_string();
+    let batch = Batch::of_features(features.view(), &labels);
+    let error = in_vision.train_step(batch, &rates(), 1.0).unwrap_err().to_string();
     assert!(error.contains("features do not stand for images"), "{error}");
 }

@@ -9,9 +9,9 @@ use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
-use clip_engine::train::run::{Baseline, Summary};
+use clip_engine::train::records::{Baseline, Summary};
+use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::session::Session;
 use clip_engine::train::settings::{Patience, Recipe, Settings};
 
 /// A few pictures of two classes of the demo; the last batch of training and of validation has one image.
@@ -51,7 +51,7 @@ struct Left {
     files: Vec<Vec<u8>>,
 }
 
-fn train<B: Backend>(session: &mut Session<'_, B>, recipe: Recipe) -> Left {
+fn train<B: Backend>(session: &mut SharedModel<'_, B>, recipe: Recipe) -> Left {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDir::at(&dir.path().join("run"));
     let summary = session.train(&settings(recipe), &run, false, &Silent).unwrap();
@@ -62,9 +62,9 @@ fn train<B: Backend>(session: &mut Session<'_, B>, recipe: Recipe) -> Left {
     Left { summary: Summary { seconds: 0.0, images_per_s: 0.0, baseline, ..summary }, files }
 }
 
-fn session<B: Backend>(backend: B, cache: &Cache) -> Session<'_, B> {
+fn session<B: Backend>(backend: B, cache: &Cache) -> SharedModel<'_, B> {
     let templates = settings(Recipe::Linear).templates;
-    Session::new(backend, demo::model().unwrap(), cache, None, &templates, &[], &Silent).unwrap()
+    SharedModel::new(backend, demo::model().unwrap(), cache, None, &templates, &[], &Silent).unwrap()
 }
 
 #[test]

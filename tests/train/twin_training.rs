@@ -18,7 +18,7 @@ use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionActivatio
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Batch, Learner, StepStats};
+use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
 use clip_engine::tune::lora::LoraInit;
 use clip_engine::tune::{BlockLora, LoraSpec, Site, Target, Tower, TowerTuning};
 
@@ -188,9 +188,9 @@ fn trace(tiny: &TinyStep, record: bool) -> (Vec<StepStats>, Vec<Vec<u8>>, Vec<Ve
     let (images, labels) = tiny.pixels(50).unwrap();
     let mut logits = Vec::new();
     for _ in 0..3 {
-        learner.evaluate(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
         logits.push(learner.logits().unwrap().0.bytes().to_vec());
-        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         logits.push(learner.logits().unwrap().1.bytes().to_vec());
     }
     assert_eq!(logits[0], logits[4], "the third evaluation, which is a replay, differs from the first");
@@ -269,9 +269,9 @@ fn turn<B: Backend>(learner: &mut Learner<B>, train: &TinyBatch, test: &TinyBatc
     }
     learner.train_step(train.view(), &rates(), 1.0).unwrap();
     let (step, _) = left(learner);
-    learner.evaluate(test.images.view(), &test.labels).unwrap();
+    learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Tuned).unwrap();
     let (evaluation, features) = left(learner);
-    learner.evaluate_frozen(test.images.view(), &test.labels).unwrap();
+    learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Frozen).unwrap();
     let (frozen, frozen_features) = left(learner);
     Turn { losses: [step, evaluation, frozen], features, frozen_features }
 }
@@ -283,7 +283,7 @@ fn every_trained_tensor_moves_and_no_frozen_one_does() {
     let mut learner = learner(twin(DType::BF16), &tiny, None);
     let (images, labels) = tiny.pixels(30).unwrap();
     let frozen = |learner: &mut Learner<Cuda>| {
-        learner.evaluate_frozen(images.view(), &labels).unwrap();
+        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
         learner.features().unwrap().bytes().to_vec()
     };
     let (before, features) = (learner.snapshot().unwrap(), frozen(&mut learner));
@@ -367,11 +367,11 @@ fn bf16_is_evaluated_as_it_is_trained() {
         let loss = learner.loss(test.view()).unwrap();
         let features = learner.features().unwrap();
         for _ in 0..3 {
-            learner.evaluate(test.images.view(), &test.labels).unwrap();
+            learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Tuned).unwrap();
             assert_eq!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
             assert_eq!(learner.stats().unwrap().loss, loss, "{name}");
         }
-        learner.evaluate_frozen(test.images.view(), &test.labels).unwrap();
+        learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Frozen).unwrap();
         assert_ne!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
     }
 }

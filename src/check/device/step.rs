@@ -122,9 +122,9 @@ impl<B: Backend> Learners<B> {
     /// One step; the largest error of the losses of its batches.
     fn step(&mut self, tiny: &TinyStep, step: u64, rates: &Rates) -> Result<f64> {
         let mut worst = 0.0f64;
-        for (batch, share) in tiny.step_batches(step)? {
-            self.device.train_part(batch.view(), share, rates, 1.0)?;
-            self.cpu.train_part(batch.view(), share, rates, 1.0)?;
+        for (batch, micro) in tiny.step_batches(step)? {
+            self.device.train(batch.view(), micro, rates, 1.0)?;
+            self.cpu.train(batch.view(), micro, rates, 1.0)?;
             let (found, expected) = (self.device.stats()?.loss, self.cpu.stats()?.loss);
             let error = ((found - expected) / expected).abs();
             worst = if error.is_nan() || error > worst { error } else { worst };

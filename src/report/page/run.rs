@@ -7,8 +7,9 @@ use crate::report::compare::{BASELINE, PLAIN};
 use crate::report::data::{TrainRecord, TripletMeans};
 use crate::report::origin::Origin;
 use crate::stats::interval::{wilson, wilson_of};
+use crate::train::learner::LossParts;
 use crate::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation, macro_f1};
-use crate::train::run::{Temperature, ZeroShot};
+use crate::train::records::{Temperature, ZeroShot};
 use crate::train::{Result, Settings, TrainError};
 use serde::Serialize;
 
@@ -231,7 +232,8 @@ fn intervals(classes: &[ClassMetrics]) -> Vec<(f64, f64)> {
 
 fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
     let epochs = run.epochs.iter().map(|record| {
-        let &TrainRecord { loss, top1, text_top1, loss_head, loss_text, loss_triplet } = &record.train;
+        let &TrainRecord { loss, top1, text_top1, parts } = &record.train;
+        let LossParts { loss_head, loss_text, loss_triplet, .. } = parts;
         Epoch {
             epoch: record.epoch,
             train: Losses { loss, top1, text_top1, loss_head, loss_text, loss_triplet },
@@ -246,9 +248,9 @@ fn parts(run: &RunData) -> Vec<Part> {
     let recorded = |value: fn(&TrainRecord) -> f64| run.epochs.iter().any(|e| value(&e.train).is_finite());
     let part = |part, weight: f64, value| (weight != 0.0 && recorded(value)).then_some(part);
     let parts = [
-        part(Part::Head, objective.head, |train| train.loss_head),
-        part(Part::Text, objective.text, |train| train.loss_text),
-        part(Part::Triplet, objective.triplet, |train| train.loss_triplet),
+        part(Part::Head, objective.head, |train| train.parts.loss_head),
+        part(Part::Text, objective.text, |train| train.parts.loss_text),
+        part(Part::Triplet, objective.triplet, |train| train.parts.loss_triplet),
     ];
     parts.into_iter().flatten().collect()
 }

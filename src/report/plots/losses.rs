@@ -60,15 +60,15 @@ fn parts(run: &RunData) -> Vec<Part> {
     let mut parts = vec![part("total", INK, |s| s.loss, |e| e.loss)];
     if objective.head != 0.0 {
         let name = weighted("head", objective.head);
-        parts.push(part(&name, BLUE, |s| s.loss_head, |e| e.loss_head));
+        parts.push(part(&name, BLUE, |s| s.parts.loss_head, |e| e.parts.loss_head));
     }
     if objective.text != 0.0 {
         let name = weighted("text", objective.text);
-        parts.push(part(&name, ORANGE, |s| s.loss_text, |e| e.loss_text));
+        parts.push(part(&name, ORANGE, |s| s.parts.loss_text, |e| e.parts.loss_text));
     }
     if objective.triplet != 0.0 {
         let name = weighted("triplet", objective.triplet);
-        parts.push(part(&name, GREEN, |s| s.loss_triplet, |e| e.loss_triplet));
+        parts.push(part(&name, GREEN, |s| s.parts.loss_triplet, |e| e.parts.loss_triplet));
     }
     let of_epochs = |part: &Part| run.epochs.iter().any(|e| (part.of_epoch)(&e.train).is_finite());
     let of_steps = |part: &Part| run.steps.iter().any(|step| (part.of_step)(step).is_finite());

@@ -7,7 +7,7 @@
 //! release.
 
 use super::pattern::{Names, Pattern, strings};
-use crate::train::model::BaseModel;
+use crate::train::base_model::BaseModel;
 use crate::tune::{LoraSpec, Target, Tower};
 use serde_json::{Map, Value, json};
 

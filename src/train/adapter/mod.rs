@@ -11,9 +11,9 @@ mod prompts;
 pub use head::{HeadFile, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
+use super::base_model::BaseModel;
 use super::files::{Staged, TensorFile, stage_tensors};
-use super::model::BaseModel;
-use super::stamp::Stamp;
+use super::provenance::Stamp;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::{ClipConfig, TowerConfig};

@@ -3,7 +3,7 @@
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
 use crate::train::files::{Staged, TensorFile, stage_tensors};
-use crate::train::stamp::Stamp;
+use crate::train::provenance::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::{PromptMode, PromptSharing, PromptSpec, Prompts};
 use std::collections::{BTreeMap, HashMap};

@@ -1,6 +1,6 @@
 //! Classes with different numbers of training images: what is said of them, and what may be done about it.
 
-use super::metrics::ClassMetrics;
+use crate::train::metrics::ClassMetrics;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 

@@ -2,15 +2,14 @@
 //!
 //! Everything comes from the functions that a run itself uses; nothing is written.
 
-use super::learner::TextClassifier;
 use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
-use super::parts::{Towers, trained_parts};
-use super::run::learner_spec;
+use super::run::initial::{Towers, learner_spec, trained_parts};
 use super::settings::{Augment, CacheType, Settings};
 use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::flops::{Flops, StepSizes, TextSizes};
+use crate::clip::text::TextClassifier;
 use crate::clip::text::{EmbeddedPrompts, PART};
 use crate::clip::weights::expected_tensors;
 use crate::data::augment::larger_side;
@@ -104,7 +103,7 @@ impl Plan {
             CacheType::F16 | CacheType::F32 => [3, side, side].into(),
         };
         let crops_of = (settings.augment != Augment::Off).then(|| larger_side(side));
-        let spec = learner_spec(backend, settings, &trained, batch, shape, settings.dtype.into(), crops_of);
+        let spec = learner_spec(backend, settings, batch, (shape, settings.dtype.into()), crops_of);
         check_batch(backend, &tower, text_training.as_ref(), &trained, &spec)?;
         let prompts = text_training.as_ref().map(|text| &text.prompts);
         let (step_flops, epoch_flops) = flops(model, images, settings, chosen, prompts);

@@ -1,11 +1,11 @@
 //! What a logistic regression makes of plain CLIP's features: what a trained run has to be better than.
 
-use super::Result;
-use super::metrics::Accumulator;
-use super::run::Baseline;
 use crate::objective::Objective;
 use crate::stats::logistic::{Photos, choose, grid};
 use crate::tensor::{DType, Shape, Tensor};
+use crate::train::Result;
+use crate::train::metrics::Accumulator;
+use crate::train::records::Baseline;
 use std::time::Instant;
 
 /// Photos times width times classes up to which a fit takes a minute at the most on two cores.

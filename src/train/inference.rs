@@ -1,17 +1,17 @@
 //! A vision tower with what was trained in it, read from files: what predicting and embedding begin with.
 
-use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts, prompt_spec};
+use super::adapter::{Adapter, adapter_in, load_prompts, prompt_spec};
 use super::memory::check_photos;
 use super::model::Model;
 use super::run_dir::RunDir;
-use super::session::Extractor;
 use super::settings::Settings;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::block::{Evaluated, FoldedBlock};
-use crate::clip::vision::VisionTower;
+use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::Preprocess;
 use crate::data::decode::Orientation;
+use crate::tensor::{DType, Tensor};
 use crate::tune::{BlockLora, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,6 @@ impl<B: Backend> TunedTower<B> {
             adapter.check(&model.config)?;
             lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
             folded = tower.folded(&backend, &lora)?;
-            tower.fold(&backend, &lora, &mut folded)?;
         }
         let prompts = match &files.prompts {
             Some((path, spec)) => {
@@ -114,19 +113,36 @@ impl<B: Backend> TunedTower<B> {
     }
 }
 
-/// The head of the best epoch of a run so far, for features of width `width`.
-///
-/// # Errors
-/// A run that has none yet.
-pub fn head_of_run(dir: &RunDir, width: usize) -> Result<HeadFile> {
-    HeadFile::load(&head_file_of_run(dir)?, width)
+/// Features of batches of images, from a tower that is not trained.
+pub(super) struct Extractor<'a, B: Backend> {
+    backend: &'a B,
+    tower: &'a VisionTower<B>,
+    adapters: Evaluated<'a, B>,
+    prompts: Option<&'a Prompts<B>>,
+    activations: VisionActivations<B>,
 }
 
-/// Where that head is.
-pub(super) fn head_file_of_run(dir: &RunDir) -> Result<PathBuf> {
-    if !dir.head().is_file() {
-        let problem = "no head.safetensors here; the run ended before its first epoch did";
-        return Err(TrainError::file(dir.path(), problem));
+impl<'a, B: Backend> Extractor<'a, B> {
+    /// For batches of up to `batch` images.
+    pub fn new(
+        backend: &'a B,
+        tower: &'a VisionTower<B>,
+        adapters: Evaluated<'a, B>,
+        prompts: Option<&'a Prompts<B>>,
+        batch: usize,
+    ) -> Result<Self> {
+        let tuning = TowerTuning { lora: adapters.lora, prompts, dropout: None };
+        let activations = VisionActivations::new(backend, tower, batch, tuning, Purpose::Inference)?;
+        Ok(Extractor { backend, tower, adapters, prompts, activations })
     }
-    Ok(dir.head())
+
+    /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers, on the device.
+    pub fn run(&mut self, images: &Tensor) -> Result<&B::Tensor> {
+        let (backend, a) = (self.backend, &mut self.activations);
+        let dtype = if images.dtype() == DType::U8 { DType::U8 } else { backend.compute_dtype() };
+        let pixels = backend.upload(images.view(), dtype)?;
+        a.set_batch(images.shape().rows())?;
+        self.tower.infer(backend, &pixels, None, self.adapters, self.prompts, a)?;
+        Ok(&a.features)
+    }
 }

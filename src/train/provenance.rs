@@ -1,8 +1,5 @@
 //! Where the files of a run come from: an entry in the metadata of each of its safetensors files.
 
-use super::model::Model;
-use super::run_dir::RunDir;
-use super::settings::Settings;
 use super::{Result, TrainError};
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -10,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The metadata entry.
 const KEY: &str = "clip-engine";
@@ -29,7 +26,7 @@ pub struct WeightsId {
 
 impl WeightsId {
     /// Names the weights in a message: by their commit if both have one.
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         // Whole, as --model takes it.
         self.commit
             .as_ref()
@@ -81,62 +78,6 @@ impl Stamp {
         let header: Header = serde_json::from_slice(&header).ok()?;
         serde_json::from_str(header.metadata.get(KEY)?).ok()
     }
-}
-
-/// Reads files of the run in `dir` with `read` and makes sure that they belong together.
-///
-/// # Errors
-/// Files of different epochs, as a run has them for a moment when it saves a better epoch, or for longer where it was
-/// killed just then. Files without a stamp go with any.
-pub fn of_one_epoch<T>(dir: &RunDir, settings: &Settings, read: impl FnOnce() -> Result<T>) -> Result<T> {
-    let before = common_stamp(dir, settings)?;
-    let found = read()?;
-    match common_stamp(dir, settings)? == before {
-        true => Ok(found),
-        false => Err(TrainError::file(dir.path(), "a better epoch was saved just now; try again")),
-    }
-}
-
-fn common_stamp(dir: &RunDir, settings: &Settings) -> Result<Option<Stamp>> {
-    let adapter = settings.lora().map(|_| dir.adapter().join("adapter_model.safetensors"));
-    let prompts = settings.prompt_spec().map(|_| dir.prompts());
-    let paths = [Some(dir.head()), adapter, prompts].into_iter().flatten();
-    let mut stamps = paths.filter_map(|path| Some((Stamp::read(&path)?, path)));
-    let Some((first, head)) = stamps.next() else { return Ok(None) };
-    match stamps.find(|(stamp, _)| *stamp != first) {
-        None => Ok(Some(first)),
-        Some((other, path)) => Err(mixture(dir, [(&head, &first), (&path, &other)])),
-    }
-}
-
-fn mixture(dir: &RunDir, [(a, first), (b, second)]: [(&PathBuf, &Stamp); 2]) -> TrainError {
-    let name = |path: &Path| path.strip_prefix(dir.path()).unwrap_or(path).display().to_string();
-    let problem = format!(
-        "{} is of epoch {} and {} of epoch {} of another moment: try again if the run is being trained, else make it \
-         whole with engine train --resume --output {}",
-        name(a),
-        first.epoch,
-        name(b),
-        second.epoch,
-        dir.path().display(),
-    );
-    TrainError::file(dir.path(), problem)
-}
-
-/// What a user should hear who applies the run in `dir` to weights that it was not trained on.
-pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
-    let Some(stamp) = Stamp::read(&dir.head()) else { return Ok(None) };
-    let found = model.weights_id()?;
-    Ok((found.hash != stamp.weights.hash).then(|| {
-        format!(
-            "{}: was trained on other weights ({}) than those of {} ({}), with which its results do not hold; name \
-             the model that it was trained on by --model",
-            dir.path().display(),
-            stamp.weights.name(),
-            model.base.name(),
-            found.name(),
-        )
-    }))
 }
 
 /// Refuses to go on with a run of other weights.

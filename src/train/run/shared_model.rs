@@ -1,25 +1,29 @@
 //! One model and one set of images on a device, for as many runs as are wanted.
 
-use super::learner::{Learner, TextClassifier};
-use super::model::{BaseModel, Model, TextTraining};
-use super::run::Baseline;
-use super::stamp::WeightsId;
-use super::{Result, TrainError};
+use super::initial::{Towers, learner_spec, trained_parts};
 use crate::backend::Backend;
-use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
-use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
+use crate::clip::text::{PART, TextClassifier};
+use crate::clip::vision::VisionTower;
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
-use crate::tensor::{DType, Tensor};
-use crate::train::evaluate::Inputs;
-use crate::tune::{Prompts, Tower, TowerTuning};
+use crate::tensor::Tensor;
+use crate::train::base_model::BaseModel;
+use crate::train::batches::Inputs;
+use crate::train::learner::{Learner, Which};
+use crate::train::memory;
+use crate::train::model::{Model, TextTraining};
+use crate::train::provenance::WeightsId;
+use crate::train::records::Baseline;
+use crate::train::settings::Settings;
+use crate::train::{Result, TrainError};
+use crate::tune::Tower;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// What runs share: the frozen tower, the class features, the images, and the images' features.
-pub struct Session<'a, B: Backend> {
+pub struct SharedModel<'a, B: Backend> {
     pub(super) backend: B,
     pub(super) tower: Arc<VisionTower<B>>,
     pub(super) config: ClipConfig,
@@ -29,7 +33,7 @@ pub struct Session<'a, B: Backend> {
     /// Larger training images, for augmentation.
     pub(super) enlarged: Option<&'a Cache>,
     /// The model that adapters belong to.
-    pub(super) model_name: BaseModel,
+    pub(super) name: BaseModel,
     pub(super) weights: WeightsId,
     templates: Vec<String>,
     features: HashMap<Split, Features>,
@@ -39,7 +43,7 @@ pub struct Session<'a, B: Backend> {
     pub(super) images_are_said: bool,
 }
 
-impl<'a, B: Backend> Session<'a, B> {
+impl<'a, B: Backend> SharedModel<'a, B> {
     /// Loads the towers of `model`, whose files are let go. The text tower is dropped behind the class features
     /// of `templates`, unless one of `towers` is it: those that runs will train. `enlarged` holds the training
     /// images for runs with augmentation.
@@ -67,7 +71,7 @@ impl<'a, B: Backend> Session<'a, B> {
             false => None,
         };
         let tower = Arc::new(model.vision(&backend)?);
-        Ok(Session {
+        Ok(SharedModel {
             backend,
             tower,
             config: model.config.clone(),
@@ -75,7 +79,7 @@ impl<'a, B: Backend> Session<'a, B> {
             text_training,
             cache,
             enlarged,
-            model_name: model.base.clone(),
+            name: model.base.clone(),
             weights: model.weights_id()?,
             templates: templates.to_vec(),
             features: HashMap::new(),
@@ -101,6 +105,25 @@ impl<'a, B: Backend> Session<'a, B> {
         }
         let text = "--template: differs between runs of one model; compare runs of the same templates";
         Err(TrainError::Setting(text.into()))
+    }
+
+    /// A learner at the start of a run; that of a run to resume gets its values later.
+    pub(super) fn learner(&self, settings: &Settings, batch: usize, resume: bool) -> Result<Learner<B>> {
+        let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
+        let from = settings.init_from.as_deref().filter(|_| !resume);
+        let text_tower = self.text_training.as_ref().map(|text| &*text.tower);
+        let towers = Towers { vision: tower, text: text_tower, config: &self.config };
+        let trained = trained_parts(backend, towers, settings, from, names, &self.text)?;
+        let image = (self.cache.image_shape(), self.cache.dtype());
+        let crops_of = self.augmented(settings)?.map(|images| images.preprocess().image_size());
+        let spec = learner_spec(backend, settings, batch, image, crops_of);
+        memory::check_batch(backend, tower, self.text_training.as_ref(), &trained, &spec)?;
+        let trains_text = !trained.text_lora.is_empty();
+        let learner = Learner::new(backend.clone(), tower.clone(), trained, &self.text, &spec)?;
+        Ok(match &self.text_training {
+            Some(text) if trains_text => learner.with_text_tower(text.tower.clone(), &text.prompts, PART)?,
+            _ => learner,
+        })
     }
 
     /// Normalised features of plain CLIP \[N, E\] in the master type, for the images of a split in their
@@ -145,7 +168,7 @@ impl<'a, B: Backend> Session<'a, B> {
                 return Err(DataError::Interrupted.into());
             }
             staging.fill(&inputs, chunk)?;
-            learner.evaluate_frozen(staging.inputs.view(), &staging.labels)?;
+            learner.evaluate(staging.input(&inputs), &staging.labels, Which::Frozen)?;
             bytes.extend_from_slice(learner.features()?.bytes());
             monitor.advance(chunk.len() as u64);
         }
@@ -162,38 +185,4 @@ pub(super) struct Features {
     pub values: Arc<Tensor>,
     /// What it took to compute them.
     pub seconds: f64,
-}
-
-/// Features of batches of images, from a tower that is not trained.
-pub(super) struct Extractor<'a, B: Backend> {
-    backend: &'a B,
-    tower: &'a VisionTower<B>,
-    adapters: Evaluated<'a, B>,
-    prompts: Option<&'a Prompts<B>>,
-    activations: VisionActivations<B>,
-}
-
-impl<'a, B: Backend> Extractor<'a, B> {
-    /// For batches of up to `batch` images.
-    pub fn new(
-        backend: &'a B,
-        tower: &'a VisionTower<B>,
-        adapters: Evaluated<'a, B>,
-        prompts: Option<&'a Prompts<B>>,
-        batch: usize,
-    ) -> Result<Self> {
-        let tuning = TowerTuning { lora: adapters.lora, prompts, dropout: None };
-        let activations = VisionActivations::new(backend, tower, batch, tuning, Purpose::Inference)?;
-        Ok(Extractor { backend, tower, adapters, prompts, activations })
-    }
-
-    /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers, on the device.
-    pub fn run(&mut self, images: &Tensor) -> Result<&B::Tensor> {
-        let (backend, a) = (self.backend, &mut self.activations);
-        let dtype = if images.dtype() == DType::U8 { DType::U8 } else { backend.compute_dtype() };
-        let pixels = backend.upload(images.view(), dtype)?;
-        a.set_batch(images.shape().rows())?;
-        self.tower.infer(backend, &pixels, None, self.adapters, self.prompts, a)?;
-        Ok(&a.features)
-    }
 }

@@ -1,14 +1,15 @@
 //! What is trained, as a run starts with it: at random, or from the files of another run.
 
-use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
-use super::learner::TextClassifier;
-use super::settings::{ClassifierKind, HeadInit, Settings};
-use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
+use crate::clip::text::TextClassifier;
 use crate::clip::text::TextTower;
 use crate::clip::vision::VisionTower;
 use crate::tensor::{DType, Shape, Tensor};
+use crate::train::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
+use crate::train::learner::LearnerSpec;
+use crate::train::settings::{ClassifierKind, HeadInit, Settings};
+use crate::train::{Result, TrainError};
 use crate::tune::{
     BlockLora, Head, LoraSpec, Prompts, Tower, Trained,
     head::initial_head,
@@ -80,7 +81,27 @@ pub fn trained_parts<B: Backend>(
     if let Some(from) = init_from {
         initial_parts_from(backend, towers, settings, class_names, from, &mut trained)?;
     }
+    trained.prepare_to_train(backend)?;
     Ok(trained)
+}
+
+/// What a learner of a run is made for: batches of up to `batch` images of shape `image`, cut out of larger
+/// ones of side `crops_of` if there are any.
+pub(in crate::train) fn learner_spec<B: Backend>(
+    backend: &B,
+    settings: &Settings,
+    batch: usize,
+    (image, image_dtype): (Shape, DType),
+    crops_of: Option<usize>,
+) -> LearnerSpec {
+    LearnerSpec {
+        mix: settings.mix(),
+        crops_of,
+        dropout: settings.dropout_spec(),
+        clip: settings.clip_grad_norm,
+        accumulate: settings.accumulate > 1,
+        ..LearnerSpec::new(backend, batch, image, image_dtype, settings.objective())
+    }
 }
 
 /// `values` times `factor`, f32.

@@ -1,13 +1,13 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
-use super::files::{TensorFile, stage_tensors};
-use super::keep::{Candidate, Candidates, KeepBy};
-use super::learner::Learner;
-use super::metrics::{ClassMetrics, EvalMetrics};
-use super::run::Baseline;
-use super::stamp::WeightsId;
-use super::{Result, TrainError};
 use crate::backend::{Backend, Control, DeviceTensor};
+use crate::train::files::{TensorFile, stage_tensors};
+use crate::train::keep::{Candidate, Candidates, KeepBy};
+use crate::train::learner::Learner;
+use crate::train::metrics::{ClassMetrics, EvalMetrics};
+use crate::train::provenance::WeightsId;
+use crate::train::records::Baseline;
+use crate::train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

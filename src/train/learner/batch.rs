@@ -1,0 +1,265 @@
+//! A batch on the host, and where it goes on the device.
+
+use super::LearnerSpec;
+use crate::backend::{Backend, BackendError, Counting, DeviceTensor, Mix, Result};
+use crate::objective::{MixDraw, MixOn, Objective};
+use crate::tensor::{DType, Shape, Tensor, TensorError, View};
+use crate::tune::{DropoutSpec, Place, TowerDropout};
+
+/// What a batch is computed from.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// \[n, …\]: images as [`LearnerSpec::image`] says, or those that crops are taken of.
+    Images(View<'a>),
+    /// \[n, E\]: normalised features of the frozen vision tower in the place of images.
+    Features(View<'a>),
+}
+
+impl<'a> Input<'a> {
+    fn view(self) -> View<'a> {
+        match self {
+            Input::Images(view) | Input::Features(view) => view,
+        }
+    }
+
+    pub(super) fn is_features(self) -> bool {
+        matches!(self, Input::Features(_))
+    }
+}
+
+/// A batch on the host.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// n images, or their features.
+    pub input: Input<'a>,
+    /// \[n\]
+    pub labels: &'a [u32],
+    /// How it is mixed, as [`LearnerSpec::mix`] says.
+    pub mix: Option<&'a MixDraw>,
+    /// u32 \[n, 5\], for [`Backend::crop_resize`].
+    pub crops: Option<View<'a>>,
+    /// Which batch of the run it is, for dropout to draw by.
+    pub number: u32,
+    /// What each class counts in it \[C\], as the objective's [`ClassCounts`](crate::objective::ClassCounts) say.
+    pub class_weights: Option<&'a [f32]>,
+}
+
+impl<'a> Batch<'a> {
+    /// Images as they are.
+    pub fn new(images: View<'a>, labels: &'a [u32]) -> Self {
+        Batch { input: Input::Images(images), labels, mix: None, crops: None, number: 0, class_weights: None }
+    }
+
+    /// Features in the place of images.
+    pub fn of_features(features: View<'a>, labels: &'a [u32]) -> Self {
+        Batch { input: Input::Features(features), ..Batch::new(features, labels) }
+    }
+}
+
+/// A batch as one of those whose gradients make up a step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MicroBatch {
+    /// Where it stands among them.
+    pub place: Place,
+    /// Its share of the step's images.
+    pub share: f64,
+}
+
+impl MicroBatch {
+    /// A step of one batch.
+    pub const ALONE: MicroBatch = MicroBatch { place: Place::Alone, share: 1.0 };
+}
+
+/// Memory for a batch on the device.
+pub(super) struct BatchBuffers<B: Backend> {
+    /// \[n, …\]: what the tower sees.
+    pub pixels: B::Tensor,
+    pub crops: Option<Crops<B>>,
+    pub mixing: Option<Mixing<B>>,
+    /// \[C\]
+    pub class_weights: Option<B::Tensor>,
+    /// \[n\]
+    pub labels: B::Tensor,
+    /// See [`crate::backend::Dropout::draw`].
+    draw: Option<(B::Tensor, DropoutSpec)>,
+    classes: usize,
+}
+
+/// What training batches are cut out of.
+pub(super) struct Crops<B: Backend> {
+    /// u8 \[n, H, H, 3\]
+    pub images: B::Tensor,
+    /// u32 \[n, 5\]
+    pub rectangles: B::Tensor,
+}
+
+/// How training batches are mixed.
+pub(super) struct Mixing<B: Backend> {
+    pub on: MixOn,
+    pub mix: Mix<B>,
+    /// Features after mixing, and their gradient \[n, E\]; unused where pixels are mixed.
+    pub features: B::Tensor,
+    pub d_features: B::Tensor,
+}
+
+impl<B: Backend> Mixing<B> {
+    fn new(backend: &B, on: MixOn, batch: usize, width: usize) -> Result<Self> {
+        let master = backend.master_dtype();
+        let rows = if on == MixOn::Features { batch } else { 0 };
+        let mix = Mix {
+            partner: backend.zeros([batch], DType::U32)?,
+            inverse: backend.zeros([batch], DType::U32)?,
+            lambda: backend.zeros([batch], master)?,
+        };
+        let (features, d_features) =
+            (backend.empty([rows, width], master)?, backend.empty([rows, width], master)?);
+        Ok(Mixing { on, mix, features, d_features })
+    }
+
+    fn tensors(&mut self) -> impl Iterator<Item = &mut B::Tensor> {
+        let mix = [&mut self.mix.partner, &mut self.mix.inverse, &mut self.mix.lambda];
+        let features = [&mut self.features, &mut self.d_features];
+        mix.into_iter().chain(features.into_iter().filter(|_| self.on == MixOn::Features))
+    }
+}
+
+fn invalid<T>(problem: impl Into<String>) -> Result<T> {
+    Err(BackendError::Invalid { op: "batch", problem: problem.into() })
+}
+
+impl<B: Backend> BatchBuffers<B> {
+    /// For `classes` classes and features of width `width`.
+    pub fn new(backend: &B, spec: &LearnerSpec, classes: usize, width: usize) -> Result<Self> {
+        let batch = spec.batch;
+        let draw =
+            spec.dropout.map(|dropout| Ok::<_, BackendError>((backend.zeros([4], DType::U32)?, dropout)));
+        let image = spec.image.dims();
+        let [a, b, c] = [0, 1, 2].map(|i| image.get(i).copied().unwrap_or(1));
+        let dtype = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
+        let crops = spec.crops_of.map(|side| {
+            Ok::<_, BackendError>(Crops {
+                images: backend.zeros([batch, side, side, 3], DType::U8)?,
+                rectangles: backend.zeros([batch, 5], DType::U32)?,
+            })
+        });
+        let weighted = spec.objective.counts.weighted;
+        Ok(BatchBuffers {
+            draw: draw.transpose()?,
+            pixels: backend.zeros([batch, a, b, c], dtype)?,
+            crops: crops.transpose()?,
+            mixing: spec.mix.map(|on| Mixing::new(backend, on, batch, width)).transpose()?,
+            class_weights: weighted.then(|| backend.zeros([classes], backend.master_dtype())).transpose()?,
+            labels: backend.zeros([batch], DType::U32)?,
+            classes,
+        })
+    }
+
+    /// Images of the batch that was loaded last.
+    pub fn rows(&self) -> usize {
+        self.labels.shape().rows()
+    }
+
+    /// Room for `batch` images.
+    pub fn set_rows(&mut self, batch: usize) -> Result<()> {
+        let crops = self.crops.iter_mut().flat_map(|c| [&mut c.images, &mut c.rectangles]);
+        let mixing = self.mixing.iter_mut().flat_map(Mixing::tensors);
+        let mut all = [&mut self.pixels, &mut self.labels].into_iter().chain(crops).chain(mixing);
+        all.try_for_each(|tensor| tensor.set_rows(batch))
+    }
+
+    /// Refuses a batch whose labels do not fit.
+    pub fn check(&self, input: Input<'_>, labels: &[u32]) -> Result<()> {
+        let inputs = input.view().shape();
+        if inputs.rows() != labels.len() {
+            let expected = Shape::from([labels.len()]);
+            return Err(TensorError::shape("labels of a batch of images", expected, inputs).into());
+        }
+        match labels.iter().find(|&&label| label as usize >= self.classes) {
+            Some(label) => invalid(format!("label {label} among {} classes", self.classes)),
+            None => Ok(()),
+        }
+    }
+
+    /// Uploads a batch as it is evaluated; features go to `features`.
+    pub fn load_plain(
+        &mut self,
+        backend: &B,
+        input: Input<'_>,
+        labels: &[u32],
+        features: &mut B::Tensor,
+    ) -> Result<()> {
+        self.load_labels(backend, labels)?;
+        match input {
+            Input::Images(images) => backend.feed(images, &mut self.pixels),
+            Input::Features(values) => backend.feed(values, features),
+        }
+    }
+
+    /// Uploads a batch to train on; features go to `features`.
+    pub fn load(&mut self, backend: &B, batch: Batch<'_>, features: &mut B::Tensor) -> Result<()> {
+        self.load_labels(backend, batch.labels)?;
+        if let Some((values, spec)) = &mut self.draw {
+            let draw = [spec.seed as u32, (spec.seed >> 32) as u32, batch.number, 0];
+            backend.feed(Tensor::from_slice([4], &draw)?.view(), values)?;
+        }
+        self.load_mix(backend, batch.mix)?;
+        self.load_class_weights(backend, batch.class_weights)?;
+        match (batch.input, &mut self.crops, batch.crops) {
+            (Input::Features(values), _, None) => backend.feed(values, features),
+            (Input::Images(images), None, None) => backend.feed(images, &mut self.pixels),
+            (Input::Images(images), Some(to), Some(crops)) => {
+                backend.feed(images, &mut to.images)?;
+                backend.feed(crops, &mut to.rectangles)
+            }
+            _ => invalid("crops go with a learner that was made for them, and with no other"),
+        }
+    }
+
+    fn load_labels(&mut self, backend: &B, labels: &[u32]) -> Result<()> {
+        let labels = View::new(Shape::from([labels.len()]), DType::U32, bytemuck::cast_slice(labels))?;
+        backend.feed(labels, &mut self.labels)
+    }
+
+    fn load_mix(&mut self, backend: &B, mix: Option<&MixDraw>) -> Result<()> {
+        let batch = self.rows();
+        let (m, draw) = match (&mut self.mixing, mix) {
+            (None, None) => return Ok(()),
+            (Some(m), Some(draw)) if draw.fits(batch) => (m, draw),
+            (Some(_), Some(draw)) => return invalid(format!("{draw:?} is no way of mixing {batch} images")),
+            _ => return invalid("a draw goes with a learner that mixes, and with no other"),
+        };
+        let indices = |values: &[u32]| Tensor::from_slice([batch], values);
+        backend.feed(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
+        backend.feed(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
+        backend.feed(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
+    }
+
+    fn load_class_weights(&mut self, backend: &B, weights: Option<&[f32]>) -> Result<()> {
+        match (&mut self.class_weights, weights) {
+            (None, None) => Ok(()),
+            (Some(to), Some(weights)) => {
+                let weights =
+                    View::new(Shape::from([weights.len()]), DType::F32, bytemuck::cast_slice(weights))?;
+                backend.feed(weights, to)
+            }
+            _ => invalid("class weights go with a learner that was made for them, and with no other"),
+        }
+    }
+
+    /// Dropout of the batch, where there is any.
+    pub fn dropout(&self) -> Option<TowerDropout<'_, B>> {
+        let (draw, spec) = self.draw.as_ref()?;
+        Some(TowerDropout { draw, probability: spec.probability, part: 0 })
+    }
+
+    /// How its pixels are mixed, if they are.
+    pub fn pixel_mix(&self) -> Option<&Mix<B>> {
+        self.mixing.as_ref().filter(|m| m.on == MixOn::Pixels).map(|m| &m.mix)
+    }
+}
+
+/// How the classes count in training.
+pub(super) fn counting<B: Backend>(objective: Objective, weights: Option<&B::Tensor>) -> Counting<'_, B> {
+    let of_text = objective.head == 0.0;
+    Counting { weights, smoothing: objective.counts.smoothing, of_text }
+}

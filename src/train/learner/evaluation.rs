@@ -1,0 +1,79 @@
+//! Evaluation of a batch: adapters folded into the weights, no dropout, no mixing.
+
+use super::{Input, Learner, Outputs, Work, classifier};
+use crate::backend::{Backend, Result, Targets};
+use crate::clip::block::Evaluated;
+use crate::tensor::DType;
+use crate::train::metrics::Accumulator;
+
+/// What is evaluated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Which {
+    /// The towers with the adapters and the prompts.
+    Tuned,
+    /// The towers as they were before training.
+    Frozen,
+}
+
+impl<B: Backend> Learner<B> {
+    /// Evaluates a batch; adapters are folded into the weights unless the compute type is bf16. Does not wait for the
+    /// device.
+    pub fn evaluate(&mut self, input: Input<'_>, labels: &[u32], which: Which) -> Result<()> {
+        self.make_room(input, labels)?;
+        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.features)?;
+        if which == Which::Tuned {
+            self.refresh()?;
+        }
+        self.run(Work::Evaluate { on_features: input.is_features(), which })
+    }
+
+    /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
+    /// the head that mirrors these.
+    pub fn refresh(&mut self) -> Result<()> {
+        if self.evaluation_is_current {
+            return Ok(());
+        }
+        let (backend, trained) = (&self.backend, &mut self.trained);
+        self.tower.fold(backend, &trained.lora, &mut self.folded)?;
+        if let Some(t) = &mut self.text_tuning {
+            t.tower.fold(backend, &trained.text_lora, &mut t.folded)?;
+            let adapters = Evaluated { lora: &trained.text_lora, folded: &t.folded };
+            t.tower.infer(backend, adapters, &mut t.activations, &mut t.features)?;
+        }
+        if !trained.head.trained {
+            let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
+            let mut weight = backend.download(text)?.view().to_tensor(DType::F64)?;
+            weight.typed_mut::<f64>()?.iter_mut().for_each(|w| *w *= self.text_scale);
+            backend.write(weight.view(), &mut trained.head.weight.value)?;
+            backend.clear(&mut trained.head.bias.value)?;
+        }
+        self.evaluation_is_current = true;
+        Ok(())
+    }
+
+    /// For the results of a split.
+    pub(crate) fn accumulator(&self) -> Accumulator {
+        Accumulator::new(self.classes(), self.objective.evaluation())
+    }
+
+    pub(super) fn evaluation(&mut self, on_features: bool, which: Which) -> Result<()> {
+        let tuned = which == Which::Tuned;
+        if !on_features {
+            let (adapters, prompts) = match tuned {
+                true => {
+                    let adapters = Evaluated { lora: &self.trained.lora, folded: &self.folded };
+                    (adapters, self.trained.prompts.as_ref())
+                }
+                false => (Evaluated::NONE, None),
+            };
+            let (pixels, a) = (&self.buffers.pixels, &mut self.activations);
+            self.tower.infer(&self.backend, pixels, None, adapters, prompts, a)?;
+        }
+        let text = self.text_tuning.as_ref().filter(|_| tuned).map_or(&self.text, |t| &t.features);
+        let classifier = classifier(&self.trained.head, text, self.text_scale);
+        let targets = Targets::of(&self.buffers.labels);
+        let Outputs { head_logits, text_logits, stats, .. } = &mut self.outputs;
+        let features = &self.activations.features;
+        self.backend.head_loss(features, classifier, targets, head_logits, text_logits, stats)
+    }
+}

@@ -1,0 +1,46 @@
+//! Work that is recorded once, as a CUDA graph, and replayed.
+
+use crate::backend::{Backend, Result};
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// What has run so far, by what it was; recorded when it runs for the second time, because the first time may choose
+/// algorithms and allocate.
+pub(super) struct Graphs<B: Backend, K> {
+    pub recorded: HashMap<K, Option<B::Recording>>,
+    pub enabled: bool,
+}
+
+impl<B: Backend, K> Default for Graphs<B, K> {
+    fn default() -> Self {
+        Graphs { recorded: HashMap::new(), enabled: false }
+    }
+}
+
+impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
+    /// Does `work`: from its graph, where there is one.
+    pub fn run(&mut self, backend: &B, key: K, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        if !self.enabled {
+            return work();
+        }
+        match self.recorded.get(&key) {
+            Some(Some(graph)) => backend.replay(graph),
+            Some(None) => {
+                let graph = backend.record(work)?;
+                backend.replay(&graph)?;
+                self.recorded.insert(key, Some(graph));
+                Ok(())
+            }
+            None => {
+                work()?;
+                self.recorded.insert(key, None);
+                Ok(())
+            }
+        }
+    }
+
+    /// Forgets what is no longer as it was recorded.
+    pub fn forget(&mut self, is_outdated: impl Fn(&K) -> bool) {
+        self.recorded.retain(|key, _| !is_outdated(key));
+    }
+}

@@ -1,0 +1,212 @@
+//! What a run writes down: a record of each step and each epoch in metrics.jsonl, and summary.json. Whatever reads
+//! them, to resume, plot, compare or show, reads them by these definitions.
+
+use super::learner::LossParts;
+use super::metrics::{EvalMetrics, Probabilities, number};
+use crate::clip::config::VisionConfig;
+use crate::data::Split;
+use serde::{Deserialize, Serialize};
+
+/// A line of metrics.jsonl.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub enum Record {
+    /// At the end of a step.
+    Step(StepRecord),
+    /// At the end of an epoch.
+    Epoch(EpochRecord),
+}
+
+/// A step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Counted from 1 over the whole run.
+    pub step: u64,
+    /// Counted from 1.
+    pub epoch: u32,
+    /// The objective. This and the norm are null in JSON, here not numbers, where an overflow left none.
+    #[serde(deserialize_with = "number")]
+    pub loss: f64,
+    /// What it is made of.
+    #[serde(flatten)]
+    pub parts: LossParts,
+    /// Length of all gradients as one vector, before it is clipped.
+    #[serde(deserialize_with = "number")]
+    pub grad_norm: f64,
+    /// What the loss was multiplied with for the backward pass.
+    #[serde(default = "super::metrics::nan", deserialize_with = "number")]
+    pub loss_scale: f64,
+    /// Whether loss scaling left the trained tensors alone, as a gradient was not finite.
+    #[serde(default)]
+    pub skipped: bool,
+    /// Images of the step by the seconds since the one before, or since the epoch began.
+    pub images_per_s: f64,
+    /// Learning rate of the head, where one is trained, with the schedule's factor.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
+    /// That of the adapters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_lora: Option<f64>,
+    /// That of the prompts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_prompt: Option<f64>,
+}
+
+/// An epoch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochRecord {
+    /// Counted from 1.
+    pub epoch: u32,
+    /// On the training images, while they were trained on.
+    pub train: TrainRecord,
+    /// On the validation split, at the end of the epoch.
+    pub val: EvalMetrics,
+}
+
+/// Means over the images of an epoch's steps; batches whose loss is not a number are left out of the losses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainRecord {
+    /// The objective.
+    pub loss: f64,
+    /// What it is made of.
+    #[serde(flatten)]
+    pub parts: LossParts,
+    /// Fraction of images whose class is the head's first choice, or without a head that of the text logits.
+    pub top1: f64,
+    /// The same for the text logits alone.
+    pub text_top1: f64,
+}
+
+/// What a finished run says of itself; the content of summary.json.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Summary {
+    /// The recipe that the settings started from; any of them may differ from it.
+    pub recipe: super::settings::Recipe,
+    /// Number of classes C.
+    pub classes: usize,
+    /// Elements of all trained tensors.
+    pub trained_parameters: usize,
+    /// Epochs that ran.
+    pub epochs: u32,
+    /// The epoch that was kept, counted from 1; [`Candidates`](super::keep::Candidates) says which.
+    pub best_epoch: u32,
+    /// True where early stopping ended the run.
+    pub stopped_early: bool,
+    /// The kept epoch on the validation split.
+    pub val: EvalMetrics,
+    /// The kept epoch on the test split; none where there is no such split.
+    pub test: Option<EvalMetrics>,
+    /// Plain CLIP on the test split, or on the validation split where there is no test split: its text
+    /// logits are the result, its head is untrained.
+    pub zero_shot: ZeroShot,
+    /// Plain CLIP on the validation split; none in a summary from before it was recorded.
+    #[serde(default)]
+    pub zero_shot_val: Option<ZeroShot>,
+    /// A logistic regression on plain CLIP's features, on the split of the result; none where it was not fitted.
+    #[serde(default)]
+    pub baseline: Option<Baseline>,
+    /// What the head's logits are divided by before probabilities are taken; none where they are taken as they are.
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
+    /// Wall-clock time of training and validation.
+    pub seconds: f64,
+    /// Images per second of the training steps alone.
+    pub images_per_s: f64,
+    /// Whether the text alignment had no part in it, see [`super::settings::TextAlignment`].
+    #[serde(default)]
+    pub text_left_out: bool,
+    /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub photos: Option<String>,
+    /// What the run ended on, see [`Backend::describe`](crate::backend::Backend::describe).
+    pub device: String,
+    /// None in a summary from before it was recorded.
+    #[serde(default)]
+    pub vision: Option<VisionSizes>,
+}
+
+/// What tells one CLIP vision tower from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VisionSizes {
+    /// Blocks.
+    pub layers: usize,
+    /// Elements of a token.
+    pub width: usize,
+    /// Side of a square patch, in pixels.
+    pub patch_size: usize,
+    /// Side of the square input, in pixels.
+    pub image_size: usize,
+}
+
+impl From<&VisionConfig> for VisionSizes {
+    fn from(config: &VisionConfig) -> Self {
+        VisionSizes {
+            layers: config.tower.layers,
+            width: config.tower.width,
+            patch_size: config.patch_size,
+            image_size: config.image_size,
+        }
+    }
+}
+
+/// Plain CLIP's results.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ZeroShot {
+    /// "test", or "val" where there is no test split.
+    pub split: String,
+    /// Images of the split.
+    pub images: usize,
+    /// Mean cross entropy of the text logits.
+    pub loss: f64,
+    /// Fraction of images whose class is the first choice.
+    pub top1: f64,
+    /// Fraction of images whose class is among the first five.
+    pub top5: f64,
+}
+
+impl ZeroShot {
+    pub(super) fn of(split: Split, plain: &EvalMetrics) -> Self {
+        ZeroShot {
+            split: split.to_string(),
+            images: plain.images,
+            loss: plain.loss_text,
+            top1: plain.text_top1,
+            top5: plain.text_top5,
+        }
+    }
+}
+
+/// The results of a logistic regression on plain CLIP's image features.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Baseline {
+    /// "test", or "val" where there is no test split.
+    pub split: String,
+    /// Images of the split.
+    pub images: usize,
+    /// Fraction of images whose class is the first choice.
+    pub top1: f64,
+    /// See [`EvalMetrics::macro_f1`].
+    pub macro_f1: f64,
+    /// Mean −log probability of the right class.
+    pub nll: f64,
+    /// See [`EvalMetrics::ece`].
+    pub ece: f64,
+    /// Wall-clock time of fitting it, with the choice of `c`.
+    pub seconds: f64,
+    /// Inverse strength of its L2 penalty, as in scikit-learn.
+    pub c: f64,
+}
+
+/// The temperature of the head's probabilities, and what it does to them on the split of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Temperature {
+    /// T > 0: probabilities are softmax(logits / T).
+    pub value: f64,
+    /// At T = 1.
+    pub before: Probabilities,
+    /// At T = `value`.
+    pub after: Probabilities,
+    /// Where `after.ece` lies in 95 of 100 cases if the probabilities are right; none where it is not known.
+    #[serde(default)]
+    pub chance: Option<[f64; 2]>,
+}

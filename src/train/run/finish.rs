@@ -1,0 +1,162 @@
+//! What is saved at the end of an epoch, and at that of a run.
+
+use super::{Run, balance, state};
+use crate::backend::Backend;
+use crate::data::Split;
+use crate::stats::calibration::chance_error;
+use crate::stats::temperature::{PRIOR, fit_temperature};
+use crate::train::adapter::{self, HeadFile};
+use crate::train::batches::{evaluate_split, require_numbers};
+use crate::train::files::Staged;
+use crate::train::keep::Candidate;
+use crate::train::metrics::Accumulator;
+use crate::train::provenance::Stamp;
+use crate::train::records::{EpochRecord, Summary, Temperature, ZeroShot};
+use crate::train::settings::Sampler;
+use crate::train::{Result, TrainError};
+use crate::tune::Tower;
+
+impl<B: Backend> Run<'_, B> {
+    /// Adds a split to `sums`; `None` when the user asked to stop.
+    pub(super) fn evaluate(&mut self, split: Split, sums: Accumulator) -> Result<Option<Accumulator>> {
+        let inputs = match (split, &self.inputs.test) {
+            (Split::Test, Some(test)) => test,
+            _ => &self.inputs.val,
+        };
+        let (learner, staging) = (&mut self.learner, &mut self.staging);
+        evaluate_split(learner, inputs, staging, self.batch, split.name(), sums, self.monitor)
+    }
+
+    /// Writes the best epoch's files and the state, and says how the epoch went.
+    pub(super) fn end_epoch(&mut self, EpochRecord { epoch, train, val }: &EpochRecord) -> Result<()> {
+        let epoch = *epoch;
+        let before = self.candidates.chosen().map(|kept| kept.epoch);
+        if self.candidates.admit(val) {
+            let values = self.learner.snapshot()?;
+            self.candidates.add(Candidate { epoch, val: val.clone(), values });
+        }
+        let candidates = std::mem::take(&mut self.candidates);
+        let Some(kept) = candidates.chosen() else { return Ok(()) };
+        self.monitor.line(&format!(
+            "epoch {epoch:>3}/{}  loss {:.4} val {:.4}  top-1 {:5.1} % val {:5.1} % text {:5.1} %{}",
+            self.settings.epochs,
+            train.loss,
+            val.loss,
+            100.0 * train.top1,
+            100.0 * val.top1,
+            100.0 * val.text_top1,
+            if kept.epoch == epoch { " *" } else { "" },
+        ));
+        if before != Some(kept.epoch) {
+            let now = self.learner.snapshot()?;
+            self.learner.restore(&kept.values)?;
+            self.save(kept, 1.0)?;
+            self.learner.restore(&now)?;
+        }
+        self.progress.steps = self.learner.steps();
+        self.progress.candidates = candidates.iter().map(|c| (c.epoch, c.val.clone())).collect();
+        self.progress.metrics_bytes = self.metrics.sync()?;
+        let path = self.dir.state();
+        state::save(&path, &self.learner, &self.progress, &candidates)?;
+        self.candidates = candidates;
+        self.monitor.debug(&format!("saved {} after epoch {epoch}", path.display()));
+        Ok(())
+    }
+
+    /// Writes adapter/, prompts.safetensors and head.safetensors with the values of `kept`, which are the
+    /// learner's. They belong together: all are on the disk before the first gets its name, and each says which
+    /// the others are.
+    fn save(&mut self, kept: &Candidate, temperature: f64) -> Result<()> {
+        let stamp = Stamp::new(kept.epoch, &kept.values, &self.model.weights);
+        let stamp = Some(&stamp);
+        // Without a head of its own the run keeps the class features in the form of one.
+        self.learner.refresh()?;
+        let backend = self.learner.backend();
+        let head = HeadFile::of(backend, self.learner.head(), self.model.cache.class_names())?;
+        let head = adapter::stage_head(&self.dir.head(), &HeadFile { temperature, ..head }, stamp)?;
+        let prompts = self.learner.prompts().zip(self.settings.prompt_spec());
+        let prompts = prompts
+            .map(|(p, spec)| adapter::stage_prompts(&self.dir.prompts(), backend, p, &spec, stamp))
+            .transpose()?;
+        if let Some(spec) = self.settings.lora() {
+            let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
+            tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
+            let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, &self.model.name, stamp)?;
+            staged.into_iter().try_for_each(|file| file.persist())?;
+        }
+        prompts.map_or(Ok(()), Staged::persist)?;
+        head.persist()
+    }
+
+    /// Tests the best epoch; writes its evaluation and the summary.
+    pub(super) fn finish(mut self, stopped_early: bool) -> Result<Summary> {
+        let Some(kept) = std::mem::take(&mut self.candidates).into_chosen() else {
+            return Err(TrainError::InterruptedEarly);
+        };
+        self.learner.restore(&kept.values)?;
+        let (dir, cache) = (self.dir, self.model.cache);
+        let sums = self.learner.accumulator().keep_logits();
+        let sums = self.evaluate(Split::Val, sums)?.ok_or_else(|| self.interrupted())?;
+        let temperature = fitted_temperature(&sums, self.learner.classes());
+        // The other files again too, in case an earlier attempt was cut off between two of them.
+        self.save(&kept, temperature)?;
+        let val = sums.with_temperature(temperature);
+        let split = if self.inputs.test.is_some() { Split::Test } else { Split::Val };
+        let sums = match &self.inputs.test {
+            Some(_) => {
+                let sums = self.learner.accumulator().with_temperature(temperature);
+                self.evaluate(Split::Test, sums)?.ok_or_else(|| self.interrupted())?
+            }
+            // For what is known of each image.
+            None => val.clone(),
+        };
+        let plain = self.progress.zero_shot.clone();
+        let images = cache.split(split);
+        require_numbers(&sums, cache.split(split))?;
+        let path = |index| images.path(index).unwrap_or_default().display().to_string();
+        let names = cache.class_names();
+        let evaluation = sums.evaluation(split.name(), names, path, plain.classes);
+        let evened = self.class_weights.is_some() || self.settings.sampler != Sampler::Once;
+        let helps =
+            if evened { "" } else { ", or --class-weights balanced where there are fewer than of others" };
+        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, helps) {
+            self.monitor.warn(&warning);
+        }
+        dir.write_evaluation(&evaluation)?;
+        let summary = Summary {
+            recipe: self.settings.recipe,
+            classes: self.learner.classes(),
+            trained_parameters: self.learner.trained_elements(),
+            epochs: self.progress.epoch,
+            best_epoch: kept.epoch,
+            stopped_early,
+            val: val.finish(),
+            test: self.inputs.test.is_some().then(|| sums.finish()),
+            zero_shot: ZeroShot::of(split, &plain.metrics),
+            zero_shot_val: Some(ZeroShot::of(Split::Val, &plain.val)),
+            baseline: plain.baseline,
+            temperature: Some(Temperature {
+                value: temperature,
+                before: sums.untempered(),
+                after: sums.probabilities(),
+                chance: Some(chance_error(&sums.confidences(), 1000, self.settings.seed).into()),
+            }),
+            seconds: self.progress.seconds,
+            images_per_s: self.progress.step_images as f64 / self.progress.step_seconds.max(1e-9),
+            text_left_out: self.text_left_out,
+            photos: Some(cache.photos().to_owned()),
+            device: self.learner.backend().describe(),
+            vision: Some(self.model.tower.config().into()),
+        };
+        dir.write_summary(&summary)?;
+        Ok(summary)
+    }
+}
+
+/// What the logits of a validation split are divided by so that their probabilities are those that are found
+/// there; 1 where they say nothing.
+fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
+    let Some((logits, labels)) = val.logits() else { return 1.0 };
+    // As its file holds it, so that what is tested is what others read.
+    f64::from(fit_temperature(logits, classes, &labels, Some(PRIOR)) as f32)
+}

@@ -1,0 +1,279 @@
+//! One training run, from the settings to the tested best epoch.
+//!
+//! [`SharedModel::train`] is the run as a whole; its parts are what a run is trained and evaluated on (`inputs`), what
+//! it starts from (`initial`, or where it goes on, `resume`), an epoch (`epoch`), and what is saved at its end and at
+//! that of the run (`finish`).
+
+mod balance;
+mod baseline;
+mod epoch;
+mod finish;
+pub(super) mod initial;
+mod inputs;
+mod resume;
+mod shared_model;
+mod state;
+
+pub use shared_model::SharedModel;
+
+use super::batches::Staging;
+use super::keep::Candidates;
+use super::learner::Learner;
+use super::metrics::EvalMetrics;
+use super::records::{Record, Summary};
+use super::run_dir::{MetricsFile, RunDir};
+use super::settings::{ClassWeights, Settings};
+use super::{Result, TrainError};
+use crate::backend::Backend;
+use crate::data::{DataError, Split};
+use crate::optim::{EarlyStop, Schedule, ScheduleKind};
+use crate::progress::Monitor;
+use crate::stats::interval::wilson_of;
+use balance::BalancedWeights;
+use inputs::RunInputs;
+use resume::{Saved, warn_of_jump};
+use state::Progress;
+use std::time::Instant;
+
+/// Everything one run works with.
+struct Run<'a, B: Backend> {
+    settings: &'a Settings,
+    text_left_out: bool,
+    model: &'a SharedModel<'a, B>,
+    dir: &'a RunDir,
+    monitor: &'a dyn Monitor,
+    learner: Learner<B>,
+    /// Images of a batch at the most.
+    batch: usize,
+    inputs: RunInputs<'a>,
+    /// Where batches that are evaluated are put together.
+    staging: Staging,
+    class_weights: Option<BalancedWeights>,
+    schedule: Schedule,
+    early_stop: Option<EarlyStop>,
+    metrics: MetricsFile,
+    progress: Progress,
+    candidates: Candidates,
+}
+
+impl<B: Backend> SharedModel<'_, B> {
+    /// Trains and tests. `resume` continues the run that `dir` holds.
+    pub fn train(
+        &mut self,
+        settings: &Settings,
+        dir: &RunDir,
+        resume: bool,
+        monitor: &dyn Monitor,
+    ) -> Result<Summary> {
+        settings.validate()?;
+        self.check(settings)?;
+        let (cache, chosen) = (self.cache, self.chosen(settings, monitor)?);
+        if !resume {
+            self.say_what_images_there_are(settings, &chosen, monitor);
+        }
+        let mut asked = settings.clone();
+        asked.settle_epochs(chosen.len(), cache.class_names().len());
+        // No batch is larger than the largest split.
+        let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
+        let batch = asked.batch_size.min(largest);
+        let mut learner = self.learner(&asked, batch, resume)?;
+        let saved = match resume {
+            true => Some(self.saved(&mut learner, &asked, dir, monitor)?),
+            false => None,
+        };
+        if saved.is_none() {
+            dir.begin(&asked, monitor)?;
+        }
+        let plain = saved.as_ref().map(|saved| saved.progress.zero_shot.clone());
+        let inputs = self.inputs(&asked, &mut learner, chosen, (batch, plain), monitor);
+        let (plain, inputs) = inputs.map_err(|error| match error {
+            TrainError::Data(DataError::Interrupted) => {
+                interrupted(saved.as_ref().map_or(0, |saved| saved.progress.epoch), dir)
+            }
+            error => error,
+        })?;
+        let mut settings = asked.clone();
+        let text_left_out = self.leaves_out_text(&settings, &plain.val, saved.is_none(), monitor);
+        if text_left_out {
+            settings.text_weight = 0.0;
+            learner.set_objective(settings.objective());
+        }
+        let batches = inputs.training.chosen.len().div_ceil(settings.batch_size);
+        let schedule = Schedule {
+            kind: settings.schedule,
+            warmup: settings.warmup,
+            total: batches.div_ceil(settings.accumulate) as u64 * u64::from(settings.epochs),
+        };
+        let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
+        let mut stopped = false;
+        let Saved { progress, candidates } = match saved {
+            Some(saved) => {
+                for &loss in &saved.progress.val_losses {
+                    stopped = early_stop.as_mut().is_some_and(|stop| stop.update(loss));
+                }
+                let to_train = !stopped && saved.progress.epoch < settings.epochs;
+                if to_train {
+                    let planned = dir.read_settings()?.epochs;
+                    warn_of_jump(planned, &saved.progress, &schedule, settings.epochs, monitor);
+                }
+                // Nothing is removed before it is known that the run can go on.
+                dir.resume(&asked, to_train, monitor)?;
+                saved
+            }
+            None => Saved {
+                progress: self.start(plain, inputs.seconds),
+                candidates: Candidates::new(settings.keep_by, Vec::new()),
+            },
+        };
+        let run = Run {
+            text_left_out,
+            dir,
+            monitor,
+            learner,
+            batch,
+            staging: inputs.val.staging(cache, batch),
+            class_weights: (settings.class_weights == ClassWeights::Balanced)
+                .then(|| BalancedWeights::new(&inputs.training.counts(cache.class_names().len()))),
+            inputs,
+            schedule,
+            early_stop,
+            metrics: MetricsFile::open(dir, progress.metrics_bytes, settings.tensorboard)?,
+            progress,
+            candidates,
+            settings: &settings,
+            model: self,
+        };
+        run.epochs(stopped)
+    }
+
+    /// Says where plain CLIP cannot read the class names, and whether the text alignment is left out for it.
+    fn leaves_out_text(
+        &self,
+        settings: &Settings,
+        plain: &EvalMetrics,
+        says: bool,
+        monitor: &dyn Monitor,
+    ) -> bool {
+        let classes = self.cache.class_names().len();
+        if settings.text_weight == 0.0 || settings.vision_is_frozen() || is_above_chance(plain, classes) {
+            return false;
+        }
+        let left_out = settings.may_leave_out_text();
+        if says {
+            let what = match left_out {
+                true => "the text alignment is left out (--text-alignment always keeps it)",
+                false => "the text alignment holds the images to them",
+            };
+            monitor.warn(&format!(
+                "plain CLIP's class names are no better than chance on the validation split ({:.1} %): {what}; other \
+                 names or --template may help",
+                100.0 * plain.text_top1
+            ));
+        }
+        left_out
+    }
+}
+
+impl<B: Backend> Run<'_, B> {
+    /// Trains the epochs that are left; `stopped` where those before have stopped early.
+    fn epochs(mut self, mut stopped: bool) -> Result<Summary> {
+        if stopped {
+            self.monitor.line(&format!(
+                "stopped early after epoch {}; --resume trains on with a larger --early-stop, or off",
+                self.progress.epoch
+            ));
+        }
+        while self.progress.epoch < self.settings.epochs && !stopped {
+            let epoch = self.progress.epoch + 1;
+            let started = Instant::now();
+            let Some(train) = self.train_epoch(epoch)? else { return Err(self.interrupted()) };
+            let sums = self.learner.accumulator();
+            let Some(sums) = self.evaluate(Split::Val, sums)? else { return Err(self.interrupted()) };
+            let val = sums.finish();
+            if !val.loss.is_finite() {
+                return Err(self.not_finite(self.learner.steps(), epoch, val.loss));
+            }
+            self.progress.seconds += started.elapsed().as_secs_f64();
+            stopped = self.early_stop.as_mut().is_some_and(|stop| stop.update(val.loss));
+            self.progress.val_losses.push(val.loss);
+            self.progress.epoch = epoch;
+            let record = epoch::record(
+                epoch,
+                &train,
+                self.inputs.training.chosen.len(),
+                val,
+                self.learner.objective(),
+            );
+            self.metrics.append(&Record::Epoch(record.clone()))?;
+            self.end_epoch(&record)?;
+        }
+        if !stopped && still_falls(&self.progress.val_losses) {
+            self.monitor.warn(&self.advice_to_go_on());
+        }
+        self.finish(stopped)
+    }
+
+    /// What to do about a validation loss that still falls after the last epoch.
+    fn advice_to_go_on(&self) -> String {
+        let last = self.progress.epoch;
+        let more = 2 * last;
+        let remedy = match self.settings.schedule {
+            ScheduleKind::Constant => {
+                format!(
+                    "go on with engine train --resume --output {} --epochs {more}",
+                    self.dir.path().display()
+                )
+            }
+            ScheduleKind::Cosine => format!("train anew with --epochs {more}"),
+        };
+        format!("the validation loss was still falling after epoch {last}, the last: {remedy}")
+    }
+
+    fn interrupted(&self) -> TrainError {
+        interrupted(self.progress.epoch, self.dir)
+    }
+
+    fn not_finite(&self, step: u64, epoch: u32, loss: f64) -> TrainError {
+        TrainError::NotFinite { step, epoch, loss, flags: self.settings.step_flags() }
+    }
+}
+
+/// The user stopped a run whose last finished epoch is `epoch`, 0 for none.
+fn interrupted(epoch: u32, dir: &RunDir) -> TrainError {
+    match epoch {
+        0 => TrainError::InterruptedEarly,
+        epoch => TrainError::Interrupted { epoch, path: dir.path().to_path_buf() },
+    }
+}
+
+/// Whether plain CLIP's accuracy cannot be that of guessing: its 95 % interval lies above a class's share.
+fn is_above_chance(plain: &EvalMetrics, classes: usize) -> bool {
+    wilson_of(plain.text_top1, plain.images).0 > 1.0 / classes as f64
+}
+
+/// Epochs over which a loss that still falls is told from one that has settled.
+const LAST_EPOCHS: usize = 3;
+
+/// Whether the last loss is the lowest, and lower by more than a hundredth than the one some epochs before.
+fn still_falls(losses: &[f64]) -> bool {
+    let [.., last] = losses else { return false };
+    let Some(&before) = losses.len().checked_sub(1 + LAST_EPOCHS).and_then(|i| losses.get(i)) else {
+        return false;
+    };
+    losses.iter().all(|loss| last <= loss) && *last < 0.99 * before
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loss_still_falls_where_the_last_is_the_lowest_by_more_than_a_hundredth() {
+        assert!(still_falls(&[2.0, 1.5, 1.2, 1.0]));
+        assert!(still_falls(&[9.0, 1.02, 1.1, 1.05, 1.0]));
+        // It has settled; it rose at the end; too few epochs to tell.
+        assert!(!still_falls(&[2.0, 1.005, 1.003, 1.001, 1.0]));
+        assert!(!still_falls(&[2.0, 1.5, 1.0, 1.1]));
+        assert!(!still_falls(&[2.0, 1.5, 1.0]) && !still_falls(&[]));
+    }
+}
