@@ -9,6 +9,8 @@ use crate::tensor::Tensor;
 use crate::tune::{Param, Place, add_up};
 
 pub(super) struct Optimizer<B: Backend> {
+    /// Whether there is memory for gradients and moments.
+    pub exists: bool,
     adamw: Adamw,
     scaling: Option<LossScaling>,
     clip: Option<f64>,
@@ -31,6 +33,7 @@ impl<B: Backend> Optimizer<B> {
         let summed = if spec.accumulate { params } else { &[] };
         let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
         Ok(Optimizer {
+            exists: spec.trains,
             adamw: spec.adamw,
             scaling: spec.scaling,
             clip: spec.clip,

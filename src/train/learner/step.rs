@@ -59,6 +59,10 @@ impl<B: Backend> Learner<B> {
 
     /// Uploads a batch to train on.
     fn load(&mut self, batch: Batch<'_>) -> Result<()> {
+        if !self.optimizer.exists {
+            let problem = "the learner was made for evaluation alone".into();
+            return Err(BackendError::Invalid { op: "train", problem });
+        }
         let in_pixels = self.buffers.pixel_mix().is_some() || batch.crops.is_some();
         if batch.input.is_features() && (in_pixels || !self.trained.tower().is_none()) {
             let problem = "the vision tower is trained, or pixels are mixed or cropped: features do not stand for images";

@@ -31,7 +31,7 @@ use crate::progress::Monitor;
 use crate::stats::interval::wilson_of;
 use balance::BalancedWeights;
 use inputs::RunInputs;
-use resume::{Saved, warn_of_jump};
+use resume::Saved;
 use state::Progress;
 use std::time::Instant;
 
@@ -85,11 +85,10 @@ impl<B: Backend> SharedModel<'_, B> {
             dir.begin(&asked, monitor)?;
         }
         let plain = saved.as_ref().map(|saved| saved.progress.zero_shot.clone());
+        let last = saved.as_ref().map_or(0, |saved| saved.progress.epoch);
         let inputs = self.inputs(&asked, &mut learner, chosen, (batch, plain), monitor);
         let (plain, inputs) = inputs.map_err(|error| match error {
-            TrainError::Data(DataError::Interrupted) => {
-                interrupted(saved.as_ref().map_or(0, |saved| saved.progress.epoch), dir)
-            }
+            TrainError::Data(DataError::Interrupted) => interrupted(last, dir),
             error => error,
         })?;
         let mut settings = asked.clone();
@@ -98,12 +97,7 @@ impl<B: Backend> SharedModel<'_, B> {
             settings.text_weight = 0.0;
             learner.set_objective(settings.objective());
         }
-        let batches = inputs.training.chosen.len().div_ceil(settings.batch_size);
-        let schedule = Schedule {
-            kind: settings.schedule,
-            warmup: settings.warmup,
-            total: batches.div_ceil(settings.accumulate) as u64 * u64::from(settings.epochs),
-        };
+        let schedule = schedule(&settings, inputs.training.chosen.len());
         let mut early_stop = settings.early_stop_spec().map(EarlyStop::new);
         let mut stopped = false;
         let Saved { progress, candidates } = match saved {
@@ -111,19 +105,10 @@ impl<B: Backend> SharedModel<'_, B> {
                 for &loss in &saved.progress.val_losses {
                     stopped = early_stop.as_mut().is_some_and(|stop| stop.update(loss));
                 }
-                let to_train = !stopped && saved.progress.epoch < settings.epochs;
-                if to_train {
-                    let planned = dir.read_settings()?.epochs;
-                    warn_of_jump(planned, &saved.progress, &schedule, settings.epochs, monitor);
-                }
                 // Nothing is removed before it is known that the run can go on.
-                dir.resume(&asked, to_train, monitor)?;
-                saved
+                saved.go_on(&asked, &schedule, stopped, dir, monitor)?
             }
-            None => Saved {
-                progress: self.start(plain, inputs.seconds),
-                candidates: Candidates::new(settings.keep_by, Vec::new()),
-            },
+            None => self.start(plain, inputs.seconds, settings.keep_by),
         };
         let run = Run {
             text_left_out,
@@ -235,6 +220,16 @@ impl<B: Backend> Run<'_, B> {
 
     fn not_finite(&self, step: u64, epoch: u32, loss: f64) -> TrainError {
         TrainError::NotFinite { step, epoch, loss, flags: self.settings.step_flags() }
+    }
+}
+
+/// The learning rates of a run on so many images.
+fn schedule(settings: &Settings, images: usize) -> Schedule {
+    let batches = images.div_ceil(settings.batch_size);
+    Schedule {
+        kind: settings.schedule,
+        warmup: settings.warmup,
+        total: batches.div_ceil(settings.accumulate) as u64 * u64::from(settings.epochs),
     }
 }
 

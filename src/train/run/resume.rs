@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::data::Cache;
 use crate::optim::Schedule;
 use crate::progress::Monitor;
-use crate::train::keep::Candidates;
+use crate::train::keep::{Candidates, KeepBy};
 use crate::train::learner::Learner;
 use crate::train::provenance::check_weights;
 use crate::train::run_dir::{MetricsFile, RunDir};
@@ -20,10 +20,31 @@ pub(super) struct Saved {
     pub candidates: Candidates,
 }
 
+impl Saved {
+    /// Makes the directory ready for a run that goes on, unless it has `stopped` early: removes the results that further
+    /// epochs outdate.
+    pub fn go_on(
+        self,
+        settings: &Settings,
+        schedule: &Schedule,
+        stopped: bool,
+        dir: &RunDir,
+        monitor: &dyn Monitor,
+    ) -> Result<Self> {
+        let progress = &self.progress;
+        let to_train = !stopped && progress.epoch < settings.epochs;
+        if to_train {
+            warn_of_jump(dir.read_settings()?.epochs, progress, schedule, settings.epochs, monitor);
+        }
+        dir.resume(settings, to_train, monitor)?;
+        Ok(self)
+    }
+}
+
 impl<B: Backend> SharedModel<'_, B> {
     /// The state of a run before its first epoch; `seconds` were spent on features that stand for images.
-    pub(super) fn start(&self, zero_shot: PlainResult, seconds: f64) -> Progress {
-        Progress {
+    pub(super) fn start(&self, zero_shot: PlainResult, seconds: f64, by: KeepBy) -> Saved {
+        let progress = Progress {
             class_names: self.cache.class_names().to_vec(),
             data: self.cache.fingerprint().to_string(),
             photos: Some(self.cache.photos().to_string()),
@@ -37,7 +58,8 @@ impl<B: Backend> SharedModel<'_, B> {
             seconds,
             step_seconds: 0.0,
             step_images: 0,
-        }
+        };
+        Saved { progress, candidates: Candidates::new(by, Vec::new()) }
     }
 
     /// The state that the run in `dir`, which is locked, was left in; its tensors are read into `learner`.
@@ -67,8 +89,9 @@ impl<B: Backend> SharedModel<'_, B> {
         MetricsFile::check(dir, progress.metrics_bytes)?;
         monitor.line(&format!("going on after epoch {} and step {}", progress.epoch, progress.steps));
         // The photos' files may be others than those that the run began with, and what was not recorded is known now.
-        let now = self.start(progress.zero_shot.clone(), progress.seconds);
-        (progress.data, progress.photos, progress.weights) = (now.data, now.photos, now.weights);
+        progress.data = self.cache.fingerprint().to_string();
+        progress.photos = Some(self.cache.photos().to_string());
+        progress.weights = Some(self.weights.clone());
         Ok(Saved { progress, candidates })
     }
 }
@@ -92,13 +115,7 @@ fn check_photos(progress: &Progress, cache: &Cache, path: &Path, monitor: &dyn M
 }
 
 /// Warns of learning rates that jump because the run gets another length in its middle.
-pub(super) fn warn_of_jump(
-    planned: u32,
-    progress: &Progress,
-    schedule: &Schedule,
-    epochs: u32,
-    monitor: &dyn Monitor,
-) {
+fn warn_of_jump(planned: u32, progress: &Progress, schedule: &Schedule, epochs: u32, monitor: &dyn Monitor) {
     let steps_per_epoch = schedule.total / u64::from(epochs);
     let before = Schedule { total: steps_per_epoch * u64::from(planned), ..*schedule };
     let [was, is] = [&before, schedule].map(|schedule| 100.0 * schedule.factor(progress.steps));
