@@ -40,15 +40,6 @@ pub enum ClipError {
         problem: String,
     },
 
-    /// The directory, or the file in its place, is something else.
-    #[error("{}: {problem}", path.display())]
-    OtherForm {
-        /// What was named.
-        path: PathBuf,
-        /// What it is, and what to do.
-        problem: String,
-    },
-
     /// A tensor holds numbers that are none.
     #[error(
         "{}: tensor {name} holds {value} at element {index}; the file is damaged, or overflowed when it was made \

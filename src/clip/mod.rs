@@ -7,7 +7,6 @@ pub mod block;
 pub mod config;
 mod error;
 pub mod flops;
-pub mod other;
 pub mod random;
 pub mod source;
 pub mod text;

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod model;
 mod parts;
 mod photos;
+pub mod other_models;
 pub mod plan;
 pub mod predict;
 pub mod run;

@@ -410,8 +410,8 @@ fn devices_and_drivers_that_will_not_do_are_named_with_what_to_do() {
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda", "--precision", "bf16"], &[("CAPABILITY", "75")]),
-        "--device cuda: stand-in has compute capability 7.5, and bf16 needs 8.0 or later; use --precision \
-         f16; engine doctor says what was found; or use --device cpu"
+        "--device cuda: stand-in has compute capability 7.5, and bf16 needs 8.0 or later; use f16; \
+         engine doctor says what was found; or use --device cpu"
     );
 }
 
@@ -691,7 +691,7 @@ fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
     assert!(
         line.contains(
             "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered), and a recorded step was \
-             enqueued last; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
+             enqueued last; the GPU context is lost with all that was in it: start the program again and resume what it was doing"
         ),
         "{line}"
     );

@@ -39,7 +39,7 @@ pub enum CudaError {
     },
     /// A failure after which the device answers nothing more in this process.
     #[error(
-        "{call}: {problem}; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
+        "{call}: {problem}; the GPU context is lost with all that was in it: start the program again and resume what it was doing"
     )]
     Lost {
         /// The call that reported it; the work that caused it may have been enqueued by an earlier one.
