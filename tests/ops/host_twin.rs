@@ -2,7 +2,7 @@
 
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Kernel, Launch, Product};
 use clip_engine::backend::cuda::source::Sources;
-use clip_engine::backend::cuda::twin::{BlockOrder, Rounding, Twin};
+use clip_engine::dev::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
 
 fn twin(dtype: DType) -> Twin {

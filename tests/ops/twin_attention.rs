@@ -1,9 +1,9 @@
 //! Attention's kernels, run by the host twin, against their definition.
 
-use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
-use clip_engine::check::device::{Scope, check_attention};
+use clip_engine::dev::check::device::{Scope, check_attention};
+use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 

@@ -2,11 +2,12 @@
 //! operations those that `bench::ops` counts.
 
 use clip_engine::backend::cuda::driver::Command;
-use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::{Backend, Result};
-use clip_engine::bench::Op;
-use clip_engine::bench::ops::{self, Sizes};
+use clip_engine::dev::bench::Op;
+use clip_engine::dev::bench::ops::{self, Sizes};
+use clip_engine::dev::listing::Listing;
+use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 
@@ -37,7 +38,7 @@ fn differences(dtype: DType) -> Vec<String> {
     let twin = Arc::new(Twin::new(dtype, 90).unwrap());
     let mut found = Vec::new();
     for form in [LoraForm::Fused, LoraForm::Product] {
-        let (cuda, listing) = Cuda::new(twin.clone(), dtype, form).unwrap().listed().unwrap();
+        let (cuda, listing) = Listing::around(&Cuda::new(twin.clone(), dtype, form).unwrap()).unwrap();
         let mut visit = |mut op: Op<'_>| -> Result<()> {
             let before = twin.moved();
             (op.run)()?;

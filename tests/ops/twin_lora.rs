@@ -1,10 +1,10 @@
 //! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
 
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
-use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
-use clip_engine::check::device::{Scope, check_lora_linear};
+use clip_engine::dev::check::device::{Scope, check_lora_linear};
+use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};

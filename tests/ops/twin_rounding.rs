@@ -2,12 +2,12 @@
 //! steps are taken in the product form of the linear layers, which rounds more than the fused one.
 //! `--nocapture` shows the errors that are nearest to their bounds.
 
-use clip_engine::backend::cuda::twin::{Rounding, Twin};
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::check::Row;
-use clip_engine::check::device::{
+use clip_engine::dev::check::Row;
+use clip_engine::dev::check::device::{
     Scope, check_attention, check_lora_linear, check_part_of_steps, check_small,
 };
+use clip_engine::dev::twin::{Rounding, Twin};
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 

@@ -3,13 +3,13 @@
 //! blocks in any order, recorded steps.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
     AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, LossScaling, LossWeights, Mix,
     PatchEmbedding, Result, Stat, Targets,
 };
-use clip_engine::check::device::{Scope, check_small};
+use clip_engine::dev::check::device::{Scope, check_small};
+use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Element, Shape, Tensor};
 use std::sync::Arc;
 

@@ -1,11 +1,11 @@
 //! The bundled model in this engine and in transformers: features of the demo's pictures and prompts.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::check::relative_error;
 use clip_engine::clip::block::Evaluated;
 use clip_engine::clip::text::FLOWER_TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;
+use clip_engine::dev::check::relative_error;
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Tensor, View};
 use clip_engine::train::demo;

@@ -1,8 +1,8 @@
 //! What the CUDA backend asks of a device: memory, copies, launches, products, recording.
 //!
-//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and [`twin`](super::twin), which runs
+//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which runs
 //! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
-//! [`absent`](super::absent) and [`listing`](super::listing) are for lists of what a device is given.
+//! [`absent`](crate::dev::absent) and [`listing`](crate::dev::listing) are for lists of what a device is given.
 //! Work is enqueued in order on one stream; only what says so waits.
 
 use super::CudaError;

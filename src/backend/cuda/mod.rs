@@ -2,9 +2,8 @@
 //!
 //! One file per operation holds its launcher, named as its kernel file. A launcher checks shapes, chooses
 //! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
-//! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`twin`]).
+//! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`crate::dev::twin`]).
 
-pub mod absent;
 mod accumulate;
 mod activation;
 mod adamw;
@@ -19,15 +18,12 @@ pub mod gpu;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
-pub mod listing;
 mod lora_linear;
 mod mix;
 mod prompts;
 pub mod source;
 mod tables;
 mod triplet;
-#[cfg(target_os = "linux")]
-pub mod twin;
 
 use super::*;
 use driver::{Address, Args, Driver, Kernel, Launch, Product};
@@ -181,31 +177,17 @@ impl Cuda {
         Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
     }
 
-    /// The host twin as a device of this compute capability.
-    pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Self> {
-        #[cfg(target_os = "linux")]
-        return Cuda::new(Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto);
-        #[cfg(not(target_os = "linux"))]
-        return Err(CudaError::Unsupported("the host twin runs on Linux only".into()).into());
-    }
-
     /// The same device, with another form of the linear layers with adapters.
     pub fn with_lora_form(&self, lora_form: LoraForm) -> Result<Self> {
         Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
     }
 
-    /// The same device, and a list of what is recorded on it from here on.
-    pub fn listed(&self) -> Result<(Self, Arc<listing::Listing>)> {
-        let listing = Arc::new(listing::Listing::new(self.inner.driver.clone()));
-        Ok((Cuda::new(listing.clone(), self.inner.dtype, self.inner.lora_form)?, listing))
-    }
-
     /// The device below. Work given to it directly keeps its place among the operations.
-    pub fn driver(&self) -> &dyn Driver {
-        &*self.inner.driver
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.inner.driver
     }
 
-    fn lora_form(&self) -> LoraForm {
+    pub(crate) fn lora_form(&self) -> LoraForm {
         self.inner.lora_form
     }
 

@@ -4,8 +4,8 @@
 //! zeros. With a [`Listing`](super::listing::Listing) around it, it tells what a step launches on a GPU that
 //! nobody has, at any size and at once.
 
-use super::CudaError;
-use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,12 +1,12 @@
 //! The matrix products that cuBLASLt does on a GPU: the CPU backend's, in f32, rounded once; or sums as a device
 //! forms them.
 
-use super::super::CudaError;
-use super::super::driver::{Address, Product, Result};
 use super::Rounding;
 use super::library::Machine;
 use super::memory::Memory;
 use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Address, Product, Result};
 use crate::tensor::DType;
 use half::{bf16, f16};
 

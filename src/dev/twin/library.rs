@@ -1,10 +1,10 @@
 //! The libraries of compiled kernels: what is in them, and how a kernel is run.
 
-use super::super::CudaError;
-use super::super::driver::{Args, Launch, Result};
-use super::super::source::Sources;
 use super::memory::{Buffer, Memory};
 use super::{BlockOrder, Rounding, compile, places};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Args, Launch, Result};
+use crate::backend::cuda::source::Sources;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};

@@ -1,7 +1,7 @@
 //! Device memory on the host: every piece known, poisoned, and apart from the next.
 
-use super::super::CudaError;
-use super::super::driver::{Address, Result};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{Address, Result};
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::BTreeMap;
 

@@ -33,9 +33,11 @@ mod memory;
 mod places;
 mod product;
 
-use super::CudaError;
-use super::driver::{Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
-use super::source::{self, Sources};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::{
+    Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result,
+};
+use crate::backend::cuda::source::{self, Sources};
 use crate::tensor::DType;
 use library::{KernelLibrary, Machine};
 use memory::Memory;

@@ -6,8 +6,8 @@
 use super::{Checker, Pair, Result};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
-use crate::check::Row;
-use crate::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
+use crate::dev::check::Row;
+use crate::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use crate::objective::MixOn;
 use crate::optim::{Rate, Rates};
 use crate::tensor::{DType, Shape, Tensor};

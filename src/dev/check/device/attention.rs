@@ -2,7 +2,7 @@
 
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
-use crate::check::{Row, relative_error};
+use crate::dev::check::{Row, relative_error};
 use crate::tensor::DType;
 use std::ops::Range;
 

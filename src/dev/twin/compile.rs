@@ -1,8 +1,8 @@
 //! Compiles kernel files and the runtime into libraries, and keeps them in the temporary folder.
 
-use super::super::CudaError;
-use super::super::driver::Result;
-use super::super::source::{self, Sources};
+use crate::backend::cuda::CudaError;
+use crate::backend::cuda::driver::Result;
+use crate::backend::cuda::source::{self, Sources};
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;

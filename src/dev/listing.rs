@@ -1,6 +1,10 @@
 //! A device that passes everything on to another one, and keeps a list of what was recorded.
 
-use super::driver::{Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use crate::backend::cuda::Cuda;
+use crate::backend::cuda::driver::{
+    Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result,
+};
+use crate::backend::{self, Backend};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A driver around another one.
@@ -17,6 +21,15 @@ struct Lists {
 }
 
 impl Listing {
+    /// The same backend, and a list of what is recorded on it from here on.
+    ///
+    /// # Errors
+    /// Where the device has no memory left.
+    pub fn around(cuda: &Cuda) -> backend::Result<(Cuda, Arc<Self>)> {
+        let listing = Arc::new(Listing::new(cuda.driver().clone()));
+        Ok((Cuda::new(listing.clone(), cuda.compute_dtype(), cuda.lora_form())?, listing))
+    }
+
     /// Everything is passed on to `driver`.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         Listing { driver, lists: Mutex::default() }

@@ -7,8 +7,8 @@ use crate::backend::{
     Classifier, Control, DeviceTensor, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding,
     Result, Stat,
 };
-use crate::check::difference::normal;
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
+use crate::dev::check::difference::normal;
 use crate::tensor::{DType, Shape, Tensor};
 
 /// The sizes of a model and a batch.

@@ -2,7 +2,7 @@
 
 use super::{Checker, Pair, Result, bound};
 use crate::backend::{AdamwStep, AdamwTensor, Backend, Control, LossScaling, Stat};
-use crate::check::{Row, relative_error};
+use crate::dev::check::{Row, relative_error};
 use crate::tensor::{DType, Tensor};
 
 /// Less than a pack, a pack and a rest, one chunk and several.
