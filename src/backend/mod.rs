@@ -56,7 +56,7 @@ impl From<cuda::CudaError> for BackendError {
 }
 
 /// What the operations of a backend return.
-pub type Result<T> = std::result::Result<T, BackendError>;
+pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 
 /// Memory on a device, with a shape and an element type.
 pub trait DeviceTensor: Send + Sync {
@@ -86,6 +86,22 @@ impl DeviceTensor for Tensor {
         Ok(self.set_shape(shape)?)
     }
 }
+
+/// `Copy` for what borrows tensors: derived, it would ask for a backend that is `Copy`.
+macro_rules! copyable {
+    ($($name:ident),*) => { $(
+        impl<B: Backend> Clone for $name<'_, B> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<B: Backend> Copy for $name<'_, B> {}
+    )* };
+}
+pub(crate) use copyable;
+
+copyable!(Lora, Dropout, Counting, Targets, Classifier);
 
 /// A frozen linear layer: `weight` \[out, in\], `bias` \[out\]. The rows of `weight` may be longer than `in`,
 /// see [`Backend::weight_stride`]; what is behind the first `in` columns is not looked at.
@@ -139,14 +155,6 @@ pub struct Lora<'a, B: Backend> {
     pub scale: f64,
 }
 
-impl<B: Backend> Clone for Lora<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Lora<'_, B> {}
-
 /// Dropout (Srivastava et al. 2014): elements are kept with probability 1 − p and then divided by it.
 ///
 /// Element i of a tensor is kept where word i mod 4 of a Philox4x32-10 block (Salmon et al. 2011) is at least
@@ -160,14 +168,6 @@ pub struct Dropout<'a, B: Backend> {
     /// p, at least 0 and below 1.
     pub probability: f64,
 }
-
-impl<B: Backend> Clone for Dropout<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Dropout<'_, B> {}
 
 /// Queries, keys and values, heads side by side in the last dimension.
 pub enum AttentionInput<'a, B: Backend> {
@@ -318,22 +318,6 @@ impl<B: Backend> Counting<'_, B> {
     /// Every class alike, and labels as they are.
     pub const PLAIN: Self = Counting { weights: None, smoothing: 0.0, of_text: false };
 }
-
-impl<B: Backend> Clone for Counting<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Counting<'_, B> {}
-
-impl<B: Backend> Clone for Targets<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Targets<'_, B> {}
 
 /// Positions in the vector of numbers that a step leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -843,14 +827,6 @@ pub struct LossWeights {
     /// Of that of the text logits.
     pub text: f64,
 }
-
-impl<B: Backend> Clone for Classifier<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Classifier<'_, B> {}
 
 /// Checks that a tensor holds `rows`·`columns` elements in rows of `columns`, whatever its leading
 /// dimensions are.

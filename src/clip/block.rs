@@ -8,7 +8,7 @@ use super::config::TowerConfig;
 use super::source::Loader;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
-    Linear, Result,
+    Linear, Result, copyable,
 };
 use crate::tensor::DType;
 use crate::tune::dropout::{BlockDropout, Slot};
@@ -77,6 +77,8 @@ pub struct Evaluated<'a, B: Backend> {
     pub folded: &'a [FoldedBlock<B>],
 }
 
+copyable!(Evaluated);
+
 impl<'a, B: Backend> Evaluated<'a, B> {
     /// The tower as it is.
     pub const NONE: Self = Evaluated { lora: &[], folded: &[] };
@@ -90,14 +92,6 @@ impl<'a, B: Backend> Evaluated<'a, B> {
         }
     }
 }
-
-impl<B: Backend> Clone for Evaluated<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Evaluated<'_, B> {}
 
 /// Adapters for all `blocks` of a tower, starting where `init` says; none where `spec` leaves the tower as it is.
 pub(super) fn adapters<B: Backend>(
@@ -159,7 +153,7 @@ impl<B: Backend> Block<B> {
         tower: &TowerConfig,
         causal: bool,
         rows: Rows,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let (d, m) = (tower.width, tower.mlp);
         let name = |part: &str| format!("{prefix}.{part}");
         let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));

@@ -62,7 +62,7 @@ impl<B: Backend> VisionTower<B> {
         features: usize,
         pixels: Normalisation,
         savings: Savings,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let loader = Loader { backend, source };
         let (d, p, eps) = (config.tower.width, config.patch_size, config.tower.norm_eps);
         let last = config.tower.layers.saturating_sub(1);
@@ -73,7 +73,7 @@ impl<B: Backend> VisionTower<B> {
                 let rows = if one { Rows::One } else { Rows::All };
                 Block::load(&loader, &prefix, &config.tower, false, rows)
             })
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<Result<_, _>>()?;
         let embedding = PatchEmbedding {
             weight: {
                 let name = "vision_model.embeddings.patch_embedding.weight";

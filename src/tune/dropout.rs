@@ -1,7 +1,7 @@
 //! Dropout in front of adapters: which random numbers belong to which tensor.
 
 use super::Tower;
-use crate::backend::{Backend, Dropout};
+use crate::backend::{Backend, Dropout, copyable};
 
 /// Dropout in front of the adapters of a tower.
 pub struct TowerDropout<'a, B: Backend> {
@@ -50,18 +50,6 @@ impl<'a, B: Backend> BlockDropout<'a, B> {
     pub fn of(&self, slot: Slot) -> Dropout<'a, B> {
         Dropout { draw: self.draw, site: self.site | slot as u32, probability: self.probability }
     }
-}
-
-macro_rules! copyable {
-    ($($name:ident),*) => { $(
-        impl<B: Backend> Clone for $name<'_, B> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<B: Backend> Copy for $name<'_, B> {}
-    )* };
 }
 
 copyable!(TowerDropout, BlockDropout);

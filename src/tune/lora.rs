@@ -79,7 +79,7 @@ impl std::fmt::Display for Target {
 impl std::str::FromStr for Target {
     type Err = String;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, String> {
         Target::ALL.into_iter().find(|t| t.name() == name).ok_or_else(|| {
             let names = Target::ALL.map(Target::name).join(", ");
             format!("{name:?} is none of {names}")
@@ -127,7 +127,7 @@ impl std::fmt::Display for Tower {
 impl std::str::FromStr for Tower {
     type Err = String;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, String> {
         let found = Tower::ALL.into_iter().find(|tower| tower.name() == name);
         found.ok_or_else(|| format!("{name:?} is neither vision nor text"))
     }

@@ -6,7 +6,7 @@ pub mod head;
 pub mod lora;
 pub mod prompts;
 
-use crate::backend::{Backend, DeviceTensor, Result};
+use crate::backend::{Backend, DeviceTensor, Result, copyable};
 use crate::tensor::View;
 
 pub use dropout::TowerDropout;
@@ -185,6 +185,8 @@ pub struct TowerTuning<'a, B: Backend> {
     pub dropout: Option<TowerDropout<'a, B>>,
 }
 
+copyable!(TowerTuning);
+
 impl<B: Backend> TowerTuning<'_, B> {
     /// The tower as it is.
     pub const NONE: Self = TowerTuning { lora: &[], prompts: None, dropout: None };
@@ -194,11 +196,3 @@ impl<B: Backend> TowerTuning<'_, B> {
         self.lora.is_empty() && self.prompts.is_none()
     }
 }
-
-impl<B: Backend> Clone for TowerTuning<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for TowerTuning<'_, B> {}

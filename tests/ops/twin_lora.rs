@@ -3,7 +3,7 @@
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
-use clip_engine::dev::check::device::{Scope, check_lora_linear};
+use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
     let twin = Twin::new(dtype, compute_capability).unwrap();
     let cuda = Cuda::new(Arc::new(twin), dtype, form).unwrap();
-    let rows = check_lora_linear(&cuda, Scope::Quick).unwrap();
+    let rows = rows(&cuda, Scope::Quick, &[Group::LoraLinear]).unwrap();
     assert!(!rows.is_empty());
     let failed: Vec<String> = rows
         .iter()

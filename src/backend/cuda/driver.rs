@@ -11,7 +11,7 @@ use std::ffi::c_void;
 use std::fmt;
 
 /// What calls on a device return.
-pub type Result<T> = std::result::Result<T, CudaError>;
+pub type Result<T, E = CudaError> = std::result::Result<T, E>;
 
 /// An address in device memory; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -154,7 +154,7 @@ impl Args {
     }
 
     /// Refuses a size that does not fit a kernel's int: it would see only the lower half of it.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         match self.too_large {
             None => Ok(()),
             Some(size) => Err(format!("a size of {size} is 2³¹ or more; a smaller batch may help")),

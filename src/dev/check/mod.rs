@@ -35,6 +35,9 @@ pub enum CheckError {
     },
 }
 
+/// What a check returns.
+pub type Result<T, E = CheckError> = std::result::Result<T, E>;
+
 /// One line of the table of errors.
 #[derive(Debug, Clone)]
 pub struct Row {

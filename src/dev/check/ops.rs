@@ -5,7 +5,7 @@
 //! of real models and deliberately odd ones.
 
 use super::difference::{against, normal};
-use super::{CheckError, Row, relative_error};
+use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Counting, Dropout,
@@ -14,7 +14,6 @@ use crate::backend::{
 use crate::tensor::{DType, Shape, Tensor};
 
 type B = Cpu<f64>;
-type Result<T> = std::result::Result<T, CheckError>;
 
 /// The largest error that passes.
 pub const BOUND: f64 = 1e-6;

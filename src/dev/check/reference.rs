@@ -3,7 +3,7 @@
 //! The values to meet are the reference's f64 ones, so that the error is this engine's own and not that of
 //! two f32 computations; next to it stands PyTorch's own f32 error on the same numbers.
 
-use super::{CheckError, Row, euclidean_error, relative_error};
+use super::{CheckError, Result, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
@@ -166,8 +166,6 @@ struct Reference {
     bytes: Vec<u8>,
     meta: Meta,
 }
-
-type Result<T> = std::result::Result<T, CheckError>;
 
 impl Reference {
     fn read(path: &Path) -> Result<Self> {

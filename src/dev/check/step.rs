@@ -1,7 +1,7 @@
 //! Finite differences of a whole training step: every trained tensor of a tiny model, in f64.
 
 use super::difference::{against, normal};
-use super::{CheckError, Row};
+use super::{Result, Row};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
 use crate::clip::block::Evaluated;
@@ -167,7 +167,7 @@ impl TinyStep {
     }
 
     /// Model, adapters with B ≠ 0, prompts and head, all from fixed seeds, in f64 on the CPU.
-    pub fn learner(&self) -> Result<Learner<Cpu<f64>>, CheckError> {
+    pub fn learner(&self) -> Result<Learner<Cpu<f64>>> {
         let image = Shape::from([3, self.sizes.side, self.sizes.side]);
         self.learner_on(Cpu::new(), image, DType::F64, None)
     }
@@ -179,7 +179,7 @@ impl TinyStep {
         image: Shape,
         dtype: DType,
         scaling: Option<LossScaling>,
-    ) -> Result<Learner<B>, CheckError> {
+    ) -> Result<Learner<B>> {
         let sizes = self.sizes;
         let source = RandomWeights { seed: 5 };
         let config = self.vision();
@@ -264,7 +264,7 @@ impl TinyStep {
         backend: &B,
         source: &RandomWeights,
         text: Option<&TextTower<B>>,
-    ) -> Result<TextClassifier, CheckError> {
+    ) -> Result<TextClassifier> {
         let (c, e) = (self.sizes.classes, self.sizes.features);
         let features = match text {
             Some(text) => {
@@ -281,7 +281,7 @@ impl TinyStep {
         backend: &B,
         tower: &VisionTower<B>,
         text: Option<&TextTower<B>>,
-    ) -> Result<Trained<B>, CheckError> {
+    ) -> Result<Trained<B>> {
         let (c, e, rank) = (self.sizes.classes, self.sizes.features, self.sizes.rank);
         let (mut lora, mut text_lora) = (Vec::new(), Vec::new());
         if !self.targets.is_empty() {
@@ -307,19 +307,19 @@ impl TinyStep {
     }
 
     /// Random images and labels.
-    pub fn batch(&self) -> Result<(Tensor, Vec<u32>), CheckError> {
+    pub fn batch(&self) -> Result<(Tensor, Vec<u32>)> {
         let shape = Shape::from([self.sizes.batch, 3, self.sizes.side, self.sizes.side]);
         Ok((Tensor::from_slice(shape, &normal(shape.elements(), 14))?, self.labels()))
     }
 
     /// Random u8 images and labels; another `seed` gives other images.
-    pub fn pixels(&self, seed: u64) -> Result<(Tensor, Vec<u32>), CheckError> {
+    pub fn pixels(&self, seed: u64) -> Result<(Tensor, Vec<u32>)> {
         Ok((self.images(self.sizes.batch, self.sizes.side, seed)?, self.labels()))
     }
 
     /// `batch` images to train on, with draw and crops where the step has them; another `seed` gives others of
     /// each, and another number.
-    pub fn training_batch(&self, batch: usize, seed: u64) -> Result<TinyBatch, CheckError> {
+    pub fn training_batch(&self, batch: usize, seed: u64) -> Result<TinyBatch> {
         let images = self.images(batch, self.crops_of.unwrap_or(self.sizes.side), seed)?;
         let labels = self.labels().into_iter().take(batch).collect();
         let (mix, crops) = (self.draw(batch, seed), self.crops(batch, seed)?);
@@ -335,7 +335,7 @@ impl TinyStep {
 
     /// The batches that make up a step, each with its share; another `step` gives others. Where they are
     /// several, they have half as many images as the learner has room for, and the last of them one less.
-    pub fn step_batches(&self, step: u64) -> Result<Vec<(TinyBatch, Share)>, CheckError> {
+    pub fn step_batches(&self, step: u64) -> Result<Vec<(TinyBatch, Share)>> {
         let count = self.accumulate;
         if count == 1 {
             return Ok(vec![(self.training_batch(self.sizes.batch, step)?, Share::ALL)]);
@@ -350,7 +350,7 @@ impl TinyStep {
         (0..count).map(part).collect()
     }
 
-    fn images(&self, batch: usize, side: usize, seed: u64) -> Result<Tensor, CheckError> {
+    fn images(&self, batch: usize, side: usize, seed: u64) -> Result<Tensor> {
         let shape = Shape::from([batch, side, side, 3]);
         let levels: Vec<u8> =
             normal(shape.elements(), seed).iter().map(|v| (v * 60.0 + 128.0) as u8).collect();
@@ -380,7 +380,7 @@ impl TinyStep {
     /// Where `batch` images are cut, where they are; seeds that follow one another give other places and mirror
     /// other images. No crop is resized: two orders of summation may round to two levels, which is more than
     /// the losses of a step may differ by.
-    fn crops(&self, batch: usize, seed: u64) -> Result<Option<Tensor>, CheckError> {
+    fn crops(&self, batch: usize, seed: u64) -> Result<Option<Tensor>> {
         let Some(larger) = self.crops_of else {
             return Ok(None);
         };
@@ -501,7 +501,7 @@ pub fn adapter_techniques(sizes: TinySizes, layers: usize) -> Vec<(&'static str,
 }
 
 /// Checks the gradient of every trained tensor of a few variants of the step, and hands out a row for each as it comes.
-pub fn check(report: &mut dyn FnMut(Row)) -> Result<(), CheckError> {
+pub fn check(report: &mut dyn FnMut(Row)) -> Result<()> {
     let odd = |layers, targets: &[Target]| TinyStep {
         targets: targets.to_vec(),
         ..TinyStep::new(TinySizes::ODD, layers)
@@ -534,14 +534,14 @@ struct Step {
 }
 
 impl Step {
-    fn new(tiny: &TinyStep) -> Result<Self, CheckError> {
+    fn new(tiny: &TinyStep) -> Result<Self> {
         let (images, labels) = tiny.batch()?;
         let draw = tiny.draw(labels.len(), 0);
         Ok(Step { images, labels, draw, class_weights: tiny.class_weights(0), count: tiny.accumulate })
     }
 
     /// The batches, as large as one another but for the last.
-    fn batches(&self) -> Result<Vec<(Batch<'_>, Share)>, CheckError> {
+    fn batches(&self) -> Result<Vec<(Batch<'_>, Share)>> {
         let (all, size) = (self.labels.len(), self.labels.len().div_ceil(self.count));
         let batch = |number: usize| {
             let (start, end) = (number * size, all.min((number + 1) * size));
@@ -556,7 +556,7 @@ impl Step {
     }
 
     /// The mean loss over all images.
-    fn loss(&self, learner: &mut Learner<Cpu<f64>>) -> Result<f64, CheckError> {
+    fn loss(&self, learner: &mut Learner<Cpu<f64>>) -> Result<f64> {
         let mut loss = 0.0;
         for (batch, share) in self.batches()? {
             loss += share.of_images * learner.loss(batch)?;
@@ -565,7 +565,7 @@ impl Step {
     }
 
     /// Leaves the gradients of that loss in the trained tensors, whose values stay.
-    fn gradients(&self, learner: &mut Learner<Cpu<f64>>) -> Result<(), CheckError> {
+    fn gradients(&self, learner: &mut Learner<Cpu<f64>>) -> Result<()> {
         if self.count == 1 {
             return Ok(learner.gradients(self.batches()?[0].0)?);
         }
@@ -579,7 +579,7 @@ impl Step {
 }
 
 /// The worst error over all trained tensors of one variant.
-fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
+fn variant(name: &str, tiny: &TinyStep) -> Result<Row> {
     let step = Step::new(tiny)?;
     let mut learner = tiny.learner()?;
     step.gradients(&mut learner)?;
@@ -589,7 +589,7 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row, CheckError> {
     for (index, gradient) in gradients.iter().enumerate() {
         let x = start[index].typed::<f64>()?;
         let seed = index as u64;
-        let one = against(x, gradient.typed::<f64>()?, seed, |moved| -> Result<f64, CheckError> {
+        let one = against(x, gradient.typed::<f64>()?, seed, |moved| -> Result<f64> {
             let mut values = start.clone();
             values[index] = Tensor::from_slice(start[index].shape(), moved)?;
             learner.restore(&values)?;

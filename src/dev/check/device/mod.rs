@@ -17,16 +17,14 @@ mod layer_norm;
 mod lora_linear;
 mod mix;
 mod prompts;
-mod step;
+mod steps;
 mod triplet;
 
 use super::difference::normal;
-use super::{CheckError, Row, relative_error};
+use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor};
 use crate::tensor::{DType, Shape, Tensor};
-
-type Result<T> = std::result::Result<T, CheckError>;
 
 /// How much is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,102 +44,63 @@ pub fn bound(dtype: DType) -> f64 {
     }
 }
 
-/// What can be checked apart from the rest: an operation, or whole steps. The names are those of the kernel files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Group {
-    LayerNorm,
-    Activation,
-    Dropout,
-    CropResize,
-    Embed,
-    Prompts,
-    L2Norm,
-    ClassFeatures,
-    Mix,
-    HeadLoss,
-    Triplet,
-    Accumulate,
-    Adamw,
-    Attention,
-    LoraLinear,
-    /// Whole training steps.
-    Steps,
+/// Declares each group once, with its module, whose `check` checks it.
+macro_rules! groups {
+    ($($variant:ident $module:ident,)*) => {
+        /// What can be checked apart from the rest: an operation, or whole steps. The names are those of the kernel
+        /// files.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Group {
+            $($variant,)*
+        }
+
+        impl Group {
+            /// All of them, in the order in which they are checked.
+            pub const ALL: [Group; [$(Group::$variant),*].len()] = [$(Group::$variant),*];
+
+            /// "layer_norm".
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Group::$variant => stringify!($module),)*
+                }
+            }
+
+            fn check<B: Backend>(self, c: &mut Checker<'_, B>) -> Result<()> {
+                match self {
+                    $(Group::$variant => $module::check(c),)*
+                }
+            }
+        }
+    };
+}
+
+groups! {
+    LayerNorm layer_norm,
+    Activation activation,
+    Dropout dropout,
+    CropResize crop_resize,
+    Embed embed,
+    Prompts prompts,
+    L2Norm l2_norm,
+    ClassFeatures class_features,
+    Mix mix,
+    HeadLoss head_loss,
+    Triplet triplet,
+    Accumulate accumulate,
+    Adamw adamw,
+    Attention attention,
+    LoraLinear lora_linear,
+    Steps steps,
 }
 
 impl Group {
-    /// All of them, in the order in which they are checked.
-    pub const ALL: [Group; 16] = {
-        use Group::*;
-        [
-            LayerNorm,
-            Activation,
-            Dropout,
-            CropResize,
-            Embed,
-            Prompts,
-            L2Norm,
-            ClassFeatures,
-            Mix,
-            HeadLoss,
-            Triplet,
-            Accumulate,
-            Adamw,
-            Attention,
-            LoraLinear,
-            Steps,
-        ]
-    };
-
     /// All operations but attention and linear layers.
     pub const SMALL: &[Group] = Group::ALL.split_at(13).0;
-
-    /// "layer_norm".
-    pub fn name(self) -> &'static str {
-        match self {
-            Group::LayerNorm => "layer_norm",
-            Group::Activation => "activation",
-            Group::Dropout => "dropout",
-            Group::CropResize => "crop_resize",
-            Group::Embed => "embed",
-            Group::Prompts => "prompts",
-            Group::L2Norm => "l2_norm",
-            Group::ClassFeatures => "class_features",
-            Group::Mix => "mix",
-            Group::HeadLoss => "head_loss",
-            Group::Triplet => "triplet",
-            Group::Accumulate => "accumulate",
-            Group::Adamw => "adamw",
-            Group::Attention => "attention",
-            Group::LoraLinear => "lora_linear",
-            Group::Steps => "steps",
-        }
-    }
 
     /// The group of this name.
     pub fn named(name: &str) -> Option<Self> {
         Group::ALL.into_iter().find(|group| group.name() == name)
-    }
-
-    fn check<B: Backend>(self, c: &mut Checker<'_, B>) -> Result<()> {
-        match self {
-            Group::LayerNorm => layer_norm::check(c),
-            Group::Activation => activation::check(c),
-            Group::Dropout => dropout::check(c),
-            Group::CropResize => crop_resize::check(c),
-            Group::Embed => embed::check(c),
-            Group::Prompts => prompts::check(c),
-            Group::L2Norm => l2_norm::check(c),
-            Group::ClassFeatures => class_features::check(c),
-            Group::Mix => mix::check(c),
-            Group::HeadLoss => head_loss::check(c),
-            Group::Triplet => triplet::check(c),
-            Group::Accumulate => accumulate::check(c),
-            Group::Adamw => adamw::check(c),
-            Group::Attention => attention::check(c),
-            Group::LoraLinear => lora_linear::check(c),
-            Group::Steps => step::check(c, 0, 1),
-        }
     }
 }
 
@@ -183,32 +142,8 @@ pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) ->
     let report = &mut |row| rows.push(row);
     let mut checker =
         Checker { device, cpu: Cpu::new(), scope: Scope::Quick, group: Group::Steps, lost: false, report };
-    step::check(&mut checker, part, parts)?;
+    steps::check_part(&mut checker, part, parts)?;
     Ok(rows)
-}
-
-/// All operations but attention and linear layers.
-///
-/// # Errors
-/// As [`check`].
-pub fn check_small<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    rows(device, scope, Group::SMALL)
-}
-
-/// Attention alone.
-///
-/// # Errors
-/// As [`check`].
-pub fn check_attention<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    rows(device, scope, &[Group::Attention])
-}
-
-/// Linear layers alone.
-///
-/// # Errors
-/// As [`check`].
-pub fn check_lora_linear<B: Backend>(device: &B, scope: Scope) -> Result<Vec<Row>> {
-    rows(device, scope, &[Group::LoraLinear])
 }
 
 /// A device under test, and who is told of each row.
