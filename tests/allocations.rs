@@ -8,10 +8,10 @@ use clip_engine::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, TextClassifier};
-use clip_engine::tune::prompts::initial_prompts;
+use clip_engine::tune::initial_prompts;
 use clip_engine::tune::{
-    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, head::initial_head,
-    lora::KaimingInit,
+    Head, KaimingInit, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained,
+    initial_head,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;

@@ -114,11 +114,11 @@ pub struct Linear<B: Backend> {
 
 /// A frozen layer norm: `weight` and `bias` \[D\], in the master type.
 pub struct LayerNorm<B: Backend> {
-    /// What the normalised elements of a row are multiplied with.
+    /// γ.
     pub weight: B::Tensor,
-    /// What is then added to them.
+    /// β, added after scaling.
     pub bias: B::Tensor,
-    /// What is added to the variance; 1e-5 in CLIP.
+    /// ε, added to the variance; 1e-5 in CLIP.
     pub eps: f64,
 }
 
@@ -138,16 +138,16 @@ pub struct PatchEmbedding<B: Backend> {
     pub patch: usize,
     /// Of the red, green and blue of u8 pixels, as shares of 255.
     pub mean: [f32; 3],
-    /// In the same order and unit.
+    /// Of the same.
     pub std: [f32; 3],
 }
 
 /// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
 /// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
 pub struct Lora<'a, B: Backend> {
-    /// In the master type.
+    /// A, in the master type.
     pub a: &'a B::Tensor,
-    /// In the master type.
+    /// B, in the master type.
     pub b: &'a B::Tensor,
     /// One for each of the n parts.
     pub columns: &'a [usize],
@@ -329,7 +329,7 @@ pub enum Stat {
     /// Images that the head classifies rightly; a mixed image counts λ where it is given the one class, and
     /// 1 − λ where the other.
     Correct = 2,
-    /// The same for the text logits.
+    /// [`Stat::Correct`] of the text logits.
     TextCorrect = 3,
     /// Sum of squares of all gradients; not finite where one of them is not.
     GradientSquared = 4,
@@ -343,7 +343,7 @@ pub enum Stat {
     TripletsActive = 8,
     /// Mean distance of the farthest positive, over the images that have one and a negative; 0 where none has.
     DistancePositive = 9,
-    /// The same of the nearest negative.
+    /// Mean distance of the nearest negative, over the same images.
     DistanceNegative = 10,
 }
 
@@ -405,9 +405,9 @@ pub struct AdamwTensor<'a, B: Backend> {
     pub first_moment: &'a mut B::Tensor,
     /// v, the running mean of their squares; zero before the first step.
     pub second_moment: &'a mut B::Tensor,
-    /// Of this tensor's group.
+    /// η.
     pub learning_rate: f64,
-    /// A step multiplies the value by 1 − learning rate·decay, schedule included.
+    /// λ: a step multiplies the value by 1 − η·λ, schedule included.
     pub weight_decay: f64,
     /// c, above 0: AdamW moves value/c, whose gradient is c times that of the value. 1 is plain AdamW.
     pub scale: f64,
@@ -415,11 +415,11 @@ pub struct AdamwTensor<'a, B: Backend> {
 
 /// The constants of AdamW and of loss scaling, and where the optimizer keeps its state.
 pub struct AdamwStep<'a, B: Backend> {
-    /// The share of m that a step keeps.
+    /// β₁.
     pub beta1: f64,
-    /// The share of v that a step keeps.
+    /// β₂.
     pub beta2: f64,
-    /// What is added to the root of the corrected v.
+    /// ε, added to the root of the corrected v.
     pub eps: f64,
     /// None where the gradients are those of the loss itself; no step is skipped then.
     pub scaling: Option<LossScaling>,
@@ -822,9 +822,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 /// Weights of the two cross entropies in the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossWeights {
-    /// Of the head's.
+    /// Of the head's logits.
     pub head: f64,
-    /// Of that of the text logits.
+    /// Of the text logits.
     pub text: f64,
 }
 

@@ -21,7 +21,7 @@ use clip_engine::optim::{Adamw, Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
-use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
+use clip_engine::tune::{Head, KaimingInit, LoraSpec, Target, Trained, initial_head};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};

@@ -20,12 +20,7 @@ pub enum Projections<B: Backend> {
     /// Queries, keys and values as one product, \[3·D, D\].
     Packed(Linear<B>),
     /// Queries for chosen rows only, \[D, D\]; keys and values for all, \[2·D, D\].
-    Split {
-        /// Queries, of the chosen rows.
-        q: Linear<B>,
-        /// Keys, then values, of all rows.
-        kv: Linear<B>,
-    },
+    Split { q: Linear<B>, kv: Linear<B> },
 }
 
 /// The frozen weights of one block.
@@ -137,7 +132,6 @@ pub(super) fn folded<B: Backend>(
 
 /// What stands beside the frozen weights in a forward pass.
 pub enum Adapters<'a, B: Backend> {
-    /// Nothing.
     None,
     /// Adapters as training has them, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
@@ -597,11 +591,8 @@ pub struct BlockSizes {
     pub batch: usize,
     /// Tokens S of each sequence in front of the block, visual prompts included.
     pub tokens: usize,
-    /// Elements D of a token.
     pub width: usize,
-    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
-    /// Attention heads; they divide `width`.
     pub heads: usize,
     /// The rows that the block computes: S of them for a sequence, or one.
     pub rows: Rows,

@@ -3,7 +3,7 @@
 //! [`config`], [`weights`] and [`tokenizer`] read a Hugging Face directory; [`vision`] and [`text`] are the
 //! towers, both made of the blocks in [`block`], written once over a backend.
 
-pub mod block;
+pub(crate) mod block;
 pub mod config;
 mod error;
 pub mod flops;
@@ -14,6 +14,7 @@ pub mod tokenizer;
 pub mod vision;
 pub mod weights;
 
+pub use block::Evaluated;
 pub use error::ClipError;
 
 /// What a tokenizer and an image processor are made of, as far as a checkpoint has it.

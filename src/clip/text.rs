@@ -10,7 +10,7 @@ use super::tokenizer::TokenBatch;
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
-use crate::tune::lora::LoraInit;
+use crate::tune::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 

@@ -9,7 +9,7 @@ use super::source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::lora::LoraInit;
+use crate::tune::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.

@@ -25,7 +25,6 @@ struct Memory {
     peak: usize,
 }
 
-/// A recording of nothing.
 struct Nothing;
 
 impl Recording for Nothing {
@@ -34,7 +33,6 @@ impl Recording for Nothing {
     }
 }
 
-/// So many zeros.
 struct Zeros(usize);
 
 impl Fetch for Zeros {
@@ -51,7 +49,6 @@ impl Absent {
     /// As addresses of a device are aligned.
     const ALIGNMENT: u64 = 256;
 
-    /// A device of this description.
     pub fn new(info: DeviceInfo) -> Self {
         let memory = Memory { next: Self::ALIGNMENT, pieces: HashMap::new(), used: 0, peak: 0 };
         Absent { info, memory: Mutex::new(memory) }

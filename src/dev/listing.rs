@@ -7,7 +7,6 @@ use crate::backend::cuda::driver::{
 use crate::backend::{self, Backend};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A driver around another one.
 pub struct Listing {
     driver: Arc<dyn Driver>,
     lists: Mutex<Lists>,
@@ -30,7 +29,6 @@ impl Listing {
         Ok((Cuda::new(listing.clone(), cuda.compute_dtype(), cuda.lora_form())?, listing))
     }
 
-    /// Everything is passed on to `driver`.
     pub fn new(driver: Arc<dyn Driver>) -> Self {
         Listing { driver, lists: Mutex::default() }
     }

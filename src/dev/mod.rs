@@ -2,6 +2,8 @@
 //!
 //! Above [`train`](crate::train), whose steps they check and time; nothing of the product takes anything from here.
 
+#![allow(missing_docs, reason = "read beside its source")]
+
 pub mod absent;
 pub mod bench;
 pub mod check;

@@ -7,7 +7,7 @@ use crate::backend::{Backend, Dropout, copyable};
 pub struct TowerDropout<'a, B: Backend> {
     /// See [`Dropout::draw`].
     pub draw: &'a B::Tensor,
-    /// See [`Dropout::probability`].
+    /// p.
     pub probability: f64,
     /// Tells parts of a batch apart that are computed one after the other.
     pub part: u32,
@@ -38,15 +38,13 @@ pub enum Slot {
 }
 
 impl<'a, B: Backend> TowerDropout<'a, B> {
-    /// For block `layer`.
-    pub fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
+    pub(crate) fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
         let site = self.part << 16 | (tower as u32) << 15 | (layer as u32) << 3;
         BlockDropout { draw: self.draw, probability: self.probability, site }
     }
 }
 
 impl<'a, B: Backend> BlockDropout<'a, B> {
-    /// In front of one of its adapters.
     pub fn of(&self, slot: Slot) -> Dropout<'a, B> {
         Dropout { draw: self.draw, site: self.site | slot as u32, probability: self.probability }
     }

@@ -275,12 +275,7 @@ pub enum ProjectionLora<B: Backend> {
     /// Of all three at once; `None` where none has an adapter.
     Packed(Option<LoraLayer<B>>),
     /// Of a block that computes its queries for chosen rows only.
-    Split {
-        /// Of the queries.
-        q: Option<LoraLayer<B>>,
-        /// Of keys and values.
-        kv: Option<LoraLayer<B>>,
-    },
+    Split { q: Option<LoraLayer<B>>, kv: Option<LoraLayer<B>> },
 }
 
 impl<B: Backend> ProjectionLora<B> {
@@ -321,13 +316,9 @@ pub struct BlockLora<B: Backend> {
 /// Where a block stands, and how large its layers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockPlace {
-    /// The transformer with the block.
     pub tower: Tower,
-    /// The block's number.
     pub layer: usize,
-    /// Elements D of a token.
     pub width: usize,
-    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
     /// The block computes its queries apart from keys and values.
     pub split: bool,

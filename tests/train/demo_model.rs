@@ -1,7 +1,7 @@
 //! The bundled model in this engine and in transformers: features of the demo's pictures and prompts.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::Evaluated;
 use clip_engine::clip::text::FLOWER_TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;

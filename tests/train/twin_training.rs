@@ -5,7 +5,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::clip::ClipError;
-use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::Evaluated;
 use clip_engine::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
 use clip_engine::clip::source::{Loaded, WeightSource};
@@ -20,7 +20,7 @@ use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Learner, StepStats};
-use clip_engine::tune::lora::LoraInit;
+use clip_engine::tune::LoraInit;
 use clip_engine::tune::{BlockLora, LoraSpec, Site, Target, Tower, TowerTuning};
 
 fn twin(dtype: DType) -> Cuda {

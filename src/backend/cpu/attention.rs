@@ -22,7 +22,6 @@ impl Extents {
         self.heads * self.queries * self.keys
     }
 
-    /// 1/√d.
     fn scale<T: Real>(&self) -> T {
         T::from_f64(1.0 / (self.head as f64).sqrt())
     }

@@ -29,9 +29,7 @@ fn pack(cuda: &Cuda, width: usize) -> usize {
 struct Grid {
     batch: usize,
     side: usize,
-    /// Patches in a row.
     across: usize,
-    /// Side of a patch.
     patch: usize,
     /// Whether the pixels are u8 with the channels last.
     levels: bool,

@@ -249,7 +249,6 @@ impl Cuda {
         Ok(unsafe { self.driver().launch(&launch) }?)
     }
 
-    /// Enqueues a matrix product.
     fn product(&self, product: &Product) -> Result<()> {
         // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large,
         // whose shapes and types they have checked; the host twin's tests hold them to it.

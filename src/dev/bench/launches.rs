@@ -36,14 +36,10 @@ impl Peaks {
     }
 }
 
-/// How a kernel is launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Shape {
-    /// Blocks in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block.
     pub block: [u32; 3],
-    /// Bytes of dynamic shared memory.
     pub shared: usize,
 }
 
@@ -60,7 +56,6 @@ pub struct Row {
     pub registers: Option<u32>,
     /// Bytes of shared memory that the kernel declares itself; none as for `registers`.
     pub static_shared: Option<u32>,
-    /// See [`Work::bytes`].
     pub bytes: usize,
     /// Floating-point operations of the products in it, outside tensor cores and in them.
     pub flop: usize,
@@ -140,15 +135,10 @@ pub fn resources<'a>(
 /// Rows of one name.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Sum {
-    /// That of the rows.
     pub name: String,
-    /// How many there are.
     pub launches: usize,
-    /// See [`Row`].
     pub bytes: usize,
-    /// See [`Row`].
     pub flop: usize,
-    /// See [`Row`].
     pub floor_s: f64,
 }
 

@@ -9,24 +9,20 @@ use crate::tensor::DType;
 
 /// An operation ready to run again and again.
 pub struct Op<'a> {
-    /// As in [`Backend`].
     pub name: &'static str,
     /// Its sizes, for people.
     pub at: String,
     /// Floating-point operations of the products in it.
     pub flop: f64,
-    /// The fewest bytes it must read and write.
     pub bytes: f64,
     /// Calls it once, on tensors that are there already; does not wait for a GPU.
     pub run: Box<dyn FnMut() -> Result<()> + 'a>,
 }
 
-/// Seconds of one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Percentiles {
     /// What the fastest fifth of the runs stayed within.
     pub p20: f64,
-    /// The median.
     pub p50: f64,
     /// What all but the slowest fifth stayed within.
     pub p80: f64,
@@ -45,7 +41,6 @@ impl Percentiles {
     }
 }
 
-/// How fast an operation ran.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Timing {
     /// One run after another, as in a training step: what fits the caches is found there.

@@ -11,28 +11,18 @@ use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::dev::check::difference::normal;
 use crate::tensor::{DType, Shape, Tensor};
 
-/// The sizes of a model and a batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
-    /// Images.
     pub batch: usize,
     /// Of an image, the class token included: 50 for ViT-B/32 at 224 pixels.
     pub tokens: usize,
-    /// Elements of a token.
     pub width: usize,
-    /// Attention heads; they divide `width`.
     pub heads: usize,
-    /// Elements between the two linear layers of an MLP.
     pub mlp: usize,
-    /// Elements of a feature, the input of the classifier.
     pub features: usize,
-    /// What the classifier tells apart.
     pub classes: usize,
-    /// r of the adapters.
     pub rank: usize,
-    /// Pixels of an image, a side.
     pub side: usize,
-    /// Pixels of a patch, a side.
     pub patch: usize,
 }
 
@@ -42,7 +32,6 @@ impl Sizes {
     }
 }
 
-/// What is done with each operation in turn.
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
 /// What can be measured apart from the rest: [`group`] takes these names.

@@ -16,26 +16,16 @@ use thiserror::Error;
 /// Why a check could not be carried out.
 #[derive(Debug, Error)]
 pub enum CheckError {
-    /// An operation was refused, or failed on its device.
     #[error(transparent)]
     Backend(#[from] BackendError),
-    /// The model could not be loaded, or its text tower run.
     #[error(transparent)]
     Clip(#[from] ClipError),
-    /// A tensor has another type or shape than the check expects.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// The reference file cannot be used.
     #[error("{}: {problem}; make it again with tools/reference.py", path.display())]
-    Reference {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it, or what it lacks.
-        problem: String,
-    },
+    Reference { path: PathBuf, problem: String },
 }
 
-/// What a check returns.
 pub type Result<T, E = CheckError> = std::result::Result<T, E>;
 
 /// One line of the table of errors.
@@ -47,7 +37,6 @@ pub struct Row {
     pub at: String,
     /// Largest absolute error over the largest absolute value.
     pub error: f64,
-    /// The largest error that passes.
     pub bound: f64,
     /// PyTorch's own f32 error on the same numbers, where the reference tells.
     pub peer: Option<f64>,
@@ -56,7 +45,6 @@ pub struct Row {
 }
 
 impl Row {
-    /// A row without a peer.
     pub fn new(name: impl Into<String>, at: impl Into<String>, error: f64, bound: f64) -> Self {
         Row { name: name.into(), at: at.into(), error, bound, peer: None, problem: None }
     }

@@ -15,7 +15,6 @@ use crate::tensor::{DType, Shape, Tensor};
 
 type B = Cpu<f64>;
 
-/// The largest error that passes.
 pub const BOUND: f64 = 1e-6;
 
 /// Checks every operation; one row for each gradient.

@@ -5,7 +5,7 @@
 
 use super::{CheckError, Result, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
-use crate::clip::block::Evaluated;
+use crate::clip::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
@@ -26,7 +26,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The settings a reference was made with.
 #[derive(Debug, Deserialize)]
 struct Meta {
     variant: Variant,
@@ -45,14 +44,12 @@ struct Meta {
     /// Prompts that the text tower computes together; 0 for all.
     #[serde(default)]
     text_chunk: usize,
-    /// Batches of a step.
     #[serde(default = "one")]
     accumulate: usize,
     /// Images of the last batch of an epoch; 0 for as many as the others have.
     #[serde(default)]
     last_batch: usize,
     clip_grad_norm: Option<f64>,
-    /// See [`crate::tune::HeadScale`].
     #[serde(default = "unscaled")]
     head_scale: f64,
     text_weight: f64,
@@ -160,7 +157,6 @@ impl Meta {
     }
 }
 
-/// A reference file in memory.
 struct Reference {
     path: PathBuf,
     bytes: Vec<u8>,
@@ -227,7 +223,6 @@ struct Batches {
     last: usize,
     /// What the classes count in each batch of a run, as a mean over its images; none where all count the same.
     class_weights: Option<Vec<Vec<f32>>>,
-    /// Batches of a step.
     accumulate: usize,
 }
 
@@ -271,7 +266,6 @@ impl Batches {
         Ok(Batches { images, labels, draws, last, class_weights, accumulate: meta.accumulate.max(1) })
     }
 
-    /// Images of a batch.
     fn size(&self) -> usize {
         self.labels[0].len()
     }

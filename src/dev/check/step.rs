@@ -4,7 +4,7 @@ use super::difference::{against, normal};
 use super::{Result, Row};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
-use crate::clip::block::Evaluated;
+use crate::clip::Evaluated;
 use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
@@ -21,27 +21,21 @@ use crate::tune::{
 };
 use std::sync::Arc;
 
-/// The largest error that passes.
 pub const BOUND: f64 = 1e-5;
 
 /// The sizes of a model small enough to difference, or to run on the host twin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TinySizes {
-    /// Images of a batch, at the most.
     pub batch: usize,
     /// Classes; not all of them need occur in a batch.
     pub classes: usize,
-    /// Pixels of an image, a side.
     pub side: usize,
-    /// Pixels of a patch, a side.
     pub patch: usize,
-    /// Elements of a token in the vision tower; in the text tower fewer by those of one head.
     pub width: usize,
     /// Attention heads of the vision tower; they divide `width`. The text tower has one fewer.
     pub heads: usize,
     /// Elements between the two linear layers of an MLP; half as many in the text tower.
     pub mlp: usize,
-    /// Elements of the features that both towers end in.
     pub features: usize,
     /// r of the adapters, which are scaled by 2 whatever it is.
     pub rank: usize,
@@ -78,33 +72,23 @@ impl TinySizes {
 /// A tiny model with adapters, prompts and head, and a batch for it.
 #[derive(Debug, Clone)]
 pub struct TinyStep {
-    /// Of model and batch.
     pub sizes: TinySizes,
-    /// Blocks of each tower.
     pub layers: usize,
-    /// In the MLPs of both towers.
     pub activation: Activation,
     /// The linear layers with adapters; empty for a step without any.
     pub targets: Vec<Target>,
-    /// In the vision tower.
     pub prompts: Option<PromptSpec>,
-    /// The loss.
     pub objective: Objective,
-    /// Where training batches are mixed.
     pub mix: Option<MixOn>,
     /// Side of the images that training batches are crops of, at least that of the model's.
     pub crops_of: Option<usize>,
-    /// Of the vision tower.
     pub savings: Savings,
-    /// The towers with adapters.
     pub towers: Vec<Tower>,
-    /// Share of the adapters' inputs that is set to zero.
     pub dropout: f64,
     /// False where the text features of the classes take the head's place.
     pub head: bool,
     /// Prompts that a text tower in training computes together.
     pub text_part: usize,
-    /// Batches of a step.
     pub accumulate: usize,
     /// The length that the gradients of a step are scaled down to.
     pub clip: Option<f64>,
@@ -118,9 +102,7 @@ const TEMPLATES: usize = 3;
 pub struct TinyBatch {
     /// u8 \[n, S, S, 3\]; S is [`TinyStep::crops_of`] where that is set.
     pub images: Tensor,
-    /// One for each image.
     pub labels: Vec<u32>,
-    /// None where the step mixes nothing.
     pub mix: Option<MixDraw>,
     /// u32 \[n, 5\], as [`Backend::crop_resize`] takes them; none where images are taken as they are.
     pub crops: Option<Tensor>,
@@ -131,7 +113,6 @@ pub struct TinyBatch {
 }
 
 impl TinyBatch {
-    /// As a learner takes it.
     pub fn view(&self) -> Batch<'_> {
         Batch {
             images: self.images.view(),
@@ -306,7 +287,6 @@ impl TinyStep {
         Ok(Trained { lora, text_lora, prompts, head })
     }
 
-    /// Random images and labels.
     pub fn batch(&self) -> Result<(Tensor, Vec<u32>)> {
         let shape = Shape::from([self.sizes.batch, 3, self.sizes.side, self.sizes.side]);
         Ok((Tensor::from_slice(shape, &normal(shape.elements(), 14))?, self.labels()))

@@ -81,14 +81,11 @@ impl Compiler {
 /// What the kernels are compiled for.
 #[derive(Clone, Copy)]
 pub struct Options {
-    /// Of activations.
     pub dtype: DType,
     pub compute_capability: u32,
-    /// See [`super::Rounding::Device`].
     pub rounds_as_a_device: bool,
 }
 
-/// The path of the runtime's library.
 pub fn runtime(sources: &Sources) -> Result<PathBuf> {
     build(sources, RUNTIME, ROUNDS_EACH, None)
 }

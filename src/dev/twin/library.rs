@@ -121,7 +121,6 @@ impl Machine {
         Ok(Machine { state: unsafe { new() }, free, run, moved, tensor_core_sum: sum })
     }
 
-    /// As [`super::Twin::moved`].
     pub fn moved(&self) -> u64 {
         // SAFETY: a machine of ours, which nobody else uses meanwhile.
         unsafe { (self.moved)(self.state) }

@@ -58,7 +58,6 @@ pub enum BlockOrder {
     Shuffled(u32),
 }
 
-/// How the twin rounds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rounding {
     /// Every operation by itself, to nearest, and functions as the C library has them.
@@ -112,7 +111,6 @@ impl Recording for Tape {
     }
 }
 
-/// Bytes that are there already.
 struct Arrived(Vec<u8>);
 
 impl Fetch for Arrived {
@@ -131,7 +129,6 @@ impl Twin {
         Twin::with_sources(Sources::load()?, dtype, compute_capability)
     }
 
-    /// The same with other kernels.
     pub fn with_sources(sources: Sources, dtype: DType, compute_capability: u32) -> Result<Twin> {
         source::real_macro(dtype)?;
         let info = describe(compute_capability)?;

@@ -24,11 +24,9 @@ pub const COMPILER_STACK: usize = 16 << 20;
 /// Machine code of a kernel file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cubin {
-    /// The kernel file, without ".cu".
     pub file: String,
     /// As the driver loads it, without the checksum that it has on the disk.
     pub code: Vec<u8>,
-    /// It came from the disk.
     pub cached: bool,
 }
 

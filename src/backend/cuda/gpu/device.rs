@@ -41,7 +41,6 @@ pub fn count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// The device `index`.
 pub fn open(index: usize) -> Result<Device> {
     let count = count()?;
     if index >= count {

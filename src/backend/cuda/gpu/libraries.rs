@@ -20,7 +20,6 @@ use std::sync::OnceLock;
 /// The major versions of NVRTC and cuBLASLt that are looked for by their names, newest first.
 const MAJORS: [u32; 2] = [13, 12];
 
-/// A library that was found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Loaded {
     /// The file that is in use, where the system tells.
@@ -47,11 +46,8 @@ struct Wanted<T> {
     hint: &'static str,
     /// Finds the functions, or the name of one that is missing.
     table: fn(&Library) -> Result<T, &'static str>,
-    /// An address in the library.
     address: fn(&T) -> usize,
-    /// Major version and text.
     version: fn(&T) -> Result<(u32, String), String>,
-    /// From here on calls go there.
     keep: fn(T),
 }
 

@@ -6,6 +6,8 @@
 //! thread enqueues while a recording is open becomes part of it, though, and is not run: one thread at a time
 //! may enqueue.
 
+#![allow(missing_docs, reason = "public for the tests and the command line alone")]
+
 mod calls;
 mod choices;
 pub mod compile;
@@ -60,7 +62,6 @@ pub struct GpuOptions {
 /// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
 /// recording.
 pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
-/// See [`MEASURE`].
 pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 
 impl Default for GpuOptions {
@@ -70,7 +71,6 @@ impl Default for GpuOptions {
     }
 }
 
-/// Memory that is handed out.
 #[derive(Default)]
 struct Ledger {
     buffers: HashMap<u64, (DeviceBuffer, usize)>,
@@ -88,10 +88,8 @@ enum RecordingState {
     Broken(String),
 }
 
-/// A GPU.
 pub struct Gpu {
     info: DeviceInfo,
-    /// Of the kernels' sources.
     kernels_hash: String,
     options: GpuOptions,
     recording: Mutex<RecordingState>,
@@ -227,7 +225,6 @@ fn scope(info: &DeviceInfo) -> Result<Scope> {
     })
 }
 
-/// A recorded graph.
 struct GraphRecording {
     graph: GraphExec,
     /// What it launches, which must outlive it, whatever is dropped first.

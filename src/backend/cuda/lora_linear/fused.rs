@@ -9,7 +9,6 @@ pub struct Tile {
     rows: usize,
     columns: usize,
     threads: usize,
-    /// Bytes of dynamic shared memory.
     shared: usize,
 }
 

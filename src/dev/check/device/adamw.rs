@@ -26,7 +26,6 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     Ok(())
 }
 
-/// One trained tensor.
 struct Trained<B: Backend> {
     value: Pair<B>,
     gradient: Pair<B>,
@@ -37,7 +36,6 @@ struct Trained<B: Backend> {
     scale: f64,
 }
 
-/// The largest errors so far.
 #[derive(Default)]
 struct Errors {
     values: f64,

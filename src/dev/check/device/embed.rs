@@ -37,7 +37,6 @@ pub(super) fn same<B: Backend>(c: &Checker<'_, B>, host: Tensor) -> Result<Pair<
     Ok(Pair { device: c.device.upload(host.view(), host.dtype())?, host })
 }
 
-/// The same embedding on both sides.
 fn embedding<B: Backend>(
     c: &Checker<'_, B>,
     patch: usize,

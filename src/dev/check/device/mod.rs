@@ -26,7 +26,6 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor};
 use crate::tensor::{DType, Shape, Tensor};
 
-/// How much is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
     /// Small and odd sizes, and one of each kind that a kernel treats differently: for the host twin.
@@ -59,7 +58,6 @@ macro_rules! groups {
             /// All of them, in the order in which they are checked.
             pub const ALL: [Group; [$(Group::$variant),*].len()] = [$(Group::$variant),*];
 
-            /// "layer_norm".
             pub fn name(self) -> &'static str {
                 match self {
                     $(Group::$variant => stringify!($module),)*
@@ -98,7 +96,6 @@ impl Group {
     /// All operations but attention and linear layers.
     pub const SMALL: &[Group] = Group::ALL.split_at(13).0;
 
-    /// The group of this name.
     pub fn named(name: &str) -> Option<Self> {
         Group::ALL.into_iter().find(|group| group.name() == name)
     }
@@ -164,7 +161,6 @@ pub(super) struct Pair<B: Backend> {
 }
 
 impl<'a, B: Backend> Checker<'a, B> {
-    /// Hands out a row.
     pub fn row(&mut self, row: Row) {
         (self.report)(row);
     }
