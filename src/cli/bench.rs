@@ -338,7 +338,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     if let Device::Cuda(cuda) = device
         && wanted(&"lora_linear")
     {
-        for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Product, ", product")] {
+        for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Gemm, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
             let measured = ops::lora(&cuda, sizes, &mut |op| rows.time(&cuda, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
@@ -350,7 +350,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
 /// The rate of a square product.
 fn best_product<B: Backend>(backend: &B, n: usize, reps: usize) -> Result<f64> {
     let mut rate = 0.0f64;
-    ops::square_product(backend, n, &mut |mut op| {
+    ops::square_gemm(backend, n, &mut |mut op| {
         let timing = bench::time(backend, &mut op, reps)?;
         rate = rate.max(op.flop / timing.warm.p50);
         Ok(())

@@ -27,7 +27,7 @@ pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
     let (cuda, is_there) = args.device.open_to_list()?;
     let forms: &[(&str, LoraForm)] = match is_there {
         true => &[("as measured", LoraForm::Auto)],
-        false => &[("product", LoraForm::Product), ("fused", LoraForm::Fused)],
+        false => &[("product", LoraForm::Gemm), ("fused", LoraForm::Fused)],
     };
     let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, config, args)?));
     let lists = forms.iter().map(list).collect::<Result<Vec<(&str, Vec<Command>)>>>()?;

@@ -5,7 +5,7 @@
 //! nobody has, at any size and at once.
 
 use crate::backend::cuda::CudaError;
-use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -131,7 +131,7 @@ impl Driver for Absent {
         launch.args.check().map_err(|problem| CudaError::Call { call: "launch", problem })
     }
 
-    unsafe fn product(&self, _: &Product) -> Result<()> {
+    unsafe fn gemm(&self, _: &Gemm) -> Result<()> {
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::driver::{
-    Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result,
+    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
 };
 use crate::backend::{self, Backend};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -106,10 +106,10 @@ impl Driver for Listing {
         Ok(())
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<()> {
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         // SAFETY: as the caller promises.
-        unsafe { self.driver.product(product) }?;
-        self.keep(|| Command::Product(*product));
+        unsafe { self.driver.gemm(gemm) }?;
+        self.keep(|| Command::Gemm(*gemm));
         Ok(())
     }
 

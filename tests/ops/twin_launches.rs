@@ -37,7 +37,7 @@ const SLACK_OF_LAUNCH: u64 = 64;
 fn differences(dtype: DType) -> Vec<String> {
     let twin = Arc::new(Twin::new(dtype, 90).unwrap());
     let mut found = Vec::new();
-    for form in [LoraForm::Fused, LoraForm::Product] {
+    for form in [LoraForm::Fused, LoraForm::Gemm] {
         let (cuda, listing) = Listing::around(&Cuda::new(twin.clone(), dtype, form).unwrap()).unwrap();
         let mut visit = |mut op: Op<'_>| -> Result<()> {
             let before = twin.moved();
@@ -59,7 +59,7 @@ fn differences(dtype: DType) -> Vec<String> {
             Ok(())
         };
         match form {
-            LoraForm::Product => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
+            LoraForm::Gemm => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
             _ => ops::each(&cuda, &SIZES, None, &mut visit).unwrap(),
         }
     }

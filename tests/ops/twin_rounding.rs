@@ -26,10 +26,10 @@ fn passes(dtype: DType) {
     let attention = || rows(&device(LoraForm::Auto), Scope::Quick, &[Group::Attention]).unwrap();
     let linear = |form| rows(&device(form), Scope::Quick, &[Group::LoraLinear]).unwrap();
     // In bf16 the steps alone take the product form.
-    let product = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Product) };
-    let steps = |part| check_part_of_steps(&device(LoraForm::Product), part, 2).unwrap();
+    let gemm = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Gemm) };
+    let steps = |part| check_part_of_steps(&device(LoraForm::Gemm), part, 2).unwrap();
     let mut rows = std::thread::scope(|scope| {
-        let other = scope.spawn(|| [linear(LoraForm::Auto), product(), steps(1)].concat());
+        let other = scope.spawn(|| [linear(LoraForm::Auto), gemm(), steps(1)].concat());
         // In f16 half of them: the first tier takes all with the twin's own rounding.
         let others = if dtype == DType::F16 { Vec::new() } else { steps(0) };
         [small, attention(), others, other.join().unwrap()].concat()

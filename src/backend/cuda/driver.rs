@@ -197,7 +197,7 @@ impl fmt::Display for Launch {
 /// y \[m, n\] = x \[m, k\]·op(w) (+ bias \[n\]) (+ add \[m, n\]); row-major, strides in elements between
 /// rows. w is \[n, k\] when `transposed` (y = x·wᵀ), else \[k, n\]. Accumulates in f32 and rounds once.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Product {
+pub struct Gemm {
     /// Rows of x and y; at least 1, as `n` and `k` are.
     pub m: usize,
     pub n: usize,
@@ -221,10 +221,10 @@ pub struct Product {
     pub dtype: DType,
 }
 
-impl Product {
+impl Gemm {
     /// Exact; 16-bit types are multiplied in tensor cores.
     pub fn work(&self) -> Work {
-        let Product { m, n, k, .. } = *self;
+        let Gemm { m, n, k, .. } = *self;
         let added = self.bias.map_or(0, |_| n) + self.add.map_or(0, |_| m * n);
         let (bytes, flop) = ((m * k + n * k + m * n + added) * self.dtype.size(), 2 * m * n * k);
         match self.dtype {
@@ -238,7 +238,7 @@ impl Product {
 #[derive(Clone)]
 pub enum Command {
     Launch(Box<Launch>),
-    Product(Product),
+    Gemm(Gemm),
     Clear { to: Address, bytes: usize },
     Copy { to: Address, from: Address, bytes: usize },
 }
@@ -248,7 +248,7 @@ impl Command {
     pub fn work(&self) -> Work {
         match self {
             Command::Launch(launch) => launch.args.work(),
-            Command::Product(product) => product.work(),
+            Command::Gemm(gemm) => gemm.work(),
             Command::Clear { bytes, .. } => Work { bytes: *bytes, ..Work::default() },
             Command::Copy { bytes, .. } => Work { bytes: 2 * bytes, ..Work::default() },
         }
@@ -305,7 +305,7 @@ pub trait Driver: Send + Sync {
     ///
     /// # Safety
     /// All addresses must be of allocated memory of the sizes that the product tells.
-    unsafe fn product(&self, product: &Product) -> Result<()>;
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
     fn can_record(&self) -> bool {
         true

@@ -26,7 +26,7 @@ mod tables;
 mod triplet;
 
 use super::*;
-use driver::{Address, Args, Driver, Kernel, Launch, Product};
+use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -39,7 +39,7 @@ pub enum LoraForm {
     /// One tensor-core kernel of our own.
     Fused,
     /// A kernel for the low-rank part and a cuBLASLt product that adds to it.
-    Product,
+    Gemm,
 }
 
 /// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
@@ -249,10 +249,10 @@ impl Cuda {
         Ok(unsafe { self.driver().launch(&launch) }?)
     }
 
-    fn product(&self, product: &Product) -> Result<()> {
+    fn gemm(&self, gemm: &Gemm) -> Result<()> {
         // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large,
         // whose shapes and types they have checked; the host twin's tests hold them to it.
-        Ok(unsafe { self.driver().product(product) }?)
+        Ok(unsafe { self.driver().gemm(gemm) }?)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a GPU is given in one training step: every launch with its grid, what it moves and multiplies, and the
 //! least time that takes. A profile of a GPU is held against it, row by row.
 
-use crate::backend::cuda::driver::{Command, Kernel, Launch, Product, Work};
+use crate::backend::cuda::driver::{Command, Gemm, Kernel, Launch, Work};
 use crate::backend::cuda::gpu::compile::{KernelResources, architecture_for, compile};
 use crate::backend::cuda::gpu::cubins::COMPILER_STACK;
 use crate::backend::cuda::source::Sources;
@@ -75,7 +75,7 @@ impl Row {
                 compiled = resources.get(&kernel);
                 kernel.name.to_owned()
             }
-            Command::Product(product) => product_name(product),
+            Command::Gemm(gemm) => gemm_name(gemm),
             Command::Clear { .. } => "clear".to_owned(),
             Command::Copy { .. } => "copy".to_owned(),
         };
@@ -93,8 +93,8 @@ impl Row {
 }
 
 /// "x·w 1600x2304 to 768, added".
-fn product_name(product: &Product) -> String {
-    let Product { m, n, k, transposed, bias, add, .. } = product;
+fn gemm_name(gemm: &Gemm) -> String {
+    let Gemm { m, n, k, transposed, bias, add, .. } = gemm;
     let form = if *transposed { "x·wᵀ" } else { "x·w" };
     let bias = if bias.is_some() { ", bias" } else { "" };
     let added = if add.is_some() { ", added" } else { "" };

@@ -117,7 +117,7 @@ pub fn lora<B: Backend>(backend: &B, sizes: &Sizes, visit: &mut Visit<'_>) -> Re
 }
 
 /// x·Wᵀ for square matrices: the device's best product.
-pub fn square_product<B: Backend>(backend: &B, n: usize, visit: &mut Visit<'_>) -> Result<()> {
+pub fn square_gemm<B: Backend>(backend: &B, n: usize, visit: &mut Visit<'_>) -> Result<()> {
     let sizes = Sizes {
         batch: n,
         tokens: 1,

@@ -28,14 +28,14 @@
 //! for source lines in its messages of binutils.
 
 mod compile;
+mod gemm;
 mod library;
 mod memory;
 mod places;
-mod product;
 
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{
-    Address, Command, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result,
+    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
 };
 use crate::backend::cuda::source::{self, Sources};
 use crate::tensor::DType;
@@ -218,7 +218,7 @@ impl Twin {
                 self.check_limits(launch)?;
                 self.library(state, launch)?.check_arguments(launch)
             }
-            Command::Product(product) => product::check(&state.memory, product),
+            Command::Gemm(gemm) => gemm::check(&state.memory, gemm),
             Command::Clear { to, bytes } => state.memory.check(*to, *bytes, "clear"),
             Command::Copy { to, from, bytes } => {
                 state.memory.check(*from, *bytes, "copy from")?;
@@ -235,9 +235,9 @@ impl Twin {
                 let limit = self.info.shared_memory_per_block;
                 machine.run(&library, launch, memory, *order, self.rounding, limit)
             }
-            Command::Product(product) => {
+            Command::Gemm(gemm) => {
                 let State { machine, memory, .. } = state;
-                product::run(memory, product, self.rounding, machine)
+                gemm::run(memory, gemm, self.rounding, machine)
             }
             Command::Clear { to, bytes } => {
                 state.memory.bytes_mut(*to, *bytes, "clear")?.fill(0);
@@ -374,8 +374,8 @@ impl Driver for Twin {
         self.enqueue(Command::Launch(Box::new(*launch)))
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<()> {
-        self.enqueue(Command::Product(*product))
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        self.enqueue(Command::Gemm(*gemm))
     }
 
     fn begin_recording(&self) -> Result<()> {

@@ -23,7 +23,7 @@ pub struct Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Map {
     /// Algorithms of cuBLASLt, as hex.
-    Products,
+    Gemms,
     /// What the launchers remember.
     Choices,
 }
@@ -38,7 +38,7 @@ struct Stored {
 impl Stored {
     fn map(&mut self, map: Map) -> &mut BTreeMap<String, String> {
         match map {
-            Map::Products => &mut self.products,
+            Map::Gemms => &mut self.products,
             Map::Choices => &mut self.choices,
         }
     }
@@ -150,11 +150,11 @@ mod tests {
         let first = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         let second = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         first.remember(Map::Choices, "lora", "fused");
-        second.remember(Map::Products, "m=1", "00ff");
+        second.remember(Map::Gemms, "m=1", "00ff");
         let later = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         assert_eq!(later.recall(Map::Choices, "lora").as_deref(), Some("fused"));
-        assert_eq!(later.recall(Map::Products, "m=1").as_deref(), Some("00ff"));
-        assert_eq!(later.recall(Map::Products, "lora"), None);
+        assert_eq!(later.recall(Map::Gemms, "m=1").as_deref(), Some("00ff"));
+        assert_eq!(later.recall(Map::Gemms, "lora"), None);
         let other = Choices::open(Some(folder.path()), scope("NVIDIA A100"));
         assert_eq!(other.recall(Map::Choices, "lora"), None);
     }
@@ -164,15 +164,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || Choices::open(Some(folder.path()), scope("GPU"));
         let (first, second) = (open(), open());
-        assert_eq!(first.remember(Map::Products, "m=1", "a"), "a");
-        assert_eq!(second.remember(Map::Products, "m=1", "b"), "a");
+        assert_eq!(first.remember(Map::Gemms, "m=1", "a"), "a");
+        assert_eq!(second.remember(Map::Gemms, "m=1", "b"), "a");
         let later = open();
         for choices in [&first, &second, &later] {
-            assert_eq!(choices.recall(Map::Products, "m=1").as_deref(), Some("a"));
+            assert_eq!(choices.recall(Map::Gemms, "m=1").as_deref(), Some("a"));
         }
         // Whoever knew it and measures all the same could not use it.
-        assert_eq!(later.remember(Map::Products, "m=1", "c"), "c");
-        assert_eq!(open().recall(Map::Products, "m=1").as_deref(), Some("c"));
+        assert_eq!(later.remember(Map::Gemms, "m=1", "c"), "c");
+        assert_eq!(open().recall(Map::Gemms, "m=1").as_deref(), Some("c"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What was enqueued last. A fault on the device is told by whichever call comes next, without a name.
 
 use crate::backend::cuda::CudaError;
-use crate::backend::cuda::driver::{Launch, Product, Result};
+use crate::backend::cuda::driver::{Gemm, Launch, Result};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 #[allow(clippy::large_enum_variant)]
 pub enum Enqueued {
     Launch(Launch),
-    Product(Product),
+    Gemm(Gemm),
     Replay,
 }
 
@@ -17,7 +17,7 @@ impl fmt::Display for Enqueued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Enqueued::Launch(launch) => launch.fmt(f),
-            Enqueued::Product(Product { m, n, k, dtype, .. }) => {
+            Enqueued::Gemm(Gemm { m, n, k, dtype, .. }) => {
                 write!(f, "a product, {dtype} m={m} n={n} k={k}")
             }
             Enqueued::Replay => f.write_str("a recorded step"),

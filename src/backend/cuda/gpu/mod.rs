@@ -14,13 +14,13 @@ pub mod compile;
 pub mod cubins;
 mod device;
 mod folders;
+mod gemm;
 mod handles;
 mod kernels;
 mod latest;
 pub mod libraries;
 mod parameters;
 mod probe;
-mod product;
 pub mod store;
 mod transfer;
 
@@ -28,15 +28,15 @@ pub use libraries::Loaded;
 pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
 use super::CudaError;
-use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
+use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
 use super::source::Sources;
 use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;
+use gemm::{Gemms, Planning};
 use handles::{Context, DeviceBuffer, Event, GraphExec, Stream};
 use kernels::{Compiler, Kernels};
 use latest::{Enqueued, Latest};
-use product::{Planning, Products};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -95,7 +95,7 @@ pub struct Gpu {
     recording: Mutex<RecordingState>,
     ledger: Mutex<Ledger>,
     kernels: Arc<Kernels>,
-    products: Products,
+    gemms: Gemms,
     large_feeds: Ring,
     small_feeds: Ring,
     landings: Arc<Landings>,
@@ -135,7 +135,7 @@ impl Gpu {
             recording: Mutex::new(RecordingState::Closed),
             ledger: Mutex::default(),
             kernels: Arc::new(kernels),
-            products: Products::new(&context, info.compute_capability, choices.clone(), options.record)?,
+            gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.record)?,
             large_feeds: Ring::new(&context, LARGE_FEEDS, SMALL_FEED),
             small_feeds: Ring::new(&context, SMALL_FEEDS, SMALL_FEED),
             landings: Landings::new(&context, &latest),
@@ -342,7 +342,7 @@ impl Driver for Gpu {
         launched
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<()> {
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let state = self.recording();
         let planning = match *state {
             RecordingState::Open => Planning::Refuse,
@@ -353,10 +353,10 @@ impl Driver for Gpu {
         // lock must be free for `recorded` to end it.
         let guard = (planning == Planning::Measure).then_some(state);
         // SAFETY: as the caller promises; all products go to the one stream.
-        let result = unsafe { self.products.enqueue(product, &self.streams.compute, planning) };
+        let result = unsafe { self.gemms.enqueue(gemm, &self.streams.compute, planning) };
         drop(guard);
         let result = self.recorded(result);
-        self.latest.set(Enqueued::Product(*product));
+        self.latest.set(Enqueued::Gemm(*gemm));
         result
     }
 

@@ -29,14 +29,14 @@ pub fn forward(cuda: &Cuda, work: &Forward) -> Result<()> {
         .multiplying(parts.flop(m, k), cuda.has_tensor_cores() && in_packs);
     let names = ["lora_linear_start_16_rows", "lora_linear_start_32_rows", "lora_linear_start_any"];
     start(cuda, "lora_linear", names, in_packs, m, n / parts.out, args)?;
-    Frozen { bias: None, residual: Some(frozen.to), ..*frozen }.product(cuda)
+    Frozen { bias: None, residual: Some(frozen.to), ..*frozen }.gemm(cuda)
 }
 
 /// du and dx = du·A, through the mask where there is one; then dx += dy·W.
 pub fn backward(cuda: &Cuda, work: &Backward) -> Result<()> {
     let Backward { frozen, parts, du, dropped } = work;
     backward_start(cuda, parts, frozen.sizes, frozen.from, *du, Some(frozen.to), *dropped)?;
-    Frozen { residual: Some(frozen.to), ..*frozen }.product(cuda)
+    Frozen { residual: Some(frozen.to), ..*frozen }.gemm(cuda)
 }
 
 /// du = scale·dy·B, and where it is wanted dx = du·A, through the mask of `dropped`.

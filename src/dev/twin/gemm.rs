@@ -4,9 +4,9 @@
 use super::Rounding;
 use super::library::Machine;
 use super::memory::Memory;
-use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
+use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use crate::backend::cuda::CudaError;
-use crate::backend::cuda::driver::{Address, Product, Result};
+use crate::backend::cuda::driver::{Address, Gemm, Result};
 use crate::tensor::DType;
 use half::{bf16, f16};
 
@@ -16,12 +16,12 @@ fn extent(rows: usize, columns: usize, stride: usize, dtype: DType) -> usize {
 }
 
 /// Rows, columns and stride of w as it is stored.
-fn stored(p: &Product) -> (usize, usize, usize) {
+fn stored(p: &Gemm) -> (usize, usize, usize) {
     if p.transposed { (p.n, p.k, p.w_stride) } else { (p.k, p.n, p.w_stride) }
 }
 
 /// That all matrices lie in allocated memory.
-pub fn check(memory: &Memory, p: &Product) -> Result<()> {
+pub fn check(memory: &Memory, p: &Gemm) -> Result<()> {
     if !matches!(p.dtype, DType::F16 | DType::BF16 | DType::F32) {
         return Err(CudaError::Twin(format!("a product in {}", p.dtype)));
     }
@@ -51,7 +51,7 @@ pub fn check(memory: &Memory, p: &Product) -> Result<()> {
 }
 
 /// Inputs are gathered before the output is written, so `add` may be `y`.
-pub fn run(memory: &mut Memory, p: &Product, rounding: Rounding, machine: &Machine) -> Result<()> {
+pub fn run(memory: &mut Memory, p: &Gemm, rounding: Rounding, machine: &Machine) -> Result<()> {
     let x = gather(memory, p.x, p.m, p.k, p.x_stride, p.dtype)?;
     let (rows, columns, stride) = stored(p);
     let w = gather(memory, p.w, rows, columns, stride, p.dtype)?;
@@ -68,7 +68,7 @@ pub fn run(memory: &mut Memory, p: &Product, rounding: Rounding, machine: &Machi
     if rounding == Rounding::EachOperation {
         let w = Matrix::new(&w, rows, columns);
         let w = if p.transposed { w.transposed() } else { w };
-        product(
+        gemm(
             MatrixMut::new(&mut y, p.m, p.n),
             if p.add.is_some() || p.bias.is_some() { Write::Add } else { Write::Replace },
             1.0f32,
@@ -83,7 +83,7 @@ pub fn run(memory: &mut Memory, p: &Product, rounding: Rounding, machine: &Machi
 }
 
 /// See [`Rounding::Device`].
-fn add_as_a_device(y: &mut [f32], x: &[f32], w: &[f32], p: &Product, machine: &Machine) {
+fn add_as_a_device(y: &mut [f32], x: &[f32], w: &[f32], p: &Gemm, machine: &Machine) {
     let column = |j: usize| match p.transposed {
         true => w[j * p.k..][..p.k].to_vec(),
         false => w.iter().skip(j).step_by(p.n).copied().collect(),
@@ -126,7 +126,7 @@ fn gather(
     Ok(dense)
 }
 
-fn scatter(memory: &mut Memory, dense: &[f32], p: &Product) -> Result<()> {
+fn scatter(memory: &mut Memory, dense: &[f32], p: &Gemm) -> Result<()> {
     let size = p.dtype.size();
     let bytes = memory.bytes_mut(p.y, extent(p.m, p.n, p.y_stride, p.dtype), "product")?;
     for (i, values) in dense.chunks_exact(p.n).enumerate() {

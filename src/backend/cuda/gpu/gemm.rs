@@ -8,7 +8,7 @@ use super::calls::{Status, cublaslt as lt};
 use super::choices::{Choices, Map};
 use super::handles::{Context, DeviceBuffer, Event, Stream};
 use crate::backend::cuda::CudaError;
-use crate::backend::cuda::driver::{Address, Product, Result};
+use crate::backend::cuda::driver::{Address, Gemm, Result};
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
@@ -63,25 +63,25 @@ struct Key {
 }
 
 impl Key {
-    fn of(product: &Product) -> Self {
-        let output = product.y.0 | product.bias.map_or(0, |a| a.0);
-        let added = product.add.unwrap_or(product.y).0;
+    fn of(gemm: &Gemm) -> Self {
+        let output = gemm.y.0 | gemm.bias.map_or(0, |a| a.0);
+        let added = gemm.add.unwrap_or(gemm.y).0;
         Key {
-            m: product.m,
-            n: product.n,
-            k: product.k,
-            x_stride: product.x_stride,
-            w_stride: product.w_stride,
-            y_stride: product.y_stride,
-            transposed: product.transposed,
-            bias: product.bias.is_some(),
-            add: match product.add {
+            m: gemm.m,
+            n: gemm.n,
+            k: gemm.k,
+            x_stride: gemm.x_stride,
+            w_stride: gemm.w_stride,
+            y_stride: gemm.y_stride,
+            transposed: gemm.transposed,
+            bias: gemm.bias.is_some(),
+            add: match gemm.add {
                 None => Add::Nothing,
-                Some(add) if add == product.y => Add::Output,
+                Some(add) if add == gemm.y => Add::Output,
                 Some(_) => Add::Separate,
             },
-            dtype: product.dtype,
-            alignment: [product.x.0, product.w.0, added, output].map(alignment),
+            dtype: gemm.dtype,
+            alignment: [gemm.x.0, gemm.w.0, added, output].map(alignment),
         }
     }
 }
@@ -140,7 +140,7 @@ pub enum Planning {
 }
 
 /// cuBLASLt on one device, with a plan for every product it has seen.
-pub struct Products {
+pub struct Gemms {
     plans: Mutex<HashMap<Key, Plan>>,
     workspace: DeviceBuffer,
     workspace_bytes: usize,
@@ -153,7 +153,7 @@ pub struct Products {
     context: Arc<Context>,
 }
 
-impl Products {
+impl Gemms {
     pub fn new(
         context: &Arc<Context>,
         compute_capability: u32,
@@ -163,7 +163,7 @@ impl Products {
         // What NVIDIA recommends: 32 MiB from Hopper on, 4 before; some algorithms use a little more.
         let workspace_bytes = if compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
         context.enter()?;
-        Ok(Products {
+        Ok(Gemms {
             plans: Mutex::new(HashMap::new()),
             workspace: DeviceBuffer::new(context, workspace_bytes)?,
             workspace_bytes,
@@ -181,12 +181,12 @@ impl Products {
     /// All addresses must be of allocated memory of the sizes that the product tells. The stream must be
     /// the same at every call, as all products share one workspace, and may be recording only where new
     /// products are refused.
-    pub unsafe fn enqueue(&self, product: &Product, stream: &Stream, planning: Planning) -> Result<()> {
-        if product.m == 0 || product.n == 0 {
+    pub unsafe fn enqueue(&self, gemm: &Gemm, stream: &Stream, planning: Planning) -> Result<()> {
+        if gemm.m == 0 || gemm.n == 0 {
             return Ok(());
         }
         self.context.enter()?;
-        let key = Key::of(product);
+        let key = Key::of(gemm);
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         let usable = plans.get(&key).is_some_and(|plan| plan.settled || planning != Planning::Measure);
         if !usable && planning == Planning::Refuse {
@@ -196,21 +196,21 @@ impl Products {
         }
         if !usable {
             // SAFETY: as the caller promises.
-            let plan = unsafe { self.plan(&key, product, stream, planning == Planning::Measure) }?;
+            let plan = unsafe { self.plan(&key, gemm, stream, planning == Planning::Measure) }?;
             plans.insert(key.clone(), plan);
         }
         let Some(plan) = plans.get(&key) else { return Ok(()) };
         // SAFETY: as the caller promises; the lock keeps the descriptor, which holds the bias's address,
         // to this thread.
-        unsafe { self.run(plan, &plan.algorithm, product, stream) }
+        unsafe { self.run(plan, &plan.algorithm, gemm, stream) }
     }
 
     /// # Safety
     /// As [`Products::enqueue`].
-    unsafe fn plan(&self, key: &Key, product: &Product, stream: &Stream, measure: bool) -> Result<Plan> {
+    unsafe fn plan(&self, key: &Key, gemm: &Gemm, stream: &Stream, measure: bool) -> Result<Plan> {
         let mut plan = Plan::new(key)?;
         // The heuristic may look at whether there is a bias, and at its address.
-        plan.set_bias(product)?;
+        plan.set_bias(gemm)?;
         if let Some(algorithm) = self.remembered(key, &plan) {
             plan.algorithm = algorithm;
             plan.settled = true;
@@ -220,7 +220,7 @@ impl Products {
         plan.algorithm = candidates[0];
         if measure {
             // SAFETY: as the caller promises.
-            let chosen = match unsafe { self.fastest(&plan, &candidates, product, stream) } {
+            let chosen = match unsafe { self.fastest(&plan, &candidates, gemm, stream) } {
                 Ok(algorithm) => algorithm,
                 // No room for a second output beside the caller's: the heuristic's first choice is right
                 // too. It is remembered like any other, or a resumed run that finds more room would have
@@ -228,7 +228,7 @@ impl Products {
                 Err(CudaError::OutOfMemory { .. }) => candidates[0],
                 Err(error) => return Err(error),
             };
-            let held = self.choices.remember(Map::Products, &key.to_string(), &to_hex(&chosen));
+            let held = self.choices.remember(Map::Gemms, &key.to_string(), &to_hex(&chosen));
             plan.algorithm = self.usable(key, &plan, &held).unwrap_or(chosen);
             plan.settled = true;
         }
@@ -237,7 +237,7 @@ impl Products {
 
     /// The algorithm that was measured before, if cuBLASLt still takes it.
     fn remembered(&self, key: &Key, plan: &Plan) -> Option<lt::cublasLtMatmulAlgo_t> {
-        self.usable(key, plan, &self.choices.recall(Map::Products, &key.to_string())?)
+        self.usable(key, plan, &self.choices.recall(Map::Gemms, &key.to_string())?)
     }
 
     /// An algorithm as it is kept, if cuBLASLt takes it.
@@ -302,13 +302,13 @@ impl Products {
         &self,
         plan: &Plan,
         algorithm: &lt::cublasLtMatmulAlgo_t,
-        product: &Product,
+        gemm: &Gemm,
         stream: &Stream,
     ) -> Result<()> {
-        plan.set_bias(product)?;
+        plan.set_bias(gemm)?;
         let pointer = |address: Address| address.0 as *mut c_void;
         let alpha = 1.0f32;
-        let beta: f32 = if product.add.is_some() { 1.0 } else { 0.0 };
+        let beta: f32 = if gemm.add.is_some() { 1.0 } else { 0.0 };
         let (w, x, y) = (plan.w.0, plan.x.0, plan.y.0);
         // SAFETY: all descriptors exist, `alpha` and `beta` are read on the host before the call returns,
         // the workspace has the size that is given, and the rest is the caller's promise.
@@ -317,14 +317,14 @@ impl Products {
                 self.handle.0,
                 plan.operation.0,
                 from_ref(&alpha).cast(),
-                pointer(product.w),
+                pointer(gemm.w),
                 w,
-                pointer(product.x),
+                pointer(gemm.x),
                 x,
                 from_ref(&beta).cast(),
-                pointer(product.add.unwrap_or(product.y)),
+                pointer(gemm.add.unwrap_or(gemm.y)),
                 y,
-                pointer(product.y),
+                pointer(gemm.y),
                 y,
                 algorithm,
                 pointer(Address(self.workspace.address())),
@@ -336,7 +336,7 @@ impl Products {
         // cuBLASLt hides a sticky error behind a status of its own; the driver tells.
         match self.context.memory() {
             Err(lost @ CudaError::Lost { .. }) => Err(lost),
-            _ => Err(about(error, &Key::of(product))),
+            _ => Err(about(error, &Key::of(gemm))),
         }
     }
 
@@ -348,17 +348,17 @@ impl Products {
         &self,
         plan: &Plan,
         candidates: &[lt::cublasLtMatmulAlgo_t],
-        product: &Product,
+        gemm: &Gemm,
         stream: &Stream,
     ) -> Result<lt::cublasLtMatmulAlgo_t> {
-        let bytes = ((product.m - 1) * product.y_stride + product.n) * product.dtype.size();
+        let bytes = ((gemm.m - 1) * gemm.y_stride + gemm.n) * gemm.dtype.size();
         let scratch = DeviceBuffer::new(&self.context, bytes + MAX_ALIGNMENT as usize)?;
         // As far from an aligned address as the caller's output is.
-        let y = Address(scratch.address() + product.y.0 % MAX_ALIGNMENT);
+        let y = Address(scratch.address() + gemm.y.0 % MAX_ALIGNMENT);
         // SAFETY: `bytes` is what the output spans, and there is as much room behind `y`.
-        unsafe { stream.copy(y.0, product.y.0, bytes) }?;
-        let add = product.add.map(|add| if add == product.y { y } else { add });
-        let trial = Product { y, add, ..*product };
+        unsafe { stream.copy(y.0, gemm.y.0, bytes) }?;
+        let add = gemm.add.map(|add| if add == gemm.y { y } else { add });
+        let trial = Gemm { y, add, ..*gemm };
         if !self.warm.swap(true, Ordering::Relaxed) {
             let mut seconds = 0.0;
             while seconds < WARM_UP {
@@ -397,7 +397,7 @@ impl Products {
         &self,
         plan: &Plan,
         algorithm: &lt::cublasLtMatmulAlgo_t,
-        trial: &Product,
+        trial: &Gemm,
         stream: &Stream,
     ) -> Result<f64> {
         // SAFETY: as the caller promises.
@@ -467,11 +467,11 @@ impl Plan {
     }
 
     /// The bias's address is part of the operation's description.
-    fn set_bias(&self, product: &Product) -> Result<()> {
+    fn set_bias(&self, gemm: &Gemm) -> Result<()> {
         if !self.has_bias {
             return Ok(());
         }
-        let pointer = product.bias.map_or(null(), |address| address.0 as *const c_void);
+        let pointer = gemm.bias.map_or(null(), |address| address.0 as *const c_void);
         self.operation.set(lt::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &pointer)
     }
 }
@@ -674,8 +674,8 @@ fn from_hex(text: &str) -> Option<lt::cublasLtMatmulAlgo_t> {
 mod tests {
     use super::*;
 
-    fn product() -> Product {
-        Product {
+    fn gemm() -> Gemm {
+        Gemm {
             m: 1600,
             n: 2304,
             k: 768,
@@ -694,13 +694,13 @@ mod tests {
 
     #[test]
     fn plans_are_told_apart_by_shape_alignment_and_what_is_added() {
-        let key = Key::of(&product());
+        let key = Key::of(&gemm());
         assert_eq!(key.alignment, [256, 16, 128, 4]);
         assert_eq!(key.to_string(), "f16 m=1600 n=2304 k=768 x/768 wT/776 y/2304 bias aligned 256 16 128 4");
-        let moved = Product { x: Address(0x8_0000), y: Address(0x1_0080), ..product() };
+        let moved = Gemm { x: Address(0x8_0000), y: Address(0x1_0080), ..gemm() };
         assert_eq!(Key::of(&moved), key, "addresses of the same alignment share a plan");
-        let in_place = Key::of(&Product { add: Some(Address(0x4080)), ..product() });
-        let separate = Key::of(&Product { add: Some(Address(0x9080)), ..product() });
+        let in_place = Key::of(&Gemm { add: Some(Address(0x4080)), ..gemm() });
+        let separate = Key::of(&Gemm { add: Some(Address(0x9080)), ..gemm() });
         assert!(in_place.add == Add::Output && separate.add == Add::Separate);
         assert!(in_place.to_string() != separate.to_string());
     }

@@ -1,7 +1,7 @@
 //! Matrix products through the `gemm` crate, behind matrices that know their bounds.
 
 use super::real::Real;
-use gemm::{Parallelism, gemm};
+use gemm::Parallelism;
 
 /// A matrix somewhere inside a slice, with any strides.
 #[derive(Clone, Copy)]
@@ -83,7 +83,7 @@ pub enum Threads {
 }
 
 /// out = scale·a·b, or out += scale·a·b.
-pub fn product<T: Real>(
+pub fn gemm<T: Real>(
     out: MatrixMut<'_, T>,
     write: Write,
     scale: T,
@@ -109,7 +109,7 @@ pub fn product<T: Real>(
     // the set of elements), `out` borrows its memory exclusively, so it overlaps neither input, and the
     // dimensions agree (asserted above).
     unsafe {
-        gemm(
+        gemm::gemm(
             out.rows,
             out.columns,
             a.columns,
@@ -143,7 +143,7 @@ mod tests {
         let a: Vec<f64> = (0..m * 9).map(|i| (i as f64 * 0.7).sin()).collect();
         let b: Vec<f64> = (0..n * k).map(|i| (i as f64 * 0.3).cos()).collect();
         let mut out = vec![2.0; m * 13];
-        product(
+        gemm(
             MatrixMut::strided(&mut out[1..], m, n, 13),
             Write::Add,
             0.5,
