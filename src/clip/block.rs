@@ -5,7 +5,7 @@
 
 use super::ClipError;
 use super::config::TowerConfig;
-use super::source::Loader;
+use super::weight_source::Loader;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
     Linear, Result, copyable,

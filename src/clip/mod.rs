@@ -8,10 +8,10 @@ pub mod config;
 mod error;
 pub mod flops;
 pub mod random;
-pub mod source;
 pub mod text;
 pub mod tokenizer;
 pub mod vision;
+pub mod weight_source;
 pub mod weights;
 
 pub use block::Evaluated;

@@ -5,8 +5,8 @@ use super::block::{
     self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
 };
 use super::config::TextConfig;
-use super::source::{Loaded, Loader, WeightSource};
 use super::tokenizer::TokenBatch;
+use super::weight_source::{Loaded, Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
@@ -341,7 +341,7 @@ impl EmbeddedPrompts {
 /// place of those of the part before, and the backward pass computes them again: memory does not grow with
 /// the number of classes, a step takes another forward pass of the tower.
 pub struct TextActivations<B: Backend> {
-    parts: Vec<Part<B>>,
+    parts: Vec<TextPart<B>>,
     /// Of a whole part.
     sizes: BlockSizes,
     blocks: Vec<BlockActivations<B>>,
@@ -362,7 +362,7 @@ pub struct TextActivations<B: Backend> {
 }
 
 /// Prompts that are computed together.
-struct Part<B: Backend> {
+struct TextPart<B: Backend> {
     /// \[n, tokens, D\]
     embedded: B::Tensor,
     /// u32 \[n\]
@@ -387,7 +387,7 @@ impl<B: Backend> TextActivations<B> {
         let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
-            .map(|first| Part::new(backend, prompts, first, together))
+            .map(|first| TextPart::new(backend, prompts, first, together))
             .collect::<Result<Vec<_>>>()?;
         let sums = match parts.len() {
             0 | 1 => Vec::new(),
@@ -450,14 +450,14 @@ impl<B: Backend> TextActivations<B> {
     }
 }
 
-impl<B: Backend> Part<B> {
+impl<B: Backend> TextPart<B> {
     /// Up to `together` classes from class `first` on.
     fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
         let classes = together.min(prompts.classes() - first);
         let (row, rows) = (first * prompts.templates, classes * prompts.templates);
         let embedded = prompts.embed(row, rows)?;
         let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
-        Ok(Part {
+        Ok(TextPart {
             embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
             eos: backend.upload(eos.view(), DType::U32)?,
             first_class: first,
@@ -489,7 +489,7 @@ impl<B: Backend> TextTower<B> {
     ) -> Result<()> {
         for index in 0..a.parts.len() {
             self.forward_part(backend, lora, dropout, a, index)?;
-            let Part { first_class, classes, .. } = a.parts[index];
+            let TextPart { first_class, classes, .. } = a.parts[index];
             backend.copy_rows(&a.classes, 0, t, first_class, classes)?;
         }
         Ok(())

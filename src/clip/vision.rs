@@ -5,7 +5,7 @@ use super::block::{
     self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
 };
 use super::config::VisionConfig;
-use super::source::{Loader, WeightSource};
+use super::weight_source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};

@@ -4,7 +4,7 @@
 use crate::stand_in::{Kind, Session, build, libraries_of};
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording};
 use clip_engine::backend::cuda::gpu::libraries;
-use clip_engine::backend::cuda::source::Sources;
+use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, LossScaling};
 use clip_engine::data::Split;

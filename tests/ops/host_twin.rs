@@ -1,7 +1,7 @@
 //! The host twin itself: right kernels give right results, and each kind of mistake is reported.
 
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Kernel, Launch};
-use clip_engine::backend::cuda::source::Sources;
+use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::dev::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
 

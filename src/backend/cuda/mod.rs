@@ -16,12 +16,12 @@ mod embed;
 mod error;
 pub mod gpu;
 mod head_loss;
+pub mod kernel_sources;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
 mod mix;
 mod prompts;
-pub mod source;
 mod tables;
 mod triplet;
 
@@ -145,7 +145,7 @@ impl DeviceTensor for CudaTensor {
 impl Cuda {
     /// A backend on `driver`, computing in `dtype`.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType, lora_form: LoraForm) -> Result<Self> {
-        source::real_macro(dtype)?;
+        kernel_sources::real_macro(dtype)?;
         let bytes = Cuda::COUNTERS * size_of::<u32>();
         let counters = Memory::new(&driver, bytes)?;
         driver.clear(counters.address, bytes)?;
@@ -157,7 +157,7 @@ impl Cuda {
     /// Counters that [`Cuda::counters`] can hand out at once.
     const COUNTERS: usize = 16 * 1024;
 
-    /// The GPU `index`, with the embedded kernels or those of [`source::OVERRIDE`]'s folder.
+    /// The GPU `index`, with the embedded kernels or those of [`kernel_sources::OVERRIDE`]'s folder.
     pub fn open(index: usize, dtype: DType) -> Result<Self> {
         Self::open_with(index, dtype, gpu::GpuOptions::default())
     }
@@ -172,7 +172,7 @@ impl Cuda {
     }
 
     fn open_with(index: usize, dtype: DType, options: gpu::GpuOptions) -> Result<Self> {
-        let sources = source::Sources::load()?;
+        let sources = kernel_sources::Sources::load()?;
         let gpu = gpu::Gpu::new(index, dtype, &sources, options)?;
         Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
     }

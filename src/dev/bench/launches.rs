@@ -4,7 +4,7 @@
 use crate::backend::cuda::driver::{Command, Gemm, Kernel, Launch, Work};
 use crate::backend::cuda::gpu::compile::{KernelResources, architecture_for, compile};
 use crate::backend::cuda::gpu::cubins::COMPILER_STACK;
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
 use crate::backend::cuda::{CudaError, driver};
 use crate::tensor::DType;
 use rayon::ThreadPoolBuilder;

@@ -2,7 +2,7 @@
 
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::Result;
-use crate::backend::cuda::source::{self, Sources};
+use crate::backend::cuda::kernel_sources::{self, Sources};
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -92,7 +92,7 @@ pub fn runtime(sources: &Sources) -> Result<PathBuf> {
 
 /// The path of the library of the kernels in a file.
 pub fn kernels(sources: &Sources, file: &str, options: Options) -> Result<PathBuf> {
-    let real = format!("-D{}", source::real_macro(options.dtype)?);
+    let real = format!("-D{}", kernel_sources::real_macro(options.dtype)?);
     let device = format!("-D__CUDA_ARCH__={}", options.compute_capability * 10);
     let rounding = if options.rounds_as_a_device { ROUNDS_AS_A_DEVICE } else { ROUNDS_EACH };
     let flags = [&[real.as_str(), &device], rounding].concat();

@@ -4,7 +4,7 @@ use super::memory::{Buffer, Memory};
 use super::{BlockOrder, Rounding, compile, places};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Args, Launch, Result};
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};

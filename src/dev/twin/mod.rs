@@ -37,7 +37,7 @@ use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
 };
-use crate::backend::cuda::source::{self, Sources};
+use crate::backend::cuda::kernel_sources::{self, Sources};
 use crate::tensor::DType;
 use library::{KernelLibrary, Machine};
 use memory::Memory;
@@ -130,7 +130,7 @@ impl Twin {
     }
 
     pub fn with_sources(sources: Sources, dtype: DType, compute_capability: u32) -> Result<Twin> {
-        source::real_macro(dtype)?;
+        kernel_sources::real_macro(dtype)?;
         let info = describe(compute_capability)?;
         let state = State {
             machine: Machine::new(&sources)?,

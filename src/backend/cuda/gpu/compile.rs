@@ -6,8 +6,8 @@
 use super::calls::{Status, nvrtc};
 use super::libraries;
 use crate::backend::cuda::driver::Result;
-use crate::backend::cuda::source::real_macro;
-use crate::backend::cuda::{CudaError, source::Sources};
+use crate::backend::cuda::kernel_sources::real_macro;
+use crate::backend::cuda::{CudaError, kernel_sources::Sources};
 use crate::tensor::DType;
 use serde::Serialize;
 use std::ffi::{CStr, CString, c_char, c_int};

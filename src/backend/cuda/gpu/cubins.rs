@@ -6,7 +6,7 @@
 
 use super::{compile, libraries, store};
 use crate::backend::cuda::driver::Result;
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};

@@ -6,7 +6,7 @@ use super::handles::{Context, Module, Stream, check};
 use super::parameters::{self, Sizes};
 use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -29,7 +29,7 @@ pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
 use super::CudaError;
 use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
-use super::source::Sources;
+use super::kernel_sources::Sources;
 use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;

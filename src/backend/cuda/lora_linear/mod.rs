@@ -67,8 +67,8 @@ pub fn lora_linear(
     }
     let tiles = fused::forward_tiles(cuda, &work);
     form(cuda, OP, &work.frozen, &parts, tiles, &mut |form| match form {
-        Form::Fused(tile) => fused::forward(cuda, &work, tile),
-        Form::Gemm => gemm::forward(cuda, &work),
+        LoraKernel::Fused(tile) => fused::forward(cuda, &work, tile),
+        LoraKernel::Gemm => gemm::forward(cuda, &work),
     })
 }
 
@@ -124,8 +124,8 @@ fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
     }
     let tiles = fused::backward_tiles(cuda, work);
     form(cuda, "lora_linear_backward", &work.frozen, &work.parts, tiles, &mut |form| match form {
-        Form::Fused(tile) => fused::backward(cuda, work, tile),
-        Form::Gemm => gemm::backward(cuda, work),
+        LoraKernel::Fused(tile) => fused::backward(cuda, work, tile),
+        LoraKernel::Gemm => gemm::backward(cuda, work),
     })
 }
 
@@ -305,17 +305,17 @@ struct Backward {
 
 /// [`LoraForm`] without the open question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum LoraKernel {
     Fused(fused::Tile),
     Gemm,
 }
 
-impl Form {
+impl LoraKernel {
     /// Under which it is remembered.
     fn name(self) -> &'static str {
         match self {
-            Form::Fused(tile) => tile.kernel,
-            Form::Gemm => "product",
+            LoraKernel::Fused(tile) => tile.kernel,
+            LoraKernel::Gemm => "product",
         }
     }
 }
@@ -330,11 +330,11 @@ fn form(
     frozen: &Frozen,
     parts: &Parts,
     tiles: fused::Tiles,
-    run: &mut dyn FnMut(Form) -> Result<()>,
+    run: &mut dyn FnMut(LoraKernel) -> Result<()>,
 ) -> Result<()> {
-    let fused = tiles[0].map(Form::Fused);
+    let fused = tiles[0].map(LoraKernel::Fused);
     match (cuda.lora_form(), fused) {
-        (_, None) | (LoraForm::Gemm, _) => return run(Form::Gemm),
+        (_, None) | (LoraForm::Gemm, _) => return run(LoraKernel::Gemm),
         (LoraForm::Fused, Some(fused)) => return run(fused),
         (LoraForm::Auto, Some(fused)) if !cuda.driver().measures() => return run(fused),
         (LoraForm::Auto, _) => {}
@@ -343,12 +343,12 @@ fn form(
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());
     let Parts { count, rank, part_of_segment, .. } = *parts;
     let key = format!("{op} {dtype} {m}x{k} to {n}, {count} of {rank} at {part_of_segment:x}, {extra:?}");
-    let candidates = || tiles.into_iter().flatten().map(Form::Fused).chain([Form::Gemm]);
+    let candidates = || tiles.into_iter().flatten().map(LoraKernel::Fused).chain([LoraKernel::Gemm]);
     let known = cuda.driver().recall(&key);
     if let Some(form) = candidates().find(|form| known.as_deref() == Some(form.name())) {
         return run(form);
     }
-    let mut fastest = (Form::Gemm, f64::INFINITY);
+    let mut fastest = (LoraKernel::Gemm, f64::INFINITY);
     for form in candidates() {
         let seconds = seconds(cuda, &mut || run(form))?;
         if seconds < fastest.1 {
