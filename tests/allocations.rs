@@ -108,7 +108,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     let mut step = || {
         let class_weights = Some(&[1.5, 0.5, 1.0, 0.75, 1.25][..]);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
-        learner.train_step(batch, &Rates { head: rate, lora: rate, prompt: rate }, 1.0).unwrap();
+        learner.train_step(batch, &Rates::all(rate), 1.0).unwrap();
         learner.evaluate(images.view(), &labels).unwrap();
     };
     (0..4).for_each(|_| step());

@@ -222,7 +222,7 @@ fn a_replayed_step_makes_few_calls() {
     let backend = Cuda::new(Arc::new(session.gpu(DType::F32)), DType::F32, LoraForm::Gemm).unwrap();
     let mut learner: Learner<Cuda> = tiny.learner_on(backend, image, DType::U8, None).unwrap();
     let rate = Rate { learning_rate: 1e-3, weight_decay: 1e-2 };
-    let rates = Rates { head: rate, lora: rate, prompt: rate };
+    let rates = Rates::all(rate);
     let (images, labels) = tiny.pixels(30).unwrap();
     let mut calls = Vec::new();
     for _ in 0..6 {

@@ -37,7 +37,7 @@ impl Tiny {
     fn train(&mut self) {
         let (images, labels) = self.step.pixels(30).unwrap();
         let rate = Rate { learning_rate: 1e-3, weight_decay: 1e-2 };
-        let rates = Rates { head: rate, lora: rate, prompt: rate };
+        let rates = Rates::all(rate);
         self.learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).unwrap();
     }
 

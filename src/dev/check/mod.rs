@@ -89,6 +89,11 @@ pub fn relative_error(a: &[f64], b: &[f64]) -> f64 {
     if worst == 0.0 { 0.0 } else { worst / largest }
 }
 
+/// The larger of two errors; one that is not a number stays.
+pub(crate) fn worse(a: f64, b: f64) -> f64 {
+    if b.is_nan() || b > a { b } else { a }
+}
+
 /// |a − b| / |b| as vectors; infinite where lengths differ.
 pub fn euclidean_error(a: &[f64], b: &[f64]) -> f64 {
     if a.len() != b.len() {

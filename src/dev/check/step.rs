@@ -1,7 +1,7 @@
 //! Finite differences of a whole training step: every trained tensor of a tiny model, in f64.
 
 use super::difference::{against, normal};
-use super::{Result, Row};
+use super::{Result, Row, worse};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
 use crate::clip::Evaluated;
@@ -11,7 +11,7 @@ use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::TokenBatch;
 use crate::clip::vision::{Normalisation, Purpose, Savings, VisionTower};
 use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
-use crate::optim::{Adamw, Rate, Rates};
+use crate::optim::{Adamw, Rates};
 use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier};
@@ -549,10 +549,8 @@ impl Step {
         if self.count == 1 {
             return Ok(learner.gradients(self.batches()?[0].0)?);
         }
-        let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
-        let rates = Rates { head: still, lora: still, prompt: still };
         for (batch, share) in self.batches()? {
-            learner.train_part(batch, share, &rates, 1.0)?;
+            learner.train_part(batch, share, &Rates::STILL, 1.0)?;
         }
         Ok(())
     }
@@ -575,7 +573,7 @@ fn variant(name: &str, tiny: &TinyStep) -> Result<Row> {
             learner.restore(&values)?;
             step.loss(&mut learner)
         })?;
-        error = if one.is_nan() { one } else { error.max(one) };
+        error = worse(error, one);
     }
     learner.restore(&start)?;
     Ok(Row::new(format!("step: {name}"), "f64", error, BOUND))

@@ -2,7 +2,7 @@
 
 use super::{Checker, Pair, Result, bound};
 use crate::backend::{AdamwStep, AdamwTensor, Backend, Control, LossScaling, Stat};
-use crate::dev::check::{Row, relative_error};
+use crate::dev::check::{Row, relative_error, worse};
 use crate::tensor::{DType, Tensor};
 
 /// Less than a pack, a pack and a rest, one chunk and several.
@@ -44,14 +44,8 @@ struct Errors {
     stats: f64,
 }
 
-/// The larger of two errors; one that is not a number stays.
-fn worse(a: f64, b: f64) -> f64 {
-    if b.is_nan() || b > a { b } else { a }
-}
-
 fn numbers<B: Backend>(c: &Checker<'_, B>, pair: &Pair<B>) -> Result<(Vec<f64>, Vec<f64>)> {
-    let found = c.device.download(&pair.device)?.view().to_tensor(DType::F64)?;
-    Ok((found.typed::<f64>()?.to_vec(), pair.host.typed::<f64>()?.to_vec()))
+    Ok((c.found(pair)?, pair.host.typed::<f64>()?.to_vec()))
 }
 
 fn error_of<B: Backend>(c: &Checker<'_, B>, pair: &Pair<B>) -> Result<f64> {

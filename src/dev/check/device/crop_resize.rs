@@ -1,6 +1,5 @@
 //! Checks of crop_resize.
 
-use super::embed::same;
 use super::{Checker, Pair, Result, Row, Scope};
 use crate::backend::Backend;
 use crate::tensor::{DType, Tensor};
@@ -35,9 +34,9 @@ fn crops_case<B: Backend>(c: &mut Checker<'_, B>, size: [usize; 3], crops: &[Cro
     let levels: Vec<u8> = (0..(batch * height * width * 3) as u32)
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 11 & 511).saturating_sub(128).min(255) as u8)
         .collect();
-    let images = same(c, Tensor::from_slice([batch, height, width, 3], &levels)?)?;
-    let crops = same(c, Tensor::from_slice([batch, 5], crops.as_flattened())?)?;
-    let mut y = same(c, Tensor::zeros([batch, side, side, 3], DType::U8))?;
+    let images = c.same(Tensor::from_slice([batch, height, width, 3], &levels)?)?;
+    let crops = c.same(Tensor::from_slice([batch, 5], crops.as_flattened())?)?;
+    let mut y = c.same(Tensor::zeros([batch, side, side, 3], DType::U8))?;
     c.device.crop_resize(&images.device, &crops.device, &mut y.device)?;
     c.cpu.crop_resize(&images.host, &crops.host, &mut y.host)?;
     compare(c, &y, format!("{batch} of {height}x{width} to {side}"))

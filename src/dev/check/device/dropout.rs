@@ -1,10 +1,9 @@
 //! Checks of dropout; and the masks that the checks of other operations take.
 
-use super::embed::same;
 use super::{Checker, Pair, Result, Row, Scope};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Dropout};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{Shape, Tensor};
 
 /// The same masks on the device and on the host.
 pub(super) struct DropoutPair<B: Backend> {
@@ -16,7 +15,7 @@ impl<B: Backend> DropoutPair<B> {
     pub fn new(c: &Checker<'_, B>, probability: f64) -> Result<Self> {
         // The last word must not matter; the highest bit of each of the others does.
         let draw = [0x9234_5678u32, 0x8765_4321, 0xfff0_0007, 0x1111_1111];
-        Ok(DropoutPair { draw: same(c, Tensor::from_slice([4], &draw)?)?, probability })
+        Ok(DropoutPair { draw: c.same(Tensor::from_slice([4], &draw)?)?, probability })
     }
 
     pub fn device(&self, site: u32) -> Dropout<'_, B> {
@@ -50,8 +49,8 @@ fn dropout<B: Backend>(c: &mut Checker<'_, B>, shape: Shape, probability: f64) -
     let mut y = c.output(shape, real)?;
     c.device.dropout(&x.device, mask.device(0xf000_0005), &mut y.device)?;
     c.cpu.dropout(&x.host, mask.host(0xf000_0005), &mut y.host)?;
-    let found = c.device.download(&y.device)?.view().to_tensor(DType::F64)?;
-    let both = found.typed::<f64>()?.iter().zip(y.host.typed::<f64>()?);
+    let found = c.found(&y)?;
+    let both = found.iter().zip(y.host.typed::<f64>()?);
     // The masks are the same to the bit.
     let (error, name) =
         (both.filter(|(a, b)| (**a == 0.0) != (**b == 0.0)).count() as f64, "dropout elements that differ");

@@ -2,7 +2,7 @@
 
 use super::layer_norm::norm;
 use super::mix::MixPair;
-use super::{Checker, Pair, Result, Scope};
+use super::{Checker, Result, Scope};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, PatchEmbedding};
 use crate::tensor::{DType, Tensor};
@@ -30,11 +30,6 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         sizes.extend([(32, 50, 768), (8, 77, 512)]);
     }
     sizes.into_iter().try_for_each(|size| c.case(format!("rows of {size:?}"), |c| take_rows(c, size)))
-}
-
-/// The same integers on both sides.
-pub(super) fn same<B: Backend>(c: &Checker<'_, B>, host: Tensor) -> Result<Pair<B>> {
-    Ok(Pair { device: c.device.upload(host.view(), host.dtype())?, host })
 }
 
 fn embedding<B: Backend>(
@@ -82,7 +77,7 @@ fn patch_embed<B: Backend>(
     let pixels = if levels {
         // Every level in every channel, in no simple order.
         let pixels: Vec<u8> = (0..batch * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
-        same(c, Tensor::from_slice([batch, side, side, 3], &pixels)?)?
+        c.same(Tensor::from_slice([batch, side, side, 3], &pixels)?)?
     } else {
         c.random([batch, 3, side, side], real, 1.0, 9)?
     };
@@ -114,7 +109,7 @@ fn patch_embed<B: Backend>(
 fn take_rows<B: Backend>(c: &mut Checker<'_, B>, (batch, s, width): (usize, usize, usize)) -> Result<()> {
     let real = c.real();
     let chosen: Vec<u32> = (0..batch).map(|b| ((b * 3 + s - 1) % s) as u32).collect();
-    let rows = same(c, Tensor::from_slice([batch], &chosen)?)?;
+    let rows = c.same(Tensor::from_slice([batch], &chosen)?)?;
     let x = c.random([batch, s, width], real, 1.0, 1)?;
     let mut y = c.output([batch, 1, width], real)?;
     c.device.take_rows(&x.device, &rows.device, &mut y.device)?;

@@ -5,6 +5,10 @@ use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Classifier, Control, Counting, LossWeights, Stat, Targets};
 use crate::tensor::{DType, Tensor};
+use std::ops::Range;
+
+/// The statistics behind the losses.
+const COUNTS: Range<usize> = 2..Stat::COUNT;
 
 /// What the definition and the device are asked for.
 #[derive(Clone, Copy)]
@@ -101,17 +105,6 @@ impl<B: Backend> Weights<B> {
     }
 }
 
-/// The part of a vector that begins at `start`.
-fn part<B: Backend>(c: &Checker<'_, B>, whole: &Pair<B>, start: usize, count: usize) -> Result<Pair<B>> {
-    let device = c.device.download(&whole.device)?.view().to_tensor(DType::F64)?;
-    let take = |values: &Tensor| -> Result<Tensor> {
-        Ok(Tensor::from_slice([count], &values.typed::<f64>()?[start..start + count])?)
-    };
-    let master = c.device.master_dtype();
-    let device = c.device.upload(take(&device)?.view(), master)?;
-    Ok(Pair { device, host: take(&whole.host)? })
-}
-
 /// Labels, and how they are mixed, on both sides.
 struct TargetsPair<B: Backend> {
     labels: Pair<B>,
@@ -135,11 +128,6 @@ impl<B: Backend> TargetsPair<B> {
     }
 }
 
-fn labels<B: Backend>(c: &Checker<'_, B>, labels: &[u32]) -> Result<Pair<B>> {
-    let host = Tensor::from_slice([labels.len()], labels)?;
-    Ok(Pair { device: c.device.upload(host.view(), DType::U32)?, host })
-}
-
 fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let Case { batch, classes, width, .. } = case;
     let master = c.device.master_dtype();
@@ -159,7 +147,13 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
         false => None,
     };
     let Case { smoothing, text_counts, .. } = case;
-    let targets = TargetsPair { labels: labels(c, &truth)?, mix, class_weights, smoothing, text_counts };
+    let targets = TargetsPair {
+        labels: c.same(Tensor::from_slice([batch], &truth)?)?,
+        mix,
+        class_weights,
+        smoothing,
+        text_counts,
+    };
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
     let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
@@ -182,13 +176,12 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let at = case.name();
     c.compare_within("head_loss head", &at, &head, bound(master))?;
     c.compare_within("head_loss text", &at, &text, bound(master))?;
-    let (losses, counts) = (part(c, &stats, 0, 2)?, part(c, &stats, 2, Stat::COUNT - 2)?);
     // With one class both losses are 0: the counts alone tell.
     if classes > 1 {
-        c.compare_within("head_loss losses", &at, &losses, bound(master))?;
+        c.compare_part("head_loss losses", &at, &stats, 0..2, bound(master))?;
     }
     // Whole numbers are exact, sums of shares are rounded.
-    c.compare_within("head_loss counts", &at, &counts, if case.mixed { bound(master) } else { 0.0 })?;
+    c.compare_part("head_loss counts", &at, &stats, COUNTS, if case.mixed { bound(master) } else { 0.0 })?;
     if classes > 1 {
         backward(c, case, &weights, &f, &targets, head, text)?;
     }
@@ -264,7 +257,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let matrix = || c.pair(&Tensor::zeros([classes, width], DType::F64), master);
     let weights = Weights { weight: matrix()?, bias: vector(classes)?, text: matrix()?, text_scale: 1.0 };
     let f = c.random([batch, width], master, 1.0, 1)?;
-    let labels = labels(c, &[0, 1, 2, 0, 32, 64])?;
+    let labels = c.same(Tensor::from_slice([batch], &[0u32, 1, 2, 0, 32, 64])?)?;
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
     let mut stats = vector(Stat::COUNT)?;
@@ -284,6 +277,5 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         &mut text.host,
         &mut stats.host,
     )?;
-    let counts = part(c, &stats, 2, Stat::COUNT - 2)?;
-    c.compare_within("head_loss counts", "equal logits", &counts, 0.0)
+    c.compare_part("head_loss counts", "equal logits", &stats, COUNTS, 0.0)
 }

@@ -24,7 +24,8 @@ use super::difference::normal;
 use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor};
-use crate::tensor::{DType, Shape, Tensor};
+use crate::tensor::{DType, Shape, Tensor, TensorError};
+use std::ops::Range;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
@@ -195,6 +196,16 @@ impl<'a, B: Backend> Checker<'a, B> {
         Ok(Pair { device, host: rounded.view().to_tensor(DType::F64)? })
     }
 
+    /// Integers, which both take as they are.
+    pub fn same(&self, host: Tensor) -> Result<Pair<B>> {
+        Ok(Pair { device: self.device.upload(host.view(), host.dtype())?, host })
+    }
+
+    /// What the device computed.
+    pub fn found(&self, pair: &Pair<B>) -> Result<Vec<f64>> {
+        Ok(self.device.download(&pair.device)?.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
+    }
+
     /// Memory for a result: unspecified on the device, zeros on the host.
     pub fn output(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Pair<B>> {
         let shape = shape.into();
@@ -209,11 +220,23 @@ impl<'a, B: Backend> Checker<'a, B> {
 
     /// As [`Checker::compare`], for results with a bound of their own.
     pub fn compare_within(&mut self, name: &str, at: &str, pair: &Pair<B>, bound: f64) -> Result<()> {
-        let found = self.device.download(&pair.device)?.view().to_tensor(DType::F64)?;
-        if pair.device.shape() != pair.host.shape() {
-            return Err(crate::tensor::TensorError::shape("check", pair.host.shape(), found.shape()).into());
+        let (expected, found) = (pair.host.shape(), pair.device.shape());
+        if expected != found {
+            return Err(TensorError::shape("check", expected, found).into());
         }
-        let error = relative_error(found.typed::<f64>()?, pair.host.typed::<f64>()?);
+        self.compare_part(name, at, pair, 0..expected.elements(), bound)
+    }
+
+    /// As [`Checker::compare_within`], for these elements.
+    pub fn compare_part(
+        &mut self,
+        name: &str,
+        at: &str,
+        pair: &Pair<B>,
+        part: Range<usize>,
+        bound: f64,
+    ) -> Result<()> {
+        let error = relative_error(&self.found(pair)?[part.clone()], &pair.host.typed::<f64>()?[part]);
         self.row(Row::new(name, at, error, bound));
         Ok(())
     }

@@ -3,11 +3,11 @@
 //! Not in f64: AdamW's first steps go by the sign of a gradient more than by its size, and so carry the
 //! rounding of the weights to f32, some 1e-7, to some 1e-4 of the loss after five steps.
 
-use super::{Checker, Pair, Result};
+use super::{Checker, Result};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
-use crate::dev::check::Row;
 use crate::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
+use crate::dev::check::{Row, relative_error, worse};
 use crate::objective::MixOn;
 use crate::optim::{Rate, Rates};
 use crate::tensor::{DType, Shape, Tensor};
@@ -131,7 +131,7 @@ impl<B: Backend> Learners<B> {
             self.cpu.train_part(batch.view(), share, rates, 1.0)?;
             let (found, expected) = (self.device.stats()?.loss, self.cpu.stats()?.loss);
             let error = ((found - expected) / expected).abs();
-            worst = if error.is_nan() || error > worst { error } else { worst };
+            worst = worse(worst, error);
         }
         Ok(worst)
     }
@@ -161,10 +161,8 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     )?;
     // AdamW's steps hardly depend on how long gradients are, its first moments do.
     if tiny.accumulate > 1 || tiny.clip.is_some() {
-        let still = Rate { learning_rate: 0.0, weight_decay: 0.0 };
-        let still = Rates { head: still, lora: still, prompt: still };
         for step in 0..STILL_STEPS {
-            learners.step(tiny, 50 + step, &still)?;
+            learners.step(tiny, 50 + step, &Rates::STILL)?;
         }
         let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.first_moment.clone()).collect();
         let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
@@ -182,8 +180,7 @@ fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> R
     let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
     let mut worst = 0.0f64;
     for step in 0..STEPS {
-        let error = learners.step(tiny, 20 + step, &rates)?;
-        worst = if error.is_nan() || error > worst { error } else { worst };
+        worst = worse(worst, learners.step(tiny, 20 + step, &rates)?);
     }
     let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
     let bound = loss_bound(c.real());
@@ -204,11 +201,10 @@ fn compare<B: Backend>(
 ) -> Result<()> {
     for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
         let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
-        let host = Tensor::from_slice(expected.shape(), &scaled)?;
-        let found = c.device.download(found)?;
-        let pair: Pair<B> = Pair { device: c.device.upload(found.view(), found.dtype())?, host };
+        let found = c.device.download(found)?.view().to_tensor(DType::F64)?;
+        let error = relative_error(found.typed::<f64>()?, &scaled);
         let bound = bound_of(c.real(), technique, part);
-        c.compare_within(&format!("step {what} of {part}"), technique, &pair, bound)?;
+        c.row(Row::new(format!("step {what} of {part}"), technique, error, bound));
     }
     Ok(())
 }

@@ -1,6 +1,5 @@
 //! Checks of triplet. All of it is in the master type, whatever the activations are in.
 
-use super::embed::same;
 use super::{Checker, Pair, Result, Row, Scope, bound, normal};
 use crate::backend::{Backend, Control, DeviceTensor, Stat};
 use crate::tensor::{DType, Tensor};
@@ -76,8 +75,8 @@ fn triplet<B: Backend>(
 ) -> Result<()> {
     let (master, batch) = (c.device.master_dtype(), labels.len());
     let f = c.pair(&Tensor::from_slice([batch, values.len() / batch], values)?, master)?;
-    let labels = same(c, Tensor::from_slice([batch], labels)?)?;
-    let mut pairs = same(c, Tensor::zeros([batch, 2], DType::U32))?;
+    let labels = c.same(Tensor::from_slice([batch], labels)?)?;
+    let mut pairs = c.same(Tensor::zeros([batch, 2], DType::U32))?;
     let mut distances = c.output([batch, 2], master)?;
     // The other numbers of a step are left as they are.
     let mut stats = c.random([Stat::COUNT], master, 1.0, 2)?;
@@ -109,7 +108,7 @@ fn backward<B: Backend>(
     at: &str,
 ) -> Result<()> {
     let master = c.device.master_dtype();
-    let (pairs, distances) = (same(c, pairs)?, c.pair(distances, master)?);
+    let (pairs, distances) = (c.same(pairs)?, c.pair(distances, master)?);
     let mut control = [1.0; Control::COUNT];
     control[Control::LossScale as usize] = 1024.0;
     let control = c.pair(&Tensor::from_slice([Control::COUNT], &control)?, master)?;
