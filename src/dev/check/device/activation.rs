@@ -23,13 +23,11 @@ fn activation<B: Backend>(c: &mut Checker<'_, B>, kind: Activation, size: usize)
     // Wide enough for both ends of the curves.
     let z = c.random([size], real, 3.0, 1)?;
     let mut g = c.output([size], real)?;
-    c.device.activation(kind, &z.device, &mut g.device)?;
-    c.cpu.activation(kind, &z.host, &mut g.host)?;
+    both!(c.activation(kind, &z, &mut g));
     let at = format!("{kind:?}, {size}");
     c.compare("activation g", &at, &g)?;
 
     let mut d = c.random([size], real, 1.0, 2)?;
-    c.device.activation_backward(kind, &z.device, &mut d.device)?;
-    c.cpu.activation_backward(kind, &z.host, &mut d.host)?;
+    both!(c.activation_backward(kind, &z, &mut d));
     c.compare("activation dz", &at, &d)
 }

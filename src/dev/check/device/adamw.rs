@@ -1,6 +1,6 @@
 //! Checks of adamw: several steps in a row, the state of each compared.
 
-use super::{Checker, Pair, Result, bound};
+use super::{Both, Checker, Pair, Result, bound};
 use crate::backend::{AdamwStep, AdamwTensor, Backend, Control, LossScaling, Stat};
 use crate::dev::check::{Row, relative_error, worse};
 use crate::tensor::{DType, Tensor};
@@ -196,7 +196,7 @@ fn one_step<B: Backend>(
             scale: *scale,
         });
     }
-    let Pair { device: device_control, host: host_control } = control;
+    let Both { device: device_control, host: host_control } = control;
     let step =
         AdamwStep { beta1, beta2, eps, scaling, clip, factor: &factor.device, control: device_control };
     c.device.adamw(&mut device, step, &mut stats.device)?;

@@ -1,6 +1,6 @@
 //! Checks of attention.
 
-use super::{Checker, Pair, Result, Scope, bound};
+use super::{Both, Checker, Pair, Result, Scope, bound};
 use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
 use crate::dev::check::{Row, relative_error, worse};
 use crate::tensor::DType;
@@ -266,7 +266,7 @@ fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
     let device =
         c.device.empty(c.device.attention_saved(batch, heads, queries, keys), c.device.master_dtype())?;
     let host = c.cpu.zeros(c.cpu.attention_saved(batch, heads, queries, keys), DType::F64)?;
-    Ok(Pair { device, host })
+    Ok(Both { device, host })
 }
 
 /// Adds a row for some columns of a result, so that a small gradient is not measured against a large one.

@@ -28,8 +28,7 @@ fn class_features<B: Backend>(
     let at = format!("{classes} classes of {prompts}, width {width}");
     let f = c.random([classes * prompts, width], master, 1.0, 1)?;
     let (mut t, mut norms) = (c.output([classes, width], master)?, c.output([classes], master)?);
-    c.device.class_features(&f.device, &mut t.device, &mut norms.device)?;
-    c.cpu.class_features(&f.host, &mut t.host, &mut norms.host)?;
+    both!(c.class_features(&f, &mut t, &mut norms));
     c.compare_within("class_features t", &at, &t, bound(master))?;
     c.compare_within("class_features norms", &at, &norms, bound(master))?;
     if width == 1 {
@@ -39,8 +38,7 @@ fn class_features<B: Backend>(
     let dt = c.random([classes, width], master, 1.0, 2)?;
     let (t, norms) = (c.pair(&t.host, master)?, c.pair(&norms.host, master)?);
     let mut df = c.output([classes * prompts, width], master)?;
-    c.device.class_features_backward(&dt.device, &t.device, &norms.device, &mut df.device)?;
-    c.cpu.class_features_backward(&dt.host, &t.host, &norms.host, &mut df.host)?;
+    both!(c.class_features_backward(&dt, &t, &norms, &mut df));
     c.compare_within("class_features df", &at, &df, bound(master))
 }
 
@@ -53,8 +51,7 @@ fn opposite<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     }
     let f = c.pair(&Tensor::from_slice([4, 8], &values)?, master)?;
     let (mut t, mut norms) = (c.output([2, 8], master)?, c.output([2], master)?);
-    c.device.class_features(&f.device, &mut t.device, &mut norms.device)?;
-    c.cpu.class_features(&f.host, &mut t.host, &mut norms.host)?;
+    both!(c.class_features(&f, &mut t, &mut norms));
     c.compare_within("class_features t", "opposite prompts", &t, bound(master))?;
     c.compare_within("class_features norms", "opposite prompts", &norms, bound(master))
 }

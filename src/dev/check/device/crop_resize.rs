@@ -37,8 +37,7 @@ fn crops_case<B: Backend>(c: &mut Checker<'_, B>, size: [usize; 3], crops: &[Cro
     let images = c.same(Tensor::from_slice([batch, height, width, 3], &levels)?)?;
     let crops = c.same(Tensor::from_slice([batch, 5], crops.as_flattened())?)?;
     let mut y = c.same(Tensor::zeros([batch, side, side, 3], DType::U8))?;
-    c.device.crop_resize(&images.device, &crops.device, &mut y.device)?;
-    c.cpu.crop_resize(&images.host, &crops.host, &mut y.host)?;
+    both!(c.crop_resize(&images, &crops, &mut y));
     compare(c, &y, format!("{batch} of {height}x{width} to {side}"))
 }
 

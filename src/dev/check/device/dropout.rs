@@ -47,8 +47,7 @@ fn dropout<B: Backend>(c: &mut Checker<'_, B>, shape: Shape, probability: f64) -
     let mask = DropoutPair::new(c, probability)?;
     let x = c.random(shape, real, 1.0, 1)?;
     let mut y = c.output(shape, real)?;
-    c.device.dropout(&x.device, mask.device(0xf000_0005), &mut y.device)?;
-    c.cpu.dropout(&x.host, mask.host(0xf000_0005), &mut y.host)?;
+    both!(c.dropout(&x, mask(0xf000_0005), &mut y));
     let found = c.found(&y)?;
     let both = found.iter().zip(y.host.typed::<f64>()?);
     // The masks are the same to the bit.

@@ -2,7 +2,7 @@
 
 use super::layer_norm::norm;
 use super::mix::MixPair;
-use super::{Checker, Result, Scope};
+use super::{Both, Checker, Result, Scope};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, PatchEmbedding};
 use crate::tensor::{DType, Tensor};
@@ -37,33 +37,26 @@ fn embedding<B: Backend>(
     patch: usize,
     tokens: usize,
     width: usize,
-) -> Result<(PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>)> {
+) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
     let (real, master, inputs) = (c.real(), c.device.master_dtype(), 3 * patch * patch);
     let weight = c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?;
     let class = c.random([width], master, 1.0, 2)?;
     let position = c.random([tokens, width], master, 1.0, 3)?;
-    let (device, host) = norm(c, width, 4)?;
-    let (mean, std) = (MEAN, STD);
-    Ok((
-        PatchEmbedding {
-            weight: weight.device,
-            class: class.device,
-            position: position.device,
-            norm: device,
-            patch,
-            mean,
-            std,
-        },
-        PatchEmbedding {
-            weight: weight.host,
-            class: class.host,
-            position: position.host,
-            norm: host,
-            patch,
-            mean,
-            std,
-        },
-    ))
+    let norm = norm(c, width, 4)?;
+    macro_rules! on {
+        ($side:ident) => {
+            PatchEmbedding {
+                weight: weight.$side,
+                class: class.$side,
+                position: position.$side,
+                norm: norm.$side,
+                patch,
+                mean: MEAN,
+                std: STD,
+            }
+        };
+    }
+    Ok(Both { device: on!(device), host: on!(host) })
 }
 
 fn patch_embed<B: Backend>(
@@ -73,7 +66,7 @@ fn patch_embed<B: Backend>(
     mixed: bool,
 ) -> Result<()> {
     let (real, count) = (c.real(), (side / patch).pow(2));
-    let (device, host) = embedding(c, patch, count + 1, width)?;
+    let embedding = embedding(c, patch, count + 1, width)?;
     let pixels = if levels {
         // Every level in every channel, in no simple order.
         let pixels: Vec<u8> = (0..batch * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
@@ -82,19 +75,10 @@ fn patch_embed<B: Backend>(
         c.random([batch, 3, side, side], real, 1.0, 9)?
     };
     let mix = if mixed { Some(MixPair::new(c, batch)?) } else { None };
-    let (on_device, on_host) = (mix.as_ref().map(|mix| &mix.device), mix.as_ref().map(|mix| &mix.host));
     let mut patches = c.output([batch, count, 3 * patch * patch], real)?;
     let mut products = c.output([batch, count, width], real)?;
     let mut x = c.output([batch, count + 1, width], real)?;
-    c.device.patch_embed(
-        &pixels.device,
-        on_device,
-        &device,
-        &mut patches.device,
-        &mut products.device,
-        &mut x.device,
-    )?;
-    c.cpu.patch_embed(&pixels.host, on_host, &host, &mut patches.host, &mut products.host, &mut x.host)?;
+    both!(c.patch_embed(&pixels, ?mix, &embedding, &mut patches, &mut products, &mut x));
     let what = if levels { "u8" } else { "numbers" };
     let what = format!("{what}{}", if mixed { ", mixed" } else { "" });
     let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
@@ -112,14 +96,12 @@ fn take_rows<B: Backend>(c: &mut Checker<'_, B>, (batch, s, width): (usize, usiz
     let rows = c.same(Tensor::from_slice([batch], &chosen)?)?;
     let x = c.random([batch, s, width], real, 1.0, 1)?;
     let mut y = c.output([batch, 1, width], real)?;
-    c.device.take_rows(&x.device, &rows.device, &mut y.device)?;
-    c.cpu.take_rows(&x.host, &rows.host, &mut y.host)?;
+    both!(c.take_rows(&x, &rows, &mut y));
     let at = format!("{batch}x{s}x{width}");
     c.compare_within("take_rows y", &at, &y, 0.0)?;
 
     let dy = c.random([batch, 1, width], real, 1.0, 2)?;
     let mut dx = c.random([batch, s, width], real, 1.0, 3)?;
-    c.device.take_rows_backward(&dy.device, &rows.device, &mut dx.device)?;
-    c.cpu.take_rows_backward(&dy.host, &rows.host, &mut dx.host)?;
+    both!(c.take_rows_backward(&dy, &rows, &mut dx));
     c.compare("take_rows dx", &at, &dx)
 }

@@ -157,22 +157,7 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
     let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
-    c.device.head_loss(
-        &f.device,
-        weights.device(),
-        targets.device(),
-        &mut head.device,
-        &mut text.device,
-        &mut stats.device,
-    )?;
-    c.cpu.head_loss(
-        &f.host,
-        weights.host(),
-        targets.host(),
-        &mut head.host,
-        &mut text.host,
-        &mut stats.host,
-    )?;
+    both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));
     let at = case.name();
     c.compare_within("head_loss head", &at, &head, bound(master))?;
     c.compare_within("head_loss text", &at, &text, bound(master))?;
@@ -206,32 +191,19 @@ fn backward<B: Backend>(
     let mut df = c.output([batch, width], master)?;
     let mut dt = c.output([classes, width], master)?;
     let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, master)?;
-    c.device.head_loss_backward(
-        &f.device,
-        weights.device(),
-        targets.device(),
+    both!(c.head_loss_backward(
+        &f,
+        weights(),
+        targets(),
         case.weights,
-        case.scaled.then_some(&control.device),
-        &mut head.device,
-        &mut text.device,
-        &mut dw.device,
-        &mut db.device,
-        case.features.then_some(&mut df.device),
-        case.text_features.then_some(&mut dt.device),
-    )?;
-    c.cpu.head_loss_backward(
-        &f.host,
-        weights.host(),
-        targets.host(),
-        case.weights,
-        case.scaled.then_some(&control.host),
-        &mut head.host,
-        &mut text.host,
-        &mut dw.host,
-        &mut db.host,
-        case.features.then_some(&mut df.host),
-        case.text_features.then_some(&mut dt.host),
-    )?;
+        case.scaled => &control,
+        &mut head,
+        &mut text,
+        &mut dw,
+        &mut db,
+        case.features => &mut df,
+        case.text_features => &mut dt
+    ));
     let at = case.name();
     c.compare_within("head_loss d_head", &at, &head, bound(master))?;
     // Without a use for their gradients the text logits stay what they were.
@@ -261,21 +233,7 @@ fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     let mut head = c.output([batch, classes], master)?;
     let mut text = c.output([batch, classes], master)?;
     let mut stats = vector(Stat::COUNT)?;
-    c.device.head_loss(
-        &f.device,
-        weights.device(),
-        Targets::of(&labels.device),
-        &mut head.device,
-        &mut text.device,
-        &mut stats.device,
-    )?;
-    c.cpu.head_loss(
-        &f.host,
-        weights.host(),
-        Targets::of(&labels.host),
-        &mut head.host,
-        &mut text.host,
-        &mut stats.host,
-    )?;
+    let targets = TargetsPair { labels, mix: None, class_weights: None, smoothing: 0.0, text_counts: false };
+    both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));
     c.compare_part("head_loss counts", "equal logits", &stats, COUNTS, 0.0)
 }

@@ -19,8 +19,7 @@ fn l2_norm<B: Backend>(c: &mut Checker<'_, B>, rows: usize, width: usize) -> Res
     let (real, master) = (c.real(), c.device.master_dtype());
     let x = c.random([rows, width], real, 1.0, 1)?;
     let (mut f, mut norms) = (c.output([rows, width], master)?, c.output([rows], master)?);
-    c.device.l2_norm(&x.device, &mut f.device, &mut norms.device)?;
-    c.cpu.l2_norm(&x.host, &mut f.host, &mut norms.host)?;
+    both!(c.l2_norm(&x, &mut f, &mut norms));
     let at = format!("{rows}x{width}");
     // Nothing is rounded to the activations' type here: the bound of f32 holds for all of them.
     c.compare_within("l2_norm f", &at, &f, bound(master))?;
@@ -32,8 +31,7 @@ fn l2_norm<B: Backend>(c: &mut Checker<'_, B>, rows: usize, width: usize) -> Res
     let df = c.random([rows, width], master, 1.0, 2)?;
     let (f, norms) = (c.pair(&f.host, master)?, c.pair(&norms.host, master)?);
     let mut dx = c.output([rows, width], real)?;
-    c.device.l2_norm_backward(&df.device, &f.device, &norms.device, &mut dx.device)?;
-    c.cpu.l2_norm_backward(&df.host, &f.host, &norms.host, &mut dx.host)?;
+    both!(c.l2_norm_backward(&df, &f, &norms, &mut dx));
     c.compare("l2_norm dx", &at, &dx)
 }
 
@@ -44,8 +42,7 @@ fn zero<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     values[8..16].fill(0.0);
     let x = c.pair(&Tensor::from_slice([3, 8], &values)?, real)?;
     let (mut f, mut norms) = (c.output([3, 8], master)?, c.output([3], master)?);
-    c.device.l2_norm(&x.device, &mut f.device, &mut norms.device)?;
-    c.cpu.l2_norm(&x.host, &mut f.host, &mut norms.host)?;
+    both!(c.l2_norm(&x, &mut f, &mut norms));
     c.compare_within("l2_norm f", "a row of zeros", &f, bound(master))?;
     c.compare_within("l2_norm norms", "a row of zeros", &norms, bound(master))
 }

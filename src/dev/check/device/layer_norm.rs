@@ -1,6 +1,6 @@
 //! Checks of layer_norm.
 
-use super::{Checker, Pair, Result, Scope, bound, normal};
+use super::{Both, Checker, Pair, Result, Scope, bound, normal};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, LayerNorm};
 use crate::tensor::Tensor;
@@ -28,31 +28,30 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
     shapes.into_iter().try_for_each(|shape| c.case(format!("{shape:?}"), |c| layer_norm(c, shape)))
 }
 
-/// A norm of `width`, for the device and for the host.
+/// A norm of `width`.
 pub(super) fn norm<B: Backend>(
     c: &Checker<'_, B>,
     width: usize,
     seed: u64,
-) -> Result<(LayerNorm<B>, LayerNorm<Cpu<f64>>)> {
+) -> Result<Both<LayerNorm<B>, LayerNorm<Cpu<f64>>>> {
     let master = c.device.master_dtype();
     let (weight, bias) = (c.random([width], master, 1.0, seed)?, c.random([width], master, 1.0, seed + 1)?);
     let eps = 1e-5;
-    Ok((
-        LayerNorm { weight: weight.device, bias: bias.device, eps },
-        LayerNorm { weight: weight.host, bias: bias.host, eps },
-    ))
+    Ok(Both {
+        device: LayerNorm { weight: weight.device, bias: bias.device, eps },
+        host: LayerNorm { weight: weight.host, bias: bias.host, eps },
+    })
 }
 
 fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<()> {
     let (real, master) = (c.real(), c.device.master_dtype());
-    let (device_norm, host_norm) = norm(c, shape[2], 1)?;
+    let norm = norm(c, shape[2], 1)?;
     // Rows away from zero: their variance is small beside the square of their mean.
     let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| 0.5 * v + 2.0).collect();
     let x = c.pair(&Tensor::from_slice(shape, &values)?, real)?;
     let mut y: Pair<B> = c.output(shape, real)?;
     let mut stats = c.output([shape[0], shape[1], 2], master)?;
-    c.device.layer_norm(&x.device, &device_norm, &mut y.device, &mut stats.device)?;
-    c.cpu.layer_norm(&x.host, &host_norm, &mut y.host, &mut stats.host)?;
+    both!(c.layer_norm(&x, &norm, &mut y, &mut stats));
     let at = format!("{}x{}x{}", shape[0], shape[1], shape[2]);
     c.compare("layer_norm y", &at, &y)?;
     c.compare_within("layer_norm stats", &at, &stats, bound(master))?;
@@ -61,7 +60,6 @@ fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<(
     let mut dx = c.random(shape, real, 1.0, 5)?;
     // From the same stats on both sides.
     let stats = c.pair(&stats.host, master)?;
-    c.device.layer_norm_backward(&dy.device, &x.device, &device_norm, &stats.device, &mut dx.device)?;
-    c.cpu.layer_norm_backward(&dy.host, &x.host, &host_norm, &stats.host, &mut dx.host)?;
+    both!(c.layer_norm_backward(&dy, &x, &norm, &stats, &mut dx));
     c.compare("layer_norm dx", &at, &dx)
 }

@@ -1,7 +1,7 @@
 //! Checks of linear, lora_linear and lora_fold.
 
 use super::dropout::DropoutPair;
-use super::{Checker, Pair, Result, Scope};
+use super::{Both, Checker, Pair, Result, Scope};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Linear, Lora};
 use crate::tensor::DType;
@@ -127,8 +127,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 
 /// A layer and its adapter on both devices.
 struct Layer<B: Backend> {
-    device: Linear<B>,
-    host: Linear<Cpu<f64>>,
+    frozen: Both<Linear<B>, Linear<Cpu<f64>>>,
     a: Pair<B>,
     b: Pair<B>,
     columns: Vec<usize>,
@@ -143,36 +142,33 @@ impl<B: Backend> Layer<B> {
         let bias = c.random([case.outputs()], real, 0.5, 2)?;
         let a = c.random([parts.len() * rank, inputs], DType::F32, near_one, 3)?;
         let b = c.random([parts.len(), out, rank], DType::F32, 0.5 / (rank as f64).sqrt(), 4)?;
-        Ok(Layer {
-            device: Linear { weight: weight.device, bias: case.bias.then_some(bias.device) },
-            host: Linear { weight: weight.host, bias: case.bias.then_some(bias.host) },
-            a,
-            b,
-            columns: parts.iter().map(|p| p * out).collect(),
-        })
+        let device = Linear { weight: weight.device, bias: case.bias.then_some(bias.device) };
+        let host = Linear { weight: weight.host, bias: case.bias.then_some(bias.host) };
+        let columns = parts.iter().map(|p| p * out).collect();
+        Ok(Layer { frozen: Both { device, host }, a, b, columns })
     }
 
-    /// The adapter, for the device and for the host.
-    fn lora(&self) -> (Lora<'_, B>, Lora<'_, Cpu<f64>>) {
+    fn lora(&self) -> Both<Lora<'_, B>, Lora<'_, Cpu<f64>>> {
         let (columns, scale) = (&self.columns[..], 2.0);
-        let device = Lora { a: &self.a.device, b: &self.b.device, columns, scale };
-        (device, Lora { a: &self.a.host, b: &self.b.host, columns, scale })
+        Both {
+            device: Lora { a: &self.a.device, b: &self.b.device, columns, scale },
+            host: Lora { a: &self.a.host, b: &self.b.host, columns, scale },
+        }
     }
 }
 
 fn linear<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
-    let (device, cpu, real, at) = (c.device, c.cpu, c.real(), case.at());
+    let layer = &layer.frozen;
+    let (real, at) = (c.real(), case.at());
     let x = c.random([case.rows, case.inputs], real, 1.0, 5)?;
-    let residual = c.random([case.rows, case.outputs()], real, 1.0, 6)?;
+    let residual = Some(c.random([case.rows, case.outputs()], real, 1.0, 6)?);
     let mut y = c.output([case.rows, case.outputs()], real)?;
-    device.linear(&x.device, &layer.device, Some(&residual.device), &mut y.device)?;
-    cpu.linear(&x.host, &layer.host, Some(&residual.host), &mut y.host)?;
+    both!(c.linear(&x, &layer, ?residual, &mut y));
     c.compare("linear y", &at, &y)?;
 
     let dy = c.random([case.rows, case.outputs()], real, 1.0, 7)?;
     let mut dx = c.output([case.rows, case.inputs], real)?;
-    device.linear_backward(&dy.device, &layer.device, &mut dx.device)?;
-    cpu.linear_backward(&dy.host, &layer.host, &mut dx.host)?;
+    both!(c.linear_backward(&dy, &layer, &mut dx));
     c.compare("linear dx", &at, &dx)
 }
 
@@ -184,33 +180,22 @@ fn lora_linear<B: Backend>(
     mask: Option<&DropoutPair<B>>,
 ) -> Result<()> {
     const SITE: u32 = 5;
-    let (device, cpu, real) = (c.device, c.cpu, c.real());
+    let (frozen, lora) = (&layer.frozen, layer.lora());
+    let real = c.real();
     let at = case.at() + if mask.is_some() { ", dropout" } else { "" };
     let (rows, width) = (case.rows, case.parts.len() * case.rank);
-    let (on_device, on_host) = layer.lora();
     let x = c.random([rows, case.inputs], real, 1.0, 5)?;
     let residual = c.random([rows, case.outputs()], real, 1.0, 6)?;
     let dropped = |mask: &DropoutPair<B>| -> Result<Pair<B>> {
         let mut seen = x.host.clone();
-        cpu.dropout(&x.host, mask.host(SITE), &mut seen)?;
+        c.cpu.dropout(&x.host, mask.host(SITE), &mut seen)?;
         c.pair(&seen, real)
     };
     let seen = mask.map(dropped).transpose()?;
     let mut u = c.output([rows, width], real)?;
     let mut y = c.output([rows, case.outputs()], real)?;
     for residual in [None, Some(&residual)] {
-        let (before, host) = (residual.map(|r| &r.device), residual.map(|r| &r.host));
-        device.lora_linear(
-            &x.device,
-            seen.as_ref().map(|seen| &seen.device),
-            &layer.device,
-            on_device,
-            before,
-            &mut u.device,
-            &mut y.device,
-        )?;
-        let seen = seen.as_ref().map(|seen| &seen.host);
-        cpu.lora_linear(&x.host, seen, &layer.host, on_host, host, &mut u.host, &mut y.host)?;
+        both!(c.lora_linear(&x, ?seen, &frozen, *lora, ?residual, &mut u, &mut y));
         c.compare("lora_linear u", &at, &u)?;
         c.compare("lora_linear y", &at, &y)?;
     }
@@ -221,30 +206,19 @@ fn lora_linear<B: Backend>(
         let mut du = c.output([rows, width], real)?;
         let (mut da, mut db) =
             (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
-        device.lora_linear_backward(
-            &dy.device,
-            &seen.as_ref().unwrap_or(&x).device,
-            mask.map(|mask| mask.device(SITE)),
-            &u.device,
-            &layer.device,
-            on_device,
-            &mut du.device,
-            &mut da.device,
-            &mut db.device,
-            wanted.then_some(&mut dx.device),
-        )?;
-        cpu.lora_linear_backward(
-            &dy.host,
-            &seen.as_ref().unwrap_or(&x).host,
-            mask.map(|mask| mask.host(SITE)),
-            &u.host,
-            &layer.host,
-            on_host,
-            &mut du.host,
-            &mut da.host,
-            &mut db.host,
-            wanted.then_some(&mut dx.host),
-        )?;
+        let dropped = seen.as_ref().unwrap_or(&x);
+        both!(c.lora_linear_backward(
+            &dy,
+            &dropped,
+            ?mask(SITE),
+            &u,
+            &frozen,
+            *lora,
+            &mut du,
+            &mut da,
+            &mut db,
+            wanted => &mut dx
+        ));
         c.compare("lora_linear du", &at, &du)?;
         c.compare("lora_linear dA", &at, &da)?;
         c.compare("lora_linear dB", &at, &db)?;
@@ -253,9 +227,9 @@ fn lora_linear<B: Backend>(
 }
 
 fn lora_fold<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
-    let (on_device, on_host) = layer.lora();
+    let lora = layer.lora();
+    let weight = Both { device: &layer.frozen.device.weight, host: &layer.frozen.host.weight };
     let mut folded = c.output([case.outputs(), case.inputs], c.real())?;
-    c.device.lora_fold(&layer.device.weight, on_device, &mut folded.device)?;
-    c.cpu.lora_fold(&layer.host.weight, on_host, &mut folded.host)?;
+    both!(c.lora_fold(*weight, *lora, &mut folded));
     c.compare("lora_fold", &case.at(), &folded)
 }

@@ -1,15 +1,11 @@
 //! Checks of mix; and the mixes that the checks of other operations take.
 
-use super::{Checker, Result, Scope, bound};
+use super::{Both, Checker, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Mix};
 use crate::tensor::{DType, Tensor};
 
-/// The same mix on the device and on the host.
-pub(super) struct MixPair<B: Backend> {
-    pub device: Mix<B>,
-    pub host: Mix<Cpu<f64>>,
-}
+pub(super) type MixPair<B> = Both<Mix<B>, Mix<Cpu<f64>>>;
 
 impl<B: Backend> MixPair<B> {
     /// A batch in which each has the next as its partner: a permutation that is not its own inverse. In one of
@@ -29,7 +25,7 @@ impl<B: Backend> MixPair<B> {
         let lambda = c.pair(&Tensor::from_slice([batch], &lambda)?, c.device.master_dtype())?;
         let upload = |indices: &Tensor| c.device.upload(indices.view(), DType::U32);
         let device = Mix { partner: upload(&partner)?, inverse: upload(&inverse)?, lambda: lambda.device };
-        Ok(MixPair { device, host: Mix { partner, inverse, lambda: lambda.host } })
+        Ok(Both { device, host: Mix { partner, inverse, lambda: lambda.host } })
     }
 }
 
@@ -52,13 +48,11 @@ fn mix_rows<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize) -> R
     let at = format!("{batch}x{width}");
     let x = c.random([batch, width], master, 1.0, 1)?;
     let mut y = c.output([batch, width], master)?;
-    c.device.mix_rows(&x.device, &mix.device, &mut y.device)?;
-    c.cpu.mix_rows(&x.host, &mix.host, &mut y.host)?;
+    both!(c.mix_rows(&x, &mix, &mut y));
     c.compare_within("mix_rows y", &at, &y, bound(master))?;
 
     let dy = c.random([batch, width], master, 1.0, 2)?;
     let mut dx = c.output([batch, width], master)?;
-    c.device.mix_rows_backward(&dy.device, &mix.device, &mut dx.device)?;
-    c.cpu.mix_rows_backward(&dy.host, &mix.host, &mut dx.host)?;
+    both!(c.mix_rows_backward(&dy, &mix, &mut dx));
     c.compare_within("mix_rows dx", &at, &dx, bound(master))
 }

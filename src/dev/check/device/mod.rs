@@ -3,6 +3,44 @@
 //! Inputs are random numbers rounded to the type that the device computes in, so what is measured is the
 //! device's own arithmetic. One file per operation, named as its kernel.
 
+/// One operation on the device and on the host, each with its own of every argument: `&x`, `&mut x` and `*x` of a pair,
+/// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
+/// where it is wanted. Other arguments are the same on both sides.
+macro_rules! both {
+    ($c:ident.$op:ident($($args:tt)*)) => {
+        both!(@ ($c.device.$op) device () $($args)*,)?;
+        both!(@ ($c.cpu.$op) host () $($args)*,)?
+    };
+    (@ ($($call:tt)*) $side:ident ($($done:tt)*)) => { $($call)*($($done)*) };
+    (@ $call:tt $side:ident ($($done:tt)*) &mut $x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* &mut $x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) &$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* &$x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) *$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $x:ident($($a:expr)?), $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.$side($($a)?),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident($($a:expr)?), $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.as_ref().map(|x| x.$side($($a)?)),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.as_ref().map(|x| &x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &mut $x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $wanted.then_some(&mut $x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $wanted.then_some(&$x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $x:expr, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x,) $($rest)*)
+    };
+}
+
 mod accumulate;
 mod activation;
 mod adamw;
@@ -155,11 +193,14 @@ pub(super) struct Checker<'a, B: Backend> {
     report: &'a mut dyn FnMut(Row),
 }
 
-/// The same numbers on the device and, in f64, on the host.
-pub(super) struct Pair<B: Backend> {
-    pub device: B::Tensor,
-    pub host: Tensor,
+/// The same on the device and, in f64, on the host.
+pub(super) struct Both<D, H> {
+    pub device: D,
+    pub host: H,
 }
+
+/// The same numbers on both sides.
+pub(super) type Pair<B> = Both<<B as Backend>::Tensor, Tensor>;
 
 impl<'a, B: Backend> Checker<'a, B> {
     pub fn row(&mut self, row: Row) {
@@ -193,12 +234,12 @@ impl<'a, B: Backend> Checker<'a, B> {
     pub fn pair(&self, values: &Tensor, dtype: DType) -> Result<Pair<B>> {
         let rounded = values.view().to_tensor(dtype)?;
         let device = self.device.upload(rounded.view(), dtype)?;
-        Ok(Pair { device, host: rounded.view().to_tensor(DType::F64)? })
+        Ok(Both { device, host: rounded.view().to_tensor(DType::F64)? })
     }
 
     /// Integers, which both take as they are.
     pub fn same(&self, host: Tensor) -> Result<Pair<B>> {
-        Ok(Pair { device: self.device.upload(host.view(), host.dtype())?, host })
+        Ok(Both { device: self.device.upload(host.view(), host.dtype())?, host })
     }
 
     /// What the device computed.
@@ -209,7 +250,7 @@ impl<'a, B: Backend> Checker<'a, B> {
     /// Memory for a result: unspecified on the device, zeros on the host.
     pub fn output(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Pair<B>> {
         let shape = shape.into();
-        Ok(Pair { device: self.device.empty(shape, dtype)?, host: Tensor::zeros(shape, DType::F64) })
+        Ok(Both { device: self.device.empty(shape, dtype)?, host: Tensor::zeros(shape, DType::F64) })
     }
 
     /// Adds a row: what the device computed against what the definition gave.

@@ -55,17 +55,14 @@ fn insert<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let prompts = c.random(case.prompts(), real, 1.0, 2)?;
     let prompts = c.pair(&prompts.host, master)?;
     let mut y = c.output(case.with(), real)?;
-    c.device.insert_prompts(&x.device, &prompts.device, layer, &mut y.device)?;
-    c.cpu.insert_prompts(&x.host, &prompts.host, layer, &mut y.host)?;
+    both!(c.insert_prompts(&x, &prompts, layer, &mut y));
     c.compare_within("insert_prompts y", &at, &y, 0.0)?;
 
     let dy = c.random(case.with(), real, 1.0, 3)?;
     for wanted in [true, false] {
         let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
         let mut dx = c.output(x.device.shape(), real)?;
-        let (device, host) = (&mut d_prompts.device, &mut d_prompts.host);
-        c.device.insert_prompts_backward(&dy.device, layer, device, wanted.then_some(&mut dx.device))?;
-        c.cpu.insert_prompts_backward(&dy.host, layer, host, wanted.then_some(&mut dx.host))?;
+        both!(c.insert_prompts_backward(&dy, layer, &mut d_prompts, wanted => &mut dx));
         // The sums are in the master type, whatever the activations are in.
         c.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(master))?;
         if wanted {
@@ -79,14 +76,12 @@ fn replace<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let (real, master, layer, at) = (c.real(), c.device.master_dtype(), case.layers - 1, case.at());
     let prompts = c.random(case.prompts(), master, 1.0, 1)?;
     let mut x = c.random(case.with(), real, 1.0, 2)?;
-    c.device.replace_prompts(&prompts.device, layer, &mut x.device)?;
-    c.cpu.replace_prompts(&prompts.host, layer, &mut x.host)?;
+    both!(c.replace_prompts(&prompts, layer, &mut x));
     c.compare("replace_prompts x", &at, &x)?;
 
     let mut d: Pair<B> = c.random(case.with(), real, 1.0, 3)?;
     let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
-    c.device.replace_prompts_backward(&mut d.device, layer, &mut d_prompts.device)?;
-    c.cpu.replace_prompts_backward(&mut d.host, layer, &mut d_prompts.host)?;
+    both!(c.replace_prompts_backward(&mut d, layer, &mut d_prompts));
     c.compare_within("replace_prompts d", &at, &d, 0.0)?;
     c.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(master))
 }

@@ -80,10 +80,7 @@ fn triplet<B: Backend>(
     let mut distances = c.output([batch, 2], master)?;
     // The other numbers of a step are left as they are.
     let mut stats = c.random([Stat::COUNT], master, 1.0, 2)?;
-    let (p, d, s) = (&mut pairs.device, &mut distances.device, &mut stats.device);
-    c.device.triplet(&f.device, &labels.device, margin, p, d, s)?;
-    let (p, d, s) = (&mut pairs.host, &mut distances.host, &mut stats.host);
-    c.cpu.triplet(&f.host, &labels.host, margin, p, d, s)?;
+    both!(c.triplet(&f, &labels, margin, &mut pairs, &mut distances, &mut stats));
     compare_pairs(c, &pairs, at)?;
     c.compare_within("triplet distances", at, &distances, bound(master))?;
     c.compare_within("triplet stats", at, &stats, bound(master))?;
@@ -114,11 +111,7 @@ fn backward<B: Backend>(
     let control = c.pair(&Tensor::from_slice([Control::COUNT], &control)?, master)?;
     for scaled in [false, true] {
         let mut df = c.random(f.device.shape(), master, 0.1, 4)?;
-        let (device, host) = (scaled.then_some(&control.device), scaled.then_some(&control.host));
-        let device = (&pairs.device, &distances.device, device);
-        let host = (&pairs.host, &distances.host, host);
-        c.device.triplet_backward(&f.device, device.0, device.1, 0.3, device.2, &mut df.device)?;
-        c.cpu.triplet_backward(&f.host, host.0, host.1, 0.3, host.2, &mut df.host)?;
+        both!(c.triplet_backward(&f, &pairs, &distances, 0.3, scaled => &control, &mut df));
         let at = if scaled { format!("{at}, scaled") } else { at.into() };
         c.compare_within("triplet df", &at, &df, bound(master))?;
     }
