@@ -4,11 +4,11 @@
 //! zeros. With a [`Listing`](super::listing::Listing) around it, it tells what a step launches on a GPU that
 //! nobody has, at any size and at once.
 
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
+use crate::backend::cuda::{CudaError, locked};
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// A device of which only its description is there.
 pub struct Absent {
@@ -67,10 +67,6 @@ impl Absent {
             software: "none".into(),
         })
     }
-
-    fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Driver for Absent {
@@ -79,7 +75,7 @@ impl Driver for Absent {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let mut memory = self.memory();
+        let mut memory = locked(&self.memory);
         let free = self.info.memory.saturating_sub(memory.used);
         if bytes > free {
             return Err(CudaError::OutOfMemory { bytes, free, total: self.info.memory });
@@ -93,12 +89,12 @@ impl Driver for Absent {
     }
 
     fn free(&self, address: Address) {
-        let mut memory = self.memory();
+        let mut memory = locked(&self.memory);
         memory.used -= memory.pieces.remove(&address).unwrap_or_default();
     }
 
     fn allocated(&self) -> (usize, usize) {
-        let memory = self.memory();
+        let memory = locked(&self.memory);
         (memory.used, memory.peak)
     }
 

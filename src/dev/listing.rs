@@ -1,11 +1,11 @@
 //! A device that passes everything on to another one, and keeps a list of what was recorded.
 
-use crate::backend::cuda::Cuda;
 use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
 };
+use crate::backend::cuda::{Cuda, locked};
 use crate::backend::{self, Backend};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 pub struct Listing {
     driver: Arc<dyn Driver>,
@@ -35,16 +35,12 @@ impl Listing {
 
     /// The commands of the last recording that was ended, in their order; none before the first.
     pub fn last_recording(&self) -> Vec<Command> {
-        self.lists().last.clone()
-    }
-
-    fn lists(&self) -> MutexGuard<'_, Lists> {
-        self.lists.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.lists).last.clone()
     }
 
     /// Keeps a command that was taken, if it was recorded.
     fn keep(&self, command: impl FnOnce() -> Command) {
-        if let Some(open) = &mut self.lists().open {
+        if let Some(open) = &mut locked(&self.lists).open {
             open.push(command());
         }
     }
@@ -118,16 +114,16 @@ impl Driver for Listing {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        self.lists().open = None;
+        locked(&self.lists).open = None;
         self.driver.begin_recording()?;
-        self.lists().open = Some(Vec::new());
+        locked(&self.lists).open = Some(Vec::new());
         Ok(())
     }
 
     fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        let commands = self.lists().open.take();
+        let commands = locked(&self.lists).open.take();
         let recording = self.driver.end_recording()?;
-        self.lists().last = commands.unwrap_or_default();
+        locked(&self.lists).last = commands.unwrap_or_default();
         Ok(recording)
     }
 

@@ -28,7 +28,7 @@ mod triplet;
 use super::*;
 use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a linear layer with an adapter is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -260,8 +260,8 @@ impl Cuda {
 const RESERVE: usize = 256 << 20;
 
 /// A lock whose holder panicked guards nothing that could be half-written here.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend for Cuda {

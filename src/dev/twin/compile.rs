@@ -1,8 +1,8 @@
 //! Compiles kernel files and the runtime into libraries, and keeps them in the temporary folder.
 
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::Result;
 use crate::backend::cuda::kernel_sources::{self, Sources};
+use crate::backend::cuda::{CudaError, locked};
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, SystemTime};
 
 /// No -march=native: the same numbers on every machine.
@@ -128,7 +128,7 @@ fn build(sources: &Sources, file: &str, own_flags: &[&str], runtime: Option<&Pat
     let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
     let path = folder.join(format!("{stem}-{name}.so"));
     let turn = turn_for(&path);
-    let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = locked(&turn);
     match std::fs::File::options().append(true).open(&path) {
         // The time says that it is in use.
         Ok(found) => found.set_modified(SystemTime::now()).map_err(|e| trouble(&path, &e))?,
@@ -143,7 +143,7 @@ fn build(sources: &Sources, file: &str, own_flags: &[&str], runtime: Option<&Pat
 /// Threads of this process that want the same library make it once.
 fn turn_for(path: &Path) -> Arc<Mutex<()>> {
     static TURNS: LazyLock<Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>> = LazyLock::new(Mutex::default);
-    TURNS.lock().unwrap_or_else(PoisonError::into_inner).entry(path.to_owned()).or_default().clone()
+    locked(&TURNS).entry(path.to_owned()).or_default().clone()
 }
 
 /// A folder of this user's: the libraries in it are run.

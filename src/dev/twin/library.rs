@@ -2,14 +2,14 @@
 
 use super::memory::{Buffer, Memory};
 use super::{BlockOrder, Rounding, compile, places};
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Args, Launch, Result};
 use crate::backend::cuda::kernel_sources::Sources;
+use crate::backend::cuda::{CudaError, locked};
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex};
 
 /// A kernel as twin.h describes it.
 #[repr(C)]
@@ -195,7 +195,7 @@ static LIBRARIES: LazyLock<Mutex<HashMap<PathBuf, Arc<KernelLibrary>>>> = LazyLo
 
 fn load_runtime(sources: &Sources) -> Result<Arc<Library>> {
     let path = compile::runtime(sources)?;
-    let mut runtimes = RUNTIMES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut runtimes = locked(&RUNTIMES);
     if let Some(loaded) = runtimes.get(&path) {
         return Ok(loaded.clone());
     }
@@ -207,7 +207,7 @@ fn load_runtime(sources: &Sources) -> Result<Arc<Library>> {
 /// The kernels of a file, compiled if they are not yet.
 pub fn load(sources: &Sources, file: &str, options: compile::Options) -> Result<Arc<KernelLibrary>> {
     let path = compile::kernels(sources, file, options)?;
-    let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut libraries = locked(&LIBRARIES);
     if let Some(loaded) = libraries.get(&path) {
         return Ok(loaded.clone());
     }

@@ -33,11 +33,11 @@ mod library;
 mod memory;
 mod places;
 
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
 };
 use crate::backend::cuda::kernel_sources::{self, Sources};
+use crate::backend::cuda::{CudaError, locked};
 use crate::tensor::DType;
 use library::{KernelLibrary, Machine};
 use memory::Memory;
@@ -45,7 +45,7 @@ use rayon::prelude::*;
 use std::any::Any;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// In which order the blocks of a launch run. A GPU promises none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,7 +149,7 @@ impl Twin {
             compile::check_fused()?;
         }
         self.rounding = rounding;
-        self.state().libraries.clear();
+        locked(&self.state).libraries.clear();
         Ok(self)
     }
 
@@ -178,7 +178,7 @@ impl Twin {
     /// For all launches that run from here on, those of recordings included. A twin starts with
     /// `BlockOrder::Shuffled(2)`.
     pub fn set_block_order(&self, order: BlockOrder) {
-        self.state().order = order;
+        locked(&self.state).order = order;
     }
 
     /// Bytes of device memory that the launches so far have read before they wrote them, and bytes that they have
@@ -186,18 +186,13 @@ impl Twin {
     /// Single bytes are taken for the pairs that they lie in when they are read, and are left out when they are
     /// written.
     pub fn moved(&self) -> u64 {
-        self.state().machine.moved()
-    }
-
-    /// A test that panics while it holds the lock leaves nothing half done that another use could meet.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.state).machine.moved()
     }
 
     /// Runs a command, or keeps it while a recording goes on. Errors that are known before it runs come
     /// at once either way, and end the recording.
     fn enqueue(&self, command: Command) -> Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         let checked = self.check(&mut state, &command);
         match (&mut state.recording, checked) {
             (RecordingState::Open(commands), Ok(())) => {
@@ -318,7 +313,7 @@ impl Driver for Twin {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         let (used, _) = state.memory.allocated();
         let free = self.info.memory.saturating_sub(used);
         if bytes > free {
@@ -328,11 +323,11 @@ impl Driver for Twin {
     }
 
     fn free(&self, address: Address) {
-        self.state().memory.free(address);
+        locked(&self.state).memory.free(address);
     }
 
     fn allocated(&self) -> (usize, usize) {
-        self.state().memory.allocated()
+        locked(&self.state).memory.allocated()
     }
 
     fn clear(&self, to: Address, bytes: usize) -> Result<()> {
@@ -344,28 +339,28 @@ impl Driver for Twin {
     }
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         refuse_in_recording(&state, "upload")?;
         state.memory.bytes_mut(to, from.len(), "upload")?.copy_from_slice(from);
         Ok(())
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
-        let state = self.state();
+        let state = locked(&self.state);
         refuse_in_recording(&state, "download")?;
         to.copy_from_slice(state.memory.bytes(from, to.len(), "download")?);
         Ok(())
     }
 
     fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         refuse_in_recording(&state, "feed")?;
         state.memory.bytes_mut(to, from.len(), "feed")?.copy_from_slice(from);
         Ok(())
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
-        let state = self.state();
+        let state = locked(&self.state);
         refuse_in_recording(&state, "fetch")?;
         Ok(Box::new(Arrived(state.memory.bytes(from, bytes, "fetch")?.to_vec())))
     }
@@ -379,7 +374,7 @@ impl Driver for Twin {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         if matches!(state.recording, RecordingState::Open(_)) {
             state.recording = RecordingState::Closed;
             let problem = "begin_recording: a recording was open already; both are thrown away";
@@ -390,7 +385,7 @@ impl Driver for Twin {
     }
 
     fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        match std::mem::replace(&mut self.state().recording, RecordingState::Closed) {
+        match std::mem::replace(&mut locked(&self.state).recording, RecordingState::Closed) {
             RecordingState::Open(commands) => Ok(Box::new(Tape(commands))),
             RecordingState::Closed => Err(CudaError::Twin("end_recording without begin_recording".into())),
             RecordingState::Broken(problem) => {
@@ -402,7 +397,7 @@ impl Driver for Twin {
     fn replay(&self, recording: &dyn Recording) -> Result<()> {
         let foreign = || CudaError::Twin("replay of another device's recording".into());
         let Tape(commands) = recording.as_any().downcast_ref().ok_or_else(foreign)?;
-        let mut state = self.state();
+        let mut state = locked(&self.state);
         refuse_in_recording(&state, "replay")?;
         for command in commands {
             self.check(&mut state, command)?;
@@ -416,17 +411,17 @@ impl Driver for Twin {
     }
 
     fn recall(&self, key: &str) -> Option<String> {
-        self.choices.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+        locked(&self.choices).get(key).cloned()
     }
 
     fn remember(&self, key: &str, choice: &str) -> Result<String> {
-        let mut choices = self.choices.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut choices = locked(&self.choices);
         choices.insert(key.to_owned(), choice.to_owned());
         Ok(choice.to_owned())
     }
 
     fn synchronize(&self) -> Result<()> {
-        refuse_in_recording(&self.state(), "synchronize")
+        refuse_in_recording(&locked(&self.state), "synchronize")
     }
 
     fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {

@@ -5,11 +5,12 @@
 //! bits of runs that started together and are resumed from what one of them left.
 
 use super::store;
+use crate::backend::cuda::locked;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// What choices hold for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -77,14 +78,14 @@ impl Choices {
     }
 
     pub fn recall(&self, map: Map, key: &str) -> Option<String> {
-        self.lock().map(map).get(key).cloned()
+        locked(&self.stored).map(map).get(key).cloned()
     }
 
     /// Remembers a choice, in this process always and on the disk where that can be written, and returns the
     /// one that holds: that of another process, if one has put its own there since this one looked. What this
     /// process knew before is replaced, as it would not have chosen again if that had been of any use.
     pub fn remember(&self, map: Map, key: &str, choice: &str) -> String {
-        let mut stored = self.lock();
+        let mut stored = locked(&self.stored);
         let Some(path) = &self.path else {
             stored.map(map).insert(key.to_owned(), choice.to_owned());
             return choice.to_owned();
@@ -113,10 +114,6 @@ impl Choices {
             Some(path) => store::unwritable(path.parent()?),
             None => Some(store::nowhere()),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stored> {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

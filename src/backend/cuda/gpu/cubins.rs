@@ -7,6 +7,7 @@
 use super::{compile, libraries, store};
 use crate::backend::cuda::driver::Result;
 use crate::backend::cuda::kernel_sources::Sources;
+use crate::backend::cuda::locked;
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -52,7 +53,7 @@ impl Cubins {
         let work = || {
             while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let cubin = self.get(sources, file, architecture, dtype);
-                done.lock().unwrap_or_else(PoisonError::into_inner).push(cubin);
+                locked(&done).push(cubin);
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from).min(files.len());

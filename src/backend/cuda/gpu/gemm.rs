@@ -7,8 +7,8 @@
 use super::calls::{Status, cublaslt as lt};
 use super::choices::{Choices, Map};
 use super::handles::{Context, DeviceBuffer, Event, Stream};
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Address, Gemm, Result};
+use crate::backend::cuda::{CudaError, locked};
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int, c_void};
@@ -16,7 +16,7 @@ use std::fmt;
 use std::mem::{offset_of, size_of_val};
 use std::ptr::{from_mut, from_ref, null, null_mut};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// Algorithms that are measured per shape. The heuristic's order is rough where there are few tiles for the
 /// multiprocessors, as in a training step.
@@ -187,7 +187,7 @@ impl Gemms {
         }
         self.context.enter()?;
         let key = Key::of(gemm);
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut plans = locked(&self.plans);
         let usable = plans.get(&key).is_some_and(|plan| plan.settled || planning != Planning::Measure);
         if !usable && planning == Planning::Refuse {
             let problem =

@@ -1,9 +1,9 @@
 //! What was enqueued last. A fault on the device is told by whichever call comes next, without a name.
 
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Gemm, Launch, Result};
+use crate::backend::cuda::{CudaError, locked};
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 /// One thing for the device to do; there is one such value.
 #[allow(clippy::large_enum_variant)]
@@ -31,12 +31,12 @@ pub struct Latest(Mutex<Option<Enqueued>>);
 
 impl Latest {
     pub fn set(&self, work: Enqueued) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(work);
+        *locked(&self.0) = Some(work);
     }
 
     /// Adds to the error of a device that is lost what came before it.
     pub fn explain<T>(&self, result: Result<T>) -> Result<T> {
-        result.map_err(|error| match (error, &*self.0.lock().unwrap_or_else(PoisonError::into_inner)) {
+        result.map_err(|error| match (error, &*locked(&self.0)) {
             (CudaError::Lost { call, problem }, Some(work)) => {
                 CudaError::Lost { call, problem: format!("{problem}, and {work} was enqueued last") }
             }

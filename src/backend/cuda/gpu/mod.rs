@@ -27,9 +27,9 @@ mod transfer;
 pub use libraries::Loaded;
 pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
-use super::CudaError;
 use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
 use super::kernel_sources::Sources;
+use super::{CudaError, locked};
 use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;
@@ -39,7 +39,7 @@ use kernels::{Compiler, Kernels};
 use latest::{Enqueued, Latest};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use transfer::{Landings, Ring, Streams};
 
 /// Batches that may be on their way to the device at once, and small things like labels.
@@ -150,7 +150,7 @@ impl Gpu {
 
     /// Does what cannot be part of a recording, with none open until it is done.
     fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        let state = self.recording();
+        let state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             let problem = "a recording is open, and this cannot be part of one".into();
             return Err(CudaError::Call { call, problem });
@@ -162,7 +162,7 @@ impl Gpu {
     fn recorded<T>(&self, result: Result<T>) -> Result<T> {
         let result = self.latest.explain(result);
         if let Err(error) = &result {
-            let mut state = self.recording();
+            let mut state = locked(&self.recording);
             if matches!(*state, RecordingState::Open) {
                 // The graph so far is thrown away, and a failure to end it adds nothing to the first one.
                 let _ = self.streams.compute.end_capture();
@@ -179,24 +179,16 @@ impl Gpu {
         format!("{key}, kernels {}", self.kernels_hash)
     }
 
-    fn recording(&self) -> MutexGuard<'_, RecordingState> {
-        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Frees what was given back while a recording was open, if none is now.
     fn free_deferred(&self) {
-        let state = self.recording();
+        let state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             return;
         }
-        let buffers = std::mem::take(&mut self.ledger().to_free);
+        let buffers = std::mem::take(&mut locked(&self.ledger).to_free);
         if !buffers.is_empty() && self.streams.compute.synchronize().is_err() {
             // What is wrong is found again by the next call that can report it; until then work may need them.
-            self.ledger().to_free.extend(buffers);
+            locked(&self.ledger).to_free.extend(buffers);
         }
     }
 }
@@ -245,7 +237,7 @@ impl Driver for Gpu {
     fn allocate(&self, bytes: usize) -> Result<Address> {
         let buffer = self.latest.explain(DeviceBuffer::new(&self.context, bytes))?;
         let address = buffer.address();
-        let mut ledger = self.ledger();
+        let mut ledger = locked(&self.ledger);
         ledger.buffers.insert(address, (buffer, bytes));
         ledger.now += bytes;
         ledger.peak = ledger.peak.max(ledger.now);
@@ -253,7 +245,7 @@ impl Driver for Gpu {
     }
 
     fn free(&self, address: Address) {
-        let mut ledger = self.ledger();
+        let mut ledger = locked(&self.ledger);
         let Some((buffer, bytes)) = ledger.buffers.remove(&address.0) else {
             debug_assert!(false, "{address:?} is freed and was not allocated");
             return;
@@ -265,7 +257,7 @@ impl Driver for Gpu {
     }
 
     fn allocated(&self) -> (usize, usize) {
-        let ledger = self.ledger();
+        let ledger = locked(&self.ledger);
         (ledger.now, ledger.peak)
     }
 
@@ -343,7 +335,7 @@ impl Driver for Gpu {
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        let state = self.recording();
+        let state = locked(&self.recording);
         let planning = match *state {
             RecordingState::Open => Planning::Refuse,
             _ if self.options.measure => Planning::Measure,
@@ -365,7 +357,7 @@ impl Driver for Gpu {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        let mut state = self.recording();
+        let mut state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             let _ = self.streams.compute.end_capture();
             *state = RecordingState::Closed;
@@ -379,7 +371,7 @@ impl Driver for Gpu {
 
     fn end_recording(&self) -> Result<Box<dyn Recording>> {
         let call = "end_recording";
-        let mut state = self.recording();
+        let mut state = locked(&self.recording);
         let graph = match std::mem::replace(&mut *state, RecordingState::Closed) {
             RecordingState::Open => self.streams.compute.end_capture(),
             RecordingState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
@@ -451,7 +443,7 @@ impl Driver for Gpu {
 impl Drop for Gpu {
     /// The fields give themselves back afterwards; nothing may still be running then.
     fn drop(&mut self) {
-        if matches!(*self.recording(), RecordingState::Open) {
+        if matches!(*locked(&self.recording), RecordingState::Open) {
             let _ = self.streams.compute.end_capture();
         }
         let _ = self.streams.copy.synchronize();
