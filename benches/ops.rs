@@ -6,8 +6,8 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::{Backend, Result};
-use clip_engine::bench::Op;
-use clip_engine::bench::ops::{Sizes, each};
+use clip_engine::dev::bench::Op;
+use clip_engine::dev::bench::ops::{Sizes, each};
 use clip_engine::tensor::DType;
 use divan::Bencher;
 use std::sync::OnceLock;

@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result};
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::Evaluated;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::Split;
 use clip_engine::progress::Silent;

@@ -4,15 +4,15 @@
 //! features (with the trained parts of [`tune`] inside its linear layers), [`objective`] turns features
 //! into a loss, and the gradients walk back to the first trained tensor, where [`optim`] takes over.
 //! [`train`] is the loop around it. The model is written once, over a [`backend`]; the backend knows
-//! no model, the model knows no training, and the loop knows no command line.
+//! no model, the model knows no training, and the loop knows no command line. What only those who work on
+//! the engine use, checks and benchmarks, is in [`dev`].
 
 #![warn(missing_docs)]
 
 pub mod backend;
-pub mod bench;
-pub mod check;
 pub mod clip;
 pub mod data;
+pub mod dev;
 pub mod fetch;
 mod guard;
 pub mod objective;

@@ -9,10 +9,10 @@ use clip_engine::objective::{ClassCounts, MixDraw, MixOn, Objective};
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
-use clip_engine::tune::prompts::initial_prompts;
+use clip_engine::tune::initial_prompts;
 use clip_engine::tune::{
-    Head, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained, head::initial_head,
-    lora::KaimingInit,
+    Head, KaimingInit, LoraSpec, PromptMode, PromptSharing, PromptSpec, Prompts, Target, Trained,
+    initial_head,
 };
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -99,7 +99,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
     let mut step = || {
         let class_weights = Some(&[1.5, 0.5, 1.0, 0.75, 1.25][..]);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
-        learner.train_step(batch, &Rates { head: rate, lora: rate, prompt: rate }, 1.0).unwrap();
+        learner.train_step(batch, &Rates::all(rate), 1.0).unwrap();
         learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
     };
     (0..4).for_each(|_| step());

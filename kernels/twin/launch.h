@@ -1,4 +1,4 @@
-// What whoever runs kernels hands over: src/backend/cuda/twin/library.rs, which has the same layouts, and the tests'
+// What whoever runs kernels hands over: src/dev/twin/library.rs, which has the same layouts, and the tests'
 // stand-in for libcuda.
 #pragma once
 

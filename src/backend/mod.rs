@@ -56,7 +56,7 @@ impl From<cuda::CudaError> for BackendError {
 }
 
 /// What the operations of a backend return.
-pub type Result<T> = std::result::Result<T, BackendError>;
+pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 
 /// Memory on a device, with a shape and an element type.
 pub trait DeviceTensor: Send + Sync {
@@ -87,6 +87,22 @@ impl DeviceTensor for Tensor {
     }
 }
 
+/// `Copy` for what borrows tensors: derived, it would ask for a backend that is `Copy`.
+macro_rules! copyable {
+    ($($name:ident),*) => { $(
+        impl<B: Backend> Clone for $name<'_, B> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<B: Backend> Copy for $name<'_, B> {}
+    )* };
+}
+pub(crate) use copyable;
+
+copyable!(Lora, Dropout, Counting, Targets, Classifier);
+
 /// A frozen linear layer: `weight` \[out, in\], `bias` \[out\]. The rows of `weight` may be longer than `in`,
 /// see [`Backend::weight_stride`]; what is behind the first `in` columns is not looked at.
 pub struct Linear<B: Backend> {
@@ -98,11 +114,11 @@ pub struct Linear<B: Backend> {
 
 /// A frozen layer norm: `weight` and `bias` \[D\], in the master type.
 pub struct LayerNorm<B: Backend> {
-    /// What the normalised elements of a row are multiplied with.
+    /// γ.
     pub weight: B::Tensor,
-    /// What is then added to them.
+    /// β, added after scaling.
     pub bias: B::Tensor,
-    /// What is added to the variance; 1e-5 in CLIP.
+    /// ε, added to the variance; 1e-5 in CLIP.
     pub eps: f64,
 }
 
@@ -122,30 +138,22 @@ pub struct PatchEmbedding<B: Backend> {
     pub patch: usize,
     /// Of the red, green and blue of u8 pixels, as shares of 255.
     pub mean: [f32; 3],
-    /// In the same order and unit.
+    /// Of the same.
     pub std: [f32; 3],
 }
 
 /// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
 /// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
 pub struct Lora<'a, B: Backend> {
-    /// In the master type.
+    /// A, in the master type.
     pub a: &'a B::Tensor,
-    /// In the master type.
+    /// B, in the master type.
     pub b: &'a B::Tensor,
     /// One for each of the n parts.
     pub columns: &'a [usize],
     /// α/r, or α/√r for rank-stabilised LoRA.
     pub scale: f64,
 }
-
-impl<B: Backend> Clone for Lora<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Lora<'_, B> {}
 
 /// Dropout (Srivastava et al. 2014): elements are kept with probability 1 − p and then divided by it.
 ///
@@ -160,14 +168,6 @@ pub struct Dropout<'a, B: Backend> {
     /// p, at least 0 and below 1.
     pub probability: f64,
 }
-
-impl<B: Backend> Clone for Dropout<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Dropout<'_, B> {}
 
 /// Queries, keys and values, heads side by side in the last dimension.
 pub enum AttentionInput<'a, B: Backend> {
@@ -319,22 +319,6 @@ impl<B: Backend> Counting<'_, B> {
     pub const PLAIN: Self = Counting { weights: None, smoothing: 0.0, of_text: false };
 }
 
-impl<B: Backend> Clone for Counting<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Counting<'_, B> {}
-
-impl<B: Backend> Clone for Targets<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Targets<'_, B> {}
-
 /// Positions in the vector of numbers that a step leaves behind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stat {
@@ -345,7 +329,7 @@ pub enum Stat {
     /// Images that the head classifies rightly; a mixed image counts λ where it is given the one class, and
     /// 1 − λ where the other.
     Correct = 2,
-    /// The same for the text logits.
+    /// [`Stat::Correct`] of the text logits.
     TextCorrect = 3,
     /// Sum of squares of all gradients; not finite where one of them is not.
     GradientSquared = 4,
@@ -359,7 +343,7 @@ pub enum Stat {
     TripletsActive = 8,
     /// Mean distance of the farthest positive, over the images that have one and a negative; 0 where none has.
     DistancePositive = 9,
-    /// The same of the nearest negative.
+    /// Mean distance of the nearest negative, over the same images.
     DistanceNegative = 10,
 }
 
@@ -421,9 +405,9 @@ pub struct AdamwTensor<'a, B: Backend> {
     pub first_moment: &'a mut B::Tensor,
     /// v, the running mean of their squares; zero before the first step.
     pub second_moment: &'a mut B::Tensor,
-    /// Of this tensor's group.
+    /// η.
     pub learning_rate: f64,
-    /// A step multiplies the value by 1 − learning rate·decay, schedule included.
+    /// λ: a step multiplies the value by 1 − η·λ, schedule included.
     pub weight_decay: f64,
     /// c, above 0: AdamW moves value/c, whose gradient is c times that of the value. 1 is plain AdamW.
     pub scale: f64,
@@ -431,11 +415,11 @@ pub struct AdamwTensor<'a, B: Backend> {
 
 /// The constants of AdamW and of loss scaling, and where the optimizer keeps its state.
 pub struct AdamwStep<'a, B: Backend> {
-    /// The share of m that a step keeps.
+    /// β₁.
     pub beta1: f64,
-    /// The share of v that a step keeps.
+    /// β₂.
     pub beta2: f64,
-    /// What is added to the root of the corrected v.
+    /// ε, added to the root of the corrected v.
     pub eps: f64,
     /// None where the gradients are those of the loss itself; no step is skipped then.
     pub scaling: Option<LossScaling>,
@@ -838,19 +822,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
 /// Weights of the two cross entropies in the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossWeights {
-    /// Of the head's.
+    /// Of the head's logits.
     pub head: f64,
-    /// Of that of the text logits.
+    /// Of the text logits.
     pub text: f64,
 }
-
-impl<B: Backend> Clone for Classifier<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Classifier<'_, B> {}
 
 /// Checks that a tensor holds `rows`·`columns` elements in rows of `columns`, whatever its leading
 /// dimensions are.

@@ -7,22 +7,22 @@ use anyhow::{Result, bail};
 use clap::ValueEnum;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::bench::ops::{self, Sizes};
-use clip_engine::bench::{self, Op, Percentiles, Timing};
-use clip_engine::check::difference::normal;
 use clip_engine::clip::config::ClipConfig;
 use clip_engine::clip::flops::{Flops, StepSizes};
 use clip_engine::clip::random::RandomWeights;
-use clip_engine::clip::source::WeightSource;
 use clip_engine::clip::text::TextClassifier;
 use clip_engine::clip::vision::{Normalisation, Savings, VisionTower};
+use clip_engine::clip::weight_source::WeightSource;
 use clip_engine::clip::weights::Weights;
+use clip_engine::dev::bench::ops::{self, Sizes};
+use clip_engine::dev::bench::{self, Op, Percentiles, Timing};
+use clip_engine::dev::check::difference::normal;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
-use clip_engine::tune::{Head, LoraSpec, Target, Trained, head::initial_head, lora::KaimingInit};
+use clip_engine::tune::{Head, KaimingInit, LoraSpec, Target, Trained, initial_head};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
@@ -329,7 +329,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     if let Device::Cuda(cuda) = device
         && wanted(&"lora_linear")
     {
-        for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Product, ", product")] {
+        for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Gemm, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
             let measured = ops::lora(&cuda, sizes, &mut |op| rows.time(&cuda, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
@@ -341,7 +341,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
 /// The rate of a square product.
 fn best_product<B: Backend>(backend: &B, n: usize, reps: usize) -> Result<f64> {
     let mut rate = 0.0f64;
-    ops::square_product(backend, n, &mut |mut op| {
+    ops::square_gemm(backend, n, &mut |mut op| {
         let timing = bench::time(backend, &mut op, reps)?;
         rate = rate.max(op.flop / timing.warm.p50);
         Ok(())

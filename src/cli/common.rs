@@ -2,7 +2,6 @@
 
 use super::bars::Bars;
 use anyhow::{Result, bail};
-use clip_engine::clip;
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::Orientation;
 use clip_engine::data::source::Note;
@@ -16,6 +15,7 @@ use clip_engine::train::base_model::BaseModel;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
+use clip_engine::train::other_models;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::saved_run::other_weights;
 use clip_engine::train::settings::{Augment, Settings};
@@ -79,7 +79,7 @@ pub fn named_model_dir(name: &Path) -> Result<PathBuf> {
 fn model_dir(name: &Path, monitor: &dyn Monitor) -> Result<PathBuf> {
     let last = name.file_name().unwrap_or_default();
     let names = [name.as_os_str(), last].into_iter().filter(|_| !name.exists());
-    if let Some(text) = names.filter_map(|name| clip::other::of_name(&name.to_string_lossy())).next() {
+    if let Some(text) = names.filter_map(|name| other_models::of_name(&name.to_string_lossy())).next() {
         bail!("--model: {text}");
     }
     match ModelPlace::of(name) {

@@ -5,10 +5,11 @@ use anyhow::{Result, anyhow, bail};
 use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::absent::Absent;
 use clip_engine::backend::cuda::gpu::probe;
 use clip_engine::backend::cuda::gpu::store::FOLDER;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::dev::absent::Absent;
+use clip_engine::dev::on_twin;
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::settings::Precision;
@@ -156,7 +157,7 @@ fn open_by(
             (Device::Cuda(cuda), String::new())
         }
         Choice::Twin(capability) => {
-            let cuda = Cuda::on_twin(on_gpu, capability).map_err(|e| anyhow!("--device {name}: {e}"))?;
+            let cuda = on_twin(on_gpu, capability).map_err(|e| anyhow!("--device {name}: {e}"))?;
             (Device::Cuda(cuda), String::new())
         }
         Choice::Auto => match open_gpu(0, on_gpu) {

@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
-use clip_engine::backend::cuda::source::{OVERRIDE, Sources};
+use clip_engine::backend::cuda::kernel_sources::{OVERRIDE, Sources};
 use clip_engine::fetch::{FLOWERS102, FetchError, Hub, flowers102};
 use serde_json::{Value, json};
 

@@ -8,8 +8,9 @@ use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cuda::driver::Command;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::bench::launches::{Peaks, Resources, Row, Shape, Sum, resources};
 use clip_engine::clip::config::ClipConfig;
+use clip_engine::dev::bench::launches::{Peaks, Resources, Row, Shape, Sum, resources};
+use clip_engine::dev::listing::Listing;
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::{DType, Tensor};
 use clip_engine::train::learner::Batch;
@@ -26,7 +27,7 @@ pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
     let (cuda, is_there) = args.device.open_to_list()?;
     let forms: &[(&str, LoraForm)] = match is_there {
         true => &[("as measured", LoraForm::Auto)],
-        false => &[("product", LoraForm::Product), ("fused", LoraForm::Fused)],
+        false => &[("product", LoraForm::Gemm), ("fused", LoraForm::Fused)],
     };
     let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, config, args)?));
     let lists = forms.iter().map(list).collect::<Result<Vec<(&str, Vec<Command>)>>>()?;
@@ -52,7 +53,7 @@ pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
 
 /// What a step of the size that was asked for is recorded as.
 fn commands(cuda: &Cuda, config: &ClipConfig, args: &bench::Args) -> Result<Vec<Command>> {
-    let (cuda, listing) = cuda.listed()?;
+    let (cuda, listing) = Listing::around(&cuda)?;
     let mut learner = bench::learner(cuda, config, args)?;
     let (batch, side) = (args.batch_size as usize, config.vision.image_size);
     let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);

@@ -5,10 +5,10 @@
 
 use super::ClipError;
 use super::config::TowerConfig;
-use super::source::Loader;
+use super::weight_source::Loader;
 use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
-    Linear, Result,
+    Linear, Result, copyable,
 };
 use crate::tensor::DType;
 use crate::tune::dropout::{BlockDropout, Slot};
@@ -20,12 +20,7 @@ pub enum Projections<B: Backend> {
     /// Queries, keys and values as one product, \[3·D, D\].
     Packed(Linear<B>),
     /// Queries for chosen rows only, \[D, D\]; keys and values for all, \[2·D, D\].
-    Split {
-        /// Queries, of the chosen rows.
-        q: Linear<B>,
-        /// Keys, then values, of all rows.
-        kv: Linear<B>,
-    },
+    Split { q: Linear<B>, kv: Linear<B> },
 }
 
 /// The frozen weights of one block.
@@ -77,6 +72,8 @@ pub struct Evaluated<'a, B: Backend> {
     pub folded: &'a [FoldedBlock<B>],
 }
 
+copyable!(Evaluated);
+
 impl<'a, B: Backend> Evaluated<'a, B> {
     /// The tower as it is.
     pub const NONE: Self = Evaluated { lora: &[], folded: &[] };
@@ -90,14 +87,6 @@ impl<'a, B: Backend> Evaluated<'a, B> {
         }
     }
 }
-
-impl<B: Backend> Clone for Evaluated<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Evaluated<'_, B> {}
 
 /// Adapters for all `blocks` of a tower, starting where `init` says; none where `spec` leaves the tower as it is.
 pub(super) fn adapters<B: Backend>(
@@ -147,7 +136,6 @@ pub(super) fn folded<B: Backend>(
 
 /// What stands beside the frozen weights in a forward pass.
 pub enum Adapters<'a, B: Backend> {
-    /// Nothing.
     None,
     /// Adapters as training has them, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
@@ -163,7 +151,7 @@ impl<B: Backend> Block<B> {
         tower: &TowerConfig,
         causal: bool,
         rows: Rows,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let (d, m) = (tower.width, tower.mlp);
         let name = |part: &str| format!("{prefix}.{part}");
         let (q, k, v) = (name("self_attn.q_proj"), name("self_attn.k_proj"), name("self_attn.v_proj"));
@@ -607,11 +595,8 @@ pub struct BlockSizes {
     pub batch: usize,
     /// Tokens S of each sequence in front of the block, visual prompts included.
     pub tokens: usize,
-    /// Elements D of a token.
     pub width: usize,
-    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
-    /// Attention heads; they divide `width`.
     pub heads: usize,
     /// The rows that the block computes: S of them for a sequence, or one.
     pub rows: Rows,

@@ -3,18 +3,18 @@
 //! [`config`], [`weights`] and [`tokenizer`] read a Hugging Face directory; [`vision`] and [`text`] are the
 //! towers, both made of the blocks in [`block`], written once over a backend.
 
-pub mod block;
+pub(crate) mod block;
 pub mod config;
 mod error;
 pub mod flops;
-pub mod other;
 pub mod random;
-pub mod source;
 pub mod text;
 pub mod tokenizer;
 pub mod vision;
+pub mod weight_source;
 pub mod weights;
 
+pub use block::Evaluated;
 pub use error::ClipError;
 
 /// What a tokenizer and an image processor are made of, as far as a checkpoint has it.

@@ -1,7 +1,7 @@
 //! A model with random weights: for benchmarks and gradient checks, where only shapes matter.
 
 use super::ClipError;
-use super::source::{Loaded, WeightSource};
+use super::weight_source::{Loaded, WeightSource};
 use crate::tensor::{DType, Shape, Tensor};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;

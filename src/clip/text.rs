@@ -5,12 +5,12 @@ use super::block::{
     self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
 };
 use super::config::TextConfig;
-use super::source::{Loaded, Loader, WeightSource};
 use super::tokenizer::TokenBatch;
+use super::weight_source::{Loaded, Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
-use crate::tune::lora::LoraInit;
+use crate::tune::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 
@@ -51,7 +51,7 @@ impl<B: Backend> TextTower<B> {
         source: &dyn WeightSource,
         config: &TextConfig,
         features: usize,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let loader = Loader { backend, source };
         let d = config.tower.width;
         let block = |layer| {
@@ -59,7 +59,7 @@ impl<B: Backend> TextTower<B> {
             Block::load(&loader, &prefix, &config.tower, true, Rows::All)
         };
         Ok(TextTower {
-            blocks: (0..config.tower.layers).map(block).collect::<std::result::Result<_, _>>()?,
+            blocks: (0..config.tower.layers).map(block).collect::<Result<_, _>>()?,
             final_norm: loader.layer_norm("text_model.final_layer_norm", d, config.tower.norm_eps)?,
             projection: Linear {
                 weight: loader.tensor("text_projection.weight", &[features, d])?,
@@ -100,7 +100,7 @@ impl<B: Backend> TextTower<B> {
         tokens: &TokenBatch,
         adapters: Evaluated<'_, B>,
         monitor: &dyn Monitor,
-    ) -> std::result::Result<Tensor, ClipError> {
+    ) -> Result<Tensor, ClipError> {
         let (t, d) = (&self.config.tower, self.config.tower.width);
         let (len, dtype) = (tokens.len, backend.compute_dtype());
         let batch = tokens.rows.min(BATCH);
@@ -140,7 +140,7 @@ impl<B: Backend> TextTower<B> {
         eos: &[u32],
         adapters: Evaluated<'_, B>,
         m: &mut TextMemory<B>,
-    ) -> std::result::Result<Tensor, ClipError> {
+    ) -> Result<Tensor, ClipError> {
         let n = eos.len();
         let sizes = BlockSizes { batch: n, ..m.sizes };
         m.activations.set_extent(backend, sizes)?;
@@ -215,11 +215,7 @@ struct Embedding<'a> {
 }
 
 impl<'a> Embedding<'a> {
-    fn load(
-        source: &'a dyn WeightSource,
-        config: &TextConfig,
-        len: usize,
-    ) -> std::result::Result<Self, ClipError> {
+    fn load(source: &'a dyn WeightSource, config: &TextConfig, len: usize) -> Result<Self, ClipError> {
         let d = config.tower.width;
         let name = "text_model.embeddings.position_embedding.weight";
         let positions = source.tensor(name, &[config.max_tokens, d])?;
@@ -232,7 +228,7 @@ impl<'a> Embedding<'a> {
     }
 
     /// The embedding of those tokens alone that are among `ids`, and these as its rows.
-    fn of_those_in(&self, ids: &[u32]) -> std::result::Result<(Embedding<'static>, Vec<u32>), ClipError> {
+    fn of_those_in(&self, ids: &[u32]) -> Result<(Embedding<'static>, Vec<u32>), ClipError> {
         let occurring: Vec<u32> = BTreeSet::from_iter(ids.iter().copied()).into_iter().collect();
         let mut rows = Tensor::zeros([occurring.len(), self.width], DType::F64);
         for (row, &id) in rows.typed_mut::<f64>()?.chunks_exact_mut(self.width).zip(&occurring) {
@@ -248,7 +244,7 @@ impl<'a> Embedding<'a> {
     }
 
     /// Token plus position embedding of prompts of `len` tokens each: f64 \[N, len, D\].
-    fn embed(&self, ids: &[u32], len: usize) -> std::result::Result<Tensor, TensorError> {
+    fn embed(&self, ids: &[u32], len: usize) -> Result<Tensor, TensorError> {
         let mut x = Tensor::zeros([ids.len() / len, len, self.width], DType::F64);
         let positions = self.positions.typed::<f64>()?;
         for (index, (&id, x)) in
@@ -285,7 +281,7 @@ impl EmbeddedPrompts {
         config: &TextConfig,
         tokens: &TokenBatch,
         templates: usize,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let (embedding, ids) = Embedding::load(source, config, tokens.len)?.of_those_in(&tokens.ids)?;
         Ok(EmbeddedPrompts {
             embedding,
@@ -345,7 +341,7 @@ impl EmbeddedPrompts {
 /// place of those of the part before, and the backward pass computes them again: memory does not grow with
 /// the number of classes, a step takes another forward pass of the tower.
 pub struct TextActivations<B: Backend> {
-    parts: Vec<Part<B>>,
+    parts: Vec<TextPart<B>>,
     /// Of a whole part.
     sizes: BlockSizes,
     blocks: Vec<BlockActivations<B>>,
@@ -366,7 +362,7 @@ pub struct TextActivations<B: Backend> {
 }
 
 /// Prompts that are computed together.
-struct Part<B: Backend> {
+struct TextPart<B: Backend> {
     /// \[n, tokens, D\]
     embedded: B::Tensor,
     /// u32 \[n\]
@@ -391,7 +387,7 @@ impl<B: Backend> TextActivations<B> {
         let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
-            .map(|first| Part::new(backend, prompts, first, together))
+            .map(|first| TextPart::new(backend, prompts, first, together))
             .collect::<Result<Vec<_>>>()?;
         let sums = match parts.len() {
             0 | 1 => Vec::new(),
@@ -454,14 +450,14 @@ impl<B: Backend> TextActivations<B> {
     }
 }
 
-impl<B: Backend> Part<B> {
+impl<B: Backend> TextPart<B> {
     /// Up to `together` classes from class `first` on.
     fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
         let classes = together.min(prompts.classes() - first);
         let (row, rows) = (first * prompts.templates, classes * prompts.templates);
         let embedded = prompts.embed(row, rows)?;
         let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
-        Ok(Part {
+        Ok(TextPart {
             embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
             eos: backend.upload(eos.view(), DType::U32)?,
             first_class: first,
@@ -493,7 +489,7 @@ impl<B: Backend> TextTower<B> {
     ) -> Result<()> {
         for index in 0..a.parts.len() {
             self.forward_part(backend, lora, dropout, a, index)?;
-            let Part { first_class, classes, .. } = a.parts[index];
+            let TextPart { first_class, classes, .. } = a.parts[index];
             backend.copy_rows(&a.classes, 0, t, first_class, classes)?;
         }
         Ok(())
@@ -626,7 +622,7 @@ pub struct TextClassifier {
 
 /// Class features T \[C, E\], f64: per class the mean over its prompts' normalised features, normalised
 /// again. `features` \[C·templates, E\] in the order of [`prompts`].
-pub fn class_features(features: &Tensor, templates: usize) -> std::result::Result<Tensor, ClipError> {
+pub fn class_features(features: &Tensor, templates: usize) -> Result<Tensor, ClipError> {
     let rows = features.view().to_tensor(DType::F64)?;
     let (classes, e) = (rows.shape().rows() / templates, rows.shape().columns());
     let mut out = Tensor::zeros([classes, e], DType::F64);
@@ -642,7 +638,7 @@ pub fn class_features(features: &Tensor, templates: usize) -> std::result::Resul
 }
 
 /// exp(logit_scale): what text logits are multiplied with.
-pub fn logit_scale(source: &dyn WeightSource) -> std::result::Result<f64, ClipError> {
+pub fn logit_scale(source: &dyn WeightSource) -> Result<f64, ClipError> {
     let scale = source.tensor("logit_scale", &[])?.view().to_tensor(DType::F64)?;
     Ok(scale.typed::<f64>()?[0].exp())
 }

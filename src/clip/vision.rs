@@ -5,11 +5,11 @@ use super::block::{
     self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
 };
 use super::config::VisionConfig;
-use super::source::{Loader, WeightSource};
+use super::weight_source::{Loader, WeightSource};
 use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::lora::LoraInit;
+use crate::tune::LoraInit;
 use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
@@ -62,7 +62,7 @@ impl<B: Backend> VisionTower<B> {
         features: usize,
         pixels: Normalisation,
         savings: Savings,
-    ) -> std::result::Result<Self, ClipError> {
+    ) -> Result<Self, ClipError> {
         let loader = Loader { backend, source };
         let (d, p, eps) = (config.tower.width, config.patch_size, config.tower.norm_eps);
         let last = config.tower.layers.saturating_sub(1);
@@ -73,7 +73,7 @@ impl<B: Backend> VisionTower<B> {
                 let rows = if one { Rows::One } else { Rows::All };
                 Block::load(&loader, &prefix, &config.tower, false, rows)
             })
-            .collect::<std::result::Result<_, _>>()?;
+            .collect::<Result<_, _>>()?;
         let embedding = PatchEmbedding {
             weight: {
                 let name = "vision_model.embeddings.patch_embedding.weight";

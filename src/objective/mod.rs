@@ -1,6 +1,6 @@
 //! What is minimised: the head's cross entropy, a share of the text alignment, and what the recipes add.
 
-pub mod mixup;
+mod mixup;
 
 pub use mixup::{MixDraw, MixOn};
 

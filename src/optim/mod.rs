@@ -6,6 +6,8 @@ mod schedule;
 pub use early_stop::{EarlyStop, EarlyStopSpec, StopAgainst};
 pub use schedule::{Schedule, ScheduleKind};
 
+use crate::tune::Group;
+
 /// Learning rate and weight decay of one group of trained tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
@@ -27,12 +29,19 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// The rates of the tensors in `group`.
-    pub(crate) fn of(&self, group: crate::tune::Group) -> Rate {
+    /// With these nothing moves.
+    pub const STILL: Rates = Rates::all(Rate { learning_rate: 0.0, weight_decay: 0.0 });
+
+    /// One rate for all.
+    pub const fn all(rate: Rate) -> Self {
+        Rates { head: rate, lora: rate, prompt: rate }
+    }
+
+    pub(crate) fn of(&self, group: Group) -> Rate {
         match group {
-            crate::tune::Group::Head => self.head,
-            crate::tune::Group::Lora => self.lora,
-            crate::tune::Group::Prompt => self.prompt,
+            Group::Head => self.head,
+            Group::Lora => self.lora,
+            Group::Prompt => self.prompt,
         }
     }
 }

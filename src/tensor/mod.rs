@@ -17,43 +17,22 @@ use thiserror::Error;
 
 /// What can be wrong with a tensor that was handed over.
 #[derive(Debug, Error, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum TensorError {
     /// The memory holds another element type than the caller asked for.
     #[error("expected a {expected} tensor, found {found}")]
-    DType {
-        /// The type that the caller asked for.
-        expected: DType,
-        /// The type that the memory holds.
-        found: DType,
-    },
+    DType { expected: DType, found: DType },
     /// The number of bytes does not fit the shape.
     #[error("shape {shape} of {dtype} takes {expected} bytes, found {found}")]
-    Length {
-        /// The shape that was asked for.
-        shape: Shape,
-        /// The type of the elements.
-        dtype: DType,
-        /// Bytes that the shape takes.
-        expected: usize,
-        /// Bytes that there are.
-        found: usize,
-    },
-    /// Two shapes that must agree do not.
+    Length { shape: Shape, dtype: DType, expected: usize, found: usize },
     #[error("{what}: expected shape {}, found {}", shapes[0], shapes[1])]
     Shape {
-        /// The operation.
         what: &'static str,
         /// What was expected and what was found; boxed to keep results small.
         shapes: Box<[Shape; 2]>,
     },
-    /// There is no conversion between these element types.
     #[error("cannot convert {from} to {to}")]
-    Convert {
-        /// The type that the elements have.
-        from: DType,
-        /// The type that was asked for.
-        to: DType,
-    },
+    Convert { from: DType, to: DType },
 }
 
 impl TensorError {

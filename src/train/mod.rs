@@ -21,6 +21,7 @@ pub mod learner;
 mod memory;
 pub mod metrics;
 pub mod model;
+pub mod other_models;
 pub mod predict;
 pub mod provenance;
 pub mod records;

@@ -2,13 +2,12 @@
 
 use super::adapter::Adapter;
 use super::base_model::BaseModel;
+use super::other_models;
 use super::provenance::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::clip::ClipError;
 use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
-use crate::clip::other;
 use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
 use crate::clip::tokenizer::{ClipTokenizer, TokenBatch};
@@ -47,11 +46,11 @@ impl Model {
     /// Opens `dir`; the weights are mapped, not read.
     pub fn open(dir: &Path) -> Result<Self> {
         let other = match dir.is_file() {
-            true => Some(other::of_file(dir)),
-            false => other::of_folder(dir),
+            true => Some(other_models::of_file(dir)),
+            false => other_models::of_folder(dir),
         };
         if let Some(problem) = other {
-            return Err(ClipError::OtherForm { path: dir.to_path_buf(), problem }.into());
+            return Err(TrainError::file(dir, problem));
         }
         if !dir.is_dir() {
             return Err(TrainError::file(

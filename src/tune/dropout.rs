@@ -1,7 +1,7 @@
 //! Dropout in front of adapters: which random numbers belong to which tensor.
 
 use super::Tower;
-use crate::backend::{Backend, Dropout};
+use crate::backend::{Backend, Dropout, copyable};
 
 /// Dropout in front of the adapters.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,7 +16,7 @@ pub struct DropoutSpec {
 pub struct TowerDropout<'a, B: Backend> {
     /// See [`Dropout::draw`].
     pub draw: &'a B::Tensor,
-    /// See [`Dropout::probability`].
+    /// p.
     pub probability: f64,
     /// Tells parts of a batch apart that are computed one after the other.
     pub part: u32,
@@ -47,30 +47,16 @@ pub enum Slot {
 }
 
 impl<'a, B: Backend> TowerDropout<'a, B> {
-    /// For block `layer`.
-    pub fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
+    pub(crate) fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
         let site = self.part << 16 | (tower as u32) << 15 | (layer as u32) << 3;
         BlockDropout { draw: self.draw, probability: self.probability, site }
     }
 }
 
 impl<'a, B: Backend> BlockDropout<'a, B> {
-    /// In front of one of its adapters.
     pub fn of(&self, slot: Slot) -> Dropout<'a, B> {
         Dropout { draw: self.draw, site: self.site | slot as u32, probability: self.probability }
     }
-}
-
-macro_rules! copyable {
-    ($($name:ident),*) => { $(
-        impl<B: Backend> Clone for $name<'_, B> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<B: Backend> Copy for $name<'_, B> {}
-    )* };
 }
 
 copyable!(TowerDropout, BlockDropout);

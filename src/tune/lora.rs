@@ -79,7 +79,7 @@ impl std::fmt::Display for Target {
 impl std::str::FromStr for Target {
     type Err = String;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, String> {
         Target::ALL.into_iter().find(|t| t.name() == name).ok_or_else(|| {
             let names = Target::ALL.map(Target::name).join(", ");
             format!("{name:?} is none of {names}")
@@ -127,7 +127,7 @@ impl std::fmt::Display for Tower {
 impl std::str::FromStr for Tower {
     type Err = String;
 
-    fn from_str(name: &str) -> std::result::Result<Self, String> {
+    fn from_str(name: &str) -> Result<Self, String> {
         let found = Tower::ALL.into_iter().find(|tower| tower.name() == name);
         found.ok_or_else(|| format!("{name:?} is neither vision nor text"))
     }
@@ -275,12 +275,7 @@ pub enum ProjectionLora<B: Backend> {
     /// Of all three at once; `None` where none has an adapter.
     Packed(Option<LoraLayer<B>>),
     /// Of a block that computes its queries for chosen rows only.
-    Split {
-        /// Of the queries.
-        q: Option<LoraLayer<B>>,
-        /// Of keys and values.
-        kv: Option<LoraLayer<B>>,
-    },
+    Split { q: Option<LoraLayer<B>>, kv: Option<LoraLayer<B>> },
 }
 
 impl<B: Backend> ProjectionLora<B> {
@@ -321,13 +316,9 @@ pub struct BlockLora<B: Backend> {
 /// Where a block stands, and how large its layers are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockPlace {
-    /// The transformer with the block.
     pub tower: Tower,
-    /// The block's number.
     pub layer: usize,
-    /// Elements D of a token.
     pub width: usize,
-    /// Elements between the two linear layers of the MLP.
     pub mlp: usize,
     /// The block computes its queries apart from keys and values.
     pub split: bool,

@@ -1,18 +1,19 @@
 //! What is trained: low-rank adapters beside the frozen linear layers, prompts beside the patches, and the
 //! head.
 
-pub mod dropout;
-pub mod head;
-pub mod lora;
-pub mod prompts;
+pub(crate) mod dropout;
+pub(crate) mod head;
+pub(crate) mod lora;
+pub(crate) mod prompts;
 
-use crate::backend::{Backend, DeviceTensor, Result};
+use crate::backend::{Backend, DeviceTensor, Result, copyable};
 use crate::tensor::View;
 
 pub use dropout::{DropoutSpec, TowerDropout};
-pub use head::{Head, HeadScale, HeadScaleRule};
-pub use lora::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Site, Target, Tower};
-pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts};
+pub use head::{Head, HeadScale, HeadScaleRule, initial_head};
+pub use lora::{BlockLora, KaimingInit, LoraInit, LoraSpec, Site, Target, Tower};
+pub(crate) use lora::{LoraLayer, ProjectionLora};
+pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts, initial_prompts};
 
 /// Trained tensors with the same learning rate and weight decay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -204,6 +205,8 @@ pub struct TowerTuning<'a, B: Backend> {
     pub dropout: Option<TowerDropout<'a, B>>,
 }
 
+copyable!(TowerTuning);
+
 impl<B: Backend> TowerTuning<'_, B> {
     /// The tower as it is.
     pub const NONE: Self = TowerTuning { lora: &[], prompts: None, dropout: None };
@@ -213,11 +216,3 @@ impl<B: Backend> TowerTuning<'_, B> {
         self.lora.is_empty() && self.prompts.is_none()
     }
 }
-
-impl<B: Backend> Clone for TowerTuning<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for TowerTuning<'_, B> {}

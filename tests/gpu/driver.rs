@@ -4,7 +4,7 @@
 
 use crate::stand_in::Session;
 use clip_engine::backend::cuda::CudaError;
-use clip_engine::backend::cuda::driver::{Address, Args, Driver, Kernel, Launch, Product};
+use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 use clip_engine::backend::cuda::gpu::{Gpu, GpuOptions};
 use clip_engine::tensor::DType;
 use half::{bf16, f16};
@@ -576,7 +576,7 @@ impl Variant {
         let places = biases.each_ref().map(|values| self.place_bias(gpu, values));
         let ([at_x, at_w, at_other, at_y], [first_bias, second_bias]) =
             (matrices.map(|(_, at)| at), places.map(|(_, at)| at));
-        let product = Product {
+        let gemm = Gemm {
             m: M,
             n: N,
             k: K,
@@ -598,9 +598,9 @@ impl Variant {
         for time in 0..times {
             let bias = &biases[time % 2];
             let at_bias = [first_bias, second_bias][time % 2];
-            let product = Product { bias: self.bias.then_some(at_bias), ..product };
+            let gemm = Gemm { bias: self.bias.then_some(at_bias), ..gemm };
             // SAFETY: every matrix was placed with the rows and strides that the product names.
-            unsafe { gpu.product(&product) }.unwrap();
+            unsafe { gpu.gemm(&gemm) }.unwrap();
             for i in 0..M {
                 for j in 0..N {
                     let w_at = |k: usize| if self.transposed { j * ws + k } else { k * ws + j };
@@ -657,9 +657,9 @@ fn products_without_rows_are_nothing() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 64]);
-    let empty = Product { m: 0, ..square(x, x, x) };
+    let empty = Gemm { m: 0, ..square(x, x, x) };
     // SAFETY: nothing is touched.
-    unsafe { gpu.product(&empty) }.unwrap();
+    unsafe { gpu.gemm(&empty) }.unwrap();
     assert_eq!(download(&gpu, x, 64), [1.0; 64]);
     gpu.free(x);
 }
@@ -671,9 +671,9 @@ fn products_that_cublaslt_refuses_are_named() {
     session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 64]);
-    let overlapping = Product { x_stride: 7, ..square(x, x, x) };
+    let overlapping = Gemm { x_stride: 7, ..square(x, x, x) };
     // SAFETY: it is refused.
-    let text = failure(unsafe { gpu.product(&overlapping) });
+    let text = failure(unsafe { gpu.gemm(&overlapping) });
     assert_eq!(
         text,
         "cublasLtMatmulAlgoGetHeuristic: product f32 m=8 n=8 k=8 x/7 wT/8 y/8 aligned 256 256 256 256: \
@@ -683,8 +683,8 @@ fn products_that_cublaslt_refuses_are_named() {
 }
 
 /// y = x·wᵀ of 8 by 8 numbers.
-pub fn square(x: Address, w: Address, y: Address) -> Product {
-    Product {
+pub fn square(x: Address, w: Address, y: Address) -> Gemm {
+    Gemm {
         m: 8,
         n: 8,
         k: 8,
@@ -718,7 +718,7 @@ impl Squares {
     pub fn try_run(&self, gpu: &Gpu) -> Result<(), CudaError> {
         let [x, w, y] = self.at;
         // SAFETY: the three are of the size that the product names.
-        unsafe { gpu.product(&square(x, w, y)) }
+        unsafe { gpu.gemm(&square(x, w, y)) }
     }
 
     /// The algorithm that is in use, as the clock tells: 30, 10 and 20 µs, and one for the step. The one that splits

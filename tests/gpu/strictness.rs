@@ -3,7 +3,7 @@
 use crate::driver::{Squares, bytes, download, failure, launch, launch_of, scale, square, upload};
 use crate::stand_in::Session;
 use clip_engine::backend::cuda::CudaError;
-use clip_engine::backend::cuda::driver::{Address, Args, Driver, Launch, Product};
+use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Launch};
 use clip_engine::backend::cuda::gpu::GpuOptions;
 use clip_engine::tensor::DType;
 use std::ffi::c_void;
@@ -241,7 +241,7 @@ fn any_call_may_fail_and_is_named() {
             gpu.fetch(memory, 8)?.wait()?;
             let [x, w, y] = [memory, gpu.allocate(256)?, gpu.allocate(256)?];
             // SAFETY: the three are of the size that the product names.
-            let multiplied = unsafe { gpu.product(&square(x, w, y)) };
+            let multiplied = unsafe { gpu.gemm(&square(x, w, y)) };
             gpu.free(w);
             gpu.free(y);
             multiplied?;
@@ -307,7 +307,7 @@ fn products_without_a_kernel_are_named() {
     session.set("ROWS_ALIGNED", "16");
     let gpu = session.probe();
     let [x, w, y] = [0; 3].map(|_| gpu.allocate(1024).unwrap());
-    let odd = Product { x_stride: 9, ..square(x, w, y) };
+    let odd = Gemm { x_stride: 9, ..square(x, w, y) };
     let call = "cublasLtMatmulAlgoGetHeuristic: product f32 m=8 n=8 k=8";
     let named = format!("{call} x/9 wT/8 y/8 aligned 256 256 256 256: ");
     for (answer, problem) in
@@ -315,14 +315,14 @@ fn products_without_a_kernel_are_named() {
     {
         session.set("WITHOUT_KERNEL", answer);
         // SAFETY: it is refused.
-        assert_eq!(failure(unsafe { gpu.product(&odd) }), format!("{named}{problem}"));
+        assert_eq!(failure(unsafe { gpu.gemm(&odd) }), format!("{named}{problem}"));
     }
-    let shifted = Product { x: x.offset(4), ..square(x, w, y) };
+    let shifted = Gemm { x: x.offset(4), ..square(x, w, y) };
     // SAFETY: it is refused.
-    let text = failure(unsafe { gpu.product(&shifted) });
+    let text = failure(unsafe { gpu.gemm(&shifted) });
     assert_eq!(text, format!("{call} x/8 wT/8 y/8 aligned 4 256 256 256: cuBLASLt has no algorithm for it"));
     // SAFETY: there is room for the rows.
-    unsafe { gpu.product(&square(x, w, y)) }.unwrap();
+    unsafe { gpu.gemm(&square(x, w, y)) }.unwrap();
     for at in [x, w, y] {
         gpu.free(at);
     }
@@ -335,14 +335,14 @@ fn a_bias_off_its_alignment_and_an_output_over_an_input_are_noticed() {
     session.calls_may_fail();
     let gpu = session.probe();
     let [x, w, y] = [0; 3].map(|_| upload(&gpu, &[1.0; 64]));
-    let bias = |at: Address| Product { bias: Some(at), ..square(x, w, y) };
+    let bias = |at: Address| Gemm { bias: Some(at), ..square(x, w, y) };
     // SAFETY: all of them have 64 numbers.
-    unsafe { gpu.product(&bias(w.offset(16))) }.unwrap();
+    unsafe { gpu.gemm(&bias(w.offset(16))) }.unwrap();
     // SAFETY: it is refused.
-    let text = failure(unsafe { gpu.product(&bias(w.offset(4))) });
+    let text = failure(unsafe { gpu.gemm(&bias(w.offset(4))) });
     assert!(text.ends_with("bias aligned 256 256 256 4: CUBLAS_STATUS_INVALID_VALUE"), "{text}");
     // SAFETY: the stand-in gathers the inputs before it writes.
-    unsafe { gpu.product(&square(x, w, x)) }.unwrap();
+    unsafe { gpu.gemm(&square(x, w, x)) }.unwrap();
     gpu.synchronize().unwrap();
     session.misused(1);
     for at in [x, w, y] {

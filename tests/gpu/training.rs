@@ -2,14 +2,14 @@
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
 
 use crate::stand_in::{Kind, Session, build, libraries_of};
-use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
+use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording};
 use clip_engine::backend::cuda::gpu::libraries;
-use clip_engine::backend::cuda::source::Sources;
-use clip_engine::backend::cuda::twin::Twin;
+use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, LossScaling};
-use clip_engine::check::step::{TinySizes, TinyStep};
 use clip_engine::data::Split;
+use clip_engine::dev::check::step::{TinySizes, TinyStep};
+use clip_engine::dev::twin::Twin;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
 use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
@@ -39,7 +39,7 @@ impl PlainProducts {
         })
     }
 
-    fn run(&self, p: &Product) -> Result<()> {
+    fn run(&self, p: &Gemm) -> Result<()> {
         let (rows, columns) = if p.transposed { (p.n, p.k) } else { (p.k, p.n) };
         let x = self.matrix(p.x, p.m, p.k, p.x_stride, p.dtype)?;
         let w = self.matrix(p.w, rows, columns, p.w_stride, p.dtype)?;
@@ -109,8 +109,8 @@ impl Driver for PlainProducts {
         unsafe { self.0.launch(launch) }
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<()> {
-        self.run(product)
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        self.run(gemm)
     }
 
     fn begin_recording(&self) -> Result<()> {
@@ -209,7 +209,7 @@ fn steps_in_f32_are_the_twins_to_the_bit() {
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn steps_in_f16_are_the_twins_to_the_bit() {
-    compare(DType::F16, LoraForm::Product, TinySizes::EVEN);
+    compare(DType::F16, LoraForm::Gemm, TinySizes::EVEN);
 }
 
 /// Each call costs the host some time while the device may wait: a step that is replayed makes few.
@@ -219,10 +219,10 @@ fn a_replayed_step_makes_few_calls() {
     let session = Session::begin();
     let tiny = TinyStep::new(TinySizes::EVEN, 2);
     let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
-    let backend = Cuda::new(Arc::new(session.gpu(DType::F32)), DType::F32, LoraForm::Product).unwrap();
+    let backend = Cuda::new(Arc::new(session.gpu(DType::F32)), DType::F32, LoraForm::Gemm).unwrap();
     let mut learner: Learner<Cuda> = tiny.learner_on(backend, image, DType::U8, None).unwrap();
     let rate = Rate { learning_rate: 1e-3, weight_decay: 1e-2 };
-    let rates = Rates { head: rate, lora: rate, prompt: rate };
+    let rates = Rates::all(rate);
     let (images, labels) = tiny.pixels(30).unwrap();
     let mut calls = Vec::new();
     for _ in 0..6 {
@@ -410,8 +410,8 @@ fn devices_and_drivers_that_will_not_do_are_named_with_what_to_do() {
     );
     assert_eq!(
         refusal(&session, &["--device", "cuda", "--precision", "bf16"], &[("CAPABILITY", "75")]),
-        "--device cuda: stand-in has compute capability 7.5, and bf16 needs 8.0 or later; use --precision \
-         f16; engine doctor says what was found; or use --device cpu"
+        "--device cuda: stand-in has compute capability 7.5, and bf16 needs 8.0 or later; use f16; \
+         engine doctor says what was found; or use --device cpu"
     );
 }
 
@@ -691,7 +691,7 @@ fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
     assert!(
         line.contains(
             "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered), and a recorded step was \
-             enqueued last; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
+             enqueued last; the GPU context is lost with all that was in it: start the program again and resume what it was doing"
         ),
         "{line}"
     );

@@ -1,9 +1,9 @@
 //! The gradient checks pass, and the exact savings change nothing.
 
 use clip_engine::backend::Activation;
-use clip_engine::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
-use clip_engine::check::{self, relative_error};
 use clip_engine::clip::vision::Savings;
+use clip_engine::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
+use clip_engine::dev::check::{self, relative_error};
 use clip_engine::train::learner::{Batch, Input, Which};
 use clip_engine::tune::Target;
 

@@ -1,8 +1,8 @@
 //! The host twin itself: right kernels give right results, and each kind of mistake is reported.
 
-use clip_engine::backend::cuda::driver::{Address, Args, Driver, Kernel, Launch, Product};
-use clip_engine::backend::cuda::source::Sources;
-use clip_engine::backend::cuda::twin::{BlockOrder, Rounding, Twin};
+use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Kernel, Launch};
+use clip_engine::backend::cuda::kernel_sources::Sources;
+use clip_engine::dev::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
 
 fn twin(dtype: DType) -> Twin {
@@ -379,7 +379,7 @@ fn products_take_strides_bias_and_addend() {
         for transposed in [false, true] {
             let ((x_at, x), (w_at, w)) = (put(&noise(m * 8, 5)), put(&noise(9 * 9, 6)));
             let ((bias_at, bias), (y_at, add)) = (put(&noise(n, 7)), put(&noise(m * 10, 8)));
-            let product = Product {
+            let gemm = Gemm {
                 m,
                 n,
                 k,
@@ -395,7 +395,7 @@ fn products_take_strides_bias_and_addend() {
                 dtype,
             };
             // SAFETY: the twin checks the addresses.
-            unsafe { twin.product(&product) }.unwrap();
+            unsafe { twin.gemm(&gemm) }.unwrap();
             let y: Vec<f32> = match dtype {
                 DType::F32 => download(&twin, y_at, m * 10),
                 DType::F16 => download::<half::f16>(&twin, y_at, m * 10).iter().map(|v| v.to_f32()).collect(),
@@ -410,9 +410,9 @@ fn products_take_strides_bias_and_addend() {
                     assert!((y[i * 10 + j] - exact).abs() <= if j < n { tolerance } else { 0.0 });
                 }
             }
-            let beyond = Product { y: y_at.offset(16), ..product };
+            let beyond = Gemm { y: y_at.offset(16), ..gemm };
             // SAFETY: as above; it is refused.
-            let message = unsafe { twin.product(&beyond) }.unwrap_err().to_string();
+            let message = unsafe { twin.gemm(&beyond) }.unwrap_err().to_string();
             says(&message, &["product's y: ", "bytes from byte 16 on, in a buffer of"]);
         }
     }

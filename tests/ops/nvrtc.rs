@@ -5,7 +5,7 @@ use clip_engine::backend::cuda::CudaError;
 use clip_engine::backend::cuda::gpu::compile::{KernelResources, architecture_for, compile};
 use clip_engine::backend::cuda::gpu::cubins::Cubins;
 use clip_engine::backend::cuda::gpu::{Gpu, GpuOptions};
-use clip_engine::backend::cuda::source::Sources;
+use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::tensor::DType;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

@@ -1,9 +1,9 @@
 //! Attention's kernels, run by the host twin, against their definition.
 
-use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
-use clip_engine::check::device::{Scope, check_attention};
+use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ fn cuda(dtype: DType, compute_capability: u32) -> Cuda {
 }
 
 fn passes(dtype: DType, compute_capability: u32) {
-    let rows = check_attention(&cuda(dtype, compute_capability), Scope::Quick).unwrap();
+    let rows = rows(&cuda(dtype, compute_capability), Scope::Quick, &[Group::Attention]).unwrap();
     let failed: Vec<_> = rows.iter().filter(|row| !row.passed()).collect();
     for row in &failed {
         println!("{} at {}: {:.1e}, bound {:.1e}", row.name, row.at, row.error, row.bound);

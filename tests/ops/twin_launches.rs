@@ -2,11 +2,12 @@
 //! operations those that `bench::ops` counts.
 
 use clip_engine::backend::cuda::driver::Command;
-use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::{Backend, Result};
-use clip_engine::bench::Op;
-use clip_engine::bench::ops::{self, Sizes};
+use clip_engine::dev::bench::Op;
+use clip_engine::dev::bench::ops::{self, Sizes};
+use clip_engine::dev::listing::Listing;
+use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 
@@ -36,8 +37,8 @@ const SLACK_OF_LAUNCH: u64 = 64;
 fn differences(dtype: DType) -> Vec<String> {
     let twin = Arc::new(Twin::new(dtype, 90).unwrap());
     let mut found = Vec::new();
-    for form in [LoraForm::Fused, LoraForm::Product] {
-        let (cuda, listing) = Cuda::new(twin.clone(), dtype, form).unwrap().listed().unwrap();
+    for form in [LoraForm::Fused, LoraForm::Gemm] {
+        let (cuda, listing) = Listing::around(&Cuda::new(twin.clone(), dtype, form).unwrap()).unwrap();
         let mut visit = |mut op: Op<'_>| -> Result<()> {
             let before = twin.moved();
             (op.run)()?;
@@ -58,7 +59,7 @@ fn differences(dtype: DType) -> Vec<String> {
             Ok(())
         };
         match form {
-            LoraForm::Product => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
+            LoraForm::Gemm => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
             _ => ops::each(&cuda, &SIZES, None, &mut visit).unwrap(),
         }
     }

@@ -1,10 +1,10 @@
 //! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
 
-use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording};
-use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
+use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
-use clip_engine::check::device::{Scope, check_lora_linear};
+use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
     let twin = Twin::new(dtype, compute_capability).unwrap();
     let cuda = Cuda::new(Arc::new(twin), dtype, form).unwrap();
-    let rows = check_lora_linear(&cuda, Scope::Quick).unwrap();
+    let rows = rows(&cuda, Scope::Quick, &[Group::LoraLinear]).unwrap();
     assert!(!rows.is_empty());
     let failed: Vec<String> = rows
         .iter()
@@ -25,7 +25,7 @@ fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn f32_matches_the_definition() {
-    check(DType::F32, 90, LoraForm::Product);
+    check(DType::F32, 90, LoraForm::Gemm);
 }
 
 #[test]
@@ -37,7 +37,7 @@ fn f16_matches_the_definition_in_the_fused_form() {
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn f16_matches_the_definition_in_the_product_form() {
-    check(DType::F16, 90, LoraForm::Product);
+    check(DType::F16, 90, LoraForm::Gemm);
 }
 
 #[test]
@@ -49,7 +49,7 @@ fn bf16_matches_the_definition_in_the_fused_form() {
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn bf16_matches_the_definition_in_the_product_form() {
-    check(DType::BF16, 90, LoraForm::Product);
+    check(DType::BF16, 90, LoraForm::Gemm);
 }
 
 #[test]
@@ -119,9 +119,7 @@ fn compute(
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn the_order_of_blocks_changes_no_bit() {
     let twin = Arc::new(Twin::new(DType::F16, 90).unwrap());
-    for (form, dropped) in
-        [(LoraForm::Fused, None), (LoraForm::Product, None), (LoraForm::Product, Some(0.5))]
-    {
+    for (form, dropped) in [(LoraForm::Fused, None), (LoraForm::Gemm, None), (LoraForm::Gemm, Some(0.5))] {
         let cuda = Cuda::new(twin.clone(), DType::F16, form).unwrap();
         let results = [BlockOrder::Ascending, BlockOrder::Descending, BlockOrder::Shuffled(7)].map(|order| {
             twin.set_block_order(order);
@@ -210,9 +208,9 @@ impl Driver for Clocked {
         // SAFETY: the twin checks arguments and accesses.
         unsafe { self.twin.launch(launch) }
     }
-    unsafe fn product(&self, product: &Product) -> Result<(), CudaError> {
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
         // SAFETY: the twin checks all addresses.
-        unsafe { self.twin.product(product) }
+        unsafe { self.twin.gemm(gemm) }
     }
     fn begin_recording(&self) -> Result<(), CudaError> {
         *self.recorded.lock().unwrap() = (true, Vec::new());
@@ -252,7 +250,7 @@ impl Driver for Clocked {
 fn the_faster_form_is_timed_once_and_taken() {
     let columns = [0, 2 * WIDTH];
     for (slow, form) in [
-        ("fused", Some(LoraForm::Product)),
+        ("fused", Some(LoraForm::Gemm)),
         ("start", Some(LoraForm::Fused)),
         ("64x64", None),
         ("128x128", None),
@@ -312,7 +310,7 @@ fn dropout_takes_one_launch_more_and_no_timing() {
 fn dropout_of_nothing_changes_no_bit() {
     for (dtype, capability) in [(DType::F16, 90), (DType::F16, 75), (DType::F32, 90)] {
         let twin = Arc::new(Twin::new(dtype, capability).unwrap());
-        let cuda = Cuda::new(twin, dtype, LoraForm::Product).unwrap();
+        let cuda = Cuda::new(twin, dtype, LoraForm::Gemm).unwrap();
         let [plain, dropped] =
             [None, Some(0.0)].map(|dropped| compute(&cuda, 35, &[0, 2 * WIDTH], dropped).unwrap());
         for (a, b) in plain.tensors().into_iter().zip(dropped.tensors()) {

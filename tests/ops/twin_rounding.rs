@@ -2,12 +2,10 @@
 //! steps are taken in the product form of the linear layers, which rounds more than the fused one.
 //! `--nocapture` shows the errors that are nearest to their bounds.
 
-use clip_engine::backend::cuda::twin::{Rounding, Twin};
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::check::Row;
-use clip_engine::check::device::{
-    Scope, check_attention, check_lora_linear, check_part_of_steps, check_small,
-};
+use clip_engine::dev::check::Row;
+use clip_engine::dev::check::device::{Group, Scope, check_part_of_steps, rows};
+use clip_engine::dev::twin::{Rounding, Twin};
 use clip_engine::tensor::DType;
 use std::sync::Arc;
 
@@ -18,19 +16,20 @@ fn cuda(dtype: DType, rounding: Rounding, form: LoraForm) -> Cuda {
 
 fn passes(dtype: DType) {
     let device = |form| cuda(dtype, Rounding::Device { seed: 2 }, form);
-    let small = check_small(&device(LoraForm::Auto), Scope::Quick).unwrap();
-    let exact = check_small(&cuda(dtype, Rounding::EachOperation, LoraForm::Auto), Scope::Quick).unwrap();
+    let small = rows(&device(LoraForm::Auto), Scope::Quick, Group::SMALL).unwrap();
+    let exact =
+        rows(&cuda(dtype, Rounding::EachOperation, LoraForm::Auto), Scope::Quick, Group::SMALL).unwrap();
     // In 16 bits the last rounding hides most others; what is f32 in every type does not.
     let differ = small.iter().zip(&exact).filter(|(row, exact)| row.error != exact.error).count();
     assert!(differ > 100, "only {differ} of {} rows are rounded otherwise than by the host", small.len());
 
-    let attention = || check_attention(&device(LoraForm::Auto), Scope::Quick).unwrap();
-    let linear = |form| check_lora_linear(&device(form), Scope::Quick).unwrap();
+    let attention = || rows(&device(LoraForm::Auto), Scope::Quick, &[Group::Attention]).unwrap();
+    let linear = |form| rows(&device(form), Scope::Quick, &[Group::LoraLinear]).unwrap();
     // In bf16 the steps alone take the product form.
-    let product = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Product) };
-    let steps = |part| check_part_of_steps(&device(LoraForm::Product), part, 2).unwrap();
+    let gemm = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Gemm) };
+    let steps = |part| check_part_of_steps(&device(LoraForm::Gemm), part, 2).unwrap();
     let mut rows = std::thread::scope(|scope| {
-        let other = scope.spawn(|| [linear(LoraForm::Auto), product(), steps(1)].concat());
+        let other = scope.spawn(|| [linear(LoraForm::Auto), gemm(), steps(1)].concat());
         // In f16 half of them: the first tier takes all with the twin's own rounding.
         let others = if dtype == DType::F16 { Vec::new() } else { steps(0) };
         [small, attention(), others, other.join().unwrap()].concat()

@@ -3,13 +3,13 @@
 //! blocks in any order, recorded steps.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::twin::{BlockOrder, Twin};
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
     AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, LossScaling, LossWeights, Mix,
     PatchEmbedding, Result, Stat, Targets,
 };
-use clip_engine::check::device::{Scope, check_small};
+use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Element, Shape, Tensor};
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ fn twin(dtype: DType, capability: u32) -> (Arc<Twin>, Cuda) {
 
 fn passes(dtype: DType, capability: u32) {
     let (_, cuda) = twin(dtype, capability);
-    let rows = check_small(&cuda, Scope::Quick).unwrap();
+    let rows = rows(&cuda, Scope::Quick, Group::SMALL).unwrap();
     let failed: Vec<_> = rows.iter().filter(|row| !row.passed()).collect();
     for row in &failed {
         eprintln!("{} at {}: {:e}, bound {:e}", row.name, row.at, row.error, row.bound);

@@ -1,20 +1,18 @@
 //! The bundled model in this engine and in transformers: features of the demo's pictures and prompts.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::check::relative_error;
-use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::Evaluated;
 use clip_engine::clip::text::FLOWER_TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;
+use clip_engine::dev::check::relative_error;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor, View};
 use clip_engine::train::demo;
 use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
-use clip_engine::tune::head::initial_head;
-use clip_engine::tune::lora::KaimingInit;
-use clip_engine::tune::{Head, LoraSpec, Param, Target, TowerTuning, Trained};
+use clip_engine::tune::{Head, KaimingInit, LoraSpec, Param, Target, TowerTuning, Trained, initial_head};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use safetensors::SafeTensors;

@@ -4,8 +4,9 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::Cuda;
-use clip_engine::check::reference;
+use clip_engine::dev::on_twin;
+
+use clip_engine::dev::check::reference;
 use clip_engine::tensor::DType;
 use std::path::Path;
 
@@ -185,7 +186,7 @@ fn clip_lora_in_steps_of_several_batches() {
 /// The same on the host twin.
 #[cfg(target_os = "linux")]
 fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {
-    compare_on(&Cuda::on_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
+    compare_on(&on_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
 }
 
 #[cfg(target_os = "linux")]

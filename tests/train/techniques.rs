@@ -2,8 +2,8 @@
 //! and evaluation sees the model that was trained, whatever ran through the same memory before.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::check::relative_error;
-use clip_engine::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
+use clip_engine::dev::check::relative_error;
+use clip_engine::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use clip_engine::objective::{MixDraw, MixOn};
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Tensor};

@@ -2,13 +2,13 @@
 //! they are said to move.
 
 use clip_engine::backend::LossScaling;
-use clip_engine::backend::cuda::absent::Absent;
 use clip_engine::backend::cuda::driver::{Command, Driver};
-use clip_engine::backend::cuda::listing::Listing;
-use clip_engine::backend::cuda::twin::Twin;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::bench::launches::{Peaks, Resources, Row};
-use clip_engine::check::step::{TinySizes, TinyStep};
+use clip_engine::dev::absent::Absent;
+use clip_engine::dev::bench::launches::{Peaks, Resources, Row};
+use clip_engine::dev::check::step::{TinySizes, TinyStep};
+use clip_engine::dev::listing::Listing;
+use clip_engine::dev::twin::Twin;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Shape};
 use clip_engine::train::learner::{Batch, Learner};
@@ -23,7 +23,7 @@ struct Tiny {
 
 impl Tiny {
     fn new(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm) -> Self {
-        let (cuda, listing) = Cuda::new(driver, dtype, form).unwrap().listed().unwrap();
+        let (cuda, listing) = Listing::around(&Cuda::new(driver, dtype, form).unwrap()).unwrap();
         let step = TinyStep::new(TinySizes::EVEN, 2);
         let image = Shape::from([step.sizes.side, step.sizes.side, 3]);
         let scaling = (dtype == DType::F16).then_some(LossScaling { start: 256.0, ..Default::default() });
@@ -37,7 +37,7 @@ impl Tiny {
     fn train(&mut self) {
         let (images, labels) = self.step.pixels(30).unwrap();
         let rate = Rate { learning_rate: 1e-3, weight_decay: 1e-2 };
-        let rates = Rates { head: rate, lora: rate, prompt: rate };
+        let rates = Rates::all(rate);
         self.learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).unwrap();
     }
 
@@ -71,7 +71,7 @@ fn assert_the_twin_runs_the_list(dtype: DType, form: LoraForm) -> Vec<String> {
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn a_step_in_the_product_form_is_listed_as_it_runs() {
-    let names = assert_the_twin_runs_the_list(DType::F16, LoraForm::Product);
+    let names = assert_the_twin_runs_the_list(DType::F16, LoraForm::Gemm);
     let count = |part: &str| names.iter().filter(|name| name.contains(part)).count();
     assert_eq!((count("lora_linear_start"), count("fused")), (5, 0), "{names:?}");
 }

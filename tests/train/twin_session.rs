@@ -3,7 +3,8 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::Cuda;
+use clip_engine::dev::on_twin;
+
 use clip_engine::data::demo::{IMAGE_SIZE, World, demo_classes, draw, stream_rng};
 use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
 use clip_engine::progress::Silent;
@@ -71,14 +72,14 @@ fn session<B: Backend>(backend: B, cache: &Cache) -> SharedModel<'_, B> {
 #[ignore = "long: on the CPU compare_command repeats its runs"]
 fn runs_of_one_session_do_not_see_each_other() {
     let cache = cache();
-    let mut gpu = session(Cuda::on_twin(DType::F32, 90).unwrap(), &cache);
+    let mut gpu = session(on_twin(DType::F32, 90).unwrap(), &cache);
     let first = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
     assert_eq!((first[0].files.len(), first[1].files.len()), (1, 2), "head, and head with prompts");
     let second = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
     assert_eq!(first, second);
 
     // The later run gives the same where there was none before it, and what the CPU gives.
-    let mut alone = session(Cuda::on_twin(DType::F32, 90).unwrap(), &cache);
+    let mut alone = session(on_twin(DType::F32, 90).unwrap(), &cache);
     assert_eq!(first[1], train(&mut alone, Recipe::Vpt));
     let mut cpu = session(Cpu::<f32>::new(), &cache);
     for (found, recipe) in first.iter().zip([Recipe::Linear, Recipe::Vpt]) {

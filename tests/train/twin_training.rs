@@ -4,26 +4,27 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
-use clip_engine::check::device::check_part_of_steps;
-use clip_engine::check::relative_error;
-use clip_engine::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
 use clip_engine::clip::ClipError;
-use clip_engine::clip::block::Evaluated;
+use clip_engine::clip::Evaluated;
 use clip_engine::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
-use clip_engine::clip::source::{Loaded, WeightSource};
 use clip_engine::clip::text::TextTower;
 use clip_engine::clip::tokenizer::TokenBatch;
 use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionActivations, VisionTower};
+use clip_engine::clip::weight_source::{Loaded, WeightSource};
+use clip_engine::dev::check::device::check_part_of_steps;
+use clip_engine::dev::check::relative_error;
+use clip_engine::dev::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
+use clip_engine::dev::on_twin;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
-use clip_engine::tune::lora::LoraInit;
+use clip_engine::tune::LoraInit;
 use clip_engine::tune::{BlockLora, LoraSpec, Site, Target, Tower, TowerTuning};
 
 fn twin(dtype: DType) -> Cuda {
-    Cuda::on_twin(dtype, 90).unwrap()
+    on_twin(dtype, 90).unwrap()
 }
 
 fn tiny(sizes: TinySizes) -> TinyStep {

@@ -64,7 +64,6 @@ fn rescale<T: Real>(scaling: LossScaling, skipped: bool, control: &mut [T]) {
     control[Control::GoodSteps as usize] = T::from_f64(good);
 }
 
-/// What is the same for all tensors of a step.
 #[derive(Clone, Copy)]
 struct Constants {
     beta1: f64,
@@ -91,7 +90,6 @@ fn squared<T: Real>(tensor: &AdamwTensor<'_, Cpu<T>>, unscale: T) -> Result<T> {
     Ok(vectorized(|| sum_of(gradient, gradient, |a, b| (a * unscale) * (b * unscale))))
 }
 
-/// Updates one tensor.
 fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, c: Constants) -> Result<()> {
     let shape = tensor.value.shape();
     expect_shape("adamw", "gradient", shape, tensor.gradient.shape())?;

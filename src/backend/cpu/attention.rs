@@ -2,7 +2,7 @@
 //! backward pass (they are small beside the other activations).
 
 use super::Cpu;
-use super::product::{Matrix, MatrixMut, Threads, Write, product};
+use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::real::{Real, max_of, sum_of, vectorized};
 use crate::backend::{
     AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
@@ -22,7 +22,6 @@ impl Extents {
         self.heads * self.queries * self.keys
     }
 
-    /// 1/√d.
     fn scale<T: Real>(&self) -> T {
         T::from_f64(1.0 / (self.head as f64).sqrt())
     }
@@ -82,7 +81,7 @@ pub fn attention<T: Real>(
         .try_for_each(|(index, (o, probabilities))| {
             let image = Image::of(&input, e, index)?;
             for (head, p) in probabilities.chunks_exact_mut(e.queries * e.keys).enumerate() {
-                product(
+                gemm(
                     MatrixMut::new(p, e.queries, e.keys),
                     Write::Replace,
                     e.scale(),
@@ -91,7 +90,7 @@ pub fn attention<T: Real>(
                     Threads::One,
                 );
                 softmax_rows(p, e);
-                product(
+                gemm(
                     MatrixMut::strided(&mut o[head * e.head..], e.queries, e.head, e.width),
                     Write::Replace,
                     T::ONE,
@@ -213,9 +212,9 @@ fn image_backward<T: Real>(
         let d_o = Matrix::strided(&d_o[head * e.head..], e.queries, e.head, e.width);
         let one = T::ONE;
         let p_matrix = Matrix::new(p, e.queries, e.keys);
-        product(gradient.v(e, head), Write::Replace, one, p_matrix.transposed(), d_o, Threads::One);
+        gemm(gradient.v(e, head), Write::Replace, one, p_matrix.transposed(), d_o, Threads::One);
         let v = image.v(e, head).transposed();
-        product(MatrixMut::new(ds, e.queries, e.keys), Write::Replace, one, d_o, v, Threads::One);
+        gemm(MatrixMut::new(ds, e.queries, e.keys), Write::Replace, one, d_o, v, Threads::One);
         vectorized(|| {
             for (p, ds) in p.chunks_exact(e.keys).zip(ds.chunks_exact_mut(e.keys)) {
                 let mean = sum_of(p, ds, |p, dp| p * dp);
@@ -225,8 +224,8 @@ fn image_backward<T: Real>(
             }
         });
         let ds = Matrix::new(ds, e.queries, e.keys);
-        product(gradient.q(e, head), Write::Replace, e.scale(), ds, image.k(e, head), Threads::One);
+        gemm(gradient.q(e, head), Write::Replace, e.scale(), ds, image.k(e, head), Threads::One);
         let q = image.q(e, head);
-        product(gradient.k(e, head), Write::Replace, e.scale(), ds.transposed(), q, Threads::One);
+        gemm(gradient.k(e, head), Write::Replace, e.scale(), ds.transposed(), q, Threads::One);
     }
 }

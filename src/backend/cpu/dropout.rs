@@ -15,7 +15,6 @@ pub fn dropout<T: Real>(x: &Tensor, dropout: Dropout<'_, Cpu<T>>, y: &mut Tensor
     mask(y, dropout)
 }
 
-/// Dropout in place.
 pub fn mask<T: Real>(y: &mut Tensor, dropout: Dropout<'_, Cpu<T>>) -> Result<()> {
     let Dropout { draw, site, probability } = dropout;
     if !(0.0..1.0).contains(&probability) {

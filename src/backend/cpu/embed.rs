@@ -1,9 +1,9 @@
 //! From pixels to tokens, and picking single tokens out of sequences.
 
 use super::Cpu;
+use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::layer_norm::NormInPlace;
 use super::mix::Mixed;
-use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::Real;
 use crate::backend::{BackendError, Mix, PatchEmbedding, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Tensor};
@@ -28,7 +28,7 @@ pub fn patch_embed<T: Real>(
     expect_matrix(OP, "products", batch * count, d, products.shape())?;
     let mixed = mix.map(|mix| Mixed::new(OP, mix, batch)).transpose()?;
     gather_patches(pixels, mixed.as_ref(), embedding, count, patches.typed_mut::<T>()?)?;
-    product(
+    gemm(
         MatrixMut::new(products.typed_mut::<T>()?, batch * count, d),
         Write::Replace,
         T::ONE,

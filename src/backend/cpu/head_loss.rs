@@ -1,8 +1,8 @@
 //! Head and text logits, their cross entropies, and the gradients of both.
 
 use super::Cpu;
+use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::mix::Mixed;
-use super::product::{Matrix, MatrixMut, Threads, Write, product};
 use super::real::{Real, max_of};
 use crate::backend::{
     BackendError, Classifier, Control, Counting, LossWeights, Result, Stat, Targets, expect_shape,
@@ -102,11 +102,11 @@ pub fn head_loss<T: Real>(
     let head = head.typed_mut::<T>()?;
     head.chunks_exact_mut(classes).for_each(|row| row.copy_from_slice(bias));
     let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width).transposed();
-    product(MatrixMut::new(head, batch, classes), Write::Add, T::ONE, features, weight, Threads::All);
+    gemm(MatrixMut::new(head, batch, classes), Write::Add, T::ONE, features, weight, Threads::All);
     let text = text.typed_mut::<T>()?;
     let text_weight = Matrix::new(classifier.text.typed::<T>()?, classes, width).transposed();
     let scale = T::from_f64(classifier.text_scale);
-    product(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
+    gemm(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
 
     let truth = Classes::new("head_loss", targets, batch)?;
     let [of_head, of_text] = Counts::both("head_loss", targets.counting, classes)?;
@@ -176,7 +176,7 @@ pub fn head_loss_backward<T: Real>(
     let d_head = Matrix::new(head, batch, classes);
     let features = Matrix::new(f.typed::<T>()?, batch, width);
     let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
-    product(d_weight, Write::Replace, T::ONE, d_head.transposed(), features, Threads::All);
+    gemm(d_weight, Write::Replace, T::ONE, d_head.transposed(), features, Threads::All);
     let d_bias = d_bias.typed_mut::<T>()?;
     d_bias.fill(T::ZERO);
     for row in head.chunks_exact(classes) {
@@ -192,16 +192,16 @@ pub fn head_loss_backward<T: Real>(
         expect_shape(OP, "df", f.shape(), df.shape())?;
         let df = df.typed_mut::<T>()?;
         let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width);
-        product(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
+        gemm(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
         if weights.text != 0.0 {
             let text = Matrix::new(classifier.text.typed::<T>()?, classes, width);
-            product(MatrixMut::new(df, batch, width), Write::Add, scale, d_logits, text, Threads::All);
+            gemm(MatrixMut::new(df, batch, width), Write::Add, scale, d_logits, text, Threads::All);
         }
     }
     if let Some(d_text) = d_text {
         expect_shape(OP, "d_text", [classes, width], d_text.shape())?;
         let to = MatrixMut::new(d_text.typed_mut::<T>()?, classes, width);
-        product(to, Write::Replace, scale, d_logits.transposed(), features, Threads::All);
+        gemm(to, Write::Replace, scale, d_logits.transposed(), features, Threads::All);
     }
     Ok(())
 }

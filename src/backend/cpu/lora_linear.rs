@@ -2,7 +2,7 @@
 
 use super::Cpu;
 use super::dropout::mask;
-use super::product::{Matrix, MatrixMut, Threads, Write, product};
+use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::real::{Real, vectorized};
 use crate::backend::{Dropout, Linear, Lora, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
@@ -37,7 +37,7 @@ pub fn linear<T: Real>(
     let weight = weight_matrix("linear", &layer.weight, outputs, inputs)?;
     expect_matrix("linear", "y", rows, outputs, y.shape())?;
     let write = start_output(layer, residual, y)?;
-    product(
+    gemm(
         MatrixMut::new(y.typed_mut::<T>()?, rows, outputs),
         write,
         T::ONE,
@@ -84,7 +84,7 @@ pub fn linear_backward<T: Real>(dy: &Tensor, layer: &Linear<Cpu<T>>, dx: &mut Te
     let inputs = dx.shape().columns();
     let weight = weight_matrix("linear_backward", &layer.weight, outputs, inputs)?;
     expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
-    product(
+    gemm(
         MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs),
         Write::Replace,
         T::ONE,
@@ -162,7 +162,7 @@ pub fn lora_linear<T: Real>(
     expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
     let x = seen.unwrap_or(x);
     expect_matrix("lora_linear", "seen", rows, inputs, x.shape())?;
-    product(
+    gemm(
         MatrixMut::new(u.typed_mut::<T>()?, rows, parts.width()),
         Write::Replace,
         T::ONE,
@@ -172,7 +172,7 @@ pub fn lora_linear<T: Real>(
     );
     let (u, y) = (u.typed::<T>()?, y.typed_mut::<T>()?);
     for (part, &column) in parts.columns.iter().enumerate() {
-        product(
+        gemm(
             MatrixMut::strided(&mut y[column..], rows, parts.outputs, columns),
             Write::Add,
             parts.scale,
@@ -210,7 +210,7 @@ pub fn lora_linear_backward<T: Real>(
     for (part, &column) in parts.columns.iter().enumerate() {
         let dy = Matrix::strided(&dy_data[column..], rows, parts.outputs, columns);
         let first = part * parts.rank;
-        product(
+        gemm(
             MatrixMut::strided(&mut du_data[first..], rows, parts.rank, width),
             Write::Replace,
             parts.scale,
@@ -218,7 +218,7 @@ pub fn lora_linear_backward<T: Real>(
             parts.b(part),
             Threads::All,
         );
-        product(
+        gemm(
             MatrixMut::new(&mut db[first * parts.outputs..], parts.outputs, parts.rank),
             Write::Replace,
             parts.scale,
@@ -228,7 +228,7 @@ pub fn lora_linear_backward<T: Real>(
         );
     }
     let du = Matrix::new(du_data, rows, width);
-    product(
+    gemm(
         MatrixMut::new(da.typed_mut::<T>()?, width, inputs),
         Write::Replace,
         T::ONE,
@@ -239,7 +239,7 @@ pub fn lora_linear_backward<T: Real>(
     let Some(dx) = dx else { return Ok(()) };
     expect_matrix("lora_linear_backward", "dx", rows, inputs, dx.shape())?;
     let through_adapters =
-        |to: MatrixMut<'_, T>, write| product(to, write, T::ONE, du, parts.a_all(), Threads::All);
+        |to: MatrixMut<'_, T>, write| gemm(to, write, T::ONE, du, parts.a_all(), Threads::All);
     match dropout {
         None => {
             linear_backward(dy, layer, dx)?;
@@ -252,7 +252,7 @@ pub fn lora_linear_backward<T: Real>(
             let weight = weight_matrix("lora_linear_backward", &layer.weight, columns, inputs)?;
             let (dx, dy) =
                 (MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Matrix::new(dy_data, rows, columns));
-            product(dx, Write::Add, T::ONE, dy, weight, Threads::All);
+            gemm(dx, Write::Add, T::ONE, dy, weight, Threads::All);
             Ok(())
         }
     }
@@ -265,7 +265,7 @@ pub fn lora_fold<T: Real>(weight: &Tensor, lora: Lora<'_, Cpu<T>>, folded: &mut 
     let folded = folded.typed_mut::<T>()?;
     folded.copy_from_slice(weight.typed::<T>()?);
     for (part, &row) in parts.columns.iter().enumerate() {
-        product(
+        gemm(
             MatrixMut::strided(&mut folded[row * stride..], parts.outputs, inputs, stride),
             Write::Add,
             parts.scale,

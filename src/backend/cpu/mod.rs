@@ -1,7 +1,7 @@
 //! The CPU backend: the definition of every operation, and what runs where there is no GPU.
 //!
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
-//! operation; [`real`] makes the loops vectorise, `product` holds the matrix products.
+//! operation; [`real`] makes the loops vectorise, `gemm` holds the matrix products.
 
 mod accumulate;
 mod activation;
@@ -11,13 +11,13 @@ mod class_features;
 mod crop_resize;
 mod dropout;
 mod embed;
+pub(crate) mod gemm;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod lora_linear;
 mod memory;
 mod mix;
-pub(crate) mod product;
 mod prompts;
 pub mod real;
 mod triplet;

@@ -111,50 +111,52 @@ impl Extents {
 
 /// Which kernels compute it.
 #[derive(Clone, Copy)]
-enum Form {
+enum AttentionForm {
     General(&'static Variant),
     Mma(&'static Variant),
     Single(&'static Variant),
 }
 
-impl Form {
+impl AttentionForm {
     /// Rows must be whole 16-byte accesses for all forms but the general one. With a single query tensor
     /// cores would multiply mostly zeros.
-    fn of(cuda: &Cuda, e: &Extents) -> Form {
+    fn of(cuda: &Cuda, e: &Extents) -> AttentionForm {
         let fits = |variants: &'static [Variant], width| variants.iter().find(|v| width <= v.width);
         let elements = 16 / cuda.real().size();
         let aligned = e.head.is_multiple_of(elements);
         let special = match e.queries {
-            1 if aligned => fits(&SINGLE, e.head.div_ceil(8 * elements)).map(Form::Single),
-            2.. if aligned && cuda.has_tensor_cores() => fits(&MMA, e.head).map(Form::Mma),
+            1 if aligned => fits(&SINGLE, e.head.div_ceil(8 * elements)).map(AttentionForm::Single),
+            2.. if aligned && cuda.has_tensor_cores() => fits(&MMA, e.head).map(AttentionForm::Mma),
             _ => None,
         };
-        special.unwrap_or(Form::General(fits(&GENERAL, e.head).unwrap_or(&GENERAL[GENERAL.len() - 1])))
+        special
+            .unwrap_or(AttentionForm::General(fits(&GENERAL, e.head).unwrap_or(&GENERAL[GENERAL.len() - 1])))
     }
 
     fn variant(self) -> &'static Variant {
-        let (Form::General(variant) | Form::Mma(variant) | Form::Single(variant)) = self;
+        let (AttentionForm::General(variant) | AttentionForm::Mma(variant) | AttentionForm::Single(variant)) =
+            self;
         variant
     }
 
     fn multiplies_in_tensor_cores(self) -> bool {
-        matches!(self, Form::Mma(_))
+        matches!(self, AttentionForm::Mma(_))
     }
 
     /// Blocks for so many rows that they own.
     fn blocks(self, rows: usize) -> usize {
         match self {
             // Four warps, and registers for 256 columns of results in a warp's lanes.
-            Form::General(variant) => rows.div_ceil(4 * 256 / variant.width),
-            Form::Mma(_) => rows.div_ceil(MMA_ROWS),
-            Form::Single(_) => 1,
+            AttentionForm::General(variant) => rows.div_ceil(4 * 256 / variant.width),
+            AttentionForm::Mma(_) => rows.div_ceil(MMA_ROWS),
+            AttentionForm::Single(_) => 1,
         }
     }
 
     /// Blocks of the backward pass: some own keys, others queries; with a single query one does it all.
     fn backward_blocks(self, e: &Extents) -> usize {
         match self {
-            Form::Single(_) => 1,
+            AttentionForm::Single(_) => 1,
             _ => self.blocks(e.keys) + self.blocks(e.queries),
         }
     }
@@ -163,7 +165,9 @@ impl Form {
     /// of the other forms is static.
     fn shared(self, tiles: usize, floats: usize) -> usize {
         match self {
-            Form::Mma(variant) => tiles * MMA_ROWS * (variant.width + 8) * 2 + floats * size_of::<f32>(),
+            AttentionForm::Mma(variant) => {
+                tiles * MMA_ROWS * (variant.width + 8) * 2 + floats * size_of::<f32>()
+            }
             _ => 0,
         }
     }
@@ -234,7 +238,7 @@ pub fn attention(
     let e = Extents::of(OP, &input, shape)?;
     expect_shape(OP, "saved", e.saved(), saved.shape())?;
     expect_shape(OP, "o", e.o(), o.shape())?;
-    let form = Form::of(cuda, &e);
+    let form = AttentionForm::of(cuda, &e);
     let args = Parts::of(cuda, &input, &e)?.push(Args::new());
     let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(cuda.real())?));
     let (qkv, out) = e.elements();
@@ -262,7 +266,7 @@ pub fn attention_backward(
     expect_shape(OP, "o", e.o(), o.shape())?;
     expect_shape(OP, "saved", e.saved(), saved.shape())?;
     expect_shape(OP, "scratch", saved.shape(), scratch.shape())?;
-    let form = Form::of(cuda, &e);
+    let form = AttentionForm::of(cuda, &e);
     let args = Args::new().address(d_o.typed(cuda.real())?).address(o.typed(cuda.real())?);
     let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));

@@ -1,17 +1,18 @@
 //! What the CUDA backend asks of a device: memory, copies, launches, products, recording.
 //!
-//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and [`twin`](super::twin), which runs
+//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which runs
 //! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
-//! [`absent`](super::absent) and [`listing`](super::listing) are for lists of what a device is given.
+//! [`absent`](crate::dev::absent) and [`listing`](crate::dev::listing) are for lists of what a device is given.
 //! Work is enqueued in order on one stream; only what says so waits.
+
+#![allow(missing_docs, reason = "public for the tests and the command line alone")]
 
 use super::CudaError;
 use crate::tensor::DType;
 use std::ffi::c_void;
 use std::fmt;
 
-/// What calls on a device return.
-pub type Result<T> = std::result::Result<T, CudaError>;
+pub type Result<T, E = CudaError> = std::result::Result<T, E>;
 
 /// An address in device memory; 0 is none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,13 +22,11 @@ impl Address {
     /// That of an empty tensor, and of an argument that a kernel can do without.
     pub const NULL: Address = Address(0);
 
-    /// The address `bytes` further on.
     pub fn offset(self, bytes: usize) -> Address {
         Address(self.0 + bytes as u64)
     }
 }
 
-/// What a device is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DeviceInfo {
     /// As the driver names it: "NVIDIA H100 80GB HBM3".
@@ -40,7 +39,6 @@ pub struct DeviceInfo {
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block can ask for.
     pub shared_memory_per_block: usize,
-    /// Bytes.
     pub l2_cache: usize,
     /// Bytes in all, whoever uses them.
     pub memory: usize,
@@ -65,7 +63,6 @@ pub struct Work {
     pub bytes: usize,
     /// Floating-point operations of the products in it that are done outside tensor cores.
     pub flop: usize,
-    /// And of those that are done in them.
     pub tensor_flop: usize,
 }
 
@@ -84,7 +81,6 @@ impl Args {
     /// The most that a launch can have; adding one more panics.
     pub const MAX: usize = 32;
 
-    /// None yet: a chain of calls adds them.
     pub fn new() -> Self {
         let work = Work::default();
         Args { slots: [0; Args::MAX], sizes: [0; Args::MAX], count: 0, too_large: None, work }
@@ -98,7 +94,6 @@ impl Args {
         self
     }
 
-    /// A pointer into device memory.
     pub fn address(self, address: Address) -> Self {
         self.push(address.0, 8)
     }
@@ -116,22 +111,15 @@ impl Args {
         self.push(value as u64, 4)
     }
 
-    /// A 32-bit signed integer that may be negative.
-    pub fn signed(self, value: i32) -> Self {
-        self.push(u64::from(value as u32), 4)
-    }
-
     /// 32 bits, of which all may be set.
     pub fn word(self, value: u32) -> Self {
         self.push(u64::from(value), 4)
     }
 
-    /// A kernel's `float`.
     pub fn float(self, value: f32) -> Self {
         self.push(u64::from(value.to_bits()), 4)
     }
 
-    /// A kernel's `double`.
     pub fn double(self, value: f64) -> Self {
         self.push(value.to_bits(), 8)
     }
@@ -154,14 +142,13 @@ impl Args {
     }
 
     /// Refuses a size that does not fit a kernel's int: it would see only the lower half of it.
-    pub fn check(&self) -> std::result::Result<(), String> {
+    pub fn check(&self) -> Result<(), String> {
         match self.too_large {
             None => Ok(()),
             Some(size) => Err(format!("a size of {size} is 2³¹ or more; a smaller batch may help")),
         }
     }
 
-    /// Size in bytes of each argument.
     pub fn sizes(&self) -> &[u8] {
         &self.sizes[..self.count]
     }
@@ -187,9 +174,7 @@ impl Default for Args {
 pub struct Launch {
     /// What runs; its file is compiled or loaded at the first launch if it was not before.
     pub kernel: Kernel,
-    /// Blocks in x, y and z.
     pub grid: [u32; 3],
-    /// Threads of a block in x, y and z.
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
@@ -212,24 +197,19 @@ impl fmt::Display for Launch {
 /// y \[m, n\] = x \[m, k\]·op(w) (+ bias \[n\]) (+ add \[m, n\]); row-major, strides in elements between
 /// rows. w is \[n, k\] when `transposed` (y = x·wᵀ), else \[k, n\]. Accumulates in f32 and rounds once.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Product {
+pub struct Gemm {
     /// Rows of x and y; at least 1, as `n` and `k` are.
     pub m: usize,
-    /// Columns of y.
     pub n: usize,
     /// Columns of x: the dimension that is summed over.
     pub k: usize,
-    /// \[m, k\].
     pub x: Address,
     /// At least `k`.
     pub x_stride: usize,
-    /// \[n, k\] or \[k, n\].
     pub w: Address,
     /// At least as many as w has columns.
     pub w_stride: usize,
-    /// Whether op(w) is wᵀ; else it is w.
     pub transposed: bool,
-    /// Added to every row of the product.
     pub bias: Option<Address>,
     /// Added to the product; rows `y_stride` apart; may be `y` itself.
     pub add: Option<Address>,
@@ -241,10 +221,10 @@ pub struct Product {
     pub dtype: DType,
 }
 
-impl Product {
+impl Gemm {
     /// Exact; 16-bit types are multiplied in tensor cores.
     pub fn work(&self) -> Work {
-        let Product { m, n, k, .. } = *self;
+        let Gemm { m, n, k, .. } = *self;
         let added = self.bias.map_or(0, |_| n) + self.add.map_or(0, |_| m * n);
         let (bytes, flop) = ((m * k + n * k + m * n + added) * self.dtype.size(), 2 * m * n * k);
         match self.dtype {
@@ -257,26 +237,10 @@ impl Product {
 /// What can be recorded.
 #[derive(Clone)]
 pub enum Command {
-    /// See [`Driver::launch`].
     Launch(Box<Launch>),
-    /// See [`Driver::product`].
-    Product(Product),
-    /// See [`Driver::clear`].
-    Clear {
-        /// Where the zeros begin.
-        to: Address,
-        /// How many there are.
-        bytes: usize,
-    },
-    /// See [`Driver::copy`].
-    Copy {
-        /// The first byte that is written.
-        to: Address,
-        /// The first byte that is read.
-        from: Address,
-        /// How many are copied.
-        bytes: usize,
-    },
+    Gemm(Gemm),
+    Clear { to: Address, bytes: usize },
+    Copy { to: Address, from: Address, bytes: usize },
 }
 
 impl Command {
@@ -284,7 +248,7 @@ impl Command {
     pub fn work(&self) -> Work {
         match self {
             Command::Launch(launch) => launch.args.work(),
-            Command::Product(product) => product.work(),
+            Command::Gemm(gemm) => gemm.work(),
             Command::Clear { bytes, .. } => Work { bytes: *bytes, ..Work::default() },
             Command::Copy { bytes, .. } => Work { bytes: 2 * bytes, ..Work::default() },
         }
@@ -297,15 +261,12 @@ pub trait Recording: Send {
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
-/// Bytes on their way from the device.
 pub trait Fetch: Send {
     /// The bytes, if they have arrived. Never waits.
     fn poll(&mut self) -> Result<Option<Vec<u8>>>;
-    /// The bytes; waits for them.
     fn wait(&mut self) -> Result<Vec<u8>>;
 }
 
-/// A device.
 pub trait Driver: Send + Sync {
     /// What it is; the same at every call.
     fn info(&self) -> &DeviceInfo;
@@ -317,7 +278,6 @@ pub trait Driver: Send + Sync {
     /// Bytes allocated now, and the most that ever were.
     fn allocated(&self) -> (usize, usize);
 
-    /// Bytes that could still be allocated.
     fn free_memory(&self) -> Result<usize> {
         Ok(self.info().memory.saturating_sub(self.allocated().0))
     }
@@ -345,9 +305,8 @@ pub trait Driver: Send + Sync {
     ///
     /// # Safety
     /// All addresses must be of allocated memory of the sizes that the product tells.
-    unsafe fn product(&self, product: &Product) -> Result<()>;
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
-    /// Whether work can be recorded here.
     fn can_record(&self) -> bool {
         true
     }

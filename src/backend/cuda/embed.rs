@@ -3,7 +3,7 @@
 use super::layer_norm;
 use super::mix::Mixed;
 use super::*;
-use crate::backend::cuda::driver::Product;
+use crate::backend::cuda::driver::Gemm;
 
 const THREADS: usize = 256;
 
@@ -29,9 +29,7 @@ fn pack(cuda: &Cuda, width: usize) -> usize {
 struct Grid {
     batch: usize,
     side: usize,
-    /// Patches in a row.
     across: usize,
-    /// Side of a patch.
     patch: usize,
     /// Whether the pixels are u8 with the channels last.
     levels: bool,
@@ -148,7 +146,7 @@ fn multiply(
     products: &mut CudaTensor,
 ) -> Result<()> {
     let ((m, k), (_, n)) = (patches.matrix(), products.matrix());
-    let product = Product {
+    let gemm = Gemm {
         m,
         n,
         k,
@@ -163,7 +161,7 @@ fn multiply(
         y_stride: n,
         dtype: cuda.real(),
     };
-    cuda.product(&product)
+    cuda.gemm(&gemm)
 }
 
 /// x = layer norm of (\[class; products\] + position).

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 /// What can go wrong in the CUDA backend below its launchers.
 #[derive(Debug, Error)]
+#[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum CudaError {
     /// A library that is not on this machine, and how to get it.
     #[error("{library} was not found; {hint}")]
@@ -23,13 +24,7 @@ pub enum CudaError {
         1 => "the only one is cuda:0".to_owned(),
         n => format!("they are cuda:0 to cuda:{}", n - 1),
     })]
-    NoDevice {
-        /// The one that was asked for.
-        index: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// A call that reported failure.
+    NoDevice { index: usize, count: usize },
     #[error("{call}: {problem}")]
     Call {
         /// A function of a CUDA library, or a method of [`Driver`](super::driver::Driver).
@@ -39,7 +34,7 @@ pub enum CudaError {
     },
     /// A failure after which the device answers nothing more in this process.
     #[error(
-        "{call}: {problem}; the GPU context is lost with all that was in it: start the program again, a training run with --resume"
+        "{call}: {problem}; the GPU context is lost with all that was in it: start the program again and resume what it was doing"
     )]
     Lost {
         /// The call that reported it; the work that caused it may have been enqueued by an earlier one.
@@ -49,14 +44,7 @@ pub enum CudaError {
     },
     /// An allocation that the device has no room for.
     #[error("out of GPU memory: {} more were asked for, {} of {} are free", mib(*.bytes), mib(*.free), mib(*.total))]
-    OutOfMemory {
-        /// What was asked for.
-        bytes: usize,
-        /// What the device had left when it refused.
-        free: usize,
-        /// What the device has in all.
-        total: usize,
-    },
+    OutOfMemory { bytes: usize, free: usize, total: usize },
     /// The compiler's log is part of the message.
     #[error("kernels/{file}.cu does not compile:\n{log}")]
     Compile {
@@ -67,12 +55,7 @@ pub enum CudaError {
     },
     /// A kernel's text that cannot be read, or a file of the host twin that cannot be made or used.
     #[error("{}: {problem}", path.display())]
-    File {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said, or what is wrong with it.
-        problem: String,
-    },
+    File { path: PathBuf, problem: String },
     /// The host twin found a kernel doing something that a GPU might let pass.
     #[error("host twin: {0}")]
     Twin(String),

@@ -67,7 +67,6 @@ pub fn parameters(norm: &LayerNorm<Cuda>, width: usize) -> Result<(Address, Addr
     Ok((norm.weight.typed(DType::F32)?, norm.bias.typed(DType::F32)?))
 }
 
-/// Of both.
 pub fn bytes_of_parameters(norm: &LayerNorm<Cuda>) -> usize {
     norm.weight.bytes() + norm.bias.bytes()
 }

@@ -2,9 +2,8 @@
 //!
 //! One file per operation holds its launcher, named as its kernel file. A launcher checks shapes, chooses
 //! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
-//! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`twin`]).
+//! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`crate::dev::twin`]).
 
-pub mod absent;
 mod accumulate;
 mod activation;
 mod adamw;
@@ -17,22 +16,19 @@ mod embed;
 mod error;
 pub mod gpu;
 mod head_loss;
+pub mod kernel_sources;
 mod l2_norm;
 mod layer_norm;
-pub mod listing;
 mod lora_linear;
 mod mix;
 mod prompts;
-pub mod source;
 mod tables;
 mod triplet;
-#[cfg(target_os = "linux")]
-pub mod twin;
 
 use super::*;
-use driver::{Address, Args, Driver, Kernel, Launch, Product};
+use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How a linear layer with an adapter is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,7 +39,7 @@ pub enum LoraForm {
     /// One tensor-core kernel of our own.
     Fused,
     /// A kernel for the low-rank part and a cuBLASLt product that adds to it.
-    Product,
+    Gemm,
 }
 
 /// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
@@ -149,7 +145,7 @@ impl DeviceTensor for CudaTensor {
 impl Cuda {
     /// A backend on `driver`, computing in `dtype`.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType, lora_form: LoraForm) -> Result<Self> {
-        source::real_macro(dtype)?;
+        kernel_sources::real_macro(dtype)?;
         let bytes = Cuda::COUNTERS * size_of::<u32>();
         let counters = Memory::new(&driver, bytes)?;
         driver.clear(counters.address, bytes)?;
@@ -161,7 +157,7 @@ impl Cuda {
     /// Counters that [`Cuda::counters`] can hand out at once.
     const COUNTERS: usize = 16 * 1024;
 
-    /// The GPU `index`, with the embedded kernels or those of [`source::OVERRIDE`]'s folder.
+    /// The GPU `index`, with the embedded kernels or those of [`kernel_sources::OVERRIDE`]'s folder.
     pub fn open(index: usize, dtype: DType) -> Result<Self> {
         Self::open_with(index, dtype, gpu::GpuOptions::default())
     }
@@ -176,17 +172,9 @@ impl Cuda {
     }
 
     fn open_with(index: usize, dtype: DType, options: gpu::GpuOptions) -> Result<Self> {
-        let sources = source::Sources::load()?;
+        let sources = kernel_sources::Sources::load()?;
         let gpu = gpu::Gpu::new(index, dtype, &sources, options)?;
         Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
-    }
-
-    /// The host twin as a device of this compute capability.
-    pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Self> {
-        #[cfg(target_os = "linux")]
-        return Cuda::new(Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto);
-        #[cfg(not(target_os = "linux"))]
-        return Err(CudaError::Unsupported("the host twin runs on Linux only".into()).into());
     }
 
     /// The same device, with another form of the linear layers with adapters.
@@ -194,18 +182,12 @@ impl Cuda {
         Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
     }
 
-    /// The same device, and a list of what is recorded on it from here on.
-    pub fn listed(&self) -> Result<(Self, Arc<listing::Listing>)> {
-        let listing = Arc::new(listing::Listing::new(self.inner.driver.clone()));
-        Ok((Cuda::new(listing.clone(), self.inner.dtype, self.inner.lora_form)?, listing))
-    }
-
     /// The device below. Work given to it directly keeps its place among the operations.
-    pub fn driver(&self) -> &dyn Driver {
-        &*self.inner.driver
+    pub fn driver(&self) -> &Arc<dyn Driver> {
+        &self.inner.driver
     }
 
-    fn lora_form(&self) -> LoraForm {
+    pub(crate) fn lora_form(&self) -> LoraForm {
         self.inner.lora_form
     }
 
@@ -267,11 +249,10 @@ impl Cuda {
         Ok(unsafe { self.driver().launch(&launch) }?)
     }
 
-    /// Enqueues a matrix product.
-    fn product(&self, product: &Product) -> Result<()> {
+    fn gemm(&self, gemm: &Gemm) -> Result<()> {
         // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large,
         // whose shapes and types they have checked; the host twin's tests hold them to it.
-        Ok(unsafe { self.driver().product(product) }?)
+        Ok(unsafe { self.driver().gemm(gemm) }?)
     }
 }
 
@@ -279,8 +260,8 @@ impl Cuda {
 const RESERVE: usize = 256 << 20;
 
 /// A lock whose holder panicked guards nothing that could be half-written here.
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backend for Cuda {

@@ -19,7 +19,6 @@ const TABLES: usize = 1024;
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Chunk {
     tensor: u32,
-    /// In chunks.
     index: u32,
 }
 
@@ -51,9 +50,7 @@ impl Tables {
 pub struct Table {
     pub entries: Address,
     pub chunks: Address,
-    /// Number of chunks.
     pub count: usize,
-    /// Of both together.
     pub bytes: usize,
 }
 

@@ -6,7 +6,7 @@ mod newton;
 pub use choose::{Choice, choose, grid};
 
 use super::StatsError;
-use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
+use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use newton::Newton;
 
 /// Photos as the regression sees them.
@@ -76,7 +76,7 @@ impl Logistic {
         }
         let (features, weight) = (Matrix::new(features, n, width), Matrix::new(&self.weight, classes, width));
         let out = MatrixMut::new(&mut logits, n, classes);
-        product(out, Write::Add, 1.0, features, weight.transposed(), Threads::All);
+        gemm(out, Write::Add, 1.0, features, weight.transposed(), Threads::All);
         logits
     }
 }

@@ -13,7 +13,7 @@
 //! eigenbasis of XᵀX would halve them for 5 classes, where there is nothing to spare, and brings nothing for 51.
 
 use super::Photos;
-use crate::backend::cpu::product::{Matrix, MatrixMut, Threads, Write, product};
+use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 
 /// Steps end where the decrease that the last one predicts is below this part of the objective.
 const TOLERANCE: f64 = 1e-8;
@@ -149,7 +149,7 @@ impl Newton {
         let (n, columns) = (self.labels.len(), self.means.len() + 1);
         let theta = Matrix::new(theta, self.classes, columns).transposed();
         let design = Matrix::new(&self.design, n, columns);
-        product(MatrixMut::new(out, n, self.classes), Write::Replace, 1.0, design, theta, Threads::All);
+        gemm(MatrixMut::new(out, n, self.classes), Write::Replace, 1.0, design, theta, Threads::All);
     }
 
     /// out = (1/N) Rᵀ X + λθ without the biases.
@@ -158,14 +158,7 @@ impl Newton {
         let rows = Matrix::new(rows, n, self.classes).transposed();
         let design = Matrix::new(&self.design, n, columns);
         let scale = 1.0 / n as f64;
-        product(
-            MatrixMut::new(out, self.classes, columns),
-            Write::Replace,
-            scale,
-            rows,
-            design,
-            Threads::All,
-        );
+        gemm(MatrixMut::new(out, self.classes, columns), Write::Replace, scale, rows, design, Threads::All);
         for (out, theta) in out.chunks_exact_mut(columns).zip(theta.chunks_exact(columns)) {
             out.iter_mut().zip(&theta[..columns - 1]).for_each(|(out, w)| *out += decay * w);
         }

@@ -6,8 +6,8 @@
 use clip_engine::backend::cuda::CudaError;
 use clip_engine::backend::cuda::gpu::libraries::{self, FOLDERS};
 use clip_engine::backend::cuda::gpu::{Gpu, GpuOptions};
-use clip_engine::backend::cuda::source::Sources;
-use clip_engine::backend::cuda::twin::Twin;
+use clip_engine::backend::cuda::kernel_sources::Sources;
+use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::cell::Cell;

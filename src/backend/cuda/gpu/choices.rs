@@ -5,11 +5,12 @@
 //! bits of runs that started together and are resumed from what one of them left.
 
 use super::store;
+use crate::backend::cuda::locked;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 /// What choices hold for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -23,7 +24,7 @@ pub struct Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Map {
     /// Algorithms of cuBLASLt, as hex.
-    Products,
+    Gemms,
     /// What the launchers remember.
     Choices,
 }
@@ -38,7 +39,7 @@ struct Stored {
 impl Stored {
     fn map(&mut self, map: Map) -> &mut BTreeMap<String, String> {
         match map {
-            Map::Products => &mut self.products,
+            Map::Gemms => &mut self.products,
             Map::Choices => &mut self.choices,
         }
     }
@@ -77,14 +78,14 @@ impl Choices {
     }
 
     pub fn recall(&self, map: Map, key: &str) -> Option<String> {
-        self.lock().map(map).get(key).cloned()
+        locked(&self.stored).map(map).get(key).cloned()
     }
 
     /// Remembers a choice, in this process always and on the disk where that can be written, and returns the
     /// one that holds: that of another process, if one has put its own there since this one looked. What this
     /// process knew before is replaced, as it would not have chosen again if that had been of any use.
     pub fn remember(&self, map: Map, key: &str, choice: &str) -> String {
-        let mut stored = self.lock();
+        let mut stored = locked(&self.stored);
         let Some(path) = &self.path else {
             stored.map(map).insert(key.to_owned(), choice.to_owned());
             return choice.to_owned();
@@ -113,10 +114,6 @@ impl Choices {
             Some(path) => store::unwritable(path.parent()?),
             None => Some(store::nowhere()),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Stored> {
-        self.stored.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -150,11 +147,11 @@ mod tests {
         let first = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         let second = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         first.remember(Map::Choices, "lora", "fused");
-        second.remember(Map::Products, "m=1", "00ff");
+        second.remember(Map::Gemms, "m=1", "00ff");
         let later = Choices::open(Some(folder.path()), scope("NVIDIA H100/80"));
         assert_eq!(later.recall(Map::Choices, "lora").as_deref(), Some("fused"));
-        assert_eq!(later.recall(Map::Products, "m=1").as_deref(), Some("00ff"));
-        assert_eq!(later.recall(Map::Products, "lora"), None);
+        assert_eq!(later.recall(Map::Gemms, "m=1").as_deref(), Some("00ff"));
+        assert_eq!(later.recall(Map::Gemms, "lora"), None);
         let other = Choices::open(Some(folder.path()), scope("NVIDIA A100"));
         assert_eq!(other.recall(Map::Choices, "lora"), None);
     }
@@ -164,15 +161,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let open = || Choices::open(Some(folder.path()), scope("GPU"));
         let (first, second) = (open(), open());
-        assert_eq!(first.remember(Map::Products, "m=1", "a"), "a");
-        assert_eq!(second.remember(Map::Products, "m=1", "b"), "a");
+        assert_eq!(first.remember(Map::Gemms, "m=1", "a"), "a");
+        assert_eq!(second.remember(Map::Gemms, "m=1", "b"), "a");
         let later = open();
         for choices in [&first, &second, &later] {
-            assert_eq!(choices.recall(Map::Products, "m=1").as_deref(), Some("a"));
+            assert_eq!(choices.recall(Map::Gemms, "m=1").as_deref(), Some("a"));
         }
         // Whoever knew it and measures all the same could not use it.
-        assert_eq!(later.remember(Map::Products, "m=1", "c"), "c");
-        assert_eq!(open().recall(Map::Products, "m=1").as_deref(), Some("c"));
+        assert_eq!(later.remember(Map::Gemms, "m=1", "c"), "c");
+        assert_eq!(open().recall(Map::Gemms, "m=1").as_deref(), Some("c"));
     }
 
     #[test]

@@ -6,8 +6,8 @@
 use super::calls::{Status, nvrtc};
 use super::libraries;
 use crate::backend::cuda::driver::Result;
-use crate::backend::cuda::source::real_macro;
-use crate::backend::cuda::{CudaError, source::Sources};
+use crate::backend::cuda::kernel_sources::real_macro;
+use crate::backend::cuda::{CudaError, kernel_sources::Sources};
 use crate::tensor::DType;
 use serde::Serialize;
 use std::ffi::{CStr, CString, c_char, c_int};
@@ -18,9 +18,7 @@ use std::ptr::null_mut;
 pub struct KernelResources {
     /// The kernel's, as the driver finds it.
     pub name: String,
-    /// Of a thread.
     pub registers: u32,
-    /// Bytes of static shared memory.
     pub shared: u32,
     /// Bytes of local memory per thread: arrays that are indexed at run time, and spilled registers.
     pub stack: u32,
@@ -33,7 +31,6 @@ pub struct KernelResources {
 /// Machine code and what its kernels need.
 #[derive(Debug, Clone)]
 pub struct Compiled {
-    /// The machine code of the whole file, as the driver loads it.
     pub cubin: Vec<u8>,
     /// One entry for each kernel of the file, in the assembler's order.
     pub kernels: Vec<KernelResources>,
@@ -88,7 +85,6 @@ pub fn headers(sources: &Sources) -> impl Iterator<Item = (&str, &str)> {
     sources.files().filter(|(name, _)| name.ends_with(".cuh"))
 }
 
-/// Compiles kernels/`file`.cu.
 pub fn compile(sources: &Sources, file: &str, architecture: u32, dtype: DType) -> Result<Compiled> {
     libraries::nvrtc()?;
     let program = Program::new(sources, file)?;

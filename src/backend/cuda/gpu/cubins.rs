@@ -6,7 +6,8 @@
 
 use super::{compile, libraries, store};
 use crate::backend::cuda::driver::Result;
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
+use crate::backend::cuda::locked;
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -24,11 +25,9 @@ pub const COMPILER_STACK: usize = 16 << 20;
 /// Machine code of a kernel file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cubin {
-    /// The kernel file, without ".cu".
     pub file: String,
     /// As the driver loads it, without the checksum that it has on the disk.
     pub code: Vec<u8>,
-    /// It came from the disk.
     pub cached: bool,
 }
 
@@ -54,7 +53,7 @@ impl Cubins {
         let work = || {
             while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let cubin = self.get(sources, file, architecture, dtype);
-                done.lock().unwrap_or_else(PoisonError::into_inner).push(cubin);
+                locked(&done).push(cubin);
             }
         };
         let threads = thread::available_parallelism().map_or(1, usize::from).min(files.len());

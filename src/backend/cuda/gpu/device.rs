@@ -41,7 +41,6 @@ pub fn count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// The device `index`.
 pub fn open(index: usize) -> Result<Device> {
     let count = count()?;
     if index >= count {
@@ -96,7 +95,7 @@ pub fn check_capability(info: &DeviceInfo, dtype: DType) -> Result<()> {
     }
     if dtype == DType::BF16 && info.compute_capability < OLDEST_BF16 {
         return Err(CudaError::Unsupported(format!(
-            "{name} has compute capability {major}.{minor}, and bf16 needs 8.0 or later; use --precision f16"
+            "{name} has compute capability {major}.{minor}, and bf16 needs 8.0 or later; use f16"
         )));
     }
     Ok(())
@@ -141,7 +140,7 @@ mod tests {
         assert!(
             refusal(70, DType::F32).is_some_and(|text| text.contains("NVIDIA Old") && text.contains("7.0"))
         );
-        assert!(refusal(75, DType::BF16).is_some_and(|text| text.contains("--precision f16")));
+        assert!(refusal(75, DType::BF16).is_some_and(|text| text.contains("use f16")));
         assert_eq!(refusal(75, DType::F16), None);
         assert_eq!(refusal(90, DType::BF16), None);
     }

@@ -346,7 +346,6 @@ impl GraphExec {
         check("cuGraphUpload", unsafe { cu::cuGraphUpload(self.raw, stream.raw) })
     }
 
-    /// Enqueues the graph.
     pub fn launch(&self, stream: &Stream) -> Result<()> {
         self.context.enter()?;
         // SAFETY: both exist.
@@ -364,7 +363,6 @@ owned_handle!(
 );
 
 impl Module {
-    /// Loads a cubin.
     pub fn load(context: &Arc<Context>, cubin: &[u8]) -> Result<Self> {
         context.enter()?;
         // The driver reads ELF structures in place.
@@ -387,10 +385,7 @@ impl Module {
     }
 }
 
-owned_handle!(
-    /// Device memory.
-    DeviceBuffer, cu::CUdeviceptr, cu::cuMemFree_v2
-);
+owned_handle!(DeviceBuffer, cu::CUdeviceptr, cu::cuMemFree_v2);
 
 impl DeviceBuffer {
     /// Memory with unspecified contents, 256-byte aligned.

@@ -4,15 +4,15 @@ use super::calls::cuda as cu;
 use super::cubins::{COMPILER_STACK, Cubin, Cubins};
 use super::handles::{Context, Module, Stream, check};
 use super::parameters::{self, Sizes};
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Kernel, Launch, Result};
-use crate::backend::cuda::source::Sources;
+use crate::backend::cuda::kernel_sources::Sources;
+use crate::backend::cuda::{CudaError, locked};
 use crate::tensor::DType;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_uint};
 use std::ptr::null_mut;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 /// A kernel of a module that is loaded.
@@ -138,7 +138,7 @@ impl Kernels {
 
     /// The kernel, allowed to use the shared memory that the launch asks for.
     fn function(&self, launch: &Launch) -> Result<Function> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut functions = locked(&self.functions);
         let kernel = launch.kernel;
         let function = match functions.entry(kernel) {
             Entry::Occupied(entry) => entry.into_mut(),
@@ -163,7 +163,7 @@ impl Kernels {
     }
 
     fn find(&self, kernel: Kernel) -> Result<Function> {
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut modules = locked(&self.modules);
         let loaded = match modules.entry(kernel.file.to_owned()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => {

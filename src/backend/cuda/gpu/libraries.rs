@@ -20,7 +20,6 @@ use std::sync::OnceLock;
 /// The major versions of NVRTC and cuBLASLt that are looked for by their names, newest first.
 const MAJORS: [u32; 2] = [13, 12];
 
-/// A library that was found.
 #[derive(Debug, Clone, Serialize)]
 pub struct Loaded {
     /// The file that is in use, where the system tells.
@@ -34,7 +33,7 @@ pub struct Loaded {
 }
 
 /// The library, or what was found that cannot be used, and what to do.
-type Outcome = std::result::Result<Loaded, String>;
+type Outcome = Result<Loaded, String>;
 
 /// What is known of one library before it is opened; `T`: where its functions lie.
 struct Wanted<T> {
@@ -46,12 +45,9 @@ struct Wanted<T> {
     companions: Option<&'static str>,
     hint: &'static str,
     /// Finds the functions, or the name of one that is missing.
-    table: fn(&Library) -> std::result::Result<T, &'static str>,
-    /// An address in the library.
+    table: fn(&Library) -> Result<T, &'static str>,
     address: fn(&T) -> usize,
-    /// Major version and text.
-    version: fn(&T) -> std::result::Result<(u32, String), String>,
-    /// From here on calls go there.
+    version: fn(&T) -> Result<(u32, String), String>,
     keep: fn(T),
 }
 
@@ -220,7 +216,7 @@ fn by_name<T>(wanted: &Wanted<T>, names: &[String], failures: &mut Failures) -> 
 }
 
 /// All of its symbols at once, which are no other library's; or what the loader says.
-fn open(path: &Path) -> std::result::Result<Library, String> {
+fn open(path: &Path) -> Result<Library, String> {
     #[cfg(unix)]
     // SAFETY: runs the library's initialisers, which are NVIDIA's.
     let opened = unsafe {

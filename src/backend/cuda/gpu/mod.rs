@@ -6,38 +6,40 @@
 //! thread enqueues while a recording is open becomes part of it, though, and is not run: one thread at a time
 //! may enqueue.
 
+#![allow(missing_docs, reason = "public for the tests and the command line alone")]
+
 mod calls;
 mod choices;
 pub mod compile;
 pub mod cubins;
 mod device;
 mod folders;
+mod gemm;
 mod handles;
 mod kernels;
 mod latest;
 pub mod libraries;
 mod parameters;
 mod probe;
-mod product;
 pub mod store;
 mod transfer;
 
 pub use libraries::Loaded;
 pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
-use super::CudaError;
-use super::driver::{Address, DeviceInfo, Driver, Fetch, Launch, Product, Recording, Result};
-use super::source::Sources;
+use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
+use super::kernel_sources::Sources;
+use super::{CudaError, locked};
 use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;
+use gemm::{Gemms, Planning};
 use handles::{Context, DeviceBuffer, Event, GraphExec, Stream};
 use kernels::{Compiler, Kernels};
 use latest::{Enqueued, Latest};
-use product::{Planning, Products};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use transfer::{Landings, Ring, Streams};
 
 /// Batches that may be on their way to the device at once, and small things like labels.
@@ -60,7 +62,6 @@ pub struct GpuOptions {
 /// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
 /// recording.
 pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
-/// See [`MEASURE`].
 pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 
 impl Default for GpuOptions {
@@ -70,7 +71,6 @@ impl Default for GpuOptions {
     }
 }
 
-/// Memory that is handed out.
 #[derive(Default)]
 struct Ledger {
     buffers: HashMap<u64, (DeviceBuffer, usize)>,
@@ -88,16 +88,14 @@ enum RecordingState {
     Broken(String),
 }
 
-/// A GPU.
 pub struct Gpu {
     info: DeviceInfo,
-    /// Of the kernels' sources.
     kernels_hash: String,
     options: GpuOptions,
     recording: Mutex<RecordingState>,
     ledger: Mutex<Ledger>,
     kernels: Arc<Kernels>,
-    products: Products,
+    gemms: Gemms,
     large_feeds: Ring,
     small_feeds: Ring,
     landings: Arc<Landings>,
@@ -137,7 +135,7 @@ impl Gpu {
             recording: Mutex::new(RecordingState::Closed),
             ledger: Mutex::default(),
             kernels: Arc::new(kernels),
-            products: Products::new(&context, info.compute_capability, choices.clone(), options.record)?,
+            gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.record)?,
             large_feeds: Ring::new(&context, LARGE_FEEDS, SMALL_FEED),
             small_feeds: Ring::new(&context, SMALL_FEEDS, SMALL_FEED),
             landings: Landings::new(&context, &latest),
@@ -152,7 +150,7 @@ impl Gpu {
 
     /// Does what cannot be part of a recording, with none open until it is done.
     fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        let state = self.recording();
+        let state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             let problem = "a recording is open, and this cannot be part of one".into();
             return Err(CudaError::Call { call, problem });
@@ -164,7 +162,7 @@ impl Gpu {
     fn recorded<T>(&self, result: Result<T>) -> Result<T> {
         let result = self.latest.explain(result);
         if let Err(error) = &result {
-            let mut state = self.recording();
+            let mut state = locked(&self.recording);
             if matches!(*state, RecordingState::Open) {
                 // The graph so far is thrown away, and a failure to end it adds nothing to the first one.
                 let _ = self.streams.compute.end_capture();
@@ -181,24 +179,16 @@ impl Gpu {
         format!("{key}, kernels {}", self.kernels_hash)
     }
 
-    fn recording(&self) -> MutexGuard<'_, RecordingState> {
-        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Frees what was given back while a recording was open, if none is now.
     fn free_deferred(&self) {
-        let state = self.recording();
+        let state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             return;
         }
-        let buffers = std::mem::take(&mut self.ledger().to_free);
+        let buffers = std::mem::take(&mut locked(&self.ledger).to_free);
         if !buffers.is_empty() && self.streams.compute.synchronize().is_err() {
             // What is wrong is found again by the next call that can report it; until then work may need them.
-            self.ledger().to_free.extend(buffers);
+            locked(&self.ledger).to_free.extend(buffers);
         }
     }
 }
@@ -227,7 +217,6 @@ fn scope(info: &DeviceInfo) -> Result<Scope> {
     })
 }
 
-/// A recorded graph.
 struct GraphRecording {
     graph: GraphExec,
     /// What it launches, which must outlive it, whatever is dropped first.
@@ -248,7 +237,7 @@ impl Driver for Gpu {
     fn allocate(&self, bytes: usize) -> Result<Address> {
         let buffer = self.latest.explain(DeviceBuffer::new(&self.context, bytes))?;
         let address = buffer.address();
-        let mut ledger = self.ledger();
+        let mut ledger = locked(&self.ledger);
         ledger.buffers.insert(address, (buffer, bytes));
         ledger.now += bytes;
         ledger.peak = ledger.peak.max(ledger.now);
@@ -256,7 +245,7 @@ impl Driver for Gpu {
     }
 
     fn free(&self, address: Address) {
-        let mut ledger = self.ledger();
+        let mut ledger = locked(&self.ledger);
         let Some((buffer, bytes)) = ledger.buffers.remove(&address.0) else {
             debug_assert!(false, "{address:?} is freed and was not allocated");
             return;
@@ -268,7 +257,7 @@ impl Driver for Gpu {
     }
 
     fn allocated(&self) -> (usize, usize) {
-        let ledger = self.ledger();
+        let ledger = locked(&self.ledger);
         (ledger.now, ledger.peak)
     }
 
@@ -345,8 +334,8 @@ impl Driver for Gpu {
         launched
     }
 
-    unsafe fn product(&self, product: &Product) -> Result<()> {
-        let state = self.recording();
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        let state = locked(&self.recording);
         let planning = match *state {
             RecordingState::Open => Planning::Refuse,
             _ if self.options.measure => Planning::Measure,
@@ -356,10 +345,10 @@ impl Driver for Gpu {
         // lock must be free for `recorded` to end it.
         let guard = (planning == Planning::Measure).then_some(state);
         // SAFETY: as the caller promises; all products go to the one stream.
-        let result = unsafe { self.products.enqueue(product, &self.streams.compute, planning) };
+        let result = unsafe { self.gemms.enqueue(gemm, &self.streams.compute, planning) };
         drop(guard);
         let result = self.recorded(result);
-        self.latest.set(Enqueued::Product(*product));
+        self.latest.set(Enqueued::Gemm(*gemm));
         result
     }
 
@@ -368,7 +357,7 @@ impl Driver for Gpu {
     }
 
     fn begin_recording(&self) -> Result<()> {
-        let mut state = self.recording();
+        let mut state = locked(&self.recording);
         if matches!(*state, RecordingState::Open) {
             let _ = self.streams.compute.end_capture();
             *state = RecordingState::Closed;
@@ -382,7 +371,7 @@ impl Driver for Gpu {
 
     fn end_recording(&self) -> Result<Box<dyn Recording>> {
         let call = "end_recording";
-        let mut state = self.recording();
+        let mut state = locked(&self.recording);
         let graph = match std::mem::replace(&mut *state, RecordingState::Closed) {
             RecordingState::Open => self.streams.compute.end_capture(),
             RecordingState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
@@ -454,7 +443,7 @@ impl Driver for Gpu {
 impl Drop for Gpu {
     /// The fields give themselves back afterwards; nothing may still be running then.
     fn drop(&mut self) {
-        if matches!(*self.recording(), RecordingState::Open) {
+        if matches!(*locked(&self.recording), RecordingState::Open) {
             let _ = self.streams.compute.end_capture();
         }
         let _ = self.streams.copy.synchronize();

@@ -11,13 +11,11 @@ use std::path::PathBuf;
 pub struct LibraryReport {
     /// "libcuda", "libnvrtc" or "libcublasLt".
     pub name: &'static str,
-    /// None where there is a problem.
     pub found: Option<libraries::Loaded>,
     /// What is wrong and what to do about it.
     pub problem: Option<String>,
 }
 
-/// A device.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeviceReport {
     /// The driver's number for it, from 0: that of "cuda:0".
@@ -26,9 +24,7 @@ pub struct DeviceReport {
     pub name: String,
     /// "9.0".
     pub compute_capability: String,
-    /// As in [`DeviceInfo`](crate::backend::cuda::driver::DeviceInfo).
     pub multiprocessors: u32,
-    /// Bytes.
     pub memory: usize,
 }
 
@@ -39,13 +35,11 @@ pub struct CacheReport {
     pub folder: Option<PathBuf>,
     /// Compiled kernels in it: one for each kernel file, architecture, number type and version so far.
     pub kernel_files: usize,
-    /// Of the compiled kernels.
     pub bytes: u64,
     /// Why nothing can be kept, which makes every start slower.
     pub problem: Option<String>,
 }
 
-/// All of it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Probe {
     /// The driver, NVRTC and cuBLASLt, in this order.

@@ -3,11 +3,11 @@
 
 use super::handles::{Context, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::latest::Latest;
-use crate::backend::cuda::CudaError;
 use crate::backend::cuda::driver::{Fetch, Result};
+use crate::backend::cuda::{CudaError, locked};
 use rayon::prelude::*;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// From here on several threads copy into pinned memory: one alone is slower than the bus.
 const PARALLEL_COPY: usize = 1 << 20;
@@ -86,7 +86,7 @@ impl Ring {
 
     /// The oldest slot if it is free, or if there may be no more slots; else none.
     fn take(&self) -> Result<Option<Slot>> {
-        let mut state = self.lock();
+        let mut state = locked(&self.state);
         let oldest = state.free.front().map(|slot| slot.taken.is_done()).transpose()?;
         match oldest {
             Some(done) if done || state.made >= self.slots => Ok(state.free.pop_front()),
@@ -96,12 +96,8 @@ impl Ring {
 
     fn make(&self, bytes: usize) -> Result<Slot> {
         let slot = Slot::new(&self.context, bytes.max(self.minimum).next_multiple_of(4096))?;
-        self.lock().made += 1;
+        locked(&self.state).made += 1;
         Ok(slot)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, RingState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -143,7 +139,7 @@ impl Filled<'_> {
 impl Drop for Filled<'_> {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.ring.lock().free.push_back(slot);
+            locked(&self.ring.state).free.push_back(slot);
         }
     }
 }
@@ -193,7 +189,7 @@ impl Landings {
 
     /// A landing for `bytes` bytes that nothing is on its way to.
     fn take(&self, bytes: usize) -> Result<Landing> {
-        let mut free = self.lock();
+        let mut free = locked(&self.free);
         for i in 0..free.len() {
             if free[i].pinned.capacity() >= bytes && free[i].arrived.is_done()? {
                 return Ok(free.swap_remove(i));
@@ -205,10 +201,6 @@ impl Landings {
             pinned: PinnedBuffer::new(&self.context, capacity)?,
             arrived: Event::new(&self.context)?,
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Landing>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -238,7 +230,7 @@ impl PinnedFetch {
 
     fn give_back(&mut self) {
         if let Some(landing) = self.landing.take() {
-            self.pool.lock().push(landing);
+            locked(&self.pool.free).push(landing);
         }
     }
 }

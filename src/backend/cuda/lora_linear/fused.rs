@@ -9,7 +9,6 @@ pub struct Tile {
     rows: usize,
     columns: usize,
     threads: usize,
-    /// Bytes of dynamic shared memory.
     shared: usize,
 }
 
@@ -87,7 +86,7 @@ fn pick(
 pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
     let Forward { frozen, parts, u, .. } = work;
     let Sizes { m, k, n, weight_stride } = frozen.sizes;
-    let product = frozen.as_product().work();
+    let gemm = frozen.as_gemm().work();
     let args = Args::new()
         .address(frozen.from)
         .address(frozen.weight)
@@ -106,8 +105,8 @@ pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
         .int(parts.width)
         .int(parts.part_of_segment)
         .float(parts.scale)
-        .moving(product.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
-        .multiplying(product.tensor_flop + parts.flop(m, k), true);
+        .moving(gemm.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
+        .multiplying(gemm.tensor_flop + parts.flop(m, k), true);
     let grid = [n / parts.out * parts.out.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
     cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
 }
@@ -115,7 +114,7 @@ pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
 pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
     let Backward { frozen, parts, du, .. } = work;
     let Sizes { m, k, n, weight_stride } = frozen.sizes;
-    let product = frozen.as_product().work();
+    let gemm = frozen.as_gemm().work();
     let args = Args::new()
         .address(frozen.from)
         .address(frozen.weight)
@@ -132,8 +131,8 @@ pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
         .int(parts.width)
         .int(parts.part_of_segment)
         .float(parts.scale)
-        .moving(product.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
-        .multiplying(product.tensor_flop + parts.flop(m, k), true);
+        .moving(gemm.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
+        .multiplying(gemm.tensor_flop + parts.flop(m, k), true);
     let grid = [k.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
     cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
 }

@@ -1,15 +1,15 @@
 //! Frozen linear layers, with and without a low-rank update beside them.
 //!
-//! A layer with an adapter has two forms: [`product`], a kernel for the low-rank part and a cuBLASLt
+//! A layer with an adapter has two forms: [`gemm`], a kernel for the low-rank part and a cuBLASLt
 //! product that adds to it, and [`fused`], one kernel of our own for all of it. Here is what they share: the
 //! checks of shapes, and which form computes what.
 
 mod fused;
+mod gemm;
 mod gradients;
 mod parts;
-mod product;
 
-use super::driver::Product;
+use super::driver::Gemm;
 use super::dropout::Dropped;
 use super::*;
 use parts::Parts;
@@ -23,7 +23,7 @@ pub fn linear(
 ) -> Result<()> {
     let sizes = Sizes::of("linear", x.matrix(), y.shape.columns(), layer)?;
     let frozen = Frozen::forward("linear", cuda, sizes, x, layer, residual, y)?;
-    frozen.product(cuda)
+    frozen.gemm(cuda)
 }
 
 pub fn linear_backward(
@@ -34,7 +34,7 @@ pub fn linear_backward(
 ) -> Result<()> {
     let (m, n) = dy.matrix();
     let sizes = Sizes::of("linear_backward", (m, dx.shape.columns()), n, layer)?;
-    Frozen::backward("linear_backward", cuda, sizes, dy, layer, dx)?.product(cuda)
+    Frozen::backward("linear_backward", cuda, sizes, dy, layer, dx)?.gemm(cuda)
 }
 
 #[allow(clippy::too_many_arguments)]
@@ -63,12 +63,12 @@ pub fn lora_linear(
     }
     // The fused form reads one input for both products.
     if seen.is_some() {
-        return product::forward(cuda, &work);
+        return gemm::forward(cuda, &work);
     }
     let tiles = fused::forward_tiles(cuda, &work);
     form(cuda, OP, &work.frozen, &parts, tiles, &mut |form| match form {
-        Form::Fused(tile) => fused::forward(cuda, &work, tile),
-        Form::Product => product::forward(cuda, &work),
+        LoraKernel::Fused(tile) => fused::forward(cuda, &work, tile),
+        LoraKernel::Gemm => gemm::forward(cuda, &work),
     })
 }
 
@@ -110,7 +110,7 @@ pub fn lora_linear_backward(
     };
     match frozen {
         _ if m == 0 => {}
-        None => product::backward_start(cuda, &parts, sizes, dy_at, du, None, None)?,
+        None => gemm::backward_start(cuda, &parts, sizes, dy_at, du, None, None)?,
         Some(frozen) => input_gradient(cuda, &Backward { frozen, parts, du, dropped })?,
     }
     gradients.launch(cuda, &parts)
@@ -120,12 +120,12 @@ pub fn lora_linear_backward(
 fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
     // The fused form adds du·A to the product as it is.
     if work.dropped.is_some() {
-        return product::backward(cuda, work);
+        return gemm::backward(cuda, work);
     }
     let tiles = fused::backward_tiles(cuda, work);
     form(cuda, "lora_linear_backward", &work.frozen, &work.parts, tiles, &mut |form| match form {
-        Form::Fused(tile) => fused::backward(cuda, work, tile),
-        Form::Product => product::backward(cuda, work),
+        LoraKernel::Fused(tile) => fused::backward(cuda, work, tile),
+        LoraKernel::Gemm => gemm::backward(cuda, work),
     })
 }
 
@@ -256,16 +256,16 @@ impl Frozen {
     }
 
     /// Enqueues it as one product.
-    fn product(&self, cuda: &Cuda) -> Result<()> {
+    fn gemm(&self, cuda: &Cuda) -> Result<()> {
         if self.sizes.m == 0 {
             return Ok(());
         }
-        cuda.product(&self.as_product())
+        cuda.gemm(&self.as_gemm())
     }
 
-    fn as_product(&self) -> Product {
+    fn as_gemm(&self) -> Gemm {
         let (n, k) = self.columns();
-        Product {
+        Gemm {
             m: self.sizes.m,
             n,
             k,
@@ -305,17 +305,17 @@ struct Backward {
 
 /// [`LoraForm`] without the open question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
+enum LoraKernel {
     Fused(fused::Tile),
-    Product,
+    Gemm,
 }
 
-impl Form {
+impl LoraKernel {
     /// Under which it is remembered.
     fn name(self) -> &'static str {
         match self {
-            Form::Fused(tile) => tile.kernel,
-            Form::Product => "product",
+            LoraKernel::Fused(tile) => tile.kernel,
+            LoraKernel::Gemm => "product",
         }
     }
 }
@@ -330,11 +330,11 @@ fn form(
     frozen: &Frozen,
     parts: &Parts,
     tiles: fused::Tiles,
-    run: &mut dyn FnMut(Form) -> Result<()>,
+    run: &mut dyn FnMut(LoraKernel) -> Result<()>,
 ) -> Result<()> {
-    let fused = tiles[0].map(Form::Fused);
+    let fused = tiles[0].map(LoraKernel::Fused);
     match (cuda.lora_form(), fused) {
-        (_, None) | (LoraForm::Product, _) => return run(Form::Product),
+        (_, None) | (LoraForm::Gemm, _) => return run(LoraKernel::Gemm),
         (LoraForm::Fused, Some(fused)) => return run(fused),
         (LoraForm::Auto, Some(fused)) if !cuda.driver().measures() => return run(fused),
         (LoraForm::Auto, _) => {}
@@ -343,12 +343,12 @@ fn form(
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());
     let Parts { count, rank, part_of_segment, .. } = *parts;
     let key = format!("{op} {dtype} {m}x{k} to {n}, {count} of {rank} at {part_of_segment:x}, {extra:?}");
-    let candidates = || tiles.into_iter().flatten().map(Form::Fused).chain([Form::Product]);
+    let candidates = || tiles.into_iter().flatten().map(LoraKernel::Fused).chain([LoraKernel::Gemm]);
     let known = cuda.driver().recall(&key);
     if let Some(form) = candidates().find(|form| known.as_deref() == Some(form.name())) {
         return run(form);
     }
-    let mut fastest = (Form::Product, f64::INFINITY);
+    let mut fastest = (LoraKernel::Gemm, f64::INFINITY);
     for form in candidates() {
         let seconds = seconds(cuda, &mut || run(form))?;
         if seconds < fastest.1 {

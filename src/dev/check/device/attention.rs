@@ -1,0 +1,295 @@
+//! Checks of attention.
+
+use super::{Both, Checker, Pair, Result, Scope, bound};
+use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
+use crate::dev::check::{Row, relative_error, worse};
+use crate::tensor::DType;
+use std::ops::Range;
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    quick_packed(c)?;
+    quick_split(c)?;
+    if c.scope == Scope::Full {
+        full(c)?;
+    }
+    Ok(())
+}
+
+/// Sizes of a check: `queries` only counts where they are apart from the keys.
+#[derive(Clone, Copy)]
+struct Size {
+    batch: usize,
+    queries: usize,
+    keys: usize,
+    heads: usize,
+    head: usize,
+    causal: bool,
+    /// Of the numbers in the queries; the others are around 1.
+    scale: f64,
+    /// Added to queries and taken from keys: all scores are far below zero.
+    shift: f64,
+}
+
+impl Size {
+    /// `tokens` that see each other.
+    fn of(batch: usize, tokens: usize, heads: usize, head: usize) -> Size {
+        Size { batch, queries: tokens, keys: tokens, heads, head, causal: false, scale: 1.0, shift: 0.0 }
+    }
+
+    fn causal(self) -> Size {
+        Size { causal: true, ..self }
+    }
+
+    fn queries(self, queries: usize) -> Size {
+        Size { queries, ..self }
+    }
+
+    fn scaled(self, scale: f64) -> Size {
+        Size { scale, ..self }
+    }
+
+    fn shifted(self, shift: f64) -> Size {
+        Size { shift, ..self }
+    }
+
+    fn width(&self) -> usize {
+        self.heads * self.head
+    }
+
+    fn shape(&self) -> AttentionShape {
+        AttentionShape { heads: self.heads, causal: self.causal }
+    }
+
+    /// Rounded in f32, scores are off by some 1e-7 of their size, and an exponential passes the error on as
+    /// a relative one. What was added to queries and keys cancels in the gradients because the rows of dS
+    /// sum to zero, which they do as exactly as o is rounded.
+    fn bound(&self, dtype: DType) -> f64 {
+        let scores = self.scale + self.shift * self.shift * (self.head as f64).sqrt();
+        (bound(dtype) * (1.0 + self.shift)).max(1e-6 * scores)
+    }
+
+    fn describe(&self) -> String {
+        let &Size { batch, queries, keys, heads, head, causal, scale, shift } = self;
+        let of = if queries == keys { String::new() } else { format!(" of {keys}") };
+        let mask = if causal { ", causal" } else { "" };
+        let large = if scale == 1.0 { String::new() } else { format!(", q·{scale}") };
+        let low = if shift == 0.0 { String::new() } else { format!(", q + {shift}, k - {shift}") };
+        format!("{batch}x{queries}{of}, {heads} heads of {head}{mask}{large}{low}")
+    }
+}
+
+/// Every width that a kernel is built for, and widths between them; one tile, several, and their edges.
+fn quick_packed<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    for size in [
+        Size::of(2, 1, 3, 4),
+        Size::of(2, 5, 2, 7),
+        Size::of(1, 17, 2, 7).causal(),
+        Size::of(1, 65, 1, 4),
+        Size::of(1, 37, 1, 33).causal(),
+        Size::of(1, 5, 2, 70),
+        Size::of(1, 35, 1, 150).causal(),
+        Size::of(2, 17, 2, 8),
+        Size::of(1, 1, 2, 32),
+        Size::of(1, 64, 1, 32),
+        Size::of(1, 130, 1, 32).scaled(64.0),
+        Size::of(1, 130, 1, 32).causal(),
+        Size::of(2, 50, 2, 64),
+        Size::of(1, 65, 1, 64),
+        Size::of(1, 77, 1, 64).causal(),
+        Size::of(1, 50, 1, 64).scaled(8.0),
+        Size::of(1, 5, 1, 64).shifted(4.0),
+        Size::of(1, 17, 2, 80),
+        Size::of(1, 70, 1, 80),
+        Size::of(1, 17, 1, 88),
+        Size::of(1, 70, 1, 88),
+        Size::of(1, 70, 1, 96).causal(),
+        Size::of(1, 67, 1, 104),
+        Size::of(1, 17, 2, 128).causal(),
+        Size::of(1, 66, 1, 128),
+    ] {
+        packed(c, size)?;
+    }
+    Ok(())
+}
+
+fn quick_split<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    for size in [
+        Size::of(3, 1, 2, 5).queries(1),
+        Size::of(2, 37, 2, 64).queries(1),
+        Size::of(1, 70, 1, 40).queries(1),
+        Size::of(1, 50, 1, 128).queries(1),
+        Size::of(1, 9, 1, 256).queries(1),
+        Size::of(2, 5, 1, 64).queries(1).shifted(4.0),
+        Size::of(1, 40, 1, 7).queries(19),
+        // A single query for keys of more than one tile, at every width from that of most models on.
+        Size::of(2, 70, 1, 64).queries(1),
+        Size::of(1, 70, 2, 80).queries(1),
+        Size::of(1, 70, 1, 88).queries(1),
+        Size::of(1, 130, 1, 96).queries(1),
+        Size::of(1, 70, 1, 104).queries(1),
+        Size::of(1, 66, 1, 128).queries(1),
+        Size::of(1, 17, 2, 32).queries(70),
+        Size::of(1, 100, 1, 64).queries(3),
+    ] {
+        split(c, size)?;
+    }
+    Ok(())
+}
+
+fn full<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    for (tokens, heads, head) in [
+        (50, 12, 64),
+        (66, 12, 64),
+        (77, 8, 64),
+        (197, 12, 64),
+        (242, 12, 64),
+        (257, 16, 64),
+        (577, 16, 64),
+        (257, 16, 80),
+        (257, 16, 88),
+        (257, 16, 104),
+    ] {
+        packed(c, Size::of(4, tokens, heads, head))?;
+        packed(c, Size::of(2, tokens, heads, head).causal())?;
+        split(c, Size::of(4, tokens, heads, head).queries(1))?;
+        split(c, Size::of(2, tokens, heads, head).queries(33))?;
+    }
+    for (tokens, heads, head) in [(257, 11, 96), (197, 7, 104), (257, 5, 33)] {
+        packed(c, Size::of(2, tokens, heads, head))?;
+        packed(c, Size::of(2, tokens, heads, head).causal())?;
+    }
+    for scale in [8.0, 64.0] {
+        packed(c, Size::of(2, 197, 4, 64).scaled(scale))?;
+        packed(c, Size::of(2, 197, 4, 64).causal().scaled(scale))?;
+    }
+    Ok(())
+}
+
+/// Numbers of which those in each part of a row's columns are turned into `scale·v + shift`.
+fn random_parts<B: Backend, const N: usize>(
+    c: &Checker<'_, B>,
+    shape: [usize; 3],
+    parts: [(f64, f64); N],
+    seed: u64,
+) -> Result<Pair<B>> {
+    let mut values = c.random(shape, DType::F64, 1.0, seed)?.host;
+    let columns = (shape[2] / N).max(1);
+    for (index, part) in values.typed_mut::<f64>()?.chunks_exact_mut(columns).enumerate() {
+        let (scale, shift) = parts[index % N];
+        part.iter_mut().for_each(|v| *v = scale * *v + shift);
+    }
+    c.pair(&values, c.real())
+}
+
+fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    c.case(size.describe(), |c| packed_case(c, size))
+}
+
+fn packed_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    let (d, real, shape) = (size.width(), c.real(), size.shape());
+    let (rows, wide) = ([size.batch, size.keys, d], [size.batch, size.keys, 3 * d]);
+    let qkv = random_parts(c, wide, [(size.scale, size.shift), (1.0, -size.shift), (1.0, 0.0)], 1)?;
+    let d_o = c.random(rows, real, 1.0, 2)?;
+    let (mut o, mut dqkv) = (c.output(rows, real)?, c.output(wide, real)?);
+    let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
+
+    c.device.attention(AttentionInput::Packed(&qkv.device), shape, &mut saved.device, &mut o.device)?;
+    c.cpu.attention(AttentionInput::Packed(&qkv.host), shape, &mut saved.host, &mut o.host)?;
+    c.device.attention_backward(
+        &d_o.device,
+        &o.device,
+        AttentionInput::Packed(&qkv.device),
+        &saved.device,
+        shape,
+        &mut scratch.device,
+        AttentionGradient::Packed(&mut dqkv.device),
+    )?;
+    c.cpu.attention_backward(
+        &d_o.host,
+        &o.host,
+        AttentionInput::Packed(&qkv.host),
+        &saved.host,
+        shape,
+        &mut scratch.host,
+        AttentionGradient::Packed(&mut dqkv.host),
+    )?;
+    c.compare_within("attention o", &size.describe(), &o, size.bound(real))?;
+    compare_columns(c, "attention dq", size, &dqkv, 0..d)?;
+    compare_columns(c, "attention dk", size, &dqkv, d..2 * d)?;
+    compare_columns(c, "attention dv", size, &dqkv, 2 * d..3 * d)
+}
+
+fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    c.case(size.describe(), |c| split_case(c, size))
+}
+
+fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
+    let (d, real, shape) = (size.width(), c.real(), size.shape());
+    let (rows, wide) = ([size.batch, size.queries, d], [size.batch, size.keys, 2 * d]);
+    let q = random_parts(c, rows, [(size.scale, size.shift)], 1)?;
+    let kv = random_parts(c, wide, [(1.0, -size.shift), (1.0, 0.0)], 2)?;
+    let d_o = c.random(rows, real, 1.0, 3)?;
+    let (mut o, mut dq, mut dkv) = (c.output(rows, real)?, c.output(rows, real)?, c.output(wide, real)?);
+    let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
+
+    let input = AttentionInput::Split { q: &q.device, kv: &kv.device };
+    c.device.attention(input, shape, &mut saved.device, &mut o.device)?;
+    let input = AttentionInput::Split { q: &q.host, kv: &kv.host };
+    c.cpu.attention(input, shape, &mut saved.host, &mut o.host)?;
+    c.device.attention_backward(
+        &d_o.device,
+        &o.device,
+        AttentionInput::Split { q: &q.device, kv: &kv.device },
+        &saved.device,
+        shape,
+        &mut scratch.device,
+        AttentionGradient::Split { dq: &mut dq.device, dkv: &mut dkv.device },
+    )?;
+    c.cpu.attention_backward(
+        &d_o.host,
+        &o.host,
+        AttentionInput::Split { q: &q.host, kv: &kv.host },
+        &saved.host,
+        shape,
+        &mut scratch.host,
+        AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host },
+    )?;
+    c.compare_within("attention split o", &size.describe(), &o, size.bound(real))?;
+    compare_columns(c, "attention split dq", size, &dq, 0..d)?;
+    compare_columns(c, "attention split dk", size, &dkv, 0..d)?;
+    compare_columns(c, "attention split dv", size, &dkv, d..2 * d)
+}
+
+/// What the two backends keep differs, and so do its shapes.
+fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
+    let Size { batch, heads, queries, keys, .. } = size;
+    let device =
+        c.device.empty(c.device.attention_saved(batch, heads, queries, keys), c.device.master_dtype())?;
+    let host = c.cpu.zeros(c.cpu.attention_saved(batch, heads, queries, keys), DType::F64)?;
+    Ok(Both { device, host })
+}
+
+/// Adds a row for some columns of a result, so that a small gradient is not measured against a large one.
+fn compare_columns<B: Backend>(
+    c: &mut Checker<'_, B>,
+    name: &str,
+    size: Size,
+    pair: &Pair<B>,
+    columns: Range<usize>,
+) -> Result<()> {
+    let width = pair.host.shape().columns();
+    let part = |values: &[f64]| -> Vec<f64> {
+        values.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect()
+    };
+    let (found, expected) = (part(&c.found(pair)?), part(pair.host.typed::<f64>()?));
+    // The softmax over one key is constant: dq and dk are zero but for rounding, which is then measured
+    // against the numbers that cancel, about 1.
+    let error = if size.keys == 1 && expected.iter().all(|v| v.abs() < 1e-12) {
+        found.iter().fold(0.0, |worst, v| worse(worst, v.abs()))
+    } else {
+        relative_error(&found, &expected)
+    };
+    let (at, bound) = (size.describe(), size.bound(c.real()));
+    c.row(Row::new(name, at, error, bound));
+    Ok(())
+}

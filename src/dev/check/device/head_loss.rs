@@ -1,0 +1,239 @@
+//! Checks of head_loss. All of it is in the master type, whatever the activations are in.
+
+use super::mix::MixPair;
+use super::{Checker, Pair, Result, Scope, bound};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, Classifier, Control, Counting, LossWeights, Stat, Targets};
+use crate::tensor::{DType, Tensor};
+use std::ops::Range;
+
+/// The statistics behind the losses.
+const COUNTS: Range<usize> = 2..Stat::COUNT;
+
+/// What the definition and the device are asked for.
+#[derive(Clone, Copy)]
+struct Case {
+    batch: usize,
+    classes: usize,
+    width: usize,
+    weights: LossWeights,
+    /// Whether the gradient of the features is wanted, and whether there is a loss scale.
+    features: bool,
+    /// Whether the gradient of the text features is wanted.
+    text_features: bool,
+    scaled: bool,
+    mixed: bool,
+    /// Whether the classes are weighted; S of label smoothing; whether the text's count so too.
+    weighted: bool,
+    smoothing: f64,
+    text_counts: bool,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let Case { batch, classes, width, .. } = self;
+        let mut name = format!("{batch} of {classes} classes, width {width}");
+        name += if self.mixed { ", mixed" } else { "" };
+        name += if self.weighted { ", weighted" } else { "" };
+        name += if self.smoothing > 0.0 { ", smoothed" } else { "" };
+        name += if self.text_counts { " with the text" } else { "" };
+        name += if self.scaled { ", scaled" } else { "" };
+        name += match (self.features, self.text_features) {
+            (true, false) => "",
+            (false, false) => ", head alone",
+            (true, true) => ", text trained",
+            (false, true) => ", text trained, no df",
+        };
+        name += if self.weights.text == 0.0 { ", no text" } else { "" };
+        name
+    }
+}
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let both = LossWeights { head: 0.8, text: 0.3 };
+    let case = |batch, classes, width| Case {
+        batch,
+        classes,
+        width,
+        weights: both,
+        features: true,
+        text_features: false,
+        scaled: false,
+        mixed: false,
+        weighted: false,
+        smoothing: 0.0,
+        text_counts: false,
+    };
+    // One of everything; sizes that no tile divides, with rows of 16 bytes and without; more classes and
+    // columns than a block takes, and more images than a warp has lanes.
+    let mut cases = vec![case(1, 1, 1), case(5, 3, 7), case(9, 102, 64), case(6, 37, 141)];
+    cases.extend([case(3, 300, 12), case(3, 9, 200), case(40, 5, 8)]);
+    cases.push(Case { scaled: true, ..case(4, 17, 8) });
+    cases.push(Case { features: false, ..case(4, 17, 8) });
+    cases.push(Case { weights: LossWeights { head: 1.0, text: 0.0 }, ..case(4, 17, 8) });
+    cases.push(Case { weighted: true, ..case(5, 37, 12) });
+    cases.push(Case { smoothing: 0.1, text_counts: true, ..case(5, 37, 12) });
+    cases.push(Case { weighted: true, smoothing: 0.3, text_counts: true, ..case(9, 70, 7) });
+    if c.scope == Scope::Full {
+        cases.extend([case(32, 102, 512), case(8, 1000, 768), case(256, 102, 512), case(2, 100_000, 16)]);
+    }
+    for case in cases {
+        for case in [case, Case { mixed: true, ..case }, Case { text_features: true, ..case }] {
+            c.case(case.name(), |c| head_loss(c, case))?;
+        }
+    }
+    c.case("ties", ties)
+}
+
+/// The trained and the constant weights, on both sides.
+struct Weights<B: Backend> {
+    weight: Pair<B>,
+    bias: Pair<B>,
+    text: Pair<B>,
+    text_scale: f64,
+}
+
+impl<B: Backend> Weights<B> {
+    fn device(&self) -> Classifier<'_, B> {
+        let Weights { weight, bias, text, text_scale } = self;
+        Classifier { weight: &weight.device, bias: &bias.device, text: &text.device, text_scale: *text_scale }
+    }
+
+    fn host(&self) -> Classifier<'_, Cpu<f64>> {
+        let Weights { weight, bias, text, text_scale } = self;
+        Classifier { weight: &weight.host, bias: &bias.host, text: &text.host, text_scale: *text_scale }
+    }
+}
+
+/// Labels, and how they are mixed, on both sides.
+struct TargetsPair<B: Backend> {
+    labels: Pair<B>,
+    mix: Option<MixPair<B>>,
+    class_weights: Option<Pair<B>>,
+    smoothing: f64,
+    text_counts: bool,
+}
+
+impl<B: Backend> TargetsPair<B> {
+    fn device(&self) -> Targets<'_, B> {
+        let weights = self.class_weights.as_ref().map(|weights| &weights.device);
+        let counting = Counting { weights, smoothing: self.smoothing, of_text: self.text_counts };
+        Targets { labels: &self.labels.device, mix: self.mix.as_ref().map(|mix| &mix.device), counting }
+    }
+
+    fn host(&self) -> Targets<'_, Cpu<f64>> {
+        let weights = self.class_weights.as_ref().map(|weights| &weights.host);
+        let counting = Counting { weights, smoothing: self.smoothing, of_text: self.text_counts };
+        Targets { labels: &self.labels.host, mix: self.mix.as_ref().map(|mix| &mix.host), counting }
+    }
+}
+
+fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
+    let Case { batch, classes, width, .. } = case;
+    let master = c.device.master_dtype();
+    let unit = 1.0 / (width as f64).sqrt();
+    let weights = Weights {
+        weight: c.random([classes, width], master, 1.0, 2)?,
+        bias: c.random([classes], master, 1.0, 3)?,
+        text: c.random([classes, width], master, unit, 4)?,
+        // Text logits with a deviation of 3, as CLIP's are.
+        text_scale: 3.0 / unit,
+    };
+    let f = c.random([batch, width], master, unit, 1)?;
+    let truth: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
+    let mix = if case.mixed { Some(MixPair::new(c, batch)?) } else { None };
+    let class_weights = match case.weighted {
+        true => Some(c.random([classes], master, 1.0, 6)?),
+        false => None,
+    };
+    let Case { smoothing, text_counts, .. } = case;
+    let targets = TargetsPair {
+        labels: c.same(Tensor::from_slice([batch], &truth)?)?,
+        mix,
+        class_weights,
+        smoothing,
+        text_counts,
+    };
+    let mut head = c.output([batch, classes], master)?;
+    let mut text = c.output([batch, classes], master)?;
+    let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
+    both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));
+    let at = case.name();
+    c.compare_within("head_loss head", &at, &head, bound(master))?;
+    c.compare_within("head_loss text", &at, &text, bound(master))?;
+    // With one class both losses are 0: the counts alone tell.
+    if classes > 1 {
+        c.compare_part("head_loss losses", &at, &stats, 0..2, bound(master))?;
+    }
+    // Whole numbers are exact, sums of shares are rounded.
+    c.compare_part("head_loss counts", &at, &stats, COUNTS, if case.mixed { bound(master) } else { 0.0 })?;
+    if classes > 1 {
+        backward(c, case, &weights, &f, &targets, head, text)?;
+    }
+    Ok(())
+}
+
+fn backward<B: Backend>(
+    c: &mut Checker<'_, B>,
+    case: Case,
+    weights: &Weights<B>,
+    f: &Pair<B>,
+    targets: &TargetsPair<B>,
+    head: Pair<B>,
+    text: Pair<B>,
+) -> Result<()> {
+    let Case { batch, classes, width, .. } = case;
+    let master = c.device.master_dtype();
+    // From the same logits on both sides.
+    let (mut head, mut text) = (c.pair(&head.host, master)?, c.pair(&text.host, master)?);
+    let mut dw = c.output([classes, width], master)?;
+    let mut db = c.output([classes], master)?;
+    let mut df = c.output([batch, width], master)?;
+    let mut dt = c.output([classes, width], master)?;
+    let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, master)?;
+    both!(c.head_loss_backward(
+        &f,
+        weights(),
+        targets(),
+        case.weights,
+        case.scaled => &control,
+        &mut head,
+        &mut text,
+        &mut dw,
+        &mut db,
+        case.features => &mut df,
+        case.text_features => &mut dt
+    ));
+    let at = case.name();
+    c.compare_within("head_loss d_head", &at, &head, bound(master))?;
+    // Without a use for their gradients the text logits stay what they were.
+    c.compare_within("head_loss d_text", &at, &text, bound(master))?;
+    c.compare_within("head_loss dH", &at, &dw, bound(master))?;
+    c.compare_within("head_loss dh", &at, &db, bound(master))?;
+    if case.text_features {
+        c.compare_within("head_loss dT", &at, &dt, bound(master))?;
+    }
+    if case.features {
+        // Once the label's term is in the sum, each of very many small ones rounds a number of its size:
+        // 6e-6 of the largest value at 100 000 classes.
+        let many = if classes > 10_000 { 3.0 } else { 1.0 };
+        c.compare_within("head_loss df", &at, &df, many * bound(master))?;
+    }
+    Ok(())
+}
+
+/// Where all logits are equal, the first class is the answer.
+fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let (master, batch, classes, width) = (c.device.master_dtype(), 6, 70, 4);
+    let vector = |n: usize| c.pair(&Tensor::zeros([n], DType::F64), master);
+    let matrix = || c.pair(&Tensor::zeros([classes, width], DType::F64), master);
+    let weights = Weights { weight: matrix()?, bias: vector(classes)?, text: matrix()?, text_scale: 1.0 };
+    let f = c.random([batch, width], master, 1.0, 1)?;
+    let labels = c.same(Tensor::from_slice([batch], &[0u32, 1, 2, 0, 32, 64])?)?;
+    let mut head = c.output([batch, classes], master)?;
+    let mut text = c.output([batch, classes], master)?;
+    let mut stats = vector(Stat::COUNT)?;
+    let targets = TargetsPair { labels, mix: None, class_weights: None, smoothing: 0.0, text_counts: false };
+    both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));
+    c.compare_part("head_loss counts", "equal logits", &stats, COUNTS, 0.0)
+}

@@ -1,0 +1,284 @@
+//! Every operation of a device against its definition: the CPU form in f64, on the same inputs.
+//!
+//! Inputs are random numbers rounded to the type that the device computes in, so what is measured is the
+//! device's own arithmetic. One file per operation, named as its kernel.
+
+/// One operation on the device and on the host, each with its own of every argument: `&x`, `&mut x` and `*x` of a pair,
+/// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
+/// where it is wanted. Other arguments are the same on both sides.
+macro_rules! both {
+    ($c:ident.$op:ident($($args:tt)*)) => {
+        both!(@ ($c.device.$op) device () $($args)*,)?;
+        both!(@ ($c.cpu.$op) host () $($args)*,)?
+    };
+    (@ ($($call:tt)*) $side:ident ($($done:tt)*)) => { $($call)*($($done)*) };
+    (@ $call:tt $side:ident ($($done:tt)*) &mut $x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* &mut $x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) &$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* &$x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) *$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.$side,) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $x:ident($($a:expr)?), $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.$side($($a)?),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident($($a:expr)?), $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.as_ref().map(|x| x.$side($($a)?)),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x.as_ref().map(|x| &x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &mut $x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $wanted.then_some(&mut $x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &$x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $wanted.then_some(&$x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $x:expr, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x,) $($rest)*)
+    };
+}
+
+mod accumulate;
+mod activation;
+mod adamw;
+mod attention;
+mod class_features;
+mod crop_resize;
+mod dropout;
+mod embed;
+mod head_loss;
+mod l2_norm;
+mod layer_norm;
+mod lora_linear;
+mod mix;
+mod prompts;
+mod steps;
+mod triplet;
+
+use super::difference::normal;
+use super::{Result, Row, relative_error};
+use crate::backend::cpu::Cpu;
+use crate::backend::{Backend, DeviceTensor};
+use crate::tensor::{DType, Shape, Tensor, TensorError};
+use std::ops::Range;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Small and odd sizes, and one of each kind that a kernel treats differently: for the host twin.
+    Quick,
+    /// Also the sizes of real models.
+    Full,
+}
+
+/// Largest error, relative to the largest value of the tensor, that passes for a type.
+pub fn bound(dtype: DType) -> f64 {
+    match dtype {
+        DType::F16 => 2e-3,
+        DType::BF16 => 1.6e-2,
+        _ => 1e-5,
+    }
+}
+
+/// Declares each group once, with its module, whose `check` checks it.
+macro_rules! groups {
+    ($($variant:ident $module:ident,)*) => {
+        /// What can be checked apart from the rest: an operation, or whole steps. The names are those of the kernel
+        /// files.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Group {
+            $($variant,)*
+        }
+
+        impl Group {
+            /// All of them, in the order in which they are checked.
+            pub const ALL: [Group; [$(Group::$variant),*].len()] = [$(Group::$variant),*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Group::$variant => stringify!($module),)*
+                }
+            }
+
+            fn check<B: Backend>(self, c: &mut Checker<'_, B>) -> Result<()> {
+                match self {
+                    $(Group::$variant => $module::check(c),)*
+                }
+            }
+        }
+    };
+}
+
+groups! {
+    LayerNorm layer_norm,
+    Activation activation,
+    Dropout dropout,
+    CropResize crop_resize,
+    Embed embed,
+    Prompts prompts,
+    L2Norm l2_norm,
+    ClassFeatures class_features,
+    Mix mix,
+    HeadLoss head_loss,
+    Triplet triplet,
+    Accumulate accumulate,
+    Adamw adamw,
+    Attention attention,
+    LoraLinear lora_linear,
+    Steps steps,
+}
+
+impl Group {
+    /// All operations but attention and linear layers.
+    pub const SMALL: &[Group] = Group::ALL.split_at(13).0;
+
+    pub fn named(name: &str) -> Option<Self> {
+        Group::ALL.into_iter().find(|group| group.name() == name)
+    }
+}
+
+/// Checks these groups of `device`'s operations, and hands out one row for each tensor that one of them computes, as it
+/// comes. An operation that fails has one for itself; what is left is checked all the same, unless the device is lost.
+///
+/// # Errors
+/// That the device is lost, after a row that says so.
+pub fn check<B: Backend>(
+    device: &B,
+    scope: Scope,
+    groups: &[Group],
+    report: &mut dyn FnMut(Row),
+) -> Result<()> {
+    for &group in groups {
+        let mut checker = Checker { device, cpu: Cpu::new(), scope, group, lost: false, report };
+        // What comes before its first case: memory for it, or numbers.
+        checker.case("", |c| group.check(c))?;
+    }
+    Ok(())
+}
+
+/// The rows of these groups.
+///
+/// # Errors
+/// As [`check`].
+pub fn rows<B: Backend>(device: &B, scope: Scope, groups: &[Group]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    check(device, scope, groups, &mut |row| rows.push(row))?;
+    Ok(rows)
+}
+
+/// Whole steps, of `parts` parts of about the same length the one of number `part`, for threads with a device each.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let report = &mut |row| rows.push(row);
+    let mut checker =
+        Checker { device, cpu: Cpu::new(), scope: Scope::Quick, group: Group::Steps, lost: false, report };
+    steps::check_part(&mut checker, part, parts)?;
+    Ok(rows)
+}
+
+/// A device under test, and who is told of each row.
+pub(super) struct Checker<'a, B: Backend> {
+    pub device: &'a B,
+    pub cpu: Cpu<f64>,
+    pub scope: Scope,
+    group: Group,
+    /// The device is, and a row has said so.
+    lost: bool,
+    report: &'a mut dyn FnMut(Row),
+}
+
+/// The same on the device and, in f64, on the host.
+pub(super) struct Both<D, H> {
+    pub device: D,
+    pub host: H,
+}
+
+/// The same numbers on both sides.
+pub(super) type Pair<B> = Both<<B as Backend>::Tensor, Tensor>;
+
+impl<'a, B: Backend> Checker<'a, B> {
+    pub fn row(&mut self, row: Row) {
+        (self.report)(row);
+    }
+
+    /// One case of the group. Where it fails that is a row, and an error only if nothing can follow.
+    pub fn case(&mut self, at: impl Into<String>, check: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let Err(problem) = check(self) else { return Ok(()) };
+        // A case within this one has said it already.
+        if !self.lost {
+            self.lost = problem.lost_device();
+            self.row(Row::failed(self.group.name(), at, &problem));
+        }
+        if self.lost { Err(problem) } else { Ok(()) }
+    }
+
+    /// Type of activations on the device.
+    pub fn real(&self) -> DType {
+        self.device.compute_dtype()
+    }
+
+    /// Normally distributed numbers times `scale`, rounded to `dtype`.
+    pub fn random(&self, shape: impl Into<Shape>, dtype: DType, scale: f64, seed: u64) -> Result<Pair<B>> {
+        let shape = shape.into();
+        let values: Vec<f64> = normal(shape.elements(), seed).into_iter().map(|v| scale * v).collect();
+        self.pair(&Tensor::from_slice(shape, &values)?, dtype)
+    }
+
+    /// `values` (f64) rounded to `dtype`.
+    pub fn pair(&self, values: &Tensor, dtype: DType) -> Result<Pair<B>> {
+        let rounded = values.view().to_tensor(dtype)?;
+        let device = self.device.upload(rounded.view(), dtype)?;
+        Ok(Both { device, host: rounded.view().to_tensor(DType::F64)? })
+    }
+
+    /// Integers, which both take as they are.
+    pub fn same(&self, host: Tensor) -> Result<Pair<B>> {
+        Ok(Both { device: self.device.upload(host.view(), host.dtype())?, host })
+    }
+
+    /// What the device computed.
+    pub fn found(&self, pair: &Pair<B>) -> Result<Vec<f64>> {
+        Ok(self.device.download(&pair.device)?.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
+    }
+
+    /// Memory for a result: unspecified on the device, zeros on the host.
+    pub fn output(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Pair<B>> {
+        let shape = shape.into();
+        Ok(Both { device: self.device.empty(shape, dtype)?, host: Tensor::zeros(shape, DType::F64) })
+    }
+
+    /// Adds a row: what the device computed against what the definition gave.
+    pub fn compare(&mut self, name: &str, at: &str, pair: &Pair<B>) -> Result<()> {
+        let bound = bound(self.real());
+        self.compare_within(name, at, pair, bound)
+    }
+
+    /// As [`Checker::compare`], for results with a bound of their own.
+    pub fn compare_within(&mut self, name: &str, at: &str, pair: &Pair<B>, bound: f64) -> Result<()> {
+        let (expected, found) = (pair.host.shape(), pair.device.shape());
+        if expected != found {
+            return Err(TensorError::shape("check", expected, found).into());
+        }
+        self.compare_part(name, at, pair, 0..expected.elements(), bound)
+    }
+
+    /// As [`Checker::compare_within`], for these elements.
+    pub fn compare_part(
+        &mut self,
+        name: &str,
+        at: &str,
+        pair: &Pair<B>,
+        part: Range<usize>,
+        bound: f64,
+    ) -> Result<()> {
+        let error = relative_error(&self.found(pair)?[part.clone()], &pair.host.typed::<f64>()?[part]);
+        self.row(Row::new(name, at, error, bound));
+        Ok(())
+    }
+}

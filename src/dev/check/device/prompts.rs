@@ -1,0 +1,87 @@
+//! Checks of prompts.
+
+use super::{Checker, Pair, Result, Scope, bound};
+use crate::backend::{Backend, DeviceTensor};
+
+/// Sizes of a case: sequences, their tokens without prompts, prompts, width; and layers of prompts, of which
+/// the last is used.
+#[derive(Clone, Copy)]
+struct Case {
+    batch: usize,
+    kept: usize,
+    count: usize,
+    width: usize,
+    layers: usize,
+}
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let case = |batch, kept, count, width, layers| Case { batch, kept, count, width, layers };
+    // One of everything; the class token alone; rows that packs of 16 bytes divide and others, in several
+    // blocks; more sequences than a block has warps.
+    let mut cases =
+        vec![case(1, 1, 1, 1, 1), case(3, 5, 2, 7, 2), case(2, 1, 3, 33, 1), case(2, 4, 5, 72, 3)];
+    cases.extend([case(19, 3, 4, 8, 2), case(2, 9, 3, 264, 1), case(10, 2, 2, 141, 1)]);
+    if c.scope == Scope::Full {
+        cases.extend([case(32, 50, 16, 768, 1), case(32, 226, 16, 768, 12), case(8, 197, 50, 1024, 2)]);
+    }
+    for case in cases {
+        c.case(format!("inserted, {}", case.at()), |c| insert(c, case))?;
+        c.case(format!("replaced, {}", case.at()), |c| replace(c, case))?;
+    }
+    Ok(())
+}
+
+impl Case {
+    fn at(&self) -> String {
+        let Case { batch, kept, count, width, layers } = self;
+        format!("{batch}x{kept}x{width} and {count} prompts, layer {layers}")
+    }
+
+    /// The shape of all prompts.
+    fn prompts(&self) -> [usize; 3] {
+        [self.layers, self.count, self.width]
+    }
+
+    /// The shape of sequences with the prompts.
+    fn with(&self) -> [usize; 3] {
+        [self.batch, self.kept + self.count, self.width]
+    }
+}
+
+fn insert<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
+    let (real, master, layer, at) = (c.real(), c.device.master_dtype(), case.layers - 1, case.at());
+    let x = c.random([case.batch, case.kept, case.width], real, 1.0, 1)?;
+    // Prompts that the activations' type can hold: what is left is a copy.
+    let prompts = c.random(case.prompts(), real, 1.0, 2)?;
+    let prompts = c.pair(&prompts.host, master)?;
+    let mut y = c.output(case.with(), real)?;
+    both!(c.insert_prompts(&x, &prompts, layer, &mut y));
+    c.compare_within("insert_prompts y", &at, &y, 0.0)?;
+
+    let dy = c.random(case.with(), real, 1.0, 3)?;
+    for wanted in [true, false] {
+        let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
+        let mut dx = c.output(x.device.shape(), real)?;
+        both!(c.insert_prompts_backward(&dy, layer, &mut d_prompts, wanted => &mut dx));
+        // The sums are in the master type, whatever the activations are in.
+        c.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(master))?;
+        if wanted {
+            c.compare_within("insert_prompts dx", &at, &dx, 0.0)?;
+        }
+    }
+    Ok(())
+}
+
+fn replace<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
+    let (real, master, layer, at) = (c.real(), c.device.master_dtype(), case.layers - 1, case.at());
+    let prompts = c.random(case.prompts(), master, 1.0, 1)?;
+    let mut x = c.random(case.with(), real, 1.0, 2)?;
+    both!(c.replace_prompts(&prompts, layer, &mut x));
+    c.compare("replace_prompts x", &at, &x)?;
+
+    let mut d: Pair<B> = c.random(case.with(), real, 1.0, 3)?;
+    let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
+    both!(c.replace_prompts_backward(&mut d, layer, &mut d_prompts));
+    c.compare_within("replace_prompts d", &at, &d, 0.0)?;
+    c.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(master))
+}

@@ -1,0 +1,119 @@
+//! Checks of triplet. All of it is in the master type, whatever the activations are in.
+
+use super::{Checker, Pair, Result, Row, Scope, bound, normal};
+use crate::backend::{Backend, Control, DeviceTensor, Stat};
+use crate::tensor::{DType, Tensor};
+
+pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    // Batch, width, classes. One image; sizes that no tile divides, with rows of 16 bytes and without; a
+    // batch of one class, and of classes of one image, which leave no loss; more columns than a block takes,
+    // and more images than a warp has lanes and a block takes at a time.
+    let mut sizes = vec![(1, 1, 1), (5, 7, 2), (9, 33, 3), (6, 8, 1), (6, 8, 6), (7, 260, 3)];
+    sizes.extend([(70, 5, 8), (37, 12, 36)]);
+    if c.scope == Scope::Full {
+        sizes.extend([(32, 512, 20), (256, 512, 102), (300, 768, 10), (64, 1023, 5)]);
+    }
+    for size in sizes {
+        let (batch, width, classes) = size;
+        c.case(format!("{size:?}"), |c| random(c, batch, width, classes))?;
+    }
+    c.case("ties", ties)?;
+    c.case("hub", hub)
+}
+
+/// Features on the unit sphere, whose distances and losses of these seeds lie far enough apart for f32 to
+/// choose as f64 does.
+fn random<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize, classes: usize) -> Result<()> {
+    let mut values = normal(batch * width, 1);
+    for row in values.chunks_exact_mut(width) {
+        let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|v| *v /= norm);
+    }
+    let labels: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
+    let at = format!("{batch} of {classes} classes, width {width}");
+    // Every anchor that has both; and only some, whose loss the margin does not lift above zero.
+    triplet(c, &values, &labels, 1.0, &at)?;
+    triplet(c, &values, &labels, -0.3, &format!("{at}, margin below 0"))
+}
+
+/// Small integers: many distances are exactly equal and the first of them counts, some are 0 and have no
+/// gradient, and with a margin of 0 some losses are exactly 0.
+fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    for (batch, width) in [(11, 2), (75, 4)] {
+        let values: Vec<f64> = (0..batch * width).map(|i| ((i * i + i / 3) % 3) as f64).collect();
+        let labels: Vec<u32> = (0..batch).map(|i| (i / 2 % 3) as u32).collect();
+        for margin in [0.0, 1.0] {
+            triplet(c, &values, &labels, margin, &format!("{batch} with ties, margin {margin}"))?;
+        }
+    }
+    // All distances are the same: with a margin of 0 every loss is exactly 0.
+    let corners: Vec<f64> = (0..36).map(|i| f64::from(u8::from(i / 6 == i % 6))).collect();
+    for margin in [0.0, 1.0] {
+        triplet(c, &corners, &[0, 1, 2, 0, 1, 2], margin, &format!("corners, margin {margin}"))?;
+    }
+    // Closer than the smallest distance but not equal: a gradient that was not clamped would show.
+    let near = [0.0, 0.0, 5e-7, 0.0, 1.0, 0.0, 0.0, 1.0];
+    triplet(c, &near, &[0, 0, 1, 1], 2.0, "two nearly equal")
+}
+
+/// One image that is the farthest positive or the nearest negative of all others.
+fn hub<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+    let (batch, width) = (67, 36);
+    let mut values = normal(batch * width, 3);
+    values[5 * width..6 * width].iter_mut().for_each(|v| *v *= 0.01);
+    let mut labels = vec![0; batch];
+    (labels[5], labels[6]) = (1, 1);
+    triplet(c, &values, &labels, 1.0, "one near to all")
+}
+
+fn triplet<B: Backend>(
+    c: &mut Checker<'_, B>,
+    values: &[f64],
+    labels: &[u32],
+    margin: f64,
+    at: &str,
+) -> Result<()> {
+    let (master, batch) = (c.device.master_dtype(), labels.len());
+    let f = c.pair(&Tensor::from_slice([batch, values.len() / batch], values)?, master)?;
+    let labels = c.same(Tensor::from_slice([batch], labels)?)?;
+    let mut pairs = c.same(Tensor::zeros([batch, 2], DType::U32))?;
+    let mut distances = c.output([batch, 2], master)?;
+    // The other numbers of a step are left as they are.
+    let mut stats = c.random([Stat::COUNT], master, 1.0, 2)?;
+    both!(c.triplet(&f, &labels, margin, &mut pairs, &mut distances, &mut stats));
+    compare_pairs(c, &pairs, at)?;
+    c.compare_within("triplet distances", at, &distances, bound(master))?;
+    c.compare_within("triplet stats", at, &stats, bound(master))?;
+    backward(c, &f, pairs.host, &distances.host, at)
+}
+
+/// How many of the chosen images are others.
+fn compare_pairs<B: Backend>(c: &mut Checker<'_, B>, pairs: &Pair<B>, at: &str) -> Result<()> {
+    let found = c.device.download(&pairs.device)?;
+    let both = found.typed::<u32>()?.iter().zip(pairs.host.typed::<u32>()?);
+    let (error, name) = (both.filter(|(a, b)| a != b).count() as f64, "triplet pairs that differ");
+    c.row(Row::new(name, at, error, 0.0));
+    Ok(())
+}
+
+/// The gradient, from the pairs and distances of the definition.
+fn backward<B: Backend>(
+    c: &mut Checker<'_, B>,
+    f: &Pair<B>,
+    pairs: Tensor,
+    distances: &Tensor,
+    at: &str,
+) -> Result<()> {
+    let master = c.device.master_dtype();
+    let (pairs, distances) = (c.same(pairs)?, c.pair(distances, master)?);
+    let mut control = [1.0; Control::COUNT];
+    control[Control::LossScale as usize] = 1024.0;
+    let control = c.pair(&Tensor::from_slice([Control::COUNT], &control)?, master)?;
+    for scaled in [false, true] {
+        let mut df = c.random(f.device.shape(), master, 0.1, 4)?;
+        both!(c.triplet_backward(&f, &pairs, &distances, 0.3, scaled => &control, &mut df));
+        let at = if scaled { format!("{at}, scaled") } else { at.into() };
+        c.compare_within("triplet df", &at, &df, bound(master))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,702 @@
+//! Comparison with what PyTorch computed: a reference file from `tools/reference.py` and its model.
+//!
+//! The values to meet are the reference's f64 ones, so that the error is this engine's own and not that of
+//! two f32 computations; next to it stands PyTorch's own f32 error on the same numbers.
+
+use super::{CheckError, Result, Row, euclidean_error, relative_error};
+use crate::backend::{Backend, DeviceTensor};
+use crate::clip::Evaluated;
+use crate::clip::config::ClipConfig;
+use crate::clip::text::TextClassifier;
+use crate::clip::text::{self, EmbeddedPrompts, TextTower};
+use crate::clip::tokenizer::TokenBatch;
+use crate::clip::vision::{Normalisation, Savings, VisionTower};
+use crate::clip::weights::Weights;
+use crate::objective::{ClassCounts, MixDraw, MixOn, Objective};
+use crate::optim::{Adamw, Rate, Rates};
+use crate::progress::Silent;
+use crate::tensor::{DType, Shape, Tensor};
+use crate::train::learner::{Batch, Learner, LearnerSpec, MicroBatch, Which, loss_scaling};
+use crate::tune::{
+    BlockLora, DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target,
+    Tower, Trained, lora::LoraInit,
+};
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+#[derive(Debug, Deserialize)]
+struct Meta {
+    variant: Variant,
+    with_lora: bool,
+    targets: Vec<Target>,
+    #[serde(default = "vision")]
+    towers: Vec<Tower>,
+    r: usize,
+    alpha: f64,
+    #[serde(default)]
+    rslora: bool,
+    #[serde(default)]
+    dropout: f64,
+    #[serde(default)]
+    dropout_seed: u64,
+    /// Prompts that the text tower computes together; 0 for all.
+    #[serde(default)]
+    text_chunk: usize,
+    #[serde(default = "one")]
+    accumulate: usize,
+    /// Images of the last batch of an epoch; 0 for as many as the others have.
+    #[serde(default)]
+    last_batch: usize,
+    clip_grad_norm: Option<f64>,
+    #[serde(default = "unscaled")]
+    head_scale: f64,
+    text_weight: f64,
+    triplet_weight: f64,
+    margin: f64,
+    /// As `torch.nn.CrossEntropyLoss` takes both, in the cross entropy that images are classified by.
+    #[serde(default)]
+    class_weights: Option<Vec<f64>>,
+    #[serde(default)]
+    label_smoothing: f64,
+    templates: usize,
+    steps: usize,
+    betas: [f64; 2],
+    eps: f64,
+    hp: Hyper,
+}
+
+fn vision() -> Vec<Tower> {
+    vec![Tower::Vision]
+}
+
+fn one() -> usize {
+    1
+}
+
+fn unscaled() -> f64 {
+    1.0
+}
+
+/// Learning rate and weight decay per group, of those that are trained.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Hyper {
+    head: [f64; 2],
+    lora: [f64; 2],
+    prompt: [f64; 2],
+}
+
+/// What is trained, and for which objective, under the names of `tools/reference.py`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Variant {
+    Lora,
+    Linear,
+    MixupPixel,
+    MixupFeat,
+    Triplet,
+    VptSharedReplace,
+    VptLayerReplace,
+    VptSharedAccum,
+    VptLayerAccum,
+    ClipLora,
+}
+
+impl Variant {
+    fn prompts(self) -> Option<(PromptSharing, PromptMode)> {
+        match self {
+            Variant::VptSharedReplace => Some((PromptSharing::Shared, PromptMode::Replace)),
+            Variant::VptLayerReplace => Some((PromptSharing::PerLayer, PromptMode::Replace)),
+            Variant::VptSharedAccum => Some((PromptSharing::Shared, PromptMode::Accumulate)),
+            Variant::VptLayerAccum => Some((PromptSharing::PerLayer, PromptMode::Accumulate)),
+            _ => None,
+        }
+    }
+
+    fn mix(self) -> Option<MixOn> {
+        match self {
+            Variant::MixupPixel => Some(MixOn::Pixels),
+            Variant::MixupFeat => Some(MixOn::Features),
+            _ => None,
+        }
+    }
+}
+
+impl Meta {
+    fn has_lora(&self) -> bool {
+        self.with_lora || !(self.variant.prompts().is_some() || self.variant == Variant::Linear)
+    }
+
+    fn has_head(&self) -> bool {
+        self.variant != Variant::ClipLora
+    }
+
+    fn trains_text(&self) -> bool {
+        self.has_lora() && self.towers.contains(&Tower::Text)
+    }
+
+    fn lora(&self) -> LoraSpec {
+        LoraSpec {
+            rslora: self.rslora,
+            towers: self.towers.clone(),
+            dropout: self.dropout,
+            ..LoraSpec::new(self.r, self.alpha, &self.targets)
+        }
+    }
+
+    fn objective(&self) -> Objective {
+        let objective = Objective::new(if self.has_head() { 1.0 } else { 0.0 }, self.text_weight);
+        let weighted = self.class_weights.is_some();
+        let objective = objective.with_counts(ClassCounts { weighted, smoothing: self.label_smoothing });
+        match self.variant {
+            Variant::Triplet => objective.with_triplet(self.triplet_weight, self.margin),
+            _ => objective,
+        }
+    }
+}
+
+struct Reference {
+    path: PathBuf,
+    bytes: Vec<u8>,
+    meta: Meta,
+}
+
+impl Reference {
+    fn read(path: &Path) -> Result<Self> {
+        let problem = |problem: String| CheckError::Reference { path: path.into(), problem };
+        let bytes = std::fs::read(path).map_err(|e| problem(format!("cannot be read ({e})")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)
+            .map_err(|e| problem(format!("not a safetensors file ({e})")))?;
+        let meta = header.metadata().as_ref().and_then(|m| m.get("meta"));
+        let meta = meta.ok_or_else(|| problem("has no settings in its metadata".into()))?;
+        let meta: Meta =
+            serde_json::from_str(meta).map_err(|e| problem(format!("has unusable settings ({e})")))?;
+        Ok(Reference { path: path.into(), bytes, meta })
+    }
+
+    fn problem(&self, problem: String) -> CheckError {
+        CheckError::Reference { path: self.path.clone(), problem }
+    }
+
+    fn names(&self) -> Result<Vec<String>> {
+        let file = SafeTensors::deserialize(&self.bytes).map_err(|e| self.problem(e.to_string()))?;
+        Ok(file.names().into_iter().map(String::from).collect())
+    }
+
+    /// The tensor `name` as f64.
+    fn tensor(&self, name: &str) -> Result<Tensor> {
+        let file = SafeTensors::deserialize(&self.bytes).map_err(|e| self.problem(e.to_string()))?;
+        let view = file.tensor(name).map_err(|_| self.problem(format!("tensor {name} is missing")))?;
+        let shape =
+            Shape::try_from(view.shape()).map_err(|e| self.problem(format!("tensor {name} has {e}")))?;
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F64 => DType::F64,
+            Dtype::I64 => {
+                let ints = view.data().chunks_exact(8).map(bytemuck::pod_read_unaligned::<i64>);
+                let values: Vec<f64> = ints.map(|v| v as f64).collect();
+                return Ok(Tensor::from_slice(shape, &values)?);
+            }
+            other => return Err(self.problem(format!("tensor {name} holds {other:?}"))),
+        };
+        Ok(crate::tensor::View::new(shape, dtype, view.data())?.to_tensor(DType::F64)?)
+    }
+
+    fn values(&self, name: &str) -> Result<Vec<f64>> {
+        Ok(self.tensor(name)?.typed::<f64>()?.to_vec())
+    }
+
+    fn indices(&self, name: &str) -> Result<Vec<u32>> {
+        Ok(self.values(name)?.into_iter().map(|v| v as u32).collect())
+    }
+}
+
+/// The batches that the reference saw.
+struct Batches {
+    images: Vec<Tensor>,
+    labels: Vec<Vec<u32>>,
+    /// Empty where nothing is mixed.
+    draws: Vec<MixDraw>,
+    /// Images of the last batch in a run; the whole of it has been made for the passes alone.
+    last: usize,
+    /// What the classes count in each batch of a run, as a mean over its images; none where all count the same.
+    class_weights: Option<Vec<Vec<f32>>>,
+    accumulate: usize,
+}
+
+impl Batches {
+    fn read(reference: &Reference, side: usize) -> Result<Self> {
+        let shape = reference.tensor("batch.labels")?.shape();
+        let batch = shape.columns();
+        if shape.rows() == 0 || batch == 0 {
+            return Err(reference.problem("has no batches".into()));
+        }
+        let pixels = reference.tensor("batch.pixel_values")?;
+        let image = |t| {
+            let rows = pixels.view().rows(t, 1)?.to_tensor(DType::F64)?;
+            Ok(rows.reshape([batch, 3, side, side])?)
+        };
+        let images = (0..shape.rows()).map(image).collect::<Result<_>>()?;
+        let split = |values: Vec<u32>| values.chunks_exact(batch).map(<[u32]>::to_vec).collect::<Vec<_>>();
+        let draws = match reference.meta.variant.mix() {
+            None => Vec::new(),
+            Some(_) => {
+                let lambda = reference.values("batch.lam")?;
+                let partners = split(reference.indices("batch.perm")?).into_iter();
+                let draw = |(partner, lambda): (_, &[f64])| MixDraw {
+                    partner,
+                    lambda: lambda.iter().map(|&l| l as f32).collect(),
+                };
+                partners.zip(lambda.chunks_exact(batch)).map(draw).collect()
+            }
+        };
+        let meta = &reference.meta;
+        let last = if meta.last_batch == 0 { batch } else { meta.last_batch.min(batch) };
+        let labels = split(reference.indices("batch.labels")?);
+        // torch's mean is over the weights of the labels.
+        let of_batch = |weights: &[f64], labels: &[u32]| {
+            let sum: f64 = labels.iter().map(|&label| weights[label as usize]).sum();
+            weights.iter().map(|weight| (weight * labels.len() as f64 / sum) as f32).collect()
+        };
+        let class_weights = meta.class_weights.as_ref();
+        let class_weights =
+            class_weights.map(|weights| labels.iter().map(|labels| of_batch(weights, labels)).collect());
+        Ok(Batches { images, labels, draws, last, class_weights, accumulate: meta.accumulate.max(1) })
+    }
+
+    fn size(&self) -> usize {
+        self.labels[0].len()
+    }
+
+    /// The whole of the first batch.
+    fn first(&self) -> Batch<'_> {
+        let class_weights = self.class_weights(0);
+        Batch { mix: self.draws.first(), class_weights, ..Batch::new(self.images[0].view(), &self.labels[0]) }
+    }
+
+    fn class_weights(&self, index: usize) -> Option<&[f32]> {
+        self.class_weights.as_ref().map(|weights| weights[index].as_slice())
+    }
+
+    /// The images of batch `index` of an epoch that a run sees.
+    fn seen(&self, index: usize) -> usize {
+        if index + 1 == self.images.len() { self.last } else { self.size() }
+    }
+
+    /// Batch `t` of a run, and its part in a step.
+    fn of(&self, t: usize) -> Result<(Batch<'_>, MicroBatch)> {
+        let index = t % self.images.len();
+        let start = index / self.accumulate * self.accumulate;
+        let end = self.images.len().min(start + self.accumulate);
+        let (seen, of_step) = (self.seen(index), (start..end).map(|i| self.seen(i)).sum::<usize>());
+        let images = self.images[index].view().rows(0, seen)?;
+        let batch = Batch::new(images, &self.labels[index][..seen]);
+        let micro =
+            MicroBatch { place: Place::of(index - start, end - start), share: seen as f64 / of_step as f64 };
+        let class_weights = self.class_weights(index);
+        Ok((Batch { mix: self.draws.get(index), number: t as u32, class_weights, ..batch }, micro))
+    }
+}
+
+/// Features as the head gets them: mixed where they are what is mixed.
+fn features<B: Backend>(learner: &Learner<B>, on: Option<MixOn>, draw: Option<&MixDraw>) -> Result<Vec<f64>> {
+    let features = learner.features()?.view().to_tensor(DType::F64)?;
+    let (width, f) = (features.shape().columns(), features.typed::<f64>()?);
+    let (Some(MixOn::Features), Some(draw)) = (on, draw) else { return Ok(f.to_vec()) };
+    let mixed = (0..f.len()).map(|i| {
+        let (row, column) = (i / width, i % width);
+        let (own, partner) = (f64::from(draw.lambda[row]), draw.partner[row] as usize);
+        own * f[i] + (1.0 - own) * f[partner * width + column]
+    });
+    Ok(mixed.collect())
+}
+
+/// The name of a layer's adapter in the reference.
+fn adapter(site: Site) -> String {
+    let Site { tower, layer, target } = site;
+    let prefix = if tower == Tower::Text { "text_" } else { "" };
+    format!("{prefix}lora.{layer}.{target}")
+}
+
+/// One start of the trained tensors: B = 0 as in training, or B ≠ 0 ("warm.").
+struct Start<'a> {
+    reference: &'a Reference,
+    prefix: &'static str,
+}
+
+impl Start<'_> {
+    /// Makes sure that every adapter is there.
+    fn check(&self, config: &ClipConfig) -> Result<()> {
+        let meta = &self.reference.meta;
+        for &tower in &meta.towers {
+            let sizes = if tower == Tower::Text { &config.text.tower } else { &config.vision.tower };
+            for (layer, &target) in (0..sizes.layers).flat_map(|l| meta.targets.iter().map(move |t| (l, t))) {
+                let name = adapter(Site { tower, layer, target });
+                for part in ["A", "B"] {
+                    self.reference.tensor(&format!("{}init.{name}.{part}", self.prefix))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl LoraInit for Start<'_> {
+    fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+        let part = |part: &str, shape: [usize; 2]| {
+            let name = format!("{}init.{}.{part}", self.prefix, adapter(site));
+            // [`Start::check`] has made sure that every tensor is there.
+            self.reference.tensor(&name).unwrap_or_else(|_| Tensor::zeros(shape, DType::F64))
+        };
+        let rank = self.reference.meta.r;
+        (part("A", [rank, inputs]), part("B", [outputs, rank]))
+    }
+}
+
+/// Largest error of a single prompt element after the last step, relative to the largest element; where
+/// PyTorch's own f32 is farther off than that from its f64, as among the 150 000 elements of a full-size
+/// model, so many times its error.
+const PROMPT_BOUND: f64 = 2e-4;
+const PROMPT_PEERS: f64 = 5.0;
+
+/// Compares this engine on `backend` with the reference; one row per quantity. The bounds are those of
+/// f32: features 1e-5, gradients 1e-4, losses 1e-5, trained tensors after the last step 1e-5.
+///
+/// Errors are relative to the largest value of their tensor. Only after the last step each adapter, A and B
+/// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
+/// learning rate then, and where its gradient is near zero AdamW turns rounding into whole steps, in
+/// PyTorch's f32 as in any other. Prompts, whose steps are a quarter as large as themselves, are measured both
+/// as a vector and, with a bound of 2e-4, by their worst element.
+pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
+    let reference = Reference::read(reference)?;
+    let config = ClipConfig::load(model)?;
+    let weights = Weights::open(model)?;
+    weights.check(&config)?;
+    let mut rows = Vec::new();
+    let text = Text::load(backend, &reference, &config, &weights, &mut rows)?;
+    let names = reference.names()?;
+    for prefix in ["", "warm."] {
+        if names.iter().any(|name| name.starts_with(&format!("{prefix}init."))) {
+            let start = Start { reference: &reference, prefix };
+            compare_start(backend, &start, &config, &weights, &text, &names, &mut rows)?;
+        }
+    }
+    Ok(rows)
+}
+
+/// Adds a row comparing `ours` with the reference's f64 `name`; where the reference also has f32, its own
+/// error is shown.
+fn row(
+    rows: &mut Vec<Row>,
+    reference: &Reference,
+    label: String,
+    name: &str,
+    ours: &[f64],
+    bound: f64,
+) -> Result<()> {
+    let (prefix, quantity) = name.split_once("f64.").unwrap_or(("", name));
+    let exact = reference.values(name)?;
+    let peer = reference.values(&format!("{prefix}f32.{quantity}"));
+    let peer = peer.ok().map(|peer| relative_error(&peer, &exact));
+    rows.push(Row { peer, ..Row::new(label, "f32", relative_error(ours, &exact), bound) });
+    Ok(())
+}
+
+fn to_f64<B: Backend>(backend: &B, tensor: &B::Tensor) -> Result<Vec<f64>> {
+    f64s(&backend.download(tensor)?)
+}
+
+/// The text tower and what it makes of the reference's prompts.
+struct Text<B: Backend> {
+    tower: Arc<TextTower<B>>,
+    prompts: EmbeddedPrompts,
+    classifier: TextClassifier,
+}
+
+impl<B: Backend> Text<B> {
+    /// Computes the class features of the frozen tower and compares them.
+    fn load(
+        backend: &B,
+        reference: &Reference,
+        config: &ClipConfig,
+        weights: &Weights,
+        rows: &mut Vec<Row>,
+    ) -> Result<Self> {
+        let shape = reference.tensor("text.input_ids")?.shape();
+        let ids = reference.indices("text.input_ids")?;
+        let len = shape.columns();
+        let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
+        let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows, cut: Vec::new() };
+        let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
+        let features = tower.features(backend, weights, &tokens, Evaluated::NONE, &Silent)?;
+        let templates = reference.meta.templates;
+        let classes = text::class_features(&features, templates)?;
+        row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
+        let scale = text::logit_scale(weights)?;
+        row(rows, reference, "logit scale".into(), "f64.logit_scale", &[scale.ln()], 1e-6)?;
+        Ok(Text {
+            tower: Arc::new(tower),
+            prompts: EmbeddedPrompts::new(weights, &config.text, &tokens, templates)?,
+            classifier: TextClassifier { features: classes, scale },
+        })
+    }
+}
+
+fn compare_start<B: Backend>(
+    backend: &B,
+    start: &Start<'_>,
+    config: &ClipConfig,
+    weights: &Weights,
+    text: &Text<B>,
+    names: &[String],
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let (reference, prefix) = (start.reference, start.prefix);
+    let batches = Batches::read(reference, config.vision.image_size)?;
+    let mut learner = build(backend, start, config, weights, text, batches.size())?;
+    let (batch, on) = (batches.first(), reference.meta.variant.mix());
+    let label = |what: &str| format!("{prefix}{what}");
+    let name = |what: &str| format!("{prefix}f64.{what}");
+
+    compare_evaluation(&mut learner, start, batch, rows)?;
+    learner.loss(batch)?;
+    let features = features(&learner, on, batch.mix)?;
+    row(rows, reference, label("features"), &name("features"), &features, 1e-5)?;
+    let (head, text) = learner.logits()?;
+    if reference.meta.has_head() {
+        row(rows, reference, label("head_logits"), &name("head_logits"), &f64s(&head)?, 1e-5)?;
+    }
+    row(rows, reference, label("text_logits"), &name("text_logits"), &f64s(&text)?, 1e-5)?;
+    learner.gradients(batch)?;
+    let stats = learner.stats()?;
+    let mut losses = vec![(stats.loss, "loss"), (stats.parts.loss_text, "ce_text")];
+    if reference.meta.has_head() {
+        losses.push((stats.parts.loss_head, "ce_head"));
+    }
+    if reference.meta.variant == Variant::Triplet {
+        losses.push((stats.parts.loss_triplet, "triplet"));
+    }
+    for (value, what) in losses {
+        row(rows, reference, label(what), &name(what), &[value], 1e-5)?;
+    }
+    // In f16 the gradients are computed as many times too large as the loss is scaled.
+    let loss_scale = loss_scaling(learner.backend()).map_or(1.0, |scaling| scaling.start);
+    for (tensor, mut values) in named(&learner, |p| &p.gradient)? {
+        values.iter_mut().for_each(|value| *value /= loss_scale);
+        let gradient = label(&format!("grad {tensor}"));
+        row(rows, reference, gradient, &name(&format!("grad.{tensor}")), &values, 1e-4)?;
+    }
+    if names.contains(&name("traj.loss")) {
+        run(&mut learner, reference, prefix, &batches, rows)?;
+    }
+    Ok(())
+}
+
+/// Features and logits of evaluation, with the adapters folded into the weights, and without dropout.
+fn compare_evaluation<B: Backend>(
+    learner: &mut Learner<B>,
+    start: &Start<'_>,
+    batch: Batch<'_>,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let (reference, prefix) = (start.reference, start.prefix);
+    let on = reference.meta.variant.mix();
+    let pass = if reference.meta.dropout > 0.0 { "eval." } else { "" };
+    let name = |what: &str| format!("{prefix}f64.{pass}{what}");
+    // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
+    if on == Some(MixOn::Pixels) {
+        return Ok(());
+    }
+    learner.evaluate(batch.input, batch.labels, Which::Tuned)?;
+    let features = features(learner, on, batch.mix)?;
+    row(rows, reference, format!("{prefix}features, folded"), &name("features"), &features, 1e-5)?;
+    if on.is_some() {
+        return Ok(());
+    }
+    let (head, text) = learner.logits()?;
+    // A head that is not trained gives the logits of the text features.
+    let of_head = if reference.meta.has_head() { "head_logits" } else { "text_logits" };
+    let label = format!("{prefix}head_logits, folded");
+    row(rows, reference, label, &name(of_head), &f64s(&head)?, 1e-5)?;
+    row(rows, reference, format!("{prefix}text_logits, folded"), &name("text_logits"), &f64s(&text)?, 1e-5)
+}
+
+fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
+}
+
+/// The steps of the reference, from the start: losses and final tensors.
+fn run<B: Backend>(
+    learner: &mut Learner<B>,
+    reference: &Reference,
+    prefix: &str,
+    batches: &Batches,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let hp = &reference.meta.hp;
+    let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
+    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
+    let (steps, mut losses, mut norms) = (reference.meta.steps, Vec::new(), Vec::new());
+    while norms.len() < steps {
+        let (batch, micro) = batches.of(losses.len())?;
+        learner.train(batch, micro, &rates, 1.0)?;
+        let stats = learner.stats()?;
+        losses.push(stats.loss);
+        if micro.place.completes() {
+            norms.push(stats.grad_norm);
+        }
+    }
+    let label = format!("{prefix}loss of {steps} steps");
+    row(rows, reference, label, &format!("{prefix}f64.traj.loss"), &losses, 1e-5)?;
+    let name = format!("{prefix}f64.traj.grad_norm");
+    // Files of before have none.
+    if reference.names()?.contains(&name) {
+        row(rows, reference, format!("{prefix}gradient norm of {steps} steps"), &name, &norms, 1e-4)?;
+    }
+    for (name, values) in adapters(named(learner, |p| &p.value)?) {
+        let of = |precision: &str| -> Result<Vec<f64>> {
+            let mut all = Vec::new();
+            for (tensor, _) in &values {
+                all.extend(reference.values(&format!("{prefix}{precision}.traj.final.{tensor}"))?);
+            }
+            Ok(all)
+        };
+        let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
+        let exact = of("f64")?;
+        let found = of("f32").ok();
+        let (at, label) = ("f32", format!("{prefix}{name} after {steps} steps"));
+        if name == "prompt" {
+            let peer = found.as_ref().map(|peer| relative_error(peer, &exact));
+            let bound =
+                PROMPT_BOUND.max(peer.filter(|&peer| peer > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
+            let (name, error) = (format!("{label}, worst element"), relative_error(&ours, &exact));
+            rows.push(Row { peer, ..Row::new(name, at, error, bound) });
+        }
+        let peer = found.map(|peer| euclidean_error(&peer, &exact));
+        rows.push(Row { peer, ..Row::new(label, at, euclidean_error(&ours, &exact), 1e-5) });
+    }
+    Ok(())
+}
+
+/// Trained tensors by what they belong to: A and B of an adapter together, the others alone.
+fn adapters(tensors: Vec<(String, Vec<f64>)>) -> BTreeMap<String, Vec<(String, Vec<f64>)>> {
+    let mut groups = BTreeMap::<String, Vec<_>>::new();
+    for (tensor, values) in tensors {
+        let name = tensor.strip_suffix(".A").or(tensor.strip_suffix(".B")).unwrap_or(&tensor);
+        groups.entry(name.to_string()).or_default().push((tensor, values));
+    }
+    groups
+}
+
+fn build<B: Backend>(
+    backend: &B,
+    start: &Start<'_>,
+    config: &ClipConfig,
+    weights: &Weights,
+    text: &Text<B>,
+    batch: usize,
+) -> Result<Learner<B>> {
+    let (reference, meta) = (start.reference, &start.reference.meta);
+    let vision = &config.vision;
+    let pixels = Normalisation::CLIP;
+    let tower = VisionTower::load(backend, weights, vision, config.projection, pixels, Savings::ALL)?;
+    let [lora, text_lora] = if meta.has_lora() {
+        let mut init = Start { reference, prefix: start.prefix };
+        init.check(config)?;
+        let spec = meta.lora();
+        [tower.adapters(backend, &spec, &mut init)?, text.tower.adapters(backend, &spec, &mut init)?]
+    } else {
+        [Vec::new(), Vec::new()]
+    };
+    let trained =
+        Trained { lora, text_lora, prompts: prompts(backend, start)?, head: head(backend, start, text)? };
+    let dropout = (meta.dropout > 0.0).then_some(meta.dropout);
+    let image = Shape::from([3, vision.image_size, vision.image_size]);
+    let spec = LearnerSpec {
+        mix: meta.variant.mix(),
+        adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
+        dropout: dropout.map(|probability| DropoutSpec { probability, seed: meta.dropout_seed }),
+        clip: meta.clip_grad_norm,
+        accumulate: meta.accumulate > 1,
+        ..LearnerSpec::new(backend, batch, image, backend.compute_dtype(), meta.objective())
+    };
+    let learner = Learner::new(backend.clone(), Arc::new(tower), trained, &text.classifier, &spec)?;
+    if !meta.trains_text() {
+        return Ok(learner);
+    }
+    let part = if meta.text_chunk == 0 { usize::MAX } else { meta.text_chunk };
+    Ok(learner.with_text_tower(text.tower.clone(), &text.prompts, part)?)
+}
+
+/// The head of the reference; one that is not trained where it has none.
+fn head<B: Backend>(backend: &B, start: &Start<'_>, text: &Text<B>) -> Result<Head<B>> {
+    if !start.reference.meta.has_head() {
+        let weight = &text.classifier.features;
+        let bias = Tensor::zeros([weight.shape().rows()], DType::F64);
+        return Ok(Head { trained: false, ..Head::new(backend, weight.view(), bias.view())? });
+    }
+    let part = |part: &str| start.reference.tensor(&format!("{}init.head.{part}", start.prefix));
+    let head = Head::new(backend, part("weight")?.view(), part("bias")?.view())?;
+    Ok(head.scaled(start.reference.meta.head_scale))
+}
+
+/// The prompts of the reference, if it has any.
+fn prompts<B: Backend>(backend: &B, start: &Start<'_>) -> Result<Option<Prompts<B>>> {
+    let Some((sharing, mode)) = start.reference.meta.variant.prompts() else { return Ok(None) };
+    let initial = start.reference.tensor(&format!("{}init.prompt", start.prefix))?;
+    let initial = match (sharing, initial.shape().dims()) {
+        (PromptSharing::Shared, &[count, width]) => initial.reshape([1, count, width])?,
+        (PromptSharing::PerLayer, [_, _, _]) => initial,
+        (_, _) => {
+            let problem = format!("tensor init.prompt has shape {}", initial.shape());
+            return Err(start.reference.problem(problem));
+        }
+    };
+    Ok(Some(Prompts::new(backend, mode, initial.view())?))
+}
+
+/// One tensor of every trained parameter under the reference's names.
+fn named<B: Backend>(
+    learner: &Learner<B>,
+    of: impl Fn(&Param<B>) -> &B::Tensor,
+) -> Result<Vec<(String, Vec<f64>)>> {
+    let backend = learner.backend();
+    let (head, mut named) = (learner.head(), Vec::new());
+    if head.trained {
+        named.push(("head.weight".to_string(), to_f64(backend, of(&head.weight))?));
+        named.push(("head.bias".to_string(), to_f64(backend, of(&head.bias))?));
+    }
+    if let Some(prompts) = learner.prompts() {
+        named.push(("prompt".to_string(), to_f64(backend, of(&prompts.param))?));
+    }
+    for (tower, blocks) in [(Tower::Vision, learner.lora()), (Tower::Text, learner.text_lora())] {
+        named.extend(named_adapters(backend, tower, blocks, &of)?);
+    }
+    Ok(named)
+}
+
+/// One tensor of every adapter of a tower, those of each layer apart.
+fn named_adapters<B: Backend>(
+    backend: &B,
+    tower: Tower,
+    blocks: &[BlockLora<B>],
+    of: &impl Fn(&Param<B>) -> &B::Tensor,
+) -> Result<Vec<(String, Vec<f64>)>> {
+    let mut named = Vec::new();
+    for (layer, block) in blocks.iter().enumerate() {
+        for lora in block.layers() {
+            for (param, part) in [(&lora.a, "A"), (&lora.b, "B")] {
+                let values = to_f64(backend, of(param))?;
+                let each = param.value.shape().elements() / lora.targets.len();
+                for (&target, values) in lora.targets.iter().zip(values.chunks_exact(each)) {
+                    let name = adapter(Site { tower, layer, target });
+                    named.push((format!("{name}.{part}"), values.to_vec()));
+                }
+            }
+        }
+    }
+    Ok(named)
+}

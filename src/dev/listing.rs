@@ -1,0 +1,161 @@
+//! A device that passes everything on to another one, and keeps a list of what was recorded.
+
+use crate::backend::cuda::driver::{
+    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
+};
+use crate::backend::cuda::{Cuda, locked};
+use crate::backend::{self, Backend};
+use std::sync::{Arc, Mutex};
+
+pub struct Listing {
+    driver: Arc<dyn Driver>,
+    lists: Mutex<Lists>,
+}
+
+#[derive(Default)]
+struct Lists {
+    /// What was recorded so far, where a recording is open.
+    open: Option<Vec<Command>>,
+    last: Vec<Command>,
+}
+
+impl Listing {
+    /// The same backend, and a list of what is recorded on it from here on.
+    ///
+    /// # Errors
+    /// Where the device has no memory left.
+    pub fn around(cuda: &Cuda) -> backend::Result<(Cuda, Arc<Self>)> {
+        let listing = Arc::new(Listing::new(cuda.driver().clone()));
+        Ok((Cuda::new(listing.clone(), cuda.compute_dtype(), cuda.lora_form())?, listing))
+    }
+
+    pub fn new(driver: Arc<dyn Driver>) -> Self {
+        Listing { driver, lists: Mutex::default() }
+    }
+
+    /// The commands of the last recording that was ended, in their order; none before the first.
+    pub fn last_recording(&self) -> Vec<Command> {
+        locked(&self.lists).last.clone()
+    }
+
+    /// Keeps a command that was taken, if it was recorded.
+    fn keep(&self, command: impl FnOnce() -> Command) {
+        if let Some(open) = &mut locked(&self.lists).open {
+            open.push(command());
+        }
+    }
+}
+
+impl Driver for Listing {
+    fn info(&self) -> &DeviceInfo {
+        self.driver.info()
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.driver.allocate(bytes)
+    }
+
+    fn free(&self, address: Address) {
+        self.driver.free(address);
+    }
+
+    fn allocated(&self) -> (usize, usize) {
+        self.driver.allocated()
+    }
+
+    fn free_memory(&self) -> Result<usize> {
+        self.driver.free_memory()
+    }
+
+    fn clear(&self, to: Address, bytes: usize) -> Result<()> {
+        self.driver.clear(to, bytes)?;
+        self.keep(|| Command::Clear { to, bytes });
+        Ok(())
+    }
+
+    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.driver.copy(to, from, bytes)?;
+        self.keep(|| Command::Copy { to, from, bytes });
+        Ok(())
+    }
+
+    fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.driver.upload(to, from)
+    }
+
+    fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
+        self.driver.download(from, to)
+    }
+
+    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.driver.feed(to, from)
+    }
+
+    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
+        self.driver.fetch(from, bytes)
+    }
+
+    unsafe fn launch(&self, launch: &Launch) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.driver.launch(launch) }?;
+        self.keep(|| Command::Launch(Box::new(*launch)));
+        Ok(())
+    }
+
+    unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        // SAFETY: as the caller promises.
+        unsafe { self.driver.gemm(gemm) }?;
+        self.keep(|| Command::Gemm(*gemm));
+        Ok(())
+    }
+
+    fn can_record(&self) -> bool {
+        self.driver.can_record()
+    }
+
+    fn begin_recording(&self) -> Result<()> {
+        locked(&self.lists).open = None;
+        self.driver.begin_recording()?;
+        locked(&self.lists).open = Some(Vec::new());
+        Ok(())
+    }
+
+    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+        let commands = locked(&self.lists).open.take();
+        let recording = self.driver.end_recording()?;
+        locked(&self.lists).last = commands.unwrap_or_default();
+        Ok(recording)
+    }
+
+    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+        self.driver.replay(recording)
+    }
+
+    fn measures(&self) -> bool {
+        self.driver.measures()
+    }
+
+    fn recall(&self, key: &str) -> Option<String> {
+        self.driver.recall(key)
+    }
+
+    fn remember(&self, key: &str, choice: &str) -> Result<String> {
+        self.driver.remember(key, choice)
+    }
+
+    fn forgets(&self) -> Option<String> {
+        self.driver.forgets()
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        self.driver.synchronize()
+    }
+
+    fn profile(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<()> {
+        self.driver.profile(body)
+    }
+
+    fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+        self.driver.seconds(body)
+    }
+}
