@@ -292,16 +292,7 @@ impl Http {
         monitor.advance(start);
         let copied = copy(response.into_body(), start, wanted, part, monitor);
         monitor.finish();
-        let length = match copied {
-            Ok(length) => length,
-            Err(error) => {
-                if matches!(error, FetchError::Encoded { .. }) {
-                    // What was decoded so far cannot be continued.
-                    part.discard()?;
-                }
-                return Err(error);
-            }
-        };
+        let length = copied?;
         match total {
             Some(total) if total != length => {
                 Err(refuse(format!("the connection ended after {length} of {total} bytes")))
@@ -429,25 +420,12 @@ impl Part {
             (None, None) => return Ok(()),
             (None, Some(_)) if wanted.sum != Sum::Unknown => return Ok(()),
             (_, Some(encoding)) => encoded(&wanted.url, encoding),
-            (Some(_), None) if self.is_unpacked(wanted)? => encoded(&wanted.url, "gzip"),
             (Some((expected, found)), None) => {
                 FetchError::Checksum { url: wanted.url.clone(), expected, found }
             }
         };
         self.discard()?;
         Err(error)
-    }
-
-    /// Whether a plain archive arrived where a compressed one is wanted. `ureq` decodes what a server labels
-    /// gzip, and hides the label; the crate's feature for that cannot be left out, `hf-hub` switches it on.
-    fn is_unpacked(&self, wanted: &Wanted) -> Result<bool> {
-        if !wanted.name.ends_with(".tgz") {
-            return Ok(false);
-        }
-        let io = |e| FetchError::io(&self.path, "read the file")(e);
-        let mut start = Vec::new();
-        File::open(&self.path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(io)?;
-        Ok(start.get(257..262) == Some(b"ustar"))
     }
 
     fn discard(&self) -> Result<()> {
@@ -538,14 +516,6 @@ fn encoded(url: &str, encoding: &str) -> FetchError {
 }
 
 fn broken(url: &str, error: &std::io::Error) -> FetchError {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
-    if let Some(ureq::Error::Decompress(encoding, cause)) = inner {
-        let problem = format!(
-            "the server labels it Content-Encoding: {encoding}, and it cannot be decoded ({})",
-            one_line(&cause.to_string())
-        );
-        return FetchError::Encoded { url: url.to_owned(), problem };
-    }
     let problem = format!("the connection broke off ({})", one_line(&error.to_string()));
     FetchError::Request { url: url.to_owned(), problem }
 }

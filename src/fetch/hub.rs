@@ -1,9 +1,4 @@
 //! Models by their hub id, in the cache that Hugging Face's own tools use.
-//!
-//! The `hf-hub` crate names folders and addresses here. The transfer is [`http`](super::http)'s: the crate's
-//! own waits for a silent server for ever, repeats no question, appends a whole file to the part of one where
-//! a server knows no ranges, checks nothing, and tells the token to the host that large files are redirected
-//! to. It also has no word for HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE.
 
 use super::environment::Environment;
 use super::http::{Http, Limits, Wanted};
@@ -16,7 +11,6 @@ use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
 use crate::progress::Monitor;
 use crate::train::files::write_atomic;
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
@@ -25,6 +19,10 @@ use ureq::http::HeaderMap;
 
 /// Models whose main branch has pickled weights only, and the revision of theirs that has safetensors.
 const REVISIONS: [(&str, &str); 1] = [(super::DEFAULT_MODEL, "refs/pr/15")];
+
+/// How the folder of a model begins in the cache, and what stands there for the slash of its id.
+const MODELS: &str = "models--";
+const SLASH: &str = "--";
 
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -64,8 +62,7 @@ impl HubId {
         let (owner, name) = repository.split_once('/')?;
         let revision_is_plain = revision.is_none_or(|revision| revision.split('/').all(is_plain));
         let plain = is_plain(owner) && is_plain(name) && revision_is_plain;
-        // `--` stands for the slash in the cache's folder names.
-        let plain = plain && !repository.contains("--") && repository.len() <= 96;
+        let plain = plain && !repository.contains(SLASH) && repository.len() <= 96;
         plain.then(|| HubId { repository: repository.to_owned(), revision: revision.map(str::to_owned) })
     }
 
@@ -99,7 +96,8 @@ impl fmt::Display for HubId {
 #[derive(Debug, Clone)]
 pub struct Hub {
     endpoint: String,
-    cache: Cache,
+    /// Of all models; Hugging Face's own tools have data sets in it too.
+    cache: PathBuf,
     http: Http,
     /// Where the token is from.
     token: Option<String>,
@@ -126,7 +124,7 @@ impl Hub {
             Some(secret) => http.with_token(&endpoint, secret)?,
             None => http,
         };
-        Ok(Hub { endpoint, cache: Cache::new(cache), http, token: place, credentials, offline, no_links })
+        Ok(Hub { endpoint, cache, http, token: place, credentials, offline, no_links })
     }
 
     /// The hub's address, without a slash at its end: HF_ENDPOINT, or Hugging Face's own.
@@ -136,7 +134,7 @@ impl Hub {
 
     /// The folder of the cache.
     pub fn cache(&self) -> &Path {
-        self.cache.path()
+        &self.cache
     }
 
     /// The models in the cache, whole or not, by their names.
@@ -144,7 +142,7 @@ impl Hub {
         let folders = std::fs::read_dir(self.cache()).into_iter().flatten().filter_map(|entry| entry.ok());
         let names = folders.filter_map(|folder| folder.file_name().into_string().ok());
         let mut models: Vec<String> =
-            names.filter_map(|name| Some(name.strip_prefix("models--")?.replace("--", "/"))).collect();
+            names.filter_map(|name| Some(name.strip_prefix(MODELS)?.replace(SLASH, "/"))).collect();
         models.sort();
         models
     }
@@ -216,14 +214,16 @@ struct HubModel<'a> {
     id: &'a HubId,
     /// Its folder in the cache: blobs/, snapshots/COMMIT/, refs/REVISION.
     path: PathBuf,
-    cached: CacheRepo,
 }
 
 impl<'a> HubModel<'a> {
     fn of(hub: &'a Hub, id: &'a HubId) -> Self {
-        let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision().to_owned());
-        let path = hub.cache.path().join(repo.folder_name());
-        HubModel { hub, id, path, cached: hub.cache.repo(repo) }
+        let path = hub.cache.join(format!("{MODELS}{}", id.repository.replace('/', SLASH)));
+        HubModel { hub, id, path }
+    }
+
+    fn snapshot_of(&self, commit: &str) -> PathBuf {
+        self.path.join("snapshots").join(commit)
     }
 
     fn reference(&self) -> PathBuf {
@@ -239,7 +239,7 @@ impl<'a> HubModel<'a> {
             Err(e) if MISSING.contains(&e.kind()) => self.id.revision().to_owned(),
             Err(e) => return Err(FetchError::io(&reference, "read the file")(e)),
         };
-        let folder = self.cached.pointer_path(&commit);
+        let folder = self.snapshot_of(&commit);
         Ok((is_plain(&commit) && folder.is_dir()).then_some(folder))
     }
 
@@ -256,7 +256,7 @@ impl<'a> HubModel<'a> {
         let listing = self.listing(&self.hub.http, revision, monitor);
         let listing = listing.map_err(|error| self.public_all_the_same(error, monitor))?;
         let weights = self.choose_weights(&listing)?;
-        let snapshot = self.cached.pointer_path(&listing.commit);
+        let snapshot = self.snapshot_of(&listing.commit);
         monitor.line(&format!("fetching {id} at {revision} from {}", self.hub.endpoint));
         self.fetch_file(&self.hub.http, CONFIG, &listing, &snapshot, monitor)?;
         self.fetch_processor(&self.hub.http, &listing, &snapshot, monitor)?;
@@ -342,8 +342,9 @@ impl<'a> HubModel<'a> {
 
     /// The files of a revision, and its commit.
     fn listing(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Listing> {
-        let repo = Repo::with_revision(self.id.repository.clone(), RepoType::Model, revision.to_owned());
-        let url = format!("{}/api/{}?blobs=true", self.hub.endpoint, repo.api_url());
+        let (endpoint, model) = (&self.hub.endpoint, &self.id.repository);
+        let revision = revision.replace('/', "%2F");
+        let url = format!("{endpoint}/api/models/{model}/revision/{revision}?blobs=true");
         let text = http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
         let wrong = |problem: &str| FetchError::Hub { url: url.clone(), problem: problem.to_owned() };
         let listing =
@@ -434,7 +435,7 @@ impl<'a> HubModel<'a> {
             let problem = "the answer names no etag, as a hub's does".to_owned();
             FetchError::Hub { url: url.clone(), problem }
         })?;
-        let blob = self.cached.blob_path(&etag);
+        let blob = self.path.join("blobs").join(etag);
         self.make_folder(&blob)?;
         let is_new = !blob.is_file();
         if is_new {
