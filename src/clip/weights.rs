@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::ClipError;
 use super::config::{Activation, ClipConfig, TowerConfig};
+use crate::hash::hex;
 use crate::tensor::{DType, Shape, View};
 
 const SINGLE: &str = "model.safetensors";
@@ -150,7 +151,7 @@ impl Weights {
             hash.update(format!("{name} {} {:?}\n", view.dtype().name(), shape.dims()));
             parts(view.bytes()).for_each(|part| hash.update(part));
         }
-        Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()[..16]))
     }
 
     fn find(&self, name: &str) -> Option<(&WeightFile, &TensorEntry)> {

@@ -17,7 +17,6 @@ mod listing;
 mod mat;
 pub mod names;
 pub mod preprocess;
-mod random;
 pub mod resize;
 pub mod shots;
 pub mod source;

@@ -2,10 +2,10 @@
 
 use super::sum::Sum;
 use super::{FetchError, Result};
+use crate::files::{remove, sync_folder_of, write_atomic};
 use crate::progress::Monitor;
-use crate::train::files::write_atomic;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -402,7 +402,7 @@ impl Part {
         let Some(validator) = validator(headers) else { return Ok(()) };
         let note = Note { url: wanted.url.clone(), validator: validator.to_owned(), total };
         let text = serde_json::to_vec(&note).unwrap_or_default();
-        write_atomic(&self.note, &text).map_err(FetchError::unwritten(&self.note))
+        Ok(write_atomic(&self.note, &text)?)
     }
 
     /// Checks the whole file. One that is wrong is of no use to a later try. Bytes that are right are so by
@@ -429,23 +429,12 @@ impl Part {
     }
 
     fn discard(&self) -> Result<()> {
-        for path in [&self.path, &self.note] {
-            match std::fs::remove_file(path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(FetchError::io(path, "remove the file")(e));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        Ok([&self.path, &self.note].into_iter().try_for_each(|path| remove(path))?)
     }
 
     fn keep(&self, target: &Path) -> Result<()> {
         std::fs::rename(&self.path, target).map_err(FetchError::io(target, "name the file"))?;
-        if let Some(Ok(folder)) = target.parent().map(File::open) {
-            // The rename itself must reach the disk too; not every file system lets a folder be synced.
-            let _ = folder.sync_all();
-        }
+        sync_folder_of(target);
         self.discard()
     }
 }

@@ -9,8 +9,8 @@ use super::sum::Sum;
 use super::{FetchError, Result};
 use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
+use crate::files::{make_folder_of, write_atomic};
 use crate::progress::Monitor;
-use crate::train::files::write_atomic;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
@@ -273,7 +273,7 @@ impl<'a> HubModel<'a> {
             }
         }
         if revision != listing.commit {
-            self.write(&self.reference(), listing.commit.as_bytes())?;
+            write(&self.reference(), listing.commit.as_bytes())?;
         }
         monitor.line(&format!("{id} is in {}", snapshot.display()));
         Ok(snapshot)
@@ -334,7 +334,7 @@ impl<'a> HubModel<'a> {
         for name in PROCESSOR_FILES {
             match listing.has(name) {
                 true => self.fetch_file(http, name, listing, snapshot, monitor)?,
-                false => self.write(&self.absence(snapshot, name), b"")?,
+                false => write(&self.absence(snapshot, name), b"")?,
             }
         }
         Ok(())
@@ -436,7 +436,7 @@ impl<'a> HubModel<'a> {
             FetchError::Hub { url: url.clone(), problem }
         })?;
         let blob = self.path.join("blobs").join(etag);
-        self.make_folder(&blob)?;
+        make_folder_of(&blob)?;
         let is_new = !blob.is_file();
         if is_new {
             let (size, sum) = known(&headers, listing.files.get(name));
@@ -447,20 +447,15 @@ impl<'a> HubModel<'a> {
             let wanted = Wanted { url, name: name.to_owned(), size, limit, sum };
             http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
         }
-        self.make_folder(&link)?;
+        make_folder_of(&link)?;
         let symlink = if self.hub.no_links { link::no_symlink } else { link::symlink };
         link::put(&blob, is_new, &link, symlink).map_err(FetchError::io(&link, "create the file"))
     }
+}
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.make_folder(path)?;
-        write_atomic(path, bytes).map_err(FetchError::unwritten(path))
-    }
-
-    fn make_folder(&self, file: &Path) -> Result<()> {
-        let folder = file.parent().unwrap_or(&self.path);
-        std::fs::create_dir_all(folder).map_err(FetchError::io(folder, "create the folder"))
-    }
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_folder_of(path)?;
+    Ok(write_atomic(path, bytes)?)
 }
 
 /// The hub's name for a file's bytes: of a large file, which another server holds, the hub's own header says it.

@@ -4,7 +4,6 @@ use super::adapter::{self, HeadFile};
 use super::balance::{self, BalancedWeights};
 use super::baseline::{self, Labelled};
 use super::evaluate::{Inputs, Staging, evaluate_split, require_numbers};
-use super::files::Staged;
 use super::keep::{Candidate, Candidates};
 use super::learner::{Batch, Learner, LearnerSpec, PendingStats, Share, StepStats, loss_scaling};
 use super::memory;
@@ -24,17 +23,17 @@ use crate::clip::vision::Purpose;
 use crate::data::augment::Augmentation;
 use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
+use crate::files::Staged;
 use crate::objective::MixDraw;
 use crate::optim::{Adamw, EarlyStop, Rate, Rates, Schedule, ScheduleKind};
 use crate::progress::{Monitor, Part as PartOfRun};
+use crate::random;
 use crate::stats::calibration::chance_error;
 use crate::stats::interval::wilson_of;
 use crate::stats::temperature::{PRIOR, fit_temperature};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Place, Tower, Trained};
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
@@ -905,8 +904,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The training images of this epoch in their order, which depends on the seed and the epoch alone.
     fn order(&self, epoch: u32) -> Vec<usize> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
-        rng.set_stream(u64::from(epoch));
+        let mut rng = random::stream(self.settings.seed, u64::from(epoch));
         let chosen = &self.training.chosen;
         if self.settings.sampler == Sampler::Balanced {
             let classes = self.learner.classes();
@@ -1008,10 +1006,10 @@ impl<B: Backend> Run<'_, B> {
             let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
             tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
             let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, self.model_name, stamp)?;
-            staged.into_iter().try_for_each(|file| file.persist())?;
+            staged.into_iter().try_for_each(Staged::persist)?;
         }
         prompts.map_or(Ok(()), Staged::persist)?;
-        head.persist()
+        Ok(head.persist()?)
     }
 
     /// Tests the best epoch; writes its evaluation and the summary.

@@ -4,6 +4,7 @@ use super::model::Model;
 use super::run_dir::RunDir;
 use super::settings::Settings;
 use super::{Result, TrainError};
+use crate::hash::hex;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -53,8 +54,7 @@ impl Stamp {
     pub fn new(epoch: u32, values: &[Tensor], weights: &WeightsId) -> Self {
         let mut hash = Sha256::new();
         values.iter().for_each(|value| hash.update(value.bytes()));
-        let trained = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Stamp { epoch, trained, weights: weights.clone() }
+        Stamp { epoch, trained: hex(&hash.finalize()[..16]), weights: weights.clone() }
     }
 
     /// Adds the stamp, if there is one, to the metadata of a file.

@@ -7,7 +7,7 @@ mod merge;
 pub use merge::merged_tensors;
 
 use super::adapter::{self, Adapter, HeadFile};
-use super::files::{write_atomic, write_tensors};
+use super::files::write_tensors;
 use super::model::Model;
 use super::run::Summary;
 use super::run_dir::RunDir;
@@ -17,6 +17,7 @@ use super::{Result, TrainError};
 use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;
+use crate::files::write_atomic;
 use crate::tensor::DType;
 use card::{Card, Form};
 use folder::NewFolder;
@@ -123,7 +124,7 @@ impl<'a> Export<'a> {
 
     fn write_head(&self, folder: &NewFolder) -> Result<()> {
         let path = folder.path().join("head.safetensors");
-        adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()
+        Ok(adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()?)
     }
 
     fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
@@ -135,7 +136,7 @@ impl<'a> Export<'a> {
             adapter: self.adapter.as_ref().map(|adapter| &adapter.spec),
             summary: self.summary.as_ref(),
         };
-        write_atomic(&folder.path().join("README.md"), card.text().as_bytes())
+        Ok(write_atomic(&folder.path().join("README.md"), card.text().as_bytes())?)
     }
 
     /// The checkpoint's config.json for weights of this type.
@@ -197,11 +198,11 @@ fn processor_config(preprocess: &Preprocess) -> Value {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_atomic(path, format!("{value:#}\n").as_bytes())
+    Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    write_atomic(to, &read(from)?)
+    Ok(write_atomic(to, &read(from)?)?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
