@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod files;
 mod guard;
 mod hash;
+mod model_files;
 pub mod objective;
 pub mod optim;
 pub mod progress;

@@ -7,9 +7,10 @@ use super::listing::{File, Listing};
 use super::lock::Lock;
 use super::sum::Sum;
 use super::{FetchError, Result};
-use crate::clip::PROCESSOR_FILES;
-use crate::data::Preprocess;
 use crate::files::{make_folder_of, write_atomic};
+use crate::model_files::{
+    CONFIG, IMAGES, INDEX, PICKLED, PROCESSOR_FILES, TOKENIZER, TOKENIZER_PARTS, WEIGHTS, has_images,
+};
 use crate::progress::Monitor;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,13 +24,6 @@ const REVISIONS: [(&str, &str); 1] = [(super::DEFAULT_MODEL, "refs/pr/15")];
 /// How the folder of a model begins in the cache, and what stands there for the slash of its id.
 const MODELS: &str = "models--";
 const SLASH: &str = "--";
-
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_PARTS: [&str; 2] = ["vocab.json", "merges.txt"];
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// What the hub says of a file's bytes where another server has them.
 const LINKED_ETAG: &str = "x-linked-etag";
@@ -311,8 +305,8 @@ impl<'a> HubModel<'a> {
     /// What a snapshot lacks and its commit may have.
     fn unsettled(&self, snapshot: &Path) -> Vec<&'static str> {
         let mut wanted = vec!["tokenizer_config.json"];
-        if !Preprocess::is_given(snapshot) {
-            wanted.extend(["processor_config.json", "preprocessor_config.json"]);
+        if !has_images(snapshot) {
+            wanted.extend(IMAGES.map(|(name, _)| name));
         }
         let settled = |name: &str| snapshot.join(name).is_file() || self.absence(snapshot, name).is_file();
         wanted.into_iter().filter(|name| !settled(name)).collect()

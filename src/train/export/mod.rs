@@ -14,10 +14,10 @@ use super::run_dir::RunDir;
 use super::settings::Settings;
 use super::stamp::{Stamp, of_one_epoch};
 use super::{Result, TrainError};
-use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;
 use crate::files::write_atomic;
+use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::tensor::DType;
 use card::{Card, Form};
 use folder::NewFolder;
@@ -100,7 +100,7 @@ impl<'a> Export<'a> {
         let folder = self.folder(to, overwrite)?;
         let tensors = merged_tensors(self.model, self.adapter.as_ref(), dtype)?;
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        write_tensors(&folder.path().join("model.safetensors"), &tensors, metadata)?;
+        write_tensors(&folder.path().join(WEIGHTS), &tensors, metadata)?;
         drop(tensors);
         self.write_config(&folder, dtype)?;
         for name in PROCESSOR_FILES {
@@ -141,11 +141,11 @@ impl<'a> Export<'a> {
 
     /// The checkpoint's config.json for weights of this type.
     fn write_config(&self, folder: &NewFolder, dtype: DType) -> Result<()> {
-        let path = self.model.dir().join("config.json");
+        let path = self.model.dir().join(CONFIG);
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path, "read the file"))?;
         let config: Value = serde_json::from_str(&text)
             .map_err(|e| TrainError::file(&path, format!("not valid JSON ({e}); save the model again")))?;
-        write_json(&folder.path().join("config.json"), &config_for(config, dtype))
+        write_json(&folder.path().join(CONFIG), &config_for(config, dtype))
     }
 }
 
