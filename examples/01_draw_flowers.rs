@@ -13,8 +13,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Parser;
 use clip_engine::data::demo::{
-    FlowerKind, IMAGE_SIZE, World, demo_class_names, demo_dataset, draw, pretraining_kinds, stream_rng,
+    FlowerKind, IMAGE_SIZE, World, demo_class_names, demo_dataset, draw, pretraining_kinds,
 };
+use clip_engine::random;
 use rand::RngExt;
 use rayon::prelude::*;
 use serde_json::json;
@@ -86,7 +87,7 @@ fn write_pretraining_set(output: &Path, count: u64, seed: u64) -> Result<()> {
         let drawn: Vec<(FlowerKind, Vec<u8>)> = (start..count.min(start + CHUNK))
             .into_par_iter()
             .map(|stream| {
-                let mut rng = stream_rng(seed, stream);
+                let mut rng = random::stream(seed, stream);
                 let kind = kinds[rng.random_range(0..kinds.len())];
                 (kind, draw(&kind, World::Studio, &mut rng, IMAGE_SIZE))
             })

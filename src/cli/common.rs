@@ -1,19 +1,18 @@
 //! What several subcommands share: devices, data and models by their arguments.
 
 use super::bars::Bars;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::Orientation;
-use clip_engine::data::source::Note;
-use clip_engine::data::{Cache, CacheOptions, Preprocess, Purpose, Source, Split};
+use clip_engine::data::{Cache, CacheOptions, Note, Preprocess, Purpose, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
+use clip_engine::files::{cache_folder, write_atomic};
 use clip_engine::progress::Monitor;
 use clip_engine::tensor::DType;
 use clip_engine::train::adapter::doubts_about;
 use clip_engine::train::base_model::BaseModel;
 use clip_engine::train::demo;
-use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::Model;
 use clip_engine::train::other_models;
 use clip_engine::train::run_dir::RunDir;
@@ -62,12 +61,7 @@ pub fn cache_dir(chosen: Option<&Path>) -> Result<PathBuf> {
     if let Some(dir) = chosen {
         return Ok(dir.to_path_buf());
     }
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
-    match base {
-        Some(base) => Ok(base.join("clip-engine")),
-        None => bail!("--cache: neither XDG_CACHE_HOME nor HOME is set; name a folder for the cache"),
-    }
+    cache_folder().context("--cache: neither XDG_CACHE_HOME nor HOME is set; name a folder for the cache")
 }
 
 /// The folder of the model that a flag names.

@@ -4,7 +4,7 @@ use super::common;
 use anyhow::{Context, Result};
 use clap::Command;
 use clap_mangen::Man;
-use clip_engine::train::files::write_atomic;
+use clip_engine::files::write_atomic;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::ClipError;
+use crate::model_files::CONFIG;
 
 pub use crate::backend::Activation;
 
@@ -125,7 +126,7 @@ impl ClipConfig {
 
     /// Reads `config.json` in `dir`.
     pub fn load(dir: &Path) -> Result<Self, ClipError> {
-        let path = dir.join("config.json");
+        let path = dir.join(CONFIG);
         let text = std::fs::read_to_string(&path)
             .map_err(|source| ClipError::Read { path: path.clone(), source })?;
         Self::parse(&text, &path)

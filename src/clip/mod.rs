@@ -16,15 +16,3 @@ pub mod weights;
 
 pub use block::Evaluated;
 pub use error::ClipError;
-
-/// What a tokenizer and an image processor are made of, as far as a checkpoint has it.
-pub(crate) const PROCESSOR_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-];

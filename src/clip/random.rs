@@ -2,11 +2,9 @@
 
 use super::ClipError;
 use super::weight_source::{Loaded, WeightSource};
+use crate::random;
 use crate::tensor::{DType, Shape, Tensor};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
-use sha2::{Digest, Sha256};
 
 /// Gives every tensor normal values that depend only on its name and the seed, scaled so that activations
 /// keep their size; norms and biases are moved off 1 and 0, so that a forgotten one would be noticed.
@@ -26,10 +24,7 @@ impl WeightSource for RandomWeights {
             [_] => (0.0, 0.05),
             _ => (0.0, 1.0 / (shape.row_elements() as f64).sqrt()),
         };
-        let mut hash = Sha256::new();
-        hash.update(self.seed.to_le_bytes());
-        hash.update(name);
-        let mut rng = ChaCha8Rng::from_seed(hash.finalize().into());
+        let mut rng = random::of_name(self.seed, name);
         let mut tensor = Tensor::zeros(shape, DType::F64);
         if let Ok(normal) = Normal::new(mean, deviation) {
             for value in tensor.typed_mut::<f64>()? {

@@ -13,6 +13,7 @@ use tokenizers::{Tokenizer, TruncationParams};
 use super::ClipError;
 use super::config::TextConfig;
 use crate::guard::guarded;
+use crate::model_files::{TOKENIZER, TOKENIZER_PARTS};
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
@@ -185,8 +186,8 @@ fn check_pattern(pattern: &str) -> Result<(), String> {
 
 /// The description of the tokenizer of `dir`, and the file that errors should name.
 fn read(dir: &Path) -> Result<(PathBuf, String), ClipError> {
-    let (whole, vocabulary, merges) =
-        (dir.join("tokenizer.json"), dir.join("vocab.json"), dir.join("merges.txt"));
+    let whole = dir.join(TOKENIZER);
+    let [vocabulary, merges] = TOKENIZER_PARTS.map(|part| dir.join(part));
     if whole.exists() {
         let text = read_text(&whole)?;
         Ok((whole, text))

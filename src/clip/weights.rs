@@ -15,11 +15,9 @@ use sha2::{Digest, Sha256};
 
 use super::ClipError;
 use super::config::{Activation, ClipConfig, TowerConfig};
+use crate::hash::hex;
+use crate::model_files::{INDEX, PICKLED, WEIGHTS};
 use crate::tensor::{DType, Shape, View};
-
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// The opened weight files of one checkpoint.
 pub struct Weights {
@@ -32,7 +30,7 @@ impl Weights {
     /// Opens `model.safetensors` in `dir`, or the shards that `model.safetensors.index.json` lists. Every
     /// header is checked against the length of its file; the tensors are not read yet.
     pub fn open(dir: &Path) -> Result<Self, ClipError> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
+        let (single, index) = (dir.join(WEIGHTS), dir.join(INDEX));
         if single.exists() {
             let file = WeightFile::open(single)?;
             let holder = file.tensors.keys().map(|name| (name.clone(), 0)).collect();
@@ -150,7 +148,7 @@ impl Weights {
             hash.update(format!("{name} {} {:?}\n", view.dtype().name(), shape.dims()));
             parts(view.bytes()).for_each(|part| hash.update(part));
         }
-        Ok(hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()[..16]))
     }
 
     fn find(&self, name: &str) -> Option<(&WeightFile, &TensorEntry)> {

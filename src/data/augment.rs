@@ -5,7 +5,8 @@
 //! model's: [`larger_side`], [`Preprocess::enlarged`](super::Preprocess::enlarged) and
 //! [`Source::only`](super::Source::only).
 
-use super::{DataError, random};
+use super::DataError;
+use crate::random;
 use crate::tensor::{DType, Tensor};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
@@ -88,10 +89,9 @@ impl Augmentation {
             let value = format!("{height} x {width}");
             return Err(DataError::Augmentation { setting: "image size", value, expected: "at least 1 x 1" });
         }
-        let generator = random::generator("augment", &[seed, u64::from(epoch)]);
         let mut crops = Tensor::zeros([indices.len(), 5], DType::U32);
         for (crop, &index) in crops.typed_mut::<u32>()?.chunks_exact_mut(5).zip(indices) {
-            let mut rng = random::stream(&generator, index as u64);
+            let mut rng = random::of_purpose("augment", &[seed, u64::from(epoch)], index as u64);
             let place = self.crop_box(height, width, &mut rng).map(|pixels| pixels as u32);
             crop[..4].copy_from_slice(&place);
             crop[4] = u32::from(rng.random_bool(self.flip));

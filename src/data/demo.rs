@@ -12,8 +12,7 @@ mod kind;
 mod scene;
 
 use super::{MemoryImage, Split};
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
+use crate::random;
 
 pub use kind::{
     Centre, Colour, FlowerKind, Form, Marking, Petals, Rings, all_kinds, demo_classes, pretraining_kinds,
@@ -98,18 +97,11 @@ fn demo_pictures(
     let streams = places(classes.len()).into_iter().zip(0u64..);
     let wanted: Vec<_> = streams.filter(|(place, _)| wanted(place.split)).collect();
     wanted.into_iter().map(move |(Place { split, label, index }, stream)| DemoImage {
-        pixels: draw(&classes[label], World::Field, &mut stream_rng(seed, stream), side),
+        pixels: draw(&classes[label], World::Field, &mut random::stream(seed, stream), side),
         label: label as u32,
         name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
         split,
     })
-}
-
-/// The random numbers of picture number `stream` under `seed`: independent for each pair.
-pub fn stream_rng(seed: u64, stream: u64) -> ChaCha8Rng {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(stream);
-    rng
 }
 
 #[cfg(test)]
@@ -186,7 +178,7 @@ mod tests {
             assert_eq!(pictures.len(), count);
             let picture = pictures.nth(1).unwrap();
             assert_eq!(picture.name, format!("{split}/{}/001.png", classes[0].name()));
-            let mut rng = stream_rng(4, first + 1);
+            let mut rng = random::stream(4, first + 1);
             assert_eq!(picture.pixels, draw(&classes[0], World::Field, &mut rng, IMAGE_SIZE));
             assert_eq!((picture.label, picture.split), (0, split));
             first += count as u64;

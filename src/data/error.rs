@@ -2,6 +2,7 @@
 
 use super::Split;
 use super::names::readable;
+use crate::files::FileError;
 use crate::tensor::TensorError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -24,15 +25,8 @@ pub enum DataError {
         path: PathBuf,
     },
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}; check the path and its permissions", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What was tried, worded to follow "cannot": `read the image`.
-        action: &'static str,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    #[error("{0}; check the path and its permissions")]
+    Io(#[from] FileError),
     /// A folder of photos to look at that is none.
     #[error(
         "{}: {found}; name a folder with jpg, jpeg, png, webp, bmp, gif, tif or tiff files",
@@ -291,6 +285,6 @@ pub enum DataError {
 impl DataError {
     /// Wraps an operating system error for `map_err`.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> DataError {
-        move |source| DataError::Io { path: path.to_path_buf(), action, source }
+        move |error| FileError::of(path, action)(error).into()
     }
 }

@@ -1,6 +1,6 @@
 //! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
 
-use super::source::{Classes, Opened, Photo, SourceKind};
+use super::opened::{Classes, Opened, Photo, SourceKind};
 use super::{DataError, Split, listing, mat};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Image folders: one folder per class, split by folders or by a seed.
 
 use super::listing::{LeftOut, Listing, entries, is_photo};
-use super::source::{Classes, Note, Photo, Purpose};
+use super::opened::{Classes, Note, Photo, Purpose};
 use super::{DataError, Split, names, split};
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
 //! Photos by a list: a table of paths and classes (CSV, TSV, JSON lines; Hugging Face's metadata among them), or CoOp's
 //! `split_*.json`.
 
-use super::source::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
+use super::opened::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
 use super::table;
 use super::{DataError, Split, listing, names, split};
 use serde_json::Value;

@@ -6,9 +6,10 @@
 use super::DataError;
 use super::decode::{self, Orientation};
 use super::resize::{CHANNELS, RgbImage, Window, resize_window};
+use crate::model_files::{has_images, of_images};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// CLIP's channel means, of pixels in 0..1.
 pub const CLIP_MEAN: [f32; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -21,11 +22,6 @@ const BICUBIC: u64 = 3;
 
 /// A larger image size than any CLIP model's; keeps a damaged configuration from filling the memory.
 const MAX_SIDE: u64 = 4096;
-
-/// Where settings may be, and below which key. The first that has any wins, as in transformers 5, which
-/// writes the first alone; earlier releases write the second, and the first without the key.
-const SOURCES: [(&str, Option<&str>); 2] =
-    [("processor_config.json", Some("image_processor")), ("preprocessor_config.json", None)];
 
 /// How a photo is brought to size before the crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,8 +70,9 @@ impl Preprocess {
     /// Settings that cannot be read, that this engine does not carry out (another interpolation, a
     /// missing step), or that give another image size than the model's.
     pub fn from_model_dir(dir: &Path, image_size: usize) -> Result<Preprocess, DataError> {
-        let Some((path, config)) = given_config(dir)? else { return Ok(Preprocess::clip(image_size)) };
+        let Some((path, config)) = of_images(dir)? else { return Ok(Preprocess::clip(image_size)) };
         let wrong = |reason| DataError::Preprocess { path: path.clone(), reason };
+        let config = config.map_err(|e| wrong(format!("not valid JSON ({e}); fetch the model again")))?;
         let preprocess = Preprocess::from_config(&config).map_err(wrong)?;
         if preprocess.crop != image_size {
             return Err(wrong(format!(
@@ -88,7 +85,7 @@ impl Preprocess {
 
     /// Whether a file in `dir` has the settings, right or wrong; else they are CLIP's own.
     pub fn is_given(dir: &Path) -> bool {
-        !matches!(given_config(dir), Ok(None))
+        has_images(dir)
     }
 
     /// The same settings for larger images, to cut crops from: both the resize and the centre crop end at
@@ -246,30 +243,6 @@ impl Preprocess {
             })
         })
     }
-}
-
-/// The file of a model directory that has the settings, and they.
-fn given_config(dir: &Path) -> Result<Option<(PathBuf, Value)>, DataError> {
-    for (name, key) in SOURCES {
-        let path = dir.join(name);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(DataError::io(&path, "read the file")(e)),
-        };
-        let mut config: Value = serde_json::from_str(&text).map_err(|e| {
-            let reason = format!("not valid JSON ({e}); fetch the model again");
-            DataError::Preprocess { path: path.clone(), reason }
-        })?;
-        let given = match key {
-            None => Some(config),
-            Some(key) => config.get_mut(key).map(Value::take).filter(|nested| !nested.is_null()),
-        };
-        if let Some(given) = given {
-            return Ok(Some((path, given)));
-        }
-    }
-    Ok(None)
 }
 
 /// `size`: an integer or `{"shortest_edge": n}` for the short side, `{"height": n, "width": n}` for both.

@@ -1,6 +1,7 @@
 //! Few-shot training: a small, balanced part of the training images.
 
-use super::{DataError, random};
+use super::DataError;
+use crate::random;
 use rand::seq::SliceRandom;
 
 /// Draws `shots` images of every class without replacement, or all of a class that has fewer: indices into
@@ -24,11 +25,10 @@ pub fn few_shot(
         return Err(DataError::NoShots);
     }
     let mut classes = by_class(labels, class_names);
-    let generator = random::generator("few-shot", &[seed]);
     let mut chosen = Vec::new();
     for (images, label) in classes.iter_mut().zip(0..) {
         // All of them, where a part would do: fewer shots are then the beginning of more.
-        images.shuffle(&mut random::stream(&generator, label));
+        images.shuffle(&mut random::of_purpose("few-shot", &[seed], label));
         chosen.extend(images.iter().take(shots));
     }
     chosen.sort_unstable();

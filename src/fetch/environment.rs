@@ -1,6 +1,7 @@
 //! What the environment says of the hub, by the names and rules of Hugging Face's own tools.
 
 use super::{FetchError, Result};
+use crate::files::user_caches;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -36,8 +37,7 @@ impl Environment {
         let is_on = |name: &str| text(name).is_some_and(|value| YES.contains(&value.to_uppercase().as_str()));
         let path =
             |name: &str| variable(name).map(|value| expanded(value, |name| get(name)?.into_string().ok()));
-        let base = path("XDG_CACHE_HOME").or_else(|| path("HOME").map(|home| home.join(".cache")));
-        let home = path("HF_HOME").or_else(|| base.map(|base| base.join("huggingface")));
+        let home = path("HF_HOME").or_else(|| user_caches(path).map(|caches| caches.join("huggingface")));
         let cache = path("HF_HUB_CACHE").or_else(|| path("HUGGINGFACE_HUB_CACHE"));
         let cache = cache.or_else(|| home.as_ref().map(|home| home.join("hub")));
         let token_file = path("HF_TOKEN_PATH").or_else(|| home.map(|home| home.join("token")));

@@ -1,6 +1,6 @@
 //! What can go wrong between a name and the files it stands for.
 
-use crate::train::TrainError;
+use crate::files::FileError;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -56,15 +56,8 @@ pub enum FetchError {
         problem: String,
     },
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What was tried, worded to follow "cannot": `write the file`.
-        action: &'static str,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
+    #[error("{0}; check the path, its permissions and the free space")]
+    Io(#[from] FileError),
     /// The user asked to stop.
     #[error("interrupted; what was fetched so far is kept, run the same command again to go on")]
     Interrupted,
@@ -214,18 +207,7 @@ pub enum FetchError {
 impl FetchError {
     /// Wraps an operating system error for `map_err`.
     pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> FetchError {
-        move |source| FetchError::Io { path: path.to_path_buf(), action, source }
-    }
-
-    /// A file of ours that could not be written whole, for `map_err`.
-    pub(super) fn unwritten(path: &Path) -> impl FnOnce(TrainError) -> FetchError {
-        move |error| {
-            let source = match error {
-                TrainError::Io { source, .. } => source,
-                error => std::io::Error::other(error),
-            };
-            FetchError::Io { path: path.to_path_buf(), action: "write the file", source }
-        }
+        move |error| FileError::of(path, action)(error).into()
     }
 
     /// The error without what the user could do: the next try is made without them.

@@ -2,10 +2,10 @@
 
 use super::sum::Sum;
 use super::{FetchError, Result};
+use crate::files::{remove, sync_folder_of, write_atomic};
 use crate::progress::Monitor;
-use crate::train::files::write_atomic;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -292,16 +292,7 @@ impl Http {
         monitor.advance(start);
         let copied = copy(response.into_body(), start, wanted, part, monitor);
         monitor.finish();
-        let length = match copied {
-            Ok(length) => length,
-            Err(error) => {
-                if matches!(error, FetchError::Encoded { .. }) {
-                    // What was decoded so far cannot be continued.
-                    part.discard()?;
-                }
-                return Err(error);
-            }
-        };
+        let length = copied?;
         match total {
             Some(total) if total != length => {
                 Err(refuse(format!("the connection ended after {length} of {total} bytes")))
@@ -411,7 +402,7 @@ impl Part {
         let Some(validator) = validator(headers) else { return Ok(()) };
         let note = Note { url: wanted.url.clone(), validator: validator.to_owned(), total };
         let text = serde_json::to_vec(&note).unwrap_or_default();
-        write_atomic(&self.note, &text).map_err(FetchError::unwritten(&self.note))
+        Ok(write_atomic(&self.note, &text)?)
     }
 
     /// Checks the whole file. One that is wrong is of no use to a later try. Bytes that are right are so by
@@ -429,7 +420,6 @@ impl Part {
             (None, None) => return Ok(()),
             (None, Some(_)) if wanted.sum != Sum::Unknown => return Ok(()),
             (_, Some(encoding)) => encoded(&wanted.url, encoding),
-            (Some(_), None) if self.is_unpacked(wanted)? => encoded(&wanted.url, "gzip"),
             (Some((expected, found)), None) => {
                 FetchError::Checksum { url: wanted.url.clone(), expected, found }
             }
@@ -438,36 +428,13 @@ impl Part {
         Err(error)
     }
 
-    /// Whether a plain archive arrived where a compressed one is wanted. `ureq` decodes what a server labels
-    /// gzip, and hides the label; the crate's feature for that cannot be left out, `hf-hub` switches it on.
-    fn is_unpacked(&self, wanted: &Wanted) -> Result<bool> {
-        if !wanted.name.ends_with(".tgz") {
-            return Ok(false);
-        }
-        let io = |e| FetchError::io(&self.path, "read the file")(e);
-        let mut start = Vec::new();
-        File::open(&self.path).and_then(|file| file.take(512).read_to_end(&mut start)).map_err(io)?;
-        Ok(start.get(257..262) == Some(b"ustar"))
-    }
-
     fn discard(&self) -> Result<()> {
-        for path in [&self.path, &self.note] {
-            match std::fs::remove_file(path) {
-                Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(FetchError::io(path, "remove the file")(e));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        Ok([&self.path, &self.note].into_iter().try_for_each(|path| remove(path))?)
     }
 
     fn keep(&self, target: &Path) -> Result<()> {
         std::fs::rename(&self.path, target).map_err(FetchError::io(target, "name the file"))?;
-        if let Some(Ok(folder)) = target.parent().map(File::open) {
-            // The rename itself must reach the disk too; not every file system lets a folder be synced.
-            let _ = folder.sync_all();
-        }
+        sync_folder_of(target);
         self.discard()
     }
 }
@@ -538,14 +505,6 @@ fn encoded(url: &str, encoding: &str) -> FetchError {
 }
 
 fn broken(url: &str, error: &std::io::Error) -> FetchError {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<ureq::Error>());
-    if let Some(ureq::Error::Decompress(encoding, cause)) = inner {
-        let problem = format!(
-            "the server labels it Content-Encoding: {encoding}, and it cannot be decoded ({})",
-            one_line(&cause.to_string())
-        );
-        return FetchError::Encoded { url: url.to_owned(), problem };
-    }
     let problem = format!("the connection broke off ({})", one_line(&error.to_string()));
     FetchError::Request { url: url.to_owned(), problem }
 }

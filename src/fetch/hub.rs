@@ -1,9 +1,4 @@
 //! Models by their hub id, in the cache that Hugging Face's own tools use.
-//!
-//! The `hf-hub` crate names folders and addresses here. The transfer is [`http`](super::http)'s: the crate's
-//! own waits for a silent server for ever, repeats no question, appends a whole file to the part of one where
-//! a server knows no ranges, checks nothing, and tells the token to the host that large files are redirected
-//! to. It also has no word for HF_TOKEN, HF_HUB_CACHE and HF_HUB_OFFLINE.
 
 use super::environment::Environment;
 use super::http::{Http, Limits, Wanted};
@@ -12,11 +7,11 @@ use super::listing::{File, Listing};
 use super::lock::Lock;
 use super::sum::Sum;
 use super::{FetchError, Result};
-use crate::clip::PROCESSOR_FILES;
-use crate::data::Preprocess;
+use crate::files::{make_folder_of, write_atomic};
+use crate::model_files::{
+    CONFIG, IMAGES, INDEX, PICKLED, PROCESSOR_FILES, TOKENIZER, TOKENIZER_PARTS, WEIGHTS, has_images,
+};
 use crate::progress::Monitor;
-use crate::train::files::write_atomic;
-use hf_hub::{Cache, CacheRepo, Repo, RepoType};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io::ErrorKind;
@@ -26,12 +21,9 @@ use ureq::http::HeaderMap;
 /// Models whose main branch has pickled weights only, and the revision of theirs that has safetensors.
 const REVISIONS: [(&str, &str); 1] = [(super::DEFAULT_MODEL, "refs/pr/15")];
 
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const TOKENIZER_PARTS: [&str; 2] = ["vocab.json", "merges.txt"];
-const WEIGHTS: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
+/// How the folder of a model begins in the cache, and what stands there for the slash of its id.
+const MODELS: &str = "models--";
+const SLASH: &str = "--";
 
 /// What the hub says of a file's bytes where another server has them.
 const LINKED_ETAG: &str = "x-linked-etag";
@@ -64,8 +56,7 @@ impl HubId {
         let (owner, name) = repository.split_once('/')?;
         let revision_is_plain = revision.is_none_or(|revision| revision.split('/').all(is_plain));
         let plain = is_plain(owner) && is_plain(name) && revision_is_plain;
-        // `--` stands for the slash in the cache's folder names.
-        let plain = plain && !repository.contains("--") && repository.len() <= 96;
+        let plain = plain && !repository.contains(SLASH) && repository.len() <= 96;
         plain.then(|| HubId { repository: repository.to_owned(), revision: revision.map(str::to_owned) })
     }
 
@@ -99,7 +90,8 @@ impl fmt::Display for HubId {
 #[derive(Debug, Clone)]
 pub struct Hub {
     endpoint: String,
-    cache: Cache,
+    /// Of all models; Hugging Face's own tools have data sets in it too.
+    cache: PathBuf,
     http: Http,
     /// Where the token is from.
     token: Option<String>,
@@ -126,7 +118,7 @@ impl Hub {
             Some(secret) => http.with_token(&endpoint, secret)?,
             None => http,
         };
-        Ok(Hub { endpoint, cache: Cache::new(cache), http, token: place, credentials, offline, no_links })
+        Ok(Hub { endpoint, cache, http, token: place, credentials, offline, no_links })
     }
 
     /// The hub's address, without a slash at its end: HF_ENDPOINT, or Hugging Face's own.
@@ -136,7 +128,7 @@ impl Hub {
 
     /// The folder of the cache.
     pub fn cache(&self) -> &Path {
-        self.cache.path()
+        &self.cache
     }
 
     /// The models in the cache, whole or not, by their names.
@@ -144,7 +136,7 @@ impl Hub {
         let folders = std::fs::read_dir(self.cache()).into_iter().flatten().filter_map(|entry| entry.ok());
         let names = folders.filter_map(|folder| folder.file_name().into_string().ok());
         let mut models: Vec<String> =
-            names.filter_map(|name| Some(name.strip_prefix("models--")?.replace("--", "/"))).collect();
+            names.filter_map(|name| Some(name.strip_prefix(MODELS)?.replace(SLASH, "/"))).collect();
         models.sort();
         models
     }
@@ -216,14 +208,16 @@ struct HubModel<'a> {
     id: &'a HubId,
     /// Its folder in the cache: blobs/, snapshots/COMMIT/, refs/REVISION.
     path: PathBuf,
-    cached: CacheRepo,
 }
 
 impl<'a> HubModel<'a> {
     fn of(hub: &'a Hub, id: &'a HubId) -> Self {
-        let repo = Repo::with_revision(id.repository.clone(), RepoType::Model, id.revision().to_owned());
-        let path = hub.cache.path().join(repo.folder_name());
-        HubModel { hub, id, path, cached: hub.cache.repo(repo) }
+        let path = hub.cache.join(format!("{MODELS}{}", id.repository.replace('/', SLASH)));
+        HubModel { hub, id, path }
+    }
+
+    fn snapshot_of(&self, commit: &str) -> PathBuf {
+        self.path.join("snapshots").join(commit)
     }
 
     fn reference(&self) -> PathBuf {
@@ -239,7 +233,7 @@ impl<'a> HubModel<'a> {
             Err(e) if MISSING.contains(&e.kind()) => self.id.revision().to_owned(),
             Err(e) => return Err(FetchError::io(&reference, "read the file")(e)),
         };
-        let folder = self.cached.pointer_path(&commit);
+        let folder = self.snapshot_of(&commit);
         Ok((is_plain(&commit) && folder.is_dir()).then_some(folder))
     }
 
@@ -256,7 +250,7 @@ impl<'a> HubModel<'a> {
         let listing = self.listing(&self.hub.http, revision, monitor);
         let listing = listing.map_err(|error| self.public_all_the_same(error, monitor))?;
         let weights = self.choose_weights(&listing)?;
-        let snapshot = self.cached.pointer_path(&listing.commit);
+        let snapshot = self.snapshot_of(&listing.commit);
         monitor.line(&format!("fetching {id} at {revision} from {}", self.hub.endpoint));
         self.fetch_file(&self.hub.http, CONFIG, &listing, &snapshot, monitor)?;
         self.fetch_processor(&self.hub.http, &listing, &snapshot, monitor)?;
@@ -273,7 +267,7 @@ impl<'a> HubModel<'a> {
             }
         }
         if revision != listing.commit {
-            self.write(&self.reference(), listing.commit.as_bytes())?;
+            write(&self.reference(), listing.commit.as_bytes())?;
         }
         monitor.line(&format!("{id} is in {}", snapshot.display()));
         Ok(snapshot)
@@ -311,8 +305,8 @@ impl<'a> HubModel<'a> {
     /// What a snapshot lacks and its commit may have.
     fn unsettled(&self, snapshot: &Path) -> Vec<&'static str> {
         let mut wanted = vec!["tokenizer_config.json"];
-        if !Preprocess::is_given(snapshot) {
-            wanted.extend(["processor_config.json", "preprocessor_config.json"]);
+        if !has_images(snapshot) {
+            wanted.extend(IMAGES.map(|(name, _)| name));
         }
         let settled = |name: &str| snapshot.join(name).is_file() || self.absence(snapshot, name).is_file();
         wanted.into_iter().filter(|name| !settled(name)).collect()
@@ -334,7 +328,7 @@ impl<'a> HubModel<'a> {
         for name in PROCESSOR_FILES {
             match listing.has(name) {
                 true => self.fetch_file(http, name, listing, snapshot, monitor)?,
-                false => self.write(&self.absence(snapshot, name), b"")?,
+                false => write(&self.absence(snapshot, name), b"")?,
             }
         }
         Ok(())
@@ -342,8 +336,9 @@ impl<'a> HubModel<'a> {
 
     /// The files of a revision, and its commit.
     fn listing(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Listing> {
-        let repo = Repo::with_revision(self.id.repository.clone(), RepoType::Model, revision.to_owned());
-        let url = format!("{}/api/{}?blobs=true", self.hub.endpoint, repo.api_url());
+        let (endpoint, model) = (&self.hub.endpoint, &self.id.repository);
+        let revision = revision.replace('/', "%2F");
+        let url = format!("{endpoint}/api/models/{model}/revision/{revision}?blobs=true");
         let text = http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
         let wrong = |problem: &str| FetchError::Hub { url: url.clone(), problem: problem.to_owned() };
         let listing =
@@ -434,8 +429,8 @@ impl<'a> HubModel<'a> {
             let problem = "the answer names no etag, as a hub's does".to_owned();
             FetchError::Hub { url: url.clone(), problem }
         })?;
-        let blob = self.cached.blob_path(&etag);
-        self.make_folder(&blob)?;
+        let blob = self.path.join("blobs").join(etag);
+        make_folder_of(&blob)?;
         let is_new = !blob.is_file();
         if is_new {
             let (size, sum) = known(&headers, listing.files.get(name));
@@ -446,20 +441,15 @@ impl<'a> HubModel<'a> {
             let wanted = Wanted { url, name: name.to_owned(), size, limit, sum };
             http.fetch(&wanted, &blob, monitor).map_err(|error| self.explained(error))?;
         }
-        self.make_folder(&link)?;
+        make_folder_of(&link)?;
         let symlink = if self.hub.no_links { link::no_symlink } else { link::symlink };
         link::put(&blob, is_new, &link, symlink).map_err(FetchError::io(&link, "create the file"))
     }
+}
 
-    fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
-        self.make_folder(path)?;
-        write_atomic(path, bytes).map_err(FetchError::unwritten(path))
-    }
-
-    fn make_folder(&self, file: &Path) -> Result<()> {
-        let folder = file.parent().unwrap_or(&self.path);
-        std::fs::create_dir_all(folder).map_err(FetchError::io(folder, "create the folder"))
-    }
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    make_folder_of(path)?;
+    Ok(write_atomic(path, bytes)?)
 }
 
 /// The hub's name for a file's bytes: of a large file, which another server holds, the hub's own header says it.

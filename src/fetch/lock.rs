@@ -1,8 +1,9 @@
 //! One process at a time fetches into a folder.
 
 use super::{FetchError, Result};
+use crate::files::lock_file;
 use crate::progress::Monitor;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
@@ -16,11 +17,7 @@ pub struct Lock {
 impl Lock {
     /// Waits until no other process holds the lock `path`.
     pub fn hold(path: &Path, monitor: &dyn Monitor) -> Result<Lock> {
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(FetchError::io(folder, "create the folder"))?;
-        }
-        let file = OpenOptions::new().create(true).append(true).open(path);
-        let file = file.map_err(FetchError::io(path, "open the lock"))?;
+        let file = lock_file(path)?;
         let mut waiting = false;
         loop {
             match file.try_lock() {

@@ -1,10 +1,10 @@
 //! Checksums of files, as those publish them who offer the files.
 
 use super::{FetchError, Result};
+use crate::hash::hex;
 use md5::{Digest, Md5};
 use sha1::Sha1;
 use sha2::Sha256;
-use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -58,11 +58,7 @@ fn digest(mut hash: impl Digest, path: &Path) -> Result<String> {
             count => hash.update(&buffer[..count]),
         }
     }
-    let mut text = String::new();
-    for byte in hash.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(hex(&hash.finalize()))
 }
 
 #[cfg(test)]

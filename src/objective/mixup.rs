@@ -1,8 +1,7 @@
 //! MixUp (Zhang et al. 2018): images are blended with others of their batch, and so are their classes.
 
+use crate::random;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Beta, BetaError, Distribution};
 use serde::{Deserialize, Serialize};
 
@@ -25,18 +24,13 @@ pub struct MixDraw {
     pub lambda: Vec<f32>,
 }
 
-/// Random numbers of step n come from stream 2³² + n of the seed; the streams of the epochs' orders lie
-/// below.
-const STREAM: u64 = 1 << 32;
-
 impl MixDraw {
     /// A random permutation, and λ ~ Beta(α, α) for every image; it depends on seed and step alone.
     ///
     /// # Errors
     /// An α that is not above 0.
     pub fn new(alpha: f64, batch: usize, seed: u64, step: u64) -> Result<Self, BetaError> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(STREAM + step);
+        let mut rng = random::stream(seed, random::MIXUP + step);
         let mut partner: Vec<u32> = (0..batch as u32).collect();
         partner.shuffle(&mut rng);
         let beta = Beta::new(alpha, alpha)?;

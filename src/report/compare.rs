@@ -6,7 +6,7 @@
 use super::RunData;
 use super::published::{published, published_plain};
 use super::seeds::{Scores, mean_and_std};
-use crate::train::files::write_atomic;
+use crate::files::write_atomic;
 use crate::train::metrics::{Evaluation, macro_f1, number};
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
@@ -157,7 +157,7 @@ impl Comparison {
             .map_err(|e| TrainError::file(&json, format!("cannot be stored ({e})")))?;
         write_atomic(&json, (text + "\n").as_bytes())?;
         let table = self.to_csv().map_err(|e| TrainError::file(&csv, format!("cannot be stored ({e})")))?;
-        write_atomic(&csv, table.as_bytes())
+        Ok(write_atomic(&csv, table.as_bytes())?)
     }
 }
 

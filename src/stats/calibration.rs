@@ -1,7 +1,7 @@
 //! How large the calibration error of few images is by chance alone.
 
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use crate::random;
+use rand::RngExt;
 
 /// Bins of the confidence, equally wide, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
 pub const BINS: usize = 15;
@@ -27,7 +27,7 @@ pub fn chance_error(confidences: &[f64], draws: usize, seed: u64) -> (f64, f64) 
 
 /// The calibration error of each draw.
 fn errors(confidences: &[f64], draws: usize, seed: u64) -> Vec<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = random::stream(seed, 0);
     let draw = |_| {
         let mut gaps = [0.0; BINS];
         for &p in confidences {

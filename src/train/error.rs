@@ -3,6 +3,7 @@
 use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
+use crate::files::FileError;
 use crate::stats::StatsError;
 use crate::tensor::TensorError;
 use std::path::{Path, PathBuf};
@@ -29,15 +30,8 @@ pub enum TrainError {
     #[error("logistic regression: {0}")]
     Stats(#[from] StatsError),
     /// The operating system refused.
-    #[error("{}: cannot {action}: {source}; check the path, its permissions and the free space", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What was tried, such as "read the file".
-        action: &'static str,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error("{0}; check the path, its permissions and the free space")]
+    Io(#[from] FileError),
     /// The run directory holds something.
     #[error(
         "{}: not empty; continue that run with --resume, replace it with --overwrite, or choose another --output",
@@ -140,7 +134,7 @@ pub enum TrainError {
 impl TrainError {
     /// Wraps an operating system error for `map_err`.
     pub fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> TrainError {
-        move |source| TrainError::Io { path: path.to_path_buf(), action, source }
+        move |error| FileError::of(path, action)(error).into()
     }
 
     /// A file that cannot be used, for `map_err`.

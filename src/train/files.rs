@@ -1,87 +1,12 @@
-//! Files that are either whole or not there: written beside, synced, renamed.
+//! Safetensors files of ours and of PEFT.
 
 use super::{Result, TrainError};
+use crate::files::{Staged, share};
 use crate::tensor::{DType, Shape, Tensor, View};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-
-/// How the names of files begin and end that have not got their own yet.
-const PREFIX: &str = ".engine-";
-const SUFFIX: &str = ".tmp";
-
-/// Whether `name` is that of a file which was being written.
-pub(super) fn is_unfinished(name: &OsStr) -> bool {
-    name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
-}
-
-/// Removes what a killed process was writing into `folder`. No other process may be at work there.
-pub(super) fn remove_unfinished(folder: &Path) -> Result<()> {
-    // Without the folder, or the right to list it, there is nothing to tidy up.
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
-    for path in entries.flatten().filter(|entry| is_unfinished(&entry.file_name())).map(|e| e.path()) {
-        std::fs::remove_file(&path).map_err(TrainError::io(&path, "remove the file"))?;
-    }
-    Ok(())
-}
-
-/// A file whose contents are on the disk already, under another name.
-pub struct Staged {
-    file: tempfile::NamedTempFile,
-    path: PathBuf,
-}
-
-impl Staged {
-    /// Writes `bytes` beside `path` and syncs them.
-    pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let io = |e: std::io::Error| TrainError::io(path, "write the file")(e);
-        let mut file = beside(path).map_err(io)?;
-        file.write_all(bytes).map_err(io)?;
-        file.as_file().sync_all().map_err(io)?;
-        Ok(Staged { file, path: path.to_path_buf() })
-    }
-
-    /// Gives the file its name, so that a reader, or a crash at any moment, finds the old file or this one.
-    pub fn persist(self) -> Result<()> {
-        let Staged { file, path } = self;
-        file.persist(&path).map_err(|e| TrainError::io(&path, "write the file")(e.error))?;
-        // The rename itself must reach the disk too; not every file system lets a folder be synced.
-        if let Ok(folder) = File::open(folder_of(&path)) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
-fn beside(path: &Path) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    builder.tempfile_in(folder_of(path))
-}
-
-/// Gives a file the rights of any other new one.
-fn share(path: &Path) -> std::io::Result<()> {
-    let usual = beside(path)?.as_file().metadata()?.permissions();
-    std::fs::set_permissions(path, usual)
-}
-
-/// Writes a whole file or none.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    Staged::new(path, bytes)?.persist()
-}
+use std::path::Path;
 
 /// Named tensors with text metadata as a safetensors file for `path`.
 pub fn stage_tensors(
@@ -92,7 +17,7 @@ pub fn stage_tensors(
     let mut bytes = safetensors::serialize(views(path, tensors)?, Some(metadata))
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
     sort_metadata(&mut bytes);
-    Staged::new(path, &bytes)
+    Ok(Staged::new(path, &bytes)?)
 }
 
 /// Puts the metadata, which a hash map gives in any order, into that of the names: the same contents are the same

@@ -1,5 +1,6 @@
 //! What a folder or a name that is no CLIP checkpoint in Hugging Face's layout is instead, and what to do with it.
 
+use crate::model_files::{CONFIG, WEIGHTS};
 use serde_json::Value;
 use std::path::Path;
 
@@ -54,8 +55,8 @@ pub fn of_file(path: &Path) -> String {
 /// What is to be said of a folder that is no CLIP checkpoint; none where it may be one.
 pub fn of_folder(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).is_file();
-    if has("config.json") {
-        return json(&dir.join("config.json")).and_then(|config| of_config(&config));
+    if has(CONFIG) {
+        return json(&dir.join(CONFIG)).and_then(|config| of_config(&config));
     }
     let adapter = ["adapter/adapter_config.json", "adapter_config.json"];
     let base = adapter.iter().find_map(|name| json(&dir.join(name)));
@@ -84,7 +85,7 @@ pub fn of_folder(dir: &Path) -> Option<String> {
     if files().any(|path| name(&path).starts_with("open_clip_")) {
         return Some(of_open_clip(&Value::Null));
     }
-    if has("model.safetensors") {
+    if has(WEIGHTS) {
         return Some(
             "model.safetensors without config.json; add that and the tokenizer of the same checkpoint".into(),
         );

@@ -1,6 +1,7 @@
 //! Where the files of a run come from: an entry in the metadata of each of its safetensors files.
 
 use super::{Result, TrainError};
+use crate::hash::hex;
 use crate::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -50,8 +51,7 @@ impl Stamp {
     pub fn new(epoch: u32, values: &[Tensor], weights: &WeightsId) -> Self {
         let mut hash = Sha256::new();
         values.iter().for_each(|value| hash.update(value.bytes()));
-        let trained = hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-        Stamp { epoch, trained, weights: weights.clone() }
+        Stamp { epoch, trained: hex(&hash.finalize()[..16]), weights: weights.clone() }
     }
 
     /// Adds the stamp, if there is one, to the metadata of a file.

@@ -1,10 +1,10 @@
 //! The run directory: what is where, and the metrics file.
 
-use super::files::{is_unfinished, remove_unfinished, write_atomic};
 use super::records::{Record, Summary};
 use super::settings::Settings;
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
+use crate::files::{is_unfinished, remove, remove_unfinished, write_atomic};
 use crate::progress::Monitor;
 use serde::Serialize;
 use serde_json::Value;
@@ -191,18 +191,12 @@ impl RunDir {
 
     fn remove_unfinished(&self) -> Result<()> {
         remove_unfinished(&self.path)?;
-        FOLDERS.iter().try_for_each(|folder| remove_unfinished(&self.path.join(folder)))
+        Ok(FOLDERS.iter().try_for_each(|folder| remove_unfinished(&self.path.join(folder)))?)
     }
 
     /// Removes one file of the run, if it is there.
     fn remove_file(&self, name: &str) -> Result<()> {
-        let file = self.path.join(name);
-        match std::fs::remove_file(&file) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(TrainError::io(&file, "remove the file")(e))
-            }
-            _ => Ok(()),
-        }
+        Ok(remove(&self.path.join(name))?)
     }
 
     /// The directory itself.
@@ -260,7 +254,7 @@ impl RunDir {
         let path = self.config();
         let text = toml::to_string(settings)
             .map_err(|e| TrainError::file(&path, format!("cannot be stored ({e})")))?;
-        write_atomic(&path, text.as_bytes())
+        Ok(write_atomic(&path, text.as_bytes())?)
     }
 
     /// Reads config.toml.
@@ -313,7 +307,7 @@ fn open_lock(folder: &Path) -> std::io::Result<File> {
 
 fn write_json(path: &Path, text: serde_json::Result<String>) -> Result<()> {
     let text = text.map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
-    write_atomic(path, (text + "\n").as_bytes())
+    Ok(write_atomic(path, (text + "\n").as_bytes())?)
 }
 
 /// metrics.jsonl: one JSON object a line, appended as the run goes; the same for TensorBoard where it is asked

@@ -5,8 +5,8 @@
 //! the scalars of one step. Everything here follows from the lines of metrics.jsonl, so that a resumed run
 //! makes its file anew from those that count instead of repairing the old one.
 
-use super::files::Staged;
 use super::{Result, TrainError};
+use crate::files;
 use serde_json::Value;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -77,7 +77,7 @@ impl EventFile {
         for entry in metrics {
             contents.extend(record(&event(entry, &mut step)));
         }
-        Staged::new(&path, &contents)?.persist()?;
+        files::write_atomic(&path, &contents)?;
         let file = OpenOptions::new().append(true).open(&path);
         let file = file.map_err(TrainError::io(&path, "open the file"))?;
         Ok(EventFile { path, file, bytes: contents.len() as u64, step })
@@ -101,8 +101,7 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
     let ours = |name: &str| name.starts_with(PREFIX) && name.ends_with(SUFFIX);
     for entry in entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(ours)) {
-        let path = entry.path();
-        std::fs::remove_file(&path).map_err(TrainError::io(&path, "remove the file"))?;
+        files::remove(&entry.path())?;
     }
     Ok(())
 }

@@ -4,11 +4,12 @@
 use crate::command::{engine, fail, succeed};
 use clip_engine::TrainError;
 use clip_engine::clip::config::ClipConfig;
+use clip_engine::files::write_atomic;
 use clip_engine::tensor::{DType, Tensor};
 use clip_engine::train::adapter::{Adapter, stage};
 use clip_engine::train::base_model::BaseModel;
 use clip_engine::train::export::merged_tensors;
-use clip_engine::train::files::{TensorFile, stage_tensors, write_atomic};
+use clip_engine::train::files::{TensorFile, stage_tensors};
 use clip_engine::train::model::Model;
 use clip_engine::tune::{LoraSpec, Site, Target, Tower};
 use serde_json::{Value, json};

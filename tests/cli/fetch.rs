@@ -40,15 +40,14 @@ struct Job {
     body: Vec<u8>,
     limits: Limits,
     size: Option<u64>,
-    name: &'static str,
     /// Nothing is known that the bytes must come to.
     blind: bool,
 }
 
 impl Job {
     fn new(count: usize) -> Job {
-        let (dir, name) = (tempfile::tempdir().unwrap(), "file.bin");
-        Job { dir, body: bytes(count), limits: HASTY, size: None, name, blind: false }
+        let dir = tempfile::tempdir().unwrap();
+        Job { dir, body: bytes(count), limits: HASTY, size: None, blind: false }
     }
 
     /// One whose mistakes no checksum would find.
@@ -57,7 +56,7 @@ impl Job {
     }
 
     fn target(&self) -> PathBuf {
-        self.dir.path().join(self.name)
+        self.dir.path().join("file.bin")
     }
 
     fn part(&self) -> Vec<u8> {
@@ -65,7 +64,7 @@ impl Job {
     }
 
     fn fetch_with(&self, http: Http, server: &Server, monitor: &dyn Monitor) -> Result<(), FetchError> {
-        let (url, name) = (server.url(&format!("/{}", self.name)), self.name.into());
+        let (url, name) = (server.url("/file.bin"), "file.bin".into());
         let sum = if self.blind { Sum::Unknown } else { Sum::Md5(md5(&self.body)) };
         let wanted = Wanted { url, name, size: self.size, limit: 1 << 20, sum };
         http.fetch(&wanted, &self.target(), monitor)
@@ -78,7 +77,7 @@ impl Job {
     /// The file is there, right, and alone.
     fn assert_done(&self) {
         assert_eq!(std::fs::read(self.target()).unwrap(), self.body);
-        assert_eq!(names(self.dir.path()), [self.name]);
+        assert_eq!(names(self.dir.path()), ["file.bin"]);
     }
 
     fn assert_nothing_kept(&self) {
@@ -333,21 +332,15 @@ fn an_encoding_that_was_not_asked_for_is_named_where_the_bytes_are_wrong() {
         refused(&job, &labelled(bytes(1500), "br"), "br");
         refused(&job, &labelled(bytes(1500), "gzip"), "gzip");
     }
-    // An archive that is called by its own compression: as it is wanted, or unpacked by the way.
-    let mut tar = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_ustar();
-    header.set_size(5);
-    tar.append_data(&mut header, "jpg/image.jpg", &b"photo"[..]).unwrap();
-    let tar = tar.into_inner().unwrap();
-    let archive = Job { body: gzip(&tar), name: "file.tgz", ..Job::new(0) };
-    archive.fetch(&labelled(archive.body.clone(), "x-gzip")).unwrap();
-    archive.assert_done();
-    let archive = Job { body: gzip(&tar), name: "file.tgz", ..Job::new(0) };
-    refused(&archive, &labelled(archive.body.clone(), "gzip"), "gzip");
-    // What is right when it is decoded is right.
+    // What was compressed on its way is not decoded unseen.
     let job = Job::new(1000);
-    job.fetch(&labelled(gzip(&job.body), "gzip")).unwrap();
-    job.assert_done();
+    refused(&job, &labelled(gzip(&job.body), "gzip"), "gzip");
+    // An archive that is called by its own compression is as it is wanted.
+    for encoding in ["x-gzip", "gzip"] {
+        let archive = Job { body: gzip(&bytes(1000)), ..Job::new(0) };
+        archive.fetch(&labelled(archive.body.clone(), encoding)).unwrap();
+        archive.assert_done();
+    }
 }
 
 #[test]

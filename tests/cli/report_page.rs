@@ -4,8 +4,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clip_engine::data::demo::{World, all_kinds, draw, stream_rng};
+use clip_engine::data::demo::{World, all_kinds, draw};
 use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::random;
 use clip_engine::report::compare::MeanRow;
 use clip_engine::report::data::EpochRecord;
 use clip_engine::report::page::{write_comparison_page, write_run_page};
@@ -120,7 +121,7 @@ fn cache(classes: usize, per_class: usize) -> Cache {
     let kinds = all_kinds();
     let images = (0..classes).flat_map(|label| {
         let kind = &kinds[label * kinds.len() / classes];
-        let flower = draw(kind, World::Field, &mut stream_rng(5, label as u64), SIDE);
+        let flower = draw(kind, World::Field, &mut random::stream(5, label as u64), SIDE);
         (0..per_class).map(move |i| MemoryImage {
             pixels: mirrored(&flower, i),
             label: label as u32,
@@ -148,7 +149,7 @@ static LARGE: LazyLock<Cache> = LazyLock::new(|| cache(102, 10));
 
 /// Results of a classifier that is right about `skill` of the time.
 fn images(classes: usize, per_class: usize, skill: f64, seed: u64) -> Vec<ImageResult> {
-    let mut rng = stream_rng(seed, 0);
+    let mut rng = random::stream(seed, 0);
     let image = |i: usize| {
         let label = i / per_class;
         let near = (label + 1 + rng.random_range(0..3usize.min(classes - 1))) % classes;

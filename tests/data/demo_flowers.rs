@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use clip_engine::data::Split;
 use clip_engine::data::demo::{
     Centre, Colour, FlowerKind, Form, IMAGE_SIZE, Marking, Petals, Rings, World, all_kinds, demo_class_names,
-    demo_classes, demo_dataset, draw, per_class, pretraining_kinds, stream_rng,
+    demo_classes, demo_dataset, draw, per_class, pretraining_kinds,
 };
+use clip_engine::random;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use tokenizers::Tokenizer;
@@ -37,7 +38,7 @@ fn a_picture_does_not_depend_on_the_ones_before_it() {
     let index = 100;
     let image = demo_dataset(3).nth(index).unwrap();
     let kind = demo_classes()[image.label as usize];
-    let alone = draw(&kind, World::Field, &mut stream_rng(3, index as u64), IMAGE_SIZE);
+    let alone = draw(&kind, World::Field, &mut random::stream(3, index as u64), IMAGE_SIZE);
     assert_eq!(image.pixels, alone);
 }
 
@@ -130,7 +131,7 @@ fn mean_petal_colour(colour: Colour) -> [f32; 3] {
     let mut sum = [0.0f32; 3];
     let mut count = 0.0;
     for stream in 0..12 {
-        let picture = draw(&kind, World::Studio, &mut stream_rng(5, stream), IMAGE_SIZE);
+        let picture = draw(&kind, World::Studio, &mut random::stream(5, stream), IMAGE_SIZE);
         for (index, pixel) in picture.chunks_exact(3).enumerate() {
             let (x, y) = ((index % IMAGE_SIZE) as f32, (index / IMAGE_SIZE) as f32);
             let distance = (x - 0.50 * IMAGE_SIZE as f32).hypot(y - 0.47 * IMAGE_SIZE as f32);

@@ -3,11 +3,11 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::dev::on_twin;
-
-use clip_engine::data::demo::{IMAGE_SIZE, World, demo_classes, draw, stream_rng};
+use clip_engine::data::demo::{IMAGE_SIZE, World, demo_classes, draw};
 use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::dev::on_twin;
 use clip_engine::progress::Silent;
+use clip_engine::random;
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::records::{Baseline, Summary};
@@ -23,7 +23,7 @@ fn cache() -> Cache {
     let images = places.zip(0..).map(|((split, index), stream)| {
         let label = index % classes.len();
         MemoryImage {
-            pixels: draw(&classes[label], World::Field, &mut stream_rng(1, stream), IMAGE_SIZE),
+            pixels: draw(&classes[label], World::Field, &mut random::stream(1, stream), IMAGE_SIZE),
             label: label as u32,
             name: format!("{split}/{index}.png"),
             split,

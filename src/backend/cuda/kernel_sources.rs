@@ -2,8 +2,8 @@
 
 use super::CudaError;
 use super::driver::Result;
+use crate::hash::Parts;
 use crate::tensor::DType;
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
@@ -96,14 +96,12 @@ impl Sources {
 
     /// SHA-256 over the names and texts of `names`.
     pub fn hash(&self, names: &[&str]) -> Result<[u8; 32]> {
-        let mut hash = Sha256::new();
+        let mut hash = Parts::default();
         for name in names {
-            for part in [name, self.text(name)?] {
-                hash.update((part.len() as u64).to_le_bytes());
-                hash.update(part);
-            }
+            hash.add(name);
+            hash.add(self.text(name)?);
         }
-        Ok(hash.finalize().into())
+        Ok(hash.finish())
     }
 }
 

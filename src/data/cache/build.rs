@@ -5,15 +5,16 @@ use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
 use super::{Cache, CacheOptions, Storage};
 use crate::data::decode::{self, SixteenBit};
 use crate::data::{DataError, Item, Preprocess, Source, Split};
+use crate::files;
+use crate::hash::{Parts, hex};
 use crate::progress::Monitor;
 use crate::tensor::DType;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 use std::fs::{File, Metadata};
 use std::io::{Error as IoError, ErrorKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub(super) fn open_or_build(
                 return Ok(Cache { header, storage: Storage::Mapped(mapping), reused: true });
             }
         }
-        Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+        Err(DataError::Io(error)) if error.source.kind() == ErrorKind::NotFound => {}
         Err(DataError::Cache { path, reason }) => {
             monitor
                 .warn(&format!("{}: not a usable cache file: {reason}; building it again", path.display()));
@@ -110,9 +111,7 @@ fn build(
         out.sync_all()
     };
     end().map_err(|e| write_error(path, pixels, e))?;
-    temporary.persist(path).map_err(|e| DataError::io(path, ACTION)(e.error))?;
-    sync_folder(path);
-    Ok(())
+    files::persist(temporary, path).map_err(DataError::io(path, ACTION))
 }
 
 /// Fills in labels, files and rows of the images that are not bad.
@@ -280,22 +279,22 @@ impl Converter {
 /// knows of a file: size, times and its number there, of which the time of its last change is nobody's to set. Renamed
 /// folders and files put in the place of others show in it, whatever their sizes and modification times.
 fn fingerprint(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
-    let mut hash = Fields(Sha256::new());
+    let mut hash = Parts::default();
     settings(&mut hash, source, preprocess, dtype);
     for name in &source.class_names {
-        hash.field(name.as_bytes());
+        hash.add(name.as_bytes());
     }
     for split in Split::ALL {
-        hash.field(split.name().as_bytes());
+        hash.add(split.name().as_bytes());
         for item in source.split(split) {
-            hash.field(relative(source, item).as_os_str().as_encoded_bytes());
-            hash.field(&item.label.to_le_bytes());
+            hash.add(relative(source, item).as_os_str().as_encoded_bytes());
+            hash.add(item.label.to_le_bytes());
             // One that cannot be reached is a bad image.
             let metadata = std::fs::metadata(&item.path).ok();
-            hash.field(&metadata.as_ref().map_or([0; 4], identity).map(u64::to_le_bytes).concat());
+            hash.add(metadata.as_ref().map_or([0; 4], identity).map(u64::to_le_bytes).concat());
         }
     }
-    hash.hex(32)
+    hex(&hash.finish())
 }
 
 /// Size, times and number of a file.
@@ -321,27 +320,27 @@ fn identity(metadata: &Metadata) -> [u64; 4] {
 }
 
 /// What tells caches in one folder apart: where the photos are and what is made of them.
-fn settings(hash: &mut Fields, source: &Source, preprocess: &Preprocess, dtype: PixelType) {
+fn settings(hash: &mut Parts, source: &Source, preprocess: &Preprocess, dtype: PixelType) {
     let seed = source.drawn.unwrap_or_default();
-    hash.field(&VERSION.to_le_bytes());
-    hash.field(source.kind.name().as_bytes());
-    hash.field(&seed.to_le_bytes());
-    hash.field(DType::from(dtype).name().as_bytes());
-    hash.field(format!("{:?}, {:?}", preprocess.resize(), preprocess.orientation()).as_bytes());
-    hash.field(&(preprocess.image_size() as u64).to_le_bytes());
+    hash.add(VERSION.to_le_bytes());
+    hash.add(source.kind.name().as_bytes());
+    hash.add(seed.to_le_bytes());
+    hash.add(DType::from(dtype).name().as_bytes());
+    hash.add(format!("{:?}, {:?}", preprocess.resize(), preprocess.orientation()).as_bytes());
+    hash.add((preprocess.image_size() as u64).to_le_bytes());
     for value in preprocess.mean().into_iter().chain(preprocess.std()) {
-        hash.field(&value.to_bits().to_le_bytes());
+        hash.add(value.to_bits().to_le_bytes());
     }
 }
 
 /// Stable for one source, preprocessing, type and choice of splits, so that a newer cache replaces the older.
 fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
-    let mut hash = Fields(Sha256::new());
+    let mut hash = Parts::default();
     let settled = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let root = settled(&source.root);
-    hash.field(root.as_os_str().as_encoded_bytes());
+    hash.add(root.as_os_str().as_encoded_bytes());
     // Several lists may be of photos in one folder.
-    hash.field(settled(&source.origin).as_os_str().as_encoded_bytes());
+    hash.add(settled(&source.origin).as_os_str().as_encoded_bytes());
     settings(&mut hash, source, preprocess, dtype);
     let name = root.file_name().unwrap_or_default().to_string_lossy();
     let plain: String =
@@ -351,22 +350,7 @@ fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Stri
         Split::ALL.into_iter().filter(|&split| !source.split(split).is_empty()).collect();
     let only = if let [split] = filled[..] { format!("-{split}") } else { String::new() };
     let (side, dtype) = (preprocess.image_size(), DType::from(dtype));
-    format!("{plain}{only}-{side}px-{dtype}-{}.pixels", hash.hex(8))
-}
-
-/// SHA-256 over fields, each preceded by its length.
-struct Fields(Sha256);
-
-impl Fields {
-    fn field(&mut self, bytes: &[u8]) {
-        self.0.update((bytes.len() as u64).to_le_bytes());
-        self.0.update(bytes);
-    }
-
-    /// The first `bytes` bytes of the hash in hexadecimal.
-    fn hex(self, bytes: usize) -> String {
-        self.0.finalize().iter().take(bytes).map(|b| format!("{b:02x}")).collect()
-    }
+    format!("{plain}{only}-{side}px-{dtype}-{}.pixels", hex(&hash.finish()[..8]))
 }
 
 fn relative<'a>(source: &Source, item: &'a Item) -> &'a Path {
@@ -375,19 +359,12 @@ fn relative<'a>(source: &Source, item: &'a Item) -> &'a Path {
 
 /// How a cache in the making is named.
 const PREFIX: &str = ".preparing-";
-const SUFFIX: &str = ".tmp";
 
-/// A new file beside `path` with the permissions any new file gets, locked for as long as it is open.
+/// A new file beside `path`, locked for as long as it is open.
 fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile, DataError> {
-    let folder = path.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-    remove_abandoned(&folder);
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(PREFIX).suffix(SUFFIX);
-    #[cfg(unix)]
-    let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-    #[cfg(unix)]
-    builder.permissions(permissions);
-    let file = builder.tempfile_in(&folder).map_err(DataError::io(&folder, "write a cache in the folder"))?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    remove_abandoned(folder);
+    let file = files::beside(path, PREFIX).map_err(DataError::io(folder, "write a cache in the folder"))?;
     // A file system without locks only loses the tidying up.
     let _ = file.as_file().try_lock();
     Ok(file)
@@ -398,8 +375,7 @@ fn temporary_beside(path: &Path) -> Result<tempfile::NamedTempFile, DataError> {
 fn remove_abandoned(folder: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let name = entry.file_name();
-        let ours = name.to_str().is_some_and(|n| n.starts_with(PREFIX) && n.ends_with(SUFFIX));
+        let ours = files::has_affixes(&entry.file_name(), PREFIX);
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|time| time.elapsed().ok());
         if ours && age.is_some_and(|age| age > Duration::from_secs(60)) {
             let unlocked = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());
@@ -451,11 +427,4 @@ fn write_at(file: &File, mut bytes: &[u8], mut offset: u64) -> Result<(), IoErro
         offset += written as u64;
     }
     Ok(())
-}
-
-/// Makes the rename last; best effort, a lost cache is built again.
-fn sync_folder(path: &Path) {
-    if let Some(folder) = path.parent().and_then(|folder| File::open(folder).ok()) {
-        folder.sync_all().ok();
-    }
 }

@@ -1,7 +1,7 @@
 //! Photos that are there more than once, byte for byte.
 
-use super::file::Header;
 use crate::data::Split;
+use crate::hash::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -39,7 +39,45 @@ pub(super) struct Duplicates {
 const PAIRS: [[Split; 2]; 3] =
     [[Split::Train, Split::Val], [Split::Train, Split::Test], [Split::Val, Split::Test]];
 
+/// An image of the cache.
+pub(super) struct Image<'a> {
+    pub split: Split,
+    pub label: u32,
+    pub file: &'a str,
+    pub content: Content,
+}
+
 impl Duplicates {
+    /// Finds which of the images are the same.
+    pub fn among(images: &[Image<'_>]) -> Duplicates {
+        let mut first: HashMap<Content, [Option<&Image<'_>>; 3]> = HashMap::with_capacity(images.len());
+        let mut counted: HashMap<Content, [bool; 4]> = HashMap::new();
+        let mut duplicates = Duplicates::default();
+        for image in images {
+            let seen = first.entry(image.content).or_default();
+            let earlier: Vec<&Image<'_>> = seen.iter().flatten().copied().collect();
+            if !earlier.is_empty() {
+                let counted = counted.entry(image.content).or_default();
+                let mut note = |place: usize, same: &mut Option<Same>, other: &Image<'_>| {
+                    if !std::mem::replace(&mut counted[place], true) {
+                        let example = || [other, image].map(|image| image.file.to_owned());
+                        same.get_or_insert_with(|| Same { photos: 0, example: example() }).photos += 1;
+                    }
+                };
+                for (place, [a, b]) in PAIRS.into_iter().enumerate() {
+                    if let (true, Some(other)) = (image.split == b, seen[a as usize]) {
+                        note(place, &mut duplicates.splits[place], other);
+                    }
+                }
+                if let Some(other) = earlier.iter().find(|other| other.label != image.label) {
+                    note(3, &mut duplicates.classes, other);
+                }
+            }
+            seen[image.split as usize].get_or_insert(image);
+        }
+        duplicates
+    }
+
     /// What is wrong, one line for each kind.
     pub fn problems(&self) -> Vec<String> {
         let spoilt = ["validation", "the test", "the test"];
@@ -62,46 +100,13 @@ impl Duplicates {
     }
 }
 
-impl Header {
-    /// Notes what the contents of the source's photos, in its order and with those left out, say: which are the same,
-    /// and what tells these photos from others.
-    pub(super) fn summarise(&mut self, contents: &[Content]) {
-        let mut first: HashMap<Content, [Option<usize>; 3]> = HashMap::with_capacity(self.rows.len());
-        let mut counted: HashMap<Content, [bool; 4]> = HashMap::new();
-        let mut duplicates = Duplicates::default();
-        let mut digest = Sha256::new();
-        let splits: Vec<Split> = Split::ALL
-            .into_iter()
-            .flat_map(|split| std::iter::repeat_n(split, self.range(split).len()))
-            .collect();
-        for (image, (&split, &row)) in splits.iter().zip(&self.rows).enumerate() {
-            let content = contents[row as usize];
-            digest.update([split as u8]);
-            digest.update(self.labels[image].to_le_bytes());
-            digest.update(content);
-            let seen = first.entry(content).or_default();
-            let earlier: Vec<usize> = seen.iter().flatten().copied().collect();
-            if !earlier.is_empty() {
-                let counted = counted.entry(content).or_default();
-                let mut note = |place: usize, same: &mut Option<Same>, other: usize| {
-                    if !std::mem::replace(&mut counted[place], true) {
-                        let example = || [self.files[other].clone(), self.files[image].clone()];
-                        same.get_or_insert_with(|| Same { photos: 0, example: example() }).photos += 1;
-                    }
-                };
-                for (place, [a, b]) in PAIRS.into_iter().enumerate() {
-                    if let (true, Some(other)) = (split == b, seen[a as usize]) {
-                        note(place, &mut duplicates.splits[place], other);
-                    }
-                }
-                if let Some(&other) = earlier.iter().find(|&&other| self.labels[other] != self.labels[image])
-                {
-                    note(3, &mut duplicates.classes, other);
-                }
-            }
-            seen[split as usize].get_or_insert(image);
-        }
-        self.duplicates = duplicates;
-        self.photos = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+/// What tells these images from others, whatever their names are: a hash of their contents, labels and splits.
+pub(super) fn hash_of(images: &[Image<'_>]) -> String {
+    let mut hash = Sha256::new();
+    for image in images {
+        hash.update([image.split as u8]);
+        hash.update(image.label.to_le_bytes());
+        hash.update(image.content);
     }
+    hex(&hash.finalize())
 }

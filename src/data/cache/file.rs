@@ -13,7 +13,7 @@
 //! The header comes last because it is known last: which images were left out shows while the pixels are
 //! written. The first 64 bytes are written after everything else.
 
-use super::duplicates::Duplicates;
+use super::duplicates::{Content, Duplicates, Image, hash_of};
 use crate::data::decode::SixteenBit;
 use crate::data::resize::CHANNELS;
 use crate::data::{DataError, Preprocess, Split};
@@ -22,6 +22,7 @@ use memmap2::Mmap;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::iter::repeat_n;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -119,6 +120,22 @@ impl Header {
         self.labels.push(label);
         self.files.push(file);
         self.rows.push(row);
+    }
+
+    /// Notes what the contents of the source's photos, in its order and with those left out, say: which are the same,
+    /// and what tells these photos from others.
+    pub(super) fn summarise(&mut self, contents: &[Content]) {
+        let splits = Split::ALL.into_iter().flat_map(|split| repeat_n(split, self.range(split).len()));
+        let images = splits.zip(&self.labels).zip(self.files.iter().zip(&self.rows));
+        let images: Vec<Image<'_>> = images
+            .map(|((split, &label), (file, &row))| Image {
+                split,
+                label,
+                file,
+                content: contents[row as usize],
+            })
+            .collect();
+        (self.duplicates, self.photos) = (Duplicates::among(&images), hash_of(&images));
     }
 
     /// The images of a split, counted over all.

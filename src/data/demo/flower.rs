@@ -271,8 +271,8 @@ impl Flower {
 #[cfg(test)]
 mod tests {
     use super::super::kind::Petals;
-    use super::super::stream_rng;
     use super::*;
+    use crate::random;
 
     const FACING: Pose = Pose {
         centre: [0.5, 0.5],
@@ -286,7 +286,7 @@ mod tests {
     fn grown(form: Form, petals: Petals, marking: Marking, rings: Rings, seed: u64) -> Flower {
         let kind =
             FlowerKind { rings, petals, marking, colour: Colour::Violet, form, centre: Centre::Yellow };
-        Flower::grow(kind, FACING, &mut stream_rng(seed, 0))
+        Flower::grow(kind, FACING, &mut random::stream(seed, 0))
     }
 
     /// How often a circle of `radius` around the middle enters a petal.

@@ -1,8 +1,7 @@
 //! Central differences.
 
+use crate::random;
 use rand::seq::index;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use rand_distr::{Distribution, StandardNormal};
 
 /// Half the distance between the two points of a difference: in f64 the error of the difference itself
@@ -21,7 +20,7 @@ pub fn against<E>(
     mut value: impl FnMut(&[f64]) -> Result<f64, E>,
 ) -> Result<f64, E> {
     let largest = gradient.iter().fold(0.0f64, |m, g| m.max(g.abs()));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = random::stream(seed, 0);
     let mut moved = x.to_vec();
     let mut worst = 0.0f64;
     for index in index::sample(&mut rng, x.len(), x.len().min(PROBES)) {
@@ -40,6 +39,6 @@ pub fn against<E>(
 
 /// `count` numbers from a normal distribution.
 pub fn normal(count: usize, seed: u64) -> Vec<f64> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = random::stream(seed, 0);
     (0..count).map(|_| StandardNormal.sample(&mut rng)).collect()
 }

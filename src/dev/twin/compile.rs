@@ -3,8 +3,8 @@
 use crate::backend::cuda::driver::Result;
 use crate::backend::cuda::kernel_sources::{self, Sources};
 use crate::backend::cuda::{CudaError, locked};
+use crate::hash::{Parts, hex};
 use crate::tensor::DType;
-use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -116,14 +116,12 @@ fn build(sources: &Sources, file: &str, own_flags: &[&str], runtime: Option<&Pat
     let flags = [FLAGS, if runtime.is_some() { KERNEL_FLAGS } else { RUNTIME_FLAGS }, own_flags].concat();
     let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
     let needed = runtime.unwrap_or(Path::new("")).to_string_lossy();
-    let mut hash = Sha256::new();
-    hash.update(sources.hash(&headers)?);
+    let mut hash = Parts::behind(sources.hash(&headers)?);
     let (first, flag_text) = (compiler.first.join(" "), flags.join(" "));
     for part in [&compiler.version, &first, file, sources.text(file)?, &flag_text, &needed] {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
+        hash.add(part);
     }
-    let name: String = hash.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect();
+    let name = hex(&hash.finish()[..12]);
     let folder = cache_folder()?;
     let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy();
     let path = folder.join(format!("{stem}-{name}.so"));

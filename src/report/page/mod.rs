@@ -10,7 +10,7 @@ mod thumbnails;
 
 use super::{Comparison, RunData};
 use crate::data::SplitView;
-use crate::train::files::write_atomic;
+use crate::files::write_atomic;
 use crate::train::{Result, TrainError};
 use serde::Serialize;
 use std::path::Path;
@@ -88,5 +88,5 @@ fn write_page(data: &impl Serialize, path: &Path) -> Result<()> {
         .replacen("{{style}}", STYLE, 1)
         .replacen("{{script}}", &SCRIPTS.concat(), 1)
         .replacen("{{data}}", &json, 1);
-    write_atomic(path, page.as_bytes())
+    Ok(write_atomic(path, page.as_bytes())?)
 }

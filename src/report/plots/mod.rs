@@ -17,8 +17,8 @@ mod techniques;
 mod triplets;
 
 use super::{Comparison, RunData};
+use crate::files::write_atomic;
 use crate::progress::Monitor;
-use crate::train::files::write_atomic;
 use crate::train::{Result, TrainError};
 use font::Typeface;
 use sheet::Sheet;

@@ -1,10 +1,9 @@
 //! Chooses C by photos that a fit has not seen.
 
 use super::{Logistic, Path, Photos, StatsError, check_path};
+use crate::random;
 use crate::stats::temperature::proper_scores;
-use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
 
 /// With fewer photos for validation, those held out of training are asked too.
 const FEW: usize = 60;
@@ -102,7 +101,7 @@ fn folds(labels: &[u32], classes: usize, seed: u64) -> Vec<Option<usize>> {
     for (photo, &label) in labels.iter().enumerate() {
         of_class[label as usize].push(photo);
     }
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut rng = random::stream(seed, 0);
     let mut folds = vec![None; labels.len()];
     // Dealt on from class to class, so that small classes do not all fill the first folds.
     let mut next = (0..FOLDS).cycle();

@@ -1,8 +1,9 @@
 //! Heads with their class names, as files.
 
 use crate::backend::Backend;
+use crate::files::Staged;
 use crate::tensor::Tensor;
-use crate::train::files::{Staged, TensorFile, stage_tensors};
+use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::provenance::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::Head;

@@ -12,11 +12,12 @@ pub use head::{HeadFile, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
 use super::base_model::BaseModel;
-use super::files::{Staged, TensorFile, stage_tensors};
+use super::files::{TensorFile, stage_tensors};
 use super::provenance::Stamp;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::{ClipConfig, TowerConfig};
+use crate::files::Staged;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{BlockLora, LoraSpec, Site, Target, Tower, lora::LoraInit};
 use config::PeftConfig;

@@ -1,8 +1,9 @@
 //! Prompts, as files.
 
 use crate::backend::Backend;
+use crate::files::Staged;
 use crate::tensor::{Shape, Tensor};
-use crate::train::files::{Staged, TensorFile, stage_tensors};
+use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::provenance::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::{PromptMode, PromptSharing, PromptSpec, Prompts};

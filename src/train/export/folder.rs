@@ -1,13 +1,13 @@
 //! A folder that is either whole or not there: filled beside its place, then renamed.
 
-use crate::clip::PROCESSOR_FILES;
+use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::train::{Result, TrainError};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// What an export may consist of beside [`PROCESSOR_FILES`]; all of it may be replaced.
 const ENTRIES: [&str; 6] =
-    ["README.md", "adapter", "head.safetensors", "prompts.safetensors", "config.json", "model.safetensors"];
+    ["README.md", "adapter", "head.safetensors", "prompts.safetensors", CONFIG, WEIGHTS];
 
 /// The line of a model card by which an export is known.
 pub const MARK: &str = "- clip-engine";

@@ -7,7 +7,7 @@ mod merge;
 pub use merge::merged_tensors;
 
 use super::adapter::{self, Adapter, HeadFile};
-use super::files::{write_atomic, write_tensors};
+use super::files::write_tensors;
 use super::model::Model;
 use super::provenance::Stamp;
 use super::records::Summary;
@@ -15,9 +15,10 @@ use super::run_dir::RunDir;
 use super::saved_run::of_one_epoch;
 use super::settings::Settings;
 use super::{Result, TrainError};
-use crate::clip::PROCESSOR_FILES;
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;
+use crate::files::write_atomic;
+use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::tensor::DType;
 use card::{Card, Form};
 use folder::NewFolder;
@@ -100,7 +101,7 @@ impl<'a> Export<'a> {
         let folder = self.folder(to, overwrite)?;
         let tensors = merged_tensors(self.model, self.adapter.as_ref(), dtype)?;
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        write_tensors(&folder.path().join("model.safetensors"), &tensors, metadata)?;
+        write_tensors(&folder.path().join(WEIGHTS), &tensors, metadata)?;
         drop(tensors);
         self.write_config(&folder, dtype)?;
         for name in PROCESSOR_FILES {
@@ -124,7 +125,7 @@ impl<'a> Export<'a> {
 
     fn write_head(&self, folder: &NewFolder) -> Result<()> {
         let path = folder.path().join("head.safetensors");
-        adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()
+        Ok(adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()?)
     }
 
     fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
@@ -136,16 +137,16 @@ impl<'a> Export<'a> {
             adapter: self.adapter.as_ref().map(|adapter| &adapter.spec),
             summary: self.summary.as_ref(),
         };
-        write_atomic(&folder.path().join("README.md"), card.text().as_bytes())
+        Ok(write_atomic(&folder.path().join("README.md"), card.text().as_bytes())?)
     }
 
     /// The checkpoint's config.json for weights of this type.
     fn write_config(&self, folder: &NewFolder, dtype: DType) -> Result<()> {
-        let path = self.model.dir().join("config.json");
+        let path = self.model.dir().join(CONFIG);
         let text = std::fs::read_to_string(&path).map_err(TrainError::io(&path, "read the file"))?;
         let config: Value = serde_json::from_str(&text)
             .map_err(|e| TrainError::file(&path, format!("not valid JSON ({e}); save the model again")))?;
-        write_json(&folder.path().join("config.json"), &config_for(config, dtype))
+        write_json(&folder.path().join(CONFIG), &config_for(config, dtype))
     }
 }
 
@@ -198,11 +199,11 @@ fn processor_config(preprocess: &Preprocess) -> Value {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<()> {
-    write_atomic(path, format!("{value:#}\n").as_bytes())
+    Ok(write_atomic(path, format!("{value:#}\n").as_bytes())?)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    write_atomic(to, &read(from)?)
+    Ok(write_atomic(to, &read(from)?)?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {

@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::objective::{MixDraw, Objective};
 use crate::optim::{Rate, Rates};
 use crate::progress::Part as PartOfRun;
+use crate::random;
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, MicroBatch, PendingStats, StepStats};
 use crate::train::metrics::EvalMetrics;
@@ -15,8 +16,6 @@ use crate::train::settings::{ClassifierKind, Sampler, Settings};
 use crate::train::{Result, TrainError};
 use crate::tune::Place;
 use rand::seq::SliceRandom;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -253,8 +252,7 @@ impl<B: Backend> Run<'_, B> {
 
     /// The training images of this epoch in their order, which depends on the seed and the epoch alone.
     fn order(&self, epoch: u32) -> Vec<usize> {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.settings.seed);
-        rng.set_stream(u64::from(epoch));
+        let mut rng = random::stream(self.settings.seed, u64::from(epoch));
         let chosen = &self.inputs.training.chosen;
         if self.settings.sampler == Sampler::Balanced {
             let classes = self.learner.classes();

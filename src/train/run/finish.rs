@@ -3,11 +3,11 @@
 use super::{Run, balance, state};
 use crate::backend::Backend;
 use crate::data::Split;
+use crate::files::Staged;
 use crate::stats::calibration::chance_error;
 use crate::stats::temperature::{PRIOR, fit_temperature};
 use crate::train::adapter::{self, HeadFile};
 use crate::train::batches::{evaluate_split, require_numbers};
-use crate::train::files::Staged;
 use crate::train::keep::Candidate;
 use crate::train::metrics::Accumulator;
 use crate::train::provenance::Stamp;
@@ -82,10 +82,10 @@ impl<B: Backend> Run<'_, B> {
             let mut tensors = adapter::tensors(backend, Tower::Vision, self.learner.lora())?;
             tensors.append(&mut adapter::tensors(backend, Tower::Text, self.learner.text_lora())?);
             let staged = adapter::stage(&self.dir.adapter(), &tensors, &spec, &self.model.name, stamp)?;
-            staged.into_iter().try_for_each(|file| file.persist())?;
+            staged.into_iter().try_for_each(Staged::persist)?;
         }
         prompts.map_or(Ok(()), Staged::persist)?;
-        head.persist()
+        Ok(head.persist()?)
     }
 
     /// Tests the best epoch; writes its evaluation and the summary.

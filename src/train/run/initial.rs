@@ -5,6 +5,7 @@ use crate::clip::config::ClipConfig;
 use crate::clip::text::TextClassifier;
 use crate::clip::text::TextTower;
 use crate::clip::vision::VisionTower;
+use crate::random;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
 use crate::train::learner::LearnerSpec;
@@ -16,8 +17,6 @@ use crate::tune::{
     lora::{KaimingInit, LoraInit},
     prompts::initial_prompts,
 };
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use std::path::Path;
 
 /// The towers that a run works on, and their sizes.
@@ -49,7 +48,7 @@ pub fn trained_parts<B: Backend>(
     text: &TextClassifier,
 ) -> Result<Trained<B>> {
     let tower = towers.vision;
-    let mut rng = ChaCha8Rng::seed_from_u64(settings.seed);
+    let mut rng = random::stream(settings.seed, 0);
     let (classes, width) = (class_names.len(), tower.features());
     let scale = settings.head_scale.value(width);
     // Drawn whatever the head starts from, so that what is drawn after it stays the same.

@@ -87,7 +87,7 @@ pub fn save<B: Backend>(
     tensors.insert(CONTROL.to_string(), learner.control()?);
     let progress = serde_json::to_string(progress)
         .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
-    stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()
+    Ok(stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()?)
 }
 
 /// Reads a state into `learner`; returns the numbers and the candidates, of which one is kept `by` what it is good for.

@@ -6,9 +6,10 @@
 
 use super::store;
 use crate::backend::cuda::locked;
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -103,7 +104,7 @@ impl Choices {
         on_disk.add_missing(&stored);
         if let Ok(text) = serde_json::to_vec_pretty(&on_disk) {
             // Whoever cannot write here measures at every start; `engine train` and `engine doctor` say so.
-            let _ = store::write_whole(path, &text);
+            let _ = files::write_atomic(path, &text);
         }
         holds
     }
@@ -120,8 +121,7 @@ impl Choices {
 /// The lock of the file `path`, for as long as it is kept; none where nothing can be written, or where the file
 /// system has no locks: there, processes that start at the same moment may still miss each other's choices.
 fn hold(path: &Path) -> Option<File> {
-    std::fs::create_dir_all(path.parent()?).ok()?;
-    let file = OpenOptions::new().create(true).append(true).open(path.with_extension("lock")).ok()?;
+    let file = files::lock_file(&path.with_extension("lock")).ok()?;
     file.lock().ok()?;
     Some(file)
 }

@@ -4,10 +4,12 @@
 //! of the rest, and a file that is not what it should be is compiled again and replaced. A folder that
 //! cannot be written costs time and nothing else.
 
-use super::{compile, libraries, store};
+use super::{compile, libraries};
 use crate::backend::cuda::driver::Result;
 use crate::backend::cuda::kernel_sources::Sources;
 use crate::backend::cuda::locked;
+use crate::files;
+use crate::hash::{Parts, hex};
 use crate::tensor::DType;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -79,7 +81,7 @@ impl Cubins {
         let code = compile::compile(sources, file, architecture, dtype)?.cubin;
         if let Some(path) = path {
             // Whoever cannot write here compiles at every start; `engine doctor` says so.
-            let _ = store::write_whole(&path, &entry(&code));
+            let _ = files::make_folder_of(&path).and_then(|()| files::write_atomic(&path, &entry(&code)));
         }
         Ok(Cubin { file: file.to_owned(), code, cached: false })
     }
@@ -104,14 +106,10 @@ fn key(sources: &Sources, file: &str, architecture: u32, dtype: DType) -> Result
     let text = format!("{file}.cu");
     let mut names: Vec<&str> = compile::headers(sources).map(|(name, _)| name).collect();
     names.push(&text);
-    let mut hash = Sha256::new();
-    hash.update(sources.hash(&names)?);
+    let mut hash = Parts::behind(sources.hash(&names)?);
     let version = libraries::nvrtc()?.version.clone();
-    for part in [version].into_iter().chain(compile::options(architecture, dtype)?) {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    [version].into_iter().chain(compile::options(architecture, dtype)?).for_each(|part| hash.add(part));
+    Ok(hex(&hash.finish()))
 }
 
 fn entry(code: &[u8]) -> Vec<u8> {

@@ -30,6 +30,7 @@ pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
 use super::kernel_sources::Sources;
 use super::{CudaError, locked};
+use crate::hash::hex;
 use crate::tensor::DType;
 use choices::{Choices, Map, Scope};
 use cubins::Cubins;
@@ -196,7 +197,7 @@ impl Gpu {
 fn kernels_hash(sources: &Sources) -> Result<String> {
     let mut names: Vec<&str> = sources.files().map(|(name, _)| name).collect();
     names.retain(|name| name.ends_with(".cu") || name.ends_with(".cuh"));
-    Ok(sources.hash(&names)?.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&sources.hash(&names)?[..8]))
 }
 
 fn software(options: &GpuOptions) -> Result<String> {

@@ -1,0 +1,149 @@
+//! Files as all of the crate writes them: whole or not there, written beside, synced, renamed. And where the user's
+//! caches are, and locks between processes.
+
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::{Error, ErrorKind, Result, Write};
+use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
+
+/// What the operating system refused. What to do about it, the error says that this is a part of.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: cannot {action}: {source}", path.display())]
+pub struct FileError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What was tried, worded to follow "cannot": `read the image`.
+    pub action: &'static str,
+    /// What the operating system said.
+    pub source: Error,
+}
+
+impl FileError {
+    /// Wraps an operating system error for `map_err`.
+    pub(crate) fn of(path: &Path, action: &'static str) -> impl FnOnce(Error) -> FileError {
+        move |source| FileError { path: path.to_path_buf(), action, source }
+    }
+}
+
+const WRITE: &str = "write the file";
+
+/// How the names of files begin and end that have not got their own yet.
+const PREFIX: &str = ".engine-";
+const SUFFIX: &str = ".tmp";
+
+/// A file whose contents are on the disk already, under another name. Without [`Staged::persist`] it is removed.
+pub struct Staged {
+    file: NamedTempFile,
+    path: PathBuf,
+}
+
+impl Staged {
+    /// Writes `bytes` beside `path` and syncs them.
+    pub fn new(path: &Path, bytes: &[u8]) -> std::result::Result<Self, FileError> {
+        let written = beside(path, PREFIX).and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.as_file().sync_all()?;
+            Ok(file)
+        });
+        Ok(Staged { file: written.map_err(FileError::of(path, WRITE))?, path: path.to_path_buf() })
+    }
+
+    /// Gives the file its name, so that a reader, or a crash at any moment, finds the old file or this one.
+    pub fn persist(self) -> std::result::Result<(), FileError> {
+        persist(self.file, &self.path).map_err(FileError::of(&self.path, WRITE))
+    }
+}
+
+/// Writes a whole file or none.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::result::Result<(), FileError> {
+    Staged::new(path, bytes)?.persist()
+}
+
+/// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
+pub(crate) fn beside(path: &Path, prefix: &str) -> Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(prefix).suffix(SUFFIX);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder_of(path))
+}
+
+/// Gives a synced file of [`beside`] its name.
+pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
+    file.persist(path)?;
+    sync_folder_of(path);
+    Ok(())
+}
+
+/// Forces a rename itself to the disk; not every file system lets a folder be synced.
+pub(crate) fn sync_folder_of(path: &Path) {
+    if let Ok(folder) = File::open(folder_of(path)) {
+        let _ = folder.sync_all();
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the folder that a file is to lie in, where it is missing.
+pub(crate) fn make_folder_of(path: &Path) -> std::result::Result<(), FileError> {
+    let folder = folder_of(path);
+    std::fs::create_dir_all(folder).map_err(FileError::of(folder, "create the folder"))
+}
+
+/// Gives a file the rights of any other new one.
+pub(crate) fn share(path: &Path) -> Result<()> {
+    std::fs::set_permissions(path, beside(path, PREFIX)?.as_file().metadata()?.permissions())
+}
+
+/// Whether `name` is that of a file which was being written by a process that gives such names `prefix`.
+pub(crate) fn has_affixes(name: &OsStr, prefix: &str) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(prefix) && name.ends_with(SUFFIX))
+}
+
+/// Whether `name` is that of a [`Staged`] file.
+pub(crate) fn is_unfinished(name: &OsStr) -> bool {
+    has_affixes(name, PREFIX)
+}
+
+/// Removes the [`Staged`] files that a killed process left in `folder`. No other process may be at work there.
+pub(crate) fn remove_unfinished(folder: &Path) -> std::result::Result<(), FileError> {
+    // Without the folder, or the right to list it, there is nothing to tidy up.
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
+    entries.flatten().filter(|entry| is_unfinished(&entry.file_name())).try_for_each(|e| remove(&e.path()))
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> std::result::Result<(), FileError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(FileError::of(path, "remove the file")(e)),
+        _ => Ok(()),
+    }
+}
+
+/// The file `path` to be locked, made with its folder where it is missing. A lock goes with its process, however that
+/// ends.
+pub(crate) fn lock_file(path: &Path) -> std::result::Result<File, FileError> {
+    make_folder_of(path)?;
+    OpenOptions::new().create(true).append(true).open(path).map_err(FileError::of(path, "open the lock"))
+}
+
+/// The folder of all programs' caches by the variables that `get` knows.
+pub(crate) fn user_caches(get: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    get("XDG_CACHE_HOME").or_else(|| get("HOME").map(|home| home.join(".cache")))
+}
+
+/// clip-engine/ in the user's cache folder; none where the environment names neither XDG_CACHE_HOME nor HOME.
+pub fn cache_folder() -> Option<PathBuf> {
+    user_caches(path_in).map(|caches| caches.join("clip-engine"))
+}
+
+/// The path in an environment variable; an empty one is none.
+pub(crate) fn path_in(variable: &str) -> Option<PathBuf> {
+    std::env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
