@@ -328,15 +328,15 @@ struct Mixing<B: Backend> {
 
 impl<B: Backend> Mixing<B> {
     fn new(backend: &B, on: MixOn, batch: usize, width: usize) -> Result<Self> {
-        let master = backend.master_dtype();
+        let parameter = backend.parameter_dtype();
         let rows = if on == MixOn::Features { batch } else { 0 };
         let mix = Mix {
             partner: backend.zeros([batch], DType::U32)?,
             inverse: backend.zeros([batch], DType::U32)?,
-            lambda: backend.zeros([batch], master)?,
+            lambda: backend.zeros([batch], parameter)?,
         };
         let (features, d_features) =
-            (backend.empty([rows, width], master)?, backend.empty([rows, width], master)?);
+            (backend.empty([rows, width], parameter)?, backend.empty([rows, width], parameter)?);
         Ok(Mixing { on, mix, features, d_features })
     }
 
@@ -364,7 +364,7 @@ impl<B: Backend> Learner<B> {
         text: &TextClassifier,
         spec: &LearnerSpec,
     ) -> Result<Self> {
-        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let classes = trained.head.bias.value.shape().rows();
         let batch = spec.batch;
         let draw = spec
@@ -374,7 +374,7 @@ impl<B: Backend> Learner<B> {
         let tuning = TowerTuning { dropout: draw.as_ref().map(Draw::of_tower), ..trained.tower() };
         let activations = VisionActivations::new(&backend, &tower, batch, tuning, spec.purpose)?;
         let sums = match spec.accumulate {
-            true => trained.params().iter().map(|p| backend.empty(p.value.shape(), master)).collect(),
+            true => trained.params().iter().map(|p| backend.empty(p.value.shape(), parameter)).collect(),
             false => Ok(Vec::new()),
         };
         let folded = tower.folded(&backend, &trained.lora)?;
@@ -395,21 +395,21 @@ impl<B: Backend> Learner<B> {
             0.0 => None,
             _ => Some(Triplets {
                 pairs: backend.zeros([batch, 2], DType::U32)?,
-                distances: backend.empty([batch, 2], master)?,
+                distances: backend.empty([batch, 2], parameter)?,
             }),
         };
         let class_weights = match spec.objective.counts.weighted {
-            true => Some(backend.zeros([classes], master)?),
+            true => Some(backend.zeros([classes], parameter)?),
             false => None,
         };
         let labels = backend.zeros([batch], DType::U32)?;
-        let head_logits = backend.empty([batch, classes], master)?;
-        let text_logits = backend.empty([batch, classes], master)?;
-        let stats = backend.zeros([Stat::COUNT], master)?;
-        let text_features = backend.upload(text.features.view(), master)?;
+        let head_logits = backend.empty([batch, classes], parameter)?;
+        let text_logits = backend.empty([batch, classes], parameter)?;
+        let stats = backend.zeros([Stat::COUNT], parameter)?;
+        let text_features = backend.upload(text.features.view(), parameter)?;
         let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
-        let control = backend.upload(control.view(), master)?;
-        let factor = backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), master)?;
+        let control = backend.upload(control.view(), parameter)?;
+        let factor = backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?;
         let recording = backend.can_record();
         Ok(Learner {
             backend,
@@ -456,12 +456,12 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Self> {
         let (backend, lora) = (&self.backend, &self.trained.text_lora);
         let dropout = self.draw.is_some();
-        let (shape, master) = (self.text.shape(), backend.master_dtype());
+        let (shape, parameter) = (self.text.shape(), backend.parameter_dtype());
         self.text_tuning = Some(TextTuning {
             activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
             folded: tower.folded(backend, lora)?,
-            features: backend.empty(shape, master)?,
-            d_features: backend.empty(shape, master)?,
+            features: backend.empty(shape, parameter)?,
+            d_features: backend.empty(shape, parameter)?,
             tower,
         });
         Ok(self)

@@ -27,7 +27,7 @@ pub enum Group {
 }
 
 /// A trained tensor: its value, its gradient and AdamW's two moments, all of one shape, in the backend's
-/// master type. Nothing else in the model has a gradient.
+/// parameter dtype. Nothing else in the model has a gradient.
 pub struct Param<B: Backend> {
     /// Which of the rates it moves by.
     pub group: Group,
@@ -46,7 +46,7 @@ pub struct Param<B: Backend> {
 impl<B: Backend> Param<B> {
     /// A trained tensor that starts at `initial`.
     pub fn new(backend: &B, group: Group, initial: View<'_>) -> Result<Self> {
-        let dtype = backend.master_dtype();
+        let dtype = backend.parameter_dtype();
         let zeros = || backend.zeros(initial.shape(), dtype);
         Ok(Param {
             group,

@@ -66,7 +66,7 @@ impl<T: Real> Backend for Cpu<T> {
         T::DTYPE
     }
 
-    fn master_dtype(&self) -> DType {
+    fn parameter_dtype(&self) -> DType {
         T::DTYPE
     }
 

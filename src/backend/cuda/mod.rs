@@ -278,7 +278,7 @@ impl Backend for Cuda {
         self.inner.dtype
     }
 
-    fn master_dtype(&self) -> DType {
+    fn parameter_dtype(&self) -> DType {
         DType::F32
     }
 
