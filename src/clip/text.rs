@@ -11,7 +11,7 @@ use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
 use crate::tune::LoraInit;
-use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
+use crate::tune::{BlockLora, LoraSpec, MicroBatch, Param, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 
 /// Prompts for classes of any kind; `{}` stands for the class name.
@@ -573,7 +573,7 @@ impl<B: Backend> TextTower<B> {
             }
             self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
             let gradients = lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
-            let place = Place::of(last - index, a.parts.len());
+            let place = MicroBatch::of(last - index, a.parts.len());
             add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
         }
         Ok(())

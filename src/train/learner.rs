@@ -11,7 +11,7 @@ use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixDraw, MixOn, Objective};
 use crate::optim::{Adamw, Rates};
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
-use crate::tune::{BlockLora, Head, Param, Place, Prompts, TowerDropout, TowerTuning, Trained, add_up};
+use crate::tune::{BlockLora, Head, MicroBatch, Param, Prompts, TowerDropout, TowerTuning, Trained, add_up};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -87,14 +87,14 @@ pub struct Batch<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
     /// Where the batch stands among those of its step.
-    pub place: Place,
+    pub place: MicroBatch,
     /// Of the step's images.
     pub of_images: f64,
 }
 
 impl Share {
     /// A step of one batch.
-    pub const ALL: Share = Share { place: Place::Alone, of_images: 1.0 };
+    pub const ALL: Share = Share { place: MicroBatch::Alone, of_images: 1.0 };
 }
 
 impl<'a> Batch<'a> {
@@ -227,7 +227,7 @@ enum Work {
 
 /// A [`Share`] as the key of a recording, which holds it: the share of the images by its bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Recorded(Place, u64);
+struct Recorded(MicroBatch, u64);
 
 impl From<Share> for Recorded {
     fn from(share: Share) -> Self {
@@ -593,7 +593,7 @@ impl<B: Backend> Learner<B> {
 
     /// Runs a training step on what was loaded.
     fn step(&mut self, work: Work, share: Share, rates: &Rates, factor: f64) -> Result<()> {
-        if share.place != Place::Alone && self.sums.is_empty() {
+        if share.place != MicroBatch::Alone && self.sums.is_empty() {
             let problem = "steps of several batches need a learner that was made for them".into();
             return Err(BackendError::Invalid { op: "train_part", problem });
         }

@@ -31,7 +31,7 @@ use crate::stats::calibration::chance_error;
 use crate::stats::interval::wilson_of;
 use crate::stats::temperature::{PRIOR, fit_temperature};
 use crate::tensor::{DType, Shape, Tensor};
-use crate::tune::{Place, Tower, Trained};
+use crate::tune::{MicroBatch, Tower, Trained};
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
@@ -764,7 +764,7 @@ impl<B: Backend> Run<'_, B> {
         let (batch, together) = (self.settings.batch_size, self.settings.accumulate);
         let first = index / together * together;
         let of_step = images.min((first + together) * batch) - first * batch;
-        let place = Place::of(index - first, of_step.div_ceil(batch));
+        let place = MicroBatch::of(index - first, of_step.div_ceil(batch));
         Share { place, of_images: (images - index * batch).min(batch) as f64 / of_step as f64 }
     }
 

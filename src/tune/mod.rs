@@ -59,9 +59,9 @@ impl<B: Backend> Param<B> {
     }
 }
 
-/// Where a part of a step stands among those whose gradients make up the step.
+/// A micro-batch, by its place among those whose gradients add up to the step (gradient accumulation).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum MicroBatch {
     /// There is no other.
     Alone,
     /// The one that begins the sum.
@@ -72,20 +72,20 @@ pub enum Place {
     Last,
 }
 
-impl Place {
+impl MicroBatch {
     /// Of part `index` of `count`.
     pub fn of(index: usize, count: usize) -> Self {
         match (index, index + 1 == count) {
-            (0, true) => Place::Alone,
-            (0, false) => Place::First,
-            (_, false) => Place::Middle,
-            (_, true) => Place::Last,
+            (0, true) => MicroBatch::Alone,
+            (0, false) => MicroBatch::First,
+            (_, false) => MicroBatch::Middle,
+            (_, true) => MicroBatch::Last,
         }
     }
 
     /// Whether the step is complete with it.
     pub fn completes(self) -> bool {
-        matches!(self, Place::Alone | Place::Last)
+        matches!(self, MicroBatch::Alone | MicroBatch::Last)
     }
 }
 
@@ -94,16 +94,16 @@ pub fn add_up<'a, B: Backend>(
     backend: &B,
     gradients: impl Iterator<Item = &'a mut B::Tensor>,
     sums: &mut [B::Tensor],
-    place: Place,
+    place: MicroBatch,
 ) -> Result<()> {
     let pairs = gradients.zip(sums);
     match place {
-        Place::Alone => Ok(()),
-        Place::First | Place::Middle => {
+        MicroBatch::Alone => Ok(()),
+        MicroBatch::First | MicroBatch::Middle => {
             let mut pairs: Vec<(&B::Tensor, &mut B::Tensor)> = pairs.map(|(g, sum)| (&*g, sum)).collect();
-            backend.accumulate(&mut pairs, place == Place::First)
+            backend.accumulate(&mut pairs, place == MicroBatch::First)
         }
-        Place::Last => {
+        MicroBatch::Last => {
             let mut pairs: Vec<(&B::Tensor, &mut B::Tensor)> = pairs.map(|(g, sum)| (&*sum, g)).collect();
             backend.accumulate(&mut pairs, false)
         }

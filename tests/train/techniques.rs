@@ -8,7 +8,7 @@ use clip_engine::objective::{MixDraw, MixOn};
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::tensor::{DType, Tensor};
 use clip_engine::train::learner::{Batch, Learner, Share};
-use clip_engine::tune::{Place, Target, Tower};
+use clip_engine::tune::{MicroBatch, Target, Tower};
 
 /// Plain LoRA and all techniques.
 fn steps() -> Vec<(&'static str, TinyStep)> {
@@ -198,8 +198,10 @@ fn several_batches_make_the_step_of_one() {
         let mut split = TinyStep { accumulate: 4, ..tiny }.learner().unwrap();
         for (number, range) in [0..2, 2..4, 4..6, 6..7].into_iter().enumerate() {
             let part = images.view().rows(range.start, range.len()).unwrap();
-            let share =
-                Share { place: Place::of(number, 4), of_images: range.len() as f64 / labels.len() as f64 };
+            let share = Share {
+                place: MicroBatch::of(number, 4),
+                of_images: range.len() as f64 / labels.len() as f64,
+            };
             let batch = Batch { number: number as u32, class_weights, ..Batch::new(part, &labels[range]) };
             split.train_part(batch, share, &rates(), 1.0).unwrap();
         }
@@ -254,7 +256,7 @@ fn features_of_a_frozen_vision_tower_train_as_its_images_do() {
         for number in 0..4 {
             let draw = tiny.draw(labels.len(), u64::from(number));
             let batch = |inputs| Batch { mix: draw.as_ref(), number, ..Batch::new(inputs, &labels) };
-            let share = Share { place: Place::of(number as usize % 2, 2), of_images: 0.5 };
+            let share = Share { place: MicroBatch::of(number as usize % 2, 2), of_images: 0.5 };
             by_images.train_part(batch(images.view()), share, &rates(), 1.0).unwrap();
             by_features.train_on_features(batch(features.view()), share, &rates(), 1.0).unwrap();
             assert_eq!(by_images.stats().unwrap().loss, by_features.stats().unwrap().loss, "{name}");

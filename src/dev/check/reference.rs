@@ -17,7 +17,7 @@ use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier, loss_scaling};
 use crate::tune::{
-    BlockLora, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target, Tower,
+    BlockLora, Head, LoraSpec, MicroBatch, Param, PromptMode, PromptSharing, Prompts, Site, Target, Tower,
     Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -293,8 +293,10 @@ impl Batches {
         let (seen, of_step) = (self.seen(index), (start..end).map(|i| self.seen(i)).sum::<usize>());
         let images = self.images[index].view().rows(0, seen)?;
         let batch = Batch::new(images, &self.labels[index][..seen]);
-        let share =
-            Share { place: Place::of(index - start, end - start), of_images: seen as f64 / of_step as f64 };
+        let share = Share {
+            place: MicroBatch::of(index - start, end - start),
+            of_images: seen as f64 / of_step as f64,
+        };
         let class_weights = self.class_weights(index);
         Ok((Batch { mix: self.draws.get(index), number: t as u32, class_weights, ..batch }, share))
     }

@@ -16,7 +16,7 @@ use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, DropoutSpec, Learner, LearnerSpec, Share, TextClassifier};
 use crate::tune::{
-    Head, LoraSpec, Place, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower, Trained,
+    Head, LoraSpec, MicroBatch, PromptMode, PromptSharing, PromptSpec, Prompts, Site, Target, Tower, Trained,
     lora::LoraInit,
 };
 use std::sync::Arc;
@@ -325,7 +325,7 @@ impl TinyStep {
             let images = if index + 1 == count { whole - 1 } else { whole };
             let batch = self.training_batch(images, step * count as u64 + index as u64)?;
             let of_images = images as f64 / (whole * count - 1) as f64;
-            Ok((batch, Share { place: Place::of(index, count), of_images }))
+            Ok((batch, Share { place: MicroBatch::of(index, count), of_images }))
         };
         (0..count).map(part).collect()
     }
@@ -527,8 +527,10 @@ impl Step {
             let (start, end) = (number * size, all.min((number + 1) * size));
             let images = self.images.view().rows(start, end - start)?;
             let batch = Batch::new(images, &self.labels[start..end]);
-            let share =
-                Share { place: Place::of(number, self.count), of_images: (end - start) as f64 / all as f64 };
+            let share = Share {
+                place: MicroBatch::of(number, self.count),
+                of_images: (end - start) as f64 / all as f64,
+            };
             let class_weights = self.class_weights.as_deref();
             Ok((Batch { mix: self.draw.as_ref(), number: number as u32, class_weights, ..batch }, share))
         };
