@@ -477,12 +477,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// New memory with a copy of `source`, converted to `dtype`.
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<Self::Tensor>;
     /// Overwrites `target` with `source` of the same shape, converting.
-    fn write(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
+    fn copy_from_host(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
     /// A copy on the host; waits for the device.
     fn download(&self, source: &Self::Tensor) -> Result<Tensor>;
-    /// As [`Backend::write`], in order with the operations, for which the caller does not wait.
-    fn feed(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
-        self.write(source, target)
+    /// As [`Backend::copy_from_host`], in order with the operations, for which the caller does not wait.
+    fn copy_from_host_async(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
+        self.copy_from_host(source, target)
     }
     /// Starts copying `source`, as it is after the operations so far, to the host.
     fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;
@@ -527,7 +527,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         false
     }
     /// Records the operations that `body` calls for, without running them. All must have run before in
-    /// the same shapes. `feed`, `write`, `download` and new memory are no operations in this sense.
+    /// the same shapes. Copies between host and device and new memory are no operations in this sense.
     fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
     /// Runs recorded operations, on the tensors that they were recorded with.
     fn replay(&self, recording: &Self::Recording) -> Result<()>;

@@ -148,7 +148,7 @@ impl<B: Backend> TextTower<B> {
         m.output.set_rows(n)?;
         m.ends.set_batch(n)?;
         let rows = backend.upload(Tensor::from_slice([n], eos)?.view(), DType::U32)?;
-        backend.write(embedded.view(), &mut m.output)?;
+        backend.copy_from_host(embedded.view(), &mut m.output)?;
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let (a, output) = (&mut m.activations, &mut m.output);

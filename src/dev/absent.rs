@@ -115,7 +115,7 @@ impl Driver for Absent {
         Ok(())
     }
 
-    fn feed(&self, _: Address, _: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, _: Address, _: &[u8]) -> Result<()> {
         Ok(())
     }
 

@@ -532,7 +532,7 @@ impl<B: Backend> Learner<B> {
     /// Continues from the number of steps and the optimizer's state of an earlier run.
     pub fn resume(&mut self, steps: u64, control: View<'_>) -> Result<()> {
         self.steps = steps;
-        self.backend.write(control, &mut self.control)
+        self.backend.copy_from_host(control, &mut self.control)
     }
 
     /// Every trained tensor, in a fixed order.
@@ -603,7 +603,8 @@ impl<B: Backend> Learner<B> {
         }
         if self.factor_value != factor {
             self.factor_value = factor;
-            self.backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
+            self.backend
+                .copy_from_host_async(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
         }
         self.steps += u64::from(share.place.completes());
         self.evaluation_is_current = false;
@@ -651,7 +652,7 @@ impl<B: Backend> Learner<B> {
             let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
             let mut weight = backend.download(text)?.view().to_tensor(DType::F64)?;
             weight.typed_mut::<f64>()?.iter_mut().for_each(|w| *w *= self.text_scale);
-            backend.write(weight.view(), &mut trained.head.weight.value)?;
+            backend.copy_from_host(weight.view(), &mut trained.head.weight.value)?;
             backend.clear(&mut trained.head.bias.value)?;
         }
         self.evaluation_is_current = true;
@@ -859,7 +860,7 @@ impl<B: Backend> Learner<B> {
     pub fn restore(&mut self, values: &[Tensor]) -> Result<()> {
         self.evaluation_is_current = false;
         let params = self.trained.params_mut().into_iter();
-        params.zip(values).try_for_each(|(p, v)| self.backend.write(v.view(), &mut p.value))
+        params.zip(values).try_for_each(|(p, v)| self.backend.copy_from_host(v.view(), &mut p.value))
     }
 
     /// The tower's forward pass on a training batch; where nothing in the tower is trained, no activation is
@@ -931,10 +932,10 @@ impl<B: Backend> Learner<B> {
         self.load_class_weights(class_weights)?;
         match (&mut self.crops, crops) {
             (Some(to), Some(crops)) => {
-                self.backend.feed(images, &mut to.images)?;
-                self.backend.feed(crops, &mut to.rectangles)
+                self.backend.copy_from_host_async(images, &mut to.images)?;
+                self.backend.copy_from_host_async(crops, &mut to.rectangles)
             }
-            (None, None) => self.backend.feed(images, &mut self.pixels),
+            (None, None) => self.backend.copy_from_host_async(images, &mut self.pixels),
             _ => {
                 let problem = "crops go with a learner that was made for them, and with no other".into();
                 Err(BackendError::Invalid { op: "batch", problem })
@@ -945,20 +946,20 @@ impl<B: Backend> Learner<B> {
     /// Uploads a batch to evaluate.
     fn load_batch(&mut self, images: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_labels(images, labels)?;
-        self.backend.feed(images, &mut self.pixels)
+        self.backend.copy_from_host_async(images, &mut self.pixels)
     }
 
     /// Uploads features in the place of images.
     fn load_features(&mut self, features: View<'_>, labels: &[u32]) -> Result<()> {
         self.load_labels(features, labels)?;
-        self.backend.feed(features, &mut self.activations.features)
+        self.backend.copy_from_host_async(features, &mut self.activations.features)
     }
 
     /// Uploads what dropout draws by in batch `number`.
     fn load_draw(&mut self, number: u32) -> Result<()> {
         let Some(Draw { values, spec }) = &mut self.draw else { return Ok(()) };
         let draw = [spec.seed as u32, (spec.seed >> 32) as u32, number, 0];
-        self.backend.feed(Tensor::from_slice([4], &draw)?.view(), values)
+        self.backend.copy_from_host_async(Tensor::from_slice([4], &draw)?.view(), values)
     }
 
     /// Uploads how a training batch is mixed, after its labels.
@@ -974,9 +975,10 @@ impl<B: Backend> Learner<B> {
             _ => return invalid("a draw goes with a learner that mixes, and with no other".into()),
         };
         let indices = |values: &[u32]| Tensor::from_slice([batch], values);
-        self.backend.feed(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
-        self.backend.feed(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
-        self.backend.feed(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
+        self.backend.copy_from_host_async(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
+        self.backend.copy_from_host_async(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
+        self.backend
+            .copy_from_host_async(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
     }
 
     /// Uploads what the classes count in a batch.
@@ -986,7 +988,7 @@ impl<B: Backend> Learner<B> {
             (Some(to), Some(weights)) => {
                 let weights =
                     View::new(Shape::from([weights.len()]), DType::F32, bytemuck::cast_slice(weights))?;
-                self.backend.feed(weights, to)
+                self.backend.copy_from_host_async(weights, to)
             }
             _ => {
                 let problem =
@@ -1013,7 +1015,7 @@ impl<B: Backend> Learner<B> {
             self.set_batch(batch)?;
         }
         let labels = View::new(expected, DType::U32, bytemuck::cast_slice(labels))?;
-        self.backend.feed(labels, &mut self.labels)
+        self.backend.copy_from_host_async(labels, &mut self.labels)
     }
 
     fn set_batch(&mut self, batch: usize) -> Result<()> {

@@ -134,7 +134,7 @@ fn bytes_go_up_down_and_across() {
     gpu.upload(x, &[]).unwrap();
     gpu.clear(x, 0).unwrap();
     gpu.copy(x, y, 0).unwrap();
-    gpu.feed(x, &[]).unwrap();
+    gpu.copy_from_host_async(x, &[]).unwrap();
     gpu.download(x, &mut []).unwrap();
     assert_eq!(download(&gpu, x, 4), [1.0, 0.0, 3.0, 4.0]);
     gpu.free(x);
@@ -259,7 +259,7 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
         for (turn, to) in kept.iter().enumerate() {
             let size = sizes[turn % sizes.len()];
             let mut batch = bytes(&vec![turn as f32; size / 4]);
-            gpu.feed(fed, &batch).unwrap();
+            gpu.copy_from_host_async(fed, &batch).unwrap();
             batch.fill(0xee);
             gpu.copy(*to, fed, 4).unwrap();
             gpu.copy(to.offset(4), fed.offset(size - 4), 4).unwrap();
@@ -280,7 +280,7 @@ fn feeds_wait_for_the_work_before_them() {
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 16]), gpu.allocate(64).unwrap());
     scale(&gpu, x, y, 16, 2.0).unwrap();
-    gpu.feed(x, &bytes(&[10.0; 16])).unwrap();
+    gpu.copy_from_host_async(x, &bytes(&[10.0; 16])).unwrap();
     scale(&gpu, x, x, 16, 2.0).unwrap();
     assert_eq!(download(&gpu, y, 16), [2.0; 16]);
     assert_eq!(download(&gpu, x, 16), [20.0; 16]);
@@ -301,7 +301,7 @@ fn several_threads_may_feed_and_fetch_at_once() {
                 let (x, y) = (gpu.allocate(4 * count).unwrap(), gpu.allocate(4 * count).unwrap());
                 for turn in 0..30 {
                     let value = (100 * thread + turn) as f32;
-                    gpu.feed(x, &bytes(&vec![value; count])).unwrap();
+                    gpu.copy_from_host_async(x, &bytes(&vec![value; count])).unwrap();
                     gpu.copy(y, x, 4 * count).unwrap();
                     let mut fetch = gpu.fetch(y, 4 * count).unwrap();
                     let found = floats(&fetch.wait().unwrap());
@@ -323,7 +323,7 @@ fn fetches_bring_what_was_there_and_wait_only_when_asked() {
     let x = upload(&gpu, &[0.0; 16]);
     let mut fetches = Vec::new();
     for turn in 0..12 {
-        gpu.feed(x, &bytes(&[turn as f32; 16])).unwrap();
+        gpu.copy_from_host_async(x, &bytes(&[turn as f32; 16])).unwrap();
         // Some are never looked at, and their memory is used again.
         drop(gpu.fetch(x, 64).unwrap());
         fetches.push(gpu.fetch(x, if turn % 2 == 0 { 64 } else { 8 }).unwrap());
@@ -360,7 +360,7 @@ fn recordings_run_when_they_are_replayed_and_as_often() {
     assert_eq!(download(&gpu, x, 8), [1.0; 8]);
     assert_eq!(download(&gpu, y, 8), [9.0; 8]);
     gpu.replay(&*recording).unwrap();
-    gpu.feed(x, &bytes(&[5.0; 8])).unwrap();
+    gpu.copy_from_host_async(x, &bytes(&[5.0; 8])).unwrap();
     gpu.replay(&*recording).unwrap();
     gpu.replay(&*recording).unwrap();
     // What is enqueued needs it no more.
@@ -384,7 +384,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
     let refusals = [
         ("upload", failure(gpu.upload(x, &[0; 4]))),
         ("download", failure(gpu.download(x, &mut [0; 4]))),
-        ("feed", failure(gpu.feed(x, &[0; 4]))),
+        ("copy_from_host_async", failure(gpu.copy_from_host_async(x, &[0; 4]))),
         ("fetch", failure(gpu.fetch(x, 4))),
         ("replay", failure(gpu.replay(&*earlier))),
         ("synchronize", failure(gpu.synchronize())),
@@ -942,8 +942,8 @@ fn everything_is_given_back() {
     let gpu = session.probe_in(Some(session.cache()), DType::F32);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);
-    gpu.feed(squares.at[0], &[0; 256]).unwrap();
-    gpu.feed(squares.at[0], &[0; 64]).unwrap();
+    gpu.copy_from_host_async(squares.at[0], &[0; 256]).unwrap();
+    gpu.copy_from_host_async(squares.at[0], &[0; 64]).unwrap();
     let fetch = gpu.fetch(squares.at[0], 256).unwrap();
     gpu.begin_recording().unwrap();
     gpu.clear(squares.at[1], 256).unwrap();

@@ -195,8 +195,8 @@ impl Driver for Clocked {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
         self.twin.download(from, to)
     }
-    fn feed(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
-        self.twin.feed(to, from)
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        self.twin.copy_from_host_async(to, from)
     }
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>, CudaError> {
         self.twin.fetch(from, bytes)

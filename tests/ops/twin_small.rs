@@ -730,7 +730,8 @@ fn a_recorded_dropout_draws_anew_for_each_batch() {
     let recording = cuda.record(|| run(&draw, &mut y)).unwrap();
     let mut masks = Vec::new();
     for batch in 1..4u32 {
-        cuda.feed(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view(), &mut draw).unwrap();
+        cuda.copy_from_host_async(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view(), &mut draw)
+            .unwrap();
         cuda.replay(&recording).unwrap();
         let replayed = cuda.download(&y).unwrap();
         run(&upload(&cuda, [4], &[3, 4, batch, 0]), &mut y).unwrap();

@@ -93,7 +93,7 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(ALLOCATED.get())
     }
 
-    fn write(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
+    fn copy_from_host(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
         Ok(source.convert_into(target)?)
     }
 

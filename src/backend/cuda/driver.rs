@@ -292,7 +292,7 @@ pub trait Driver: Send + Sync {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
     /// From the host, in order with the enqueued work, which goes on meanwhile: through pinned memory on
     /// a second stream. `from` is free again on return. Never part of a recording.
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()>;
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host, in order with the enqueued work; does not wait.
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
 

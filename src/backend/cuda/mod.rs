@@ -296,11 +296,11 @@ impl Backend for Cuda {
 
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<CudaTensor> {
         let mut tensor = self.empty(source.shape(), dtype)?;
-        self.write(source, &mut tensor)?;
+        self.copy_from_host(source, &mut tensor)?;
         Ok(tensor)
     }
 
-    fn write(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+    fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
         in_type_of(source, target, |bytes, address| self.driver().upload(address, bytes))
     }
 
@@ -312,8 +312,8 @@ impl Backend for Cuda {
         Ok(tensor)
     }
 
-    fn feed(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        in_type_of(source, target, |bytes, address| self.driver().feed(address, bytes))
+    fn copy_from_host_async(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+        in_type_of(source, target, |bytes, address| self.driver().copy_from_host_async(address, bytes))
     }
 
     fn fetch(&self, source: &CudaTensor) -> Result<PendingTensor> {

@@ -352,10 +352,10 @@ impl Driver for Twin {
         Ok(())
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
         let mut state = locked(&self.state);
-        refuse_in_recording(&state, "feed")?;
-        state.memory.bytes_mut(to, from.len(), "feed")?.copy_from_slice(from);
+        refuse_in_recording(&state, "copy_from_host_async")?;
+        state.memory.bytes_mut(to, from.len(), "copy_from_host_async")?.copy_from_slice(from);
         Ok(())
     }
 

@@ -306,21 +306,21 @@ impl Driver for Gpu {
         })
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
         if from.is_empty() {
             return Ok(());
         }
         // Whether a recording is open is asked before a slot is waited for, and again when it is used.
-        self.outside("feed", || Ok(()))?;
+        self.outside("copy_from_host_async", || Ok(()))?;
         let ring = if from.len() <= SMALL_FEED { &self.small_feeds } else { &self.large_feeds };
         let filled = ring.fill(from)?;
         // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
-        self.outside("feed", || unsafe { filled.send(to.0, &self.streams) })
+        self.outside("copy_from_host_async", || unsafe { filled.send(to.0, &self.streams) })
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
         self.outside("fetch", || {
-            // SAFETY: as for `feed`.
+            // SAFETY: as for `copy_from_host_async`.
             let fetch = unsafe { self.landings.fetch(from.0, bytes, &self.streams.compute) }?;
             Ok(Box::new(fetch) as Box<dyn Fetch>)
         })
