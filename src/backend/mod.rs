@@ -451,8 +451,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Tensor: DeviceTensor;
     /// A tensor on its way to the host.
     type Pending: Send;
-    /// Operations recorded to be run again.
-    type Recording: Send;
+    /// Operations captured to be run again; a CUDA graph.
+    type Graph: Send;
 
     /// What it is, for people: "CPU, 2 threads, f32".
     fn describe(&self) -> String;
@@ -522,15 +522,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         Ok(self.memory()?.map_or(0, |memory| memory.allocated))
     }
 
-    /// True where operations can be recorded, which saves most of the cost of starting them one by one.
-    fn can_record(&self) -> bool {
+    /// True where operations can be captured, which saves most of the cost of starting them one by one.
+    fn can_capture(&self) -> bool {
         false
     }
-    /// Records the operations that `body` calls for, without running them. All must have run before in
+    /// Captures the operations that `body` calls for, without running them. All must have run before in
     /// the same shapes. Copies between host and device and new memory are no operations in this sense.
-    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
-    /// Runs recorded operations, on the tensors that they were recorded with.
-    fn replay(&self, recording: &Self::Recording) -> Result<()>;
+    fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph>;
+    /// Runs captured operations, on the tensors that they were captured with.
+    fn replay(&self, recording: &Self::Graph) -> Result<()>;
 
     /// Random resized crops: y\[b\] = the rectangle `crops`\[b\] of `images`\[b\], resized by an antialiased
     /// bicubic filter (a = −0.5, as Pillow's; the support grows with the reduction, taps end at the

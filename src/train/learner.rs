@@ -305,7 +305,7 @@ pub struct Learner<B: Backend> {
     steps: u64,
     /// What has run so far for a number of images; recorded when it runs for the second time, because the
     /// first time may choose algorithms and allocate.
-    recordings: HashMap<(Work, usize), Option<B::Recording>>,
+    recordings: HashMap<(Work, usize), Option<B::Graph>>,
     recording: bool,
 }
 
@@ -410,7 +410,7 @@ impl<B: Backend> Learner<B> {
         let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
         let control = backend.upload(control.view(), parameter)?;
         let factor = backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?;
-        let recording = backend.can_record();
+        let recording = backend.can_capture();
         Ok(Learner {
             backend,
             tower,
@@ -525,8 +525,8 @@ impl<B: Backend> Learner<B> {
 
     /// Whether steps are recorded and replayed where the backend can; operations that are started one by
     /// one are easier to watch with a profiler.
-    pub fn set_recording(&mut self, recording: bool) {
-        self.recording = recording && self.backend.can_record();
+    pub fn set_capture(&mut self, recording: bool) {
+        self.recording = recording && self.backend.can_capture();
     }
 
     /// Continues from the number of steps and the optimizer's state of an earlier run.
@@ -688,7 +688,7 @@ impl<B: Backend> Learner<B> {
             Some(Some(recording)) => self.backend.replay(recording),
             Some(None) => {
                 let backend = self.backend.clone();
-                let recording = backend.record(|| self.enqueue(work))?;
+                let recording = backend.capture(|| self.enqueue(work))?;
                 backend.replay(&recording)?;
                 self.recordings.insert(key, Some(recording));
                 Ok(())

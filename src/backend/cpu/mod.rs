@@ -51,12 +51,12 @@ fn counted(tensor: Tensor) -> Tensor {
 }
 
 /// The CPU records nothing: there is no value of this type.
-pub enum NoRecording {}
+pub enum NoGraph {}
 
 impl<T: Real> Backend for Cpu<T> {
     type Tensor = Tensor;
     type Pending = Option<Tensor>;
-    type Recording = NoRecording;
+    type Graph = NoGraph;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", rayon::current_num_threads(), T::DTYPE)
@@ -109,11 +109,11 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(pending.take())
     }
 
-    fn record(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoRecording> {
+    fn capture(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoGraph> {
         Err(BackendError::Invalid { op: "record", problem: "the CPU records nothing".into() })
     }
 
-    fn replay(&self, recording: &NoRecording) -> Result<()> {
+    fn replay(&self, recording: &NoGraph) -> Result<()> {
         match *recording {}
     }
 

@@ -255,8 +255,8 @@ impl Command {
     }
 }
 
-/// Launches, copies within the device and products, recorded to be run again at the same addresses.
-pub trait Recording: Send {
+/// Launches, copies within the device and GEMMs, captured to be run again at the same addresses: a CUDA graph.
+pub trait Graph: Send {
     /// For the driver that made it.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -307,16 +307,16 @@ pub trait Driver: Send + Sync {
     /// All addresses must be of allocated memory of the sizes that the product tells.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
-    fn can_record(&self) -> bool {
+    fn can_capture(&self) -> bool {
         true
     }
-    /// From here to [`Driver::end_recording`] work is recorded and not run.
-    fn begin_recording(&self) -> Result<()>;
+    /// From here to [`Driver::end_capture`] work becomes part of a graph and is not run.
+    fn begin_capture(&self) -> Result<()>;
     /// Ends the recording and hands it out. An error where none is open, and where a call that would have been
     /// recorded failed: that ends the recording.
-    fn end_recording(&self) -> Result<Box<dyn Recording>>;
+    fn end_capture(&self) -> Result<Box<dyn Graph>>;
     /// Enqueues everything that was recorded.
-    fn replay(&self, recording: &dyn Recording) -> Result<()>;
+    fn replay(&self, recording: &dyn Graph) -> Result<()>;
 
     /// Whether what there is to choose from is timed here, so that the fastest is taken.
     fn measures(&self) -> bool;

@@ -267,7 +267,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Backend for Cuda {
     type Tensor = CudaTensor;
     type Pending = PendingTensor;
-    type Recording = Box<dyn driver::Recording>;
+    type Graph = Box<dyn driver::Graph>;
 
     fn describe(&self) -> String {
         let info = self.driver().info();
@@ -362,19 +362,19 @@ impl Backend for Cuda {
         Ok(Some(DeviceMemory { name: "GPU memory", free, reserve: RESERVE, allocated }))
     }
 
-    fn can_record(&self) -> bool {
-        self.driver().can_record()
+    fn can_capture(&self) -> bool {
+        self.driver().can_capture()
     }
 
-    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording> {
-        self.driver().begin_recording()?;
+    fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph> {
+        self.driver().begin_capture()?;
         let done = body();
-        let recording = self.driver().end_recording();
+        let recording = self.driver().end_capture();
         done?;
         Ok(recording?)
     }
 
-    fn replay(&self, recording: &Self::Recording) -> Result<()> {
+    fn replay(&self, recording: &Self::Graph) -> Result<()> {
         Ok(self.driver().replay(&**recording)?)
     }
 
