@@ -123,8 +123,8 @@ pub struct LayerNorm<B: Backend> {
 }
 
 /// The patch embedding: `weight` \[D, 3·p·p\] as the convolution stores it (channel, row, column),
-/// `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become numbers:
-/// `(v/255 − mean)/std`.
+/// `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become
+/// numbers: `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Backend> {
     /// W, in the compute type; there is no bias.
     pub weight: B::Tensor,

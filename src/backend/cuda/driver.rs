@@ -1,7 +1,7 @@
-//! What the CUDA backend asks of a device: memory, copies, launches, products, recording.
+//! What the CUDA backend asks of a device: memory, copies, launches, GEMMs, graphs.
 //!
-//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which runs
-//! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
+//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which
+//! runs the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
 //! [`absent`](crate::dev::absent) and [`listing`](crate::dev::listing) are for lists of what a device is given.
 //! Work is enqueued in order on one stream; only what says so waits.
 
