@@ -112,7 +112,7 @@ pub struct Linear<B: Backend> {
     pub bias: Option<B::Tensor>,
 }
 
-/// A frozen layer norm: `weight` and `bias` \[D\], in the master type.
+/// A frozen layer norm: `weight` and `bias` \[D\], in the parameter dtype.
 pub struct LayerNorm<B: Backend> {
     /// γ.
     pub weight: B::Tensor,
@@ -123,8 +123,8 @@ pub struct LayerNorm<B: Backend> {
 }
 
 /// The patch embedding: `weight` \[D, 3·p·p\] as the convolution stores it (channel, row, column),
-/// `class` \[D\] and `position` \[S, D\] in the master type, the layer norm behind them, and how u8 pixels become numbers:
-/// `(v/255 − mean)/std`.
+/// `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become
+/// numbers: `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Backend> {
     /// W, in the compute type; there is no bias.
     pub weight: B::Tensor,
@@ -145,9 +145,9 @@ pub struct PatchEmbedding<B: Backend> {
 /// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
 /// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
 pub struct Lora<'a, B: Backend> {
-    /// A, in the master type.
+    /// A, in the parameter dtype.
     pub a: &'a B::Tensor,
-    /// B, in the master type.
+    /// B, in the parameter dtype.
     pub b: &'a B::Tensor,
     /// One for each of the n parts.
     pub columns: &'a [usize],
@@ -266,11 +266,11 @@ pub enum Activation {
 /// The classifier on normalised features: `weight` \[C, E\], `bias` \[C\] are trained; `text` \[C, E\] is
 /// constant unless the text tower is trained, and `text_scale` = exp(logit_scale) always.
 pub struct Classifier<'a, B: Backend> {
-    /// H, in the master type.
+    /// H, in the parameter dtype.
     pub weight: &'a B::Tensor,
-    /// h, in the master type.
+    /// h, in the parameter dtype.
     pub bias: &'a B::Tensor,
-    /// T, the class features of the text tower, in the master type.
+    /// T, the class features of the text tower, in the parameter dtype.
     pub text: &'a B::Tensor,
     /// What f·Tᵀ is multiplied with to give the text logits.
     pub text_scale: f64,
@@ -282,7 +282,7 @@ pub struct Mix<B: Backend> {
     pub partner: B::Tensor,
     /// u32 \[B\], the inverse permutation: `partner`\[`inverse`\[i\]\] = i.
     pub inverse: B::Tensor,
-    /// \[B\], in the master type.
+    /// \[B\], in the parameter dtype.
     pub lambda: B::Tensor,
 }
 
@@ -306,7 +306,7 @@ impl<'a, B: Backend> Targets<'a, B> {
 /// How cross entropies count the classes: that of an image is −Σ `weights`\[c\]·t\[c\]·log softmax(z)\[c\], where
 /// t is 1 − `smoothing` times the shares of its classes, and `smoothing`/C for every class.
 pub struct Counting<'a, B: Backend> {
-    /// \[C\], in the master type; none for 1 each.
+    /// \[C\], in the parameter dtype; none for 1 each.
     pub weights: Option<&'a B::Tensor>,
     /// S, at least 0 and below 1.
     pub smoothing: f64,
@@ -397,7 +397,7 @@ impl Default for LossScaling {
 /// One trained tensor as the optimizer sees it; all of one shape. The learning rate is the one before the
 /// schedule's factor.
 pub struct AdamwTensor<'a, B: Backend> {
-    /// What is trained; like the other three in the master type.
+    /// What is trained; like the other three in the parameter dtype.
     pub value: &'a mut B::Tensor,
     /// Of the loss; with loss scaling as many times too large as the scale says.
     pub gradient: &'a B::Tensor,
@@ -451,8 +451,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     type Tensor: DeviceTensor;
     /// A tensor on its way to the host.
     type Pending: Send;
-    /// Operations recorded to be run again.
-    type Recording: Send;
+    /// Operations captured to be run again; a CUDA graph.
+    type Graph: Send;
 
     /// What it is, for people: "CPU, 2 threads, f32".
     fn describe(&self) -> String;
@@ -460,7 +460,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn compute_dtype(&self) -> DType;
     /// Element type of trained tensors, their gradients, optimizer state, statistics, normalised features,
     /// logits and losses.
-    fn master_dtype(&self) -> DType;
+    fn parameter_dtype(&self) -> DType;
 
     /// Elements from one row to the next in which this backend wants the weights of layers with `inputs`
     /// inputs; at least `inputs`.
@@ -477,12 +477,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// New memory with a copy of `source`, converted to `dtype`.
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<Self::Tensor>;
     /// Overwrites `target` with `source` of the same shape, converting.
-    fn write(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
+    fn copy_from_host(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
     /// A copy on the host; waits for the device.
     fn download(&self, source: &Self::Tensor) -> Result<Tensor>;
-    /// As [`Backend::write`], in order with the operations, for which the caller does not wait.
-    fn feed(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
-        self.write(source, target)
+    /// As [`Backend::copy_from_host`], in order with the operations, for which the caller does not wait.
+    fn copy_from_host_async(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
+        self.copy_from_host(source, target)
     }
     /// Starts copying `source`, as it is after the operations so far, to the host.
     fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;
@@ -522,15 +522,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         Ok(self.memory()?.map_or(0, |memory| memory.allocated))
     }
 
-    /// True where operations can be recorded, which saves most of the cost of starting them one by one.
-    fn can_record(&self) -> bool {
+    /// True where operations can be captured, which saves most of the cost of starting them one by one.
+    fn can_capture(&self) -> bool {
         false
     }
-    /// Records the operations that `body` calls for, without running them. All must have run before in
-    /// the same shapes. `feed`, `write`, `download` and new memory are no operations in this sense.
-    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording>;
-    /// Runs recorded operations, on the tensors that they were recorded with.
-    fn replay(&self, recording: &Self::Recording) -> Result<()>;
+    /// Captures the operations that `body` calls for, without running them. All must have run before in
+    /// the same shapes. Copies between host and device and new memory are no operations in this sense.
+    fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph>;
+    /// Runs captured operations, on the tensors that they were captured with.
+    fn replay(&self, recording: &Self::Graph) -> Result<()>;
 
     /// Random resized crops: y\[b\] = the rectangle `crops`\[b\] of `images`\[b\], resized by an antialiased
     /// bicubic filter (a = −0.5, as Pillow's; the support grows with the reduction, taps end at the
@@ -625,7 +625,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     -> Result<()>;
 
     /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there;
-    /// both in the master type.
+    /// both in the parameter dtype.
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape;
 
     /// Per head: o = softmax(q·kᵀ/√d)·v; `o` \[B, Sq, D\]. A causal mask needs packed input.
@@ -665,7 +665,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     -> Result<()>;
 
     /// y = \[x₀; `prompts`\[layer\]; x₁; x₂; …\] per sequence: `x` \[B, S, D\], `prompts` \[n, m, D\] in the
-    /// master type, `y` \[B, S+m, D\].
+    /// parameter dtype, `y` \[B, S+m, D\].
     fn insert_prompts(
         &self,
         x: &Self::Tensor,
@@ -710,7 +710,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Sets every element to zero.
     fn clear(&self, x: &mut Self::Tensor) -> Result<()>;
 
-    /// f = x/|x| per row; `norms` \[B\] keeps |x|; both in the master type.
+    /// f = x/|x| per row; `norms` \[B\] keeps |x|; both in the parameter dtype.
     fn l2_norm(&self, x: &Self::Tensor, f: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()>;
 
     /// dx = (df − f·⟨f, df⟩)/|x|.
@@ -722,7 +722,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         dx: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// y = the mixed rows of x; both \[B, E\] in the master type.
+    /// y = the mixed rows of x; both \[B, E\] in the parameter dtype.
     fn mix_rows(&self, x: &Self::Tensor, mix: &Mix<Self>, y: &mut Self::Tensor) -> Result<()>;
 
     /// dx\[i\] = λᵢ·dy\[i\] + (1 − λₖ)·dy\[k\] with k = `inverse`\[i\].
@@ -734,7 +734,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// 2\] keeps p and n, twice u32::MAX where the anchor's loss is 0; `distances` \[B, 2\] those of p and n, 0
     /// where the anchor lacks either. The mean goes to [`Stat::LossTriplet`] of `stats`, what else is known of the
     /// triplets behind it. A distance that is not a number counts as the
-    /// farthest and the nearest, so that the loss is none either. All but the pairs in the master type.
+    /// farthest and the nearest, so that the loss is none either. All but the pairs in the parameter dtype.
     #[allow(clippy::too_many_arguments)]
     fn triplet(
         &self,
@@ -759,7 +759,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// head = f·Hᵀ + h, text = text_scale·f·Tᵀ, both \[B, C\]; the losses and counts of [`Stat`] over the
-    /// batch go to `stats`. All in the master type. With mixed targets a cross entropy is
+    /// batch go to `stats`. All in the parameter dtype. With mixed targets a cross entropy is
     /// λᵢ·CE(label i) + (1 − λᵢ)·CE(its partner's); see [`Counting`] for what else it may be.
     fn head_loss(
         &self,
@@ -792,7 +792,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// Class features from those of their prompts: s\[c\] = Σ of the rows c·k to c·k + k − 1 of `f` \[C·k, E\],
-    /// `norms`\[c\] = |s\[c\]|, `t` = s/|s| \[C, E\]; all in the master type.
+    /// `norms`\[c\] = |s\[c\]|, `t` = s/|s| \[C, E\]; all in the parameter dtype.
     fn class_features(&self, f: &Self::Tensor, t: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()>;
 
     /// Each of the k rows of class c: df = (dt − t·⟨t, dt⟩)/`norms`\[c\].
@@ -805,7 +805,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     ) -> Result<()>;
 
     /// Adds gradients up over several batches: sum = gradient for the `first`, sum += gradient for the others.
-    /// Pairs of a gradient and its sum, of the same shape, in the master type.
+    /// Pairs of a gradient and its sum, of the same shape, in the parameter dtype.
     fn accumulate(&self, pairs: &mut [(&Self::Tensor, &mut Self::Tensor)], first: bool) -> Result<()>;
 
     /// AdamW with decoupled decay and bias correction as in `torch.optim.AdamW`, over all trained tensors.

@@ -473,7 +473,7 @@ fn times<B: Backend>(backend: &B, reps: usize, mut body: impl FnMut() -> Result<
         single.push(start.elapsed().as_secs_f64());
     }
     let single = Percentiles::of(&single);
-    if !backend.can_record() {
+    if !backend.can_capture() {
         return Ok(StepTimes { single, in_a_row: single.p50 });
     }
     let start = Instant::now();

@@ -61,7 +61,7 @@ fn commands(cuda: &Cuda, config: &ClipConfig, args: &bench::Args) -> Result<Vec<
     for _ in 0..2 {
         learner.train_step(Batch::new(images.view(), &labels), &bench::rates(), 1.0)?;
     }
-    let commands = listing.last_recording();
+    let commands = listing.last_graph();
     if commands.is_empty() {
         bail!("the training step was not recorded");
     }

@@ -613,7 +613,7 @@ impl<B: Backend> BlockActivations<B> {
     pub fn new(backend: &B, s: BlockSizes, lora: Option<&BlockLora<B>>) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
         let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
-        let stats = |rows| backend.empty([n, rows, 2], backend.master_dtype());
+        let stats = |rows| backend.empty([n, rows, 2], backend.parameter_dtype());
         let u = |rows: usize, layer: Option<&LoraLayer<B>>| match layer {
             Some(layer) => make([n, rows, layer.width()]).map(Some),
             None => Ok(None),
@@ -647,7 +647,7 @@ impl<B: Backend> BlockActivations<B> {
             normed: make([n, keys, d])?,
             stats1: stats(keys)?,
             projected,
-            saved: backend.empty(saved, backend.master_dtype())?,
+            saved: backend.empty(saved, backend.parameter_dtype())?,
             attended: make([n, queries, d])?,
             u_out: u(queries, lora.and_then(|l| l.out.as_ref()))?,
             middle: make([n, queries, d])?,
@@ -743,7 +743,7 @@ impl<B: Backend> Scratch<B> {
                 false => None,
             },
             d_attended: make([n, rows, d])?,
-            d_scores: backend.empty(scores, backend.master_dtype())?,
+            d_scores: backend.empty(scores, backend.parameter_dtype())?,
             du: du(queries, every())?,
             gradients,
         })

@@ -91,7 +91,7 @@ impl<B: Backend> TextTower<B> {
         block::fold(backend, &self.blocks, lora, folded)
     }
 
-    /// Normalised features \[N, E\] of tokenised prompts, in the backend's master type. The rows of the token
+    /// Normalised features \[N, E\] of tokenised prompts, in the backend's parameter dtype. The rows of the token
     /// embedding that occur are read from `source`.
     pub fn features(
         &self,
@@ -128,8 +128,8 @@ impl<B: Backend> TextTower<B> {
             monitor.advance(rows as u64);
         }
         monitor.finish();
-        let master = backend.master_dtype();
-        Ok(View::new([tokens.rows, self.features], master, &features)?.to_tensor(master)?)
+        let parameter = backend.parameter_dtype();
+        Ok(View::new([tokens.rows, self.features], parameter, &features)?.to_tensor(parameter)?)
     }
 
     /// Features of one batch of embedded prompts.
@@ -148,7 +148,7 @@ impl<B: Backend> TextTower<B> {
         m.output.set_rows(n)?;
         m.ends.set_batch(n)?;
         let rows = backend.upload(Tensor::from_slice([n], eos)?.view(), DType::U32)?;
-        backend.write(embedded.view(), &mut m.output)?;
+        backend.copy_from_host(embedded.view(), &mut m.output)?;
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let (a, output) = (&mut m.activations, &mut m.output);
@@ -189,14 +189,14 @@ struct Ends<B: Backend> {
 
 impl<B: Backend> Ends<B> {
     fn new(backend: &B, batch: usize, width: usize, features: usize) -> Result<Self> {
-        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         Ok(Ends {
             last: backend.empty([batch, 1, width], compute)?,
             normed: backend.empty([batch, 1, width], compute)?,
-            stats: backend.empty([batch, 1, 2], master)?,
+            stats: backend.empty([batch, 1, 2], parameter)?,
             projected: backend.empty([batch, features], compute)?,
-            norms: backend.empty([batch], master)?,
-            features: backend.empty([batch, features], master)?,
+            norms: backend.empty([batch], parameter)?,
+            features: backend.empty([batch, features], parameter)?,
         })
     }
 
@@ -392,7 +392,7 @@ impl<B: Backend> TextActivations<B> {
         let sums = match parts.len() {
             0 | 1 => Vec::new(),
             _ => {
-                let empty = |p: &Param<B>| backend.empty(p.value.shape(), backend.master_dtype());
+                let empty = |p: &Param<B>| backend.empty(p.value.shape(), backend.parameter_dtype());
                 parameters(lora).map(empty).collect::<Result<_>>()?
             }
         };
@@ -411,7 +411,7 @@ impl<B: Backend> TextActivations<B> {
         let (t, e) = (&tower.config.tower, tower.features);
         let (batch, d) = (together * templates, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
-        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let all: Vec<&BlockLora<B>> = lora.iter().collect();
         let blocks = (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l)));
         Ok(TextActivations {
@@ -421,13 +421,13 @@ impl<B: Backend> TextActivations<B> {
             scratch: Scratch::new(backend, sizes, &all, dropout, true)?,
             output: backend.empty([batch, tokens, d], compute)?,
             ends: Ends::new(backend, batch, d, e)?,
-            d_features: backend.empty([batch, e], master)?,
+            d_features: backend.empty([batch, e], parameter)?,
             d_projected: backend.empty([batch, e], compute)?,
             d_normed: backend.empty([batch, 1, d], compute)?,
             d_last: backend.empty([batch, 1, d], compute)?,
-            classes: backend.empty([together, e], master)?,
-            class_norms: backend.empty([together], master)?,
-            d_classes: backend.empty([together, e], master)?,
+            classes: backend.empty([together, e], parameter)?,
+            class_norms: backend.empty([together], parameter)?,
+            d_classes: backend.empty([together, e], parameter)?,
             sums: Vec::new(),
         })
     }
@@ -477,7 +477,7 @@ fn parameters<B: Backend>(lora: &[BlockLora<B>]) -> impl Iterator<Item = &Param<
 }
 
 impl<B: Backend> TextTower<B> {
-    /// Class features with the adapters beside the weights: `t` \[C, E\] in the master type. Where there is one
+    /// Class features with the adapters beside the weights: `t` \[C, E\] in the parameter dtype. Where there is one
     /// part, its activations are kept.
     pub fn forward(
         &self,

@@ -80,9 +80,9 @@ impl<B: Backend> VisionTower<B> {
                 let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
                 backend.upload(weight.reshape([d, 3 * p * p])?.view(), backend.compute_dtype())?
             },
-            class: loader.master("vision_model.embeddings.class_embedding", &[d])?,
+            class: loader.parameter("vision_model.embeddings.class_embedding", &[d])?,
             position: loader
-                .master("vision_model.embeddings.position_embedding.weight", &[config.tokens(), d])?,
+                .parameter("vision_model.embeddings.position_embedding.weight", &[config.tokens(), d])?,
             norm: loader.layer_norm("vision_model.pre_layrnorm", d, eps)?,
             patch: p,
             mean: pixels.mean,
@@ -432,10 +432,10 @@ impl<B: Backend> VisionActivations<B> {
         let (e, p, d, layers) = (tower.features, config.patch_size, config.tower.width, tower.blocks.len());
         let count = config.patches();
         let training = purpose == Purpose::Training;
-        let (compute, master) = (backend.compute_dtype(), backend.master_dtype());
+        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let make = |dims: [usize; 3]| backend.empty(dims, compute);
         let flat = |dtype| backend.empty([batch, e], dtype);
-        let stats = |rows| backend.empty([batch, rows, 2], master);
+        let stats = |rows| backend.empty([batch, rows, 2], parameter);
         let longest = tower.longest(tuning.prompts);
         let widest = tower.blocks.iter().rposition(|block| block.rows() == Rows::All);
         let sizes = |l: usize| {
@@ -474,9 +474,9 @@ impl<B: Backend> VisionActivations<B> {
             class_normed: make([batch, 1, d])?,
             class_stats: stats(1)?,
             projected: flat(compute)?,
-            norms: backend.empty([batch], master)?,
-            features: flat(master)?,
-            d_features: flat(master)?,
+            norms: backend.empty([batch], parameter)?,
+            features: flat(parameter)?,
+            d_features: flat(parameter)?,
             d_projected: flat(compute)?,
             d_normed: make([batch, 1, d])?,
             d_class: make([batch, 1, d])?,

@@ -41,15 +41,15 @@ impl<B: Backend> Loader<'_, B> {
     }
 
     /// A small tensor that is not rounded to the type of the activations.
-    pub fn master(&self, name: &str, dims: &[usize]) -> Result<B::Tensor, ClipError> {
+    pub fn parameter(&self, name: &str, dims: &[usize]) -> Result<B::Tensor, ClipError> {
         let loaded = self.source.tensor(name, dims)?;
-        Ok(self.backend.upload(loaded.view(), self.backend.master_dtype())?)
+        Ok(self.backend.upload(loaded.view(), self.backend.parameter_dtype())?)
     }
 
     pub fn layer_norm(&self, name: &str, width: usize, eps: f64) -> Result<LayerNorm<B>, ClipError> {
         Ok(LayerNorm {
-            weight: self.master(&format!("{name}.weight"), &[width])?,
-            bias: self.master(&format!("{name}.bias"), &[width])?,
+            weight: self.parameter(&format!("{name}.weight"), &[width])?,
+            bias: self.parameter(&format!("{name}.bias"), &[width])?,
             eps,
         })
     }

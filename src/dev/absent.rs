@@ -4,7 +4,7 @@
 //! zeros. With a [`Listing`](super::listing::Listing) around it, it tells what a step launches on a GPU that
 //! nobody has, at any size and at once.
 
-use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
+use crate::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result};
 use crate::backend::cuda::{CudaError, locked};
 use std::any::Any;
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ struct Memory {
 
 struct Nothing;
 
-impl Recording for Nothing {
+impl Graph for Nothing {
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -115,7 +115,7 @@ impl Driver for Absent {
         Ok(())
     }
 
-    fn feed(&self, _: Address, _: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, _: Address, _: &[u8]) -> Result<()> {
         Ok(())
     }
 
@@ -131,15 +131,15 @@ impl Driver for Absent {
         Ok(())
     }
 
-    fn begin_recording(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         Ok(())
     }
 
-    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
         Ok(Box::new(Nothing))
     }
 
-    fn replay(&self, _: &dyn Recording) -> Result<()> {
+    fn replay(&self, _: &dyn Graph) -> Result<()> {
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! A device that passes everything on to another one, and keeps a list of what was recorded.
 
 use crate::backend::cuda::driver::{
-    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
+    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result,
 };
 use crate::backend::cuda::{Cuda, locked};
 use crate::backend::{self, Backend};
@@ -34,7 +34,7 @@ impl Listing {
     }
 
     /// The commands of the last recording that was ended, in their order; none before the first.
-    pub fn last_recording(&self) -> Vec<Command> {
+    pub fn last_graph(&self) -> Vec<Command> {
         locked(&self.lists).last.clone()
     }
 
@@ -87,8 +87,8 @@ impl Driver for Listing {
         self.driver.download(from, to)
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
-        self.driver.feed(to, from)
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.driver.copy_from_host_async(to, from)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
@@ -109,25 +109,25 @@ impl Driver for Listing {
         Ok(())
     }
 
-    fn can_record(&self) -> bool {
-        self.driver.can_record()
+    fn can_capture(&self) -> bool {
+        self.driver.can_capture()
     }
 
-    fn begin_recording(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         locked(&self.lists).open = None;
-        self.driver.begin_recording()?;
+        self.driver.begin_capture()?;
         locked(&self.lists).open = Some(Vec::new());
         Ok(())
     }
 
-    fn end_recording(&self) -> Result<Box<dyn Recording>> {
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
         let commands = locked(&self.lists).open.take();
-        let recording = self.driver.end_recording()?;
+        let recording = self.driver.end_capture()?;
         locked(&self.lists).last = commands.unwrap_or_default();
         Ok(recording)
     }
 
-    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+    fn replay(&self, recording: &dyn Graph) -> Result<()> {
         self.driver.replay(recording)
     }
 

@@ -42,12 +42,12 @@ impl Estimate {
             None => 0,
         };
         let elements: usize = trained.params().iter().map(|p| p.value.shape().elements()).sum();
-        let sums = if spec.accumulate { elements * backend.master_dtype().size() } else { 0 };
+        let sums = if spec.accumulate { elements * backend.parameter_dtype().size() } else { 0 };
         let pixel = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let source = spec.crops_of.map_or(0, |side| side * side * 3);
         let pixels = BATCHES_OF_PIXELS * (spec.image.elements() * pixel.size() + source);
         let classes = trained.head.bias.value.shape().rows();
-        let logits = 2 * classes * backend.master_dtype().size();
+        let logits = 2 * classes * backend.parameter_dtype().size();
         Ok(Estimate { fixed: vision.fixed + folded + text + sums, image: vision.image + pixels + logits })
     }
 
@@ -101,7 +101,7 @@ fn of_text<B: Backend>(
     let embedded = prompts.elements() * backend.compute_dtype().size();
     let layers = lora.iter().flat_map(|block| block.layers());
     let elements: usize = layers.flat_map(|l| [&l.a, &l.b]).map(|p| p.value.shape().elements()).sum();
-    let sums = if parts > 1 { elements * backend.master_dtype().size() } else { 0 };
+    let sums = if parts > 1 { elements * backend.parameter_dtype().size() } else { 0 };
     Ok(fixed + of_part * prompt + folded + embedded + sums)
 }
 

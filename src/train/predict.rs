@@ -74,8 +74,9 @@ impl<B: Backend> Predictor<B> {
             Ok((head, tuned.with_orientation(settings.orientation)))
         })?;
         let HeadFile { weight, bias, temperature, class_names } = head;
-        let (backend, master) = (tuned.backend(), tuned.backend().master_dtype());
-        let (weight, bias) = (backend.upload(weight.view(), master)?, backend.upload(bias.view(), master)?);
+        let (backend, parameter) = (tuned.backend(), tuned.backend().parameter_dtype());
+        let (weight, bias) =
+            (backend.upload(weight.view(), parameter)?, backend.upload(bias.view(), parameter)?);
         Ok(Predictor { tuned, weight, bias, temperature, class_names })
     }
 
@@ -142,14 +143,14 @@ struct Classify<'a, B: Backend> {
 impl<'a, B: Backend> Classify<'a, B> {
     fn new(predictor: &'a Predictor<B>, batch: usize) -> Result<Self> {
         let (backend, classes) = (predictor.tuned.backend(), predictor.class_names.len());
-        let master = backend.master_dtype();
+        let parameter = backend.parameter_dtype();
         Ok(Classify {
             predictor,
             extractor: predictor.tuned.extractor(batch)?,
-            logits: backend.empty([batch, classes], master)?,
+            logits: backend.empty([batch, classes], parameter)?,
             labels: backend.zeros([batch], DType::U32)?,
-            others: backend.empty([batch, classes], master)?,
-            stats: backend.zeros([Stat::COUNT], master)?,
+            others: backend.empty([batch, classes], parameter)?,
+            stats: backend.zeros([Stat::COUNT], parameter)?,
         })
     }
 

@@ -27,7 +27,7 @@ pub enum Group {
 }
 
 /// A trained tensor: its value, its gradient and AdamW's two moments, all of one shape, in the backend's
-/// master type. Nothing else in the model has a gradient; where nothing is trained these have no elements.
+/// parameter dtype. Nothing else in the model has a gradient; where nothing is trained these have no elements.
 pub struct Param<B: Backend> {
     /// Which of the rates it moves by.
     pub group: Group,
@@ -46,7 +46,7 @@ pub struct Param<B: Backend> {
 impl<B: Backend> Param<B> {
     /// A tensor of the value `initial`, without memory for its training.
     pub fn new(backend: &B, group: Group, initial: View<'_>) -> Result<Self> {
-        let dtype = backend.master_dtype();
+        let dtype = backend.parameter_dtype();
         let zeros = || backend.zeros([0], dtype);
         Ok(Param {
             group,
@@ -63,14 +63,14 @@ impl<B: Backend> Param<B> {
         let shape = self.value.shape();
         for tensor in [&mut self.gradient, &mut self.first_moment, &mut self.second_moment] {
             if tensor.shape() != shape {
-                *tensor = backend.zeros(shape, backend.master_dtype())?;
+                *tensor = backend.zeros(shape, backend.parameter_dtype())?;
             }
         }
         Ok(())
     }
 }
 
-/// Where a part of a step stands among those whose gradients make up the step.
+/// Where a micro-batch stands among those whose gradients add up to the step (gradient accumulation).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Place {
     /// There is no other.

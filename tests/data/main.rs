@@ -5,6 +5,7 @@ mod contributing;
 mod decode;
 mod demo_flowers;
 mod files;
+mod floors;
 mod preprocess;
 mod security_note;
 mod source;

@@ -134,7 +134,7 @@ fn bytes_go_up_down_and_across() {
     gpu.upload(x, &[]).unwrap();
     gpu.clear(x, 0).unwrap();
     gpu.copy(x, y, 0).unwrap();
-    gpu.feed(x, &[]).unwrap();
+    gpu.copy_from_host_async(x, &[]).unwrap();
     gpu.download(x, &mut []).unwrap();
     assert_eq!(download(&gpu, x, 4), [1.0, 0.0, 3.0, 4.0]);
     gpu.free(x);
@@ -259,7 +259,7 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
         for (turn, to) in kept.iter().enumerate() {
             let size = sizes[turn % sizes.len()];
             let mut batch = bytes(&vec![turn as f32; size / 4]);
-            gpu.feed(fed, &batch).unwrap();
+            gpu.copy_from_host_async(fed, &batch).unwrap();
             batch.fill(0xee);
             gpu.copy(*to, fed, 4).unwrap();
             gpu.copy(to.offset(4), fed.offset(size - 4), 4).unwrap();
@@ -280,7 +280,7 @@ fn feeds_wait_for_the_work_before_them() {
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 16]), gpu.allocate(64).unwrap());
     scale(&gpu, x, y, 16, 2.0).unwrap();
-    gpu.feed(x, &bytes(&[10.0; 16])).unwrap();
+    gpu.copy_from_host_async(x, &bytes(&[10.0; 16])).unwrap();
     scale(&gpu, x, x, 16, 2.0).unwrap();
     assert_eq!(download(&gpu, y, 16), [2.0; 16]);
     assert_eq!(download(&gpu, x, 16), [20.0; 16]);
@@ -301,7 +301,7 @@ fn several_threads_may_feed_and_fetch_at_once() {
                 let (x, y) = (gpu.allocate(4 * count).unwrap(), gpu.allocate(4 * count).unwrap());
                 for turn in 0..30 {
                     let value = (100 * thread + turn) as f32;
-                    gpu.feed(x, &bytes(&vec![value; count])).unwrap();
+                    gpu.copy_from_host_async(x, &bytes(&vec![value; count])).unwrap();
                     gpu.copy(y, x, 4 * count).unwrap();
                     let mut fetch = gpu.fetch(y, 4 * count).unwrap();
                     let found = floats(&fetch.wait().unwrap());
@@ -323,7 +323,7 @@ fn fetches_bring_what_was_there_and_wait_only_when_asked() {
     let x = upload(&gpu, &[0.0; 16]);
     let mut fetches = Vec::new();
     for turn in 0..12 {
-        gpu.feed(x, &bytes(&[turn as f32; 16])).unwrap();
+        gpu.copy_from_host_async(x, &bytes(&[turn as f32; 16])).unwrap();
         // Some are never looked at, and their memory is used again.
         drop(gpu.fetch(x, 64).unwrap());
         fetches.push(gpu.fetch(x, if turn % 2 == 0 { 64 } else { 8 }).unwrap());
@@ -352,15 +352,15 @@ fn recordings_run_when_they_are_replayed_and_as_often() {
     let session = Session::begin();
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[9.0; 8]));
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     gpu.copy(y, x, 16).unwrap();
     gpu.clear(y.offset(28), 4).unwrap();
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     assert_eq!(download(&gpu, x, 8), [1.0; 8]);
     assert_eq!(download(&gpu, y, 8), [9.0; 8]);
     gpu.replay(&*recording).unwrap();
-    gpu.feed(x, &bytes(&[5.0; 8])).unwrap();
+    gpu.copy_from_host_async(x, &bytes(&[5.0; 8])).unwrap();
     gpu.replay(&*recording).unwrap();
     gpu.replay(&*recording).unwrap();
     // What is enqueued needs it no more.
@@ -377,14 +377,14 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
-    gpu.begin_recording().unwrap();
-    let earlier = gpu.end_recording().unwrap();
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
+    let earlier = gpu.end_capture().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     let refusals = [
         ("upload", failure(gpu.upload(x, &[0; 4]))),
         ("download", failure(gpu.download(x, &mut [0; 4]))),
-        ("feed", failure(gpu.feed(x, &[0; 4]))),
+        ("copy_from_host_async", failure(gpu.copy_from_host_async(x, &[0; 4]))),
         ("fetch", failure(gpu.fetch(x, 4))),
         ("replay", failure(gpu.replay(&*earlier))),
         ("synchronize", failure(gpu.synchronize())),
@@ -393,7 +393,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
     for (call, text) in refusals {
         assert_eq!(text, format!("{call}: a recording is open, and this cannot be part of one"));
     }
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     gpu.replay(&*recording).unwrap();
     assert_eq!(download(&gpu, x, 8), [2.0; 8]);
     gpu.free(x);
@@ -406,19 +406,16 @@ fn an_error_ends_a_recording_and_nothing_else() {
     session.calls_may_fail();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     let problem = failure(launch(&gpu, &launch_of("probe_twist", Args::new())));
-    assert_eq!(
-        failure(gpu.end_recording()),
-        format!("end_recording: an error ended the recording: {problem}")
-    );
-    assert_eq!(failure(gpu.end_recording()), "end_recording: no recording is open");
+    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the recording: {problem}"));
+    assert_eq!(failure(gpu.end_capture()), "end_capture: no recording is open");
     scale(&gpu, x, x, 8, 3.0).unwrap();
     assert_eq!(download(&gpu, x, 8), [3.0; 8], "what was recorded has not run");
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 5.0).unwrap();
-    gpu.replay(&*gpu.end_recording().unwrap()).unwrap();
+    gpu.replay(&*gpu.end_capture().unwrap()).unwrap();
     assert_eq!(download(&gpu, x, 8), [15.0; 8]);
     gpu.free(x);
 }
@@ -429,15 +426,15 @@ fn a_recording_that_was_left_open_is_thrown_away() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     assert_eq!(
-        failure(gpu.begin_recording()),
-        "begin_recording: a recording was open already; both are thrown away"
+        failure(gpu.begin_capture()),
+        "begin_capture: a recording was open already; both are thrown away"
     );
     scale(&gpu, x, x, 8, 3.0).unwrap();
     assert_eq!(download(&gpu, x, 8), [3.0; 8]);
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     // With the GPU itself, too.
     drop(gpu);
@@ -451,11 +448,11 @@ fn memory_may_be_given_back_while_a_recording_is_open() {
     let (x, y) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 8]));
     let free = gpu.free_memory().unwrap();
     scale(&gpu, x, y, 8, 2.0).unwrap();
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, y, y, 8, 3.0).unwrap();
     gpu.free(x);
     assert_eq!(gpu.allocated().0, 32);
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     assert_eq!(gpu.free_memory().unwrap(), free + 32);
     gpu.replay(&*recording).unwrap();
     assert_eq!(download(&gpu, y, 8), [6.0; 8]);
@@ -467,8 +464,8 @@ fn memory_may_be_given_back_while_a_recording_is_open() {
 fn recordings_belong_to_the_gpu_that_made_them() {
     let session = Session::begin();
     let (first, second) = (session.probe(), session.probe());
-    first.begin_recording().unwrap();
-    let recording = first.end_recording().unwrap();
+    first.begin_capture().unwrap();
+    let recording = first.end_capture().unwrap();
     assert_eq!(failure(second.replay(&*recording)), "replay: the recording was made on another device");
     // In an order of no meaning: the recording is the last to go.
     drop(first);
@@ -805,21 +802,18 @@ fn products_are_planned_outside_of_recordings_only() {
     let cache = tempfile::tempdir().unwrap();
     let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
     let squares = Squares::new(&gpu);
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     let problem = failure(squares.try_run(&gpu));
     assert_eq!(
         problem,
         "product: f32 m=8 n=8 k=8 x/8 wT/8 y/8 aligned 256 256 256 256 is new, and cannot be planned while a \
          recording is open: run it once before"
     );
-    assert_eq!(
-        failure(gpu.end_recording()),
-        format!("end_recording: an error ended the recording: {problem}")
-    );
+    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the recording: {problem}"));
     squares.run(&gpu);
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     squares.run(&gpu);
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     gpu.clear(squares.at[2], 256).unwrap();
     gpu.replay(&*recording).unwrap();
     assert_eq!(download(&gpu, squares.at[2], 64), [4.0; 64]);
@@ -942,12 +936,12 @@ fn everything_is_given_back() {
     let gpu = session.probe_in(Some(session.cache()), DType::F32);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);
-    gpu.feed(squares.at[0], &[0; 256]).unwrap();
-    gpu.feed(squares.at[0], &[0; 64]).unwrap();
+    gpu.copy_from_host_async(squares.at[0], &[0; 256]).unwrap();
+    gpu.copy_from_host_async(squares.at[0], &[0; 64]).unwrap();
     let fetch = gpu.fetch(squares.at[0], 256).unwrap();
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     gpu.clear(squares.at[1], 256).unwrap();
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     gpu.replay(&*recording).unwrap();
     assert!(session.held() > before + 10);
     // With work on its way, and memory that nobody gave back.

@@ -144,9 +144,9 @@ fn recordings_keep_the_kernels_that_are_in_them() {
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
     scale(&gpu, x, x, 8, 2.0).unwrap();
-    gpu.begin_recording().unwrap();
+    gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
-    let recording = gpu.end_recording().unwrap();
+    let recording = gpu.end_capture().unwrap();
     gpu.free(x);
     drop(gpu);
     drop(recording);
@@ -230,12 +230,12 @@ fn any_call_may_fail_and_is_named() {
         let memory = gpu.allocate(256)?;
         let body = || {
             gpu.upload(memory, &bytes(&[1.0; 64]))?;
-            gpu.feed(memory, &bytes(&[1.0; 64]))?;
+            gpu.copy_from_host_async(memory, &bytes(&[1.0; 64]))?;
             scale(&gpu, memory, memory, 64, 2.0)?;
             gpu.clear(memory, 4)?;
-            gpu.begin_recording()?;
+            gpu.begin_capture()?;
             let recorded = gpu.copy(memory.offset(128), memory, 128);
-            let recording = gpu.end_recording();
+            let recording = gpu.end_capture();
             recorded?;
             gpu.replay(&*recording?)?;
             gpu.fetch(memory, 8)?.wait()?;

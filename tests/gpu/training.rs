@@ -2,7 +2,7 @@
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
 
 use crate::stand_in::{Kind, Session, build, libraries_of};
-use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording};
+use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
 use clip_engine::backend::cuda::gpu::libraries;
 use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
@@ -96,8 +96,8 @@ impl Driver for PlainProducts {
         self.0.download(from, to)
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
-        self.0.feed(to, from)
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.0.copy_from_host_async(to, from)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
@@ -113,15 +113,15 @@ impl Driver for PlainProducts {
         self.run(gemm)
     }
 
-    fn begin_recording(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         Err(CudaError::Unsupported("these products cannot be recorded".into()))
     }
 
-    fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        self.0.end_recording()
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        self.0.end_capture()
     }
 
-    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+    fn replay(&self, recording: &dyn Graph) -> Result<()> {
         self.0.replay(recording)
     }
 
@@ -160,7 +160,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
     let scaling = (dtype == DType::F16).then_some(LossScaling { start: 256.0, ..Default::default() });
     let backend = Cuda::new(driver, dtype, form).unwrap();
     let mut learner: Learner<Cuda> = tiny.learner_on(backend, image, DType::U8, scaling).unwrap();
-    learner.set_recording(record);
+    learner.set_capture(record);
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
     let mut pending = Vec::new();

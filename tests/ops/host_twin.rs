@@ -317,7 +317,7 @@ fn a_recording_runs_when_it_is_replayed_and_not_before() {
     let twin = twin(DType::F32);
     let x = upload(&twin, &[1.0f32, 2.0, 3.0, 4.0]);
     let (y, z) = (upload(&twin, &[9.0f32; 4]), upload(&twin, &[9.0f32; 8]));
-    twin.begin_recording().unwrap();
+    twin.begin_capture().unwrap();
     let args = Args::new().address(x).address(y).int(4);
     run(&twin, "share_of_row", [1, 1, 1], [32, 1, 1], 0, args);
     twin.clear(z, 16).unwrap();
@@ -325,7 +325,7 @@ fn a_recording_runs_when_it_is_replayed_and_not_before() {
     let during = twin.download(y, &mut [0; 16]).unwrap_err().to_string();
     says(&during, &["download during a recording"]);
     says(&twin.synchronize().unwrap_err().to_string(), &["synchronize during a recording"]);
-    let recording = twin.end_recording().unwrap();
+    let recording = twin.end_capture().unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [9.0; 4]);
     twin.replay(&*recording).unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [0.1, 0.2, 0.3, 0.4]);
@@ -344,20 +344,20 @@ fn an_error_ends_a_recording_and_nothing_else() {
     let y = upload(&twin, &[9.0f32; 4]);
     let share =
         || run(&twin, "share_of_row", [1; 3], [32, 1, 1], 0, Args::new().address(x).address(y).int(4));
-    twin.begin_recording().unwrap();
+    twin.begin_capture().unwrap();
     twin.clear(y, 16).unwrap();
     let problem = twin.clear(y, 32).unwrap_err().to_string();
     share();
     assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5], "no recording is open");
-    let message = twin.end_recording().err().unwrap().to_string();
+    let message = twin.end_capture().err().unwrap().to_string();
     says(&message, &["an error ended the recording", &problem]);
-    says(&twin.end_recording().err().unwrap().to_string(), &["without begin_recording"]);
-    twin.begin_recording().unwrap();
+    says(&twin.end_capture().err().unwrap().to_string(), &["without begin_capture"]);
+    twin.begin_capture().unwrap();
     twin.clear(y, 16).unwrap();
-    says(&twin.begin_recording().unwrap_err().to_string(), &["open already; both are thrown away"]);
-    twin.begin_recording().unwrap();
+    says(&twin.begin_capture().unwrap_err().to_string(), &["open already; both are thrown away"]);
+    twin.begin_capture().unwrap();
     share();
-    twin.replay(&*twin.end_recording().unwrap()).unwrap();
+    twin.replay(&*twin.end_capture().unwrap()).unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5]);
 }
 

@@ -43,8 +43,8 @@ fn differences(dtype: DType) -> Vec<String> {
             let before = twin.moved();
             (op.run)()?;
             let moved = twin.moved() - before;
-            cuda.record(|| (op.run)())?;
-            let commands = listing.last_recording();
+            cuda.capture(|| (op.run)())?;
+            let commands = listing.last_graph();
             let launches = commands.iter().filter(|command| matches!(command, Command::Launch(_)));
             let bytes: usize = launches.clone().map(|launch| launch.work().bytes).sum();
             let flop: usize = commands.iter().map(|c| c.work().flop + c.work().tensor_flop).sum();

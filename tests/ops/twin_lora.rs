@@ -1,6 +1,6 @@
 //! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
 
-use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording};
+use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
 use clip_engine::dev::check::device::{Group, Scope, rows};
@@ -195,8 +195,8 @@ impl Driver for Clocked {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
         self.twin.download(from, to)
     }
-    fn feed(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
-        self.twin.feed(to, from)
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
+        self.twin.copy_from_host_async(to, from)
     }
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>, CudaError> {
         self.twin.fetch(from, bytes)
@@ -212,15 +212,15 @@ impl Driver for Clocked {
         // SAFETY: the twin checks all addresses.
         unsafe { self.twin.gemm(gemm) }
     }
-    fn begin_recording(&self) -> Result<(), CudaError> {
+    fn begin_capture(&self) -> Result<(), CudaError> {
         *self.recorded.lock().unwrap() = (true, Vec::new());
-        self.twin.begin_recording()
+        self.twin.begin_capture()
     }
-    fn end_recording(&self) -> Result<Box<dyn Recording>, CudaError> {
+    fn end_capture(&self) -> Result<Box<dyn Graph>, CudaError> {
         self.recorded.lock().unwrap().0 = false;
-        self.twin.end_recording()
+        self.twin.end_capture()
     }
-    fn replay(&self, recording: &dyn Recording) -> Result<(), CudaError> {
+    fn replay(&self, recording: &dyn Graph) -> Result<(), CudaError> {
         self.launched.lock().unwrap().extend(&self.recorded.lock().unwrap().1);
         self.twin.replay(recording)
     }

@@ -43,7 +43,7 @@ impl Tiny {
 
     fn rows(&self) -> Vec<Row> {
         let row = |command: &Command| Row::new(command, &Peaks::H100_SXM, &Resources::new());
-        self.listing.last_recording().iter().map(row).collect()
+        self.listing.last_graph().iter().map(row).collect()
     }
 }
 

@@ -184,7 +184,7 @@ fn recordings_and_repetitions_change_no_bit() {
 fn trace(tiny: &TinyStep, record: bool) -> (Vec<StepStats>, Vec<Vec<u8>>, Vec<Vec<u8>>) {
     let mut learner =
         learner(twin(DType::F16), tiny, Some(LossScaling { start: 256.0, ..Default::default() }));
-    learner.set_recording(record);
+    learner.set_capture(record);
     let stats = train(&mut learner, tiny, 5);
     let (images, labels) = tiny.pixels(50).unwrap();
     let mut logits = Vec::new();

@@ -51,12 +51,12 @@ fn counted(tensor: Tensor) -> Tensor {
 }
 
 /// The CPU records nothing: there is no value of this type.
-pub enum NoRecording {}
+pub enum NoGraph {}
 
 impl<T: Real> Backend for Cpu<T> {
     type Tensor = Tensor;
     type Pending = Option<Tensor>;
-    type Recording = NoRecording;
+    type Graph = NoGraph;
 
     fn describe(&self) -> String {
         format!("CPU, {} threads, {}", rayon::current_num_threads(), T::DTYPE)
@@ -66,7 +66,7 @@ impl<T: Real> Backend for Cpu<T> {
         T::DTYPE
     }
 
-    fn master_dtype(&self) -> DType {
+    fn parameter_dtype(&self) -> DType {
         T::DTYPE
     }
 
@@ -93,7 +93,7 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(ALLOCATED.get())
     }
 
-    fn write(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
+    fn copy_from_host(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
         Ok(source.convert_into(target)?)
     }
 
@@ -109,11 +109,11 @@ impl<T: Real> Backend for Cpu<T> {
         Ok(pending.take())
     }
 
-    fn record(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoRecording> {
+    fn capture(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoGraph> {
         Err(BackendError::Invalid { op: "record", problem: "the CPU records nothing".into() })
     }
 
-    fn replay(&self, recording: &NoRecording) -> Result<()> {
+    fn replay(&self, recording: &NoGraph) -> Result<()> {
         match *recording {}
     }
 

@@ -1,7 +1,7 @@
-//! What the CUDA backend asks of a device: memory, copies, launches, products, recording.
+//! What the CUDA backend asks of a device: memory, copies, launches, GEMMs, graphs.
 //!
-//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which runs
-//! the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
+//! Two things answer: [`gpu`](super::gpu), CUDA's driver and cuBLASLt, and the [host twin](crate::dev::twin), which
+//! runs the same kernels on the CPU for the tests. Everything above this trait, launchers included, is shared.
 //! [`absent`](crate::dev::absent) and [`listing`](crate::dev::listing) are for lists of what a device is given.
 //! Work is enqueued in order on one stream; only what says so waits.
 
@@ -255,8 +255,8 @@ impl Command {
     }
 }
 
-/// Launches, copies within the device and products, recorded to be run again at the same addresses.
-pub trait Recording: Send {
+/// Launches, copies within the device and GEMMs, captured to be run again at the same addresses: a CUDA graph.
+pub trait Graph: Send {
     /// For the driver that made it.
     fn as_any(&self) -> &dyn std::any::Any;
 }
@@ -292,7 +292,7 @@ pub trait Driver: Send + Sync {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
     /// From the host, in order with the enqueued work, which goes on meanwhile: through pinned memory on
     /// a second stream. `from` is free again on return. Never part of a recording.
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()>;
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host, in order with the enqueued work; does not wait.
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
 
@@ -307,16 +307,16 @@ pub trait Driver: Send + Sync {
     /// All addresses must be of allocated memory of the sizes that the product tells.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
-    fn can_record(&self) -> bool {
+    fn can_capture(&self) -> bool {
         true
     }
-    /// From here to [`Driver::end_recording`] work is recorded and not run.
-    fn begin_recording(&self) -> Result<()>;
+    /// From here to [`Driver::end_capture`] work becomes part of a graph and is not run.
+    fn begin_capture(&self) -> Result<()>;
     /// Ends the recording and hands it out. An error where none is open, and where a call that would have been
     /// recorded failed: that ends the recording.
-    fn end_recording(&self) -> Result<Box<dyn Recording>>;
+    fn end_capture(&self) -> Result<Box<dyn Graph>>;
     /// Enqueues everything that was recorded.
-    fn replay(&self, recording: &dyn Recording) -> Result<()>;
+    fn replay(&self, recording: &dyn Graph) -> Result<()>;
 
     /// Whether what there is to choose from is timed here, so that the fastest is taken.
     fn measures(&self) -> bool;

@@ -267,7 +267,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Backend for Cuda {
     type Tensor = CudaTensor;
     type Pending = PendingTensor;
-    type Recording = Box<dyn driver::Recording>;
+    type Graph = Box<dyn driver::Graph>;
 
     fn describe(&self) -> String {
         let info = self.driver().info();
@@ -278,7 +278,7 @@ impl Backend for Cuda {
         self.inner.dtype
     }
 
-    fn master_dtype(&self) -> DType {
+    fn parameter_dtype(&self) -> DType {
         DType::F32
     }
 
@@ -296,11 +296,11 @@ impl Backend for Cuda {
 
     fn upload(&self, source: View<'_>, dtype: DType) -> Result<CudaTensor> {
         let mut tensor = self.empty(source.shape(), dtype)?;
-        self.write(source, &mut tensor)?;
+        self.copy_from_host(source, &mut tensor)?;
         Ok(tensor)
     }
 
-    fn write(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+    fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
         in_type_of(source, target, |bytes, address| self.driver().upload(address, bytes))
     }
 
@@ -312,8 +312,8 @@ impl Backend for Cuda {
         Ok(tensor)
     }
 
-    fn feed(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        in_type_of(source, target, |bytes, address| self.driver().feed(address, bytes))
+    fn copy_from_host_async(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
+        in_type_of(source, target, |bytes, address| self.driver().copy_from_host_async(address, bytes))
     }
 
     fn fetch(&self, source: &CudaTensor) -> Result<PendingTensor> {
@@ -362,19 +362,19 @@ impl Backend for Cuda {
         Ok(Some(DeviceMemory { name: "GPU memory", free, reserve: RESERVE, allocated }))
     }
 
-    fn can_record(&self) -> bool {
-        self.driver().can_record()
+    fn can_capture(&self) -> bool {
+        self.driver().can_capture()
     }
 
-    fn record(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Recording> {
-        self.driver().begin_recording()?;
+    fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph> {
+        self.driver().begin_capture()?;
         let done = body();
-        let recording = self.driver().end_recording();
+        let recording = self.driver().end_capture();
         done?;
         Ok(recording?)
     }
 
-    fn replay(&self, recording: &Self::Recording) -> Result<()> {
+    fn replay(&self, recording: &Self::Graph) -> Result<()> {
         Ok(self.driver().replay(&**recording)?)
     }
 

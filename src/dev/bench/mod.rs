@@ -59,8 +59,8 @@ pub fn time<B: Backend>(backend: &B, op: &mut Op<'_>, reps: usize) -> Result<Tim
         (op.run)()?;
     }
     let mut warm = Vec::with_capacity(reps);
-    if backend.can_record() {
-        let recording = backend.record(|| (0..BURST).try_for_each(|_| (op.run)()))?;
+    if backend.can_capture() {
+        let recording = backend.capture(|| (0..BURST).try_for_each(|_| (op.run)()))?;
         backend.replay(&recording)?;
         for _ in 0..reps {
             warm.push(backend.seconds(&mut || backend.replay(&recording))? / BURST as f64);

@@ -160,8 +160,8 @@ impl<B: Backend> Bench<'_, B> {
         self.numbers(shape, self.real, 0.0, 1.0)
     }
 
-    fn master(&self, shape: impl Into<Shape>, deviation: f64) -> Result<B::Tensor> {
-        self.numbers(shape, self.backend.master_dtype(), 0.0, deviation)
+    fn parameter(&self, shape: impl Into<Shape>, deviation: f64) -> Result<B::Tensor> {
+        self.numbers(shape, self.backend.parameter_dtype(), 0.0, deviation)
     }
 
     fn empty(&self, shape: impl Into<Shape>) -> Result<B::Tensor> {
@@ -200,8 +200,8 @@ impl<B: Backend> Bench<'_, B> {
         let (width, outputs) = (parts * r, parts * out);
         let layer = self.layer(inputs, outputs)?;
         let columns: Vec<usize> = (0..parts).map(|i| i * out).collect();
-        let a = self.master([width, inputs], 1.0 / (inputs as f64).sqrt())?;
-        let b = self.master([parts, out, r], 0.02)?;
+        let a = self.parameter([width, inputs], 1.0 / (inputs as f64).sqrt())?;
+        let b = self.parameter([parts, out, r], 0.02)?;
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let (x, mut y, mut u) =
             (self.random([rows, inputs])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
@@ -212,7 +212,7 @@ impl<B: Backend> Bench<'_, B> {
         visit(Op { name: "lora_linear", at: at.clone(), flop, bytes, run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, inputs])?, self.empty([rows, width])?);
-        let (mut da, mut db) = (self.master([width, inputs], 0.0)?, self.master([parts, out, r], 0.0)?);
+        let (mut da, mut db) = (self.parameter([width, inputs], 0.0)?, self.parameter([parts, out, r], 0.0)?);
         let flop = flop + 2.0 * (rows * (inputs + out) * width) as f64;
         let bytes = bytes + self.bytes(rows * (inputs + outputs + width));
         let run = Box::new(|| {
@@ -242,7 +242,8 @@ impl<B: Backend> Bench<'_, B> {
         let (width, outputs) = (parts * r, parts * d);
         let (layer, draw) = (self.layer(d, outputs)?, self.draw()?);
         let columns: Vec<usize> = (0..parts).map(|i| i * d).collect();
-        let (a, b) = (self.master([width, d], 1.0 / (d as f64).sqrt())?, self.master([parts, d, r], 0.02)?);
+        let (a, b) =
+            (self.parameter([width, d], 1.0 / (d as f64).sqrt())?, self.parameter([parts, d, r], 0.02)?);
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
         let (x, mut seen) = (self.random([rows, d])?, self.empty([rows, d])?);
@@ -257,7 +258,7 @@ impl<B: Backend> Bench<'_, B> {
         visit(Op { name: "lora_linear, dropout", at: at.clone(), flop, bytes, run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
-        let (mut da, mut db) = (self.master([width, d], 0.0)?, self.master([parts, d, r], 0.0)?);
+        let (mut da, mut db) = (self.parameter([width, d], 0.0)?, self.parameter([parts, d, r], 0.0)?);
         let flop = flop + 4.0 * (rows * d * width) as f64;
         let bytes = bytes + self.bytes(rows * (outputs + width));
         let run = Box::new(|| {
@@ -289,7 +290,8 @@ impl<B: Backend> Bench<'_, B> {
     fn lora_fold(&self, visit: &mut Visit<'_>) -> Result<()> {
         let (d, r) = (self.sizes.width, self.sizes.rank);
         let layer = self.layer(d, 3 * d)?;
-        let (a, b, columns) = (self.master([3 * r, d], 0.03)?, self.master([3, d, r], 0.02)?, [0, d, 2 * d]);
+        let (a, b, columns) =
+            (self.parameter([3 * r, d], 0.03)?, self.parameter([3, d, r], 0.02)?, [0, d, 2 * d]);
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let mut folded = self.empty(layer.weight.shape())?;
         let (flop, bytes) = (2.0 * (3 * d * d * r) as f64, self.bytes(6 * d * d));
@@ -303,7 +305,7 @@ impl<B: Backend> Bench<'_, B> {
         let norm = self.norm(d)?;
         let stats = [self.sizes.batch, self.sizes.tokens, 2];
         let (x, mut y) = (self.random(shape)?, self.empty(shape)?);
-        let mut stats = self.backend.empty(stats, self.backend.master_dtype())?;
+        let mut stats = self.backend.empty(stats, self.backend.parameter_dtype())?;
         let at = format!("{shape:?}");
         let run = Box::new(|| self.backend.layer_norm(&x, &norm, &mut y, &mut stats));
         visit(Op { name: "layer_norm", at: at.clone(), flop: 0.0, bytes: self.bytes(2 * elements), run })?;
@@ -313,8 +315,8 @@ impl<B: Backend> Bench<'_, B> {
     }
 
     fn norm(&self, d: usize) -> Result<LayerNorm<B>> {
-        let weight = self.numbers([d], self.backend.master_dtype(), 1.0, 0.1)?;
-        Ok(LayerNorm { weight, bias: self.master([d], 0.1)?, eps: 1e-5 })
+        let weight = self.numbers([d], self.backend.parameter_dtype(), 1.0, 0.1)?;
+        Ok(LayerNorm { weight, bias: self.parameter([d], 0.1)?, eps: 1e-5 })
     }
 
     fn activation(&self, kind: Activation, visit: &mut Visit<'_>) -> Result<()> {
@@ -334,9 +336,9 @@ impl<B: Backend> Bench<'_, B> {
         let (batch, heads, d) = (self.sizes.batch, self.sizes.heads, self.sizes.width);
         let shape = AttentionShape { heads, causal: false };
         let saved = self.backend.attention_saved(batch, heads, tokens, tokens);
-        let master = self.backend.master_dtype();
+        let parameter = self.backend.parameter_dtype();
         let (mut saved, mut scratch) =
-            (self.backend.empty(saved, master)?, self.backend.empty(saved, master)?);
+            (self.backend.empty(saved, parameter)?, self.backend.empty(saved, parameter)?);
         let (qkv, mut dqkv) = (self.random([batch, tokens, 3 * d])?, self.empty([batch, tokens, 3 * d])?);
         let (mut o, d_o) = (self.empty([batch, tokens, d])?, self.random([batch, tokens, d])?);
         let elements = batch * tokens * d;
@@ -359,7 +361,7 @@ impl<B: Backend> Bench<'_, B> {
             (self.sizes.batch, self.sizes.tokens, self.sizes.heads, self.sizes.width);
         let shape = AttentionShape { heads, causal: false };
         let saved = self.backend.attention_saved(batch, heads, 1, tokens);
-        let mut saved = self.backend.empty(saved, self.backend.master_dtype())?;
+        let mut saved = self.backend.empty(saved, self.backend.parameter_dtype())?;
         let (q, kv) = (self.random([batch, 1, d])?, self.random([batch, tokens, 2 * d])?);
         let mut o = self.empty([batch, 1, d])?;
         let (flop, bytes) = (4.0 * (batch * tokens * d) as f64, self.bytes(2 * batch * (tokens + 1) * d));
@@ -398,7 +400,7 @@ impl<B: Backend> Bench<'_, B> {
     fn insert_prompts(&self, visit: &mut Visit<'_>) -> Result<()> {
         let Sizes { batch, tokens, width, .. } = *self.sizes;
         let (prompts, mut d_prompts) =
-            (self.master([1, PROMPTS, width], 0.02)?, self.master([1, PROMPTS, width], 0.0)?);
+            (self.parameter([1, PROMPTS, width], 0.02)?, self.parameter([1, PROMPTS, width], 0.0)?);
         let (x, mut y) =
             (self.random([batch, tokens, width])?, self.empty([batch, tokens + PROMPTS, width])?);
         let bytes = self.bytes(batch * (2 * tokens + PROMPTS) * width);
@@ -414,7 +416,7 @@ impl<B: Backend> Bench<'_, B> {
     fn replace_prompts(&self, visit: &mut Visit<'_>) -> Result<()> {
         let Sizes { batch, tokens, width, .. } = *self.sizes;
         let (prompts, mut d_prompts) =
-            (self.master([1, PROMPTS, width], 0.02)?, self.master([1, PROMPTS, width], 0.0)?);
+            (self.parameter([1, PROMPTS, width], 0.02)?, self.parameter([1, PROMPTS, width], 0.0)?);
         let mut x = self.random([batch, tokens + PROMPTS, width])?;
         let bytes = self.bytes(batch * PROMPTS * width);
         let at = format!("{batch}x{}x{width}, {PROMPTS} of them", tokens + PROMPTS);
@@ -427,17 +429,17 @@ impl<B: Backend> Bench<'_, B> {
 
     fn triplet(&self, visit: &mut Visit<'_>) -> Result<()> {
         let (n, e) = (self.sizes.batch, self.sizes.features);
-        let f = self.master([n, e], 1.0 / (e as f64).sqrt())?;
+        let f = self.parameter([n, e], 1.0 / (e as f64).sqrt())?;
         // Four images of each class.
         let labels: Vec<u32> = (0..n as u32).map(|i| i / 4).collect();
         let labels = self.backend.upload(Tensor::from_slice([n], &labels)?.view(), DType::U32)?;
         let mut pairs = self.backend.zeros([n, 2], DType::U32)?;
-        let (mut distances, mut stats) = (self.master([n, 2], 0.0)?, self.master([Stat::COUNT], 0.0)?);
+        let (mut distances, mut stats) = (self.parameter([n, 2], 0.0)?, self.parameter([Stat::COUNT], 0.0)?);
         let (flop, bytes) = (3.0 * (n * n * e) as f64, 4.0 * (n * e) as f64);
         let at = format!("{n}x{e}");
         let run = Box::new(|| self.backend.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats));
         visit(Op { name: "triplet", at: at.clone(), flop, bytes, run })?;
-        let mut df = self.master([n, e], 0.0)?;
+        let mut df = self.parameter([n, e], 0.0)?;
         let run = Box::new(|| self.backend.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df));
         visit(Op { name: "triplet_backward", at, flop: 12.0 * (n * e) as f64, bytes: 3.0 * bytes, run })
     }
@@ -449,8 +451,8 @@ impl<B: Backend> Bench<'_, B> {
         let pixels = self.levels([batch, side])?;
         let embedding = PatchEmbedding {
             weight: self.numbers([d, inputs], self.real, 0.0, 1.0 / (inputs as f64).sqrt())?,
-            class: self.master([d], 1.0)?,
-            position: self.master([count + 1, d], 0.1)?,
+            class: self.parameter([d], 1.0)?,
+            position: self.parameter([count + 1, d], 0.1)?,
             norm: self.norm(d)?,
             patch,
             mean: CLIP_MEAN,
@@ -480,13 +482,13 @@ impl<B: Backend> Bench<'_, B> {
             let indices: Vec<u32> = (0..n).map(|i| ((i + from) % n) as u32).collect();
             self.backend.upload(Tensor::from_slice([n], &indices)?.view(), DType::U32)
         };
-        let lambda = self.numbers([n], self.backend.master_dtype(), 0.5, 0.1)?;
+        let lambda = self.numbers([n], self.backend.parameter_dtype(), 0.5, 0.1)?;
         Ok(Mix { partner: indices(1)?, inverse: indices(n - 1)?, lambda })
     }
 
     fn mix_rows(&self, visit: &mut Visit<'_>) -> Result<()> {
         let shape = [self.sizes.batch, self.sizes.features];
-        let (mix, x, mut y) = (self.mix()?, self.master(shape, 1.0)?, self.master(shape, 0.0)?);
+        let (mix, x, mut y) = (self.mix()?, self.parameter(shape, 1.0)?, self.parameter(shape, 0.0)?);
         let bytes = 8.0 * (self.sizes.batch * self.sizes.features) as f64;
         let at = format!("{}x{}", shape[0], shape[1]);
         let run = Box::new(|| self.backend.mix_rows(&x, &mix, &mut y));
@@ -498,12 +500,12 @@ impl<B: Backend> Bench<'_, B> {
     fn l2_norm(&self, visit: &mut Visit<'_>) -> Result<()> {
         let (batch, e) = (self.sizes.batch, self.sizes.features);
         let (x, mut f, mut norms) =
-            (self.random([batch, e])?, self.master([batch, e], 0.0)?, self.master([batch], 0.0)?);
+            (self.random([batch, e])?, self.parameter([batch, e], 0.0)?, self.parameter([batch], 0.0)?);
         let bytes = self.bytes(batch * e) + 4.0 * (batch * e) as f64;
         let at = format!("{batch}x{e}");
         let run = Box::new(|| self.backend.l2_norm(&x, &mut f, &mut norms));
         visit(Op { name: "l2_norm", at: at.clone(), flop: 0.0, bytes, run })?;
-        let (df, mut dx) = (self.master([batch, e], 1.0)?, self.empty([batch, e])?);
+        let (df, mut dx) = (self.parameter([batch, e], 1.0)?, self.empty([batch, e])?);
         let run = Box::new(|| self.backend.l2_norm_backward(&df, &f, &norms, &mut dx));
         let bytes = self.bytes(batch * e) + 8.0 * (batch * e) as f64;
         visit(Op { name: "l2_norm_backward", at, flop: 0.0, bytes, run })
@@ -513,16 +515,17 @@ impl<B: Backend> Bench<'_, B> {
         let (n, e, classes) = (self.sizes.batch, self.sizes.features, self.sizes.classes);
         let deviation = 1.0 / (e as f64).sqrt();
         let (weight, bias, text) = (
-            self.master([classes, e], deviation)?,
-            self.master([classes], deviation)?,
-            self.master([classes, e], deviation)?,
+            self.parameter([classes, e], deviation)?,
+            self.parameter([classes], deviation)?,
+            self.parameter([classes, e], deviation)?,
         );
         let classifier = Classifier { weight: &weight, bias: &bias, text: &text, text_scale: 14.3 };
-        let f = self.master([n, e], deviation)?;
+        let f = self.parameter([n, e], deviation)?;
         let labels: Vec<u32> = (0..n).map(|i| (i * 37 % classes) as u32).collect();
         let labels = self.backend.upload(Tensor::from_slice([n], &labels)?.view(), DType::U32)?;
-        let (mut head, mut text_logits) = (self.master([n, classes], 0.0)?, self.master([n, classes], 0.0)?);
-        let mut stats = self.master([Stat::COUNT], 0.0)?;
+        let (mut head, mut text_logits) =
+            (self.parameter([n, classes], 0.0)?, self.parameter([n, classes], 0.0)?);
+        let mut stats = self.parameter([Stat::COUNT], 0.0)?;
         let flop = 4.0 * (n * e * classes) as f64;
         let bytes = 4.0 * (n * e + 2 * classes * e + 2 * n * classes) as f64;
         let at = format!("{n} of {classes} classes, width {e}");
@@ -536,8 +539,11 @@ impl<B: Backend> Bench<'_, B> {
             });
             visit(Op { name, at: at.clone(), flop, bytes, run })?;
         }
-        let (mut dw, mut db, mut df) =
-            (self.master([classes, e], 0.0)?, self.master([classes], 0.0)?, self.master([n, e], 0.0)?);
+        let (mut dw, mut db, mut df) = (
+            self.parameter([classes, e], 0.0)?,
+            self.parameter([classes], 0.0)?,
+            self.parameter([n, e], 0.0)?,
+        );
         let weights = LossWeights { head: 1.0, text: 0.3 };
         let (flop, bytes) = (1.5 * flop, 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64);
         for (name, targets) in [("head_loss_backward", plain), ("head_loss_backward, mixed", mixed)] {
@@ -549,7 +555,7 @@ impl<B: Backend> Bench<'_, B> {
             });
             visit(Op { name, at: at.clone(), flop, bytes, run })?;
         }
-        let mut dt = self.master([classes, e], 0.0)?;
+        let mut dt = self.parameter([classes, e], 0.0)?;
         let run = Box::new(|| {
             let (head, text, df, dt) = (&mut head, &mut text_logits, Some(&mut df), Some(&mut dt));
             self.backend.head_loss_backward(
@@ -565,13 +571,16 @@ impl<B: Backend> Bench<'_, B> {
         const PROMPTS_OF_CLASS: usize = 4;
         let (classes, e) = (self.sizes.classes, self.sizes.features);
         let rows = PROMPTS_OF_CLASS * classes;
-        let (f, mut t, mut norms) =
-            (self.master([rows, e], 1.0)?, self.master([classes, e], 0.0)?, self.master([classes], 0.0)?);
+        let (f, mut t, mut norms) = (
+            self.parameter([rows, e], 1.0)?,
+            self.parameter([classes, e], 0.0)?,
+            self.parameter([classes], 0.0)?,
+        );
         let at = format!("{classes} classes of {PROMPTS_OF_CLASS}, width {e}");
         let run = Box::new(|| self.backend.class_features(&f, &mut t, &mut norms));
         let bytes = 4.0 * ((rows + classes) * e) as f64;
         visit(Op { name: "class_features", at: at.clone(), flop: 0.0, bytes, run })?;
-        let (dt, mut df) = (self.master([classes, e], 1.0)?, self.master([rows, e], 0.0)?);
+        let (dt, mut df) = (self.parameter([classes, e], 1.0)?, self.parameter([rows, e], 0.0)?);
         let run = Box::new(|| self.backend.class_features_backward(&dt, &t, &norms, &mut df));
         let bytes = 4.0 * ((rows + 2 * classes) * e) as f64;
         visit(Op { name: "class_features_backward", at, flop: 0.0, bytes, run })
@@ -592,8 +601,9 @@ impl<B: Backend> Bench<'_, B> {
     fn accumulate(&self, visit: &mut Visit<'_>) -> Result<()> {
         let shapes = self.trained_shapes();
         let elements: usize = shapes.iter().map(Shape::elements).sum();
-        let both =
-            |shape: &Shape| -> Result<_> { Ok((self.master(*shape, 1e-3)?, self.master(*shape, 1e-3)?)) };
+        let both = |shape: &Shape| -> Result<_> {
+            Ok((self.parameter(*shape, 1e-3)?, self.parameter(*shape, 1e-3)?))
+        };
         let mut all = shapes.iter().map(both).collect::<Result<Vec<_>>>()?;
         let at = format!("{elements} elements in {} tensors", all.len());
         let run = Box::new(|| {
@@ -608,18 +618,18 @@ impl<B: Backend> Bench<'_, B> {
         let elements: usize = shapes.iter().map(Shape::elements).sum();
         let four = |shape: &Shape| -> Result<[B::Tensor; 4]> {
             Ok([
-                self.master(*shape, 0.02)?,
-                self.master(*shape, 1e-3)?,
-                self.master(*shape, 0.0)?,
-                self.master(*shape, 0.0)?,
+                self.parameter(*shape, 0.02)?,
+                self.parameter(*shape, 1e-3)?,
+                self.parameter(*shape, 0.0)?,
+                self.parameter(*shape, 0.0)?,
             ])
         };
         let mut all = shapes.iter().map(four).collect::<Result<Vec<_>>>()?;
-        let master = self.backend.master_dtype();
+        let parameter = self.backend.parameter_dtype();
         let control = Tensor::from_slice([Control::COUNT], &Control::start(None))?;
-        let mut control = self.backend.upload(control.view(), master)?;
-        let factor = self.backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), master)?;
-        let mut stats = self.master([Stat::COUNT], 0.0)?;
+        let mut control = self.backend.upload(control.view(), parameter)?;
+        let factor = self.backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?;
+        let mut stats = self.parameter([Stat::COUNT], 0.0)?;
         let at = format!("{elements} elements in {} tensors", all.len());
         let run = Box::new(|| {
             let mut tensors: Vec<AdamwTensor<'_, B>> = all

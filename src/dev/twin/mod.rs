@@ -34,7 +34,7 @@ mod memory;
 mod places;
 
 use crate::backend::cuda::driver::{
-    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result,
+    Address, Command, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result,
 };
 use crate::backend::cuda::kernel_sources::{self, Sources};
 use crate::backend::cuda::{CudaError, locked};
@@ -91,12 +91,12 @@ struct State {
     machine: Machine,
     memory: Memory,
     libraries: HashMap<&'static str, Arc<KernelLibrary>>,
-    recording: RecordingState,
+    recording: CaptureState,
     order: BlockOrder,
 }
 
 /// Whether commands are recorded; as the GPU's driver has it.
-enum RecordingState {
+enum CaptureState {
     Closed,
     Open(Vec<Command>),
     /// Ended by an error, which nobody has asked about yet.
@@ -105,7 +105,7 @@ enum RecordingState {
 
 struct Tape(Vec<Command>);
 
-impl Recording for Tape {
+impl Graph for Tape {
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -136,7 +136,7 @@ impl Twin {
             machine: Machine::new(&sources)?,
             memory: Memory::default(),
             libraries: HashMap::new(),
-            recording: RecordingState::Closed,
+            recording: CaptureState::Closed,
             order: BlockOrder::Shuffled(2),
         };
         let (rounding, state) = (Rounding::EachOperation, Mutex::new(state));
@@ -195,12 +195,12 @@ impl Twin {
         let mut state = locked(&self.state);
         let checked = self.check(&mut state, &command);
         match (&mut state.recording, checked) {
-            (RecordingState::Open(commands), Ok(())) => {
+            (CaptureState::Open(commands), Ok(())) => {
                 commands.push(command);
                 Ok(())
             }
-            (recording @ RecordingState::Open(_), Err(error)) => {
-                *recording = RecordingState::Broken(error.to_string());
+            (recording @ CaptureState::Open(_), Err(error)) => {
+                *recording = CaptureState::Broken(error.to_string());
                 Err(error)
             }
             (_, checked) => checked.and_then(|()| self.run(&mut state, &command)),
@@ -352,10 +352,10 @@ impl Driver for Twin {
         Ok(())
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
         let mut state = locked(&self.state);
-        refuse_in_recording(&state, "feed")?;
-        state.memory.bytes_mut(to, from.len(), "feed")?.copy_from_slice(from);
+        refuse_in_recording(&state, "copy_from_host_async")?;
+        state.memory.bytes_mut(to, from.len(), "copy_from_host_async")?.copy_from_slice(from);
         Ok(())
     }
 
@@ -373,28 +373,28 @@ impl Driver for Twin {
         self.enqueue(Command::Gemm(*gemm))
     }
 
-    fn begin_recording(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         let mut state = locked(&self.state);
-        if matches!(state.recording, RecordingState::Open(_)) {
-            state.recording = RecordingState::Closed;
-            let problem = "begin_recording: a recording was open already; both are thrown away";
+        if matches!(state.recording, CaptureState::Open(_)) {
+            state.recording = CaptureState::Closed;
+            let problem = "begin_capture: a recording was open already; both are thrown away";
             return Err(CudaError::Twin(problem.into()));
         }
-        state.recording = RecordingState::Open(Vec::new());
+        state.recording = CaptureState::Open(Vec::new());
         Ok(())
     }
 
-    fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        match std::mem::replace(&mut locked(&self.state).recording, RecordingState::Closed) {
-            RecordingState::Open(commands) => Ok(Box::new(Tape(commands))),
-            RecordingState::Closed => Err(CudaError::Twin("end_recording without begin_recording".into())),
-            RecordingState::Broken(problem) => {
-                Err(CudaError::Twin(format!("end_recording: an error ended the recording: {problem}")))
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        match std::mem::replace(&mut locked(&self.state).recording, CaptureState::Closed) {
+            CaptureState::Open(commands) => Ok(Box::new(Tape(commands))),
+            CaptureState::Closed => Err(CudaError::Twin("end_capture without begin_capture".into())),
+            CaptureState::Broken(problem) => {
+                Err(CudaError::Twin(format!("end_capture: an error ended the recording: {problem}")))
             }
         }
     }
 
-    fn replay(&self, recording: &dyn Recording) -> Result<()> {
+    fn replay(&self, recording: &dyn Graph) -> Result<()> {
         let foreign = || CudaError::Twin("replay of another device's recording".into());
         let Tape(commands) = recording.as_any().downcast_ref().ok_or_else(foreign)?;
         let mut state = locked(&self.state);
@@ -433,7 +433,7 @@ impl Driver for Twin {
 
 /// As CUDA refuses during a capture whatever would wait or cannot be part of a graph.
 fn refuse_in_recording(state: &State, call: &str) -> Result<()> {
-    if matches!(state.recording, RecordingState::Open(_)) {
+    if matches!(state.recording, CaptureState::Open(_)) {
         return Err(CudaError::Twin(format!("{call} during a recording")));
     }
     Ok(())

@@ -104,15 +104,15 @@ pub(super) struct Mixing<B: Backend> {
 
 impl<B: Backend> Mixing<B> {
     fn new(backend: &B, on: MixOn, batch: usize, width: usize) -> Result<Self> {
-        let master = backend.master_dtype();
+        let parameter = backend.parameter_dtype();
         let rows = if on == MixOn::Features { batch } else { 0 };
         let mix = Mix {
             partner: backend.zeros([batch], DType::U32)?,
             inverse: backend.zeros([batch], DType::U32)?,
-            lambda: backend.zeros([batch], master)?,
+            lambda: backend.zeros([batch], parameter)?,
         };
         let (features, d_features) =
-            (backend.empty([rows, width], master)?, backend.empty([rows, width], master)?);
+            (backend.empty([rows, width], parameter)?, backend.empty([rows, width], parameter)?);
         Ok(Mixing { on, mix, features, d_features })
     }
 
@@ -148,7 +148,9 @@ impl<B: Backend> BatchBuffers<B> {
             pixels: backend.zeros([batch, a, b, c], dtype)?,
             crops: crops.transpose()?,
             mixing: spec.mix.map(|on| Mixing::new(backend, on, batch, width)).transpose()?,
-            class_weights: weighted.then(|| backend.zeros([classes], backend.master_dtype())).transpose()?,
+            class_weights: weighted
+                .then(|| backend.zeros([classes], backend.parameter_dtype()))
+                .transpose()?,
             labels: backend.zeros([batch], DType::U32)?,
             classes,
         })
@@ -190,8 +192,8 @@ impl<B: Backend> BatchBuffers<B> {
     ) -> Result<()> {
         self.load_labels(backend, labels)?;
         match input {
-            Input::Images(images) => backend.feed(images, &mut self.pixels),
-            Input::Features(values) => backend.feed(values, features),
+            Input::Images(images) => backend.copy_from_host_async(images, &mut self.pixels),
+            Input::Features(values) => backend.copy_from_host_async(values, features),
         }
     }
 
@@ -200,16 +202,16 @@ impl<B: Backend> BatchBuffers<B> {
         self.load_labels(backend, batch.labels)?;
         if let Some((values, spec)) = &mut self.draw {
             let draw = [spec.seed as u32, (spec.seed >> 32) as u32, batch.number, 0];
-            backend.feed(Tensor::from_slice([4], &draw)?.view(), values)?;
+            backend.copy_from_host_async(Tensor::from_slice([4], &draw)?.view(), values)?;
         }
         self.load_mix(backend, batch.mix)?;
         self.load_class_weights(backend, batch.class_weights)?;
         match (batch.input, &mut self.crops, batch.crops) {
-            (Input::Features(values), _, None) => backend.feed(values, features),
-            (Input::Images(images), None, None) => backend.feed(images, &mut self.pixels),
+            (Input::Features(values), _, None) => backend.copy_from_host_async(values, features),
+            (Input::Images(images), None, None) => backend.copy_from_host_async(images, &mut self.pixels),
             (Input::Images(images), Some(to), Some(crops)) => {
-                backend.feed(images, &mut to.images)?;
-                backend.feed(crops, &mut to.rectangles)
+                backend.copy_from_host_async(images, &mut to.images)?;
+                backend.copy_from_host_async(crops, &mut to.rectangles)
             }
             _ => invalid("crops go with a learner that was made for them, and with no other"),
         }
@@ -217,7 +219,7 @@ impl<B: Backend> BatchBuffers<B> {
 
     fn load_labels(&mut self, backend: &B, labels: &[u32]) -> Result<()> {
         let labels = View::new(Shape::from([labels.len()]), DType::U32, bytemuck::cast_slice(labels))?;
-        backend.feed(labels, &mut self.labels)
+        backend.copy_from_host_async(labels, &mut self.labels)
     }
 
     fn load_mix(&mut self, backend: &B, mix: Option<&MixDraw>) -> Result<()> {
@@ -229,9 +231,9 @@ impl<B: Backend> BatchBuffers<B> {
             _ => return invalid("a draw goes with a learner that mixes, and with no other"),
         };
         let indices = |values: &[u32]| Tensor::from_slice([batch], values);
-        backend.feed(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
-        backend.feed(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
-        backend.feed(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
+        backend.copy_from_host_async(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
+        backend.copy_from_host_async(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
+        backend.copy_from_host_async(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
     }
 
     fn load_class_weights(&mut self, backend: &B, weights: Option<&[f32]>) -> Result<()> {
@@ -240,7 +242,7 @@ impl<B: Backend> BatchBuffers<B> {
             (Some(to), Some(weights)) => {
                 let weights =
                     View::new(Shape::from([weights.len()]), DType::F32, bytemuck::cast_slice(weights))?;
-                backend.feed(weights, to)
+                backend.copy_from_host_async(weights, to)
             }
             _ => invalid("class weights go with a learner that was made for them, and with no other"),
         }

@@ -44,7 +44,7 @@ impl<B: Backend> Learner<B> {
             let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
             let mut weight = backend.download(text)?.view().to_tensor(DType::F64)?;
             weight.typed_mut::<f64>()?.iter_mut().for_each(|w| *w *= self.text_scale);
-            backend.write(weight.view(), &mut trained.head.weight.value)?;
+            backend.copy_from_host(weight.view(), &mut trained.head.weight.value)?;
             backend.clear(&mut trained.head.bias.value)?;
         }
         self.evaluation_is_current = true;

@@ -7,7 +7,7 @@ use std::hash::Hash;
 /// What has run so far, by what it was; recorded when it runs for the second time, because the first time may choose
 /// algorithms and allocate.
 pub(super) struct Graphs<B: Backend, K> {
-    pub recorded: HashMap<K, Option<B::Recording>>,
+    pub recorded: HashMap<K, Option<B::Graph>>,
     pub enabled: bool,
 }
 
@@ -26,7 +26,7 @@ impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
         match self.recorded.get(&key) {
             Some(Some(graph)) => backend.replay(graph),
             Some(None) => {
-                let graph = backend.record(work)?;
+                let graph = backend.capture(work)?;
                 backend.replay(&graph)?;
                 self.recorded.insert(key, Some(graph));
                 Ok(())

@@ -164,7 +164,7 @@ impl<B: Backend> Learner<B> {
         if spec.trains {
             trained.prepare_to_train(&backend)?;
         }
-        let (batch, master) = (spec.batch, backend.master_dtype());
+        let (batch, parameter) = (spec.batch, backend.parameter_dtype());
         let classes = trained.head.bias.value.shape().rows();
         let buffers = BatchBuffers::new(&backend, spec, classes, tower.features())?;
         let tuning = TowerTuning { dropout: buffers.dropout(), ..trained.tower() };
@@ -172,19 +172,19 @@ impl<B: Backend> Learner<B> {
         let triplets = (spec.objective.triplet != 0.0).then(|| -> Result<_> {
             Ok(Triplets {
                 pairs: backend.zeros([batch, 2], DType::U32)?,
-                distances: backend.empty([batch, 2], master)?,
+                distances: backend.empty([batch, 2], parameter)?,
             })
         });
         let outputs = Outputs {
-            head_logits: backend.empty([batch, classes], master)?,
-            text_logits: backend.empty([batch, classes], master)?,
+            head_logits: backend.empty([batch, classes], parameter)?,
+            text_logits: backend.empty([batch, classes], parameter)?,
             triplets: triplets.transpose()?,
-            stats: backend.zeros([Stat::COUNT], master)?,
+            stats: backend.zeros([Stat::COUNT], parameter)?,
         };
         Ok(Learner {
             folded: tower.folded(&backend, &trained.lora)?,
             evaluation_is_current: false,
-            text: backend.upload(text.features.view(), master)?,
+            text: backend.upload(text.features.view(), parameter)?,
             text_scale: text.scale,
             text_tuning: None,
             buffers,
@@ -192,7 +192,7 @@ impl<B: Backend> Learner<B> {
             outputs,
             objective: spec.objective,
             optimizer: Optimizer::new(&backend, spec, &trained.params())?,
-            graphs: Graphs { enabled: backend.can_record(), ..Graphs::default() },
+            graphs: Graphs { enabled: backend.can_capture(), ..Graphs::default() },
             backend,
             tower,
             trained,
@@ -209,12 +209,12 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Self> {
         let (backend, lora) = (&self.backend, &self.trained.text_lora);
         let dropout = self.buffers.dropout().is_some();
-        let (shape, master) = (self.text.shape(), backend.master_dtype());
+        let (shape, parameter) = (self.text.shape(), backend.parameter_dtype());
         self.text_tuning = Some(TextTuning {
             activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
             folded: tower.folded(backend, lora)?,
-            features: backend.empty(shape, master)?,
-            d_features: backend.empty(shape, master)?,
+            features: backend.empty(shape, parameter)?,
+            d_features: backend.empty(shape, parameter)?,
             tower,
         });
         Ok(self)
@@ -278,14 +278,14 @@ impl<B: Backend> Learner<B> {
 
     /// Whether steps are recorded and replayed where the backend can; operations that are started one by
     /// one are easier to watch with a profiler.
-    pub fn set_recording(&mut self, recording: bool) {
-        self.graphs.enabled = recording && self.backend.can_record();
+    pub fn set_capture(&mut self, capture: bool) {
+        self.graphs.enabled = capture && self.backend.can_capture();
     }
 
     /// Continues from the number of steps and the optimizer's state of an earlier run.
     pub fn resume(&mut self, steps: u64, control: View<'_>) -> Result<()> {
         self.optimizer.steps = steps;
-        self.backend.write(control, &mut self.optimizer.control)
+        self.backend.copy_from_host(control, &mut self.optimizer.control)
     }
 
     /// Every trained tensor, in a fixed order.
@@ -345,7 +345,10 @@ impl<B: Backend> Learner<B> {
     /// Puts values from [`Learner::snapshot`] back.
     pub fn restore(&mut self, values: &[Tensor]) -> Result<()> {
         let backend = self.backend.clone();
-        self.params_mut().into_iter().zip(values).try_for_each(|(p, v)| backend.write(v.view(), &mut p.value))
+        self.params_mut()
+            .into_iter()
+            .zip(values)
+            .try_for_each(|(p, v)| backend.copy_from_host(v.view(), &mut p.value))
     }
 
     /// Checks a batch, and sets every buffer to its size.

@@ -28,8 +28,8 @@ pub(super) struct Optimizer<B: Backend> {
 
 impl<B: Backend> Optimizer<B> {
     pub fn new(backend: &B, spec: &LearnerSpec, params: &[&Param<B>]) -> Result<Self> {
-        let master = backend.master_dtype();
-        let sum = |param: &&Param<B>| backend.empty(param.value.shape(), master);
+        let parameter = backend.parameter_dtype();
+        let sum = |param: &&Param<B>| backend.empty(param.value.shape(), parameter);
         let summed = if spec.accumulate { params } else { &[] };
         let control = Tensor::from_slice([Control::COUNT], &Control::start(spec.scaling))?;
         Ok(Optimizer {
@@ -38,9 +38,9 @@ impl<B: Backend> Optimizer<B> {
             scaling: spec.scaling,
             clip: spec.clip,
             rates: None,
-            factor: backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), master)?,
+            factor: backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?,
             factor_value: 1.0,
-            control: backend.upload(control.view(), master)?,
+            control: backend.upload(control.view(), parameter)?,
             sums: summed.iter().map(sum).collect::<Result<_>>()?,
             steps: 0,
         })
@@ -61,7 +61,7 @@ impl<B: Backend> Optimizer<B> {
         let others = self.rates.replace(*rates) != Some(*rates);
         if self.factor_value != factor {
             self.factor_value = factor;
-            backend.feed(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
+            backend.copy_from_host_async(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
         }
         self.steps += u64::from(micro.place.completes());
         Ok(others)

@@ -126,7 +126,7 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         })
     }
 
-    /// Normalised features of plain CLIP \[N, E\] in the master type, for the images of a split in their
+    /// Normalised features of plain CLIP \[N, E\] in the parameter dtype, for the images of a split in their
     /// order; computed by `learner` the first time they are asked for, `batch` images at a time.
     ///
     /// # Errors
@@ -156,7 +156,7 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         let started = Instant::now();
         let images = self.cache.split(split);
         let count = images.len();
-        let (width, dtype) = (self.tower.features(), self.backend.master_dtype());
+        let (width, dtype) = (self.tower.features(), self.backend.parameter_dtype());
         let mut bytes = Vec::with_capacity(count * width * dtype.size());
         let indices: Vec<usize> = (0..count).collect();
         let inputs = Inputs::Images(images);

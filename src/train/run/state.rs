@@ -109,7 +109,7 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>, by: KeepBy) -> Re
         for (part, tensor) in
             PARTS.into_iter().zip([&mut param.value, &mut param.first_moment, &mut param.second_moment])
         {
-            backend.write(file.take(path, &format!("{name}.{part}"), shape)?.view(), tensor)?;
+            backend.copy_from_host(file.take(path, &format!("{name}.{part}"), shape)?.view(), tensor)?;
         }
         for candidate in &mut candidates {
             candidate.values.push(file.take(path, &at_epoch(name, candidate.epoch), shape)?);

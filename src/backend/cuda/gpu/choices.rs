@@ -103,7 +103,7 @@ impl Choices {
         // process is measuring right now, and has not seen.
         on_disk.add_missing(&stored);
         if let Ok(text) = serde_json::to_vec_pretty(&on_disk) {
-            // Whoever cannot write here measures at every start; `engine train` and `engine doctor` say so.
+            // Whoever cannot write here measures at every start; who opens the device and the probe say so.
             let _ = files::write_atomic(path, &text);
         }
         holds

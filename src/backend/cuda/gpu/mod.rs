@@ -27,7 +27,7 @@ mod transfer;
 pub use libraries::Loaded;
 pub use probe::{CacheReport, DeviceReport, LibraryReport, Probe, probe};
 
-use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Launch, Recording, Result};
+use super::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result};
 use super::kernel_sources::Sources;
 use super::{CudaError, locked};
 use crate::hash::hex;
@@ -82,7 +82,7 @@ struct Ledger {
 }
 
 /// Whether enqueued work is recorded.
-enum RecordingState {
+enum CaptureState {
     Closed,
     Open,
     /// Ended by an error, which nobody has asked about yet.
@@ -93,7 +93,7 @@ pub struct Gpu {
     info: DeviceInfo,
     kernels_hash: String,
     options: GpuOptions,
-    recording: Mutex<RecordingState>,
+    recording: Mutex<CaptureState>,
     ledger: Mutex<Ledger>,
     kernels: Arc<Kernels>,
     gemms: Gemms,
@@ -133,7 +133,7 @@ impl Gpu {
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
             kernels_hash: kernels_hash(sources)?,
-            recording: Mutex::new(RecordingState::Closed),
+            recording: Mutex::new(CaptureState::Closed),
             ledger: Mutex::default(),
             kernels: Arc::new(kernels),
             gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.record)?,
@@ -152,7 +152,7 @@ impl Gpu {
     /// Does what cannot be part of a recording, with none open until it is done.
     fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let state = locked(&self.recording);
-        if matches!(*state, RecordingState::Open) {
+        if matches!(*state, CaptureState::Open) {
             let problem = "a recording is open, and this cannot be part of one".into();
             return Err(CudaError::Call { call, problem });
         }
@@ -164,10 +164,10 @@ impl Gpu {
         let result = self.latest.explain(result);
         if let Err(error) = &result {
             let mut state = locked(&self.recording);
-            if matches!(*state, RecordingState::Open) {
+            if matches!(*state, CaptureState::Open) {
                 // The graph so far is thrown away, and a failure to end it adds nothing to the first one.
                 let _ = self.streams.compute.end_capture();
-                *state = RecordingState::Broken(error.to_string());
+                *state = CaptureState::Broken(error.to_string());
             }
             drop(state);
             self.free_deferred();
@@ -183,7 +183,7 @@ impl Gpu {
     /// Frees what was given back while a recording was open, if none is now.
     fn free_deferred(&self) {
         let state = locked(&self.recording);
-        if matches!(*state, RecordingState::Open) {
+        if matches!(*state, CaptureState::Open) {
             return;
         }
         let buffers = std::mem::take(&mut locked(&self.ledger).to_free);
@@ -218,13 +218,13 @@ fn scope(info: &DeviceInfo) -> Result<Scope> {
     })
 }
 
-struct GraphRecording {
+struct CapturedGraph {
     graph: GraphExec,
     /// What it launches, which must outlive it, whatever is dropped first.
     _kernels: Arc<Kernels>,
 }
 
-impl Recording for GraphRecording {
+impl Graph for CapturedGraph {
     fn as_any(&self) -> &dyn std::any::Any {
         self
     }
@@ -307,21 +307,21 @@ impl Driver for Gpu {
         })
     }
 
-    fn feed(&self, to: Address, from: &[u8]) -> Result<()> {
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
         if from.is_empty() {
             return Ok(());
         }
         // Whether a recording is open is asked before a slot is waited for, and again when it is used.
-        self.outside("feed", || Ok(()))?;
+        self.outside("copy_from_host_async", || Ok(()))?;
         let ring = if from.len() <= SMALL_FEED { &self.small_feeds } else { &self.large_feeds };
         let filled = ring.fill(from)?;
         // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
-        self.outside("feed", || unsafe { filled.send(to.0, &self.streams) })
+        self.outside("copy_from_host_async", || unsafe { filled.send(to.0, &self.streams) })
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
         self.outside("fetch", || {
-            // SAFETY: as for `feed`.
+            // SAFETY: as for `copy_from_host_async`.
             let fetch = unsafe { self.landings.fetch(from.0, bytes, &self.streams.compute) }?;
             Ok(Box::new(fetch) as Box<dyn Fetch>)
         })
@@ -338,7 +338,7 @@ impl Driver for Gpu {
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
         let state = locked(&self.recording);
         let planning = match *state {
-            RecordingState::Open => Planning::Refuse,
+            CaptureState::Open => Planning::Refuse,
             _ if self.options.measure => Planning::Measure,
             _ => Planning::TakeFirst,
         };
@@ -353,30 +353,30 @@ impl Driver for Gpu {
         result
     }
 
-    fn can_record(&self) -> bool {
+    fn can_capture(&self) -> bool {
         self.options.record
     }
 
-    fn begin_recording(&self) -> Result<()> {
+    fn begin_capture(&self) -> Result<()> {
         let mut state = locked(&self.recording);
-        if matches!(*state, RecordingState::Open) {
+        if matches!(*state, CaptureState::Open) {
             let _ = self.streams.compute.end_capture();
-            *state = RecordingState::Closed;
+            *state = CaptureState::Closed;
             let problem = "a recording was open already; both are thrown away".into();
-            return Err(CudaError::Call { call: "begin_recording", problem });
+            return Err(CudaError::Call { call: "begin_capture", problem });
         }
         self.streams.compute.begin_capture()?;
-        *state = RecordingState::Open;
+        *state = CaptureState::Open;
         Ok(())
     }
 
-    fn end_recording(&self) -> Result<Box<dyn Recording>> {
-        let call = "end_recording";
+    fn end_capture(&self) -> Result<Box<dyn Graph>> {
+        let call = "end_capture";
         let mut state = locked(&self.recording);
-        let graph = match std::mem::replace(&mut *state, RecordingState::Closed) {
-            RecordingState::Open => self.streams.compute.end_capture(),
-            RecordingState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
-            RecordingState::Broken(problem) => {
+        let graph = match std::mem::replace(&mut *state, CaptureState::Closed) {
+            CaptureState::Open => self.streams.compute.end_capture(),
+            CaptureState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
+            CaptureState::Broken(problem) => {
                 Err(CudaError::Call { call, problem: format!("an error ended the recording: {problem}") })
             }
         };
@@ -384,11 +384,11 @@ impl Driver for Gpu {
         self.free_deferred();
         let graph = graph?.instantiate()?;
         graph.upload(&self.streams.compute)?;
-        Ok(Box::new(GraphRecording { graph, _kernels: self.kernels.clone() }))
+        Ok(Box::new(CapturedGraph { graph, _kernels: self.kernels.clone() }))
     }
 
-    fn replay(&self, recording: &dyn Recording) -> Result<()> {
-        let graph = recording.as_any().downcast_ref::<GraphRecording>().map(|r| &r.graph);
+    fn replay(&self, recording: &dyn Graph) -> Result<()> {
+        let graph = recording.as_any().downcast_ref::<CapturedGraph>().map(|r| &r.graph);
         let Some(graph) = graph.filter(|graph| Arc::ptr_eq(graph.context(), &self.context)) else {
             let problem = "the recording was made on another device".into();
             return Err(CudaError::Call { call: "replay", problem });
@@ -444,7 +444,7 @@ impl Driver for Gpu {
 impl Drop for Gpu {
     /// The fields give themselves back afterwards; nothing may still be running then.
     fn drop(&mut self) {
-        if matches!(*locked(&self.recording), RecordingState::Open) {
+        if matches!(*locked(&self.recording), CaptureState::Open) {
             let _ = self.streams.compute.end_capture();
         }
         let _ = self.streams.copy.synchronize();

@@ -1,4 +1,4 @@
-//! What `engine doctor` tells about CUDA: libraries, devices, caches. Nothing here fails or changes a file.
+//! What there is of CUDA: libraries, devices, caches. Nothing here fails or changes a file.
 
 use super::{cubins, device, libraries, store};
 use crate::backend::cuda::CudaError;

@@ -367,7 +367,7 @@ fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     // Products may choose their algorithm now, which a recording would not let them.
     run()?;
     let mut all = || (0..LAUNCHES).try_for_each(|_| run());
-    let recording = if cuda.can_record() { Some(cuda.record(&mut all)?) } else { None };
+    let recording = if cuda.can_capture() { Some(cuda.capture(&mut all)?) } else { None };
     let mut once = || recording.as_ref().map_or_else(&mut all, |recording| cuda.replay(recording));
     once()?;
     let mut best = f64::INFINITY;

@@ -1,4 +1,4 @@
-//! Checks of accumulate. All of it is in the master type, whatever the activations are in.
+//! Checks of accumulate. All of it is in the parameter dtype, whatever the activations are in.
 
 use super::{Checker, Pair, Result, bound};
 use crate::backend::Backend;
@@ -11,10 +11,10 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 }
 
 fn accumulate<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    let master = c.device.master_dtype();
-    let mut sums = SIZES.iter().map(|&size| c.output([size], master)).collect::<Result<Vec<_>>>()?;
+    let parameter = c.device.parameter_dtype();
+    let mut sums = SIZES.iter().map(|&size| c.output([size], parameter)).collect::<Result<Vec<_>>>()?;
     for batch in 0..3 {
-        let gradient = |(i, &size)| c.random([size], master, 1.0, 10 * batch + i as u64);
+        let gradient = |(i, &size)| c.random([size], parameter, 1.0, 10 * batch + i as u64);
         let gradients = SIZES.iter().enumerate().map(gradient).collect::<Result<Vec<Pair<B>>>>()?;
         // What was there before the first batch is unspecified, and must not show.
         let (mut device, mut host) = (Vec::new(), Vec::new());
@@ -25,7 +25,7 @@ fn accumulate<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         c.device.accumulate(&mut device, batch == 0)?;
         c.cpu.accumulate(&mut host, batch == 0)?;
         for (sum, size) in sums.iter().zip(SIZES) {
-            c.compare_within("accumulate", &format!("{size}, batch {batch}"), sum, bound(master))?;
+            c.compare_within("accumulate", &format!("{size}, batch {batch}"), sum, bound(parameter))?;
         }
     }
     Ok(())

@@ -89,10 +89,10 @@ impl Errors {
 }
 
 fn trained<B: Backend>(c: &Checker<'_, B>, size: usize, seed: u64) -> Result<Trained<B>> {
-    let master = c.device.master_dtype();
-    let zeros = || c.pair(&Tensor::zeros([size], DType::F64), master);
+    let parameter = c.device.parameter_dtype();
+    let zeros = || c.pair(&Tensor::zeros([size], DType::F64), parameter);
     Ok(Trained {
-        value: c.random([size], master, 1.0, seed)?,
+        value: c.random([size], parameter, 1.0, seed)?,
         gradient: zeros()?,
         first: zeros()?,
         second: zeros()?,
@@ -111,12 +111,12 @@ fn gradient<B: Backend>(
     scale: f64,
     bad: Option<f64>,
 ) -> Result<Pair<B>> {
-    let master = c.device.master_dtype();
-    let mut values = c.random([size], master, scale, seed)?.host;
+    let parameter = c.device.parameter_dtype();
+    let mut values = c.random([size], parameter, scale, seed)?.host;
     if let Some(bad) = bad {
         values.typed_mut::<f64>()?[size / 2] = bad;
     }
-    c.pair(&values, master)
+    c.pair(&values, parameter)
 }
 
 fn steps<B: Backend>(
@@ -125,17 +125,17 @@ fn steps<B: Backend>(
     clip: Option<f64>,
     gradients: &[Option<f64>],
 ) -> Result<()> {
-    let master = c.device.master_dtype();
+    let parameter = c.device.parameter_dtype();
     let mut tensors = Vec::new();
     for (seed, size) in (0..).zip(SIZES) {
         tensors.push(trained(c, size, seed)?);
     }
     let start = Control::start(scaling).map(f64::from);
-    let mut control = c.pair(&Tensor::from_slice([Control::COUNT], &start)?, master)?;
+    let mut control = c.pair(&Tensor::from_slice([Control::COUNT], &start)?, parameter)?;
     // What other operations put there must stay.
     let before = [0.5, 0.25, 3.0, 2.0, -1.0, -1.0, -1.0, 0.125, 0.75, 1.5, 1.25];
-    let mut stats = c.pair(&Tensor::from_slice([Stat::COUNT], &before)?, master)?;
-    let factor = c.pair(&Tensor::from_slice([1], &[0.75])?, master)?;
+    let mut stats = c.pair(&Tensor::from_slice([Stat::COUNT], &before)?, parameter)?;
+    let factor = c.pair(&Tensor::from_slice([1], &[0.75])?, parameter)?;
     let mut errors = Errors::default();
     for (step, bad) in (0..).zip(gradients) {
         let scale = control.host.typed::<f64>()?[Control::LossScale as usize];
@@ -155,10 +155,10 @@ fn steps<B: Backend>(
     }
     let Errors { values, moments, control, stats } = errors;
     for (name, error, bound) in [
-        ("adamw values", values, bound(master)),
-        ("adamw moments", moments, bound(master)),
+        ("adamw values", values, bound(parameter)),
+        ("adamw moments", moments, bound(parameter)),
         ("adamw control", control, 0.0),
-        ("adamw stats", stats, bound(master)),
+        ("adamw stats", stats, bound(parameter)),
     ] {
         c.row(Row::new(name, at.clone(), error, bound));
     }

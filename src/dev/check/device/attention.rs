@@ -264,7 +264,7 @@ fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
 fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
     let Size { batch, heads, queries, keys, .. } = size;
     let device =
-        c.device.empty(c.device.attention_saved(batch, heads, queries, keys), c.device.master_dtype())?;
+        c.device.empty(c.device.attention_saved(batch, heads, queries, keys), c.device.parameter_dtype())?;
     let host = c.cpu.zeros(c.cpu.attention_saved(batch, heads, queries, keys), DType::F64)?;
     Ok(Both { device, host })
 }

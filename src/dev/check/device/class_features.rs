@@ -1,4 +1,4 @@
-//! Checks of class_features. All of it is in the master type, whatever the activations are in.
+//! Checks of class_features. All of it is in the parameter dtype, whatever the activations are in.
 
 use super::{Checker, Result, Scope, bound, normal};
 use crate::backend::Backend;
@@ -24,34 +24,34 @@ fn class_features<B: Backend>(
     prompts: usize,
     width: usize,
 ) -> Result<()> {
-    let master = c.device.master_dtype();
+    let parameter = c.device.parameter_dtype();
     let at = format!("{classes} classes of {prompts}, width {width}");
-    let f = c.random([classes * prompts, width], master, 1.0, 1)?;
-    let (mut t, mut norms) = (c.output([classes, width], master)?, c.output([classes], master)?);
+    let f = c.random([classes * prompts, width], parameter, 1.0, 1)?;
+    let (mut t, mut norms) = (c.output([classes, width], parameter)?, c.output([classes], parameter)?);
     both!(c.class_features(&f, &mut t, &mut norms));
-    c.compare_within("class_features t", &at, &t, bound(master))?;
-    c.compare_within("class_features norms", &at, &norms, bound(master))?;
+    c.compare_within("class_features t", &at, &t, bound(parameter))?;
+    c.compare_within("class_features norms", &at, &norms, bound(parameter))?;
     if width == 1 {
         // The gradient is zero but for rounding: there is no scale to measure it by.
         return Ok(());
     }
-    let dt = c.random([classes, width], master, 1.0, 2)?;
-    let (t, norms) = (c.pair(&t.host, master)?, c.pair(&norms.host, master)?);
-    let mut df = c.output([classes * prompts, width], master)?;
+    let dt = c.random([classes, width], parameter, 1.0, 2)?;
+    let (t, norms) = (c.pair(&t.host, parameter)?, c.pair(&norms.host, parameter)?);
+    let mut df = c.output([classes * prompts, width], parameter)?;
     both!(c.class_features_backward(&dt, &t, &norms, &mut df));
-    c.compare_within("class_features df", &at, &df, bound(master))
+    c.compare_within("class_features df", &at, &df, bound(parameter))
 }
 
 /// Prompts that cancel out have no direction, and must not become NaN.
 fn opposite<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    let master = c.device.master_dtype();
+    let parameter = c.device.parameter_dtype();
     let mut values = normal(4 * 8, 1);
     for i in 0..8 {
         values[24 + i] = -values[16 + i];
     }
-    let f = c.pair(&Tensor::from_slice([4, 8], &values)?, master)?;
-    let (mut t, mut norms) = (c.output([2, 8], master)?, c.output([2], master)?);
+    let f = c.pair(&Tensor::from_slice([4, 8], &values)?, parameter)?;
+    let (mut t, mut norms) = (c.output([2, 8], parameter)?, c.output([2], parameter)?);
     both!(c.class_features(&f, &mut t, &mut norms));
-    c.compare_within("class_features t", "opposite prompts", &t, bound(master))?;
-    c.compare_within("class_features norms", "opposite prompts", &norms, bound(master))
+    c.compare_within("class_features t", "opposite prompts", &t, bound(parameter))?;
+    c.compare_within("class_features norms", "opposite prompts", &norms, bound(parameter))
 }

@@ -38,10 +38,10 @@ fn embedding<B: Backend>(
     tokens: usize,
     width: usize,
 ) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
-    let (real, master, inputs) = (c.real(), c.device.master_dtype(), 3 * patch * patch);
+    let (real, parameter, inputs) = (c.real(), c.device.parameter_dtype(), 3 * patch * patch);
     let weight = c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?;
-    let class = c.random([width], master, 1.0, 2)?;
-    let position = c.random([tokens, width], master, 1.0, 3)?;
+    let class = c.random([width], parameter, 1.0, 2)?;
+    let position = c.random([tokens, width], parameter, 1.0, 3)?;
     let norm = norm(c, width, 4)?;
     macro_rules! on {
         ($side:ident) => {

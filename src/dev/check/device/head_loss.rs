@@ -1,4 +1,4 @@
-//! Checks of head_loss. All of it is in the master type, whatever the activations are in.
+//! Checks of head_loss. All of it is in the parameter dtype, whatever the activations are in.
 
 use super::mix::MixPair;
 use super::{Checker, Pair, Result, Scope, bound};
@@ -130,20 +130,20 @@ impl<B: Backend> TargetsPair<B> {
 
 fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
     let Case { batch, classes, width, .. } = case;
-    let master = c.device.master_dtype();
+    let parameter = c.device.parameter_dtype();
     let unit = 1.0 / (width as f64).sqrt();
     let weights = Weights {
-        weight: c.random([classes, width], master, 1.0, 2)?,
-        bias: c.random([classes], master, 1.0, 3)?,
-        text: c.random([classes, width], master, unit, 4)?,
+        weight: c.random([classes, width], parameter, 1.0, 2)?,
+        bias: c.random([classes], parameter, 1.0, 3)?,
+        text: c.random([classes, width], parameter, unit, 4)?,
         // Text logits with a deviation of 3, as CLIP's are.
         text_scale: 3.0 / unit,
     };
-    let f = c.random([batch, width], master, unit, 1)?;
+    let f = c.random([batch, width], parameter, unit, 1)?;
     let truth: Vec<u32> = (0..batch).map(|i| (i * 7 % classes) as u32).collect();
     let mix = if case.mixed { Some(MixPair::new(c, batch)?) } else { None };
     let class_weights = match case.weighted {
-        true => Some(c.random([classes], master, 1.0, 6)?),
+        true => Some(c.random([classes], parameter, 1.0, 6)?),
         false => None,
     };
     let Case { smoothing, text_counts, .. } = case;
@@ -154,19 +154,19 @@ fn head_loss<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
         smoothing,
         text_counts,
     };
-    let mut head = c.output([batch, classes], master)?;
-    let mut text = c.output([batch, classes], master)?;
-    let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), master)?;
+    let mut head = c.output([batch, classes], parameter)?;
+    let mut text = c.output([batch, classes], parameter)?;
+    let mut stats = c.pair(&Tensor::zeros([Stat::COUNT], DType::F64), parameter)?;
     both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));
     let at = case.name();
-    c.compare_within("head_loss head", &at, &head, bound(master))?;
-    c.compare_within("head_loss text", &at, &text, bound(master))?;
+    c.compare_within("head_loss head", &at, &head, bound(parameter))?;
+    c.compare_within("head_loss text", &at, &text, bound(parameter))?;
     // With one class both losses are 0: the counts alone tell.
     if classes > 1 {
-        c.compare_part("head_loss losses", &at, &stats, 0..2, bound(master))?;
+        c.compare_part("head_loss losses", &at, &stats, 0..2, bound(parameter))?;
     }
     // Whole numbers are exact, sums of shares are rounded.
-    c.compare_part("head_loss counts", &at, &stats, COUNTS, if case.mixed { bound(master) } else { 0.0 })?;
+    c.compare_part("head_loss counts", &at, &stats, COUNTS, if case.mixed { bound(parameter) } else { 0.0 })?;
     if classes > 1 {
         backward(c, case, &weights, &f, &targets, head, text)?;
     }
@@ -183,14 +183,14 @@ fn backward<B: Backend>(
     text: Pair<B>,
 ) -> Result<()> {
     let Case { batch, classes, width, .. } = case;
-    let master = c.device.master_dtype();
+    let parameter = c.device.parameter_dtype();
     // From the same logits on both sides.
-    let (mut head, mut text) = (c.pair(&head.host, master)?, c.pair(&text.host, master)?);
-    let mut dw = c.output([classes, width], master)?;
-    let mut db = c.output([classes], master)?;
-    let mut df = c.output([batch, width], master)?;
-    let mut dt = c.output([classes, width], master)?;
-    let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, master)?;
+    let (mut head, mut text) = (c.pair(&head.host, parameter)?, c.pair(&text.host, parameter)?);
+    let mut dw = c.output([classes, width], parameter)?;
+    let mut db = c.output([classes], parameter)?;
+    let mut df = c.output([batch, width], parameter)?;
+    let mut dt = c.output([classes, width], parameter)?;
+    let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, parameter)?;
     both!(c.head_loss_backward(
         &f,
         weights(),
@@ -205,33 +205,33 @@ fn backward<B: Backend>(
         case.text_features => &mut dt
     ));
     let at = case.name();
-    c.compare_within("head_loss d_head", &at, &head, bound(master))?;
+    c.compare_within("head_loss d_head", &at, &head, bound(parameter))?;
     // Without a use for their gradients the text logits stay what they were.
-    c.compare_within("head_loss d_text", &at, &text, bound(master))?;
-    c.compare_within("head_loss dH", &at, &dw, bound(master))?;
-    c.compare_within("head_loss dh", &at, &db, bound(master))?;
+    c.compare_within("head_loss d_text", &at, &text, bound(parameter))?;
+    c.compare_within("head_loss dH", &at, &dw, bound(parameter))?;
+    c.compare_within("head_loss dh", &at, &db, bound(parameter))?;
     if case.text_features {
-        c.compare_within("head_loss dT", &at, &dt, bound(master))?;
+        c.compare_within("head_loss dT", &at, &dt, bound(parameter))?;
     }
     if case.features {
         // Once the label's term is in the sum, each of very many small ones rounds a number of its size:
         // 6e-6 of the largest value at 100 000 classes.
         let many = if classes > 10_000 { 3.0 } else { 1.0 };
-        c.compare_within("head_loss df", &at, &df, many * bound(master))?;
+        c.compare_within("head_loss df", &at, &df, many * bound(parameter))?;
     }
     Ok(())
 }
 
 /// Where all logits are equal, the first class is the answer.
 fn ties<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    let (master, batch, classes, width) = (c.device.master_dtype(), 6, 70, 4);
-    let vector = |n: usize| c.pair(&Tensor::zeros([n], DType::F64), master);
-    let matrix = || c.pair(&Tensor::zeros([classes, width], DType::F64), master);
+    let (parameter, batch, classes, width) = (c.device.parameter_dtype(), 6, 70, 4);
+    let vector = |n: usize| c.pair(&Tensor::zeros([n], DType::F64), parameter);
+    let matrix = || c.pair(&Tensor::zeros([classes, width], DType::F64), parameter);
     let weights = Weights { weight: matrix()?, bias: vector(classes)?, text: matrix()?, text_scale: 1.0 };
-    let f = c.random([batch, width], master, 1.0, 1)?;
+    let f = c.random([batch, width], parameter, 1.0, 1)?;
     let labels = c.same(Tensor::from_slice([batch], &[0u32, 1, 2, 0, 32, 64])?)?;
-    let mut head = c.output([batch, classes], master)?;
-    let mut text = c.output([batch, classes], master)?;
+    let mut head = c.output([batch, classes], parameter)?;
+    let mut text = c.output([batch, classes], parameter)?;
     let mut stats = vector(Stat::COUNT)?;
     let targets = TargetsPair { labels, mix: None, class_weights: None, smoothing: 0.0, text_counts: false };
     both!(c.head_loss(&f, weights(), targets(), &mut head, &mut text, &mut stats));

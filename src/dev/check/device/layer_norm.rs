@@ -34,8 +34,9 @@ pub(super) fn norm<B: Backend>(
     width: usize,
     seed: u64,
 ) -> Result<Both<LayerNorm<B>, LayerNorm<Cpu<f64>>>> {
-    let master = c.device.master_dtype();
-    let (weight, bias) = (c.random([width], master, 1.0, seed)?, c.random([width], master, 1.0, seed + 1)?);
+    let parameter = c.device.parameter_dtype();
+    let (weight, bias) =
+        (c.random([width], parameter, 1.0, seed)?, c.random([width], parameter, 1.0, seed + 1)?);
     let eps = 1e-5;
     Ok(Both {
         device: LayerNorm { weight: weight.device, bias: bias.device, eps },
@@ -44,22 +45,22 @@ pub(super) fn norm<B: Backend>(
 }
 
 fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<()> {
-    let (real, master) = (c.real(), c.device.master_dtype());
+    let (real, parameter) = (c.real(), c.device.parameter_dtype());
     let norm = norm(c, shape[2], 1)?;
     // Rows away from zero: their variance is small beside the square of their mean.
     let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| 0.5 * v + 2.0).collect();
     let x = c.pair(&Tensor::from_slice(shape, &values)?, real)?;
     let mut y: Pair<B> = c.output(shape, real)?;
-    let mut stats = c.output([shape[0], shape[1], 2], master)?;
+    let mut stats = c.output([shape[0], shape[1], 2], parameter)?;
     both!(c.layer_norm(&x, &norm, &mut y, &mut stats));
     let at = format!("{}x{}x{}", shape[0], shape[1], shape[2]);
     c.compare("layer_norm y", &at, &y)?;
-    c.compare_within("layer_norm stats", &at, &stats, bound(master))?;
+    c.compare_within("layer_norm stats", &at, &stats, bound(parameter))?;
 
     let dy = c.random(shape, real, 1.0, 4)?;
     let mut dx = c.random(shape, real, 1.0, 5)?;
     // From the same stats on both sides.
-    let stats = c.pair(&stats.host, master)?;
+    let stats = c.pair(&stats.host, parameter)?;
     both!(c.layer_norm_backward(&dy, &x, &norm, &stats, &mut dx));
     c.compare("layer_norm dx", &at, &dx)
 }

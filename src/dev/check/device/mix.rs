@@ -22,7 +22,7 @@ impl<B: Backend> MixPair<B> {
         let (partner, inverse) =
             (Tensor::from_slice([batch], &partner)?, Tensor::from_slice([batch], &inverse)?);
         let lambda: Vec<f64> = (0..batch).map(|i| LAMBDA[i % LAMBDA.len()]).collect();
-        let lambda = c.pair(&Tensor::from_slice([batch], &lambda)?, c.device.master_dtype())?;
+        let lambda = c.pair(&Tensor::from_slice([batch], &lambda)?, c.device.parameter_dtype())?;
         let upload = |indices: &Tensor| c.device.upload(indices.view(), DType::U32);
         let device = Mix { partner: upload(&partner)?, inverse: upload(&inverse)?, lambda: lambda.device };
         Ok(Both { device, host: Mix { partner, inverse, lambda: lambda.host } })
@@ -42,17 +42,17 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
 }
 
 fn mix_rows<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize) -> Result<()> {
-    // All of it is in the master type, whatever the activations are in.
-    let master = c.device.master_dtype();
+    // All of it is in the parameter dtype, whatever the activations are in.
+    let parameter = c.device.parameter_dtype();
     let mix = MixPair::new(c, batch)?;
     let at = format!("{batch}x{width}");
-    let x = c.random([batch, width], master, 1.0, 1)?;
-    let mut y = c.output([batch, width], master)?;
+    let x = c.random([batch, width], parameter, 1.0, 1)?;
+    let mut y = c.output([batch, width], parameter)?;
     both!(c.mix_rows(&x, &mix, &mut y));
-    c.compare_within("mix_rows y", &at, &y, bound(master))?;
+    c.compare_within("mix_rows y", &at, &y, bound(parameter))?;
 
-    let dy = c.random([batch, width], master, 1.0, 2)?;
-    let mut dx = c.output([batch, width], master)?;
+    let dy = c.random([batch, width], parameter, 1.0, 2)?;
+    let mut dx = c.output([batch, width], parameter)?;
     both!(c.mix_rows_backward(&dy, &mix, &mut dx));
-    c.compare_within("mix_rows dx", &at, &dx, bound(master))
+    c.compare_within("mix_rows dx", &at, &dx, bound(parameter))
 }

@@ -49,22 +49,22 @@ impl Case {
 }
 
 fn insert<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
-    let (real, master, layer, at) = (c.real(), c.device.master_dtype(), case.layers - 1, case.at());
+    let (real, parameter, layer, at) = (c.real(), c.device.parameter_dtype(), case.layers - 1, case.at());
     let x = c.random([case.batch, case.kept, case.width], real, 1.0, 1)?;
     // Prompts that the activations' type can hold: what is left is a copy.
     let prompts = c.random(case.prompts(), real, 1.0, 2)?;
-    let prompts = c.pair(&prompts.host, master)?;
+    let prompts = c.pair(&prompts.host, parameter)?;
     let mut y = c.output(case.with(), real)?;
     both!(c.insert_prompts(&x, &prompts, layer, &mut y));
     c.compare_within("insert_prompts y", &at, &y, 0.0)?;
 
     let dy = c.random(case.with(), real, 1.0, 3)?;
     for wanted in [true, false] {
-        let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
+        let mut d_prompts = c.random(case.prompts(), parameter, 1.0, 4)?;
         let mut dx = c.output(x.device.shape(), real)?;
         both!(c.insert_prompts_backward(&dy, layer, &mut d_prompts, wanted => &mut dx));
-        // The sums are in the master type, whatever the activations are in.
-        c.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(master))?;
+        // The sums are in the parameter dtype, whatever the activations are in.
+        c.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(parameter))?;
         if wanted {
             c.compare_within("insert_prompts dx", &at, &dx, 0.0)?;
         }
@@ -73,15 +73,15 @@ fn insert<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
 }
 
 fn replace<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
-    let (real, master, layer, at) = (c.real(), c.device.master_dtype(), case.layers - 1, case.at());
-    let prompts = c.random(case.prompts(), master, 1.0, 1)?;
+    let (real, parameter, layer, at) = (c.real(), c.device.parameter_dtype(), case.layers - 1, case.at());
+    let prompts = c.random(case.prompts(), parameter, 1.0, 1)?;
     let mut x = c.random(case.with(), real, 1.0, 2)?;
     both!(c.replace_prompts(&prompts, layer, &mut x));
     c.compare("replace_prompts x", &at, &x)?;
 
     let mut d: Pair<B> = c.random(case.with(), real, 1.0, 3)?;
-    let mut d_prompts = c.random(case.prompts(), master, 1.0, 4)?;
+    let mut d_prompts = c.random(case.prompts(), parameter, 1.0, 4)?;
     both!(c.replace_prompts_backward(&mut d, layer, &mut d_prompts));
     c.compare_within("replace_prompts d", &at, &d, 0.0)?;
-    c.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(master))
+    c.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(parameter))
 }

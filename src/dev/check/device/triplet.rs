@@ -1,4 +1,4 @@
-//! Checks of triplet. All of it is in the master type, whatever the activations are in.
+//! Checks of triplet. All of it is in the parameter dtype, whatever the activations are in.
 
 use super::{Checker, Pair, Result, Row, Scope, bound, normal};
 use crate::backend::{Backend, Control, DeviceTensor, Stat};
@@ -73,17 +73,17 @@ fn triplet<B: Backend>(
     margin: f64,
     at: &str,
 ) -> Result<()> {
-    let (master, batch) = (c.device.master_dtype(), labels.len());
-    let f = c.pair(&Tensor::from_slice([batch, values.len() / batch], values)?, master)?;
+    let (parameter, batch) = (c.device.parameter_dtype(), labels.len());
+    let f = c.pair(&Tensor::from_slice([batch, values.len() / batch], values)?, parameter)?;
     let labels = c.same(Tensor::from_slice([batch], labels)?)?;
     let mut pairs = c.same(Tensor::zeros([batch, 2], DType::U32))?;
-    let mut distances = c.output([batch, 2], master)?;
+    let mut distances = c.output([batch, 2], parameter)?;
     // The other numbers of a step are left as they are.
-    let mut stats = c.random([Stat::COUNT], master, 1.0, 2)?;
+    let mut stats = c.random([Stat::COUNT], parameter, 1.0, 2)?;
     both!(c.triplet(&f, &labels, margin, &mut pairs, &mut distances, &mut stats));
     compare_pairs(c, &pairs, at)?;
-    c.compare_within("triplet distances", at, &distances, bound(master))?;
-    c.compare_within("triplet stats", at, &stats, bound(master))?;
+    c.compare_within("triplet distances", at, &distances, bound(parameter))?;
+    c.compare_within("triplet stats", at, &stats, bound(parameter))?;
     backward(c, &f, pairs.host, &distances.host, at)
 }
 
@@ -104,16 +104,16 @@ fn backward<B: Backend>(
     distances: &Tensor,
     at: &str,
 ) -> Result<()> {
-    let master = c.device.master_dtype();
-    let (pairs, distances) = (c.same(pairs)?, c.pair(distances, master)?);
+    let parameter = c.device.parameter_dtype();
+    let (pairs, distances) = (c.same(pairs)?, c.pair(distances, parameter)?);
     let mut control = [1.0; Control::COUNT];
     control[Control::LossScale as usize] = 1024.0;
-    let control = c.pair(&Tensor::from_slice([Control::COUNT], &control)?, master)?;
+    let control = c.pair(&Tensor::from_slice([Control::COUNT], &control)?, parameter)?;
     for scaled in [false, true] {
-        let mut df = c.random(f.device.shape(), master, 0.1, 4)?;
+        let mut df = c.random(f.device.shape(), parameter, 0.1, 4)?;
         both!(c.triplet_backward(&f, &pairs, &distances, 0.3, scaled => &control, &mut df));
         let at = if scaled { format!("{at}, scaled") } else { at.into() };
-        c.compare_within("triplet df", &at, &df, bound(master))?;
+        c.compare_within("triplet df", &at, &df, bound(parameter))?;
     }
     Ok(())
 }

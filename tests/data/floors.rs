@@ -1,0 +1,45 @@
+//! No floor of the library takes anything from one above it: docs/architecture.md has their order.
+
+use std::fs;
+use std::path::Path;
+
+/// The floors that are held to the order so far.
+const HELD: [&str; 7] = ["tensor", "backend", "tune", "clip", "objective", "optim", "stats"];
+
+/// What code, not comments, names of `crate::`.
+fn taken(text: &str) -> impl Iterator<Item = &str> {
+    let code = text.lines().map(|line| line.split("//").next().unwrap_or_default());
+    code.flat_map(|line| {
+        line.split("crate::")
+            .skip(1)
+            .filter_map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next())
+    })
+}
+
+#[test]
+fn floors_take_from_those_below_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/architecture.md")).unwrap();
+    let rows = page.lines().filter(|line| line.starts_with("| `") && !line.contains(".rs"));
+    let floors: Vec<Vec<&str>> =
+        rows.map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect()).collect();
+    let height = |name: &str| floors.iter().position(|floor| floor.contains(&name));
+    for floor in HELD {
+        let own = height(floor).unwrap_or_else(|| panic!("{floor} is in no row"));
+        let files =
+            walkdir::WalkDir::new(root.join("src").join(floor)).into_iter().map(|entry| entry.unwrap());
+        for file in files.filter(|file| file.path().extension().is_some_and(|e| e == "rs")) {
+            let text = fs::read_to_string(file.path()).unwrap();
+            for name in taken(&text) {
+                assert!(height(name).is_none_or(|at| at <= own), "{}: crate::{name}", file.path().display());
+            }
+        }
+    }
+    let product = walkdir::WalkDir::new(root.join("src")).into_iter().map(|entry| entry.unwrap().into_path());
+    for file in product
+        .filter(|path| path.extension().is_some_and(|e| e == "rs") && !path.starts_with(root.join("src/dev")))
+    {
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(taken(&text).all(|name| name != "dev"), "{} takes from dev", file.display());
+    }
+}
