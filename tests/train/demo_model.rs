@@ -63,7 +63,8 @@ fn evaluation_alone_has_no_memory_for_the_optimizer() {
     let model = demo::model().unwrap();
     let text = model.text_classifier(&backend, &demo_class_names(), &["{}".into()], None, &Silent).unwrap();
     let pixels = reference("pixels");
-    let (classes, image) = (text.features.shape().rows(), Shape::from([56, 56, 3]));
+    let (classes, side) = (text.features.shape().rows(), pixels.shape().dims()[1]);
+    let image = Shape::from([side, side, 3]);
     let labels: Vec<u32> = (0..pixels.shape().rows()).map(|i| (i % classes) as u32).collect();
     let rate = Rate { learning_rate: 1e-3, weight_decay: 0.0 };
     let rates = Rates { head: rate, lora: rate, prompt: rate };
