@@ -1,6 +1,7 @@
 //! `engine bench`
 
 use super::device::{Device, DeviceArgs, on_device};
+use super::flags::batch_sizes;
 use super::table::Lines;
 use super::{common, launches, table};
 use anyhow::{Result, bail};
@@ -43,7 +44,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ModelSize::VitB32)]
     model_size: ModelSize,
     /// Images per step.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 32, value_parser = batch_sizes())]
     pub(super) batch_size: u32,
     /// Classes of the head.
     #[arg(long, default_value_t = 102, value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -12,6 +12,7 @@ mod dry_run;
 mod embed;
 mod eval;
 mod export;
+mod flags;
 mod launches;
 mod man;
 mod output;

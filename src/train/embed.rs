@@ -2,6 +2,7 @@
 
 use super::files::stage_tensors;
 use super::photos::decode_ahead;
+use super::settings::Key;
 use super::tuned::TunedTower;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -81,8 +82,10 @@ fn features<'a, B: Backend>(
             let part = part.view().to_tensor(DType::F32)?;
             if let Some((index, _)) = part.view().first_not_finite() {
                 let path = embedded[first + index / tuned.features()];
-                let problem =
-                    "the model's features for it are not numbers; try --precision f32, or check the weights";
+                let problem = format!(
+                    "the model's features for it are not numbers; try {} f32, or check the weights",
+                    Key::precision
+                );
                 return Err(TrainError::file(path, problem));
             }
             features.extend_from_slice(part.typed::<f32>()?);

@@ -1,5 +1,6 @@
 //! What can end a run.
 
+use super::settings::Key;
 use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
@@ -86,7 +87,8 @@ pub enum TrainError {
     Setting(String),
     /// Found out before the first step.
     #[error(
-        "--batch-size: {batch} images need {} of {memory} and {} are free; {}",
+        "{}: {batch} images need {} of {memory} and {} are free; {}",
+        Key::batch_size,
         mib(*.needed),
         mib(*.free),
         match fits {

@@ -2,6 +2,7 @@
 
 use super::adapter::Adapter;
 use super::learner::TextClassifier;
+use super::settings::Key;
 use super::stamp::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -101,7 +102,11 @@ impl Model {
         if !dir.is_dir() {
             return Err(TrainError::file(
                 dir,
-                "no such folder; give --model the directory of a Hugging Face CLIP checkpoint, or owner/name on the hub",
+                format!(
+                    "no such folder; give {} the directory of a Hugging Face CLIP checkpoint, or owner/name on the \
+                     hub",
+                    Key::model
+                ),
             ));
         }
         let config = ClipConfig::load(dir)?;

@@ -5,7 +5,7 @@ use super::model::Model;
 use super::photos::{PhotoBatch, decode_ahead};
 use super::run_dir::RunDir;
 use super::session::Extractor;
-use super::settings::Settings;
+use super::settings::{Key, Settings};
 use super::stamp::of_one_epoch;
 use super::tuned::{TunedTower, TuningFiles, head_of_run};
 use super::{Result, TrainError};
@@ -216,7 +216,9 @@ impl<B: Backend> Waiting<B> {
 }
 
 fn not_finite(path: &Path) -> TrainError {
-    TrainError::file(path, "the model's logits for it are not numbers; try --precision f32, or check the run")
+    let flag = Key::precision;
+    let problem = format!("the model's logits for it are not numbers; try {flag} f32, or check the run");
+    TrainError::file(path, problem)
 }
 
 /// The `k` most probable classes by softmax(`logits`/`temperature`), best first, the first of equals first; none

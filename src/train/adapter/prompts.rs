@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::tensor::{Shape, Tensor};
 use crate::train::files::{Staged, TensorFile, stage_tensors};
+use crate::train::settings::Key;
 use crate::train::stamp::Stamp;
 use crate::train::{Result, TrainError};
 use crate::tune::{PromptMode, PromptSharing, PromptSpec, Prompts};
@@ -63,7 +64,7 @@ pub fn load_prompts(path: &Path, spec: &PromptSpec, layers: usize, width: usize)
         let mode = found.mode.name();
         return Err(TrainError::file(
             path,
-            format!("prompts were trained with --prompt-mode {mode}; set it"),
+            format!("prompts were trained with {} {mode}; set it", Key::prompt_mode),
         ));
     }
     let mut file = TensorFile::read(path)?;
@@ -74,8 +75,10 @@ pub fn load_prompts(path: &Path, spec: &PromptSpec, layers: usize, width: usize)
     let found = file.tensors.get("prompts").map(Tensor::shape);
     if let Some(found) = found.filter(|&found| found != shape) {
         let problem = format!(
-            "prompts have shape {found} where {shape} is needed; set --prompts and --prompt-count to theirs, \
-             or use the model they were trained with"
+            "prompts have shape {found} where {shape} is needed; set {} and {} to theirs, or use the model they were \
+             trained with",
+            Key::prompts,
+            Key::prompt_count,
         );
         return Err(TrainError::file(path, problem));
     }
