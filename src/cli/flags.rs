@@ -45,7 +45,7 @@ impl SourceFlags {
 impl<const ALL: bool> clap::Args for Flags<ALL> {
     fn augment_args(command: Command) -> Command {
         let headed = |arg: Arg, setting: &Setting| {
-            if ALL { arg.help_heading(setting.heading).hide_short_help(!setting.brief) } else { arg }
+            if ALL { arg.help_heading(setting.heading).hide_short_help(!setting.short) } else { arg }
         };
         command.args(Self::settings().map(|setting| headed(arg(setting), setting)))
     }

@@ -5,7 +5,7 @@ use super::{Given, Key, Settings, TABLE};
 use crate::data::Source;
 use crate::fetch::is_flowers102;
 use crate::train::{Result, TrainError};
-use crate::tune::{HeadScale, Tower};
+use crate::tune::Tower;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::RangeBounds;
 
@@ -47,44 +47,6 @@ pub const fn share(problem: &'static str) -> Range {
     Range { from: Included(0.0), to: Excluded(1.0), problem }
 }
 
-/// A setting that a range can hold for; words in a number's place and what is left out have none.
-pub trait Number {
-    fn number(&self) -> Option<f64>;
-}
-
-macro_rules! numbers {
-    ($($type:ty),*) => {
-        $(impl Number for $type {
-            fn number(&self) -> Option<f64> {
-                Some(*self as f64)
-            }
-        })*
-    };
-}
-
-numbers!(u32, u64, usize, f64);
-
-impl<T: Number> Number for Option<T> {
-    fn number(&self) -> Option<f64> {
-        self.as_ref()?.number()
-    }
-}
-
-impl Number for HeadScale {
-    fn number(&self) -> Option<f64> {
-        match self {
-            HeadScale::Of(scale) => Some(*scale),
-            HeadScale::By(_) => None,
-        }
-    }
-}
-
-impl Number for Patience {
-    fn number(&self) -> Option<f64> {
-        None
-    }
-}
-
 /// Says, where `$unused` holds of the settings, why what hangs on it has no effect.
 macro_rules! no_effect {
     ($($(#[doc = $doc:literal])* $name:ident: |$s:ident| $unused:expr => $($reason:expr),+;)*) => {
@@ -98,7 +60,7 @@ macro_rules! no_effect {
 }
 
 no_effect! {
-    demo: |s| s.demo => "the demo's images are drawn in memory; leave it out";
+    drawn_in_memory: |s| s.demo => "the demo's images are drawn in memory; leave it out";
     no_adapters: |s| !s.has_lora() =>
         "{method} {} trains no adapters; use {method} lora, or vpt with {with_lora}", name_of(method, s);
     no_prompts: |s| s.method != Method::Vpt =>
