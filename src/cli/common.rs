@@ -259,23 +259,19 @@ pub fn model_of_run(
         (None, None) => demo::model()?,
     };
     model.preprocess = model.preprocess.with_orientation(settings.orientation);
-    warn_of_unfinished(dir, monitor);
-    warn_of_other_weights(dir, &model, monitor)?;
+    warn_of_run(dir, &model, monitor)?;
     Ok(model)
 }
 
-/// Warns where the run in `dir` has not come to its end, so that what is there is not what it would keep.
-pub fn warn_of_unfinished(dir: &RunDir, monitor: &dyn Monitor) {
+/// Warns where the run in `dir` has not come to its end, so that what is there is not what it would keep, and where
+/// it was trained on other weights than the model's.
+pub fn warn_of_run(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
     if !dir.summary().is_file() {
         let run = dir.path().display();
         monitor.warn(&format!(
             "{run}: this run has not finished; engine train --resume --output {run} goes on with it"
         ));
     }
-}
-
-/// Warns where the run in `dir` was trained on other weights than the model's.
-pub fn warn_of_other_weights(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
     if let Some(warning) = other_weights(dir, model)? {
         monitor.warn(&warning);
     }

@@ -25,9 +25,9 @@ pub struct Args {
     /// Finished runs, all of the same classes and images.
     #[arg(value_name = "RUN", required_unless_present = "recipes", conflicts_with = "recipes")]
     runs: Vec<PathBuf>,
-    /// Train these first, one after the other with one loaded model: all, or some of linear, lora, mixup,
-    /// triplet and vpt. The flags of engine train apply to every recipe that has a use for them. A run that
-    /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
+    /// Train these first, one after the other with one loaded model: all, or some of those that engine train takes as
+    /// --recipe. The flags of engine train apply to every recipe that has a use for them. A run that was interrupted
+    /// goes on with engine train --resume; what is finished can be compared by RUN.
     #[arg(long, help_heading = COMPARISON, value_delimiter = ',', value_name = "all|RECIPE,…")]
     recipes: Option<Vec<String>>,
     /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes
@@ -117,15 +117,8 @@ fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet
     if let Some(name) = first.model_name().filter(|_| flags.model.is_none()) {
         common::say_default_model(name, monitor);
     }
-    let earlier = match (args.overwrite, &args.out) {
-        (true, _) => Earlier::Replace,
-        (false, None) => Earlier::ReplaceDemo,
-        (false, Some(_)) => Earlier::Keep,
-    };
-    let path = match &args.out {
-        Some(out) => out.clone(),
-        None => output::of_comparison(first)?,
-    };
+    let earlier = Earlier::of(args.overwrite, args.out.as_deref());
+    let path = args.out.clone().map_or_else(|| output::of_comparison(first), Ok)?;
     RunSet::vacant(&path, Layout::Comparison, runs, earlier)
 }
 

@@ -89,8 +89,7 @@ pub fn run(args: Args) -> Result<()> {
         all: args.split == SplitChoice::All,
     };
     let common::Material { model, cache, .. } = common::material(&settings, &judged, &monitor)?;
-    common::warn_of_unfinished(&dir, &monitor);
-    common::warn_of_other_weights(&dir, &model, &monitor)?;
+    common::warn_of_run(&dir, &model, &monitor)?;
     if !other && !judged.all && other_photos(&dir, &cache)? {
         monitor.warn(
             "the photos are not those that the run was trained on: files were added, changed or removed",

@@ -56,10 +56,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     common::say(table)?;
     common::say(format!(
-        "{} images of {} {}, {:.1} MiB",
+        "{} images of {} {}, {}",
         cache.len(),
         cache.image_shape(),
         cache.dtype(),
-        cache.bytes() as f64 / f64::from(1 << 20)
+        table::mib(cache.bytes() as u64)
     ))
 }

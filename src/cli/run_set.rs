@@ -66,6 +66,17 @@ pub enum Earlier {
     Replace,
 }
 
+impl Earlier {
+    /// What `--overwrite` asks for, in a folder that was chosen or in the usual one.
+    pub fn of(overwrite: bool, chosen: Option<&Path>) -> Self {
+        match (overwrite, chosen) {
+            (true, _) => Earlier::Replace,
+            (false, None) => Earlier::ReplaceDemo,
+            (false, Some(_)) => Earlier::Keep,
+        }
+    }
+}
+
 /// Runs to come.
 pub struct RunSet {
     path: PathBuf,
@@ -130,6 +141,12 @@ impl RunSet {
 
     /// Removes what an earlier command left, so that nothing of it is taken for one of these runs.
     fn clear(&self, monitor: &dyn Monitor) -> Result<()> {
+        let leave_folder_of = |path: &Path| {
+            if let Some(folder) = path.parent().filter(|&folder| folder != self.path) {
+                // Other results or seeds, or something of the user's, may still be in there.
+                let _ = std::fs::remove_dir(folder);
+            }
+        };
         for name in self.layout.results() {
             let file = self.path.join(name);
             match std::fs::remove_file(&file) {
@@ -138,17 +155,11 @@ impl RunSet {
                 }
                 _ => {}
             }
-            if let Some(folder) = file.parent().filter(|&folder| folder != self.path) {
-                // Other results, or something of the user's, may still be in there.
-                let _ = std::fs::remove_dir(folder);
-            }
+            leave_folder_of(&file);
         }
         for run in &self.outdated {
             run.remove(monitor)?;
-            if let Some(folder) = run.path().parent().filter(|&folder| folder != self.path) {
-                // Other seeds, or something of the user's, may still be in there.
-                let _ = std::fs::remove_dir(folder);
-            }
+            leave_folder_of(run.path());
         }
         Ok(())
     }

@@ -90,12 +90,8 @@ pub fn run(args: Args) -> Result<()> {
         }
         common::warn_of_adapter(settings.init_from.as_deref(), &monitor)?;
         if let Some(count) = args.seeds {
-            let (path, earlier) = match (&args.output, args.overwrite) {
-                (Some(output), false) => (output.clone(), Earlier::Keep),
-                (Some(output), true) => (output.clone(), Earlier::Replace),
-                (None, false) => (output::of_seeds(&settings)?, Earlier::ReplaceDemo),
-                (None, true) => (output::of_seeds(&settings)?, Earlier::Replace),
-            };
+            let earlier = Earlier::of(args.overwrite, args.output.as_deref());
+            let path = args.output.map_or_else(|| output::of_seeds(&settings), Ok)?;
             let runs = seeds::runs_of(&settings, count, None)?;
             let set = RunSet::vacant(&path, Layout::Seeds, runs, earlier)?;
             monitor.line(&format!("runs: {}", path.display()));

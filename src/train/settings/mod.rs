@@ -26,11 +26,11 @@ use std::path::Path;
 pub const MAX_BATCH: usize = 4096;
 
 /// The most batches of a step: with batches of one image still more than most data sets have.
-pub const MAX_ACCUMULATE: usize = 1 << 20;
+const MAX_ACCUMULATE: usize = 1 << 20;
 
 /// Training images of a class that count for [`Settings::steps_per_shot`], however many there are: the most that
 /// CLIP-LoRA was tried with.
-pub const MAX_SHOTS: usize = 16;
+const MAX_SHOTS: usize = 16;
 
 /// A file may leave settings out.
 impl Default for Settings {
@@ -41,7 +41,7 @@ impl Default for Settings {
 
 impl Settings {
     /// Whether the classes are species of flowers: those of the demo and of Flowers-102.
-    pub fn is_of_flowers(&self) -> bool {
+    pub(crate) fn is_of_flowers(&self) -> bool {
         self.demo || self.data.as_deref().is_some_and(are_flowers)
     }
 
@@ -55,7 +55,7 @@ impl Settings {
     }
 
     /// Which crops are drawn of training images, where any are.
-    pub fn augmentation(&self) -> Option<Augmentation> {
+    pub(crate) fn augmentation(&self) -> Option<Augmentation> {
         let area = Augmentation { scale: [self.crop_area, 1.0], ..Augmentation::default() };
         (self.augment == Augment::CropFlip).then_some(area)
     }
@@ -70,18 +70,15 @@ impl Settings {
         self.method == Method::Lora || self.with_lora
     }
 
-    /// Whether training images are mixed.
-    pub fn has_mixup(&self) -> bool {
+    pub(crate) fn has_mixup(&self) -> bool {
         self.mixup > 0.0
     }
 
-    /// Whether the triplet loss has a share in the objective.
-    pub fn has_triplet(&self) -> bool {
+    pub(crate) fn has_triplet(&self) -> bool {
         self.triplet > 0.0
     }
 
-    /// The adapters to train; none where there are to be none.
-    pub fn lora(&self) -> Option<LoraSpec> {
+    pub(crate) fn lora(&self) -> Option<LoraSpec> {
         self.has_lora().then(|| LoraSpec {
             rank: self.rank,
             alpha: self.alpha,
@@ -92,7 +89,6 @@ impl Settings {
         })
     }
 
-    /// Dropout in front of the adapters, where there is any.
     pub(crate) fn dropout_spec(&self) -> Option<DropoutSpec> {
         let spec = DropoutSpec { probability: self.dropout, seed: self.seed };
         (self.has_lora() && self.dropout > 0.0).then_some(spec)
@@ -103,14 +99,12 @@ impl Settings {
         if self.has_lora() { &self.towers } else { &[] }
     }
 
-    /// The prompts to train; none for the other methods.
-    pub fn prompt_spec(&self) -> Option<PromptSpec> {
+    pub(crate) fn prompt_spec(&self) -> Option<PromptSpec> {
         let spec = PromptSpec { count: self.prompt_count, sharing: self.prompts, mode: self.prompt_mode };
         (self.method == Method::Vpt).then_some(spec)
     }
 
-    /// Where batches are mixed.
-    pub fn mix(&self) -> Option<MixOn> {
+    pub(crate) fn mix(&self) -> Option<MixOn> {
         self.has_mixup().then_some(self.mixup_on)
     }
 
@@ -120,7 +114,7 @@ impl Settings {
     }
 
     /// True where an image's features are the same in every step, so that they need computing only once.
-    pub fn on_frozen_features(&self) -> bool {
+    pub(crate) fn on_frozen_features(&self) -> bool {
         self.vision_is_frozen() && self.mix() != Some(MixOn::Pixels) && self.augment == Augment::Off
     }
 
@@ -161,7 +155,7 @@ impl Settings {
     }
 
     /// What training minimises. Without a head the weight of its loss is 0.
-    pub fn objective(&self) -> Objective {
+    pub(crate) fn objective(&self) -> Objective {
         let head = if self.classifier == ClassifierKind::Head { 1.0 } else { 0.0 };
         let counts = ClassCounts {
             weighted: self.class_weights == ClassWeights::Balanced,
@@ -179,7 +173,6 @@ impl Settings {
         }
     }
 
-    /// When the run stops early; none where it does not.
     pub(crate) fn early_stop_spec(&self) -> Option<EarlyStopSpec> {
         match self.early_stop {
             Patience::Off => None,
