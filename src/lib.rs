@@ -19,6 +19,7 @@ pub mod objective;
 pub mod optim;
 pub mod progress;
 pub mod report;
+pub mod settings;
 pub mod stats;
 pub mod tensor;
 pub mod train;

@@ -8,7 +8,7 @@ use clip_engine::backend::Backend;
 use clip_engine::check::device::{Group, Scope};
 use clip_engine::check::{self, CheckError, Row};
 use clip_engine::progress::Silent;
-use clip_engine::train::settings::{Key, Precision, parse_word};
+use clip_engine::settings::{Key, Precision, parse_word};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 

@@ -9,13 +9,13 @@ use clip_engine::data::{Cache, CacheOptions, Preprocess, Purpose, Source, Split}
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use clip_engine::progress::Monitor;
+use clip_engine::settings::{Augment, Settings};
 use clip_engine::tensor::DType;
 use clip_engine::train::adapter::doubts_about;
 use clip_engine::train::demo;
 use clip_engine::train::files::write_atomic;
 use clip_engine::train::model::{BaseModel, Model};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Augment, Settings};
 use clip_engine::train::stamp::other_weights;
 use serde_json::Value;
 use std::fmt::Display;

@@ -12,9 +12,8 @@ use clip_engine::data::Cache;
 use clip_engine::progress::Monitor;
 use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
 use clip_engine::report::{self, COMPARISON_FILES, Comparison, RunData};
-use clip_engine::train::Settings;
+use clip_engine::settings::{Augment, Given, Key, Recipe, SettingError, Settings};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Augment, Given, Key, Recipe};
 use std::path::{Path, PathBuf};
 
 /// The heading of its own flags in the help.
@@ -154,10 +153,8 @@ fn resolve_each(flags: &Given, recipes: &[Recipe]) -> Result<Vec<Settings>> {
     let runs: Vec<Settings> = recipes.iter().map(of).collect();
     check_use_by_any(flags, &runs)?;
     for run in &runs {
-        run.validate().map_err(|error| match error {
-            TrainError::Setting(text) => TrainError::Setting(format!("recipe {}: {text}", run.recipe)),
-            error => error,
-        })?;
+        let named = |SettingError(text)| SettingError(format!("recipe {}: {text}", run.recipe));
+        run.validate().map_err(named)?;
     }
     Ok(runs)
 }

@@ -10,8 +10,8 @@ use clip_engine::backend::cuda::gpu::probe;
 use clip_engine::backend::cuda::gpu::store::FOLDER;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::progress::Monitor;
+use clip_engine::settings::{Key, Precision, parse_word};
 use clip_engine::tensor::DType;
-use clip_engine::train::settings::{Key, Precision, parse_word};
 use std::sync::Arc;
 
 /// The flags by which a subcommand is told.

@@ -6,7 +6,7 @@ use super::table::mib;
 use anyhow::{Result, bail};
 use clip_engine::data::Split;
 use clip_engine::progress::Monitor;
-use clip_engine::train::Settings;
+use clip_engine::settings::Settings;
 use clip_engine::train::demo;
 use clip_engine::train::model::Model;
 use clip_engine::train::plan::{Images, Plan};

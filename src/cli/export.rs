@@ -3,9 +3,9 @@
 use super::bars::Bars;
 use super::common;
 use anyhow::{Result, bail};
+use clip_engine::settings::{Key, Precision, parse_word};
 use clip_engine::train::export::Export;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Key, Precision, parse_word};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

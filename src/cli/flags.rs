@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::builder::RangedI64ValueParser;
 use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
-use clip_engine::train::settings::{Given, Key, Kind, MAX_BATCH, Setting, Settings, TABLE};
+use clip_engine::settings::{Given, Key, Kind, MAX_BATCH, Setting, Settings, TABLE};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 

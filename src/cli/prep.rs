@@ -7,7 +7,7 @@ use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::{Preprocess, Split};
 use clip_engine::fetch::settled_data;
-use clip_engine::train::settings::{CacheType, Key, Recipe, Settings, parse_word};
+use clip_engine::settings::{CacheType, Key, Recipe, Settings, parse_word};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

@@ -7,7 +7,7 @@ use clip_engine::TrainError;
 use clip_engine::progress::Monitor;
 use clip_engine::report::RunData;
 use clip_engine::report::seeds::{Scores, SeedSummary};
-use clip_engine::train::Settings;
+use clip_engine::settings::Settings;
 use clip_engine::train::files::write_atomic;
 
 /// The runs of `base` with `count` seeds from its own on, in folders seed-N of `folder`. All see the images

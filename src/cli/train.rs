@@ -11,10 +11,10 @@ use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::progress::Monitor;
 use clip_engine::report;
+use clip_engine::settings::{Given, Key, Settings};
 use clip_engine::train::run::{Summary, Temperature};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::session::Session;
-use clip_engine::train::settings::{Given, Key, Settings};
 use std::path::{Path, PathBuf};
 
 /// Headings of the help, each by a setting below it.

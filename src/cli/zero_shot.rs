@@ -7,8 +7,8 @@ use super::flags::{SourceFlags, batch_sizes, like};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::fetch::settled_data;
+use clip_engine::settings::{Key, Recipe, Settings, are_flowers, default_templates};
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::settings::{Key, Recipe, Settings, are_flowers, default_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]

@@ -1,6 +1,6 @@
 //! What can end a run.
 
-use super::settings::Key;
+use super::settings::{Key, SettingError};
 use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
@@ -137,6 +137,12 @@ pub enum TrainError {
         /// The run directory.
         path: PathBuf,
     },
+}
+
+impl From<SettingError> for TrainError {
+    fn from(SettingError(text): SettingError) -> Self {
+        TrainError::Setting(text)
+    }
 }
 
 impl TrainError {

@@ -1,4 +1,4 @@
-//! The training loop and everything a run needs: settings, checkpoints, metrics, the run directory.
+//! The training loop and everything a run needs: checkpoints, metrics, the run directory.
 
 pub mod adapter;
 mod balance;
@@ -21,11 +21,10 @@ pub mod predict;
 pub mod run;
 pub mod run_dir;
 pub mod session;
-pub mod settings;
 pub mod stamp;
 mod state;
 mod tensorboard;
 pub mod tuned;
 
+pub use crate::settings::{self, Settings};
 pub use error::{Result, TrainError};
-pub use settings::Settings;

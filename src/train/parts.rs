@@ -1,7 +1,7 @@
 //! What is trained, as a run starts with it: at random, or from the files of another run.
 
 use super::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
-use super::learner::TextClassifier;
+use super::learner::{DropoutSpec, TextClassifier};
 use super::settings::{ClassifierKind, HeadInit, Key, Settings};
 use super::{Result, TrainError};
 use crate::backend::Backend;
@@ -211,6 +211,13 @@ fn differences(found: &LoraSpec, wanted: &LoraSpec) -> Vec<[String; 2]> {
         _ => {}
     }
     all
+}
+
+impl Settings {
+    pub(crate) fn dropout_spec(&self) -> Option<DropoutSpec> {
+        let spec = DropoutSpec { probability: self.dropout, seed: self.seed };
+        (self.has_lora() && self.dropout > 0.0).then_some(spec)
+    }
 }
 
 #[cfg(test)]

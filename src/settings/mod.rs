@@ -9,11 +9,10 @@ mod values;
 pub use recipe::{Recipe, are_flowers, default_templates};
 pub use table::{Given, Key, Kind, Setting, Settings, TABLE};
 pub use values::{
-    Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, Method, Patience, Precision, Sampler,
+    Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, KeepBy, Method, Patience, Precision, Sampler,
     TextAlignment, parse_word,
 };
 
-use super::learner::DropoutSpec;
 use crate::data::augment::Augmentation;
 use crate::data::{DataError, Groups, SourceOptions};
 use crate::fetch::DEFAULT_MODEL;
@@ -21,6 +20,11 @@ use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates};
 use crate::tune::{LoraSpec, PromptSpec, Tower};
 use std::path::Path;
+
+/// A setting out of range, or two that contradict each other: the flag, what is wrong, what to do.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SettingError(pub String);
 
 /// The largest batch.
 pub const MAX_BATCH: usize = 4096;
@@ -66,7 +70,7 @@ impl Settings {
         (!self.demo).then_some(name)
     }
 
-    fn has_lora(&self) -> bool {
+    pub(crate) fn has_lora(&self) -> bool {
         self.method == Method::Lora || self.with_lora
     }
 
@@ -87,11 +91,6 @@ impl Settings {
             towers: self.towers.clone(),
             dropout: self.dropout,
         })
-    }
-
-    pub(crate) fn dropout_spec(&self) -> Option<DropoutSpec> {
-        let spec = DropoutSpec { probability: self.dropout, seed: self.seed };
-        (self.has_lora() && self.dropout > 0.0).then_some(spec)
     }
 
     /// The towers that are trained.

@@ -11,7 +11,6 @@ use crate::data::decode::Orientation;
 use crate::fetch::DEFAULT_MODEL;
 use crate::objective::MixOn;
 use crate::optim::{ScheduleKind, StopAgainst};
-use crate::train::keep::KeepBy;
 use crate::tune::{HeadScale, HeadScaleRule, PromptMode, PromptSharing, Target, Tower};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsStr;

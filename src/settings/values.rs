@@ -127,6 +127,21 @@ pub enum Sampler {
     Balanced,
 }
 
+/// What an epoch is kept for, on the validation split.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KeepBy {
+    /// The lowest loss of those within one standard error of the best accuracy.
+    #[default]
+    OneSe,
+    /// The best accuracy; of equal ones the lowest loss.
+    Accuracy,
+    /// The best macro F1, in which a class counts as much as any other; of equal ones the lowest loss.
+    MacroF1,
+    /// The lowest loss.
+    Loss,
+}
+
 /// What images are classified by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

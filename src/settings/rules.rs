@@ -1,10 +1,9 @@
 //! What settings must keep to: the ranges of numbers, when one has no effect, and which contradict each other.
 
 use super::values::*;
-use super::{Given, Key, Settings, TABLE};
+use super::{Given, Key, SettingError, Settings, TABLE};
 use crate::data::Source;
 use crate::fetch::is_flowers102;
-use crate::train::{Result, TrainError};
 use crate::tune::Tower;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
 use std::ops::RangeBounds;
@@ -157,10 +156,10 @@ fn are_templates(templates: &[String]) -> bool {
 }
 
 impl Settings {
-    /// Refuses what cannot be trained, naming the flag.
-    pub fn validate(&self) -> Result<()> {
+    /// Refuses what cannot be trained.
+    pub fn validate(&self) -> Result<(), SettingError> {
         let out_of_range = TABLE.iter().find_map(|setting| setting.out_of_range(self));
-        out_of_range.or_else(|| contradiction(self)).map_or(Ok(()), |text| Err(TrainError::Setting(text)))
+        out_of_range.or_else(|| contradiction(self)).map_or(Ok(()), |text| Err(SettingError(text)))
     }
 }
 
@@ -169,10 +168,10 @@ impl Given {
     ///
     /// # Errors
     /// The first, naming the flag.
-    pub fn check(&self, settings: &Settings) -> Result<()> {
+    pub fn check(&self, settings: &Settings) -> Result<(), SettingError> {
         let unused = self.keys().find_map(|key| Some((key, key.setting().no_effect(settings)?)));
         match unused {
-            Some((key, reason)) => Err(TrainError::Setting(format!("{key}: {reason}"))),
+            Some((key, reason)) => Err(SettingError(format!("{key}: {reason}"))),
             None => settings.validate(),
         }
     }

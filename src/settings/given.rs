@@ -81,10 +81,9 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::Result;
-    use crate::train::settings::Patience;
+    use crate::settings::{Patience, SettingError};
 
-    fn resolve(file: Given, flags: Given) -> Result<Settings> {
+    fn resolve(file: Given, flags: Given) -> Result<Settings, SettingError> {
         let settings = Settings::combine(file, &flags);
         flags.check(&settings)?;
         Ok(settings)
