@@ -7,11 +7,11 @@ use clap::Parser;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::demo::{IMAGE_SIZE, demo_dataset};
 use clip_engine::progress::Silent;
+use clip_engine::settings::{Recipe, Settings};
 use clip_engine::train::demo;
 use clip_engine::train::predict::{PredictOptions, Predictor};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Recipe, Settings};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 

@@ -23,6 +23,7 @@ pub mod optim;
 pub mod progress;
 pub mod random;
 pub mod report;
+pub mod settings;
 pub mod stats;
 pub mod tensor;
 pub mod train;

@@ -1,10 +1,12 @@
 //! `engine bench`
 
 use super::device::{Device, DeviceArgs, on_device};
+use super::flags::batch_sizes;
 use super::table::Lines;
 use super::{common, launches, table};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::clip::config::ClipConfig;
@@ -34,9 +36,9 @@ use std::time::Instant;
 pub struct Args {
     /// Single operations at the sizes of a step, or whole training steps and evaluations.
     #[arg(value_enum)]
-    pub(super) what: What,
+    what: What,
     #[command(flatten)]
-    pub(super) device: DeviceArgs,
+    device: DeviceArgs,
     /// A model directory, or the id of a model on the hub, for its sizes and weights.
     #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]", conflicts_with = "model_size")]
     model: Option<PathBuf>,
@@ -44,11 +46,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = ModelSize::VitB32)]
     model_size: ModelSize,
     /// Images per step.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    pub(super) batch_size: u32,
+    #[arg(long, default_value_t = 32, value_parser = batch_sizes())]
+    batch_size: u32,
     /// Classes of the head.
     #[arg(long, default_value_t = 102, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(super) classes: u32,
+    classes: u32,
     /// Rank of the adapters on all attention layers.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
     rank: u32,
@@ -68,11 +70,11 @@ pub struct Args {
     profile: bool,
     /// Also write the results as JSON.
     #[arg(long, value_name = "FILE")]
-    pub(super) json: Option<PathBuf>,
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
-pub(super) enum What {
+enum What {
     Ops,
     Step,
 }
@@ -92,7 +94,12 @@ pub fn run(mut args: Args) -> Result<()> {
         },
     };
     if args.launches {
-        return launches::run(&config, &args);
+        if args.what != What::Step {
+            let text = "--launches: it lists those of a training step; use it with engine bench step";
+            bail!(TrainError::Setting(text.into()));
+        }
+        let step = |cuda| recorded_step(cuda, &config, &args);
+        return launches::run(&args.device, args.batch_size, step, args.json.as_deref());
     }
     let device = args.device.open(&Silent)?;
     let default_reps = if matches!(device, Device::Cpu(_)) { 5 } else { 50 };
@@ -203,9 +210,20 @@ fn step<B: Backend>(
 }
 
 /// Of the steps that are timed or listed.
-pub(super) fn rates() -> Rates {
+fn rates() -> Rates {
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) }
+}
+
+/// A step that is recorded, where the backend can: the first of a kind only runs, the second is recorded.
+fn recorded_step<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<()> {
+    let mut learner = learner(backend, config, args)?;
+    let (batch, side) = (args.batch_size as usize, config.vision.image_size);
+    let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
+    for _ in 0..2 {
+        learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0)?;
+    }
+    Ok(())
 }
 
 /// Training steps of the head alone, on features that were computed before.
@@ -245,7 +263,7 @@ fn seconds(s: f64) -> String {
     }
 }
 
-pub(super) fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
+fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
     let weights: Box<dyn WeightSource> = match &args.model {
         Some(dir) => Box::new(Weights::open(dir)?),
         None => Box::new(RandomWeights { seed: 1 }),

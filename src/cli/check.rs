@@ -1,7 +1,6 @@
 //! `engine check`
 
 use super::common;
-use super::common::parse_serde;
 use super::device::{self, Device, on_device};
 use super::table::Lines;
 use anyhow::{Result, bail};
@@ -9,7 +8,7 @@ use clip_engine::backend::Backend;
 use clip_engine::dev::check::device::{Group, Scope};
 use clip_engine::dev::check::{self, CheckError, Row};
 use clip_engine::progress::Silent;
-use clip_engine::train::settings::Precision;
+use clip_engine::settings::{Key, Precision, parse_word};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +19,7 @@ pub struct Args {
     #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     device: String,
     /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    #[arg(long, value_parser = parse_word::<Precision>, value_name = Key::precision.setting().value_name)]
     precision: Option<Precision>,
     /// On a GPU: small sizes only.
     #[arg(long)]

@@ -3,12 +3,12 @@
 use super::bars::Bars;
 use anyhow::{Context, Result, bail};
 use clip_engine::data::augment::larger_side;
-use clip_engine::data::decode::Orientation;
 use clip_engine::data::{Cache, CacheOptions, Note, Preprocess, Purpose, Source, Split};
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use clip_engine::files::{cache_folder, write_atomic};
 use clip_engine::progress::Monitor;
+use clip_engine::settings::{Augment, Settings};
 use clip_engine::tensor::DType;
 use clip_engine::train::adapter::doubts_about;
 use clip_engine::train::base_model::BaseModel;
@@ -17,8 +17,6 @@ use clip_engine::train::model::Model;
 use clip_engine::train::other_models;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::saved_run::other_weights;
-use clip_engine::train::settings::{Augment, Settings};
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::fmt::Display;
 use std::io::Write;
@@ -26,22 +24,6 @@ use std::path::{Path, PathBuf};
 
 /// The revision of a model that is meant where none is named.
 const MAIN: &str = "main";
-
-/// Reads a word as serde does, so that flags and TOML take the same ones.
-pub fn parse_serde<T: for<'a> Deserialize<'a>>(word: &str) -> std::result::Result<T, String> {
-    use serde::de::IntoDeserializer;
-    let deserializer: serde::de::value::StrDeserializer<'_, serde::de::value::Error> =
-        word.into_deserializer();
-    T::deserialize(deserializer).map_err(|e| e.to_string())
-}
-
-/// The word by which serde writes a value that is one word.
-pub fn serde_name(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(word)) => word,
-        _ => String::new(),
-    }
-}
 
 /// Prints to standard output. A reader that has gone away is no error.
 pub fn say(text: impl Display) -> Result<()> {
@@ -149,69 +131,6 @@ pub fn data_dir(name: &Path, cache: Option<&Path>, monitor: &dyn Monitor) -> Res
     let root = cache_dir(cache)?.join(FLOWERS102);
     Flowers102::published().fetch(&root, monitor)?;
     Ok(root)
-}
-
-/// How data are read, for commands that train nothing.
-#[derive(Debug, Clone, clap::Args)]
-pub struct SourceArgs {
-    /// Where the photos of a list lie [default: beside it].
-    #[arg(long, value_name = "DIR")]
-    images: Option<PathBuf>,
-    /// Names of the classes: a JSON object by folder, a JSON list, or lines [default: a cat_to_name.json beside the
-    /// folders].
-    #[arg(long, value_name = "FILE")]
-    class_names: Option<PathBuf>,
-    /// Photos of one group stay in one split where splits are drawn: a table with the columns path and group, or a
-    /// regular expression for paths.
-    #[arg(long, value_name = "FILE|REGEX")]
-    groups: Option<String>,
-    /// Share of the photos that are drawn for validation where there is no such split [default: 0.15].
-    #[arg(long, value_name = "P")]
-    val_share: Option<f64>,
-    /// Refuse photos that are in two splits or classes, byte for byte, instead of warning.
-    #[arg(long)]
-    refuse_duplicates: bool,
-    /// Leave out images that cannot be decoded instead of stopping at the first.
-    #[arg(long)]
-    skip_bad_images: bool,
-    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: exif, and that of the run].
-    #[arg(long, value_parser = parse_serde::<Orientation>, value_name = "exif|ignore")]
-    orientation: Option<Orientation>,
-}
-
-impl SourceArgs {
-    /// Whether none was given.
-    pub fn are_empty(&self) -> bool {
-        let SourceArgs {
-            images,
-            class_names,
-            groups,
-            val_share,
-            refuse_duplicates,
-            skip_bad_images,
-            orientation,
-        } = self;
-        let given = [
-            images.is_some(),
-            class_names.is_some(),
-            groups.is_some(),
-            val_share.is_some(),
-            orientation.is_some(),
-        ];
-        !given.contains(&true) && !refuse_duplicates && !skip_bad_images
-    }
-
-    /// Writes what was given over `settings`.
-    pub fn apply(self, settings: &mut Settings) -> Result<()> {
-        settings.images = self.images.or(settings.images.take());
-        settings.class_names = self.class_names.or(settings.class_names.take());
-        settings.groups = self.groups.or(settings.groups.take());
-        settings.val_share = self.val_share.unwrap_or(settings.val_share);
-        settings.refuse_duplicates |= self.refuse_duplicates;
-        settings.skip_bad_images |= self.skip_bad_images;
-        settings.orientation = self.orientation.unwrap_or(settings.orientation);
-        Ok(settings.validate()?)
-    }
 }
 
 /// Which images are judged.
@@ -335,23 +254,19 @@ pub fn model_of_run(
         (None, None) => demo::model()?,
     };
     model.preprocess = model.preprocess.with_orientation(settings.orientation);
-    warn_of_unfinished(dir, monitor);
-    warn_of_other_weights(dir, &model, monitor)?;
+    warn_of_run(dir, &model, monitor)?;
     Ok(model)
 }
 
-/// Warns where the run in `dir` has not come to its end, so that what is there is not what it would keep.
-pub fn warn_of_unfinished(dir: &RunDir, monitor: &dyn Monitor) {
+/// Warns where the run in `dir` has not come to its end, so that what is there is not what it would keep, and where
+/// it was trained on other weights than the model's.
+pub fn warn_of_run(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
     if !dir.summary().is_file() {
         let run = dir.path().display();
         monitor.warn(&format!(
             "{run}: this run has not finished; engine train --resume --output {run} goes on with it"
         ));
     }
-}
-
-/// Warns where the run in `dir` was trained on other weights than the model's.
-pub fn warn_of_other_weights(dir: &RunDir, model: &Model, monitor: &dyn Monitor) -> Result<()> {
     if let Some(warning) = other_weights(dir, model)? {
         monitor.warn(&warning);
     }

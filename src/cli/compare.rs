@@ -2,9 +2,9 @@
 
 use super::bars::Bars;
 use super::common::Judged;
+use super::flags::SettingFlags;
 use super::run_set::{Earlier, Layout, RunSet};
 use super::seeds::{header, runs_of, score_cells};
-use super::train::{Options, resolve_each};
 use super::{common, output, table};
 use anyhow::{Result, bail};
 use clip_engine::TrainError;
@@ -12,9 +12,8 @@ use clip_engine::data::Cache;
 use clip_engine::progress::Monitor;
 use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
 use clip_engine::report::{self, COMPARISON_FILES, Comparison, RunData};
-use clip_engine::train::Settings;
+use clip_engine::settings::{Augment, Given, Key, Recipe, SettingError, Settings};
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Augment, Recipe};
 use std::path::{Path, PathBuf};
 
 /// The heading of its own flags in the help.
@@ -25,9 +24,9 @@ pub struct Args {
     /// Finished runs, all of the same classes and images.
     #[arg(value_name = "RUN", required_unless_present = "recipes", conflicts_with = "recipes")]
     runs: Vec<PathBuf>,
-    /// Train these first, one after the other with one loaded model: all, or some of linear, lora, mixup,
-    /// triplet and vpt. The flags of engine train apply to every recipe that has a use for them. A run that
-    /// was interrupted goes on with engine train --resume; what is finished can be compared by RUN.
+    /// Train these first, one after the other with one loaded model: all, or some of those that engine train takes as
+    /// --recipe. The flags of engine train apply to every recipe that has a use for them. A run that was interrupted
+    /// goes on with engine train --resume; what is finished can be compared by RUN.
     #[arg(long, help_heading = COMPARISON, value_delimiter = ',', value_name = "all|RECIPE,…")]
     recipes: Option<Vec<String>>,
     /// Where comparison.json, comparison.csv, report.html and plots/ are written, and the runs of --recipes
@@ -43,7 +42,7 @@ pub struct Args {
     #[arg(long, help_heading = COMPARISON, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
     #[command(flatten)]
-    options: Options,
+    settings: SettingFlags,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -59,7 +58,7 @@ pub fn run(args: Args) -> Result<()> {
             finish(&comparison, &runs, Some(&cache), Some(&path), &monitor)
         }
         None => {
-            if args.options != Options::default() {
+            if args.settings.0 != Given::default() {
                 let text = "flags of engine train need --recipes; finished runs keep their settings";
                 bail!(TrainError::Setting(text.into()));
             }
@@ -99,13 +98,14 @@ fn parse(names: &[String]) -> Result<Vec<Recipe>> {
 
 /// The runs that the arguments ask for, all of them right as far as can be known before one is trained.
 fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet> {
-    if args.options.names_no_data() {
+    let flags = &args.settings.0;
+    if flags.names_no_data() {
         let text =
             "--data is missing; for example engine compare --recipes all --data DIR, or --demo in its place";
         bail!(TrainError::Setting(text.into()));
     }
     let mut runs = Vec::new();
-    for settings in resolve_each(&args.options, recipes)? {
+    for settings in resolve_each(flags, recipes)? {
         let name = settings.recipe.name();
         match args.seeds {
             Some(count) => runs.extend(runs_of(&settings, count, Some(name))?),
@@ -113,19 +113,62 @@ fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet
         }
     }
     let Some((_, first)) = runs.first() else { bail!("--recipes names none") };
-    if let Some(name) = first.model_name().filter(|_| !args.options.names_model()) {
+    if let Some(name) = first.model_name().filter(|_| flags.model.is_none()) {
         common::say_default_model(name, monitor);
     }
-    let earlier = match (args.overwrite, &args.out) {
-        (true, _) => Earlier::Replace,
-        (false, None) => Earlier::ReplaceDemo,
-        (false, Some(_)) => Earlier::Keep,
-    };
-    let path = match &args.out {
-        Some(out) => out.clone(),
-        None => output::of_comparison(first)?,
-    };
+    let earlier = Earlier::of(args.overwrite, args.out.as_deref());
+    let path = args.out.clone().map_or_else(|| output::of_comparison(first), Ok)?;
     RunSet::vacant(&path, Layout::Comparison, runs, earlier)
+}
+
+/// The settings of several recipes with the same flags, each of which must be of use to one of them.
+fn resolve_each(flags: &Given, recipes: &[Recipe]) -> Result<Vec<Settings>> {
+    let refuse = |text: &str| Err(TrainError::Setting(text.into()).into());
+    if flags.recipe.is_some() {
+        return refuse("--recipe: --recipes names the recipes of a comparison; leave it out");
+    }
+    if flags.method.is_some() || flags.with_lora.is_some() {
+        return refuse(
+            "--method, --with-lora: a recipe has its own; leave them out, or train that run apart",
+        );
+    }
+    if flags.init_from.is_some() {
+        return refuse("--init-from: recipes are compared from the same start, plain CLIP; leave it out");
+    }
+    // What makes a recipe goes to that recipe alone.
+    let of = |&recipe| {
+        let mixup = flags.mixup.filter(|_| recipe == Recipe::Mixup);
+        let triplet = flags.triplet.filter(|_| recipe == Recipe::Triplet);
+        Settings::combine(Given::default(), &Given { recipe: Some(recipe), mixup, triplet, ..flags.clone() })
+    };
+    for (flag, given, recipe) in [
+        ("--mixup", flags.mixup.is_some(), Recipe::Mixup),
+        ("--triplet", flags.triplet.is_some(), Recipe::Triplet),
+    ] {
+        if given && !recipes.contains(&recipe) {
+            let text = format!("{flag}: belongs to the recipe {recipe}, which --recipes does not name");
+            return Err(TrainError::Setting(text).into());
+        }
+    }
+    let runs: Vec<Settings> = recipes.iter().map(of).collect();
+    check_use_by_any(flags, &runs)?;
+    for run in &runs {
+        let named = |SettingError(text)| SettingError(format!("recipe {}: {text}", run.recipe));
+        run.validate().map_err(named)?;
+    }
+    Ok(runs)
+}
+
+/// Refuses flags that none of the runs would look at.
+fn check_use_by_any(flags: &Given, runs: &[Settings]) -> Result<()> {
+    let unused_by = |key: &Key| runs.iter().all(|run| key.setting().no_effect(run).is_some());
+    match flags.keys().find(unused_by) {
+        Some(flag) => {
+            let text = format!("{flag}: none of the recipes has a use for it; leave it out");
+            bail!(TrainError::Setting(text))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses a folder with an earlier comparison, and that of a run: its page and pictures have the same names.

@@ -1,6 +1,6 @@
 //! Where a subcommand computes: `--device` and `--precision`.
 
-use super::common::parse_serde;
+use super::flags::like;
 use anyhow::{Result, anyhow, bail};
 use clip_engine::TrainError;
 use clip_engine::backend::Backend;
@@ -11,18 +11,18 @@ use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::dev::absent::Absent;
 use clip_engine::dev::on_twin;
 use clip_engine::progress::Monitor;
+use clip_engine::settings::{Key, Precision, parse_word};
 use clip_engine::tensor::DType;
-use clip_engine::train::settings::Precision;
 use std::sync::Arc;
 
 /// The flags by which a subcommand is told.
 #[derive(clap::Args)]
 pub struct DeviceArgs {
-    /// Where to compute.
-    #[arg(long, value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    #[arg(long, help = Key::device.setting().text(), value_name = Key::device.setting().value_name,
+          default_value = "auto")]
     device: String,
-    /// Number type of activations and frozen weights [default: f16 on a GPU, f32 on the CPU].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    #[arg(long, help = like(Key::precision, "f16 on a GPU, f32 on the CPU"), value_parser = parse_word::<Precision>,
+          value_name = Key::precision.setting().value_name)]
     precision: Option<Precision>,
 }
 

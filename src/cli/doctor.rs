@@ -1,5 +1,6 @@
 //! `engine doctor`
 
+use super::table::mib;
 use super::{common, table};
 use anyhow::{Result, anyhow};
 use clip_engine::backend::Backend;
@@ -167,8 +168,4 @@ fn hub_json() -> Value {
         }),
         Err(problem) => json!({ "problem": problem.to_string() }),
     }
-}
-
-fn mib(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

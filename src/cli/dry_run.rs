@@ -2,12 +2,12 @@
 
 use super::common::{self, Judged};
 use super::device::{self, on_device};
+use super::table::mib;
 use anyhow::{Result, bail};
 use clip_engine::data::Split;
 use clip_engine::progress::Monitor;
-use clip_engine::train::Settings;
+use clip_engine::settings::Settings;
 use clip_engine::train::demo;
-
 use clip_engine::train::dry_run::{Images, Plan};
 use clip_engine::train::model::Model;
 use clip_engine::tune::Group;
@@ -43,7 +43,7 @@ fn describe(plan: &Plan, images: &Images) -> Vec<String> {
     }
     let groups = plan.trained.iter().map(|&(group, count)| format!("{} {count}", name(group)));
     let [vision, text] = plan.frozen;
-    let free = plan.free.map_or(String::new(), |free| format!("; {} are free", mib(free)));
+    let free = plan.free.map_or(String::new(), |free| format!("; {} are free", mib(free as u64)));
     vec![
         data,
         format!(
@@ -54,9 +54,9 @@ fn describe(plan: &Plan, images: &Images) -> Vec<String> {
         format!("frozen parameters: {} (vision tower {vision}, text tower {text})", vision + text),
         format!(
             "memory, estimated: {} for batches of {} images, beside {} of weights and what is trained{free}",
-            mib(plan.work),
+            mib(plan.work as u64),
             plan.batch,
-            mib(plan.weights),
+            mib(plan.weights as u64),
         ),
         format!(
             "work: {:.4} GFLOP a step, {} steps and {:.4} GFLOP an epoch with its validation",
@@ -73,8 +73,4 @@ fn name(group: Group) -> &'static str {
         Group::Lora => "adapters",
         Group::Prompt => "prompts",
     }
-}
-
-fn mib(bytes: usize) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

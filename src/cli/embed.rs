@@ -3,10 +3,12 @@
 use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
+use super::flags::{batch_sizes, like};
 use anyhow::{Result, bail};
 use clip_engine::TrainError;
 use clip_engine::data::decode::Orientation;
 use clip_engine::data::is_photo;
+use clip_engine::settings::{Key, parse_word};
 use clip_engine::train::embed::{EmbedOptions, embed};
 use clip_engine::train::inference::{TunedTower, TuningFiles};
 use clip_engine::train::run_dir::RunDir;
@@ -15,9 +17,8 @@ use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched
-    /// [default: that of --run, otherwise openai/clip-vit-base-patch32].
-    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
+    #[arg(long, help = like(Key::model, "that of --run, otherwise openai/clip-vit-base-patch32"),
+          value_name = Key::model.setting().value_name)]
     model: Option<PathBuf>,
     /// Use the adapter and the prompts of this run.
     #[arg(long, value_name = "RUN", conflicts_with = "init_from")]
@@ -34,12 +35,11 @@ pub struct Args {
     /// Leave out photos that cannot be decoded instead of stopping at the first.
     #[arg(long)]
     skip_bad_images: bool,
-    /// Turn photos upright as their EXIF data say, or take them as they are stored [default: as the
-    /// run; exif without one].
-    #[arg(long, value_parser = common::parse_serde::<Orientation>, value_name = "exif|ignore")]
+    #[arg(long, help = like(Key::orientation, "as the run; exif without one"), value_parser = parse_word::<Orientation>,
+          value_name = Key::orientation.setting().value_name)]
     orientation: Option<Orientation>,
     /// Images per batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 32, value_parser = batch_sizes())]
     batch_size: u32,
     #[command(flatten)]
     device: DeviceArgs,

@@ -1,23 +1,25 @@
 //! `engine eval`
 
 use super::bars::Bars;
-use super::common::{Judged, SourceArgs, SplitChoice, parse_serde};
+use super::common::{Judged, SplitChoice};
 use super::device::{self, on_device};
+use super::flags::{SourceFlags, batch_sizes, like};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
 use clip_engine::fetch::{settled_data, settled_model};
 use clip_engine::progress::Monitor;
+use clip_engine::settings::{Augment, Given, Key, Precision, parse_word};
 use clip_engine::train::evaluate::evaluate_run;
 use clip_engine::train::metrics::Evaluation;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::saved_run::{class_names_of_run, other_photos};
-use clip_engine::train::settings::{Augment, Precision};
 use comfy_table::Table;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
+#[command(mut_arg("orientation", |arg| arg.help(like(Key::orientation, "that of the run, otherwise exif"))))]
 pub struct Args {
     /// A finished run.
     #[arg(long, value_name = "RUN")]
@@ -25,11 +27,10 @@ pub struct Args {
     /// Other data with the same classes [default: the run's own].
     #[arg(long, value_name = "DIR|flowers102")]
     data: Option<PathBuf>,
-    /// Where preprocessed images are kept [default: as the run].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help = like(Key::cache, "as the run"), value_name = Key::cache.setting().value_name)]
     cache: Option<PathBuf>,
     #[command(flatten)]
-    source: SourceArgs,
+    source: SourceFlags,
     /// Where its model is now [default: where it was].
     #[arg(long, value_name = "DIR")]
     model: Option<PathBuf>,
@@ -37,13 +38,12 @@ pub struct Args {
     #[arg(long, default_value = "test", value_name = "train|val|test|all")]
     split: SplitChoice,
     /// Images per batch [default: as the run].
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_parser = batch_sizes())]
     batch_size: Option<u32>,
-    /// Where to compute [default: as the run].
-    #[arg(long, value_name = "auto|cpu|cuda[:N]")]
+    #[arg(long, help = like(Key::device, "as the run"), value_name = Key::device.setting().value_name)]
     device: Option<String>,
-    /// Number type of activations and frozen weights [default: as the run where the device computes in it].
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16")]
+    #[arg(long, help = like(Key::precision, "as the run where the device computes in it"),
+          value_parser = parse_word::<Precision>, value_name = Key::precision.setting().value_name)]
     precision: Option<Precision>,
     /// Also print a table of the classes.
     #[arg(long, conflicts_with = "json")]
@@ -58,7 +58,8 @@ pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let dir = RunDir::existing(&args.run)?;
     let mut settings = dir.read_settings()?;
-    let files = [args.data.is_some(), args.model.is_some(), args.cache.is_some(), !args.source.are_empty()];
+    let files =
+        [args.data.is_some(), args.model.is_some(), args.cache.is_some(), args.source.0 != Given::default()];
     if settings.demo && (files.contains(&true) || args.split == SplitChoice::All) {
         let text = "--data, --model, --cache, --split all and what says how data are read: a demo run knows its own \
                     flowers and model only; leave them out";
@@ -89,8 +90,7 @@ pub fn run(args: Args) -> Result<()> {
         all: args.split == SplitChoice::All,
     };
     let common::Material { model, cache, .. } = common::material(&settings, &judged, &monitor)?;
-    common::warn_of_unfinished(&dir, &monitor);
-    common::warn_of_other_weights(&dir, &model, &monitor)?;
+    common::warn_of_run(&dir, &model, &monitor)?;
     if !other && !judged.all && other_photos(&dir, &cache)? {
         monitor.warn(
             "the photos are not those that the run was trained on: files were added, changed or removed",

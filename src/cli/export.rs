@@ -1,11 +1,11 @@
 //! `engine export`
 
 use super::bars::Bars;
-use super::common::{self, parse_serde};
+use super::common;
 use anyhow::{Result, bail};
+use clip_engine::settings::{Key, Precision, parse_word};
 use clip_engine::train::export::Export;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Precision;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     merged: Option<PathBuf>,
     /// Number type of the merged weights.
-    #[arg(long, value_parser = parse_serde::<Precision>, value_name = "f32|f16|bf16", default_value = "f32",
+    #[arg(long, value_parser = parse_word::<Precision>, value_name = Key::precision.setting().value_name, default_value = "f32",
           conflicts_with = "peft")]
     dtype: Precision,
     /// Replace an earlier export in the folder.

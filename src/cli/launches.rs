@@ -1,66 +1,57 @@
 //! `engine bench step --launches`
 
 use super::bars::Bars;
-use super::bench::{self, What};
+use super::device::DeviceArgs;
 use super::{common, table};
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cuda::driver::Command;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::clip::config::ClipConfig;
 use clip_engine::dev::bench::launches::{Peaks, Resources, Row, Shape, Sum, resources};
 use clip_engine::dev::listing::Listing;
 use clip_engine::progress::Monitor;
-use clip_engine::tensor::{DType, Tensor};
-use clip_engine::train::learner::Batch;
 use comfy_table::{CellAlignment, Table};
 use serde_json::json;
+use std::path::Path;
 
-/// Lists the launches of one recorded training step, in each form of the adapted layers where the device is not
-/// there to choose one.
-pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
-    if args.what != What::Step {
-        let text = "--launches: it lists those of a training step; use it with engine bench step";
-        return Err(TrainError::Setting(text.into()).into());
-    }
-    let (cuda, is_there) = args.device.open_to_list()?;
+/// Lists the launches that `step`, a training step of `batch` images, is recorded as: in each form of the adapted
+/// layers where the device is not there to choose one.
+pub fn run(
+    device: &DeviceArgs,
+    batch: u32,
+    step: impl Fn(Cuda) -> Result<()>,
+    json: Option<&Path>,
+) -> Result<()> {
+    let (cuda, is_there) = device.open_to_list()?;
     let forms: &[(&str, LoraForm)] = match is_there {
         true => &[("as measured", LoraForm::Auto)],
         false => &[("product", LoraForm::Gemm), ("fused", LoraForm::Fused)],
     };
-    let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, config, args)?));
+    let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, &step)?));
     let lists = forms.iter().map(list).collect::<Result<Vec<(&str, Vec<Command>)>>>()?;
     let (peaks, resources) = (Peaks::H100_SXM, resources_of(&cuda, &lists));
     let (mut sums, mut entries) = (Vec::new(), Vec::new());
     for (form, commands) in &lists {
         let rows: Vec<Row> = commands.iter().map(|command| Row::new(command, &peaks, &resources)).collect();
-        let title =
-            format!("form of the adapted layers: {form}; {}, batch {}", cuda.describe(), args.batch_size);
+        let title = format!("form of the adapted layers: {form}; {}, batch {batch}", cuda.describe());
         common::say(format!("{title}\n\n{}\n", table_of_rows(&rows)))?;
         let (by_name, all) = Sum::of_rows(&rows);
         sums.push(format!("{title}\n\n{}", table_of_sums(&by_name, &all)));
         entries.push(json!({ "form": form, "launches": rows, "by_name": by_name, "all": all }));
     }
     common::say(sums.join("\n\n"))?;
-    let Some(path) = &args.json else { return Ok(()) };
+    let Some(path) = json else { return Ok(()) };
     let report = json!({
         "commit": common::commit(), "version": env!("CARGO_PKG_VERSION"), "device": cuda.describe(),
-        "batch_size": args.batch_size, "floors_of": { "device": "H100 SXM", "per_s": peaks }, "forms": entries,
+        "batch_size": batch, "floors_of": { "device": "H100 SXM", "per_s": peaks }, "forms": entries,
     });
     common::write_json(path, &report)
 }
 
-/// What a step of the size that was asked for is recorded as.
-fn commands(cuda: &Cuda, config: &ClipConfig, args: &bench::Args) -> Result<Vec<Command>> {
-    let (cuda, listing) = Listing::around(&cuda)?;
-    let mut learner = bench::learner(cuda, config, args)?;
-    let (batch, side) = (args.batch_size as usize, config.vision.image_size);
-    let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
-    // The first step of a kind only runs, the second is recorded.
-    for _ in 0..2 {
-        learner.train_step(Batch::new(images.view(), &labels), &bench::rates(), 1.0)?;
-    }
+/// What a step of the size that was asked for is captured as.
+fn commands(cuda: &Cuda, step: impl Fn(Cuda) -> Result<()>) -> Result<Vec<Command>> {
+    let (cuda, listing) = Listing::around(cuda)?;
+    step(cuda)?;
     let commands = listing.last_graph();
     if commands.is_empty() {
         bail!("the training step was not recorded");

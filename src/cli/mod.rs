@@ -12,6 +12,7 @@ mod dry_run;
 mod embed;
 mod eval;
 mod export;
+mod flags;
 mod launches;
 mod man;
 mod output;
@@ -32,6 +33,7 @@ use bars::Level;
 use clap::{CommandFactory, Parser, Subcommand};
 use clip_engine::TrainError;
 use clip_engine::data::DataError;
+use clip_engine::settings::SettingError;
 use std::process::ExitCode;
 
 /// Fine-tunes CLIP image classifiers.
@@ -184,7 +186,7 @@ fn exit_code(error: &Error) -> ExitCode {
         (Some(TrainError::Setting(_) | TrainError::Data(DataError::Option { .. })), _)
             | (_, Some(DataError::Option { .. }))
     );
-    if usage { ExitCode::from(2) } else { ExitCode::FAILURE }
+    if usage || error.is::<SettingError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clip_engine::TrainError;
-use clip_engine::train::Settings;
+use clip_engine::settings::Settings;
 use std::path::{Path, PathBuf};
 
 /// The folder of all runs that were given none.

@@ -3,6 +3,7 @@
 use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
+use super::flags::batch_sizes;
 use super::predictions::{Form, Printer, UNKNOWN};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
@@ -38,7 +39,7 @@ pub struct Args {
     #[arg(long)]
     csv: bool,
     /// Images per batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 32, value_parser = batch_sizes())]
     batch_size: u32,
     #[command(flatten)]
     device: DeviceArgs,

@@ -1,19 +1,18 @@
 //! `engine prep`
 
 use super::bars::Bars;
-use super::common::{Judged, SourceArgs, open_cache};
+use super::common::{Judged, open_cache};
+use super::flags::SourceFlags;
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::data::{Preprocess, Split};
 use clip_engine::fetch::settled_data;
-use clip_engine::train::settings::{CacheType, Recipe, Settings};
+use clip_engine::settings::{CacheType, Key, Recipe, Settings, parse_word};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
-    /// flowers102, which is fetched.
-    #[arg(long, value_name = "DIR|flowers102")]
+    #[arg(long, help = Key::data.setting().help(), value_name = Key::data.setting().value_name)]
     data: PathBuf,
     /// The CLIP directory, or the CLIP model on the hub, whose image size and preprocessing to use [default:
     /// those of openai/clip-vit-base-patch32, 224 pixels, without fetching it].
@@ -23,13 +22,13 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
     /// Element type of the cache.
-    #[arg(long, value_parser = common::parse_serde::<CacheType>, value_name = "u8|f16|f32", default_value = "u8")]
+    #[arg(long, value_parser = parse_word::<CacheType>, value_name = Key::dtype.setting().value_name, default_value = "u8")]
     dtype: CacheType,
     /// Seed of the split, for a folder of class folders.
     #[arg(long, default_value_t = 42)]
     seed: u64,
     #[command(flatten)]
-    source: SourceArgs,
+    source: SourceFlags,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -57,10 +56,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     common::say(table)?;
     common::say(format!(
-        "{} images of {} {}, {:.1} MiB",
+        "{} images of {} {}, {}",
         cache.len(),
         cache.image_shape(),
         cache.dtype(),
-        cache.bytes() as f64 / f64::from(1 << 20)
+        table::mib(cache.bytes() as u64)
     ))
 }

@@ -9,10 +9,9 @@ use clip_engine::backend::Backend;
 use clip_engine::data::Cache;
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::{self, COMPARISON_FILES, RunData};
-use clip_engine::train::Settings;
+use clip_engine::settings::{Recipe, Settings};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::Recipe;
 use clip_engine::tune::Tower;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -64,6 +63,17 @@ pub enum Earlier {
     /// Runs of the demo may go, others may not.
     ReplaceDemo,
     Replace,
+}
+
+impl Earlier {
+    /// What `--overwrite` asks for, in a folder that was chosen or in the usual one.
+    pub fn of(overwrite: bool, chosen: Option<&Path>) -> Self {
+        match (overwrite, chosen) {
+            (true, _) => Earlier::Replace,
+            (false, None) => Earlier::ReplaceDemo,
+            (false, Some(_)) => Earlier::Keep,
+        }
+    }
 }
 
 /// Runs to come.
@@ -130,6 +140,12 @@ impl RunSet {
 
     /// Removes what an earlier command left, so that nothing of it is taken for one of these runs.
     fn clear(&self, monitor: &dyn Monitor) -> Result<()> {
+        let leave_folder_of = |path: &Path| {
+            if let Some(folder) = path.parent().filter(|&folder| folder != self.path) {
+                // Other results or seeds, or something of the user's, may still be in there.
+                let _ = std::fs::remove_dir(folder);
+            }
+        };
         for name in self.layout.results() {
             let file = self.path.join(name);
             match std::fs::remove_file(&file) {
@@ -138,17 +154,11 @@ impl RunSet {
                 }
                 _ => {}
             }
-            if let Some(folder) = file.parent().filter(|&folder| folder != self.path) {
-                // Other results, or something of the user's, may still be in there.
-                let _ = std::fs::remove_dir(folder);
-            }
+            leave_folder_of(&file);
         }
         for run in &self.outdated {
             run.remove(monitor)?;
-            if let Some(folder) = run.path().parent().filter(|&folder| folder != self.path) {
-                // Other seeds, or something of the user's, may still be in there.
-                let _ = std::fs::remove_dir(folder);
-            }
+            leave_folder_of(run.path());
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use clip_engine::files::write_atomic;
 use clip_engine::progress::Monitor;
 use clip_engine::report::RunData;
 use clip_engine::report::seeds::{Scores, SeedSummary};
-use clip_engine::train::Settings;
+use clip_engine::settings::Settings;
 
 /// The runs of `base` with `count` seeds from its own on, in folders seed-N of `folder`. All see the images
 /// that the first sees.

@@ -23,6 +23,11 @@ pub fn percent(fraction: f64) -> String {
     format!("{:.1} %", 100.0 * fraction)
 }
 
+/// "1.5 MiB".
+pub fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
 /// "87.8 % (82.1–91.9)": an accuracy on so many images with its 95 % interval.
 pub fn accuracy(fraction: f64, images: usize) -> String {
     let (low, high) = wilson_of(fraction, images);

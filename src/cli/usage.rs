@@ -2,7 +2,7 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
-use clip_engine::train::settings::Patience;
+use clip_engine::settings::Patience;
 use std::any::TypeId;
 use std::error::Error as _;
 use std::ffi::OsString;

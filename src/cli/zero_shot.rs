@@ -1,42 +1,38 @@
 //! `engine zero-shot`
 
 use super::bars::Bars;
-use super::common::{Judged, SourceArgs, SplitChoice};
+use super::common::{Judged, SplitChoice};
 use super::device::{DeviceArgs, on_device};
+use super::flags::{SourceFlags, batch_sizes, like};
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::fetch::settled_data;
+use clip_engine::settings::{Key, Recipe, Settings, are_flowers, default_templates};
 use clip_engine::train::evaluate::zero_shot;
-use clip_engine::train::settings::{Recipe, Settings, are_flowers, check_templates, default_templates};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// A Hugging Face CLIP directory, or the id of a CLIP model on the hub, which is fetched
-    /// [default: openai/clip-vit-base-patch32].
-    #[arg(long, value_name = "DIR|OWNER/NAME[@REVISION]")]
+    #[arg(long, help = Key::model.setting().help(), value_name = Key::model.setting().value_name)]
     model: Option<PathBuf>,
-    /// A folder with train/, val/ and test/, a folder of class folders, a Flowers-102 root, or the word
-    /// flowers102, which is fetched.
-    #[arg(long, value_name = "DIR|flowers102")]
+    #[arg(long, help = Key::data.setting().help(), value_name = Key::data.setting().value_name)]
     data: PathBuf,
     /// Which images.
     #[arg(long, default_value = "test", value_name = "train|val|test|all")]
     split: SplitChoice,
-    /// Where preprocessed images are kept [default: the user's cache folder].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, help = Key::cache.setting().help(), value_name = Key::cache.setting().value_name)]
     cache: Option<PathBuf>,
     /// Seed of the split, for a folder of class folders.
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// A prompt with {} for the class name; repeat the flag for several [default: those of engine train].
-    #[arg(long = "template", value_name = "TEXT")]
+    #[arg(long = "template", help = like(Key::templates, "those of engine train"),
+          value_name = Key::templates.setting().value_name)]
     templates: Vec<String>,
     /// Images per batch.
-    #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, default_value_t = 32, value_parser = batch_sizes())]
     batch_size: u32,
     #[command(flatten)]
-    source: SourceArgs,
+    source: SourceFlags,
     #[command(flatten)]
     device: DeviceArgs,
 }
@@ -48,21 +44,21 @@ pub fn run(args: Args) -> Result<()> {
         true => default_templates(Recipe::Linear, are_flowers(&args.data)),
         false => args.templates,
     };
-    check_templates(&templates)?;
-    let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
     let mut settings = Settings {
         data: Some(settled_data(&args.data)),
         cache: args.cache,
         seed: args.seed,
+        templates,
         ..Settings::of(Recipe::Linear)
     };
     args.source.apply(&mut settings)?;
+    let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
     let judged = Judged { any: true, all: args.split == SplitChoice::All, classes: None };
     let cache = common::open_cache(&settings, &judged, &model.preprocess, &monitor)?;
     args.split.explain(&cache, &monitor);
     let batch = args.batch_size as usize;
     let metrics = on_device!(device, backend => {
-        zero_shot(backend, model, &cache, args.split.of_cache(), &templates, batch, &monitor)
+        zero_shot(backend, model, &cache, args.split.of_cache(), &settings.templates, batch, &monitor)
     })?;
     let (images, loss) = (metrics.images, Some(metrics.loss_text));
     let split = args.split.name();

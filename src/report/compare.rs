@@ -398,7 +398,7 @@ fn mean_row(group: &[&RunData], name: String) -> Option<MeanRow> {
 mod tests {
     use super::*;
     use crate::report::test_run::run;
-    use crate::train::settings::Recipe;
+    use crate::settings::Recipe;
 
     #[test]
     fn runs_with_several_seeds_become_one_technique() {

@@ -1,7 +1,7 @@
 //! What a report is of: model, data, date, and the version that wrote it.
 
 use super::RunData;
-use crate::train::Settings;
+use crate::settings::Settings;
 use serde::Serialize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -120,7 +120,7 @@ impl<'a> Line<'a> {
 mod tests {
     use super::*;
     use crate::report::test_run::run;
-    use crate::train::settings::Recipe;
+    use crate::settings::Recipe;
 
     #[test]
     fn names_with_commas_quotes_and_lines_survive_csv() {

@@ -2,8 +2,8 @@
 
 use super::RunData;
 use crate::data::flowers102;
-use crate::train::Settings;
-use crate::train::settings::Recipe;
+use crate::settings::Recipe;
+use crate::settings::Settings;
 use serde_json::{Value, json};
 
 /// A finished run on Flowers-102 with ViT-B/32.

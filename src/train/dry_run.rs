@@ -5,7 +5,6 @@
 use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
 use super::run::initial::{Towers, learner_spec, trained_parts};
-use super::settings::{Augment, CacheType, Settings};
 use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::flops::{Flops, StepSizes, TextSizes};
@@ -14,6 +13,7 @@ use crate::clip::text::{EmbeddedPrompts, PART};
 use crate::clip::weights::expected_tensors;
 use crate::data::augment::larger_side;
 use crate::data::{Cache, Source, Split, few_shot};
+use crate::settings::{Augment, CacheType, Settings};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Group, Tower, Trained};
 

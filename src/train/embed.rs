@@ -7,6 +7,7 @@ use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::data::{DataError, folder};
 use crate::progress::Monitor;
+use crate::settings::Key;
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
@@ -81,8 +82,10 @@ fn features<'a, B: Backend>(
             let part = part.view().to_tensor(DType::F32)?;
             if let Some((index, _)) = part.view().first_not_finite() {
                 let path = embedded[first + index / tuned.features()];
-                let problem =
-                    "the model's features for it are not numbers; try --precision f32, or check the weights";
+                let problem = format!(
+                    "the model's features for it are not numbers; try {} f32, or check the weights",
+                    Key::precision
+                );
                 return Err(TrainError::file(path, problem));
             }
             features.extend_from_slice(part.typed::<f32>()?);

@@ -4,6 +4,7 @@ use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
 use crate::files::FileError;
+use crate::settings::{Key, SettingError};
 use crate::stats::StatsError;
 use crate::tensor::TensorError;
 use std::path::{Path, PathBuf};
@@ -80,7 +81,8 @@ pub enum TrainError {
     Setting(String),
     /// Found out before the first step.
     #[error(
-        "--batch-size: {batch} images need {} of {memory} and {} are free; {}",
+        "{}: {batch} images need {} of {memory} and {} are free; {}",
+        Key::batch_size,
         mib(*.needed),
         mib(*.free),
         match fits {
@@ -129,6 +131,12 @@ pub enum TrainError {
         /// The run directory.
         path: PathBuf,
     },
+}
+
+impl From<SettingError> for TrainError {
+    fn from(SettingError(text): SettingError) -> Self {
+        TrainError::Setting(text)
+    }
 }
 
 impl TrainError {

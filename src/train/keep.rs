@@ -6,24 +6,9 @@
 //! still be chosen stays.
 
 use super::metrics::EvalMetrics;
+pub use crate::settings::KeepBy;
 use crate::tensor::Tensor;
-use serde::{Deserialize, Serialize};
 use std::cmp::Ordering;
-
-/// What an epoch is kept for, on the validation split.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KeepBy {
-    /// The lowest loss of those within one standard error of the best accuracy.
-    #[default]
-    OneSe,
-    /// The best accuracy; of equal ones the lowest loss.
-    Accuracy,
-    /// The best macro F1, in which a class counts as much as any other; of equal ones the lowest loss.
-    MacroF1,
-    /// The lowest loss.
-    Loss,
-}
 
 impl KeepBy {
     /// Which of two epochs is kept: less is better. By [`KeepBy::OneSe`] of two whose accuracies do not differ.

@@ -1,4 +1,4 @@
-//! The training loop and everything a run needs: settings, checkpoints, metrics, the run directory.
+//! The training loop and everything a run needs: checkpoints, metrics, the run directory.
 //!
 //! From the bottom: what a run writes down (`metrics`, `records`, `run_dir`), what it trains (`model`, `adapter`),
 //! one step (`learner`), the run itself (`run`), and what is done with a finished one (`evaluate`, `predict`, `embed`,
@@ -28,8 +28,7 @@ pub mod records;
 pub mod run;
 pub mod run_dir;
 pub mod saved_run;
-pub mod settings;
 mod tensorboard;
 
+pub use crate::settings::{self, Settings};
 pub use error::{Result, TrainError};
-pub use settings::Settings;

@@ -15,6 +15,7 @@ use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::clip::weights::Weights;
 use crate::data::Preprocess;
 use crate::progress::Monitor;
+use crate::settings::Key;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -55,7 +56,11 @@ impl Model {
         if !dir.is_dir() {
             return Err(TrainError::file(
                 dir,
-                "no such folder; give --model the directory of a Hugging Face CLIP checkpoint, or owner/name on the hub",
+                format!(
+                    "no such folder; give {} the directory of a Hugging Face CLIP checkpoint, or owner/name on the \
+                     hub",
+                    Key::model
+                ),
             ));
         }
         let config = ClipConfig::load(dir)?;

@@ -7,10 +7,10 @@ use super::inference::{TunedTower, TuningFiles};
 use super::model::Model;
 use super::run_dir::RunDir;
 use super::saved_run::{head_of_run, of_one_epoch};
-use super::settings::Settings;
 use super::{Result, TrainError};
 use crate::backend::{Backend, Classifier, DeviceTensor, Stat, Targets};
 use crate::progress::Monitor;
+use crate::settings::{Key, Settings};
 use crate::tensor::{DType, Tensor};
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -217,7 +217,9 @@ impl<B: Backend> Waiting<B> {
 }
 
 fn not_finite(path: &Path) -> TrainError {
-    TrainError::file(path, "the model's logits for it are not numbers; try --precision f32, or check the run")
+    let flag = Key::precision;
+    let problem = format!("the model's logits for it are not numbers; try {flag} f32, or check the run");
+    TrainError::file(path, problem)
 }
 
 /// The `k` most probable classes by softmax(`logits`/`temperature`), best first, the first of equals first; none

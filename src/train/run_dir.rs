@@ -1,11 +1,11 @@
 //! The run directory: what is where, and the metrics file.
 
 use super::records::{Record, Summary};
-use super::settings::Settings;
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
 use crate::files::{is_unfinished, remove, remove_unfinished, write_atomic};
 use crate::progress::Monitor;
+use crate::settings::Settings;
 use serde::Serialize;
 use serde_json::Value;
 use std::ffi::OsStr;

@@ -4,9 +4,9 @@ use super::adapter::HeadFile;
 use super::model::Model;
 use super::provenance::Stamp;
 use super::run_dir::RunDir;
-use super::settings::Settings;
 use super::{Result, TrainError};
 use crate::data::Cache;
+use crate::settings::Settings;
 use std::path::{Path, PathBuf};
 
 /// Reads files of the run in `dir` with `read` and makes sure that they belong together.

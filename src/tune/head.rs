@@ -63,6 +63,18 @@ impl HeadScale {
     }
 }
 
+impl std::str::FromStr for HeadScale {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match (text, text.parse()) {
+            ("sqrt-width", _) => Ok(HeadScale::By(HeadScaleRule::SqrtWidth)),
+            (_, Ok(scale)) => Ok(HeadScale::Of(scale)),
+            (_, Err(_)) => Err(format!("{text:?} is neither a number nor \"sqrt-width\"")),
+        }
+    }
+}
+
 /// The start of `torch.nn.Linear`: both tensors uniform in ±1/√E. Returns weight \[C, E\] and bias \[C\], f32.
 pub fn initial_head(classes: usize, width: usize, rng: &mut impl Rng) -> (Tensor, Tensor) {
     let bound = 1.0 / (width as f32).sqrt();

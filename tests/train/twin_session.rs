@@ -8,12 +8,12 @@ use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
 use clip_engine::dev::on_twin;
 use clip_engine::progress::Silent;
 use clip_engine::random;
+use clip_engine::settings::{Patience, Recipe, Settings};
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::records::{Baseline, Summary};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::settings::{Patience, Recipe, Settings};
 
 /// A few pictures of two classes of the demo; the last batch of training and of validation has one image.
 fn cache() -> Cache {

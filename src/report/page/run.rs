@@ -292,7 +292,7 @@ fn value(of: &impl Serialize) -> Result<toml::Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::settings::Recipe;
+    use crate::settings::Recipe;
 
     #[test]
     fn settings_that_differ_from_the_recipe_say_its_default() {

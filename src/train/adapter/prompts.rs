@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::files::Staged;
+use crate::settings::Key;
 use crate::tensor::{Shape, Tensor};
 use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::provenance::Stamp;
@@ -64,7 +65,7 @@ pub fn load_prompts(path: &Path, spec: &PromptSpec, layers: usize, width: usize)
         let mode = found.mode.name();
         return Err(TrainError::file(
             path,
-            format!("prompts were trained with --prompt-mode {mode}; set it"),
+            format!("prompts were trained with {} {mode}; set it", Key::prompt_mode),
         ));
     }
     let mut file = TensorFile::read(path)?;
@@ -75,8 +76,10 @@ pub fn load_prompts(path: &Path, spec: &PromptSpec, layers: usize, width: usize)
     let found = file.tensors.get("prompts").map(Tensor::shape);
     if let Some(found) = found.filter(|&found| found != shape) {
         let problem = format!(
-            "prompts have shape {found} where {shape} is needed; set --prompts and --prompt-count to theirs, \
-             or use the model they were trained with"
+            "prompts have shape {found} where {shape} is needed; set {} and {} to theirs, or use the model they were \
+             trained with",
+            Key::prompts,
+            Key::prompt_count,
         );
         return Err(TrainError::file(path, problem));
     }

@@ -1,10 +1,10 @@
 //! The model card of an export: what it is, what it was trained on, how good it is, how to use it in Python.
 
 use super::folder::MARK;
+use crate::settings::{ClassifierKind, Settings};
 use crate::train::base_model::BaseModel;
 use crate::train::metrics::EvalMetrics;
 use crate::train::records::{Summary, Temperature};
-use crate::train::settings::{ClassifierKind, Settings};
 use crate::tune::{LoraSpec, PromptSharing};
 use std::fmt::Write;
 use std::path::Path;

@@ -1,5 +1,6 @@
 //! Classes with different numbers of training images: what is said of them, and what may be done about it.
 
+use crate::settings::Key;
 use crate::train::metrics::ClassMetrics;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -34,8 +35,12 @@ pub(super) fn describe(counts: &[usize], names: &[String], done: bool) -> Option
         n => counts[order[n / 2]] as f64,
     };
     let helps = match done || counts[most] < UNEVEN * counts[least] {
-        true => "",
-        false => "; --class-weights balanced or --sampler balanced lets the small ones count as much",
+        true => String::new(),
+        false => format!(
+            "; {} balanced or {} balanced lets the small ones count as much",
+            Key::class_weights,
+            Key::sampler
+        ),
     };
     Some(format!(
         "training images of a class: {} ({:?}) to {} ({:?}), median {median}{helps}",

@@ -4,6 +4,7 @@ use super::{Run, balance, state};
 use crate::backend::Backend;
 use crate::data::Split;
 use crate::files::Staged;
+use crate::settings::Sampler;
 use crate::stats::calibration::chance_error;
 use crate::stats::temperature::{PRIOR, fit_temperature};
 use crate::train::adapter::{self, HeadFile};
@@ -12,7 +13,6 @@ use crate::train::keep::Candidate;
 use crate::train::metrics::Accumulator;
 use crate::train::provenance::Stamp;
 use crate::train::records::{EpochRecord, Summary, Temperature, ZeroShot};
-use crate::train::settings::Sampler;
 use crate::train::{Result, TrainError};
 use crate::tune::Tower;
 

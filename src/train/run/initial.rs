@@ -2,14 +2,13 @@
 
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
-use crate::clip::text::TextClassifier;
-use crate::clip::text::TextTower;
+use crate::clip::text::{TextClassifier, TextTower};
 use crate::clip::vision::VisionTower;
 use crate::random;
+use crate::settings::{ClassifierKind, HeadInit, Key, Settings};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
 use crate::train::learner::LearnerSpec;
-use crate::train::settings::{ClassifierKind, HeadInit, Settings};
 use crate::train::{Result, TrainError};
 use crate::tune::{
     BlockLora, Head, LoraSpec, Prompts, Tower, Trained,
@@ -121,8 +120,9 @@ fn adapters<B: Backend>(
     match towers.text {
         Some(text) => Ok([vision, text.adapters(backend, spec, init)?]),
         None if spec.towers.contains(&Tower::Text) => {
-            let text = "--towers: the text tower is to be trained and was not prepared for it";
-            Err(TrainError::Setting(text.into()))
+            let flag = Key::towers;
+            let text = format!("{flag}: the text tower is to be trained and was not prepared for it");
+            Err(TrainError::Setting(text))
         }
         None => Ok([vision, Vec::new()]),
     }
@@ -137,29 +137,34 @@ fn initial_parts_from<B: Backend>(
     from: &Path,
     trained: &mut Trained<B>,
 ) -> Result<()> {
+    use Key::{init_from, method, with_lora};
+
     let (adapter, head_path) = (adapter_in(from)?, from.join("head.safetensors"));
     let prompts_path = from.join("prompts.safetensors");
     let tower = towers.vision;
     let sizes = &tower.config().tower;
     let found = [adapter.is_some(), prompts_path.is_file(), head_path.is_file()];
     if found == [false; 3] {
-        let problem = "none of adapter/, adapter_config.json, head.safetensors and prompts.safetensors is here; check \
-                       --init-from";
+        let problem = format!(
+            "none of adapter/, adapter_config.json, head.safetensors and prompts.safetensors is here; check {init_from}"
+        );
         return Err(TrainError::file(from, problem));
     }
-    let unused = |what: &str, remedy: &str| {
-        let text = format!("--init-from: {} has {what}, which this run leaves out; {remedy}", from.display());
+    let unused = |what: &str, remedy: String| {
+        let text = format!("{init_from}: {} has {what}, which this run leaves out; {remedy}", from.display());
         Err(TrainError::Setting(text))
     };
     match (adapter, settings.lora()) {
-        (Some(_), None) => return unused("an adapter", "use --method lora, or --with-lora beside prompts"),
+        (Some(_), None) => {
+            return unused("an adapter", format!("use {method} lora, or {with_lora} beside prompts"));
+        }
         (Some(dir), Some(spec)) => {
             [trained.lora, trained.text_lora] = adapters_from(backend, towers, &dir, &spec)?;
         }
         (None, _) => {}
     }
     match (found[1], settings.prompt_spec()) {
-        (true, None) => return unused("prompts", "use --method vpt"),
+        (true, None) => return unused("prompts", format!("use {method} vpt")),
         (true, Some(spec)) => {
             let values = load_prompts(&prompts_path, &spec, sizes.layers, sizes.width)?;
             trained.prompts = Some(Prompts::new(backend, spec.mode, values.view())?);
@@ -207,20 +212,21 @@ fn adapters_from<B: Backend>(
 /// What an adapter and the one that a run asks for differ in: what it is in the adapter, and what to do.
 fn differences(found: &LoraSpec, wanted: &LoraSpec) -> Vec<[String; 2]> {
     let mut all = Vec::new();
-    let mut compare = |name: &str, found: String, wanted: String| {
+    let mut compare = |key: Key, found: String, wanted: String| {
         if found != wanted {
-            all.push([format!("{name} {found}, not {wanted}"), format!("set --{name} {found}")]);
+            let name = key.setting().name;
+            all.push([format!("{name} {found}, not {wanted}"), format!("set {key} {found}")]);
         }
     };
     let targets = |spec: &LoraSpec| spec.targets.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
     let towers = |spec: &LoraSpec| spec.towers.iter().map(|t| t.name()).collect::<Vec<_>>().join(",");
-    compare("rank", found.rank.to_string(), wanted.rank.to_string());
-    compare("alpha", found.alpha.to_string(), wanted.alpha.to_string());
-    compare("targets", targets(found), targets(wanted));
-    compare("towers", towers(found), towers(wanted));
+    compare(Key::rank, found.rank.to_string(), wanted.rank.to_string());
+    compare(Key::alpha, found.alpha.to_string(), wanted.alpha.to_string());
+    compare(Key::targets, targets(found), targets(wanted));
+    compare(Key::towers, towers(found), towers(wanted));
     match (found.rslora, wanted.rslora) {
-        (true, false) => all.push(["rslora".into(), "set --rslora".into()]),
-        (false, true) => all.push(["no rslora".into(), "leave out --rslora".into()]),
+        (true, false) => all.push(["rslora".into(), format!("set {}", Key::rslora)]),
+        (false, true) => all.push(["no rslora".into(), format!("leave out {}", Key::rslora)]),
         _ => {}
     }
     all
@@ -229,7 +235,7 @@ fn differences(found: &LoraSpec, wanted: &LoraSpec) -> Vec<[String; 2]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tune::Target::{Key, Query};
+    use crate::tune::Target::{self, Query};
 
     #[test]
     fn every_difference_between_adapters_is_named_with_its_flag() {
@@ -245,7 +251,7 @@ mod tests {
         };
         assert_eq!(lora(|spec| spec.rank = 4), "rank 4, not 8; set --rank 4");
         assert_eq!(lora(|spec| spec.alpha = 0.5), "alpha 0.5, not 16; set --alpha 0.5");
-        let targets = lora(|spec| spec.targets = vec![Query, Key]);
+        let targets = lora(|spec| spec.targets = vec![Query, Target::Key]);
         assert_eq!(targets, "targets q_proj,k_proj, not q_proj; set --targets q_proj,k_proj");
         let towers = lora(|spec| spec.towers = Tower::ALL.to_vec());
         assert_eq!(towers, "towers vision,text, not vision; set --towers vision,text");

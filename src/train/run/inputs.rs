@@ -9,12 +9,12 @@ use crate::data::augment::Augmentation;
 use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
+use crate::settings::{Augment, ClassWeights, Sampler, Settings};
 use crate::tensor::Tensor;
 use crate::train::batches::{Inputs, Staging, evaluate_split, require_numbers};
 use crate::train::learner::{Learner, Which};
 use crate::train::metrics::Accumulator;
 use crate::train::records::Baseline;
-use crate::train::settings::{Augment, ClassWeights, Sampler, Settings};
 use crate::train::{Result, TrainError};
 use std::sync::Arc;
 

@@ -6,11 +6,11 @@ use crate::backend::Backend;
 use crate::data::Cache;
 use crate::optim::Schedule;
 use crate::progress::Monitor;
+use crate::settings::Settings;
 use crate::train::keep::{Candidates, KeepBy};
 use crate::train::learner::Learner;
 use crate::train::provenance::check_weights;
 use crate::train::run_dir::{MetricsFile, RunDir};
-use crate::train::settings::Settings;
 use crate::train::{Result, TrainError};
 use std::path::Path;
 
