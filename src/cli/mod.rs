@@ -211,4 +211,17 @@ mod tests {
         let text = "tensor a\n\u{1b}[2J\u{9b}31m é 猫 is missing";
         assert_eq!(super::printable(text), "tensor a\\n\\u{1b}[2J\\u{9b}31m é 猫 is missing");
     }
+
+    #[test]
+    fn messages_name_flags_that_there_are() {
+        let command = Cli::command();
+        let commands = std::iter::once(&command).chain(command.get_subcommands());
+        let flags: Vec<String> = commands
+            .flat_map(clap::Command::get_arguments)
+            .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
+            .collect();
+        for flag in clip_engine::settings::flag::ALL {
+            assert!(flags.iter().any(|known| known == flag), "{flag} in {flags:?}");
+        }
+    }
 }

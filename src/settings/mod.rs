@@ -1,5 +1,6 @@
 //! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
 
+pub mod flag;
 mod given;
 mod recipe;
 mod rules;

@@ -6,6 +6,7 @@ use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::data::{Cache, SplitView};
 use crate::progress::Monitor;
+use crate::settings::Key;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
@@ -147,6 +148,9 @@ impl<B: Backend> Waiting<B> {
 pub(crate) fn require_numbers(sums: &Accumulator, images: SplitView<'_>) -> Result<()> {
     let Some(index) = sums.not_finite() else { return Ok(()) };
     let path = images.path(index).unwrap_or_default();
-    let problem = "the model's logits for it are not numbers; try --precision f32, or check the weights";
+    let problem = format!(
+        "the model's logits for it are not numbers; try {} f32, or check the weights",
+        Key::precision
+    );
     Err(TrainError::file(&path, problem))
 }

@@ -4,6 +4,7 @@ use crate::backend::BackendError;
 use crate::clip::ClipError;
 use crate::data::DataError;
 use crate::files::FileError;
+use crate::settings::flag;
 use crate::settings::{Key, SettingError};
 use crate::stats::StatsError;
 use crate::tensor::TensorError;
@@ -35,14 +36,14 @@ pub enum TrainError {
     Io(#[from] FileError),
     /// The run directory holds something.
     #[error(
-        "{}: not empty; continue that run with --resume, replace it with --overwrite, or choose another --output",
-        path.display()
+        "{}: not empty; continue that run with {}, replace it with {}, or choose another {}",
+        path.display(), flag::RESUME, flag::OVERWRITE, flag::OUTPUT
     )]
     RunExists {
         /// The directory.
         path: PathBuf,
     },
-    /// `--resume` without a run to resume.
+    /// No run to resume.
     #[error("{}: {problem}; {remedy}", path.display())]
     Resume {
         /// The file of the run that is missing or does not fit.
@@ -50,10 +51,10 @@ pub enum TrainError {
         /// What is wrong with it.
         problem: String,
         /// What to do.
-        remedy: &'static str,
+        remedy: String,
     },
     /// Two processes in one run directory.
-    #[error("{}: another process is training into it; wait for it or choose another --output", path.display())]
+    #[error("{}: another process is training into it; wait for it or choose another {}", path.display(), flag::OUTPUT)]
     Locked {
         /// The directory.
         path: PathBuf,
@@ -119,11 +120,11 @@ pub enum TrainError {
         flags: String,
     },
     /// The user asked to stop, and nothing was finished that could be continued.
-    #[error("interrupted before the first epoch ended; start again with --overwrite")]
+    #[error("interrupted before the first epoch ended; start again with {}", flag::OVERWRITE)]
     InterruptedEarly,
     /// The user asked to stop.
     #[error(
-        "interrupted after epoch {epoch}; continue with: engine train --resume --output {}", path.display()
+        "interrupted after epoch {epoch}; continue with: engine train {} {} {}", flag::RESUME, flag::OUTPUT, path.display()
     )]
     Interrupted {
         /// The last finished epoch, counted from 1.
@@ -156,4 +157,9 @@ pub type Result<T> = std::result::Result<T, TrainError>;
 
 fn mib(bytes: usize) -> String {
     format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// The remedy that always is left.
+pub(super) fn elsewhere() -> String {
+    format!("train into another {}", flag::OUTPUT)
 }

@@ -14,6 +14,7 @@ use crate::data::{Cache, DataError, Split};
 use crate::objective::Objective;
 use crate::progress::Monitor;
 use crate::settings::Settings;
+use crate::settings::flag;
 use crate::tensor::{DType, Tensor};
 use crate::tune::{Head, PromptMode, Prompts, Trained};
 use std::sync::Arc;
@@ -106,7 +107,8 @@ fn evaluate<B: Backend>(
     let view = cache.split(split);
     if view.is_empty() {
         return Err(TrainError::Setting(format!(
-            "--split: the data has no {split} images; name another split"
+            "{}: the data has no {split} images; name another split",
+            flag::SPLIT
         )));
     }
     let batch = batch.min(view.len());

@@ -166,7 +166,8 @@ fn doubts(tokens: &TokenBatch, class_names: &[String], templates: &[String]) -> 
         let more = if more > 0 { format!(", and {more} more") } else { String::new() };
         doubts.push(format!(
             "the classes {a:?} and {b:?} have the same prompts{more}, and text features cannot tell them apart; other \
-             names (--class-names) can"
+             names ({}) can",
+            Key::class_names
         ));
     }
     if let Some(&row) = tokens.cut.first() {

@@ -1,6 +1,7 @@
 //! What a folder or a name that is no CLIP checkpoint in Hugging Face's layout is instead, and what to do with it.
 
 use crate::model_files::{CONFIG, WEIGHTS};
+use crate::settings::{Key, flag};
 use serde_json::Value;
 use std::path::Path;
 
@@ -66,15 +67,18 @@ pub fn of_folder(dir: &Path) -> Option<String> {
         let settings: toml::Table = text.parse().unwrap_or_default();
         let model = settings.get("model").and_then(|model| Some(model.as_str()?.to_owned()));
         return Some(format!(
-            "a run, not the model that it was trained on{}; --run or --init-from take it, and engine export --merged \
-             makes a model of it",
-            named(model)
+            "a run, not the model that it was trained on{}; {} or {} take it, and engine export {} makes a model of it",
+            named(model),
+            flag::RUN,
+            Key::init_from,
+            flag::MERGED
         ));
     }
     if has("head.safetensors") || base.is_some() || has("adapter_config.json") {
         return Some(format!(
-            "an adapter or a head without the model that it belongs to{}; --init-from takes it",
-            named(base)
+            "an adapter or a head without the model that it belongs to{}; {} takes it",
+            named(base),
+            Key::init_from
         ));
     }
     if let Some(config) = json(&dir.join("open_clip_config.json")) {
@@ -102,7 +106,12 @@ pub fn of_folder(dir: &Path) -> Option<String> {
     let mut paths = within(dir);
     for _ in 0..3 {
         if paths.iter().any(|path| is_photo(path)) {
-            return Some("a folder of photos; --data or --images take it, --model is the CLIP model".into());
+            return Some(format!(
+                "a folder of photos; {} or {} take it, {} is the CLIP model",
+                Key::data,
+                Key::images,
+                Key::model
+            ));
         }
         paths = paths.iter().flat_map(|path| within(path)).take(LOOKED_AT).collect();
     }
@@ -156,7 +165,7 @@ fn of_open_clip(config: &Value) -> String {
 }
 
 fn named(model: Option<String>) -> String {
-    model.map_or(String::new(), |model| format!(" (--model {model})"))
+    model.map_or(String::new(), |model| format!(" ({} {model})", Key::model))
 }
 
 fn json(path: &Path) -> Option<Value> {

@@ -1,5 +1,6 @@
 //! Where the files of a run come from: an entry in the metadata of each of its safetensors files.
 
+use super::error::elsewhere;
 use super::{Result, TrainError};
 use crate::hash::hex;
 use crate::tensor::Tensor;
@@ -89,7 +90,9 @@ pub(super) fn check_weights(path: &Path, known: &WeightsId, found: &WeightsId) -
     Err(TrainError::Resume {
         path: path.to_path_buf(),
         problem: format!("the model has other weights ({found}) than the run began with ({known})"),
-        remedy: "name those by model = \"DIR\" or \"owner/name@commit\" in its config.toml, or train into another \
-                 --output",
+        remedy: format!(
+            "name those by model = \"DIR\" or \"owner/name@commit\" in its config.toml, or {}",
+            elsewhere()
+        ),
     })
 }

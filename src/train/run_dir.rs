@@ -1,11 +1,13 @@
 //! The run directory: what is where, and the metrics file.
 
+use super::error::elsewhere;
 use super::records::{Record, Summary};
 use super::tensorboard::{self, EventFile};
 use super::{Result, TrainError};
 use crate::files::{is_unfinished, remove, remove_unfinished, write_atomic};
 use crate::progress::Monitor;
 use crate::settings::Settings;
+use crate::settings::flag;
 use serde::Serialize;
 use serde_json::Value;
 use std::ffi::OsStr;
@@ -15,7 +17,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What to do about a file of a run that was changed or lost.
-const RESTORE: &str = "restore it from a copy, or train into another --output";
+fn restore() -> String {
+    format!("restore it from a copy, or {}", elsewhere())
+}
 
 /// What tells a folder from one that holds no run.
 const CONFIG: &str = "config.toml";
@@ -74,7 +78,10 @@ impl RunDir {
     pub fn existing(path: &Path) -> Result<Self> {
         let run = RunDir::at(path);
         if !run.config().is_file() {
-            return Err(TrainError::file(path, "no config.toml here; name the --output of a training run"));
+            return Err(TrainError::file(
+                path,
+                format!("no config.toml here; name the {} of a training run", flag::OUTPUT),
+            ));
         }
         Ok(run)
     }
@@ -105,7 +112,7 @@ impl RunDir {
             return Err(TrainError::RunExists { path: path.clone() });
         }
         if occupied && RunDir::existing(path).and_then(|run| run.read_settings()).is_err() {
-            let problem = "holds something that is no run; choose another --output";
+            let problem = format!("holds something that is no run; choose another {}", flag::OUTPUT);
             return Err(TrainError::file(path, problem));
         }
         Ok(())
@@ -276,7 +283,10 @@ impl RunDir {
             text => text.map_err(TrainError::io(&path, "read the file"))?,
         };
         let summary = serde_json::from_str(&text).map_err(|e| {
-            TrainError::file(&path, format!("not the summary of a run ({e}); write it again with --resume"))
+            TrainError::file(
+                &path,
+                format!("not the summary of a run ({e}); write it again with {}", flag::RESUME),
+            )
         })?;
         Ok(Some(summary))
     }
@@ -334,7 +344,7 @@ impl MetricsFile {
         let found = text.len();
         if (found as u64) < bytes {
             let problem = format!("has {found} bytes where the saved state knows {bytes}");
-            return Err(TrainError::Resume { path, problem, remedy: RESTORE });
+            return Err(TrainError::Resume { path, problem, remedy: restore() });
         }
         parse_lines(&path, &String::from_utf8_lossy(&text)).map(drop)
     }
@@ -389,7 +399,7 @@ fn parse_lines(path: &Path, text: &str) -> Result<Vec<Value>> {
         serde_json::from_str(line).map_err(|e| TrainError::Resume {
             path: path.to_path_buf(),
             problem: format!("holds a line that is no JSON ({e})"),
-            remedy: RESTORE,
+            remedy: restore(),
         })
     };
     text.lines().map(line).collect()

@@ -7,6 +7,7 @@ use super::run_dir::RunDir;
 use super::{Result, TrainError};
 use crate::data::Cache;
 use crate::settings::Settings;
+use crate::settings::{Key, flag};
 use std::path::{Path, PathBuf};
 
 /// Reads files of the run in `dir` with `read` and makes sure that they belong together.
@@ -39,11 +40,13 @@ fn mixture(dir: &RunDir, [(a, first), (b, second)]: [(&PathBuf, &Stamp); 2]) -> 
     let name = |path: &Path| path.strip_prefix(dir.path()).unwrap_or(path).display().to_string();
     let problem = format!(
         "{} is of epoch {} and {} of epoch {} of another moment: try again if the run is being trained, else make it \
-         whole with engine train --resume --output {}",
+         whole with engine train {} {} {}",
         name(a),
         first.epoch,
         name(b),
         second.epoch,
+        flag::RESUME,
+        flag::OUTPUT,
         dir.path().display(),
     );
     TrainError::file(dir.path(), problem)
@@ -56,11 +59,12 @@ pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
     Ok((found.hash != stamp.weights.hash).then(|| {
         format!(
             "{}: was trained on other weights ({}) than those of {} ({}), with which its results do not hold; name \
-             the model that it was trained on by --model",
+             the model that it was trained on by {}",
             dir.path().display(),
             stamp.weights.name(),
             model.base.name(),
             found.name(),
+            Key::model,
         )
     }))
 }

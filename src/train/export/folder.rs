@@ -1,6 +1,7 @@
 //! A folder that is either whole or not there: filled beside its place, then renamed.
 
 use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
+use crate::settings::flag;
 use crate::train::{Result, TrainError};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -82,7 +83,8 @@ fn check(to: &Path, overwrite: bool, sources: &[&Path]) -> Result<PathBuf> {
         return Ok(place);
     }
     if !overwrite {
-        let problem = "not empty; replace an earlier export with --overwrite, or name another folder";
+        let problem =
+            format!("not empty; replace an earlier export with {}, or name another folder", flag::OVERWRITE);
         return Err(TrainError::file(to, problem));
     }
     for source in sources {

@@ -1,6 +1,7 @@
 //! Adapters added to the weights they belong to.
 
 use crate::clip::weights::expected_tensors;
+use crate::settings::flag;
 use crate::tensor::{DType, Tensor};
 use crate::train::adapter::Adapter;
 use crate::train::model::Model;
@@ -35,7 +36,7 @@ pub fn merged_tensors(
         if !back.typed::<f32>()?.iter().all(|value| value.is_finite()) {
             return Err(TrainError::file(
                 model.dir(),
-                format!("{name} has values that {dtype} cannot hold; export with --dtype f32"),
+                format!("{name} has values that {dtype} cannot hold; export with {} f32", flag::EXPORT_DTYPE),
             ));
         }
         tensors.insert(name, stored);

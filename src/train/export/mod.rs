@@ -19,6 +19,7 @@ use crate::data::preprocess::Resize;
 use crate::files::write_atomic;
 use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::settings::Settings;
+use crate::settings::flag;
 use crate::tensor::DType;
 use card::{Card, Form};
 use folder::NewFolder;
@@ -94,9 +95,11 @@ impl<'a> Export<'a> {
     /// As of [`Export::peft`], and a run with prompts.
     pub fn merged(&self, to: &Path, overwrite: bool, dtype: DType) -> Result<()> {
         if self.settings.prompt_spec().is_some() {
-            return Err(TrainError::Setting(
-                "--merged: the run has prompts, which transformers has no place for; use --peft".into(),
-            ));
+            return Err(TrainError::Setting(format!(
+                "{}: the run has prompts, which transformers has no place for; use {}",
+                flag::MERGED,
+                flag::PEFT
+            )));
         }
         let folder = self.folder(to, overwrite)?;
         let tensors = merged_tensors(self.model, self.adapter.as_ref(), dtype)?;

@@ -8,6 +8,7 @@ use crate::objective::{MixDraw, Objective};
 use crate::optim::{Rate, Rates};
 use crate::progress::Part as PartOfRun;
 use crate::random;
+use crate::settings::Key;
 use crate::settings::{ClassifierKind, Sampler, Settings};
 use crate::tensor::Tensor;
 use crate::train::learner::{Batch, MicroBatch, PendingStats, StepStats};
@@ -287,6 +288,10 @@ pub(super) fn record(
 /// How the images of a step are mixed.
 fn mix_draw(settings: &Settings, batch: usize, step: u64) -> Result<MixDraw> {
     MixDraw::new(settings.mixup, batch, settings.seed, step).map_err(|e| {
-        TrainError::Setting(format!("--mixup: {} is no α of a Beta distribution ({e})", settings.mixup))
+        TrainError::Setting(format!(
+            "{}: {} is no α of a Beta distribution ({e})",
+            Key::mixup,
+            settings.mixup
+        ))
     })
 }

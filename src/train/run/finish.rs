@@ -4,6 +4,7 @@ use super::{Run, balance, state};
 use crate::backend::Backend;
 use crate::data::Split;
 use crate::files::Staged;
+use crate::settings::Key;
 use crate::settings::Sampler;
 use crate::stats::calibration::chance_error;
 use crate::stats::temperature::{PRIOR, fit_temperature};
@@ -117,9 +118,11 @@ impl<B: Backend> Run<'_, B> {
         let names = cache.class_names();
         let evaluation = sums.evaluation(split.name(), names, path, plain.classes);
         let evened = self.class_weights.is_some() || self.settings.sampler != Sampler::Once;
-        let helps =
-            if evened { "" } else { ", or --class-weights balanced where there are fewer than of others" };
-        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, helps) {
+        let helps = match evened {
+            true => String::new(),
+            false => format!(", or {} balanced where there are fewer than of others", Key::class_weights),
+        };
+        if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, &helps) {
             self.monitor.warn(&warning);
         }
         dir.write_evaluation(&evaluation)?;

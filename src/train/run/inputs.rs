@@ -9,6 +9,7 @@ use crate::data::augment::Augmentation;
 use crate::data::shots::{classes_below, few_shot};
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
+use crate::settings::Key;
 use crate::settings::{Augment, ClassWeights, Sampler, Settings};
 use crate::tensor::Tensor;
 use crate::train::batches::{Inputs, Staging, evaluate_split, require_numbers};
@@ -92,8 +93,9 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         }
         if settings.batch_size > chosen.len() {
             monitor.warn(&format!(
-                "--batch-size: {} is more than the {} training images, so that an epoch is one step; a smaller one \
+                "{}: {} is more than the {} training images, so that an epoch is one step; a smaller one \
                  makes more of them",
+                Key::batch_size,
                 settings.batch_size,
                 chosen.len()
             ));
@@ -109,8 +111,8 @@ impl<'a, B: Backend> SharedModel<'a, B> {
             (Augment::Off, _) => Ok(None),
             (Augment::CropFlip, Some(images)) => Ok(Some(images)),
             (Augment::CropFlip, None) => {
-                let text = "--augment: larger training images are needed and were not prepared";
-                Err(TrainError::Setting(text.into()))
+                let text = "larger training images are needed and were not prepared";
+                Err(TrainError::Setting(format!("{}: {text}", Key::augment)))
             }
         }
     }

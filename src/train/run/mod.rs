@@ -28,6 +28,7 @@ use crate::data::{DataError, Split};
 use crate::optim::{EarlyStop, Schedule, ScheduleKind};
 use crate::progress::Monitor;
 use crate::settings::{ClassWeights, Settings};
+use crate::settings::{Key, flag};
 use crate::stats::interval::wilson_of;
 use balance::BalancedWeights;
 use inputs::RunInputs;
@@ -146,13 +147,14 @@ impl<B: Backend> SharedModel<'_, B> {
         let left_out = settings.may_leave_out_text();
         if says {
             let what = match left_out {
-                true => "the text alignment is left out (--text-alignment always keeps it)",
-                false => "the text alignment holds the images to them",
+                true => format!("the text alignment is left out ({} always keeps it)", Key::text_alignment),
+                false => "the text alignment holds the images to them".into(),
             };
             monitor.warn(&format!(
                 "plain CLIP's class names are no better than chance on the validation split ({:.1} %): {what}; other \
-                 names or --template may help",
-                100.0 * plain.text_top1
+                 names or {} may help",
+                100.0 * plain.text_top1,
+                Key::templates
             ));
         }
         left_out
@@ -164,8 +166,10 @@ impl<B: Backend> Run<'_, B> {
     fn epochs(mut self, mut stopped: bool) -> Result<Summary> {
         if stopped {
             self.monitor.line(&format!(
-                "stopped early after epoch {}; --resume trains on with a larger --early-stop, or off",
-                self.progress.epoch
+                "stopped early after epoch {}; {} trains on with a larger {}, or off",
+                self.progress.epoch,
+                flag::RESUME,
+                Key::early_stop
             ));
         }
         while self.progress.epoch < self.settings.epochs && !stopped {
@@ -204,12 +208,14 @@ impl<B: Backend> Run<'_, B> {
         let more = 2 * last;
         let remedy = match self.settings.schedule {
             ScheduleKind::Constant => {
+                let (dir, flag_of_epochs) = (self.dir.path().display(), Key::epochs);
                 format!(
-                    "go on with engine train --resume --output {} --epochs {more}",
-                    self.dir.path().display()
+                    "go on with engine train {} {} {dir} {flag_of_epochs} {more}",
+                    flag::RESUME,
+                    flag::OUTPUT
                 )
             }
-            ScheduleKind::Cosine => format!("train anew with --epochs {more}"),
+            ScheduleKind::Cosine => format!("train anew with {} {more}", Key::epochs),
         };
         format!("the validation loss was still falling after epoch {last}, the last: {remedy}")
     }

@@ -7,6 +7,8 @@ use crate::data::Cache;
 use crate::optim::Schedule;
 use crate::progress::Monitor;
 use crate::settings::Settings;
+use crate::settings::{Key, flag};
+use crate::train::error::elsewhere;
 use crate::train::keep::{Candidates, KeepBy};
 use crate::train::learner::Learner;
 use crate::train::provenance::check_weights;
@@ -74,7 +76,7 @@ impl<B: Backend> SharedModel<'_, B> {
         let path = dir.state();
         if !path.is_file() {
             let problem = "no saved state: the run ended before its first epoch did".into();
-            let remedy = "start the run again with --overwrite";
+            let remedy = format!("start the run again with {}", flag::OVERWRITE);
             return Err(TrainError::Resume { path, problem, remedy });
         }
         let (mut progress, candidates) = state::load(&path, learner, settings.keep_by)?;
@@ -82,8 +84,10 @@ impl<B: Backend> SharedModel<'_, B> {
         progress.weights.as_ref().map_or(Ok(()), |known| check_weights(&path, known, &self.weights))?;
         if settings.epochs < progress.epoch {
             let (asked, done) = (settings.epochs, progress.epoch);
-            let text =
-                format!("--epochs: {asked}, and the run has trained {done} already; give {done} or more");
+            let text = format!(
+                "{}: {asked}, and the run has trained {done} already; give {done} or more",
+                Key::epochs
+            );
             return Err(TrainError::Setting(text));
         }
         MetricsFile::check(dir, progress.metrics_bytes)?;
@@ -110,7 +114,7 @@ fn check_photos(progress: &Progress, cache: &Cache, path: &Path, monitor: &dyn M
         return Ok(());
     }
     let problem = "the photos or classes are not those that the run began with".into();
-    let remedy = "put them back as they were, or train into another --output";
+    let remedy = format!("put them back as they were, or {}", elsewhere());
     Err(TrainError::Resume { path: path.to_path_buf(), problem, remedy })
 }
 
@@ -121,8 +125,9 @@ fn warn_of_jump(planned: u32, progress: &Progress, schedule: &Schedule, epochs: 
     let [was, is] = [&before, schedule].map(|schedule| 100.0 * schedule.factor(progress.steps));
     if was != is {
         monitor.warn(&format!(
-            "--epochs: {epochs} instead of {planned} stretches the schedule, so the learning rates jump from \
-             {was:.0} % to {is:.0} % of their values"
+            "{}: {epochs} instead of {planned} stretches the schedule, so the learning rates jump from {was:.0} % to \
+             {is:.0} % of their values",
+            Key::epochs
         ));
     }
 }

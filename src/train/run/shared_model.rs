@@ -7,6 +7,7 @@ use crate::clip::text::{PART, TextClassifier};
 use crate::clip::vision::VisionTower;
 use crate::data::{Cache, DataError, Split};
 use crate::progress::Monitor;
+use crate::settings::Key;
 use crate::settings::Settings;
 use crate::tensor::Tensor;
 use crate::train::base_model::BaseModel;
@@ -59,9 +60,9 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         if let Some(enlarged) = enlarged {
             let ([large, own], train) = ([enlarged, cache], Split::Train);
             if large.split(train).labels() != own.split(train).labels() {
-                let text = "--augment: the larger training images are others than the training images; \
-                            the photos changed while they were prepared, start again";
-                return Err(TrainError::Setting(text.into()));
+                let text = "the larger training images are others than the training images; the photos changed \
+                            while they were prepared, start again";
+                return Err(TrainError::Setting(format!("{}: {text}", Key::augment)));
             }
         }
         let names = cache.class_names();
@@ -103,8 +104,8 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         if templates == self.templates {
             return Ok(());
         }
-        let text = "--template: differs between runs of one model; compare runs of the same templates";
-        Err(TrainError::Setting(text.into()))
+        let text = "differs between runs of one model; compare runs of the same templates";
+        Err(TrainError::Setting(format!("{}: {text}", Key::templates)))
     }
 
     /// A learner at the start of a run; that of a run to resume gets its values later.

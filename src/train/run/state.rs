@@ -1,6 +1,7 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
 use crate::backend::{Backend, Control, DeviceTensor};
+use crate::train::error::elsewhere;
 use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::keep::{Candidate, Candidates, KeepBy};
 use crate::train::learner::Learner;
@@ -97,7 +98,7 @@ pub fn load<B: Backend>(path: &Path, learner: &mut Learner<B>, by: KeepBy) -> Re
     let progress = progress.ok_or_else(|| TrainError::Resume {
         path: path.to_path_buf(),
         problem: "holds no state of this version".into(),
-        remedy: "resume it with the version that wrote it, or train into another --output",
+        remedy: format!("resume it with the version that wrote it, or {}", elsewhere()),
     })?;
     let names = learner.param_names();
     let candidate =
