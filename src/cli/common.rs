@@ -3,9 +3,8 @@
 use super::bars::Bars;
 use anyhow::{Context, Result, bail};
 use clip_engine::clip;
-use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::Orientation;
-use clip_engine::data::{Cache, CacheOptions, Note, Preprocess, Purpose, Source, Split};
+use clip_engine::data::{Cache, CacheOptions, Note, Preprocess, Purpose, Source, Split, larger_side};
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use clip_engine::files::{cache_folder, write_atomic};

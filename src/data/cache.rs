@@ -34,7 +34,7 @@ pub struct CacheOptions {
 }
 
 /// One image that was generated rather than read: u8 pixels [S, S, 3] and what is known about it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryImage {
     /// [S, S, 3], row-major: 3·S² bytes, where S is the size that the cache's preprocessing makes.
     pub pixels: Vec<u8>,

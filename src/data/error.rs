@@ -283,6 +283,11 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// A list, or a file of names or groups, that cannot be used.
+    pub(super) fn list(path: &Path, problem: impl Into<String>) -> DataError {
+        DataError::List { path: path.to_path_buf(), problem: problem.into() }
+    }
+
     /// Wraps an operating system error for `map_err`.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> DataError {
         move |error| FileError::of(path, action)(error).into()

@@ -119,7 +119,7 @@ pub(super) struct Files {
 }
 
 /// Whether a folder is laid out as Flowers-102.
-pub fn is_root(root: &Path) -> bool {
+pub(super) fn is_root(root: &Path) -> bool {
     find(root).is_some()
 }
 

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 const CLASS: [&str; 9] =
     ["classname", "labelname", "class", "category", "label", "species", "breed", "target", "labels"];
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
-const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 
 /// What Hugging Face's imagefolder reads beside photos.
 const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
@@ -139,14 +138,14 @@ impl Reader {
                 (true, true, false) => "two splits".to_owned(),
             };
             let problem = format!("gives {} {problem}", a.path.display());
-            return Err(DataError::List { path: file.to_path_buf(), problem });
+            return Err(DataError::list(file, problem));
         }
         self.photos.dedup_by(|b, a| a.path == b.path);
         Ok(all - self.photos.len())
     }
 
     fn finish(mut self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
-        let wrong = |problem: String| Err(DataError::List { path: file.to_path_buf(), problem });
+        let wrong = |problem: String| Err(DataError::list(file, problem));
         let repeated = self.without_repetitions(file)?;
         if self.split_by_folders(root) {
             notes.push(Note::line("the splits are the folders that the list's paths begin with".to_owned()));
@@ -210,7 +209,7 @@ fn each_row(file: &Path, text: &str, take: &mut dyn FnMut(Row<'_>)) -> Result<()
             "needs a column path (or file_name, filename) and a column label (or class); its first line is {header:?}"
         )));
     };
-    let (split, group) = (table.column(&SPLIT), table.column(&GROUP));
+    let (split, group) = (table.column(&SPLIT), table.column(&table::GROUP));
     for row in table.rows() {
         let cell = |column: Option<usize>| column.map(|column| row[column]).filter(|cell| !cell.is_empty());
         let (file, class) = (row[path], row[class]);
@@ -237,7 +236,7 @@ fn each_of_coop(
     object: &serde_json::Map<String, Value>,
     take: &mut dyn FnMut(Row<'_>),
 ) -> Result<(), DataError> {
-    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let wrong = |problem: String| DataError::list(file, problem);
     for (name, list) in object {
         let split = split::named(name)
             .ok_or_else(|| wrong(format!("has an entry {name:?}; CoOp's lists have train, val and test")))?;

@@ -78,7 +78,7 @@ pub(super) fn of_classes(
 /// A JSON object of names by folder, a JSON list in the order of the classes, or lines: in that order, or each a
 /// folder's name and the class's.
 fn from_file(keys: &[String], file: &Path) -> Result<Vec<String>, DataError> {
-    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let wrong = |problem: String| DataError::list(file, problem);
     let text = table::text_of_file(file)?;
     let in_order = |names: Vec<String>| {
         if names.len() != keys.len() {

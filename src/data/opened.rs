@@ -41,7 +41,7 @@ pub enum Purpose {
     Evaluate,
 }
 
-/// How [`Source::open`] reads what it finds.
+/// How [`Source::open`](super::Source::open) reads what it finds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SourceOptions {
     /// Of the draw, where photos are drawn into splits.

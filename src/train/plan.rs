@@ -13,8 +13,7 @@ use crate::backend::{Backend, DeviceTensor};
 use crate::clip::flops::{Flops, StepSizes, TextSizes};
 use crate::clip::text::{EmbeddedPrompts, PART};
 use crate::clip::weights::expected_tensors;
-use crate::data::augment::larger_side;
-use crate::data::{Cache, Source, Split, few_shot};
+use crate::data::{Cache, Source, Split, few_shot, larger_side};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Group, Tower, Trained};
 

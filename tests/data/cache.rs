@@ -3,10 +3,9 @@
 use crate::files::photo;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::{
-    Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split,
+    Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split, larger_side,
 };
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::tensor::{DType, Tensor};

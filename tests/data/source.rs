@@ -218,7 +218,7 @@ fn what_cannot_be_reached_is_a_photo_that_cannot_be_read() {
     symlink("nowhere.jpg", dir.path().join("a/gone.jpg")).unwrap();
     symlink("nowhere.txt", dir.path().join("a/gone.txt")).unwrap();
     symlink("..", dir.path().join("b/loop")).unwrap();
-    let (below, _) = clip_engine::data::folder::images_below(&dir.path().join("a")).unwrap();
+    let (below, _) = clip_engine::data::images_below(&dir.path().join("a")).unwrap();
     assert_eq!(below, [dir.path().join("a/1.jpg"), dir.path().join("a/gone.jpg")]);
     let source = Source::open(dir.path(), 0).unwrap();
     let mut found: Vec<String> = source.items().map(|item| item.path.display().to_string()).collect();
