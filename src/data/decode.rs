@@ -402,7 +402,8 @@ fn check_size(path: &Path, width: u64, height: u64, file: &[u8]) -> Result<(), D
     if width.max(height) > MAX_SIDE {
         Err(bad(path, &format!("{width} x {height} pixels, sides over {MAX_SIDE} are not read")))
     } else if width * height > most_pixels(file) {
-        Err(DataError::TooSparse { path: path.to_path_buf(), width, height, length })
+        let sparse = "so many from so few fill the memory and are not read; scale the image down";
+        Err(DataError::file(path, format!("{width} x {height} pixels in {length} bytes, {sparse}")))
     } else {
         Ok(())
     }

@@ -74,10 +74,8 @@ pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError>
                 if let Some(other) = &found[split as usize] {
                     // Two classes may be called so, but no two splits of one kind can be meant.
                     if holds_folders(folder) && holds_folders(other) {
-                        return Err(DataError::Layout {
-                            path: folder.clone(),
-                            found: format!("{} is the {split} split too", name_of(other)),
-                        });
+                        let found = format!("{} is the {split} split too", name_of(other));
+                        return Err(DataError::layout(folder, found));
                     }
                     continue;
                 }
@@ -91,19 +89,14 @@ pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError>
         || others.iter().all(|folder| Listing::below(folder).is_ok_and(|found| found.photos.is_empty()));
     if holds(Split::Train) && (tested || alone()) || tested && alone() {
         if !holds(Split::Train) && purpose == Purpose::Train {
-            return Err(DataError::Layout {
-                path: root.to_path_buf(),
-                found: "there is no train folder with class folders beside the other splits".to_owned(),
-            });
+            let found = "there is no train folder with class folders beside the other splits";
+            return Err(DataError::layout(root, found));
         }
         return Ok(Layout::Splits(found));
     }
     if flat > 1 && others.is_empty() && found[Split::Train as usize].is_some() {
-        return Err(DataError::Layout {
-            path: root.to_path_buf(),
-            found: "the splits hold photos, and no class folders; labels in a list are read by --data LIST"
-                .to_owned(),
-        });
+        let found = "the splits hold photos, and no class folders; labels in a list are read by --data LIST";
+        return Err(DataError::layout(root, found));
     }
     Ok(Layout::Classes)
 }
@@ -124,7 +117,7 @@ pub(super) fn open_classes(
     classes: &mut Classes,
 ) -> Result<Found, DataError> {
     let inside = Inside::of(root)?;
-    let layout = |found: String| Err(DataError::Layout { path: root.to_path_buf(), found });
+    let layout = |found: String| Err(DataError::layout(root, found));
     match (inside.folders.len(), purpose) {
         (0, _) if inside.loose > 0 => {
             return layout(match &inside.list {
@@ -159,10 +152,7 @@ pub(super) fn open_classes(
     }
     for folder in &inside.folders {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {
-            return Err(DataError::Layout {
-                path: folder.clone(),
-                found: "the folder's name is not UTF-8".to_owned(),
-            });
+            return Err(DataError::layout(folder, "the folder's name is not UTF-8"));
         };
         let Listing { photos, left_out } = Listing::below(folder)?;
         found.left_out.add(&left_out);

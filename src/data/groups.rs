@@ -82,7 +82,7 @@ impl Groups {
                 let whole = of.get(path).or_else(|| of.get(&format!("./{path}")));
                 match whole.or_else(|| of.get(name)) {
                     Some(group) => Ok(Some(group.clone()).filter(|group| !group.is_empty())),
-                    None => Err(DataError::list(
+                    None => Err(DataError::file(
                         file,
                         format!("has no group for {path}; list every photo, or leave its group empty"),
                     )),

@@ -138,14 +138,14 @@ impl Reader {
                 (true, true, false) => "two splits".to_owned(),
             };
             let problem = format!("gives {} {problem}", a.path.display());
-            return Err(DataError::list(file, problem));
+            return Err(DataError::file(file, problem));
         }
         self.photos.dedup_by(|b, a| a.path == b.path);
         Ok(all - self.photos.len())
     }
 
     fn finish(mut self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
-        let wrong = |problem: String| Err(DataError::list(file, problem));
+        let wrong = |problem: String| Err(DataError::file(file, problem));
         let repeated = self.without_repetitions(file)?;
         if self.split_by_folders(root) {
             notes.push(Note::line("the splits are the folders that the list's paths begin with".to_owned()));
@@ -236,7 +236,7 @@ fn each_of_coop(
     object: &serde_json::Map<String, Value>,
     take: &mut dyn FnMut(Row<'_>),
 ) -> Result<(), DataError> {
-    let wrong = |problem: String| DataError::list(file, problem);
+    let wrong = |problem: String| DataError::file(file, problem);
     for (name, list) in object {
         let split = split::named(name)
             .ok_or_else(|| wrong(format!("has an entry {name:?}; CoOp's lists have train, val and test")))?;

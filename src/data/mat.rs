@@ -35,8 +35,7 @@ const COMPRESSED: u32 = 15;
 /// A file that cannot be read, or is larger than any list of labels.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     let bytes = files::read_up_to(path, MAX_BYTES).map_err(DataError::io(path, "read the file"))?;
-    let reason = || "the file is larger than any label list".to_owned();
-    bytes.ok_or_else(|| DataError::MatFile { path: path.to_path_buf(), reason: reason() })
+    bytes.ok_or_else(|| DataError::mat_file(path, "the file is larger than any label list"))
 }
 
 /// The values of the numeric array `name` in the contents of a file, in the file's (column-major) order,

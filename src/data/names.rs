@@ -70,7 +70,7 @@ pub(super) fn of_classes(
             None => continue,
         };
         let path = file.unwrap_or_else(|| PathBuf::from(key));
-        return Err(DataError::List { path, problem });
+        return Err(DataError::File { path, problem });
     }
     Ok((names, file))
 }
@@ -78,7 +78,7 @@ pub(super) fn of_classes(
 /// A JSON object of names by folder, a JSON list in the order of the classes, or lines: in that order, or each a
 /// folder's name and the class's.
 fn from_file(keys: &[String], file: &Path) -> Result<Vec<String>, DataError> {
-    let wrong = |problem: String| DataError::list(file, problem);
+    let wrong = |problem: String| DataError::file(file, problem);
     let text = table::text_of_file(file)?;
     let in_order = |names: Vec<String>| {
         if names.len() != keys.len() {

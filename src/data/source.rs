@@ -57,7 +57,8 @@ impl Source {
         let options = options.into();
         let opened = match std::fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DataError::NotFound { path: path.to_path_buf() });
+                let problem = "no such folder; check the path given to --data, or give the word flowers102";
+                return Err(DataError::file(path, problem));
             }
             Err(e) => return Err(DataError::io(path, "open the folder")(e)),
             Ok(found) if found.is_file() => list::open(path, &options)?,
@@ -75,7 +76,10 @@ impl Source {
                 }
                 opened
             }
-            Ok(_) => return Err(DataError::NotAFolder { path: path.to_path_buf() }),
+            Ok(_) => {
+                let problem = "neither a folder nor a list; give --data the folder that holds the photos";
+                return Err(DataError::file(path, problem));
+            }
         };
         settle(path, opened, &options)
     }
@@ -201,7 +205,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         let few = "too few photos or groups of a class to draw";
         if source.val.is_empty() {
             let found = format!("{few} a validation split; a class needs two, in two groups");
-            return Err(DataError::Layout { path: origin.to_path_buf(), found });
+            return Err(DataError::layout(origin, found));
         }
         if source.test.is_empty() && kind != SourceKind::SplitFolders {
             source.notes.push(Note::line(format!("{few} a test split: results are those of validation")));
@@ -213,8 +217,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
 /// Refuses a class that only val or test have.
 fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<(), DataError> {
     if photos.iter().all(|photo| photo.split.is_some_and(|split| split != Split::Train)) {
-        let found = "no photo is in the train split".to_owned();
-        return Err(DataError::Layout { path: root.to_path_buf(), found });
+        return Err(DataError::layout(root, "no photo is in the train split"));
     }
     let known: HashSet<u32> = photos
         .iter()
@@ -223,16 +226,13 @@ fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<
         .collect();
     let names: Vec<&str> = classes.names().collect();
     match photos.iter().find(|photo| !known.contains(&photo.class)) {
-        Some(Photo { class, split: Some(split), .. }) => Err(DataError::ClassMissing {
-            root: root.to_path_buf(),
-            class: names[*class as usize].to_owned(),
-            near: names::did_you_mean(
-                names[*class as usize],
-                known.iter().map(|&class| names[class as usize]),
-            ),
-            present: *split,
-            absent: Split::Train,
-        }),
+        Some(Photo { class, split: Some(split), .. }) => {
+            let class = names[*class as usize];
+            let near = names::did_you_mean(class, known.iter().map(|&class| names[class as usize]));
+            let problem =
+                format!("class {class:?} is in {split} and not in train{near}; add it there or remove it");
+            Err(DataError::file(root, problem))
+        }
         _ => Ok(()),
     }
 }
@@ -329,12 +329,14 @@ fn labels_among(known: &[String], classes: &[String], root: &Path) -> Result<Vec
     let readable: Vec<String> = known.iter().map(|name| names::readable(name)).collect();
     let label = |class: &String| match readable.iter().position(|name| name == class) {
         Some(label) => Ok(label as u32),
-        None => Err(DataError::UnknownClass {
-            root: root.to_path_buf(),
-            class: class.clone(),
-            near: names::did_you_mean(class, known.iter().map(String::as_str)),
-            classes: known.len(),
-        }),
+        None => {
+            let near = names::did_you_mean(class, known.iter().map(String::as_str));
+            let problem = format!(
+                "class {class:?} is none of the {} classes of the run{near}; rename or remove its folder",
+                known.len()
+            );
+            Err(DataError::file(root, problem))
+        }
     };
     classes.iter().map(label).collect()
 }

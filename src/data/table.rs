@@ -70,7 +70,7 @@ impl Table {
 
     /// An error of this list; `problem` follows its name.
     pub fn wrong(&self, problem: String) -> DataError {
-        DataError::list(&self.file, problem)
+        DataError::file(&self.file, problem)
     }
 }
 
@@ -92,8 +92,8 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Table, DataError> {
 /// The content of a text file in UTF-8 or, with a byte order mark, UTF-16; without the mark.
 pub(super) fn text_of_file(file: &Path) -> Result<String, DataError> {
     let bytes = files::read_up_to(file, MAX_BYTES).map_err(DataError::io(file, "read the list"))?;
-    let bytes = bytes.ok_or_else(|| DataError::list(file, "is larger than 1 GiB; split it"))?;
-    text(bytes).ok_or_else(|| DataError::list(file, "is no text in UTF-8; save it as UTF-8"))
+    let bytes = bytes.ok_or_else(|| DataError::file(file, "is larger than 1 GiB; split it"))?;
+    text(bytes).ok_or_else(|| DataError::file(file, "is no text in UTF-8; save it as UTF-8"))
 }
 
 /// Text in UTF-8 or, with a byte order mark, UTF-16; without the mark. None where it is neither.
@@ -116,7 +116,7 @@ pub fn text(bytes: Vec<u8>) -> Option<String> {
 }
 
 fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
-    let wrong = |problem: String| DataError::list(file, problem);
+    let wrong = |problem: String| DataError::file(file, problem);
     // Spreadsheets of many countries write semicolons.
     let header = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let often = |separator: &u8| header.bytes().filter(|byte| byte == separator).count();
@@ -137,7 +137,7 @@ fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
 }
 
 fn json_lines(file: &Path, text: &str) -> Result<Table, DataError> {
-    let wrong = |line: usize, problem: &str| DataError::list(file, format!("line {line}: {problem}"));
+    let wrong = |line: usize, problem: &str| DataError::file(file, format!("line {line}: {problem}"));
     let objects = || {
         text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(number, line)| {
             match serde_json::from_str(line) {

@@ -74,7 +74,7 @@ fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Res
     if options.refuse_duplicates
         && let Some(first) = problems.first()
     {
-        return Err(DataError::Duplicates { root: header.root.clone(), problem: first.clone() });
+        return Err(DataError::file(&header.root, format!("{first}; remove all but one of them")));
     }
     let warning =
         |problem: &String| monitor.warn(&format!("{problem}; --refuse-duplicates makes it an error"));
