@@ -23,11 +23,6 @@ pub(crate) fn is_guarded() -> bool {
     GUARDED.get()
 }
 
-/// What a library says, which may take several lines, on one.
-pub(crate) fn one_line(error: &impl std::fmt::Display) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,8 +12,9 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use super::ClipError;
 use super::config::TextConfig;
-use crate::guard::{guarded, one_line};
+use crate::guard::guarded;
 use crate::model_files::{TOKENIZER, TOKENIZER_PARTS};
+use crate::words::one_line;
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";

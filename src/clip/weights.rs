@@ -15,10 +15,10 @@ use sha2::{Digest, Sha256};
 
 use super::ClipError;
 use super::config::{Activation, ClipConfig, TowerConfig};
-use crate::guard::one_line;
 use crate::hash::hex;
 use crate::model_files::{INDEX, PICKLED, WEIGHTS};
 use crate::tensor::{DType, Shape, View};
+use crate::words::one_line;
 
 /// The opened weight files of one checkpoint.
 pub struct Weights {

@@ -1,9 +1,9 @@
 //! Everything that can go wrong between a folder of photos and a batch of pixels.
 
 use super::Split;
-use super::names::readable;
 use crate::files::FileError;
 use crate::tensor::TensorError;
+use crate::words::readable;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 

@@ -2,7 +2,8 @@
 
 use super::listing::{LeftOut, Listing, entries, is_photo};
 use super::opened::{Classes, Note, Photo, Purpose};
-use super::{DataError, Split, names, split};
+use super::{DataError, Split, split};
+use crate::words::readable;
 use std::path::{Path, PathBuf};
 
 /// Folders that are wrapped around the data at the most.
@@ -164,7 +165,7 @@ pub(super) fn open_classes(
             // A class that the split lacks.
             continue;
         }
-        let class = classes.index(&names::readable(name));
+        let class = classes.index(&readable(name));
         found.photos.extend(photos.into_iter().map(|path| Photo::below(folder, path, class, split)));
     }
     Ok(found)
@@ -234,7 +235,7 @@ fn unlabelled(folder: &Path, classes: &Classes) -> Result<Option<String>, DataEr
     Ok(match &inside.folders[..] {
         [] if inside.loose > 0 => Some(format!("its {} photos lie in no class folders", inside.loose)),
         [] => Some("it is empty".to_owned()),
-        [only] if classes.len() > 1 && !classes.contains(&names::readable(&name_of(only))) => {
+        [only] if classes.len() > 1 && !classes.contains(&readable(&name_of(only))) => {
             Some(format!("its one folder, {}, is no class", name_of(only)))
         }
         _ => None,
@@ -242,7 +243,7 @@ fn unlabelled(folder: &Path, classes: &Classes) -> Result<Option<String>, DataEr
 }
 
 fn name_of(path: &Path) -> String {
-    names::readable(&path.file_name().unwrap_or_default().to_string_lossy())
+    readable(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// All photos in `root` and its subfolders, in the order of their paths, and what was left out; hidden files and folders

@@ -3,7 +3,8 @@
 
 use super::opened::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
 use super::table;
-use super::{DataError, Split, listing, names, split};
+use super::{DataError, Split, listing, split};
+use crate::words::readable;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -100,7 +101,7 @@ impl Reader {
             }
             let path = photo(root, &row.file.replace('\\', "/"));
             self.missing += usize::from(std::fs::symlink_metadata(&path).is_err());
-            let class = self.classes.index(&names::readable(row.class));
+            let class = self.classes.index(&readable(row.class));
             let photo = Photo::below(root, path, class, row.split.or(of));
             self.photos.push(Photo { group: row.group.map(Box::from), ..photo });
         })

@@ -4,6 +4,7 @@ use super::groups::Groups;
 use super::opened::{Classes, Note, Opened, Photo, Purpose, SourceKind, SourceOptions, slashed};
 use super::split::{Draw, Drawn};
 use super::{DataError, Split, flowers102, folder, list, names};
+use crate::words::readable;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -326,8 +327,8 @@ fn beside<'a>(origin: &'a Path, root: &'a Path) -> Vec<&'a Path> {
 
 /// The labels that classes have among those of a run.
 fn labels_among(known: &[String], classes: &[String], root: &Path) -> Result<Vec<u32>, DataError> {
-    let readable: Vec<String> = known.iter().map(|name| names::readable(name)).collect();
-    let label = |class: &String| match readable.iter().position(|name| name == class) {
+    let known_readable: Vec<String> = known.iter().map(|name| readable(name)).collect();
+    let label = |class: &String| match known_readable.iter().position(|name| name == class) {
         Some(label) => Ok(label as u32),
         None => {
             let near = names::did_you_mean(class, known.iter().map(String::as_str));

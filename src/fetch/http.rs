@@ -3,8 +3,8 @@
 use super::sum::Sum;
 use super::{FetchError, Result};
 use crate::files::{remove, sync_folder_of, write_atomic};
-use crate::guard::one_line;
 use crate::progress::Monitor;
+use crate::words::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};

@@ -2,7 +2,7 @@
 
 use super::{Raster, Turn, bad, check_size, on_white};
 use crate::data::DataError;
-use crate::guard::one_line;
+use crate::words::one_line;
 use std::path::Path;
 
 /// Pillow has no rule for what a frame leaves open of the screen but this: the transparent index if there is

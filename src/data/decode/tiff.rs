@@ -5,7 +5,7 @@ use super::{
     over_255, scaled, upper,
 };
 use crate::data::DataError;
-use crate::guard::one_line;
+use crate::words::one_line;
 use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use tiff::TiffError;

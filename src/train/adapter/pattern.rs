@@ -1,6 +1,6 @@
 //! Names of layers as PEFT's configurations write them: lists of names and regular expressions.
 
-use crate::guard::one_line;
+use crate::words::one_line;
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
