@@ -159,23 +159,25 @@ impl Hub {
             }
             (Some(folder), None, Some(_)) => Ok(folder),
             (_, _, None) => model.fetch(monitor).map_err(|error| match error {
-                FetchError::Request { .. } => FetchError::NoHub {
-                    id: id.to_string(),
-                    fetched: match id.revision() {
+                FetchError::Request { .. } => {
+                    let fetched = match id.revision() {
                         "main" => id.repository.clone(),
                         revision => format!("{} --revision {revision}", id.repository),
-                    },
-                    source: Box::new(error),
-                },
+                    };
+                    model.wrong(format!(
+                        "{error}; or fetch it where there is a network, by hf download {fetched} --local-dir clip, and \
+                         give --model that folder"
+                    ))
+                }
                 error => error,
             }),
-            (_, missing, Some(variable)) => Err(FetchError::Offline {
-                id: id.to_string(),
-                variable,
-                revision: id.revision().to_owned(),
-                missing: missing.unwrap_or(CONFIG).to_owned(),
-                cache: self.cache().to_path_buf(),
-            }),
+            (_, missing, Some(variable)) => Err(model.wrong(format!(
+                "{variable} is set and {} lacks {} of the revision {}; unset it once to fetch the model, or give \
+                 --model a folder with its files",
+                self.cache.display(),
+                missing.unwrap_or(CONFIG),
+                id.revision()
+            ))),
         }
     }
 }
@@ -358,7 +360,10 @@ impl<'a> HubModel<'a> {
                 FetchError::NotAllowed { id, repository, endpoint, credentials, status }
             }
             FetchError::Status { status: 404, .. } => {
-                FetchError::NoModel { id, endpoint, revision: self.id.revision().to_owned() }
+                let revision = self.id.revision();
+                self.wrong(format!(
+                    "neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
+                ))
             }
             error => error,
         }
@@ -371,11 +376,11 @@ impl<'a> HubModel<'a> {
         };
         let http = self.hub.http.clone().without_token().asking_once();
         match self.ask(&http, self.id.revision(), monitor) {
-            Ok(_) => FetchError::StaleToken {
-                id: self.id.to_string(),
-                endpoint: self.hub.endpoint.clone(),
-                place: place.clone(),
-            },
+            Ok(_) => self.wrong(format!(
+                "{} shows the model to everybody but refuses the token in {place} (401); renew the token, or set \
+                 HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none",
+                self.hub.endpoint
+            )),
             Err(FetchError::Interrupted) => FetchError::Interrupted,
             Err(_) => error,
         }
@@ -394,19 +399,28 @@ impl<'a> HubModel<'a> {
             return Ok(weights);
         }
         match PICKLED.into_iter().find(|name| has(name)) {
-            Some(file) => Err(FetchError::Pickled {
-                id: self.id.to_string(),
-                repository: self.id.repository.clone(),
-                revision: self.id.revision().to_owned(),
-                file: file.to_owned(),
-            }),
+            Some(file) => {
+                let (revision, repository) = (self.id.revision(), &self.id.repository);
+                Err(self.wrong(format!(
+                    "the revision {revision} has pickled weights only ({file}); name a revision with model.safetensors \
+                     ({repository}@refs/pr/N), or convert them once with: python -c \"from transformers import \
+                     CLIPModel, CLIPProcessor; [c.from_pretrained('{repository}').save_pretrained('clip') for c in \
+                     (CLIPModel, CLIPProcessor)]\" and give --model clip"
+                )))
+            }
             None => Err(self.lacks(WEIGHTS)),
         }
     }
 
     fn lacks(&self, missing: &str) -> FetchError {
-        let revision = self.id.revision().to_owned();
-        FetchError::Missing { id: self.id.to_string(), revision, missing: missing.to_owned() }
+        let revision = self.id.revision();
+        self.wrong(format!(
+            "the revision {revision} has no {missing}; name a CLIP checkpoint in Hugging Face's layout"
+        ))
+    }
+
+    fn wrong(&self, problem: String) -> FetchError {
+        FetchError::Model { id: self.id.to_string(), problem }
     }
 
     /// Fetches one file of a commit: its bytes into blobs/, under the name that the hub has for them, and a
