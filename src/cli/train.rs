@@ -8,7 +8,7 @@ use super::table::Results;
 use super::{common, dry_run, output, seeds, table};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::data::Source;
+use clip_engine::data::Dataset;
 use clip_engine::data::decode::Orientation;
 use clip_engine::fetch::{is_flowers102, settled_data, settled_model};
 use clip_engine::objective::MixOn;
@@ -416,7 +416,7 @@ impl Options {
             Some(data) if self.data_seed.is_some() && !settings.demo => {
                 // What cannot be opened is for the run to say.
                 let drawn =
-                    |options| Source::open(data, options).map_or(true, |source| source.drawn.is_some());
+                    |options| Dataset::open(data, options).map_or(true, |source| source.drawn.is_some());
                 !is_flowers102(data) && settings.source_options().map_or(true, drawn)
             }
             _ => true,

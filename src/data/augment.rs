@@ -3,7 +3,7 @@
 //! Only the boxes are chosen here; [`Backend::crop_resize`](crate::backend::Backend::crop_resize) cuts them
 //! out on the device. The images come from a second cache of the train split alone, at a larger size than the
 //! model's: [`larger_side`], [`Preprocess::enlarged`](super::Preprocess::enlarged) and
-//! [`Source::only`](super::Source::only).
+//! [`Dataset::only`](super::Dataset::only).
 
 use super::DataError;
 use crate::random;

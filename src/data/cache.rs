@@ -10,7 +10,7 @@ mod duplicates;
 mod file;
 
 use super::decode::SixteenBit;
-use super::{DataError, Preprocess, Source, Split};
+use super::{DataError, Dataset, Preprocess, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use file::{Header, Mapping, PixelType};
@@ -71,11 +71,11 @@ impl Cache {
     /// nothing behind.
     ///
     /// # Errors
-    /// [`DataError::BadImage`] for the first (in the order of [`Source::items`]) image that cannot be
+    /// [`DataError::BadImage`] for the first (in the order of [`Dataset::items`]) image that cannot be
     /// decoded, unless such images are skipped; [`DataError::DiskFull`]; [`DataError::Interrupted`] once
     /// `monitor` says stop; [`DataError::DType`] unless `dtype` is u8, f16 or f32.
     pub fn open_or_build(
-        source: &Source,
+        source: &Dataset,
         preprocess: &Preprocess,
         dtype: DType,
         cache_dir: &Path,

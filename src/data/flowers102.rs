@@ -1,6 +1,6 @@
 //! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
 
-use super::opened::{Classes, Opened, Photo, SourceKind};
+use super::opened::{Classes, DatasetKind, Opened, Photo};
 use super::{DataError, Split, listing, mat};
 use std::path::{Path, PathBuf};
 
@@ -160,7 +160,7 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
     }
     Ok(Opened {
         root: root.to_path_buf(),
-        kind: SourceKind::Flowers102,
+        kind: DatasetKind::Flowers102,
         classes,
         photos: found,
         notes: Vec::new(),

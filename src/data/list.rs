@@ -1,7 +1,7 @@
 //! Photos by a list: a table of paths and classes (CSV, TSV, JSON lines; Hugging Face's metadata among them), or CoOp's
 //! `split_*.json`.
 
-use super::opened::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
+use super::opened::{Classes, DatasetKind, DatasetOptions, Note, Opened, Photo, slashed};
 use super::table;
 use super::{DataError, Split, listing, split};
 use crate::words::readable;
@@ -54,7 +54,7 @@ pub(super) fn beside(root: &Path) -> Result<Vec<(Option<Split>, PathBuf)>, DataE
 pub(super) fn open_beside(
     root: &Path,
     lists: &[(Option<Split>, PathBuf)],
-    options: &SourceOptions,
+    options: &DatasetOptions,
 ) -> Result<Opened, DataError> {
     let mut all = Reader::default();
     let mut notes = Vec::new();
@@ -68,7 +68,7 @@ pub(super) fn open_beside(
 }
 
 /// Opens the list `file`, whose paths are relative to its folder or to `--images`.
-pub(super) fn open(file: &Path, options: &SourceOptions) -> Result<Opened, DataError> {
+pub(super) fn open(file: &Path, options: &DatasetOptions) -> Result<Opened, DataError> {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = options.images.as_deref().unwrap_or(parent);
     if !root.is_dir() {
@@ -185,7 +185,7 @@ impl Reader {
         }
         Ok(Opened {
             root: root.to_path_buf(),
-            kind: SourceKind::List,
+            kind: DatasetKind::List,
             classes: self.classes,
             photos: self.photos,
             notes,

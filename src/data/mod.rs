@@ -1,11 +1,12 @@
 //! Photos in, batches of pixels out.
 //!
-//! A [`Source`] knows the photos, their classes and their splits, whatever layout they lie in; [`decode`] and
+//! A [`Dataset`] knows the photos, their classes and their splits, whatever layout they lie in; [`decode`] and
 //! [`Preprocess`] turn one photo into the pixels CLIP expects; a [`Cache`] keeps those pixels in one memory-mapped file,
 //! which is what training reads. [`Augmentation`] draws crops of them.
 
 mod augment;
 mod cache;
+mod dataset;
 pub mod decode;
 pub mod demo;
 mod error;
@@ -20,21 +21,20 @@ mod opened;
 pub mod preprocess;
 pub mod resize;
 mod shots;
-mod source;
 mod split;
 mod table;
 
 pub use augment::{Augmentation, larger_side};
 pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
+pub(crate) use dataset::is_flowers102_root;
+pub use dataset::{Dataset, Item};
 pub use error::DataError;
 pub use folder::images_below;
 pub use groups::Groups;
 pub use listing::is_photo;
-pub use opened::{Note, Purpose, SourceKind, SourceOptions};
+pub use opened::{DatasetKind, DatasetOptions, Note, Purpose};
 pub use preprocess::Preprocess;
 pub(crate) use shots::{classes_below, few_shot};
-pub(crate) use source::is_flowers102_root;
-pub use source::{Item, Source};
 pub(crate) use split::VAL_SHARE;
 pub use table::text;
 

@@ -5,7 +5,7 @@ use super::learner::DropoutSpec;
 use super::{Result, TrainError};
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
 use crate::data::decode::Orientation;
-use crate::data::{Augmentation, DataError, Groups, SourceOptions, VAL_SHARE, is_flowers102_root};
+use crate::data::{Augmentation, DataError, DatasetOptions, Groups, VAL_SHARE, is_flowers102_root};
 use crate::fetch::{DEFAULT_MODEL, is_flowers102};
 use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates, ScheduleKind, StopAgainst};
@@ -782,14 +782,14 @@ impl Settings {
     ///
     /// # Errors
     /// Groups that cannot be used.
-    pub fn source_options(&self) -> std::result::Result<SourceOptions, DataError> {
-        Ok(SourceOptions {
+    pub fn source_options(&self) -> std::result::Result<DatasetOptions, DataError> {
+        Ok(DatasetOptions {
             seed: self.image_seed(),
             val_share: self.val_share,
             groups: self.groups.as_deref().map(Groups::open).transpose()?,
             images: self.images.clone(),
             class_names: self.class_names.clone(),
-            ..SourceOptions::default()
+            ..DatasetOptions::default()
         })
     }
 

@@ -2,10 +2,10 @@
 
 mod cache;
 mod contributing;
+mod dataset;
 mod decode;
 mod demo_flowers;
 mod files;
 mod preprocess;
 mod security_note;
-mod source;
 mod tokenizer;
