@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{Error, ErrorKind, Result, Write};
+use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -99,6 +99,19 @@ pub(crate) fn make_folder_of(path: &Path) -> std::result::Result<(), FileError> 
 /// Gives a file the rights of any other new one.
 pub(crate) fn share(path: &Path) -> Result<()> {
     std::fs::set_permissions(path, beside(path, PREFIX)?.as_file().metadata()?.permissions())
+}
+
+/// The bytes of a file; none of one that has more than `most`.
+pub(crate) fn read_up_to(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+    let file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length > most {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(length as usize);
+    // It may grow meanwhile, or say no length.
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= most).then_some(bytes))
 }
 
 /// Whether `name` is that of a file which was being written by a process that gives such names `prefix`.

@@ -28,5 +28,6 @@ pub mod stats;
 pub mod tensor;
 pub mod train;
 pub mod tune;
+mod words;
 
 pub use train::TrainError;

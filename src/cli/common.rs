@@ -2,8 +2,7 @@
 
 use super::bars::Bars;
 use anyhow::{Context, Result, bail};
-use clip_engine::data::augment::larger_side;
-use clip_engine::data::{Cache, CacheOptions, Note, Preprocess, Purpose, Source, Split};
+use clip_engine::data::{Cache, CacheOptions, Dataset, Note, Preprocess, Purpose, Split, larger_side};
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use clip_engine::files::{cache_folder, write_atomic};
@@ -195,14 +194,14 @@ pub struct Judged {
 }
 
 /// Opens the data of settings, and says what there is to say of them.
-pub fn open_source(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Source> {
+pub fn open_source(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Dataset> {
     let Some(data) = &settings.data else { bail!("--data is needed, or --demo") };
     let mut options = settings.source_options()?;
     options.classes = judged.classes.clone();
     if judged.any {
         options.purpose = Purpose::Evaluate;
     }
-    let source = Source::open(&data_dir(data, settings.cache.as_deref(), monitor)?, options)?;
+    let source = Dataset::open(&data_dir(data, settings.cache.as_deref(), monitor)?, options)?;
     for Note { text, warns } in &source.notes {
         if *warns { monitor.warn(text) } else { monitor.line(text) }
     }
@@ -223,7 +222,7 @@ pub fn open_cache(
 
 /// The same for a source that is open; `said` where another cache of it was opened before.
 fn cache_of(
-    source: &Source,
+    source: &Dataset,
     preprocess: &Preprocess,
     dtype: DType,
     settings: &Settings,

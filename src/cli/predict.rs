@@ -7,7 +7,7 @@ use super::flags::batch_sizes;
 use super::predictions::{Form, Printer, UNKNOWN};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
-use clip_engine::data::folder::images_below;
+use clip_engine::data::images_below;
 use clip_engine::progress::Monitor;
 use clip_engine::train::predict::{PredictOptions, Predictor};
 use clip_engine::train::run_dir::RunDir;

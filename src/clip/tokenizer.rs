@@ -14,6 +14,7 @@ use super::ClipError;
 use super::config::TextConfig;
 use crate::guard::guarded;
 use crate::model_files::{TOKENIZER, TOKENIZER_PARTS};
+use crate::words::one_line;
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
@@ -124,10 +125,6 @@ fn build(description: &str, max_length: usize) -> Result<(Tokenizer, Vec<u32>), 
     tokenizer.with_truncation(Some(truncation)).map_err(|e| one_line(&e))?;
     let frame = tokenizer.encode("", true).map_err(|e| one_line(&e))?.get_ids().to_vec();
     Ok((tokenizer, frame))
-}
-
-fn one_line(error: &tokenizers::Error) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Bounds on what a `tokenizer.json` may have done to a text, far above what CLIP's own does (three

@@ -18,6 +18,7 @@ use super::config::{Activation, ClipConfig, TowerConfig};
 use crate::hash::hex;
 use crate::model_files::{INDEX, PICKLED, WEIGHTS};
 use crate::tensor::{DType, Shape, View};
+use crate::words::one_line;
 
 /// The opened weight files of one checkpoint.
 pub struct Weights {
@@ -194,7 +195,7 @@ impl WeightFile {
         // that each takes the bytes its shape and type say.
         let (header, metadata) = match SafeTensors::read_metadata(&map) {
             Ok(found) => found,
-            Err(e) => return Err(ClipError::Safetensors { path, problem: one_line(&e.to_string()) }),
+            Err(e) => return Err(ClipError::Safetensors { path, problem: one_line(&e) }),
         };
         // Eight bytes of header length come before the header.
         let data = size_of::<u64>() + header;
@@ -248,10 +249,6 @@ fn float_type(dtype: Dtype) -> Option<DType> {
         Dtype::BF16 => Some(DType::BF16),
         _ => None,
     }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The tensors of the model that `config` describes: names as `transformers.CLIPModel` saves them, and

@@ -3,7 +3,7 @@
 //! Only the boxes are chosen here; [`Backend::crop_resize`](crate::backend::Backend::crop_resize) cuts them
 //! out on the device. The images come from a second cache of the train split alone, at a larger size than the
 //! model's: [`larger_side`], [`Preprocess::enlarged`](super::Preprocess::enlarged) and
-//! [`Source::only`](super::Source::only).
+//! [`Dataset::only`](super::Dataset::only).
 
 use super::DataError;
 use crate::random;
@@ -40,14 +40,18 @@ pub fn larger_side(image_size: usize) -> usize {
 /// Top, left, height and width in pixels.
 type CropBox = [usize; 4];
 
+fn out_of_range(setting: &str, value: String, expected: &str) -> DataError {
+    DataError::Augmentation(format!("{setting} {value} is out of range; give {expected}"))
+}
+
 impl Augmentation {
     /// Refuses settings that describe no crop.
     ///
     /// # Errors
     /// Bounds that are no shares, no aspect ratios or the wrong way round; a flip that is no probability.
     pub fn check(&self) -> Result<(), DataError> {
-        let wrong = |setting, [least, greatest]: [f64; 2], expected| {
-            Err(DataError::Augmentation { setting, value: format!("{least} to {greatest}"), expected })
+        let wrong = |setting: &str, [least, greatest]: [f64; 2], expected: &str| {
+            Err(out_of_range(setting, format!("{least} to {greatest}"), expected))
         };
         let [least, greatest] = self.scale;
         if !(0.0 < least && least <= greatest && greatest <= 1.0) {
@@ -62,8 +66,7 @@ impl Augmentation {
             return wrong("ratio", self.ratio, "two ratios of width to height above 0, the lesser first");
         }
         if !(0.0..=1.0).contains(&self.flip) {
-            let value = self.flip.to_string();
-            return Err(DataError::Augmentation { setting: "flip", value, expected: "a probability" });
+            return Err(out_of_range("flip", self.flip.to_string(), "a probability"));
         }
         Ok(())
     }
@@ -86,8 +89,7 @@ impl Augmentation {
     ) -> Result<Tensor, DataError> {
         self.check()?;
         if height == 0 || width == 0 {
-            let value = format!("{height} x {width}");
-            return Err(DataError::Augmentation { setting: "image size", value, expected: "at least 1 x 1" });
+            return Err(out_of_range("image size", format!("{height} x {width}"), "at least 1 x 1"));
         }
         let mut crops = Tensor::zeros([indices.len(), 5], DType::U32);
         for (crop, &index) in crops.typed_mut::<u32>()?.chunks_exact_mut(5).zip(indices) {

@@ -10,7 +10,7 @@ mod duplicates;
 mod file;
 
 use super::decode::SixteenBit;
-use super::{DataError, Preprocess, Source, Split};
+use super::{DataError, Dataset, Preprocess, Split};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use file::{Header, Mapping, PixelType};
@@ -34,7 +34,7 @@ pub struct CacheOptions {
 }
 
 /// One image that was generated rather than read: u8 pixels [S, S, 3] and what is known about it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemoryImage {
     /// [S, S, 3], row-major: 3·S² bytes, where S is the size that the cache's preprocessing makes.
     pub pixels: Vec<u8>,
@@ -71,11 +71,11 @@ impl Cache {
     /// nothing behind.
     ///
     /// # Errors
-    /// [`DataError::BadImage`] for the first (in the order of [`Source::items`]) image that cannot be
+    /// [`DataError::BadImage`] for the first (in the order of [`Dataset::items`]) image that cannot be
     /// decoded, unless such images are skipped; [`DataError::DiskFull`]; [`DataError::Interrupted`] once
     /// `monitor` says stop; [`DataError::DType`] unless `dtype` is u8, f16 or f32.
     pub fn open_or_build(
-        source: &Source,
+        source: &Dataset,
         preprocess: &Preprocess,
         dtype: DType,
         cache_dir: &Path,

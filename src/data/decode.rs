@@ -20,12 +20,14 @@ mod tiff;
 
 use super::resize::RgbImage;
 use super::{DataError, listing};
+use crate::files;
 use crate::guard::{guarded, is_guarded};
+use crate::words::one_line;
 use image::metadata::Orientation as Turn;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits};
 use libjpeg_turbo_rs as jpeg;
 use serde::{Deserialize, Serialize};
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 /// The largest image that is decoded: where Pillow calls an image a decompression bomb.
@@ -178,19 +180,12 @@ impl Raster {
 
 /// The bytes of the image file at `path`.
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    const ACTION: &str = "read the image";
     // Opening a named pipe would wait for somebody to write to it.
     if let Some(obstacle) = listing::obstacle(path) {
         return Err(bad(path, &obstacle));
     }
-    let file = std::fs::File::open(path).map_err(DataError::io(path, ACTION))?;
-    let metadata = file.metadata().map_err(DataError::io(path, ACTION))?;
-    let mut bytes = Vec::with_capacity(metadata.len().min(MAX_FILE_BYTES) as usize);
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(DataError::io(path, ACTION))?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(bad(path, "the file is larger than 1 GiB"));
-    }
-    Ok(bytes)
+    let bytes = files::read_up_to(path, MAX_FILE_BYTES).map_err(DataError::io(path, "read the image"))?;
+    bytes.ok_or_else(|| bad(path, "the file is larger than 1 GiB"))
 }
 
 fn decode_jpeg(path: &Path, bytes: &[u8]) -> Result<Raster, DataError> {
@@ -408,7 +403,8 @@ fn check_size(path: &Path, width: u64, height: u64, file: &[u8]) -> Result<(), D
     if width.max(height) > MAX_SIDE {
         Err(bad(path, &format!("{width} x {height} pixels, sides over {MAX_SIDE} are not read")))
     } else if width * height > most_pixels(file) {
-        Err(DataError::TooSparse { path: path.to_path_buf(), width, height, length })
+        let sparse = "so many from so few fill the memory and are not read; scale the image down";
+        Err(DataError::file(path, format!("{width} x {height} pixels in {length} bytes, {sparse}")))
     } else {
         Ok(())
     }
@@ -420,9 +416,4 @@ fn bad(path: &Path, reason: &str) -> DataError {
 
 fn not_read(path: &Path, what: &str, to: &'static str) -> DataError {
     DataError::NotRead { path: path.to_path_buf(), what: what.to_owned(), to }
-}
-
-/// A message from another crate on one line.
-fn one_line(error: &impl std::fmt::Display) -> String {
-    error.to_string().split_whitespace().collect::<Vec<_>>().join(" ")
 }

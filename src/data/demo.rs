@@ -31,26 +31,6 @@ pub fn per_class(split: Split) -> usize {
     }
 }
 
-/// One labelled picture of the demo set.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DemoImage {
-    /// RGB bytes, [side, side, 3]; the side is [`IMAGE_SIZE`] unless another was asked for.
-    pub pixels: Vec<u8>,
-    /// Index into [`demo_classes`].
-    pub label: u32,
-    /// Relative path as in an image folder: `train/five-petalled …/007.png`.
-    pub name: String,
-    /// The split that it belongs to, as `name` says too.
-    pub split: Split,
-}
-
-impl From<DemoImage> for MemoryImage {
-    fn from(image: DemoImage) -> MemoryImage {
-        let DemoImage { pixels, label, name, split } = image;
-        MemoryImage { pixels, label, name, split }
-    }
-}
-
 /// The class names of the demo, in label order.
 pub fn demo_class_names() -> Vec<String> {
     demo_classes().iter().map(FlowerKind::name).collect()
@@ -75,16 +55,17 @@ fn places(classes: usize) -> Vec<Place> {
     places
 }
 
-/// The demo set, drawn as it is iterated: all of train, then val, then test, classes in label order.
+/// The demo set, drawn as it is iterated: all of train, then val, then test, classes in label order. The names are
+/// relative paths as in an image folder: `train/five-petalled …/007.png`.
 ///
 /// Each picture has its own random stream, so it does not depend on the ones drawn before it.
-pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = DemoImage> {
+pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = MemoryImage> {
     demo_pictures(seed, IMAGE_SIZE, |_| true)
 }
 
 /// The pictures of one split of [`demo_dataset`], with `side` pixels a side: the same flowers on another
 /// grid, to cut crops from.
-pub fn demo_split_at(seed: u64, split: Split, side: usize) -> impl ExactSizeIterator<Item = DemoImage> {
+pub fn demo_split_at(seed: u64, split: Split, side: usize) -> impl ExactSizeIterator<Item = MemoryImage> {
     demo_pictures(seed, side, move |other| other == split)
 }
 
@@ -92,11 +73,11 @@ fn demo_pictures(
     seed: u64,
     side: usize,
     wanted: impl Fn(Split) -> bool,
-) -> impl ExactSizeIterator<Item = DemoImage> {
+) -> impl ExactSizeIterator<Item = MemoryImage> {
     let classes = demo_classes();
     let streams = places(classes.len()).into_iter().zip(0u64..);
     let wanted: Vec<_> = streams.filter(|(place, _)| wanted(place.split)).collect();
-    wanted.into_iter().map(move |(Place { split, label, index }, stream)| DemoImage {
+    wanted.into_iter().map(move |(Place { split, label, index }, stream)| MemoryImage {
         pixels: draw(&classes[label], World::Field, &mut random::stream(seed, stream), side),
         label: label as u32,
         name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
@@ -139,7 +120,7 @@ mod tests {
     #[test]
     fn a_finer_grid_shows_the_same_flowers() {
         const COUNT: usize = 6;
-        let train: Vec<DemoImage> = demo_dataset(9).take(COUNT).collect();
+        let train: Vec<MemoryImage> = demo_dataset(9).take(COUNT).collect();
         let (mut finer_roughness, mut own_roughness) = (0.0, 0.0);
         for (i, finer) in demo_split_at(9, Split::Train, 2 * IMAGE_SIZE).take(COUNT).enumerate() {
             let image = &train[i];
@@ -159,7 +140,7 @@ mod tests {
     #[test]
     fn larger_pictures_make_a_cache_of_their_own_size() {
         let preprocess = Preprocess::clip(IMAGE_SIZE).enlarged(73).unwrap();
-        let images = demo_split_at(1, Split::Train, 73).take(3).map(MemoryImage::from);
+        let images = demo_split_at(1, Split::Train, 73).take(3);
         let cache = Cache::from_images(demo_class_names(), &preprocess, images).unwrap();
         let train = cache.split(Split::Train);
         assert_eq!((cache.len(), train.len(), cache.image_shape().dims()), (3, 3, &[73, 73, 3][..]));

@@ -1,9 +1,9 @@
 //! Everything that can go wrong between a folder of photos and a batch of pixels.
 
 use super::Split;
-use super::names::readable;
 use crate::files::FileError;
 use crate::tensor::TensorError;
+use crate::words::readable;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -12,18 +12,6 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DataError {
-    /// The `--data` argument points nowhere.
-    #[error("{}: no such folder; check the path given to --data, or give the word flowers102", path.display())]
-    NotFound {
-        /// The path as it was given.
-        path: PathBuf,
-    },
-    /// The `--data` argument is neither a folder nor a file.
-    #[error("{}: neither a folder nor a list; give --data the folder that holds the photos", path.display())]
-    NotAFolder {
-        /// The path as it was given.
-        path: PathBuf,
-    },
     /// The operating system refused.
     #[error("{0}; check the path and its permissions")]
     Io(#[from] FileError),
@@ -38,17 +26,6 @@ pub enum DataError {
         /// What is there instead: no folder, no image or no readable one.
         found: String,
     },
-    /// No layout that is understood.
-    #[error(
-        "{}: {found}; --data takes ROOT/train|val|test/CLASS/*.jpg, one folder of class folders, a list, or a Flowers-102 root",
-        path.display()
-    )]
-    Layout {
-        /// The folder that does not fit, or what is missing from it.
-        path: PathBuf,
-        /// What does not fit.
-        found: String,
-    },
     /// A class folder without photos.
     #[error(
         "{}: class folder without images (jpg, png, webp, bmp, gif, tiff){instead}; add images or remove the folder",
@@ -60,39 +37,10 @@ pub enum DataError {
         /// What it has in their place, worded to follow "without images"; or nothing.
         instead: String,
     },
-    /// The splits of an image folder do not hold the same classes.
-    #[error(
-        "{}: class {class:?} is in {present} and not in {absent}{near}; add it there or remove it",
-        root.display()
-    )]
-    ClassMissing {
-        /// The folder of the splits.
-        root: PathBuf,
-        /// The class's folder name.
-        class: String,
-        /// What it was probably meant to be, worded to follow; or nothing.
-        near: String,
-        /// A split with a folder of that name.
-        present: Split,
-        /// The split without one. One of the two is train.
-        absent: Split,
-    },
-    /// A class that the run which is to judge it does not have.
-    #[error("{}: class {class:?} is none of the {classes} classes of the run{near}; rename or remove its folder", root.display())]
-    UnknownClass {
-        /// The folder of the data.
-        root: PathBuf,
-        /// Its name.
-        class: String,
-        /// What it was probably meant to be, worded to follow; or nothing.
-        near: String,
-        /// How many classes the run has.
-        classes: usize,
-    },
-    /// A list of photos, names or groups that cannot be used.
+    /// A folder, a list, a photo or another file that cannot be used.
     #[error("{}: {}", path.display(), readable(problem))]
-    List {
-        /// The list.
+    File {
+        /// The file or folder.
         path: PathBuf,
         /// What is wrong with it and what to do, worded to follow its name.
         problem: String,
@@ -106,14 +54,6 @@ pub enum DataError {
         problem: String,
         /// What to do.
         remedy: &'static str,
-    },
-    /// One of Flowers-102's two MATLAB files cannot be used.
-    #[error("{}: {reason}; download the file again", path.display())]
-    MatFile {
-        /// The `imagelabels.mat` or `setid.mat`.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
     },
     /// A photo that a list names is not there.
     #[error("{}: photo {number} is in setid.mat but missing on disk; unpack 102flowers.tgz again", path.display())]
@@ -141,21 +81,6 @@ pub enum DataError {
         /// A form that is read.
         to: &'static str,
     },
-    /// A photo of far fewer bytes than pixels.
-    #[error(
-        "{}: {width} x {height} pixels in {length} bytes, so many from so few fill the memory and are not read; scale the image down",
-        path.display()
-    )]
-    TooSparse {
-        /// The photo.
-        path: PathBuf,
-        /// Its width in pixels, by its header.
-        width: u64,
-        /// Its height in pixels, by its header.
-        height: u64,
-        /// Bytes of the file.
-        length: usize,
-    },
     /// A photo larger than any that could be meant.
     #[error(
         "{}: {width} x {height} pixels is over the limit of {limit} pixels; scale the image down or remove the file",
@@ -174,14 +99,6 @@ pub enum DataError {
     /// A photo that cannot be decoded, met while a cache was built.
     #[error("{0}, or pass --skip-bad-images to leave such files out")]
     BadImage(#[source] Box<DataError>),
-    /// The same photo in two splits or classes, where that was to be refused.
-    #[error("{}: {problem}; remove all but one of them", root.display())]
-    Duplicates {
-        /// The folder of the data.
-        root: PathBuf,
-        /// Which, and how many.
-        problem: String,
-    },
     /// Nothing is left of a split once its bad images are left out.
     #[error("{}: no readable image is left in the {split} split ({skipped} skipped); repair the files", root.display())]
     NothingLeft {
@@ -191,14 +108,6 @@ pub enum DataError {
         split: Split,
         /// Images left out of this split and of those before it.
         skipped: usize,
-    },
-    /// The image processor's settings ask for something this engine does not do.
-    #[error("{}: {reason}", path.display())]
-    Preprocess {
-        /// The `preprocessor_config.json` or `processor_config.json`.
-        path: PathBuf,
-        /// Which setting it is and what to do about it.
-        reason: String,
     },
     /// The cache cannot hold this element type.
     #[error("--dtype {0}: the cache holds u8, f16 or f32; choose one of them")]
@@ -255,34 +164,36 @@ pub enum DataError {
     /// Few-shot training without images.
     #[error("--shots 0 leaves no training image; give at least 1")]
     NoShots,
-    /// Augmentation that describes no crop.
-    #[error("augmentation: {setting} {value} is out of range; give {expected}")]
-    Augmentation {
-        /// `scale`, `ratio`, `flip` or `image size`.
-        setting: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What it may be set to, worded to follow "give".
-        expected: &'static str,
-    },
-    /// Images to cut crops from that are smaller than the model's, or beyond all measure.
-    #[error(
-        "augmentation: images of {side} pixels to cut crops from; give a size from {least} to {greatest}"
-    )]
-    LargerSide {
-        /// The side that was asked for, in pixels.
-        side: usize,
-        /// The side of the model's own images.
-        least: usize,
-        /// The largest side that images of a cache may have.
-        greatest: usize,
-    },
+    /// Augmentation that describes no crop, or images that are no size to cut them from.
+    #[error("augmentation: {0}")]
+    Augmentation(String),
     /// A split name that is none.
     #[error("{0:?} is not a split; use train, val or test")]
     SplitName(String),
 }
 
 impl DataError {
+    /// A file or folder that cannot be used.
+    pub(super) fn file(path: &Path, problem: impl Into<String>) -> DataError {
+        DataError::File { path: path.to_path_buf(), problem: problem.into() }
+    }
+
+    /// A folder in no layout that is understood, by what does not fit.
+    pub(super) fn layout(path: &Path, found: impl std::fmt::Display) -> DataError {
+        DataError::file(
+            path,
+            format!(
+                "{found}; --data takes ROOT/train|val|test/CLASS/*.jpg, one folder of class folders, a list, or a \
+                 Flowers-102 root"
+            ),
+        )
+    }
+
+    /// One of Flowers-102's two MATLAB files that cannot be used.
+    pub(super) fn mat_file(path: &Path, reason: &str) -> DataError {
+        DataError::file(path, format!("{reason}; download the file again"))
+    }
+
     /// Wraps an operating system error for `map_err`.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> DataError {
         move |error| FileError::of(path, action)(error).into()

@@ -1,6 +1,6 @@
 //! Oxford Flowers-102 (Nilsback and Zisserman, 2008): 8,189 photos of 102 flowers with an official split.
 
-use super::opened::{Classes, Opened, Photo, SourceKind};
+use super::opened::{Classes, DatasetKind, Opened, Photo};
 use super::{DataError, Split, listing, mat};
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ pub(super) struct Files {
 }
 
 /// Whether a folder is laid out as Flowers-102.
-pub fn is_root(root: &Path) -> bool {
+pub(super) fn is_root(root: &Path) -> bool {
     find(root).is_some()
 }
 
@@ -146,11 +146,8 @@ fn has_folders(folder: &Path) -> bool {
 pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
     for needed in [&files.labels, &files.splits, &files.photos] {
         if !needed.exists() {
-            return Err(DataError::Layout {
-                path: needed.clone(),
-                found: "missing from a Flowers-102 root, which needs jpg/, imagelabels.mat and setid.mat"
-                    .to_owned(),
-            });
+            let found = "missing from a Flowers-102 root, which needs jpg/, imagelabels.mat and setid.mat";
+            return Err(DataError::layout(needed, found));
         }
     }
     let labels = labels(&files.labels)?;
@@ -163,7 +160,7 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
     }
     Ok(Opened {
         root: root.to_path_buf(),
-        kind: SourceKind::Flowers102,
+        kind: DatasetKind::Flowers102,
         classes,
         photos: found,
         notes: Vec::new(),
@@ -181,7 +178,7 @@ fn labels(path: &Path) -> Result<Vec<u32>, DataError> {
 /// # Errors
 /// Contents that are no MATLAB 5 file with such labels.
 pub fn parse_labels(path: &Path, bytes: &[u8]) -> Result<Vec<u32>, DataError> {
-    let wrong = |reason| DataError::MatFile { path: path.to_path_buf(), reason };
+    let wrong = |reason: String| DataError::mat_file(path, &reason);
     mat::find_array(bytes, "labels")
         .map_err(wrong)?
         .into_iter()
@@ -204,7 +201,7 @@ pub fn parse_split(path: &Path, bytes: &[u8], split: Split, photos: usize) -> Re
         Split::Val => "valid",
         Split::Test => "tstid",
     };
-    let wrong = |reason| DataError::MatFile { path: path.to_path_buf(), reason };
+    let wrong = |reason: String| DataError::mat_file(path, &reason);
     let mut indices = Vec::new();
     for value in mat::find_array(bytes, name).map_err(wrong)? {
         let index = one_based(value, photos)

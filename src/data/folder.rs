@@ -2,7 +2,8 @@
 
 use super::listing::{LeftOut, Listing, entries, is_photo};
 use super::opened::{Classes, Note, Photo, Purpose};
-use super::{DataError, Split, names, split};
+use super::{DataError, Split, split};
+use crate::words::readable;
 use std::path::{Path, PathBuf};
 
 /// Folders that are wrapped around the data at the most.
@@ -74,10 +75,8 @@ pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError>
                 if let Some(other) = &found[split as usize] {
                     // Two classes may be called so, but no two splits of one kind can be meant.
                     if holds_folders(folder) && holds_folders(other) {
-                        return Err(DataError::Layout {
-                            path: folder.clone(),
-                            found: format!("{} is the {split} split too", name_of(other)),
-                        });
+                        let found = format!("{} is the {split} split too", name_of(other));
+                        return Err(DataError::layout(folder, found));
                     }
                     continue;
                 }
@@ -91,19 +90,14 @@ pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError>
         || others.iter().all(|folder| Listing::below(folder).is_ok_and(|found| found.photos.is_empty()));
     if holds(Split::Train) && (tested || alone()) || tested && alone() {
         if !holds(Split::Train) && purpose == Purpose::Train {
-            return Err(DataError::Layout {
-                path: root.to_path_buf(),
-                found: "there is no train folder with class folders beside the other splits".to_owned(),
-            });
+            let found = "there is no train folder with class folders beside the other splits";
+            return Err(DataError::layout(root, found));
         }
         return Ok(Layout::Splits(found));
     }
     if flat > 1 && others.is_empty() && found[Split::Train as usize].is_some() {
-        return Err(DataError::Layout {
-            path: root.to_path_buf(),
-            found: "the splits hold photos, and no class folders; labels in a list are read by --data LIST"
-                .to_owned(),
-        });
+        let found = "the splits hold photos, and no class folders; labels in a list are read by --data LIST";
+        return Err(DataError::layout(root, found));
     }
     Ok(Layout::Classes)
 }
@@ -124,7 +118,7 @@ pub(super) fn open_classes(
     classes: &mut Classes,
 ) -> Result<Found, DataError> {
     let inside = Inside::of(root)?;
-    let layout = |found: String| Err(DataError::Layout { path: root.to_path_buf(), found });
+    let layout = |found: String| Err(DataError::layout(root, found));
     match (inside.folders.len(), purpose) {
         (0, _) if inside.loose > 0 => {
             return layout(match &inside.list {
@@ -159,10 +153,7 @@ pub(super) fn open_classes(
     }
     for folder in &inside.folders {
         let Some(name) = folder.file_name().and_then(|name| name.to_str()) else {
-            return Err(DataError::Layout {
-                path: folder.clone(),
-                found: "the folder's name is not UTF-8".to_owned(),
-            });
+            return Err(DataError::layout(folder, "the folder's name is not UTF-8"));
         };
         let Listing { photos, left_out } = Listing::below(folder)?;
         found.left_out.add(&left_out);
@@ -174,7 +165,7 @@ pub(super) fn open_classes(
             // A class that the split lacks.
             continue;
         }
-        let class = classes.index(&names::readable(name));
+        let class = classes.index(&readable(name));
         found.photos.extend(photos.into_iter().map(|path| Photo::below(folder, path, class, split)));
     }
     Ok(found)
@@ -244,7 +235,7 @@ fn unlabelled(folder: &Path, classes: &Classes) -> Result<Option<String>, DataEr
     Ok(match &inside.folders[..] {
         [] if inside.loose > 0 => Some(format!("its {} photos lie in no class folders", inside.loose)),
         [] => Some("it is empty".to_owned()),
-        [only] if classes.len() > 1 && !classes.contains(&names::readable(&name_of(only))) => {
+        [only] if classes.len() > 1 && !classes.contains(&readable(&name_of(only))) => {
             Some(format!("its one folder, {}, is no class", name_of(only)))
         }
         _ => None,
@@ -252,7 +243,7 @@ fn unlabelled(folder: &Path, classes: &Classes) -> Result<Option<String>, DataEr
 }
 
 fn name_of(path: &Path) -> String {
-    names::readable(&path.file_name().unwrap_or_default().to_string_lossy())
+    readable(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
 /// All photos in `root` and its subfolders, in the order of their paths, and what was left out; hidden files and folders

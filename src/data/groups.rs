@@ -58,7 +58,7 @@ impl Groups {
             };
         }
         let table = table::read(file)?;
-        let (path, group) = (table.column(&table::PATH), table.column(&["group", "groups", "group_id"]));
+        let (path, group) = (table.column(&table::PATH), table.column(&table::GROUP));
         let (Some(path), Some(group)) = (path, group) else {
             return Err(table.wrong(format!("has the columns {}; it needs path and group", table.header())));
         };
@@ -82,12 +82,10 @@ impl Groups {
                 let whole = of.get(path).or_else(|| of.get(&format!("./{path}")));
                 match whole.or_else(|| of.get(name)) {
                     Some(group) => Ok(Some(group.clone()).filter(|group| !group.is_empty())),
-                    None => Err(DataError::List {
-                        path: file.clone(),
-                        problem: format!(
-                            "has no group for {path}; list every photo, or leave its group empty"
-                        ),
-                    }),
+                    None => Err(DataError::file(
+                        file,
+                        format!("has no group for {path}; list every photo, or leave its group empty"),
+                    )),
                 }
             }
             Groups::Found(regex) => {

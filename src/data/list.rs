@@ -1,9 +1,10 @@
 //! Photos by a list: a table of paths and classes (CSV, TSV, JSON lines; Hugging Face's metadata among them), or CoOp's
 //! `split_*.json`.
 
-use super::opened::{Classes, Note, Opened, Photo, SourceKind, SourceOptions, slashed};
+use super::opened::{Classes, DatasetKind, DatasetOptions, Note, Opened, Photo, slashed};
 use super::table;
-use super::{DataError, Split, listing, names, split};
+use super::{DataError, Split, listing, split};
+use crate::words::readable;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +12,6 @@ use std::path::{Path, PathBuf};
 const CLASS: [&str; 9] =
     ["classname", "labelname", "class", "category", "label", "species", "breed", "target", "labels"];
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
-const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 
 /// What Hugging Face's imagefolder reads beside photos.
 const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
@@ -54,7 +54,7 @@ pub(super) fn beside(root: &Path) -> Result<Vec<(Option<Split>, PathBuf)>, DataE
 pub(super) fn open_beside(
     root: &Path,
     lists: &[(Option<Split>, PathBuf)],
-    options: &SourceOptions,
+    options: &DatasetOptions,
 ) -> Result<Opened, DataError> {
     let mut all = Reader::default();
     let mut notes = Vec::new();
@@ -68,7 +68,7 @@ pub(super) fn open_beside(
 }
 
 /// Opens the list `file`, whose paths are relative to its folder or to `--images`.
-pub(super) fn open(file: &Path, options: &SourceOptions) -> Result<Opened, DataError> {
+pub(super) fn open(file: &Path, options: &DatasetOptions) -> Result<Opened, DataError> {
     let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let root = options.images.as_deref().unwrap_or(parent);
     if !root.is_dir() {
@@ -101,7 +101,7 @@ impl Reader {
             }
             let path = photo(root, &row.file.replace('\\', "/"));
             self.missing += usize::from(std::fs::symlink_metadata(&path).is_err());
-            let class = self.classes.index(&names::readable(row.class));
+            let class = self.classes.index(&readable(row.class));
             let photo = Photo::below(root, path, class, row.split.or(of));
             self.photos.push(Photo { group: row.group.map(Box::from), ..photo });
         })
@@ -139,14 +139,14 @@ impl Reader {
                 (true, true, false) => "two splits".to_owned(),
             };
             let problem = format!("gives {} {problem}", a.path.display());
-            return Err(DataError::List { path: file.to_path_buf(), problem });
+            return Err(DataError::file(file, problem));
         }
         self.photos.dedup_by(|b, a| a.path == b.path);
         Ok(all - self.photos.len())
     }
 
     fn finish(mut self, root: &Path, mut notes: Vec<Note>, file: &Path) -> Result<Opened, DataError> {
-        let wrong = |problem: String| Err(DataError::List { path: file.to_path_buf(), problem });
+        let wrong = |problem: String| Err(DataError::file(file, problem));
         let repeated = self.without_repetitions(file)?;
         if self.split_by_folders(root) {
             notes.push(Note::line("the splits are the folders that the list's paths begin with".to_owned()));
@@ -185,7 +185,7 @@ impl Reader {
         }
         Ok(Opened {
             root: root.to_path_buf(),
-            kind: SourceKind::List,
+            kind: DatasetKind::List,
             classes: self.classes,
             photos: self.photos,
             notes,
@@ -210,7 +210,7 @@ fn each_row(file: &Path, text: &str, take: &mut dyn FnMut(Row<'_>)) -> Result<()
             "needs a column path (or file_name, filename) and a column label (or class); its first line is {header:?}"
         )));
     };
-    let (split, group) = (table.column(&SPLIT), table.column(&GROUP));
+    let (split, group) = (table.column(&SPLIT), table.column(&table::GROUP));
     for row in table.rows() {
         let cell = |column: Option<usize>| column.map(|column| row[column]).filter(|cell| !cell.is_empty());
         let (file, class) = (row[path], row[class]);
@@ -237,7 +237,7 @@ fn each_of_coop(
     object: &serde_json::Map<String, Value>,
     take: &mut dyn FnMut(Row<'_>),
 ) -> Result<(), DataError> {
-    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let wrong = |problem: String| DataError::file(file, problem);
     for (name, list) in object {
         let split = split::named(name)
             .ok_or_else(|| wrong(format!("has an entry {name:?}; CoOp's lists have train, val and test")))?;

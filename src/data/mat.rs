@@ -6,8 +6,8 @@
 //! it is used.
 
 use super::DataError;
+use crate::files;
 use flate2::read::ZlibDecoder;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -34,14 +34,8 @@ const COMPRESSED: u32 = 15;
 /// # Errors
 /// A file that cannot be read, or is larger than any list of labels.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    let io = |source| DataError::io(path, "read the file")(source);
-    let mut bytes = Vec::new();
-    File::open(path).map_err(io)?.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
-    if bytes.len() as u64 > MAX_BYTES {
-        let reason = "the file is larger than any label list".to_owned();
-        return Err(DataError::MatFile { path: path.to_path_buf(), reason });
-    }
-    Ok(bytes)
+    let bytes = files::read_up_to(path, MAX_BYTES).map_err(DataError::io(path, "read the file"))?;
+    bytes.ok_or_else(|| DataError::mat_file(path, "the file is larger than any label list"))
 }
 
 /// The values of the numeric array `name` in the contents of a file, in the file's (column-major) order,

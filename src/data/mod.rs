@@ -1,39 +1,41 @@
 //! Photos in, batches of pixels out.
 //!
-//! [`source`] finds the photos, their classes and their splits; [`decode`] and [`preprocess`] turn one
-//! photo into the pixels CLIP expects; [`cache`] keeps those pixels in one memory-mapped file, which is
-//! what training reads. [`shots`] draws a few-shot part of the training images, [`augment`] their crops.
+//! A [`Dataset`] knows the photos, their classes and their splits, whatever layout they lie in; [`decode`] and
+//! [`Preprocess`] turn one photo into the pixels CLIP expects; a [`Cache`] keeps those pixels in one memory-mapped file,
+//! which is what training reads. [`Augmentation`] draws crops of them.
 
-pub mod augment;
-pub mod cache;
+mod augment;
+mod cache;
+mod dataset;
 pub mod decode;
 pub mod demo;
 mod error;
 pub mod flowers102;
-pub mod folder;
-pub mod groups;
+mod folder;
+mod groups;
 mod list;
 mod listing;
 mod mat;
-pub mod names;
+mod names;
 mod opened;
 pub mod preprocess;
 pub mod resize;
-pub mod shots;
-pub mod source;
+mod shots;
 mod split;
 mod table;
 
-pub use augment::Augmentation;
+pub use augment::{Augmentation, larger_side};
 pub use cache::{Cache, CacheOptions, MemoryImage, SplitView};
+pub(crate) use dataset::is_flowers102_root;
+pub use dataset::{Dataset, Item};
 pub use error::DataError;
+pub use folder::images_below;
 pub use groups::Groups;
 pub use listing::is_photo;
-pub use opened::{Note, Purpose, SourceKind, SourceOptions};
+pub use opened::{DatasetKind, DatasetOptions, Note, Purpose};
 pub use preprocess::Preprocess;
-pub use shots::few_shot;
-pub use source::{Item, Source, is_flowers102_root};
-pub use split::VAL_SHARE;
+pub(crate) use shots::{classes_below, few_shot};
+pub(crate) use split::VAL_SHARE;
 pub use table::text;
 
 /// Which part of the data.

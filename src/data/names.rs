@@ -1,22 +1,13 @@
 //! The names of classes: as files give them, as people can read them, and what they were probably meant to be.
 
 use super::{DataError, table};
+use crate::words::readable;
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use unicode_normalization::UnicodeNormalization;
 
 /// What courses and CoOp put beside the numbered folders of Flowers-102.
 const BESIDE: &str = "cat_to_name.json";
-
-/// A name in Unicode's composed form, whichever one the file system has it in, without what a terminal would obey.
-pub fn readable(name: &str) -> String {
-    let shown = |c: &char| {
-        !c.is_control()
-            && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    name.nfc().filter(shown).collect()
-}
 
 /// The candidate that `name` was probably meant to be: the same but for case and what stands between words, or a
 /// letter or two.
@@ -70,7 +61,7 @@ pub(super) fn of_classes(
             None => continue,
         };
         let path = file.unwrap_or_else(|| PathBuf::from(key));
-        return Err(DataError::List { path, problem });
+        return Err(DataError::File { path, problem });
     }
     Ok((names, file))
 }
@@ -78,7 +69,7 @@ pub(super) fn of_classes(
 /// A JSON object of names by folder, a JSON list in the order of the classes, or lines: in that order, or each a
 /// folder's name and the class's.
 fn from_file(keys: &[String], file: &Path) -> Result<Vec<String>, DataError> {
-    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let wrong = |problem: String| DataError::file(file, problem);
     let text = table::text_of_file(file)?;
     let in_order = |names: Vec<String>| {
         if names.len() != keys.len() {
@@ -217,11 +208,6 @@ mod tests {
             let message = names(&keys, text).unwrap_err().to_string();
             assert!(message.contains(problem), "{message}");
         }
-    }
-
-    #[test]
-    fn names_are_one_form_of_unicode_without_commands_to_a_terminal() {
-        assert_eq!(readable("cafe\u{301} \u{1b}[31mred\u{202e}\n"), "café [31mred");
     }
 
     #[test]

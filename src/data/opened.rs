@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 /// The layout the photos were found in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SourceKind {
+pub enum DatasetKind {
     /// `ROOT/{train,val,test}/CLASS/**`.
     SplitFolders,
     /// `ROOT/CLASS/**`.
@@ -19,14 +19,14 @@ pub enum SourceKind {
     Flowers102,
 }
 
-impl SourceKind {
+impl DatasetKind {
     /// One word for file headers and messages.
     pub const fn name(self) -> &'static str {
         match self {
-            SourceKind::SplitFolders => "split-folders",
-            SourceKind::ClassFolders => "class-folders",
-            SourceKind::List => "list",
-            SourceKind::Flowers102 => "flowers-102",
+            DatasetKind::SplitFolders => "split-folders",
+            DatasetKind::ClassFolders => "class-folders",
+            DatasetKind::List => "list",
+            DatasetKind::Flowers102 => "flowers-102",
         }
     }
 }
@@ -41,9 +41,9 @@ pub enum Purpose {
     Evaluate,
 }
 
-/// How [`Source::open`] reads what it finds.
+/// How [`Dataset::open`](super::Dataset::open) reads what it finds.
 #[derive(Debug, Clone, PartialEq)]
-pub struct SourceOptions {
+pub struct DatasetOptions {
     /// Of the draw, where photos are drawn into splits.
     pub seed: u64,
     /// Share of the validation split where it is drawn, above 0 and below 1.
@@ -60,9 +60,9 @@ pub struct SourceOptions {
     pub classes: Option<Vec<String>>,
 }
 
-impl Default for SourceOptions {
+impl Default for DatasetOptions {
     fn default() -> Self {
-        SourceOptions {
+        DatasetOptions {
             seed: 42,
             val_share: VAL_SHARE,
             groups: None,
@@ -75,9 +75,9 @@ impl Default for SourceOptions {
 }
 
 /// The defaults with this seed.
-impl From<u64> for SourceOptions {
+impl From<u64> for DatasetOptions {
     fn from(seed: u64) -> Self {
-        SourceOptions { seed, ..SourceOptions::default() }
+        DatasetOptions { seed, ..DatasetOptions::default() }
     }
 }
 
@@ -162,7 +162,7 @@ impl Photo {
 #[derive(Debug)]
 pub(super) struct Opened {
     pub root: PathBuf,
-    pub kind: SourceKind,
+    pub kind: DatasetKind,
     pub classes: Classes,
     pub photos: Vec<Photo>,
     pub notes: Vec<Note>,

@@ -71,7 +71,7 @@ impl Preprocess {
     /// missing step), or that give another image size than the model's.
     pub fn from_model_dir(dir: &Path, image_size: usize) -> Result<Preprocess, DataError> {
         let Some((path, config)) = of_images(dir)? else { return Ok(Preprocess::clip(image_size)) };
-        let wrong = |reason| DataError::Preprocess { path: path.clone(), reason };
+        let wrong = |problem: String| DataError::file(&path, problem);
         let config = config.map_err(|e| wrong(format!("not valid JSON ({e}); fetch the model again")))?;
         let preprocess = Preprocess::from_config(&config).map_err(wrong)?;
         if preprocess.crop != image_size {
@@ -96,7 +96,9 @@ impl Preprocess {
     pub fn enlarged(&self, side: usize) -> Result<Preprocess, DataError> {
         let (least, greatest) = (self.crop, MAX_SIDE as usize);
         if !(least..=greatest).contains(&side) {
-            return Err(DataError::LargerSide { side, least, greatest });
+            return Err(DataError::Augmentation(format!(
+                "images of {side} pixels to cut crops from; give a size from {least} to {greatest}"
+            )));
         }
         let resize = match self.resize {
             Resize::ShortSide(_) => Resize::ShortSide(side),

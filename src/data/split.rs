@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 const TEST_SHARE: f64 = 0.15;
 
 /// Share of the validation split where none is chosen.
-pub const VAL_SHARE: f64 = 0.15;
+pub(crate) const VAL_SHARE: f64 = 0.15;
 
 /// The split that a folder or a column of this name means: `Training`, `val`, `test_set`.
 pub(super) fn named(name: &str) -> Option<Split> {

@@ -2,13 +2,14 @@
 //! without a byte order mark.
 
 use super::DataError;
+use crate::files;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// The longest list that is read.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Names of a column of paths.
+/// Names of a column of paths, in lower case without anything but letters.
 pub(super) const PATH: [&str; 11] = [
     "path",
     "filename",
@@ -22,6 +23,9 @@ pub(super) const PATH: [&str; 11] = [
     "id",
     "img",
 ];
+
+/// And of groups.
+pub(super) const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 
 /// Rows of named columns, in little more memory than the list's text.
 #[derive(Debug)]
@@ -66,7 +70,7 @@ impl Table {
 
     /// An error of this list; `problem` follows its name.
     pub fn wrong(&self, problem: String) -> DataError {
-        DataError::List { path: self.file.clone(), problem }
+        DataError::file(&self.file, problem)
     }
 }
 
@@ -87,16 +91,9 @@ pub(super) fn parse(file: &Path, text: &str) -> Result<Table, DataError> {
 
 /// The content of a text file in UTF-8 or, with a byte order mark, UTF-16; without the mark.
 pub(super) fn text_of_file(file: &Path) -> Result<String, DataError> {
-    let found = std::fs::metadata(file).map_err(DataError::io(file, "read the list"))?;
-    if found.len() > MAX_BYTES {
-        let problem = "is larger than 1 GiB; split it".to_owned();
-        return Err(DataError::List { path: file.to_path_buf(), problem });
-    }
-    let bytes = std::fs::read(file).map_err(DataError::io(file, "read the list"))?;
-    text(bytes).ok_or_else(|| DataError::List {
-        path: file.to_path_buf(),
-        problem: "is no text in UTF-8; save it as UTF-8".to_owned(),
-    })
+    let bytes = files::read_up_to(file, MAX_BYTES).map_err(DataError::io(file, "read the list"))?;
+    let bytes = bytes.ok_or_else(|| DataError::file(file, "is larger than 1 GiB; split it"))?;
+    text(bytes).ok_or_else(|| DataError::file(file, "is no text in UTF-8; save it as UTF-8"))
 }
 
 /// Text in UTF-8 or, with a byte order mark, UTF-16; without the mark. None where it is neither.
@@ -119,7 +116,7 @@ pub fn text(bytes: Vec<u8>) -> Option<String> {
 }
 
 fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
-    let wrong = |problem: String| DataError::List { path: file.to_path_buf(), problem };
+    let wrong = |problem: String| DataError::file(file, problem);
     // Spreadsheets of many countries write semicolons.
     let header = text.lines().find(|line| !line.trim().is_empty()).unwrap_or_default();
     let often = |separator: &u8| header.bytes().filter(|byte| byte == separator).count();
@@ -140,10 +137,7 @@ fn separated(file: &Path, text: &str) -> Result<Table, DataError> {
 }
 
 fn json_lines(file: &Path, text: &str) -> Result<Table, DataError> {
-    let wrong = |line: usize, problem: &str| DataError::List {
-        path: file.to_path_buf(),
-        problem: format!("line {line}: {problem}"),
-    };
+    let wrong = |line: usize, problem: &str| DataError::file(file, format!("line {line}: {problem}"));
     let objects = || {
         text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()).map(|(number, line)| {
             match serde_json::from_str(line) {

@@ -93,18 +93,13 @@ pub enum FetchError {
     /// There is no place for the hub's files.
     #[error("--model: none of HF_HOME, XDG_CACHE_HOME and HOME is set; set HF_HOME to a folder for models")]
     NoHubCache,
-    /// No answer from the hub.
-    #[error(
-        "--model {id}: {source}; or fetch it where there is a network, by hf download {fetched} --local-dir clip, and \
-         give --model that folder"
-    )]
-    NoHub {
+    /// A model that cannot be had: there is no answer, no such model, or none that is read.
+    #[error("--model {id}: {problem}")]
+    Model {
         /// The model as it was named, its revision included if one was.
         id: String,
-        /// `owner/name`, with its revision where that is not the main branch, as `hf download` takes it.
-        fetched: String,
-        /// What was asked, and what happened.
-        source: Box<FetchError>,
+        /// What is wrong and what to do.
+        problem: String,
     },
     /// 401 or 403.
     #[error(
@@ -122,77 +117,6 @@ pub enum FetchError {
         credentials: String,
         /// 401 or 403.
         status: u16,
-    },
-    /// 401 with a token, and an answer without.
-    #[error(
-        "--model {id}: {endpoint} shows the model to everybody but refuses the token in {place} (401); renew the \
-         token, or set HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none"
-    )]
-    StaleToken {
-        /// The model as it was named, its revision included if one was.
-        id: String,
-        /// The address of the hub.
-        endpoint: String,
-        /// Where the token is from: a variable or a file.
-        place: String,
-    },
-    /// 404 for the repository or the revision.
-    #[error(
-        "--model {id}: neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
-    )]
-    NoModel {
-        /// The model as it was named, its revision included if one was.
-        id: String,
-        /// The address of the hub.
-        endpoint: String,
-        /// The revision that was asked for, named or not: [`HubId::revision`](super::HubId::revision).
-        revision: String,
-    },
-    /// The repository has other files.
-    #[error(
-        "--model {id}: the revision {revision} has no {missing}; name a CLIP checkpoint in Hugging Face's layout"
-    )]
-    Missing {
-        /// The model as it was named, its revision included if one was.
-        id: String,
-        /// The revision that was looked at, named or not.
-        revision: String,
-        /// What it lacks, worded to follow "no".
-        missing: String,
-    },
-    /// Weights as a Python pickle only, which is code as much as data and is not read.
-    #[error(
-        "--model {id}: the revision {revision} has pickled weights only ({file}); name a revision with model.safetensors \
-         ({repository}@refs/pr/N), or convert them once with: python -c \"from transformers import CLIPModel, \
-         CLIPProcessor; [c.from_pretrained('{repository}').save_pretrained('clip') for c in (CLIPModel, \
-         CLIPProcessor)]\" and give --model clip"
-    )]
-    Pickled {
-        /// The model as it was named, its revision included if one was.
-        id: String,
-        /// `owner/name`.
-        repository: String,
-        /// The revision that was looked at, named or not.
-        revision: String,
-        /// The pickle, or the index of several.
-        file: String,
-    },
-    /// HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE, and the cache does not hold it.
-    #[error(
-        "--model {id}: {variable} is set and {} lacks {missing} of the revision {revision}; unset it once to fetch \
-         the model, or give --model a folder with its files", cache.display()
-    )]
-    Offline {
-        /// The model as it was named, its revision included if one was.
-        id: String,
-        /// The one of the two that is set.
-        variable: &'static str,
-        /// The revision that was looked for, named or not.
-        revision: String,
-        /// The first file that is not there.
-        missing: String,
-        /// The folder of the hub's cache.
-        cache: PathBuf,
     },
     /// The hub says something that is not understood.
     #[error("{url}: {problem}; check HF_ENDPOINT")]

@@ -10,7 +10,7 @@ use crate::progress::Monitor;
 use std::path::{Path, PathBuf};
 
 /// The environment variable that names a mirror.
-pub const MIRROR: &str = "CLIP_ENGINE_FLOWERS102_URL";
+const MIRROR: &str = "CLIP_ENGINE_FLOWERS102_URL";
 
 const HOME: &str = "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/";
 
@@ -35,7 +35,7 @@ pub struct Flowers102 {
 }
 
 impl Flowers102 {
-    /// The published files, from their home or the mirror that [`MIRROR`] names.
+    /// The published files, from their home or a mirror: CLIP_ENGINE_FLOWERS102_URL.
     pub fn published() -> Self {
         let mirror = std::env::var(MIRROR).ok().filter(|url| !url.is_empty());
         let mut url = mirror.unwrap_or_else(|| HOME.to_owned());

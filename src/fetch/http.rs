@@ -4,6 +4,7 @@ use super::sum::Sum;
 use super::{FetchError, Result};
 use crate::files::{remove, sync_folder_of, write_atomic};
 use crate::progress::Monitor;
+use crate::words::one_line;
 use serde::{Deserialize, Serialize};
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -93,13 +94,12 @@ impl Http {
         Ok(Http { token: Some(token), ..self })
     }
 
-    /// The same without the secret.
-    pub fn without_token(self) -> Self {
+    pub(super) fn without_token(self) -> Self {
         Http { token: None, ..self }
     }
 
-    /// The same, but a question without an answer is not repeated.
-    pub fn asking_once(self) -> Self {
+    /// A question without an answer is not repeated.
+    pub(super) fn asking_once(self) -> Self {
         Http { limits: Limits { tries: 1, ..self.limits }, ..self }
     }
 
@@ -229,7 +229,7 @@ impl Http {
                 request = request.header(AUTHORIZATION, format!("Bearer {}", token.secret));
             }
             let request = request.body(()).map_err(|e| refuse(e.to_string()))?;
-            let response = agent.run(request).map_err(|e| refuse(one_line(&e.to_string())))?;
+            let response = agent.run(request).map_err(|e| refuse(one_line(&e)))?;
             let next = match header(response.headers(), LOCATION) {
                 Some(location) if response.status().is_redirection() => join(&here, location),
                 _ => return Ok((here, response)),
@@ -505,12 +505,8 @@ fn encoded(url: &str, encoding: &str) -> FetchError {
 }
 
 fn broken(url: &str, error: &std::io::Error) -> FetchError {
-    let problem = format!("the connection broke off ({})", one_line(&error.to_string()));
+    let problem = format!("the connection broke off ({})", one_line(error));
     FetchError::Request { url: url.to_owned(), problem }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use super::environment::Environment;
 use super::http::{Http, Limits, Wanted};
 use super::link;
-use super::listing::{File, Listing};
 use super::lock::Lock;
+use super::revision::{File, Revision};
 use super::sum::Sum;
 use super::{FetchError, Result};
 use crate::files::{make_folder_of, write_atomic};
@@ -159,23 +159,25 @@ impl Hub {
             }
             (Some(folder), None, Some(_)) => Ok(folder),
             (_, _, None) => model.fetch(monitor).map_err(|error| match error {
-                FetchError::Request { .. } => FetchError::NoHub {
-                    id: id.to_string(),
-                    fetched: match id.revision() {
+                FetchError::Request { .. } => {
+                    let fetched = match id.revision() {
                         "main" => id.repository.clone(),
                         revision => format!("{} --revision {revision}", id.repository),
-                    },
-                    source: Box::new(error),
-                },
+                    };
+                    model.wrong(format!(
+                        "{error}; or fetch it where there is a network, by hf download {fetched} --local-dir clip, and \
+                         give --model that folder"
+                    ))
+                }
                 error => error,
             }),
-            (_, missing, Some(variable)) => Err(FetchError::Offline {
-                id: id.to_string(),
-                variable,
-                revision: id.revision().to_owned(),
-                missing: missing.unwrap_or(CONFIG).to_owned(),
-                cache: self.cache().to_path_buf(),
-            }),
+            (_, missing, Some(variable)) => Err(model.wrong(format!(
+                "{variable} is set and {} lacks {} of the revision {}; unset it once to fetch the model, or give \
+                 --model a folder with its files",
+                self.cache.display(),
+                missing.unwrap_or(CONFIG),
+                id.revision()
+            ))),
         }
     }
 }
@@ -247,27 +249,27 @@ impl<'a> HubModel<'a> {
     fn fetch(&self, monitor: &dyn Monitor) -> Result<PathBuf> {
         let _lock = self.lock(monitor)?;
         let (id, revision) = (&self.id.repository, self.id.revision());
-        let listing = self.listing(&self.hub.http, revision, monitor);
-        let listing = listing.map_err(|error| self.public_all_the_same(error, monitor))?;
-        let weights = self.choose_weights(&listing)?;
-        let snapshot = self.snapshot_of(&listing.commit);
+        let listed = self.ask(&self.hub.http, revision, monitor);
+        let listed = listed.map_err(|error| self.public_all_the_same(error, monitor))?;
+        let weights = self.choose_weights(&listed)?;
+        let snapshot = self.snapshot_of(&listed.commit);
         monitor.line(&format!("fetching {id} at {revision} from {}", self.hub.endpoint));
-        self.fetch_file(&self.hub.http, CONFIG, &listing, &snapshot, monitor)?;
-        self.fetch_processor(&self.hub.http, &listing, &snapshot, monitor)?;
-        self.fetch_file(&self.hub.http, weights, &listing, &snapshot, monitor)?;
+        self.fetch_file(&self.hub.http, CONFIG, &listed, &snapshot, monitor)?;
+        self.fetch_processor(&self.hub.http, &listed, &snapshot, monitor)?;
+        self.fetch_file(&self.hub.http, weights, &listed, &snapshot, monitor)?;
         if weights == INDEX {
             let index = snapshot.join(INDEX);
             let bytes = std::fs::read(&index).map_err(FetchError::io(&index, "read the file"))?;
             let shards = shards(&bytes).ok_or_else(|| self.lacks(&format!("usable {INDEX}")))?;
             for shard in &shards {
-                if !listing.has(shard) {
+                if !listed.has(shard) {
                     return Err(self.lacks(&format!("{shard}, which its {INDEX} lists")));
                 }
-                self.fetch_file(&self.hub.http, shard, &listing, &snapshot, monitor)?;
+                self.fetch_file(&self.hub.http, shard, &listed, &snapshot, monitor)?;
             }
         }
-        if revision != listing.commit {
-            write(&self.reference(), listing.commit.as_bytes())?;
+        if revision != listed.commit {
+            write(&self.reference(), listed.commit.as_bytes())?;
         }
         monitor.line(&format!("{id} is in {}", snapshot.display()));
         Ok(snapshot)
@@ -284,8 +286,8 @@ impl<'a> HubModel<'a> {
         let http = self.hub.http.clone().asking_once();
         let fetch = || {
             let _lock = self.lock(monitor)?;
-            let listing = self.listing(&http, &commit, monitor)?;
-            self.fetch_processor(&http, &listing, snapshot, monitor)
+            let listed = self.ask(&http, &commit, monitor)?;
+            self.fetch_processor(&http, &listed, snapshot, monitor)
         };
         match fetch() {
             Err(FetchError::Interrupted) => Err(FetchError::Interrupted),
@@ -321,32 +323,32 @@ impl<'a> HubModel<'a> {
     fn fetch_processor(
         &self,
         http: &Http,
-        listing: &Listing,
+        listed: &Revision,
         snapshot: &Path,
         monitor: &dyn Monitor,
     ) -> Result<()> {
         for name in PROCESSOR_FILES {
-            match listing.has(name) {
-                true => self.fetch_file(http, name, listing, snapshot, monitor)?,
+            match listed.has(name) {
+                true => self.fetch_file(http, name, listed, snapshot, monitor)?,
                 false => write(&self.absence(snapshot, name), b"")?,
             }
         }
         Ok(())
     }
 
-    /// The files of a revision, and its commit.
-    fn listing(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Listing> {
+    /// What the hub says of a revision.
+    fn ask(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Revision> {
         let (endpoint, model) = (&self.hub.endpoint, &self.id.repository);
         let revision = revision.replace('/', "%2F");
         let url = format!("{endpoint}/api/models/{model}/revision/{revision}?blobs=true");
         let text = http.read(&url, SMALL, monitor).map_err(|error| self.explained(error))?;
         let wrong = |problem: &str| FetchError::Hub { url: url.clone(), problem: problem.to_owned() };
-        let listing =
-            Listing::parse(&text).ok_or_else(|| wrong("not the answer of a hub to a question for files"))?;
-        if !is_plain(&listing.commit) {
+        let listed =
+            Revision::parse(&text).ok_or_else(|| wrong("not the answer of a hub to a question for files"))?;
+        if !is_plain(&listed.commit) {
             return Err(wrong("the answer names no commit"));
         }
-        Ok(listing)
+        Ok(listed)
     }
 
     /// A refusal in terms of the model.
@@ -358,7 +360,10 @@ impl<'a> HubModel<'a> {
                 FetchError::NotAllowed { id, repository, endpoint, credentials, status }
             }
             FetchError::Status { status: 404, .. } => {
-                FetchError::NoModel { id, endpoint, revision: self.id.revision().to_owned() }
+                let revision = self.id.revision();
+                self.wrong(format!(
+                    "neither a folder here nor a model at {endpoint} with the revision {revision} (404); check the name"
+                ))
             }
             error => error,
         }
@@ -370,20 +375,20 @@ impl<'a> HubModel<'a> {
             return error;
         };
         let http = self.hub.http.clone().without_token().asking_once();
-        match self.listing(&http, self.id.revision(), monitor) {
-            Ok(_) => FetchError::StaleToken {
-                id: self.id.to_string(),
-                endpoint: self.hub.endpoint.clone(),
-                place: place.clone(),
-            },
+        match self.ask(&http, self.id.revision(), monitor) {
+            Ok(_) => self.wrong(format!(
+                "{} shows the model to everybody but refuses the token in {place} (401); renew the token, or set \
+                 HF_HUB_DISABLE_IMPLICIT_TOKEN=1 to send none",
+                self.hub.endpoint
+            )),
             Err(FetchError::Interrupted) => FetchError::Interrupted,
             Err(_) => error,
         }
     }
 
     /// The file with the weights or their index, of a repository that has all that is needed.
-    fn choose_weights(&self, listing: &Listing) -> Result<&'static str> {
-        let has = |name: &str| listing.has(name);
+    fn choose_weights(&self, listed: &Revision) -> Result<&'static str> {
+        let has = |name: &str| listed.has(name);
         if !has(CONFIG) {
             return Err(self.lacks(CONFIG));
         }
@@ -394,19 +399,28 @@ impl<'a> HubModel<'a> {
             return Ok(weights);
         }
         match PICKLED.into_iter().find(|name| has(name)) {
-            Some(file) => Err(FetchError::Pickled {
-                id: self.id.to_string(),
-                repository: self.id.repository.clone(),
-                revision: self.id.revision().to_owned(),
-                file: file.to_owned(),
-            }),
+            Some(file) => {
+                let (revision, repository) = (self.id.revision(), &self.id.repository);
+                Err(self.wrong(format!(
+                    "the revision {revision} has pickled weights only ({file}); name a revision with model.safetensors \
+                     ({repository}@refs/pr/N), or convert them once with: python -c \"from transformers import \
+                     CLIPModel, CLIPProcessor; [c.from_pretrained('{repository}').save_pretrained('clip') for c in \
+                     (CLIPModel, CLIPProcessor)]\" and give --model clip"
+                )))
+            }
             None => Err(self.lacks(WEIGHTS)),
         }
     }
 
     fn lacks(&self, missing: &str) -> FetchError {
-        let revision = self.id.revision().to_owned();
-        FetchError::Missing { id: self.id.to_string(), revision, missing: missing.to_owned() }
+        let revision = self.id.revision();
+        self.wrong(format!(
+            "the revision {revision} has no {missing}; name a CLIP checkpoint in Hugging Face's layout"
+        ))
+    }
+
+    fn wrong(&self, problem: String) -> FetchError {
+        FetchError::Model { id: self.id.to_string(), problem }
     }
 
     /// Fetches one file of a commit: its bytes into blobs/, under the name that the hub has for them, and a
@@ -415,7 +429,7 @@ impl<'a> HubModel<'a> {
         &self,
         http: &Http,
         name: &str,
-        listing: &Listing,
+        listed: &Revision,
         snapshot: &Path,
         monitor: &dyn Monitor,
     ) -> Result<()> {
@@ -423,7 +437,7 @@ impl<'a> HubModel<'a> {
         if link.is_file() {
             return Ok(());
         }
-        let url = format!("{}/{}/resolve/{}/{name}", self.hub.endpoint, self.id.repository, listing.commit);
+        let url = format!("{}/{}/resolve/{}/{name}", self.hub.endpoint, self.id.repository, listed.commit);
         let headers = http.head(&url, monitor).map_err(|error| self.explained(error))?;
         let etag = etag(&headers).ok_or_else(|| {
             let problem = "the answer names no etag, as a hub's does".to_owned();
@@ -433,7 +447,7 @@ impl<'a> HubModel<'a> {
         make_folder_of(&blob)?;
         let is_new = !blob.is_file();
         if is_new {
-            let (size, sum) = known(&headers, listing.files.get(name));
+            let (size, sum) = known(&headers, listed.files.get(name));
             if sum == Sum::Unknown {
                 monitor.line(&format!("{name}: the hub names no checksum; only its size can be checked"));
             }

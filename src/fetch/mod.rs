@@ -10,8 +10,8 @@ pub mod flowers102;
 pub mod http;
 pub mod hub;
 mod link;
-mod listing;
 mod lock;
+mod revision;
 mod sum;
 
 pub use error::{FetchError, Result};

@@ -24,7 +24,7 @@ pub enum Sum {
 
 impl Sum {
     /// The sum by which a hub names a file's bytes: git's own of a small file, SHA-256 of a large one.
-    pub fn of_digits(digits: &str) -> Sum {
+    pub(super) fn of_digits(digits: &str) -> Sum {
         let hexadecimal = digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         match digits.len() {
             40 if hexadecimal => Sum::GitBlob(digits.to_owned()),
@@ -34,7 +34,7 @@ impl Sum {
     }
 
     /// What the file comes to instead, if it is another: the sum expected and the one found.
-    pub fn mismatch(&self, path: &Path) -> Result<Option<(String, String)>> {
+    pub(super) fn mismatch(&self, path: &Path) -> Result<Option<(String, String)>> {
         let (expected, found) = match self {
             Sum::Md5(expected) => (expected, digest(Md5::new(), path)?),
             Sum::Sha256(expected) => (expected, digest(Sha256::new(), path)?),

@@ -14,8 +14,8 @@ pub use values::{
     TextAlignment, parse_word,
 };
 
-use crate::data::augment::Augmentation;
-use crate::data::{DataError, Groups, SourceOptions};
+use crate::data::Augmentation;
+use crate::data::{DataError, DatasetOptions, Groups};
 use crate::fetch::DEFAULT_MODEL;
 use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates};
@@ -133,14 +133,14 @@ impl Settings {
     ///
     /// # Errors
     /// Groups that cannot be used.
-    pub fn source_options(&self) -> std::result::Result<SourceOptions, DataError> {
-        Ok(SourceOptions {
+    pub fn source_options(&self) -> std::result::Result<DatasetOptions, DataError> {
+        Ok(DatasetOptions {
             seed: self.image_seed(),
             val_share: self.val_share,
             groups: self.groups.as_deref().map(Groups::open).transpose()?,
             images: self.images.clone(),
             class_names: self.class_names.clone(),
-            ..SourceOptions::default()
+            ..DatasetOptions::default()
         })
     }
 

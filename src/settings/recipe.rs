@@ -3,7 +3,7 @@
 use super::Settings;
 use super::values::*;
 use crate::clip::text::{CLIP_LORA_TEMPLATES, FLOWER_TEMPLATES, TEMPLATES};
-use crate::data::source::is_flowers102_root;
+use crate::data::is_flowers102_root;
 use crate::fetch::is_flowers102;
 use crate::optim::ScheduleKind;
 use crate::tune::{Target, Tower};

@@ -2,7 +2,7 @@
 
 use super::values::*;
 use super::{Given, Key, SettingError, Settings, TABLE};
-use crate::data::Source;
+use crate::data::Dataset;
 use crate::fetch::is_flowers102;
 use crate::tune::Tower;
 use std::ops::Bound::{self, Excluded, Included, Unbounded};
@@ -92,7 +92,7 @@ fn name_of(key: Key, settings: &Settings) -> String {
 fn has_own_split(s: &Settings) -> bool {
     let Some(data) = s.data.as_deref().filter(|_| !s.demo) else { return false };
     // What cannot be opened is for the run to say.
-    let drawn = |options| Source::open(data, options).map_or(true, |source| source.drawn.is_some());
+    let drawn = |options| Dataset::open(data, options).map_or(true, |source| source.drawn.is_some());
     is_flowers102(data) || !s.source_options().map_or(true, drawn)
 }
 

@@ -11,7 +11,7 @@ const Z: f64 = 1.959_963_984_540_054;
 ///
 /// # Panics
 /// When `right` exceeds `of`.
-pub fn wilson(right: u64, of: u64) -> (f64, f64) {
+pub(crate) fn wilson(right: u64, of: u64) -> (f64, f64) {
     assert!(right <= of, "{right} of {of} images cannot be right");
     if of == 0 {
         return (0.0, 1.0);
@@ -27,7 +27,7 @@ pub fn wilson(right: u64, of: u64) -> (f64, f64) {
     (low, high)
 }
 
-/// [`wilson`] of an accuracy, as evaluations hold it, over `of` images.
+/// The 95 % score interval of an accuracy, as evaluations hold it, over `of` images.
 ///
 /// # Panics
 /// When the fraction exceeds 1.

@@ -1,10 +1,10 @@
 //! Statistics of few images, in f64: how sure a score is, how far confidences can be trusted, and the classifier
 //! that features alone make. Nothing here knows models, data sets or devices.
 
-pub mod calibration;
+pub(crate) mod calibration;
 pub mod interval;
-pub mod logistic;
-pub mod temperature;
+pub(crate) mod logistic;
+pub(crate) mod temperature;
 
 use thiserror::Error;
 

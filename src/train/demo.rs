@@ -3,9 +3,8 @@
 use super::base_model::BaseModel;
 use super::model::Model;
 use super::{Result, TrainError};
-use crate::data::augment::larger_side;
 use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};
-use crate::data::{Cache, MemoryImage, Preprocess, Split};
+use crate::data::{Cache, Preprocess, Split, larger_side};
 
 /// The files of assets/demo-clip.
 const FILES: [(&str, &[u8]); 4] = [
@@ -31,13 +30,13 @@ pub fn model() -> Result<Model> {
 
 /// Draws the demo's flowers.
 pub fn cache(seed: u64) -> Result<Cache> {
-    let images = demo_dataset(seed).map(MemoryImage::from);
+    let images = demo_dataset(seed);
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(IMAGE_SIZE), images)?)
 }
 
 /// Draws the flowers of the train split in the size that crops are taken of.
 pub fn enlarged_cache(seed: u64) -> Result<Cache> {
     let side = larger_side(IMAGE_SIZE);
-    let images = demo_split_at(seed, Split::Train, side).map(MemoryImage::from);
+    let images = demo_split_at(seed, Split::Train, side);
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(side), images)?)
 }

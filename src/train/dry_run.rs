@@ -11,8 +11,7 @@ use crate::clip::flops::{Flops, StepSizes, TextSizes};
 use crate::clip::text::TextClassifier;
 use crate::clip::text::{EmbeddedPrompts, PART};
 use crate::clip::weights::expected_tensors;
-use crate::data::augment::larger_side;
-use crate::data::{Cache, Source, Split, few_shot};
+use crate::data::{Cache, Dataset, Split, few_shot, larger_side};
 use crate::settings::{Augment, CacheType, Settings};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::tune::{Group, Tower, Trained};
@@ -28,7 +27,7 @@ pub struct Images {
 
 impl Images {
     /// Those that were found; a photo that cannot be decoded is still among them.
-    pub fn of_source(source: &Source) -> Self {
+    pub fn of_source(source: &Dataset) -> Self {
         let labels = |split| source.split(split).iter().map(|item| item.label).collect();
         Images { class_names: source.class_names.clone(), labels: Split::ALL.map(labels) }
     }

@@ -5,7 +5,7 @@ use super::files::stage_tensors;
 use super::inference::TunedTower;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::data::{DataError, folder};
+use crate::data::{DataError, images_below};
 use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::tensor::{DType, Tensor};
@@ -34,7 +34,7 @@ pub fn embed<B: Backend>(
     options: EmbedOptions,
     monitor: &dyn Monitor,
 ) -> Result<usize> {
-    let (paths, left_out) = folder::images_below(images)?;
+    let (paths, left_out) = images_below(images)?;
     left_out.iter().for_each(|warning| monitor.warn(warning));
     monitor.begin("features", paths.len() as u64);
     let features = features(tuned, &paths, options, monitor);

@@ -3,7 +3,7 @@
 
 use crate::command::{command, fail_of};
 use crate::server::{Reply, Server};
-use clip_engine::data::{Source, SourceKind};
+use clip_engine::data::{Dataset, DatasetKind};
 use clip_engine::fetch::flowers102::{Bounds, Flowers102, folder};
 use clip_engine::fetch::http::{Http, Limits, Wanted};
 use clip_engine::fetch::{FetchError, Sum, settled_data, settled_model};
@@ -589,8 +589,8 @@ fn flowers_are_fetched_once_and_can_be_opened() {
     let mut asked = flowers.server.paths();
     asked.sort();
     assert_eq!(asked, ["102flowers.tgz", "imagelabels.mat", "setid.mat"].map(|f| format!("GET /mirror/{f}")));
-    let source = Source::open(&flowers.root(), 1).unwrap();
-    assert_eq!(source.kind, SourceKind::Flowers102);
+    let source = Dataset::open(&flowers.root(), 1).unwrap();
+    assert_eq!(source.kind, DatasetKind::Flowers102);
     assert_eq!((source.train.len(), source.val.len(), source.test.len()), (2, 1, 2));
     let photos = folder(&flowers.root()).join("jpg");
     assert_eq!(names(&photos).len(), 5);
@@ -610,7 +610,7 @@ fn flowers_are_fetched_once_and_can_be_opened() {
     std::fs::write(folder(&flowers.root()).join("setid.mat"), "damaged").unwrap();
     flowers.fetch().unwrap();
     assert_eq!(flowers.server.paths(), ["GET /mirror/setid.mat"]);
-    Source::open(&flowers.root(), 1).unwrap();
+    Dataset::open(&flowers.root(), 1).unwrap();
 }
 
 #[test]
@@ -621,7 +621,7 @@ fn files_put_there_by_hand_are_used() {
     flowers.server.forget();
     flowers.fetch().unwrap();
     assert_eq!(flowers.server.paths(), [""; 0]);
-    Source::open(&flowers.root(), 1).unwrap();
+    Dataset::open(&flowers.root(), 1).unwrap();
 }
 
 #[test]
@@ -701,7 +701,7 @@ fn an_interrupted_unpacking_is_not_taken_for_finished() {
     std::fs::write(left.join("half.jpg"), "half").unwrap();
     flowers.fetch().unwrap();
     assert_eq!(names(&folder(&flowers.root()).join("jpg")).len(), 5);
-    Source::open(&flowers.root(), 1).unwrap();
+    Dataset::open(&flowers.root(), 1).unwrap();
 }
 
 #[test]
@@ -731,7 +731,7 @@ fn two_processes_do_not_fetch_into_one_folder() {
         fetching.join().unwrap().unwrap();
         assert!(finished);
     });
-    Source::open(&flowers.root(), 1).unwrap();
+    Dataset::open(&flowers.root(), 1).unwrap();
 }
 
 #[test]

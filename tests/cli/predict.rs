@@ -212,7 +212,7 @@ fn evaluation_repeats_the_summary_of_every_recipe() {
     }
     // The same classes in another layout: as prediction has it, photo by photo.
     let (run, flat) = (place.at("lora"), flat.display().to_string());
-    let source = clip_engine::data::Source::open(Path::new(&flat), 42).unwrap();
+    let source = clip_engine::data::Dataset::open(Path::new(&flat), 42).unwrap();
     let items = source.split(clip_engine::data::Split::Test);
     let paths: Vec<&str> = items.iter().map(|item| item.path.to_str().unwrap()).collect();
     assert_eq!(paths.len(), 3);

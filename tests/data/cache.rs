@@ -3,10 +3,9 @@
 use crate::files::photo;
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::data::augment::larger_side;
 use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::{
-    Augmentation, Cache, CacheOptions, DataError, MemoryImage, Preprocess, Source, Split,
+    Augmentation, Cache, CacheOptions, DataError, Dataset, MemoryImage, Preprocess, Split, larger_side,
 };
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::tensor::{DType, Tensor};
@@ -46,8 +45,8 @@ impl Workspace {
         to
     }
 
-    fn source(&self) -> Source {
-        Source::open(self.photos.path(), 0).unwrap()
+    fn source(&self) -> Dataset {
+        Dataset::open(self.photos.path(), 0).unwrap()
     }
 
     fn build(&self, dtype: DType, options: &CacheOptions, monitor: &dyn Monitor) -> Result<Cache, DataError> {
@@ -510,7 +509,7 @@ fn larger_training_images_have_a_cache_of_their_own() {
     let source = workspace.source();
     let train = source.only(Split::Train);
     assert_eq!((train.train.len(), train.len(), &train.class_names), (10, 10, &source.class_names));
-    let build = |source: &Source, preprocess: &Preprocess| {
+    let build = |source: &Dataset, preprocess: &Preprocess| {
         let (folder, options) = (workspace.caches.path(), CacheOptions::default());
         Cache::open_or_build(source, preprocess, DType::U8, folder, &options, &Silent).unwrap()
     };
@@ -620,7 +619,7 @@ fn a_class_may_be_missing_from_val_and_test_where_the_split_is_by_seed() {
             std::fs::copy(photo("rgb.png"), photos.path().join(class).join(format!("{i}.png"))).unwrap();
         }
     }
-    let source = Source::open(photos.path(), 1).unwrap();
+    let source = Dataset::open(photos.path(), 1).unwrap();
     let (preprocess, options) = (Preprocess::clip(SIDE), CacheOptions::default());
     let cache =
         Cache::open_or_build(&source, &preprocess, DType::U8, caches.path(), &options, &Silent).unwrap();

@@ -2,11 +2,11 @@
 
 mod cache;
 mod contributing;
+mod dataset;
 mod decode;
 mod demo_flowers;
 mod files;
 mod floors;
 mod preprocess;
 mod security_note;
-mod source;
 mod tokenizer;

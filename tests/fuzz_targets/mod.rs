@@ -9,7 +9,7 @@ use clip_engine::clip::tokenizer::ClipTokenizer;
 use clip_engine::clip::weights::{Weights, expected_tensors};
 use clip_engine::data::decode::{MAX_PIXELS, Orientation, Photo, decode_bytes};
 use clip_engine::data::resize::RgbImage;
-use clip_engine::data::{Cache, DataError, Groups, Preprocess, Source, SourceOptions, Split, flowers102};
+use clip_engine::data::{Cache, DataError, Dataset, DatasetOptions, Groups, Preprocess, Split, flowers102};
 use clip_engine::tensor::{DType, Shape, Tensor, View};
 use clip_engine::train::adapter::{Adapter, HeadFile, load_prompts, prompt_spec};
 use clip_engine::train::files::TensorFile;
@@ -213,12 +213,12 @@ pub fn list(data: &[u8]) -> bool {
     let (path, names) = (dir.join("list"), dir.join("names"));
     let one_line = |error: DataError| assert!(!error.to_string().contains('\n'), "{error}");
     let groups = Groups::open(&names.display().to_string()).map_err(one_line).ok();
-    let plain = SourceOptions::from(1);
-    let named = SourceOptions { class_names: Some(names), ..plain.clone() };
-    let grouped = SourceOptions { groups, ..plain.clone() };
+    let plain = DatasetOptions::from(1);
+    let named = DatasetOptions { class_names: Some(names), ..plain.clone() };
+    let grouped = DatasetOptions { groups, ..plain.clone() };
     let mut any = false;
     for options in [plain, named, grouped] {
-        match Source::open(&path, options) {
+        match Dataset::open(&path, options) {
             Ok(source) => {
                 any = true;
                 assert!(!source.train.is_empty() && source.class_names.len() > 1);

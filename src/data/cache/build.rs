@@ -4,7 +4,7 @@ use super::duplicates::{Content, content_of};
 use super::file::{self, Header, PIXELS_AT, PixelType, Skipped, VERSION};
 use super::{Cache, CacheOptions, Storage};
 use crate::data::decode::{self, SixteenBit};
-use crate::data::{DataError, Item, Preprocess, Source, Split};
+use crate::data::{DataError, Dataset, Item, Preprocess, Split};
 use crate::files;
 use crate::hash::{Parts, hex};
 use crate::progress::Monitor;
@@ -20,7 +20,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub(super) fn open_or_build(
-    source: &Source,
+    source: &Dataset,
     preprocess: &Preprocess,
     dtype: DType,
     cache_dir: &Path,
@@ -74,7 +74,7 @@ fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Res
     if options.refuse_duplicates
         && let Some(first) = problems.first()
     {
-        return Err(DataError::Duplicates { root: header.root.clone(), problem: first.clone() });
+        return Err(DataError::file(&header.root, format!("{first}; remove all but one of them")));
     }
     let warning =
         |problem: &String| monitor.warn(&format!("{problem}; --refuse-duplicates makes it an error"));
@@ -85,7 +85,7 @@ fn report(header: &Header, options: &CacheOptions, monitor: &dyn Monitor) -> Res
 
 /// Writes the cache at `path`: all or nothing.
 fn build(
-    source: &Source,
+    source: &Dataset,
     mut header: Header,
     path: &Path,
     options: &CacheOptions,
@@ -115,7 +115,7 @@ fn build(
 }
 
 /// Fills in labels, files and rows of the images that are not bad.
-fn list_images(source: &Source, bad: Vec<(usize, DataError)>, header: &mut Header) -> Result<(), DataError> {
+fn list_images(source: &Dataset, bad: Vec<(usize, DataError)>, header: &mut Header) -> Result<(), DataError> {
     let mut bad = bad.into_iter().peekable();
     let mut index = 0;
     for split in Split::ALL {
@@ -278,7 +278,7 @@ impl Converter {
 /// A hash of everything the pixels, labels and splits follow from. Photos count by their names and by what a file system
 /// knows of a file: size, times and its number there, of which the time of its last change is nobody's to set. Renamed
 /// folders and files put in the place of others show in it, whatever their sizes and modification times.
-fn fingerprint(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
+fn fingerprint(source: &Dataset, preprocess: &Preprocess, dtype: PixelType) -> String {
     let mut hash = Parts::default();
     settings(&mut hash, source, preprocess, dtype);
     for name in &source.class_names {
@@ -320,7 +320,7 @@ fn identity(metadata: &Metadata) -> [u64; 4] {
 }
 
 /// What tells caches in one folder apart: where the photos are and what is made of them.
-fn settings(hash: &mut Parts, source: &Source, preprocess: &Preprocess, dtype: PixelType) {
+fn settings(hash: &mut Parts, source: &Dataset, preprocess: &Preprocess, dtype: PixelType) {
     let seed = source.drawn.unwrap_or_default();
     hash.add(VERSION.to_le_bytes());
     hash.add(source.kind.name().as_bytes());
@@ -334,7 +334,7 @@ fn settings(hash: &mut Parts, source: &Source, preprocess: &Preprocess, dtype: P
 }
 
 /// Stable for one source, preprocessing, type and choice of splits, so that a newer cache replaces the older.
-fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> String {
+fn file_name(source: &Dataset, preprocess: &Preprocess, dtype: PixelType) -> String {
     let mut hash = Parts::default();
     let settled = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let root = settled(&source.root);
@@ -353,7 +353,7 @@ fn file_name(source: &Source, preprocess: &Preprocess, dtype: PixelType) -> Stri
     format!("{plain}{only}-{side}px-{dtype}-{}.pixels", hex(&hash.finish()[..8]))
 }
 
-fn relative<'a>(source: &Source, item: &'a Item) -> &'a Path {
+fn relative<'a>(source: &Dataset, item: &'a Item) -> &'a Path {
     item.path.strip_prefix(&source.root).unwrap_or(&item.path)
 }
 

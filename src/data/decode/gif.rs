@@ -1,7 +1,8 @@
 //! The first frame of a GIF, as Pillow shows it.
 
-use super::{Raster, Turn, bad, check_size, on_white, one_line};
+use super::{Raster, Turn, bad, check_size, on_white};
 use crate::data::DataError;
+use crate::words::one_line;
 use std::path::Path;
 
 /// Pillow has no rule for what a frame leaves open of the screen but this: the transparent index if there is

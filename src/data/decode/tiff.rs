@@ -2,9 +2,10 @@
 
 use super::{
     Raster, Turn, WORK_BYTES, bad, check_size, each, grey8, jpeg_image, most_pixels, not_read, on_white,
-    one_line, over_255, scaled, upper,
+    over_255, scaled, upper,
 };
 use crate::data::DataError;
+use crate::words::one_line;
 use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::path::Path;
 use tiff::TiffError;

@@ -41,8 +41,9 @@ pub fn grid() -> Vec<f64> {
 /// The path ends after three C in a row that are worse than the best.
 ///
 /// # Errors
-/// As [`super::fit_path`], for `train` and `validation`; [`StatsError::Path`] for no C. `validation` may be empty; both
-/// have an offset or neither has.
+/// [`StatsError`] for no photos to train on, slices that do not fit, features or offsets that are not finite, labels
+/// without a class, and C that are none, not positive or not ascending. `validation` may be empty; both have an offset
+/// or neither has.
 pub fn choose(
     train: Photos<'_>,
     validation: Photos<'_>,

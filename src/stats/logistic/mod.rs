@@ -3,7 +3,7 @@
 mod choose;
 mod newton;
 
-pub use choose::{Choice, choose, grid};
+pub use choose::{choose, grid};
 
 use super::StatsError;
 use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
@@ -39,17 +39,9 @@ pub struct Logistic {
 /// them is at least 0: such a class has no probability at any temperature in use.
 const NO_PHOTOS: f64 = -1000.0;
 
-/// Fits C·Σ_i NLL_i + ½‖weight‖² for each of the ascending `cs`; the bias is not penalised. Each fit starts from
-/// those before. `width` is E.
-///
-/// The minimum is that of `sklearn.linear_model.LogisticRegression(C=C)`, solver "lbfgs". For two classes that fits
-/// the sigmoid of one weight vector w, which is half as much penalty: its w at 2C are the differences of these weights
-/// at C. A class without photos has weight 0 and a bias that leaves it no probability; scikit-learn leaves it out.
-///
-/// # Errors
-/// [`StatsError`] for no photos, slices that do not fit, features or offsets that are not finite, labels without a
-/// class, and C that are not positive and ascending.
-pub fn fit_path(
+/// The fits at each of the ascending `cs`.
+#[cfg(test)]
+fn fit_path(
     photos: Photos<'_>,
     width: usize,
     classes: usize,
@@ -81,7 +73,12 @@ impl Logistic {
     }
 }
 
-/// Fits of the same photos at one C after another.
+/// Fits of the same photos at one C after another: C·Σ_i NLL_i + ½‖weight‖², in which the bias is not penalised. Each fit
+/// starts from those before.
+///
+/// The minimum is that of `sklearn.linear_model.LogisticRegression(C=C)`, solver "lbfgs". For two classes that fits
+/// the sigmoid of one weight vector w, which is half as much penalty: its w at 2C are the differences of these weights
+/// at C. A class without photos has weight 0 and a bias that leaves it no probability; scikit-learn leaves it out.
 struct Path {
     newton: Newton,
     width: usize,

@@ -1,5 +1,6 @@
 //! Names of layers as PEFT's configurations write them: lists of names and regular expressions.
 
+use crate::words::one_line;
 use fancy_regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
@@ -44,7 +45,7 @@ impl Pattern {
             .backtrack_limit(BACKTRACK_LIMIT)
             .delegate_size_limit(COMPILED_LIMIT)
             .build();
-        built.map(Pattern).map_err(|e| unusable(one_line(&e.to_string())))
+        built.map(Pattern).map_err(|e| unusable(one_line(&e)))
     }
 
     pub fn matches(&self, name: &str) -> Result<bool, String> {
@@ -59,15 +60,7 @@ impl Pattern {
 }
 
 fn gave_up(regex: &Regex, error: &fancy_regex::Error) -> String {
-    format!(
-        "{:?} takes too long to match ({}); write it simpler",
-        regex.as_str(),
-        one_line(&error.to_string())
-    )
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    format!("{:?} takes too long to match ({}); write it simpler", regex.as_str(), one_line(error))
 }
 
 /// Which layers an option names.

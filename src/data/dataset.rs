@@ -1,9 +1,10 @@
 //! What the `--data` argument opens: the photos, their classes and their splits.
 
 use super::groups::Groups;
-use super::opened::{Classes, Note, Opened, Photo, Purpose, SourceKind, SourceOptions, slashed};
+use super::opened::{Classes, DatasetKind, DatasetOptions, Note, Opened, Photo, Purpose, slashed};
 use super::split::{Draw, Drawn};
 use super::{DataError, Split, flowers102, folder, list, names};
+use crate::words::readable;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -11,22 +12,22 @@ use std::path::{Path, PathBuf};
 /// One photo and its class.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Item {
-    /// The file, below [`Source::root`] unless a list names it elsewhere.
+    /// The file, below [`Dataset::root`] unless a list names it elsewhere.
     pub path: PathBuf,
-    /// Index into [`Source::class_names`].
+    /// Index into [`Dataset::class_names`].
     pub label: u32,
 }
 
 /// A labelled, split set of photos on disk. The order of everything is that of the names, so it does
 /// not depend on the file system.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct Dataset {
     /// The folder that the photos are below.
     pub root: PathBuf,
     /// What was opened: a folder around `root`, or a list.
     pub origin: PathBuf,
     /// The layout of `root`.
-    pub kind: SourceKind,
+    pub kind: DatasetKind,
     /// The seed by which a split was drawn; none where the data say it themselves.
     pub drawn: Option<u64>,
     /// Class names in label order, as the folders are named, or a file of names has it; underscores are kept.
@@ -46,18 +47,19 @@ pub fn is_flowers102_root(path: &Path) -> bool {
     path.is_dir() && folder::unwrapped(path, flowers102::is_root).is_ok_and(|root| flowers102::is_root(&root))
 }
 
-impl Source {
+impl Dataset {
     /// Finds out which layout `path` has and lists its photos; a number as `options` is the seed of a split that
     /// is drawn.
     ///
     /// # Errors
     /// A missing or empty folder, an unknown layout, a class without images or missing from train, lists and files of
     /// names and groups that do not fit, and unusable Flowers-102 files.
-    pub fn open(path: &Path, options: impl Into<SourceOptions>) -> Result<Source, DataError> {
+    pub fn open(path: &Path, options: impl Into<DatasetOptions>) -> Result<Dataset, DataError> {
         let options = options.into();
         let opened = match std::fs::metadata(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                return Err(DataError::NotFound { path: path.to_path_buf() });
+                let problem = "no such folder; check the path given to --data, or give the word flowers102";
+                return Err(DataError::file(path, problem));
             }
             Err(e) => return Err(DataError::io(path, "open the folder")(e)),
             Ok(found) if found.is_file() => list::open(path, &options)?,
@@ -75,7 +77,10 @@ impl Source {
                 }
                 opened
             }
-            Ok(_) => return Err(DataError::NotAFolder { path: path.to_path_buf() }),
+            Ok(_) => {
+                let problem = "neither a folder nor a list; give --data the folder that holds the photos";
+                return Err(DataError::file(path, problem));
+            }
         };
         settle(path, opened, &options)
     }
@@ -90,9 +95,9 @@ impl Source {
     }
 
     /// The same source with the other splits empty, for a cache of this one alone.
-    pub fn only(&self, split: Split) -> Source {
+    pub fn only(&self, split: Split) -> Dataset {
         let keep = |other: Split| if other == split { self.split(split).to_vec() } else { Vec::new() };
-        Source {
+        Dataset {
             train: keep(Split::Train),
             val: keep(Split::Val),
             test: keep(Split::Test),
@@ -105,10 +110,10 @@ impl Source {
     }
 
     /// The same source with all photos in the test split.
-    pub fn all_as_test(self) -> Source {
-        let Source { train, val, test, .. } = self;
+    pub fn all_as_test(self) -> Dataset {
+        let Dataset { train, val, test, .. } = self;
         let test = train.into_iter().chain(val).chain(test).collect();
-        Source { train: Vec::new(), val: Vec::new(), test, ..self }
+        Dataset { train: Vec::new(), val: Vec::new(), test, ..self }
     }
 
     /// All photos: train, then val, then test.
@@ -121,20 +126,20 @@ impl Source {
         self.train.len() + self.val.len() + self.test.len()
     }
 
-    /// True when there is no photo at all; [`Source::open`] never returns such a source, [`Source::only`] may.
+    /// True when there is no photo at all; [`Dataset::open`] never returns such a source, [`Dataset::only`] may.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-fn open_folders(root: &Path, options: &SourceOptions) -> Result<Opened, DataError> {
+fn open_folders(root: &Path, options: &DatasetOptions) -> Result<Opened, DataError> {
     let mut classes = Classes::default();
     let (kind, found) = match folder::layout(root, options.purpose)? {
         folder::Layout::Splits(folders) => {
-            (SourceKind::SplitFolders, folder::open_splits(root, &folders, options.purpose, &mut classes)?)
+            (DatasetKind::SplitFolders, folder::open_splits(root, &folders, options.purpose, &mut classes)?)
         }
         folder::Layout::Classes => {
-            (SourceKind::ClassFolders, folder::open_classes(root, None, options.purpose, &mut classes)?)
+            (DatasetKind::ClassFolders, folder::open_classes(root, None, options.purpose, &mut classes)?)
         }
     };
     let folder::Found { photos, mut notes, left_out } = found;
@@ -143,24 +148,24 @@ fn open_folders(root: &Path, options: &SourceOptions) -> Result<Opened, DataErro
 }
 
 /// Draws the splits that the data do not say, orders the classes and names them.
-fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Source, DataError> {
+fn settle(origin: &Path, opened: Opened, options: &DatasetOptions) -> Result<Dataset, DataError> {
     let Opened { root, kind, classes, mut photos, mut notes } = opened;
-    if options.purpose == Purpose::Train && kind != SourceKind::Flowers102 {
+    if options.purpose == Purpose::Train && kind != DatasetKind::Flowers102 {
         require_in_train(&root, &classes, &photos)?;
     }
     let drawn = draw(&root, &classes, &mut photos, options, &mut notes)?;
-    if kind != SourceKind::Flowers102 {
+    if kind != DatasetKind::Flowers102 {
         notes.extend(torn(&root, &photos, options.groups.as_ref())?);
     }
     let keys: Vec<String> = classes.names().map(String::from).collect();
     let order = match kind {
         // In the order of the official labels.
-        SourceKind::Flowers102 => (0..keys.len()).collect(),
+        DatasetKind::Flowers102 => (0..keys.len()).collect(),
         _ => by_name(&keys),
     };
     let sorted: Vec<String> = order.iter().map(|&class| keys[class].clone()).collect();
     let (class_names, file) = match kind {
-        SourceKind::Flowers102 if options.class_names.is_none() => (sorted, None),
+        DatasetKind::Flowers102 if options.class_names.is_none() => (sorted, None),
         _ => names::of_classes(&sorted, options.class_names.as_deref(), &beside(origin, &root))?,
     };
     if let Some(file) = file.filter(|_| options.class_names.is_none()) {
@@ -173,7 +178,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
     };
     let mut label_of = vec![0; order.len()];
     order.iter().zip(labels).for_each(|(&class, label)| label_of[class] = label);
-    let mut source = Source {
+    let mut source = Dataset {
         root,
         origin: origin.to_path_buf(),
         kind,
@@ -193,7 +198,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         }
     }
     for split in [&mut source.train, &mut source.val, &mut source.test] {
-        if kind != SourceKind::Flowers102 {
+        if kind != DatasetKind::Flowers102 {
             split.sort_by(|a, b| (a.label, &a.path).cmp(&(b.label, &b.path)));
         }
     }
@@ -201,9 +206,9 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
         let few = "too few photos or groups of a class to draw";
         if source.val.is_empty() {
             let found = format!("{few} a validation split; a class needs two, in two groups");
-            return Err(DataError::Layout { path: origin.to_path_buf(), found });
+            return Err(DataError::layout(origin, found));
         }
-        if source.test.is_empty() && kind != SourceKind::SplitFolders {
+        if source.test.is_empty() && kind != DatasetKind::SplitFolders {
             source.notes.push(Note::line(format!("{few} a test split: results are those of validation")));
         }
     }
@@ -213,8 +218,7 @@ fn settle(origin: &Path, opened: Opened, options: &SourceOptions) -> Result<Sour
 /// Refuses a class that only val or test have.
 fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<(), DataError> {
     if photos.iter().all(|photo| photo.split.is_some_and(|split| split != Split::Train)) {
-        let found = "no photo is in the train split".to_owned();
-        return Err(DataError::Layout { path: root.to_path_buf(), found });
+        return Err(DataError::layout(root, "no photo is in the train split"));
     }
     let known: HashSet<u32> = photos
         .iter()
@@ -223,16 +227,13 @@ fn require_in_train(root: &Path, classes: &Classes, photos: &[Photo]) -> Result<
         .collect();
     let names: Vec<&str> = classes.names().collect();
     match photos.iter().find(|photo| !known.contains(&photo.class)) {
-        Some(Photo { class, split: Some(split), .. }) => Err(DataError::ClassMissing {
-            root: root.to_path_buf(),
-            class: names[*class as usize].to_owned(),
-            near: names::did_you_mean(
-                names[*class as usize],
-                known.iter().map(|&class| names[class as usize]),
-            ),
-            present: *split,
-            absent: Split::Train,
-        }),
+        Some(Photo { class, split: Some(split), .. }) => {
+            let class = names[*class as usize];
+            let near = names::did_you_mean(class, known.iter().map(|&class| names[class as usize]));
+            let problem =
+                format!("class {class:?} is in {split} and not in train{near}; add it there or remove it");
+            Err(DataError::file(root, problem))
+        }
         _ => Ok(()),
     }
 }
@@ -242,7 +243,7 @@ fn draw(
     root: &Path,
     classes: &Classes,
     photos: &mut [Photo],
-    options: &SourceOptions,
+    options: &DatasetOptions,
     notes: &mut Vec<Note>,
 ) -> Result<Option<u64>, DataError> {
     let counts = Split::ALL.map(|split| photos.iter().filter(|photo| photo.split == Some(split)).count());
@@ -326,15 +327,17 @@ fn beside<'a>(origin: &'a Path, root: &'a Path) -> Vec<&'a Path> {
 
 /// The labels that classes have among those of a run.
 fn labels_among(known: &[String], classes: &[String], root: &Path) -> Result<Vec<u32>, DataError> {
-    let readable: Vec<String> = known.iter().map(|name| names::readable(name)).collect();
-    let label = |class: &String| match readable.iter().position(|name| name == class) {
+    let known_readable: Vec<String> = known.iter().map(|name| readable(name)).collect();
+    let label = |class: &String| match known_readable.iter().position(|name| name == class) {
         Some(label) => Ok(label as u32),
-        None => Err(DataError::UnknownClass {
-            root: root.to_path_buf(),
-            class: class.clone(),
-            near: names::did_you_mean(class, known.iter().map(String::as_str)),
-            classes: known.len(),
-        }),
+        None => {
+            let near = names::did_you_mean(class, known.iter().map(String::as_str));
+            let problem = format!(
+                "class {class:?} is none of the {} classes of the run{near}; rename or remove its folder",
+                known.len()
+            );
+            Err(DataError::file(root, problem))
+        }
     };
     classes.iter().map(label).collect()
 }

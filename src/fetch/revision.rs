@@ -41,17 +41,17 @@ impl File {
 
 /// A commit and its files by their names.
 #[derive(Debug)]
-pub(super) struct Listing {
+pub(super) struct Revision {
     pub commit: String,
     pub files: BTreeMap<String, File>,
 }
 
-impl Listing {
+impl Revision {
     /// Reads an answer; None for what is none.
-    pub fn parse(text: &[u8]) -> Option<Listing> {
+    pub fn parse(text: &[u8]) -> Option<Revision> {
         let answer: Answer = serde_json::from_slice(text).ok()?;
         let files = answer.siblings.into_iter().map(|file| (file.rfilename.clone(), file)).collect();
-        Some(Listing { commit: answer.sha, files })
+        Some(Revision { commit: answer.sha, files })
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -68,7 +68,7 @@ mod tests {
         let (git, sha256) = ("a".repeat(40), "b".repeat(64));
         let sum = |file: &str| {
             let text = format!(r#"{{"sha": "c", "siblings": [{{"rfilename": "x"{file}}}]}}"#);
-            Listing::parse(text.as_bytes()).unwrap().files["x"].sum()
+            Revision::parse(text.as_bytes()).unwrap().files["x"].sum()
         };
         assert_eq!(sum(&format!(r#", "blobId": "{git}""#)), Sum::GitBlob(git.clone()));
         let large = |lfs: &str| sum(&format!(r#", "blobId": "{git}", "lfs": {lfs}"#));
@@ -76,6 +76,6 @@ mod tests {
         assert_eq!(large("{}"), Sum::Unknown);
         assert_eq!(large("null"), Sum::GitBlob(git.clone()));
         assert_eq!(sum(""), Sum::Unknown);
-        assert!(Listing::parse(b"[]").is_none());
+        assert!(Revision::parse(b"[]").is_none());
     }
 }

@@ -1,7 +1,7 @@
 //! What `--data` opens: every layout, and every way in which it can be wrong.
 
 use crate::files::{flowers, photo, write_mat};
-use clip_engine::data::{DataError, Groups, Item, Purpose, Source, SourceKind, SourceOptions, Split};
+use clip_engine::data::{DataError, Dataset, DatasetKind, DatasetOptions, Groups, Item, Purpose, Split};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -14,20 +14,20 @@ fn touch(root: &Path, names: &[&str]) {
     }
 }
 
-fn names(source: &Source, split: Split) -> Vec<(String, u32)> {
+fn names(source: &Dataset, split: Split) -> Vec<(String, u32)> {
     let root = &source.root;
     let name = |path: &Path| path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
     source.split(split).iter().map(|item| (name(&item.path), item.label)).collect()
 }
 
 /// Everything that is said of a source, one line each.
-fn said(source: &Source) -> String {
+fn said(source: &Dataset) -> String {
     source.notes.iter().map(|note| note.text.clone()).collect::<Vec<_>>().join("\n")
 }
 
 /// The message of opening `root`, which must fail with one line that names `mentions`.
 fn failure(root: &Path, mentions: &[&str]) -> DataError {
-    let error = Source::open(root, 0).expect_err("this layout is wrong");
+    let error = Dataset::open(root, 0).expect_err("this layout is wrong");
     let message = error.to_string();
     assert!(!message.contains('\n'), "{message}");
     for text in mentions {
@@ -54,8 +54,8 @@ fn split_folders_are_listed_in_the_order_of_their_names() {
             "train/readme.md",
         ],
     );
-    let source = Source::open(dir.path(), 7).unwrap();
-    assert_eq!(source.kind, SourceKind::SplitFolders);
+    let source = Dataset::open(dir.path(), 7).unwrap();
+    assert_eq!(source.kind, DatasetKind::SplitFolders);
     assert_eq!(source.class_names, ["a_rose", "b_lily"]);
     let expected = [("train/a_rose/z.webp", 0), ("train/b_lily/10.jpeg", 1), ("train/b_lily/2.PNG", 1)];
     assert_eq!(names(&source, Split::Train), expected.map(|(n, l)| (n.to_owned(), l)));
@@ -71,15 +71,15 @@ fn val_is_drawn_from_train_where_there_is_none_and_test_may_be_missing() {
         (0..20).flat_map(|i| [format!("train/a/{i}.jpg"), format!("train/b/{i}.jpg")]).collect();
     touch(dir.path(), &train.iter().map(String::as_str).collect::<Vec<_>>());
     touch(dir.path(), &["val/a/1.jpg", "val/b/1.jpg"]);
-    let own = Source::open(dir.path(), 0).unwrap();
+    let own = Dataset::open(dir.path(), 0).unwrap();
     assert_eq!((own.test.len(), own.drawn, own.train.len()), (0, None, 40));
     std::fs::remove_dir_all(dir.path().join("val")).unwrap();
-    let drawn = Source::open(dir.path(), 0).unwrap();
+    let drawn = Dataset::open(dir.path(), 0).unwrap();
     assert_eq!((drawn.train.len(), drawn.val.len(), drawn.test.len(), drawn.drawn), (34, 6, 0, Some(0)));
     assert!(said(&drawn).contains("6 of 40 training photos were drawn"), "{}", said(&drawn));
-    assert_ne!(Source::open(dir.path(), 1).unwrap().val, drawn.val);
-    let half = SourceOptions { val_share: 0.5, ..0.into() };
-    assert_eq!(Source::open(dir.path(), half).unwrap().val.len(), 20);
+    assert_ne!(Dataset::open(dir.path(), 1).unwrap().val, drawn.val);
+    let half = DatasetOptions { val_share: 0.5, ..0.into() };
+    assert_eq!(Dataset::open(dir.path(), half).unwrap().val.len(), 20);
     std::fs::rename(dir.path().join("train"), dir.path().join("val")).unwrap();
     failure(dir.path(), &["no train folder"]);
 }
@@ -91,7 +91,7 @@ fn val_and_test_may_lack_classes_and_have_none_that_train_lacks() {
         dir.path(),
         &["train/a/1.jpg", "train/Red_rose/1.jpg", "val/a/1.jpg", "test/a/1.jpg", "test/Red_rose/notes.txt"],
     );
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     assert_eq!((source.val.len(), source.test.len()), (1, 1));
     touch(dir.path(), &["test/red rose/1.jpg"]);
     failure(dir.path(), &["\"red rose\"", "in test", "in train", "did you mean \"Red_rose\"?"]);
@@ -123,8 +123,8 @@ fn a_folder_of_classes_is_split_by_seed_and_by_names_only() {
         .flat_map(|(class, n)| (0..*n).map(move |i| format!("{class}/{i:02}.jpg")))
         .collect();
     touch(dir.path(), &files.iter().map(String::as_str).collect::<Vec<_>>());
-    let source = Source::open(dir.path(), 5).unwrap();
-    assert_eq!((source.kind, source.drawn), (SourceKind::ClassFolders, Some(5)));
+    let source = Dataset::open(dir.path(), 5).unwrap();
+    assert_eq!((source.kind, source.drawn), (DatasetKind::ClassFolders, Some(5)));
     let mut counts = BTreeMap::new();
     for split in Split::ALL {
         for (name, label) in names(&source, split) {
@@ -136,12 +136,12 @@ fn a_folder_of_classes_is_split_by_seed_and_by_names_only() {
     let per_class: Vec<[usize; 3]> = (0..4).map(|l| Split::ALL.map(|s| count(l, s))).collect();
     assert_eq!(per_class, [[28, 6, 6], [1, 0, 0], [1, 1, 0], [1, 1, 1]]);
 
-    assert_eq!(Source::open(dir.path(), 5).unwrap(), source);
+    assert_eq!(Dataset::open(dir.path(), 5).unwrap(), source);
     let copy = tempfile::tempdir().unwrap();
     touch(copy.path(), &files.iter().rev().map(String::as_str).collect::<Vec<_>>());
-    let moved = Source::open(copy.path(), 5).unwrap();
+    let moved = Dataset::open(copy.path(), 5).unwrap();
     assert_eq!(names(&moved, Split::Train), names(&source, Split::Train));
-    let other = Source::open(dir.path(), 6).unwrap();
+    let other = Dataset::open(dir.path(), 6).unwrap();
     assert_ne!(names(&other, Split::Test), names(&source, Split::Test));
 }
 
@@ -149,7 +149,7 @@ fn a_folder_of_classes_is_split_by_seed_and_by_names_only() {
 fn one_split_alone_keeps_its_photos_and_the_names_of_all_classes() {
     let dir = tempfile::tempdir().unwrap();
     flowers(dir.path(), true);
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     for split in Split::ALL {
         let only = source.only(split);
         for other in Split::ALL {
@@ -194,7 +194,7 @@ fn photos_in_subfolders_and_by_every_ending_are_read_and_others_counted() {
     {
         touch(dir.path(), &[file]);
     }
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     let mut found: Vec<String> = source
         .items()
         .map(|item| item.path.strip_prefix(dir.path()).unwrap().to_string_lossy().into_owned())
@@ -218,9 +218,9 @@ fn what_cannot_be_reached_is_a_photo_that_cannot_be_read() {
     symlink("nowhere.jpg", dir.path().join("a/gone.jpg")).unwrap();
     symlink("nowhere.txt", dir.path().join("a/gone.txt")).unwrap();
     symlink("..", dir.path().join("b/loop")).unwrap();
-    let (below, _) = clip_engine::data::folder::images_below(&dir.path().join("a")).unwrap();
+    let (below, _) = clip_engine::data::images_below(&dir.path().join("a")).unwrap();
     assert_eq!(below, [dir.path().join("a/1.jpg"), dir.path().join("a/gone.jpg")]);
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     let mut found: Vec<String> = source.items().map(|item| item.path.display().to_string()).collect();
     found.sort();
     assert_eq!(found.len(), 4, "{found:?}");
@@ -243,8 +243,8 @@ fn splits_go_by_the_names_that_people_give_them() {
                 touch(dir.path(), &[&format!("{split}/{class}/1.jpg")]);
             }
         }
-        let source = Source::open(dir.path(), 3).unwrap();
-        assert_eq!(source.kind, SourceKind::SplitFolders, "{train} {val} {test}");
+        let source = Dataset::open(dir.path(), 3).unwrap();
+        assert_eq!(source.kind, DatasetKind::SplitFolders, "{train} {val} {test}");
         assert_eq!(source.class_names, ["cats", "dogs"]);
         assert_eq!(source.test.len(), if test.is_empty() { 0 } else { 2 });
         assert_eq!((source.val.len(), source.drawn), if val.is_empty() { (2, Some(3)) } else { (2, None) });
@@ -269,10 +269,10 @@ fn classes_may_be_called_as_splits_are() {
         classes
             .iter()
             .for_each(|class| touch(dir.path(), &[&format!("{class}/1.jpg"), &format!("{class}/2/3.jpg")]));
-        let source = Source::open(dir.path(), 0).unwrap();
+        let source = Dataset::open(dir.path(), 0).unwrap();
         assert_eq!(
             (source.kind, &source.class_names[..]),
-            (SourceKind::ClassFolders, &classes.iter().map(|c| c.to_string()).collect::<Vec<_>>()[..])
+            (DatasetKind::ClassFolders, &classes.iter().map(|c| c.to_string()).collect::<Vec<_>>()[..])
         );
         assert_eq!(source.len(), 2 * classes.len());
     }
@@ -291,7 +291,7 @@ fn classes_may_be_called_as_splits_are() {
                 touch(dir.path(), &[&format!("{folder}/{inner}/1.jpg"), &format!("{folder}/{inner}/2.jpg")])
             });
         }
-        let source = Source::open(dir.path(), 0).unwrap();
+        let source = Dataset::open(dir.path(), 0).unwrap();
         assert!(said(&source).contains(what), "{}", said(&source));
     }
     // Photos of each split side by side have no classes at all.
@@ -313,7 +313,7 @@ fn test_folders_without_labels_are_left_out_with_a_line() {
             true => std::fs::create_dir(dir.path().join(file)).unwrap(),
             false => touch(dir.path(), &[file]),
         }
-        let source = Source::open(dir.path(), 0).unwrap();
+        let source = Dataset::open(dir.path(), 0).unwrap();
         assert!(source.test.is_empty() && said(&source).contains(why), "{}", said(&source));
     }
 }
@@ -324,12 +324,12 @@ fn one_folder_around_the_data_is_looked_into() {
     let inner = dir.path().join("archive/data");
     touch(&inner, &["a/1.jpg", "a/2.jpg", "b/1.jpg"]);
     touch(dir.path(), &["__MACOSX/archive/._data", "archive/readme.txt"]);
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     assert_eq!((&source.root, source.class_names.len()), (&inner, 2));
     assert!(said(&source).contains("the data are in"), "{}", said(&source));
     let wrapped = tempfile::tempdir().unwrap();
     flowers(&wrapped.path().join("oxford"), true);
-    assert_eq!(Source::open(wrapped.path(), 0).unwrap().kind, SourceKind::Flowers102);
+    assert_eq!(Dataset::open(wrapped.path(), 0).unwrap().kind, DatasetKind::Flowers102);
     // A class is no folder around data.
     let class = tempfile::tempdir().unwrap();
     touch(class.path(), &["roses/1.jpg"]);
@@ -340,7 +340,7 @@ fn one_folder_around_the_data_is_looked_into() {
 fn folders_win_over_the_files_of_flowers_102_without_its_photos() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["imagelabels.mat", "setid.mat", "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg"]);
-    assert_eq!(Source::open(dir.path(), 0).unwrap().kind, SourceKind::SplitFolders);
+    assert_eq!(Dataset::open(dir.path(), 0).unwrap().kind, DatasetKind::SplitFolders);
 }
 
 #[test]
@@ -349,16 +349,16 @@ fn a_run_judges_photos_of_some_of_its_classes_in_its_own_order() {
     touch(dir.path(), &["test/tulip/1.jpg", "test/cafe\u{301}/1.jpg"]);
     failure(dir.path(), &["no train folder"]);
     let classes: Vec<String> = ["tulip", "rose", "caf\u{e9}"].map(String::from).into();
-    let options = SourceOptions {
+    let options = DatasetOptions {
         purpose: Purpose::Evaluate,
         classes: Some(classes.clone()),
-        ..SourceOptions::default()
+        ..DatasetOptions::default()
     };
-    let source = Source::open(dir.path(), options.clone()).unwrap();
+    let source = Dataset::open(dir.path(), options.clone()).unwrap();
     assert_eq!(source.class_names, classes);
     assert_eq!(source.test.iter().map(|item| item.label).collect::<Vec<_>>(), [0, 2]);
     touch(dir.path(), &["test/Rose/1.jpg"]);
-    let error = Source::open(dir.path(), options.clone()).unwrap_err().to_string();
+    let error = Dataset::open(dir.path(), options.clone()).unwrap_err().to_string();
     assert!(
         error.contains("\"Rose\" is none of the 3 classes") && error.contains("did you mean \"rose\""),
         "{error}"
@@ -366,7 +366,7 @@ fn a_run_judges_photos_of_some_of_its_classes_in_its_own_order() {
     // Class folders, of which all are wanted.
     let flat = tempfile::tempdir().unwrap();
     (0..9).for_each(|i| touch(flat.path(), &[&format!("rose/{i}.jpg")]));
-    let all = Source::open(flat.path(), options).unwrap().all_as_test();
+    let all = Dataset::open(flat.path(), options).unwrap().all_as_test();
     assert_eq!((all.train.len(), all.val.len(), all.test.len(), all.test[0].label), (0, 0, 9, 1));
 }
 
@@ -374,7 +374,7 @@ fn a_run_judges_photos_of_some_of_its_classes_in_its_own_order() {
 fn numbered_folders_get_their_names_from_a_file_beside_them() {
     let dir = tempfile::tempdir().unwrap();
     touch(dir.path(), &["train/1/1.jpg", "train/10/1.jpg", "train/2/1.jpg", "valid/1/1.jpg"]);
-    let numbered = Source::open(dir.path(), 0).unwrap();
+    let numbered = Dataset::open(dir.path(), 0).unwrap();
     assert!(said(&numbered).contains("are numbers") && said(&numbered).contains("--class-names"));
     let names = dir.path().join("cat_to_name.json");
     std::fs::write(
@@ -382,13 +382,13 @@ fn numbered_folders_get_their_names_from_a_file_beside_them() {
         r#"{"1": "pink primrose", "2": "hard-leaved orchid", "10": "globe thistle", "11": "x"}"#,
     )
     .unwrap();
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     assert_eq!(source.class_names, ["pink primrose", "globe thistle", "hard-leaved orchid"]);
     assert!(said(&source).contains("class names from") && !said(&source).contains("numbers"));
     let chosen = dir.path().join("names.txt");
     std::fs::write(&chosen, "rose\naster\nlily\n").unwrap();
-    let options = SourceOptions { class_names: Some(chosen), ..0.into() };
-    assert_eq!(Source::open(dir.path(), options).unwrap().class_names, ["rose", "lily", "aster"]);
+    let options = DatasetOptions { class_names: Some(chosen), ..0.into() };
+    assert_eq!(Dataset::open(dir.path(), options).unwrap().class_names, ["rose", "lily", "aster"]);
 }
 
 #[test]
@@ -396,7 +396,7 @@ fn groups_stay_in_one_split() {
     let dir = tempfile::tempdir().unwrap();
     let photo = |i: usize| format!("{}/plant{:02}_{i}.jpg", ["a", "b"][i % 2], i / 10);
     (0..200).for_each(|i| touch(dir.path(), &[&photo(i)]));
-    let split_of = |source: &Source| -> BTreeMap<String, Vec<Split>> {
+    let split_of = |source: &Dataset| -> BTreeMap<String, Vec<Split>> {
         let mut splits: BTreeMap<String, Vec<Split>> = BTreeMap::new();
         for split in Split::ALL {
             for (name, _) in names(source, split) {
@@ -405,14 +405,14 @@ fn groups_stay_in_one_split() {
         }
         splits
     };
-    let plain = Source::open(dir.path(), 1).unwrap();
+    let plain = Dataset::open(dir.path(), 1).unwrap();
     assert!(split_of(&plain).values().any(|splits| splits.iter().any(|split| *split != splits[0])));
     let table = dir.path().join("groups.csv");
     let rows: String = (0..200).map(|i| format!("{},plant {}\n", photo(i), i / 10)).collect();
     std::fs::write(&table, format!("path,group\n{rows}")).unwrap();
     for word in ["(plant[0-9]+)_", table.to_str().unwrap()] {
-        let options = SourceOptions { groups: Some(Groups::open(word).unwrap()), ..1.into() };
-        let grouped = Source::open(dir.path(), options).unwrap();
+        let options = DatasetOptions { groups: Some(Groups::open(word).unwrap()), ..1.into() };
+        let grouped = Dataset::open(dir.path(), options).unwrap();
         let splits = split_of(&grouped);
         assert!(splits.values().all(|splits| splits.iter().all(|split| *split == splits[0])), "{splits:?}");
         assert_eq!(splits.len(), 20);
@@ -427,11 +427,11 @@ fn groups_stay_in_one_split() {
             .contains("neither a file nor a regular expression")
     );
     assert!(Groups::open("lost/groups.csv").unwrap_err().to_string().contains("no such file"));
-    let nowhere = SourceOptions { groups: Some(Groups::open("(zzz)").unwrap()), ..1.into() };
-    assert!(Source::open(dir.path(), nowhere).unwrap_err().to_string().contains("found in no path"));
+    let nowhere = DatasetOptions { groups: Some(Groups::open("(zzz)").unwrap()), ..1.into() };
+    assert!(Dataset::open(dir.path(), nowhere).unwrap_err().to_string().contains("found in no path"));
     std::fs::write(&table, "path,group\na/plant00_0.jpg,x\n").unwrap();
-    let options = SourceOptions { groups: Some(Groups::open(table.to_str().unwrap()).unwrap()), ..1.into() };
-    let error = Source::open(dir.path(), options).unwrap_err().to_string();
+    let options = DatasetOptions { groups: Some(Groups::open(table.to_str().unwrap()).unwrap()), ..1.into() };
+    let error = Dataset::open(dir.path(), options).unwrap_err().to_string();
     assert!(error.contains("groups.csv") && error.contains("has no group for"), "{error}");
 }
 
@@ -440,15 +440,15 @@ fn lists_name_photos_classes_splits_and_groups() {
     let dir = tempfile::tempdir().unwrap();
     (0..12).for_each(|i| touch(dir.path(), &[&format!("photos/{i}.jpg")]));
     let list = dir.path().join("list.csv");
-    let open = |text: &str, options: SourceOptions| {
+    let open = |text: &str, options: DatasetOptions| {
         std::fs::write(&list, text).unwrap();
-        Source::open(&list, options)
+        Dataset::open(&list, options)
     };
-    let there = || SourceOptions { images: Some(dir.path().join("photos")), ..0.into() };
+    let there = || DatasetOptions { images: Some(dir.path().join("photos")), ..0.into() };
     // Without a split: drawn by class.
     let rows: String = (0..12).map(|i| format!("photos/{i}.jpg,{}\r\n", ["cat", "dog"][i % 2])).collect();
     let source = open(&format!("\u{feff}Path,Label\r\n{rows}"), 0.into()).unwrap();
-    assert_eq!((source.kind, source.drawn, source.len()), (SourceKind::List, Some(0), 12));
+    assert_eq!((source.kind, source.drawn, source.len()), (DatasetKind::List, Some(0), 12));
     assert_eq!((source.train.len(), source.val.len(), source.test.len()), (8, 2, 2));
     assert_eq!(source.class_names, ["cat", "dog"]);
     // With splits, by ids without an ending, elsewhere.
@@ -487,7 +487,7 @@ fn lists_name_photos_classes_splits_and_groups() {
     }
     let untrained = open("path,label,split\n0.jpg,cat,val\n1.jpg,dog,test\n", there()).unwrap_err();
     assert!(untrained.to_string().contains("no photo is in the train split"), "{untrained}");
-    let lost = SourceOptions { images: Some(dir.path().join("lost")), ..0.into() };
+    let lost = DatasetOptions { images: Some(dir.path().join("lost")), ..0.into() };
     assert!(open("path,label\n0.jpg,cat\n", lost).unwrap_err().to_string().starts_with("--images: "));
     let torn =
         open("path,label,split,group\n0.jpg,cat,train,x\n1.jpg,dog,train,y\n2.jpg,cat,val,x\n", there());
@@ -511,8 +511,8 @@ fn lists_of_hugging_face_and_of_coop_are_read() {
         .map(|i| format!("{{\"file_name\": \"{i}.jpg\", \"label\": \"{}\"}}\n", ["cat", "dog"][i % 2]))
         .collect();
     std::fs::write(dir.path().join("metadata.jsonl"), rows).unwrap();
-    let source = Source::open(dir.path(), 0).unwrap();
-    assert_eq!((source.kind, source.len(), source.class_names.len()), (SourceKind::List, 6, 2));
+    let source = Dataset::open(dir.path(), 0).unwrap();
+    assert_eq!((source.kind, source.len(), source.class_names.len()), (DatasetKind::List, 6, 2));
     assert!(said(&source).contains("metadata.jsonl"));
 
     let split = tempfile::tempdir().unwrap();
@@ -522,7 +522,7 @@ fn lists_of_hugging_face_and_of_coop_are_read() {
         touch(split.path(), &[&format!("{folder}/0.jpg"), &format!("{folder}/1.jpg")]);
         std::fs::write(split.path().join(folder).join("metadata.csv"), text).unwrap();
     }
-    let source = Source::open(split.path(), 0).unwrap();
+    let source = Dataset::open(split.path(), 0).unwrap();
     assert_eq!(names(&source, Split::Val), [("validation/0.jpg".to_owned(), 1)]);
 
     // One list around the folders of the splits.
@@ -530,7 +530,7 @@ fn lists_of_hugging_face_and_of_coop_are_read() {
     std::fs::remove_file(split.path().join("validation/metadata.csv")).unwrap();
     let rows = "file_name,label\ntrain/0.jpg,cat\ntrain/1.jpg,dog\nvalidation/0.jpg,dog\n";
     std::fs::write(split.path().join("metadata.csv"), rows).unwrap();
-    let source = Source::open(split.path(), 0).unwrap();
+    let source = Dataset::open(split.path(), 0).unwrap();
     assert_eq!((source.train.len(), source.val.len(), source.drawn), (2, 1, None));
     assert!(said(&source).contains("the splits are the folders"), "{}", said(&source));
 
@@ -540,7 +540,7 @@ fn lists_of_hugging_face_and_of_coop_are_read() {
         r#"{"train": [["0.jpg", 0, "pink rose"], ["1.jpg", 1, "lily"]], "val": [["2.jpg", 1, "lily"]], "test": [["3.jpg", 0, "pink rose"]]}"#,
     )
     .unwrap();
-    let source = Source::open(&coop, 0).unwrap();
+    let source = Dataset::open(&coop, 0).unwrap();
     assert_eq!((source.train.len(), source.val.len(), source.test.len()), (2, 1, 1));
     assert_eq!(source.class_names, ["lily", "pink rose"]);
     std::fs::write(&coop, r#"{"train": [["0.jpg", 0]], "val": []}"#).unwrap();
@@ -557,8 +557,8 @@ fn flowers_102_is_read_in_both_places_and_all_element_types() {
     for (inner, uint8) in [("flowers-102", true), ("", false)] {
         let dir = tempfile::tempdir().unwrap();
         flowers(&dir.path().join(inner), uint8);
-        let source = Source::open(dir.path(), 0).unwrap();
-        assert_eq!(source.kind, SourceKind::Flowers102);
+        let source = Dataset::open(dir.path(), 0).unwrap();
+        assert_eq!(source.kind, DatasetKind::Flowers102);
         assert_eq!(source.class_names.len(), 102);
         assert_eq!(
             (source.class_names[0].as_str(), source.class_names[101].as_str()),
@@ -591,7 +591,7 @@ fn a_real_matlab_writers_files_are_read() {
     for name in ["imagelabels.mat", "setid.mat"] {
         std::fs::copy(crate::files::fixtures().join("mat").join(name), dir.path().join(name)).unwrap();
     }
-    let source = Source::open(dir.path(), 0).unwrap();
+    let source = Dataset::open(dir.path(), 0).unwrap();
     let labels: Vec<u32> = source.items().map(|item| item.label).collect();
     assert_eq!(labels, [76, 0, 101, 9, 1]);
     // The same values as doubles, not compressed.
@@ -599,7 +599,7 @@ fn a_real_matlab_writers_files_are_read() {
         let from = crate::files::fixtures().join("mat").join(format!("{name}_double.mat"));
         std::fs::copy(from, dir.path().join(format!("{name}.mat"))).unwrap();
     }
-    assert_eq!(Source::open(dir.path(), 0).unwrap(), source);
+    assert_eq!(Dataset::open(dir.path(), 0).unwrap(), source);
 }
 
 #[test]
@@ -658,7 +658,7 @@ fn a_damaged_mat_file_is_an_error_wherever_it_is_cut_and_never_a_panic() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0xff;
             std::fs::write(&path, &damaged).unwrap();
-            if let Err(error) = Source::open(dir.path(), 0) {
+            if let Err(error) = Dataset::open(dir.path(), 0) {
                 assert!(error.to_string().contains("imagelabels.mat"), "{error}");
             }
         }
