@@ -53,7 +53,7 @@ pub fn run(config: &ClipConfig, args: &bench::Args) -> Result<()> {
 
 /// What a step of the size that was asked for is recorded as.
 fn commands(cuda: &Cuda, config: &ClipConfig, args: &bench::Args) -> Result<Vec<Command>> {
-    let (cuda, listing) = Listing::around(&cuda)?;
+    let (cuda, listing) = Listing::around(cuda)?;
     let mut learner = bench::learner(cuda, config, args)?;
     let (batch, side) = (args.batch_size as usize, config.vision.image_size);
     let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
