@@ -1,7 +1,7 @@
 //! The frozen model: CLIP's two towers as `transformers.CLIPModel` defines them.
 //!
 //! [`config`], [`weights`] and [`tokenizer`] read a Hugging Face directory; [`vision`] and [`text`] are the
-//! towers, both made of the blocks in [`block`], written once over a backend.
+//! towers, both made of the blocks in `block`, written once over a backend.
 
 pub(crate) mod block;
 pub mod config;
