@@ -1,13 +1,22 @@
 //! What others report for the recipes, on Flowers-102 with CLIP ViT-B/32.
 
 use super::RunData;
-use super::compare::Published;
 use crate::clip::config::ClipConfig;
 use crate::data::flowers102;
 use crate::train::Settings;
 use crate::train::run::VisionSizes;
 use crate::train::settings::{Augment, Recipe};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+
+/// A result that was published elsewhere, as fractions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Published {
+    /// The lowest and the highest that is reported.
+    pub test_top1: [f64; 2],
+    /// None where it is not reported.
+    pub val_top1: Option<f64>,
+}
 
 /// What the recipe reached elsewhere, where this run is the recipe on that data.
 pub fn published(run: &RunData) -> Option<Published> {
