@@ -4,6 +4,7 @@
 //! Runs of different models are compared with a warning.
 
 use super::RunData;
+pub use super::published::Published;
 use super::published::{published, published_plain};
 use super::seeds::{Scores, mean_and_std};
 use crate::files::write_atomic;
@@ -15,10 +16,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 /// The name of plain CLIP, in rows and pictures.
-pub const PLAIN: &str = "plain CLIP";
+pub(crate) const PLAIN: &str = "plain CLIP";
 
 /// The name of the row of [`crate::train::records::Baseline`].
-pub const BASELINE: &str = "logistic regression";
+pub(crate) const BASELINE: &str = "logistic regression";
 
 /// Techniques on the same data; the content of comparison.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -43,7 +44,7 @@ pub struct Comparison {
 /// One technique.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ComparisonRow {
-    /// The run's name; [`PLAIN`] for plain CLIP, [`BASELINE`] for the baseline.
+    /// The run's name; "plain CLIP" for plain CLIP, "logistic regression" for the baseline.
     pub name: String,
     /// The recipe's name; of plain CLIP and the baseline their own.
     pub recipe: String,
@@ -105,15 +106,6 @@ pub struct MeanRow {
     pub published: Option<Published>,
 }
 
-/// A result that was published elsewhere, as fractions.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Published {
-    /// The lowest and the highest that is reported.
-    pub test_top1: [f64; 2],
-    /// None where it is not reported.
-    pub val_top1: Option<f64>,
-}
-
 impl Comparison {
     /// Puts finished runs beside each other.
     ///
@@ -139,13 +131,12 @@ impl Comparison {
         })
     }
 
-    /// Plain CLIP's row.
-    pub fn plain(&self) -> Option<&ComparisonRow> {
+    pub(crate) fn plain(&self) -> Option<&ComparisonRow> {
         self.rows.iter().find(|row| row.seed.is_none() && row.name == PLAIN)
     }
 
     /// The mean that the run of this name is in.
-    pub fn mean_of(&self, run: &str) -> Option<&MeanRow> {
+    pub(crate) fn mean_of(&self, run: &str) -> Option<&MeanRow> {
         self.means.iter().find(|row| row.runs.iter().any(|name| name == run))
     }
 

@@ -7,7 +7,6 @@ pub use crate::train::records::{EpochRecord, StepRecord, TrainRecord};
 use crate::train::records::{Record, Summary, ZeroShot};
 use crate::train::run_dir::RunDir;
 use crate::train::{Result, Settings, TrainError};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::time::SystemTime;
@@ -33,15 +32,10 @@ pub struct RunData {
 }
 
 /// What became of an epoch's triplets: means over its steps, none where it is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct TripletMeans {
-    /// Counted from 1.
+pub(crate) struct TripletMeans {
     pub epoch: u32,
-    /// See [`LossParts::triplets_active`].
     pub active: Option<f64>,
-    /// See [`LossParts::distance_positive`].
     pub positive: Option<f64>,
-    /// See [`LossParts::distance_negative`].
     pub negative: Option<f64>,
 }
 
@@ -69,13 +63,13 @@ impl RunData {
     }
 
     /// What was minimised.
-    pub fn objective(&self) -> Objective {
+    pub(crate) fn objective(&self) -> Objective {
         let objective = self.settings.objective();
         Objective { text: if self.summary.text_left_out { 0.0 } else { objective.text }, ..objective }
     }
 
     /// Means over the steps of each epoch; nothing where no triplets were formed.
-    pub fn triplets(&self) -> Vec<TripletMeans> {
+    pub(crate) fn triplets(&self) -> Vec<TripletMeans> {
         let epochs = self.steps.chunk_by(|a, b| a.epoch == b.epoch).map(|steps| {
             let mean = |value: fn(&LossParts) -> f64| {
                 let values: Vec<f64> =
@@ -93,7 +87,7 @@ impl RunData {
     }
 
     /// Plain CLIP on the validation split, where it is known.
-    pub fn plain_on_val(&self) -> Option<&ZeroShot> {
+    pub(crate) fn plain_on_val(&self) -> Option<&ZeroShot> {
         let result = Some(&self.summary.zero_shot).filter(|plain| plain.split == "val");
         self.summary.zero_shot_val.as_ref().or(result)
     }

@@ -1,13 +1,21 @@
 //! What others report for the recipes, on Flowers-102 with CLIP ViT-B/32.
 
 use super::RunData;
-use super::compare::Published;
 use crate::clip::config::ClipConfig;
 use crate::data::flowers102;
-use crate::settings::Settings;
-use crate::settings::{Augment, Recipe};
+use crate::settings::{Augment, Recipe, Settings};
 use crate::train::records::VisionSizes;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+
+/// A result that was published elsewhere, as fractions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Published {
+    /// The lowest and the highest that is reported.
+    pub test_top1: [f64; 2],
+    /// None where it is not reported.
+    pub val_top1: Option<f64>,
+}
 
 /// What the recipe reached elsewhere, where this run is the recipe on that data.
 pub fn published(run: &RunData) -> Option<Published> {

@@ -47,7 +47,7 @@ impl Scores {
 
 /// Mean and sample standard deviation (n − 1) of each score; of a single run there is no deviation, of none
 /// there is nothing.
-pub fn mean_and_std(runs: &[Scores]) -> Option<(Scores, Option<Scores>)> {
+pub(crate) fn mean_and_std(runs: &[Scores]) -> Option<(Scores, Option<Scores>)> {
     if runs.is_empty() {
         return None;
     }

@@ -6,10 +6,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clip_engine::data::demo::{World, all_kinds, draw};
 use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
+use clip_engine::progress::Silent;
 use clip_engine::random;
 use clip_engine::report::compare::MeanRow;
 use clip_engine::report::data::EpochRecord;
 use clip_engine::report::page::{write_comparison_page, write_run_page};
+use clip_engine::report::plots::run_plots;
 use clip_engine::report::seeds::Scores;
 use clip_engine::report::{Comparison, RunData};
 use clip_engine::settings::Recipe;
@@ -39,6 +41,8 @@ const one = (selector, root = document) => root.querySelector(selector);
 const sectionOf = (title) => all("section").find((section) => one("h2", section).textContent === title);
 const column = (table, i) => all("tbody tr", table).map((row) => row.children[i].textContent);
 const key = (node, name) => node.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true, cancelable: true }));
+const tip = (chart) => one(".tip", chart).textContent;
+const opens = (root) => one(".spot[tabindex='0']", root).getAttribute("aria-label");
 const at = (node, type, x, y) => node.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
 </script>"#;
 
@@ -379,7 +383,7 @@ fn every_text_is_text() {
     let (path, run) = small_page(&pages);
     let script = r#"
         const table = one("table", sectionOf("Classes"));
-        return { names: column(table, 0), bold: all("b").filter((b) => !b.closest(".legend")).length,
+        return { names: column(table, 0), bold: all("b").length,
                  scripts: document.scripts.length, title: document.title };
     "#;
     let found = visit(&path, 1280, script);
@@ -541,42 +545,69 @@ fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
     let (path, run) = small_page(&pages);
     let script = r#"
         const charts = all("figure.chart", sectionOf("Curves"));
-        const read = (chart) => all(".legend li", chart).map((li) => li.textContent);
-        const svg = one("svg:not(.legend svg)", charts[0]);
+        const svg = one("svg", charts[0]);
         const box = svg.getBoundingClientRect();
-        const start = read(charts[0]);
         at(svg, "pointermove", box.right - 16, box.top + 50);
-        const hovered = read(charts[0]);
+        const hovered = tip(charts[0]);
+        at(svg, "pointerleave", 0, 0);
+        const left = one(".tip", charts[0]).hidden;
         key(svg, "Home");
         key(svg, "ArrowRight");
-        return { start, hovered, keyed: read(charts[0]), titles: charts.map((c) => one("figcaption", c).textContent),
-                 parts: read(charts[2]), calibration: one("output", sectionOf("Calibration")).textContent };
+        const keyed = tip(charts[0]);
+        const focused = document.activeElement.getAttribute("aria-label");
+        return { start: opens(charts[1]), hovered, left, keyed, focused, titles: charts.map((c) => one("figcaption", c).textContent),
+                 parts: opens(charts[2]), calibration: opens(sectionOf("Calibration")) };
     "#;
     let found = visit(&path, 1280, script);
-    for (state, epoch) in [("start", 9), ("hovered", 12), ("keyed", 2)] {
+    let percent = |value: f64| format!("{:.1} %", 100.0 * value);
+    for (state, epoch) in [("hovered", 12), ("keyed", 2), ("focused", 2)] {
         let record = &run.epochs[epoch - 1];
-        let value = |name: &str, value: f64| format!("{name}{:.1} %", (1000.0 * value).round() / 10.0);
-        let expected = [
-            format!("epoch {epoch}"),
-            value("training", record.train.top1),
-            value("validation", record.val.top1),
-            value("training, text logits", record.train.text_top1),
-            value("validation, text logits", record.val.text_top1),
-            value("plain CLIP, validation", 0.55),
-        ];
-        assert_eq!(strings(&found[state]), expected, "{state}");
+        let expected = format!(
+            "epoch {epoch}\ntraining: {}\nvalidation: {}\ntraining, text logits: {}\n\
+             validation, text logits: {}\nplain CLIP, validation: 55.0 %",
+            percent(record.train.top1),
+            percent(record.val.top1),
+            percent(record.train.text_top1),
+            percent(record.val.text_top1),
+        );
+        assert_eq!(found[state], expected, "{state}");
     }
+    assert_eq!(found["left"], true);
     assert_eq!(strings(&found["titles"]), ["Accuracy (top-1)", "Loss", "Parts of the training loss"]);
-    let train = &run.epochs[8].train;
-    let value = |name: &str, value: f64| format!("{name}{value:.4}");
-    let parts = [
-        value("total", train.loss),
-        value("head", train.parts.loss_head),
-        value("text", train.parts.loss_text),
-    ];
-    assert_eq!(strings(&found["parts"])[1..], parts);
+    let (train, val) = (&run.epochs[8].train, &run.epochs[8].val);
+    assert_eq!(found["start"], format!("epoch 9\ntraining: {:.4}\nvalidation: {:.4}", train.loss, val.loss));
+    let (head, text) = (train.parts.loss_head, train.parts.loss_text);
+    let parts = format!(
+        "epoch 9\ntotal: {:.4}\nhead (weight 1): {head:.4}\ntext (weight 0.3): {text:.4}",
+        train.loss
+    );
+    assert_eq!(found["parts"], parts);
     let last = run.evaluation.calibration.last().unwrap();
     assert!(found["calibration"].as_str().unwrap().contains(&format!("{} images", last.images)));
+}
+
+#[test]
+fn the_charts_of_the_page_are_those_of_the_files() {
+    let pages = Pages::new();
+    let run = run("lora", "test", 12, 20, 0.8, 3);
+    let html = std::fs::read_to_string(pages.run("same.html", &run, None)).unwrap();
+    let (_, data) = html.split_once("<script id=\"data\" type=\"application/json\">").unwrap();
+    let data: Value = serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap();
+    run_plots(&run, &pages.dir, &Silent).unwrap();
+    let charts = &data["charts"];
+    for (chart, file) in [
+        (&charts["curves"][0], "curves"),
+        (&charts["curves"][1], "curves"),
+        (&charts["curves"][2], "losses"),
+        (&charts["calibration"], "calibration"),
+    ] {
+        let svg = std::fs::read_to_string(pages.dir.join(format!("plots/{file}.svg"))).unwrap();
+        let chart = chart["svg"].as_str().unwrap();
+        assert!(
+            chart.lines().count() > 40
+                && svg.contains(chart.split_once('\n').unwrap().1.trim_end_matches("</svg>\n"))
+        );
+    }
 }
 
 #[test]
@@ -669,10 +700,9 @@ fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
         choose(second, "vpt#1?");
         const table = one("table", section);
         const rows = Object.fromEntries(all("tbody tr", table).map((row) => [row.children[0].textContent, [row.children[1].textContent, row.children[2].textContent]]));
-        const curves = all(".legend", sectionOf("Accuracy"))[0];
-        const bars = one("output", sectionOf("Accuracy")).textContent;
+        const [bars, curves] = all("figure.chart", sectionOf("Accuracy")).map(opens);
         return { links, sorted, options, rows, heads: all("thead th", table).map((th) => th.textContent),
-                 curves: all("li", curves).map((li) => li.textContent), bars,
+                 curves, bars,
                  circles: all("circle", section).length, images: all("img").length };
     "#;
     let found = visit(&path, 1280, script);
@@ -688,10 +718,16 @@ fn a_comparison_sorts_links_and_sets_two_runs_against_each_other() {
         let recall = |run: &RunData| format!("{:.1} %", 100.0 * run.evaluation.classes[i].recall.unwrap());
         assert_eq!(found["rows"][name], json!([recall(&runs[1]), recall(&runs[2])]), "{name}");
     }
-    let curve =
-        |run: &RunData| format!("{}{:.1} %", run.name, (1000.0 * run.epochs[11].val.top1).round() / 10.0);
-    assert_eq!(strings(&found["curves"])[1..], runs.iter().map(curve).collect::<Vec<_>>());
-    assert_eq!(found["bars"], "plain CLIP: 60.0 %, published 66.5 %");
+    let curve = |run: &RunData| format!("{}: {:.1} %", run.name, 100.0 * run.epochs[11].val.top1);
+    let mut curves: Vec<&str> = found["curves"].as_str().unwrap().lines().collect();
+    curves[1..].sort_unstable();
+    let mut expected: Vec<String> = runs.iter().map(curve).collect();
+    expected.sort_unstable();
+    assert_eq!(
+        (curves[0], &curves[1..]),
+        ("epoch 12", &expected.iter().map(String::as_str).collect::<Vec<_>>()[..])
+    );
+    assert_eq!(found["bars"], "plain CLIP: 60.0 %\npublished: 66.5 %");
     assert!(found["circles"].as_u64().unwrap() > 3);
     let wrong_in_all =
         |i: &usize| runs.iter().all(|r| r.evaluation.images[*i].label != r.evaluation.images[*i].predicted);
@@ -707,25 +743,22 @@ fn several_seeds_are_one_technique_above_their_runs() {
         const [means, results] = all("table", sectionOf("Results"));
         const accuracy = sectionOf("Accuracy");
         const [bars, curves] = all("figure.chart", accuracy);
-        const at = (path) => path.getAttribute("d");
-        const svg = one("svg:not(.legend svg)", bars);
         const words = [];
-        for (const press of ["Home", "ArrowRight", "ArrowRight", "ArrowRight"]) {
-            key(svg, press);
-            words.push(one("output", bars).textContent);
+        for (const press of ["Home", "ArrowRight", "ArrowRight", "ArrowDown"]) {
+            key(one("svg", bars), press);
+            words.push(tip(bars));
         }
-        const plot = one("svg:not(.legend svg)", curves);
-        const read = () => all(".legend li", curves).map((li) => li.textContent);
-        const last = read();
-        key(plot, "Home");
+        const last = opens(curves);
+        key(one("svg", curves), "Home");
+        // Of twelve epochs, as the legend's are not.
+        const lines = all("polyline", curves).filter((line) => line.points.length > 2);
+        const stroke = (line) => line.getAttribute("stroke");
         return { means: all("tbody tr", means).map((row) => [...row.children].map((cell) => cell.textContent)),
                  heads: all("thead th", means).map((th) => th.textContent), links: all("a", means).length,
                  runs: column(results, 0), addresses: all("a", results).map((a) => a.getAttribute("href")), words,
-                 deviations: all(".deviation:not(.paper)", bars).map(at), values: all("text.strong", bars).map((t) => t.textContent),
-                 fills: all("rect:not(.cursor)", bars).map((bar) => Number(bar.getAttribute("width"))),
-                 first: read(), last, strong: all("path.series:not(.faint)", curves).length,
-                 faint: all("path.faint", curves).map((line) => line.getAttribute("stroke")),
-                 strokes: all("path.series:not(.faint)", curves).map((line) => line.getAttribute("stroke")) };
+                 values: all("text", bars).map((text) => text.textContent), first: tip(curves), last,
+                 strokes: lines.filter((line) => !line.hasAttribute("stroke-opacity")).map(stroke),
+                 faint: lines.filter((line) => line.hasAttribute("stroke-opacity")).map(stroke) };
     "#;
     let found = visit(&path, 1280, script);
     let percent = |v: f64| format!("{:.1} %", 100.0 * v);
@@ -782,47 +815,47 @@ fn several_seeds_are_one_technique_above_their_runs() {
 
     // Bars of the means.
     let test = |row: &MeanRow| spread(row.mean.test_top1, row.std.map(|std| std.test_top1));
+    let val = |row: &MeanRow| spread(row.mean.val_top1, row.std.map(|std| std.val_top1));
     let seeds = |row: &MeanRow| {
-        if row.seeds.len() == 1 { "1 seed".into() } else { format!("{} seeds", row.seeds.len()) }
+        let recipe = if row.name == row.recipe { String::new() } else { format!("{}, ", row.recipe) };
+        format!("{recipe}{} seed{}", row.seeds.len(), if row.seeds.len() == 1 { "" } else { "s" })
     };
-    let words: Vec<String> =
-        means.iter().map(|row| format!("{}: {}, {}", row.name, test(row), seeds(row))).collect();
-    let words = [format!("{}, published 91.2 to 92.05 %", words[0]), words[1].clone(), words[2].clone()];
-    assert_eq!(
-        strings(&found["words"]),
-        [&["plain CLIP: 60.0 %"], &words.each_ref().map(|text| &text[..])[..]].concat()
-    );
-    let labels: Vec<String> = means.iter().flat_map(|row| [row.name.clone(), test(row)]).collect();
-    assert_eq!(strings(&found["values"])[2..], labels);
-    let full = found["fills"][0].as_f64().unwrap() / 0.6;
-    let deviations = strings(&found["deviations"]);
-    assert_eq!(deviations.len(), 2);
-    for (line, row) in deviations.iter().zip(means) {
-        let (mean, std) = (row.mean.test_top1, row.std.unwrap().test_top1);
-        let low: f64 = line[1..].split(' ').next().unwrap().parse().unwrap();
-        let high: f64 = line.split('H').nth(1).unwrap().split('M').next().unwrap().parse().unwrap();
-        assert!((low - 6.0 - (mean - std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
-        assert!((high - 6.0 - (mean + std) * full).abs() < 0.1, "{line} {mean} {std} {full}");
-        assert!(std * full > 1.0, "too short to tell");
+    let words = means
+        .iter()
+        .map(|row| format!("{}: {}, {}\nvalidation: {}", row.name, test(row), seeds(row), val(row)));
+    let mut words: Vec<String> = words.collect();
+    words[0] += "\npublished: 91.2–92.05 %";
+    words.insert(0, "plain CLIP: 60.0 %\nvalidation: 55.0 %".into());
+    assert_eq!(strings(&found["words"]), words);
+    let values = strings(&found["values"]);
+    for row in means {
+        assert!(
+            values.contains(&&*row.name) && values.contains(&&*test(row)) && values.contains(&&*val(row))
+        );
     }
 
-    // A curve of the mean of those that had the epoch, with the runs behind it.
+    // A curve of the mean of those that had the epoch, the best in front, with the runs behind it.
     let value = |runs: &[RunData], epoch: usize| {
         let values: Vec<f64> =
             runs.iter().filter_map(|run| run.epochs.get(epoch)).map(|e| e.val.top1).collect();
         percent(values.iter().sum::<f64>() / values.len() as f64)
     };
     for (state, epoch) in [("first", 0), ("last", 11)] {
-        let of = |name: &str, runs: &[RunData]| format!("{name}{}", value(runs, epoch));
-        let expected =
+        let of = |name: &str, runs: &[RunData]| format!("{name}: {}", value(runs, epoch));
+        let mut expected =
             [of(&means[0].name, &runs[..3]), of(&means[1].name, &runs[3..6]), of(&means[2].name, &runs[6..])];
-        let expected = [&expected[..], &["plain CLIP55.0 %".into()]].concat();
-        assert_eq!(strings(&found[state])[1..], expected, "{state}");
+        expected.sort_unstable();
+        let found = found[state].as_str().unwrap();
+        let mut lines: Vec<&str> = found.lines().collect();
+        lines[1..4].sort_unstable();
+        assert_eq!((lines[0], lines[4]), (&*format!("epoch {}", epoch + 1), "plain CLIP: 55.0 %"), "{state}");
+        assert_eq!(lines[1..4], expected, "{state}");
     }
-    assert_eq!(found["strong"], 4);
-    let strokes = strings(&found["strokes"]);
-    assert_eq!(strings(&found["faint"]), [[strokes[0]; 3], [strokes[1]; 3]].concat());
-    assert_ne!(strokes[0], strokes[1]);
+    let (strokes, faint) = (strings(&found["strokes"]), strings(&found["faint"]));
+    let runs_of = |stroke: &&str| faint.iter().filter(|faint| *faint == stroke).count();
+    let mut behind: Vec<usize> = strokes.iter().map(runs_of).collect();
+    behind.sort_unstable();
+    assert_eq!((behind, faint.len()), (vec![0, 3, 3], 6));
 }
 
 #[test]
@@ -952,7 +985,7 @@ fn results_stand_with_their_intervals_and_the_baseline() {
     let script = r#"
         const cells = (table) => all("tr", table).map((row) => [...row.children].map((cell) => cell.textContent));
         return { results: cells(one("table", sectionOf("Results"))), temperature: cells(one("table.temperature")),
-                 opens: one("output", sectionOf("Calibration")).textContent,
+                 opens: opens(sectionOf("Calibration")),
                  chance: document.body.textContent.match(/ECE of ([^a-z]* to [^a-z]*) in 95/)[1],
                  cards: all(".facts dt").map((dt) => dt.textContent) };
     "#;
@@ -1035,9 +1068,10 @@ fn losses_on_each_other_are_both_seen_and_triplets_have_a_chart() {
     let script = r#"
         return all("figure.chart", sectionOf("Curves")).map((chart) => ({
             title: one("figcaption", chart).textContent,
-            legend: all(".legend li", chart).map((li) => li.textContent),
-            widths: all("path.series", chart).map((line) => parseFloat(line.style.strokeWidth)),
-            dashes: all("path.series", chart).map((line) => line.getAttribute("stroke-dasharray")),
+            opens: opens(chart),
+            texts: all("text", chart).map((text) => text.textContent),
+            lines: all("polyline", chart).filter((line) => line.points.length === 12)
+                .map((line) => [line.getAttribute("stroke-width"), line.getAttribute("stroke")]),
         }));
     "#;
     let found = visit(&pages.run("triplet.html", &run, None), 1280, script);
@@ -1046,17 +1080,16 @@ fn losses_on_each_other_are_both_seen_and_triplets_have_a_chart() {
     let [parts, active, distances] =
         ["Parts of the training loss", "Triplets with a loss", "Mean distance of an image in a triplet"];
     assert_eq!(titles, ["Accuracy (top-1)", "Loss", parts, active, distances]);
-    let legend = strings(&charts[2]["legend"]);
-    assert!(
-        legend[1].starts_with("total") && legend[2].starts_with("head") && legend[3].starts_with("triplet")
-    );
-    assert_eq!(legend.len(), 4);
-    let widths: Vec<f64> =
-        charts[2]["widths"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect();
-    assert!(widths[0] > widths[1] + 2.0 && widths[1] == widths[2], "{widths:?}");
-    assert_ne!(charts[2]["dashes"][0], charts[2]["dashes"][1]);
-    assert_eq!(strings(&charts[3]["legend"])[1..], ["active50.0 %"]);
-    assert_eq!(strings(&charts[4]["legend"])[1..], ["to its own class0.2500", "to another class0.7500"]);
+    let legend: Vec<&str> = strings(&charts[2]["texts"])[..3].to_vec();
+    assert_eq!(legend, ["total", "head (weight 0.5)", "triplet (weight 0.5)"]);
+    let line = |i: usize| {
+        let line = &charts[2]["lines"][i];
+        (line[0].as_str().unwrap().parse::<f64>().unwrap(), line[1].as_str().unwrap())
+    };
+    assert!(line(0).0 > line(1).0 + 2.0 && line(1).0 == line(2).0 && line(0).1 != line(1).1, "{charts:?}");
+    let values = |i: usize| charts[i]["opens"].as_str().unwrap().lines().skip(1).collect::<Vec<_>>();
+    assert_eq!(values(3), ["triplets with a loss: 50.0 %"]);
+    assert_eq!(values(4), ["to its own class: 0.2500", "to another class: 0.7500"]);
 }
 
 #[test]
@@ -1065,16 +1098,20 @@ fn the_diagonal_is_told_from_mistakes_by_colour_and_legend() {
     let pages = Pages::new();
     let (path, run) = small_page(&pages);
     let script = r#"
-        const cells = all(".matrix rect[fill-opacity]").map((cell) => [cell.classList[0], getComputedStyle(cell).fill]);
-        const legend = all(".of-matrix li").map((li) => [li.textContent, getComputedStyle(one("rect", li)).fill]);
-        return { cells, legend };
+        const [swatches, cells] = [[], []];
+        for (const rect of all(".matrix rect[fill-opacity]")) {
+            const isCell = rect.getAttribute("width") === rect.getAttribute("height");
+            (isCell ? cells : swatches).push([rect.classList[0], getComputedStyle(rect).fill]);
+        }
+        const texts = all(".matrix text").map((text) => text.textContent);
+        return { cells, legend: swatches.map((swatch, i) => [texts[i], swatch[1]]) };
     "#;
     let found = visit(&path, 1280, script);
     let fills = |class: &str| -> Vec<&str> {
         let cells = found["cells"].as_array().unwrap().iter();
         cells.filter(|cell| cell[0] == class).map(|cell| cell[1].as_str().unwrap()).collect()
     };
-    let (right, wrong) = (fills("right"), fills("wrong"));
+    let (right, wrong) = (fills("blue"), fills("red"));
     let confusion = &run.evaluation.confusion;
     let diagonal = (0..12).filter(|&i| confusion[i][i] > 0).count();
     assert_eq!(

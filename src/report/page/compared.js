@@ -113,56 +113,6 @@ function comparedColumns(data) {
   return [...columns, ...publishedColumns(data.rows)];
 }
 
-function comparedBars(data) {
-  const bars = techniques(data).map((row) => ({
-    name: row.name,
-    value: row.values.test_top1,
-    std: row.std && row.std.test_top1,
-    label: spread(row.values.test_top1, row.std && row.std.test_top1),
-    range: row.published ? row.published.test_top1 : null,
-    plain: !row.epochs,
-    text:
-      row.name +
-      ": " +
-      spread(row.values.test_top1, row.std && row.std.test_top1) +
-      (row.seeds ? ", " + plural(row.seeds.length, "seed") : "") +
-      (row.published ? ", published " + range2(row.published.test_top1) : ""),
-  }));
-  return barChart({ title: "Top-1 on the " + splitName(data.split) + " split", bars });
-}
-
-/** The mean of what is not null in each place; null where nothing is. */
-function meanValues(lines) {
-  return lines[0].values.map((_, i) => {
-    const values = lines.map((line) => line.values[i]).filter((value) => value !== null);
-    return values.length > 0 ? values.reduce((a, b) => a + b, 0) / values.length : null;
-  });
-}
-
-/** A line for each run; those of a mean are faint behind the line of their mean. */
-function comparedCurves(data) {
-  const epochs = [...new Set(data.curves.flatMap((curve) => curve.epochs))].sort((a, b) => a - b);
-  if (epochs.length === 0) return null;
-  const curves = data.curves.map((curve) => {
-    const at = new Map(curve.epochs.map((epoch, i) => [epoch, curve.top1[i]]));
-    return { name: curve.name, values: epochs.map((epoch) => (at.has(epoch) ? at.get(epoch) : null)) };
-  });
-  const groups = new Map();
-  for (const curve of curves) {
-    const mean = meanOf(data, curve.name) || curve;
-    groups.set(mean, [...(groups.get(mean) || []), curve]);
-  }
-  const lines = [...groups].map(([{ name }, behind]) =>
-    behind.length === 1 ? { ...behind[0], name } : { name, values: meanValues(behind), behind },
-  );
-  if (data.plain_val !== null) {
-    lines.push({ name: "plain CLIP", values: epochs.map(() => data.plain_val), plain: true });
-  }
-  const format = (value) => percent(value);
-  const axisFormat = (value) => percent(value, 0);
-  return lineChart({ title: "Validation top-1", epochs, lines, bounds: [0, 1], format, axisFormat });
-}
-
 /** Classes at the same place of the square are one dot. */
 function dotsOf(names, first, second) {
   const dots = new Map();
@@ -205,13 +155,8 @@ function recallPair(data) {
   const place = element("div", { class: "columns" });
   const draw = () => {
     const [a, b] = chosen.map((i) => data.recalls[i]);
-    const chart = scatterChart({
-      title: "A point for each class",
-      axes: [a.name, b.name],
-      dots: dotsOf(data.class_names, a.recalls, b.recalls),
-    });
-    place.replaceChildren(chart, recallTable(data, a, b));
-    drawCharts();
+    const dots = dotsOf(data.class_names, a.recalls, b.recalls);
+    place.replaceChildren(scatterChart(data.charts.square, [a.name, b.name], dots), recallTable(data, a, b));
   };
   const list = (label, i) => {
     const options = data.recalls.map((entry, value) =>
@@ -247,24 +192,12 @@ function resultTables(data) {
   return [means.box, element("h3", {}, "Runs"), runs.box];
 }
 
-/** What marks of the charts of accuracy mean. */
-function accuracyNote(data) {
-  const notes = [];
-  if (techniques(data).some((row) => row.published)) {
-    notes.push("A bracket under a bar spans what others publish for the technique.");
-  }
-  if (data.means.length > 0) {
-    notes.push("The thin line on a bar is \u00b1 one standard deviation.");
-    notes.push("A curve is the mean of the runs that had the epoch; the runs are faint behind it.");
-  }
-  return notes.join(" ");
-}
-
 const INTERVALS =
   " Small below an accuracy: its 95 % interval (Wilson), by the number of images alone.";
 
 function comparisonPage(data) {
   const split = splitName(data.split);
+  const { techniques, curves } = data.charts;
   const where =
     data.split === "val" ? " There is no test split; the results are on the validation split." : "";
   const means =
@@ -275,8 +208,8 @@ function comparisonPage(data) {
     section("Results", "All on the same images." + where + means + INTERVALS, ...resultTables(data)),
     section(
       "Accuracy",
-      accuracyNote(data),
-      element("div", { class: "columns" }, comparedBars(data), comparedCurves(data)),
+      data.means.length > 0 ? "A curve is the mean of the runs that had the epoch; the runs are faint behind it." : null,
+      element("div", { class: "columns" }, figure(techniques), curves ? figure(curves) : null),
     ),
   ];
   if (data.recalls.length > 0) {

@@ -4,6 +4,7 @@ use super::thumbnails::{Album, Picture, common_folder};
 use crate::data::SplitView;
 use crate::report::compare::{ComparisonRow, MeanRow};
 use crate::report::origin::Origin;
+use crate::report::plots::ComparisonCharts;
 use crate::report::{Comparison, RunData};
 use crate::stats::interval::wilson_of;
 use crate::train::Result;
@@ -21,9 +22,7 @@ pub struct ComparisonPage<'a> {
     classes: usize,
     rows: Vec<Row<'a>>,
     means: &'a [MeanRow],
-    curves: Vec<Curve<'a>>,
-    /// Plain CLIP's accuracy on the validation split.
-    plain_val: Option<f64>,
+    charts: ComparisonCharts,
     class_names: &'a [String],
     recalls: Vec<Recalls<'a>>,
     /// Places in `images`, and how many images all runs get wrong.
@@ -44,14 +43,6 @@ struct Row<'a> {
     /// Of the accuracies on the split of the result and on the validation split, with a confidence of 95 %.
     test_interval: Option<(f64, f64)>,
     val_interval: Option<(f64, f64)>,
-}
-
-/// A run's accuracy on the validation split after each epoch.
-#[derive(Debug, Serialize)]
-struct Curve<'a> {
-    name: &'a str,
-    epochs: Vec<u32>,
-    top1: Vec<f64>,
 }
 
 /// The recall of each class, in label order.
@@ -79,8 +70,7 @@ impl<'a> ComparisonPage<'a> {
             classes: comparison.classes,
             rows: rows.collect(),
             means: &comparison.means,
-            curves: runs.iter().map(curve).collect(),
-            plain_val: comparison.plain().and_then(|row| row.val_top1),
+            charts: ComparisonCharts::of(comparison, runs)?,
             class_names: &[],
             recalls: recalls(comparison, runs),
             mistakes: Vec::new(),
@@ -119,14 +109,6 @@ fn row_of<'a>(row: &'a ComparisonRow, runs: &[RunData], has_page: impl Fn(&RunDa
         page: own.is_some_and(has_page),
         test_interval: tested.map(|images| wilson_of(row.test_top1, images)),
         val_interval: row.val_top1.zip(validated).map(|(top1, images)| wilson_of(top1, images)),
-    }
-}
-
-fn curve(run: &RunData) -> Curve<'_> {
-    Curve {
-        name: &run.name,
-        epochs: run.epochs.iter().map(|record| record.epoch).collect(),
-        top1: run.epochs.iter().map(|record| record.val.top1).collect(),
     }
 }
 

@@ -61,49 +61,6 @@ function duration(seconds) {
   return Math.floor(minutes / 60) + " h " + (minutes % 60) + " min";
 }
 
-const ruler = document.createElement("canvas").getContext("2d");
-
-/** The width in pixels of a text in a chart. */
-function textWidth(text) {
-  ruler.font = "12px " + getComputedStyle(document.body).fontFamily;
-  return ruler.measureText(text).width;
-}
-
-const letters = new Intl.Segmenter("en", { granularity: "grapheme" });
-
-/** A text in a chart as lines of `width` pixels at the most, broken between words where that is possible. */
-function lines(text, width) {
-  const done = [];
-  let line = "";
-  for (const word of text.split(/(?<=[\s/_-])/u)) {
-    if (line && textWidth(line + word.trimEnd()) > width) {
-      done.push(line.trimEnd());
-      line = "";
-    }
-    line += word;
-    while (textWidth(line.trimEnd()) > width) {
-      const parts = Array.from(letters.segment(line), (part) => part.segment);
-      let kept = parts.length - 1;
-      while (kept > 1 && textWidth(parts.slice(0, kept).join("")) > width) kept--;
-      if (kept < 1) break;
-      done.push(parts.slice(0, kept).join(""));
-      line = parts.slice(kept).join("");
-    }
-  }
-  if (line.trim()) done.push(line.trimEnd());
-  return done.length ? done : [text];
-}
-
-const LINE = 15;
-
-/** A text of several lines, the first at `y`. */
-const textBlock = (attributes, block) =>
-  shape(
-    "text",
-    attributes,
-    ...block.map((line, i) => shape("tspan", { x: attributes.x, dy: i ? LINE : 0 }, line)),
-  );
-
 /** Cards of a term, its value and a remark. */
 function facts(list) {
   const card = ([term, value, remark]) =>

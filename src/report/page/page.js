@@ -16,7 +16,7 @@ function runHeadline(data) {
       ["Gain", plain.split === data.split ? points(result.top1 - plain.top1) : NONE, "over plain CLIP"],
       data.class_names.length > 5 ? [split + " top-5", percent(result.top5)] : null,
       ["Macro F1", percent(result.macro_f1)],
-      ["Calibration error", percent(data.ece), "ECE, " + data.calibration.length + " bins"],
+      ["Calibration error", percent(data.ece), "ECE, " + data.bins + " bins"],
       data.split === "val" ? null : ["Validation top-1", percent(val.top1), ofVal + ", " + plural(val.images, "image")],
       [
         "Kept epoch",
@@ -34,79 +34,13 @@ function runHeadline(data) {
   );
 }
 
-function runCurves(data) {
-  const epochs = data.epochs.map((record) => record.epoch);
-  if (epochs.length === 0) return null;
-  const line = (name, value) => ({ name, values: data.epochs.map(value) });
-  const kept = data.headline.best_epoch;
-  const percentages = {
-    bounds: [0, 1],
-    format: (value) => percent(value),
-    // As many digits as neighbouring ticks need to differ.
-    axisFormat: (value) => percent(value, Number.isInteger(+(100 * value).toFixed(6)) ? 0 : 1),
-  };
-  const losses = {
-    bounds: [0, Infinity],
-    format: (value) => fixed(value),
-    axisFormat: (value) => String(+value.toPrecision(6)),
-  };
-  const charts = [
-    lineChart({
-      title: "Accuracy (top-1)",
-      epochs,
-      kept,
-      lines: [
-        line("training", (record) => record.train.top1),
-        line("validation", (record) => record.val.top1),
-        line("training, text logits", (record) => record.train.text_top1),
-        line("validation, text logits", (record) => record.val.text_top1),
-        ...(data.plain_val === null
-          ? []
-          : [{ ...line("plain CLIP, validation", () => data.plain_val), plain: true }]),
-      ],
-      ...percentages,
-    }),
-    lineChart({
-      title: "Loss",
-      epochs,
-      kept,
-      lines: [
-        line("training", (record) => record.train.loss),
-        line("validation", (record) => record.val.loss),
-      ],
-      ...losses,
-    }),
-  ];
-  if (data.parts.length > 1) {
-    const parts = data.parts.map((part) => line(part, (record) => record.train["loss_" + part]));
-    const lines = [line("total", (record) => record.train.loss), ...parts];
-    charts.push(lineChart({ title: "Parts of the training loss", epochs, kept, lines, ...losses }));
-  }
-  charts.push(...tripletCharts(data, percentages));
+function runCurves({ charts }) {
+  if (charts.curves.length === 0) return null;
   const note =
     "Point at a chart, touch it, or use the arrow keys in it for the values of an epoch. " +
-    "The parts of a loss are shown before they are weighted. Of lines that lie on each other the lower is wider.";
-  return section("Curves", note, element("div", { class: "columns" }, ...charts));
-}
-
-/** How hard the triplets are: how many still count, and how far apart their images are. */
-function tripletCharts(data, percentages) {
-  if (data.triplets.length === 0) return [];
-  const epochs = data.triplets.map((record) => record.epoch);
-  const line = (name, key) => ({ name, values: data.triplets.map((record) => record[key]) });
-  const there = (list) => list.filter(({ values }) => values.some((value) => value !== null));
-  const kept = data.headline.best_epoch;
-  const active = there([line("active", "active")]);
-  const distances = there([line("to its own class", "positive"), line("to another class", "negative")]);
-  const chart = (title, lines, style) => (lines.length ? [lineChart({ title, epochs, kept, lines, ...style })] : []);
-  return [
-    ...chart("Triplets with a loss", active, percentages),
-    ...chart("Mean distance of an image in a triplet", distances, {
-      bounds: [0, Infinity],
-      format: (value) => fixed(value),
-      axisFormat: (value) => String(+value.toPrecision(6)),
-    }),
-  ];
+    "The parts of a loss are shown before they are weighted, means of an epoch over those of steps. " +
+    "Of lines that lie on each other the lower is wider.";
+  return section("Curves", note, element("div", { class: "columns" }, ...charts.curves.map((chart) => figure(chart))));
 }
 
 /** The run beside plain CLIP and, where it was fitted, the baseline. */
@@ -294,11 +228,10 @@ function runPage(data) {
     ),
     section(
       "Calibration",
-      "Bars: how often the head is right at a confidence. Dots and the dotted line: where it is as sure as it is " +
-        "right. ECE " +
+      "How often the head is right at a confidence, and how many images have that confidence. ECE " +
         percent(data.ece) +
         ".",
-      calibrationChart({ title: "Accuracy by confidence", bins: data.calibration }),
+      figure(data.charts.calibration),
       ...temperatureTable(data),
     ),
     confidentMistakes(data),
@@ -311,8 +244,6 @@ function start() {
   const parts = data.kind === "run" ? runPage(data) : comparisonPage(data);
   document.title = (data.kind === "run" ? data.name : "Comparison") + " \u2013 " + originText(data.origin);
   document.getElementById("page").replaceChildren(...parts.filter((part) => part !== null));
-  drawCharts();
-  new ResizeObserver(drawCharts).observe(document.getElementById("page"));
 }
 
 start();

@@ -4,11 +4,10 @@ use super::thumbnails::{Album, Picture, by_confidence, common_folder, of_cells};
 use crate::data::SplitView;
 use crate::report::RunData;
 use crate::report::compare::{BASELINE, PLAIN};
-use crate::report::data::{TrainRecord, TripletMeans};
 use crate::report::origin::Origin;
+use crate::report::plots::RunCharts;
 use crate::stats::interval::{wilson, wilson_of};
-use crate::train::learner::LossParts;
-use crate::train::metrics::{CalibrationBin, ClassMetrics, EvalMetrics, Evaluation, macro_f1};
+use crate::train::metrics::{ClassMetrics, EvalMetrics, Evaluation, macro_f1};
 use crate::train::records::{Temperature, ZeroShot};
 use crate::train::{Result, Settings, TrainError};
 use serde::Serialize;
@@ -26,18 +25,14 @@ pub struct RunPage<'a> {
     headline: Headline<'a>,
     results: Vec<ResultRow<'a>>,
     settings: Vec<Setting>,
-    epochs: Vec<Epoch<'a>>,
-    parts: Vec<Part>,
-    triplets: Vec<TripletMeans>,
-    /// Plain CLIP's accuracy on the validation split.
-    plain_val: Option<f64>,
+    charts: RunCharts,
     class_names: &'a [String],
     classes: &'a [ClassMetrics],
     /// Of the recall of each class.
     intervals: Vec<(f64, f64)>,
     zero_shot: &'a [ClassMetrics],
     cells: Vec<Cell>,
-    calibration: &'a [CalibrationBin],
+    bins: usize,
     ece: f64,
     temperature: Option<Temperature>,
     /// Places in `images`, and how many mistakes there are in all.
@@ -90,32 +85,6 @@ struct Setting {
     default: Option<String>,
 }
 
-#[derive(Debug, Serialize)]
-struct Epoch<'a> {
-    epoch: u32,
-    train: Losses,
-    val: &'a EvalMetrics,
-}
-
-#[derive(Debug, Serialize)]
-struct Losses {
-    loss: f64,
-    top1: f64,
-    text_top1: f64,
-    loss_head: f64,
-    loss_text: f64,
-    loss_triplet: f64,
-}
-
-/// A part of the objective that is in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Part {
-    Head,
-    Text,
-    Triplet,
-}
-
 /// A cell of the confusion matrix that is not 0.
 #[derive(Debug, Serialize)]
 struct Cell {
@@ -144,16 +113,13 @@ impl<'a> RunPage<'a> {
             headline: headline(run),
             results: results(run),
             settings: settings(&run.settings)?,
-            epochs: epochs(run),
-            parts: parts(run),
-            triplets: run.triplets(),
-            plain_val: run.plain_on_val().map(|plain| plain.top1),
+            charts: RunCharts::of(run)?,
             class_names: &evaluation.class_names,
             classes: &evaluation.classes,
             intervals: intervals(&evaluation.classes),
             zero_shot: &evaluation.zero_shot,
             cells,
-            calibration: &evaluation.calibration,
+            bins: evaluation.calibration.len(),
             ece: evaluation.metrics.ece,
             temperature: run.summary.temperature,
             mistakes,
@@ -228,31 +194,6 @@ fn results(run: &RunData) -> Vec<ResultRow<'_>> {
 
 fn intervals(classes: &[ClassMetrics]) -> Vec<(f64, f64)> {
     classes.iter().map(|class| wilson(class.right.into(), class.images.into())).collect()
-}
-
-fn epochs(run: &RunData) -> Vec<Epoch<'_>> {
-    let epochs = run.epochs.iter().map(|record| {
-        let &TrainRecord { loss, top1, text_top1, parts } = &record.train;
-        let LossParts { loss_head, loss_text, loss_triplet, .. } = parts;
-        Epoch {
-            epoch: record.epoch,
-            train: Losses { loss, top1, text_top1, loss_head, loss_text, loss_triplet },
-            val: &record.val,
-        }
-    });
-    epochs.collect()
-}
-
-fn parts(run: &RunData) -> Vec<Part> {
-    let objective = run.objective();
-    let recorded = |value: fn(&TrainRecord) -> f64| run.epochs.iter().any(|e| value(&e.train).is_finite());
-    let part = |part, weight: f64, value| (weight != 0.0 && recorded(value)).then_some(part);
-    let parts = [
-        part(Part::Head, objective.head, |train| train.parts.loss_head),
-        part(Part::Text, objective.text, |train| train.parts.loss_text),
-        part(Part::Triplet, objective.triplet, |train| train.parts.loss_triplet),
-    ];
-    parts.into_iter().flatten().collect()
 }
 
 fn cells(evaluation: &Evaluation, album: &mut Album) -> Vec<Cell> {

@@ -1,6 +1,6 @@
 //! Axes, curves and legends.
 
-use super::sheet::{Anchor, Colour, EDGE, GRID, INK, MUTED, Point, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::sheet::{Anchor, Colour, EDGE, GRID, INK, LINE, MUTED, Point, RED, SMALL_SIZE, Sheet, TEXT_SIZE};
 
 /// The rectangle of a diagram with the ranges of its axes.
 #[derive(Debug, Clone, Copy)]
@@ -150,34 +150,62 @@ pub enum Swatch {
     Bar(Colour),
     /// A deviation to both sides.
     Spread,
+    /// From the lowest to the highest that was published.
+    Range,
 }
 
 const SWATCH_WIDTH: f64 = 20.0;
+/// Height of a line of a legend, and from swatch to text.
 pub const LEGEND_LINE: f64 = 16.0;
+const SWATCH_GAP: f64 = 5.0;
 
-/// Draws entries from `at` to the right, on a new line where they do not fit before `right`; returns how many
-/// lines that made.
-pub fn legend(sheet: &mut Sheet<'_>, at: Point, right: f64, entries: &[(Swatch, String)]) -> usize {
-    let (mut x, mut y, mut lines) = (at.0, at.1, 1);
-    for (swatch, text) in entries {
-        let text = sheet.font.shorten(text, SMALL_SIZE, right - at.0 - SWATCH_WIDTH - 6.0);
-        let width = SWATCH_WIDTH + 5.0 + sheet.font.width(&text, SMALL_SIZE);
-        if x > at.0 && x + width > right {
-            (x, y, lines) = (at.0, y + LEGEND_LINE, lines + 1);
-        }
-        draw_swatch(sheet, *swatch, (x, y));
-        sheet.text(&text, (x + SWATCH_WIDTH + 5.0, y), SMALL_SIZE, INK, Anchor::Start);
-        x += width + 16.0;
+/// What a swatch stands for; with a value it has a line of its own and the value at the line's end.
+pub struct Entry {
+    pub swatch: Swatch,
+    pub text: String,
+    pub value: String,
+}
+
+impl Entry {
+    pub fn new(swatch: Swatch, text: impl Into<String>) -> Self {
+        Entry { swatch, text: text.into(), value: String::new() }
     }
-    lines
+}
+
+/// Draws entries from `at` to the right, on a new line where they do not fit before `right`; returns the middle of
+/// the line after the last.
+pub fn legend(sheet: &mut Sheet<'_>, at: Point, right: f64, entries: &[Entry]) -> f64 {
+    let (mut x, mut y) = at;
+    let text_left = SWATCH_WIDTH + SWATCH_GAP;
+    for entry in entries {
+        let value = sheet.font.width(&entry.value, SMALL_SIZE);
+        let room = right - at.0 - text_left - if value > 0.0 { value + 10.0 } else { 0.0 };
+        let lines = sheet.font.lines(&entry.text, SMALL_SIZE, room);
+        let widest = lines.iter().map(|line| sheet.font.width(line, SMALL_SIZE)).fold(0.0, f64::max);
+        if x > at.0 && (value > 0.0 || x + text_left + widest > right) {
+            (x, y) = (at.0, y + LEGEND_LINE);
+        }
+        draw_swatch(sheet, entry.swatch, (x, y));
+        sheet.text(&entry.value, (right, y), SMALL_SIZE, INK, Anchor::End);
+        for (i, line) in lines.iter().enumerate() {
+            let down = i as f64 * LINE * SMALL_SIZE;
+            sheet.text(line, (x + text_left, y + down), SMALL_SIZE, INK, Anchor::Start);
+        }
+        x += text_left + widest + 16.0;
+        if lines.len() > 1 || value > 0.0 {
+            (x, y) = (at.0, y + LEGEND_LINE + (lines.len() - 1) as f64 * LINE * SMALL_SIZE);
+        }
+    }
+    if x > at.0 { y + LEGEND_LINE } else { y }
 }
 
 /// Draws a swatch with the middle of its left side at `at`.
-pub fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
+fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
     match swatch {
         Swatch::Line(colour) => sheet.line(&[(x, y), (x + SWATCH_WIDTH, y)], 2.0, colour),
         Swatch::Dashes(colour) => sheet.dashes((x, y), (x + SWATCH_WIDTH, y), 1.25, colour),
         Swatch::Bar(colour) => sheet.area((x + 4.0, y - 4.5), (x + SWATCH_WIDTH, y + 4.5), colour),
+        Swatch::Range => draw_range(sheet, (x + 1.0, y), x + SWATCH_WIDTH - 1.0),
         Swatch::Spread => draw_spread(sheet, (x + 2.0, y), x + SWATCH_WIDTH, [true; 2]),
     }
 }
@@ -187,6 +215,14 @@ pub fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, closed: [b
     sheet.line(&[(low, y), (high, y)], 1.0, INK);
     for (x, _) in [low, high].into_iter().zip(closed).filter(|(_, closed)| *closed) {
         sheet.line(&[(x, y - 3.0), (x, y + 3.0)], 1.0, INK);
+    }
+}
+
+/// Draws a range as a line between two strokes; one stroke where both ends are the same.
+pub fn draw_range(sheet: &mut Sheet<'_>, (low, y): Point, high: f64) {
+    sheet.line(&[(low, y), (high, y)], 2.0, RED);
+    for x in [low, high] {
+        sheet.line(&[(x, y - 5.5), (x, y + 5.5)], 2.0, RED);
     }
 }
 

@@ -1,9 +1,11 @@
 //! The accuracy on each class: a run beside plain CLIP, or two runs against each other.
 
-use super::axes::{LEGEND_LINE, Swatch, legend, percent};
-use super::font::Typeface;
+use super::axes::{Entry, Swatch, legend, percent};
 use super::names::ClassName;
-use super::sheet::{Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, ORANGE, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::sheet::{
+    Anchor, BLUE, Colour, EDGE, GREY, GRID, INK, MUTED, ORANGE, SMALL_SIZE, Sheet, TEXT_SIZE,
+};
+use super::typeface::Typeface;
 use crate::report::RunData;
 use crate::report::compare::PLAIN;
 use crate::train::metrics::{ClassMetrics, Evaluation};
@@ -19,7 +21,6 @@ const BARS: f64 = 460.0;
 const VALUES: [f64; 2] = [60.0, 120.0];
 const THIRD: f64 = 210.0;
 const MARGIN: f64 = 20.0;
-const GREY: Colour = Colour(0xa6, 0xa6, 0xa6);
 
 /// One of the two bars of every class.
 struct Series<'a> {
@@ -36,9 +37,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
         Series { name: PLAIN.into(), colour: GREY, classes: &evaluation.zero_shot },
     ];
     let order = sorted(evaluation, |i| series[0].classes[i].recall);
-    let title = format!("{}: accuracy per class", run.name);
-    let column = ("right / images", counts as Value);
-    bars(font, evaluation, &title, &series, &order, column)
+    bars(font, evaluation, &series, &order, ("right / images", counts))
 }
 
 /// Draws two runs of the same classes, the largest lead of the first in front.
@@ -48,9 +47,7 @@ pub fn draw_two<'a>(first: &RunData, second: &RunData, font: &'a Typeface) -> Sh
         Series { name: second.name.clone(), colour: ORANGE, classes: &second.evaluation.classes },
     ];
     let order = sorted(&first.evaluation, |i| lead([&series[0].classes[i], &series[1].classes[i]]));
-    let title = format!("{} against {}: accuracy per class", first.name, second.name);
-    let column = ("difference", difference as Value);
-    bars(font, &first.evaluation, &title, &series, &order, column)
+    bars(font, &first.evaluation, &series, &order, ("difference", difference))
 }
 
 /// What the column on the right says of a class.
@@ -87,7 +84,6 @@ struct Columns {
 fn bars<'a>(
     font: &'a Typeface,
     evaluation: &Evaluation,
-    title: &str,
     series: &[Series<'_>; 2],
     order: &[usize],
     (column, value): (&str, Value),
@@ -100,15 +96,11 @@ fn bars<'a>(
     let rows: Vec<f64> =
         order.iter().map(|&class| least.max(names[class].height(SMALL_SIZE) + 5.0)).collect();
     let width = columns.right + THIRD + MARGIN;
-    let mut scratch = Sheet::new(font, width, 100.0);
-    let entries = series.each_ref().map(|s| (Swatch::Bar(s.colour), s.name.clone()));
-    let lines = legend(&mut scratch, (left, 72.0), columns.right, &entries);
-    let top = 104.0 + (lines - 1) as f64 * LEGEND_LINE;
+    let mut sheet = Sheet::new(font, width, 0.0);
+    let entries = series.each_ref().map(|s| Entry::new(Swatch::Bar(s.colour), &s.name));
+    let top = legend(&mut sheet, (left, 10.0), columns.right, &entries) + 16.0;
     let bottom = top + rows.iter().sum::<f64>() + 6.0;
-    let mut sheet = Sheet::new(font, width, bottom + 48.0);
-    let subtitle = format!("share of the {} images of a class that are recognised", evaluation.split);
-    sheet.heading(title, &subtitle);
-    legend(&mut sheet, (left, 72.0), columns.right, &entries);
+    sheet.height = (bottom + 48.0).ceil();
     draw_axis(&mut sheet, columns, (top, bottom));
     for (series, right) in series.iter().zip(VALUES.map(|x| columns.right + x)) {
         sheet.area((right - 16.0, top - 14.5), (right, top - 5.5), series.colour);

@@ -1,8 +1,9 @@
 //! The confusion matrix, readable from 2 classes to some hundreds.
 
-use super::font::Typeface;
+use super::axes::{Entry, Swatch, legend};
 use super::names::ClassName;
-use super::sheet::{Anchor, Colour, EDGE, GRID, INK, MUTED, PAPER, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::sheet::{Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, Point, RED, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::typeface::Typeface;
 use crate::report::RunData;
 use crate::train::metrics::Evaluation;
 
@@ -14,7 +15,6 @@ const LONGEST: f64 = 460.0;
 /// The smallest cell whose row has room for a name.
 const NAMED: f64 = 9.0;
 const MARGIN: f64 = 20.0;
-const TOP: f64 = 66.0;
 const SCALE_WIDTH: f64 = 130.0;
 
 /// Where everything is.
@@ -24,23 +24,31 @@ struct Layout {
     /// The names and their size; none where numbers stand for them.
     names: Option<(Vec<ClassName>, f64)>,
     left: f64,
+    top: f64,
     below: f64,
+    /// How much the cells of no share and of a whole one cover; what has its count in it stays light.
+    opacity: (f64, f64),
 }
 
 impl Layout {
-    fn of(font: &Typeface, names: &[String]) -> Self {
-        let classes = names.len();
-        let n = classes.max(1) as f64;
+    fn of(cell: f64, names: Option<(Vec<ClassName>, f64)>, classes: usize, font: &Typeface) -> Self {
+        let longest = |(names, size): &(Vec<ClassName>, f64)| {
+            names.iter().map(|name| name.width(font, *size)).fold(0.0, f64::max)
+        };
+        let below = names.as_ref().map_or(24.0, longest) + GAP;
+        let opacity = if digits(cell) >= LEAST_DIGITS { (0.2, 0.65) } else { (0.4, 1.0) };
+        Layout { classes, cell, names, left: MARGIN + 22.0 + below, top: 8.0, below, opacity }
+    }
+
+    /// With the names where they have room.
+    fn named(font: &Typeface, names: &[String]) -> Self {
+        let n = names.len().max(1) as f64;
         let cell = if n <= 150.0 { (560.0 / n).clamp(10.0, 72.0) } else { (1400.0 / n).max(2.0) };
         let size = (0.85 * cell).min(SMALL_SIZE);
         let width = ClassName::width_for(font, names, size, cell, BROKEN);
         let written =
             (cell >= NAMED && width <= LONGEST).then(|| (ClassName::all(font, names, size, width), size));
-        let longest = |(names, size): &(Vec<ClassName>, f64)| {
-            names.iter().map(|name| name.width(font, *size)).fold(0.0, f64::max)
-        };
-        let below = written.as_ref().map_or(24.0, longest) + GAP;
-        Layout { classes, cell, names: written, left: MARGIN + 22.0 + below, below }
+        Layout::of(cell, written, names.len(), font)
     }
 
     fn side(&self) -> f64 {
@@ -51,21 +59,29 @@ impl Layout {
     fn middle(&self, class: usize) -> f64 {
         (class as f64 + 0.5) * self.cell
     }
+
+    /// The colour of a cell by its share of the images of its class: single mistakes are still seen.
+    fn shade(&self, colour: Colour, share: f64) -> Colour {
+        colour.faint(self.opacity.0 + (self.opacity.1 - self.opacity.0) * share.sqrt())
+    }
+}
+
+/// The smallest digits that can be read, and the size of those in a cell.
+const LEAST_DIGITS: f64 = 6.5;
+
+fn digits(cell: f64) -> f64 {
+    (0.62 * cell).min(12.0)
 }
 
 /// Draws the matrix of the run's evaluation.
 pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let evaluation = &run.evaluation;
-    let layout = Layout::of(font, &evaluation.class_names);
-    let title = format!("{}: confusion matrix", run.name);
-    let heading = font.width(&title, super::sheet::TITLE_SIZE).min(600.0) + 2.0 * MARGIN;
-    let width = (layout.left + layout.side() + SCALE_WIDTH + MARGIN).max(heading).max(420.0);
-    let bottom = TOP + layout.side().max(160.0) + layout.below + 40.0;
+    let layout = Layout::named(font, &evaluation.class_names);
+    let width = (layout.left + layout.side() + SCALE_WIDTH + MARGIN).max(420.0);
+    let bottom = layout.top + layout.side().max(160.0) + layout.below + 40.0;
     let key = Key::of(font, &layout, &evaluation.class_names, width);
     let width = width.max(key.column + 2.0 * MARGIN);
     let mut sheet = Sheet::new(font, width, bottom + key.height());
-    let subtitle = format!("{} split, {} images", evaluation.split, evaluation.metrics.images);
-    sheet.heading(&title, &subtitle);
     draw_cells(&mut sheet, &layout, evaluation);
     draw_names(&mut sheet, &layout, evaluation);
     draw_scale(&mut sheet, &layout);
@@ -73,87 +89,111 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     sheet
 }
 
+/// The same for the page, which has the names beside it: small enough for a telephone.
+pub fn draw_numbered<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+    let evaluation = &run.evaluation;
+    let classes = evaluation.class_names.len();
+    let largest = if classes > 20 { 640.0 } else { 320.0 };
+    let mut layout = Layout::of((largest / classes.max(1) as f64).clamp(6.0, 40.0), None, classes, font);
+    layout.left = layout.below + 26.0;
+    let right = (layout.left + layout.side()).max(240.0);
+    let mut sheet = Sheet::new(font, right + 2.0, 0.0);
+    let entries = [(BLUE, "right (the diagonal)"), (RED, "mistakes")]
+        .map(|(colour, text)| Entry::new(Swatch::Bar(layout.shade(colour, 1.0)), text));
+    layout.top = legend(&mut sheet, (2.0, 10.0), right, &entries) + 4.0;
+    sheet.height = (layout.top + layout.side() + layout.below + 26.0).ceil();
+    draw_cells(&mut sheet, &layout, evaluation);
+    draw_names(&mut sheet, &layout, evaluation);
+    sheet
+}
+
 fn draw_cells(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
-    let (left, side, cell) = (layout.left, layout.side(), layout.cell);
-    if cell >= NAMED {
-        // Lines for the eye from a name to its cells.
-        for i in 0..=layout.classes {
-            let d = i as f64 * cell;
-            sheet.line(&[(left, TOP + d), (left + side, TOP + d)], 0.5, GRID);
-            sheet.line(&[(left + d, TOP), (left + d, TOP + side)], 0.5, GRID);
-        }
+    let (left, top, side, cell) = (layout.left, layout.top, layout.side(), layout.cell);
+    // Lines for the eye from a name or number to its cells.
+    for i in (0..=layout.classes).step_by(if cell >= NAMED { 1 } else { 10 }) {
+        let d = i as f64 * cell;
+        sheet.line(&[(left, top + d), (left + side, top + d)], 0.5, GRID);
+        sheet.line(&[(left + d, top), (left + d, top + side)], 0.5, GRID);
     }
     let inset = if cell >= NAMED { 0.25 } else { 0.0 };
-    let digits = (0.62 * cell).min(12.0);
+    let digits = digits(cell);
     for (label, row) in evaluation.confusion.iter().enumerate() {
         let images = row.iter().sum::<u32>().max(1);
         for (predicted, &count) in row.iter().enumerate().filter(|(_, count)| **count > 0) {
             let share = f64::from(count) / f64::from(images);
-            let (x, y) = (left + predicted as f64 * cell, TOP + label as f64 * cell);
+            let (x, y) = (left + predicted as f64 * cell, top + label as f64 * cell);
             let opposite = (x + cell - inset, y + cell - inset);
-            let ramp = if label == predicted { RIGHT } else { WRONG };
-            sheet.area((x + inset, y + inset), opposite, ramp.shade(share));
+            let colour = if label == predicted { BLUE } else { RED };
+            sheet.area((x + inset, y + inset), opposite, layout.shade(colour, share));
             let text = count.to_string();
-            if digits >= 6.5 && sheet.font.width(&text, digits) <= cell - 2.0 {
-                let colour = if share > 0.45 { PAPER } else { INK };
+            if digits >= LEAST_DIGITS && sheet.font.width(&text, digits) <= cell - 2.0 {
                 let middle = (x + cell / 2.0, y + cell / 2.0);
-                sheet.digits(&text, middle, digits, colour, Anchor::Middle);
+                sheet.digits(&text, middle, digits, INK, Anchor::Middle);
             }
         }
     }
+    let square = |sheet: &mut Sheet<'_>, (x, y): Point, side: f64, width, colour| {
+        let corners = [(0.0, 0.0), (side, 0.0), (side, side), (0.0, side), (0.0, 0.0)];
+        sheet.line(&corners.map(|(dx, dy)| (x + dx, y + dy)), width, colour);
+    };
     for class in (0..layout.classes).filter(|&i| cell >= NAMED && evaluation.confusion[i][i] > 0) {
-        let (x, y) = (left + class as f64 * cell, TOP + class as f64 * cell);
-        let corners = [(0.0, 0.0), (cell, 0.0), (cell, cell), (0.0, cell), (0.0, 0.0)];
-        sheet.line(&corners.map(|(dx, dy)| (x + dx, y + dy)), 1.0, RIGHT.shade(1.0));
+        square(sheet, (left + class as f64 * cell, top + class as f64 * cell), cell, 1.0, BLUE);
     }
-    let corners = [(0.0, 0.0), (side, 0.0), (side, side), (0.0, side), (0.0, 0.0)];
-    sheet.line(&corners.map(|(x, y)| (left + x, TOP + y)), 0.75, EDGE);
+    square(sheet, (left, top), side, 0.75, EDGE);
+    sheet.field((left, top), (left + side, top + side));
 }
 
 fn draw_names(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
-    let (left, side) = (layout.left, layout.side());
-    let bottom = TOP + side;
+    let (left, top, side) = (layout.left, layout.top, layout.side());
+    let bottom = top + side;
     // Numbers keep a distance of at least two lines.
     let every = if layout.names.is_some() { 1 } else { ((20.0 / layout.cell) / 5.0).ceil() as usize * 5 };
     for class in 0..layout.classes {
         let colour = if evaluation.classes[class].images == 0 { MUTED } else { INK };
         let middle = layout.middle(class);
-        let (row, column) = ((left - GAP, TOP + middle), (left + middle, bottom + GAP));
+        let (row, column) = ((left - GAP, top + middle), (left + middle, bottom + GAP));
         if let Some((names, size)) = &layout.names {
             names[class].draw(sheet, row, *size, colour, Anchor::End, false);
             names[class].draw(sheet, column, *size, colour, Anchor::End, true);
         } else if layout.cell >= NAMED || (class + 1) % every == 0 || class == 0 {
             let number = (class + 1).to_string();
-            sheet.text(&number, row, SMALL_SIZE.min(layout.cell.max(6.0)), colour, Anchor::End);
-            sheet.turned_text(&number, column, SMALL_SIZE.min(layout.cell.max(6.0)), colour, Anchor::End);
+            let size = if layout.cell >= NAMED { SMALL_SIZE.min(layout.cell) } else { SMALL_SIZE };
+            sheet.text(&number, row, size, colour, Anchor::End);
+            sheet.turned_text(&number, column, size, colour, Anchor::End);
         }
     }
     let across = (left + side / 2.0, bottom + layout.below + 16.0);
     sheet.text("predicted class", across, TEXT_SIZE, INK, Anchor::Middle);
-    sheet.turned_text("class", (MARGIN + 6.0, TOP + side / 2.0), TEXT_SIZE, INK, Anchor::Middle);
+    sheet.turned_text(
+        "class",
+        (left - layout.below - 16.0, top + side / 2.0),
+        TEXT_SIZE,
+        INK,
+        Anchor::Middle,
+    );
 }
 
 /// The colours and what they stand for, to the right of the matrix: what is right on the left.
 fn draw_scale(sheet: &mut Sheet<'_>, layout: &Layout) {
-    let left = layout.left + layout.side() + 34.0;
+    let (left, top) = (layout.left + layout.side() + 34.0, layout.top);
     let height = layout.side().clamp(120.0, 300.0);
-    const STEPS: usize = 100;
-    for (ramp, name, x) in [(RIGHT, "right (diagonal)", left), (WRONG, "mistakes", left + 34.0)] {
+    const STEPS: usize = 50;
+    for (colour, name, x) in [(BLUE, "right (diagonal)", left), (RED, "mistakes", left + 34.0)] {
         for i in 0..STEPS {
             let share = 1.0 - (i as f64 + 0.5) / STEPS as f64;
-            let y = |i: usize| TOP + height * i as f64 / STEPS as f64;
-            sheet.area((x, y(i)), (x + 12.0, y(i + 1)), ramp.shade(share));
+            let y = |i: usize| top + height * i as f64 / STEPS as f64;
+            sheet.area((x, y(i)), (x + 12.0, y(i + 1)), layout.shade(colour, share));
         }
         let corners = [(0.0, 0.0), (12.0, 0.0), (12.0, height), (0.0, height), (0.0, 0.0)];
-        sheet.line(&corners.map(|(dx, y)| (x + dx, TOP + y)), 0.75, EDGE);
-        sheet.turned_text(name, (x - 9.0, TOP + height), SMALL_SIZE, INK, Anchor::Start);
+        sheet.line(&corners.map(|(dx, y)| (x + dx, top + y)), 0.75, EDGE);
+        sheet.turned_text(name, (x - 9.0, top + height), SMALL_SIZE, INK, Anchor::Start);
     }
     for tick in 0..=5 {
-        let y = TOP + height * (1.0 - f64::from(tick) / 5.0);
+        let y = top + height * (1.0 - f64::from(tick) / 5.0);
         sheet.digits(&(20 * tick).to_string(), (left + 52.0, y), SMALL_SIZE, MUTED, Anchor::Start);
     }
-    sheet.text("white: none", (left - 2.0, TOP + height + 18.0), SMALL_SIZE, MUTED, Anchor::Start);
-    let middle = (left + 86.0, TOP + height / 2.0);
+    sheet.text("white: none", (left - 2.0, top + height + 18.0), SMALL_SIZE, MUTED, Anchor::Start);
+    let middle = (left + 86.0, top + height / 2.0);
     let title = if height > 200.0 { "images of the class (%)" } else { "of the class (%)" };
     sheet.turned_text(title, middle, SMALL_SIZE, INK, Anchor::Middle);
 }
@@ -202,73 +242,6 @@ impl Key {
             let at = (MARGIN + column as f64 * self.column, top + place as f64 * line);
             sheet.text(&(class + 1).to_string(), at, SMALL_SIZE, MUTED, Anchor::Start);
             name.draw(sheet, (at.0 + Self::NUMBER, at.1), SMALL_SIZE, INK, Anchor::Start, false);
-        }
-    }
-}
-
-/// Colours of shares: even steps in Oklab, which even steps for the eye follow, from pale to dark. The palest one
-/// still stands out from paper: a single mistake must be seen.
-#[derive(Debug, Clone, Copy)]
-struct Ramp {
-    pale: [f64; 3],
-    dark: [f64; 3],
-}
-
-/// Blue and orange, which all kinds of colour vision tell apart.
-const RIGHT: Ramp = Ramp { pale: [0.92, -0.035, -0.03], dark: [0.30, -0.01, -0.13] };
-const WRONG: Ramp = Ramp { pale: [0.93, 0.02, 0.05], dark: [0.42, 0.11, 0.085] };
-
-impl Ramp {
-    fn shade(self, share: f64) -> Colour {
-        let [l, a, b]: [f64; 3] =
-            std::array::from_fn(|i| self.pale[i] + share * (self.dark[i] - self.pale[i]));
-        oklab(l, a, b)
-    }
-}
-
-/// Oklab (Ottosson 2020) as sRGB.
-fn oklab(l: f64, a: f64, b: f64) -> Colour {
-    let cube = |v: f64| v * v * v;
-    let long = cube(l + 0.3963377774 * a + 0.2158037573 * b);
-    let medium = cube(l - 0.1055613458 * a - 0.0638541728 * b);
-    let short = cube(l - 0.0894841775 * a - 1.2914855480 * b);
-    let byte = |linear: f64| {
-        let v = linear.clamp(0.0, 1.0);
-        let v = if v <= 0.0031308 { 12.92 * v } else { 1.055 * v.powf(1.0 / 2.4) - 0.055 };
-        (255.0 * v).round() as u8
-    };
-    Colour(
-        byte(4.0767416621 * long - 3.3077115913 * medium + 0.2309699292 * short),
-        byte(-1.2684380046 * long + 2.6097574011 * medium - 0.3413193965 * short),
-        byte(-0.0041960863 * long - 0.7034186147 * medium + 1.7076147010 * short),
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn oklab_gives_the_corners_of_srgb() {
-        assert_eq!(oklab(1.0, 0.0, 0.0), Colour(255, 255, 255));
-        assert_eq!(oklab(0.0, 0.0, 0.0), Colour(0, 0, 0));
-        // Red and blue as the author of Oklab lists them.
-        assert_eq!(oklab(0.627955, 0.224863, 0.125846), Colour(255, 0, 0));
-        assert_eq!(oklab(0.452014, -0.032457, -0.311528), Colour(0, 0, 255));
-    }
-
-    #[test]
-    fn shades_darken_and_both_hues_stay_apart() {
-        let light = |c: Colour| 299 * u32::from(c.0) + 587 * u32::from(c.1) + 114 * u32::from(c.2);
-        let steps = (0..=20).map(|i| f64::from(i) / 20.0);
-        for ramp in [RIGHT, WRONG] {
-            let shades: Vec<u32> = steps.clone().map(|share| light(ramp.shade(share))).collect();
-            assert!(shades.windows(2).all(|pair| pair[0] > pair[1]), "{shades:?}");
-            assert!(shades[0] < light(Colour(240, 240, 240)));
-        }
-        for share in steps {
-            let (right, wrong) = (RIGHT.shade(share), WRONG.shade(share));
-            assert!(right.2 > right.0 && wrong.0 > wrong.2, "{share}: {right:?} {wrong:?}");
         }
     }
 }

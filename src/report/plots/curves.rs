@@ -1,95 +1,165 @@
-//! How a run went: loss and accuracy of training and validation over the epochs.
+//! How a run went: accuracy, loss, the parts of the training loss and its triplets over the epochs.
 
-use super::axes::{
-    Axis, Frame, Swatch, accuracy_range, curve_widths, legend, number, percent, percent_number, range_of,
-    ticks, whole_ticks,
-};
-use super::font::Typeface;
-use super::sheet::{
-    Anchor, BLUE, Colour, EDGE, INK, MUTED, ORANGE, Point, RED, SKY, SMALL_SIZE, Sheet, TEXT_SIZE,
-};
+use super::axes::{Axis, accuracy_range, number, percent, percent_number, range_of, ticks};
+use super::line_chart::{Curve, LineChart, epoch_range};
+use super::sheet::{BLUE, Colour, GREEN, INK, ORANGE, Point, RED, SKY, Sheet};
+use super::typeface::Typeface;
 use crate::report::RunData;
-use crate::report::compare::PLAIN;
-use crate::report::data::EpochRecord;
+use crate::report::data::{EpochRecord, StepRecord, TrainRecord, TripletMeans};
 
-/// A curve of the picture.
-struct Curve {
-    points: Vec<Point>,
-    colour: Colour,
-    name: &'static str,
+/// More points than this are drawn as means of several steps.
+const MOST_POINTS: usize = 600;
+
+/// A loss in words.
+fn loss(value: f64) -> String {
+    format!("{value:.4}")
 }
 
-/// Draws loss and top-1 of both splits beside each other.
-pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
-    let mut sheet = Sheet::new(font, 920.0, 446.0);
-    let val = &run.summary.val;
-    let subtitle = format!("kept epoch {}: validation top-1 {}", run.summary.best_epoch, percent(val.top1));
-    sheet.heading(&format!("{}: training", run.name), &subtitle);
-    let curve = |name, colour, value: fn(&EpochRecord) -> f64| {
-        let points = run.epochs.iter().map(|record| (f64::from(record.epoch), value(record)));
-        Curve { points: points.collect(), colour, name }
-    };
-    let loss = [curve("training", BLUE, |e| e.train.loss), curve("validation", RED, |e| e.val.loss)];
-    let top1 = [
+fn values(curves: &[Curve]) -> impl Iterator<Item = f64> {
+    curves.iter().flat_map(|curve| curve.points.iter().chain(curve.behind.iter().flatten())).map(|p| p.1)
+}
+
+fn losses(run: &RunData, curves: Vec<Curve>) -> LineChart<'static> {
+    let y = range_of(values(&curves));
+    LineChart {
+        epochs: "epoch",
+        shift: 0.0,
+        x: epoch_range(run.epochs.iter().map(|record| record.epoch)),
+        y,
+        axis: Axis { title: "loss", ticks: ticks(y, 6), label: number },
+        value: loss,
+        curves,
+        level: None,
+        kept: Some(run.summary.best_epoch),
+    }
+}
+
+fn accuracies(run: &RunData, curves: Vec<Curve>, level: Option<(&'static str, f64)>) -> LineChart<'static> {
+    let y = accuracy_range(values(&curves).chain(level.map(|(_, value)| value)));
+    let axis = Axis { title: "top-1 accuracy (%)", ticks: ticks(y, 6), label: percent_number };
+    LineChart { y, axis, value: percent, level, ..losses(run, curves) }
+}
+
+fn of_epochs(run: &RunData, name: &str, colour: Colour, value: fn(&EpochRecord) -> f64) -> Curve {
+    Curve::new(name, colour, run.epochs.iter().map(|record| (f64::from(record.epoch), value(record))))
+}
+
+/// Draws the loss of both splits.
+pub fn draw_loss<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+    let curve = |name, colour, value| of_epochs(run, name, colour, value);
+    let curves = vec![curve("training", BLUE, |e| e.train.loss), curve("validation", RED, |e| e.val.loss)];
+    losses(run, curves).draw(font)
+}
+
+/// Draws top-1 of both splits, and plain CLIP's on the validation split.
+pub fn draw_accuracy<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+    let curve = |name, colour, value| of_epochs(run, name, colour, value);
+    let curves = vec![
         curve("training", BLUE, |e| e.train.top1),
         curve("validation", RED, |e| e.val.top1),
         curve("training, text logits", SKY, |e| e.train.text_top1),
         curve("validation, text logits", ORANGE, |e| e.val.text_top1),
     ];
-    let values =
-        |curves: &[Curve]| curves.iter().flat_map(|c| c.points.iter().map(|p| p.1)).collect::<Vec<_>>();
+    let level = run.plain_on_val().map(|plain| ("plain CLIP, validation", plain.top1));
+    accuracies(run, curves, level).draw(font)
+}
 
-    let y = range_of(values(&loss).into_iter());
+/// What the faint curves of [`draw_parts`] are.
+pub fn of_steps(run: &RunData) -> String {
+    match steps_of_point(run) {
+        1 => "single steps".to_owned(),
+        group => format!("means of {group} steps"),
+    }
+}
+
+fn steps_of_point(run: &RunData) -> usize {
+    run.steps.len().div_ceil(MOST_POINTS).max(1)
+}
+
+/// Whether the training loss has several parts.
+pub fn has_parts(run: &RunData) -> bool {
+    parts(run).len() > 2
+}
+
+/// Draws the training loss and its parts before they are weighted: of epochs, at their middle, over those of steps.
+pub fn draw_parts<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+    let curves = parts(run);
+    let y = range_of(values(&curves).chain([0.0]));
+    let x = (0.0, run.epochs.last().map_or(1.0, |e| f64::from(e.epoch)));
     let axis = Axis { title: "loss", ticks: ticks(y, 6), label: number };
-    panel(&mut sheet, run, (66.0, 440.0), y, &axis, &loss, None);
-
-    let plain = run.plain_on_val().map(|plain| plain.top1);
-    let y = accuracy_range(values(&top1).into_iter().chain(plain));
-    let axis = Axis { title: "top-1 accuracy (%)", ticks: ticks(y, 6), label: percent_number };
-    panel(&mut sheet, run, (526.0, 900.0), y, &axis, &top1, plain);
-    sheet
+    LineChart { epochs: "epochs of training", shift: 0.5, x, y, axis, ..losses(run, curves) }.draw(font)
 }
 
-/// The epochs of a picture as the range of its axis.
-pub(super) fn epoch_range<'a>(epochs: impl Iterator<Item = &'a EpochRecord> + Clone) -> (f64, f64) {
-    let first = epochs.clone().map(|e| e.epoch).min().unwrap_or(1);
-    let last = epochs.map(|e| e.epoch).max().unwrap_or(1);
-    if first == last { (f64::from(first) - 0.5, f64::from(first) + 0.5) } else { (first.into(), last.into()) }
+/// The total, and the parts that count in it.
+fn parts(run: &RunData) -> Vec<Curve> {
+    let objective = run.objective();
+    let part =
+        |name: &str, colour: Colour, of_step: fn(&StepRecord) -> f64, of_epoch: fn(&TrainRecord) -> f64| {
+            let points = run.epochs.iter().map(|e| (f64::from(e.epoch) - 0.5, of_epoch(&e.train)));
+            Curve { behind: vec![step_curve(run, of_step)], ..Curve::new(name, colour, points) }
+        };
+    let weighted = |name: &str, weight: f64| format!("{name} (weight {})", number(weight));
+    let mut parts = vec![part("total", INK, |s| s.loss, |e| e.loss)];
+    if objective.head != 0.0 {
+        let name = weighted("head", objective.head);
+        parts.push(part(&name, BLUE, |s| s.parts.loss_head, |e| e.parts.loss_head));
+    }
+    if objective.text != 0.0 {
+        let name = weighted("text", objective.text);
+        parts.push(part(&name, ORANGE, |s| s.parts.loss_text, |e| e.parts.loss_text));
+    }
+    if objective.triplet != 0.0 {
+        let name = weighted("triplet", objective.triplet);
+        parts.push(part(&name, GREEN, |s| s.parts.loss_triplet, |e| e.parts.loss_triplet));
+    }
+    parts.retain(|part| part.points.iter().chain(&part.behind[0]).any(|p| p.1.is_finite()));
+    parts
 }
 
-fn panel(
-    sheet: &mut Sheet<'_>,
-    run: &RunData,
-    (left, right): (f64, f64),
-    y: (f64, f64),
-    axis: &Axis<'_>,
-    curves: &[Curve],
-    plain: Option<f64>,
-) {
-    let x = epoch_range(run.epochs.iter());
-    let frame = Frame { left, right, top: 128.0, bottom: 396.0, x, y };
-    let mut entries: Vec<_> = curves.iter().map(|c| (Swatch::Line(c.colour), c.name.to_owned())).collect();
-    entries.extend(
-        plain.map(|top1| (Swatch::Dashes(INK), format!("{PLAIN}, validation split: {}", percent(top1)))),
-    );
-    legend(sheet, (left, 72.0), right, &entries);
-    frame.axes(sheet, &Axis { title: "epoch", ticks: whole_ticks(x, 10), label: number }, axis);
-    let (kept, _) = frame.at(f64::from(run.summary.best_epoch), y.0);
-    sheet.line(&[(kept, frame.top), (kept, frame.bottom)], 1.0, EDGE);
-    // The text stays within the frame.
-    let half = sheet.font.width("kept", SMALL_SIZE) / 2.0;
-    let middle = kept.clamp(left + half, right - half);
-    sheet.text("kept", (middle, frame.top - 9.0), SMALL_SIZE, MUTED, Anchor::Middle);
-    let points: Vec<_> = curves.iter().map(|curve| &curve.points[..]).collect();
-    for (curve, width) in curves.iter().zip(curve_widths(&frame, &points)) {
-        frame.curve(sheet, &curve.points, width, curve.colour);
+/// Values of steps, or means of several, at their place in the epochs.
+fn step_curve(run: &RunData, value: fn(&StepRecord) -> f64) -> Vec<Point> {
+    let group = steps_of_point(run);
+    let mut curve = Vec::new();
+    for epoch in run.steps.chunk_by(|a, b| a.epoch == b.epoch) {
+        let steps = epoch.len() as f64;
+        for (i, group_of) in epoch.chunks(group).enumerate() {
+            let n = group_of.len() as f64;
+            let done = ((i * group) as f64 + n / 2.0) / steps;
+            let mean = group_of.iter().map(value).sum::<f64>() / n;
+            curve.push((f64::from(epoch[0].epoch) - 1.0 + done, mean));
+        }
     }
-    if let Some(top1) = plain {
-        let (_, height) = frame.at(x.0, top1);
-        sheet.dashes((left, height), (right, height), 1.25, INK);
-    }
-    if run.epochs.is_empty() {
-        let middle = ((left + right) / 2.0, (frame.top + frame.bottom) / 2.0);
-        sheet.text("no epoch was recorded", middle, TEXT_SIZE, MUTED, Anchor::Middle);
-    }
+    curve
+}
+
+/// Draws how hard the triplets are: the share that has a loss, and the mean distances of their images. What was not
+/// recorded is left out, with its name and picture.
+pub fn draw_triplets<'a>(run: &RunData, font: &'a Typeface) -> Vec<(&'static str, Sheet<'a>)> {
+    let means = run.triplets();
+    let curve = |name, colour, value: fn(&TripletMeans) -> Option<f64>| {
+        let points = means.iter().map(|mean| (f64::from(mean.epoch), value(mean).unwrap_or(f64::NAN)));
+        Curve::new(name, colour, points)
+    };
+    let there = |mut curves: Vec<Curve>| {
+        curves.retain(|curve| curve.points.iter().any(|p| p.1.is_finite()));
+        (!curves.is_empty()).then_some(curves)
+    };
+    let x = epoch_range(means.iter().map(|mean| mean.epoch));
+    let active = there(vec![curve("triplets with a loss", GREEN, |mean| mean.active)]).map(|curves| {
+        let (y, title) = ((0.0, 1.0), "triplets with a loss (%)");
+        let axis = Axis { title, ticks: ticks(y, 5), label: percent_number };
+        let chart = LineChart { x, y, axis, ..accuracies(run, curves, None) };
+        ("Triplets with a loss", chart.draw(font))
+    });
+    let distances = vec![
+        curve("to its own class", BLUE, |mean| mean.positive),
+        curve("to another class", RED, |mean| mean.negative),
+    ];
+    let distances = there(distances).map(|curves| {
+        let y = range_of(values(&curves).chain([0.0]));
+        let axis = Axis { title: "mean distance of an image", ticks: ticks(y, 6), label: number };
+        let chart = LineChart { x, y, axis, ..losses(run, curves) };
+        ("Mean distance of an image in a triplet", chart.draw(font))
+    });
+    active.into_iter().chain(distances).collect()
 }

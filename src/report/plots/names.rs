@@ -1,12 +1,8 @@
 //! The names of classes in pictures: whole, in several lines where one has no room, and a number in a PNG where no
 //! font has the letters.
 
-use super::font::Typeface;
-use super::script::isolated;
-use super::sheet::{Anchor, Colour, Form, Label, Point, Sheet, printable};
-
-/// Height of a line, in sizes of its letters.
-const LINE: f64 = 1.2;
+use super::sheet::{Anchor, Colour, Form, LINE, Point, Sheet};
+use super::typeface::{Typeface, isolated};
 
 /// A name as it stands in a picture.
 pub struct ClassName {
@@ -18,21 +14,19 @@ pub struct ClassName {
 impl ClassName {
     /// The names of all classes in lines of `width` at the most.
     pub fn all(font: &Typeface, names: &[String], size: f64, width: f64) -> Vec<Self> {
-        let printable = names.iter().map(|name| printable(name));
-        let one = |(class, name): (usize, String)| ClassName {
-            lines: font.lines(&name, size, width).iter().map(|line| isolated(line)).collect(),
-            number: (!font.has(&name)).then(|| format!("class {}", class + 1)),
+        let one = |(class, name): (usize, &String)| ClassName {
+            lines: font.lines(name, size, width).iter().map(|line| isolated(line)).collect(),
+            number: (!font.has(name)).then(|| format!("class {}", class + 1)),
         };
-        printable.enumerate().map(one).collect()
+        names.iter().enumerate().map(one).collect()
     }
 
     /// The least width, of at least `least`, in which every name takes as many lines as fit into `height`.
     pub fn width_for(font: &Typeface, names: &[String], size: f64, height: f64, least: f64) -> f64 {
         let lines = ((height / (LINE * size)) as usize).max(1);
-        let one_line = |name: &String| font.width(name, size).ceil();
         let fits = |name: &String, width: f64| font.lines(name, size, width).len() <= lines;
         let needed = names.iter().map(|name| {
-            let longest = one_line(name);
+            let longest = font.width(name, size).ceil();
             let mut width = least.max(longest / lines as f64).min(longest);
             while width < longest && !fits(name, width) {
                 width = (width + 10.0).min(longest);
@@ -62,16 +56,14 @@ impl ClassName {
         anchor: Anchor,
         turned: bool,
     ) {
-        let label =
-            |text: &str, at, form| Label { text: text.to_owned(), at, size, colour, anchor, turned, form };
         let form = self.number.as_ref().map(|_| Form::Svg);
         for (i, line) in self.lines.iter().enumerate() {
             let d = (i as f64 - (self.lines.len() - 1) as f64 / 2.0) * LINE * size;
             let at = if turned { (at.0 + d, at.1) } else { (at.0, at.1 + d) };
-            sheet.label(label(line, at, form));
+            sheet.label(line, at, size, colour, anchor, turned, form);
         }
         if let Some(number) = &self.number {
-            sheet.label(label(number, at, Some(Form::Png)));
+            sheet.label(number, at, size, colour, anchor, turned, Some(Form::Png));
         }
     }
 }

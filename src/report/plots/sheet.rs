@@ -1,46 +1,62 @@
-//! A picture as a list of marks, drawn once and written as PNG and as SVG.
+//! A picture as SVG: what is drawn goes into the files, into report.html and, by resvg, into the PNGs.
+//!
+//! Colours stand in the attributes, for files, and as classes, by which the page has others where it is dark.
 
-use super::font::{FAMILY, Ink, Typeface};
-use image::ImageEncoder;
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use plotters_backend::text_anchor::{HPos, Pos, VPos};
-use plotters_backend::{
-    BackendColor, BackendStyle, BackendTextStyle, DrawingBackend, DrawingErrorKind, FontFamily, FontTransform,
-};
-use plotters_bitmap::BitMapBackend;
-use plotters_svg::SVGBackend;
+use super::typeface::{FAMILY, Typeface};
+use resvg::tiny_skia::{Pixmap, Transform};
+use resvg::usvg::Tree;
+use std::fmt::Write;
 
-/// Of a position from the top left corner, in points: 1/96 inch on screens.
+/// From the top left corner, in points: 1/96 inch on screens.
 pub type Point = (f64, f64);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Colour(pub u8, pub u8, pub u8);
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Colour {
+    class: &'static str,
+    code: &'static str,
+    opacity: f64,
+}
+
+const fn colour(class: &'static str, code: &'static str) -> Colour {
+    Colour { class, code, opacity: 1.0 }
+}
 
 /// Okabe and Ito's palette, which all kinds of colour vision tell apart, less its yellow, too light for lines.
 pub const PALETTE: [Colour; 6] = [BLUE, ORANGE, GREEN, PURPLE, RED, SKY];
-pub const BLUE: Colour = Colour(0x00, 0x72, 0xb2);
-pub const ORANGE: Colour = Colour(0xe6, 0x9f, 0x00);
-pub const GREEN: Colour = Colour(0x00, 0x9e, 0x73);
-pub const PURPLE: Colour = Colour(0xcc, 0x79, 0xa7);
-pub const RED: Colour = Colour(0xd5, 0x5e, 0x00);
-pub const SKY: Colour = Colour(0x56, 0xb4, 0xe9);
+pub const BLUE: Colour = colour("blue", "#0072B2");
+pub const ORANGE: Colour = colour("orange", "#E69F00");
+pub const GREEN: Colour = colour("green", "#009E73");
+pub const PURPLE: Colour = colour("purple", "#CC79A7");
+pub const RED: Colour = colour("red", "#D55E00");
+pub const SKY: Colour = colour("sky", "#56B4E9");
+pub const GREY: Colour = colour("grey", "#A6A6A6");
 
-pub const PAPER: Colour = Colour(255, 255, 255);
-pub const INK: Colour = Colour(0x22, 0x22, 0x22);
+pub const PAPER: Colour = colour("paper", "#FFFFFF");
+pub const INK: Colour = colour("ink", "#222222");
 /// Of text that is read second, of frames and of grids.
-pub const MUTED: Colour = Colour(0x5c, 0x5c, 0x5c);
-pub const EDGE: Colour = Colour(0x9a, 0x9a, 0x9a);
-pub const GRID: Colour = Colour(0xe8, 0xe8, 0xe8);
+pub const MUTED: Colour = colour("muted", "#5C5C5C");
+pub const EDGE: Colour = colour("edge", "#9A9A9A");
+pub const GRID: Colour = colour("grid", "#E8E8E8");
 
 pub const TITLE_SIZE: f64 = 15.0;
 pub const TEXT_SIZE: f64 = 11.0;
-pub const SMALL_SIZE: f64 = 9.5;
+pub const SMALL_SIZE: f64 = 10.0;
+/// Height of a line, in sizes of its letters.
+pub const LINE: f64 = 1.2;
+/// Half the height of DejaVu's x, in em.
+const HALF_X: f64 = 0.2735;
 
 impl Colour {
-    /// The colour on paper when a share of it covers: 1 is the colour, 0 the paper.
-    pub fn faint(self, share: f64) -> Colour {
-        let mix = |a: u8, b: u8| (f64::from(a) * share + f64::from(b) * (1.0 - share)).round() as u8;
-        Colour(mix(self.0, PAPER.0), mix(self.1, PAPER.1), mix(self.2, PAPER.2))
+    /// The colour where it covers a share of what is below it.
+    pub fn faint(self, opacity: f64) -> Colour {
+        Colour { opacity, ..self }
+    }
+
+    /// As the attribute `paint`, which is `fill` or `stroke`.
+    fn attributes(self, paint: &str) -> String {
+        let Colour { class, code, opacity } = self;
+        let faint = if opacity < 1.0 { format!(" {paint}-opacity=\"{opacity:.2}\"") } else { String::new() };
+        format!("class=\"{class}\" {paint}=\"{code}\"{faint}")
     }
 }
 
@@ -52,20 +68,6 @@ pub enum Anchor {
     End,
 }
 
-/// A line of text, upright or turned to be read from below.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Label {
-    pub text: String,
-    /// At half the height of an x.
-    pub at: Point,
-    pub size: f64,
-    pub colour: Colour,
-    pub anchor: Anchor,
-    pub turned: bool,
-    /// The form of the picture that has it; none for both.
-    pub form: Option<Form>,
-}
-
 /// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -73,59 +75,94 @@ pub enum Form {
     Svg,
 }
 
-#[derive(Debug, Clone, PartialEq)]
-pub enum Mark {
-    Line { points: Vec<Point>, width: f64, colour: Colour },
-    Area { corner: Point, opposite: Point, colour: Colour },
-    Disc { centre: Point, radius: f64, colour: Colour },
-    Text(Label),
+/// `text` as it stands in XML, without what XML has no form of.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\n' => out.push(c),
+            c => {
+                out.push(if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c })
+            }
+        }
+    }
+    out
 }
 
-/// `text` without what XML has no form of.
-pub fn printable(text: &str) -> String {
-    let allowed =
-        |c: char| if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c };
-    text.chars().map(allowed).collect()
+/// A length in at most two digits after the point.
+fn short(length: f64) -> String {
+    let text = format!("{length:.2}");
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
 
-/// A picture in the making.
+/// A picture in the making, or a part of one.
 pub struct Sheet<'a> {
     pub width: f64,
     pub height: f64,
     pub font: &'a Typeface,
-    marks: Vec<Mark>,
+    /// A line each, with the form of the picture that has it; none for both.
+    elements: Vec<(Option<Form>, String)>,
 }
 
 impl<'a> Sheet<'a> {
     pub fn new(font: &'a Typeface, width: f64, height: f64) -> Self {
-        Sheet { width, height, font, marks: Vec::new() }
+        Sheet { width: width.ceil(), height: height.ceil(), font, elements: Vec::new() }
+    }
+
+    fn push(&mut self, element: String) {
+        self.elements.push((None, element));
     }
 
     pub fn line(&mut self, points: &[Point], width: f64, colour: Colour) {
-        if points.len() > 1 {
-            self.marks.push(Mark::Line { points: points.to_vec(), width, colour });
-        }
+        self.stroke(points, width, colour, "");
     }
 
     /// A straight line of dashes.
     pub fn dashes(&mut self, from: Point, to: Point, width: f64, colour: Colour) {
-        const DASH: f64 = 5.0;
-        let (dx, dy) = (to.0 - from.0, to.1 - from.1);
-        let length = dx.hypot(dy);
-        let at = |d: f64| (from.0 + dx * d / length, from.1 + dy * d / length);
-        let mut start = 0.0;
-        while start < length {
-            self.line(&[at(start), at((start + DASH).min(length))], width, colour);
-            start += 1.7 * DASH;
+        self.stroke(&[from, to], width, colour, " stroke-dasharray=\"5 3.5\"");
+    }
+
+    fn stroke(&mut self, points: &[Point], width: f64, colour: Colour, dashes: &str) {
+        if points.len() > 1 {
+            let mut list = String::new();
+            for (i, (x, y)) in points.iter().enumerate() {
+                let _ = write!(list, "{}{},{}", if i == 0 { "" } else { " " }, short(*x), short(*y));
+            }
+            let (colour, width) = (colour.attributes("stroke"), short(width));
+            self.push(format!(
+                "<polyline points=\"{list}\" fill=\"none\" {colour} stroke-width=\"{width}\"{dashes}/>"
+            ));
         }
     }
 
     pub fn area(&mut self, corner: Point, opposite: Point, colour: Colour) {
-        self.marks.push(Mark::Area { corner, opposite, colour });
+        // Neighbours without seams.
+        let (rectangle, colour) = (rectangle(corner, opposite), colour.attributes("fill"));
+        self.push(format!("<rect {rectangle} {colour} shape-rendering=\"crispEdges\"/>"));
     }
 
-    pub fn disc(&mut self, centre: Point, radius: f64, colour: Colour) {
-        self.marks.push(Mark::Disc { centre, radius, colour });
+    pub fn disc(&mut self, (x, y): Point, radius: f64, colour: Colour) {
+        let (x, y, radius) = (short(x), short(y), short(radius));
+        self.push(format!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\" {}/>", colour.attributes("fill")));
+    }
+
+    /// An unseen rectangle that says `text` under the pointer. The page goes from one to the next by arrow keys,
+    /// and begins at the one that is the `first`.
+    pub fn spot(&mut self, text: &str, corner: Point, opposite: Point, first: bool) {
+        let class = if first { "spot first" } else { "spot" };
+        let (text, rectangle) = (escaped(text), rectangle(corner, opposite));
+        self.push(format!(
+            "<rect class=\"{class}\" {rectangle} fill=\"none\" pointer-events=\"all\"><title>{text}</title></rect>"
+        ));
+    }
+
+    /// An unseen rectangle by which the page finds a place in the picture.
+    pub fn field(&mut self, corner: Point, opposite: Point) {
+        self.push(format!("<rect class=\"field\" {} fill=\"none\"/>", rectangle(corner, opposite)));
     }
 
     /// A number in the middle of the height that is given: digits are taller than an x.
@@ -133,30 +170,64 @@ impl<'a> Sheet<'a> {
         self.text(text, (x, y + 0.09 * size), size, colour, anchor);
     }
 
+    /// A text whose letters have half the height of their x at `at`.
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: false, form: None });
+        self.label(text, at, size, colour, anchor, false, None);
     }
 
     /// A text that is read from below.
     pub fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(Label { text: text.to_owned(), at, size, colour, anchor, turned: true, form: None });
+        self.label(text, at, size, colour, anchor, true, None);
     }
 
-    pub fn label(&mut self, mut label: Label) {
-        if label.text.is_empty() {
+    /// A text in the `form` that has it, none for both.
+    #[expect(clippy::too_many_arguments, reason = "a text, its place and its look")]
+    pub fn label(
+        &mut self,
+        text: &str,
+        (x, y): Point,
+        size: f64,
+        colour: Colour,
+        anchor: Anchor,
+        turned: bool,
+        form: Option<Form>,
+    ) {
+        if text.is_empty() {
             return;
         }
-        label.text = printable(&label.text);
-        self.marks.push(Mark::Text(label));
+        let down = HALF_X * size;
+        let (x, y) = if turned { (x + down, y) } else { (x, y + down) };
+        let (x, y, size) = (short(x), short(y), short(size));
+        let anchor = match anchor {
+            Anchor::Start => "start",
+            Anchor::Middle => "middle",
+            Anchor::End => "end",
+        };
+        let turn = if turned { format!(" transform=\"rotate(-90 {x} {y})\"") } else { String::new() };
+        let colour = colour.attributes("fill");
+        let element = |content: &str| {
+            format!(
+                "<text x=\"{x}\" y=\"{y}\" font-size=\"{size}\" text-anchor=\"{anchor}\" {colour}{turn}>{content}</text>"
+            )
+        };
+        match self.font.spans(text) {
+            None => self.elements.push((form, element(&escaped(text)))),
+            Some(spans) => {
+                if form != Some(Form::Png) {
+                    self.elements.push((Some(Form::Svg), element(&escaped(text))));
+                }
+                if form != Some(Form::Svg) {
+                    self.elements.push((Some(Form::Png), element(&spans)));
+                }
+            }
+        }
     }
 
-    /// The heading in the top left corner, and a line below it.
-    pub fn heading(&mut self, title: &str, subtitle: &str) {
-        let room = self.width - 40.0;
-        let title = self.font.shorten(title, TITLE_SIZE, room);
-        self.text(&title, (20.0, 22.0), TITLE_SIZE, INK, Anchor::Start);
-        let subtitle = self.font.shorten(subtitle, TEXT_SIZE, room);
-        self.text(&subtitle, (20.0, 42.0), TEXT_SIZE, MUTED, Anchor::Start);
+    /// Puts another picture with its top left corner at `(x, y)`.
+    pub fn place(&mut self, other: Sheet<'_>, (x, y): Point) {
+        self.push(format!("<g transform=\"translate({} {})\">", short(x), short(y)));
+        self.elements.extend(other.elements);
+        self.push("</g>".to_owned());
     }
 
     /// The picture as PNG, two pixels to the point.
@@ -164,202 +235,36 @@ impl<'a> Sheet<'a> {
     /// # Errors
     /// What stands in the way, in words.
     pub fn png(&self) -> Result<Vec<u8>, String> {
-        // Twice as large again and brought down, which smooths lines and letters; not where that takes
-        // hundreds of megabytes.
-        let shrink = if self.width * self.height > 5e6 { 1 } else { 2 };
-        let size = self.size(2 * shrink);
-        let mut pixels = vec![255; 3 * size.0 as usize * size.1 as usize];
-        self.replay(&mut BitMapBackend::with_buffer(&mut pixels, size), 2 * shrink, Form::Png)
-            .map_err(|e| e.to_string())?;
-        if shrink == 2 {
-            pixels = halve(&pixels, size.0 as usize);
-        }
-        let (width, height) = self.size(2);
-        let mut png = Vec::new();
-        // Filters are for photographs; flat colours repeat as they are.
-        PngEncoder::new_with_quality(&mut png, CompressionType::Default, FilterType::NoFilter)
-            .write_image(&pixels, width, height, image::ExtendedColorType::Rgb8)
-            .map_err(|e| e.to_string())?;
-        Ok(png)
+        let tree =
+            Tree::from_str(&self.written(Form::Png), &self.font.options()).map_err(|e| e.to_string())?;
+        let [width, height] = [self.width, self.height].map(|side| 2 * side as u32);
+        let mut pixels = Pixmap::new(width, height).ok_or("it is too large")?;
+        resvg::render(&tree, Transform::from_scale(2.0, 2.0), &mut pixels.as_mut());
+        pixels.encode_png().map_err(|e| e.to_string())
     }
 
     /// The picture as SVG.
-    ///
-    /// # Errors
-    /// What stands in the way, in words.
-    pub fn svg(&self) -> Result<String, String> {
-        const UNITS: u32 = 4;
-        let size = self.size(UNITS);
-        let mut drawn = String::new();
-        self.replay(&mut SVGBackend::with_string(&mut drawn, size), UNITS, Form::Svg)
-            .map_err(|e| e.to_string())?;
-        // The backend counts in whole units: a quarter of a point each, which its own first line cannot say.
-        let (_, body) = drawn.split_once('\n').unwrap_or_default();
-        let (width, height) = self.size(1);
-        Ok(format!(
+    pub fn svg(&self) -> String {
+        self.written(Form::Svg)
+    }
+
+    fn written(&self, form: Form) -> String {
+        let Sheet { width, height, .. } = self;
+        let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"0 0 {} {}\" stroke-linejoin=\"round\">\n\
-             <rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>\n{body}",
-            size.0, size.1
-        ))
-    }
-
-    fn size(&self, units: u32) -> (u32, u32) {
-        (self.width.ceil() as u32 * units, self.height.ceil() as u32 * units)
-    }
-
-    fn replay<B: DrawingBackend>(
-        &self,
-        backend: &mut B,
-        units: u32,
-        form: Form,
-    ) -> Result<(), DrawingErrorKind<B::ErrorType>> {
-        let units = f64::from(units);
-        let at = |p: Point| ((p.0 * units).round() as i32, (p.1 * units).round() as i32);
-        for mark in &self.marks {
-            match mark {
-                Mark::Line { points, width, colour } => {
-                    let pen = Pen { colour: *colour, width: (width * units).round().max(1.0) as u32 };
-                    backend.draw_path(distinct(points.iter().map(|&p| at(p))), &pen)?;
-                }
-                Mark::Area { corner, opposite, colour } => {
-                    backend.draw_rect(at(*corner), at(*opposite), &Pen::fill(*colour), true)?;
-                }
-                Mark::Disc { centre, radius, colour } => {
-                    let radius = (radius * units).round() as u32;
-                    backend.draw_circle(at(*centre), radius, &Pen::fill(*colour), true)?;
-                }
-                Mark::Text(label) if label.form.is_some_and(|only| only != form) => {}
-                Mark::Text(label) => {
-                    let style = Lettering { font: self.font, label, size: label.size * units };
-                    backend.draw_text(&label.text, &style, at(label.at))?;
-                }
-            }
+             viewBox=\"0 0 {width} {height}\" font-family=\"{FAMILY}\" stroke-linejoin=\"round\" \
+             xml:space=\"preserve\">\n"
+        );
+        for (_, element) in self.elements.iter().filter(|(only, _)| only.is_none_or(|only| only == form)) {
+            svg.push_str(element);
+            svg.push('\n');
         }
-        backend.present()
+        svg + "</svg>\n"
     }
 }
 
-/// Without points that fall on the one before; two points at least, which plotters' lines need.
-fn distinct(points: impl Iterator<Item = (i32, i32)>) -> Vec<(i32, i32)> {
-    let mut points: Vec<_> = points.collect();
-    points.dedup();
-    if let [point] = points[..] {
-        points.push((point.0 + 1, point.1));
-    }
-    points
-}
-
-/// Means of two by two pixels.
-fn halve(pixels: &[u8], width: usize) -> Vec<u8> {
-    /// Bytes of two rows that are looked at together: most of them are paper, which is its own mean.
-    const BLOCK: usize = 6 * 32;
-    let mut out = Vec::with_capacity(pixels.len() / 4);
-    for rows in pixels.chunks_exact(6 * width) {
-        let (upper, lower) = rows.split_at(3 * width);
-        for (upper, lower) in upper.chunks(BLOCK).zip(lower.chunks(BLOCK)) {
-            let paper = &[255; BLOCK][..upper.len()];
-            if upper == paper && lower == paper {
-                out.extend_from_slice(&paper[..upper.len() / 2]);
-            } else {
-                halve_block(upper, lower, &mut out);
-            }
-        }
-    }
-    out
-}
-
-fn halve_block(upper: &[u8], lower: &[u8], out: &mut Vec<u8>) {
-    for i in (0..upper.len()).step_by(6) {
-        for c in [i, i + 1, i + 2] {
-            let pair = |row: &[u8]| u16::from(row[c]) + u16::from(row[c + 3]);
-            out.push(((pair(upper) + pair(lower) + 2) / 4) as u8);
-        }
-    }
-}
-
-struct Pen {
-    colour: Colour,
-    width: u32,
-}
-
-impl Pen {
-    fn fill(colour: Colour) -> Self {
-        Pen { colour, width: 0 }
-    }
-}
-
-impl BackendStyle for Pen {
-    fn color(&self) -> BackendColor {
-        backend_colour(self.colour, 1.0)
-    }
-
-    fn stroke_width(&self) -> u32 {
-        self.width
-    }
-}
-
-fn backend_colour(colour: Colour, alpha: f64) -> BackendColor {
-    BackendColor { alpha, rgb: (colour.0, colour.1, colour.2) }
-}
-
-/// A label in the units of a backend.
-struct Lettering<'a> {
-    font: &'a Typeface,
-    label: &'a Label,
-    size: f64,
-}
-
-/// Half the height of DejaVu's x, in em: where SVG has the middle of a text.
-const HALF_X: f64 = 0.2735;
-
-impl BackendTextStyle for Lettering<'_> {
-    type FontError = std::convert::Infallible;
-
-    fn color(&self) -> BackendColor {
-        backend_colour(self.label.colour, 1.0)
-    }
-
-    fn size(&self) -> f64 {
-        // What the SVG backend divides by to have the em.
-        self.size * 1.24
-    }
-
-    fn transform(&self) -> FontTransform {
-        if self.label.turned { FontTransform::Rotate270 } else { FontTransform::None }
-    }
-
-    fn anchor(&self) -> Pos {
-        let horizontal = match self.label.anchor {
-            Anchor::Start => HPos::Left,
-            Anchor::Middle => HPos::Center,
-            Anchor::End => HPos::Right,
-        };
-        Pos::new(horizontal, VPos::Center)
-    }
-
-    fn family(&self) -> FontFamily<'_> {
-        FontFamily::Name(FAMILY)
-    }
-
-    fn layout_box(&self, text: &str) -> Result<((i32, i32), (i32, i32)), Self::FontError> {
-        // Without a height: `draw` sets the baseline itself.
-        Ok(((0, 0), (self.font.width(text, self.size).round() as i32, 0)))
-    }
-
-    fn draw<E, DrawFunc: FnMut(i32, i32, BackendColor) -> Result<(), E>>(
-        &self,
-        text: &str,
-        (x, y): (i32, i32),
-        mut draw: DrawFunc,
-    ) -> Result<Result<(), E>, Self::FontError> {
-        let baseline = y + (HALF_X * self.size).round() as i32;
-        Ok(self.font.draw(text, self.size, |dx, dy, ink| {
-            let colour = match ink {
-                Ink::Own(share) => backend_colour(self.label.colour, f64::from(share)),
-                Ink::Other([r, g, b], share) => backend_colour(Colour(r, g, b), f64::from(share)),
-            };
-            draw(x + dx, baseline + dy, colour)
-        }))
-    }
+fn rectangle(corner: Point, opposite: Point) -> String {
+    let [x, y] = [corner.0.min(opposite.0), corner.1.min(opposite.1)].map(short);
+    let [width, height] = [(corner.0 - opposite.0).abs(), (corner.1 - opposite.1).abs()].map(short);
+    format!("x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{height}\"")
 }

@@ -1,36 +1,40 @@
 //! The techniques of a comparison beside each other and beside what others published.
 
-use super::axes::{LEGEND_LINE, Swatch, draw_spread, legend, percent_number};
-use super::font::Typeface;
+use super::axes::{Entry, Swatch, draw_range, draw_spread, legend, percent_number};
 use super::group::{mean_and_deviation, seeds_text};
-use super::sheet::{
-    Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, Point, RED, SKY, SMALL_SIZE, Sheet, TEXT_SIZE,
-};
+use super::line_chart::WIDTH;
+use super::sheet::{Anchor, BLUE, Colour, EDGE, GRID, INK, LINE, MUTED, SKY, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::typeface::Typeface;
 use crate::report::Comparison;
 use crate::report::compare::{ComparisonRow, MeanRow, PLAIN, Published};
 
-const WIDTH: f64 = 920.0;
-const LEFT: f64 = 210.0;
-/// Right edge of the last column of values.
-const PUBLISHED: f64 = 900.0;
-const ROW: f64 = 42.0;
-const BAR: f64 = 13.0;
+/// Left and right edge of the picture's content.
+const LEFT: f64 = 14.0;
+const RIGHT: f64 = 388.0;
+/// Width of the column of values, and of what was published.
+const VALUES: f64 = 94.0;
+const PUBLISHED: f64 = 84.0;
+/// Height of a bar, and of the space below a row.
+const BAR: f64 = 14.0;
+const SPACE: f64 = 12.0;
 
-/// Where the bars end, and the right edges of the columns of values.
+/// Where bars of 100 % end, and the right edge of the values.
 #[derive(Debug, Clone, Copy)]
 struct Columns {
-    right: f64,
-    test: f64,
-    val: f64,
+    bars: f64,
+    values: f64,
 }
 
-const NARROW: Columns = Columns { right: 680.0, test: 745.0, val: 812.0 };
-/// With room for deviations.
-const WIDE: Columns = Columns { right: 620.0, test: 718.0, val: 808.0 };
-
 impl Columns {
+    fn of(rows: &[Row<'_>]) -> Self {
+        let published = rows.iter().any(|row| row.published.is_some());
+        let values = if published { RIGHT - PUBLISHED } else { RIGHT };
+        Columns { bars: values - VALUES, values }
+    }
+
+    /// Where a share is, those beyond the axis at its edge.
     fn place(self, share: f64) -> f64 {
-        LEFT + (self.right - LEFT) * share.clamp(0.0, 1.0)
+        LEFT + (self.bars - LEFT) * share.clamp(0.0, 1.0)
     }
 }
 
@@ -41,11 +45,17 @@ struct Value {
     std: Option<f64>,
 }
 
+impl Value {
+    fn text(self) -> String {
+        mean_and_deviation(self.mean, self.std)
+    }
+}
+
 /// What a row of the picture shows.
 struct Row<'a> {
     name: &'a str,
-    /// In small letters below the name.
-    remark: Vec<String>,
+    /// In small letters behind the name.
+    remark: String,
     test: Value,
     val: Option<Value>,
     published: Option<&'a Published>,
@@ -54,155 +64,180 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
-    fn run(row: &'a ComparisonRow) -> Self {
+    fn run(row: &'a ComparisonRow, both: bool) -> Self {
         let value = |mean| Value { mean, std: None };
         Row {
             name: &row.name,
-            remark: other_recipe(&row.name, &row.recipe),
+            remark: remark(&row.name, &row.recipe, None),
             test: value(row.test_top1),
-            val: row.val_top1.map(value),
-            published: row.published.as_ref(),
+            val: row.val_top1.filter(|_| both).map(value),
+            published: row.published.as_ref().filter(|_| both),
             plain: row.seed.is_none() && row.name == PLAIN,
         }
     }
 
-    /// `seeds`: whether their number is to be said.
-    fn mean(row: &'a MeanRow, seeds: bool) -> Self {
-        let mut remark = other_recipe(&row.name, &row.recipe);
-        remark.extend(seeds.then(|| seeds_text(std::slice::from_ref(row))));
+    fn mean(row: &'a MeanRow, both: bool) -> Self {
+        let val = Value { mean: row.mean.val_top1, std: row.std.map(|std| std.val_top1) };
         Row {
             name: &row.name,
-            remark,
+            remark: remark(&row.name, &row.recipe, Some(seeds_text(std::slice::from_ref(row)))),
             test: Value { mean: row.mean.test_top1, std: row.std.map(|std| std.test_top1) },
-            val: Some(Value { mean: row.mean.val_top1, std: row.std.map(|std| std.val_top1) }),
-            published: row.published.as_ref(),
+            val: Some(val).filter(|_| both),
+            published: row.published.as_ref().filter(|_| both),
             plain: false,
         }
     }
+
+    /// What the page says of it.
+    fn text(&self) -> String {
+        let mut text = format!("{}: {}", self.name, self.test.text());
+        if !self.remark.is_empty() {
+            text += &format!(", {}", self.remark);
+        }
+        if let Some(val) = self.val {
+            text += &format!("\nvalidation: {}", val.text());
+        }
+        if let Some(published) = self.published {
+            text += &format!("\npublished: {}", range_text(published));
+        }
+        text
+    }
 }
 
-fn other_recipe(name: &str, recipe: &str) -> Vec<String> {
-    if recipe == name { Vec::new() } else { vec![recipe.to_owned()] }
+fn remark(name: &str, recipe: &str, seeds: Option<String>) -> String {
+    let recipe = (recipe != name).then(|| recipe.to_owned());
+    recipe.into_iter().chain(seeds).collect::<Vec<_>>().join(", ")
 }
 
-/// The rows in the order of the comparison; a mean where its first run was.
-fn rows(comparison: &Comparison) -> Vec<Row<'_>> {
-    let uneven = comparison.means.windows(2).any(|pair| pair[0].seeds.len() != pair[1].seeds.len());
+/// What others report of the test split.
+fn range_text(published: &Published) -> String {
+    let [low, high] = published.test_top1;
+    let (from, to) = (percent_number(low), percent_number(high));
+    if low == high { format!("{to} %") } else { format!("{from}–{to} %") }
+}
+
+/// The rows in the order of the comparison; a mean where its first run was. What others report of their test split
+/// says nothing of another.
+fn rows(comparison: &Comparison, both: bool) -> Vec<Row<'_>> {
     let mut rows = Vec::new();
     for row in &comparison.rows {
         match comparison.mean_of(&row.name) {
-            None => rows.push(Row::run(row)),
-            Some(mean) if mean.runs.first() == Some(&row.name) => rows.push(Row::mean(mean, uneven)),
+            None => rows.push(Row::run(row, both)),
+            Some(mean) if mean.runs.first() == Some(&row.name) => rows.push(Row::mean(mean, both)),
             Some(_) => {}
         }
     }
     rows
 }
 
+/// Title and subtitle of the picture.
+pub fn heading(comparison: &Comparison) -> (String, String) {
+    let classes = comparison.classes;
+    if comparison.means.is_empty() {
+        ("Techniques".into(), format!("top-1 accuracy, {classes} classes"))
+    } else {
+        let title = format!("Techniques, means of {}", seeds_text(&comparison.means));
+        (title, format!("top-1 accuracy ± standard deviation, {classes} classes"))
+    }
+}
+
 /// Draws test and validation accuracy of every technique: of the runs, or of their means where there are some.
 pub fn draw<'a>(comparison: &Comparison, font: &'a Typeface) -> Sheet<'a> {
-    let (rows, several) = (rows(comparison), !comparison.means.is_empty());
-    let columns = if several { WIDE } else { NARROW };
     let both = comparison.split == "test";
-    // What others report of their test split says nothing of another.
-    let published = both && rows.iter().any(|row| row.published.is_some());
-    let top = 126.0;
-    let bottom = top + ROW * rows.len() as f64 + 6.0;
-    let mut sheet = Sheet::new(font, WIDTH, bottom + 48.0);
-    draw_heading(&mut sheet, comparison);
-    draw_legend(&mut sheet, columns, both, several, published);
+    let rows = rows(comparison, both);
+    let columns = Columns::of(&rows);
+    let mut sheet = Sheet::new(font, WIDTH, 0.0);
+    let top = draw_legend(&mut sheet, comparison, &rows, both) + 12.0;
+    let heights: Vec<f64> = rows.iter().map(|row| names(font, row).1 + bars_height(row) + SPACE).collect();
+    let bottom = top + heights.iter().sum::<f64>();
+    sheet.height = (bottom + 46.0).ceil();
     for tick in 0..=5 {
         let x = columns.place(f64::from(tick) / 5.0);
         sheet.line(&[(x, top), (x, bottom)], 0.75, GRID);
         sheet.text(&(20 * tick).to_string(), (x, bottom + 11.0), SMALL_SIZE, MUTED, Anchor::Middle);
     }
-    draw_column_titles(&mut sheet, columns, top - 11.0, both, published);
-    for (i, row) in rows.iter().enumerate() {
-        draw_row(&mut sheet, columns, top + 3.0 + ROW * (i as f64 + 0.5), row, both);
+    let mut y = top;
+    for (row, height) in rows.iter().zip(&heights) {
+        draw_row(&mut sheet, columns, y, row);
+        sheet.spot(&row.text(), (LEFT - 6.0, y), (RIGHT + 6.0, y + height - 2.0), y == top);
+        y += height;
     }
     if let Some(plain) = rows.iter().find(|row| row.plain) {
         let x = columns.place(plain.test.mean);
         sheet.dashes((x, top), (x, bottom), 1.25, INK);
     }
     sheet.line(&[(LEFT, top), (LEFT, bottom)], 0.75, EDGE);
-    let middle = (LEFT + columns.right) / 2.0;
+    let middle = (LEFT + columns.bars) / 2.0;
     sheet.text("top-1 accuracy (%)", (middle, bottom + 31.0), TEXT_SIZE, INK, Anchor::Middle);
     sheet
 }
 
-fn draw_heading(sheet: &mut Sheet<'_>, comparison: &Comparison) {
-    let classes = comparison.classes;
-    if comparison.means.is_empty() {
-        sheet.heading("Techniques", &format!("top-1 accuracy, {classes} classes"));
-    } else {
-        let title = format!("Techniques, means of {}", seeds_text(&comparison.means));
-        sheet.heading(&title, &format!("top-1 accuracy ± standard deviation, {classes} classes"));
-    }
+fn draw_legend(sheet: &mut Sheet<'_>, comparison: &Comparison, rows: &[Row<'_>], both: bool) -> f64 {
+    let mut entries = vec![Entry::new(Swatch::Bar(BLUE), if both { "test" } else { "validation" })];
+    entries.extend(both.then(|| Entry::new(Swatch::Bar(SKY), "validation")));
+    entries.push(Entry::new(Swatch::Dashes(INK), PLAIN));
+    entries
+        .extend((!comparison.means.is_empty()).then(|| Entry::new(Swatch::Spread, "± standard deviation")));
+    let published = rows.iter().any(|row| row.published.is_some());
+    let text = "published elsewhere for the same split, lowest to highest";
+    entries.extend(published.then(|| Entry::new(Swatch::Range, text)));
+    legend(sheet, (LEFT, 10.0), RIGHT, &entries)
 }
 
-fn draw_legend(sheet: &mut Sheet<'_>, columns: Columns, both: bool, several: bool, published: bool) {
-    let mut entries = vec![(Swatch::Bar(BLUE), if both { "test" } else { "validation" }.to_owned())];
-    if both {
-        entries.push((Swatch::Bar(SKY), "validation".to_owned()));
-    }
-    entries.push((Swatch::Dashes(INK), PLAIN.to_owned()));
-    if several {
-        entries.push((Swatch::Spread, "± standard deviation".to_owned()));
-    }
-    legend(sheet, (LEFT, 72.0), columns.right, &entries);
-    if published {
-        let y = 72.0 + LEGEND_LINE;
-        draw_range(sheet, (LEFT + 1.0, y), LEFT + 19.0);
-        let text = "published elsewhere for the same split, lowest to highest";
-        sheet.text(text, (LEFT + 25.0, y), SMALL_SIZE, INK, Anchor::Start);
-    }
+/// The lines of a row's name, which its remark follows, and the height of both.
+fn names(font: &Typeface, row: &Row<'_>) -> (Vec<String>, f64) {
+    let lines = font.lines(row.name, TEXT_SIZE, RIGHT - LEFT - 6.0);
+    let height = 6.0 + (lines.len() + usize::from(remark_below(font, row, &lines))) as f64 * LINE * TEXT_SIZE;
+    (lines, height)
 }
 
-fn draw_column_titles(sheet: &mut Sheet<'_>, columns: Columns, y: f64, both: bool, published: bool) {
-    let first = if both { "test" } else { "validation" };
-    sheet.text(first, (columns.test, y), SMALL_SIZE, MUTED, Anchor::End);
-    if both {
-        sheet.text("validation", (columns.val, y), SMALL_SIZE, MUTED, Anchor::End);
-    }
-    if published {
-        sheet.text("published", (PUBLISHED, y), SMALL_SIZE, MUTED, Anchor::End);
-    }
+/// Whether there is no room for the remark behind the name.
+fn remark_below(font: &Typeface, row: &Row<'_>, lines: &[String]) -> bool {
+    let last = lines.last().map_or(0.0, |line| font.width(line, TEXT_SIZE));
+    !row.remark.is_empty() && LEFT + last + 16.0 + font.width(&row.remark, SMALL_SIZE) > RIGHT
 }
 
-/// A row around the height `y`.
-fn draw_row(sheet: &mut Sheet<'_>, columns: Columns, y: f64, row: &Row<'_>, both: bool) {
-    let name = sheet.font.shorten(row.name, TEXT_SIZE, LEFT - 30.0);
-    if row.remark.is_empty() {
-        sheet.text(&name, (LEFT - 8.0, y), TEXT_SIZE, INK, Anchor::End);
-    } else {
-        sheet.text(&name, (LEFT - 8.0, y - 7.0), TEXT_SIZE, INK, Anchor::End);
-        let remark = sheet.font.shorten(&row.remark.join(", "), SMALL_SIZE, LEFT - 30.0);
-        sheet.text(&remark, (LEFT - 8.0, y + 8.0), SMALL_SIZE, MUTED, Anchor::End);
+fn bars_height(row: &Row<'_>) -> f64 {
+    if row.val.is_some() { 2.0 * BAR } else { BAR }
+}
+
+/// A row below the height `y`: its name, and below that its bars with their values.
+fn draw_row(sheet: &mut Sheet<'_>, columns: Columns, y: f64, row: &Row<'_>) {
+    let (lines, height) = names(sheet.font, row);
+    let below = remark_below(sheet.font, row, &lines);
+    for (i, line) in lines.iter().enumerate() {
+        let at = (LEFT + 6.0, y + 9.0 + i as f64 * LINE * TEXT_SIZE);
+        sheet.text(line, at, TEXT_SIZE, INK, Anchor::Start);
+        if i + 1 == lines.len() {
+            let at = match below {
+                true => (at.0, at.1 + LINE * TEXT_SIZE),
+                false => (at.0 + sheet.font.width(line, TEXT_SIZE) + 8.0, at.1),
+            };
+            sheet.text(&row.remark, at, SMALL_SIZE, MUTED, Anchor::Start);
+        }
     }
-    let val = row.val.filter(|_| both);
-    let test_y = if val.is_some() { y - 0.5 - BAR / 2.0 } else { y };
-    let val_y = y + 0.5 + BAR / 2.0;
+    let test_y = y + height + BAR / 2.0;
     draw_bar(sheet, columns, test_y, row.test, BLUE);
-    draw_value(sheet, (columns.test, test_y), row.test);
-    if let Some(val) = val {
-        draw_bar(sheet, columns, val_y, val, SKY);
-        draw_value(sheet, (columns.val, val_y), val);
-    }
-    if let Some(published) = row.published.filter(|_| both) {
-        draw_published(sheet, columns, published, test_y, val.map(|_| val_y));
+    let val_y = row.val.map(|val| {
+        draw_bar(sheet, columns, test_y + BAR, val, SKY);
+        test_y + BAR
+    });
+    if let Some(published) = row.published {
+        let [low, high] = published.test_top1;
+        draw_published(sheet, columns, (low, high), test_y, &range_text(published));
+        if let (Some(val), Some(y)) = (published.val_top1, val_y) {
+            draw_published(sheet, columns, (val, val), y, &format!("{} %", percent_number(val)));
+        }
     }
     draw_deviation(sheet, columns, test_y, row.test);
-    if let Some(val) = val {
-        draw_deviation(sheet, columns, val_y, val);
+    if let (Some(val), Some(y)) = (row.val, val_y) {
+        draw_deviation(sheet, columns, y, val);
     }
 }
 
 fn draw_bar(sheet: &mut Sheet<'_>, columns: Columns, y: f64, value: Value, colour: Colour) {
-    sheet.area((LEFT, y - BAR / 2.0), (columns.place(value.mean), y + BAR / 2.0), colour);
-}
-
-fn draw_value(sheet: &mut Sheet<'_>, at: Point, value: Value) {
-    sheet.text(&mean_and_deviation(value.mean, value.std), at, SMALL_SIZE, INK, Anchor::End);
+    sheet.area((LEFT, y - BAR / 2.0 + 0.5), (columns.place(value.mean), y + BAR / 2.0 - 0.5), colour);
+    sheet.text(&value.text(), (columns.values, y), SMALL_SIZE, INK, Anchor::End);
 }
 
 /// An error bar, open where it reaches beyond the axis.
@@ -212,28 +247,7 @@ fn draw_deviation(sheet: &mut Sheet<'_>, columns: Columns, y: f64, value: Value)
     draw_spread(sheet, (columns.place(low), y), columns.place(high), [low >= 0.0, high <= 1.0]);
 }
 
-fn draw_published(
-    sheet: &mut Sheet<'_>,
-    columns: Columns,
-    published: &Published,
-    test_y: f64,
-    val_y: Option<f64>,
-) {
-    let [low, high] = published.test_top1;
-    draw_range(sheet, (columns.place(low), test_y), columns.place(high));
-    let (from, to) = (percent_number(low), percent_number(high));
-    let text = if low == high { format!("{to} %") } else { format!("{from}–{to} %") };
-    sheet.text(&text, (PUBLISHED, test_y), SMALL_SIZE, INK, Anchor::End);
-    if let (Some(val), Some(y)) = (published.val_top1, val_y) {
-        draw_range(sheet, (columns.place(val), y), columns.place(val));
-        sheet.text(&format!("{} %", percent_number(val)), (PUBLISHED, y), SMALL_SIZE, INK, Anchor::End);
-    }
-}
-
-/// A range as a line between two strokes; one stroke where both ends are the same.
-fn draw_range(sheet: &mut Sheet<'_>, (low, y): Point, high: f64) {
-    sheet.line(&[(low, y), (high, y)], 2.0, RED);
-    for x in [low, high] {
-        sheet.line(&[(x, y - 5.5), (x, y + 5.5)], 2.0, RED);
-    }
+fn draw_published(sheet: &mut Sheet<'_>, columns: Columns, (low, high): (f64, f64), y: f64, text: &str) {
+    draw_range(sheet, (columns.place(low), y), columns.place(high));
+    sheet.text(text, (RIGHT, y), SMALL_SIZE, INK, Anchor::End);
 }
