@@ -1,12 +1,12 @@
 //! A run as its directory tells it.
 
 use crate::objective::Objective;
+use crate::settings::Settings;
 use crate::train::learner::LossParts;
 use crate::train::metrics::Evaluation;
-pub use crate::train::records::{EpochRecord, StepRecord, TrainRecord};
-use crate::train::records::{Record, Summary, ZeroShot};
+use crate::train::records::{EpochRecord, Record, StepRecord, Summary, ZeroShot};
 use crate::train::run_dir::RunDir;
-use crate::train::{Result, Settings, TrainError};
+use crate::train::{Result, TrainError};
 use serde::de::DeserializeOwned;
 use std::path::Path;
 use std::time::SystemTime;

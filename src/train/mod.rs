@@ -30,5 +30,4 @@ pub mod run_dir;
 pub mod saved_run;
 mod tensorboard;
 
-pub use crate::settings::{self, Settings};
 pub use error::{Result, TrainError};

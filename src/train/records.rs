@@ -81,7 +81,7 @@ pub struct TrainRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The recipe that the settings started from; any of them may differ from it.
-    pub recipe: super::settings::Recipe,
+    pub recipe: crate::settings::Recipe,
     /// Number of classes C.
     pub classes: usize,
     /// Elements of all trained tensors.
@@ -112,7 +112,7 @@ pub struct Summary {
     pub seconds: f64,
     /// Images per second of the training steps alone.
     pub images_per_s: f64,
-    /// Whether the text alignment had no part in it, see [`super::settings::TextAlignment`].
+    /// Whether the text alignment had no part in it, see [`crate::settings::TextAlignment`].
     #[serde(default)]
     pub text_left_out: bool,
     /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.

@@ -3,7 +3,6 @@
 use clip_engine::objective::Objective;
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::compare::{ComparisonRow, Published};
-use clip_engine::report::data::{EpochRecord, StepRecord, TrainRecord};
 use clip_engine::report::plots::{comparison_plots, run_plots, run_plots_with_fonts};
 use clip_engine::report::{Comparison, RunData};
 use clip_engine::settings::Recipe;
@@ -11,6 +10,7 @@ use clip_engine::settings::Settings;
 use clip_engine::tensor::Tensor;
 use clip_engine::train::learner::LossParts;
 use clip_engine::train::metrics::{Accumulator, EvalMetrics};
+use clip_engine::train::records::{EpochRecord, StepRecord, TrainRecord};
 use clip_engine::train::records::{Summary, ZeroShot};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -6,10 +6,11 @@ use crate::report::RunData;
 use crate::report::compare::{BASELINE, PLAIN};
 use crate::report::origin::Origin;
 use crate::report::plots::RunCharts;
+use crate::settings::Settings;
 use crate::stats::interval::{wilson, wilson_of};
 use crate::train::metrics::{ClassMetrics, EvalMetrics, Evaluation, macro_f1};
 use crate::train::records::{Temperature, ZeroShot};
-use crate::train::{Result, Settings, TrainError};
+use crate::train::{Result, TrainError};
 use serde::Serialize;
 
 /// Thumbnails of the most confident mistakes.

@@ -5,7 +5,8 @@ use super::line_chart::{Curve, LineChart, epoch_range};
 use super::sheet::{BLUE, Colour, GREEN, INK, ORANGE, Point, RED, SKY, Sheet};
 use super::typeface::Typeface;
 use crate::report::RunData;
-use crate::report::data::{EpochRecord, StepRecord, TrainRecord, TripletMeans};
+use crate::report::data::TripletMeans;
+use crate::train::records::{EpochRecord, StepRecord, TrainRecord};
 
 /// More points than this are drawn as means of several steps.
 const MOST_POINTS: usize = 600;
