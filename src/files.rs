@@ -3,7 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
-use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
@@ -16,15 +16,17 @@ pub struct FileError {
     /// What was tried, worded to follow "cannot": `read the image`.
     pub action: &'static str,
     /// What the operating system said.
-    pub source: Error,
+    pub source: io::Error,
 }
 
 impl FileError {
     /// Wraps an operating system error for `map_err`.
-    pub(crate) fn of(path: &Path, action: &'static str) -> impl FnOnce(Error) -> FileError {
+    pub(crate) fn of(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> FileError {
         move |source| FileError { path: path.to_path_buf(), action, source }
     }
 }
+
+type Result<T> = std::result::Result<T, FileError>;
 
 const WRITE: &str = "write the file";
 
@@ -40,7 +42,7 @@ pub struct Staged {
 
 impl Staged {
     /// Writes `bytes` beside `path` and syncs them.
-    pub fn new(path: &Path, bytes: &[u8]) -> std::result::Result<Self, FileError> {
+    pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
         let written = beside(path, PREFIX).and_then(|mut file| {
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
@@ -50,18 +52,18 @@ impl Staged {
     }
 
     /// Gives the file its name, so that a reader, or a crash at any moment, finds the old file or this one.
-    pub fn persist(self) -> std::result::Result<(), FileError> {
+    pub fn persist(self) -> Result<()> {
         persist(self.file, &self.path).map_err(FileError::of(&self.path, WRITE))
     }
 }
 
 /// Writes a whole file or none.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> std::result::Result<(), FileError> {
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Staged::new(path, bytes)?.persist()
 }
 
 /// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
-pub(crate) fn beside(path: &Path, prefix: &str) -> Result<NamedTempFile> {
+pub(crate) fn beside(path: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(prefix).suffix(SUFFIX);
     #[cfg(unix)]
@@ -73,7 +75,7 @@ pub(crate) fn beside(path: &Path, prefix: &str) -> Result<NamedTempFile> {
 }
 
 /// Gives a synced file of [`beside`] its name.
-pub(crate) fn persist(file: NamedTempFile, path: &Path) -> Result<()> {
+pub(crate) fn persist(file: NamedTempFile, path: &Path) -> io::Result<()> {
     file.persist(path)?;
     sync_folder_of(path);
     Ok(())
@@ -91,18 +93,18 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// Makes the folder that a file is to lie in, where it is missing.
-pub(crate) fn make_folder_of(path: &Path) -> std::result::Result<(), FileError> {
+pub(crate) fn make_folder_of(path: &Path) -> Result<()> {
     let folder = folder_of(path);
     std::fs::create_dir_all(folder).map_err(FileError::of(folder, "create the folder"))
 }
 
 /// Gives a file the rights of any other new one.
-pub(crate) fn share(path: &Path) -> Result<()> {
+pub(crate) fn share(path: &Path) -> io::Result<()> {
     std::fs::set_permissions(path, beside(path, PREFIX)?.as_file().metadata()?.permissions())
 }
 
 /// The bytes of a file; none of one that has more than `most`.
-pub(crate) fn read_up_to(path: &Path, most: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_up_to(path: &Path, most: u64) -> io::Result<Option<Vec<u8>>> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     if length > most {
@@ -125,14 +127,14 @@ pub(crate) fn is_unfinished(name: &OsStr) -> bool {
 }
 
 /// Removes the [`Staged`] files that a killed process left in `folder`. No other process may be at work there.
-pub(crate) fn remove_unfinished(folder: &Path) -> std::result::Result<(), FileError> {
+pub(crate) fn remove_unfinished(folder: &Path) -> Result<()> {
     // Without the folder, or the right to list it, there is nothing to tidy up.
     let Ok(entries) = std::fs::read_dir(folder) else { return Ok(()) };
     entries.flatten().filter(|entry| is_unfinished(&entry.file_name())).try_for_each(|e| remove(&e.path()))
 }
 
 /// Removes a file, if it is there.
-pub(crate) fn remove(path: &Path) -> std::result::Result<(), FileError> {
+pub(crate) fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(FileError::of(path, "remove the file")(e)),
         _ => Ok(()),
@@ -141,7 +143,7 @@ pub(crate) fn remove(path: &Path) -> std::result::Result<(), FileError> {
 
 /// The file `path` to be locked, made with its folder where it is missing. A lock goes with its process, however that
 /// ends.
-pub(crate) fn lock_file(path: &Path) -> std::result::Result<File, FileError> {
+pub(crate) fn lock_file(path: &Path) -> Result<File> {
     make_folder_of(path)?;
     OpenOptions::new().create(true).append(true).open(path).map_err(FileError::of(path, "open the lock"))
 }

@@ -42,18 +42,3 @@ fn with_stream(mut generator: ChaCha8Rng, stream: u64) -> ChaCha8Rng {
     generator.set_stream(stream);
     generator
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::Rng;
-
-    #[test]
-    fn stream_0_is_what_a_seed_alone_gives_and_no_other_is() {
-        let mut plain = ChaCha8Rng::seed_from_u64(42);
-        let (mut same, mut other) = (stream(42, 0), stream(42, 1));
-        let numbers: Vec<u64> = (0..100).map(|_| plain.next_u64()).collect();
-        assert!(numbers.iter().all(|&number| same.next_u64() == number));
-        assert!(numbers.iter().all(|&number| other.next_u64() != number));
-    }
-}

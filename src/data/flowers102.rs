@@ -150,7 +150,7 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
             return Err(DataError::layout(needed, found));
         }
     }
-    let labels = labels(&files.labels)?;
+    let labels = parse_labels(&files.labels, &mat::read(&files.labels)?)?;
     let splits = mat::read(&files.splits)?;
     let mut classes = Classes::default();
     CLASS_NAMES.iter().for_each(|name| _ = classes.index(name));
@@ -165,11 +165,6 @@ pub(super) fn open(root: &Path, files: &Files) -> Result<Opened, DataError> {
         photos: found,
         notes: Vec::new(),
     })
-}
-
-/// The label of every photo, counted from 0.
-fn labels(path: &Path) -> Result<Vec<u32>, DataError> {
-    parse_labels(path, &mat::read(path)?)
 }
 
 /// The label of every photo, counted from 0, in the contents of `imagelabels.mat`; `path` is for messages

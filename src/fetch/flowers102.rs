@@ -3,7 +3,7 @@
 pub use super::archive::Bounds;
 use super::archive::unpack;
 use super::http::{Http, Limits, Wanted};
-use super::lock::Lock;
+use super::lock;
 use super::sum::Sum;
 use super::{FetchError, Result};
 use crate::progress::Monitor;
@@ -71,7 +71,7 @@ impl Flowers102 {
         if photos.is_dir() && right(lists[0].0, lists[0].1)? && right(lists[1].0, lists[1].1)? {
             return Ok(());
         }
-        let _lock = Lock::hold(&folder.join(".lock"), monitor)?;
+        let _lock = lock::hold(&folder.join(".lock"), monitor)?;
         for (name, md5) in lists {
             self.fetch_file(name, md5, folder, monitor)?;
         }

@@ -3,7 +3,7 @@
 use super::environment::Environment;
 use super::http::{Http, Limits, Wanted};
 use super::link;
-use super::lock::Lock;
+use super::lock;
 use super::revision::{File, Revision};
 use super::sum::Sum;
 use super::{FetchError, Result};
@@ -314,9 +314,9 @@ impl<'a> HubModel<'a> {
         wanted.into_iter().filter(|name| !settled(name)).collect()
     }
 
-    fn lock(&self, monitor: &dyn Monitor) -> Result<Lock> {
+    fn lock(&self, monitor: &dyn Monitor) -> Result<std::fs::File> {
         let lock = self.hub.cache().join(".locks").join(self.path.file_name().unwrap_or_default());
-        Lock::hold(&lock.join("clip-engine.lock"), monitor)
+        lock::hold(&lock.join("clip-engine.lock"), monitor)
     }
 
     /// Fetches the files of tokenizer and image processor that a commit has, and remembers which it has not.

@@ -1,5 +1,6 @@
 //! The name that a snapshot has for a file among the blobs.
 
+use crate::files;
 use std::io::{ErrorKind, Result};
 use std::path::{Path, PathBuf};
 
@@ -13,8 +14,7 @@ pub(super) fn put(
     symlink: impl Fn(&Path, &Path) -> Result<()>,
 ) -> Result<()> {
     if name.is_symlink() {
-        std::fs::remove_file(name)
-            .or_else(|e| if e.kind() == ErrorKind::NotFound { Ok(()) } else { Err(e) })?;
+        files::remove(name).map_err(|e| e.source)?;
     }
     let target = Path::new("../../blobs").join(blob.file_name().unwrap_or_default());
     match symlink(&target, name) {
