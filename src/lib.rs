@@ -3,8 +3,8 @@
 //! Data flows one way: [`data`] turns photos into batches of pixels, [`clip`] turns pixels into
 //! features (with the trained parts of [`tune`] inside its linear layers), [`objective`] turns features
 //! into a loss, and the gradients walk back to the first trained tensor, where [`optim`] takes over.
-//! [`train`] is the loop around it. The model is written once, over a [`backend`]; the backend knows
-//! no model, the model knows no training, and the loop knows no command line.
+//! [`train`] is the loop around it, and [`settings`] has all that a run can be told. The model is written once,
+//! over a [`backend`]; the backend knows no model, the model knows no training, and the loop knows no command line.
 
 #![warn(missing_docs)]
 
