@@ -3,9 +3,9 @@
 //! Data flows one way: [`data`] turns photos into batches of pixels, [`clip`] turns pixels into
 //! features (with the trained parts of [`tune`] inside its linear layers), [`objective`] turns features
 //! into a loss, and the gradients walk back to the first trained tensor, where [`optim`] takes over.
-//! [`train`] is the loop around it. The model is written once, over a [`backend`]; the backend knows
-//! no model, the model knows no training, and the loop knows no command line. What only those who work on
-//! the engine use, checks and benchmarks, is in [`dev`].
+//! [`train`] is the loop around it, and [`settings`] has all that a run can be told. The model is written once,
+//! over a [`backend`]; the backend knows no model, the model knows no training, and the loop knows no command line.
+//! What only those who work on the engine use, checks and benchmarks, is in [`dev`].
 
 #![warn(missing_docs)]
 

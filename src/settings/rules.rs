@@ -48,9 +48,8 @@ pub const fn share(problem: &'static str) -> Range {
 
 /// Says, where `$unused` holds of the settings, why what hangs on it has no effect.
 macro_rules! no_effect {
-    ($($(#[doc = $doc:literal])* $name:ident: |$s:ident| $unused:expr => $($reason:expr),+;)*) => {
-        $($(#[doc = $doc])*
-        pub fn $name($s: &Settings) -> Option<String> {
+    ($($name:ident: |$s:ident| $unused:expr => $($reason:expr),+;)*) => {
+        $(pub fn $name($s: &Settings) -> Option<String> {
             #[allow(unused_imports, reason = "some name no other flag")]
             use Key::*;
             $unused.then(|| format!($($reason),+))
