@@ -3,7 +3,7 @@
 use super::axes::{Entry, Swatch, legend, percent};
 use super::names::ClassName;
 use super::sheet::{
-    Anchor, BLUE, Colour, EDGE, GREY, GRID, INK, MUTED, ORANGE, SMALL_SIZE, Sheet, TEXT_SIZE,
+    Anchor, BLUE, Colour, EDGE, GREY, GRID, INK, Letters, MUTED, ORANGE, SMALL_SIZE, Sheet, TEXT_SIZE,
 };
 use super::typeface::Typeface;
 use crate::report::RunData;
@@ -110,7 +110,8 @@ fn bars<'a>(
     let mut y = top + 3.0;
     for (&class, row) in order.iter().zip(&rows) {
         let middle = y + row / 2.0;
-        names[class].draw(&mut sheet, (left - 8.0, middle), SMALL_SIZE, INK, Anchor::End, false);
+        let letters = Letters { size: SMALL_SIZE, colour: INK, anchor: Anchor::End, turned: false };
+        names[class].draw(&mut sheet, (left - 8.0, middle), letters);
         let pair = series.each_ref().map(|s| &s.classes[class]);
         draw_pair(&mut sheet, columns, (middle, least), series, pair);
         sheet.text(&value(pair), (third, middle), SMALL_SIZE, MUTED, Anchor::End);

@@ -2,7 +2,9 @@
 
 use super::axes::{Entry, Swatch, legend};
 use super::names::ClassName;
-use super::sheet::{Anchor, BLUE, Colour, EDGE, GRID, INK, MUTED, Point, RED, SMALL_SIZE, Sheet, TEXT_SIZE};
+use super::sheet::{
+    Anchor, BLUE, Colour, EDGE, GRID, INK, Letters, MUTED, Point, RED, SMALL_SIZE, Sheet, TEXT_SIZE,
+};
 use super::typeface::Typeface;
 use crate::report::RunData;
 use crate::train::metrics::Evaluation;
@@ -153,8 +155,9 @@ fn draw_names(sheet: &mut Sheet<'_>, layout: &Layout, evaluation: &Evaluation) {
         let middle = layout.middle(class);
         let (row, column) = ((left - GAP, top + middle), (left + middle, bottom + GAP));
         if let Some((names, size)) = &layout.names {
-            names[class].draw(sheet, row, *size, colour, Anchor::End, false);
-            names[class].draw(sheet, column, *size, colour, Anchor::End, true);
+            let letters = Letters { size: *size, colour, anchor: Anchor::End, turned: false };
+            names[class].draw(sheet, row, letters);
+            names[class].draw(sheet, column, Letters { turned: true, ..letters });
         } else if layout.cell >= NAMED || (class + 1) % every == 0 || class == 0 {
             let number = (class + 1).to_string();
             let size = if layout.cell >= NAMED { SMALL_SIZE.min(layout.cell) } else { SMALL_SIZE };
@@ -241,7 +244,8 @@ impl Key {
             let (column, place) = (class / lines, class % lines);
             let at = (MARGIN + column as f64 * self.column, top + place as f64 * line);
             sheet.text(&(class + 1).to_string(), at, SMALL_SIZE, MUTED, Anchor::Start);
-            name.draw(sheet, (at.0 + Self::NUMBER, at.1), SMALL_SIZE, INK, Anchor::Start, false);
+            let letters = Letters { size: SMALL_SIZE, colour: INK, anchor: Anchor::Start, turned: false };
+            name.draw(sheet, (at.0 + Self::NUMBER, at.1), letters);
         }
     }
 }

@@ -68,6 +68,16 @@ pub enum Anchor {
     End,
 }
 
+/// How a text is written.
+#[derive(Debug, Clone, Copy)]
+pub struct Letters {
+    pub size: f64,
+    pub colour: Colour,
+    pub anchor: Anchor,
+    /// To be read from below.
+    pub turned: bool,
+}
+
 /// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
@@ -172,29 +182,20 @@ impl<'a> Sheet<'a> {
 
     /// A text whose letters have half the height of their x at `at`.
     pub fn text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(text, at, size, colour, anchor, false, None);
+        self.label(text, at, Letters { size, colour, anchor, turned: false }, None);
     }
 
     /// A text that is read from below.
     pub fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
-        self.label(text, at, size, colour, anchor, true, None);
+        self.label(text, at, Letters { size, colour, anchor, turned: true }, None);
     }
 
     /// A text in the `form` that has it, none for both.
-    #[expect(clippy::too_many_arguments, reason = "a text, its place and its look")]
-    pub fn label(
-        &mut self,
-        text: &str,
-        (x, y): Point,
-        size: f64,
-        colour: Colour,
-        anchor: Anchor,
-        turned: bool,
-        form: Option<Form>,
-    ) {
+    pub fn label(&mut self, text: &str, (x, y): Point, letters: Letters, form: Option<Form>) {
         if text.is_empty() {
             return;
         }
+        let Letters { size, colour, anchor, turned } = letters;
         let down = HALF_X * size;
         let (x, y) = if turned { (x + down, y) } else { (x, y + down) };
         let (x, y, size) = (short(x), short(y), short(size));

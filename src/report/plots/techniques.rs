@@ -156,15 +156,17 @@ pub fn draw<'a>(comparison: &Comparison, font: &'a Typeface) -> Sheet<'a> {
         sheet.line(&[(x, top), (x, bottom)], 0.75, GRID);
         sheet.text(&(20 * tick).to_string(), (x, bottom + 11.0), SMALL_SIZE, MUTED, Anchor::Middle);
     }
+    let plain = rows.iter().find(|row| row.plain).map(|row| columns.place(row.test.mean));
     let mut y = top;
     for (row, height) in rows.iter().zip(&heights) {
         draw_row(&mut sheet, columns, y, row);
+        if let Some(x) = plain {
+            // Not through the names.
+            let end = y + height - SPACE + 3.0;
+            sheet.dashes((x, end - bars_height(row) - 6.0), (x, end), 1.25, INK);
+        }
         sheet.spot(&row.text(), (LEFT - 6.0, y), (RIGHT + 6.0, y + height - 2.0), y == top);
         y += height;
-    }
-    if let Some(plain) = rows.iter().find(|row| row.plain) {
-        let x = columns.place(plain.test.mean);
-        sheet.dashes((x, top), (x, bottom), 1.25, INK);
     }
     sheet.line(&[(LEFT, top), (LEFT, bottom)], 0.75, EDGE);
     let middle = (LEFT + columns.bars) / 2.0;
