@@ -22,7 +22,9 @@ fn floors_take_from_those_below_alone() {
         rows.map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2).collect()).collect();
     let height = |name: &str| floors.iter().position(|floor| floor.contains(&name));
     let mut looked_at = 0;
-    for (own, floor) in floors.iter().enumerate().flat_map(|(own, row)| row.iter().map(move |name| (own, name))) {
+    for (own, floor) in
+        floors.iter().enumerate().flat_map(|(own, row)| row.iter().map(move |name| (own, name)))
+    {
         let (folder, file) = (root.join("src").join(floor), root.join("src").join(format!("{floor}.rs")));
         let below = walkdir::WalkDir::new(if file.is_file() { file } else { folder });
         for file in below.into_iter().map(|entry| entry.unwrap().into_path()) {

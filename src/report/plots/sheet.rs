@@ -2,7 +2,7 @@
 //!
 //! Colours stand in the attributes, for files, and as classes, by which the page has others where it is dark.
 
-use super::typeface::{FAMILY, Typeface};
+use super::typeface::{FAMILY, Typeface, escaped};
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::Tree;
 use std::fmt::Write;
@@ -83,24 +83,6 @@ pub struct Letters {
 pub enum Form {
     Png,
     Svg,
-}
-
-/// `text` as it stands in XML, without what XML has no form of.
-pub fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '&' => out.push_str("&amp;"),
-            '"' => out.push_str("&quot;"),
-            '\n' => out.push(c),
-            c => {
-                out.push(if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c })
-            }
-        }
-    }
-    out
 }
 
 /// A length in at most two digits after the point.

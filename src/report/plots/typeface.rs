@@ -3,7 +3,6 @@
 //! Which font has which letter is decided here, so that the choice is the same on every machine with these fonts.
 //! Shaping, the order on the line and the outlines are usvg's.
 
-use super::sheet::escaped;
 use crate::train::{Result, TrainError};
 use resvg::usvg::fontdb::{Database, FaceInfo, ID, Source, Stretch, Style};
 use resvg::usvg::{FontFamily, FontResolver, Node, Options, Tree};
@@ -333,6 +332,24 @@ fn help(cluster: &str) -> (&'static str, &'static str) {
 
 fn is_emoji(letter: char) -> bool {
     matches!(letter, '\u{1f000}'..='\u{1faff}' | '\u{2600}'..='\u{27bf}' | '\u{fe0f}' | '\u{20e3}')
+}
+
+/// `text` as it stands in XML, without what XML has no form of.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '&' => out.push_str("&amp;"),
+            '"' => out.push_str("&quot;"),
+            '\n' => out.push(c),
+            c => {
+                out.push(if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') { '\u{fffd}' } else { c })
+            }
+        }
+    }
+    out
 }
 
 #[cfg(test)]
