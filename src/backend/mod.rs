@@ -771,7 +771,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
         stats: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// Gradient of `head_weight`·CE(head) + `text_weight`·CE(text), means over the batch. The logits are
+    /// Gradient of `weights.head`·CE(head) + `weights.text`·CE(text), means over the batch. The logits are
     /// overwritten with their gradients; dH = d_headᵀ·f, dh = Σ d_head, and where it is wanted
     /// df = d_head·H + text_scale·d_text·T and dT = text_scale·d_textᵀ·f. All of it times the loss scale where
     /// there is one: the element [`Control::LossScale`] of `control`.

@@ -215,7 +215,7 @@ fn rates() -> Rates {
     Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) }
 }
 
-/// A step that is recorded, where the backend can: the first of a kind only runs, the second is recorded.
+/// A step that is captured, where the backend can: the first of a kind only runs, the second is captured.
 fn recorded_step<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<()> {
     let mut learner = learner(backend, config, args)?;
     let (batch, side) = (args.batch_size as usize, config.vision.image_size);

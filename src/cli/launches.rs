@@ -14,7 +14,7 @@ use comfy_table::{CellAlignment, Table};
 use serde_json::json;
 use std::path::Path;
 
-/// Lists the launches that `step`, a training step of `batch` images, is recorded as: in each form of the adapted
+/// Lists the launches that `step`, a training step of `batch` images, is captured as: in each form of the adapted
 /// layers where the device is not there to choose one.
 pub fn run(
     device: &DeviceArgs,

@@ -1,4 +1,4 @@
-//! A device that passes everything on to another one, and keeps a list of what was recorded.
+//! A device that passes everything on to another one, and keeps a list of what was captured.
 
 use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result,
@@ -14,13 +14,13 @@ pub struct Listing {
 
 #[derive(Default)]
 struct Lists {
-    /// What was recorded so far, where a recording is open.
+    /// What was captured so far, where a capture is open.
     open: Option<Vec<Command>>,
     last: Vec<Command>,
 }
 
 impl Listing {
-    /// The same backend, and a list of what is recorded on it from here on.
+    /// The same backend, and a list of what is captured on it from here on.
     ///
     /// # Errors
     /// Where the device has no memory left.
@@ -33,12 +33,12 @@ impl Listing {
         Listing { driver, lists: Mutex::default() }
     }
 
-    /// The commands of the last recording that was ended, in their order; none before the first.
+    /// The commands of the last capture that was ended, in their order; none before the first.
     pub fn last_graph(&self) -> Vec<Command> {
         locked(&self.lists).last.clone()
     }
 
-    /// Keeps a command that was taken, if it was recorded.
+    /// Keeps a command that was taken, if it was captured.
     fn keep(&self, command: impl FnOnce() -> Command) {
         if let Some(open) = &mut locked(&self.lists).open {
             open.push(command());

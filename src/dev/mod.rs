@@ -1,6 +1,6 @@
 //! What only those who work on the engine use: checks of its numbers, benchmarks, and devices that stand in for a GPU.
 //!
-//! Above [`train`](crate::train), whose steps they check and time; nothing of the product takes anything from here.
+//! Above [`train`](crate::train), whose steps they check and time; the rest of the library takes nothing from here.
 
 #![allow(missing_docs, reason = "read beside its source")]
 

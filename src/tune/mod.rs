@@ -35,7 +35,7 @@ pub struct Param<B: Backend> {
     pub scale: f64,
     /// What the forward pass uses.
     pub value: B::Tensor,
-    /// Of the last part of a step; once [`add_up`] has had the last part, of the whole step.
+    /// Of the last micro-batch; once [`add_up`] has had that which completes a step, of the whole step.
     pub gradient: B::Tensor,
     /// The running mean of the gradient; 0 before the first step.
     pub first_moment: B::Tensor,
@@ -84,7 +84,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// Of part `index` of `count`.
+    /// Of micro-batch `index` of `count`.
     pub fn of(index: usize, count: usize) -> Self {
         match (index, index + 1 == count) {
             (0, true) => Place::Alone,
@@ -100,7 +100,7 @@ impl Place {
     }
 }
 
-/// Adds the gradients of a part to the `sums` of those before; with the last part they hold the sum.
+/// Adds the gradients of a micro-batch to the `sums` of those before; with the last one they hold the sum.
 pub fn add_up<'a, B: Backend>(
     backend: &B,
     gradients: impl Iterator<Item = &'a mut B::Tensor>,

@@ -50,7 +50,7 @@ fn counted(tensor: Tensor) -> Tensor {
     tensor
 }
 
-/// The CPU records nothing: there is no value of this type.
+/// The CPU captures nothing: there is no value of this type.
 pub enum NoGraph {}
 
 impl<T: Real> Backend for Cpu<T> {

@@ -234,7 +234,7 @@ impl Gemm {
     }
 }
 
-/// What can be recorded.
+/// What can be captured.
 #[derive(Clone)]
 pub enum Command {
     Launch(Box<Launch>),
@@ -286,12 +286,12 @@ pub trait Driver: Send + Sync {
     fn clear(&self, to: Address, bytes: usize) -> Result<()>;
     /// Within the device. Enqueued.
     fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
-    /// From the host; waits until it is done. Never part of a recording.
+    /// From the host; waits until it is done. Never captured.
     fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host; waits for all work enqueued before.
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
     /// From the host, in order with the enqueued work, which goes on meanwhile: through pinned memory on
-    /// a second stream. `from` is free again on return. Never part of a recording.
+    /// a second stream. `from` is free again on return. Never captured.
     fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host, in order with the enqueued work; does not wait.
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
@@ -312,10 +312,10 @@ pub trait Driver: Send + Sync {
     }
     /// From here to [`Driver::end_capture`] work becomes part of a graph and is not run.
     fn begin_capture(&self) -> Result<()>;
-    /// Ends the recording and hands it out. An error where none is open, and where a call that would have been
-    /// recorded failed: that ends the recording.
+    /// Ends the capture and hands out the graph. An error where none is open, and where a call that would have been
+    /// captured failed: that ends the capture.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
-    /// Enqueues everything that was recorded.
+    /// Enqueues everything that was captured.
     fn replay(&self, recording: &dyn Graph) -> Result<()>;
 
     /// Whether what there is to choose from is timed here, so that the fastest is taken.

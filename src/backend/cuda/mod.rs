@@ -45,7 +45,7 @@ pub enum LoraForm {
 /// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
 ///
 /// Operations on one device, clones of it included, belong to one thread at a time: some leave values in scratch
-/// memory for their next launch, and what is enqueued while a recording is open becomes part of it, whichever
+/// memory for their next launch, and what is enqueued while a capture is open becomes part of it, whichever
 /// thread it comes from. Programs that train on several threads open the device once for each.
 #[derive(Clone)]
 pub struct Cuda {
@@ -62,7 +62,7 @@ struct Inner {
     tables: Mutex<tables::Tables>,
 }
 
-/// The blocks of scratch memory so far; the last is the current one. Recordings may refer to earlier ones.
+/// The blocks of scratch memory so far; the last is the current one. Captured graphs may refer to earlier ones.
 #[derive(Default)]
 struct Scratch {
     blocks: Vec<Memory>,

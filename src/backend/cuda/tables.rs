@@ -1,7 +1,7 @@
 //! Tables in device memory of what a kernel works on, for kernels that take many tensors in one launch.
 //!
-//! A table is made by the launcher and uploaded when it is seen for the first time; a recorded step finds it
-//! where the step before the recording put it.
+//! A table is made by the launcher and uploaded when it is seen for the first time; a captured step finds it
+//! where the step before the capture put it.
 
 use super::*;
 use bytemuck::{Pod, Zeroable};
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 /// Elements that a block takes.
 const CHUNK: usize = 4096;
 
-/// Tables that are kept. They are never given back, because recordings hold their addresses; a process that
+/// Tables that are kept. They are never given back, because captured graphs hold their addresses; a process that
 /// trains more sets of tensors than this makes a new backend.
 const TABLES: usize = 1024;
 

@@ -43,7 +43,7 @@ pub struct Shape {
     pub shared: usize,
 }
 
-/// One command of a recording.
+/// One command of a captured step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
     /// The kernel's, or what the command is: "x·wᵀ 1600x768 to 2304".
@@ -64,7 +64,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of a command that is recorded, and of what its kernel was compiled to.
+    /// Of a command that is captured, and of what its kernel was compiled to.
     pub fn new(command: &Command, peaks: &Peaks, resources: &Resources) -> Self {
         let work = command.work();
         let (mut file, mut shape, mut compiled) = (None, None, None);

@@ -49,7 +49,7 @@ pub struct Timing {
     pub cold: Option<Percentiles>,
 }
 
-/// Runs of an operation that are timed as one where the backend records: a single one is shorter than what
+/// Runs of an operation that are timed as one where the backend captures: a single one is shorter than what
 /// events resolve.
 const BURST: usize = 20;
 

@@ -286,7 +286,7 @@ impl Batches {
         if index + 1 == self.images.len() { self.last } else { self.size() }
     }
 
-    /// Batch `t` of a run, and its part in a step.
+    /// Batch `t` of a run, as one of its step's.
     fn of(&self, t: usize) -> Result<(Batch<'_>, MicroBatch)> {
         let index = t % self.images.len();
         let start = index / self.accumulate * self.accumulate;

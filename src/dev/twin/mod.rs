@@ -77,7 +77,7 @@ pub enum Rounding {
     },
 }
 
-/// The device, and a recording of commands for it.
+/// The device, and the commands that are being captured for it.
 pub struct Twin {
     info: DeviceInfo,
     dtype: DType,
@@ -95,7 +95,7 @@ struct State {
     order: BlockOrder,
 }
 
-/// Whether commands are recorded; as the GPU's driver has it.
+/// Whether commands are captured; as the GPU's driver has it.
 enum CaptureState {
     Closed,
     Open(Vec<Command>),
@@ -175,7 +175,7 @@ impl Twin {
         files.into_par_iter().map(|file| Ok(load(file)?.path().to_path_buf())).collect()
     }
 
-    /// For all launches that run from here on, those of recordings included. A twin starts with
+    /// For all launches that run from here on, those of captured graphs included. A twin starts with
     /// `BlockOrder::Shuffled(2)`.
     pub fn set_block_order(&self, order: BlockOrder) {
         locked(&self.state).order = order;
@@ -189,8 +189,8 @@ impl Twin {
         locked(&self.state).machine.moved()
     }
 
-    /// Runs a command, or keeps it while a recording goes on. Errors that are known before it runs come
-    /// at once either way, and end the recording.
+    /// Runs a command, or keeps it while a capture goes on. Errors that are known before it runs come
+    /// at once either way, and end the capture.
     fn enqueue(&self, command: Command) -> Result<()> {
         let mut state = locked(&self.state);
         let checked = self.check(&mut state, &command);

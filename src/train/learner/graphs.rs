@@ -1,10 +1,10 @@
-//! Work that is recorded once, as a CUDA graph, and replayed.
+//! Work that is captured once, as a CUDA graph, and replayed.
 
 use crate::backend::{Backend, Result};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// What has run so far, by what it was; recorded when it runs for the second time, because the first time may choose
+/// What has run so far, by what it was; captured when it runs for the second time, because the first time may choose
 /// algorithms and allocate.
 pub(super) struct Graphs<B: Backend, K> {
     pub recorded: HashMap<K, Option<B::Graph>>,
@@ -39,7 +39,7 @@ impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
         }
     }
 
-    /// Forgets what is no longer as it was recorded.
+    /// Forgets what is no longer as it was captured.
     pub fn forget(&mut self, is_outdated: impl Fn(&K) -> bool) {
         self.recorded.retain(|key, _| !is_outdated(key));
     }

@@ -1,7 +1,7 @@
 //! Model, adapters, head and optimizer together: one training step, one evaluation batch.
 //!
 //! A step is in `step`, what evaluation does in `evaluation`; a batch's way to the device is in `batch`, AdamW and its
-//! state in `optimizer`, what is replayed as a CUDA graph in `graphs`.
+//! state in `optimizer`, the numbers of a step in `stats`, what is replayed as a CUDA graph in `graphs`.
 
 mod batch;
 mod evaluation;
@@ -141,11 +141,11 @@ pub struct Learner<B: Backend> {
     graphs: Graphs<B, (Work, usize)>,
 }
 
-/// What is run on a batch that was loaded, and recorded where the backend records.
+/// What is run on a batch that was loaded, and captured where the backend can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
     /// Forward, backward, and where the step is complete the optimizer; the share of the step's images, which a
-    /// recording holds, by its bits.
+    /// captured graph holds, by its bits.
     Train { on_features: bool, place: Place, share: u64 },
     /// Evaluation.
     Evaluate { on_features: bool, which: Which },
@@ -276,7 +276,7 @@ impl<B: Backend> Learner<B> {
         self.backend.download(&self.optimizer.control)
     }
 
-    /// Whether steps are recorded and replayed where the backend can; operations that are started one by
+    /// Whether steps are captured and replayed where the backend can; operations that are started one by
     /// one are easier to watch with a profiler.
     pub fn set_capture(&mut self, capture: bool) {
         self.graphs.enabled = capture && self.backend.can_capture();

@@ -51,7 +51,7 @@ impl<B: Backend> Optimizer<B> {
         self.scaling.is_some().then_some(&self.control)
     }
 
-    /// Prepares a micro-batch of a step at `factor` times `rates`. Returns whether the rates, which recorded steps
+    /// Prepares a micro-batch of a step at `factor` times `rates`. Returns whether the rates, which captured steps
     /// hold, are others than before.
     pub fn begin(&mut self, backend: &B, micro: MicroBatch, rates: &Rates, factor: f64) -> Result<bool> {
         if micro.place != Place::Alone && self.sums.is_empty() {

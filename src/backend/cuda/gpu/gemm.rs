@@ -135,7 +135,7 @@ pub enum Planning {
     Measure,
     /// The heuristic's first proposal is taken.
     TakeFirst,
-    /// None of it: from 13.3 on cuBLASLt has no heuristic while a stream records.
+    /// None of it: from 13.3 on cuBLASLt has no heuristic while a stream is captured.
     Refuse,
 }
 
@@ -145,7 +145,7 @@ pub struct Gemms {
     workspace: DeviceBuffer,
     workspace_bytes: usize,
     choices: Arc<Choices>,
-    /// Whether measurements are of recordings.
+    /// Whether measurements are of captured graphs.
     record: bool,
     /// The device has worked for a while.
     warm: AtomicBool,
@@ -179,7 +179,7 @@ impl Gemms {
     ///
     /// # Safety
     /// All addresses must be of allocated memory of the sizes that the product tells. The stream must be
-    /// the same at every call, as all products share one workspace, and may be recording only where new
+    /// the same at every call, as all products share one workspace, and may be captured only where new
     /// products are refused.
     pub unsafe fn enqueue(&self, gemm: &Gemm, stream: &Stream, planning: Planning) -> Result<()> {
         if gemm.m == 0 || gemm.n == 0 {
@@ -206,7 +206,7 @@ impl Gemms {
     }
 
     /// # Safety
-    /// As [`Products::enqueue`].
+    /// As [`Gemms::enqueue`].
     unsafe fn plan(&self, key: &Key, gemm: &Gemm, stream: &Stream, measure: bool) -> Result<Plan> {
         let mut plan = Plan::new(key)?;
         // The heuristic may look at whether there is a bias, and at its address.
@@ -297,7 +297,7 @@ impl Gemms {
     /// Enqueues the product with one algorithm.
     ///
     /// # Safety
-    /// As [`Products::enqueue`].
+    /// As [`Gemms::enqueue`].
     unsafe fn run(
         &self,
         plan: &Plan,
@@ -343,7 +343,7 @@ impl Gemms {
     /// The candidate that takes the least time on the caller's inputs; the output goes elsewhere.
     ///
     /// # Safety
-    /// As [`Products::enqueue`].
+    /// As [`Gemms::enqueue`].
     unsafe fn fastest(
         &self,
         plan: &Plan,
@@ -392,7 +392,7 @@ impl Gemms {
     /// Seconds that one product takes with this algorithm.
     ///
     /// # Safety
-    /// As [`Products::enqueue`].
+    /// As [`Gemms::enqueue`].
     unsafe fn measure(
         &self,
         plan: &Plan,

@@ -183,8 +183,8 @@ impl Stream {
         check("cuStreamWaitEvent", unsafe { cu::cuStreamWaitEvent(self.raw, event.raw, 0) })
     }
 
-    /// From here on work on this stream is recorded. Relaxed: neither allocations of other threads nor
-    /// kernels that cuBLASLt loads on first use disturb the recording.
+    /// From here on work on this stream is captured. Relaxed: neither allocations of other threads nor
+    /// kernels that cuBLASLt loads on first use disturb the capture.
     pub fn begin_capture(&self) -> Result<()> {
         self.context.enter()?;
         let mode = cu::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -192,7 +192,7 @@ impl Stream {
         check("cuStreamBeginCapture", unsafe { cu::cuStreamBeginCapture_v2(self.raw, mode) })
     }
 
-    /// Ends the recording. When it fails the stream is no longer recording either.
+    /// Ends the capture. When it fails the stream is no longer captured either.
     pub fn end_capture(&self) -> Result<Graph> {
         self.context.enter()?;
         let mut raw = null_mut();
@@ -206,7 +206,7 @@ impl Stream {
         })
     }
 
-    /// Records what `body` enqueues. Whatever happens in it, the stream records no more afterwards.
+    /// Captures what `body` enqueues. Whatever happens in it, the stream is not captured any more afterwards.
     pub fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Graph> {
         self.begin_capture()?;
         let done = body();
@@ -318,7 +318,7 @@ impl Event {
 }
 
 owned_handle!(
-    /// A recorded graph of work.
+    /// A captured graph of work.
     Graph, cu::CUgraph, cu::cuGraphDestroy
 );
 

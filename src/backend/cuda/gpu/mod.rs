@@ -2,8 +2,8 @@
 //!
 //! Everything runs in order on one stream, except that bytes from the host travel on a second one. Each
 //! call makes the context current on its thread, so any thread may call. What threads share is behind
-//! locks: that of the recording is taken before any other, and of the others one at a time. Work that another
-//! thread enqueues while a recording is open becomes part of it, though, and is not run: one thread at a time
+//! locks: that of the capture is taken before any other, and of the others one at a time. Work that another
+//! thread enqueues while a capture is open becomes part of it, though, and is not run: one thread at a time
 //! may enqueue.
 
 #![allow(missing_docs, reason = "public for the tests and the command line alone")]
@@ -56,12 +56,12 @@ pub struct GpuOptions {
     /// Measures what there is to choose from when it is first seen: the algorithms of a product, the forms of an
     /// adapted layer. Else cuBLASLt's heuristic decides, and the first form is taken.
     pub measure: bool,
-    /// Work can be recorded; else it is enqueued call by call, so that an error comes where it is made.
+    /// Work can be captured; else it is enqueued call by call, so that an error comes where it is made.
     pub record: bool,
 }
 
 /// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
-/// recording.
+/// capturing.
 pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
 pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 
@@ -77,11 +77,11 @@ struct Ledger {
     buffers: HashMap<u64, (DeviceBuffer, usize)>,
     now: usize,
     peak: usize,
-    /// Given back while a recording was open, when nothing can be waited for.
+    /// Given back while a capture was open, when nothing can be waited for.
     to_free: Vec<DeviceBuffer>,
 }
 
-/// Whether enqueued work is recorded.
+/// Whether enqueued work is captured.
 enum CaptureState {
     Closed,
     Open,
@@ -149,7 +149,7 @@ impl Gpu {
         })
     }
 
-    /// Does what cannot be part of a recording, with none open until it is done.
+    /// Does what cannot be captured, with no capture open until it is done.
     fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
         let state = locked(&self.recording);
         if matches!(*state, CaptureState::Open) {
@@ -159,7 +159,7 @@ impl Gpu {
         self.latest.explain(body())
     }
 
-    /// Passes a result on; an error ends an open recording, which is of no use then.
+    /// Passes a result on; an error ends an open capture, which is of no use then.
     fn recorded<T>(&self, result: Result<T>) -> Result<T> {
         let result = self.latest.explain(result);
         if let Err(error) = &result {
@@ -180,7 +180,7 @@ impl Gpu {
         format!("{key}, kernels {}", self.kernels_hash)
     }
 
-    /// Frees what was given back while a recording was open, if none is now.
+    /// Frees what was given back while a capture was open, if none is now.
     fn free_deferred(&self) {
         let state = locked(&self.recording);
         if matches!(*state, CaptureState::Open) {
@@ -311,7 +311,7 @@ impl Driver for Gpu {
         if from.is_empty() {
             return Ok(());
         }
-        // Whether a recording is open is asked before a slot is waited for, and again when it is used.
+        // Whether a capture is open is asked before a slot is waited for, and again when it is used.
         self.outside("copy_from_host_async", || Ok(()))?;
         let ring = if from.len() <= SMALL_FEED { &self.small_feeds } else { &self.large_feeds };
         let filled = ring.fill(from)?;
@@ -342,7 +342,7 @@ impl Driver for Gpu {
             _ if self.options.measure => Planning::Measure,
             _ => Planning::TakeFirst,
         };
-        // A measurement records for itself, so no other recording may begin meanwhile; in an open one the
+        // A measurement captures for itself, so no other capture may begin meanwhile; in an open one the
         // lock must be free for `recorded` to end it.
         let guard = (planning == Planning::Measure).then_some(state);
         // SAFETY: as the caller promises; all products go to the one stream.

@@ -322,7 +322,7 @@ impl LoraKernel {
 
 /// Enqueues the work in the form asked for (fused only where there is such a kernel), else in the one
 /// remembered, else in the fastest by the clock. `run` enqueues one form; as it only writes what it also
-/// overwrites the next time, timing leaves nothing behind. Never times inside a recording: what is recorded
+/// overwrites the next time, timing leaves nothing behind. Never times inside a capture: what is captured
 /// has run before.
 fn form(
     cuda: &Cuda,
@@ -359,12 +359,12 @@ fn form(
     run(candidates().find(|form| form.name() == held).unwrap_or(fastest.0))
 }
 
-/// The shortest of several timings of a few launches each. They are recorded where that can be, as in a training
+/// The shortest of several timings of a few launches each. They are captured where that can be, as in a training
 /// step: what the host takes to launch them is left out.
 fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     const REPETITIONS: usize = 5;
     const LAUNCHES: usize = 8;
-    // Products may choose their algorithm now, which a recording would not let them.
+    // Products may choose their algorithm now, which a capture would not let them.
     run()?;
     let mut all = || (0..LAUNCHES).try_for_each(|_| run());
     let recording = if cuda.can_capture() { Some(cuda.capture(&mut all)?) } else { None };

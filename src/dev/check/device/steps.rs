@@ -14,7 +14,7 @@ use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::Learner;
 use crate::tune::Target;
 
-/// Steps of which the losses are compared. A device that records replays the third and those after it: images,
+/// Steps of which the losses are compared. A device that captures replays the third and those after it: images,
 /// draws, crops and the masks of dropout are others in every step.
 const STEPS: u64 = 5;
 
