@@ -742,7 +742,7 @@ mod signals {
 }
 
 /// The whole program on the CUDA backend, by way of the host twin: the photos, the text tower, f16 with
-/// loss scaling, recorded steps, files. It ends where the CPU ends.
+/// loss scaling, captured steps, files. It ends where the CPU ends.
 #[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]

@@ -20,7 +20,7 @@ fn names(source: &Dataset, split: Split) -> Vec<(String, u32)> {
     source.split(split).iter().map(|item| (name(&item.path), item.label)).collect()
 }
 
-/// Everything that is said of a source, one line each.
+/// Everything that is said of a dataset, one line each.
 fn said(source: &Dataset) -> String {
     source.notes.iter().map(|note| note.text.clone()).collect::<Vec<_>>().join("\n")
 }

@@ -1,5 +1,5 @@
 //! The GPU driver (src/backend/cuda/gpu) on stand-ins for libcuda and libcublasLt: memory, copies beside the
-//! running work, recordings, products and their plans, caches, refusals. What a GPU itself does is not
+//! running work, captured graphs, products and their plans, caches, refusals. What a GPU itself does is not
 //! tested here.
 
 use crate::stand_in::Session;
@@ -272,7 +272,7 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
     }
 }
 
-/// A feed overwrites only what the work before it is done with.
+/// A copy from the host overwrites only what the work before it is done with.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn feeds_wait_for_the_work_before_them() {
@@ -344,7 +344,7 @@ fn fetches_bring_what_was_there_and_wait_only_when_asked() {
     drop(fetches);
 }
 
-// ---------------------------------------------------------------- recordings
+// ---------------------------------------------------------------- captured graphs
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
@@ -467,7 +467,7 @@ fn recordings_belong_to_the_gpu_that_made_them() {
     first.begin_capture().unwrap();
     let recording = first.end_capture().unwrap();
     assert_eq!(failure(second.replay(&*recording)), "replay: the recording was made on another device");
-    // In an order of no meaning: the recording is the last to go.
+    // In an order of no meaning: the graph is the last to go.
     drop(first);
     drop(second);
     drop(recording);
@@ -794,7 +794,7 @@ fn the_fastest_algorithm_is_measured_kept_and_checked_again() {
     }
 }
 
-/// From cuBLASLt 13.3 on there is no heuristic while a stream records, so a product must have run before.
+/// From cuBLASLt 13.3 on there is no heuristic while a stream is captured, so a product must have run before.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn products_are_planned_outside_of_recordings_only() {

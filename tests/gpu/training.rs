@@ -199,7 +199,7 @@ fn compare(dtype: DType, form: LoraForm, sizes: TinySizes) {
     assert!(found == expected, "a bit of the logits or of the trained tensors differs");
 }
 
-/// Feeds, recorded steps, fetches and products that are planned and measured on the way change no bit.
+/// Copies from the host, captured steps, fetches and products that are planned and measured on the way change no bit.
 #[test]
 #[ignore = "long: f16, a GPU's own choice, takes the same steps"]
 fn steps_in_f32_are_the_twins_to_the_bit() {
@@ -231,7 +231,7 @@ fn a_replayed_step_makes_few_calls() {
         calls.push(session.calls() - before);
         learner.backend().synchronize().unwrap();
     }
-    // The first plans, the second records; images and labels are fed to the others.
+    // The first plans, the second captures; images and labels are copied for the others.
     assert!(calls[0] > 500 && calls[1] > 100, "{calls:?}");
     assert!(calls[2..].iter().all(|&count| count <= REPLAYED_CALLS), "{calls:?}");
 }
@@ -545,7 +545,7 @@ fn recording_and_measuring_can_be_switched_off() {
     let settings = [
         ("CLIP_ENGINE_GRAPHS", "0"),
         ("CLIP_ENGINE_CACHE", named.as_str()),
-        // It would fail at the first recording.
+        // It would fail at the first capture.
         ("FAIL", "cuStreamBeginCapture_v2:1:900"),
     ];
     let done = place.train(&session, &flags, &settings);

@@ -149,7 +149,7 @@ struct Clocked {
     twin: Twin,
     slow: &'static str,
     launched: Mutex<Vec<&'static str>>,
-    /// Those of the last recording, and whether it is open.
+    /// Those of the last capture, and whether it is open.
     recorded: Mutex<(bool, Vec<&'static str>)>,
     timings: AtomicUsize,
     /// What another process chose for everything while this one measured.

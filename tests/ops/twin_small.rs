@@ -1,6 +1,6 @@
 //! The kernels of layer norm, activation, dropout, crops, embedding, prompts, L2 norm, class features, mixing, head
-//! and loss, triplets, accumulation and AdamW on the host twin, against the CPU forms; and what the CPU forms do not tell: indices out of range,
-//! blocks in any order, recorded steps.
+//! and loss, triplets, accumulation and AdamW on the host twin, against the CPU forms; and what the CPU forms do not
+//! tell: indices out of range, blocks in any order, captured steps.
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
@@ -535,7 +535,7 @@ fn a_recorded_step_of_adamw_is_the_step() {
     let plain = Adamw::new(&cuda, scaling).run(&cuda, 4).state(&cuda);
     let mut recorded = Adamw::new(&cuda, scaling).run(&cuda, 1);
     let recording = cuda.capture(|| recorded.step(&cuda)).unwrap();
-    // Tables of other tensors leave that of the recording alone.
+    // Tables of other tensors leave that of the graph alone.
     Adamw::new(&cuda, scaling).run(&cuda, 1);
     for _ in 0..3 {
         cuda.replay(&recording).unwrap();

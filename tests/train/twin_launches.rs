@@ -14,7 +14,7 @@ use clip_engine::tensor::{DType, Shape};
 use clip_engine::train::learner::{Batch, Learner};
 use std::sync::Arc;
 
-/// A tiny model whose next step is a replay, and what is recorded of the ones before.
+/// A tiny model whose next step is a replay, and what was captured of the ones before.
 struct Tiny {
     step: TinyStep,
     learner: Learner<Cuda>,

@@ -1,4 +1,4 @@
-//! Runs of different recipes one after the other in one session, on the host twin: what `engine compare` does
+//! Runs of different recipes one after the other on one shared model, on the host twin: what `engine compare` does
 //! on a GPU.
 
 use clip_engine::backend::Backend;

@@ -1,4 +1,4 @@
-//! Whole training runs through the CUDA backend on the host twin: its launchers, kernels, recordings and
+//! Whole training runs through the CUDA backend on the host twin: its launchers, kernels, captured graphs and
 //! loss scaling, against the CPU backend.
 
 use clip_engine::backend::cpu::Cpu;
@@ -162,7 +162,7 @@ fn a_scale_that_is_too_large_comes_down_by_itself() {
     assert!(growths > 0, "the scale never grew");
 }
 
-/// Recorded steps do what the same steps do one by one, to the bit; so does a second run.
+/// Captured steps do what the same steps do one by one, to the bit; so does a second run.
 #[test]
 #[ignore = "long: tests/gpu trains by recordings to the bit of the twin's"]
 fn recordings_and_repetitions_change_no_bit() {
@@ -199,7 +199,7 @@ fn trace(tiny: &TinyStep, record: bool) -> (Vec<StepStats>, Vec<Vec<u8>>, Vec<Ve
     (stats, values, logits)
 }
 
-/// The last batch of an epoch may be smaller; its recording lives beside that of the full batch.
+/// The last batch of an epoch may be smaller; its graph lives beside that of the full batch.
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn batches_of_two_sizes_take_turns() {

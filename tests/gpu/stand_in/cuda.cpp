@@ -645,7 +645,7 @@ API cuStreamEndCapture(void* stream, void** graph) {
   KNOWN("stream", stream);
   Stream* s = static_cast<Stream*>(stream);
   *graph = nullptr;
-  // Whether or not it succeeds, there is no recording afterwards.
+  // Whether or not it succeeds, nothing is captured afterwards.
   std::unique_ptr<Graph> recorded = std::move(s->recording);
   if (call.status) return call.status;
   if (!recorded) return INVALID_VALUE;

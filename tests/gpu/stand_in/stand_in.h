@@ -43,7 +43,7 @@ enum Status {
 PUBLIC std::string setting(const char* name, const char* otherwise);
 PUBLIC long number(const char* name, long otherwise);
 
-// Puts work behind all that the stream was given before, or into the graph that it records.
+// Puts work behind all that the stream was given before, or into the graph that it is captured as.
 PUBLIC Status enqueue(void* stream, Work work);
 
 // For work that runs: whether device memory of this size is allocated there. If not, the device is lost.

@@ -22,7 +22,7 @@ enum Capture { GLOBAL = 0, THREAD_LOCAL = 1, RELAXED = 2 };
 
 struct Stream {
   std::deque<Work> waiting;
-  // While it records.
+  // While it is captured.
   std::unique_ptr<Graph> recording;
   Capture mode = GLOBAL;
   std::thread::id recorder;
@@ -35,7 +35,7 @@ struct Stream {
     return SUCCESS;
   }
 
-  // What cannot be part of a graph ends the recording.
+  // What cannot be part of a graph ends the capture.
   Status refuse_in_recording() {
     if (!recording) return SUCCESS;
     broken = true;
