@@ -32,7 +32,7 @@ fn main() -> Result<()> {
     let settings = Settings { demo: true, epochs: arguments.epochs, ..Settings::of(Recipe::Lora) };
     let dir = RunDir::vacant(&arguments.output, false)?;
 
-    // A session holds one model and one set of images, for as many runs as are wanted.
+    // One model and one set of images, for as many runs as are wanted.
     let (cache, templates) = (demo::cache(settings.image_seed())?, settings.templates.clone());
     let towers = settings.trained_towers();
     let mut session = SharedModel::new(backend, demo::model()?, &cache, None, &templates, towers, &Silent)?;

@@ -220,7 +220,7 @@ pub fn open_cache(
     cache_of(&source, preprocess, settings.dtype.into(), settings, false, monitor)
 }
 
-/// The same for a source that is open; `said` where another cache of it was opened before.
+/// The same for a dataset that is open; `said` where another cache of it was opened before.
 fn cache_of(
     source: &Dataset,
     preprocess: &Preprocess,

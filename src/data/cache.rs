@@ -1,8 +1,8 @@
 //! The preprocessed images, ready to be read at random: one memory-mapped file, or memory.
 //!
-//! A cache holds what one source, one preprocessing and one element type give: u8 pixels after the crop,
+//! A cache holds what one dataset, one preprocessing and one element type give: u8 pixels after the crop,
 //! [N, S, S, 3] (exact, and the smallest), or normalised f16 or f32, [N, 3, S, S]. [`Cache::open_or_build`]
-//! makes it when it is missing or when a photo, the source or the settings have changed. Readers borrow
+//! makes it when it is missing or when a photo, the dataset or the settings have changed. Readers borrow
 //! from the mapping, nothing is copied before [`SplitView::gather`].
 
 mod build;
@@ -62,7 +62,7 @@ enum Storage {
 }
 
 impl Cache {
-    /// Opens the cache of `source` in `cache_dir`, building it first unless a current one is there.
+    /// Opens the cache of the dataset `source` in `cache_dir`, building it first unless a current one is there.
     ///
     /// Current means: same classes, labels and splits, the same files with the same sizes, times and
     /// numbers in the file system, the same preprocessing and element type. Building decodes on

@@ -94,7 +94,7 @@ impl Dataset {
         }
     }
 
-    /// The same source with the other splits empty, for a cache of this one alone.
+    /// The same dataset with the other splits empty, for a cache of this one alone.
     pub fn only(&self, split: Split) -> Dataset {
         let keep = |other: Split| if other == split { self.split(split).to_vec() } else { Vec::new() };
         Dataset {
@@ -109,7 +109,7 @@ impl Dataset {
         }
     }
 
-    /// The same source with all photos in the test split.
+    /// The same dataset with all photos in the test split.
     pub fn all_as_test(self) -> Dataset {
         let Dataset { train, val, test, .. } = self;
         let test = train.into_iter().chain(val).chain(test).collect();
@@ -126,7 +126,7 @@ impl Dataset {
         self.train.len() + self.val.len() + self.test.len()
     }
 
-    /// True when there is no photo at all; [`Dataset::open`] never returns such a source, [`Dataset::only`] may.
+    /// True when there is no photo at all; [`Dataset::open`] never returns such a one, [`Dataset::only`] may.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -1,4 +1,7 @@
-//! Every setting of a run, resolved. This is what config.toml holds and what repeats the run.
+//! Every setting of a run. Resolved, they are what config.toml holds and what repeats the run.
+//!
+//! The settings are a table (`table`) over their types (`values`); `recipe` has what each recipe has otherwise, `given`
+//! puts a file and flags over it, `rules` says what they must keep to.
 
 pub mod flag;
 mod given;

@@ -333,7 +333,7 @@ fn settings(hash: &mut Parts, source: &Dataset, preprocess: &Preprocess, dtype: 
     }
 }
 
-/// Stable for one source, preprocessing, type and choice of splits, so that a newer cache replaces the older.
+/// Stable for one dataset, preprocessing, type and choice of splits, so that a newer cache replaces the older.
 fn file_name(source: &Dataset, preprocess: &Preprocess, dtype: PixelType) -> String {
     let mut hash = Parts::default();
     let settled = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());

@@ -65,7 +65,7 @@ impl From<PixelType> for DType {
 /// An image that was left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
-    /// Its path, relative to the source's folder.
+    /// Its path, relative to the dataset's folder.
     pub file: String,
     /// The error it gave.
     pub reason: String,
@@ -122,7 +122,7 @@ impl Header {
         self.rows.push(row);
     }
 
-    /// Notes what the contents of the source's photos, in its order and with those left out, say: which are the same,
+    /// Notes what the contents of the dataset's photos, in its order and with those left out, say: which are the same,
     /// and what tells these photos from others.
     pub(super) fn summarise(&mut self, contents: &[Content]) {
         let splits = Split::ALL.into_iter().flat_map(|split| repeat_n(split, self.range(split).len()));

@@ -47,7 +47,7 @@ pub(super) struct RunInputs<'a> {
 }
 
 impl<'a, B: Backend> SharedModel<'a, B> {
-    /// Refuses images that cannot be learned from, and settings of another session.
+    /// Refuses images that cannot be learned from, and templates that the class features are not of.
     pub(super) fn check(&self, settings: &Settings) -> Result<()> {
         self.check_templates(&settings.templates)?;
         for split in [Split::Train, Split::Val] {
@@ -75,7 +75,7 @@ impl<'a, B: Backend> SharedModel<'a, B> {
     }
 
     /// Says how many training images the classes have where they differ, and warns of splits that are too small. Once:
-    /// the runs of a session have the same images, unless they take a part of them.
+    /// the runs of one model have the same images, unless they take a part of them.
     pub(super) fn say_what_images_there_are(
         &mut self,
         settings: &Settings,

@@ -99,7 +99,7 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         self.cache
     }
 
-    /// Refuses settings that belong to another session.
+    /// Refuses templates that the class features are not of.
     pub(super) fn check_templates(&self, templates: &[String]) -> Result<()> {
         if templates == self.templates {
             return Ok(());
