@@ -21,7 +21,7 @@
 #   GPU_REPORT_COMMIT    the commit that the binary was built from, where this is no git checkout
 #
 # The three files are written anew after every step, so that a run that is stopped leaves what it has. A group of checks
-# that fails runs again, every launch waited for and nothing recorded or measured, and then under compute-sanitizer.
+# that fails runs again, every launch waited for and nothing captured or measured, and then under compute-sanitizer.
 #
 # Ends with 0 where every check passed, 1 where one failed, 2 where nothing could be run, 3 where none failed but some
 # could not be run. Checks are all steps of doctor, check, bench and demo, and memcheck and racecheck.
@@ -363,7 +363,7 @@ check() {
     run check check_f16 60 "$engine" check --device cuda --precision f16 --json "$work/check_f16.json"
 }
 
-# Where a group of checks fails: each launch waited for, nothing recorded, nothing measured; then with the sanitizer.
+# Where a group of checks fails: each launch waited for, nothing captured, nothing measured; then with the sanitizer.
 search() { # PRECISION GROUP
     local one_by_one=(env CUDA_LAUNCH_BLOCKING=1 CLIP_ENGINE_GRAPHS=0 CLIP_ENGINE_MEASURE=0)
     run measure "again_$1_$2" 30 "${one_by_one[@]}" "$engine" check --device cuda --precision "$1" --quick --only "$2"
