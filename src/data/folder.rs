@@ -246,8 +246,8 @@ fn name_of(path: &Path) -> String {
     readable(&path.file_name().unwrap_or_default().to_string_lossy())
 }
 
-/// All photos in `root` and its subfolders, in the order of their paths, and what was left out; hidden files and folders
-/// are passed over. What cannot be reached is among them.
+/// All photos in `root` and its subfolders, in the order of their paths, and what was left out; hidden files and
+/// folders are passed over. What cannot be reached is among them.
 ///
 /// # Errors
 /// A missing folder, one that cannot be listed, and one without photos.

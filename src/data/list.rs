@@ -34,8 +34,8 @@ pub(super) fn is_beside(folder: &Path) -> bool {
     metadata(folder).is_some()
 }
 
-/// The lists of a folder as Hugging Face lays it out, if there are any: one for all photos, or one in the folder of each
-/// split.
+/// The lists of a folder as Hugging Face lays it out, if there are any: one for all photos, or one in the folder of
+/// each split.
 pub(super) fn beside(root: &Path) -> Result<Vec<(Option<Split>, PathBuf)>, DataError> {
     if let Some(list) = metadata(root) {
         return Ok(vec![(None, list)]);

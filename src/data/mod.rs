@@ -1,8 +1,8 @@
 //! Photos in, batches of pixels out.
 //!
 //! A [`Dataset`] knows the photos, their classes and their splits, whatever layout they lie in; [`decode`] and
-//! [`Preprocess`] turn one photo into the pixels CLIP expects; a [`Cache`] keeps those pixels in one memory-mapped file,
-//! which is what training reads. [`Augmentation`] draws crops of them.
+//! [`Preprocess`] turn one photo into the pixels CLIP expects; a [`Cache`] keeps those pixels in one memory-mapped
+//! file, which is what training reads. [`Augmentation`] draws crops of them.
 
 mod augment;
 mod cache;

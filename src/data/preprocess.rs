@@ -179,8 +179,8 @@ impl Preprocess {
         self.std
     }
 
-    /// Decodes the contents of an image file, resizes and crops it, and tells the largest value of 16-bit grey of which the upper 8 bits
-    /// were kept, see [`decode::Photo::sixteen_bit`].
+    /// Decodes the contents of an image file, resizes and crops it, and tells the largest value of 16-bit grey of which
+    /// the upper 8 bits were kept, see [`decode::Photo::sixteen_bit`].
     ///
     /// # Errors
     /// Those of [`decode::decode_bytes`]; `path` is for messages only.

@@ -1,8 +1,8 @@
 //! Bicubic resizing with antialiasing, equal to Pillow's `Image.resize(…, BICUBIC)` in every bit.
 //!
-//! Two passes of one-dimensional filtering, along the rows and down the columns, rounded to u8 in
-//! between, in fixed point with 22 fractional bits. Every output pixel depends on its own row and column of weights only, so the
-//! passes compute just the window that a crop keeps, and the result is the crop of the whole.
+//! Two passes of one-dimensional filtering, along the rows and down the columns, rounded to u8 in between, in fixed
+//! point with 22 fractional bits. Every output pixel depends on its own row and column of weights only, so the passes
+//! compute just the window that a crop keeps, and the result is the crop of the whole.
 
 use std::ops::Range;
 

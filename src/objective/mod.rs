@@ -52,8 +52,9 @@ impl Objective {
         Objective { head: self.head * (1.0 - triplet), triplet, margin, ..self }
     }
 
-    /// The loss that is reported for images which are not trained on: the cross entropies, the head's in
-    /// full, in which all images count alike. It is the same measure for all recipes, and does not depend on which images share a batch.
+    /// The loss that is reported for images which are not trained on: the cross entropies, the head's in full, in
+    /// which all images count alike. It is the same measure for all recipes, and does not depend on which images
+    /// share a batch.
     pub fn evaluation(&self) -> Self {
         Objective::new(if self.head == 0.0 { 0.0 } else { 1.0 }, self.text)
     }

@@ -1,5 +1,5 @@
-//! Flags of the commands that are no settings, as far as messages of the library say what to do. The command line's tests
-//! look for each of them.
+//! Flags of the commands that are no settings, as far as messages of the library say what to do. The command line's
+//! tests look for each of them.
 
 macro_rules! flags {
     ($($name:ident $flag:literal)*) => {

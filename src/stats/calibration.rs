@@ -12,7 +12,8 @@ pub const BINS: usize = 15;
 /// sign of miscalibration. The idea is the consistency resampling of Bröcker and Smith 2007, "Increasing the
 /// Reliability of Reliability Diagrams", here with the confidences as they are.
 ///
-/// The draws depend on `seed` alone. (0, 0) without images or draws; not a number where a confidence is not in \[0, 1\].
+/// The draws depend on `seed` alone. (0, 0) without images or draws; not a number where a confidence is not in
+/// \[0, 1\].
 pub fn chance_error(confidences: &[f64], draws: usize, seed: u64) -> (f64, f64) {
     if !confidences.iter().all(|p| (0.0..=1.0).contains(p)) {
         return (f64::NAN, f64::NAN);

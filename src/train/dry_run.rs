@@ -57,7 +57,8 @@ pub struct Plan {
     pub batch: usize,
     /// Steps of an epoch.
     pub steps: usize,
-    /// Bytes of the towers' weights, the text tower's where it is trained, with what is trained and its optimizer state.
+    /// Bytes of the towers' weights, the text tower's where it is trained, with what is trained and its optimizer
+    /// state.
     pub weights: usize,
     /// Bytes for the work on a batch.
     pub work: usize,

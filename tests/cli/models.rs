@@ -1,4 +1,5 @@
-//! What is named as a model and is none, or is damaged: one line says what it is and what to do, and nothing is written.
+//! What is named as a model and is none, or is damaged: one line says what it is and what to do, and nothing is
+//! written.
 
 use crate::command::*;
 use clip_engine::train::files::{TensorFile, stage_tensors};

@@ -1,6 +1,5 @@
-//! The pages of a run and of a comparison, opened in headless Chromium: they load without errors, and
-//! sorting, filtering, the matrix, the curves and the selects do what they say. Where Chromium is not found
-//! these tests say so and pass, unless CLIP_ENGINE_REQUIRE_CHROMIUM=1.
+//! The pages of a run and of a comparison, opened in headless Chromium: they load without errors, and sorting,
+//! filtering, the matrix, the charts and the selects do what they say.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

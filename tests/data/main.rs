@@ -1,4 +1,5 @@
-//! What is read: photos, label files, caches, drawn flowers, words; and the list of unsafe code.
+//! What is read: photos, label files, caches, drawn flowers, words; and what the documentation says of the sources: the
+//! floors, the list of unsafe code, that of the long tests.
 
 mod cache;
 mod contributing;

@@ -7,7 +7,8 @@ use clip_engine::backend::{AdamwStep, AdamwTensor, Backend, Control, Stat};
 use clip_engine::tensor::{DType, Tensor};
 
 /// lr 0.1, weight decay 0.3, betas (0.9, 0.999), eps 1e-8 on p = [1.5, -0.25, 0, 3] with these gradients,
-/// f64, PyTorch 2.15 (here a rate of 0.2 and a factor of 0.5). The last element has a gradient near eps, and none at first.
+/// f64, PyTorch 2.15 (here a rate of 0.2 and a factor of 0.5). The last element has a gradient near eps, and none at
+/// first.
 const GRADIENTS: [[f64; 4]; 3] = [[0.5, -2.0, 1e-3, 0.0], [0.25, 3.0, -1e-3, 1e-9], [-1.0, 0.5, 2e-3, 0.0]];
 const EXPECTED: [f64; 4] =
     [1.2051337816128875, -0.18585143094090825, -0.13880770917875515, 2.730111212516439];

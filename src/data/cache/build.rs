@@ -275,9 +275,9 @@ impl Converter {
     }
 }
 
-/// A hash of everything the pixels, labels and splits follow from. Photos count by their names and by what a file system
-/// knows of a file: size, times and its number there, of which the time of its last change is nobody's to set. Renamed
-/// folders and files put in the place of others show in it, whatever their sizes and modification times.
+/// A hash of everything the pixels, labels and splits follow from. Photos count by their names and by what a file
+/// system knows of a file: size, times and its number there, of which the time of its last change is nobody's to set.
+/// Renamed folders and files put in the place of others show in it, whatever their sizes and modification times.
 fn fingerprint(source: &Dataset, preprocess: &Preprocess, dtype: PixelType) -> String {
     let mut hash = Parts::default();
     settings(&mut hash, source, preprocess, dtype);

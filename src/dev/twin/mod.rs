@@ -182,8 +182,8 @@ impl Twin {
     }
 
     /// Bytes of device memory that the launches so far have read before they wrote them, and bytes that they have
-    /// written, each counted once a launch: what [`Work::bytes`](crate::backend::cuda::driver::Work::bytes) says beforehand.
-    /// Single bytes are taken for the pairs that they lie in when they are read, and are left out when they are
+    /// written, each counted once a launch: what [`Work::bytes`](crate::backend::cuda::driver::Work::bytes) says
+    /// beforehand. Single bytes are taken for the pairs that they lie in when they are read, and are left out when they are
     /// written.
     pub fn moved(&self) -> u64 {
         locked(&self.state).machine.moved()

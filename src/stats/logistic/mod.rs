@@ -73,8 +73,8 @@ impl Logistic {
     }
 }
 
-/// Fits of the same photos at one C after another: C·Σ_i NLL_i + ½‖weight‖², in which the bias is not penalised. Each fit
-/// starts from those before.
+/// Fits of the same photos at one C after another: C·Σ_i NLL_i + ½‖weight‖², in which the bias is not penalised. Each
+/// fit starts from those before.
 ///
 /// The minimum is that of `sklearn.linear_model.LogisticRegression(C=C)`, solver "lbfgs". For two classes that fits
 /// the sigmoid of one weight vector w, which is half as much penalty: its w at 2C are the differences of these weights

@@ -36,8 +36,8 @@ const CANCELLING: (&str, &str) = ("prompts replaced, LoRA", "layers.1.q_proj.lor
 /// is left. The error there is rounding too: eight times as large in bf16 as in f16, as their roundings are.
 ///
 /// The bounds are at least 1.5 times the worst of a host twin that rounds as a device may, with two seeds or more of
-/// each type and both forms of the linear layers. In f32 that is 5.4e-6, 2.2e-5 in the text tower and 1.5e-5 where terms
-/// cancel; in bf16 8.5e-2, 1.4e-1 and 8.1e-2; in f16 8.7e-3, and 1.4e-2 in the text tower. Without a device's rounding
+/// each type and both forms of the linear layers. In f32 that is 5.4e-6, 2.2e-5 in the text tower and 1.5e-5 where
+/// terms cancel; in bf16 8.5e-2, 1.4e-1 and 8.1e-2; in f16 8.7e-3, and 1.4e-2 in the text tower. Without a device's rounding
 /// it is 2.9e-6, 4.0e-6 and 3.1e-6 in f32, and 5.4e-2, 1.4e-1 and 8.1e-2 in bf16.
 fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
     let [most, text, cancelling] = match dtype {
