@@ -1,9 +1,8 @@
 //! report.html: a run, or several beside each other, as one page that needs nothing but a browser.
 //!
-//! The page is a template with its style, its script and its data inside. The data is JSON in a script
-//! element that the browser does not run: numbers, of which the script makes tables, thumbnails, and charts as the
-//! SVG of [`plots`](super::plots). Every other text goes into the document as text, never as markup, so that a class
-//! may be called anything.
+//! The page is a template with its style, its script and its data inside. The data is JSON in a script element that
+//! the browser does not run: numbers, of which the script makes tables, and the charts, which [`plots`](super::plots)
+//! has drawn as SVG. All else goes into the document as text, never as markup, so that a class may be called anything.
 
 mod compared;
 mod run;

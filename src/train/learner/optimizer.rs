@@ -8,6 +8,7 @@ use crate::optim::{Adamw, Rates};
 use crate::tensor::Tensor;
 use crate::tune::{Param, Place, add_up};
 
+/// AdamW over all that is trained, and the numbers that it keeps on the device.
 pub(super) struct Optimizer<B: Backend> {
     /// Whether there is memory for gradients and moments.
     pub exists: bool,

@@ -109,7 +109,7 @@ fn times(factor: f64, values: &Tensor) -> Result<Tensor> {
     Ok(Tensor::from_slice(values.shape(), &scaled)?.view().to_tensor(DType::F32)?)
 }
 
-/// Adapters of the vision and of the text tower.
+/// Adapters as `spec` describes them, starting where `init` says.
 fn adapters<B: Backend>(
     backend: &B,
     towers: Towers<'_, B>,
