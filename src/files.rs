@@ -43,7 +43,11 @@ pub struct Staged {
 impl Staged {
     /// Writes `bytes` beside `path` and syncs them.
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let written = beside(path, PREFIX).and_then(|mut file| {
+        Staged::filled(path, beside(path, PREFIX), bytes)
+    }
+
+    fn filled(path: &Path, file: io::Result<NamedTempFile>, bytes: &[u8]) -> Result<Self> {
+        let written = file.and_then(|mut file| {
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             Ok(file)
@@ -60,6 +64,12 @@ impl Staged {
 /// Writes a whole file or none.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Staged::new(path, bytes)?.persist()
+}
+
+/// The same for a file that its owner alone may read and write.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder_of(path));
+    Staged::filled(path, file, bytes)?.persist()
 }
 
 /// A new file in the folder of `path`, with the rights of any other: the user's umask decides.

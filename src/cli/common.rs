@@ -2,6 +2,7 @@
 
 use super::bars::Bars;
 use anyhow::{Context, Result, bail};
+use clip_engine::TrainError;
 use clip_engine::data::{Cache, CacheOptions, Dataset, Note, Preprocess, Purpose, Split, larger_side};
 use clip_engine::fetch::flowers102::Flowers102;
 use clip_engine::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
@@ -34,7 +35,13 @@ pub fn say(text: impl Display) -> Result<()> {
 
 /// Writes a report as JSON for the flag `--json`.
 pub fn write_json(path: &Path, report: &Value) -> Result<()> {
-    Ok(write_atomic(path, format!("{report:#}\n").as_bytes())?)
+    write_file(path, format!("{report:#}\n").as_bytes())
+}
+
+/// Writes a whole file or none.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    // With what to do about it.
+    Ok(write_atomic(path, bytes).map_err(TrainError::from)?)
 }
 
 /// The folder for caches when none is named: the user's cache folder.
@@ -334,4 +341,16 @@ pub fn commit() -> Value {
     };
     let dirty = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|s| !s.is_empty());
     serde_json::json!(if dirty { commit + "+changes" } else { commit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named_with_a_remedy() {
+        let error = write_json(Path::new("no such folder/a.json"), &Value::Null).unwrap_err().to_string();
+        assert!(error.starts_with("no such folder/a.json: cannot write the file"), "{error}");
+        assert!(error.ends_with("check the path, its permissions and the free space"), "{error}");
+    }
 }

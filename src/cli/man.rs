@@ -4,7 +4,6 @@ use super::common;
 use anyhow::{Context, Result};
 use clap::Command;
 use clap_mangen::Man;
-use clip_engine::files::write_atomic;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -27,7 +26,7 @@ pub fn run(args: Args, command: Command) -> Result<()> {
     std::fs::create_dir_all(&dir)
         .with_context(|| format!("--out: the folder {} cannot be made; choose another", dir.display()))?;
     for (name, text) in &pages {
-        write_atomic(&dir.join(name), text.as_bytes())?;
+        common::write_file(&dir.join(name), text.as_bytes())?;
     }
     common::say(format!("{} pages in {}", pages.len(), dir.display()))
 }

@@ -4,7 +4,6 @@ use super::run_set::RunSet;
 use super::{common, table};
 use anyhow::Result;
 use clip_engine::TrainError;
-use clip_engine::files::write_atomic;
 use clip_engine::progress::Monitor;
 use clip_engine::report::RunData;
 use clip_engine::report::seeds::{Scores, SeedSummary};
@@ -36,7 +35,7 @@ pub fn train(set: RunSet, monitor: &dyn Monitor) -> Result<()> {
     let pairs: Vec<_> = runs.iter().map(|run| (run.settings.seed, &run.summary)).collect();
     let Some(summary) = SeedSummary::of(&pairs) else { return Ok(()) };
     let text = serde_json::to_string_pretty(&summary)? + "\n";
-    write_atomic(&path.join("seeds.json"), text.as_bytes())?;
+    common::write_file(&path.join("seeds.json"), text.as_bytes())?;
     print(&summary, &runs)?;
     common::say(format!("runs and seeds.json: {}", path.display()))
 }

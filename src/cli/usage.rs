@@ -2,7 +2,6 @@
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
-use clip_engine::settings::Patience;
 use std::any::TypeId;
 use std::error::Error as _;
 use std::ffi::OsString;
@@ -32,13 +31,7 @@ pub fn parse<C: CommandFactory + FromArgMatches>() -> C {
 /// Lets the argument take "-1" where it takes numbers, so that it can say itself what is wrong with it.
 fn with_negative_numbers(arg: Arg) -> Arg {
     let value = arg.get_value_parser().type_id();
-    let numbers = [
-        TypeId::of::<f64>(),
-        TypeId::of::<u32>(),
-        TypeId::of::<u64>(),
-        TypeId::of::<usize>(),
-        TypeId::of::<Patience>(),
-    ];
+    let numbers = [TypeId::of::<f64>(), TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<usize>()];
     if numbers.iter().any(|&number| value == number) { arg.allow_negative_numbers(true) } else { arg }
 }
 

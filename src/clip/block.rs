@@ -117,7 +117,7 @@ pub(super) fn fold<B: Backend>(
     blocks.try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
 }
 
-/// The adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the weights.
+/// Memory for the adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the weights.
 pub(super) fn folded<B: Backend>(
     backend: &B,
     blocks: &[Block<B>],
@@ -126,12 +126,7 @@ pub(super) fn folded<B: Backend>(
     if !folds(backend.compute_dtype()) {
         return Ok(Vec::new());
     }
-    let folded = |(block, lora): (&Block<B>, &BlockLora<B>)| {
-        let mut folded = block.folded(backend, lora)?;
-        block.fold(backend, lora, &mut folded)?;
-        Ok(folded)
-    };
-    blocks.iter().zip(lora).map(folded).collect()
+    blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
 }
 
 /// What stands beside the frozen weights in a forward pass.

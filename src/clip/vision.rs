@@ -122,13 +122,20 @@ impl<B: Backend> VisionTower<B> {
         block::adapters(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
     }
 
-    /// The layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
+    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
     /// beside the weights, as it does in bf16.
     pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
         block::folded(backend, &self.blocks, lora)
     }
 
-    /// Folds adapters that have changed into `folded`.
+    /// The layers that `lora` adapts, with the adapters folded in, for adapters that stay as they are.
+    pub(crate) fn with_folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
+        let mut folded = self.folded(backend, lora)?;
+        self.fold(backend, lora, &mut folded)?;
+        Ok(folded)
+    }
+
+    /// Folds the adapters into `folded`.
     pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
         block::fold(backend, &self.blocks, lora, folded)
     }

@@ -71,7 +71,7 @@ impl<B: Backend> TunedTower<B> {
             let mut adapter = Adapter::load(dir)?;
             adapter.check(&model.config)?;
             lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
-            folded = tower.folded(&backend, &lora)?;
+            folded = tower.with_folded(&backend, &lora)?;
         }
         let prompts = match &files.prompts {
             Some((path, spec)) => {

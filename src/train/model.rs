@@ -141,7 +141,7 @@ impl Model {
         let (mut lora, mut folded) = (Vec::new(), Vec::new());
         if let Some(adapter) = adapter {
             lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
-            folded = tower.folded(backend, &lora)?;
+            folded = tower.with_folded(backend, &lora)?;
         }
         let adapters = Evaluated { lora: &lora, folded: &folded };
         let features = tower.features(backend, &self.weights, &tokens, adapters, monitor)?;

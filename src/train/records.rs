@@ -40,6 +40,7 @@ pub struct StepRecord {
     #[serde(default)]
     pub skipped: bool,
     /// Images of the step by the seconds since the one before, or since the epoch began.
+    #[serde(deserialize_with = "number")]
     pub images_per_s: f64,
     /// Learning rate of the head, where one is trained, with the schedule's factor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,6 +68,7 @@ pub struct EpochRecord {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrainRecord {
     /// The objective.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// What it is made of.
     #[serde(flatten)]

@@ -104,7 +104,7 @@ impl Choices {
         on_disk.add_missing(&stored);
         if let Ok(text) = serde_json::to_vec_pretty(&on_disk) {
             // Whoever cannot write here measures at every start; who opens the device and the probe say so.
-            let _ = files::write_atomic(path, &text);
+            let _ = files::write_private(path, &text);
         }
         holds
     }
