@@ -35,8 +35,8 @@ fn main() -> Result<()> {
     // One model and one set of images, for as many runs as are wanted.
     let (cache, templates) = (demo::cache(settings.image_seed())?, settings.templates.clone());
     let towers = settings.trained_towers();
-    let mut session = SharedModel::new(backend, demo::model()?, &cache, None, &templates, towers, &Silent)?;
-    let summary = session.train(&settings, &dir, false, &Silent)?;
+    let mut shared = SharedModel::new(backend, demo::model()?, &cache, None, &templates, towers, &Silent)?;
+    let summary = shared.train(&settings, &dir, false, &Silent)?;
     println!("epoch {} kept, validation top-1 {:.1} %", summary.best_epoch, 100.0 * summary.val.top1);
     if let Some(test) = &summary.test {
         println!("test top-1 {:.1} %, plain CLIP {:.1} %", 100.0 * test.top1, 100.0 * summary.zero_shot.top1);

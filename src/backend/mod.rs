@@ -530,7 +530,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// the same shapes. Copies between host and device and new memory are no operations in this sense.
     fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph>;
     /// Runs captured operations, on the tensors that they were captured with.
-    fn replay(&self, recording: &Self::Graph) -> Result<()>;
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
 
     /// Random resized crops: y\[b\] = the rectangle `crops`\[b\] of `images`\[b\], resized by an antialiased
     /// bicubic filter (a = −0.5, as Pillow's; the support grows with the reduction, taps end at the

@@ -201,9 +201,9 @@ pub struct Judged {
 }
 
 /// Opens the data of settings, and says what there is to say of them.
-pub fn open_source(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Dataset> {
+pub fn open_dataset(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Dataset> {
     let Some(data) = &settings.data else { bail!("--data is needed, or --demo") };
-    let mut options = settings.source_options()?;
+    let mut options = settings.dataset_options()?;
     options.classes = judged.classes.clone();
     if judged.any {
         options.purpose = Purpose::Evaluate;
@@ -222,7 +222,7 @@ pub fn open_cache(
     preprocess: &Preprocess,
     monitor: &dyn Monitor,
 ) -> Result<Cache> {
-    let source = open_source(settings, judged, monitor)?;
+    let source = open_dataset(settings, judged, monitor)?;
     let preprocess = &preprocess.with_orientation(settings.orientation);
     cache_of(&source, preprocess, settings.dtype.into(), settings, false, monitor)
 }
@@ -317,7 +317,7 @@ pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> 
     };
     let mut model = open_settled_model(model, monitor)?;
     model.preprocess = model.preprocess.with_orientation(settings.orientation);
-    let source = open_source(settings, judged, monitor)?;
+    let source = open_dataset(settings, judged, monitor)?;
     let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), settings, false, monitor)?;
     let enlarged = if augmented {
         let side = larger_side(model.preprocess.image_size());

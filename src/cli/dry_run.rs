@@ -32,7 +32,7 @@ fn model_and_images(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model
     }
     let Some(model) = settings.model_name() else { bail!("--data is needed, or --demo") };
     let model = common::open_settled_model(model, monitor)?;
-    Ok((model, Images::of_source(&common::open_source(settings, &Judged::default(), monitor)?)))
+    Ok((model, Images::of_dataset(&common::open_dataset(settings, &Judged::default(), monitor)?)))
 }
 
 fn describe(plan: &Plan, images: &Images) -> Vec<String> {

@@ -118,13 +118,13 @@ impl RunSet {
         let common::Material { model, cache, enlarged } = material;
         on_device!(device, backend => {
             let enlarged = enlarged.as_ref();
-            let mut session = SharedModel::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
-            self.train_each(&mut session, monitor)
+            let mut shared = SharedModel::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
+            self.train_each(&mut shared, monitor)
         })?;
         Ok((self.load()?, cache))
     }
 
-    fn train_each<B: Backend>(&self, session: &mut SharedModel<'_, B>, monitor: &dyn Monitor) -> Result<()> {
+    fn train_each<B: Backend>(&self, shared: &mut SharedModel<'_, B>, monitor: &dyn Monitor) -> Result<()> {
         let whole = RunDir::at(&self.path);
         // All at once, before anything is removed.
         std::iter::once(&whole).chain(&self.outdated).try_for_each(|run| run.lock(monitor))?;
@@ -132,8 +132,8 @@ impl RunSet {
         for (i, (name, settings)) in self.runs.iter().enumerate() {
             monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
             let dir = RunDir::at(&self.path.join(name));
-            session.train(settings, &dir, false, monitor)?;
-            report::write_run(&dir, session.cache(), if i == 0 { monitor } else { &Silent })?;
+            shared.train(settings, &dir, false, monitor)?;
+            report::write_run(&dir, shared.cache(), if i == 0 { monitor } else { &Silent })?;
         }
         Ok(())
     }

@@ -122,8 +122,8 @@ pub fn run(args: Args) -> Result<()> {
     let summary = on_device!(device, backend => {
         let templates = &settings.templates;
         let towers = settings.trained_towers();
-        let mut session = SharedModel::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
-        session.train(&settings, &dir, resume, &monitor)
+        let mut shared = SharedModel::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
+        shared.train(&settings, &dir, resume, &monitor)
     })?;
     report::write_run(&dir, &cache, &monitor)?;
     print(&summary, &dir)

@@ -122,13 +122,13 @@ impl Driver for Listing {
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         let commands = locked(&self.lists).open.take();
-        let recording = self.driver.end_capture()?;
+        let graph = self.driver.end_capture()?;
         locked(&self.lists).last = commands.unwrap_or_default();
-        Ok(recording)
+        Ok(graph)
     }
 
-    fn replay(&self, recording: &dyn Graph) -> Result<()> {
-        self.driver.replay(recording)
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        self.driver.replay(graph)
     }
 
     fn measures(&self) -> bool {

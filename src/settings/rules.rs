@@ -92,7 +92,7 @@ fn has_own_split(s: &Settings) -> bool {
     let Some(data) = s.data.as_deref().filter(|_| !s.demo) else { return false };
     // What cannot be opened is for the run to say.
     let drawn = |options| Dataset::open(data, options).map_or(true, |source| source.drawn.is_some());
-    is_flowers102(data) || !s.source_options().map_or(true, drawn)
+    is_flowers102(data) || !s.dataset_options().map_or(true, drawn)
 }
 
 /// What of the settings contradicts each other.

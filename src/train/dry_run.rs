@@ -27,7 +27,7 @@ pub struct Images {
 
 impl Images {
     /// Those that were found; a photo that cannot be decoded is still among them.
-    pub fn of_source(source: &Dataset) -> Self {
+    pub fn of_dataset(source: &Dataset) -> Self {
         let labels = |split| source.split(split).iter().map(|item| item.label).collect();
         Images { class_names: source.class_names.clone(), labels: Split::ALL.map(labels) }
     }

@@ -348,7 +348,7 @@ fn fetches_bring_what_was_there_and_wait_only_when_asked() {
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn recordings_run_when_they_are_replayed_and_as_often() {
+fn graphs_run_when_they_are_replayed_and_as_often() {
     let session = Session::begin();
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[9.0; 8]));
@@ -356,15 +356,15 @@ fn recordings_run_when_they_are_replayed_and_as_often() {
     scale(&gpu, x, x, 8, 2.0).unwrap();
     gpu.copy(y, x, 16).unwrap();
     gpu.clear(y.offset(28), 4).unwrap();
-    let recording = gpu.end_capture().unwrap();
+    let graph = gpu.end_capture().unwrap();
     assert_eq!(download(&gpu, x, 8), [1.0; 8]);
     assert_eq!(download(&gpu, y, 8), [9.0; 8]);
-    gpu.replay(&*recording).unwrap();
+    gpu.replay(&*graph).unwrap();
     gpu.copy_from_host_async(x, &bytes(&[5.0; 8])).unwrap();
-    gpu.replay(&*recording).unwrap();
-    gpu.replay(&*recording).unwrap();
+    gpu.replay(&*graph).unwrap();
+    gpu.replay(&*graph).unwrap();
     // What is enqueued needs it no more.
-    drop(recording);
+    drop(graph);
     assert_eq!(download(&gpu, x, 8), [20.0; 8]);
     assert_eq!(download(&gpu, y, 8), [20.0, 20.0, 20.0, 20.0, 9.0, 9.0, 9.0, 0.0]);
     gpu.free(x);
@@ -373,7 +373,7 @@ fn recordings_run_when_they_are_replayed_and_as_often() {
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
+fn what_cannot_be_recorded_is_refused_and_leaves_the_capture_whole() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
@@ -391,17 +391,17 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_recording_whole() {
         ("seconds", failure(gpu.seconds(&mut || Ok(())))),
     ];
     for (call, text) in refusals {
-        assert_eq!(text, format!("{call}: a recording is open, and this cannot be part of one"));
+        assert_eq!(text, format!("{call}: a capture is open, and this cannot be part of one"));
     }
-    let recording = gpu.end_capture().unwrap();
-    gpu.replay(&*recording).unwrap();
+    let graph = gpu.end_capture().unwrap();
+    gpu.replay(&*graph).unwrap();
     assert_eq!(download(&gpu, x, 8), [2.0; 8]);
     gpu.free(x);
 }
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn an_error_ends_a_recording_and_nothing_else() {
+fn an_error_ends_a_capture_and_nothing_else() {
     let session = Session::begin();
     session.calls_may_fail();
     let gpu = session.probe();
@@ -409,10 +409,10 @@ fn an_error_ends_a_recording_and_nothing_else() {
     gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
     let problem = failure(launch(&gpu, &launch_of("probe_twist", Args::new())));
-    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the recording: {problem}"));
-    assert_eq!(failure(gpu.end_capture()), "end_capture: no recording is open");
+    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the capture: {problem}"));
+    assert_eq!(failure(gpu.end_capture()), "end_capture: no capture is open");
     scale(&gpu, x, x, 8, 3.0).unwrap();
-    assert_eq!(download(&gpu, x, 8), [3.0; 8], "what was recorded has not run");
+    assert_eq!(download(&gpu, x, 8), [3.0; 8], "what was captured has not run");
     gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 5.0).unwrap();
     gpu.replay(&*gpu.end_capture().unwrap()).unwrap();
@@ -422,7 +422,7 @@ fn an_error_ends_a_recording_and_nothing_else() {
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn a_recording_that_was_left_open_is_thrown_away() {
+fn a_capture_that_was_left_open_is_thrown_away() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
@@ -430,7 +430,7 @@ fn a_recording_that_was_left_open_is_thrown_away() {
     scale(&gpu, x, x, 8, 2.0).unwrap();
     assert_eq!(
         failure(gpu.begin_capture()),
-        "begin_capture: a recording was open already; both are thrown away"
+        "begin_capture: a capture was open already; both are thrown away"
     );
     scale(&gpu, x, x, 8, 3.0).unwrap();
     assert_eq!(download(&gpu, x, 8), [3.0; 8]);
@@ -442,7 +442,7 @@ fn a_recording_that_was_left_open_is_thrown_away() {
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn memory_may_be_given_back_while_a_recording_is_open() {
+fn memory_may_be_given_back_while_a_capture_is_open() {
     let session = Session::begin();
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 8]), upload(&gpu, &[1.0; 8]));
@@ -452,25 +452,25 @@ fn memory_may_be_given_back_while_a_recording_is_open() {
     scale(&gpu, y, y, 8, 3.0).unwrap();
     gpu.free(x);
     assert_eq!(gpu.allocated().0, 32);
-    let recording = gpu.end_capture().unwrap();
+    let graph = gpu.end_capture().unwrap();
     assert_eq!(gpu.free_memory().unwrap(), free + 32);
-    gpu.replay(&*recording).unwrap();
+    gpu.replay(&*graph).unwrap();
     assert_eq!(download(&gpu, y, 8), [6.0; 8]);
     gpu.free(y);
 }
 
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn recordings_belong_to_the_gpu_that_made_them() {
+fn graphs_belong_to_the_gpu_that_made_them() {
     let session = Session::begin();
     let (first, second) = (session.probe(), session.probe());
     first.begin_capture().unwrap();
-    let recording = first.end_capture().unwrap();
-    assert_eq!(failure(second.replay(&*recording)), "replay: the recording was made on another device");
+    let graph = first.end_capture().unwrap();
+    assert_eq!(failure(second.replay(&*graph)), "replay: the graph was made on another device");
     // In an order of no meaning: the graph is the last to go.
     drop(first);
     drop(second);
-    drop(recording);
+    drop(graph);
 }
 
 // ---------------------------------------------------------------- time
@@ -639,7 +639,7 @@ fn products_are_those_of_plain_loops() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for measured in [true, false] {
             session.set("KERNELS", "");
-            let options = GpuOptions { cache: Some(cache.path().into()), measure: measured, record: true };
+            let options = GpuOptions { cache: Some(cache.path().into()), measure: measured, capture: true };
             let gpu = session.probe_with(dtype, options);
             // The second time there is a plan.
             variants(dtype).iter().for_each(|variant| variant.check(&gpu, 2));
@@ -797,7 +797,7 @@ fn the_fastest_algorithm_is_measured_kept_and_checked_again() {
 /// From cuBLASLt 13.3 on there is no heuristic while a stream is captured, so a product must have run before.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn products_are_planned_outside_of_recordings_only() {
+fn products_are_planned_outside_of_graphs_only() {
     let session = Session::begin();
     let cache = tempfile::tempdir().unwrap();
     let gpu = session.probe_in(Some(cache.path().into()), DType::F32);
@@ -807,23 +807,23 @@ fn products_are_planned_outside_of_recordings_only() {
     assert_eq!(
         problem,
         "product: f32 m=8 n=8 k=8 x/8 wT/8 y/8 aligned 256 256 256 256 is new, and cannot be planned while a \
-         recording is open: run it once before"
+         capture is open: run it once before"
     );
-    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the recording: {problem}"));
+    assert_eq!(failure(gpu.end_capture()), format!("end_capture: an error ended the capture: {problem}"));
     squares.run(&gpu);
     gpu.begin_capture().unwrap();
     squares.run(&gpu);
-    let recording = gpu.end_capture().unwrap();
+    let graph = gpu.end_capture().unwrap();
     gpu.clear(squares.at[2], 256).unwrap();
-    gpu.replay(&*recording).unwrap();
+    gpu.replay(&*graph).unwrap();
     assert_eq!(download(&gpu, squares.at[2], 64), [4.0; 64]);
     assert_eq!(squares.algorithm(&gpu), 2);
     squares.free(&gpu);
-    drop((recording, gpu));
+    drop((graph, gpu));
 
     // Who does not measure takes the first proposal and keeps nothing.
     let untouched = tempfile::tempdir().unwrap();
-    let options = GpuOptions { cache: Some(untouched.path().into()), measure: false, record: true };
+    let options = GpuOptions { cache: Some(untouched.path().into()), measure: false, capture: true };
     let gpu = session.probe_with(DType::F32, options);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);
@@ -941,12 +941,12 @@ fn everything_is_given_back() {
     let fetch = gpu.fetch(squares.at[0], 256).unwrap();
     gpu.begin_capture().unwrap();
     gpu.clear(squares.at[1], 256).unwrap();
-    let recording = gpu.end_capture().unwrap();
-    gpu.replay(&*recording).unwrap();
+    let graph = gpu.end_capture().unwrap();
+    gpu.replay(&*graph).unwrap();
     assert!(session.held() > before + 10);
     // With work on its way, and memory that nobody gave back.
     drop(gpu);
     drop(fetch);
-    drop(recording);
+    drop(graph);
     assert_eq!(session.held(), before);
 }

@@ -139,17 +139,17 @@ fn pinned_memory_that_is_written_too_early_is_noticed() {
 /// A graph that outlives its device's driver keeps the kernels that it launches.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn recordings_keep_the_kernels_that_are_in_them() {
+fn graphs_keep_the_kernels_that_are_in_them() {
     let session = Session::begin();
     let gpu = session.probe();
     let x = upload(&gpu, &[1.0; 8]);
     scale(&gpu, x, x, 8, 2.0).unwrap();
     gpu.begin_capture().unwrap();
     scale(&gpu, x, x, 8, 2.0).unwrap();
-    let recording = gpu.end_capture().unwrap();
+    let graph = gpu.end_capture().unwrap();
     gpu.free(x);
     drop(gpu);
-    drop(recording);
+    drop(graph);
 }
 
 #[test]
@@ -234,10 +234,10 @@ fn any_call_may_fail_and_is_named() {
             scale(&gpu, memory, memory, 64, 2.0)?;
             gpu.clear(memory, 4)?;
             gpu.begin_capture()?;
-            let recorded = gpu.copy(memory.offset(128), memory, 128);
-            let recording = gpu.end_capture();
-            recorded?;
-            gpu.replay(&*recording?)?;
+            let captured = gpu.copy(memory.offset(128), memory, 128);
+            let graph = gpu.end_capture();
+            captured?;
+            gpu.replay(&*graph?)?;
             gpu.fetch(memory, 8)?.wait()?;
             let [x, w, y] = [memory, gpu.allocate(256)?, gpu.allocate(256)?];
             // SAFETY: the three are of the size that the product names.
@@ -287,7 +287,7 @@ fn candidates_that_fail_when_they_run_are_passed_over() {
     drop(gpu);
     // Who does not measure has the first only.
     session.set("FAILING", "1");
-    let gpu = session.probe_with(DType::F32, GpuOptions { cache: None, measure: false, record: true });
+    let gpu = session.probe_with(DType::F32, GpuOptions { cache: None, measure: false, capture: true });
     let squares = Squares::new(&gpu);
     let text = failure(squares.try_run(&gpu));
     assert_eq!(

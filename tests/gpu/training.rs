@@ -114,15 +114,15 @@ impl Driver for PlainProducts {
     }
 
     fn begin_capture(&self) -> Result<()> {
-        Err(CudaError::Unsupported("these products cannot be recorded".into()))
+        Err(CudaError::Unsupported("these products cannot be captured".into()))
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         self.0.end_capture()
     }
 
-    fn replay(&self, recording: &dyn Graph) -> Result<()> {
-        self.0.replay(recording)
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        self.0.replay(graph)
     }
 
     fn measures(&self) -> bool {
@@ -536,7 +536,7 @@ fn a_cache_that_cannot_be_written_is_warned_of() {
 /// For who looks for a fault: every call is made when it is met, and nothing depends on what was measured.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
-fn recording_and_measuring_can_be_switched_off() {
+fn capture_and_measuring_can_be_switched_off() {
     let session = Session::begin();
     let place = Place::new([2, 1, 1]);
     let cache = place.cache(&session);
@@ -690,7 +690,7 @@ fn a_device_that_is_lost_in_the_second_epoch_leaves_the_first() {
     let line = done.error();
     assert!(
         line.contains(
-            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered), and a recorded step was \
+            "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered), and a captured step was \
              enqueued last; the GPU context is lost with all that was in it: start the program again and resume what it was doing"
         ),
         "{line}"

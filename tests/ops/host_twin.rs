@@ -313,7 +313,7 @@ fn a_pipelined_product_on_tensor_cores_matches_plain_loops() {
 
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
-fn a_recording_runs_when_it_is_replayed_and_not_before() {
+fn a_capture_runs_when_it_is_replayed_and_not_before() {
     let twin = twin(DType::F32);
     let x = upload(&twin, &[1.0f32, 2.0, 3.0, 4.0]);
     let (y, z) = (upload(&twin, &[9.0f32; 4]), upload(&twin, &[9.0f32; 8]));
@@ -323,22 +323,22 @@ fn a_recording_runs_when_it_is_replayed_and_not_before() {
     twin.clear(z, 16).unwrap();
     twin.copy(z.offset(16), y, 16).unwrap();
     let during = twin.download(y, &mut [0; 16]).unwrap_err().to_string();
-    says(&during, &["download during a recording"]);
-    says(&twin.synchronize().unwrap_err().to_string(), &["synchronize during a recording"]);
-    let recording = twin.end_capture().unwrap();
+    says(&during, &["download during a capture"]);
+    says(&twin.synchronize().unwrap_err().to_string(), &["synchronize during a capture"]);
+    let graph = twin.end_capture().unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [9.0; 4]);
-    twin.replay(&*recording).unwrap();
+    twin.replay(&*graph).unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [0.1, 0.2, 0.3, 0.4]);
     assert_eq!(download::<f32>(&twin, z, 8), [0.0, 0.0, 0.0, 0.0, 0.1, 0.2, 0.3, 0.4]);
     twin.upload(x, bytemuck::cast_slice(&[4.0f32, 3.0, 2.0, 1.0])).unwrap();
-    twin.replay(&*recording).unwrap();
+    twin.replay(&*graph).unwrap();
     assert_eq!(download::<f32>(&twin, y, 4), [0.4, 0.3, 0.2, 0.1]);
 }
 
 /// As the GPU's driver does it.
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
-fn an_error_ends_a_recording_and_nothing_else() {
+fn an_error_ends_a_capture_and_nothing_else() {
     let twin = twin(DType::F32);
     let x = upload(&twin, &[1.0f32, 1.0, 2.0, 4.0]);
     let y = upload(&twin, &[9.0f32; 4]);
@@ -348,9 +348,9 @@ fn an_error_ends_a_recording_and_nothing_else() {
     twin.clear(y, 16).unwrap();
     let problem = twin.clear(y, 32).unwrap_err().to_string();
     share();
-    assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5], "no recording is open");
+    assert_eq!(download::<f32>(&twin, y, 4), [0.125, 0.125, 0.25, 0.5], "no capture is open");
     let message = twin.end_capture().err().unwrap().to_string();
-    says(&message, &["an error ended the recording", &problem]);
+    says(&message, &["an error ended the capture", &problem]);
     says(&twin.end_capture().err().unwrap().to_string(), &["without begin_capture"]);
     twin.begin_capture().unwrap();
     twin.clear(y, 16).unwrap();

@@ -220,9 +220,9 @@ impl Driver for Clocked {
         self.recorded.lock().unwrap().0 = false;
         self.twin.end_capture()
     }
-    fn replay(&self, recording: &dyn Graph) -> Result<(), CudaError> {
+    fn replay(&self, graph: &dyn Graph) -> Result<(), CudaError> {
         self.launched.lock().unwrap().extend(&self.recorded.lock().unwrap().1);
-        self.twin.replay(recording)
+        self.twin.replay(graph)
     }
     fn measures(&self) -> bool {
         true

@@ -534,11 +534,11 @@ fn a_recorded_step_of_adamw_is_the_step() {
     let scaling = Some(LossScaling { interval: 2, ..LossScaling::default() });
     let plain = Adamw::new(&cuda, scaling).run(&cuda, 4).state(&cuda);
     let mut recorded = Adamw::new(&cuda, scaling).run(&cuda, 1);
-    let recording = cuda.capture(|| recorded.step(&cuda)).unwrap();
+    let graph = cuda.capture(|| recorded.step(&cuda)).unwrap();
     // Tables of other tensors leave that of the graph alone.
     Adamw::new(&cuda, scaling).run(&cuda, 1);
     for _ in 0..3 {
-        cuda.replay(&recording).unwrap();
+        cuda.replay(&graph).unwrap();
     }
     assert_eq!(recorded.state(&cuda), plain);
     assert_eq!(plain[plain.len() - 2], [4.0, 4.0 * 65536.0, 0.0], "two times two good steps");
@@ -546,11 +546,11 @@ fn a_recorded_step_of_adamw_is_the_step() {
 
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
-fn a_recording_refuses_tensors_it_has_not_met() {
+fn a_capture_refuses_tensors_it_has_not_met() {
     let (_, cuda) = twin(DType::F32, 90);
     let mut adamw = Adamw::new(&cuda, None);
     let Err(error) = cuda.capture(|| adamw.step(&cuda)) else { panic!("the table cannot be uploaded") };
-    assert!(error.to_string().contains("record"), "{error}");
+    assert!(error.to_string().contains("capture"), "{error}");
 }
 
 /// Features, classes and what `triplet` and its backward form leave.
@@ -727,12 +727,12 @@ fn a_recorded_dropout_draws_anew_for_each_batch() {
         cuda.dropout(&x, Dropout { draw, site: 2, probability: 0.25 }, y)
     };
     run(&draw, &mut y).unwrap();
-    let recording = cuda.capture(|| run(&draw, &mut y)).unwrap();
+    let graph = cuda.capture(|| run(&draw, &mut y)).unwrap();
     let mut masks = Vec::new();
     for batch in 1..4u32 {
         cuda.copy_from_host_async(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view(), &mut draw)
             .unwrap();
-        cuda.replay(&recording).unwrap();
+        cuda.replay(&graph).unwrap();
         let replayed = cuda.download(&y).unwrap();
         run(&upload(&cuda, [4], &[3, 4, batch, 0]), &mut y).unwrap();
         assert_eq!(replayed.bytes(), cuda.download(&y).unwrap().bytes(), "batch {batch}");

@@ -7,6 +7,6 @@ mod techniques;
 #[cfg(target_os = "linux")]
 mod twin_launches;
 #[cfg(target_os = "linux")]
-mod twin_session;
+mod twin_runs;
 #[cfg(target_os = "linux")]
 mod twin_training;

@@ -164,8 +164,8 @@ fn a_scale_that_is_too_large_comes_down_by_itself() {
 
 /// Captured steps do what the same steps do one by one, to the bit; so does a second run.
 #[test]
-#[ignore = "long: tests/gpu trains by recordings to the bit of the twin's"]
-fn recordings_and_repetitions_change_no_bit() {
+#[ignore = "long: tests/gpu trains by graphs to the bit of the twin's"]
+fn graphs_and_repetitions_change_no_bit() {
     let even = TinySizes::EVEN;
     let crops = TinyStep { crops_of: Some(even.side + 4), ..technique("pixels mixed", even) };
     for (name, tiny) in [

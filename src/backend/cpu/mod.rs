@@ -110,11 +110,11 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn capture(&self, _body: impl FnOnce() -> Result<()>) -> Result<NoGraph> {
-        Err(BackendError::Invalid { op: "record", problem: "the CPU records nothing".into() })
+        Err(BackendError::Invalid { op: "capture", problem: "the CPU captures nothing".into() })
     }
 
-    fn replay(&self, recording: &NoGraph) -> Result<()> {
-        match *recording {}
+    fn replay(&self, graph: &NoGraph) -> Result<()> {
+        match *graph {}
     }
 
     fn crop_resize(&self, images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {

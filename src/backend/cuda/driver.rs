@@ -316,7 +316,7 @@ pub trait Driver: Send + Sync {
     /// captured failed: that ends the capture.
     fn end_capture(&self) -> Result<Box<dyn Graph>>;
     /// Enqueues everything that was captured.
-    fn replay(&self, recording: &dyn Graph) -> Result<()>;
+    fn replay(&self, graph: &dyn Graph) -> Result<()>;
 
     /// Whether what there is to choose from is timed here, so that the fastest is taken.
     fn measures(&self) -> bool;

@@ -369,13 +369,13 @@ impl Backend for Cuda {
     fn capture(&self, body: impl FnOnce() -> Result<()>) -> Result<Self::Graph> {
         self.driver().begin_capture()?;
         let done = body();
-        let recording = self.driver().end_capture();
+        let graph = self.driver().end_capture();
         done?;
-        Ok(recording?)
+        Ok(graph?)
     }
 
-    fn replay(&self, recording: &Self::Graph) -> Result<()> {
-        Ok(self.driver().replay(&**recording)?)
+    fn replay(&self, graph: &Self::Graph) -> Result<()> {
+        Ok(self.driver().replay(&**graph)?)
     }
 
     fn crop_resize(&self, images: &CudaTensor, crops: &CudaTensor, y: &mut CudaTensor) -> Result<()> {

@@ -60,10 +60,10 @@ pub fn time<B: Backend>(backend: &B, op: &mut Op<'_>, reps: usize) -> Result<Tim
     }
     let mut warm = Vec::with_capacity(reps);
     if backend.can_capture() {
-        let recording = backend.capture(|| (0..BURST).try_for_each(|_| (op.run)()))?;
-        backend.replay(&recording)?;
+        let graph = backend.capture(|| (0..BURST).try_for_each(|_| (op.run)()))?;
+        backend.replay(&graph)?;
         for _ in 0..reps {
-            warm.push(backend.seconds(&mut || backend.replay(&recording))? / BURST as f64);
+            warm.push(backend.seconds(&mut || backend.replay(&graph))? / BURST as f64);
         }
     } else {
         for _ in 0..reps {

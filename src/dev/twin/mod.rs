@@ -91,7 +91,7 @@ struct State {
     machine: Machine,
     memory: Memory,
     libraries: HashMap<&'static str, Arc<KernelLibrary>>,
-    recording: CaptureState,
+    capture: CaptureState,
     order: BlockOrder,
 }
 
@@ -136,7 +136,7 @@ impl Twin {
             machine: Machine::new(&sources)?,
             memory: Memory::default(),
             libraries: HashMap::new(),
-            recording: CaptureState::Closed,
+            capture: CaptureState::Closed,
             order: BlockOrder::Shuffled(2),
         };
         let (rounding, state) = (Rounding::EachOperation, Mutex::new(state));
@@ -194,13 +194,13 @@ impl Twin {
     fn enqueue(&self, command: Command) -> Result<()> {
         let mut state = locked(&self.state);
         let checked = self.check(&mut state, &command);
-        match (&mut state.recording, checked) {
+        match (&mut state.capture, checked) {
             (CaptureState::Open(commands), Ok(())) => {
                 commands.push(command);
                 Ok(())
             }
-            (recording @ CaptureState::Open(_), Err(error)) => {
-                *recording = CaptureState::Broken(error.to_string());
+            (capture @ CaptureState::Open(_), Err(error)) => {
+                *capture = CaptureState::Broken(error.to_string());
                 Err(error)
             }
             (_, checked) => checked.and_then(|()| self.run(&mut state, &command)),
@@ -340,28 +340,28 @@ impl Driver for Twin {
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
         let mut state = locked(&self.state);
-        refuse_in_recording(&state, "upload")?;
+        refuse_in_capture(&state, "upload")?;
         state.memory.bytes_mut(to, from.len(), "upload")?.copy_from_slice(from);
         Ok(())
     }
 
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()> {
         let state = locked(&self.state);
-        refuse_in_recording(&state, "download")?;
+        refuse_in_capture(&state, "download")?;
         to.copy_from_slice(state.memory.bytes(from, to.len(), "download")?);
         Ok(())
     }
 
     fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
         let mut state = locked(&self.state);
-        refuse_in_recording(&state, "copy_from_host_async")?;
+        refuse_in_capture(&state, "copy_from_host_async")?;
         state.memory.bytes_mut(to, from.len(), "copy_from_host_async")?.copy_from_slice(from);
         Ok(())
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
         let state = locked(&self.state);
-        refuse_in_recording(&state, "fetch")?;
+        refuse_in_capture(&state, "fetch")?;
         Ok(Box::new(Arrived(state.memory.bytes(from, bytes, "fetch")?.to_vec())))
     }
 
@@ -375,30 +375,30 @@ impl Driver for Twin {
 
     fn begin_capture(&self) -> Result<()> {
         let mut state = locked(&self.state);
-        if matches!(state.recording, CaptureState::Open(_)) {
-            state.recording = CaptureState::Closed;
-            let problem = "begin_capture: a recording was open already; both are thrown away";
+        if matches!(state.capture, CaptureState::Open(_)) {
+            state.capture = CaptureState::Closed;
+            let problem = "begin_capture: a capture was open already; both are thrown away";
             return Err(CudaError::Twin(problem.into()));
         }
-        state.recording = CaptureState::Open(Vec::new());
+        state.capture = CaptureState::Open(Vec::new());
         Ok(())
     }
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
-        match std::mem::replace(&mut locked(&self.state).recording, CaptureState::Closed) {
+        match std::mem::replace(&mut locked(&self.state).capture, CaptureState::Closed) {
             CaptureState::Open(commands) => Ok(Box::new(Tape(commands))),
             CaptureState::Closed => Err(CudaError::Twin("end_capture without begin_capture".into())),
             CaptureState::Broken(problem) => {
-                Err(CudaError::Twin(format!("end_capture: an error ended the recording: {problem}")))
+                Err(CudaError::Twin(format!("end_capture: an error ended the capture: {problem}")))
             }
         }
     }
 
-    fn replay(&self, recording: &dyn Graph) -> Result<()> {
-        let foreign = || CudaError::Twin("replay of another device's recording".into());
-        let Tape(commands) = recording.as_any().downcast_ref().ok_or_else(foreign)?;
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        let foreign = || CudaError::Twin("replay of another device's graph".into());
+        let Tape(commands) = graph.as_any().downcast_ref().ok_or_else(foreign)?;
         let mut state = locked(&self.state);
-        refuse_in_recording(&state, "replay")?;
+        refuse_in_capture(&state, "replay")?;
         for command in commands {
             self.check(&mut state, command)?;
             self.run(&mut state, command)?;
@@ -421,7 +421,7 @@ impl Driver for Twin {
     }
 
     fn synchronize(&self) -> Result<()> {
-        refuse_in_recording(&locked(&self.state), "synchronize")
+        refuse_in_capture(&locked(&self.state), "synchronize")
     }
 
     fn seconds(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
@@ -432,9 +432,9 @@ impl Driver for Twin {
 }
 
 /// As CUDA refuses during a capture whatever would wait or cannot be part of a graph.
-fn refuse_in_recording(state: &State, call: &str) -> Result<()> {
-    if matches!(state.recording, CaptureState::Open(_)) {
-        return Err(CudaError::Twin(format!("{call} during a recording")));
+fn refuse_in_capture(state: &State, call: &str) -> Result<()> {
+    if matches!(state.capture, CaptureState::Open(_)) {
+        return Err(CudaError::Twin(format!("{call} during a capture")));
     }
     Ok(())
 }

@@ -7,13 +7,13 @@ use std::hash::Hash;
 /// What has run so far, by what it was; captured when it runs for the second time, because the first time may choose
 /// algorithms and allocate.
 pub(super) struct Graphs<B: Backend, K> {
-    pub recorded: HashMap<K, Option<B::Graph>>,
+    pub captured: HashMap<K, Option<B::Graph>>,
     pub enabled: bool,
 }
 
 impl<B: Backend, K> Default for Graphs<B, K> {
     fn default() -> Self {
-        Graphs { recorded: HashMap::new(), enabled: false }
+        Graphs { captured: HashMap::new(), enabled: false }
     }
 }
 
@@ -23,17 +23,17 @@ impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
         if !self.enabled {
             return work();
         }
-        match self.recorded.get(&key) {
+        match self.captured.get(&key) {
             Some(Some(graph)) => backend.replay(graph),
             Some(None) => {
                 let graph = backend.capture(work)?;
                 backend.replay(&graph)?;
-                self.recorded.insert(key, Some(graph));
+                self.captured.insert(key, Some(graph));
                 Ok(())
             }
             None => {
                 work()?;
-                self.recorded.insert(key, None);
+                self.captured.insert(key, None);
                 Ok(())
             }
         }
@@ -41,6 +41,6 @@ impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
 
     /// Forgets what is no longer as it was captured.
     pub fn forget(&mut self, is_outdated: impl Fn(&K) -> bool) {
-        self.recorded.retain(|key, _| !is_outdated(key));
+        self.captured.retain(|key, _| !is_outdated(key));
     }
 }

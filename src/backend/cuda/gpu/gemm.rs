@@ -146,7 +146,7 @@ pub struct Gemms {
     workspace_bytes: usize,
     choices: Arc<Choices>,
     /// Whether measurements are of captured graphs.
-    record: bool,
+    capture: bool,
     /// The device has worked for a while.
     warm: AtomicBool,
     handle: Handle,
@@ -158,7 +158,7 @@ impl Gemms {
         context: &Arc<Context>,
         compute_capability: u32,
         choices: Arc<Choices>,
-        record: bool,
+        capture: bool,
     ) -> Result<Self> {
         // What NVIDIA recommends: 32 MiB from Hopper on, 4 before; some algorithms use a little more.
         let workspace_bytes = if compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
@@ -168,7 +168,7 @@ impl Gemms {
             workspace: DeviceBuffer::new(context, workspace_bytes)?,
             workspace_bytes,
             choices,
-            record,
+            capture,
             warm: AtomicBool::new(false),
             handle: Handle::new()?,
             context: context.clone(),
@@ -191,7 +191,7 @@ impl Gemms {
         let usable = plans.get(&key).is_some_and(|plan| plan.settled || planning != Planning::Measure);
         if !usable && planning == Planning::Refuse {
             let problem =
-                format!("{key} is new, and cannot be planned while a recording is open: run it once before");
+                format!("{key} is new, and cannot be planned while a capture is open: run it once before");
             return Err(CudaError::Call { call: "product", problem });
         }
         if !usable {
@@ -405,7 +405,7 @@ impl Gemms {
         run()?;
         stream.synchronize()?;
         let runs = || (0..RUNS).try_for_each(|_| run());
-        let graph = self.record.then(|| stream.capture(runs)?.instantiate()).transpose()?;
+        let graph = self.capture.then(|| stream.capture(runs)?.instantiate()).transpose()?;
         let once = || graph.as_ref().map_or_else(runs, |graph| graph.launch(stream));
         let (start, end) = (Event::timing(&self.context)?, Event::timing(&self.context)?);
         once()?;

@@ -202,7 +202,7 @@ impl Stream {
         check("cuStreamEndCapture", status)?;
         graph.ok_or_else(|| CudaError::Call {
             call: "cuStreamEndCapture",
-            problem: "the driver returned no graph; an earlier error broke the recording".into(),
+            problem: "the driver returned no graph; an earlier error broke the capture".into(),
         })
     }
 

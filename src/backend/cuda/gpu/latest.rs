@@ -20,7 +20,7 @@ impl fmt::Display for Enqueued {
             Enqueued::Gemm(Gemm { m, n, k, dtype, .. }) => {
                 write!(f, "a product, {dtype} m={m} n={n} k={k}")
             }
-            Enqueued::Replay => f.write_str("a recorded step"),
+            Enqueued::Replay => f.write_str("a captured step"),
         }
     }
 }

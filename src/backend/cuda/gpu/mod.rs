@@ -44,9 +44,9 @@ use std::sync::{Arc, Mutex};
 use transfer::{Landings, Ring, Streams};
 
 /// Batches that may be on their way to the device at once, and small things like labels.
-const LARGE_FEEDS: usize = 3;
+const LARGE_COPIES: usize = 3;
 const SMALL_FEEDS: usize = 16;
-const SMALL_FEED: usize = 64 << 10;
+const SMALL_COPY: usize = 64 << 10;
 
 /// How a [`Gpu`] is set up.
 #[derive(Debug, Clone)]
@@ -57,7 +57,7 @@ pub struct GpuOptions {
     /// adapted layer. Else cuBLASLt's heuristic decides, and the first form is taken.
     pub measure: bool,
     /// Work can be captured; else it is enqueued call by call, so that an error comes where it is made.
-    pub record: bool,
+    pub capture: bool,
 }
 
 /// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
@@ -68,7 +68,7 @@ pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 impl Default for GpuOptions {
     fn default() -> Self {
         let on = |name| std::env::var_os(name).is_none_or(|value| value != "0");
-        GpuOptions { cache: store::folder(), measure: on(MEASURE), record: on(GRAPHS) }
+        GpuOptions { cache: store::folder(), measure: on(MEASURE), capture: on(GRAPHS) }
     }
 }
 
@@ -93,12 +93,12 @@ pub struct Gpu {
     info: DeviceInfo,
     kernels_hash: String,
     options: GpuOptions,
-    recording: Mutex<CaptureState>,
+    capture: Mutex<CaptureState>,
     ledger: Mutex<Ledger>,
     kernels: Arc<Kernels>,
     gemms: Gemms,
-    large_feeds: Ring,
-    small_feeds: Ring,
+    large_copies: Ring,
+    small_copies: Ring,
     landings: Arc<Landings>,
     latest: Arc<Latest>,
     choices: Arc<Choices>,
@@ -133,12 +133,12 @@ impl Gpu {
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
             kernels_hash: kernels_hash(sources)?,
-            recording: Mutex::new(CaptureState::Closed),
+            capture: Mutex::new(CaptureState::Closed),
             ledger: Mutex::default(),
             kernels: Arc::new(kernels),
-            gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.record)?,
-            large_feeds: Ring::new(&context, LARGE_FEEDS, SMALL_FEED),
-            small_feeds: Ring::new(&context, SMALL_FEEDS, SMALL_FEED),
+            gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.capture)?,
+            large_copies: Ring::new(&context, LARGE_COPIES, SMALL_COPY),
+            small_copies: Ring::new(&context, SMALL_FEEDS, SMALL_COPY),
             landings: Landings::new(&context, &latest),
             latest,
             choices,
@@ -151,19 +151,19 @@ impl Gpu {
 
     /// Does what cannot be captured, with no capture open until it is done.
     fn outside<T>(&self, call: &'static str, body: impl FnOnce() -> Result<T>) -> Result<T> {
-        let state = locked(&self.recording);
+        let state = locked(&self.capture);
         if matches!(*state, CaptureState::Open) {
-            let problem = "a recording is open, and this cannot be part of one".into();
+            let problem = "a capture is open, and this cannot be part of one".into();
             return Err(CudaError::Call { call, problem });
         }
         self.latest.explain(body())
     }
 
     /// Passes a result on; an error ends an open capture, which is of no use then.
-    fn recorded<T>(&self, result: Result<T>) -> Result<T> {
+    fn captured<T>(&self, result: Result<T>) -> Result<T> {
         let result = self.latest.explain(result);
         if let Err(error) = &result {
-            let mut state = locked(&self.recording);
+            let mut state = locked(&self.capture);
             if matches!(*state, CaptureState::Open) {
                 // The graph so far is thrown away, and a failure to end it adds nothing to the first one.
                 let _ = self.streams.compute.end_capture();
@@ -182,7 +182,7 @@ impl Gpu {
 
     /// Frees what was given back while a capture was open, if none is now.
     fn free_deferred(&self) {
-        let state = locked(&self.recording);
+        let state = locked(&self.capture);
         if matches!(*state, CaptureState::Open) {
             return;
         }
@@ -204,7 +204,7 @@ fn software(options: &GpuOptions) -> Result<String> {
     let kernel_driver = libraries::kernel_driver().map(|version| format!("driver {version}, "));
     let (cuda, nvrtc) = (&libraries::driver()?.version, &libraries::nvrtc()?.version);
     let cublaslt = &libraries::cublaslt()?.version;
-    let off = [(options.measure, ", nothing is measured"), (options.record, ", nothing is recorded")];
+    let off = [(options.measure, ", nothing is measured"), (options.capture, ", nothing is captured")];
     let off: String = off.iter().filter(|(on, _)| !on).map(|(_, text)| *text).collect();
     Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}{off}", kernel_driver.unwrap_or_default()))
 }
@@ -272,7 +272,7 @@ impl Driver for Gpu {
             return Ok(());
         }
         // SAFETY: callers pass memory that they allocated; it is freed only once the stream has come by.
-        self.recorded(unsafe { self.streams.compute.clear(to.0, bytes) })
+        self.captured(unsafe { self.streams.compute.clear(to.0, bytes) })
     }
 
     fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
@@ -280,7 +280,7 @@ impl Driver for Gpu {
             return Ok(());
         }
         // SAFETY: as above.
-        self.recorded(unsafe { self.streams.compute.copy(to.0, from.0, bytes) })
+        self.captured(unsafe { self.streams.compute.copy(to.0, from.0, bytes) })
     }
 
     fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
@@ -313,7 +313,7 @@ impl Driver for Gpu {
         }
         // Whether a capture is open is asked before a slot is waited for, and again when it is used.
         self.outside("copy_from_host_async", || Ok(()))?;
-        let ring = if from.len() <= SMALL_FEED { &self.small_feeds } else { &self.large_feeds };
+        let ring = if from.len() <= SMALL_COPY { &self.small_copies } else { &self.large_copies };
         let filled = ring.fill(from)?;
         // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
         self.outside("copy_from_host_async", || unsafe { filled.send(to.0, &self.streams) })
@@ -330,39 +330,39 @@ impl Driver for Gpu {
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         // SAFETY: as the caller promises.
         let launched = unsafe { self.kernels.launch(launch, &self.streams.compute) };
-        let launched = self.recorded(launched);
+        let launched = self.captured(launched);
         self.latest.set(Enqueued::Launch(*launch));
         launched
     }
 
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        let state = locked(&self.recording);
+        let state = locked(&self.capture);
         let planning = match *state {
             CaptureState::Open => Planning::Refuse,
             _ if self.options.measure => Planning::Measure,
             _ => Planning::TakeFirst,
         };
         // A measurement captures for itself, so no other capture may begin meanwhile; in an open one the
-        // lock must be free for `recorded` to end it.
+        // lock must be free for `captured` to end it.
         let guard = (planning == Planning::Measure).then_some(state);
         // SAFETY: as the caller promises; all products go to the one stream.
         let result = unsafe { self.gemms.enqueue(gemm, &self.streams.compute, planning) };
         drop(guard);
-        let result = self.recorded(result);
+        let result = self.captured(result);
         self.latest.set(Enqueued::Gemm(*gemm));
         result
     }
 
     fn can_capture(&self) -> bool {
-        self.options.record
+        self.options.capture
     }
 
     fn begin_capture(&self) -> Result<()> {
-        let mut state = locked(&self.recording);
+        let mut state = locked(&self.capture);
         if matches!(*state, CaptureState::Open) {
             let _ = self.streams.compute.end_capture();
             *state = CaptureState::Closed;
-            let problem = "a recording was open already; both are thrown away".into();
+            let problem = "a capture was open already; both are thrown away".into();
             return Err(CudaError::Call { call: "begin_capture", problem });
         }
         self.streams.compute.begin_capture()?;
@@ -372,12 +372,12 @@ impl Driver for Gpu {
 
     fn end_capture(&self) -> Result<Box<dyn Graph>> {
         let call = "end_capture";
-        let mut state = locked(&self.recording);
+        let mut state = locked(&self.capture);
         let graph = match std::mem::replace(&mut *state, CaptureState::Closed) {
             CaptureState::Open => self.streams.compute.end_capture(),
-            CaptureState::Closed => Err(CudaError::Call { call, problem: "no recording is open".into() }),
+            CaptureState::Closed => Err(CudaError::Call { call, problem: "no capture is open".into() }),
             CaptureState::Broken(problem) => {
-                Err(CudaError::Call { call, problem: format!("an error ended the recording: {problem}") })
+                Err(CudaError::Call { call, problem: format!("an error ended the capture: {problem}") })
             }
         };
         drop(state);
@@ -387,10 +387,10 @@ impl Driver for Gpu {
         Ok(Box::new(CapturedGraph { graph, _kernels: self.kernels.clone() }))
     }
 
-    fn replay(&self, recording: &dyn Graph) -> Result<()> {
-        let graph = recording.as_any().downcast_ref::<CapturedGraph>().map(|r| &r.graph);
+    fn replay(&self, graph: &dyn Graph) -> Result<()> {
+        let graph = graph.as_any().downcast_ref::<CapturedGraph>().map(|r| &r.graph);
         let Some(graph) = graph.filter(|graph| Arc::ptr_eq(graph.context(), &self.context)) else {
-            let problem = "the recording was made on another device".into();
+            let problem = "the graph was made on another device".into();
             return Err(CudaError::Call { call: "replay", problem });
         };
         let launched = self.outside("replay", || graph.launch(&self.streams.compute));
@@ -444,7 +444,7 @@ impl Driver for Gpu {
 impl Drop for Gpu {
     /// The fields give themselves back afterwards; nothing may still be running then.
     fn drop(&mut self) {
-        if matches!(*locked(&self.recording), CaptureState::Open) {
+        if matches!(*locked(&self.capture), CaptureState::Open) {
             let _ = self.streams.compute.end_capture();
         }
         let _ = self.streams.copy.synchronize();

@@ -367,8 +367,8 @@ fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
     // Products may choose their algorithm now, which a capture would not let them.
     run()?;
     let mut all = || (0..LAUNCHES).try_for_each(|_| run());
-    let recording = if cuda.can_capture() { Some(cuda.capture(&mut all)?) } else { None };
-    let mut once = || recording.as_ref().map_or_else(&mut all, |recording| cuda.replay(recording));
+    let graph = if cuda.can_capture() { Some(cuda.capture(&mut all)?) } else { None };
+    let mut once = || graph.as_ref().map_or_else(&mut all, |graph| cuda.replay(graph));
     once()?;
     let mut best = f64::INFINITY;
     for _ in 0..REPETITIONS {

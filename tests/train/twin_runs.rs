@@ -52,10 +52,10 @@ struct Left {
     files: Vec<Vec<u8>>,
 }
 
-fn train<B: Backend>(session: &mut SharedModel<'_, B>, recipe: Recipe) -> Left {
+fn train<B: Backend>(shared: &mut SharedModel<'_, B>, recipe: Recipe) -> Left {
     let dir = tempfile::tempdir().unwrap();
     let run = RunDir::at(&dir.path().join("run"));
-    let summary = session.train(&settings(recipe), &run, false, &Silent).unwrap();
+    let summary = shared.train(&settings(recipe), &run, false, &Silent).unwrap();
     let trained = [run.head(), run.prompts()];
     let files =
         trained.iter().filter(|path| path.is_file()).map(|path| std::fs::read(path).unwrap()).collect();
@@ -63,25 +63,25 @@ fn train<B: Backend>(session: &mut SharedModel<'_, B>, recipe: Recipe) -> Left {
     Left { summary: Summary { seconds: 0.0, images_per_s: 0.0, baseline, ..summary }, files }
 }
 
-fn session<B: Backend>(backend: B, cache: &Cache) -> SharedModel<'_, B> {
+fn shared<B: Backend>(backend: B, cache: &Cache) -> SharedModel<'_, B> {
     let templates = settings(Recipe::Linear).templates;
     SharedModel::new(backend, demo::model().unwrap(), cache, None, &templates, &[], &Silent).unwrap()
 }
 
 #[test]
 #[ignore = "long: on the CPU compare_command repeats its runs"]
-fn runs_of_one_session_do_not_see_each_other() {
+fn runs_of_one_model_do_not_see_each_other() {
     let cache = cache();
-    let mut gpu = session(on_twin(DType::F32, 90).unwrap(), &cache);
+    let mut gpu = shared(on_twin(DType::F32, 90).unwrap(), &cache);
     let first = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
     assert_eq!((first[0].files.len(), first[1].files.len()), (1, 2), "head, and head with prompts");
     let second = [Recipe::Linear, Recipe::Vpt].map(|recipe| train(&mut gpu, recipe));
     assert_eq!(first, second);
 
     // The later run gives the same where there was none before it, and what the CPU gives.
-    let mut alone = session(on_twin(DType::F32, 90).unwrap(), &cache);
+    let mut alone = shared(on_twin(DType::F32, 90).unwrap(), &cache);
     assert_eq!(first[1], train(&mut alone, Recipe::Vpt));
-    let mut cpu = session(Cpu::<f32>::new(), &cache);
+    let mut cpu = shared(Cpu::<f32>::new(), &cache);
     for (found, recipe) in first.iter().zip([Recipe::Linear, Recipe::Vpt]) {
         let (found, expected) = (&found.summary, train(&mut cpu, recipe).summary);
         let losses = |s: &Summary| [s.val.loss, s.test.as_ref().unwrap().loss, s.zero_shot.loss];
