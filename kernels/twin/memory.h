@@ -42,20 +42,25 @@ inline std::string place_text(const void* address) {
   for (uint32 i = 0; i < m.count; i++)
     if (address >= m.stacks[i] && address < m.stacks[i] + Stacks::BYTES)
       return "the local memory of " + thread_text(i);
-  const unsigned char* byte = static_cast<const unsigned char*>(address);
-  for (const Region& r : {m.dynamic, m.fixed}) {
-    const char* kind = r.start == m.dynamic.start ? "dynamic" : "static";
-    if (r.bytes && byte >= r.start - 64 && byte < r.start + r.bytes + 4096)
-      return format("byte %td of %zu bytes of %s shared memory", byte - r.start, r.bytes, kind);
-  }
+  // Buffers and shared memory may lie beside each other: the nearest is meant.
   const Launch& l = *m.launch;
   const Buffer* before = buffer_before(at);
   const Buffer* next = before ? before + 1 : l.buffers;
-  bool has_next = next < l.buffers + l.buffer_count;
-  if (before && (!has_next || at - before->start <= next->start - at))
+  if (next == l.buffers + l.buffer_count) next = nullptr;
+  uint64 behind = before ? at - std::min(at, before->end) : ~0ull, ahead = next ? next->start - at : ~0ull;
+  const unsigned char* byte = static_cast<const unsigned char*>(address);
+  for (const Region& r : {m.dynamic, m.fixed}) {
+    const char* kind = r.start == m.dynamic.start ? "dynamic" : "static";
+    const unsigned char* end = r.start + r.bytes;
+    if (!r.bytes || byte < r.start - 64 || byte >= end + 4096) continue;
+    uint64 away = byte < r.start ? r.start - byte : byte - std::min(byte, end);
+    if (away <= std::min(behind, ahead))
+      return format("byte %td of %zu bytes of %s shared memory", byte - r.start, r.bytes, kind);
+  }
+  if (before && at - before->start <= ahead)
     return format("byte %llu of a buffer of %llu bytes", at - before->start, before->end - before->start);
-  if (has_next)
-    return format("%llu bytes before a buffer of %llu bytes", next->start - at, next->end - next->start);
+  if (next)
+    return format("%llu bytes before a buffer of %llu bytes", ahead, next->end - next->start);
   return format("%p, which is no device memory", address);
 }
 
