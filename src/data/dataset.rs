@@ -43,7 +43,7 @@ pub struct Dataset {
 }
 
 /// Whether what is in `path` is Flowers-102 in its own layout.
-pub fn is_flowers102_root(path: &Path) -> bool {
+pub(crate) fn is_flowers102_root(path: &Path) -> bool {
     path.is_dir() && folder::unwrapped(path, flowers102::is_root).is_ok_and(|root| flowers102::is_root(&root))
 }
 

@@ -65,7 +65,11 @@ pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = MemoryImage> {
 
 /// The pictures of one split of [`demo_dataset`], with `side` pixels a side: the same flowers on another
 /// grid, to cut crops from.
-pub fn demo_split_at(seed: u64, split: Split, side: usize) -> impl ExactSizeIterator<Item = MemoryImage> {
+pub(crate) fn demo_split_at(
+    seed: u64,
+    split: Split,
+    side: usize,
+) -> impl ExactSizeIterator<Item = MemoryImage> {
     demo_pictures(seed, side, move |other| other == split)
 }
 

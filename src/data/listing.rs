@@ -31,7 +31,7 @@ const START: u64 = 16;
 
 /// How many files that are no photos, but may have been meant as such, were met, by their endings.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LeftOut(BTreeMap<String, usize>);
+pub(crate) struct LeftOut(BTreeMap<String, usize>);
 
 impl LeftOut {
     /// True when there was none.

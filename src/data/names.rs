@@ -11,7 +11,7 @@ const BESIDE: &str = "cat_to_name.json";
 
 /// The candidate that `name` was probably meant to be: the same but for case and what stands between words, or a
 /// letter or two.
-pub fn near_miss<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn near_miss<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |name: &str| -> String {
         readable(name).to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect()
     };

@@ -15,7 +15,7 @@ use rand::seq::SliceRandom;
 ///
 /// # Panics
 /// On a label without a class name, which no cache holds.
-pub fn few_shot(
+pub(crate) fn few_shot(
     labels: &[u32],
     class_names: &[String],
     shots: usize,
@@ -36,7 +36,7 @@ pub fn few_shot(
 }
 
 /// What is to be said of classes with fewer than `shots` images, of which all take part.
-pub fn classes_below(labels: &[u32], class_names: &[String], shots: usize) -> Option<String> {
+pub(crate) fn classes_below(labels: &[u32], class_names: &[String], shots: usize) -> Option<String> {
     const NAMED: usize = 5;
     let classes = by_class(labels, class_names);
     let small = classes.iter().zip(class_names).filter(|(images, _)| images.len() < shots);

@@ -30,7 +30,7 @@ const UNFINISHED: &str = ".unpacking";
 
 /// Unpacks the photos jpg/*.jpg of a .tgz into `folder`/jpg, which is there when all of them are, or not at
 /// all. One process at a time may do so in a folder.
-pub fn unpack(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Monitor) -> Result<()> {
+pub(crate) fn unpack(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Monitor) -> Result<()> {
     let unfinished = folder.join(UNFINISHED);
     remove(&unfinished)?;
     std::fs::create_dir(&unfinished).map_err(FetchError::io(&unfinished, "create the folder"))?;

@@ -30,7 +30,7 @@ pub struct Rates {
 
 impl Rates {
     /// With these nothing moves.
-    pub const STILL: Rates = Rates::all(Rate { learning_rate: 0.0, weight_decay: 0.0 });
+    pub(crate) const STILL: Rates = Rates::all(Rate { learning_rate: 0.0, weight_decay: 0.0 });
 
     /// One rate for all.
     pub const fn all(rate: Rate) -> Self {

@@ -35,7 +35,7 @@ pub fn published(run: &RunData) -> Option<Published> {
 }
 
 /// The same for plain CLIP on the data of `run`.
-pub fn published_plain(run: &RunData) -> Option<Published> {
+pub(crate) fn published_plain(run: &RunData) -> Option<Published> {
     is_published_data(run).then_some(Published { test_top1: [0.665; 2], val_top1: None })
 }
 

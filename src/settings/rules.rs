@@ -22,20 +22,22 @@ impl Range {
     }
 }
 
-pub const ANY: Range = Range { from: Unbounded, to: Unbounded, problem: "" };
-pub const AT_LEAST_0: Range =
+pub(crate) const ANY: Range = Range { from: Unbounded, to: Unbounded, problem: "" };
+pub(crate) const AT_LEAST_0: Range =
     Range { from: Included(0.0), to: Excluded(f64::INFINITY), problem: "{} is not a number of at least 0" };
-pub const ABOVE_0: Range = Range { from: Excluded(0.0), problem: "{} is not a number above 0", ..AT_LEAST_0 };
-pub const ABOVE_0_OR_NONE: Range = Range { problem: "give a number above 0, or leave it out", ..ABOVE_0 };
-pub const AT_LEAST_1: Range =
+pub(crate) const ABOVE_0: Range =
+    Range { from: Excluded(0.0), problem: "{} is not a number above 0", ..AT_LEAST_0 };
+pub(crate) const ABOVE_0_OR_NONE: Range =
+    Range { problem: "give a number above 0, or leave it out", ..ABOVE_0 };
+pub(crate) const AT_LEAST_1: Range =
     Range { from: Included(1.0), problem: "0 trains nothing; give at least 1", ..AT_LEAST_0 };
-pub const AT_LEAST_1_IMAGE: Range =
+pub(crate) const AT_LEAST_1_IMAGE: Range =
     Range { problem: "0 leaves no image to train on; give at least 1", ..AT_LEAST_1 };
-pub const FROM_1_TO_1024: Range =
+pub(crate) const FROM_1_TO_1024: Range =
     Range { from: Included(1.0), to: Included(1024.0), problem: "{} is not between 1 and 1024" };
-pub const INNER_SHARE: Range =
+pub(crate) const INNER_SHARE: Range =
     Range { from: Excluded(0.0), to: Excluded(1.0), problem: "{} is not a share above 0 and below 1" };
-pub const SHARE_OF_AN_IMAGE: Range = Range {
+pub(crate) const SHARE_OF_AN_IMAGE: Range = Range {
     from: Excluded(0.0),
     to: Included(1.0),
     problem: "{} is no share of an image; give above 0 to 1",
@@ -76,7 +78,7 @@ no_effect! {
 }
 
 /// Where a head is brought or there is none, what a new one would start at has no effect.
-pub fn head_is_given(s: &Settings) -> Option<String> {
+pub(crate) fn head_is_given(s: &Settings) -> Option<String> {
     let brought = || s.init_from.as_deref().filter(|dir| dir.join("head.safetensors").is_file());
     no_head(s).or_else(|| {
         let (flag, dir) = (Key::init_from, brought()?.display());

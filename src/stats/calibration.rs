@@ -4,7 +4,7 @@ use crate::random;
 use rand::RngExt;
 
 /// Bins of the confidence, equally wide, as in Guo et al. 2017, "On Calibration of Modern Neural Networks".
-pub const BINS: usize = 15;
+pub(crate) const BINS: usize = 15;
 
 /// The 2.5 % and 97.5 % quantiles of the expected calibration error over 15 bins of a classifier that is perfectly
 /// calibrated and has these confidences, the probabilities of its first choices: each choice is right with the
@@ -14,7 +14,7 @@ pub const BINS: usize = 15;
 ///
 /// The draws depend on `seed` alone. (0, 0) without images or draws; not a number where a confidence is not in
 /// \[0, 1\].
-pub fn chance_error(confidences: &[f64], draws: usize, seed: u64) -> (f64, f64) {
+pub(crate) fn chance_error(confidences: &[f64], draws: usize, seed: u64) -> (f64, f64) {
     if !confidences.iter().all(|p| (0.0..=1.0).contains(p)) {
         return (f64::NAN, f64::NAN);
     }
@@ -41,7 +41,7 @@ fn errors(confidences: &[f64], draws: usize, seed: u64) -> Vec<f64> {
 }
 
 /// The bin ((i − 1)/BINS, i/BINS\] that holds a probability.
-pub fn bin_of(confidence: f64) -> usize {
+pub(crate) fn bin_of(confidence: f64) -> usize {
     ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1
 }
 

@@ -11,7 +11,7 @@
 /// | 10 | | 0.08, 0.14 | 0.17, 0.66 | 0.07, 0.15 | 0.07, 0.14 |
 /// | 20 | | 0.03, 0.08 | 0.09, 0.30 | 0.03, 0.08 | 0.03, 0.08 |
 /// | 60 | | 0.01, 0.01 | 0.02, 0.05 | 0.01, 0.01 | 0.01, 0.01 |
-pub const PRIOR: f64 = 1.0;
+pub(crate) const PRIOR: f64 = 1.0;
 
 /// Bounds of the temperature.
 const RANGE: (f64, f64) = (1e-3, 1e3);
@@ -20,7 +20,7 @@ const GRID: usize = 28;
 
 /// How good probabilities are; both scores are least for the right ones.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ProperScores {
+pub(crate) struct ProperScores {
     /// Mean negative log-likelihood of the labels, in nats; scikit-learn's `log_loss`.
     pub nll: f64,
     /// Mean over the images of Σ_c (p_c − y_c)², 0 to 2, as Brier 1950 has it; scikit-learn's `brier_score_loss` with
@@ -33,7 +33,12 @@ pub struct ProperScores {
 ///
 /// # Panics
 /// On logits that are not N rows of `classes`, and on a label without a class.
-pub fn proper_scores(logits: &[f64], classes: usize, labels: &[u32], temperature: f64) -> ProperScores {
+pub(crate) fn proper_scores(
+    logits: &[f64],
+    classes: usize,
+    labels: &[u32],
+    temperature: f64,
+) -> ProperScores {
     let (mut nll, mut brier) = (0.0, 0.0);
     for (row, label) in rows(logits, classes, labels) {
         let Some(scores) = ImageScores::of(row, label, temperature) else {
@@ -47,7 +52,7 @@ pub fn proper_scores(logits: &[f64], classes: usize, labels: &[u32], temperature
 
 /// What the probabilities of one image come to.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ImageScores {
+pub(crate) struct ImageScores {
     /// Probability of the first choice.
     pub confidence: f64,
     /// −log probability of the right class, in nats.
@@ -81,7 +86,7 @@ impl ImageScores {
 ///
 /// # Panics
 /// As [`proper_scores`]; and on a prior that is not positive.
-pub fn fit_temperature(logits: &[f64], classes: usize, labels: &[u32], prior: Option<f64>) -> f64 {
+pub(crate) fn fit_temperature(logits: &[f64], classes: usize, labels: &[u32], prior: Option<f64>) -> f64 {
     assert!(prior.is_none_or(|sd| sd > 0.0), "the deviation of a prior is positive");
     let rows: Vec<(&[f64], usize)> =
         rows(logits, classes, labels).filter(|(row, _)| row.iter().all(|z| z.is_finite())).collect();

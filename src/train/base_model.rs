@@ -37,7 +37,7 @@ impl BaseModel {
     }
 
     /// As others may see it: of a folder the last part, the rest is this machine's.
-    pub fn without_path(&self) -> BaseModel {
+    pub(crate) fn without_path(&self) -> BaseModel {
         match self {
             BaseModel::Folder(dir) => {
                 let name = dir.file_name().map_or("model".into(), |name| name.to_string_lossy());

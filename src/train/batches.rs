@@ -35,7 +35,7 @@ impl Inputs<'_> {
     }
 
     /// Room for batches of these, which are `cache`'s images or their features.
-    pub fn staging(&self, cache: &Cache, batch: usize) -> Staging {
+    pub(crate) fn staging(&self, cache: &Cache, batch: usize) -> Staging {
         match self {
             Inputs::Images(_) => Staging::new(cache, batch),
             Inputs::Features { values, .. } => Staging::of_features(values, batch),

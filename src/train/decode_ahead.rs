@@ -16,7 +16,7 @@ use std::thread;
 const AHEAD: usize = 1;
 
 /// The photos at some places of a list.
-pub struct PhotoBatch {
+pub(crate) struct PhotoBatch {
     pub places: Range<usize>,
     /// u8 \[n, S, S, 3\]: those that could be decoded, in order.
     pub pixels: Tensor,
@@ -30,7 +30,7 @@ pub struct PhotoBatch {
 ///
 /// # Errors
 /// Those of `take`. A photo that cannot be decoded is none: `take` learns of it.
-pub fn decode_ahead(
+pub(crate) fn decode_ahead(
     paths: &[PathBuf],
     preprocess: &Preprocess,
     batch: usize,

@@ -37,7 +37,7 @@ fn sort_metadata(file: &mut [u8]) {
 
 /// The same, written to `path` as it goes: for files too large to be in memory twice, in a folder that nobody
 /// reads yet.
-pub fn write_tensors(
+pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,
     metadata: HashMap<String, String>,

@@ -24,7 +24,7 @@ impl KeepBy {
 
 /// An epoch that may be the one to keep.
 #[derive(Debug, Clone)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Counted from 1.
     pub epoch: u32,
     /// Its results on the validation split.
@@ -37,7 +37,7 @@ pub struct Candidate {
 /// accuracy and a lower loss, and none is so much less accurate than the best that it cannot come back; by the others
 /// it is the best alone.
 #[derive(Debug, Clone, Default)]
-pub struct Candidates {
+pub(crate) struct Candidates {
     by: KeepBy,
     epochs: Vec<Candidate>,
 }
@@ -55,7 +55,7 @@ impl Candidates {
 
     /// Whether an epoch with these results may be the one to keep: not where an earlier one is at least as good, for
     /// [`KeepBy::OneSe`] in both respects or so much more accurate that the loss does not count.
-    pub fn admit(&self, val: &EvalMetrics) -> bool {
+    pub(crate) fn admit(&self, val: &EvalMetrics) -> bool {
         let beaten = |c: &Candidate| match self.by {
             KeepBy::OneSe => c.val.top1 >= val.top1 && c.val.loss <= val.loss,
             by => by.compare(&c.val, val) != Ordering::Greater,
@@ -84,7 +84,7 @@ impl Candidates {
     }
 
     /// The same, at the end of a run.
-    pub fn into_chosen(self) -> Option<Candidate> {
+    pub(crate) fn into_chosen(self) -> Option<Candidate> {
         self.epochs.into_iter().min_by(|a, b| self.by.compare(&a.val, &b.val))
     }
 

@@ -14,7 +14,7 @@ const BATCHES_OF_PIXELS: usize = 4;
 
 /// What training takes of the device's memory beside the weights and what is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Estimate {
+pub(crate) struct Estimate {
     /// Whatever the batch is.
     pub fixed: usize,
     /// For each image of a batch.
@@ -68,7 +68,7 @@ impl Estimate {
     }
 
     /// For a batch of so many images.
-    pub fn of_batch(&self, images: usize) -> usize {
+    pub(crate) fn of_batch(&self, images: usize) -> usize {
         self.fixed.saturating_add(images.saturating_mul(self.image))
     }
     /// Refuses a batch that does not fit, with the size that would.
@@ -124,7 +124,7 @@ pub(super) fn allocated_by<B: Backend, T>(
 }
 
 /// Refuses a batch to train on or to evaluate that does not fit, with the size that would.
-pub fn check_batch<B: Backend>(
+pub(crate) fn check_batch<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,
     text: Option<&TextTraining<B>>,

@@ -176,7 +176,7 @@ impl Accumulator {
     }
 
     /// With probabilities softmax(logits/`temperature`): those to come, and where the logits are kept those so far.
-    pub fn with_temperature(mut self, temperature: f64) -> Self {
+    pub(crate) fn with_temperature(mut self, temperature: f64) -> Self {
         self.temperature = temperature;
         let rows = self.logits.iter().flat_map(|logits| logits.chunks_exact(self.classes));
         for (outcome, logits) in self.outcomes.iter_mut().zip(rows) {
@@ -186,7 +186,7 @@ impl Accumulator {
     }
 
     /// Keeps the head's logits for [`Accumulator::logits`].
-    pub fn keep_logits(mut self) -> Self {
+    pub(crate) fn keep_logits(mut self) -> Self {
         self.logits = Some(Vec::new());
         self
     }
@@ -226,7 +226,7 @@ impl Accumulator {
     }
 
     /// The first image of which a part of the objective is not a number, by its place in the split.
-    pub fn not_finite(&self) -> Option<usize> {
+    pub(crate) fn not_finite(&self) -> Option<usize> {
         self.not_finite
     }
 
@@ -258,12 +258,12 @@ impl Accumulator {
     }
 
     /// Probability of the first choice of each image; those without one are left out.
-    pub fn confidences(&self) -> Vec<f64> {
+    pub(crate) fn confidences(&self) -> Vec<f64> {
         self.outcomes.iter().filter_map(|outcome| outcome.shown).map(|shown| shown.confidence).collect()
     }
 
     /// The same for softmax(logits).
-    pub fn untempered(&self) -> Probabilities {
+    pub(crate) fn untempered(&self) -> Probabilities {
         self.probabilities_of(|outcome| outcome.untempered)
     }
 

@@ -36,7 +36,7 @@ pub struct Model {
 }
 
 /// The text tower and the prompts of all classes.
-pub struct TextTraining<B: Backend> {
+pub(crate) struct TextTraining<B: Backend> {
     /// The frozen tower, which adapters are trained in.
     pub tower: Arc<TextTower<B>>,
     /// Every class name in every template, embedded.
@@ -114,7 +114,7 @@ impl Model {
     }
 
     /// What the text tower is trained with.
-    pub fn text_training<B: Backend>(
+    pub(crate) fn text_training<B: Backend>(
         &self,
         backend: &B,
         class_names: &[String],

@@ -43,7 +43,7 @@ pub fn of_name(name: &str) -> Option<String> {
 }
 
 /// What is to be said of a file in the place of a folder.
-pub fn of_file(path: &Path) -> String {
+pub(crate) fn of_file(path: &Path) -> String {
     match extension(path).as_str() {
         "pt" | "pth" | "bin" | "ckpt" => format!("a file {PICKLE}"),
         "safetensors" => {
@@ -54,7 +54,7 @@ pub fn of_file(path: &Path) -> String {
 }
 
 /// What is to be said of a folder that is no CLIP checkpoint; none where it may be one.
-pub fn of_folder(dir: &Path) -> Option<String> {
+pub(crate) fn of_folder(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).is_file();
     if has(CONFIG) {
         return json(&dir.join(CONFIG)).and_then(|config| of_config(&config));

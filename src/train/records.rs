@@ -90,7 +90,7 @@ pub struct Summary {
     pub trained_parameters: usize,
     /// Epochs that ran.
     pub epochs: u32,
-    /// The epoch that was kept, counted from 1; [`Candidates`](super::keep::Candidates) says which.
+    /// The epoch that was kept, counted from 1; [`Settings::keep_by`](crate::settings::Settings::keep_by) says which.
     pub best_epoch: u32,
     /// True where early stopping ended the run.
     pub stopped_early: bool,

@@ -216,7 +216,7 @@ impl RunDir {
         self.path.join(CONFIG)
     }
 
-    /// metrics.jsonl: see [`MetricsFile`].
+    /// metrics.jsonl: a [`Record`] a line.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
     }
@@ -276,7 +276,7 @@ impl RunDir {
     }
 
     /// Reads summary.json, where the run has got so far.
-    pub fn read_summary(&self) -> Result<Option<Summary>> {
+    pub(crate) fn read_summary(&self) -> Result<Option<Summary>> {
         let path = self.summary();
         let text = match std::fs::read_to_string(&path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -292,13 +292,13 @@ impl RunDir {
     }
 
     /// Writes summary.json.
-    pub fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
+    pub(crate) fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(summary);
         write_json(&self.summary(), text)
     }
 
     /// Writes evaluation.json.
-    pub fn write_evaluation(&self, evaluation: &impl Serialize) -> Result<()> {
+    pub(crate) fn write_evaluation(&self, evaluation: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(evaluation);
         write_json(&self.evaluation(), text)
     }
@@ -323,7 +323,7 @@ fn write_json(path: &Path, text: serde_json::Result<String>) -> Result<()> {
 /// metrics.jsonl: one JSON object a line, appended as the run goes; the same for TensorBoard where it is asked
 /// for.
 #[derive(Debug)]
-pub struct MetricsFile {
+pub(crate) struct MetricsFile {
     path: PathBuf,
     file: File,
     bytes: u64,

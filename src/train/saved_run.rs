@@ -73,7 +73,7 @@ pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
 ///
 /// # Errors
 /// A run that has none yet.
-pub fn head_of_run(dir: &RunDir, width: usize) -> Result<HeadFile> {
+pub(crate) fn head_of_run(dir: &RunDir, width: usize) -> Result<HeadFile> {
     HeadFile::load(&head_file_of_run(dir)?, width)
 }
 

@@ -11,7 +11,7 @@ pub type Rgb = [f32; 3];
 const SAMPLES: usize = 3;
 
 /// Paint and its opacity at one point; `None` leaves what is there.
-pub type Paint = Option<(Rgb, f32)>;
+pub(crate) type Paint = Option<(Rgb, f32)>;
 
 /// `a` at t = 0, `b` at t = 1.
 pub fn mix(a: Rgb, b: Rgb, t: f32) -> Rgb {
@@ -24,7 +24,7 @@ pub fn scale(colour: Rgb, gain: f32) -> Rgb {
 }
 
 /// 0 below `low`, 1 above `high`, a smooth cubic between them.
-pub fn smooth_step(low: f32, high: f32, x: f32) -> f32 {
+pub(crate) fn smooth_step(low: f32, high: f32, x: f32) -> f32 {
     let t = ((x - low) / (high - low)).clamp(0.0, 1.0);
     t * t * (3.0 - 2.0 * t)
 }
@@ -47,7 +47,7 @@ pub fn noise(x: f32, y: f32, seed: u32) -> f32 {
 }
 
 /// The picture while it is painted.
-pub struct Canvas {
+pub(crate) struct Canvas {
     size: usize,
     samples: Vec<Rgb>,
 }
@@ -63,7 +63,7 @@ impl Canvas {
     }
 
     /// Paints the part of the picture within `reach` of (x, y).
-    pub fn paint_around(&mut self, x: f32, y: f32, reach: f32, paint: impl Fn(f32, f32) -> Paint) {
+    pub(crate) fn paint_around(&mut self, x: f32, y: f32, reach: f32, paint: impl Fn(f32, f32) -> Paint) {
         let side = self.side();
         let first = |centre: f32| ((centre - reach) * side as f32).floor().clamp(0.0, side as f32) as usize;
         let last = |centre: f32| ((centre + reach) * side as f32).ceil().clamp(0.0, side as f32) as usize;
@@ -79,12 +79,12 @@ impl Canvas {
     }
 
     /// Paints everywhere.
-    pub fn paint_all(&mut self, paint: impl Fn(f32, f32) -> Rgb) {
+    pub(crate) fn paint_all(&mut self, paint: impl Fn(f32, f32) -> Rgb) {
         self.paint_around(0.5, 0.5, 0.5, |x, y| Some((paint(x, y), 1.0)));
     }
 
     /// A disc whose opacity falls off from `1 − softness` of the radius outwards.
-    pub fn disc(&mut self, x: f32, y: f32, radius: f32, softness: f32, colour: Rgb, opacity: f32) {
+    pub(crate) fn disc(&mut self, x: f32, y: f32, radius: f32, softness: f32, colour: Rgb, opacity: f32) {
         self.paint_around(x, y, radius, |px, py| {
             let distance = ((px - x).powi(2) + (py - y).powi(2)).sqrt() / radius;
             (distance < 1.0).then(|| {
@@ -121,7 +121,7 @@ impl Canvas {
 
     /// A pointed leaf from `base`, `length` long in direction `angle`, with a lighter midrib and one half in
     /// shade.
-    pub fn leaf(&mut self, base: [f32; 2], angle: f32, length: f32, half_width: f32, colour: Rgb) {
+    pub(crate) fn leaf(&mut self, base: [f32; 2], angle: f32, length: f32, half_width: f32, colour: Rgb) {
         let (sin, cos) = angle.sin_cos();
         let middle = [base[0] + cos * length / 2.0, base[1] + sin * length / 2.0];
         self.paint_around(middle[0], middle[1], length / 2.0 + half_width, |x, y| {
@@ -159,7 +159,7 @@ impl Canvas {
 }
 
 /// The finished picture, before it is stored: what a camera does to it happens here.
-pub struct Picture {
+pub(crate) struct Picture {
     size: usize,
     pixels: Vec<Rgb>,
 }
@@ -171,7 +171,7 @@ impl Picture {
     }
 
     /// Recolours every pixel from its place and colour.
-    pub fn recolour(&mut self, change: impl Fn(f32, f32, Rgb) -> Rgb) {
+    pub(crate) fn recolour(&mut self, change: impl Fn(f32, f32, Rgb) -> Rgb) {
         let size = self.size;
         for (index, pixel) in self.pixels.iter_mut().enumerate() {
             let (x, y) = ((index % size) as f32 / size as f32, (index / size) as f32 / size as f32);
@@ -180,7 +180,7 @@ impl Picture {
     }
 
     /// Gaussian blur, `sigma` in pixels, edges repeated.
-    pub fn blur(&mut self, sigma: f32) {
+    pub(crate) fn blur(&mut self, sigma: f32) {
         if sigma < 0.05 {
             return;
         }
@@ -206,7 +206,7 @@ impl Picture {
 
     /// Adds noise of standard deviation `sigma`: half of it common to the channels, as a sensor's is, half
     /// not.
-    pub fn add_noise<R: Rng + ?Sized>(&mut self, sigma: f32, rng: &mut R) {
+    pub(crate) fn add_noise<R: Rng + ?Sized>(&mut self, sigma: f32, rng: &mut R) {
         for pixel in &mut self.pixels {
             let common: f32 = StandardNormal.sample(rng);
             for channel in pixel.iter_mut() {

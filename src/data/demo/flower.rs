@@ -9,7 +9,7 @@ use super::kind::{Centre, Colour, FlowerKind, Form, Marking, Rings};
 
 /// Where a flower is and how it faces. Lengths are shares of the picture's side.
 #[derive(Debug, Clone, Copy)]
-pub struct Pose {
+pub(crate) struct Pose {
     pub centre: [f32; 2],
     pub radius: f32,
     /// Turn within the flower's own plane, radians.
@@ -35,7 +35,7 @@ struct Petal {
 }
 
 /// A flower ready to be painted.
-pub struct Flower {
+pub(crate) struct Flower {
     kind: FlowerKind,
     pose: Pose,
     /// From the topmost down.
@@ -191,7 +191,7 @@ impl Flower {
     }
 
     /// Paints the flower with a soft shadow behind it.
-    pub fn paint(&self, canvas: &mut Canvas) {
+    pub(crate) fn paint(&self, canvas: &mut Canvas) {
         let Pose { centre: [x, y], radius, light, .. } = self.pose;
         let (fall_x, fall_y) = (-light.cos() * 0.10 * radius, -light.sin() * 0.10 * radius);
         canvas.disc(x + fall_x, y + fall_y, radius * 1.05, 0.75, [0.04, 0.06, 0.03], 0.45);

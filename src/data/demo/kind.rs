@@ -130,7 +130,7 @@ impl Form {
     }
 
     /// The petal counts this form is drawn with: thirteen needs narrow petals, five needs broad ones.
-    pub fn petal_counts(self) -> [Petals; 2] {
+    pub(crate) fn petal_counts(self) -> [Petals; 2] {
         match self {
             Self::Daisy => [Petals::Eight, Petals::Thirteen],
             _ => [Petals::Five, Petals::Eight],

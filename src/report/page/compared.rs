@@ -16,7 +16,7 @@ const MISTAKES: usize = 24;
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename = "comparison")]
-pub struct ComparisonPage<'a> {
+pub(crate) struct ComparisonPage<'a> {
     origin: Origin,
     split: &'a str,
     classes: usize,

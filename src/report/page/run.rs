@@ -18,7 +18,7 @@ const MISTAKES: usize = 24;
 
 #[derive(Debug, Serialize)]
 #[serde(tag = "kind", rename = "run")]
-pub struct RunPage<'a> {
+pub(crate) struct RunPage<'a> {
     name: &'a str,
     origin: Origin,
     recipe: toml::Value,

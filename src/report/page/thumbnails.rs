@@ -24,7 +24,7 @@ const OF_PAGE: usize = 2400;
 
 /// The images that a page names, each once; the page's other parts refer to them by their place here.
 #[derive(Debug, Default)]
-pub struct Album {
+pub(crate) struct Album {
     /// Indices into the split, in the order of their places.
     chosen: Vec<usize>,
     places: BTreeMap<usize, usize>,
@@ -32,7 +32,7 @@ pub struct Album {
 
 /// One image of an [`Album`].
 #[derive(Debug, Serialize)]
-pub struct Picture {
+pub(crate) struct Picture {
     /// Without what all paths of the split begin with.
     path: String,
     label: u32,
@@ -72,7 +72,7 @@ impl Album {
 }
 
 /// Refuses a split that is not the one of the evaluation.
-pub fn check_images(evaluation: &Evaluation, images: &SplitView<'_>, path: &Path) -> Result<()> {
+pub(crate) fn check_images(evaluation: &Evaluation, images: &SplitView<'_>, path: &Path) -> Result<()> {
     let labels = evaluation.images.iter().map(|image| &image.label);
     if labels.eq(images.labels()) {
         return Ok(());
@@ -86,7 +86,7 @@ pub fn check_images(evaluation: &Evaluation, images: &SplitView<'_>, path: &Path
 }
 
 /// The folder that all paths share, with its last separator; empty where there is none.
-pub fn common_folder(images: &[ImageResult]) -> &str {
+pub(crate) fn common_folder(images: &[ImageResult]) -> &str {
     let Some((first, others)) = images.split_first() else { return "" };
     let mut folder = match first.path.rfind(['/', '\\']) {
         Some(end) => &first.path[..=end],
@@ -103,7 +103,7 @@ pub fn common_folder(images: &[ImageResult]) -> &str {
 
 /// Indices of the images of each cell of the confusion matrix, the most confident first: as many as a cell
 /// may show, fewer where the page would grow too large.
-pub fn of_cells(images: &[ImageResult]) -> BTreeMap<(u32, u32), Vec<usize>> {
+pub(crate) fn of_cells(images: &[ImageResult]) -> BTreeMap<(u32, u32), Vec<usize>> {
     let mut cells: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
     for index in by_confidence(images, |_| true) {
         let ImageResult { label, predicted, .. } = images[index];
@@ -124,7 +124,7 @@ fn limit_of((label, predicted): (u32, u32), limit: usize) -> usize {
 }
 
 /// Indices of the images that `wanted` takes, the most confident first.
-pub fn by_confidence(images: &[ImageResult], wanted: impl Fn(&ImageResult) -> bool) -> Vec<usize> {
+pub(crate) fn by_confidence(images: &[ImageResult], wanted: impl Fn(&ImageResult) -> bool) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..images.len()).filter(|&i| wanted(&images[i])).collect();
     indices.sort_by(|&a, &b| images[b].confidence.total_cmp(&images[a].confidence));
     indices

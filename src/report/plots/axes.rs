@@ -4,7 +4,7 @@ use super::sheet::{Anchor, Colour, EDGE, GRID, INK, LINE, MUTED, Point, RED, SMA
 
 /// The rectangle of a diagram with the ranges of its axes.
 #[derive(Debug, Clone, Copy)]
-pub struct Frame {
+pub(crate) struct Frame {
     pub left: f64,
     pub top: f64,
     pub right: f64,
@@ -22,7 +22,7 @@ impl Frame {
     }
 
     /// Draws the grid, the axes, their numbers and their titles.
-    pub fn axes(&self, sheet: &mut Sheet<'_>, x: &Axis<'_>, y: &Axis<'_>) {
+    pub(crate) fn axes(&self, sheet: &mut Sheet<'_>, x: &Axis<'_>, y: &Axis<'_>) {
         for &value in &y.ticks {
             let (_, height) = self.at(self.x.0, value);
             sheet.line(&[(self.left, height), (self.right, height)], 0.75, GRID);
@@ -56,7 +56,7 @@ impl Frame {
 
 /// Widths of curves that are drawn one over the other: one that lies under a later one for a third of its way is
 /// wide enough to be seen on both sides of it.
-pub fn curve_widths(frame: &Frame, curves: &[&[Point]]) -> Vec<f64> {
+pub(crate) fn curve_widths(frame: &Frame, curves: &[&[Point]]) -> Vec<f64> {
     let near = |a: &Point, b: &Point| {
         a.0 == b.0
             && a.1.is_finite()
@@ -76,19 +76,19 @@ pub fn curve_widths(frame: &Frame, curves: &[&[Point]]) -> Vec<f64> {
 const CURVE: f64 = 1.75;
 
 /// Numbers and title of an axis.
-pub struct Axis<'a> {
+pub(crate) struct Axis<'a> {
     pub title: &'a str,
     pub ticks: Vec<f64>,
     pub label: fn(f64) -> String,
 }
 
 /// Round numbers within the range, at most about `most` of them.
-pub fn ticks(range: (f64, f64), most: usize) -> Vec<f64> {
+pub(crate) fn ticks(range: (f64, f64), most: usize) -> Vec<f64> {
     multiples(range, round_step((range.1 - range.0) / most.max(1) as f64))
 }
 
 /// Whole numbers within the range, at most about `most` of them.
-pub fn whole_ticks(range: (f64, f64), most: usize) -> Vec<f64> {
+pub(crate) fn whole_ticks(range: (f64, f64), most: usize) -> Vec<f64> {
     multiples(range, round_step((range.1 - range.0) / most.max(1) as f64).max(1.0))
 }
 
@@ -106,7 +106,7 @@ fn round_step(least: f64) -> f64 {
 
 /// A range that holds all numbers among `values` and ends at round numbers. It begins at 0 where they come
 /// near to it.
-pub fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(crate) fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = values
         .filter(|v| v.is_finite())
         .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
@@ -120,7 +120,7 @@ pub fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
 }
 
 /// The same for accuracies: within 0 and 1, and wide enough that a few images make no mountain.
-pub fn accuracy_range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+pub(crate) fn accuracy_range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = range_of(values);
     let low = low.min(high - 0.05).clamp(0.0, 0.95);
     (low, high.clamp(low + 0.05, 1.0))
@@ -133,7 +133,7 @@ pub fn number(value: f64) -> String {
 }
 
 /// A fraction as a whole number of per cent, for axes whose title has the unit.
-pub fn percent_number(value: f64) -> String {
+pub(crate) fn percent_number(value: f64) -> String {
     number((1e4 * value).round() / 1e2)
 }
 
@@ -144,7 +144,7 @@ pub fn percent(value: f64) -> String {
 
 /// What an entry of a legend shows before its text.
 #[derive(Debug, Clone, Copy)]
-pub enum Swatch {
+pub(crate) enum Swatch {
     Line(Colour),
     Dashes(Colour),
     Bar(Colour),
@@ -156,7 +156,7 @@ pub enum Swatch {
 
 const SWATCH_WIDTH: f64 = 20.0;
 /// Height of a line of a legend, and from swatch to text.
-pub const LEGEND_LINE: f64 = 16.0;
+pub(crate) const LEGEND_LINE: f64 = 16.0;
 const SWATCH_GAP: f64 = 5.0;
 
 /// What a swatch stands for; with a value it has a line of its own and the value at the line's end.
@@ -211,7 +211,7 @@ fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
 }
 
 /// Draws a thin line to the right as far as `high`, with a stroke across those of its ends that are `closed`.
-pub fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, closed: [bool; 2]) {
+pub(crate) fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, closed: [bool; 2]) {
     sheet.line(&[(low, y), (high, y)], 1.0, INK);
     for (x, _) in [low, high].into_iter().zip(closed).filter(|(_, closed)| *closed) {
         sheet.line(&[(x, y - 3.0), (x, y + 3.0)], 1.0, INK);
@@ -219,7 +219,7 @@ pub fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, closed: [b
 }
 
 /// Draws a range as a line between two strokes; one stroke where both ends are the same.
-pub fn draw_range(sheet: &mut Sheet<'_>, (low, y): Point, high: f64) {
+pub(crate) fn draw_range(sheet: &mut Sheet<'_>, (low, y): Point, high: f64) {
     sheet.line(&[(low, y), (high, y)], 2.0, RED);
     for x in [low, high] {
         sheet.line(&[(x, y - 5.5), (x, y + 5.5)], 2.0, RED);

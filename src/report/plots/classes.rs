@@ -41,7 +41,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
 }
 
 /// Draws two runs of the same classes, the largest lead of the first in front.
-pub fn draw_two<'a>(first: &RunData, second: &RunData, font: &'a Typeface) -> Sheet<'a> {
+pub(crate) fn draw_two<'a>(first: &RunData, second: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let series = [
         Series { name: first.name.clone(), colour: BLUE, classes: &first.evaluation.classes },
         Series { name: second.name.clone(), colour: ORANGE, classes: &second.evaluation.classes },

@@ -92,7 +92,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
 }
 
 /// The same for the page, which has the names beside it: small enough for a telephone.
-pub fn draw_numbered<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+pub(crate) fn draw_numbered<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let evaluation = &run.evaluation;
     let classes = evaluation.class_names.len();
     let largest = if classes > 20 { 640.0 } else { 320.0 };

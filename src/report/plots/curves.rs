@@ -46,14 +46,14 @@ fn of_epochs(run: &RunData, name: &str, colour: Colour, value: fn(&EpochRecord) 
 }
 
 /// Draws the loss of both splits.
-pub fn draw_loss<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+pub(crate) fn draw_loss<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let curve = |name, colour, value| of_epochs(run, name, colour, value);
     let curves = vec![curve("training", BLUE, |e| e.train.loss), curve("validation", RED, |e| e.val.loss)];
     losses(run, curves).draw(font)
 }
 
 /// Draws top-1 of both splits, and plain CLIP's on the validation split.
-pub fn draw_accuracy<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+pub(crate) fn draw_accuracy<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let curve = |name, colour, value| of_epochs(run, name, colour, value);
     let curves = vec![
         curve("training", BLUE, |e| e.train.top1),
@@ -66,7 +66,7 @@ pub fn draw_accuracy<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
 }
 
 /// What the faint curves of [`draw_parts`] are.
-pub fn of_steps(run: &RunData) -> String {
+pub(crate) fn of_steps(run: &RunData) -> String {
     match steps_of_point(run) {
         1 => "single steps".to_owned(),
         group => format!("means of {group} steps"),
@@ -78,12 +78,12 @@ fn steps_of_point(run: &RunData) -> usize {
 }
 
 /// Whether the training loss has several parts.
-pub fn has_parts(run: &RunData) -> bool {
+pub(crate) fn has_parts(run: &RunData) -> bool {
     parts(run).len() > 2
 }
 
 /// Draws the training loss and its parts before they are weighted: of epochs, at their middle, over those of steps.
-pub fn draw_parts<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
+pub(crate) fn draw_parts<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let curves = parts(run);
     let y = range_of(values(&curves).chain([0.0]));
     let x = (0.0, run.epochs.last().map_or(1.0, |e| f64::from(e.epoch)));
@@ -135,7 +135,7 @@ fn step_curve(run: &RunData, value: fn(&StepRecord) -> f64) -> Vec<Point> {
 
 /// Draws how hard the triplets are: the share that has a loss, and the mean distances of their images. What was not
 /// recorded is left out, with its name and picture.
-pub fn draw_triplets<'a>(run: &RunData, font: &'a Typeface) -> Vec<(&'static str, Sheet<'a>)> {
+pub(crate) fn draw_triplets<'a>(run: &RunData, font: &'a Typeface) -> Vec<(&'static str, Sheet<'a>)> {
     let means = run.triplets();
     let curve = |name, colour, value: fn(&TripletMeans) -> Option<f64>| {
         let points = means.iter().map(|mean| (f64::from(mean.epoch), value(mean).unwrap_or(f64::NAN)));

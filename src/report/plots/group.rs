@@ -24,7 +24,7 @@ impl Group<'_> {
     }
 
     /// [`Group::val_top1`] with its deviation, in words.
-    pub fn val_text(&self) -> String {
+    pub(crate) fn val_text(&self) -> String {
         let std = self.mean.and_then(|row| row.std.as_ref()).map(|std| std.val_top1);
         mean_and_deviation(self.val_top1(), std)
     }
@@ -51,7 +51,7 @@ pub fn groups<'a>(comparison: &'a Comparison, runs: &'a [RunData]) -> Vec<Group<
 }
 
 /// "5 seeds", or "1 to 5 seeds" where the means are of different numbers of runs.
-pub fn seeds_text(means: &[MeanRow]) -> String {
+pub(crate) fn seeds_text(means: &[MeanRow]) -> String {
     let counts: BTreeSet<usize> = means.iter().map(|row| row.seeds.len()).collect();
     match (counts.first(), counts.last()) {
         (Some(1), Some(1)) | (None, _) | (_, None) => "1 seed".into(),
@@ -61,7 +61,7 @@ pub fn seeds_text(means: &[MeanRow]) -> String {
 }
 
 /// A fraction and, where there is one, its deviation, in words.
-pub fn mean_and_deviation(mean: f64, std: Option<f64>) -> String {
+pub(crate) fn mean_and_deviation(mean: f64, std: Option<f64>) -> String {
     match std {
         Some(std) => format!("{:.1} ± {}", 100.0 * mean, percent(std)),
         None => percent(mean),

@@ -8,11 +8,11 @@ use super::typeface::Typeface;
 pub const WIDTH: f64 = 400.0;
 const HEIGHT: f64 = 230.0;
 /// The frame's sides.
-pub const LEFT: f64 = 58.0;
-pub const RIGHT: f64 = 388.0;
+pub(crate) const LEFT: f64 = 58.0;
+pub(crate) const RIGHT: f64 = 388.0;
 
 /// A curve of the picture; where a value is not a number it has a gap.
-pub struct Curve {
+pub(crate) struct Curve {
     pub name: String,
     /// What the legend says of it at the end of its line.
     pub remark: String,
@@ -29,7 +29,7 @@ impl Curve {
     }
 }
 
-pub struct LineChart<'a> {
+pub(crate) struct LineChart<'a> {
     /// Title of the axis of epochs, and where an epoch's point is, from its end.
     pub epochs: &'static str,
     pub shift: f64,
@@ -130,7 +130,7 @@ impl LineChart<'_> {
 }
 
 /// The epochs of a picture as the range of its axis.
-pub fn epoch_range(epochs: impl Iterator<Item = u32> + Clone) -> (f64, f64) {
+pub(crate) fn epoch_range(epochs: impl Iterator<Item = u32> + Clone) -> (f64, f64) {
     let (first, last) = (epochs.clone().min().unwrap_or(1), epochs.max().unwrap_or(1));
     if first == last { (f64::from(first) - 0.5, f64::from(first) + 0.5) } else { (first.into(), last.into()) }
 }

@@ -5,7 +5,7 @@ use super::sheet::{Form, LINE, Letters, Point, Sheet};
 use super::typeface::{Typeface, isolated};
 
 /// A name as it stands in a picture.
-pub struct ClassName {
+pub(crate) struct ClassName {
     lines: Vec<String>,
     /// For PNGs, where no font has the name.
     number: Option<String>,
@@ -22,7 +22,7 @@ impl ClassName {
     }
 
     /// The least width, of at least `least`, in which every name takes as many lines as fit into `height`.
-    pub fn width_for(font: &Typeface, names: &[String], size: f64, height: f64, least: f64) -> f64 {
+    pub(crate) fn width_for(font: &Typeface, names: &[String], size: f64, height: f64, least: f64) -> f64 {
         let lines = ((height / (LINE * size)) as usize).max(1);
         let fits = |name: &String, width: f64| font.lines(name, size, width).len() <= lines;
         let needed = names.iter().map(|name| {

@@ -32,7 +32,7 @@ pub fn draw<'a>(comparison: &Comparison, groups: &[Group<'_>], font: &'a Typefac
     .draw(font)
 }
 
-pub fn subtitle(comparison: &Comparison) -> String {
+pub(crate) fn subtitle(comparison: &Comparison) -> String {
     if comparison.means.is_empty() {
         return "of every run; in the key that of the kept epoch".into();
     }

@@ -8,7 +8,7 @@ use resvg::usvg::Tree;
 use std::fmt::Write;
 
 /// From the top left corner, in points: 1/96 inch on screens.
-pub type Point = (f64, f64);
+pub(crate) type Point = (f64, f64);
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Colour {
@@ -22,27 +22,27 @@ const fn colour(class: &'static str, code: &'static str) -> Colour {
 }
 
 /// Okabe and Ito's palette, which all kinds of colour vision tell apart, less its yellow, too light for lines.
-pub const PALETTE: [Colour; 6] = [BLUE, ORANGE, GREEN, PURPLE, RED, SKY];
-pub const BLUE: Colour = colour("blue", "#0072B2");
-pub const ORANGE: Colour = colour("orange", "#E69F00");
-pub const GREEN: Colour = colour("green", "#009E73");
-pub const PURPLE: Colour = colour("purple", "#CC79A7");
-pub const RED: Colour = colour("red", "#D55E00");
-pub const SKY: Colour = colour("sky", "#56B4E9");
-pub const GREY: Colour = colour("grey", "#A6A6A6");
+pub(crate) const PALETTE: [Colour; 6] = [BLUE, ORANGE, GREEN, PURPLE, RED, SKY];
+pub(crate) const BLUE: Colour = colour("blue", "#0072B2");
+pub(crate) const ORANGE: Colour = colour("orange", "#E69F00");
+pub(crate) const GREEN: Colour = colour("green", "#009E73");
+pub(crate) const PURPLE: Colour = colour("purple", "#CC79A7");
+pub(crate) const RED: Colour = colour("red", "#D55E00");
+pub(crate) const SKY: Colour = colour("sky", "#56B4E9");
+pub(crate) const GREY: Colour = colour("grey", "#A6A6A6");
 
-pub const PAPER: Colour = colour("paper", "#FFFFFF");
-pub const INK: Colour = colour("ink", "#222222");
+pub(crate) const PAPER: Colour = colour("paper", "#FFFFFF");
+pub(crate) const INK: Colour = colour("ink", "#222222");
 /// Of text that is read second, of frames and of grids.
-pub const MUTED: Colour = colour("muted", "#5C5C5C");
-pub const EDGE: Colour = colour("edge", "#9A9A9A");
-pub const GRID: Colour = colour("grid", "#E8E8E8");
+pub(crate) const MUTED: Colour = colour("muted", "#5C5C5C");
+pub(crate) const EDGE: Colour = colour("edge", "#9A9A9A");
+pub(crate) const GRID: Colour = colour("grid", "#E8E8E8");
 
-pub const TITLE_SIZE: f64 = 15.0;
-pub const TEXT_SIZE: f64 = 11.0;
-pub const SMALL_SIZE: f64 = 10.0;
+pub(crate) const TITLE_SIZE: f64 = 15.0;
+pub(crate) const TEXT_SIZE: f64 = 11.0;
+pub(crate) const SMALL_SIZE: f64 = 10.0;
 /// Height of a line, in sizes of its letters.
-pub const LINE: f64 = 1.2;
+pub(crate) const LINE: f64 = 1.2;
 /// Half the height of DejaVu's x, in em.
 const HALF_X: f64 = 0.2735;
 
@@ -62,7 +62,7 @@ impl Colour {
 
 /// Where a text's position is in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
@@ -70,7 +70,7 @@ pub enum Anchor {
 
 /// How a text is written.
 #[derive(Debug, Clone, Copy)]
-pub struct Letters {
+pub(crate) struct Letters {
     pub size: f64,
     pub colour: Colour,
     pub anchor: Anchor,
@@ -92,7 +92,7 @@ fn short(length: f64) -> String {
 }
 
 /// A picture in the making, or a part of one.
-pub struct Sheet<'a> {
+pub(crate) struct Sheet<'a> {
     pub width: f64,
     pub height: f64,
     pub font: &'a Typeface,
@@ -114,7 +114,7 @@ impl<'a> Sheet<'a> {
     }
 
     /// A straight line of dashes.
-    pub fn dashes(&mut self, from: Point, to: Point, width: f64, colour: Colour) {
+    pub(crate) fn dashes(&mut self, from: Point, to: Point, width: f64, colour: Colour) {
         self.stroke(&[from, to], width, colour, " stroke-dasharray=\"5 3.5\"");
     }
 
@@ -131,13 +131,13 @@ impl<'a> Sheet<'a> {
         }
     }
 
-    pub fn area(&mut self, corner: Point, opposite: Point, colour: Colour) {
+    pub(crate) fn area(&mut self, corner: Point, opposite: Point, colour: Colour) {
         // Neighbours without seams.
         let (rectangle, colour) = (rectangle(corner, opposite), colour.attributes("fill"));
         self.push(format!("<rect {rectangle} {colour} shape-rendering=\"crispEdges\"/>"));
     }
 
-    pub fn disc(&mut self, (x, y): Point, radius: f64, colour: Colour) {
+    pub(crate) fn disc(&mut self, (x, y): Point, radius: f64, colour: Colour) {
         let (x, y, radius) = (short(x), short(y), short(radius));
         self.push(format!("<circle cx=\"{x}\" cy=\"{y}\" r=\"{radius}\" {}/>", colour.attributes("fill")));
     }
@@ -168,7 +168,7 @@ impl<'a> Sheet<'a> {
     }
 
     /// A text that is read from below.
-    pub fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
+    pub(crate) fn turned_text(&mut self, text: &str, at: Point, size: f64, colour: Colour, anchor: Anchor) {
         self.label(text, at, Letters { size, colour, anchor, turned: true }, None);
     }
 

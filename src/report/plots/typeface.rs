@@ -18,7 +18,7 @@ use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
 /// DejaVu Sans, and for SVGs on machines without it fonts of about the same widths.
-pub const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
+pub(crate) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 
 const EMBEDDED: &[u8] = include_bytes!("../../../assets/fonts/DejaVuSans-subset.ttf");
 
@@ -26,7 +26,7 @@ const EMBEDDED: &[u8] = include_bytes!("../../../assets/fonts/DejaVuSans-subset.
 const UNKNOWN: &str = "?";
 
 /// Measures texts, and says which font draws what.
-pub struct Typeface {
+pub(crate) struct Typeface {
     embedded: skrifa::FontRef<'static>,
     /// Folders to look for fonts in; none for those of the system.
     folders: Option<Vec<PathBuf>>,
@@ -224,7 +224,7 @@ impl Typeface {
     }
 
     /// The content of a text element that usvg draws with these fonts; none where that is the text itself.
-    pub fn spans(&self, text: &str) -> Option<String> {
+    pub(crate) fn spans(&self, text: &str) -> Option<String> {
         match &self.parts(text)[..] {
             [Part { font: Some(0), .. }] => None,
             parts => Some(parts.iter().map(Part::svg).collect()),
@@ -303,7 +303,7 @@ fn rank(face: &FaceInfo, region: &str) -> (bool, u16, bool, bool, bool, bool, St
 }
 
 /// `name` so that it keeps its own direction inside a text.
-pub fn isolated(name: &str) -> String {
+pub(crate) fn isolated(name: &str) -> String {
     let is_read_from_the_right = name.chars().any(|c| matches!(bidi_class(c), BidiClass::R | BidiClass::AL));
     if is_read_from_the_right { format!("\u{2068}{name}\u{2069}") } else { name.to_owned() }
 }

@@ -22,7 +22,7 @@ pub struct Photos<'a> {
 
 /// A fitted classifier: logits = features·weightᵀ + bias, and the offset where there is one.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Logistic {
+pub(crate) struct Logistic {
     /// \[C,E\], row-major.
     pub weight: Vec<f64>,
     /// \[C\], of mean 0 over the classes that have photos; −1000 for the others.

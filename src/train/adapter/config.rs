@@ -126,7 +126,7 @@ impl PeftConfig {
     }
 
     /// Whether the layer of this name carries an adapter.
-    pub fn adapts(&self, module: &str) -> Result<bool, String> {
+    pub(crate) fn adapts(&self, module: &str) -> Result<bool, String> {
         if let Some(exclude) = &self.exclude
             && exclude.contain(module)?
         {
@@ -139,7 +139,7 @@ impl PeftConfig {
     }
 
     /// Rank and alpha of the layer of this name.
-    pub fn rank_and_alpha(&self, module: &str) -> Result<(usize, f64), String> {
+    pub(crate) fn rank_and_alpha(&self, module: &str) -> Result<(usize, f64), String> {
         Ok((
             first(&self.ranks, module)?.unwrap_or(self.rank),
             first(&self.alphas, module)?.unwrap_or(self.alpha),

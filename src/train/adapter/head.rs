@@ -47,7 +47,7 @@ impl HeadFile {
     }
 
     /// The classes of a head alone.
-    pub fn load_class_names(path: &Path) -> Result<Vec<String>> {
+    pub(crate) fn load_class_names(path: &Path) -> Result<Vec<String>> {
         class_names(path, &TensorFile::read(path)?)
     }
 
@@ -75,7 +75,7 @@ impl HeadFile {
     }
 
     /// Makes sure that the head was trained for the classes of the data at hand.
-    pub fn check_classes(&self, path: &Path, class_names: &[String]) -> Result<()> {
+    pub(crate) fn check_classes(&self, path: &Path, class_names: &[String]) -> Result<()> {
         if self.class_names == class_names {
             return Ok(());
         }

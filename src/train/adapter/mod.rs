@@ -41,7 +41,7 @@ const OTHER_MODULES: [(Tower, &str); 6] = [
 ];
 
 /// The trained tensors of each adapted layer: A \[r, in\] and B \[out, r\].
-pub type AdapterTensors = BTreeMap<Site, (Tensor, Tensor)>;
+pub(crate) type AdapterTensors = BTreeMap<Site, (Tensor, Tensor)>;
 
 /// Splits the stacked adapters of a tower into one A and one B per layer.
 pub fn tensors<B: Backend>(backend: &B, tower: Tower, lora: &[BlockLora<B>]) -> Result<AdapterTensors> {

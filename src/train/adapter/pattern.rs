@@ -29,7 +29,7 @@ impl Pattern {
     }
 
     /// A list of blocks, followed by a block's number, as PEFT's layers patterns do.
-    pub fn list_of_blocks(text: &str) -> Result<Self, String> {
+    pub(crate) fn list_of_blocks(text: &str) -> Result<Self, String> {
         Pattern::compile(text, &format!(r"\A(?:|.*?\.){text}\.(?P<idx>\d+)\."))
     }
 
@@ -90,7 +90,7 @@ impl Names {
         }
     }
 
-    pub fn contain(&self, module: &str) -> Result<bool, String> {
+    pub(crate) fn contain(&self, module: &str) -> Result<bool, String> {
         match self {
             Names::Listed(names) => Ok(names.iter().any(|name| {
                 module

@@ -11,10 +11,10 @@ const ENTRIES: [&str; 6] =
     ["README.md", "adapter", "head.safetensors", "prompts.safetensors", CONFIG, WEIGHTS];
 
 /// The line of a model card by which an export is known.
-pub const MARK: &str = "- clip-engine";
+pub(crate) const MARK: &str = "- clip-engine";
 
 /// A folder in the making.
-pub struct NewFolder {
+pub(crate) struct NewFolder {
     staged: TempDir,
     to: PathBuf,
 }

@@ -67,7 +67,7 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// A step of one batch.
-    pub const ALONE: MicroBatch = MicroBatch { place: Place::Alone, share: 1.0 };
+    pub(crate) const ALONE: MicroBatch = MicroBatch { place: Place::Alone, share: 1.0 };
 }
 
 /// Memory for a batch on the device.
@@ -183,7 +183,7 @@ impl<B: Backend> BatchBuffers<B> {
     }
 
     /// Uploads a batch as it is evaluated; features go to `features`.
-    pub fn load_plain(
+    pub(crate) fn load_plain(
         &mut self,
         backend: &B,
         input: Input<'_>,
@@ -255,7 +255,7 @@ impl<B: Backend> BatchBuffers<B> {
     }
 
     /// How its pixels are mixed, if they are.
-    pub fn pixel_mix(&self) -> Option<&Mix<B>> {
+    pub(crate) fn pixel_mix(&self) -> Option<&Mix<B>> {
         self.mixing.as_ref().filter(|m| m.on == MixOn::Pixels).map(|m| &m.mix)
     }
 }

@@ -89,7 +89,7 @@ impl LearnerSpec {
 }
 
 /// Loss scaling as the backend's number type needs it.
-pub fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
+pub(crate) fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
     (backend.compute_dtype() == DType::F16).then(LossScaling::default)
 }
 
@@ -304,7 +304,7 @@ impl<B: Backend> Learner<B> {
     }
 
     /// Every trained tensor for writing, in the order of [`Learner::params`].
-    pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
+    pub(crate) fn params_mut(&mut self) -> Vec<&mut Param<B>> {
         self.evaluation_is_current = false;
         self.trained.params_mut()
     }
@@ -332,7 +332,7 @@ impl<B: Backend> Learner<B> {
     }
 
     /// As [`Learner::logits`], without waiting; for [`Backend::arrived`].
-    pub fn fetch_logits(&self) -> Result<[B::Pending; 2]> {
+    pub(crate) fn fetch_logits(&self) -> Result<[B::Pending; 2]> {
         let Outputs { head_logits, text_logits, .. } = &self.outputs;
         Ok([self.backend.fetch(head_logits)?, self.backend.fetch(text_logits)?])
     }

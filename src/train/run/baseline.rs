@@ -13,7 +13,7 @@ const LARGEST: usize = 1_000_000_000;
 
 /// Features \[N, E\] of images and their labels \[N\].
 #[derive(Clone, Copy)]
-pub struct Labelled<'a> {
+pub(crate) struct Labelled<'a> {
     pub features: &'a Tensor,
     pub labels: &'a [u32],
 }

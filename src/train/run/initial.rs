@@ -19,7 +19,7 @@ use crate::tune::{
 use std::path::Path;
 
 /// The towers that a run works on, and their sizes.
-pub struct Towers<'a, B: Backend> {
+pub(crate) struct Towers<'a, B: Backend> {
     pub vision: &'a VisionTower<B>,
     /// Where it is trained.
     pub text: Option<&'a TextTower<B>>,
@@ -38,7 +38,7 @@ impl<B: Backend> Copy for Towers<'_, B> {}
 type Adapters<B> = [Vec<BlockLora<B>>; 2];
 
 /// Adapters, prompts and head as the run starts with them.
-pub fn trained_parts<B: Backend>(
+pub(crate) fn trained_parts<B: Backend>(
     backend: &B,
     towers: Towers<'_, B>,
     settings: &Settings,

@@ -25,7 +25,7 @@ pub(super) struct Saved {
 impl Saved {
     /// Makes the directory ready for a run that goes on, unless it has `stopped` early: removes the results that
     /// further epochs outdate.
-    pub fn go_on(
+    pub(crate) fn go_on(
         self,
         settings: &Settings,
         schedule: &Schedule,

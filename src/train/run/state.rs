@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// What plain CLIP makes of the split where the final result is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PlainResult {
+pub(crate) struct PlainResult {
     pub metrics: EvalMetrics,
     /// By its text logits.
     pub classes: Vec<ClassMetrics>,
