@@ -291,13 +291,11 @@ impl RunDir {
         Ok(Some(summary))
     }
 
-    /// Writes summary.json.
     pub(crate) fn write_summary(&self, summary: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string_pretty(summary);
         write_json(&self.summary(), text)
     }
 
-    /// Writes evaluation.json.
     pub(crate) fn write_evaluation(&self, evaluation: &impl Serialize) -> Result<()> {
         let text = serde_json::to_string(evaluation);
         write_json(&self.evaluation(), text)

@@ -78,7 +78,6 @@ impl Canvas {
         }
     }
 
-    /// Paints everywhere.
     pub(crate) fn paint_all(&mut self, paint: impl Fn(f32, f32) -> Rgb) {
         self.paint_around(0.5, 0.5, 0.5, |x, y| Some((paint(x, y), 1.0)));
     }
