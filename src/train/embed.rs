@@ -1,8 +1,8 @@
 //! Features of a folder of photos.
 
 use super::decode_ahead::decode_ahead;
-use super::files::stage_tensors;
 use super::inference::TunedTower;
+use super::tensor_files::stage_tensors;
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::data::{DataError, images_below};

@@ -14,7 +14,6 @@ pub mod embed;
 mod error;
 pub mod evaluate;
 pub mod export;
-pub mod files;
 pub mod inference;
 pub mod keep;
 pub mod learner;
@@ -28,6 +27,7 @@ pub mod records;
 pub mod run;
 pub mod run_dir;
 pub mod saved_run;
+pub mod tensor_files;
 mod tensorboard;
 
 pub use error::{Result, TrainError};

@@ -3,7 +3,7 @@
 
 use crate::command::{bytes, command, demo_model, engine, fail, json, model_copy, succeed, succeed_of};
 use clip_engine::tensor::Tensor;
-use clip_engine::train::files::{TensorFile, stage_tensors};
+use clip_engine::train::tensor_files::{TensorFile, stage_tensors};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

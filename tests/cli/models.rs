@@ -2,7 +2,7 @@
 //! written.
 
 use crate::command::*;
-use clip_engine::train::files::{TensorFile, stage_tensors};
+use clip_engine::train::tensor_files::{TensorFile, stage_tensors};
 use serde_json::json;
 use std::collections::HashMap;
 use std::path::Path;

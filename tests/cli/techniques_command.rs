@@ -2,7 +2,7 @@
 //! that it can be interrupted, repeated and started from, and the combinations that are refused.
 
 use crate::command::*;
-use clip_engine::train::files::TensorFile;
+use clip_engine::train::tensor_files::TensorFile;
 use serde_json::Value;
 use std::path::Path;
 

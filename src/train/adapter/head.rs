@@ -3,8 +3,8 @@
 use crate::backend::Backend;
 use crate::files::Staged;
 use crate::tensor::Tensor;
-use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::provenance::Stamp;
+use crate::train::tensor_files::{TensorFile, stage_tensors};
 use crate::train::{Result, TrainError};
 use crate::tune::Head;
 use serde_json::json;

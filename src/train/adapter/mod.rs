@@ -12,8 +12,8 @@ pub use head::{HeadFile, stage_head};
 pub use prompts::{load_prompts, prompt_spec, stage_prompts};
 
 use super::base_model::BaseModel;
-use super::files::{TensorFile, stage_tensors};
 use super::provenance::Stamp;
+use super::tensor_files::{TensorFile, stage_tensors};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::clip::config::{ClipConfig, TowerConfig};

@@ -7,12 +7,12 @@ mod merge;
 pub use merge::merged_tensors;
 
 use super::adapter::{self, Adapter, HeadFile};
-use super::files::write_tensors;
 use super::model::Model;
 use super::provenance::Stamp;
 use super::records::Summary;
 use super::run_dir::RunDir;
 use super::saved_run::of_one_epoch;
+use super::tensor_files::write_tensors;
 use super::{Result, TrainError};
 use crate::data::Preprocess;
 use crate::data::preprocess::Resize;

@@ -2,12 +2,12 @@
 
 use crate::backend::{Backend, Control, DeviceTensor};
 use crate::train::error::elsewhere;
-use crate::train::files::{TensorFile, stage_tensors};
 use crate::train::keep::{Candidate, Candidates, KeepBy};
 use crate::train::learner::Learner;
 use crate::train::metrics::{ClassMetrics, EvalMetrics};
 use crate::train::provenance::WeightsId;
 use crate::train::records::Baseline;
+use crate::train::tensor_files::{TensorFile, stage_tensors};
 use crate::train::{Result, TrainError};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
