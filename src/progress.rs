@@ -4,7 +4,7 @@
 /// [`Silent`].
 pub trait Monitor: Send + Sync {
     /// The task that starts next is a part of something longer.
-    fn part(&self, _part: Part) {}
+    fn part(&self, _part: RunPart) {}
     /// A task of `total` units starts; tasks do not nest.
     fn begin(&self, task: &str, total: u64);
     /// The same where the units are bytes; a `total` of 0 is not known.
@@ -31,7 +31,7 @@ pub trait Monitor: Send + Sync {
 
 /// A task's place among others that take as long as it does, such as an epoch's among the epochs of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub struct RunPart {
     /// Those before it, from 0.
     pub index: u32,
     /// All of them.

@@ -3,7 +3,7 @@
 
 use super::signals;
 use super::time_left::Course;
-use clip_engine::progress::{Monitor, Part};
+use clip_engine::progress::{Monitor, RunPart};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -187,7 +187,7 @@ impl Task {
 }
 
 impl Monitor for Bars {
-    fn part(&self, part: Part) {
+    fn part(&self, part: RunPart) {
         let now = self.made.elapsed().as_secs_f64();
         let mut run = self.run.lock().unwrap_or_else(PoisonError::into_inner);
         run.course = Some(Course::begin(run.course, part, now));

@@ -4,7 +4,7 @@ use super::bars::Bars;
 use super::common;
 use super::device::{DeviceArgs, on_device};
 use super::flags::batch_sizes;
-use super::predictions::{Form, Printer, UNKNOWN};
+use super::predictions::{Output, Printer, UNKNOWN};
 use anyhow::{Context, Result, bail};
 use clip_engine::TrainError;
 use clip_engine::data::images_below;
@@ -57,9 +57,9 @@ pub fn run(args: Args) -> Result<()> {
     let device = args.device.open(&bars)?;
     let model = common::model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     let form = match (args.json, args.csv) {
-        (true, _) => Form::Json,
-        (_, true) => Form::Csv,
-        _ => Form::Table,
+        (true, _) => Output::Json,
+        (_, true) => Output::Csv,
+        _ => Output::Table,
     };
     // Where the predictions run over the terminal, they are the sign of progress, and a bar would break them.
     let without_bar = WithoutBar(&bars);

@@ -15,7 +15,7 @@ use unicode_width::UnicodeWidthStr;
 
 /// What is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Output {
     Table,
     Json,
     Csv,
@@ -26,7 +26,7 @@ pub const UNKNOWN: &str = "unknown";
 
 /// Prints predictions as they come.
 pub struct Printer<'a> {
-    form: Form,
+    form: Output,
     layout: Layout,
     names: &'a [String],
     /// The least probability of a class that is believed, where there is one.
@@ -41,7 +41,7 @@ pub struct Printer<'a> {
 impl<'a> Printer<'a> {
     /// For the photos `paths` and their `top_k` best of the classes `names`.
     pub fn new(
-        form: Form,
+        form: Output,
         paths: &[PathBuf],
         names: &'a [String],
         top_k: usize,
@@ -64,9 +64,9 @@ impl<'a> Printer<'a> {
     /// Prints a batch; breaks off where nobody reads any more, or cannot be written to.
     pub fn print(&mut self, batch: &[Predicted<'_>]) -> ControlFlow<()> {
         let text = match self.form {
-            Form::Table => Ok(self.table(batch).into_bytes()),
-            Form::Json => self.json(batch),
-            Form::Csv => self.csv(batch),
+            Output::Table => Ok(self.table(batch).into_bytes()),
+            Output::Json => self.json(batch),
+            Output::Csv => self.csv(batch),
         };
         self.started = true;
         let mut out = self.out.lock();
@@ -93,7 +93,7 @@ impl<'a> Printer<'a> {
         }
         match (failed, self.form) {
             (0, _) => Ok(()),
-            (_, Form::Json) => {
+            (_, Output::Json) => {
                 bail!("{failed} of {photos} photos could not be classified; the lines with \"error\" say why")
             }
             _ if Level::chosen() >= Level::Warn => {

@@ -1,11 +1,11 @@
 //! How much time a run has left, by the time that its parts took so far.
 
-use clip_engine::progress::Part;
+use clip_engine::progress::RunPart;
 
 /// A run that is under way. All times are seconds since the same moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Course {
-    part: Part,
+    part: RunPart,
     /// The first part that was seen: another than 0 in a run that goes on.
     first: u32,
     started: f64,
@@ -14,7 +14,7 @@ pub struct Course {
 
 impl Course {
     /// A part begins. It is the first of another run unless it comes after what `earlier` has seen.
-    pub fn begin(earlier: Option<Course>, part: Part, now: f64) -> Course {
+    pub fn begin(earlier: Option<Course>, part: RunPart, now: f64) -> Course {
         let same_run =
             earlier.filter(|earlier| earlier.part.of == part.of && earlier.part.index < part.index);
         let (first, started) = same_run.map_or((part.index, now), |earlier| (earlier.first, earlier.started));
@@ -24,7 +24,7 @@ impl Course {
     /// "at most 12 min left", once `done` of the part's own `total` units are done; none where nothing can be
     /// said yet.
     pub fn left(&self, done: u64, total: u64, now: f64) -> Option<String> {
-        let Part { index, of, after, at_most } = self.part;
+        let RunPart { index, of, after, at_most } = self.part;
         let done_of_part = done as f64 / (total + after).max(1) as f64;
         let whole_part = match index - self.first {
             0 if done == 0 => return None,
@@ -49,8 +49,8 @@ fn in_words(seconds: f64) -> String {
 mod tests {
     use super::*;
 
-    fn part(index: u32, of: u32) -> Part {
-        Part { index, of, after: 100, at_most: false }
+    fn part(index: u32, of: u32) -> RunPart {
+        RunPart { index, of, after: 100, at_most: false }
     }
 
     #[test]
@@ -65,7 +65,7 @@ mod tests {
         assert_eq!(second.left(150, 200, 60.0).unwrap(), "2 min left");
         let third = Course::begin(Some(second), part(2, 4), 85.0);
         assert_eq!(third.left(150, 200, 105.0).unwrap(), "60 s left");
-        let stops = Course { part: Part { at_most: true, ..part(2, 4) }, ..third };
+        let stops = Course { part: RunPart { at_most: true, ..part(2, 4) }, ..third };
         assert_eq!(stops.left(150, 200, 105.0).unwrap(), "at most 60 s left");
     }
 

@@ -15,7 +15,8 @@ use super::{MemoryImage, Split};
 use crate::random;
 
 pub use kind::{
-    Centre, Colour, FlowerKind, Form, Marking, Petals, Rings, all_kinds, demo_classes, pretraining_kinds,
+    Centre, Colour, FlowerForm, FlowerKind, Marking, Petals, Rings, all_kinds, demo_classes,
+    pretraining_kinds,
 };
 pub use scene::{World, draw};
 

@@ -139,7 +139,7 @@ impl Http {
     /// Fetches a file and gives it the name `target` once it is whole and right. Until then it is TARGET.part,
     /// which an earlier call may have left and a later one may go on with.
     pub fn fetch(&self, wanted: &Wanted, target: &Path, monitor: &dyn Monitor) -> Result<()> {
-        let part = Part::of(target);
+        let part = PartialFile::of(target);
         let mut best = part.length();
         let (agent, mut failures) = (self.agent(), 0);
         stoppable(&agent, monitor, || {
@@ -252,7 +252,7 @@ impl Http {
         &self,
         agent: &Agent,
         wanted: &Wanted,
-        part: &Part,
+        part: &PartialFile,
         monitor: &dyn Monitor,
     ) -> Result<Option<String>> {
         let refuse = |problem: String| FetchError::Request { url: wanted.url.clone(), problem };
@@ -303,7 +303,7 @@ impl Http {
 }
 
 /// Appends a body to the part, which has `start` bytes. Returns how many it has then.
-fn copy(body: Body, start: u64, wanted: &Wanted, part: &Part, monitor: &dyn Monitor) -> Result<u64> {
+fn copy(body: Body, start: u64, wanted: &Wanted, part: &PartialFile, monitor: &dyn Monitor) -> Result<u64> {
     let io = |e| FetchError::io(&part.path, "write the file")(e);
     let mut file =
         OpenOptions::new().create(true).truncate(false).write(true).open(&part.path).map_err(io)?;
@@ -363,19 +363,19 @@ struct Note {
 }
 
 /// The beginning of a file, and a note of which.
-struct Part {
+struct PartialFile {
     path: PathBuf,
     note: PathBuf,
 }
 
-impl Part {
-    fn of(target: &Path) -> Part {
+impl PartialFile {
+    fn of(target: &Path) -> PartialFile {
         let beside = |ending: &str| {
             let mut path = target.as_os_str().to_owned();
             path.push(ending);
             PathBuf::from(path)
         };
-        Part { path: beside(".part"), note: beside(".part.json") }
+        PartialFile { path: beside(".part"), note: beside(".part.json") }
     }
 
     fn length(&self) -> u64 {

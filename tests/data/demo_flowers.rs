@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use clip_engine::data::Split;
 use clip_engine::data::demo::{
-    Centre, Colour, FlowerKind, Form, IMAGE_SIZE, Marking, Petals, Rings, World, all_kinds, demo_class_names,
-    demo_classes, demo_dataset, draw, per_class, pretraining_kinds,
+    Centre, Colour, FlowerForm, FlowerKind, IMAGE_SIZE, Marking, Petals, Rings, World, all_kinds,
+    demo_class_names, demo_classes, demo_dataset, draw, per_class, pretraining_kinds,
 };
 use clip_engine::random;
 use safetensors::{Dtype, SafeTensors};
@@ -90,7 +90,7 @@ fn demo_kinds_are_new_to_the_model_but_every_pair_of_their_attributes_is_not() {
         (1, Petals::ALL.len()),
         (2, Marking::ALL.len()),
         (3, Colour::ALL.len()),
-        (4, Form::ALL.len()),
+        (4, FlowerForm::ALL.len()),
         (5, Centre::ALL.len()),
     ] {
         let distinct: HashSet<usize> = seen.iter().map(|kind| kind[attribute]).collect();
@@ -125,7 +125,7 @@ fn mean_petal_colour(colour: Colour) -> [f32; 3] {
         petals: Petals::Eight,
         marking: Marking::Plain,
         colour,
-        form: Form::Ruffle,
+        form: FlowerForm::Ruffle,
         centre: Centre::Brown,
     };
     let mut sum = [0.0f32; 3];

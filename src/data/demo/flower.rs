@@ -5,7 +5,7 @@ use std::f32::consts::{PI, TAU};
 use rand::Rng;
 
 use super::canvas::{Canvas, Rgb, between, mix, noise, scale, smooth_step};
-use super::kind::{Centre, Colour, FlowerKind, Form, Marking, Rings};
+use super::kind::{Centre, Colour, FlowerForm, FlowerKind, Marking, Rings};
 
 /// Where a flower is and how it faces. Lengths are shares of the picture's side.
 #[derive(Debug, Clone, Copy)]
@@ -76,29 +76,29 @@ fn jitter<R: Rng + ?Sized>(colour: Rgb, amount: f32, rng: &mut R) -> Rgb {
 }
 
 /// Half-width of a petal at `u` (0 at the base, 1 at the tip), as a share of its largest half-width.
-fn outline(form: Form, u: f32) -> f32 {
+fn outline(form: FlowerForm, u: f32) -> f32 {
     let ellipse = |middle: f32, reach: f32| (1.0 - ((u - middle) / reach).powi(2)).max(0.0).sqrt();
     let base = |until: f32| (0.25 + 0.75 * (u / until).min(1.0)).powf(0.8);
     match form {
-        Form::Rosette | Form::Heart | Form::Ruffle => {
+        FlowerForm::Rosette | FlowerForm::Heart | FlowerForm::Ruffle => {
             if u < 0.62 {
                 base(0.62)
             } else {
                 ellipse(0.62, 0.38)
             }
         }
-        Form::Star => {
+        FlowerForm::Star => {
             let shoulder = 0.36;
             if u < shoulder { base(shoulder) } else { 1.0 - ((u - shoulder) / (1.0 - shoulder)).powf(1.15) }
         }
-        Form::Daisy => {
+        FlowerForm::Daisy => {
             if u < 0.80 {
                 base(0.5)
             } else {
                 ellipse(0.80, 0.20)
             }
         }
-        Form::Pinwheel => {
+        FlowerForm::Pinwheel => {
             if u < 0.66 {
                 base(0.66)
             } else {
@@ -109,43 +109,43 @@ fn outline(form: Form, u: f32) -> f32 {
 }
 
 /// Largest half-width of a petal, in flower radii, for `count` petals in a ring.
-fn half_width(form: Form, count: usize) -> f32 {
+fn half_width(form: FlowerForm, count: usize) -> f32 {
     let share = (PI / count as f32).tan();
     match form {
-        Form::Rosette | Form::Heart => 0.68 * share.min(0.62),
-        Form::Ruffle => 0.80 * share.min(0.64),
-        Form::Star => 0.48 * share.min(0.62),
-        Form::Daisy => 0.44 * share,
-        Form::Pinwheel => 0.60 * share.min(0.60),
+        FlowerForm::Rosette | FlowerForm::Heart => 0.68 * share.min(0.62),
+        FlowerForm::Ruffle => 0.80 * share.min(0.64),
+        FlowerForm::Star => 0.48 * share.min(0.62),
+        FlowerForm::Daisy => 0.44 * share,
+        FlowerForm::Pinwheel => 0.60 * share.min(0.60),
     }
 }
 
 impl Petal {
     /// Position within the petal: `u` along it and `v` across it in half-widths, or `None` outside it.
-    fn locate(&self, form: Form, x: f32, y: f32) -> Option<(f32, f32)> {
+    fn locate(&self, form: FlowerForm, x: f32, y: f32) -> Option<(f32, f32)> {
         let mut u = (x * self.cos + y * self.sin) / self.length;
         if !(0.0..1.15).contains(&u) {
             return None;
         }
         let mut across = y * self.cos - x * self.sin;
-        if form == Form::Pinwheel {
+        if form == FlowerForm::Pinwheel {
             across -= 0.34 * self.length * u * u - 0.08;
         }
         let mut v = across / self.half_width;
-        if form == Form::Ruffle {
+        if form == FlowerForm::Ruffle {
             // The rim moves in and out with the angle seen from the middle of the petal.
             let angle = v.atan2((u - 0.55) * 2.0);
             let stretch = 1.0 + 0.10 * (7.0 * angle + self.ruffle_phase).sin();
             u = 0.55 + (u - 0.55) / stretch;
             v /= stretch;
         }
-        let tip = if form == Form::Heart { 1.0 - 0.30 * (1.0 - v.abs() / 0.52).max(0.0) } else { 1.0 };
+        let tip = if form == FlowerForm::Heart { 1.0 - 0.30 * (1.0 - v.abs() / 0.52).max(0.0) } else { 1.0 };
         if !(0.0..tip).contains(&u) {
             return None;
         }
         let edge = outline(form, u);
         // Within the notch the rim is the notch's side, not the outline's.
-        let rim = if form == Form::Heart && u > 0.62 {
+        let rim = if form == FlowerForm::Heart && u > 0.62 {
             (v.abs() / edge).max(1.0 - (tip - u) * 2.2)
         } else {
             v.abs() / edge
@@ -176,7 +176,8 @@ impl Flower {
         }
         let petal_colour = jitter(petal_colour(kind.colour), 0.05, rng);
         let white = jitter([0.95, 0.95, 0.93], 0.03, rng);
-        let centre_radius = between(rng, if kind.form == Form::Daisy { [0.22, 0.32] } else { [0.16, 0.25] });
+        let centre_radius =
+            between(rng, if kind.form == FlowerForm::Daisy { [0.22, 0.32] } else { [0.16, 0.25] });
         Self {
             kind,
             pose,
@@ -283,7 +284,7 @@ mod tests {
         light: -1.2,
     };
 
-    fn grown(form: Form, petals: Petals, marking: Marking, rings: Rings, seed: u64) -> Flower {
+    fn grown(form: FlowerForm, petals: Petals, marking: Marking, rings: Rings, seed: u64) -> Flower {
         let kind =
             FlowerKind { rings, petals, marking, colour: Colour::Violet, form, centre: Centre::Yellow };
         Flower::grow(kind, FACING, &mut random::stream(seed, 0))
@@ -301,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_flower_has_as_many_petals_as_its_name_says() {
-        for form in [Form::Rosette, Form::Star, Form::Daisy, Form::Pinwheel] {
+        for form in [FlowerForm::Rosette, FlowerForm::Star, FlowerForm::Daisy, FlowerForm::Pinwheel] {
             for petals in form.petal_counts() {
                 for (rings, seed) in [(Rings::Single, 1), (Rings::Double, 2)] {
                     let flower = grown(form, petals, Marking::Plain, rings, seed);
@@ -313,18 +314,18 @@ mod tests {
 
     #[test]
     fn a_heart_has_two_lobes_a_petal() {
-        let flower = grown(Form::Heart, Petals::Five, Marking::Plain, Rings::Single, 3);
+        let flower = grown(FlowerForm::Heart, Petals::Five, Marking::Plain, Rings::Single, 3);
         assert_eq!(lobes(&flower, 0.88), 10);
     }
 
     #[test]
     fn a_double_flower_has_a_second_ring_above_the_first() {
-        let double = grown(Form::Star, Petals::Five, Marking::Plain, Rings::Double, 4);
+        let double = grown(FlowerForm::Star, Petals::Five, Marking::Plain, Rings::Double, 4);
         assert_eq!(double.petals.len(), 10);
         let top_petal = |radius: f32, turn: f32| {
             let (sin, cos) = (TAU * turn / 5.0).sin_cos();
             let (x, y) = (radius * cos, radius * sin);
-            double.petals.iter().position(|petal| petal.locate(Form::Star, x, y).is_some())
+            double.petals.iter().position(|petal| petal.locate(FlowerForm::Star, x, y).is_some())
         };
         for petal in 0..5 {
             // The inner petals cover the seams of the outer ring, which reaches beyond them.
@@ -335,7 +336,7 @@ mod tests {
 
     /// Saturation of the petal colour at (u, v): 0 is grey or white.
     fn saturation(marking: Marking, u: f32, v: f32) -> f32 {
-        let flower = grown(Form::Rosette, Petals::Five, marking, Rings::Single, 5);
+        let flower = grown(FlowerForm::Rosette, Petals::Five, marking, Rings::Single, 5);
         let colour = flower.petal_at(&flower.petals[0], u, v, u);
         let (low, high) = colour.iter().fold((f32::MAX, 0.0f32), |(low, high), &c| (low.min(c), high.max(c)));
         1.0 - low / high
@@ -349,7 +350,7 @@ mod tests {
         assert!(saturation(Marking::WhiteStriped, 0.5, 0.0) < 0.1);
         assert!(saturation(Marking::WhiteStriped, 0.5, 0.6) > 0.4);
         let brightness = |u: f32| {
-            let flower = grown(Form::Rosette, Petals::Five, Marking::DarkThroated, Rings::Single, 6);
+            let flower = grown(FlowerForm::Rosette, Petals::Five, Marking::DarkThroated, Rings::Single, 6);
             flower.petal_at(&flower.petals[0], u, 0.0, u).iter().sum::<f32>()
         };
         assert!(brightness(0.3) < 0.4 * brightness(0.8));
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn the_tilt_and_turn_are_undone_point_by_point() {
-        let mut flower = grown(Form::Star, Petals::Five, Marking::Plain, Rings::Single, 7);
+        let mut flower = grown(FlowerForm::Star, Petals::Five, Marking::Plain, Rings::Single, 7);
         flower.pose = Pose { rotation: 0.7, tilt_axis: 1.9, tilt_cosine: 0.6, ..FACING };
         // The axis of the tilt keeps its length; across it, lengths shrink by the cosine.
         let (sin, cos) = 1.9f32.sin_cos();

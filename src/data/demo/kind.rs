@@ -23,7 +23,7 @@ pub enum Colour {
 
 /// Petal shape, named by the flower it makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Form {
+pub enum FlowerForm {
     /// Round, overlapping petals.
     Rosette,
     /// Petals that run to a sharp tip.
@@ -54,11 +54,11 @@ pub enum Marking {
 /// Petals in a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Petals {
-    /// Not for [`Form::Daisy`], whose petals are narrow.
+    /// Not for [`FlowerForm::Daisy`], whose petals are narrow.
     Five,
     /// For every form.
     Eight,
-    /// For [`Form::Daisy`] only.
+    /// For [`FlowerForm::Daisy`] only.
     Thirteen,
 }
 
@@ -112,7 +112,7 @@ impl Colour {
     }
 }
 
-impl Form {
+impl FlowerForm {
     /// Every form.
     pub const ALL: [Self; 6] =
         [Self::Rosette, Self::Star, Self::Daisy, Self::Heart, Self::Ruffle, Self::Pinwheel];
@@ -222,7 +222,7 @@ pub struct FlowerKind {
     /// Main colour of the petals.
     pub colour: Colour,
     /// Shape of the petals.
-    pub form: Form,
+    pub form: FlowerForm,
     /// Colour of the middle.
     pub centre: Centre,
 }
@@ -247,7 +247,7 @@ impl FlowerKind {
 pub fn all_kinds() -> Vec<FlowerKind> {
     let mut kinds = Vec::new();
     for rings in Rings::ALL {
-        for form in Form::ALL {
+        for form in FlowerForm::ALL {
             for petals in form.petal_counts() {
                 for colour in Colour::ALL {
                     for marking in Marking::ALL.into_iter().filter(|marking| marking.shows_on(colour)) {
@@ -276,7 +276,7 @@ pub fn demo_classes() -> Vec<FlowerKind> {
         petals: Petals::Thirteen,
         marking: Marking::Plain,
         colour: Colour::White,
-        form: Form::Daisy,
+        form: FlowerForm::Daisy,
         centre: Centre::Brown,
     };
     let rosette = FlowerKind {
@@ -284,7 +284,7 @@ pub fn demo_classes() -> Vec<FlowerKind> {
         petals: Petals::Five,
         marking: Marking::DarkThroated,
         colour: Colour::Violet,
-        form: Form::Rosette,
+        form: FlowerForm::Rosette,
         centre: Centre::Yellow,
     };
     let ruffle = FlowerKind {
@@ -292,10 +292,10 @@ pub fn demo_classes() -> Vec<FlowerKind> {
         petals: Petals::Eight,
         marking: Marking::Plain,
         colour: Colour::Pink,
-        form: Form::Ruffle,
+        form: FlowerForm::Ruffle,
         centre: Centre::Green,
     };
-    let edged = FlowerKind { marking: Marking::WhiteEdged, form: Form::Star, ..rosette };
+    let edged = FlowerKind { marking: Marking::WhiteEdged, form: FlowerForm::Star, ..rosette };
     vec![
         daisy,
         FlowerKind { colour: Colour::Yellow, ..daisy },
@@ -307,7 +307,7 @@ pub fn demo_classes() -> Vec<FlowerKind> {
         FlowerKind { colour: Colour::Magenta, ..ruffle },
         FlowerKind { colour: Colour::Red, ..ruffle },
         edged,
-        FlowerKind { form: Form::Pinwheel, ..edged },
-        FlowerKind { form: Form::Heart, ..edged },
+        FlowerKind { form: FlowerForm::Pinwheel, ..edged },
+        FlowerKind { form: FlowerForm::Heart, ..edged },
     ]
 }

@@ -1,7 +1,7 @@
 //! The names of classes in pictures: whole, in several lines where one has no room, and a number in a PNG where no
 //! font has the letters.
 
-use super::sheet::{Form, LINE, Letters, Point, Sheet};
+use super::sheet::{LINE, Letters, Medium, Point, Sheet};
 use super::typeface::{Typeface, isolated};
 
 /// A name as it stands in a picture.
@@ -48,14 +48,14 @@ impl ClassName {
 
     /// Draws the lines with their middle at `at`.
     pub fn draw(&self, sheet: &mut Sheet<'_>, at: Point, letters: Letters) {
-        let form = self.number.as_ref().map(|_| Form::Svg);
+        let form = self.number.as_ref().map(|_| Medium::Svg);
         for (i, line) in self.lines.iter().enumerate() {
             let d = (i as f64 - (self.lines.len() - 1) as f64 / 2.0) * LINE * letters.size;
             let at = if letters.turned { (at.0 + d, at.1) } else { (at.0, at.1 + d) };
             sheet.label(line, at, letters, form);
         }
         if let Some(number) = &self.number {
-            sheet.label(number, at, letters, Some(Form::Png));
+            sheet.label(number, at, letters, Some(Medium::Png));
         }
     }
 }

@@ -80,7 +80,7 @@ pub(crate) struct Letters {
 
 /// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
+pub enum Medium {
     Png,
     Svg,
 }
@@ -97,7 +97,7 @@ pub(crate) struct Sheet<'a> {
     pub height: f64,
     pub font: &'a Typeface,
     /// A line each, with the form of the picture that has it; none for both.
-    elements: Vec<(Option<Form>, String)>,
+    elements: Vec<(Option<Medium>, String)>,
 }
 
 impl<'a> Sheet<'a> {
@@ -173,7 +173,7 @@ impl<'a> Sheet<'a> {
     }
 
     /// A text in the `form` that has it, none for both.
-    pub fn label(&mut self, text: &str, (x, y): Point, letters: Letters, form: Option<Form>) {
+    pub fn label(&mut self, text: &str, (x, y): Point, letters: Letters, form: Option<Medium>) {
         if text.is_empty() {
             return;
         }
@@ -196,11 +196,11 @@ impl<'a> Sheet<'a> {
         match self.font.spans(text) {
             None => self.elements.push((form, element(&escaped(text)))),
             Some(spans) => {
-                if form != Some(Form::Png) {
-                    self.elements.push((Some(Form::Svg), element(&escaped(text))));
+                if form != Some(Medium::Png) {
+                    self.elements.push((Some(Medium::Svg), element(&escaped(text))));
                 }
-                if form != Some(Form::Svg) {
-                    self.elements.push((Some(Form::Png), element(&spans)));
+                if form != Some(Medium::Svg) {
+                    self.elements.push((Some(Medium::Png), element(&spans)));
                 }
             }
         }
@@ -219,7 +219,7 @@ impl<'a> Sheet<'a> {
     /// What stands in the way, in words.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let tree =
-            Tree::from_str(&self.written(Form::Png), &self.font.options()).map_err(|e| e.to_string())?;
+            Tree::from_str(&self.written(Medium::Png), &self.font.options()).map_err(|e| e.to_string())?;
         let [width, height] = [self.width, self.height].map(|side| 2 * side as u32);
         let mut pixels = Pixmap::new(width, height).ok_or("it is too large")?;
         resvg::render(&tree, Transform::from_scale(2.0, 2.0), &mut pixels.as_mut());
@@ -228,10 +228,10 @@ impl<'a> Sheet<'a> {
 
     /// The picture as SVG.
     pub fn svg(&self) -> String {
-        self.written(Form::Svg)
+        self.written(Medium::Svg)
     }
 
-    fn written(&self, form: Form) -> String {
+    fn written(&self, form: Medium) -> String {
         let Sheet { width, height, .. } = self;
         let mut svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \

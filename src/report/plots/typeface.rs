@@ -37,14 +37,14 @@ pub(crate) struct Typeface {
     /// The place among `fonts` of the font of a cluster, none where no font has it.
     choices: RefCell<HashMap<String, Option<usize>>>,
     /// In em.
-    widths: RefCell<HashMap<Part, f64>>,
+    widths: RefCell<HashMap<Run, f64>>,
     /// Scripts that no font has: the first such letter, and the package that helps.
     missing: RefCell<BTreeMap<&'static str, (String, &'static str)>>,
 }
 
 /// A part of a text that one font draws.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Part {
+struct Run {
     /// The font's place; none where no font has the letters.
     font: Option<usize>,
     text: String,
@@ -106,11 +106,11 @@ impl Typeface {
     }
 
     /// `text` in the order of reading, in parts that one font draws.
-    fn parts(&self, text: &str) -> Vec<Part> {
+    fn parts(&self, text: &str) -> Vec<Run> {
         if self.is_embedded(text) {
-            return vec![Part { font: Some(0), text: text.to_owned() }];
+            return vec![Run { font: Some(0), text: text.to_owned() }];
         }
-        let mut parts: Vec<Part> = Vec::new();
+        let mut parts: Vec<Run> = Vec::new();
         for cluster in text.graphemes(true) {
             let font = self.font_of(cluster);
             match parts.last_mut() {
@@ -118,7 +118,7 @@ impl Typeface {
                 Some(last) if last.font == font || cluster.chars().all(is_invisible) => {
                     last.text.push_str(cluster);
                 }
-                _ => parts.push(Part { font, text: cluster.to_owned() }),
+                _ => parts.push(Run { font, text: cluster.to_owned() }),
             }
         }
         parts
@@ -173,7 +173,7 @@ impl Typeface {
         self.parts(text).into_iter().map(|part| self.part_width(part)).sum::<f64>() * size
     }
 
-    fn part_width(&self, part: Part) -> f64 {
+    fn part_width(&self, part: Run) -> f64 {
         match part.font {
             None => 0.6 * part.text.width() as f64,
             Some(0) => {
@@ -194,7 +194,7 @@ impl Typeface {
     }
 
     /// As usvg lays a part out.
-    fn shaped_width(&self, part: &Part) -> f64 {
+    fn shaped_width(&self, part: &Run) -> f64 {
         const SIZE: f32 = 100.0;
         let svg = format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\"><text font-size=\"{SIZE}\" xml:space=\"preserve\">{}</text></svg>",
@@ -226,8 +226,8 @@ impl Typeface {
     /// The content of a text element that usvg draws with these fonts; none where that is the text itself.
     pub(crate) fn spans(&self, text: &str) -> Option<String> {
         match &self.parts(text)[..] {
-            [Part { font: Some(0), .. }] => None,
-            parts => Some(parts.iter().map(Part::svg).collect()),
+            [Run { font: Some(0), .. }] => None,
+            parts => Some(parts.iter().map(Run::svg).collect()),
         }
     }
 
@@ -256,7 +256,7 @@ impl Typeface {
     }
 }
 
-impl Part {
+impl Run {
     fn svg(&self) -> String {
         match self.font {
             Some(0) => escaped(&self.text),

@@ -11,14 +11,14 @@ use std::path::Path;
 
 /// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ExportKind {
     Peft,
     Merged,
 }
 
 /// What the card is written from.
 pub(super) struct Card<'a> {
-    pub form: Form,
+    pub form: ExportKind,
     pub settings: &'a Settings,
     /// Without a path of this machine.
     pub base: BaseModel,
@@ -41,9 +41,9 @@ impl Card<'_> {
             tags.push("- lora");
         }
         let (library, task) = match (self.form, self.adapter) {
-            (Form::Merged, _) => ("transformers", "pipeline_tag: zero-shot-image-classification\n"),
-            (Form::Peft, Some(_)) => ("peft", ""),
-            (Form::Peft, None) => ("clip-engine", ""),
+            (ExportKind::Merged, _) => ("transformers", "pipeline_tag: zero-shot-image-classification\n"),
+            (ExportKind::Peft, Some(_)) => ("peft", ""),
+            (ExportKind::Peft, None) => ("clip-engine", ""),
         };
         let base = self.base.on_hub().map_or(String::new(), |(id, _)| format!("base_model: {id}\n"));
         format!(
@@ -55,14 +55,16 @@ impl Card<'_> {
 
     fn description(&self) -> String {
         let what = match (self.form, self.adapter, self.settings.prompt_spec()) {
-            (Form::Merged, Some(_), _) => {
+            (ExportKind::Merged, Some(_), _) => {
                 "CLIP with low-rank adapters merged into its weights, and a linear head"
             }
-            (Form::Merged, None, _) => "Plain CLIP and a linear head that was trained on its features",
-            (Form::Peft, Some(_), Some(_)) => "Low-rank adapters, prompts and a linear head for CLIP",
-            (Form::Peft, Some(_), None) => "Low-rank adapters in PEFT's format and a linear head for CLIP",
-            (Form::Peft, None, Some(_)) => "Prompts and a linear head for CLIP",
-            (Form::Peft, None, None) => "A linear head for plain CLIP",
+            (ExportKind::Merged, None, _) => "Plain CLIP and a linear head that was trained on its features",
+            (ExportKind::Peft, Some(_), Some(_)) => "Low-rank adapters, prompts and a linear head for CLIP",
+            (ExportKind::Peft, Some(_), None) => {
+                "Low-rank adapters in PEFT's format and a linear head for CLIP"
+            }
+            (ExportKind::Peft, None, Some(_)) => "Prompts and a linear head for CLIP",
+            (ExportKind::Peft, None, None) => "A linear head for plain CLIP",
         };
         let by_text = match self.settings.classifier {
             ClassifierKind::Head => "",
@@ -164,26 +166,26 @@ impl Card<'_> {
         let base = self.revision().map_or("base".into(), |revision| format!("base, revision=\"{revision}\""));
         text += "`folder` is this folder, `photo` the path of a photo";
         text += match self.form {
-            Form::Peft => ", `base` the base model: its name on the hub, or its folder.\n\n```python\n",
-            Form::Merged => ".\n\n```python\n",
+            ExportKind::Peft => ", `base` the base model: its name on the hub, or its folder.\n\n```python\n",
+            ExportKind::Merged => ".\n\n```python\n",
         };
         text += "import json\n\nimport torch\n";
-        if self.form == Form::Peft && self.adapter.is_some() {
+        if self.form == ExportKind::Peft && self.adapter.is_some() {
             text += "from peft import PeftModel\n";
         }
         text += "from PIL import Image\nfrom safetensors import safe_open\n\
                  from transformers import CLIPImageProcessor, CLIPModel\n\n";
         text += &match (self.form, self.adapter) {
-            (Form::Peft, Some(_)) => format!(
+            (ExportKind::Peft, Some(_)) => format!(
                 "model = CLIPModel.from_pretrained({base}).float()\n\
                  model = PeftModel.from_pretrained(model, f\"{{folder}}/adapter\").eval()\n\
                  processor = CLIPImageProcessor.from_pretrained({base})\n"
             ),
-            (Form::Peft, None) => format!(
+            (ExportKind::Peft, None) => format!(
                 "model = CLIPModel.from_pretrained({base}).float().eval()\n\
                  processor = CLIPImageProcessor.from_pretrained({base})\n"
             ),
-            (Form::Merged, _) => "model = CLIPModel.from_pretrained(folder).eval()\n\
+            (ExportKind::Merged, _) => "model = CLIPModel.from_pretrained(folder).eval()\n\
                                   processor = CLIPImageProcessor.from_pretrained(folder)\n"
                 .into(),
         };

@@ -21,7 +21,7 @@ use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::settings::Settings;
 use crate::settings::flag;
 use crate::tensor::DType;
-use card::{Card, Form};
+use card::{Card, ExportKind};
 use folder::NewFolder;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -84,7 +84,7 @@ impl<'a> Export<'a> {
         if let Some(prompts) = &self.prompts {
             write_atomic(&folder.path().join("prompts.safetensors"), prompts)?;
         }
-        self.write_card(&folder, Form::Peft)?;
+        self.write_card(&folder, ExportKind::Peft)?;
         folder.finish()
     }
 
@@ -118,7 +118,7 @@ impl<'a> Export<'a> {
             write_json(&processor, &processor_config(&self.model.preprocess))?;
         }
         self.write_head(&folder)?;
-        self.write_card(&folder, Form::Merged)?;
+        self.write_card(&folder, ExportKind::Merged)?;
         folder.finish()
     }
 
@@ -131,7 +131,7 @@ impl<'a> Export<'a> {
         Ok(adapter::stage_head(&path, &self.head, self.stamp.as_ref())?.persist()?)
     }
 
-    fn write_card(&self, folder: &NewFolder, form: Form) -> Result<()> {
+    fn write_card(&self, folder: &NewFolder, form: ExportKind) -> Result<()> {
         let card = Card {
             form,
             settings: self.settings,

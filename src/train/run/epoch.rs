@@ -6,7 +6,7 @@ use super::inputs::Training;
 use crate::backend::Backend;
 use crate::objective::{MixDraw, Objective};
 use crate::optim::{Rate, Rates};
-use crate::progress::Part as PartOfRun;
+use crate::progress::RunPart;
 use crate::random;
 use crate::settings::Key;
 use crate::settings::{ClassifierKind, Sampler, Settings};
@@ -104,7 +104,7 @@ impl<B: Backend> Run<'_, B> {
         let mut waiting = VecDeque::new();
         let mut clock = Instant::now();
         let (after, at_most) = (self.inputs.val.labels().len() as u64, self.early_stop.is_some());
-        self.monitor.part(PartOfRun { index: epoch - 1, of, after, at_most });
+        self.monitor.part(RunPart { index: epoch - 1, of, after, at_most });
         self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
         for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
             if self.monitor.stopped() {
