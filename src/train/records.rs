@@ -110,6 +110,9 @@ pub struct Summary {
     /// What the head's logits are divided by before probabilities are taken; none where they are taken as they are.
     #[serde(default)]
     pub temperature: Option<Temperature>,
+    /// What was tried to find the classifier, in the recipe that climbs a ladder; none in the others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ladder: Option<Ladder>,
     /// Wall-clock time of training and validation.
     pub seconds: f64,
     /// Images per second of the training steps alone.
@@ -125,6 +128,79 @@ pub struct Summary {
     /// None in a summary from before it was recorded.
     #[serde(default)]
     pub vision: Option<VisionSizes>,
+}
+
+/// The classifiers that `--recipe auto` tried, from the cheapest on, and the one that it kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ladder {
+    /// From plain CLIP on, in the order in which they were tried. One that was not worth its time is not among them.
+    pub rungs: Vec<Rung>,
+    /// The place among them of the one that the run's files hold.
+    pub kept: usize,
+    /// Why that one was kept, and why others were left out: a sentence or two for people.
+    pub reason: String,
+}
+
+/// A classifier of the ladder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rung {
+    /// What it is.
+    pub kind: RungKind,
+    /// What was chosen for it, for people: "C 31.6, text × 0.5, with crops"; empty where there is no choice.
+    pub chosen: String,
+    /// On the validation split; none where the rung was fitted to it.
+    pub val: Option<RungScores>,
+    /// On the test split; none where there is no such split.
+    pub test: Option<RungScores>,
+    /// Wall-clock time that it took beyond those before.
+    pub seconds: f64,
+}
+
+/// The rungs of the ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RungKind {
+    /// The class features of the text tower.
+    PlainClip,
+    /// A Gaussian for each class on plain CLIP's features, with one covariance; the text logits blended in.
+    Discriminant,
+    /// A logistic regression on plain CLIP's features, the text logits as an offset.
+    LogisticRegression,
+    /// The mean of the logits of the two before.
+    Mean,
+    /// Adapters and head trained from the best head before.
+    Lora,
+    /// Adapters and head on the way from plain CLIP with the best head to those trained.
+    Blend,
+    /// The kept one, fitted once more to training and validation images together.
+    FinalFit,
+}
+
+impl RungKind {
+    /// As people call it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            RungKind::PlainClip => "plain CLIP",
+            RungKind::Discriminant => "discriminant",
+            RungKind::LogisticRegression => "logistic regression",
+            RungKind::Mean => "mean of the two",
+            RungKind::Lora => "LoRA",
+            RungKind::Blend => "blend with plain CLIP",
+            RungKind::FinalFit => "final fit",
+        }
+    }
+}
+
+/// How good a rung is, its logits divided by its own temperature.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RungScores {
+    /// How many it was measured on.
+    pub images: usize,
+    /// Fraction of images whose class is the first choice.
+    pub top1: f64,
+    /// Mean −log probability of the right class, in nats.
+    #[serde(deserialize_with = "number")]
+    pub nll: f64,
 }
 
 /// What tells one CLIP vision tower from another.

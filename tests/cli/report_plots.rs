@@ -98,6 +98,7 @@ fn run(name: &str, classes: usize, epochs: u32, skill: f64) -> RunData {
         temperature: None,
         seconds: 61.0,
         images_per_s: 250.0,
+        ladder: None,
         text_left_out: false,
         photos: None,
         device: "CPU".into(),

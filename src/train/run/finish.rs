@@ -146,6 +146,7 @@ impl<B: Backend> Run<'_, B> {
             }),
             seconds: self.progress.seconds,
             images_per_s: self.progress.step_images as f64 / self.progress.step_seconds.max(1e-9),
+            ladder: None,
             text_left_out: self.text_left_out,
             photos: Some(cache.photos().to_owned()),
             device: self.learner.backend().describe(),
