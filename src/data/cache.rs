@@ -130,6 +130,12 @@ impl Cache {
         SplitView { cache: self, split, range: self.header.range(split) }
     }
 
+    /// The images of the train split and those of the val split behind them, as images to train on.
+    pub fn train_and_val(&self) -> SplitView<'_> {
+        let [train, val] = [Split::Train, Split::Val].map(|split| self.header.range(split));
+        SplitView { cache: self, split: Split::Train, range: train.start..val.end }
+    }
+
     /// Class names in label order.
     pub fn class_names(&self) -> &[String] {
         &self.header.class_names

@@ -97,7 +97,7 @@ mod tests {
         assert!(published_of(&folders).iter().all(Option::is_some));
         // Rates are no technique.
         let mut faster = lora.clone();
-        (faster.settings.lr_lora, faster.settings.rank) = (1e-3, 16);
+        (faster.settings.lr_lora, faster.settings.rank) = (crate::settings::AdapterRate::Of(1e-3), 16);
         assert_eq!(published_of(&faster)[1], own);
         for change in [
             |settings: &mut Settings| settings.mixup = 0.2,

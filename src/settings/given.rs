@@ -81,7 +81,7 @@ impl Settings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{Patience, SettingError};
+    use crate::settings::{AdapterRate, Patience, SettingError};
 
     fn resolve(file: Given, flags: Given) -> Result<Settings, SettingError> {
         let settings = Settings::combine(file, &flags);
@@ -119,14 +119,14 @@ mod tests {
         let chosen = Settings {
             rank: 4,
             early_stop: Patience::Epochs(5),
-            lr_lora: 3e-4,
+            lr_lora: AdapterRate::Of(3e-4),
             text_weight: 0.5,
             ..on_flowers(Recipe::Lora)
         };
         let expected = Settings {
             rank: 4,
             early_stop: Patience::Epochs(5),
-            lr_lora: 3e-4,
+            lr_lora: AdapterRate::Of(3e-4),
             text_weight: 0.5,
             ..on_flowers(Recipe::ClipLora)
         };

@@ -13,8 +13,8 @@ mod values;
 pub use recipe::{Recipe, are_flowers, default_templates};
 pub use table::{Given, Key, Kind, Setting, Settings, TABLE};
 pub use values::{
-    Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, KeepBy, Method, Patience, Precision, Sampler,
-    TextAlignment, parse_word,
+    AdapterRate, Augment, CacheType, ClassWeights, ClassifierKind, HeadInit, KeepBy, Method, Patience,
+    Precision, RateRule, Sampler, TextAlignment, parse_word,
 };
 
 use crate::data::Augmentation;
@@ -76,6 +76,11 @@ impl Settings {
 
     pub(crate) fn has_lora(&self) -> bool {
         self.method == Method::Lora || self.with_lora
+    }
+
+    /// Whether the run climbs a ladder of classifiers.
+    pub fn climbs(&self) -> bool {
+        self.recipe == Recipe::Auto
     }
 
     pub(crate) fn has_mixup(&self) -> bool {
@@ -173,11 +178,12 @@ impl Settings {
         Objective::new(head, self.text_weight).with_triplet(self.triplet, self.margin).with_counts(counts)
     }
 
-    /// Learning rates and weight decays of all groups, before the schedule's factor.
+    /// Learning rates and weight decays of all groups, before the schedule's factor. That of the adapters is 0 where it is
+    /// yet to be found.
     pub(crate) fn rates(&self) -> Rates {
         Rates {
             head: Rate { learning_rate: self.lr_head, weight_decay: self.wd_head },
-            lora: Rate { learning_rate: self.lr_lora, weight_decay: self.wd_lora },
+            lora: Rate { learning_rate: self.lr_lora.known().unwrap_or(0.0), weight_decay: self.wd_lora },
             prompt: Rate { learning_rate: self.lr_prompt, weight_decay: self.wd_prompt },
         }
     }

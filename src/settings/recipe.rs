@@ -91,11 +91,24 @@ recipes! {
         steps_per_shot: Some(500),
         augment: Augment::CropFlip,
         crop_area: 0.08,
-        lr_lora: 2e-4,
+        lr_lora: AdapterRate::Of(2e-4),
         schedule: ScheduleKind::Cosine,
         // The rate falls until the last epoch.
         early_stop: Patience::Off,
         templates: default_templates(Recipe::ClipLora, false),
+    }
+
+    /// A ladder of classifiers from plain CLIP to LoRA, of which validation keeps the best.
+    Auto "auto" {
+        epochs: 20,
+        augment: Augment::CropFlip,
+        lr_lora: AdapterRate::By(RateRule::Search),
+        schedule: ScheduleKind::Cosine,
+        warmup: 5,
+        // The rate falls until the last epoch.
+        early_stop: Patience::Off,
+        // It is a rung.
+        baseline: false,
     }
 }
 

@@ -72,6 +72,7 @@ no_effect! {
     no_crops: |s| s.augment == Augment::Off => "{augment} off takes no crops; leave it out";
     drawn_at_random: |s| s.sampler != Sampler::Once =>
         "{sampler} balanced draws the images at random; leave it out";
+    no_ladder: |s| !s.climbs() => "{recipe} {} tries one classifier; use {recipe} auto", name_of(recipe, s);
     never_stops: |s| s.early_stop == Patience::Off => "{early_stop} off never stops early; leave it out";
     own_split: |s| has_own_split(s) =>
         "the data have a split of their own, which no seed changes; leave it out";
@@ -80,6 +81,12 @@ no_effect! {
 /// Where a head is brought or there is none, what a new one would start at has no effect.
 pub(crate) fn head_is_given(s: &Settings) -> Option<String> {
     let brought = || s.init_from.as_deref().filter(|dir| dir.join("head.safetensors").is_file());
+    if s.climbs() {
+        return Some(format!(
+            "{} auto starts it from the best of its first rungs; leave it out",
+            Key::recipe
+        ));
+    }
     no_head(s).or_else(|| {
         let (flag, dir) = (Key::init_from, brought()?.display());
         Some(format!("{flag} brings the head, {dir}/head.safetensors; leave out one of the two"))
@@ -107,6 +114,12 @@ fn contradiction(s: &Settings) -> Option<String> {
         };
     }
     first! {
+        s.climbs() && (s.method != Method::Lora || no_head) =>
+            "{recipe} auto: its adapters are trained beside a head; leave out {method} and {classifier}, or choose another recipe";
+        s.climbs() && s.init_from.is_some() =>
+            "{init_from}: {recipe} auto starts from plain CLIP; use {recipe} lora to go on from {init_from}";
+        s.lr_lora.known().is_none() && !s.climbs() =>
+            "{lr_lora} search: {recipe} auto alone searches; give a number";
         s.has_lora() && s.targets.is_empty() =>
             "{targets}: name at least one layer, or choose {method} linear";
         s.has_lora() && s.towers.is_empty() =>

@@ -466,8 +466,8 @@ settings! {
     [OPTIMISATION, short, Number "LR"] lr_head: f64 = 1e-3, no_effect: no_head, range: AT_LEAST_0;
     /// Weight decay of the head.
     [OPTIMISATION, long, Number "WD"] wd_head: f64 = 1e-4, no_effect: no_head, range: AT_LEAST_0;
-    /// Learning rate of the adapters.
-    [OPTIMISATION, short, Number "LR"] lr_lora: f64 = 1e-4, no_effect: no_adapters, range: AT_LEAST_0;
+    /// Learning rate of the adapters; search finds it by training a little at each of some.
+    [OPTIMISATION, short, Number "LR|search"] lr_lora: AdapterRate = AdapterRate::Of(1e-4), no_effect: no_adapters, range: AT_LEAST_0;
     /// Weight decay of the adapters.
     [OPTIMISATION, long, Number "WD"] wd_lora: f64 = 1e-2, no_effect: no_adapters, range: AT_LEAST_0;
     /// Learning rate of the prompts.
@@ -488,6 +488,12 @@ settings! {
     /// Which epoch is kept by its validation results: the lowest loss within one standard error of the best accuracy,
     /// the best accuracy, the best macro F1, or the lowest loss.
     [STOPPING, long, Word "one-se|accuracy|macro-f1|loss"] keep_by: KeepBy = KeepBy::OneSe;
+    /// Fit the kept classifier once more to training and validation images together; the test split is looked at once,
+    /// after that.
+    [STOPPING, long, Switch ""] final_fit: bool = false, no_effect: no_ladder;
+    /// Minutes that training adapters may take: with fewer than they need they are trained shorter, or left out.
+    [STOPPING, long, Number "M"]
+        minutes?: f64, unset: Some("as long as they need"), no_effect: no_ladder, range: ABOVE_0_OR_NONE;
     /// Number type of activations and frozen weights.
     [OUTPUT, long, Word "f32|f16|bf16"] precision?: Precision, unset: Some("f16 on a GPU; the CPU has f32 only");
     /// Where to compute.

@@ -152,6 +152,46 @@ pub enum ClassifierKind {
     Text,
 }
 
+/// Learning rate of the adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum AdapterRate {
+    /// Itself.
+    Of(f64),
+    /// How it is found.
+    By(RateRule),
+}
+
+/// How a learning rate is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RateRule {
+    /// By training a little at each of some, in the recipe that climbs a ladder.
+    Search,
+}
+
+impl AdapterRate {
+    /// None where it is yet to be found.
+    pub(crate) fn known(self) -> Option<f64> {
+        match self {
+            AdapterRate::Of(rate) => Some(rate),
+            AdapterRate::By(RateRule::Search) => None,
+        }
+    }
+}
+
+impl FromStr for AdapterRate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("search", _) => Ok(AdapterRate::By(RateRule::Search)),
+            (_, Ok(rate)) => Ok(AdapterRate::Of(rate)),
+            (_, Err(_)) => Err(format!("{text:?} is neither a number nor \"search\"")),
+        }
+    }
+}
+
 /// Epochs without improvement after which a run ends, or "off".
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Patience {

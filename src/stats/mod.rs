@@ -2,8 +2,13 @@
 //! that features alone make. Nothing here knows models, data sets or devices.
 
 pub(crate) mod calibration;
+pub(crate) mod counting;
+pub(crate) mod discriminant;
+pub(crate) mod heads;
 pub mod interval;
+pub(crate) mod linear;
 pub(crate) mod logistic;
+pub(crate) mod photos;
 pub(crate) mod temperature;
 
 use thiserror::Error;

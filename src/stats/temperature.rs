@@ -19,6 +19,7 @@ const RANGE: (f64, f64) = (1e-3, 1e3);
 const GRID: usize = 28;
 
 /// How good probabilities are; both scores are least for the right ones.
+#[cfg(test)]
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ProperScores {
     /// Mean negative log-likelihood of the labels, in nats; scikit-learn's `log_loss`.
@@ -33,6 +34,7 @@ pub(crate) struct ProperScores {
 ///
 /// # Panics
 /// On logits that are not N rows of `classes`, and on a label without a class.
+#[cfg(test)]
 pub(crate) fn proper_scores(
     logits: &[f64],
     classes: usize,

@@ -3,30 +3,19 @@
 mod choose;
 mod newton;
 
-pub use choose::{choose, grid};
+pub(crate) use choose::{Choice, choose, grid};
 
 use super::StatsError;
-use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::linear::Linear;
+use super::photos::Photos;
 use newton::Newton;
 
-/// Photos as the regression sees them.
-#[derive(Debug, Clone, Copy)]
-pub struct Photos<'a> {
-    /// \[N,E\], row-major.
-    pub features: &'a [f64],
-    /// \[N\], below the number of classes.
-    pub labels: &'a [u32],
-    /// Added to the logits and not fitted \[N,C\]: what another classifier says of the same photos.
-    pub offset: Option<&'a [f64]>,
-}
-
-/// A fitted classifier: logits = features·weightᵀ + bias, and the offset where there is one.
+/// A fitted classifier.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Logistic {
-    /// \[C,E\], row-major.
-    pub weight: Vec<f64>,
-    /// \[C\], of mean 0 over the classes that have photos; −1000 for the others.
-    pub bias: Vec<f64>,
+    /// Its biases have mean 0 over the classes that have photos, and are −1000 for the others. The part of the offset is
+    /// that which it was fitted with.
+    pub head: Linear,
     /// The inverse strength of the penalty.
     pub c: f64,
     /// C·Σ NLL + ½‖weight‖² over the photos it was fitted to, in nats.
@@ -48,29 +37,9 @@ fn fit_path(
     cs: &[f64],
 ) -> Result<Vec<Logistic>, StatsError> {
     check_path(cs)?;
-    let mut path = Path::new(photos, width, classes)?;
+    let share = if photos.offset.is_some() { 1.0 } else { 0.0 };
+    let mut path = Path::new(photos, share, width, classes)?;
     Ok(cs.iter().map(|&c| path.fit(c)).collect())
-}
-
-impl Logistic {
-    /// Logits \[N,C\] of `features` \[N,E\], with their `offset` \[N,C\].
-    ///
-    /// # Panics
-    /// On slices whose lengths are not those.
-    pub fn logits(&self, features: &[f64], offset: Option<&[f64]>) -> Vec<f64> {
-        let classes = self.bias.len();
-        let width = self.weight.len() / classes;
-        let rows = || offset.map_or(0, |offset| offset.len() / classes);
-        let n = features.len().checked_div(width).unwrap_or_else(rows);
-        let mut logits = offset.map_or_else(|| vec![0.0; n * classes], <[f64]>::to_vec);
-        for row in logits.chunks_exact_mut(classes) {
-            row.iter_mut().zip(&self.bias).for_each(|(z, b)| *z += b);
-        }
-        let (features, weight) = (Matrix::new(features, n, width), Matrix::new(&self.weight, classes, width));
-        let out = MatrixMut::new(&mut logits, n, classes);
-        gemm(out, Write::Add, 1.0, features, weight.transposed(), Threads::All);
-        logits
-    }
 }
 
 /// Fits of the same photos at one C after another: C·Σ_i NLL_i + ½‖weight‖², in which the bias is not penalised. Each
@@ -81,6 +50,8 @@ impl Logistic {
 /// at C. A class without photos has weight 0 and a bias that leaves it no probability; scikit-learn leaves it out.
 struct Path {
     newton: Newton,
+    /// Of the offset in the logits.
+    share: f64,
     width: usize,
     classes: usize,
     /// The classes that have photos, ascending.
@@ -88,7 +59,8 @@ struct Path {
 }
 
 impl Path {
-    fn new(photos: Photos<'_>, width: usize, classes: usize) -> Result<Self, StatsError> {
+    /// With `share` times the offset added to the logits.
+    fn new(photos: Photos<'_>, share: f64, width: usize, classes: usize) -> Result<Self, StatsError> {
         photos.check(width, classes)?;
         if photos.labels.is_empty() {
             return Err(StatsError::NoImages);
@@ -96,11 +68,11 @@ impl Path {
         let present: Vec<usize> = (0..classes).filter(|&k| photos.labels.contains(&(k as u32))).collect();
         let place = |label: &u32| present.partition_point(|&k| k < *label as usize) as u32;
         let labels: Vec<u32> = photos.labels.iter().map(place).collect();
-        let offset: Option<Vec<f64>> = photos.offset.map(|offset| {
-            offset.chunks_exact(classes).flat_map(|row| present.iter().map(|&k| row[k])).collect()
+        let offset: Option<Vec<f64>> = photos.offset.filter(|_| share != 0.0).map(|offset| {
+            offset.chunks_exact(classes).flat_map(|row| present.iter().map(|&k| share * row[k])).collect()
         });
-        let photos = Photos { features: photos.features, labels: &labels, offset: offset.as_deref() };
-        Ok(Path { newton: Newton::new(photos, width, present.len()), width, classes, present })
+        let photos = Photos { labels: &labels, offset: offset.as_deref(), ..photos };
+        Ok(Path { newton: Newton::new(photos, width, present.len()), share, width, classes, present })
     }
 
     fn fit(&mut self, c: f64) -> Logistic {
@@ -112,28 +84,7 @@ impl Path {
             weight[to..to + self.width].copy_from_slice(&some[from..from + self.width]);
             bias[k] = biases[i];
         }
-        Logistic { weight, bias, c, objective, converged }
-    }
-}
-
-impl Photos<'_> {
-    fn check(&self, width: usize, classes: usize) -> Result<(), StatsError> {
-        let rows = self.labels.len();
-        let offset = self.offset.map(|offset| ("offsets", offset, classes));
-        for (what, numbers, columns) in
-            [Some(("features", self.features, width)), offset].into_iter().flatten()
-        {
-            if numbers.len() != rows * columns {
-                return Err(StatsError::Length { what, found: numbers.len(), rows, columns });
-            }
-            if let Some(at) = numbers.iter().position(|x| !x.is_finite()) {
-                return Err(StatsError::NotFinite { what, row: at / columns });
-            }
-        }
-        match self.labels.iter().position(|&label| label as usize >= classes) {
-            Some(row) => Err(StatsError::Label { row, label: self.labels[row], classes }),
-            None => Ok(()),
-        }
+        Logistic { head: Linear { weight, bias, share: self.share }, c, objective, converged }
     }
 }
 
@@ -159,7 +110,7 @@ mod tests {
     }
 
     pub(super) fn photos<'a>(features: &'a [f64], labels: &'a [u32]) -> Photos<'a> {
-        Photos { features, labels, offset: None }
+        Photos::new(features, labels)
     }
 
     fn softmax(logits: &[f64]) -> Vec<f64> {
@@ -188,9 +139,9 @@ mod tests {
         ];
         let models = fit_path(photos(&features, &labels), 7, 5, &expected.map(|(c, ..)| c)).unwrap();
         for (model, (c, objective, probabilities)) in models.iter().zip(expected) {
-            let first = softmax(&model.logits(&features[..7], None));
+            let first = softmax(&model.head.logits(&features[..7], None));
             assert_is(model, c, objective, &first, &probabilities);
-            assert!(model.bias.iter().sum::<f64>().abs() < 1e-9);
+            assert!(model.head.bias.iter().sum::<f64>().abs() < 1e-9);
         }
     }
 
@@ -199,7 +150,7 @@ mod tests {
         let ((features, labels), (offset, _)) = (case(7), case(5));
         let train = Photos { offset: Some(&offset), ..photos(&features, &labels) };
         let model = &fit_path(train, 7, 5, &[0.1]).unwrap()[0];
-        let first = softmax(&model.logits(&features[..7], Some(&offset[..5])));
+        let first = softmax(&model.head.logits(&features[..7], Some(&offset[..5])));
         let expected = [0.16134133, 0.4213569, 0.00543661, 0.29131875, 0.12054641];
         assert_is(model, 0.1, 3.8056877054, &first, &expected);
     }
@@ -215,11 +166,11 @@ mod tests {
         let all = &fit_path(all, 7, 5, &[1.0]).unwrap()[0];
         let some = &fit_path(some, 7, 7, &[1.0]).unwrap()[0];
         assert_eq!(some.objective, all.objective);
-        assert_eq!(some.weight[5 * 7..6 * 7], all.weight[3 * 7..4 * 7]);
-        assert!(some.weight[4 * 7..5 * 7].iter().all(|w| *w == 0.0));
-        let p = softmax(&some.logits(&features[..7], Some(&spread[..7])));
+        assert_eq!(some.head.weight[5 * 7..6 * 7], all.head.weight[3 * 7..4 * 7]);
+        assert!(some.head.weight[4 * 7..5 * 7].iter().all(|w| *w == 0.0));
+        let p = softmax(&some.head.logits(&features[..7], Some(&spread[..7])));
         assert_eq!((p[0], p[4]), (0.0, 0.0));
-        assert_eq!(p[5], softmax(&all.logits(&features[..7], Some(&offset[..5])))[3]);
+        assert_eq!(p[5], softmax(&all.head.logits(&features[..7], Some(&offset[..5])))[3]);
     }
 
     #[test]
@@ -236,13 +187,13 @@ mod tests {
         for (features, labels, width, classes) in cases {
             for model in fit_path(photos(features, labels), width, classes, &cs).unwrap() {
                 assert!(model.converged && model.objective.is_finite());
-                assert!(model.weight.iter().chain(&model.bias).all(|w| w.is_finite()));
+                assert!(model.head.weight.iter().chain(&model.head.bias).all(|w| w.is_finite()));
             }
         }
         // Without a feature that tells anything the probabilities are the frequencies.
         let model = &fit_path(photos(&[], &[0, 1, 1, 2]), 0, 3, &cs).unwrap()[0];
         assert_relative_eq!(model.objective, 0.01 * (4.0 * 4f64.ln() - 2.0 * 2f64.ln()), epsilon = 1e-9);
-        assert_relative_eq!(model.bias[1], 2.0 / 3.0 * 2f64.ln(), max_relative = 1e-4);
+        assert_relative_eq!(model.head.bias[1], 2.0 / 3.0 * 2f64.ln(), max_relative = 1e-4);
     }
 
     #[test]
@@ -265,9 +216,9 @@ mod tests {
         }
         let models = fit_path(photos(&features, &labels), 7, 5, &[1.0, 1e6, 1e12]).unwrap();
         for model in &models {
-            assert!((model.converged || model.c > 1e6) && model.weight.iter().all(|w| w.is_finite()));
+            assert!((model.converged || model.c > 1e6) && model.head.weight.iter().all(|w| w.is_finite()));
         }
-        let logits = models[2].logits(&features, None);
+        let logits = models[2].head.logits(&features, None);
         let right = logits.chunks(5).zip(&labels).filter(|(z, y)| softmax(z)[**y as usize] > 0.999);
         assert_eq!(right.count(), 60);
     }

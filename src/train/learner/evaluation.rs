@@ -1,9 +1,9 @@
 //! Evaluation of a batch: adapters folded into the weights, no dropout, no mixing.
 
 use super::{Input, Learner, Outputs, Work, classifier};
-use crate::backend::{Backend, Result, Targets};
+use crate::backend::{Backend, BackendError, Result, Targets};
 use crate::clip::block::Evaluated;
-use crate::tensor::DType;
+use crate::tensor::{DType, View};
 use crate::train::metrics::Accumulator;
 
 /// What is evaluated.
@@ -25,6 +25,25 @@ impl<B: Backend> Learner<B> {
             self.refresh()?;
         }
         self.run(Work::Evaluate { on_features: input.is_features(), which })
+    }
+
+    /// Features of plain CLIP for crops u32 \[n, 5\] of images u8 \[n, H, H, 3\], for [`Learner::features`]. Does not wait
+    /// for the device.
+    ///
+    /// # Errors
+    /// A learner that was made for no crops.
+    pub(crate) fn embed_crops(&mut self, images: View<'_>, crops: View<'_>, labels: &[u32]) -> Result<()> {
+        self.make_room(Input::Images(images), labels)?;
+        let backend = &self.backend;
+        let Some(to) = &mut self.buffers.crops else {
+            let problem = "the learner was made for no crops".into();
+            return Err(BackendError::Invalid { op: "crop_resize", problem });
+        };
+        backend.copy_from_host_async(images, &mut to.images)?;
+        backend.copy_from_host_async(crops, &mut to.rectangles)?;
+        backend.crop_resize(&to.images, &to.rectangles, &mut self.buffers.pixels)?;
+        let a = &mut self.activations;
+        self.tower.infer(backend, &self.buffers.pixels, None, Evaluated::NONE, None, a)
     }
 
     /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and

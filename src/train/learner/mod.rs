@@ -351,6 +351,18 @@ impl<B: Backend> Learner<B> {
             .try_for_each(|(p, v)| backend.copy_from_host(v.view(), &mut p.value))
     }
 
+    /// Puts values from [`Learner::snapshot`] back, for a training that starts from them.
+    pub(crate) fn restart(&mut self, values: &[Tensor]) -> Result<()> {
+        self.restore(values)?;
+        let backend = self.backend.clone();
+        for param in self.trained.params_mut() {
+            [&mut param.first_moment, &mut param.second_moment]
+                .into_iter()
+                .try_for_each(|m| backend.clear(m))?;
+        }
+        self.optimizer.restart(&backend)
+    }
+
     /// Checks a batch, and sets every buffer to its size.
     fn make_room(&mut self, input: Input<'_>, labels: &[u32]) -> Result<()> {
         self.buffers.check(input, labels)?;

@@ -47,6 +47,13 @@ impl<B: Backend> Optimizer<B> {
         })
     }
 
+    /// Back to before the first step.
+    pub fn restart(&mut self, backend: &B) -> Result<()> {
+        self.steps = 0;
+        let control = Tensor::from_slice([Control::COUNT], &Control::start(self.scaling))?;
+        backend.copy_from_host(control.view(), &mut self.control)
+    }
+
     /// The loss scale, where the loss is scaled.
     pub fn control(&self) -> Option<&B::Tensor> {
         self.scaling.is_some().then_some(&self.control)

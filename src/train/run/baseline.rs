@@ -1,7 +1,9 @@
 //! What a logistic regression makes of plain CLIP's features: what a trained run has to be better than.
 
 use crate::objective::Objective;
-use crate::stats::logistic::{Photos, choose, grid};
+use crate::stats::counting::Counting;
+use crate::stats::logistic::{choose, grid};
+use crate::stats::photos::{HeldOut, Photos};
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::Result;
 use crate::train::metrics::Accumulator;
@@ -36,12 +38,13 @@ pub fn fit(
     let all = numbers(train.features)?;
     let features: Vec<f64> = chosen.iter().flat_map(|&i| &all[i * width..(i + 1) * width]).copied().collect();
     let labels: Vec<u32> = chosen.iter().map(|&i| train.labels[i]).collect();
-    let train = Photos { features: &features, labels: &labels, offset: None };
+    let train = Photos::new(&features, &labels);
     let of_val = numbers(val.features)?;
-    let val = Photos { features: &of_val, labels: val.labels, offset: None };
-    let choice = choose(train, val, width, classes, &grid(), seed)?;
+    let val = Photos::new(&of_val, val.labels);
+    let photos = HeldOut::new(train, val, width, classes, seed)?;
+    let choice = choose(&photos, 0.0, Counting::Photos, &grid())?;
     let seconds = started.elapsed().as_secs_f64();
-    let logits = choice.model.logits(&numbers(result.features)?, None);
+    let logits = choice.model.head.logits(&numbers(result.features)?, None);
     let logits = Tensor::from_slice(Shape::from([result.labels.len(), classes]), &logits)?;
     let mut sums = Accumulator::new(classes, Objective::new(1.0, 0.0));
     sums.add(&logits, &logits, result.labels)?;

@@ -94,18 +94,18 @@ impl EpochSums {
     }
 }
 
-impl<B: Backend> Run<'_, B> {
+impl<B: Backend> Run<'_, '_, B> {
     /// Trains on every image once; `None` when the user asked to stop. Steps are handed to the
     /// device ahead of their results, which are written down as they arrive.
     pub(super) fn train_epoch(&mut self, epoch: u32) -> Result<Option<StepStats>> {
         let order = self.order(epoch);
-        let (rates, of) = (self.settings.rates(), self.settings.epochs);
+        let (rates, of) = (self.rates, self.epochs);
         let mut sums = EpochSums::default();
         let mut waiting = VecDeque::new();
         let mut clock = Instant::now();
         let (after, at_most) = (self.inputs.val.labels().len() as u64, self.early_stop.is_some());
         self.monitor.part(RunPart { index: epoch - 1, of, after, at_most });
-        self.monitor.begin(&format!("epoch {epoch}/{of}"), order.len() as u64);
+        self.monitor.begin(&format!("{} {epoch}/{of}", self.task), order.len() as u64);
         for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
             if self.monitor.stopped() {
                 self.monitor.finish();
@@ -234,9 +234,9 @@ impl<B: Backend> Run<'_, B> {
             stats.loss_scale,
             if stats.skipped { ", skipped" } else { "" },
         ));
-        let (settings, rates) = (self.settings, self.settings.rates());
+        let (settings, rates) = (self.settings, self.rates);
         let lr = |trained: bool, rate: Rate| trained.then_some(rate.learning_rate * step.factor);
-        self.metrics.append(&Record::Step(StepRecord {
+        self.write(&Record::Step(StepRecord {
             step: step.step,
             epoch,
             loss: stats.loss,

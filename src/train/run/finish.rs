@@ -1,13 +1,15 @@
 //! What is saved at the end of an epoch, and at that of a run.
 
+use super::ladder::{Climb, Summit};
 use super::{Run, balance, state};
 use crate::backend::Backend;
 use crate::data::Split;
 use crate::files::Staged;
-use crate::settings::Key;
-use crate::settings::Sampler;
+use crate::progress::{Monitor, RunPart};
+use crate::settings::{Key, Sampler, flag};
 use crate::stats::calibration::chance_error;
 use crate::stats::temperature::{PRIOR, fit_temperature};
+use crate::tensor::Tensor;
 use crate::train::adapter::{self, HeadFile};
 use crate::train::batches::{evaluate_split, require_numbers};
 use crate::train::keep::Candidate;
@@ -17,7 +19,7 @@ use crate::train::records::{EpochRecord, Summary, Temperature, ZeroShot};
 use crate::train::{Result, TrainError};
 use crate::tune::Tower;
 
-impl<B: Backend> Run<'_, B> {
+impl<B: Backend> Run<'_, '_, B> {
     /// Adds a split to `sums`; `None` when the user asked to stop.
     pub(super) fn evaluate(&mut self, split: Split, sums: Accumulator) -> Result<Option<Accumulator>> {
         let inputs = match (split, &self.inputs.test) {
@@ -40,7 +42,7 @@ impl<B: Backend> Run<'_, B> {
         let Some(kept) = candidates.chosen() else { return Ok(()) };
         self.monitor.line(&format!(
             "epoch {epoch:>3}/{}  loss {:.4} val {:.4}  top-1 {:5.1} % val {:5.1} % text {:5.1} %{}",
-            self.settings.epochs,
+            self.epochs,
             train.loss,
             val.loss,
             100.0 * train.top1,
@@ -51,24 +53,34 @@ impl<B: Backend> Run<'_, B> {
         if before != Some(kept.epoch) {
             let now = self.learner.snapshot()?;
             self.learner.restore(&kept.values)?;
-            self.save(kept, 1.0)?;
+            self.save(kept.epoch, &kept.values, 1.0)?;
             self.learner.restore(&now)?;
         }
         self.progress.steps = self.learner.steps();
         self.progress.candidates = candidates.iter().map(|c| (c.epoch, c.val.clone())).collect();
-        self.progress.metrics_bytes = self.metrics.sync()?;
-        let path = self.dir.state();
-        state::save(&path, &self.learner, &self.progress, &candidates)?;
         self.candidates = candidates;
-        self.monitor.debug(&format!("saved {} after epoch {epoch}", path.display()));
+        let ladder = self.ladder.take();
+        let saved = self.save_state(ladder.as_ref());
+        self.ladder = ladder;
+        saved
+    }
+
+    /// Writes what resuming needs.
+    pub(super) fn save_state(&mut self, ladder: Option<&Climb>) -> Result<()> {
+        if let Some(metrics) = &mut self.metrics {
+            self.progress.metrics_bytes = metrics.sync()?;
+        }
+        let path = self.dir.state();
+        state::save(&path, &self.learner, &self.progress, &self.candidates, ladder)?;
+        self.monitor.debug(&format!("saved {} after epoch {}", path.display(), self.progress.epoch));
         Ok(())
     }
 
-    /// Writes adapter/, prompts.safetensors and head.safetensors with the values of `kept`, which are the
+    /// Writes adapter/, prompts.safetensors and head.safetensors with the `values` of an epoch, which are the
     /// learner's. They belong together: all are on the disk before the first gets its name, and each says which
     /// the others are.
-    fn save(&mut self, kept: &Candidate, temperature: f64) -> Result<()> {
-        let stamp = Stamp::new(kept.epoch, &kept.values, &self.model.weights);
+    fn save(&mut self, epoch: u32, values: &[Tensor], temperature: f64) -> Result<()> {
+        let stamp = Stamp::new(epoch, values, &self.model.weights);
         let stamp = Some(&stamp);
         // Without a head of its own the run keeps the class features in the form of one.
         self.learner.refresh()?;
@@ -89,19 +101,45 @@ impl<B: Backend> Run<'_, B> {
         Ok(head.persist()?)
     }
 
-    /// Tests the best epoch; writes its evaluation and the summary.
-    pub(super) fn finish(mut self, stopped_early: bool) -> Result<Summary> {
-        let Some(kept) = std::mem::take(&mut self.candidates).into_chosen() else {
+    /// Stops at the user's wish: a ladder is left with the best rung so far, a run without one where it stands.
+    pub(super) fn finish_early(mut self) -> Result<Summary> {
+        let Some(climb) = &self.ladder else { return Err(self.interrupted()) };
+        let (dir, flags) = (self.dir.path().display(), [flag::RESUME, flag::OUTPUT]);
+        self.monitor.warn(&format!(
+            "stopped; the best so far is tested and kept, and engine train {} {} {dir} goes on",
+            flags[0], flags[1]
+        ));
+        self.is_stopped = climb.epochs.is_some();
+        let patient = Patient(self.monitor);
+        let run = Run { monitor: &patient, ..self };
+        run.finish(false)
+    }
+
+    /// The epoch that is kept, or what the ladder came to; none when the user asked to stop.
+    fn kept(&mut self) -> Result<Option<(Kept, Option<Summit>)>> {
+        let candidate = std::mem::take(&mut self.candidates).into_chosen();
+        if let Some(climb) = self.ladder.take() {
+            let summit = self.summit(&climb, candidate)?;
+            return Ok(summit.map(|(kept, summit)| (kept, Some(summit))));
+        }
+        let Some(Candidate { epoch, values, .. }) = candidate else {
             return Err(TrainError::InterruptedEarly);
         };
-        self.learner.restore(&kept.values)?;
-        let (dir, cache) = (self.dir, self.model.cache);
+        self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
-        let sums = self.evaluate(Split::Val, sums)?.ok_or_else(|| self.interrupted())?;
+        let Some(sums) = self.evaluate(Split::Val, sums)? else { return Ok(None) };
         let temperature = fitted_temperature(&sums, self.learner.classes());
+        Ok(Some((Kept { epoch, values, temperature, val: sums.with_temperature(temperature) }, None)))
+    }
+
+    /// Tests what is kept; writes its evaluation and the summary.
+    pub(super) fn finish(mut self, stopped_early: bool) -> Result<Summary> {
+        let (Kept { epoch, values, temperature, val }, summit) =
+            self.kept()?.ok_or_else(|| self.interrupted())?;
+        self.learner.restore(&values)?;
+        let (dir, cache) = (self.dir, self.model.cache);
         // The other files again too, in case an earlier attempt was cut off between two of them.
-        self.save(&kept, temperature)?;
-        let val = sums.with_temperature(temperature);
+        self.save(epoch, &values, temperature)?;
         let split = if self.inputs.test.is_some() { Split::Test } else { Split::Val };
         let sums = match &self.inputs.test {
             Some(_) => {
@@ -125,13 +163,17 @@ impl<B: Backend> Run<'_, B> {
         if let Some(warning) = balance::never_predicted(split.name(), &evaluation.classes, names, &helps) {
             self.monitor.warn(&warning);
         }
+        let ladder = match summit {
+            Some(summit) => Some(self.test_ladder(summit, &sums)?.ok_or_else(|| self.interrupted())?),
+            None => None,
+        };
         dir.write_evaluation(&evaluation)?;
         let summary = Summary {
             recipe: self.settings.recipe,
             classes: self.learner.classes(),
             trained_parameters: self.learner.trained_elements(),
             epochs: self.progress.epoch,
-            best_epoch: kept.epoch,
+            best_epoch: epoch,
             stopped_early,
             val: val.finish(),
             test: self.inputs.test.is_some().then(|| sums.finish()),
@@ -146,7 +188,7 @@ impl<B: Backend> Run<'_, B> {
             }),
             seconds: self.progress.seconds,
             images_per_s: self.progress.step_images as f64 / self.progress.step_seconds.max(1e-9),
-            ladder: None,
+            ladder,
             text_left_out: self.text_left_out,
             photos: Some(cache.photos().to_owned()),
             device: self.learner.backend().describe(),
@@ -157,9 +199,55 @@ impl<B: Backend> Run<'_, B> {
     }
 }
 
+/// What the run ends with.
+pub(super) struct Kept {
+    /// Counted from 1; 0 where it is as it was before the first.
+    pub epoch: u32,
+    pub values: Vec<Tensor>,
+    pub temperature: f64,
+    /// On the validation split, at that temperature.
+    pub val: Accumulator,
+}
+
+/// Finishes what it watches, though the user asked to stop; a second request ends the process.
+struct Patient<'a>(&'a dyn Monitor);
+
+impl Monitor for Patient<'_> {
+    fn part(&self, part: RunPart) {
+        self.0.part(part);
+    }
+    fn begin(&self, task: &str, total: u64) {
+        self.0.begin(task, total);
+    }
+    fn begin_bytes(&self, task: &str, total: u64) {
+        self.0.begin_bytes(task, total);
+    }
+    fn advance(&self, units: u64) {
+        self.0.advance(units);
+    }
+    fn state(&self, text: &str) {
+        self.0.state(text);
+    }
+    fn finish(&self) {
+        self.0.finish();
+    }
+    fn line(&self, text: &str) {
+        self.0.line(text);
+    }
+    fn warn(&self, text: &str) {
+        self.0.warn(text);
+    }
+    fn debug(&self, text: &str) {
+        self.0.debug(text);
+    }
+    fn stopped(&self) -> bool {
+        false
+    }
+}
+
 /// What the logits of a validation split are divided by so that their probabilities are those that are found
 /// there; 1 where they say nothing.
-fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
+pub(super) fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
     let Some((logits, labels)) = val.logits() else { return 1.0 };
     // As its file holds it, so that what is tested is what others read.
     f64::from(fit_temperature(logits, classes, &labels, Some(PRIOR)) as f32)

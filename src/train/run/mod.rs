@@ -10,6 +10,7 @@ mod epoch;
 mod finish;
 pub(super) mod initial;
 mod inputs;
+mod ladder;
 mod resume;
 mod shared_model;
 mod state;
@@ -25,24 +26,25 @@ use super::run_dir::{MetricsFile, RunDir};
 use super::{Result, TrainError};
 use crate::backend::Backend;
 use crate::data::{DataError, Split};
-use crate::optim::{EarlyStop, Schedule, ScheduleKind};
+use crate::optim::{EarlyStop, Rates, Schedule, ScheduleKind};
 use crate::progress::Monitor;
-use crate::settings::{ClassWeights, Settings};
-use crate::settings::{Key, flag};
+use crate::settings::{ClassWeights, Key, Settings, flag};
 use crate::stats::interval::wilson_of;
+use crate::tensor::Tensor;
 use balance::BalancedWeights;
 use inputs::RunInputs;
+use ladder::{Climb, Ended};
 use resume::Saved;
 use state::Progress;
 use std::time::Instant;
 
 /// Everything one run works with.
-struct Run<'a, B: Backend> {
-    settings: &'a Settings,
+struct Run<'r, 'a, B: Backend> {
+    settings: &'r Settings,
     text_left_out: bool,
-    model: &'a SharedModel<'a, B>,
-    dir: &'a RunDir,
-    monitor: &'a dyn Monitor,
+    model: &'r mut SharedModel<'a, B>,
+    dir: &'r RunDir,
+    monitor: &'r dyn Monitor,
     learner: Learner<B>,
     /// Images of a batch at the most.
     batch: usize,
@@ -50,11 +52,25 @@ struct Run<'a, B: Backend> {
     /// Where batches that are evaluated are put together.
     staging: Staging,
     class_weights: Option<BalancedWeights>,
+    /// Epochs that are trained.
+    epochs: u32,
+    /// Before the schedule's factor.
+    rates: Rates,
     schedule: Schedule,
     early_stop: Option<EarlyStop>,
-    metrics: MetricsFile,
+    /// What is before the number of an epoch, where its progress is shown.
+    task: String,
+    /// None while what is trained is not the run's result.
+    metrics: Option<MetricsFile>,
     progress: Progress,
     candidates: Candidates,
+    ladder: Option<Climb>,
+    /// Values of all that is trained before the first step of a run that climbs a ladder.
+    start: Vec<Tensor>,
+    /// Of training and validation, before adapters were trained.
+    seconds_before_lora: f64,
+    /// Whether the user asked to stop.
+    is_stopped: bool,
 }
 
 impl<B: Backend> SharedModel<'_, B> {
@@ -77,9 +93,13 @@ impl<B: Backend> SharedModel<'_, B> {
         // No batch is larger than the largest split.
         let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
         let batch = asked.batch_size.min(largest);
-        let mut learner = self.learner(&asked, batch, resume)?;
+        let mut settings = asked.clone();
+        let mut ladder = if resume { state::ladder(&dir.state()) } else { None };
+        settings.leave_out_crops(ladder.as_ref());
+        let mut learner = self.learner(&settings, batch, resume)?;
+        let mut start = if settings.climbs() { learner.snapshot()? } else { Vec::new() };
         let saved = match resume {
-            true => Some(self.saved(&mut learner, &asked, dir, monitor)?),
+            true => Some(self.saved(&mut learner, &settings, dir, monitor)?),
             false => None,
         };
         if saved.is_none() {
@@ -87,12 +107,23 @@ impl<B: Backend> SharedModel<'_, B> {
         }
         let plain = saved.as_ref().map(|saved| saved.progress.zero_shot.clone());
         let last = saved.as_ref().map_or(0, |saved| saved.progress.epoch);
-        let inputs = self.inputs(&asked, &mut learner, chosen, (batch, plain), monitor);
-        let (plain, inputs) = inputs.map_err(|error| match error {
+        let stopped = |error| match error {
             TrainError::Data(DataError::Interrupted) => interrupted(last, dir),
             error => error,
-        })?;
-        let mut settings = asked.clone();
+        };
+        if settings.climbs() && ladder.is_none() {
+            let climb = self.climb(&settings, &mut learner, &chosen, batch, monitor).map_err(stopped)?;
+            if settings.leave_out_crops(Some(&climb)) {
+                drop(learner);
+                learner = self.learner(&settings, batch, resume)?;
+            }
+            ladder = Some(climb);
+        }
+        if let Some(climb) = &ladder {
+            start.splice(..2, climb.best_head()?);
+        }
+        let inputs = self.inputs(&settings, &mut learner, chosen, (batch, plain), monitor);
+        let (plain, inputs) = inputs.map_err(stopped)?;
         let text_left_out = self.leaves_out_text(&settings, &plain.val, saved.is_none(), monitor);
         if text_left_out {
             settings.text_weight = 0.0;
@@ -109,7 +140,10 @@ impl<B: Backend> SharedModel<'_, B> {
                 // Nothing is removed before it is known that the run can go on.
                 saved.go_on(&asked, &schedule, stopped, dir, monitor)?
             }
-            None => self.start(plain, inputs.seconds, settings.keep_by),
+            None => {
+                let seconds = inputs.seconds + ladder.as_ref().map_or(0.0, Climb::seconds);
+                self.start(plain, seconds, settings.keep_by)
+            }
         };
         let run = Run {
             text_left_out,
@@ -121,15 +155,22 @@ impl<B: Backend> SharedModel<'_, B> {
             class_weights: (settings.class_weights == ClassWeights::Balanced)
                 .then(|| BalancedWeights::new(&inputs.training.counts(cache.class_names().len()))),
             inputs,
+            epochs: settings.epochs,
+            rates: settings.rates(),
             schedule,
             early_stop,
-            metrics: MetricsFile::open(dir, progress.metrics_bytes, settings.tensorboard)?,
+            task: "epoch".into(),
+            metrics: Some(MetricsFile::open(dir, progress.metrics_bytes, settings.tensorboard)?),
+            seconds_before_lora: ladder.as_ref().map_or(0.0, Climb::seconds),
             progress,
             candidates,
+            ladder,
+            start,
+            is_stopped: false,
             settings: &settings,
             model: self,
         };
-        run.epochs(stopped)
+        run.train(stopped)
     }
 
     /// Says where plain CLIP cannot read the class names, and whether the text alignment is left out for it.
@@ -161,7 +202,23 @@ impl<B: Backend> SharedModel<'_, B> {
     }
 }
 
-impl<B: Backend> Run<'_, B> {
+impl<B: Backend> Run<'_, '_, B> {
+    /// Trains what is left of the run; `stopped` where the epochs before have stopped early.
+    fn train(mut self, stopped: bool) -> Result<Summary> {
+        if let Some(mut climb) = self.ladder.take() {
+            let ended = self.begin_lora(&mut climb)?;
+            let leaves_out = climb.epochs == Some(0);
+            self.ladder = Some(climb);
+            if ended == Ended::Stopped {
+                return self.finish_early();
+            }
+            if leaves_out {
+                return self.finish(false);
+            }
+        }
+        self.epochs(stopped)
+    }
+
     /// Trains the epochs that are left; `stopped` where those before have stopped early.
     fn epochs(mut self, mut stopped: bool) -> Result<Summary> {
         if stopped {
@@ -172,12 +229,12 @@ impl<B: Backend> Run<'_, B> {
                 Key::early_stop
             ));
         }
-        while self.progress.epoch < self.settings.epochs && !stopped {
+        while self.progress.epoch < self.epochs && !stopped {
             let epoch = self.progress.epoch + 1;
             let started = Instant::now();
-            let Some(train) = self.train_epoch(epoch)? else { return Err(self.interrupted()) };
+            let Some(train) = self.train_epoch(epoch)? else { return self.finish_early() };
             let sums = self.learner.accumulator();
-            let Some(sums) = self.evaluate(Split::Val, sums)? else { return Err(self.interrupted()) };
+            let Some(sums) = self.evaluate(Split::Val, sums)? else { return self.finish_early() };
             let val = sums.finish();
             if !val.loss.is_finite() {
                 return Err(self.not_finite(self.learner.steps(), epoch, val.loss));
@@ -193,7 +250,7 @@ impl<B: Backend> Run<'_, B> {
                 val,
                 self.learner.objective(),
             );
-            self.metrics.append(&Record::Epoch(record.clone()))?;
+            self.write(&Record::Epoch(record.clone()))?;
             self.end_epoch(&record)?;
         }
         if !stopped && still_falls(&self.progress.val_losses) {
@@ -218,6 +275,11 @@ impl<B: Backend> Run<'_, B> {
             ScheduleKind::Cosine => format!("train anew with {} {more}", Key::epochs),
         };
         format!("the validation loss was still falling after epoch {last}, the last: {remedy}")
+    }
+
+    /// Writes a line of metrics.jsonl, unless what is trained is not the run's result.
+    fn write(&mut self, record: &Record) -> Result<()> {
+        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(record))
     }
 
     fn interrupted(&self) -> TrainError {

@@ -1,5 +1,6 @@
 //! What `--resume` needs: the state at the end of an epoch.
 
+use super::ladder::Climb;
 use crate::backend::{Backend, Control, DeviceTensor};
 use crate::train::error::elsewhere;
 use crate::train::keep::{Candidate, Candidates, KeepBy};
@@ -56,6 +57,10 @@ pub struct Progress {
 
 const METADATA: &str = "progress";
 
+/// The ladder of a run that climbs one, and the heads on it.
+const LADDER: &str = "ladder";
+const HEADS: [&str; 2] = ["ladder.weight", "ladder.bias"];
+
 /// The optimizer's own state, see [`Control`].
 const CONTROL: &str = "optimizer.control";
 
@@ -73,6 +78,7 @@ pub fn save<B: Backend>(
     learner: &Learner<B>,
     progress: &Progress,
     candidates: &Candidates,
+    ladder: Option<&Climb>,
 ) -> Result<()> {
     let backend = learner.backend();
     let mut tensors = BTreeMap::new();
@@ -86,9 +92,26 @@ pub fn save<B: Backend>(
         }
     }
     tensors.insert(CONTROL.to_string(), learner.control()?);
-    let progress = serde_json::to_string(progress)
-        .map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))?;
-    Ok(stage_tensors(path, &tensors, HashMap::from([(METADATA.to_string(), progress)]))?.persist()?)
+    let json = |text: serde_json::Result<String>| {
+        text.map_err(|e| TrainError::file(path, format!("cannot be stored ({e})")))
+    };
+    let mut metadata = HashMap::from([(METADATA.to_string(), json(serde_json::to_string(progress))?)]);
+    if let Some(climb) = ladder {
+        metadata.insert(LADDER.into(), json(serde_json::to_string(climb))?);
+        for (name, tensor) in HEADS.into_iter().zip(climb.tensors.iter().flatten()) {
+            tensors.insert(name.into(), tensor.clone());
+        }
+    }
+    Ok(stage_tensors(path, &tensors, metadata)?.persist()?)
+}
+
+/// How far the run in a state climbed its ladder; none where it has none, or there is no such file.
+pub fn ladder(path: &Path) -> Option<Climb> {
+    let mut file = TensorFile::read(path).ok()?;
+    let mut climb = serde_json::from_str::<Climb>(file.metadata.get(LADDER)?).ok()?;
+    let [weights, biases] = HEADS.map(|name| file.tensors.remove(name));
+    climb.tensors = Some([weights?, biases?]);
+    Some(climb)
 }
 
 /// Reads a state into `learner`; returns the numbers and the candidates, of which one is kept `by` what it is good for.

@@ -1,0 +1,91 @@
+//! Gaussian discriminant analysis in closed form (Wang et al. 2024, "A Hard-to-Beat Baseline for Training-free CLIP-based
+//! Adaptation"): a Gaussian for each class, all with one covariance.
+//!
+//! With means μ_c, their mean μ̄, and S = Σ (x − μ_c)(x − μ_c)ᵀ/(R − C) over the R rows, shrunk towards a multiple of
+//! the identity,
+//!
+//! P = ((1 − γ)S + γ tr(S)/E·I)⁻¹,  γ = E/(N − 1 + E) for N photos (Kubokawa and Srivastava 2008),
+//! W_c = P(μ_c − μ̄),  b_c = −½(μ_c − μ̄)ᵀW_c − μ̄ᵀW_c,
+//!
+//! for classes that are all equally likely. With one photo a class there is nothing around the means, and S is taken about
+//! the mean of all.
+
+use super::linear::Linear;
+use super::photos::Photos;
+use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
+
+/// Fits `photos`, which are checked, with some of every class. The share of the offset is 0.
+pub(crate) fn discriminant(photos: Photos<'_>, width: usize, classes: usize) -> Linear {
+    let rows = photos.labels.len();
+    let mut counts = vec![0.0; classes];
+    let mut means = vec![0.0; classes * width];
+    for (row, &label) in photos.features.chunks_exact(width.max(1)).zip(photos.labels) {
+        let label = label as usize;
+        counts[label] += 1.0;
+        means[label * width..(label + 1) * width].iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
+    }
+    for (mean, count) in means.chunks_exact_mut(width.max(1)).zip(&counts) {
+        mean.iter_mut().for_each(|mean| *mean /= f64::max(*count, 1.0));
+    }
+    let mut middle = vec![0.0; width];
+    for mean in means.chunks_exact(width.max(1)) {
+        middle.iter_mut().zip(mean).for_each(|(middle, mean)| *middle += mean / classes as f64);
+    }
+    let about_means = rows / photos.views > classes;
+    let mut centred = photos.features.to_vec();
+    for (row, &label) in centred.chunks_exact_mut(width.max(1)).zip(photos.labels) {
+        let mean = &means[label as usize * width..][..width];
+        let centre = if about_means { mean } else { &middle };
+        row.iter_mut().zip(centre).for_each(|(x, centre)| *x -= centre);
+    }
+    let freedom = rows - if about_means { classes } else { 1.min(rows) };
+    let mut covariance = vec![0.0; width * width];
+    let design = Matrix::new(&centred, rows, width);
+    let out = MatrixMut::new(&mut covariance, width, width);
+    gemm(out, Write::Replace, 1.0 / freedom.max(1) as f64, design.transposed(), design, Threads::All);
+    let gamma = width as f64 / ((rows / photos.views) as f64 - 1.0 + width as f64);
+    let trace: f64 = (0..width).map(|i| covariance[i * width + i]).sum();
+    // Where all photos are one, any multiple of the identity will do.
+    let level = if trace > 0.0 { trace / width as f64 } else { 1.0 };
+    covariance.iter_mut().for_each(|s| *s *= 1.0 - gamma);
+    (0..width).for_each(|i| covariance[i * width + i] += gamma * level);
+    let mut weight: Vec<f64> = means
+        .chunks_exact(width.max(1))
+        .flat_map(|mean| mean.iter().zip(&middle).map(|(m, n)| m - n))
+        .collect();
+    let from_middle = weight.clone();
+    solve(&mut covariance, width, &mut weight);
+    let rows = weight.chunks_exact(width.max(1)).zip(from_middle.chunks_exact(width.max(1)));
+    let bias = rows.map(|(w, m)| {
+        w.iter().zip(m.iter().zip(&middle)).map(|(w, (m, middle))| -w * (0.5 * m + middle)).sum()
+    });
+    Linear { bias: bias.collect(), weight, share: 0.0 }
+}
+
+/// Puts A⁻¹b in the place of every row b of `rows`, for a positive definite `a` \[n,n\], which its Cholesky factor
+/// replaces.
+fn solve(a: &mut [f64], n: usize, rows: &mut [f64]) {
+    for j in 0..n {
+        let (above, below) = a.split_at_mut((j + 1) * n);
+        let pivot_row = &mut above[j * n..];
+        let pivot = (pivot_row[j] - dot(&pivot_row[..j], &pivot_row[..j])).sqrt();
+        pivot_row[j] = pivot;
+        for row in below.chunks_exact_mut(n) {
+            row[j] = (row[j] - dot(&row[..j], &pivot_row[..j])) / pivot;
+        }
+    }
+    for x in rows.chunks_exact_mut(n.max(1)) {
+        for i in 0..n {
+            x[i] = (x[i] - dot(&a[i * n..i * n + i], &x[..i])) / a[i * n + i];
+        }
+        for i in (0..n).rev() {
+            x[i] /= a[i * n + i];
+            let (before, at) = (i, x[i]);
+            x[..before].iter_mut().zip(&a[i * n..i * n + i]).for_each(|(x, l)| *x -= l * at);
+        }
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
