@@ -64,11 +64,16 @@ pub(crate) fn nll(logits: &[f64], classes: usize, labels: &[u32], counting: Coun
 
 /// Fraction of the photos, or mean over the classes of theirs, whose class has the greatest logit.
 pub(crate) fn top1(logits: &[f64], classes: usize, labels: &[u32], counting: Counting) -> f64 {
-    let weights = counting.weights(classes, labels);
     let rows = logits.chunks_exact(classes).zip(labels);
-    rows.filter(|(row, label)| first_choice(row) == **label as usize)
-        .map(|(_, &label)| weights[label as usize])
-        .sum()
+    let right = rows.filter(|(row, label)| first_choice(row) == **label as usize).map(|(_, &label)| label);
+    match counting {
+        // As it is counted elsewhere, to the bit.
+        Counting::Photos => right.count() as f64 / labels.len().max(1) as f64,
+        Counting::Classes => {
+            let weights = counting.weights(classes, labels);
+            right.map(|label| weights[label as usize]).sum()
+        }
+    }
 }
 
 /// The first of the greatest.

@@ -13,7 +13,7 @@ use crate::tensor::Tensor;
 use crate::train::adapter::{self, HeadFile};
 use crate::train::batches::{evaluate_split, require_numbers};
 use crate::train::keep::Candidate;
-use crate::train::metrics::Accumulator;
+use crate::train::metrics::{Accumulator, EvalMetrics};
 use crate::train::provenance::Stamp;
 use crate::train::records::{EpochRecord, Summary, Temperature, ZeroShot};
 use crate::train::{Result, TrainError};
@@ -34,9 +34,10 @@ impl<B: Backend> Run<'_, '_, B> {
     pub(super) fn end_epoch(&mut self, EpochRecord { epoch, train, val }: &EpochRecord) -> Result<()> {
         let epoch = *epoch;
         let before = self.candidates.chosen().map(|kept| kept.epoch);
-        if self.candidates.admit(val) {
+        let judged = EvalMetrics { loss: if self.ladder.is_some() { val.nll } else { val.loss }, ..val.clone() };
+        if self.candidates.admit(&judged) {
             let values = self.learner.snapshot()?;
-            self.candidates.add(Candidate { epoch, val: val.clone(), values });
+            self.candidates.add(Candidate { epoch, val: judged, values });
         }
         let candidates = std::mem::take(&mut self.candidates);
         let Some(kept) = candidates.chosen() else { return Ok(()) };
