@@ -7,6 +7,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, log_loss
 
@@ -72,3 +73,41 @@ def cost(flat, c):
 fit = minimize(cost, np.zeros(40), (0.1,), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 10_000})
 p = softmax(outputs(fit.x.reshape(5, 8)) + offset, axis=1)[0]
 print(f"(0.1, {fit.fun:.12}, {np.round(p, 8).tolist()}),")
+
+print("discriminant.rs: probabilities of the first image, all photos, and with as many photos as classes")
+
+
+def discriminant(x, y, centre_of_all):
+    """The formulas of discriminant.rs, by explicit inverses."""
+    (n, width), classes = x.shape, y.max() + 1
+    means = np.stack([x[y == c].mean(0) for c in range(classes)])
+    middle = means.mean(0)
+    rest = x - (middle if centre_of_all else means[y])
+    s = rest.T @ rest / (n - (1 if centre_of_all else classes))
+    gamma = width / (n - 1 + width)
+    p = np.linalg.inv((1 - gamma) * s + gamma * np.trace(s) / width * np.eye(width))
+    w = (means - middle) @ p
+    b = -0.5 * ((means - middle) * w).sum(1) - w @ middle
+    return softmax(x @ w.T + b, axis=1), gamma
+
+
+found, gamma = discriminant(features, labels, False)
+# scikit-learn divides the scatter by the photos, where this divides by those less the classes: the same, scaled.
+lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=gamma, priors=np.full(5, 0.2)).fit(features, labels)
+scaled = softmax((features @ lda.coef_.T + lda.intercept_ - np.log(0.2)) * (60 - 5) / 60, axis=1)
+assert np.bincount(labels).min() == np.bincount(labels).max() and np.abs(scaled - found).max() < 1e-9
+print(np.round(found[0], 8).tolist())
+first = [int(np.flatnonzero(labels == c)[0]) for c in range(5)]
+print(np.round(discriminant(features[first], labels[first], True)[0][0], 8).tolist())
+
+print("counting.rs: shares of two kinds of logits, by photos and by classes")
+offset = np.log(np.bincount(labels[:50]) / 50)
+for parts in [(case(60, 5, 5)[0], features[:, :5] ** 2 / 5), (case(60, 5, 5)[0], -features[:, :5])]:
+    for weights in [np.full(50, 1 / 50), 1 / (5 * np.bincount(labels[:50])[labels[:50]])]:
+
+        def cost(a):
+            z = log_softmax(a[0] * parts[0][:50] + a[1] * parts[1][:50] + offset, axis=1)
+            return -(weights * z[np.arange(50), labels[:50]]).sum() + 0.5e-4 * (a**2).sum()
+
+        fit = minimize(cost, [0.5, 0.5], method="L-BFGS-B", bounds=[(0, None)] * 2, options={"ftol": 1e-15, "gtol": 1e-12})
+        print(f"({np.round(fit.x, 6).tolist()}, {fit.fun:.10})")

@@ -173,3 +173,67 @@ impl Shares<'_> {
         (value, gradient, hessian)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::logistic::tests::case;
+    use crate::stats::temperature::proper_scores;
+    use approx::assert_relative_eq;
+
+    /// By scipy: tools/statistics_reference.py.
+    #[test]
+    fn shares_agree_with_scipy() {
+        let ((features, labels), (text, _)) = (case(7), case(5));
+        let labels = &labels[..50];
+        let priors = Counting::Photos.log_priors(5, labels);
+        let of = |f: fn(f64) -> f64| -> Vec<f64> {
+            features
+                .chunks(7)
+                .take(50)
+                .flat_map(|row| row[..5].iter().map(move |x| f(*x)).collect::<Vec<_>>())
+                .collect()
+        };
+        let (squares, opposite) = (of(|x| x * x / 5.0), of(|x| -x));
+        for (own, counting, expected) in [
+            (&squares, Counting::Photos, [0.315953, 0.267733]),
+            (&squares, Counting::Classes, [0.304864, 0.287278]),
+            // What speaks against the labels has no share.
+            (&opposite, Counting::Photos, [0.739575, 0.0]),
+            (&opposite, Counting::Classes, [0.759707, 0.0]),
+        ] {
+            let found = shares([&text[..250], own], &priors, labels, counting);
+            found.iter().zip(expected).for_each(|(a, b)| assert_relative_eq!(*a, b, epsilon = 2e-6));
+        }
+    }
+
+    #[test]
+    fn each_photo_or_each_class_counts_the_same() {
+        let (logits, labels) = case(5);
+        let few: Vec<usize> = (0..60).filter(|i| labels[*i] != 3 || i % 4 == 0).collect();
+        let rows: Vec<f64> = few.iter().flat_map(|i| logits[5 * i..5 * (i + 1)].to_vec()).collect();
+        let labels: Vec<u32> = few.iter().map(|i| labels[*i]).collect();
+        let plain = proper_scores(&rows, 5, &labels, 1.0).nll;
+        assert_relative_eq!(nll(&rows, 5, &labels, Counting::Photos), plain, max_relative = 1e-12);
+        let of_class = |class: u32| {
+            let own: Vec<usize> = (0..labels.len()).filter(|i| labels[*i] == class).collect();
+            let rows: Vec<f64> = own.iter().flat_map(|i| rows[5 * i..5 * (i + 1)].to_vec()).collect();
+            let labels = vec![class; own.len()];
+            [nll(&rows, 5, &labels, Counting::Photos), top1(&rows, 5, &labels, Counting::Photos)]
+        };
+        let all: Vec<[f64; 2]> = (0..5).map(of_class).collect();
+        let mean = |k: usize| all.iter().map(|scores| scores[k]).sum::<f64>() / 5.0;
+        assert_relative_eq!(nll(&rows, 5, &labels, Counting::Classes), mean(0), max_relative = 1e-12);
+        assert_relative_eq!(top1(&rows, 5, &labels, Counting::Classes), mean(1), max_relative = 1e-12);
+    }
+
+    #[test]
+    fn evening_out_takes_how_frequent_classes_are_from_the_biases() {
+        let head = || Linear { weight: vec![0.0; 4], bias: vec![0.0; 2], share: 0.0 };
+        let mut even = head();
+        Counting::Photos.even_out(&mut even, &[0, 0, 0, 1]);
+        assert_eq!(even, head());
+        Counting::Classes.even_out(&mut even, &[0, 0, 0, 1]);
+        assert_relative_eq!(even.bias[1] - even.bias[0], 3f64.ln(), max_relative = 1e-12);
+    }
+}

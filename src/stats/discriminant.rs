@@ -89,3 +89,65 @@ fn solve(a: &mut [f64], n: usize, rows: &mut [f64]) {
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::logistic::tests::{case, softmax};
+    use approx::assert_relative_eq;
+
+    /// By numpy, and by scikit-learn's `LinearDiscriminantAnalysis`: tools/statistics_reference.py.
+    #[test]
+    fn probabilities_agree_with_numpy_and_scikit_learn() {
+        let (features, labels) = case(7);
+        let head = discriminant(Photos::new(&features, &labels), 7, 5);
+        let found = softmax(&head.logits(&features[..7], None));
+        let expected = [0.26289799, 0.41816391, 0.00056581, 0.24724413, 0.07112816];
+        found.iter().zip(expected).for_each(|(p, q)| assert_relative_eq!(*p, q, epsilon = 1e-8));
+    }
+
+    #[test]
+    fn with_a_photo_a_class_the_spread_is_about_the_middle() {
+        let (features, labels) = case(7);
+        let first = (0..5).map(|class| labels.iter().position(|label| *label == class).unwrap());
+        let rows: Vec<f64> = first.flat_map(|i| features[7 * i..7 * (i + 1)].to_vec()).collect();
+        let head = discriminant(Photos::new(&rows, &[0, 1, 2, 3, 4]), 7, 5);
+        let found = softmax(&head.logits(&features[..7], None));
+        let expected = [0.96789437, 0.00217393, 0.0092668, 0.00229313, 0.01837178];
+        found.iter().zip(expected).for_each(|(p, q)| assert_relative_eq!(*p, q, epsilon = 1e-8));
+    }
+
+    #[test]
+    fn degenerate_photos_make_finite_heads() {
+        // All alike; one photo in all; fewer directions than the width; no feature.
+        let flat: Vec<f64> = (0..8 * 6).map(|k| if k % 6 < 2 { ((k / 6) % 3) as f64 } else { 1.0 }).collect();
+        let cases: [(&[f64], &[u32], usize, usize); 4] = [
+            (&[3.0; 8], &[0, 1, 1, 0], 2, 2),
+            (&[1.0, 2.0], &[0], 2, 1),
+            (&flat, &[0, 1, 2, 0, 1, 2, 0, 1], 6, 3),
+            (&[], &[0, 1], 0, 2),
+        ];
+        for (features, labels, width, classes) in cases {
+            let head = discriminant(Photos::new(features, labels), width, classes);
+            assert_eq!((head.weight.len(), head.bias.len()), (classes * width, classes));
+            assert!(head.weight.iter().chain(&head.bias).all(|w| w.is_finite()), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_system_is_solved_whatever_its_size() {
+        for n in [1, 2, 17, 40] {
+            let half: Vec<f64> = (0..n * n).map(|k| ((7 * k + k / n) % 13) as f64 / 13.0).collect();
+            let mut a = vec![0.0; n * n];
+            for (i, row) in half.chunks(n).enumerate() {
+                for (j, other) in half.chunks(n).enumerate() {
+                    a[i * n + j] = dot(row, other) + if i == j { 0.5 } else { 0.0 };
+                }
+            }
+            let expected: Vec<f64> = (0..n).map(|i| (i % 5) as f64 - 1.5).collect();
+            let mut b: Vec<f64> = a.chunks(n).map(|row| dot(row, &expected)).collect();
+            solve(&mut a, n, &mut b);
+            b.iter().zip(&expected).for_each(|(x, y)| assert_relative_eq!(*x, *y, epsilon = 1e-9));
+        }
+    }
+}

@@ -6,6 +6,7 @@ pub(crate) mod counting;
 pub(crate) mod discriminant;
 pub(crate) mod heads;
 pub mod interval;
+pub(crate) mod judged;
 pub(crate) mod linear;
 pub(crate) mod logistic;
 pub(crate) mod photos;

@@ -25,7 +25,7 @@ fn restore() -> String {
 const CONFIG: &str = "config.toml";
 
 /// What is known of a run once it has ended.
-const RESULTS: [&str; 15] = [
+const RESULTS: [&str; 17] = [
     "summary.json",
     "evaluation.json",
     "report.html",
@@ -41,6 +41,8 @@ const RESULTS: [&str; 15] = [
     "plots/calibration.svg",
     "plots/triplets.png",
     "plots/triplets.svg",
+    "plots/ladder.png",
+    "plots/ladder.svg",
 ];
 
 /// What it leaves beside these and config.toml.

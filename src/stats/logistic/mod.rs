@@ -94,12 +94,12 @@ fn check_path(cs: &[f64]) -> Result<(), StatsError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use approx::assert_relative_eq;
 
     /// The case of tools/statistics_reference.py: numbers \[60,columns\] and labels \[60\] of 5 classes.
-    pub(super) fn case(columns: usize) -> (Vec<f64>, Vec<u32>) {
+    pub(in crate::stats) fn case(columns: usize) -> (Vec<f64>, Vec<u32>) {
         let labels: Vec<u32> = (0..60).map(|i| (3 * i + i / 4) % 5).collect();
         let numbers = (0..60 * columns).map(|k| {
             let (i, j) = (k / columns, k % columns);
@@ -109,11 +109,11 @@ mod tests {
         (numbers.collect(), labels)
     }
 
-    pub(super) fn photos<'a>(features: &'a [f64], labels: &'a [u32]) -> Photos<'a> {
+    pub(in crate::stats) fn photos<'a>(features: &'a [f64], labels: &'a [u32]) -> Photos<'a> {
         Photos::new(features, labels)
     }
 
-    fn softmax(logits: &[f64]) -> Vec<f64> {
+    pub(in crate::stats) fn softmax(logits: &[f64]) -> Vec<f64> {
         let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let powers: Vec<f64> = logits.iter().map(|z| (z - max).exp()).collect();
         let sum: f64 = powers.iter().sum();

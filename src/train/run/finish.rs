@@ -34,7 +34,8 @@ impl<B: Backend> Run<'_, '_, B> {
     pub(super) fn end_epoch(&mut self, EpochRecord { epoch, train, val }: &EpochRecord) -> Result<()> {
         let epoch = *epoch;
         let before = self.candidates.chosen().map(|kept| kept.epoch);
-        let judged = EvalMetrics { loss: if self.ladder.is_some() { val.nll } else { val.loss }, ..val.clone() };
+        let judged =
+            EvalMetrics { loss: if self.ladder.is_some() { val.nll } else { val.loss }, ..val.clone() };
         if self.candidates.admit(&judged) {
             let values = self.learner.snapshot()?;
             self.candidates.add(Candidate { epoch, val: judged, values });

@@ -1,12 +1,13 @@
 //! The rungs on plain CLIP's features.
 
-use super::{Climb, Judged, counting};
+use super::{Climb, counting, scores};
 use crate::backend::Backend;
 use crate::data::{Augmentation, DataError, Split, SplitView};
 use crate::progress::Monitor;
 use crate::settings::Settings;
 use crate::stats::counting::Counting;
 use crate::stats::heads::{Fitted, Material};
+use crate::stats::judged::Judged;
 use crate::stats::linear::Linear;
 use crate::stats::photos::Photos;
 use crate::tensor::{DType, Tensor};
@@ -85,7 +86,7 @@ impl<B: Backend> SharedModel<'_, B> {
         let rungs = fitted.iter().map(|&(kind, fitted)| Rung {
             kind,
             chosen: fitted.how.describe(),
-            val: Some(judged(fitted).first(heads.validation).scores()),
+            val: Some(scores(judged(fitted).first(heads.validation))),
             test: None,
             seconds: fitted.seconds + if kind == RungKind::PlainClip { seconds } else { 0.0 },
         });

@@ -1,9 +1,11 @@
 //! The end of the climb: what lies between the best head and the adapters, the choice, the fit to all photos, the test.
 
-use super::{Climb, Judged, counting};
+use super::{Climb, counting, scores};
 use crate::backend::Backend;
 use crate::data::Split;
 use crate::stats::heads::Material;
+use crate::stats::judged::Judged;
+use crate::stats::linear::Linear;
 use crate::tensor::{DType, Tensor};
 use crate::train::Result;
 use crate::train::batches::Inputs;
@@ -149,10 +151,9 @@ impl<B: Backend> Run<'_, '_, B> {
         let counting = counting(self.settings);
         Ok(heads
             .map(|(weight, bias)| {
-                let head =
-                    crate::stats::linear::Linear { weight: weight.to_vec(), bias: bias.to_vec(), share: 0.0 };
+                let head = Linear { weight: weight.to_vec(), bias: bias.to_vec(), share: 0.0 };
                 let logits = head.logits(&numbers.features, None);
-                Judged { logits: &logits, labels: &numbers.labels, classes, counting }.scores()
+                scores(Judged { logits: &logits, labels: &numbers.labels, classes, counting })
             })
             .collect())
     }
@@ -190,7 +191,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     fn rung(&self, kind: RungKind, chosen: String, trial: &Trial, seconds: f64) -> Rung {
-        Rung { kind, chosen, val: Some(self.judged(trial).scores()), test: None, seconds }
+        Rung { kind, chosen, val: Some(scores(self.judged(trial))), test: None, seconds }
     }
 
     /// The kept rung with its choices fitted to training and validation images together; none when the user asked to stop.
