@@ -4,8 +4,8 @@ use super::common::say;
 use anyhow::Result;
 use clip_engine::stats::interval::wilson_of;
 use clip_engine::train::metrics::EvalMetrics;
-use clip_engine::train::records::Baseline;
-use comfy_table::{CellAlignment, Table, presets};
+use clip_engine::train::records::{Baseline, Ladder, Rung, RungScores};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use unicode_width::UnicodeWidthStr;
 
 /// A table with this header; all columns but the first are aligned to the right.
@@ -122,6 +122,50 @@ pub fn results(columns: &[Results], classes: usize) -> Table {
     table
 }
 
+/// What was tried to find a classifier, the kept one with an asterisk; no wider than the terminal, or elsewhere than
+/// the README.
+pub fn ladder(ladder: &Ladder) -> Table {
+    ladder_within(ladder, Table::new().width().unwrap_or(80))
+}
+
+/// A rung has two lines, that all its numbers have room beside each other: what was chosen is below its name, an
+/// interval below its accuracy.
+fn ladder_within(ladder: &Ladder, columns: u16) -> Table {
+    let tested = ladder.rungs.iter().any(|rung| rung.test.is_some());
+    let mut header = vec!["\nrung", "val\ntop-1", "val\nNLL"];
+    header.extend(["test\ntop-1", "test\nNLL"].into_iter().filter(|_| tested));
+    header.push("\nseconds");
+    let mut table = table(&header);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(columns);
+    // What was chosen alone is wrapped.
+    for column in table.column_iter_mut().skip(1) {
+        column.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    for (place, rung) in ladder.rungs.iter().enumerate() {
+        let mut row = vec![rung_cell(rung, place == ladder.kept)];
+        row.extend(scores_cells(rung.val));
+        if tested {
+            row.extend(scores_cells(rung.test));
+        }
+        row.push(format!("{:.1}", rung.seconds));
+        table.add_row(row);
+    }
+    table
+}
+
+fn rung_cell(rung: &Rung, kept: bool) -> String {
+    let name = format!("{}{}", rung.kind.name(), if kept { " *" } else { "" });
+    if rung.chosen.is_empty() { name } else { format!("{name}\n{}", rung.chosen) }
+}
+
+/// Accuracy and NLL; empty where they are not known.
+fn scores_cells(scores: Option<RungScores>) -> [String; 2] {
+    let Some(RungScores { images, top1, nll }) = scores else { return Default::default() };
+    let (low, high) = wilson_of(top1, images);
+    let nll = if nll.is_finite() { format!("{nll:.3}") } else { "–".into() };
+    [format!("{}\n{:.1}–{:.1}", percent(top1), 100.0 * low, 100.0 * high), nll]
+}
+
 /// A table, or where it is wider than the terminal several below each other, each with the first column.
 pub fn fitted(titles: &[&str], rows: &[Vec<String>]) -> String {
     // None where standard output is no terminal.
@@ -199,6 +243,7 @@ impl<const N: usize> Lines<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clip_engine::train::records::RungKind;
 
     fn metrics() -> EvalMetrics {
         EvalMetrics {
@@ -237,6 +282,49 @@ mod tests {
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
         let five = results(&columns("test"), 5).to_string();
         assert!(!five.contains("top-5"), "no more than five classes:\n{five}");
+    }
+
+    #[test]
+    fn a_ladder_fits_into_80_columns() {
+        let scores = |images, top1, nll| Some(RungScores { images, top1, nll });
+        let rung = |kind, chosen: &str, test| Rung {
+            kind,
+            chosen: chosen.into(),
+            val: scores(12, 1.0, 0.1234),
+            test,
+            seconds: 1234.56,
+        };
+        let chosen = "C 31.6, text × 0.5, with crops";
+        let mut climbed = Ladder {
+            rungs: vec![
+                rung(RungKind::PlainClip, "", scores(172, 151.0 / 172.0, 12.3456)),
+                rung(RungKind::Blend, chosen, scores(172, 1.0, 0.5)),
+                Rung { val: None, ..rung(RungKind::FinalFit, "", scores(172, 1.0, f64::NAN)) },
+            ],
+            kept: 1,
+            reason: String::new(),
+        };
+        let text = ladder_within(&climbed, 80).to_string();
+        assert!(text.lines().all(|line| line.width() <= 80), "{text}");
+        let lines: Vec<Vec<&str>> =
+            text.lines().map(|line| line.split('|').map(str::trim).collect()).collect();
+        assert_eq!(lines[1][1..7], ["rung", "top-1", "NLL", "top-1", "NLL", "seconds"], "{text}");
+        assert_eq!(lines[3][1..7], ["plain CLIP", "100.0 %", "0.123", "87.8 %", "12.346", "1234.6"]);
+        assert_eq!(lines[4][1..7], ["", "75.8–100.0", "", "82.1–91.9", "", ""]);
+        assert_eq!(lines[5][1], "blend with plain CLIP *");
+        let below: Vec<&str> =
+            lines[6..].iter().map(|line| line[1]).take_while(|cell| *cell != "final fit").collect();
+        assert_eq!(below.join(" "), chosen, "{text}");
+        let last = lines.iter().find(|line| line[1] == "final fit").unwrap();
+        assert_eq!(last[2..6], ["", "", "100.0 %", "–"]);
+        assert_eq!(
+            ladder_within(&climbed, 200).to_string().lines().count(),
+            3 + 3 * 2,
+            "a line more for each rung"
+        );
+        climbed.rungs.iter_mut().for_each(|rung| rung.test = None);
+        let text = ladder_within(&climbed, 80).to_string();
+        assert!(!text.contains("test") && text.contains("1234.6 |"), "{text}");
     }
 
     #[test]

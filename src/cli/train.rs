@@ -186,6 +186,10 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
             table::percent(before.ece)
         ))?;
     }
+    if let Some(ladder) = &summary.ladder {
+        common::say(table::ladder(ladder))?;
+        common::say(&ladder.reason)?;
+    }
     common::say(format!(
         "epoch {} of {} kept{}; {} trained parameters",
         summary.best_epoch,

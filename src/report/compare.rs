@@ -439,6 +439,21 @@ mod tests {
     }
 
     #[test]
+    fn a_ladder_changes_nothing_in_a_comparison() {
+        let runs = [run("first", Recipe::Lora, 1, 0.8), run("second", Recipe::Vpt, 1, 0.7)];
+        let mut climbed = runs.clone();
+        let ladder = serde_json::json!({
+            "rungs": [{
+                "kind": "plain-clip", "chosen": "", "seconds": 1.0,
+                "val": { "images": 10, "top1": 0.5, "nll": null }, "test": null,
+            }],
+            "kept": 0, "reason": "Nothing else was tried.",
+        });
+        climbed[0].summary.ladder = Some(serde_json::from_value(ladder).unwrap());
+        assert_eq!(Comparison::of(&climbed).unwrap(), Comparison::of(&runs).unwrap());
+    }
+
+    #[test]
     fn names_are_as_short_as_they_can_be() {
         let of = |paths: &[&str]| names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>());
         assert_eq!(of(&["/runs/lora", "/runs/vpt"]), ["lora", "vpt"]);

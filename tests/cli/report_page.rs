@@ -1,6 +1,7 @@
 //! The pages of a run and of a comparison, opened in headless Chromium: they load without errors, and sorting,
 //! filtering, the matrix, the charts and the selects do what they say.
 
+use crate::report_plots::ladder;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clip_engine::data::demo::{World, all_kinds, draw};
@@ -588,7 +589,8 @@ fn curves_show_their_values_under_the_pointer_and_by_keyboard() {
 #[test]
 fn the_charts_of_the_page_are_those_of_the_files() {
     let pages = Pages::new();
-    let run = run("lora", "test", 12, 20, 0.8, 3);
+    let mut run = run("lora", "test", 12, 20, 0.8, 3);
+    run.summary.ladder = Some(ladder());
     let html = std::fs::read_to_string(pages.run("same.html", &run, None)).unwrap();
     let (_, data) = html.split_once("<script id=\"data\" type=\"application/json\">").unwrap();
     let data: Value = serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap();
@@ -599,6 +601,7 @@ fn the_charts_of_the_page_are_those_of_the_files() {
         (&charts["curves"][1], "curves"),
         (&charts["curves"][2], "losses"),
         (&charts["calibration"], "calibration"),
+        (&charts["ladder"], "ladder"),
     ] {
         let svg = std::fs::read_to_string(pages.dir.join(format!("plots/{file}.svg"))).unwrap();
         let chart = chart["svg"].as_str().unwrap();
@@ -667,8 +670,8 @@ fn a_narrow_window_and_print_lose_nothing() {
         return { screen, print: measure(), cut: cut.length, sections: all("section").length };
     "#;
     let (small, large, compared) = (small_page(&pages).0, large_page(&pages).0, compared_page(&pages).0);
-    let seeded = seeded_page(&pages).0;
-    for (page, sections) in [(small, 7), (large, 7), (compared, 4), (seeded, 4)] {
+    let (seeded, world) = (seeded_page(&pages).0, pages.run("world-narrow.html", &world_run(), None));
+    for (page, sections) in [(small, 7), (large, 7), (world, 8), (compared, 4), (seeded, 4)] {
         let found = visit(&page, 360, script);
         let page = page.display();
         assert_eq!(found["screen"], json!({ "scroll": 360, "window": 360, "hidden": 0 }), "{page}");
@@ -900,6 +903,7 @@ fn world_run() -> RunData {
         3,
     );
     run.evaluation.class_names = WORLD.map(String::from).to_vec();
+    run.summary.ladder = Some(ladder());
     run
 }
 
@@ -1038,6 +1042,55 @@ fn results_stand_with_their_intervals_and_the_baseline() {
     assert_eq!(rows[2][place("Seconds")], "1.5");
     assert_eq!(rows[2][place("ECE")], "4.2 %");
     assert_eq!(rows[2][place("Test top\u{2011}1")], "70.0 %60.4–78.1 %");
+}
+
+#[test]
+#[cfg_attr(not(chromium), ignore = "needs Chromium")]
+fn a_ladder_stands_below_the_results() {
+    let pages = Pages::new();
+    let mut run = run("auto", "test", 12, 20, 0.8, 3);
+    run.summary.ladder = Some(ladder());
+    let script = r#"
+        const section = sectionOf("What was tried");
+        const table = one("table", section);
+        const cells = all("tr", table).map((row) => [...row.children].map((cell) => cell.textContent));
+        const marked = all(".marked", table).map((row) => row.children[0].textContent);
+        const chosen = opens(section);
+        const svg = one("figure.chart svg", section);
+        key(svg, "ArrowDown");
+        const next = tip(one("figure.chart", section));
+        const heads = all("thead button", table);
+        heads.at(-1).click();
+        const slowest = column(table, 0)[0];
+        heads[0].click();
+        return { sections: all("h2").map((h2) => h2.textContent).slice(0, 3), note: one(".note", section).textContent,
+                 cells, marked, chosen, next, slowest, first: column(table, 0)[0] };
+    "#;
+    let found = visit(&pages.run("ladder.html", &run, None), 1280, script);
+    assert_eq!(strings(&found["sections"]), ["Results", "What was tried", "Curves"]);
+    assert_eq!(found["note"], ladder().reason);
+    let rows: Vec<Vec<&str>> = found["cells"].as_array().unwrap().iter().map(strings).collect();
+    let heads =
+        ["Classifier", "Validation top\u{2011}1", "Validation NLL", "Test top\u{2011}1", "Test NLL", "Time"];
+    assert_eq!(rows[0], heads);
+    let plain = ["plain CLIP", "62.5 %55.6–68.9 %", "1.3000", "60.5 %57.4–63.5 %", "1.3500", "0.4 s"];
+    assert_eq!(rows[1], plain);
+    assert_eq!(rows[5][5], "1 min 1 s");
+    assert_eq!(rows[6][1..3], ["94.5 %90.4–96.9 %", "–"]);
+    assert_eq!(rows[7][..3], ["final fit", "–", "–"]);
+    let kept = "logistic regressionC 31.6, text × 0.5, with cropskept";
+    assert_eq!((rows[3][0], strings(&found["marked"])), (kept, vec![kept]));
+    assert!(found["chosen"].as_str().unwrap().starts_with("logistic regression, kept\n"), "{found}");
+    assert!(found["next"].as_str().unwrap().starts_with("mean of the two\n"), "{found}");
+    assert!(found["slowest"].as_str().unwrap().starts_with("LoRA"), "{found}");
+    assert_eq!(found["first"], "plain CLIP");
+    let mut untested = ladder();
+    untested.rungs.iter_mut().for_each(|rung| rung.test = None);
+    run.summary.ladder = Some(untested);
+    let script =
+        r#"return all("thead th", one("table", sectionOf("What was tried"))).map((th) => th.textContent);"#;
+    let found = visit(&pages.run("ladder-val.html", &run, None), 1280, script);
+    assert_eq!(strings(&found), [&heads[..3], &heads[5..]].concat());
 }
 
 #[test]

@@ -72,6 +72,40 @@ function resultTable(data) {
   return section("Results", note, box);
 }
 
+/** The classifiers that were tried, and why one of them was kept. */
+function runLadder({ ladder, charts }) {
+  if (ladder === null) return null;
+  const scores = (name, split, key, format, title) => ({
+    name,
+    title,
+    key: (row) => (row[split] ? row[split][key] : null),
+    text: (row) => (row[split] ? format(row[split][key]) : NONE),
+  });
+  const top1 = (name, split) => ({
+    ...scores(name, split, "top1", percent, "With its 95 % interval"),
+    content: (row) => (row[split] ? withInterval(percent(row[split].top1), row[split].interval) : NONE),
+  });
+  const nll = (name, split) => scores(name, split, "nll", fixed, "Mean negative log probability of the right class");
+  const tested = ladder.rungs.some((row) => row.test);
+  const small = (text) => (text ? element("small", {}, text) : null);
+  const columns = [
+    {
+      name: "Classifier",
+      title: "In the order in which they were tried",
+      key: (row) => String(ladder.rungs.indexOf(row)),
+      content: (row) => [row.name, small(row.chosen), small(row.kept ? "kept" : "")],
+    },
+    top1("Validation top\u20111", "val"),
+    nll("Validation NLL", "val"),
+    tested ? top1("Test top\u20111", "test") : null,
+    tested ? nll("Test NLL", "test") : null,
+    { name: "Time", title: "Beyond those before", key: (row) => row.seconds, text: (row) => duration(row.seconds) },
+  ].filter((column) => column !== null);
+  const { box, records } = sortableTable({ caption: "What was tried", columns, rows: ladder.rungs, wide: true });
+  for (const { row, line } of records) if (row.kept) line.classList.add("marked");
+  return section("What was tried", ladder.reason, box, figure(charts.ladder));
+}
+
 /** What the temperature does to the probabilities. */
 function temperatureTable({ temperature }) {
   if (temperature === null) return [];
@@ -217,6 +251,7 @@ function runPage(data) {
     ),
     runHeadline(data),
     resultTable(data),
+    runLadder(data),
     runCurves(data),
     section("Classes", "On the " + split + " split. A click on a column's head sorts.", ...classTable(data)),
     section(

@@ -9,7 +9,7 @@ use crate::report::plots::RunCharts;
 use crate::settings::Settings;
 use crate::stats::interval::{wilson, wilson_of};
 use crate::train::metrics::{ClassMetrics, EvalMetrics, Evaluation, macro_f1};
-use crate::train::records::{Temperature, ZeroShot};
+use crate::train::records::{Ladder, RungScores, Temperature, ZeroShot};
 use crate::train::{Result, TrainError};
 use serde::Serialize;
 
@@ -25,6 +25,7 @@ pub(crate) struct RunPage<'a> {
     split: &'a str,
     headline: Headline<'a>,
     results: Vec<ResultRow<'a>>,
+    ladder: Option<LadderRows<'a>>,
     settings: Vec<Setting>,
     charts: RunCharts,
     class_names: &'a [String],
@@ -76,6 +77,31 @@ struct ResultRow<'a> {
     seconds: Option<f64>,
 }
 
+/// What was tried to find the classifier.
+#[derive(Debug, Serialize)]
+struct LadderRows<'a> {
+    rungs: Vec<RungRow<'a>>,
+    reason: &'a str,
+}
+
+#[derive(Debug, Serialize)]
+struct RungRow<'a> {
+    name: &'a str,
+    kept: bool,
+    chosen: &'a str,
+    val: Option<Scores>,
+    test: Option<Scores>,
+    seconds: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Scores {
+    top1: f64,
+    /// Of `top1`, with a confidence of 95 %.
+    interval: (f64, f64),
+    nll: f64,
+}
+
 /// A line of config.toml.
 #[derive(Debug, Serialize)]
 struct Setting {
@@ -113,6 +139,7 @@ impl<'a> RunPage<'a> {
             split: &evaluation.split,
             headline: headline(run),
             results: results(run),
+            ladder: run.summary.ladder.as_ref().map(ladder_rows),
             settings: settings(&run.settings)?,
             charts: RunCharts::of(run)?,
             class_names: &evaluation.class_names,
@@ -191,6 +218,23 @@ fn results(run: &RunData) -> Vec<ResultRow<'_>> {
         seconds: Some(baseline.seconds),
     });
     [tuned, plain].into_iter().chain(baseline).collect()
+}
+
+fn ladder_rows(ladder: &Ladder) -> LadderRows<'_> {
+    let scores = |scores: RungScores| Scores {
+        top1: scores.top1,
+        interval: wilson_of(scores.top1, scores.images),
+        nll: scores.nll,
+    };
+    let rows = ladder.rungs.iter().enumerate().map(|(place, rung)| RungRow {
+        name: rung.kind.name(),
+        kept: place == ladder.kept,
+        chosen: &rung.chosen,
+        val: rung.val.map(scores),
+        test: rung.test.map(scores),
+        seconds: rung.seconds,
+    });
+    LadderRows { rungs: rows.collect(), reason: &ladder.reason }
 }
 
 fn intervals(classes: &[ClassMetrics]) -> Vec<(f64, f64)> {

@@ -150,6 +150,8 @@ pub(crate) enum Swatch {
     Bar(Colour),
     /// A deviation to both sides.
     Spread,
+    /// A value in its interval.
+    Interval(Colour),
     /// From the lowest to the highest that was published.
     Range,
 }
@@ -207,6 +209,9 @@ fn draw_swatch(sheet: &mut Sheet<'_>, swatch: Swatch, (x, y): Point) {
         Swatch::Bar(colour) => sheet.area((x + 4.0, y - 4.5), (x + SWATCH_WIDTH, y + 4.5), colour),
         Swatch::Range => draw_range(sheet, (x + 1.0, y), x + SWATCH_WIDTH - 1.0),
         Swatch::Spread => draw_spread(sheet, (x + 2.0, y), x + SWATCH_WIDTH, [true; 2]),
+        Swatch::Interval(colour) => {
+            draw_interval(sheet, (x + 1.0, y), x + SWATCH_WIDTH / 2.0, x + SWATCH_WIDTH - 1.0, colour);
+        }
     }
 }
 
@@ -216,6 +221,15 @@ pub(crate) fn draw_spread(sheet: &mut Sheet<'_>, (low, y): Point, high: f64, clo
     for (x, _) in [low, high].into_iter().zip(closed).filter(|(_, closed)| *closed) {
         sheet.line(&[(x, y - 3.0), (x, y + 3.0)], 1.0, INK);
     }
+}
+
+/// Draws a disc at `value` on a line to the right as far as `high`, between two strokes.
+pub(crate) fn draw_interval(sheet: &mut Sheet<'_>, (low, y): Point, value: f64, high: f64, colour: Colour) {
+    sheet.line(&[(low, y), (high, y)], CURVE, colour);
+    for x in [low, high] {
+        sheet.line(&[(x, y - 3.5), (x, y + 3.5)], CURVE, colour);
+    }
+    sheet.disc((value, y), 3.5, colour);
 }
 
 /// Draws a range as a line between two strokes; one stroke where both ends are the same.

@@ -7,6 +7,7 @@ mod classes;
 mod confusion;
 mod curves;
 mod group;
+mod ladder;
 mod line_chart;
 mod names;
 mod runs;
@@ -42,6 +43,8 @@ pub(crate) struct RunCharts {
     curves: Vec<Chart>,
     calibration: Chart,
     confusion: Chart,
+    /// None where the run climbed none.
+    ladder: Option<Chart>,
 }
 
 impl RunCharts {
@@ -61,6 +64,11 @@ impl RunCharts {
             curves,
             calibration: Chart::new("Accuracy by confidence", &calibration::draw(run, &font)),
             confusion: Chart::new("All classes", &confusion::draw_numbered(run, &font)),
+            ladder: run
+                .summary
+                .ladder
+                .as_ref()
+                .map(|ladder| Chart::new("Top-1 in its 95 % interval", &ladder::draw(ladder, &font))),
         })
     }
 }
@@ -90,8 +98,9 @@ impl ComparisonCharts {
     }
 }
 
-/// Draws a run: curves, losses, classes, confusion, calibration and, where triplets were formed, triplets, each as
-/// .png and .svg in the folder `plots` of `dir`. Returns the paths. `monitor` hears of names that no font can write.
+/// Draws a run: curves, losses, classes, confusion, calibration, triplets where some were formed and ladder where one
+/// was climbed, each as .png and .svg in the folder `plots` of `dir`. Returns the paths. `monitor` hears of names that
+/// no font can write.
 ///
 /// # Errors
 /// A folder or file that cannot be written.
@@ -145,6 +154,10 @@ fn draw_run(run: &RunData, dir: &Path, font: &Typeface, monitor: &dyn Monitor) -
         curves::draw_triplets(run, font).into_iter().map(|(_, sheet)| sheet).collect();
     if !triplets.is_empty() {
         write("triplets", "triplets", "means of the steps of an epoch".to_owned(), triplets)?;
+    }
+    if let Some(ladder) = &summary.ladder {
+        let intervals = format!("top-1 accuracy in its 95 % interval, {} classes", summary.classes);
+        write("ladder", "what was tried", intervals, vec![ladder::draw(ladder, font)])?;
     }
     warn(font, monitor);
     Ok(files)

@@ -48,7 +48,7 @@ const HALF_X: f64 = 0.2735;
 
 impl Colour {
     /// The colour where it covers a share of what is below it.
-    pub fn faint(self, opacity: f64) -> Colour {
+    pub const fn faint(self, opacity: f64) -> Colour {
         Colour { opacity, ..self }
     }
 
