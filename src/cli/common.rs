@@ -291,7 +291,7 @@ pub fn warn_of_adapter(init_from: Option<&Path>, monitor: &dyn Monitor) -> Resul
 pub struct Material {
     pub model: Model,
     pub cache: Cache,
-    /// The training images in a larger size, where the run augments them.
+    /// The images that are trained on in a larger size, where the run augments them.
     pub enlarged: Option<Cache>,
 }
 
@@ -307,9 +307,10 @@ impl Material {
 /// Opens model and images of a run.
 pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> Result<Material> {
     let (seed, augmented) = (settings.image_seed(), settings.augment != Augment::Off);
+    let crops_of: &[Split] = if settings.final_fit { &[Split::Train, Split::Val] } else { &[Split::Train] };
     if settings.demo {
         let (model, cache) = (demo::model()?, demo::cache(seed)?);
-        let enlarged = if augmented { Some(demo::enlarged_cache(seed)?) } else { None };
+        let enlarged = if augmented { Some(demo::enlarged_cache(seed, crops_of)?) } else { None };
         return Ok(Material { model, cache, enlarged });
     }
     let (Some(model), Some(_)) = (settings.model_name(), &settings.data) else {
@@ -322,7 +323,7 @@ pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> 
     let enlarged = if augmented {
         let side = larger_side(model.preprocess.image_size());
         let preprocess = model.preprocess.enlarged(side)?;
-        Some(cache_of(&source.only(Split::Train), &preprocess, DType::U8, settings, true, monitor)?)
+        Some(cache_of(&source.only(crops_of), &preprocess, DType::U8, settings, true, monitor)?)
     } else {
         None
     };

@@ -190,10 +190,12 @@ fn print(summary: &Summary, dir: &RunDir) -> Result<()> {
         common::say(table::ladder(ladder))?;
         common::say(&ladder.reason)?;
     }
+    let kept = match (summary.best_epoch, summary.epochs) {
+        (0, _) => "no adapters kept".into(),
+        (best, all) => format!("epoch {best} of {all} kept"),
+    };
     common::say(format!(
-        "epoch {} of {} kept{}; {} trained parameters",
-        summary.best_epoch,
-        summary.epochs,
+        "{kept}{}; {} trained parameters",
         if summary.stopped_early { " (stopped early)" } else { "" },
         summary.trained_parameters,
     ))?;

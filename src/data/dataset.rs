@@ -94,9 +94,9 @@ impl Dataset {
         }
     }
 
-    /// The same dataset with the other splits empty, for a cache of this one alone.
-    pub fn only(&self, split: Split) -> Dataset {
-        let keep = |other: Split| if other == split { self.split(split).to_vec() } else { Vec::new() };
+    /// The same dataset with the other splits empty, for a cache of these alone.
+    pub fn only(&self, splits: &[Split]) -> Dataset {
+        let keep = |split| if splits.contains(&split) { self.split(split).to_vec() } else { Vec::new() };
         Dataset {
             train: keep(Split::Train),
             val: keep(Split::Val),

@@ -66,12 +66,12 @@ pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = MemoryImage> {
 
 /// The pictures of one split of [`demo_dataset`], with `side` pixels a side: the same flowers on another
 /// grid, to cut crops from.
-pub(crate) fn demo_split_at(
+pub(crate) fn demo_splits_at(
     seed: u64,
-    split: Split,
+    splits: &[Split],
     side: usize,
 ) -> impl ExactSizeIterator<Item = MemoryImage> {
-    demo_pictures(seed, side, move |other| other == split)
+    demo_pictures(seed, side, |split| splits.contains(&split))
 }
 
 fn demo_pictures(
@@ -127,7 +127,7 @@ mod tests {
         const COUNT: usize = 6;
         let train: Vec<MemoryImage> = demo_dataset(9).take(COUNT).collect();
         let (mut finer_roughness, mut own_roughness) = (0.0, 0.0);
-        for (i, finer) in demo_split_at(9, Split::Train, 2 * IMAGE_SIZE).take(COUNT).enumerate() {
+        for (i, finer) in demo_splits_at(9, &[Split::Train], 2 * IMAGE_SIZE).take(COUNT).enumerate() {
             let image = &train[i];
             assert_eq!((finer.label, &finer.name, finer.split), (image.label, &image.name, image.split));
             let small = halve(&finer.pixels);
@@ -145,11 +145,11 @@ mod tests {
     #[test]
     fn larger_pictures_make_a_cache_of_their_own_size() {
         let preprocess = Preprocess::clip(IMAGE_SIZE).enlarged(73).unwrap();
-        let images = demo_split_at(1, Split::Train, 73).take(3);
+        let images = demo_splits_at(1, &[Split::Train], 73).take(3);
         let cache = Cache::from_images(demo_class_names(), &preprocess, images).unwrap();
         let train = cache.split(Split::Train);
         assert_eq!((cache.len(), train.len(), cache.image_shape().dims()), (3, 3, &[73, 73, 3][..]));
-        let picture = demo_split_at(1, Split::Train, 73).nth(2).unwrap();
+        let picture = demo_splits_at(1, &[Split::Train], 73).nth(2).unwrap();
         assert_eq!(train.path(2).unwrap().to_str(), Some(picture.name.as_str()));
         assert_eq!((train.labels()[2], train.rgb(2).unwrap()), (picture.label, picture.pixels));
     }
@@ -159,7 +159,8 @@ mod tests {
         let classes = demo_classes();
         let mut first = 0;
         for split in Split::ALL {
-            let mut pictures = demo_split_at(4, split, IMAGE_SIZE);
+            let splits = [split];
+            let mut pictures = demo_splits_at(4, &splits, IMAGE_SIZE);
             let count = per_class(split) * classes.len();
             assert_eq!(pictures.len(), count);
             let picture = pictures.nth(1).unwrap();

@@ -14,26 +14,26 @@ use super::linear::Linear;
 use super::photos::Photos;
 use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 
-/// Fits `photos`, which are checked, with some of every class. The share of the offset is 0.
+/// Fits `photos`, which are checked, of width 1 or more. The share of the offset is 0.
 pub(crate) fn discriminant(photos: Photos<'_>, width: usize, classes: usize) -> Linear {
     let rows = photos.labels.len();
     let mut counts = vec![0.0; classes];
     let mut means = vec![0.0; classes * width];
-    for (row, &label) in photos.features.chunks_exact(width.max(1)).zip(photos.labels) {
+    for (row, &label) in photos.features.chunks_exact(width).zip(photos.labels) {
         let label = label as usize;
         counts[label] += 1.0;
         means[label * width..(label + 1) * width].iter_mut().zip(row).for_each(|(mean, x)| *mean += x);
     }
-    for (mean, count) in means.chunks_exact_mut(width.max(1)).zip(&counts) {
+    for (mean, count) in means.chunks_exact_mut(width).zip(&counts) {
         mean.iter_mut().for_each(|mean| *mean /= f64::max(*count, 1.0));
     }
     let mut middle = vec![0.0; width];
-    for mean in means.chunks_exact(width.max(1)) {
+    for mean in means.chunks_exact(width) {
         middle.iter_mut().zip(mean).for_each(|(middle, mean)| *middle += mean / classes as f64);
     }
     let about_means = rows / photos.views > classes;
     let mut centred = photos.features.to_vec();
-    for (row, &label) in centred.chunks_exact_mut(width.max(1)).zip(photos.labels) {
+    for (row, &label) in centred.chunks_exact_mut(width).zip(photos.labels) {
         let mean = &means[label as usize * width..][..width];
         let centre = if about_means { mean } else { &middle };
         row.iter_mut().zip(centre).for_each(|(x, centre)| *x -= centre);
@@ -49,13 +49,11 @@ pub(crate) fn discriminant(photos: Photos<'_>, width: usize, classes: usize) -> 
     let level = if trace > 0.0 { trace / width as f64 } else { 1.0 };
     covariance.iter_mut().for_each(|s| *s *= 1.0 - gamma);
     (0..width).for_each(|i| covariance[i * width + i] += gamma * level);
-    let mut weight: Vec<f64> = means
-        .chunks_exact(width.max(1))
-        .flat_map(|mean| mean.iter().zip(&middle).map(|(m, n)| m - n))
-        .collect();
+    let mut weight: Vec<f64> =
+        means.chunks_exact(width).flat_map(|mean| mean.iter().zip(&middle).map(|(m, n)| m - n)).collect();
     let from_middle = weight.clone();
     solve(&mut covariance, width, &mut weight);
-    let rows = weight.chunks_exact(width.max(1)).zip(from_middle.chunks_exact(width.max(1)));
+    let rows = weight.chunks_exact(width).zip(from_middle.chunks_exact(width));
     let bias = rows.map(|(w, m)| {
         w.iter().zip(m.iter().zip(&middle)).map(|(w, (m, middle))| -w * (0.5 * m + middle)).sum()
     });
@@ -74,7 +72,7 @@ fn solve(a: &mut [f64], n: usize, rows: &mut [f64]) {
             row[j] = (row[j] - dot(&row[..j], &pivot_row[..j])) / pivot;
         }
     }
-    for x in rows.chunks_exact_mut(n.max(1)) {
+    for x in rows.chunks_exact_mut(n) {
         for i in 0..n {
             x[i] = (x[i] - dot(&a[i * n..i * n + i], &x[..i])) / a[i * n + i];
         }
@@ -119,13 +117,12 @@ mod tests {
 
     #[test]
     fn degenerate_photos_make_finite_heads() {
-        // All alike; one photo in all; fewer directions than the width; no feature.
+        // All alike; one photo in all; fewer directions than the width.
         let flat: Vec<f64> = (0..8 * 6).map(|k| if k % 6 < 2 { ((k / 6) % 3) as f64 } else { 1.0 }).collect();
-        let cases: [(&[f64], &[u32], usize, usize); 4] = [
+        let cases: [(&[f64], &[u32], usize, usize); 3] = [
             (&[3.0; 8], &[0, 1, 1, 0], 2, 2),
             (&[1.0, 2.0], &[0], 2, 1),
             (&flat, &[0, 1, 2, 0, 1, 2, 0, 1], 6, 3),
-            (&[], &[0, 1], 0, 2),
         ];
         for (features, labels, width, classes) in cases {
             let head = discriminant(Photos::new(features, labels), width, classes);

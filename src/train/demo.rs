@@ -3,7 +3,7 @@
 use super::base_model::BaseModel;
 use super::model::Model;
 use super::{Result, TrainError};
-use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_split_at};
+use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_splits_at};
 use crate::data::{Cache, Preprocess, Split, larger_side};
 
 /// The files of assets/demo-clip.
@@ -34,9 +34,9 @@ pub fn cache(seed: u64) -> Result<Cache> {
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(IMAGE_SIZE), images)?)
 }
 
-/// Draws the flowers of the train split in the size that crops are taken of.
-pub fn enlarged_cache(seed: u64) -> Result<Cache> {
+/// Draws the flowers of some splits in the size that crops are taken of.
+pub fn enlarged_cache(seed: u64, splits: &[Split]) -> Result<Cache> {
     let side = larger_side(IMAGE_SIZE);
-    let images = demo_split_at(seed, Split::Train, side);
+    let images = demo_splits_at(seed, splits, side);
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(side), images)?)
 }

@@ -507,7 +507,7 @@ fn images_can_be_looked_at_whatever_the_type_of_the_cache() {
 fn larger_training_images_have_a_cache_of_their_own() {
     let workspace = Workspace::new(&PHOTOS);
     let source = workspace.source();
-    let train = source.only(Split::Train);
+    let train = source.only(&[Split::Train]);
     assert_eq!((train.train.len(), train.len(), &train.class_names), (10, 10, &source.class_names));
     let build = |source: &Dataset, preprocess: &Preprocess| {
         let (folder, options) = (workspace.caches.path(), CacheOptions::default());
