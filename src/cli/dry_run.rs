@@ -44,7 +44,13 @@ fn describe(plan: &Plan, images: &Images) -> Vec<String> {
     let groups = plan.trained.iter().map(|&(group, count)| format!("{} {count}", name(group)));
     let [vision, text] = plan.frozen;
     let free = plan.free.map_or(String::new(), |free| format!("; {} are free", mib(free as u64)));
-    vec![
+    let ladder = plan.ladder_flops.map(|flops| {
+        format!(
+            "ladder: {:.4} GFLOP besides the epochs, for plain features and crops, the learning rate and blends",
+            flops / 1e9
+        )
+    });
+    let mut lines = vec![
         data,
         format!(
             "trained parameters: {} ({})",
@@ -64,7 +70,9 @@ fn describe(plan: &Plan, images: &Images) -> Vec<String> {
             plan.steps,
             plan.epoch_flops / 1e9,
         ),
-    ]
+    ];
+    lines.extend(ladder);
+    lines
 }
 
 fn name(group: Group) -> &'static str {

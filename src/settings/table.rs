@@ -518,7 +518,7 @@ mod tests {
             (Key::rank, "8; 2 in clip-lora"),
             (Key::text_weight, "0.3; 0 in mixup and triplet; 1 in clip-lora"),
             (Key::wd_head, "0.0001"),
-            (Key::early_stop, "3; off in clip-lora"),
+            (Key::early_stop, "3; off in clip-lora and auto"),
             (Key::epochs, "40; 20 in auto; by --steps-per-shot in clip-lora"),
             (Key::steps_per_shot, "500 in clip-lora"),
             (Key::head_scale, "sqrt-width"),

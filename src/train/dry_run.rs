@@ -5,6 +5,7 @@
 use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
 use super::run::initial::{Towers, learner_spec, trained_parts};
+use super::run::ladder::Passes;
 use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
 use crate::clip::flops::{Flops, StepSizes, TextSizes};
@@ -68,6 +69,9 @@ pub struct Plan {
     pub step_flops: f64,
     /// Floating-point operations of an epoch's training and validation.
     pub epoch_flops: f64,
+    /// Those of a ladder besides the epochs: of plain features, of finding the learning rate and of what lies between head
+    /// and adapters; none where there is no ladder.
+    pub ladder_flops: Option<f64>,
 }
 
 impl Plan {
@@ -106,7 +110,7 @@ impl Plan {
         let spec = learner_spec(backend, settings, batch, (shape, settings.dtype.into()), crops_of);
         check_batch(backend, &tower, text_training.as_ref(), &trained, &spec)?;
         let prompts = text_training.as_ref().map(|text| &text.prompts);
-        let (step_flops, epoch_flops) = flops(model, images, settings, chosen, prompts);
+        let Work { step, epoch, ladder } = work(model, images, settings, chosen, prompts);
         Ok(Plan {
             trained: groups(&trained),
             frozen: frozen(model),
@@ -116,8 +120,9 @@ impl Plan {
             weights: tower_bytes + text_bytes + trained_bytes,
             work: Estimate::of(backend, &tower, text_training.as_ref(), &trained, &spec)?.of_batch(batch),
             free: backend.memory()?.map(|memory| memory.free),
-            step_flops,
-            epoch_flops,
+            step_flops: step,
+            epoch_flops: epoch,
+            ladder_flops: ladder,
         })
     }
 
@@ -162,15 +167,22 @@ fn frozen(model: &Model) -> [usize; 2] {
     counts
 }
 
-/// Operations of a full step on the `chosen` images, and of an epoch. `prompts` are those of a text tower that
-/// is trained.
-fn flops(
+/// Floating-point operations.
+struct Work {
+    step: f64,
+    epoch: f64,
+    ladder: Option<f64>,
+}
+
+/// Operations of a full step on the `chosen` images, of an epoch, and of a ladder. `prompts` are those of a text tower
+/// that is trained.
+fn work(
     model: &Model,
     images: &Images,
     settings: &Settings,
     chosen: usize,
     prompts: Option<&EmbeddedPrompts>,
-) -> (f64, f64) {
+) -> Work {
     let lora = settings.lora();
     let of_text = prompts.zip(lora.as_ref()).map_or(0.0, |(prompts, lora)| {
         let sizes = TextSizes {
@@ -206,5 +218,12 @@ fn flops(
     let of_step = |images: usize, batches: usize| train * images as f64 + of_text * batches as f64;
     let step =
         of_step(chosen.min(settings.batch_size * settings.accumulate), batches.min(settings.accumulate));
-    (step, of_step(chosen, batches) + val * images.count(Split::Val) as f64)
+    let epoch = of_step(chosen, batches);
+    let all_of_val = val * images.count(Split::Val) as f64;
+    let ladder = settings.climbs().then(|| {
+        let passes = Passes::of(settings);
+        let views = of_image.forward * (chosen * passes.views) as f64;
+        views + epoch * f64::from(passes.look_epochs) + all_of_val * passes.of_val as f64
+    });
+    Work { step, epoch: epoch + all_of_val, ladder }
 }

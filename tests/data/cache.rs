@@ -536,8 +536,8 @@ fn larger_training_images_have_a_cache_of_their_own() {
     assert!(build(&source, &preprocess).reused(), "the others have not replaced it");
     assert_eq!(workspace.files().len(), 3);
     // A split that the data does not have.
-    let none = build(&source.only(Split::Test), &preprocess);
-    assert!(none.is_empty() && build(&source.only(Split::Test), &preprocess).is_empty());
+    let none = build(&source.only(&[Split::Test]), &preprocess);
+    assert!(none.is_empty() && build(&source.only(&[Split::Test]), &preprocess).is_empty());
     assert_eq!(none.class_names(), source.class_names);
 }
 
@@ -547,7 +547,7 @@ fn the_same_bad_images_are_left_out_of_larger_images() {
     truncate(&workspace.photos.path().join("train/daisy/002_grey.jpg"));
     let options = CacheOptions { skip_bad_images: true, ..CacheOptions::default() };
     let all = workspace.build(DType::U8, &options, &Silent).unwrap();
-    let train = workspace.source().only(Split::Train);
+    let train = workspace.source().only(&[Split::Train]);
     let larger = Preprocess::clip(SIDE).enlarged(SIDE + 2).unwrap();
     let folder = workspace.caches.path();
     let cache = Cache::open_or_build(&train, &larger, DType::U8, folder, &options, &Silent).unwrap();

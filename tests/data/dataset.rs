@@ -151,7 +151,7 @@ fn one_split_alone_keeps_its_photos_and_the_names_of_all_classes() {
     flowers(dir.path(), true);
     let source = Dataset::open(dir.path(), 0).unwrap();
     for split in Split::ALL {
-        let only = source.only(split);
+        let only = source.only(&[split]);
         for other in Split::ALL {
             let expected: &[Item] = if other == split { source.split(split) } else { &[] };
             assert_eq!(only.split(other), expected);

@@ -10,7 +10,7 @@ mod epoch;
 mod finish;
 pub(super) mod initial;
 mod inputs;
-mod ladder;
+pub(super) mod ladder;
 mod resume;
 mod shared_model;
 mod state;

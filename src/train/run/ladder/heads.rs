@@ -19,7 +19,7 @@ use crate::train::run::SharedModel;
 use std::time::Instant;
 
 /// Crops of each training photo, beside the photo itself, which counts twice.
-const CROPS: usize = 6;
+pub(super) const CROPS: usize = 6;
 
 /// Features and labels on the host.
 pub(super) struct Numbers {

@@ -11,10 +11,10 @@ use std::time::Instant;
 
 /// Learning rates that are looked at, for adapters that start at 0. The documents' 1e-4 hardly moves in 20 epochs of few
 /// photos; 1e-2 breaks what the head was fitted to.
-const RATES: [f64; 3] = [2e-4, 8e-4, 3.2e-3];
+pub(super) const RATES: [f64; 3] = [2e-4, 8e-4, 3.2e-3];
 
 /// Epochs of a look.
-const LOOK_EPOCHS: u32 = 3;
+pub(super) const LOOK_EPOCHS: u32 = 3;
 
 /// Fewer epochs than this are not worth it.
 const FEWEST_EPOCHS: u32 = 3;

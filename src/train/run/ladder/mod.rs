@@ -47,6 +47,29 @@ pub(crate) struct Climb {
     pub tensors: Option<[Tensor; 2]>,
 }
 
+/// What a climb computes besides the epochs of adapters, in images that pass the tower.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::train) struct Passes {
+    /// Over the training images, for plain features: the images themselves and crops of them.
+    pub views: usize,
+    /// Epochs of training to find the learning rate.
+    pub look_epochs: u32,
+    /// Over the validation split: for plain features, behind each look, and for what lies between head and adapters.
+    pub of_val: usize,
+}
+
+impl Passes {
+    /// Those of a run of these settings.
+    pub fn of(settings: &Settings) -> Self {
+        let looks = if settings.lr_lora.known().is_some() { 0 } else { lora::RATES.len() };
+        Passes {
+            views: 1 + if settings.augment == Augment::Off { 0 } else { heads::CROPS },
+            look_epochs: looks as u32 * lora::LOOK_EPOCHS.min(settings.epochs),
+            of_val: 1 + looks + top::BLENDS.len() + 1,
+        }
+    }
+}
+
 impl Climb {
     /// What the heads took.
     pub fn seconds(&self) -> f64 {

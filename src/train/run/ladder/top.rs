@@ -18,7 +18,7 @@ use crate::train::run::{Run, schedule};
 use std::time::Instant;
 
 /// Shares of what was trained in a blend.
-const BLENDS: [f64; 3] = [0.25, 0.5, 0.75];
+pub(super) const BLENDS: [f64; 3] = [0.25, 0.5, 0.75];
 
 /// Values of all that is trained, with what they make of the validation split.
 struct Trial {
