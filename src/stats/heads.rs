@@ -6,7 +6,7 @@ use super::counting::{Counting, shares};
 use super::discriminant::discriminant;
 use super::judged::Judged;
 use super::linear::Linear;
-use super::logistic::{Choice, choose, grid};
+use super::logistic::{Choice, choose, fit_at, grid};
 use super::photos::{HeldOut, Photos, Sample};
 use super::temperature::{PRIOR, fit_temperature};
 use serde::{Deserialize, Serialize};
@@ -15,8 +15,10 @@ use std::time::Instant;
 /// Shares of the text logits that a logistic regression is tried with.
 const SHARES: [f64; 3] = [1.0, 0.5, 0.0];
 
-/// Rows times width times classes up to which everything is chosen on all photos; with more, on a part of them.
-const LARGEST: usize = 600_000_000;
+/// Rows times width times classes up to which everything is chosen on all photos, a row each and with crops; with more, on
+/// a part of them.
+const LARGEST: usize = 200_000_000;
+const LARGEST_WITH_CROPS: usize = 600_000_000;
 
 /// What heads are fitted to, and what they are judged by. The offsets are the text logits.
 #[derive(Clone, Copy)]
@@ -91,11 +93,16 @@ pub(crate) struct LogisticHow {
 impl How {
     /// Fits it to the photos, plain or with crops of each.
     pub fn fit(self, of: Material<'_>) -> Result<Linear, StatsError> {
+        self.fit_from(None, of)
+    }
+
+    /// The same, starting from a head that is not far from it, such as that of a part of the photos.
+    fn fit_from(self, start: Option<&Linear>, of: Material<'_>) -> Result<Linear, StatsError> {
         match self {
             How::Text(factor) => Ok(text(of.width, of.classes, factor)),
             How::Discriminant(how) => Ok(how.fit(of)),
-            How::Logistic(how) => how.fit(of),
-            How::Mean(a, b, factor) => Ok(a.fit(of).plus(&b.fit(of)?).times(0.5 * factor)),
+            How::Logistic(how) => how.fit(start, of),
+            How::Mean(a, b, factor) => Ok(a.fit(of).plus(&b.fit(None, of)?).times(0.5 * factor)),
         }
     }
 
@@ -132,10 +139,12 @@ impl DiscriminantHow {
 }
 
 impl LogisticHow {
-    fn fit(self, of: Material<'_>) -> Result<Linear, StatsError> {
-        let none = Photos::new(&[], &[]);
-        let held_out = HeldOut::without_folds(of.photos(self.views), none, of.width, of.classes)?;
-        Ok(choose(&held_out, self.share, of.counting, &[self.c])?.model.head.times(self.factor))
+    fn fit(self, start: Option<&Linear>, of: Material<'_>) -> Result<Linear, StatsError> {
+        let start = start.map(|head| head.clone().times(1.0 / self.factor));
+        let photos = of.photos(self.views);
+        let mut head = fit_at(self.c, photos, self.share, start.as_ref(), of.width, of.classes)?;
+        of.counting.even_out(&mut head, photos.labels);
+        Ok(head.times(self.factor))
     }
 }
 
@@ -153,11 +162,14 @@ impl<'a> Material<'a> {
         if self.validation.labels.is_empty() {
             return Err(StatsError::NoImages);
         }
-        let rows = self.views.unwrap_or(self.plain).labels.len();
-        let every = rows.saturating_mul(self.width).saturating_mul(self.classes).div_ceil(LARGEST);
-        if every <= 1 {
-            return self.chosen();
-        }
+        let numbers = |photos: Photos<'_>| photos.labels.len().saturating_mul(self.width * self.classes);
+        let of_views = self.views.map_or(0, |views| numbers(views).div_ceil(LARGEST_WITH_CROPS));
+        let every = numbers(self.plain).div_ceil(LARGEST).max(of_views);
+        if every <= 1 { self.chosen() } else { self.chosen_on_part(every) }
+    }
+
+    /// Chooses on every so many photos of a class, and fits to all.
+    fn chosen_on_part(self, every: usize) -> Result<Heads, StatsError> {
         let of = |photos: Photos<'_>| Sample::of(photos, self.width, self.classes, every);
         let (plain, views, validation) = (of(self.plain), self.views.map(of), of(self.validation));
         let part = Material {
@@ -169,7 +181,7 @@ impl<'a> Material<'a> {
         let mut heads = part.chosen()?;
         for fitted in [&mut heads.discriminant, &mut heads.logistic] {
             let started = Instant::now();
-            fitted.head = fitted.how.fit(self)?;
+            fitted.head = fitted.how.fit_from(Some(&fitted.head), self)?;
             fitted.seconds += started.elapsed().as_secs_f64();
         }
         let How::Mean(.., factor) = heads.mean.how else { return Ok(heads) };
@@ -342,6 +354,23 @@ mod tests {
             // What it was judged by first is the validation split.
             for (a, b) in fitted.held_out.iter().zip(&expected) {
                 assert!((a - b).abs() < 1e-9, "{a} {b} in {:?}", fitted.how);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_chosen_on_a_part_is_fitted_to_all() {
+        let images = images();
+        let material = images.material(40);
+        let heads = material.chosen_on_part(2).unwrap();
+        // Of eight photos a class half, and of four half: few, so that those of training are held out too.
+        assert_eq!((heads.validation, heads.labels.len()), (10, 30));
+        for fitted in [&heads.discriminant, &heads.logistic, &heads.mean] {
+            let again = fitted.how.fit(material).unwrap();
+            let [found, expected] =
+                [&fitted.head, &again].map(|head| head.logits(&images.features, Some(&images.text)));
+            for (a, b) in found.iter().zip(&expected) {
+                assert!((a - b).abs() < 2e-3, "{a} {b} in {:?}", fitted.how);
             }
         }
     }

@@ -28,6 +28,24 @@ pub(crate) struct Logistic {
 /// them is at least 0: such a class has no probability at any temperature in use.
 const NO_PHOTOS: f64 = -1000.0;
 
+/// The fit at one C, which is that of all views of a photo together; from `start` on, where one is given.
+pub(crate) fn fit_at(
+    c: f64,
+    photos: Photos<'_>,
+    share: f64,
+    start: Option<&Linear>,
+    width: usize,
+    classes: usize,
+) -> Result<Linear, StatsError> {
+    check_path(&[c])?;
+    photos.check(width, classes)?;
+    let mut path = Path::new(photos, share, width, classes)?;
+    if let Some(start) = start {
+        path.begin(start);
+    }
+    Ok(path.fit(c / photos.views as f64).head)
+}
+
 /// The fits at each of the ascending `cs`.
 #[cfg(test)]
 fn fit_path(
@@ -73,6 +91,13 @@ impl Path {
         });
         let photos = Photos { labels: &labels, offset: offset.as_deref(), ..photos };
         Ok(Path { newton: Newton::new(photos, width, present.len()), share, width, classes, present })
+    }
+
+    /// Begins at a head for the same classes.
+    fn begin(&mut self, head: &Linear) {
+        let rows =
+            self.present.iter().map(|&k| (&head.weight[k * self.width..(k + 1) * self.width], head.bias[k]));
+        self.newton.begin(rows);
     }
 
     fn fit(&mut self, c: f64) -> Logistic {

@@ -108,6 +108,14 @@ impl Newton {
         (place.value * scale, converged)
     }
 
+    /// Begins at weights and biases for features that are not centred, a pair for each class.
+    pub(super) fn begin<'a>(&mut self, classes: impl Iterator<Item = (&'a [f64], f64)>) {
+        for (row, (weight, bias)) in self.theta.chunks_exact_mut(self.means.len() + 1).zip(classes) {
+            row[..weight.len()].copy_from_slice(weight);
+            row[weight.len()] = bias + dot(weight, &self.means);
+        }
+    }
+
     /// Weights \[K,E\] and biases \[K\] for features that are not centred; the biases' mean, which changes no
     /// probability, is 0.
     pub(super) fn parameters(&self) -> (Vec<f64>, Vec<f64>) {

@@ -21,6 +21,9 @@ use std::time::Instant;
 /// Crops of each training photo, beside the photo itself, which counts twice.
 pub(super) const CROPS: usize = 6;
 
+/// Training images up to which heads are fitted to crops too: of many, crops say little that others do not.
+pub(super) const MOST_WITH_CROPS: usize = 10_000;
+
 /// Features and labels on the host.
 pub(super) struct Numbers {
     /// \[N, E\]
@@ -98,7 +101,7 @@ impl<B: Backend> SharedModel<'_, B> {
             hows: fitted.iter().map(|(_, fitted)| fitted.how).collect(),
             best,
             held_out: heads.labels.len(),
-            crops: heads.crops_help,
+            crops: views.is_none() || heads.crops_help,
             looks: Vec::new(),
             rate: settings.lr_lora.known(),
             epochs: None,
@@ -162,6 +165,9 @@ impl<B: Backend> SharedModel<'_, B> {
         let (Some(enlarged), Some(crops)) = (self.augmented(settings)?, settings.augmentation()) else {
             return Ok(None);
         };
+        if chosen.len() > MOST_WITH_CROPS {
+            return Ok(None);
+        }
         let images = enlarged.split(Split::Train);
         self.views_of(plain, (images, crops, settings.seed), learner, chosen, batch, monitor).map(Some)
     }

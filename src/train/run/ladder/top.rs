@@ -1,5 +1,6 @@
 //! The end of the climb: what lies between the best head and the adapters, the choice, the fit to all photos, the test.
 
+use super::heads::{MOST_WITH_CROPS, Numbers};
 use super::{Climb, counting, scores};
 use crate::backend::Backend;
 use crate::data::Split;
@@ -244,9 +245,10 @@ impl<B: Backend> Run<'_, '_, B> {
         let [train, val] = [Split::Train, Split::Val]
             .map(|split| self.model.numbers(&mut self.learner, split, batch, monitor));
         let numbers = train?.of(&self.inputs.training.chosen).with(val?);
+        let few = numbers.labels.len() <= MOST_WITH_CROPS;
         let mut views = None;
         if let (Some(enlarged), Some(crops), true) =
-            (self.model.enlarged, self.settings.augmentation(), climb.crops)
+            (self.model.enlarged, self.settings.augmentation(), climb.crops && few)
         {
             let images = enlarged.train_and_val();
             let train = self.model.cache.split(Split::Train).len();
@@ -258,7 +260,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let plain = numbers.photos();
         let material = Material {
             plain,
-            views: views.as_ref().map(super::heads::Numbers::photos),
+            views: views.as_ref().map(Numbers::photos),
             validation: plain,
             width: self.learner.tower().features(),
             classes: self.learner.classes(),
