@@ -28,8 +28,8 @@ pub enum TrainError {
     /// Tensors that do not fit together.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// What a logistic regression cannot be fitted to.
-    #[error("logistic regression: {0}")]
+    /// What no head can be fitted to.
+    #[error("a head on plain features: {0}")]
     Stats(#[from] StatsError),
     /// The operating system refused.
     #[error("{0}; check the path, its permissions and the free space")]

@@ -17,6 +17,8 @@ use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 
 /// Steps end where the decrease that the last one predicts is below this part of the objective.
 const TOLERANCE: f64 = 1e-8;
+/// The same for a fit that begins near its minimum, which is asked for where a step takes seconds.
+const NEAR_TOLERANCE: f64 = 1e-6;
 /// Conjugate gradients end where the last ones bring less than this part of the decrease so far.
 const FORCING: f64 = 0.03;
 /// Bounds for separable images and great C; what is asked for in practice needs a tenth.
@@ -39,6 +41,7 @@ pub(super) struct Newton {
     /// Added to the logits \[N,K\].
     offset: Option<Vec<f64>>,
     classes: usize,
+    tolerance: f64,
     /// The last minimum \[K,E+1\].
     theta: Vec<f64>,
     /// The last two C and the minimum before the last.
@@ -84,7 +87,18 @@ impl Newton {
         }
         let theta = vec![0.0; classes * (width + 1)];
         let (labels, offset) = (photos.labels.to_vec(), photos.offset.map(<[f64]>::to_vec));
-        Newton { design, means, squares, labels, offset, classes, theta, c: None, before: None }
+        Newton {
+            design,
+            means,
+            squares,
+            labels,
+            offset,
+            classes,
+            tolerance: TOLERANCE,
+            theta,
+            c: None,
+            before: None,
+        }
     }
 
     /// Moves to the minimum at `c`; the objective there as scikit-learn has it, C·Σ NLL + ½‖W‖², and whether it is
@@ -96,7 +110,7 @@ impl Newton {
         let mut converged = false;
         for _ in 0..MAX_STEPS {
             let direction = self.direction(&place, decay);
-            converged = direction.decrease <= TOLERANCE * place.value;
+            converged = direction.decrease <= self.tolerance * place.value;
             let moved = self.line_search(&mut place, &direction, decay);
             if converged || !moved {
                 break;
@@ -108,8 +122,9 @@ impl Newton {
         (place.value * scale, converged)
     }
 
-    /// Begins at weights and biases for features that are not centred, a pair for each class.
+    /// Begins near the minimum, at weights and biases for features that are not centred, a pair for each class.
     pub(super) fn begin<'a>(&mut self, classes: impl Iterator<Item = (&'a [f64], f64)>) {
+        self.tolerance = NEAR_TOLERANCE;
         for (row, (weight, bias)) in self.theta.chunks_exact_mut(self.means.len() + 1).zip(classes) {
             row[..weight.len()].copy_from_slice(weight);
             row[weight.len()] = bias + dot(weight, &self.means);
@@ -242,7 +257,7 @@ impl Newton {
             add(&mut logits, length, &image);
             add(&mut residual, -length, &curved);
             decreases.push(0.5 * length * power);
-            if enough(&decreases, 0.25 * TOLERANCE * place.value) {
+            if enough(&decreases, 0.25 * self.tolerance * place.value) {
                 break;
             }
             let scaled = residual.iter().zip(&diagonal);

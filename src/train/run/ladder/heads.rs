@@ -2,7 +2,7 @@
 
 use super::{Climb, counting, scores};
 use crate::backend::Backend;
-use crate::data::{Augmentation, DataError, Split, SplitView};
+use crate::data::{Cache, DataError, Split, SplitView};
 use crate::progress::Monitor;
 use crate::settings::Settings;
 use crate::stats::counting::Counting;
@@ -22,7 +22,7 @@ use std::time::Instant;
 pub(super) const CROPS: usize = 6;
 
 /// Training images up to which heads are fitted to crops too: of many, crops say little that others do not.
-pub(super) const MOST_WITH_CROPS: usize = 10_000;
+const MOST_WITH_CROPS: usize = 10_000;
 
 /// Features and labels on the host.
 pub(super) struct Numbers {
@@ -59,7 +59,8 @@ impl<B: Backend> SharedModel<'_, B> {
         let (plain, val) = (plain?.of(chosen), val?);
         let images = plain.labels.len() + val.labels.len();
         let seconds_of_image = started.elapsed().as_secs_f64() / images.max(1) as f64;
-        let views = self.views(settings, learner, &plain, chosen, batch, monitor)?;
+        let images = (train as fn(&Cache) -> SplitView<'_>, chosen);
+        let views = self.views(settings, &plain, images, learner, batch, monitor)?;
         let seconds = started.elapsed().as_secs_f64();
         let (width, classes) = (self.tower.features(), self.cache.class_names().len());
         let counting = counting(settings);
@@ -152,36 +153,24 @@ impl<B: Backend> SharedModel<'_, B> {
         Ok((f32s([count * classes, width], &weights)?, f32s([count, classes], &biases)?))
     }
 
-    /// The images `chosen` with crops of each, where the run augments its images.
-    fn views(
-        &mut self,
+    /// `plain`, which are those `chosen` of some images, with crops of each; none where the run does not augment its images
+    /// or there are too many for it.
+    pub(super) fn views(
+        &self,
         settings: &Settings,
-        learner: &mut Learner<B>,
         plain: &Numbers,
-        chosen: &[usize],
+        (images, chosen): (fn(&Cache) -> SplitView<'_>, &[usize]),
+        learner: &mut Learner<B>,
         batch: usize,
         monitor: &dyn Monitor,
     ) -> Result<Option<Numbers>> {
-        let (Some(enlarged), Some(crops)) = (self.augmented(settings)?, settings.augmentation()) else {
+        let (Some(enlarged), Some(augmentation)) = (self.augmented(settings)?, settings.augmentation())
+        else {
             return Ok(None);
         };
         if chosen.len() > MOST_WITH_CROPS {
             return Ok(None);
         }
-        let images = enlarged.split(Split::Train);
-        self.views_of(plain, (images, crops, settings.seed), learner, chosen, batch, monitor).map(Some)
-    }
-
-    /// `plain` with crops of the same images, `chosen` among larger ones.
-    pub(super) fn views_of(
-        &self,
-        plain: &Numbers,
-        (images, augmentation, seed): (SplitView<'_>, Augmentation, u64),
-        learner: &mut Learner<B>,
-        chosen: &[usize],
-        batch: usize,
-        monitor: &dyn Monitor,
-    ) -> Result<Numbers> {
         let (width, views) = (self.tower.features(), CROPS + 2);
         let mut features = vec![0.0; chosen.len() * views * width];
         let rows = features.chunks_exact_mut(views * width).zip(plain.features.chunks_exact(width));
@@ -189,10 +178,9 @@ impl<B: Backend> SharedModel<'_, B> {
             of_image[..width].copy_from_slice(own);
             of_image[width..2 * width].copy_from_slice(own);
         }
-        let Some(enlarged) = self.enlarged else { return self.with_text(Vec::new(), Vec::new(), 1) };
         let side = enlarged.preprocess().image_size();
         let mut staging = Staging::new(enlarged, batch);
-        let inputs = Inputs::Images(images);
+        let inputs = Inputs::Images(images(enlarged));
         monitor.begin("features of crops", (chosen.len() * CROPS) as u64);
         for view in 0..CROPS {
             // Crops of their own: those of the epochs are numbered from 1.
@@ -203,7 +191,7 @@ impl<B: Backend> SharedModel<'_, B> {
                     return Err(DataError::Interrupted.into());
                 }
                 staging.fill(&inputs, indices)?;
-                let crops = augmentation.crops(seed, number, indices, side, side)?;
+                let crops = augmentation.crops(settings.seed, number, indices, side, side)?;
                 learner.embed_crops(staging.inputs.view(), crops.view(), &staging.labels)?;
                 let found = learner.features()?.view().to_tensor(DType::F64)?;
                 for (i, row) in found.typed::<f64>()?.chunks_exact(width).enumerate() {
@@ -215,8 +203,12 @@ impl<B: Backend> SharedModel<'_, B> {
         }
         monitor.finish();
         let labels = plain.labels.iter().flat_map(|&label| std::iter::repeat_n(label, views)).collect();
-        self.with_text(features, labels, views)
+        self.with_text(features, labels, views).map(Some)
     }
+}
+
+fn train(cache: &Cache) -> SplitView<'_> {
+    cache.split(Split::Train)
 }
 
 fn judged<'f>(fitted: &'f Fitted, labels: &'f [u32], counting: Counting) -> Judged<'f> {

@@ -1,9 +1,9 @@
 //! The end of the climb: what lies between the best head and the adapters, the choice, the fit to all photos, the test.
 
-use super::heads::{MOST_WITH_CROPS, Numbers};
+use super::heads::Numbers;
 use super::{Climb, counting, scores};
 use crate::backend::Backend;
-use crate::data::Split;
+use crate::data::{Cache, Split, SplitView};
 use crate::stats::heads::Material;
 use crate::stats::judged::Judged;
 use crate::stats::linear::Linear;
@@ -214,9 +214,7 @@ impl<B: Backend> Run<'_, '_, B> {
             (Some(_), Some(enlarged)) => enlarged.train_and_val(),
             _ => cache.train_and_val(),
         };
-        let train = self.inputs.training.inputs.labels().len();
-        let mut chosen = self.inputs.training.chosen.clone();
-        chosen.extend(train..images.len());
+        let chosen = self.training_and_val();
         let training = &mut self.inputs.training;
         *training = Training {
             inputs: Inputs::Images(images),
@@ -239,24 +237,21 @@ impl<B: Backend> Run<'_, '_, B> {
         Ok(Some(blend(&self.learner.param_names(), &start, &tuned, share)?))
     }
 
+    /// The training images that take part and those of the validation split, by their places in both together.
+    fn training_and_val(&self) -> Vec<usize> {
+        let [train, val] = [Split::Train, Split::Val].map(|split| self.model.cache.split(split).len());
+        self.inputs.training.chosen.iter().copied().chain(train..train + val).collect()
+    }
+
     /// The head of a rung, fitted to training and validation images: weight \[C, E\] and bias \[C\].
     fn head_of_all(&mut self, climb: &Climb, rung: usize) -> Result<[Tensor; 2]> {
         let (batch, monitor) = (self.batch, self.monitor);
         let [train, val] = [Split::Train, Split::Val]
             .map(|split| self.model.numbers(&mut self.learner, split, batch, monitor));
         let numbers = train?.of(&self.inputs.training.chosen).with(val?);
-        let few = numbers.labels.len() <= MOST_WITH_CROPS;
-        let mut views = None;
-        if let (Some(enlarged), Some(crops), true) =
-            (self.model.enlarged, self.settings.augmentation(), climb.crops && few)
-        {
-            let images = enlarged.train_and_val();
-            let train = self.model.cache.split(Split::Train).len();
-            let mut chosen = self.inputs.training.chosen.clone();
-            chosen.extend(train..images.len());
-            let of = (images, crops, self.settings.seed);
-            views = Some(self.model.views_of(&numbers, of, &mut self.learner, &chosen, batch, monitor)?);
-        }
+        let (chosen, learner) = (self.training_and_val(), &mut self.learner);
+        let images = (Cache::train_and_val as fn(&Cache) -> SplitView<'_>, chosen.as_slice());
+        let views = self.model.views(self.settings, &numbers, images, learner, batch, monitor)?;
         let plain = numbers.photos();
         let material = Material {
             plain,
