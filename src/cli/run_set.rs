@@ -143,8 +143,12 @@ impl RunSet {
         for (i, (name, settings)) in self.runs.iter().enumerate() {
             monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
             let dir = RunDir::at(&self.path.join(name));
-            shared.train(settings, &dir, false, monitor)?;
+            let summary = shared.train(settings, &dir, false, monitor)?;
             report::write_run(&dir, shared.cache(), if i == 0 { monitor } else { &Silent })?;
+            // Stopped, a ladder is left with what it has, which is not to be compared with whole runs.
+            if summary.ladder.is_some() && monitor.stopped() {
+                bail!(TrainError::Interrupted { epoch: summary.epochs, path: dir.path().to_path_buf() });
+            }
         }
         Ok(())
     }

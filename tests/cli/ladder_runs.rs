@@ -205,6 +205,20 @@ fn ctrl_c_leaves_the_best_so_far_and_the_run_goes_on() {
     compare(&whole, &parts, "after two stops");
 }
 
+/// Its numbers would be taken for those of a whole run.
+#[test]
+fn ctrl_c_ends_a_set_of_runs_without_a_result() {
+    let place = Place::new([4, 2, 2]);
+    let (set, run) = (place.at("set"), place.at("set/seed-42"));
+    let more = [&PLAIN[..], &["--epochs", "9", "--seeds", "1"]].concat();
+    let (_, output) = cut(&place, &auto(&place, &set, &more), &run, 5, interrupt);
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.trim_end().ends_with(&format!("engine train --resume --output {run}")), "{err}");
+    assert!(!Path::new(&set).join("seeds.json").exists());
+    assert!(Path::new(&run).join("summary.json").is_file());
+}
+
 #[test]
 fn a_seed_and_a_config_repeat_and_another_seed_does_not() {
     let place = Place::new([4, 2, 2]);
