@@ -9,7 +9,7 @@ use clip_engine::backend::Backend;
 use clip_engine::data::Cache;
 use clip_engine::progress::{Monitor, Silent};
 use clip_engine::report::{self, COMPARISON_FILES, RunData};
-use clip_engine::settings::{Recipe, Settings};
+use clip_engine::settings::{Augment, Recipe, Settings};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::tune::Tower;
@@ -109,7 +109,7 @@ impl RunSet {
     pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
         let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
         let device = device::open_to_train(&first.device, first.precision, monitor)?;
-        let material = common::material(first, &Judged::default(), monitor)?;
+        let material = common::material(&self.images_for_all(first), &Judged::default(), monitor)?;
         material.describe(monitor);
         let (templates, precision) = (first.templates.clone(), device.precision());
         self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));
@@ -124,6 +124,17 @@ impl RunSet {
         Ok((self.load()?, cache))
     }
 
+    /// Settings of the `first` run, with those images that any of them needs.
+    fn images_for_all(&self, first: &Settings) -> Settings {
+        let all = || self.runs.iter().map(|(_, settings)| settings);
+        let augment = all().map(|settings| settings.augment).find(|augment| *augment != Augment::Off);
+        Settings {
+            augment: augment.unwrap_or(Augment::Off),
+            final_fit: all().any(|settings| settings.final_fit),
+            ..first.clone()
+        }
+    }
+
     fn train_each<B: Backend>(&self, shared: &mut SharedModel<'_, B>, monitor: &dyn Monitor) -> Result<()> {
         let whole = RunDir::at(&self.path);
         // All at once, before anything is removed.
@@ -132,8 +143,12 @@ impl RunSet {
         for (i, (name, settings)) in self.runs.iter().enumerate() {
             monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
             let dir = RunDir::at(&self.path.join(name));
-            shared.train(settings, &dir, false, monitor)?;
+            let summary = shared.train(settings, &dir, false, monitor)?;
             report::write_run(&dir, shared.cache(), if i == 0 { monitor } else { &Silent })?;
+            // Stopped, a ladder is left with what it has, which is not to be compared with whole runs.
+            if summary.ladder.is_some() && monitor.stopped() {
+                bail!(TrainError::Interrupted { epoch: summary.epochs, path: dir.path().to_path_buf() });
+            }
         }
         Ok(())
     }

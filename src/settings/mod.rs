@@ -18,7 +18,7 @@ pub use values::{
 };
 
 use crate::data::Augmentation;
-use crate::data::{DataError, DatasetOptions, Groups};
+use crate::data::{DataError, DatasetOptions, Groups, Split};
 use crate::fetch::DEFAULT_MODEL;
 use crate::objective::{ClassCounts, MixOn, Objective};
 use crate::optim::{EarlyStopSpec, Rate, Rates};
@@ -60,6 +60,14 @@ impl Settings {
         let shots = images.div_ceil(classes.max(1)).clamp(1, MAX_SHOTS);
         let of_epoch = images.div_ceil(self.batch_size.max(1)).div_ceil(self.accumulate.max(1)).max(1);
         self.epochs = (steps as usize * shots).div_ceil(of_epoch).clamp(1, u32::MAX as usize) as u32;
+    }
+
+    /// Images of a batch at the most: those of the largest split, or of what is trained on together in the end, where
+    /// that is less.
+    pub(crate) fn largest_batch(&self, count: impl Fn(Split) -> usize) -> usize {
+        let [train, val, test] = Split::ALL.map(count);
+        let together = if self.final_fit { train + val } else { 0 };
+        self.batch_size.min(train.max(val).max(test).max(together))
     }
 
     /// Which crops are drawn of training images, where any are.

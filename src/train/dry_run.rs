@@ -82,8 +82,7 @@ impl Plan {
     pub fn of<B: Backend>(backend: &B, model: &Model, images: &Images, settings: &Settings) -> Result<Plan> {
         settings.validate()?;
         let chosen = chosen(images, settings)?;
-        let largest = Split::ALL.map(|split| images.count(split)).into_iter().max().unwrap_or(1);
-        let batch = settings.batch_size.min(largest);
+        let batch = settings.largest_batch(|split| images.count(split));
         let (tower, tower_bytes) = allocated_by(backend, || model.vision(backend))?;
         let names = &images.class_names;
         // What they are does not matter here, and finding out takes a pass through the text tower.

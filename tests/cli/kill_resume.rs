@@ -22,12 +22,13 @@ const KILLS: usize = 50;
 /// CLIP_ENGINE_KILL_SEED takes another one.
 const SEED: u64 = 20;
 
-/// Three ways to train, with all that a resumed run must pick up: schedules, early stopping, augmentation,
-/// mixing, prompts beside adapters, event files.
-const RECIPES: [(&str, &[&str]); 3] = [
+/// Four ways to train, with all that a resumed run must pick up: schedules, early stopping, augmentation,
+/// mixing, prompts beside adapters, event files, a ladder.
+const RECIPES: [(&str, &[&str]); 4] = [
     ("lora", &["--recipe", "lora", "--schedule", "cosine", "--warmup", "3", "--tensorboard"]),
     ("vpt", &["--recipe", "vpt", "--with-lora", "--prompts", "per-layer", "--early-stop-min-delta", "0"]),
     ("mixup", &["--recipe", "mixup", "--augment", "crop-flip", "--shots", "3", "--text-weight", "0.1"]),
+    ("auto", &["--recipe", "auto", "--lr-lora", "search", "--augment", "off", "--final-fit"]),
 ];
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -36,7 +37,7 @@ fn from_environment(name: &str) -> Option<u64> {
 
 /// When a process is killed.
 #[derive(Debug, Clone, Copy)]
-enum Moment {
+pub enum Moment {
     After(Duration),
     /// When so many files were begun that have not got their names yet.
     Unfinished(usize),
@@ -55,7 +56,7 @@ impl Moment {
     }
 
     /// Waits for it; false when the process ended before.
-    fn wait(self, child: &mut Child, run: &Path) -> bool {
+    pub fn wait(self, child: &mut Child, run: &Path) -> bool {
         let started = Instant::now();
         let mut unfinished = self.watched(run);
         let (mut known, mut seen) = (identity(self, run), 0);
@@ -103,12 +104,13 @@ fn unfinished(run: &Path) -> Vec<PathBuf> {
 
 /// Arguments of a short run. One template is less work for the text tower at every start.
 fn train<'a>(place: &'a Place, run: &'a str, more: &'a [&'a str]) -> Vec<&'a str> {
-    let common = ["--epochs", "4", "--batch-size", "5", "--lr-lora", "0.003", "--template", "a {}"];
+    let common = ["--epochs", "4", "--batch-size", "5", "--template", "a {}"];
+    let rate: &[&str] = if more.contains(&"--lr-lora") { &[] } else { &["--lr-lora", "0.003"] };
     let start = ["train", "--data", &place.data, "--model", &place.model, "--output", run];
-    [&start[..], &common, more].concat()
+    [&start[..], &common, rate, more].concat()
 }
 
-fn spawn(args: &[&str], cache: &Path) -> Child {
+pub fn spawn(args: &[&str], cache: &Path) -> Child {
     command(args, cache).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
@@ -172,7 +174,7 @@ fn progress(state: &[u8]) -> Value {
 }
 
 /// Everything but measured times must be the same to the last bit.
-fn compare(whole: &str, parts: &str, context: &str) {
+pub fn compare(whole: &str, parts: &str, context: &str) {
     assert_eq!(metrics(whole), metrics(parts), "{context}: metrics.jsonl");
     let text = String::from_utf8(bytes(parts, "metrics.jsonl")).unwrap();
     assert!(text.ends_with('\n'), "{context}: half a line at the end of metrics.jsonl");
@@ -180,9 +182,17 @@ fn compare(whole: &str, parts: &str, context: &str) {
         times.iter().for_each(|&time| drop(value.as_object_mut().unwrap().remove(time).unwrap()));
         value
     };
+    let timeless = |mut baseline: Value| {
+        if !baseline.is_null() {
+            baseline = without(baseline, &["seconds"]);
+        }
+        baseline
+    };
     let summary = |run| {
         let mut summary = without(json(run, "summary.json"), &["seconds", "images_per_s"]);
-        summary["baseline"] = without(summary["baseline"].take(), &["seconds"]);
+        summary["baseline"] = timeless(summary["baseline"].take());
+        let rungs = summary.pointer_mut("/ladder/rungs").and_then(Value::as_array_mut);
+        rungs.into_iter().flatten().for_each(|rung| *rung = without(rung.take(), &["seconds"]));
         summary
     };
     assert_eq!(summary(whole), summary(parts), "{context}: summary.json");
@@ -199,7 +209,7 @@ fn compare(whole: &str, parts: &str, context: &str) {
     let state = |state| {
         let mut progress = without(progress(state), &times);
         let baseline = &mut progress["zero_shot"]["baseline"];
-        *baseline = without(baseline.take(), &["seconds"]);
+        *baseline = timeless(baseline.take());
         progress
     };
     assert_eq!(state(&a), state(&b), "{context}: state");

@@ -19,6 +19,8 @@ mod gpu_report;
 mod hub;
 #[cfg(unix)]
 mod kill_resume;
+#[cfg(unix)]
+mod ladder_runs;
 mod launches;
 mod logs;
 mod models;

@@ -8,12 +8,13 @@ use clip_engine::data::{Cache, MemoryImage, Preprocess, Split};
 use clip_engine::dev::on_twin;
 use clip_engine::progress::Silent;
 use clip_engine::random;
-use clip_engine::settings::{Patience, Recipe, Settings};
+use clip_engine::settings::{AdapterRate, Augment, Patience, Recipe, Settings};
 use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::train::records::{Baseline, Summary};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
+use clip_engine::train::tensor_files::TensorFile;
 
 /// A few pictures of two classes of the demo; the last batch of training and of validation has one image.
 fn cache() -> Cache {
@@ -89,5 +90,45 @@ fn runs_of_one_model_do_not_see_each_other() {
             assert!(((found - expected) / expected).abs() < 1e-4, "{recipe}: {found} and {expected}");
         }
         assert_eq!((found.val.top1, found.best_epoch), (expected.val.top1, expected.best_epoch), "{recipe}");
+    }
+}
+
+/// The heads stand on features that differ by rounding, the adapters on those heads.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_ladder_is_that_of_the_cpu() {
+    let cache = cache();
+    let settings = Settings {
+        epochs: 1,
+        augment: Augment::Off,
+        lr_lora: AdapterRate::Of(1e-3),
+        ..settings(Recipe::Auto)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let [twin, cpu] = ["twin", "cpu"].map(|name| RunDir::at(&dir.path().join(name)));
+    let mut gpu = shared(on_twin(DType::F32, 90).unwrap(), &cache);
+    let found = gpu.train(&settings, &twin, false, &Silent).unwrap().ladder.unwrap();
+    let expected = shared(Cpu::<f32>::new(), &cache).train(&settings, &cpu, false, &Silent);
+    let expected = expected.unwrap().ladder.unwrap();
+    assert_eq!((found.rungs.len(), found.kept), (6, expected.kept));
+    for (a, b) in found.rungs.iter().zip(&expected.rungs) {
+        assert_eq!((a.kind, &a.chosen), (b.kind, &b.chosen));
+        for (a, b) in [(a.val, b.val), (a.test, b.test)] {
+            let (a, b) = (a.unwrap(), b.unwrap());
+            assert_eq!((a.images, a.top1), (b.images, b.top1));
+            assert!((a.nll - b.nll).abs() < 1e-4 * b.nll.max(1.0), "{a:?} and {b:?}");
+        }
+    }
+    for file in ["head.safetensors", "adapter/adapter_model.safetensors"] {
+        let [found, expected] =
+            [&twin, &cpu].map(|run| TensorFile::read(&run.path().join(file)).unwrap().tensors);
+        assert_eq!(found.len(), expected.len());
+        for (name, expected) in &expected {
+            let (found, expected) = (found[name].typed::<f32>().unwrap(), expected.typed::<f32>().unwrap());
+            let largest = expected.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+            for (a, b) in found.iter().zip(expected) {
+                assert!((a - b).abs() <= 1e-3 * largest, "{name}: {a} and {b}, largest {largest}");
+            }
+        }
     }
 }

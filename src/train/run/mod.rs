@@ -90,9 +90,7 @@ impl<B: Backend> SharedModel<'_, B> {
         }
         let mut asked = settings.clone();
         asked.settle_epochs(chosen.len(), cache.class_names().len());
-        // No batch is larger than the largest split.
-        let largest = Split::ALL.map(|split| cache.split(split).len()).into_iter().max().unwrap_or(1);
-        let batch = asked.batch_size.min(largest);
+        let batch = asked.largest_batch(|split| cache.split(split).len());
         let mut settings = asked.clone();
         let mut ladder = if resume { state::ladder(&dir.state()) } else { None };
         settings.leave_out_crops(ladder.as_ref());
