@@ -54,8 +54,9 @@ impl Judged<'_> {
         let n = gaps.len().max(1) as f64;
         let mean = gaps.iter().sum::<f64>() / n;
         let variance = gaps.iter().map(|gap| (gap - mean) * (gap - mean)).sum::<f64>() / (n - 1.0).max(1.0);
+        let gap = self.nll() - beside.nll();
         // What is no number is no better.
-        let is_worse = !(self.nll() - beside.nll() <= (variance / n).sqrt());
+        let is_worse = gap.is_nan() || gap > (variance / n).sqrt();
         is_worse || self.is_less_accurate(beside)
     }
 }

@@ -6,7 +6,7 @@ use super::inputs::Training;
 use crate::backend::Backend;
 use crate::objective::{MixDraw, Objective};
 use crate::optim::{Rate, Rates};
-use crate::progress::RunPart;
+use crate::progress::{Monitor, RunPart};
 use crate::random;
 use crate::settings::Key;
 use crate::settings::{ClassifierKind, Sampler, Settings};

@@ -5,7 +5,7 @@ use super::{Run, balance, state};
 use crate::backend::Backend;
 use crate::data::Split;
 use crate::files::Staged;
-use crate::progress::{Monitor, RunPart};
+use crate::progress::Monitor;
 use crate::settings::{Key, Sampler, flag};
 use crate::stats::calibration::chance_error;
 use crate::stats::temperature::{PRIOR, fit_temperature};
@@ -27,7 +27,15 @@ impl<B: Backend> Run<'_, '_, B> {
             _ => &self.inputs.val,
         };
         let (learner, staging) = (&mut self.learner, &mut self.staging);
-        evaluate_split(learner, inputs, staging, self.batch, split.name(), sums, self.monitor)
+        let begun = self.at_summit.then(|| sums.clone());
+        let found = evaluate_split(learner, inputs, staging, self.batch, split.name(), sums, self.monitor)?;
+        match (found, begun) {
+            (None, Some(begun)) => {
+                self.stop_climbing();
+                self.evaluate(split, begun)
+            }
+            (found, _) => Ok(found),
+        }
     }
 
     /// Writes the best epoch's files and the state, and says how the epoch went.
@@ -105,22 +113,30 @@ impl<B: Backend> Run<'_, '_, B> {
 
     /// Stops at the user's wish: a ladder is left with the best rung so far, a run without one where it stands.
     pub(super) fn finish_early(mut self) -> Result<Summary> {
-        let Some(climb) = &self.ladder else { return Err(self.interrupted()) };
-        let (dir, flags) = (self.dir.path().display(), [flag::RESUME, flag::OUTPUT]);
+        if self.ladder.is_none() {
+            return Err(self.interrupted());
+        }
+        self.stop_climbing();
+        self.finish(false)
+    }
+
+    /// Finishes with what there is, though the user asked to stop; a second request ends the process.
+    pub(super) fn stop_climbing(&mut self) {
+        let dir = self.dir.path().display();
         self.monitor.warn(&format!(
             "stopped; the best so far is tested and kept, and engine train {} {} {dir} goes on",
-            flags[0], flags[1]
+            flag::RESUME,
+            flag::OUTPUT
         ));
-        self.is_stopped = climb.epochs.is_some();
-        let patient = Patient(self.monitor);
-        let run = Run { monitor: &patient, ..self };
-        run.finish(false)
+        self.is_stopped = true;
+        self.monitor.finish_in_spite();
     }
 
     /// The epoch that is kept, or what the ladder came to; none when the user asked to stop.
     fn kept(&mut self) -> Result<Option<(Kept, Option<Summit>)>> {
         let candidate = std::mem::take(&mut self.candidates).into_chosen();
         if let Some(climb) = self.ladder.take() {
+            self.at_summit = true;
             let summit = self.summit(&climb, candidate)?;
             return Ok(summit.map(|(kept, summit)| (kept, Some(summit))));
         }
@@ -209,42 +225,6 @@ pub(super) struct Kept {
     pub temperature: f64,
     /// On the validation split, at that temperature.
     pub val: Accumulator,
-}
-
-/// Finishes what it watches, though the user asked to stop; a second request ends the process.
-struct Patient<'a>(&'a dyn Monitor);
-
-impl Monitor for Patient<'_> {
-    fn part(&self, part: RunPart) {
-        self.0.part(part);
-    }
-    fn begin(&self, task: &str, total: u64) {
-        self.0.begin(task, total);
-    }
-    fn begin_bytes(&self, task: &str, total: u64) {
-        self.0.begin_bytes(task, total);
-    }
-    fn advance(&self, units: u64) {
-        self.0.advance(units);
-    }
-    fn state(&self, text: &str) {
-        self.0.state(text);
-    }
-    fn finish(&self) {
-        self.0.finish();
-    }
-    fn line(&self, text: &str) {
-        self.0.line(text);
-    }
-    fn warn(&self, text: &str) {
-        self.0.warn(text);
-    }
-    fn debug(&self, text: &str) {
-        self.0.debug(text);
-    }
-    fn stopped(&self) -> bool {
-        false
-    }
 }
 
 /// What the logits of a validation split are divided by so that their probabilities are those that are found

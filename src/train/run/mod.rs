@@ -11,6 +11,7 @@ mod finish;
 pub(super) mod initial;
 mod inputs;
 pub(super) mod ladder;
+mod patience;
 mod resume;
 mod shared_model;
 mod state;
@@ -34,6 +35,7 @@ use crate::tensor::Tensor;
 use balance::BalancedWeights;
 use inputs::RunInputs;
 use ladder::{Climb, Ended};
+use patience::Patience;
 use resume::Saved;
 use state::Progress;
 use std::time::Instant;
@@ -44,7 +46,7 @@ struct Run<'r, 'a, B: Backend> {
     text_left_out: bool,
     model: &'r mut SharedModel<'a, B>,
     dir: &'r RunDir,
-    monitor: &'r dyn Monitor,
+    monitor: &'r Patience<'r>,
     learner: Learner<B>,
     /// Images of a batch at the most.
     batch: usize,
@@ -71,6 +73,8 @@ struct Run<'r, 'a, B: Backend> {
     seconds_before_lora: f64,
     /// Whether the user asked to stop.
     is_stopped: bool,
+    /// Whether the ladder is climbed: what is left takes little, and is done though the user asks to stop.
+    at_summit: bool,
 }
 
 impl<B: Backend> SharedModel<'_, B> {
@@ -146,7 +150,7 @@ impl<B: Backend> SharedModel<'_, B> {
         let run = Run {
             text_left_out,
             dir,
-            monitor,
+            monitor: &Patience::new(monitor),
             learner,
             batch,
             staging: inputs.val.staging(cache, batch),
@@ -165,6 +169,7 @@ impl<B: Backend> SharedModel<'_, B> {
             ladder,
             start,
             is_stopped: false,
+            at_summit: false,
             settings: &settings,
             model: self,
         };

@@ -3,6 +3,7 @@
 use super::{Climb, Look};
 use crate::backend::Backend;
 use crate::data::Split;
+use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::tensor::{DType, Tensor};
 use crate::train::run::Run;

@@ -94,9 +94,11 @@ impl<B: Backend> Run<'_, '_, B> {
         ladder.reason = format!("{} is kept: {why}.", upper(ladder.rungs[ladder.kept].kind.name()));
         let val = kept.sums.with_temperature(kept.temperature);
         let mut kept = Kept { epoch, values: kept.values, temperature: kept.temperature, val };
-        if self.settings.final_fit && !self.is_stopped {
-            let started = Instant::now();
-            let Some(values) = self.final_fit(climb, &ladder, epoch, share)? else { return Ok(None) };
+        let started = Instant::now();
+        if self.settings.final_fit
+            && !self.is_stopped
+            && let Some(values) = self.final_fit(climb, &ladder, epoch, share)?
+        {
             let replaced = std::mem::replace(&mut kept.values, values);
             if epoch > 0 {
                 untested.push((ladder.kept, replaced, kept.temperature));
@@ -227,12 +229,15 @@ impl<B: Backend> Run<'_, '_, B> {
         self.learner.restart(&start)?;
         let metrics = self.metrics.take();
         self.task = "final fit, epoch".into();
+        let mut is_whole = true;
         for epoch in 1..=epochs {
-            if self.train_epoch(epoch)?.is_none() {
-                return Ok(None);
-            }
+            is_whole = is_whole && self.train_epoch(epoch)?.is_some();
         }
         self.metrics = metrics;
+        if !is_whole {
+            self.stop_climbing();
+            return Ok(None);
+        }
         let tuned = self.learner.snapshot()?;
         Ok(Some(blend(&self.learner.param_names(), &start, &tuned, share)?))
     }
