@@ -17,7 +17,7 @@ use clip_engine::clip::vision::{Normalisation, Savings, VisionTower};
 use clip_engine::clip::weight_source::WeightSource;
 use clip_engine::clip::weights::Weights;
 use clip_engine::dev::bench::ops::{self, Sizes};
-use clip_engine::dev::bench::{self, Op, Percentiles, Timing};
+use clip_engine::dev::bench::{self, Op, Percentiles, Timing, heads};
 use clip_engine::dev::check::difference::normal;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
@@ -34,7 +34,8 @@ use std::time::Instant;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Single operations at the sizes of a step, or whole training steps and evaluations.
+    /// Single operations at the sizes of a step, whole training steps and evaluations, or the heads of --recipe auto on
+    /// drawn features.
     #[arg(value_enum)]
     what: What,
     #[command(flatten)]
@@ -77,6 +78,7 @@ pub struct Args {
 enum What {
     Ops,
     Step,
+    Heads,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -112,6 +114,7 @@ pub fn run(mut args: Args) -> Result<()> {
         "reps": reps,
     });
     let measured = match args.what {
+        What::Heads => report_heads(&config, &args, &mut report),
         What::Ops if args.profile => bail!("--profile: a profiler sees whole steps; use bench step"),
         What::Step if !args.only.is_empty() => bail!("--only: the groups are those of bench ops"),
         What::Step => on_device!(&device, backend => step(backend, &config, &args, reps, &mut report)),
@@ -126,6 +129,33 @@ pub fn run(mut args: Args) -> Result<()> {
     }
     // What was measured before a failure is kept.
     measured
+}
+
+/// Photos of each class that heads are fitted to: few, ten as in Flowers-102, and with 102 classes 100,000 in all.
+const PHOTOS: [usize; 5] = [1, 2, 4, 10, 980];
+
+/// The heads on the CPU, whatever the device of steps.
+fn report_heads(config: &ClipConfig, args: &Args, report: &mut Value) -> Result<()> {
+    let (width, classes) = (config.projection, args.classes as usize);
+    let columns = [("photos a class", 14, true), ("top-1", 7, true), ("NLL", 6, true), ("s", 6, true)];
+    let mut lines = Lines::begin(columns, "head");
+    let mut fits = Vec::new();
+    for photos in PHOTOS {
+        let fit = heads::fit(width, classes, photos).map_err(TrainError::from)?;
+        for head in &fit.heads {
+            let numbers = [
+                photos.to_string(),
+                table::percent(head.top1),
+                format!("{:.3}", head.nll),
+                format!("{:.1}", head.seconds),
+            ];
+            lines.add(numbers, head.name);
+        }
+        lines.remark(&format!("{:.1} s in all", fit.seconds));
+        fits.push(fit);
+    }
+    report["heads"] = json!({ "width": width, "classes": classes, "fits": fits });
+    lines.end()
 }
 
 fn mib(bytes: usize) -> f64 {

@@ -1,6 +1,7 @@
-//! Timing of single operations, on any backend: what `engine bench ops` and `cargo bench` run; and what a training
-//! step launches on a GPU.
+//! Timing of single operations, on any backend: what `engine bench ops` and `cargo bench` run; what a training step
+//! launches on a GPU; the heads of the ladder.
 
+pub mod heads;
 pub mod launches;
 pub mod ops;
 
