@@ -89,12 +89,13 @@ impl Drawn {
             |count: usize| -> Vec<f64> { (0..count).map(|_| StandardNormal.sample(&mut rng)).collect() };
         let (centres, blur, mut features) = (draw(classes * width), draw(classes * width), draw(n * width));
         let labels: Vec<u32> = (0..n).map(|i| (i % classes) as u32).collect();
-        let spread = |j: usize| 1.0 / (1.0 + j as f64 / 40.0);
+        let spread = |j: usize| 1.0 / (1.0 + j as f64 / 100.0);
         for (row, &label) in features.chunks_exact_mut(width).zip(&labels) {
             let centre = &centres[label as usize * width..];
-            row.iter_mut().zip(centre).enumerate().for_each(|(j, (x, c))| *x = spread(j) * *x + 0.2 * c);
+            row.iter_mut().zip(centre).enumerate().for_each(|(j, (x, c))| *x = spread(j) * (*x + 0.4 * c));
         }
-        let mut named: Vec<f64> = centres.iter().zip(&blur).map(|(c, b)| c + 2.0 * b).collect();
+        let about = centres.iter().zip(&blur).enumerate();
+        let mut named: Vec<f64> = about.map(|(k, (c, b))| spread(k % width) * (c + 2.0 * b)).collect();
         for row in features.chunks_exact_mut(width).chain(named.chunks_exact_mut(width)) {
             let length = row.iter().map(|x| x * x).sum::<f64>().sqrt();
             row.iter_mut().for_each(|x| *x /= length);
