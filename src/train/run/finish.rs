@@ -38,6 +38,11 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
+    /// The same, where the run ends when the user asks to stop.
+    pub(super) fn evaluate_on(&mut self, split: Split, sums: Accumulator) -> Result<Accumulator> {
+        self.evaluate(split, sums)?.ok_or_else(|| self.interrupted())
+    }
+
     /// Writes the best epoch's files and the state, and says how the epoch went.
     pub(super) fn end_epoch(&mut self, EpochRecord { epoch, train, val }: &EpochRecord) -> Result<()> {
         let epoch = *epoch;
@@ -132,28 +137,27 @@ impl<B: Backend> Run<'_, '_, B> {
         self.monitor.finish_in_spite();
     }
 
-    /// The epoch that is kept, or what the ladder came to; none when the user asked to stop.
-    fn kept(&mut self) -> Result<Option<(Kept, Option<Summit>)>> {
+    /// The epoch that is kept, or what the ladder came to.
+    fn kept(&mut self) -> Result<(Kept, Option<Summit>)> {
         let candidate = std::mem::take(&mut self.candidates).into_chosen();
         if let Some(climb) = self.ladder.take() {
             self.at_summit = true;
-            let summit = self.summit(&climb, candidate)?;
-            return Ok(summit.map(|(kept, summit)| (kept, Some(summit))));
+            let (kept, summit) = self.summit(&climb, candidate)?;
+            return Ok((kept, Some(summit)));
         }
         let Some(Candidate { epoch, values, .. }) = candidate else {
             return Err(TrainError::InterruptedEarly);
         };
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
-        let Some(sums) = self.evaluate(Split::Val, sums)? else { return Ok(None) };
+        let sums = self.evaluate_on(Split::Val, sums)?;
         let temperature = fitted_temperature(&sums, self.learner.classes());
-        Ok(Some((Kept { epoch, values, temperature, val: sums.with_temperature(temperature) }, None)))
+        Ok((Kept { epoch, values, temperature, val: sums.with_temperature(temperature) }, None))
     }
 
     /// Tests what is kept; writes its evaluation and the summary.
     pub(super) fn finish(mut self, stopped_early: bool) -> Result<Summary> {
-        let (Kept { epoch, values, temperature, val }, summit) =
-            self.kept()?.ok_or_else(|| self.interrupted())?;
+        let (Kept { epoch, values, temperature, val }, summit) = self.kept()?;
         self.learner.restore(&values)?;
         let (dir, cache) = (self.dir, self.model.cache);
         // The other files again too, in case an earlier attempt was cut off between two of them.
@@ -162,7 +166,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let sums = match &self.inputs.test {
             Some(_) => {
                 let sums = self.learner.accumulator().with_temperature(temperature);
-                self.evaluate(Split::Test, sums)?.ok_or_else(|| self.interrupted())?
+                self.evaluate_on(Split::Test, sums)?
             }
             // For what is known of each image.
             None => val.clone(),
@@ -182,7 +186,7 @@ impl<B: Backend> Run<'_, '_, B> {
             self.monitor.warn(&warning);
         }
         let ladder = match summit {
-            Some(summit) => Some(self.test_ladder(summit, &sums)?.ok_or_else(|| self.interrupted())?),
+            Some(summit) => Some(self.test_ladder(summit, &sums)?),
             None => None,
         };
         dir.write_evaluation(&evaluation)?;

@@ -32,12 +32,14 @@ pub(in crate::train::run) enum Ended {
 }
 
 impl Climb {
+    /// All heads: weights \[R·C, E\] and biases \[R, C\].
+    pub(super) fn heads(&self) -> Result<&[Tensor; 2]> {
+        self.tensors.as_ref().ok_or_else(|| TrainError::Setting("the heads of the ladder are missing".into()))
+    }
+
     /// The head that adapters start from: weight \[C, E\] and bias \[C\].
     pub(in crate::train::run) fn best_head(&self) -> Result<[Tensor; 2]> {
-        let Some([weights, biases]) = &self.tensors else {
-            let problem = "the heads of the ladder are missing".into();
-            return Err(TrainError::Setting(problem));
-        };
+        let [weights, biases] = self.heads()?;
         let classes = biases.shape().columns();
         let weight = weights.view().rows(self.best * classes, classes)?.to_tensor(DType::F32)?;
         let bias = biases.view().rows(self.best, 1)?.to_tensor(DType::F32)?.reshape([classes])?;

@@ -8,7 +8,6 @@ use crate::stats::heads::Material;
 use crate::stats::judged::Judged;
 use crate::stats::linear::Linear;
 use crate::tensor::{DType, Tensor};
-use crate::train::Result;
 use crate::train::batches::Inputs;
 use crate::train::keep::Candidate;
 use crate::train::metrics::Accumulator;
@@ -16,6 +15,7 @@ use crate::train::records::{Ladder, Rung, RungKind, RungScores};
 use crate::train::run::finish::{Kept, fitted_temperature};
 use crate::train::run::inputs::Training;
 use crate::train::run::{Run, schedule};
+use crate::train::{Result, TrainError};
 use std::time::Instant;
 
 /// Shares of what was trained in a blend.
@@ -40,106 +40,121 @@ pub(in crate::train::run) struct Summit {
     heads: [Tensor; 2],
 }
 
+/// The rung that is kept as things stand.
+struct Top {
+    ladder: Ladder,
+    trial: Trial,
+    /// The epoch of its adapters; 0 for a head.
+    epoch: u32,
+    /// How much of what was trained is in it.
+    share: f64,
+    untested: Vec<(usize, Vec<Tensor>, f64)>,
+    why: String,
+}
+
+impl Top {
+    /// Keeps another rung in the place of the one so far, which is yet to be tested if it has adapters.
+    fn keep(&mut self, rung: usize, trial: Trial, epoch: u32, share: f64) {
+        let (before, replaced) = (self.ladder.kept, std::mem::replace(&mut self.trial, trial));
+        if self.epoch > 0 {
+            self.untested.push((before, replaced.values, replaced.temperature));
+        }
+        (self.ladder.kept, self.epoch, self.share) = (rung, epoch, share);
+    }
+
+    fn leave(&mut self, rung: usize, trial: Trial) {
+        self.untested.push((rung, trial.values, trial.temperature));
+    }
+}
+
 impl<B: Backend> Run<'_, '_, B> {
-    /// Chooses among the rungs; none when the user asked to stop. `candidate` is the epoch of adapters that is kept, if
-    /// there is one.
+    /// Chooses among the rungs. `candidate` is the epoch of adapters that is kept, if there is one.
     pub(in crate::train::run) fn summit(
         &mut self,
         climb: &Climb,
         candidate: Option<Candidate>,
-    ) -> Result<Option<(Kept, Summit)>> {
-        let started = Instant::now();
-        let Some(head) = self.trial(self.start.clone())? else { return Ok(None) };
-        let mut ladder = Ladder { rungs: climb.rungs.clone(), kept: climb.best, reason: String::new() };
-        let (mut kept, mut epoch, mut untested) = (head, 0, Vec::new());
-        let mut share = 0.0;
-        let mut why = climb.why_head();
+    ) -> Result<(Kept, Summit)> {
+        let mut top = Top {
+            ladder: Ladder { rungs: climb.rungs.clone(), kept: climb.best, reason: String::new() },
+            trial: self.trial(self.start.clone())?,
+            epoch: 0,
+            share: 0.0,
+            untested: Vec::new(),
+            why: climb.why_head(),
+        };
         if let Some(candidate) = candidate {
-            epoch = candidate.epoch;
-            let Some(tuned) = self.trial(candidate.values)? else { return Ok(None) };
-            let place = ladder.rungs.len();
-            let seconds = climb.look_seconds + self.progress.seconds - self.seconds_before_lora;
-            ladder.rungs.push(self.rung(RungKind::Lora, climb.describe_lora(epoch), &tuned, seconds));
-            let Some((blend_share, blend)) = self.best_blend(&kept, &tuned)? else { return Ok(None) };
-            let chosen = format!("{blend_share} of what was trained");
-            let seconds = started.elapsed().as_secs_f64();
-            ladder.rungs.push(self.rung(RungKind::Blend, chosen, &blend, seconds));
-            let hurts = self.judged(&tuned).hurts(self.judged(&kept));
-            why = climb.why_adapters(hurts);
-            let mut lower = None;
-            if !hurts {
-                (kept, lower) = (tuned, Some(place));
-                ladder.kept = place;
-                share = 1.0;
-            } else {
-                untested.push((place, tuned.values, tuned.temperature));
-            }
-            if self.judged(&blend).is_taken_over(self.judged(&kept)) {
-                if let Some(place) = lower {
-                    untested.push((place, kept.values, kept.temperature));
-                }
-                why += "; a part of what was trained has a lower validation NLL than all of it and is no less accurate";
-                (kept, share) = (blend, blend_share);
-                ladder.kept = place + 1;
-            } else {
-                untested.push((place + 1, blend.values, blend.temperature));
-            }
-            if share == 0.0 {
-                epoch = 0;
-            }
+            self.try_adapters(climb, candidate, &mut top)?;
         }
-        if self.is_stopped {
-            why += "; stopped before the end";
-        }
-        ladder.reason = format!("{} is kept: {why}.", upper(ladder.rungs[ladder.kept].kind.name()));
-        let val = kept.sums.with_temperature(kept.temperature);
-        let mut kept = Kept { epoch, values: kept.values, temperature: kept.temperature, val };
-        let started = Instant::now();
-        if self.settings.final_fit
-            && !self.is_stopped
-            && let Some(values) = self.final_fit(climb, &ladder, epoch, share)?
-        {
+        let values = match self.settings.final_fit && !self.is_stopped {
+            true => self.final_fit(climb, &top)?,
+            false => None,
+        };
+        let Top { mut ladder, trial, epoch, mut untested, why, .. } = top;
+        let kept = ladder.rungs[ladder.kept].kind.name();
+        let stopped = if self.is_stopped { "; stopped before the end" } else { "" };
+        ladder.reason = format!("{} is kept: {why}{stopped}.", upper(kept));
+        let val = trial.sums.with_temperature(trial.temperature);
+        let mut kept = Kept { epoch, values: trial.values, temperature: trial.temperature, val };
+        if let Some((values, rung)) = values {
             let replaced = std::mem::replace(&mut kept.values, values);
             if epoch > 0 {
                 untested.push((ladder.kept, replaced, kept.temperature));
             }
-            ladder.rungs.push(Rung {
-                kind: RungKind::FinalFit,
-                chosen: ladder.rungs[ladder.kept].kind.name().into(),
-                val: None,
-                test: None,
-                seconds: started.elapsed().as_secs_f64(),
-            });
-            ladder.kept = ladder.rungs.len() - 1;
+            ladder.kept = ladder.rungs.len();
+            ladder.rungs.push(rung);
             ladder.reason += " Its choices were fitted once more to training and validation images together.";
         }
-        let Some(heads) = climb.tensors.clone() else { return Ok(None) };
-        Ok(Some((kept, Summit { ladder, untested, heads })))
+        let heads = climb.heads()?.clone();
+        Ok((kept, Summit { ladder, untested, heads }))
     }
 
-    /// Tests every rung, `kept` being what the kept one reached; none when the user asked to stop.
+    /// Adds the rungs of the adapters, and keeps one of them unless they hurt.
+    fn try_adapters(&mut self, climb: &Climb, candidate: Candidate, top: &mut Top) -> Result<()> {
+        let (started, epoch, rung) = (Instant::now(), candidate.epoch, top.ladder.rungs.len());
+        let tuned = self.trial(candidate.values)?;
+        let seconds = climb.look_seconds + self.progress.seconds - self.seconds_before_lora;
+        top.ladder.rungs.push(self.rung(RungKind::Lora, climb.describe_lora(epoch), &tuned, seconds));
+        let (share, blend) = self.best_blend(&top.trial, &tuned)?;
+        let (chosen, seconds) = (format!("{share} of what was trained"), started.elapsed().as_secs_f64());
+        top.ladder.rungs.push(self.rung(RungKind::Blend, chosen, &blend, seconds));
+        let hurts = self.judged(&tuned).hurts(self.judged(&top.trial));
+        top.why = climb.why_adapters(hurts);
+        match hurts {
+            true => top.leave(rung, tuned),
+            false => top.keep(rung, tuned, epoch, 1.0),
+        }
+        if self.judged(&blend).is_taken_over(self.judged(&top.trial)) {
+            top.why += "; a part of what was trained has a lower validation NLL and is no less accurate";
+            top.keep(rung + 1, blend, epoch, share);
+        } else {
+            top.leave(rung + 1, blend);
+        }
+        Ok(())
+    }
+
+    /// Tests every rung, `kept` being what the kept one reached.
     pub(in crate::train::run) fn test_ladder(
         &mut self,
         summit: Summit,
         kept: &Accumulator,
-    ) -> Result<Option<Ladder>> {
+    ) -> Result<Ladder> {
         let Summit { mut ladder, untested, heads } = summit;
         if self.inputs.test.is_none() {
-            return Ok(Some(ladder));
+            return Ok(ladder);
         }
         let place = ladder.kept;
         ladder.rungs[place].test = Some(scores_of(kept));
         for (place, values, temperature) in untested {
             self.learner.restore(&values)?;
             let sums = self.learner.accumulator().with_temperature(temperature);
-            let Some(sums) = self.evaluate(Split::Test, sums)? else { return Ok(None) };
+            let sums = self.evaluate_on(Split::Test, sums)?;
             ladder.rungs[place].test = Some(scores_of(&sums));
         }
         let tests = self.test_of_heads(&heads)?;
         for (rung, test) in ladder.rungs.iter_mut().zip(tests) {
             rung.test.get_or_insert(test);
         }
-        Ok(Some(ladder))
+        Ok(ladder)
     }
 
     fn test_of_heads(&mut self, [weights, biases]: &[Tensor; 2]) -> Result<Vec<RungScores>> {
@@ -161,31 +176,27 @@ impl<B: Backend> Run<'_, '_, B> {
             .collect())
     }
 
-    /// What values make of the validation split; none when the user asked to stop.
-    fn trial(&mut self, values: Vec<Tensor>) -> Result<Option<Trial>> {
+    /// What values make of the validation split.
+    fn trial(&mut self, values: Vec<Tensor>) -> Result<Trial> {
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
-        let Some(sums) = self.evaluate(Split::Val, sums)? else { return Ok(None) };
+        let sums = self.evaluate_on(Split::Val, sums)?;
         let temperature = fitted_temperature(&sums, self.learner.classes());
         let (logits, labels) = sums.logits().unwrap_or_default();
         let logits = logits.iter().map(|z| z / temperature).collect();
-        Ok(Some(Trial { values, temperature, logits, labels, sums }))
+        Ok(Trial { values, temperature, logits, labels, sums })
     }
 
     /// The blend with the lowest NLL, and its share of what was trained.
-    fn best_blend(&mut self, head: &Trial, tuned: &Trial) -> Result<Option<(f64, Trial)>> {
+    fn best_blend(&mut self, head: &Trial, tuned: &Trial) -> Result<(f64, Trial)> {
         let names = self.learner.param_names();
-        let mut best: Option<(f64, Trial)> = None;
+        let mut trials = Vec::new();
         for share in BLENDS {
-            let Some(trial) = self.trial(blend(&names, &head.values, &tuned.values, share)?)? else {
-                return Ok(None);
-            };
-            let lower = |(_, best): &(f64, Trial)| self.judged(&trial).nll() < self.judged(best).nll();
-            if best.as_ref().is_none_or(lower) {
-                best = Some((share, trial));
-            }
+            trials.push((share, self.trial(blend(&names, &head.values, &tuned.values, share)?)?));
         }
-        Ok(best)
+        let nll = |(_, trial): &(f64, Trial)| self.judged(trial).nll();
+        let best = trials.into_iter().min_by(|a, b| nll(a).total_cmp(&nll(b)));
+        best.ok_or(TrainError::InterruptedEarly)
     }
 
     fn judged<'t>(&self, trial: &'t Trial) -> Judged<'t> {
@@ -198,19 +209,27 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     /// The kept rung with its choices fitted to training and validation images together; none when the user asked to stop.
-    fn final_fit(
-        &mut self,
-        climb: &Climb,
-        ladder: &Ladder,
-        epochs: u32,
-        share: f64,
-    ) -> Result<Option<Vec<Tensor>>> {
-        let head = self.head_of_all(climb, if epochs == 0 { ladder.kept } else { climb.best })?;
-        let mut start = self.start.clone();
-        start.splice(..2, head);
-        if epochs == 0 {
-            return Ok(Some(start));
+    fn final_fit(&mut self, climb: &Climb, top: &Top) -> Result<Option<(Vec<Tensor>, Rung)>> {
+        let (started, kept) = (Instant::now(), top.ladder.kept);
+        let head = self.head_of_all(climb, if top.epoch == 0 { kept } else { climb.best })?;
+        let mut values = self.start.clone();
+        values.splice(..2, head);
+        if top.epoch > 0 {
+            let Some(tuned) = self.train_on_all(&values, top.epoch)? else { return Ok(None) };
+            values = blend(&self.learner.param_names(), &values, &tuned, top.share)?;
         }
+        let rung = Rung {
+            kind: RungKind::FinalFit,
+            chosen: top.ladder.rungs[kept].kind.name().into(),
+            val: None,
+            test: None,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        Ok(Some((values, rung)))
+    }
+
+    /// Trains on training and validation images from `start` on; none when the user asked to stop.
+    fn train_on_all(&mut self, start: &[Tensor], epochs: u32) -> Result<Option<Vec<Tensor>>> {
         let cache = self.model.cache;
         let images = match (&self.inputs.training.augmentation, self.model.enlarged) {
             (Some(_), Some(enlarged)) => enlarged.train_and_val(),
@@ -226,7 +245,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         self.schedule = schedule(self.settings, self.inputs.training.chosen.len());
         self.schedule.total = self.schedule.total / u64::from(self.settings.epochs) * u64::from(self.epochs);
-        self.learner.restart(&start)?;
+        self.learner.restart(start)?;
         let metrics = self.metrics.take();
         self.task = "final fit, epoch".into();
         let mut is_whole = true;
@@ -238,8 +257,7 @@ impl<B: Backend> Run<'_, '_, B> {
             self.stop_climbing();
             return Ok(None);
         }
-        let tuned = self.learner.snapshot()?;
-        Ok(Some(blend(&self.learner.param_names(), &start, &tuned, share)?))
+        Ok(Some(self.learner.snapshot()?))
     }
 
     /// The training images that take part and those of the validation split, by their places in both together.
