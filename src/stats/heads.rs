@@ -154,7 +154,7 @@ impl<'a> Material<'a> {
         self.views.filter(|_| views).unwrap_or(self.plain)
     }
 
-    /// Fits all three.
+    /// Fits all of them.
     ///
     /// # Errors
     /// [`StatsError`] for no photos to train on or for validation, slices that do not fit, numbers that are not finite,
@@ -308,7 +308,7 @@ mod tests {
     use crate::stats::logistic::tests::case;
     use crate::stats::photos::Photos;
 
-    /// Photos of five classes, 60 to train on and 40 for validation, with text logits that know a part of them.
+    /// 60 photos of five classes, with text logits that know a part of them.
     struct Case {
         features: Vec<f64>,
         labels: Vec<u32>,

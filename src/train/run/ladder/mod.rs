@@ -28,9 +28,9 @@ pub(crate) struct Climb {
     hows: Vec<How>,
     /// The best of them, from which adapters are trained.
     best: usize,
-    /// What the best is by all that was held out, where that is more than the validation split.
+    /// Images that it was judged by: those of the validation split and, where these are few, training images held out.
     held_out: usize,
-    /// Whether crops of the training photos help by validation.
+    /// Whether adapters are trained on crops: unless held-out images say beyond noise that these hurt.
     pub crops: bool,
     /// What was looked at to find the learning rate of the adapters.
     looks: Vec<Look>,
@@ -40,7 +40,7 @@ pub(crate) struct Climb {
     pub epochs: Option<u32>,
     /// Seconds that it took to find the rate.
     look_seconds: f64,
-    /// Seconds of an epoch as far as can be foretold.
+    /// Seconds of an image's plain features, by which the rest is forecast.
     seconds_of_image: f64,
     /// Values of the heads: weights \[R·C, E\] and biases \[R, C\], f32.
     #[serde(skip)]
