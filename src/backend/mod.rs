@@ -13,7 +13,7 @@ pub mod cuda;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use thiserror::Error;
 
-/// What can go wrong inside a backend.
+/// Errors of a backend's operations.
 #[derive(Debug, Error)]
 pub enum BackendError {
     /// A tensor has another type than the operation takes, or no room for a shape.
@@ -24,9 +24,9 @@ pub enum BackendError {
     Shape {
         /// The operation.
         op: &'static str,
-        /// Which of its tensors.
+        /// Name of the tensor in that operation.
         what: &'static str,
-        /// What was expected and what was found; boxed to keep results small.
+        /// Expected shape, then found shape; boxed to keep results small.
         shapes: Box<[Shape; 2]>,
     },
     /// An operation was handed a size it cannot work with.
@@ -34,7 +34,7 @@ pub enum BackendError {
     Invalid {
         /// The operation, or the kernel that it launches.
         op: &'static str,
-        /// What does not work, with the sizes in question.
+        /// Description of what does not work, with the sizes in question.
         problem: String,
     },
     /// The GPU, its driver or its libraries.
@@ -55,7 +55,7 @@ impl From<cuda::CudaError> for BackendError {
     }
 }
 
-/// What the operations of a backend return.
+/// Result of a backend's operation.
 pub type Result<T, E = BackendError> = std::result::Result<T, E>;
 
 /// Memory on a device, with a shape and an element type.
@@ -136,9 +136,9 @@ pub struct PatchEmbedding<B: Backend> {
     pub norm: LayerNorm<B>,
     /// p, the side of a square patch in pixels.
     pub patch: usize,
-    /// Of the red, green and blue of u8 pixels, as shares of 255.
+    /// Mean of red, green and blue of u8 pixels, as shares of 255.
     pub mean: [f32; 3],
-    /// Of the same.
+    /// Standard deviation of red, green and blue of u8 pixels, as shares of 255.
     pub std: [f32; 3],
 }
 
@@ -218,7 +218,7 @@ pub(crate) struct AttentionExtents {
 }
 
 impl AttentionExtents {
-    /// Those of `input`, after its shapes were checked.
+    /// Checks the shapes of `input` and reads the extents from them.
     pub fn of<B: Backend>(
         op: &'static str,
         input: &AttentionInput<'_, B>,
@@ -272,7 +272,7 @@ pub struct Classifier<'a, B: Backend> {
     pub bias: &'a B::Tensor,
     /// T, the class features of the text tower, in the parameter dtype.
     pub text: &'a B::Tensor,
-    /// What f·Tᵀ is multiplied with to give the text logits.
+    /// Factor on f·Tᵀ that gives the text logits: exp(logit_scale).
     pub text_scale: f64,
 }
 
@@ -286,13 +286,13 @@ pub struct Mix<B: Backend> {
     pub lambda: B::Tensor,
 }
 
-/// What a batch should be classified as.
+/// Targets of a batch's cross entropies: the labels, and how they count.
 pub struct Targets<'a, B: Backend> {
-    /// u32 \[B\].
+    /// Class of each image, u32 \[B\].
     pub labels: &'a B::Tensor,
     /// Where images are mixed, so are their classes: λᵢ of label i and 1 − λᵢ of its partner's.
     pub mix: Option<&'a Mix<B>>,
-    /// What the classes count.
+    /// Class weights and label smoothing.
     pub counting: Counting<'a, B>,
 }
 
@@ -380,11 +380,11 @@ impl Control {
 pub struct LossScaling {
     /// The scale of the first step; 65536 by default.
     pub start: f64,
-    /// What the scale is multiplied with to grow; 2 by default.
+    /// Factor by which the scale grows; 2 by default.
     pub growth: f64,
-    /// What it is multiplied with after a step that was skipped; 0.5 by default.
+    /// Factor on the scale after a step that was skipped; 0.5 by default.
     pub backoff: f64,
-    /// Good steps in a row after which it grows; 2000 by default.
+    /// Good steps in a row after which the scale grows; 2000 by default.
     pub interval: u32,
 }
 
@@ -397,13 +397,13 @@ impl Default for LossScaling {
 /// One trained tensor as the optimizer sees it; all of one shape. The learning rate is the one before the
 /// schedule's factor.
 pub struct AdamwTensor<'a, B: Backend> {
-    /// What is trained; like the other three in the parameter dtype.
+    /// The trained tensor; like the other three in the parameter dtype.
     pub value: &'a mut B::Tensor,
-    /// Of the loss; with loss scaling as many times too large as the scale says.
+    /// Gradient of the loss; with loss scaling, that gradient times the loss scale.
     pub gradient: &'a B::Tensor,
     /// m, the running mean of the gradients; zero before the first step.
     pub first_moment: &'a mut B::Tensor,
-    /// v, the running mean of their squares; zero before the first step.
+    /// v, the running mean of the squared gradients; zero before the first step.
     pub second_moment: &'a mut B::Tensor,
     /// η.
     pub learning_rate: f64,
@@ -435,13 +435,13 @@ pub struct AdamwStep<'a, B: Backend> {
 /// Bytes of a device's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// What people call it: "GPU memory".
+    /// Name of the memory, for people: "GPU memory".
     pub name: &'static str,
-    /// What could still be allocated.
+    /// Bytes that could still be allocated.
     pub free: usize,
-    /// How much of that is better left for what is not a tensor: what libraries load when it is first used.
+    /// Bytes of `free` that are better left to what is not a tensor: what libraries load at its first use.
     pub reserve: usize,
-    /// By this backend, now.
+    /// Bytes that this backend has allocated now.
     pub allocated: usize,
 }
 
@@ -454,7 +454,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Operations captured to be run again; a CUDA graph.
     type Graph: Send;
 
-    /// What it is, for people: "CPU, 2 threads, f32".
+    /// Describes the device for people: "CPU, 2 threads, f32".
     fn describe(&self) -> String;
     /// Element type of activations and frozen weights.
     fn compute_dtype(&self) -> DType;
@@ -486,7 +486,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     }
     /// Starts copying `source`, as it is after the operations so far, to the host.
     fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;
-    /// What [`Backend::fetch`] started to copy, if it is here; `wait` until it is.
+    /// Returns the copy that [`Backend::fetch`] started, if it is here; waits for it where `wait` is true.
     fn arrived(&self, pending: &mut Self::Pending, wait: bool) -> Result<Option<Tensor>>;
     /// Waits for all operations.
     fn synchronize(&self) -> Result<()> {
@@ -822,9 +822,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
 /// Weights of the two cross entropies in the loss.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LossWeights {
-    /// Of the head's logits.
+    /// Weight of the cross entropy of the head's logits.
     pub head: f64,
-    /// Of the text logits.
+    /// Weight of the cross entropy of the text logits.
     pub text: f64,
 }
 

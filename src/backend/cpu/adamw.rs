@@ -44,7 +44,7 @@ pub fn adamw<T: Real>(
     Ok(())
 }
 
-/// What gradients with this sum of squares are multiplied with, so that they are no longer than `clip`.
+/// Factor, at most 1, on gradients with this sum of squares, so that they are no longer than `clip`.
 fn clip_factor(clip: f64, squares: f64) -> f64 {
     let factor = clip / (squares.sqrt() + 1e-6);
     // Not a number stays one.

@@ -32,7 +32,7 @@ impl Crop {
     }
 }
 
-/// What one output coordinate takes: weights of consecutive inputs from `first` on, which add up to 1.
+/// Filter taps of one output coordinate: weights of consecutive inputs from `first` on, which add up to 1.
 struct Taps {
     first: usize,
     weights: Vec<f32>,

@@ -128,7 +128,7 @@ fn fill_patches<T>(out: &mut [T], across: usize, p: usize, pixel: impl Fn(usize,
     }
 }
 
-/// What each of the 256 levels becomes, per channel, in the f32 arithmetic of CLIP's processor.
+/// Normalised value of each of the 256 levels, per channel, in the f32 arithmetic of CLIP's processor.
 fn normalisation<T: Real>(mean: [f32; 3], std: [f32; 3]) -> [[T; 256]; 3] {
     std::array::from_fn(|c| {
         std::array::from_fn(|level| {

@@ -35,7 +35,7 @@ impl<'a, T: Real> Classes<'a, T> {
     }
 }
 
-/// What the classes count, checked.
+/// Class weights and label smoothing of a [`Counting`], after its shapes were checked.
 #[derive(Clone, Copy)]
 struct Counts<'a, T> {
     weights: Option<&'a [T]>,
@@ -45,7 +45,7 @@ struct Counts<'a, T> {
 }
 
 impl<'a, T: Real> Counts<'a, T> {
-    /// Those of the head's cross entropy, and of the text's.
+    /// The counts of the head's cross entropy, then those of the text's.
     fn both(op: &'static str, counting: Counting<'a, Cpu<T>>, classes: usize) -> Result<[Self; 2]> {
         if let Some(weights) = counting.weights {
             expect_shape(op, "class weights", [classes], weights.shape())?;

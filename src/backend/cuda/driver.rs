@@ -19,7 +19,7 @@ pub type Result<T, E = CudaError> = std::result::Result<T, E>;
 pub struct Address(pub u64);
 
 impl Address {
-    /// That of an empty tensor, and of an argument that a kernel can do without.
+    /// The address of an empty tensor, and of an argument that a kernel can do without.
     pub const NULL: Address = Address(0);
 
     pub fn offset(self, bytes: usize) -> Address {
@@ -49,13 +49,13 @@ pub struct DeviceInfo {
 /// A kernel: the file under kernels/ without its ending, and the function's name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Kernel {
-    /// Where it is: "lora_linear" for kernels/lora_linear.cu.
+    /// File under kernels/, without its ending: "lora_linear" for kernels/lora_linear.cu.
     pub file: &'static str,
-    /// As it is declared there, `extern "C"`.
+    /// Name of the function, which is declared `extern "C"`.
     pub name: &'static str,
 }
 
-/// What a command does, for lists of commands; nothing that runs depends on it.
+/// Memory traffic and arithmetic of a command, for lists of commands; nothing that runs depends on it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
     /// Bytes of device memory: those that are read before the command has written them, and those that it
@@ -136,7 +136,7 @@ impl Args {
         self
     }
 
-    /// What the launch does, as far as its launcher told.
+    /// Work of the launch, as far as its launcher told.
     pub fn work(&self) -> Work {
         self.work
     }
@@ -172,7 +172,7 @@ impl Default for Args {
 /// A kernel with its grid and arguments.
 #[derive(Clone, Copy)]
 pub struct Launch {
-    /// What runs; its file is compiled or loaded at the first launch if it was not before.
+    /// The kernel; its file is compiled or loaded at the first launch if it was not before.
     pub kernel: Kernel,
     pub grid: [u32; 3],
     pub block: [u32; 3],
@@ -217,7 +217,7 @@ pub struct Gemm {
     pub y: Address,
     /// At least `n`.
     pub y_stride: usize,
-    /// Of x, w, bias, add and y: f16, bf16 or f32.
+    /// Element type of x, w, bias, add and y: f16, bf16 or f32.
     pub dtype: DType,
 }
 
@@ -234,7 +234,7 @@ impl Gemm {
     }
 }
 
-/// What can be captured.
+/// A piece of work that can be captured.
 #[derive(Clone)]
 pub enum Command {
     Launch(Box<Launch>),
@@ -244,7 +244,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// What it does, as far as it is known.
+    /// Work of the command, as far as it is known.
     pub fn work(&self) -> Work {
         match self {
             Command::Launch(launch) => launch.args.work(),
@@ -268,7 +268,7 @@ pub trait Fetch: Send {
 }
 
 pub trait Driver: Send + Sync {
-    /// What it is; the same at every call.
+    /// Description of the device; the same at every call.
     fn info(&self) -> &DeviceInfo;
 
     /// Memory with unspecified contents, 256-byte aligned.

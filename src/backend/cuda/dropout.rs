@@ -11,12 +11,12 @@ pub struct Dropped {
     site: u32,
     /// The least word of an element that is kept.
     threshold: u32,
-    /// What kept elements are multiplied with.
+    /// Factor on kept elements: 1/(1 − p).
     scale: f32,
 }
 
 impl Dropped {
-    /// After shapes, types and the probability were checked.
+    /// Checks shapes, types and the probability.
     pub fn of(op: &'static str, dropout: Dropout<'_, Cuda>) -> Result<Self> {
         let Dropout { draw, site, probability } = dropout;
         if !(0.0..1.0).contains(&probability) {

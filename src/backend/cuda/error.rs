@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use thiserror::Error;
 
-/// What can go wrong in the CUDA backend below its launchers.
+/// Errors of the CUDA backend below its launchers.
 #[derive(Debug, Error)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum CudaError {
@@ -29,7 +29,7 @@ pub enum CudaError {
     Call {
         /// A function of a CUDA library, or a method of [`Driver`](super::driver::Driver).
         call: &'static str,
-        /// What the library said, or what is wrong with the call.
+        /// Message of the library, or description of what is wrong with the call.
         problem: String,
     },
     /// A failure after which the device answers nothing more in this process.
@@ -50,7 +50,7 @@ pub enum CudaError {
     Compile {
         /// The kernel file, without ".cu".
         file: String,
-        /// What NVRTC wrote, or the host twin's C++ compiler.
+        /// Output of NVRTC, or of the host twin's C++ compiler.
         log: String,
     },
     /// A kernel's text that cannot be read, or a file of the host twin that cannot be made or used.

@@ -38,7 +38,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Those of [`OVERRIDE`]'s folder if it is set, else the embedded ones.
+    /// Reads the files of [`OVERRIDE`]'s folder if it is set, else takes the embedded ones.
     pub fn load() -> Result<Self> {
         match std::env::var_os(OVERRIDE).filter(|v| !v.is_empty()) {
             Some(folder) => Sources::from_folder(Path::new(&folder)),
@@ -46,7 +46,7 @@ impl Sources {
         }
     }
 
-    /// Those that kernels/ held when the library was built.
+    /// The files that kernels/ held when the library was built.
     pub fn embedded() -> Self {
         let files = FILES.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         Sources { files, folder: None }
@@ -62,7 +62,7 @@ impl Sources {
         Ok(Sources { files: files.collect::<Result<_>>()?, folder: Some(folder.to_path_buf()) })
     }
 
-    /// The same files and one more, which replaces one of that name.
+    /// Adds a file, which replaces one of that name.
     pub fn with_file(mut self, name: &str, text: &str) -> Self {
         self.files.retain(|(n, _)| n != name);
         self.files.push((name.to_owned(), text.to_owned()));

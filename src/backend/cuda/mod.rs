@@ -98,12 +98,12 @@ pub struct CudaTensor {
 }
 
 impl CudaTensor {
-    /// Where it begins.
+    /// Address of the first element.
     pub fn address(&self) -> Address {
         self.memory.address
     }
 
-    /// Its length as it is shaped now.
+    /// Bytes of the current shape.
     pub fn bytes(&self) -> usize {
         self.shape.elements() * self.dtype.size()
     }
@@ -162,7 +162,8 @@ impl Cuda {
         Self::open_with(index, dtype, gpu::GpuOptions::default())
     }
 
-    /// The same, writing nothing to the disk: neither compiled kernels nor what was found to be fastest.
+    /// The GPU `index` as [`Cuda::open`] gives it, but nothing is measured or written to the disk: neither compiled
+    /// kernels nor what was found to be fastest.
     pub fn open_without_cache(index: usize, dtype: DType) -> Result<Self> {
         Self::open_with(
             index,
@@ -177,7 +178,7 @@ impl Cuda {
         Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
     }
 
-    /// The same device, with another form of the linear layers with adapters.
+    /// A backend on the same device, with another form of the linear layers with adapters.
     pub fn with_lora_form(&self, lora_form: LoraForm) -> Result<Self> {
         Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
     }

@@ -55,7 +55,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Of tensors as a kernel reads them, with their numbers of elements.
+    /// Finds or uploads the table of tensors that have `entries` for a kernel to read and `lengths` elements.
     pub fn of<E: Pod>(cuda: &Cuda, op: &'static str, entries: &[E], lengths: &[usize]) -> Result<Self> {
         let mut chunks = Vec::new();
         for (tensor, length) in (0u32..).zip(lengths) {

@@ -8,7 +8,7 @@
 use libloading::Library;
 use std::ffi::c_void;
 
-/// What a call returns; 0 is success in all three libraries.
+/// Status of a call; 0 is success in all three libraries.
 pub type Status = u32;
 
 /// Where a function lies in `library`.

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-/// What choices hold for.
+/// The device and the libraries that choices hold for.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Scope {
     pub device: String,
@@ -26,7 +26,7 @@ pub struct Scope {
 pub enum Map {
     /// Algorithms of cuBLASLt, as hex.
     Gemms,
-    /// What the launchers remember.
+    /// Choices of the launchers, under keys of their own.
     Choices,
 }
 
@@ -70,7 +70,7 @@ pub struct Choices {
 }
 
 impl Choices {
-    /// Those kept in `folder`, or none to begin with and none kept.
+    /// Reads the choices kept in `folder`; without one there are none to begin with, and none are kept.
     pub fn open(folder: Option<&Path>, scope: Scope) -> Self {
         let path = folder.map(|folder| folder.join(file_name(&scope)));
         let stored = path.as_deref().map(|path| Stored::read(path, &scope));

@@ -13,10 +13,10 @@ use serde::Serialize;
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::ptr::null_mut;
 
-/// What one kernel needs, as the assembler reports it.
+/// Resources of one kernel, as the assembler reports them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KernelResources {
-    /// The kernel's, as the driver finds it.
+    /// Name of the kernel, as the driver finds it.
     pub name: String,
     pub registers: u32,
     pub shared: u32,
@@ -24,7 +24,7 @@ pub struct KernelResources {
     pub stack: u32,
     /// Bytes that a thread writes to local memory for want of registers, each instruction counted once.
     pub spill_stores: u32,
-    /// Bytes that it reads back, counted likewise.
+    /// Bytes that a thread reads back from local memory, counted likewise.
     pub spill_loads: u32,
 }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// What an entry begins with, before the checksum; the number counts changes of the format.
+/// First bytes of an entry, before the checksum; the number counts changes of the format.
 const MAGIC: &[u8; 8] = b"CECUBIN1";
 const CHECKSUM: usize = 32;
 

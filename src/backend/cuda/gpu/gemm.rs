@@ -36,7 +36,7 @@ const MAX_ALIGNMENT: u64 = 256;
 const OP_N: i32 = 0;
 const OP_T: i32 = 1;
 
-/// What is added to a product.
+/// Matrix that is added to a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Add {
     Nothing,
@@ -45,7 +45,7 @@ enum Add {
     Separate,
 }
 
-/// What a plan depends on.
+/// Properties of a product that its plan depends on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Key {
     m: usize,
@@ -58,7 +58,8 @@ struct Key {
     bias: bool,
     add: Add,
     dtype: DType,
-    /// Of x, w, what is added, and y with the bias: the powers of two, up to 256, that divide the addresses.
+    /// Alignment of x, w, the added matrix, and y with the bias: the powers of two, up to 256, that divide their
+    /// addresses.
     alignment: [u32; 4],
 }
 
@@ -128,14 +129,14 @@ fn alignment(address: u64) -> u32 {
     (1 << (address | MAX_ALIGNMENT).trailing_zeros()) as u32
 }
 
-/// What is done about a product that is new.
+/// How a new product gets its plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Planning {
     /// Its algorithms are measured, and the fastest is taken.
     Measure,
     /// The heuristic's first proposal is taken.
     TakeFirst,
-    /// None of it: from 13.3 on cuBLASLt has no heuristic while a stream is captured.
+    /// The product is refused: from 13.3 on cuBLASLt has no heuristic while a stream is captured.
     Refuse,
 }
 
@@ -560,7 +561,7 @@ impl Drop for Layout {
     }
 }
 
-/// What the heuristic must respect.
+/// Constraints on the heuristic's proposals: workspace, reduction schemes and alignments.
 struct Preference(lt::cublasLtMatmulPreference_t);
 
 impl Preference {

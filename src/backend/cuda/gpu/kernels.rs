@@ -32,7 +32,7 @@ struct Function {
 // SAFETY: the driver's handles may be used on any thread.
 unsafe impl Send for Function {}
 
-/// What it takes to compile a kernel file, or to find it compiled.
+/// Inputs of the compilation of kernel files, and the folder of those that are compiled already.
 pub struct Compiler {
     pub cubins: Cubins,
     pub sources: Sources,

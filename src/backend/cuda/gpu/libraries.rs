@@ -35,9 +35,9 @@ pub struct Loaded {
 /// The library, or what was found that cannot be used, and what to do.
 type Outcome = Result<Loaded, String>;
 
-/// What is known of one library before it is opened; `T`: where its functions lie.
+/// A library to look for, before it is opened; `T`: where its functions lie.
 struct Wanted<T> {
-    /// As cudarc knows it.
+    /// Name as cudarc knows it.
     stem: &'static str,
     /// The names that it can have, the best first.
     files: Vec<String>,
@@ -181,7 +181,7 @@ fn load<T>(wanted: &Wanted<T>) -> Outcome {
     found.ok_or_else(|| failures.0.iter().map(|f| format!("{f}; ")).collect::<String>() + wanted.hint)
 }
 
-/// What was found and cannot be used, with the reasons.
+/// Reasons why libraries that were found cannot be used.
 #[derive(Default)]
 struct Failures(Vec<String>);
 
@@ -192,7 +192,7 @@ impl Failures {
     }
 }
 
-/// From the first folder that has a file that can be used.
+/// Loads the library from the first folder that has a file that can be used.
 fn in_folders<T>(wanted: &Wanted<T>, folders: &[Folder], failures: &mut Failures) -> Option<Loaded> {
     let paths = folders
         .iter()

@@ -175,7 +175,7 @@ impl Gpu {
         result
     }
 
-    /// What is remembered of other kernels' times says nothing of these.
+    /// Adds a hash of the kernels to `key`: choices made by the times of other kernels say nothing of these.
     fn of_these_kernels(&self, key: &str) -> String {
         format!("{key}, kernels {}", self.kernels_hash)
     }
@@ -220,7 +220,7 @@ fn scope(info: &DeviceInfo) -> Result<Scope> {
 
 struct CapturedGraph {
     graph: GraphExec,
-    /// What it launches, which must outlive it, whatever is dropped first.
+    /// The kernels that the graph launches; they must outlive it, whatever is dropped first.
     _kernels: Arc<Kernels>,
 }
 

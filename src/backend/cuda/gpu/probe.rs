@@ -12,7 +12,7 @@ pub struct LibraryReport {
     /// "libcuda", "libnvrtc" or "libcublasLt".
     pub name: &'static str,
     pub found: Option<libraries::Loaded>,
-    /// What is wrong and what to do about it.
+    /// Why the library cannot be used, and what to do about it.
     pub problem: Option<String>,
 }
 

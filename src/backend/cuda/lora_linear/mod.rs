@@ -287,7 +287,7 @@ impl Frozen {
 #[derive(Clone, Copy)]
 struct Forward {
     frozen: Frozen,
-    /// What the adapters see: the input, or what dropout left of it.
+    /// Input of the adapters: the layer's, or what dropout left of it.
     seen: Address,
     parts: Parts,
     u: Address,
@@ -299,7 +299,7 @@ struct Backward {
     frozen: Frozen,
     parts: Parts,
     du: Address,
-    /// What the adapters saw of the input.
+    /// Dropout between the input and the adapters.
     dropped: Option<Dropped>,
 }
 

@@ -24,7 +24,7 @@ impl Parts {
     /// Segments that a table of four bits each in an int has room for.
     const SEGMENTS: usize = 7;
 
-    /// Of a layer with `inputs` and `outputs` columns.
+    /// Checks `lora` against a layer with `inputs` and `outputs` columns and lays its parts out for the kernels.
     pub fn of(op: &'static str, lora: Lora<'_, Cuda>, inputs: usize, outputs: usize) -> Result<Self> {
         let (count, shape) = (lora.columns.len(), lora.b.shape);
         let &[_, out, rank] = shape.dims() else {
