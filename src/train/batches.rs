@@ -10,7 +10,7 @@ use crate::settings::Key;
 use crate::tensor::Tensor;
 use std::sync::Arc;
 
-/// What a split's batches are taken from.
+/// Source of the batches of a split: its images, or their features where these do not change.
 pub(crate) enum Inputs<'a> {
     /// The split's images, which go through the tower.
     Images(SplitView<'a>),
@@ -20,7 +20,7 @@ pub(crate) enum Inputs<'a> {
         values: Arc<Tensor>,
         /// \[N\]
         labels: &'a [u32],
-        /// What is evaluated on them.
+        /// Text tower whose class features are compared with these: tuned or frozen.
         which: Which,
     },
 }

@@ -29,7 +29,7 @@ pub(crate) struct PhotoBatch {
 /// those of 16-bit grey.
 ///
 /// # Errors
-/// Those of `take`. A photo that cannot be decoded is none: `take` learns of it.
+/// Errors of `take`, and a system that starts no thread. A photo that cannot be decoded is passed on to `take`.
 pub(crate) fn decode_ahead(
     paths: &[PathBuf],
     preprocess: &Preprocess,

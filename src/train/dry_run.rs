@@ -22,18 +22,18 @@ use crate::tune::{Group, Tower, Trained};
 pub struct Images {
     /// In label order.
     pub class_names: Vec<String>,
-    /// Of the splits in the order of [`Split::ALL`].
+    /// Label of every image, split by split in the order of [`Split::ALL`].
     labels: [Vec<u32>; 3],
 }
 
 impl Images {
-    /// Those that were found; a photo that cannot be decoded is still among them.
+    /// Takes the photos that were found; one that cannot be decoded is still among them.
     pub fn of_dataset(source: &Dataset) -> Self {
         let labels = |split| source.split(split).iter().map(|item| item.label).collect();
         Images { class_names: source.class_names.clone(), labels: Split::ALL.map(labels) }
     }
 
-    /// Those that are decoded already.
+    /// Takes the images of a cache, which are decoded already.
     pub fn of_cache(cache: &Cache) -> Self {
         let labels = |split| cache.split(split).labels().to_vec();
         Images { class_names: cache.class_names().to_vec(), labels: Split::ALL.map(labels) }
@@ -45,7 +45,7 @@ impl Images {
     }
 }
 
-/// What a run would do.
+/// Plan of a run: what it trains, the memory it takes, and the operations it computes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     /// Trained parameters of each group that there is.
@@ -69,8 +69,8 @@ pub struct Plan {
     pub step_flops: f64,
     /// Floating-point operations of an epoch's training and validation.
     pub epoch_flops: f64,
-    /// Those of a ladder besides the epochs: of plain features, of finding the learning rate and of what lies between head
-    /// and adapters; none where there is no ladder.
+    /// Floating-point operations of a ladder besides the epochs: of plain features, of finding the learning rate and of
+    /// what lies between head and adapters; none where there is no ladder.
     pub ladder_flops: Option<f64>,
 }
 
@@ -78,7 +78,7 @@ impl Plan {
     /// Works out what a run of `settings` on `images` would do.
     ///
     /// # Errors
-    /// What would end the run before its first step, as far as it shows without the photos' contents.
+    /// Anything that would end the run before its first step, as far as it shows without the photos' contents.
     pub fn of<B: Backend>(backend: &B, model: &Model, images: &Images, settings: &Settings) -> Result<Plan> {
         settings.validate()?;
         let chosen = chosen(images, settings)?;

@@ -28,7 +28,7 @@ pub enum TrainError {
     /// Tensors that do not fit together.
     #[error(transparent)]
     Tensor(#[from] TensorError),
-    /// What no head can be fitted to.
+    /// Features or labels that no head can be fitted to.
     #[error("a head on plain features: {0}")]
     Stats(#[from] StatsError),
     /// The operating system refused.
@@ -48,9 +48,9 @@ pub enum TrainError {
     Resume {
         /// The file of the run that is missing or does not fit.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Problem with the file.
         problem: String,
-        /// What to do.
+        /// Remedy, for the end of the message.
         remedy: String,
     },
     /// Two processes in one run directory.
@@ -64,7 +64,7 @@ pub enum TrainError {
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it, and what to do.
+        /// Problem with it, and its remedy.
         problem: String,
     },
     /// Two runs whose results mean different things.
@@ -74,7 +74,7 @@ pub enum TrainError {
         first: String,
         /// Name of the other run.
         second: String,
-        /// What they differ in, as the predicate of a sentence about both.
+        /// Difference between them, as the predicate of a sentence about both.
         difference: String,
     },
     /// Two settings that contradict each other, or one out of range.
@@ -92,7 +92,7 @@ pub enum TrainError {
         }
     )]
     DeviceMemory {
-        /// What the device calls its memory.
+        /// Name of the memory, such as "GPU memory".
         memory: &'static str,
         /// Images of the batch that was asked for.
         batch: usize,
@@ -114,7 +114,7 @@ pub enum TrainError {
         step: u64,
         /// Counted from 1.
         epoch: u32,
-        /// That of the step, or that of the validation split after it.
+        /// Loss of the step, or of the validation split after it.
         loss: f64,
         /// The flags that make the run's steps smaller.
         flags: String,

@@ -65,7 +65,7 @@ pub fn evaluate_run<B: Backend>(
     Ok(sums.evaluation(split.name(), cache.class_names(), path, Vec::new()))
 }
 
-/// What was trained, read from its files.
+/// Trained parts of a run, read from its files.
 struct Files {
     adapter: Option<Adapter>,
     prompts: Option<(PromptMode, Tensor)>,
@@ -88,7 +88,7 @@ impl Files {
     }
 }
 
-/// What is evaluated.
+/// Trained parts to evaluate, and the settings that evaluating them takes.
 struct Of<'a> {
     files: Files,
     templates: &'a [String],

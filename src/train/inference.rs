@@ -25,7 +25,7 @@ pub struct TuningFiles {
 }
 
 impl TuningFiles {
-    /// Those of a run. One of the head alone has neither: its tower is plain CLIP's.
+    /// Names the files of a run. One of the head alone has neither: its tower is plain CLIP's.
     pub fn of_run(dir: &RunDir, settings: &Settings) -> Self {
         TuningFiles {
             adapter: settings.lora().map(|_| dir.adapter()),
@@ -33,7 +33,7 @@ impl TuningFiles {
         }
     }
 
-    /// Those that a directory holds, whoever wrote it.
+    /// Finds the files that a directory holds, whoever wrote it.
     ///
     /// # Errors
     /// A directory without any, and prompts that cannot be read.
@@ -84,7 +84,7 @@ impl<B: Backend> TunedTower<B> {
         Ok(TunedTower { backend, tower, lora, folded, prompts, preprocess: model.preprocess.clone() })
     }
 
-    /// The same for photos that are turned upright or not.
+    /// Changes whether photos are turned upright by their EXIF data.
     pub fn with_orientation(self, orientation: Orientation) -> Self {
         TunedTower { preprocess: self.preprocess.with_orientation(orientation), ..self }
     }
@@ -94,7 +94,7 @@ impl<B: Backend> TunedTower<B> {
         &self.backend
     }
 
-    /// What the tower's images are made by.
+    /// Preprocessing that turns photos into the tower's images.
     pub fn preprocess(&self) -> &Preprocess {
         &self.preprocess
     }

@@ -48,7 +48,7 @@ impl Candidates {
         Candidates { by, epochs }
     }
 
-    /// Those that there are, by epoch.
+    /// Iterates over the candidates, the earliest epoch first.
     pub fn iter(&self) -> impl Iterator<Item = &Candidate> {
         self.epochs.iter()
     }
@@ -83,7 +83,7 @@ impl Candidates {
         self.epochs.iter().min_by(|a, b| self.by.compare(&a.val, &b.val))
     }
 
-    /// The same, at the end of a run.
+    /// Moves the epoch to keep out of the candidates, at the end of a run.
     pub(crate) fn into_chosen(self) -> Option<Candidate> {
         self.epochs.into_iter().min_by(|a, b| self.by.compare(&a.val, &b.val))
     }

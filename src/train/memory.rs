@@ -12,18 +12,18 @@ use crate::tune::{BlockLora, TowerDropout, TowerTuning, Trained};
 /// Batches of pixels that the device may hold at once: the one it works on and those on their way.
 const BATCHES_OF_PIXELS: usize = 4;
 
-/// What training takes of the device's memory beside the weights and what is trained.
+/// Estimate of the device's memory that training takes beside the weights and what is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Estimate {
-    /// Whatever the batch is.
+    /// Bytes for any batch, however small.
     pub fixed: usize,
-    /// For each image of a batch.
+    /// Bytes for each image of a batch.
     pub image: usize,
 }
 
 impl Estimate {
-    /// What the activations take of an image, and of a prompt where the text tower is trained, is measured: the
-    /// difference between memory for two and for one. The rest is added up.
+    /// Measures what the activations take of an image, and of a prompt where the text tower is trained: the difference
+    /// between memory for two and for one. The rest is added up.
     pub fn of<B: Backend>(
         backend: &B,
         tower: &VisionTower<B>,
@@ -84,7 +84,7 @@ impl Estimate {
     }
 }
 
-/// What the text tower takes where it is trained.
+/// Estimates the bytes that the text tower takes where it is trained.
 fn of_text<B: Backend>(
     backend: &B,
     TextTraining { tower, prompts }: &TextTraining<B>,
@@ -135,7 +135,7 @@ pub(crate) fn check_batch<B: Backend>(
     Estimate::of(backend, tower, text, trained, spec)?.check(spec.batch, memory)
 }
 
-/// The same for a batch of decoded photos of which nothing but the features is asked for.
+/// Refuses a batch of decoded photos that does not fit, where nothing but their features is computed.
 pub(super) fn check_photos<B: Backend>(
     backend: &B,
     tower: &VisionTower<B>,

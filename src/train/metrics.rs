@@ -18,7 +18,7 @@ pub struct EvalMetrics {
     /// Mean cross entropy of the head, before it is weighted.
     #[serde(deserialize_with = "number")]
     pub loss_head: f64,
-    /// The same for the text logits.
+    /// Mean cross entropy of the text logits, before it is weighted.
     #[serde(deserialize_with = "number")]
     pub loss_text: f64,
     /// Fraction of images whose class is the head's first choice.
@@ -57,7 +57,7 @@ pub struct Evaluation {
     pub metrics: EvalMetrics,
     /// In label order.
     pub classes: Vec<ClassMetrics>,
-    /// The same for plain CLIP's text logits, before training; empty where these were not computed.
+    /// Results of plain CLIP's text logits on each class, before training; empty where these were not computed.
     pub zero_shot: Vec<ClassMetrics>,
     /// Images of class i that the head takes for class j, at \[i\]\[j\].
     pub confusion: Vec<Vec<u32>>,
@@ -130,9 +130,9 @@ pub struct Probabilities {
 #[derive(Debug, Clone, Copy)]
 struct Outcome {
     label: u32,
-    /// By softmax(logits/T); none where a logit is not a number.
+    /// Scores of softmax(logits/T); none where a logit is not a number.
     shown: Option<ImageScores>,
-    /// The same for T = 1.
+    /// Scores of softmax(logits); none where a logit is not a number.
     untempered: Option<ImageScores>,
     predicted: u32,
     text_predicted: u32,
@@ -147,7 +147,7 @@ pub struct Accumulator {
     classes: usize,
     objective: Objective,
     temperature: f64,
-    /// Of all images \[N, C\], where they are kept.
+    /// Logits of all images \[N, C\], where they are kept.
     logits: Option<Vec<f64>>,
     loss_head: f64,
     loss_text: f64,
@@ -262,7 +262,7 @@ impl Accumulator {
         self.outcomes.iter().filter_map(|outcome| outcome.shown).map(|shown| shown.confidence).collect()
     }
 
-    /// The same for softmax(logits).
+    /// How good the probabilities softmax(logits) are, without the temperature.
     pub(crate) fn untempered(&self) -> Probabilities {
         self.probabilities_of(|outcome| outcome.untempered)
     }
@@ -373,7 +373,7 @@ pub(crate) fn macro_f1(classes: &[ClassMetrics]) -> f64 {
     scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
-/// What one image's logits say about its label.
+/// Loss of one image and the place of its label among the classes, by its logits.
 struct Scores {
     /// −log softmax(z)\[label\].
     loss: f64,

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 /// A Hugging Face CLIP directory whose weights fit its configuration.
 pub struct Model {
-    /// What adapters trained on it call it.
+    /// Name that adapters trained on it give as their base model.
     pub base: BaseModel,
     dir: PathBuf,
     /// The sizes in its config.json.
@@ -82,7 +82,7 @@ impl Model {
         self.temporary = Some(dir);
     }
 
-    /// What tells its weights from others.
+    /// Identifies its weights by their hash and, in the hub's cache, the commit.
     pub fn weights_id(&self) -> Result<WeightsId> {
         let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
         // The hub's cache keeps a repository's files in snapshots/COMMIT.
@@ -113,7 +113,7 @@ impl Model {
         Ok(tokenizer.encode_batch(&text::prompts(class_names, templates))?)
     }
 
-    /// What the text tower is trained with.
+    /// Loads the text tower and embeds the prompts of all classes, to train the tower on them.
     pub(crate) fn text_training<B: Backend>(
         &self,
         backend: &B,

@@ -32,7 +32,7 @@ const PICKLE: &str = "as OpenAI and open_clip save their models: a pickle, which
                       read; take the same model in Hugging Face's layout, such as openai/clip-vit-base-patch32, or \
                       convert it by docs/python.md";
 
-/// What is to be said of a name of OpenAI's or open_clip's programs.
+/// Explains a name that OpenAI's or open_clip's own programs take, with what to give instead; none for other names.
 pub fn of_name(name: &str) -> Option<String> {
     let plain = |name: &str| name.replace('/', "-").to_lowercase();
     let (name, on_hub) = NAMES.into_iter().find(|(other, _)| plain(other) == plain(name))?;
@@ -42,7 +42,7 @@ pub fn of_name(name: &str) -> Option<String> {
     })
 }
 
-/// What is to be said of a file in the place of a folder.
+/// Explains why a file cannot stand in the place of a model's folder, and what to give instead.
 pub(crate) fn of_file(path: &Path) -> String {
     match extension(path).as_str() {
         "pt" | "pth" | "bin" | "ckpt" => format!("a file {PICKLE}"),
@@ -53,7 +53,7 @@ pub(crate) fn of_file(path: &Path) -> String {
     }
 }
 
-/// What is to be said of a folder that is no CLIP checkpoint; none where it may be one.
+/// Explains what a folder that is no CLIP checkpoint holds, and what to do with it; none where it may be a checkpoint.
 pub(crate) fn of_folder(dir: &Path) -> Option<String> {
     let has = |name: &str| dir.join(name).is_file();
     if has(CONFIG) {
@@ -118,7 +118,7 @@ pub(crate) fn of_folder(dir: &Path) -> Option<String> {
     None
 }
 
-/// What is to be said of a configuration of another kind.
+/// Explains a config.json of another kind of model, and what to take instead; none where it may be CLIP's.
 fn of_config(config: &Value) -> Option<String> {
     if config.get("vision_cfg").is_some() || config.get("model_cfg").is_some() {
         return Some(of_open_clip(config.get("model_cfg").unwrap_or(config)));

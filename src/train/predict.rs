@@ -24,7 +24,7 @@ pub struct Choice {
     pub probability: f64,
 }
 
-/// What became of one photo.
+/// Result for one photo.
 #[derive(Debug)]
 pub struct Predicted<'a> {
     /// As it was handed in.
@@ -45,9 +45,9 @@ pub struct PredictOptions {
 /// How many photos were dealt with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// With a prediction or with an error.
+    /// Photos with a prediction or with an error.
     pub done: usize,
-    /// Of these the ones with an error.
+    /// Photos with an error.
     pub failed: usize,
 }
 
@@ -57,7 +57,6 @@ pub struct Predictor<B: Backend> {
     tuned: TunedTower<B>,
     weight: B::Tensor,
     bias: B::Tensor,
-    /// What logits are divided by.
     temperature: f64,
     class_names: Vec<String>,
 }
@@ -89,7 +88,7 @@ impl<B: Backend> Predictor<B> {
     /// `sink` breaks off or `monitor` says stop. Some batches at most are in memory at any time.
     ///
     /// # Errors
-    /// Those of the device. A photo that cannot be read is none: `sink` gets its error.
+    /// Errors of the device. A photo that cannot be read is none: `sink` gets its error.
     pub fn predict(
         &self,
         paths: &[PathBuf],
@@ -134,7 +133,7 @@ struct Classify<'a, B: Backend> {
     predictor: &'a Predictor<B>,
     extractor: Extractor<'a, B>,
     logits: B::Tensor,
-    /// What else [`Backend::head_loss`] reads and writes.
+    /// Operands of [`Backend::head_loss`] that predictions have no use for.
     labels: B::Tensor,
     others: B::Tensor,
     stats: B::Tensor,

@@ -17,12 +17,12 @@ const KEY: &str = "clip-engine";
 /// Headers are much shorter.
 const LONGEST_HEADER: u64 = 64 << 20;
 
-/// What tells a model's weights from others.
+/// Identity of a model's weights.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WeightsId {
     /// See [`crate::clip::weights::Weights::fingerprint`].
     pub hash: String,
-    /// That of the hub's repository, for a snapshot in its cache.
+    /// Commit of the hub's repository, for a snapshot in its cache.
     pub commit: Option<String>,
 }
 
@@ -43,7 +43,7 @@ pub struct Stamp {
     pub epoch: u32,
     /// A hash of all trained values, those in the other files too.
     pub trained: String,
-    /// Those that were not trained.
+    /// Weights of the model that the run was trained on.
     pub weights: WeightsId,
 }
 

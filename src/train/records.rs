@@ -24,16 +24,17 @@ pub struct StepRecord {
     pub step: u64,
     /// Counted from 1.
     pub epoch: u32,
-    /// The objective. This and the norm are null in JSON, here not numbers, where an overflow left none.
+    /// Loss, the weighted sum of its parts. This and the norm are null in JSON, here not numbers, where an overflow
+    /// left none.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// What it is made of.
+    /// Parts of the loss, before they are weighted.
     #[serde(flatten)]
     pub parts: LossParts,
     /// Length of all gradients as one vector, before it is clipped.
     #[serde(deserialize_with = "number")]
     pub grad_norm: f64,
-    /// What the loss was multiplied with for the backward pass.
+    /// Factor that the loss was multiplied with for the backward pass.
     #[serde(default = "super::metrics::nan", deserialize_with = "number")]
     pub loss_scale: f64,
     /// Whether loss scaling left the trained tensors alone, as a gradient was not finite.
@@ -45,10 +46,10 @@ pub struct StepRecord {
     /// Learning rate of the head, where one is trained, with the schedule's factor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
-    /// That of the adapters.
+    /// Learning rate of the adapters, where some are trained, with the schedule's factor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_lora: Option<f64>,
-    /// That of the prompts.
+    /// Learning rate of the prompts, where some are trained, with the schedule's factor.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lr_prompt: Option<f64>,
 }
@@ -70,16 +71,16 @@ pub struct TrainRecord {
     /// The objective.
     #[serde(deserialize_with = "number")]
     pub loss: f64,
-    /// What it is made of.
+    /// Parts of the loss, before they are weighted.
     #[serde(flatten)]
     pub parts: LossParts,
     /// Fraction of images whose class is the head's first choice, or without a head that of the text logits.
     pub top1: f64,
-    /// The same for the text logits alone.
+    /// Fraction of images whose class is the first choice of the text logits.
     pub text_top1: f64,
 }
 
-/// What a finished run says of itself; the content of summary.json.
+/// Summary of a finished run; the content of summary.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
     /// The recipe that the settings started from; any of them may differ from it.
@@ -107,10 +108,11 @@ pub struct Summary {
     /// A logistic regression on plain CLIP's features, on the split of the result; none where it was not fitted.
     #[serde(default)]
     pub baseline: Option<Baseline>,
-    /// What the head's logits are divided by before probabilities are taken; none where they are taken as they are.
+    /// Temperature that the head's logits are divided by before probabilities are taken; none where they are taken as
+    /// they are.
     #[serde(default)]
     pub temperature: Option<Temperature>,
-    /// What was tried to find the classifier, in the recipe that climbs a ladder; none in the others.
+    /// Classifiers that were tried, in the recipe that climbs a ladder; none in the others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ladder: Option<Ladder>,
     /// Wall-clock time of training and validation.
@@ -123,9 +125,9 @@ pub struct Summary {
     /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub photos: Option<String>,
-    /// What the run ended on, see [`Backend::describe`](crate::backend::Backend::describe).
+    /// Device that the run ended on, see [`Backend::describe`](crate::backend::Backend::describe).
     pub device: String,
-    /// None in a summary from before it was recorded.
+    /// Sizes of the vision tower; none in a summary from before they were recorded.
     #[serde(default)]
     pub vision: Option<VisionSizes>,
 }
@@ -144,13 +146,14 @@ pub struct Ladder {
 /// A classifier of the ladder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Rung {
-    /// What it is.
+    /// Kind of classifier.
     pub kind: RungKind,
-    /// What was chosen for it, for people: "C 31.6, text × 0.5, with crops"; empty where there is no choice.
+    /// Hyperparameters that were chosen for it, for people: "C 31.6, text × 0.5, with crops"; empty where there is no
+    /// choice.
     pub chosen: String,
-    /// On the validation split; none where the rung was fitted to it.
+    /// Scores on the validation split; none where the rung was fitted to it.
     pub val: Option<RungScores>,
-    /// On the test split; none where there is no such split.
+    /// Scores on the test split; none where there is no such split.
     pub test: Option<RungScores>,
     /// Wall-clock time that it took beyond those before.
     pub seconds: f64,
@@ -194,7 +197,7 @@ impl RungKind {
 /// How good a rung is, its logits divided by its own temperature.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RungScores {
-    /// How many it was measured on.
+    /// Images that it was measured on.
     pub images: usize,
     /// Fraction of images whose class is the first choice.
     pub top1: f64,
@@ -203,7 +206,7 @@ pub struct RungScores {
     pub nll: f64,
 }
 
-/// What tells one CLIP vision tower from another.
+/// Sizes that tell one CLIP vision tower from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VisionSizes {
     /// Blocks.

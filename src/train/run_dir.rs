@@ -16,15 +16,15 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What to do about a file of a run that was changed or lost.
+/// Remedy for a file of a run that was changed or lost.
 fn restore() -> String {
     format!("restore it from a copy, or {}", elsewhere())
 }
 
-/// What tells a folder from one that holds no run.
+/// Settings of a run; a folder without this file holds no run.
 const CONFIG: &str = "config.toml";
 
-/// What is known of a run once it has ended.
+/// Results of a run that has ended; they are outdated when it goes on.
 const RESULTS: [&str; 17] = [
     "summary.json",
     "evaluation.json",
@@ -45,7 +45,7 @@ const RESULTS: [&str; 17] = [
     "plots/ladder.svg",
 ];
 
-/// What it leaves beside these and config.toml.
+/// Files of a run beside [`RESULTS`] and [`CONFIG`].
 const FILES: [&str; 6] = [
     // First, so that a run which is half removed does not go on.
     "state.safetensors",
@@ -56,13 +56,13 @@ const FILES: [&str; 6] = [
     "adapter/adapter_model.safetensors",
 ];
 
-/// What is locked where a folder cannot be.
+/// Lock file, where a folder itself cannot be locked.
 const LOCK: &str = ".engine.lock";
 
 /// Folders of a run.
 const FOLDERS: [&str; 3] = ["adapter", "plots", EVENTS];
 
-/// That of TensorBoard's files.
+/// Folder of TensorBoard's event files.
 const EVENTS: &str = "tensorboard";
 
 /// A directory that holds one run.
@@ -71,7 +71,7 @@ pub struct RunDir {
     path: PathBuf,
     /// False where whatever is in there must stay.
     overwrite: bool,
-    /// What [`RunDir::lock`] took, for as long as any clone lives.
+    /// Lock that [`RunDir::lock`] took, held for as long as any clone lives.
     lock: Arc<Mutex<Option<File>>>,
 }
 
@@ -304,7 +304,7 @@ impl RunDir {
     }
 }
 
-/// What is locked: the folder itself, so that no file is left behind.
+/// Opens what is locked: the folder itself, so that no file is left behind.
 #[cfg(unix)]
 fn open_lock(folder: &Path) -> std::io::Result<File> {
     File::open(folder)

@@ -52,7 +52,8 @@ fn mixture(dir: &RunDir, [(a, first), (b, second)]: [(&PathBuf, &Stamp); 2]) -> 
     TrainError::file(dir.path(), problem)
 }
 
-/// What a user should hear who applies the run in `dir` to weights that it was not trained on.
+/// Returns a warning where `model` has other weights than those that the run in `dir` was trained on; none for a run
+/// whose files have no stamp.
 pub fn other_weights(dir: &RunDir, model: &Model) -> Result<Option<String>> {
     let Some(stamp) = Stamp::read(&dir.head()) else { return Ok(None) };
     let found = model.weights_id()?;

@@ -35,8 +35,8 @@ fn sort_metadata(file: &mut [u8]) {
     }
 }
 
-/// The same, written to `path` as it goes: for files too large to be in memory twice, in a folder that nobody
-/// reads yet.
+/// Writes a safetensors file straight to `path`, without a staged copy: for files too large to be in memory twice, in a
+/// folder that nobody reads yet.
 pub(crate) fn write_tensors(
     path: &Path,
     tensors: &BTreeMap<String, Tensor>,

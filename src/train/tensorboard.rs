@@ -38,14 +38,14 @@ enum What {
     Summary(Summary),
 }
 
-/// Those of `tensorflow.Summary`.
+/// The field of `tensorflow.Summary` that is used.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Summary {
     #[prost(message, repeated, tag = "1")]
     value: Vec<Scalar>,
 }
 
-/// Those of `tensorflow.Summary.Value`.
+/// The fields of `tensorflow.Summary.Value` that are used.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Scalar {
     #[prost(string, tag = "1")]

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 /// The release of PEFT whose options are all in [`OPTIONS`].
 const KNOWN_RELEASE: [u64; 3] = [0, 21, 2];
 
-/// What is to be made of an option.
+/// Treatment of an option of PEFT's.
 #[derive(Clone, Copy, PartialEq)]
 enum Rule {
     /// Read below, or without a say in what is computed.
@@ -73,7 +73,7 @@ const OPTIONS: [(&str, Rule); 42] = [
 /// Starts that leave the model's own weights as they are, so that the adapter alone is all there is.
 const PLAIN_STARTS: [&str; 4] = ["gaussian", "eva", "orthogonal", "mica"];
 
-/// What a configuration says, as far as it decides what is computed.
+/// Configuration of an adapter, as far as it decides what is computed.
 #[derive(Debug)]
 pub(super) struct PeftConfig {
     pub rslora: bool,

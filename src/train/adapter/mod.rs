@@ -24,7 +24,7 @@ use config::PeftConfig;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// What PEFT puts in front of the names of the model it wraps.
+/// Prefix that PEFT puts in front of the names of the model it wraps.
 const PREFIX: &str = "base_model.model.";
 
 /// The names of the blocks in a tower that was wrapped without the model around it.
@@ -83,10 +83,11 @@ pub fn stage(
     Ok([tensors, Staged::new(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?])
 }
 
-/// What a user should hear of the adapter that `dir` holds, if it holds one: see [`Adapter::ignored_options`].
+/// Returns a warning where the adapter that `dir` holds has options that are left out: see
+/// [`Adapter::ignored_options`].
 ///
 /// # Errors
-/// Those of [`adapter_in`] and [`Adapter::load`].
+/// Errors of [`adapter_in`] and [`Adapter::load`].
 pub fn doubts_about(dir: &Path) -> Result<Option<String>> {
     let Some(dir) = adapter_in(dir)? else { return Ok(None) };
     let adapter = Adapter::load(&dir)?;
@@ -136,7 +137,7 @@ pub struct Adapter {
     tensors: AdapterTensors,
 }
 
-/// What PEFT wrapped.
+/// Model class, or single tower, that PEFT wrapped.
 #[derive(Debug)]
 struct Wrapped {
     towers: Vec<Tower>,

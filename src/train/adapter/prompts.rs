@@ -33,7 +33,7 @@ pub fn stage_prompts<B: Backend>(
 /// The metadata entry for [`PromptMode`].
 const MODE: &str = "mode";
 
-/// What the prompts in a file are.
+/// Reads the number, the sharing and the mode of the prompts in a file.
 ///
 /// # Errors
 /// A file without prompts, or without their mode.

@@ -9,14 +9,12 @@ use crate::tune::{LoraSpec, PromptSharing};
 use std::fmt::Write;
 use std::path::Path;
 
-/// What is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ExportKind {
     Peft,
     Merged,
 }
 
-/// What the card is written from.
 pub(super) struct Card<'a> {
     pub form: ExportKind,
     pub settings: &'a Settings,
@@ -33,8 +31,9 @@ impl Card<'_> {
         [self.front_matter(), self.description(), self.data(), self.results(), self.usage()].concat()
     }
 
-    /// What the hub and other programs read. A task is named only where transformers' pipeline of it gives what this
-    /// model is: that of image classification would put a head of its own, at random, in the place of the head here.
+    /// YAML that the hub and other programs read. A task is named only where transformers' pipeline of it gives what
+    /// this model is: that of image classification would put a head of its own, at random, in the place of the head
+    /// here.
     fn front_matter(&self) -> String {
         let mut tags = vec!["- clip", MARK];
         if self.adapter.is_some() {

@@ -6,7 +6,7 @@ use crate::train::{Result, TrainError};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// What an export may consist of beside [`PROCESSOR_FILES`]; all of it may be replaced.
+/// Files and folders that an export may hold beside [`PROCESSOR_FILES`]; a folder with anything else is not replaced.
 const ENTRIES: [&str; 6] =
     ["README.md", "adapter", "head.safetensors", "prompts.safetensors", CONFIG, WEIGHTS];
 

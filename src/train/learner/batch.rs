@@ -6,7 +6,7 @@ use crate::objective::{MixDraw, MixOn, Objective};
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use crate::tune::{DropoutSpec, Place, TowerDropout};
 
-/// What a batch is computed from.
+/// Input of a batch: images, or features in their place.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// \[n, …\]: images as [`LearnerSpec::image`] says, or those that crops are taken of.
@@ -40,7 +40,8 @@ pub struct Batch<'a> {
     pub crops: Option<View<'a>>,
     /// Which batch of the run it is, for dropout to draw by.
     pub number: u32,
-    /// What each class counts in it \[C\], as the objective's [`ClassCounts`](crate::objective::ClassCounts) say.
+    /// Weight of each class in the cross entropy \[C\], where the objective's
+    /// [`ClassCounts`](crate::objective::ClassCounts) ask for weights.
     pub class_weights: Option<&'a [f32]>,
 }
 
@@ -85,7 +86,7 @@ pub(super) struct BatchBuffers<B: Backend> {
     classes: usize,
 }
 
-/// What training batches are cut out of.
+/// Larger images of a batch, and the rectangles of them that it is trained on.
 pub(super) struct Crops<B: Backend> {
     /// u8 \[n, H, H, 3\]
     pub images: B::Tensor,

@@ -6,7 +6,7 @@ use crate::clip::block::Evaluated;
 use crate::tensor::{DType, View};
 use crate::train::metrics::Accumulator;
 
-/// What is evaluated.
+/// State of the towers in an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Which {
     /// The towers with the adapters and the prompts.

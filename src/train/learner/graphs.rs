@@ -4,8 +4,8 @@ use crate::backend::{Backend, Result};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// What has run so far, by what it was; captured when it runs for the second time, because the first time may choose
-/// algorithms and allocate.
+/// Graphs of the work that has run so far, by its key; a piece of work is captured when it runs for the second time,
+/// because the first time may choose algorithms and allocate.
 pub(super) struct Graphs<B: Backend, K> {
     pub captured: HashMap<K, Option<B::Graph>>,
     pub enabled: bool,

@@ -36,7 +36,7 @@ pub struct LearnerSpec {
     pub image: Shape,
     /// Element type of the images as they are handed in; numbers are converted to the compute type, u8 stays.
     pub image_dtype: DType,
-    /// What training minimises.
+    /// Loss that training minimises.
     pub objective: Objective,
     /// False for evaluation alone, which has no memory for gradients and the optimizer.
     pub trains: bool,
@@ -46,9 +46,9 @@ pub struct LearnerSpec {
     pub crops_of: Option<usize>,
     /// The optimizer's constants.
     pub adamw: Adamw,
-    /// For f16; the other types need none.
+    /// Loss scaling, for f16; the other types need none.
     pub scaling: Option<LossScaling>,
-    /// In front of the adapters.
+    /// Dropout in front of the adapters.
     pub dropout: Option<DropoutSpec>,
     /// See [`AdamwStep::clip`](crate::backend::AdamwStep::clip).
     pub clip: Option<f64>,
@@ -81,7 +81,7 @@ impl LearnerSpec {
         }
     }
 
-    /// What the vision tower's memory is for.
+    /// Purpose of the vision tower's memory: inference where nothing in that tower is trained.
     pub(crate) fn purpose<B: Backend>(&self, trained: &Trained<B>) -> Purpose {
         let inference = !self.trains || trained.tower().is_none();
         if inference { Purpose::Inference } else { Purpose::Training }
@@ -103,13 +103,13 @@ struct TextTuning<B: Backend> {
     d_features: B::Tensor,
 }
 
-/// What the triplet loss keeps for its gradient: see [`Backend::triplet`].
+/// Pairs and distances that the triplet loss keeps for its gradient: see [`Backend::triplet`].
 struct Triplets<B: Backend> {
     pairs: B::Tensor,
     distances: B::Tensor,
 }
 
-/// What is computed behind the towers.
+/// Results behind the towers, for the batch that ran last.
 struct Outputs<B: Backend> {
     /// \[n, C\]
     head_logits: B::Tensor,
@@ -141,7 +141,7 @@ pub struct Learner<B: Backend> {
     graphs: Graphs<B, (Work, usize)>,
 }
 
-/// What is run on a batch that was loaded, and captured where the backend can.
+/// Work on a batch that was loaded, captured where the backend can.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
     /// Forward, backward, and where the step is complete the optimizer; the share of the step's images, which a
@@ -256,7 +256,7 @@ impl<B: Backend> Learner<B> {
         self.trained.head.bias.value.shape().rows()
     }
 
-    /// What training minimises.
+    /// Loss that training minimises.
     pub fn objective(&self) -> Objective {
         self.objective
     }

@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 /// [`Objective`] without which there is no such part.
 macro_rules! loss_parts {
     ($($(#[$doc:meta])* $name:ident: $stat:ident, $weight:ident;)*) => {
-        /// What the loss is made of, before it is weighted, and what is known of the triplets: means over the images.
-        /// Not numbers, and left out of JSON, where a run has no such part or an overflow left none.
+        /// Parts of the loss before they are weighted, and measures of the triplets: means over the images. Not
+        /// numbers, and left out of JSON, where a run has no such part or an overflow left none.
         #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
         #[serde(default)]
         pub struct LossParts {
@@ -32,7 +32,7 @@ macro_rules! loss_parts {
                 $(self.$name += weight * other.$name;)*
             }
 
-            /// Those that have a part in the objective.
+            /// Keeps the parts to which `objective` gives a weight; the others become not numbers.
             pub fn of(&self, objective: &Objective) -> Self {
                 LossParts { $($name: if objective.$weight == 0.0 { nan() } else { self.$name }),* }
             }
@@ -66,7 +66,7 @@ impl Default for LossParts {
     }
 }
 
-/// What one batch left behind.
+/// Numbers of one batch: losses, counts of right images, and what the optimizer did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepStats {
     /// The objective, from the parts below as it weights them; the loss scale is not in it.
@@ -76,11 +76,11 @@ pub struct StepStats {
     /// Images whose class is the first choice of the head, or without a head of the text logits; see
     /// [`Stat::Correct`] for mixed ones.
     pub correct: f64,
-    /// The same for the text logits alone.
+    /// Images whose class is the first choice of the text logits.
     pub text_correct: f64,
     /// Length of all gradients as one vector.
     pub grad_norm: f64,
-    /// What the loss was multiplied with for the backward pass.
+    /// Factor that the loss was multiplied with for the backward pass.
     pub loss_scale: f64,
     /// True where a gradient was not finite and loss scaling left the trained tensors alone.
     pub skipped: bool,

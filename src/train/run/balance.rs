@@ -21,8 +21,8 @@ pub(super) fn counts_of(labels: impl Iterator<Item = u32>, classes: usize) -> Ve
     counts
 }
 
-/// What is said of the numbers of training images, where the classes differ in them; with what helps, unless some of
-/// it is `done`.
+/// Describes the numbers of training images where the classes differ in them; with what helps, unless some of it is
+/// `done`.
 pub(super) fn describe(counts: &[usize], names: &[String], done: bool) -> Option<String> {
     let mut order: Vec<usize> = (0..counts.len()).collect();
     order.sort_by_key(|&class| counts[class]);
@@ -48,7 +48,7 @@ pub(super) fn describe(counts: &[usize], names: &[String], done: bool) -> Option
     ))
 }
 
-/// What each class counts in a cross entropy, so that all count the same: n/(C·n_c), as scikit-learn's
+/// Weights of the classes in a cross entropy with which all count the same: n/(C·n_c), as scikit-learn's
 /// `class_weight="balanced"`.
 pub(super) struct BalancedWeights {
     of_class: Vec<f64>,
@@ -72,7 +72,7 @@ impl BalancedWeights {
         weights.for_each(|(now, weight)| *now = (scale * weight) as f32);
     }
 
-    /// Those of the step that was begun.
+    /// Weights of the classes \[C\] in the step that was begun.
     pub(super) fn of_step(&self) -> &[f32] {
         &self.of_step
     }
@@ -91,8 +91,8 @@ pub(super) fn draw(labels: &[u32], chosen: &[usize], classes: usize, rng: &mut C
     chosen.iter().map(one).collect()
 }
 
-/// What is to be said of splits whose results say little: of few photos, or without any of a class. `test` is that of
-/// the result where there is no test split, too.
+/// Returns warnings of splits whose results say little: those of few photos and, for the last of `splits`, where the
+/// result is measured, classes without a photo.
 pub(super) fn warnings_of_splits(splits: &[(&str, &[u32])], names: &[String]) -> Vec<String> {
     let mut warnings = Vec::new();
     let few = splits.iter().filter(|(_, labels)| labels.len() < FEW);
@@ -114,7 +114,7 @@ pub(super) fn warnings_of_splits(splits: &[(&str, &[u32])], names: &[String]) ->
     warnings
 }
 
-/// What is to be said of classes that no image of the split is taken for; `helps` is what may help besides photos.
+/// Returns a warning of classes that no image of the split is taken for; `helps` is what may help besides photos.
 pub(super) fn never_predicted(
     split: &str,
     results: &[ClassMetrics],

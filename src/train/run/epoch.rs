@@ -66,7 +66,7 @@ impl Step {
 #[derive(Default)]
 struct EpochSums {
     images: usize,
-    /// Those in steps whose loss was a number: an overflow in f16 may leave one without.
+    /// Images in steps whose loss was a number: an overflow in f16 may leave a step without one.
     counted: usize,
     /// Losses times the images of their step, and counts.
     sums: StepStats,
@@ -267,7 +267,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// What is written down of an epoch on `images` images.
+/// Makes the record of an epoch on `images` training images.
 pub(super) fn record(
     epoch: u32,
     train: &StepStats,

@@ -38,7 +38,7 @@ impl<B: Backend> Run<'_, '_, B> {
         }
     }
 
-    /// The same, where the run ends when the user asks to stop.
+    /// Adds a split to `sums` as [`Run::evaluate`] does, and ends the run when the user asks to stop.
     pub(super) fn evaluate_on(&mut self, split: Split, sums: Accumulator) -> Result<Accumulator> {
         self.evaluate(split, sums)?.ok_or_else(|| self.interrupted())
     }
@@ -221,7 +221,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// What the run ends with.
+/// Trained values that a run ends with.
 pub(super) struct Kept {
     /// Counted from 1; 0 where it is as it was before the first.
     pub epoch: u32,
@@ -231,8 +231,8 @@ pub(super) struct Kept {
     pub val: Accumulator,
 }
 
-/// What the logits of a validation split are divided by so that their probabilities are those that are found
-/// there; 1 where they say nothing.
+/// Fits the temperature that the logits of a validation split are divided by so that their probabilities are those that
+/// are found there; 1 where there are no logits.
 pub(super) fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
     let Some((logits, labels)) = val.logits() else { return 1.0 };
     // As its file holds it, so that what is tested is what others read.

@@ -83,8 +83,8 @@ pub(crate) fn trained_parts<B: Backend>(
     Ok(trained)
 }
 
-/// What a learner of a run is made for: batches of up to `batch` images of shape `image`, cut out of larger
-/// ones of side `crops_of` if there are any.
+/// Specifies the learner of a run: for batches of up to `batch` images of shape `image`, cut out of larger ones of side
+/// `crops_of` if there are any.
 pub(in crate::train) fn learner_spec<B: Backend>(
     backend: &B,
     settings: &Settings,
@@ -209,7 +209,7 @@ fn adapters_from<B: Backend>(
     adapters(backend, towers, spec, &mut adapter)
 }
 
-/// What an adapter and the one that a run asks for differ in: what it is in the adapter, and what to do.
+/// Lists what an adapter and the one that a run asks for differ in: the difference in words, and the remedy.
 fn differences(found: &LoraSpec, wanted: &LoraSpec) -> Vec<[String; 2]> {
     let mut all = Vec::new();
     let mut compare = |key: Key, found: String, wanted: String| {

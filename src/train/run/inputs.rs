@@ -19,7 +19,7 @@ use crate::train::records::Baseline;
 use crate::train::{Result, TrainError};
 use std::sync::Arc;
 
-/// What is trained on.
+/// Training images of a run, or their features.
 pub(super) struct Training<'a> {
     pub inputs: Inputs<'a>,
     /// The images that take part.
@@ -37,12 +37,11 @@ impl Training<'_> {
     }
 }
 
-/// What a run is trained and evaluated on.
 pub(super) struct RunInputs<'a> {
     pub training: Training<'a>,
     pub val: Inputs<'a>,
     pub test: Option<Inputs<'a>>,
-    /// What it took to compute features that stand for images.
+    /// Wall-clock time of computing features that stand for images.
     pub seconds: f64,
 }
 

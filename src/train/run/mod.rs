@@ -60,7 +60,7 @@ struct Run<'r, 'a, B: Backend> {
     rates: Rates,
     schedule: Schedule,
     early_stop: Option<EarlyStop>,
-    /// What is before the number of an epoch, where its progress is shown.
+    /// Word before the number of an epoch, where its progress is shown.
     task: String,
     /// None while what is trained is not the run's result.
     metrics: Option<MetricsFile>,
@@ -69,7 +69,7 @@ struct Run<'r, 'a, B: Backend> {
     ladder: Option<Climb>,
     /// Values of all that is trained before the first step of a run that climbs a ladder.
     start: Vec<Tensor>,
-    /// Of training and validation, before adapters were trained.
+    /// Seconds of training and validation before adapters were trained.
     seconds_before_lora: f64,
     /// Whether the user asked to stop.
     is_stopped: bool,
@@ -262,7 +262,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.finish(stopped)
     }
 
-    /// What to do about a validation loss that still falls after the last epoch.
+    /// Advises what to do about a validation loss that still falls after the last epoch.
     fn advice_to_go_on(&self) -> String {
         let last = self.progress.epoch;
         let more = 2 * last;

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// What runs share: the frozen tower, the class features, the images, and the images' features.
+/// Parts that several runs share: the frozen tower, the class features, the images, and the images' features.
 pub struct SharedModel<'a, B: Backend> {
     pub(super) backend: B,
     pub(super) tower: Arc<VisionTower<B>>,
@@ -184,6 +184,6 @@ impl<'a, B: Backend> SharedModel<'a, B> {
 pub(super) struct Features {
     /// \[N, E\]
     pub values: Arc<Tensor>,
-    /// What it took to compute them.
+    /// Wall-clock time of computing them.
     pub seconds: f64,
 }

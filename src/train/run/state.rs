@@ -14,15 +14,15 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// What plain CLIP makes of the split where the final result is measured.
+/// Results of plain CLIP on the split where the final result is measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct PlainResult {
     pub metrics: EvalMetrics,
-    /// By its text logits.
+    /// Results on each class by the text logits, in label order.
     pub classes: Vec<ClassMetrics>,
-    /// What it makes of the validation split.
+    /// Results on the validation split.
     pub val: EvalMetrics,
-    /// What a logistic regression makes of its features; none where none was fitted.
+    /// Results of a logistic regression on plain CLIP's features; none where none was fitted.
     pub baseline: Option<Baseline>,
 }
 
@@ -35,7 +35,7 @@ pub struct Progress {
     /// [`crate::data::Cache::photos`]; none in a state from before it was recorded.
     #[serde(default)]
     pub photos: Option<String>,
-    /// Those that the run began with; none as above.
+    /// Weights that the run began with; none in a state from before they were recorded.
     #[serde(default)]
     pub weights: Option<WeightsId>,
     /// The last finished epoch, counted from 1.
@@ -64,7 +64,7 @@ const HEADS: [&str; 2] = ["ladder.weight", "ladder.bias"];
 /// The optimizer's own state, see [`Control`].
 const CONTROL: &str = "optimizer.control";
 
-/// What is stored of every trained tensor besides its value in each of the candidates.
+/// Names of what is stored of every trained tensor besides its value in each of the candidates.
 const PARTS: [&str; 3] = ["value", "first_moment", "second_moment"];
 
 /// The name of a trained tensor's value at the end of a candidate's epoch.

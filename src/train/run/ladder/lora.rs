@@ -20,7 +20,7 @@ pub(super) const LOOK_EPOCHS: u32 = 3;
 /// Fewer epochs than this are not worth it.
 const FEWEST_EPOCHS: u32 = 3;
 
-/// What an image costs in a training step, and in validation with adapters, by what its features cost.
+/// Cost of an image in a training step, relative to that of its features; in validation with adapters it is 1.
 const TRAINED: f64 = 3.0;
 
 /// How a part of the climb ended.

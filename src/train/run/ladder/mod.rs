@@ -32,9 +32,9 @@ pub(crate) struct Climb {
     held_out: usize,
     /// Whether adapters are trained on crops: unless held-out images say beyond noise that these hurt.
     pub crops: bool,
-    /// What was looked at to find the learning rate of the adapters.
+    /// Short trainings by which the learning rate of the adapters is found.
     looks: Vec<Look>,
-    /// That rate, once it is known.
+    /// Learning rate of the adapters, once it is known.
     rate: Option<f64>,
     /// Epochs of training adapters, once they are settled; 0 where it is not worth it.
     pub epochs: Option<u32>,
@@ -47,7 +47,7 @@ pub(crate) struct Climb {
     pub tensors: Option<[Tensor; 2]>,
 }
 
-/// What a climb computes besides the epochs of adapters, in images that pass the tower.
+/// Work of a climb besides the epochs of adapters, in images that pass the tower.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::train) struct Passes {
     /// Over the training images, for plain features: the images themselves and crops of them.
@@ -59,7 +59,7 @@ pub(in crate::train) struct Passes {
 }
 
 impl Passes {
-    /// Those of a run of these settings.
+    /// Counts the passes of a run of these settings.
     pub fn of(settings: &Settings) -> Self {
         let looks = if settings.lr_lora.known().is_some() { 0 } else { lora::RATES.len() };
         Passes {
@@ -71,7 +71,7 @@ impl Passes {
 }
 
 impl Climb {
-    /// What the heads took.
+    /// Wall-clock time of the rungs so far.
     pub fn seconds(&self) -> f64 {
         self.rungs.iter().map(|rung| rung.seconds).sum()
     }
@@ -92,7 +92,7 @@ impl Settings {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 struct Look {
     rate: f64,
-    /// Of the validation split behind it, infinite where the training came to no number.
+    /// NLL of the validation split after the training, infinite where the training came to no number.
     #[serde(with = "bits")]
     nll: f64,
 }
@@ -116,7 +116,7 @@ fn scores(judged: Judged<'_>) -> RungScores {
     RungScores { images: judged.labels.len(), top1: of_photos.top1(), nll: of_photos.nll() }
 }
 
-/// What the rungs are to be good for.
+/// Returns by which frequencies of the classes the rungs are judged: as photos come, or all alike.
 fn counting(settings: &Settings) -> Counting {
     match (settings.class_weights, settings.sampler) {
         (ClassWeights::Off, Sampler::Once) => Counting::Photos,

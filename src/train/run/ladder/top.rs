@@ -26,15 +26,15 @@ struct Trial {
     values: Vec<Tensor>,
     sums: Accumulator,
     temperature: f64,
-    /// Over the temperature \[N, C\].
+    /// Logits divided by the temperature \[N, C\].
     logits: Vec<f64>,
     labels: Vec<u32>,
 }
 
-/// What the climb came to.
+/// Result of a climb.
 pub(in crate::train::run) struct Summit {
     pub ladder: Ladder,
-    /// Those of rungs with adapters that are yet to be tested, with their values and temperature; not the kept one.
+    /// Rungs with adapters that are yet to be tested, by their places, with values and temperature; not the kept one.
     untested: Vec<(usize, Vec<Tensor>, f64)>,
     /// Heads: weights \[R·C, E\] and biases \[R, C\].
     heads: [Tensor; 2],
@@ -176,7 +176,7 @@ impl<B: Backend> Run<'_, '_, B> {
             .collect())
     }
 
-    /// What values make of the validation split.
+    /// Evaluates values of all that is trained on the validation split, and fits their temperature there.
     fn trial(&mut self, values: Vec<Tensor>) -> Result<Trial> {
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
