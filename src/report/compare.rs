@@ -25,7 +25,7 @@ pub(crate) const BASELINE: &str = "logistic regression";
 /// Techniques on the same data; the content of comparison.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// What the accuracies of `test_top1` were measured on: "test", or "val" where there is no test split.
+    /// Split that `test_top1` was measured on: "test", or "val" where there is no test split.
     pub split: String,
     /// Number of classes C.
     pub classes: usize,
@@ -37,7 +37,7 @@ pub struct Comparison {
     /// A row for every technique, where one was trained with several seeds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub means: Vec<MeanRow>,
-    /// What a reader should know before trusting the comparison.
+    /// Reasons to read the comparison with care, in words.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -52,14 +52,17 @@ pub struct ComparisonRow {
     /// None for plain CLIP and the baseline, and in files from before it was recorded.
     #[serde(default)]
     pub seed: Option<u64>,
-    /// Fractions. None for the baseline, and for plain CLIP where it was not tested on that split.
+    /// Top-1 accuracy on the validation split, as all scores a fraction. None for the baseline, and for plain CLIP
+    /// where it was not tested on that split.
     pub val_top1: Option<f64>,
-    /// Of the head; for plain CLIP of the text logits.
+    /// Top-1 accuracy of the head; for plain CLIP that of the text logits.
     pub test_top1: f64,
-    /// See `test_top1`. Not a number, null in JSON, for the baseline.
+    /// Fraction of images whose class is among the first five, of the same logits. Not a number, null in JSON, for the
+    /// baseline.
     #[serde(deserialize_with = "number")]
     pub test_top5: f64,
-    /// Of the text logits, none for the baseline; this and the two below on the split of `test_top1` too.
+    /// Top-1 accuracy of the text logits, none for the baseline; this and the two below on the split of `test_top1`
+    /// too.
     pub text_top1: Option<f64>,
     /// See [`crate::train::metrics::EvalMetrics::macro_f1`]; for plain CLIP that of the text logits.
     pub macro_f1: Option<f64>,
@@ -71,11 +74,11 @@ pub struct ComparisonRow {
     pub epochs: u32,
     /// The epoch that was kept, counted from 1; 0 for plain CLIP.
     pub best_epoch: u32,
-    /// Of training and validation; 0 for plain CLIP.
+    /// Seconds of training and validation; 0 for plain CLIP.
     pub seconds: f64,
-    /// Of the training steps alone; 0 for plain CLIP.
+    /// Images per second of the training steps alone; 0 for plain CLIP.
     pub images_per_s: f64,
-    /// What others report for the same technique on the same data, where it is known.
+    /// Results that others report for the same technique on the same data, where they are known.
     pub published: Option<Published>,
 }
 
@@ -91,9 +94,9 @@ pub struct MeanRow {
     pub seeds: Vec<u64>,
     /// Names of the runs, in the order of `seeds`.
     pub runs: Vec<String>,
-    /// Of the scores of all runs.
+    /// Mean of each score over all runs.
     pub mean: Scores,
-    /// Sample standard deviation; none of a single run.
+    /// Sample standard deviation of each score; none of a single run.
     pub std: Option<Scores>,
     /// Elements of all trained tensors, the same in every run.
     pub trained_parameters: usize,
@@ -161,7 +164,7 @@ pub(super) fn finite(value: f64) -> Option<f64> {
 /// them come before.
 ///
 /// # Errors
-/// What is no finished run, and a run that is named twice.
+/// A folder without a finished run, and a run that is named twice.
 pub fn load_runs(paths: &[PathBuf]) -> Result<Vec<RunData>> {
     let mut runs = Vec::with_capacity(paths.len());
     let mut places: Vec<PathBuf> = Vec::with_capacity(paths.len());
@@ -226,7 +229,7 @@ fn check_comparable(first: &RunData, run: &RunData) -> Result<()> {
     Err(TrainError::Incomparable { first: first.name.clone(), second: run.name.clone(), difference })
 }
 
-/// What one class list has and the other has not, in a few words.
+/// Names a class that one list has and the other has not, in a few words.
 fn different_classes(a: &[String], b: &[String]) -> String {
     let only = |in_: &[String], not_in: &[String]| in_.iter().find(|name| !not_in.contains(name)).cloned();
     match (only(a, b), only(b, a)) {
@@ -340,7 +343,8 @@ fn means(runs: &[RunData]) -> Vec<MeanRow> {
     groups.iter().zip(names).filter_map(|(group, name)| mean_row(group, name)).collect()
 }
 
-/// What runs have in common that differ in their seed alone. That they see the same test images is known.
+/// Returns the settings without the seed and without what may differ beside it: equal ones are of the same technique.
+/// That runs see the same test images is known.
 fn without_seed(settings: &Settings) -> Settings {
     Settings { seed: 0, data_seed: None, cache: None, device: String::new(), ..settings.clone() }
 }

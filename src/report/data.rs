@@ -14,16 +14,16 @@ use std::time::SystemTime;
 /// Everything that a finished run left behind for reading.
 #[derive(Debug, Clone)]
 pub struct RunData {
-    /// What the run is called in tables and legends: its folder's name, with those of the folders around it
-    /// where that alone says too little.
+    /// Name of the run in tables and legends: that of its folder, with those of the folders around it where that alone
+    /// says too little.
     pub name: String,
     /// From config.toml.
     pub settings: Settings,
     /// From summary.json.
     pub summary: Summary,
-    /// Of all epochs, in their order.
+    /// Records of the steps of all epochs, in their order.
     pub steps: Vec<StepRecord>,
-    /// Those that ran, in their order.
+    /// Records of the epochs that ran, in their order.
     pub epochs: Vec<EpochRecord>,
     /// From evaluation.json: the kept epoch on the tested split.
     pub evaluation: Evaluation,
@@ -31,7 +31,7 @@ pub struct RunData {
     pub ended: Option<SystemTime>,
 }
 
-/// What became of an epoch's triplets: means over its steps, none where it is not known.
+/// Measures of an epoch's triplets: means over its steps, none where one is not known.
 pub(crate) struct TripletMeans {
     pub epoch: u32,
     pub active: Option<f64>,
@@ -62,7 +62,7 @@ impl RunData {
         Ok(RunData { name, settings, summary, steps, epochs, evaluation, ended })
     }
 
-    /// What was minimised.
+    /// Objective that the run minimised: without the text alignment where that was left out.
     pub(crate) fn objective(&self) -> Objective {
         let objective = self.settings.objective();
         Objective { text: if self.summary.text_left_out { 0.0 } else { objective.text }, ..objective }

@@ -20,7 +20,7 @@ use crate::train::Result;
 use crate::train::run_dir::RunDir;
 use std::path::Path;
 
-/// What is written about a comparison into its folder, by [`Comparison::write`] and [`write_comparison`].
+/// Files that [`Comparison::write`] and [`write_comparison`] write into the folder of a comparison.
 pub const COMPARISON_FILES: [&str; 9] = [
     "comparison.json",
     "comparison.csv",

@@ -6,21 +6,21 @@ use serde::Serialize;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What stands under a report's title.
+/// Model, data, date and version, as they stand under a report's title.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Origin {
-    /// The folder's name, or the id on the hub.
+    /// Name of the model's folder, or its id on the hub.
     pub model: String,
-    /// The folder's name.
+    /// Name of the data's folder.
     pub data: String,
-    /// Of the day on which the run ended, as 2026-11-29; the last run's where there are several.
+    /// Day on which the run ended, as 2026-11-29; the last run's where there are several.
     pub date: Option<String>,
-    /// Of clip-engine.
+    /// Version of clip-engine.
     pub version: &'static str,
 }
 
 impl Origin {
-    /// That of runs on the same data; the models of all of them.
+    /// Origin of runs on the same data; it names the models of all of them.
     pub fn of(runs: &[&RunData]) -> Self {
         let mut models: Vec<String> = Vec::new();
         for run in runs {

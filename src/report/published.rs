@@ -17,7 +17,7 @@ pub struct Published {
     pub val_top1: Option<f64>,
 }
 
-/// What the recipe reached elsewhere, where this run is the recipe on that data.
+/// Returns published results of the run's recipe, where the run keeps to that recipe and to the data that they are of.
 pub fn published(run: &RunData) -> Option<Published> {
     if !is_published_data(run) || !is_the_recipe(&run.settings) || run.summary.text_left_out {
         return None;
@@ -34,7 +34,7 @@ pub fn published(run: &RunData) -> Option<Published> {
     Some(Published { test_top1, val_top1 })
 }
 
-/// The same for plain CLIP on the data of `run`.
+/// Returns published results of plain CLIP, where the data of `run` are those that they are of.
 pub(crate) fn published_plain(run: &RunData) -> Option<Published> {
     is_published_data(run).then_some(Published { test_top1: [0.665; 2], val_top1: None })
 }

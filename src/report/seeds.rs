@@ -4,12 +4,12 @@ use crate::train::metrics::number;
 use crate::train::records::Summary;
 use serde::{Deserialize, Serialize};
 
-/// What a run reached, as fractions.
+/// Scores of a run, as fractions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Scores {
-    /// On the validation split.
+    /// Top-1 accuracy on the validation split.
     pub val_top1: f64,
-    /// This and all below on the test split, or on the validation split where there is no test split.
+    /// Top-1 accuracy; this and all below on the test split, or on the validation split where there is no test split.
     pub test_top1: f64,
     /// Fraction of images whose class is among the head's first five.
     pub test_top5: f64,
@@ -17,13 +17,13 @@ pub struct Scores {
     pub text_top1: f64,
     /// See [`crate::train::metrics::EvalMetrics::macro_f1`].
     pub macro_f1: f64,
-    /// Not a number, null in JSON, where an image has no confidence.
+    /// Expected calibration error. Not a number, null in JSON, where an image has no confidence.
     #[serde(deserialize_with = "number")]
     pub ece: f64,
 }
 
 impl Scores {
-    /// Those of a run, from its summary.
+    /// Takes the scores of a run from its summary.
     pub(crate) fn of(summary: &Summary) -> Self {
         let tested = summary.test.as_ref().unwrap_or(&summary.val);
         Scores {
@@ -69,36 +69,36 @@ pub(crate) fn mean_and_std(runs: &[Scores]) -> Option<(Scores, Option<Scores>)> 
 /// Runs that differ in their seed alone; the content of seeds.json.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeedSummary {
-    /// What the scores other than `val_top1` were measured on.
+    /// Split that the scores other than `val_top1` were measured on.
     pub split: String,
     /// In the order in which the runs were handed in.
     pub seeds: Vec<u64>,
     /// In the order of `seeds`.
     pub runs: Vec<SeedRun>,
-    /// Of each score.
+    /// Mean of each score.
     pub mean: Scores,
     /// Sample standard deviation of each score; none of a single run.
     pub std: Option<Scores>,
 }
 
-/// One of them.
+/// A run with one of the seeds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SeedRun {
     /// The run's `--seed`.
     pub seed: u64,
-    /// What it reached; in JSON its fields stand beside those here.
+    /// Scores that the run reached; in JSON its fields stand beside those here.
     #[serde(flatten)]
     pub scores: Scores,
     /// Epochs that ran.
     pub epochs: u32,
     /// The epoch that was kept, counted from 1.
     pub best_epoch: u32,
-    /// Of training and validation.
+    /// Seconds of training and validation.
     pub seconds: f64,
 }
 
 impl SeedSummary {
-    /// Of runs in the order of their seeds; none without a run.
+    /// Summarises runs, each with its seed, in the order of the seeds; none without a run.
     pub fn of(runs: &[(u64, &Summary)]) -> Option<Self> {
         let (_, first) = runs.first()?;
         let scores: Vec<Scores> = runs.iter().map(|(_, summary)| Scores::of(summary)).collect();

@@ -27,7 +27,7 @@ pub(crate) struct ComparisonPage<'a> {
     recalls: Vec<Recalls<'a>>,
     /// Places in `images`, and how many images all runs get wrong.
     mistakes: Vec<usize>,
-    /// What each run takes each of these for.
+    /// Classes that the runs take each of these mistakes for: one row a mistake, one column a run.
     choices: Vec<Vec<u32>>,
     mistakes_in_all: usize,
     root: &'a str,
@@ -40,7 +40,7 @@ struct Row<'a> {
     row: &'a ComparisonRow,
     /// Whether the run's own page is beside this one.
     page: bool,
-    /// Of the accuracies on the split of the result and on the validation split, with a confidence of 95 %.
+    /// 95 % confidence intervals of the accuracies on the split of the result and on the validation split.
     test_interval: Option<(f64, f64)>,
     val_interval: Option<(f64, f64)>,
 }

@@ -30,7 +30,7 @@ pub(crate) struct RunPage<'a> {
     charts: RunCharts,
     class_names: &'a [String],
     classes: &'a [ClassMetrics],
-    /// Of the recall of each class.
+    /// 95 % confidence interval of the recall of each class.
     intervals: Vec<(f64, f64)>,
     zero_shot: &'a [ClassMetrics],
     cells: Vec<Cell>,
@@ -50,7 +50,7 @@ struct Headline<'a> {
     result: &'a EvalMetrics,
     val: &'a EvalMetrics,
     zero_shot: &'a ZeroShot,
-    /// Of the accuracies of these three, with a confidence of 95 %.
+    /// 95 % confidence intervals of the top-1 accuracies of these three.
     intervals: [(f64, f64); 3],
     epochs: u32,
     best_epoch: u32,
@@ -67,7 +67,7 @@ struct ResultRow<'a> {
     name: &'a str,
     split: &'a str,
     top1: f64,
-    /// Of `top1`, with a confidence of 95 %.
+    /// 95 % confidence interval of `top1`.
     interval: (f64, f64),
     top5: Option<f64>,
     macro_f1: Option<f64>,
@@ -77,7 +77,7 @@ struct ResultRow<'a> {
     seconds: Option<f64>,
 }
 
-/// What was tried to find the classifier.
+/// Classifiers that were tried, and why one of them was kept.
 #[derive(Debug, Serialize)]
 struct LadderRows<'a> {
     rungs: Vec<RungRow<'a>>,
@@ -97,7 +97,7 @@ struct RungRow<'a> {
 #[derive(Debug, Serialize)]
 struct Scores {
     top1: f64,
-    /// Of `top1`, with a confidence of 95 %.
+    /// 95 % confidence interval of `top1`.
     interval: (f64, f64),
     nll: f64,
 }

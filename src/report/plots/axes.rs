@@ -119,7 +119,7 @@ pub(crate) fn range_of(values: impl Iterator<Item = f64>) -> (f64, f64) {
     if up > down { (down, up) } else { (down, down + step) }
 }
 
-/// The same for accuracies: within 0 and 1, and wide enough that a few images make no mountain.
+/// Returns the range of an axis of accuracies: within 0 and 1, and wide enough that a few images make no mountain.
 pub(crate) fn accuracy_range(values: impl Iterator<Item = f64>) -> (f64, f64) {
     let (low, high) = range_of(values);
     let low = low.min(high - 0.05).clamp(0.0, 0.95);
@@ -142,7 +142,7 @@ pub fn percent(value: f64) -> String {
     if value.is_finite() { format!("{:.1} %", 100.0 * value) } else { "not a number".to_owned() }
 }
 
-/// What an entry of a legend shows before its text.
+/// Mark of an entry of a legend, in front of its text.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Swatch {
     Line(Colour),
@@ -161,7 +161,8 @@ const SWATCH_WIDTH: f64 = 20.0;
 pub(crate) const LEGEND_LINE: f64 = 16.0;
 const SWATCH_GAP: f64 = 5.0;
 
-/// What a swatch stands for; with a value it has a line of its own and the value at the line's end.
+/// An entry of a legend: a swatch and what it stands for. With a value it has a line of its own and the value at the
+/// line's end.
 pub struct Entry {
     pub swatch: Swatch,
     pub text: String,

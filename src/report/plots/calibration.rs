@@ -56,7 +56,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     sheet
 }
 
-/// What a point stands for in a square of two runs' recalls, whose points the page draws.
+/// Draws frame and axes of a square of two runs' recalls, whose points the page draws.
 pub fn square<'a>(font: &'a Typeface) -> Sheet<'a> {
     let mut sheet = Sheet::new(font, WIDTH, 390.0);
     let frame = Frame { left: LEFT, right: RIGHT, top: 12.0, bottom: 342.0, x: (0.0, 1.0), y: (0.0, 1.0) };

@@ -50,7 +50,7 @@ pub(crate) fn draw_two<'a>(first: &RunData, second: &RunData, font: &'a Typeface
     bars(font, &first.evaluation, &series, &order, ("difference", difference))
 }
 
-/// What the column on the right says of a class.
+/// Text of a class in the column on the right.
 type Value = fn([&ClassMetrics; 2]) -> String;
 
 fn counts([class, _]: [&ClassMetrics; 2]) -> String {

@@ -91,7 +91,7 @@ pub fn draw<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     sheet
 }
 
-/// The same for the page, which has the names beside it: small enough for a telephone.
+/// Draws the matrix for the page, which has the names beside it: small enough for a telephone.
 pub(crate) fn draw_numbered<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> {
     let evaluation = &run.evaluation;
     let classes = evaluation.class_names.len();

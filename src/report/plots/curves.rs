@@ -65,7 +65,7 @@ pub(crate) fn draw_accuracy<'a>(run: &RunData, font: &'a Typeface) -> Sheet<'a> 
     accuracies(run, curves, level).draw(font)
 }
 
-/// What the faint curves of [`draw_parts`] are.
+/// Says what the faint curves of [`draw_parts`] show.
 pub(crate) fn of_steps(run: &RunData) -> String {
     match steps_of_point(run) {
         1 => "single steps".to_owned(),

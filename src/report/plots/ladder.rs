@@ -18,7 +18,7 @@ const VALUES: f64 = 122.0;
 const STEP: f64 = 15.0;
 const SPACE: f64 = 9.0;
 
-/// What a rung is measured on.
+/// A split that rungs are measured on.
 struct Measured {
     split: &'static str,
     colour: Colour,
@@ -41,7 +41,7 @@ fn accuracy(scores: RungScores) -> String {
     format!("{} ({:.1}–{:.1})", percent(scores.top1), 100.0 * low, 100.0 * high)
 }
 
-/// What the page says of a rung.
+/// Text that the page shows for a rung.
 fn text(rung: &Rung, kept: bool) -> String {
     let mut lines = vec![format!("{}{}", rung.kind.name(), if kept { ", kept" } else { "" })];
     lines.extend((!rung.chosen.is_empty()).then(|| rung.chosen.clone()));
@@ -87,7 +87,7 @@ pub(crate) fn draw<'a>(ladder: &Ladder, font: &'a Typeface) -> Sheet<'a> {
     sheet
 }
 
-/// Of what lies behind the rung that is kept, and of the lines that are seen on it too.
+/// Translucent colour of the area behind the rung that is kept, and of the lines that are seen on it too.
 const FAINT: Colour = EDGE.faint(0.25);
 
 fn draw_rungs(sheet: &mut Sheet<'_>, frame: &Frame, ladder: &Ladder) {

@@ -14,7 +14,7 @@ pub(crate) const RIGHT: f64 = 388.0;
 /// A curve of the picture; where a value is not a number it has a gap.
 pub(crate) struct Curve {
     pub name: String,
-    /// What the legend says of it at the end of its line.
+    /// Text at the right end of the curve's line in the legend.
     pub remark: String,
     pub colour: Colour,
     pub points: Vec<Point>,

@@ -108,7 +108,7 @@ pub fn run_plots(run: &RunData, dir: &Path, monitor: &dyn Monitor) -> Result<Vec
     draw_run(run, dir, &Typeface::new(&run.evaluation.class_names)?, monitor)
 }
 
-/// The same with other fonts than those of the machine, which lie in `folders`.
+/// Draws a run as [`run_plots`] does, with the fonts in `folders` in place of those of the machine.
 ///
 /// # Errors
 /// A folder or file that cannot be written.

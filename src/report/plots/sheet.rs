@@ -33,7 +33,7 @@ pub(crate) const GREY: Colour = colour("grey", "#A6A6A6");
 
 pub(crate) const PAPER: Colour = colour("paper", "#FFFFFF");
 pub(crate) const INK: Colour = colour("ink", "#222222");
-/// Of text that is read second, of frames and of grids.
+/// Colours of secondary text, of frames and of grids.
 pub(crate) const MUTED: Colour = colour("muted", "#5C5C5C");
 pub(crate) const EDGE: Colour = colour("edge", "#9A9A9A");
 pub(crate) const GRID: Colour = colour("grid", "#E8E8E8");
@@ -78,7 +78,6 @@ pub(crate) struct Letters {
     pub turned: bool,
 }
 
-/// What a picture is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Medium {
     Png,
@@ -216,7 +215,7 @@ impl<'a> Sheet<'a> {
     /// The picture as PNG, two pixels to the point.
     ///
     /// # Errors
-    /// What stands in the way, in words.
+    /// A picture that is too large or cannot be rendered; the reason in words.
     pub fn png(&self) -> Result<Vec<u8>, String> {
         let tree =
             Tree::from_str(&self.written(Medium::Png), &self.font.options()).map_err(|e| e.to_string())?;

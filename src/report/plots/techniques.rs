@@ -51,7 +51,6 @@ impl Value {
     }
 }
 
-/// What a row of the picture shows.
 struct Row<'a> {
     name: &'a str,
     /// In small letters behind the name.
@@ -88,7 +87,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// What the page says of it.
+    /// Text that the page shows for the row.
     fn text(&self) -> String {
         let mut text = format!("{}: {}", self.name, self.test.text());
         if !self.remark.is_empty() {
@@ -109,7 +108,7 @@ fn remark(name: &str, recipe: &str, seeds: Option<String>) -> String {
     recipe.into_iter().chain(seeds).collect::<Vec<_>>().join(", ")
 }
 
-/// What others report of the test split.
+/// Text of the range that others report of the test split.
 fn range_text(published: &Published) -> String {
     let [low, high] = published.test_top1;
     let (from, to) = (percent_number(low), percent_number(high));

@@ -22,7 +22,7 @@ pub(crate) const FAMILY: &str = "DejaVu Sans, Verdana, sans-serif";
 
 const EMBEDDED: &[u8] = include_bytes!("../../../assets/fonts/DejaVuSans-subset.ttf");
 
-/// What stands for letters that no font has.
+/// Stand-in for letters that no font has.
 const UNKNOWN: &str = "?";
 
 /// Measures texts, and says which font draws what.
@@ -86,7 +86,7 @@ impl Typeface {
         self.parts(text).iter().all(|part| part.font.is_some())
     }
 
-    /// What could not be written so far, in words; none where everything could.
+    /// Says which scripts could not be written so far; none where everything could.
     pub fn warning(&self) -> Option<String> {
         let missing = self.missing.borrow();
         if missing.is_empty() {
@@ -316,7 +316,7 @@ fn is_invisible(letter: char) -> bool {
         | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// What a cluster's letters are called, and the Debian package with a font that has them.
+/// Names the script of a cluster's letters, and the Debian package with a font that has them.
 fn help(cluster: &str) -> (&'static str, &'static str) {
     use Script::{Bopomofo, Common, Han, Hangul, Hiragana, Inherited, Katakana, Unknown};
     let script = cluster.chars().map(|c| c.script()).find(|s| !matches!(s, Common | Inherited | Unknown));
