@@ -6,7 +6,7 @@ use crate::fetch::{settled_data, settled_model};
 use std::path::Path;
 
 impl Given {
-    /// What is given, in the order of the table.
+    /// Iterates over the keys that are given, in the order of the table.
     pub fn keys(&self) -> impl Iterator<Item = Key> {
         TABLE.iter().filter(|setting| (setting.is_given)(self)).map(|setting| setting.key)
     }

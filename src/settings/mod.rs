@@ -176,7 +176,7 @@ impl Settings {
             && !self.trained_towers().contains(&Tower::Text)
     }
 
-    /// What training minimises. Without a head the weight of its loss is 0.
+    /// Objective of training. Without a head the weight of its loss is 0.
     pub(crate) fn objective(&self) -> Objective {
         let head = if self.classifier == ClassifierKind::Head { 1.0 } else { 0.0 };
         let counts = ClassCounts {

@@ -104,7 +104,7 @@ fn has_own_split(s: &Settings) -> bool {
     is_flowers102(data) || !s.dataset_options().map_or(true, drawn)
 }
 
-/// What of the settings contradicts each other.
+/// Describes the first contradiction between settings; none where there is none.
 fn contradiction(s: &Settings) -> Option<String> {
     use Key::*;
     let (no_head, balanced) = (s.classifier == ClassifierKind::Text, s.sampler == Sampler::Balanced);

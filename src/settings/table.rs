@@ -63,7 +63,7 @@ pub struct Setting {
     pub short: bool,
     /// How its flag takes a value.
     pub kind: Kind,
-    /// What the help calls the value.
+    /// Placeholder of the value in the help.
     pub value_name: &'static str,
     doc: &'static str,
     more: More,
@@ -72,7 +72,7 @@ pub struct Setting {
     written: fn(&Settings) -> Option<String>,
 }
 
-/// What there is to say of some settings alone.
+/// Properties that only some settings have.
 #[derive(Debug)]
 struct More {
     /// Another flag than the key.
@@ -81,7 +81,7 @@ struct More {
     unset: Option<&'static str>,
     /// The help's words for the default, in place of the values that the recipes have.
     default: Option<fn() -> String>,
-    /// What the help says behind the default.
+    /// Words of the help behind the default.
     note: Option<&'static str>,
     /// Why it would not be looked at; none where it is.
     no_effect: fn(&Settings) -> Option<String>,
@@ -104,7 +104,7 @@ const PLAIN: More = More {
 };
 
 impl Setting {
-    /// What it is for and, by the recipes, what it is where it is left out.
+    /// Text of the help, with the default: that of each recipe, where they differ.
     pub fn help(&self) -> String {
         match self.default_words() {
             Some(words) => self.help_with_default(&words),
@@ -112,12 +112,12 @@ impl Setting {
         }
     }
 
-    /// What it is for, with other words for what it is where it is left out.
+    /// Text of the help, with other words for the default.
     pub fn help_with_default(&self, words: &str) -> String {
         format!("{} [default: {words}]", self.text())
     }
 
-    /// What it is for.
+    /// Text of the help without the default.
     pub fn text(&self) -> &'static str {
         self.doc.trim().trim_end_matches('.')
     }
@@ -153,7 +153,7 @@ impl Setting {
     /// Takes a value of the flag, or one more for a list.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A value that the flag does not take; what is wrong with it, in words.
     pub fn set(&self, given: &mut Given, value: &OsStr) -> Result<(), String> {
         (self.set)(given, value)
     }
@@ -163,7 +163,7 @@ impl Setting {
         (self.more.no_effect)(settings)
     }
 
-    /// What is wrong with a number that is out of range.
+    /// Says what is wrong with a number that is out of range; none where nothing is.
     pub(super) fn out_of_range(&self, settings: &Settings) -> Option<String> {
         let More { range, range_if_used, most, .. } = self.more;
         let value = self.written(settings)?;
@@ -313,7 +313,7 @@ macro_rules! settings {
         )*];
 
         impl Settings {
-            /// What the recipes start from.
+            /// Settings that the recipes start from.
             pub(super) fn base() -> Self {
                 Settings {$( $name: $($default)? $(None::<$inner>)?, )*}
             }

@@ -15,7 +15,7 @@ pub fn parse_word<T: for<'a> Deserialize<'a>>(word: &str) -> Result<T, String> {
     T::deserialize(deserializer).map_err(|e| e.to_string())
 }
 
-/// What is trained beside the head.
+/// Part of the model that is trained beside the head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Method {
@@ -27,7 +27,7 @@ pub enum Method {
     Vpt,
 }
 
-/// What is done to training images.
+/// Augmentation of training images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Augment {
@@ -93,7 +93,7 @@ pub enum HeadInit {
     Text,
 }
 
-/// What becomes of the text alignment where plain CLIP cannot read the class names.
+/// Treatment of the text alignment where plain CLIP cannot read the class names.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TextAlignment {
@@ -105,14 +105,14 @@ pub enum TextAlignment {
     Always,
 }
 
-/// What the classes count in the loss.
+/// Weights of the classes in the loss.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClassWeights {
-    /// As much as they have images.
+    /// Each image counts the same, and a class as much as it has images.
     #[default]
     Off,
-    /// The same: n/(C·n_c) for n images, n_c of them of class c.
+    /// Classes count the same: an image of class c weighs n/(C·n_c), for n images, n_c of them of class c.
     Balanced,
 }
 
@@ -127,7 +127,7 @@ pub enum Sampler {
     Balanced,
 }
 
-/// What an epoch is kept for, on the validation split.
+/// Criterion by which an epoch is kept, on the validation split.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KeepBy {
@@ -142,7 +142,7 @@ pub enum KeepBy {
     Loss,
 }
 
-/// What images are classified by.
+/// Classifier of images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClassifierKind {

@@ -45,7 +45,7 @@ pub(crate) fn bin_of(confidence: f64) -> usize {
     ((confidence * BINS as f64).ceil() as usize).clamp(1, BINS) - 1
 }
 
-/// Of ascending values, by the line between the two next to it, as numpy does.
+/// Quantile of ascending values, by the line between the two next to it, as numpy does.
 fn quantile(values: &[f64], part: f64) -> f64 {
     let place = part * (values.len() - 1) as f64;
     let (low, high) = (place.floor() as usize, place.ceil() as usize);

@@ -3,7 +3,7 @@
 use super::linear::Linear;
 use super::temperature::ImageScores;
 
-/// What a classifier is to be good for.
+/// Frequencies of the classes that a classifier is to be good for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Counting {
     /// Photos as they come: classes are as frequent as in training.
@@ -13,7 +13,7 @@ pub(crate) enum Counting {
 }
 
 impl Counting {
-    /// What a photo of each class counts \[C\] beside `labels`; the sum over these is 1.
+    /// Weight of a photo by its class \[C\]; over the photos of `labels` the weights add up to 1.
     fn weights(self, classes: usize, labels: &[u32]) -> Vec<f64> {
         let counts = counts(classes, labels);
         let present = counts.iter().filter(|count| **count > 0.0).count().max(1) as f64;

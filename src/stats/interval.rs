@@ -7,7 +7,7 @@ const Z: f64 = 1.959_963_984_540_054;
 /// Succession, and Statistical Inference": lower and upper end, within \[0, 1\]. It holds at 0 and at `of` too,
 /// where the normal approximation has no width. (0, 1) where `of` is 0.
 ///
-/// The same as scipy's `binomtest(right, of).proportion_ci(method="wilson")`.
+/// Equals scipy's `binomtest(right, of).proportion_ci(method="wilson")`.
 ///
 /// # Panics
 /// When `right` exceeds `of`.

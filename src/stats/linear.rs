@@ -9,7 +9,7 @@ pub(crate) struct Linear {
     pub weight: Vec<f64>,
     /// \[C\]
     pub bias: Vec<f64>,
-    /// Of the offset.
+    /// Factor of the offset.
     pub share: f64,
 }
 

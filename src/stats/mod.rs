@@ -14,7 +14,7 @@ pub(crate) mod temperature;
 
 use thiserror::Error;
 
-/// What is wrong with the numbers that a classifier is to be fitted to.
+/// Errors in the numbers that a classifier is to be fitted to.
 #[derive(Debug, Clone, PartialEq, Error)]
 #[non_exhaustive]
 pub enum StatsError {
@@ -46,9 +46,9 @@ pub enum StatsError {
     Label {
         /// Number of the image.
         row: usize,
-        /// What its label is.
+        /// Label of the image.
         label: u32,
-        /// How many classes there are.
+        /// Number of classes.
         classes: usize,
     },
     /// The values of C are not a path.

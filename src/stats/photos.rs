@@ -11,7 +11,7 @@ pub struct Photos<'a> {
     pub features: &'a [f64],
     /// \[N\], below the number of classes.
     pub labels: &'a [u32],
-    /// What another classifier says of the same photos \[N,C\]: a part of it is added to the logits and not fitted.
+    /// Logits of another classifier for the same photos \[N,C\]: a part of them is added to the logits and not fitted.
     pub offset: Option<&'a [f64]>,
     /// Rows of a photo, next to each other; it is judged by the first of them.
     pub views: usize,
@@ -56,7 +56,7 @@ pub(crate) struct HeldOut<'a> {
     pub classes: usize,
     pub train: Photos<'a>,
     validation: Photos<'a>,
-    /// What is fitted to and what is held out of it.
+    /// Rows that are fitted to and rows that are held out of the fit, fold by fold.
     folds: Vec<[Rows; 2]>,
 }
 
@@ -118,7 +118,7 @@ impl<'a> HeldOut<'a> {
         self.parts().flat_map(|[_, held]| held.labels.iter().copied()).collect()
     }
 
-    /// What another classifier says of them \[M,C\].
+    /// Logits of another classifier for all that is held out \[M,C\]; empty where there is none.
     pub fn offsets(&self) -> Vec<f64> {
         self.parts().flat_map(|[_, held]| held.offset.unwrap_or_default().iter().copied()).collect()
     }

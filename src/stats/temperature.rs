@@ -52,7 +52,7 @@ pub(crate) fn proper_scores(
     ProperScores { nll: nll / n, brier: brier / n }
 }
 
-/// What the probabilities of one image come to.
+/// Scores of the probabilities of one image.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ImageScores {
     /// Probability of the first choice.
