@@ -51,7 +51,7 @@ const PLAIN_INTERVAL: Duration = Duration::from_secs(15);
 pub struct Bars {
     level: Level,
     terminal: bool,
-    /// What times are counted from.
+    /// Instant that times are counted from.
     made: Instant,
     task: Mutex<Option<Task>>,
     /// The run that the task is a part of, or the one before was.

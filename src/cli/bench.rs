@@ -239,7 +239,7 @@ fn step<B: Backend>(
     common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
 }
 
-/// Of the steps that are timed or listed.
+/// Learning rates and weight decay of the steps that are timed or listed.
 fn rates() -> Rates {
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) }
@@ -451,7 +451,8 @@ impl OpRows {
         Ok(())
     }
 
-    /// What a group ended with: a failure between its operations is a row, and the end of it all if the device is lost.
+    /// Takes in how a group ended: a failure between its operations is a row, and the end of it all if the device is
+    /// lost.
     fn went_on(
         &mut self,
         group: &str,
@@ -501,9 +502,9 @@ impl OpRows {
 
 /// Seconds of whole steps.
 struct StepTimes {
-    /// Waiting for each.
+    /// Seconds of a step that is waited for.
     single: Percentiles,
-    /// Of one among `reps` that were handed over without waiting.
+    /// Seconds of one step among `reps` that were handed over without waiting.
     in_a_row: f64,
 }
 
@@ -532,7 +533,7 @@ fn times<B: Backend>(backend: &B, reps: usize, mut body: impl FnMut() -> Result<
     Ok(StepTimes { single, in_a_row: start.elapsed().as_secs_f64() / reps as f64 })
 }
 
-/// What the timings were taken on.
+/// Describes the machine that the timings were taken on.
 fn machine(device: &Device) -> Value {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu.lines().find_map(|l| l.strip_prefix("model name")?.split_once(": ").map(|(_, n)| n));

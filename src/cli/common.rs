@@ -113,8 +113,8 @@ fn base_on_hub(id: &HubId) -> BaseModel {
     BaseModel::Hub { repository: id.repository.clone(), revision }
 }
 
-/// What an export calls the model: as `chosen` says, by its hub id if the run was trained on one, whatever folder
-/// it is read from now, or as it was opened.
+/// Names the model as an export does: as `chosen` says, by its hub id if the run was trained on one, whatever folder it
+/// is read from now, or as it was opened.
 pub fn exported_base(settings: &Settings, chosen: Option<&str>, model: &Model) -> BaseModel {
     let on_hub = |name: &Path| match ModelPlace::of(name) {
         ModelPlace::Hub(id) => Some(base_on_hub(&id)),
@@ -189,7 +189,7 @@ impl SplitChoice {
     }
 }
 
-/// What photos are opened for beside training.
+/// Purpose for which photos are opened beside training.
 #[derive(Debug, Clone, Default)]
 pub struct Judged {
     /// The classes of the run that judges them; none where they are the run's own.
@@ -227,7 +227,8 @@ pub fn open_cache(
     cache_of(&source, preprocess, settings.dtype.into(), settings, false, monitor)
 }
 
-/// The same for a dataset that is open; `said` where another cache of it was opened before.
+/// Opens the cache of a dataset that is open, building it where needed; `said` where another cache of it was opened
+/// before.
 fn cache_of(
     source: &Dataset,
     preprocess: &Preprocess,

@@ -85,7 +85,7 @@ impl Device {
     }
 }
 
-/// What `--device` can say.
+/// Value of `--device`.
 enum Choice {
     Auto,
     Cpu,
@@ -122,7 +122,7 @@ pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> 
     open_by(Cuda::open, name, precision, monitor)
 }
 
-/// The same for training, which warns where a resumed run could not repeat what this one will have measured.
+/// Opens the device as [`open`] does, and warns where a resumed run could not repeat what this one will have measured.
 pub fn open_to_train(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
     let device = open(name, precision, monitor)?;
     if let Device::Cuda(cuda) = &device

@@ -31,7 +31,7 @@ pub fn run(args: Args) -> Result<()> {
     verdict.map(|_| ()).map_err(|problem| anyhow!(problem))
 }
 
-/// What a run would train on, or why there can be none.
+/// Names the device that a run would train on, or says why there can be none.
 fn verdict(cuda: &Probe, needs_gpu: bool) -> std::result::Result<String, String> {
     common::cache_dir(None).map_err(|problem| problem.to_string())?;
     Hub::from_env().map_err(|problem| problem.to_string())?;

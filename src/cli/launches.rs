@@ -48,7 +48,7 @@ pub fn run(
     common::write_json(path, &report)
 }
 
-/// What a step of the size that was asked for is captured as.
+/// Lists the commands that a step is captured as.
 fn commands(cuda: &Cuda, step: impl Fn(Cuda) -> Result<()>) -> Result<Vec<Command>> {
     let (cuda, listing) = Listing::around(cuda)?;
     step(cuda)?;
@@ -59,7 +59,7 @@ fn commands(cuda: &Cuda, step: impl Fn(Cuda) -> Result<()>) -> Result<Vec<Comman
     Ok(commands)
 }
 
-/// What the kernels were compiled to, where there is a compiler that tells it.
+/// Compiles the kernels for the resources that they take; none, with a warning, where no compiler tells them.
 fn resources_of(cuda: &Cuda, lists: &[(&str, Vec<Command>)]) -> Resources {
     let commands = lists.iter().flat_map(|(_, commands)| commands);
     let capability = cuda.driver().info().compute_capability;

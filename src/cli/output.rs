@@ -13,7 +13,7 @@ pub fn of_run(settings: &Settings) -> Result<PathBuf> {
     Ok(Path::new(RUNS).join(name_of_data(settings, "--output")?))
 }
 
-/// The same for several seeds: runs/NAME-seeds.
+/// runs/demo-seeds, or runs/NAME-seeds for data called NAME.
 pub fn of_seeds(settings: &Settings) -> Result<PathBuf> {
     Ok(Path::new(RUNS).join(name_of_data(settings, "--output")? + "-seeds"))
 }

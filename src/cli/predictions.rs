@@ -13,7 +13,6 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use unicode_width::UnicodeWidthStr;
 
-/// What is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Output {
     Table,
@@ -21,7 +20,7 @@ pub enum Output {
     Csv,
 }
 
-/// What a photo is called that looks like no class.
+/// Name for a photo that looks like no class.
 pub const UNKNOWN: &str = "unknown";
 
 /// Prints predictions as they come.
@@ -34,7 +33,7 @@ pub struct Printer<'a> {
     monitor: &'a dyn Monitor,
     out: Stdout,
     started: bool,
-    /// What ended the printing.
+    /// Error that ended the printing.
     broken: Option<std::io::Error>,
 }
 
@@ -55,7 +54,7 @@ impl<'a> Printer<'a> {
         Printer { form, layout, names, unknown_below, monitor, out, started: false, broken: None }
     }
 
-    /// What a photo is called; none where nobody asked for it.
+    /// Names the class of a photo, or [`UNKNOWN`] below the threshold; none where no threshold was asked for.
     fn verdict(&self, choices: &[Choice]) -> Option<&'a str> {
         let (least, best) = (self.unknown_below?, choices.first()?);
         Some(if best.probability < least { UNKNOWN } else { &self.names[best.class] })

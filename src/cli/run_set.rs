@@ -34,7 +34,7 @@ impl Layout {
         }
     }
 
-    /// What is written about the runs together.
+    /// Files that are written about the runs together.
     fn results(self) -> &'static [&'static str] {
         match self {
             Layout::Comparison => &COMPARISON_FILES,
@@ -56,7 +56,7 @@ impl Layout {
     }
 }
 
-/// What happens to the runs of an earlier command in the same folder.
+/// Treatment of the runs of an earlier command in the same folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Earlier {
     Keep,
@@ -66,7 +66,7 @@ pub enum Earlier {
 }
 
 impl Earlier {
-    /// What `--overwrite` asks for, in a folder that was chosen or in the usual one.
+    /// Treatment that `--overwrite` asks for, in a folder that was chosen or in the usual one.
     pub fn of(overwrite: bool, chosen: Option<&Path>) -> Self {
         match (overwrite, chosen) {
             (true, _) => Earlier::Replace,

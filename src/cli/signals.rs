@@ -11,7 +11,7 @@ pub fn on_stop(handler: impl Fn() + Send + 'static) {
     std::thread::spawn(move || signals.forever().for_each(|_| handler()));
 }
 
-/// The same for Ctrl-C and what else ends a program there.
+/// Calls `handler` for Ctrl-C and what else ends a program on systems without Unix signals.
 #[cfg(not(unix))]
 pub fn on_stop(handler: impl Fn() + Send + 'static) {
     // Without a handler Ctrl-C ends the process, which no run minds.

@@ -39,7 +39,7 @@ pub fn has_top5(classes: usize) -> bool {
     classes > 5
 }
 
-/// What was measured on a split; what is not known stays empty in the table.
+/// Results of a classifier on a split; what is not known stays empty in the table.
 pub struct Results {
     title: String,
     images: usize,
@@ -53,7 +53,7 @@ pub struct Results {
 }
 
 impl Results {
-    /// Those of a run.
+    /// Results of a run.
     pub fn fine_tuned(split: &str, m: &EvalMetrics) -> Self {
         Results {
             title: format!("fine-tuned, {split}"),
@@ -68,7 +68,7 @@ impl Results {
         }
     }
 
-    /// Those of plain CLIP, by its text features.
+    /// Results of plain CLIP, by its text features.
     pub fn plain_clip(split: &str, images: usize, top1: f64, top5: f64, loss: Option<f64>) -> Self {
         let (title, none) = (format!("plain CLIP, {split}"), None);
         Results {
@@ -84,7 +84,7 @@ impl Results {
         }
     }
 
-    /// Those of a logistic regression on plain CLIP's features.
+    /// Results of a logistic regression on plain CLIP's features.
     pub fn baseline(b: &Baseline) -> Self {
         Results {
             title: "logistic regression".into(),
@@ -122,8 +122,8 @@ pub fn results(columns: &[Results], classes: usize) -> Table {
     table
 }
 
-/// What was tried to find a classifier, the kept one with an asterisk; no wider than the terminal, or elsewhere than
-/// the README.
+/// Table of the classifiers that were tried, the kept one with an asterisk; no wider than the terminal, or elsewhere
+/// than the README.
 pub fn ladder(ladder: &Ladder) -> Table {
     ladder_within(ladder, Table::new().width().unwrap_or(80))
 }

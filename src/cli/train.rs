@@ -22,7 +22,7 @@ const TRAINED: &str = Key::recipe.setting().heading;
 const OPTIMISATION: &str = Key::seed.setting().heading;
 const OUTPUT: &str = Key::device.setting().heading;
 
-/// What `--resume` may give another value.
+/// Settings that may have another value with `--resume`.
 const RESUMABLE: [Key; 7] = [
     Key::epochs,
     Key::early_stop,

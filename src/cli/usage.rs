@@ -35,7 +35,7 @@ fn with_negative_numbers(arg: Arg) -> Arg {
     if numbers.iter().any(|&number| value == number) { arg.allow_negative_numbers(true) } else { arg }
 }
 
-/// What the help of the command that was called ends with.
+/// Finds the text that the help of the called command ends with.
 fn example(command: &Command, arguments: &[OsString]) -> Option<String> {
     let called = arguments.iter().skip(1).find_map(|argument| command.find_subcommand(argument))?;
     called.get_after_help().map(ToString::to_string)
@@ -56,7 +56,7 @@ fn refused_value(error: &Error) -> Option<String> {
     Some(format!("{flag}: {}", in_words(value, &reason)))
 }
 
-/// What is wrong with a value, for which clap or the standard library gives this reason.
+/// Says what is wrong with a value, for which clap or the standard library gives this reason.
 fn in_words(value: &str, reason: &str) -> String {
     let negative = value.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok());
     let least = reason.split_once(" is not in ").and_then(|(_, range)| Some(range.split_once("..")?.0));
