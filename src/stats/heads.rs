@@ -20,19 +20,19 @@ const SHARES: [f64; 3] = [1.0, 0.5, 0.0];
 const LARGEST: usize = 200_000_000;
 const LARGEST_WITH_CROPS: usize = 600_000_000;
 
-/// What heads are fitted to, and what they are judged by. The offsets are the text logits.
+/// Photos that heads are fitted to and judged by. The offsets are the text logits.
 #[derive(Clone, Copy)]
 pub(crate) struct Material<'a> {
     /// A row for each photo to train on.
     pub plain: Photos<'a>,
-    /// The same photos with crops of each, where there are any.
+    /// The photos of `plain` with crops of each, where there are any; a photo's rows next to each other.
     pub views: Option<Photos<'a>>,
-    /// At least one photo.
+    /// Photos for validation, at least one.
     pub validation: Photos<'a>,
     pub width: usize,
     pub classes: usize,
     pub counting: Counting,
-    /// Of the folds.
+    /// Seed of the folds.
     pub seed: u64,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct Heads {
     pub crops_help: bool,
 }
 
-/// What was chosen: enough to fit the same head to other photos.
+/// Choices behind a head: enough to fit the same head to other photos.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum How {
     /// factor·(text logits).
@@ -96,7 +96,8 @@ impl How {
         self.fit_from(None, of)
     }
 
-    /// The same, starting from a head that is not far from it, such as that of a part of the photos.
+    /// Fits it as [`How::fit`] does, starting from a head that is not far from it, such as that of a part of the
+    /// photos.
     fn fit_from(self, start: Option<&Linear>, of: Material<'_>) -> Result<Linear, StatsError> {
         match self {
             How::Text(factor) => Ok(text(of.width, of.classes, factor)),

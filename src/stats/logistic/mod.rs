@@ -68,7 +68,7 @@ fn fit_path(
 /// at C. A class without photos has weight 0 and a bias that leaves it no probability; scikit-learn leaves it out.
 struct Path {
     newton: Newton,
-    /// Of the offset in the logits.
+    /// Factor of the offset in the logits.
     share: f64,
     width: usize,
     classes: usize,

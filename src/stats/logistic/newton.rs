@@ -17,7 +17,7 @@ use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 
 /// Steps end where the decrease that the last one predicts is below this part of the objective.
 const TOLERANCE: f64 = 1e-8;
-/// The same for a fit that begins near its minimum, which is asked for where a step takes seconds.
+/// [`TOLERANCE`] of a fit that begins near its minimum, which is asked for where a step takes seconds.
 const NEAR_TOLERANCE: f64 = 1e-6;
 /// Conjugate gradients end where the last ones bring less than this part of the decrease so far.
 const FORCING: f64 = 0.03;
@@ -67,7 +67,7 @@ struct Direction {
 }
 
 impl Newton {
-    /// Of photos that are checked, whose labels are below `classes` and occur all.
+    /// Sets up the fit of photos that are checked, whose labels are below `classes` and occur all.
     pub(super) fn new(photos: Photos<'_>, width: usize, classes: usize) -> Self {
         let n = photos.labels.len();
         let mut means = vec![0.0; width];
