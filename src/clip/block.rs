@@ -68,7 +68,7 @@ fn folds(dtype: DType) -> bool {
 pub struct Evaluated<'a, B: Backend> {
     /// One entry for each block, or none.
     pub lora: &'a [BlockLora<B>],
-    /// The same adapters as part of the weights; empty where they stay beside them.
+    /// The adapters folded into copies of the weights; empty where they stay beside the weights.
     pub folded: &'a [FoldedBlock<B>],
 }
 
@@ -78,7 +78,7 @@ impl<'a, B: Backend> Evaluated<'a, B> {
     /// The tower as it is.
     pub const NONE: Self = Evaluated { lora: &[], folded: &[] };
 
-    /// Those of block `layer`.
+    /// The adapters of block `layer`.
     pub(super) fn of(self, layer: usize) -> Adapters<'a, B> {
         match (self.folded.get(layer), self.lora.get(layer)) {
             (Some(folded), _) => Adapters::Folded(folded),
@@ -129,12 +129,12 @@ pub(super) fn folded<B: Backend>(
     blocks.iter().zip(lora).map(|(block, lora)| block.folded(backend, lora)).collect()
 }
 
-/// What stands beside the frozen weights in a forward pass.
+/// The adapters of one block in a forward pass.
 pub enum Adapters<'a, B: Backend> {
     None,
     /// Adapters as training has them, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
-    /// The same adapters as part of the weights, for evaluation.
+    /// Adapters folded into copies of the weights, for evaluation.
     Folded(&'a FoldedBlock<B>),
 }
 
@@ -516,25 +516,25 @@ impl<B: Backend> DuScratch<B> {
     }
 }
 
-/// What a block keeps of its forward pass. Leading dimension: images.
+/// Activations of a block's forward pass, which the backward pass reads. Leading dimension: sequences.
 pub struct BlockActivations<B: Backend> {
     /// The block's input \[B, S, D\].
     pub input: B::Tensor,
-    /// LN₁ of it, and the statistics of its rows.
+    /// LN₁ of the input, and the statistics of its rows.
     normed: B::Tensor,
     stats1: B::Tensor,
     projected: Projected<B>,
-    /// What attention keeps for its backward pass.
+    /// Tensor that attention keeps for its backward pass, see [`Backend::attention_saved`].
     saved: B::Tensor,
     attended: B::Tensor,
     u_out: Option<B::Tensor>,
-    /// Between attention and MLP.
+    /// Tokens between attention and MLP.
     middle: B::Tensor,
     stats2: B::Tensor,
-    /// LN₂ of it, where fc1 has an adapter.
+    /// LN₂ of `middle`, where fc1 has an adapter.
     normed2: Option<B::Tensor>,
     u_fc1: Option<B::Tensor>,
-    /// In front of the activation function.
+    /// Hidden layer of the MLP in front of the activation function.
     hidden: B::Tensor,
     u_fc2: Option<B::Tensor>,
 }
@@ -559,9 +559,9 @@ struct SplitProjected<B: Backend> {
 pub struct Scratch<B: Backend> {
     narrow: B::Tensor,
     wide: B::Tensor,
-    /// Behind the activation function, for the gradients of an adapter of fc2.
+    /// Hidden layer of the MLP behind the activation function, for the gradients of an adapter of fc2.
     activated: Option<B::Tensor>,
-    /// What the adapters of one layer see behind dropout.
+    /// Input of one layer's adapters behind dropout.
     seen: Option<B::Tensor>,
     d_attended: B::Tensor,
     d_scores: B::Tensor,

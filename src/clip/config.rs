@@ -26,7 +26,7 @@ pub struct TowerConfig {
     pub heads: usize,
     /// The function between the two linear layers of an MLP.
     pub activation: Activation,
-    /// What layer norm adds to the variance.
+    /// ε, which layer norm adds to the variance.
     pub norm_eps: f64,
 }
 
@@ -89,13 +89,13 @@ impl TextConfig {
 /// The sizes of a whole CLIP model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClipConfig {
-    /// What images go through.
+    /// Sizes of the image side.
     pub vision: VisionConfig,
-    /// What prompts go through.
+    /// Sizes of the text side.
     pub text: TextConfig,
     /// Elements of the features that both towers end in.
     pub projection: usize,
-    /// What `logit_scale` was initialised with before pre-training; the trained value is in the weights.
+    /// Value of `logit_scale` before pre-training; the trained value is in the weights.
     pub logit_scale_init: f64,
 }
 

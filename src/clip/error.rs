@@ -25,7 +25,7 @@ pub enum ClipError {
         path: PathBuf,
         /// The value's key, that of its section in front: `vision_config.hidden_size`.
         key: String,
-        /// What is wrong, worded to follow the key.
+        /// Fault of the value, worded to follow the key.
         problem: String,
     },
 

@@ -6,7 +6,7 @@
 use super::config::{TowerConfig, VisionConfig};
 use crate::tune::{PromptSpec, Target};
 
-/// What a step works on.
+/// Sizes that the operations of a step are counted from.
 #[derive(Debug, Clone)]
 pub struct StepSizes<'a> {
     /// The sizes of the vision tower.
@@ -19,7 +19,7 @@ pub struct StepSizes<'a> {
     pub batch: usize,
     /// Rank of the vision tower's adapters; 0 for none.
     pub rank: usize,
-    /// The layers that have one, in every block.
+    /// The layers of every block that have an adapter.
     pub targets: &'a [Target],
     /// Prompts in front of every block, if there are any.
     pub prompts: Option<PromptSpec>,
@@ -34,13 +34,13 @@ pub struct TextSizes<'a> {
     pub features: usize,
     /// Prompts of all classes.
     pub prompts: usize,
-    /// Tokens of each.
+    /// Tokens of each prompt.
     pub tokens: usize,
-    /// Those that the backward pass computes once more.
+    /// Prompts whose forward pass the backward pass computes once more.
     pub again: usize,
     /// Rank of its adapters; 0 for none.
     pub rank: usize,
-    /// The layers that have one, in every block.
+    /// The layers of every block that have an adapter.
     pub targets: &'a [Target],
 }
 
@@ -82,13 +82,13 @@ impl Adapted<'_> {
         if self.has(target) { 2.0 * ((inputs + outputs) * self.rank) as f64 } else { 0.0 }
     }
 
-    /// Those of all layers.
+    /// The adapters' products of all layers.
     fn adapters(&self) -> f64 {
         Target::ALL.into_iter().map(|target| self.adapter(target)).sum()
     }
 
-    /// What the backward pass leaves out in the first block: all in front of its first adapter. `attention`:
-    /// its two products for one token.
+    /// Operations per token that the backward pass leaves out in the first block: all in front of its first
+    /// adapter. `attention`: its two products for one token.
     fn spared(&self, attention: f64) -> f64 {
         let (d, m, rank) = (self.tower.width as f64, self.tower.mlp as f64, self.rank as f64);
         let in_qkv = [Target::Query, Target::Key, Target::Value].into_iter().filter(|&t| self.has(t)).count();

@@ -182,7 +182,7 @@ struct TextMemory<B: Backend> {
     ends: Ends<B>,
 }
 
-/// What lies between the last block and the features.
+/// Activations behind the last block, up to the features.
 struct Ends<B: Backend> {
     /// The row that stands for the text, and the final layer norm of it \[n, 1, D\].
     last: B::Tensor,
@@ -190,7 +190,7 @@ struct Ends<B: Backend> {
     stats: B::Tensor,
     projected: B::Tensor,
     norms: B::Tensor,
-    /// Normalised \[n, E\].
+    /// Normalised features \[n, E\].
     features: B::Tensor,
 }
 
@@ -270,11 +270,11 @@ impl<'a> Embedding<'a> {
 /// The prompts of all classes and the embeddings of their tokens: what a tower in training starts from. The
 /// prompts are embedded a part at a time, since all of them can take gigabytes.
 pub struct EmbeddedPrompts {
-    /// Of the tokens that occur.
+    /// Embedding of those tokens alone that occur in the prompts.
     embedding: Embedding<'static>,
-    /// \[C·templates, tokens\], the templates of a class adjacent: rows of that embedding.
+    /// Rows of `embedding` \[C·templates, tokens\], the templates of a class adjacent.
     ids: Vec<u32>,
-    /// Of each prompt.
+    /// Tokens of each prompt.
     tokens: usize,
     /// For each prompt the row that stands for it.
     eos_rows: Vec<u32>,
@@ -349,7 +349,7 @@ impl EmbeddedPrompts {
 /// the number of classes, a step takes another forward pass of the tower.
 pub struct TextActivations<B: Backend> {
     parts: Vec<TextPart<B>>,
-    /// Of a whole part.
+    /// Sizes of a whole part.
     sizes: BlockSizes,
     blocks: Vec<BlockActivations<B>>,
     scratch: Scratch<B>,
@@ -473,7 +473,7 @@ impl<B: Backend> TextPart<B> {
     }
 }
 
-/// The same dropout, in another part.
+/// `dropout` for the prompts of part number `part`.
 fn of_part<B: Backend>(dropout: Option<TowerDropout<'_, B>>, part: usize) -> Option<TowerDropout<'_, B>> {
     dropout.map(|dropout| TowerDropout { part: part as u32, ..dropout })
 }

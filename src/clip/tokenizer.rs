@@ -18,8 +18,8 @@ use crate::words::one_line;
 
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
-/// What counts as a word: special tokens, English contractions, runs of letters, single digits, runs of
-/// anything else but white space.
+/// Pattern of a word: special tokens, English contractions, runs of letters, single digits, runs of anything
+/// else but white space.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 

@@ -17,7 +17,7 @@ use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout,
 pub struct Normalisation {
     /// Means of red, green and blue, of values from 0 to 1.
     pub mean: [f32; 3],
-    /// Their standard deviations.
+    /// Standard deviations of red, green and blue, of values from 0 to 1.
     pub std: [f32; 3],
 }
 
@@ -389,12 +389,12 @@ fn prompts_backward<B: Backend>(
     }
 }
 
-/// What the memory is for.
+/// Use that a tower's memory is allocated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Forward passes that keep nothing: the memory of two blocks.
     Inference,
-    /// Also training steps: every block's activations and gradients.
+    /// Training steps as well: every block's activations and gradients.
     Training,
 }
 

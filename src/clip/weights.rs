@@ -92,7 +92,7 @@ impl Weights {
         Err(ClipError::NotFinite { path, name: name.to_string(), value, index })
     }
 
-    /// The same without a look at its numbers.
+    /// The tensor `name` as [`Weights::get`] gives it, without a look at its numbers.
     fn view(&self, name: &str, dims: &[usize]) -> Result<View<'_>, ClipError> {
         let Some((file, tensor)) = self.find(name) else {
             let (path, name, shape) = (self.files[0].path.clone(), name.to_string(), dims.to_vec());
@@ -130,9 +130,9 @@ impl Weights {
         expected.iter().try_for_each(|(name, shape)| self.view(name, shape.dims()).map(drop))
     }
 
-    /// What tells these weights from others: a hash of the sizes in `config` that no shape tells, and of every
-    /// tensor of the model by name, type, shape and bytes, of a large one sixteen parts all over it. The same
-    /// for the same tensors in other files; others if only single numbers differ may go unnoticed.
+    /// Hash that tells these weights from others: of the sizes in `config` that no shape tells, and of every tensor
+    /// of the model by name, type, shape and bytes, of a large one sixteen parts all over it. It does not depend on
+    /// how tensors are spread over files; weights that differ in single numbers may have the same.
     pub fn fingerprint(&self, config: &ClipConfig) -> Result<String, ClipError> {
         let mut hash = Sha256::new();
         for tower in [&config.vision.tower, &config.text.tower] {
@@ -177,7 +177,7 @@ struct WeightFile {
     tensors: HashMap<String, TensorEntry>,
 }
 
-/// What a header says about one tensor.
+/// Entry of one tensor in a file's header.
 struct TensorEntry {
     dtype: Dtype,
     dims: Vec<usize>,

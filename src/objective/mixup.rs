@@ -5,7 +5,7 @@ use rand::seq::SliceRandom;
 use rand_distr::{Beta, BetaError, Distribution};
 use serde::{Deserialize, Serialize};
 
-/// What is blended.
+/// Representation of the images that MixUp blends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MixOn {

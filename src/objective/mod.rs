@@ -22,16 +22,16 @@ pub struct ClassCounts {
 /// pulls those of a class together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Objective {
-    /// Of the head's cross entropy; 0 where no head is trained.
+    /// Weight of the head's cross entropy; 0 where no head is trained.
     pub head: f64,
-    /// Of the cross entropy against the text features of the classes.
+    /// Weight of the cross entropy against the text features of the classes.
     pub text: f64,
-    /// Of the triplet loss; 0 for none.
+    /// Weight of the triplet loss; 0 for none.
     pub triplet: f64,
     /// By how much the nearest image of another class should be farther away than the farthest of the same.
     pub margin: f64,
-    /// Of the head's cross entropy; of the text's where that is what images are classified by. What keeps the
-    /// features where the text tower finds them is no matter of classes and their number.
+    /// Class weights and smoothing of the head's cross entropy; of the text's where that is what images are classified
+    /// by. A term that keeps the features where the text tower finds them is no matter of classes and their number.
     pub counts: ClassCounts,
 }
 
@@ -42,7 +42,7 @@ impl Objective {
         Objective { head, text, triplet: 0.0, margin: 0.0, counts }
     }
 
-    /// The same with classes that count differently.
+    /// Replaces how the classes count.
     pub fn with_counts(self, counts: ClassCounts) -> Self {
         Objective { counts, ..self }
     }

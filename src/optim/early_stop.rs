@@ -2,13 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What an epoch's validation loss is compared with.
+/// Loss that an epoch's validation loss is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StopAgainst {
-    /// The lowest so far.
+    /// The lowest loss so far.
     Best,
-    /// That of the epoch before.
+    /// The loss of the epoch before.
     Previous,
 }
 
@@ -19,7 +19,7 @@ pub struct EarlyStopSpec {
     pub patience: u32,
     /// By how much the loss must fall to count as an improvement.
     pub min_delta: f64,
-    /// What it must fall below by that much.
+    /// Loss that an epoch's loss must fall below by `min_delta`.
     pub against: StopAgainst,
 }
 
@@ -34,7 +34,7 @@ pub struct EarlyStop {
 }
 
 impl EarlyStop {
-    /// Before the first epoch, which is an improvement whatever its loss, unless that is not a number.
+    /// The state before the first epoch, which is an improvement whatever its loss, unless that is not a number.
     pub fn new(spec: EarlyStopSpec) -> Self {
         EarlyStop { spec, reference: None, stale: 0 }
     }

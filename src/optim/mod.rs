@@ -11,25 +11,25 @@ use crate::tune::Group;
 /// Learning rate and weight decay of one group of trained tensors.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rate {
-    /// Before the schedule's factor.
+    /// Learning rate before the schedule's factor.
     pub learning_rate: f64,
-    /// Decoupled: a step multiplies values by 1 − rate·decay, with the schedule's factor in the rate.
+    /// Decoupled weight decay: a step multiplies values by 1 − rate·decay, with the schedule's factor in the rate.
     pub weight_decay: f64,
 }
 
 /// The rates of all groups, before the schedule's factor.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Of the head's weight and bias.
+    /// Rate of the head's weight and bias.
     pub head: Rate,
-    /// Of the adapters in both towers.
+    /// Rate of the adapters in both towers.
     pub lora: Rate,
-    /// Of the visual prompts.
+    /// Rate of the visual prompts.
     pub prompt: Rate,
 }
 
 impl Rates {
-    /// With these nothing moves.
+    /// Rates of 0, with which nothing moves.
     pub(crate) const STILL: Rates = Rates::all(Rate { learning_rate: 0.0, weight_decay: 0.0 });
 
     /// One rate for all.
@@ -53,7 +53,7 @@ pub struct Adamw {
     pub beta1: f64,
     /// Share of the second moment that a step keeps.
     pub beta2: f64,
-    /// What is added to the root of the second moment, after its bias correction.
+    /// ε, added to the root of the second moment after its bias correction.
     pub eps: f64,
 }
 

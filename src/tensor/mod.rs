@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use thiserror::Error;
 
-/// What can be wrong with a tensor that was handed over.
+/// Why a tensor cannot be used as asked: its shape, its length or its element type.
 #[derive(Debug, Error, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the messages say what the fields are")]
 pub enum TensorError {
@@ -28,7 +28,7 @@ pub enum TensorError {
     #[error("{what}: expected shape {}, found {}", shapes[0], shapes[1])]
     Shape {
         what: &'static str,
-        /// What was expected and what was found; boxed to keep results small.
+        /// Expected shape, then found shape; boxed to keep results small.
         shapes: Box<[Shape; 2]>,
     },
     #[error("cannot convert {from} to {to}")]
@@ -103,7 +103,7 @@ impl Tensor {
         Ok(())
     }
 
-    /// The same elements under another shape of the same size.
+    /// Gives the elements another shape of the same size.
     pub fn reshape(mut self, shape: impl Into<Shape>) -> Result<Self, TensorError> {
         let shape = shape.into();
         if shape.elements() != self.shape.elements() {
@@ -120,7 +120,7 @@ impl Tensor {
         &bytes[..self.shape.elements() * self.dtype.size()]
     }
 
-    /// The same for writing. Any bytes are elements of some value.
+    /// The bytes of [`Tensor::bytes`], for writing. Any bytes are elements of some value.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let used = self.shape.elements() * self.dtype.size();
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.memory);

@@ -38,7 +38,7 @@ impl Shape {
         self.dims().last().copied().unwrap_or(1)
     }
 
-    /// The same shape with another leading dimension.
+    /// Replaces the leading dimension by `rows`; a scalar stays one.
     pub fn with_rows(mut self, rows: usize) -> Shape {
         if self.rank > 0 {
             self.dims[0] = rows;

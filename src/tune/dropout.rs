@@ -8,7 +8,7 @@ use crate::backend::{Backend, Dropout, copyable};
 pub struct DropoutSpec {
     /// Share of their inputs that is set to zero.
     pub probability: f64,
-    /// The run's, which with the number of a batch decides what is drawn.
+    /// Seed of the run, which with the number of a batch decides what is drawn.
     pub seed: u64,
 }
 
@@ -26,7 +26,7 @@ pub struct TowerDropout<'a, B: Backend> {
 pub struct BlockDropout<'a, B: Backend> {
     draw: &'a B::Tensor,
     probability: f64,
-    /// Of the block's first tensor.
+    /// Site of the block's first tensor, to which a [`Slot`] adds.
     site: u32,
 }
 
@@ -38,11 +38,11 @@ pub enum Slot {
     Projections = 0,
     /// LN₁ of the chosen rows, where the queries are computed apart.
     Queries = 1,
-    /// What attention gives, in front of its output projection.
+    /// Result of attention, in front of its output projection.
     Output = 2,
     /// LN₂, in front of the MLP's first linear layer.
     Expand = 3,
-    /// What the activation function gives, in front of the MLP's second linear layer.
+    /// Result of the activation function, in front of the MLP's second linear layer.
     Contract = 4,
 }
 

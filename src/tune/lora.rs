@@ -33,11 +33,11 @@ pub enum Target {
 }
 
 impl Target {
-    /// Every layer that can have one, in the order of a block's computation.
+    /// Every layer that can have an adapter, in the order of a block's computation.
     pub const ALL: [Target; 6] =
         [Target::Query, Target::Key, Target::Value, Target::Output, Target::Expand, Target::Contract];
 
-    /// Those of attention.
+    /// The layers of attention.
     pub const ATTENTION: [Target; 4] = [Target::Query, Target::Key, Target::Value, Target::Output];
 
     /// The layer's name in the checkpoint.
@@ -98,7 +98,7 @@ pub enum Tower {
 }
 
 impl Tower {
-    /// Both, vision first.
+    /// Both towers, vision first.
     pub const ALL: [Tower; 2] = [Tower::Vision, Tower::Text];
 
     /// The word for it.
@@ -182,7 +182,7 @@ impl LoraSpec {
         LoraSpec { rank, alpha, rslora: false, targets, towers: vec![Tower::Vision], dropout: 0.0 }
     }
 
-    /// What B·A is multiplied with.
+    /// Factor on B·A: α/r, or α/√r where rank-stabilised.
     pub fn scale(&self) -> f64 {
         let rank = self.rank as f64;
         self.alpha / if self.rslora { rank.sqrt() } else { rank }
@@ -199,7 +199,7 @@ pub trait LoraInit {
 pub struct KaimingInit<'a, R: Rng> {
     /// r, that of the [`LoraSpec`].
     pub rank: usize,
-    /// What A is drawn from, layer by layer as they are asked for.
+    /// Generator that A is drawn from, layer by layer as they are asked for.
     pub rng: &'a mut R,
 }
 
@@ -218,9 +218,9 @@ pub struct LoraLayer<B: Backend> {
     pub b: Param<B>,
     /// The layers, in the order in which they are stacked.
     pub targets: Vec<Target>,
-    /// First output column of each within the product.
+    /// First output column of each layer within the product.
     pub columns: Vec<usize>,
-    /// What every B·A is multiplied with: [`LoraSpec::scale`].
+    /// Factor on every B·A: [`LoraSpec::scale`].
     pub scale: f64,
 }
 
@@ -258,7 +258,7 @@ impl<B: Backend> LoraLayer<B> {
         }))
     }
 
-    /// What the backend's operations take.
+    /// The adapters as the backend's operations take them.
     pub fn as_lora(&self) -> Lora<'_, B> {
         Lora { a: &self.a.value, b: &self.b.value, columns: &self.columns, scale: self.scale }
     }
@@ -272,9 +272,9 @@ impl<B: Backend> LoraLayer<B> {
 
 /// Adapters of queries, keys and values, grouped as the block computes them.
 pub enum ProjectionLora<B: Backend> {
-    /// Of all three at once; `None` where none has an adapter.
+    /// Adapters of all three as one product; `None` where none has an adapter.
     Packed(Option<LoraLayer<B>>),
-    /// Of a block that computes its queries for chosen rows only.
+    /// Adapters of a block that computes its queries for chosen rows only.
     Split { q: Option<LoraLayer<B>>, kv: Option<LoraLayer<B>> },
 }
 
@@ -303,13 +303,13 @@ impl<B: Backend> ProjectionLora<B> {
 
 /// All adapters of one block.
 pub struct BlockLora<B: Backend> {
-    /// Of queries, keys and values.
+    /// Adapters of queries, keys and values.
     pub projections: ProjectionLora<B>,
-    /// Of the projection behind attention.
+    /// Adapter of the projection behind attention.
     pub out: Option<LoraLayer<B>>,
-    /// Of the MLP's first layer.
+    /// Adapter of the MLP's first layer.
     pub fc1: Option<LoraLayer<B>>,
-    /// Of its second layer.
+    /// Adapter of the MLP's second layer.
     pub fc2: Option<LoraLayer<B>>,
 }
 
@@ -347,7 +347,7 @@ impl<B: Backend> BlockLora<B> {
         self.projections.layers().chain(&self.out).chain(&self.fc1).chain(&self.fc2)
     }
 
-    /// The same for writing, in the same order.
+    /// The adapters of [`BlockLora::layers`], for writing, in the same order.
     pub fn layers_mut(&mut self) -> impl Iterator<Item = &mut LoraLayer<B>> {
         let behind = [&mut self.out, &mut self.fc1, &mut self.fc2];
         self.projections.layers_mut().chain(behind.into_iter().flatten())

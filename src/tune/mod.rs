@@ -29,13 +29,13 @@ pub enum Group {
 /// A trained tensor: its value, its gradient and AdamW's two moments, all of one shape, in the backend's
 /// parameter dtype. Nothing else in the model has a gradient; where nothing is trained these have no elements.
 pub struct Param<B: Backend> {
-    /// Which of the rates it moves by.
+    /// Group whose learning rate and weight decay the tensor moves by.
     pub group: Group,
     /// See [`crate::backend::AdamwTensor::scale`].
     pub scale: f64,
-    /// What the forward pass uses.
+    /// Current value, as the forward pass uses it.
     pub value: B::Tensor,
-    /// Of the last micro-batch; once [`add_up`] has had that which completes a step, of the whole step.
+    /// Gradient of the last micro-batch; of the whole step once [`add_up`] has had the micro-batch that completes it.
     pub gradient: B::Tensor,
     /// The running mean of the gradient; 0 before the first step.
     pub first_moment: B::Tensor,
@@ -84,7 +84,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// Of micro-batch `index` of `count`.
+    /// Place of micro-batch `index`, counted from 0, among `count`.
     pub fn of(index: usize, count: usize) -> Self {
         match (index, index + 1 == count) {
             (0, true) => Place::Alone,
@@ -123,13 +123,13 @@ pub fn add_up<'a, B: Backend>(
 
 /// Everything that is trained in and behind the towers.
 pub struct Trained<B: Backend> {
-    /// In the vision tower: empty where its layers stay as they are, else one entry for each block.
+    /// Adapters in the vision tower: empty where its layers stay as they are, else one entry for each block.
     pub lora: Vec<BlockLora<B>>,
-    /// The same in the text tower.
+    /// Adapters in the text tower: empty where its layers stay as they are, else one entry for each block.
     pub text_lora: Vec<BlockLora<B>>,
-    /// In the vision tower, if there are any.
+    /// Visual prompts in the vision tower, if there are any.
     pub prompts: Option<Prompts<B>>,
-    /// Behind the towers.
+    /// Head behind the towers.
     pub head: Head<B>,
 }
 
@@ -147,7 +147,7 @@ impl<B: Backend> Trained<B> {
         self.params_mut().into_iter().try_for_each(|param| param.prepare_to_train(backend))
     }
 
-    /// What is trained inside the tower.
+    /// The trained parts inside the vision tower, without dropout.
     pub fn tower(&self) -> TowerTuning<'_, B> {
         TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref(), dropout: None }
     }
@@ -161,7 +161,7 @@ impl<B: Backend> Trained<B> {
         head.chain(prompts).chain(lora).collect()
     }
 
-    /// The same for writing, in the same order.
+    /// The tensors of [`Trained::params`], for writing, in the same order.
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
         let blocks = self.lora.iter_mut().chain(&mut self.text_lora);
         let lora = blocks.flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
@@ -195,13 +195,13 @@ fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<It
     })
 }
 
-/// What is trained inside a vision tower.
+/// The trained parts inside a vision tower.
 pub struct TowerTuning<'a, B: Backend> {
-    /// One entry for each block; empty where its layers stay as they are.
+    /// Adapters, one entry for each block; empty where the tower's layers stay as they are.
     pub lora: &'a [BlockLora<B>],
-    /// In front of its blocks, if there are any.
+    /// Prompts in front of the tower's blocks, if there are any.
     pub prompts: Option<&'a Prompts<B>>,
-    /// In front of the adapters, in training.
+    /// Dropout in front of the adapters, in training.
     pub dropout: Option<TowerDropout<'a, B>>,
 }
 

@@ -17,7 +17,7 @@ pub enum PromptSharing {
     PerLayer,
 }
 
-/// What becomes of a block's prompts behind it.
+/// Whether a block's prompts are replaced or kept in front of the next block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptMode {
@@ -49,7 +49,7 @@ pub struct PromptSpec {
     pub count: usize,
     /// Whether the blocks share them.
     pub sharing: PromptSharing,
-    /// What becomes of them behind their block.
+    /// Whether a block's prompts are replaced or kept in front of the next block.
     pub mode: PromptMode,
 }
 
@@ -92,7 +92,7 @@ pub fn initial_prompts(spec: &PromptSpec, layers: usize, width: usize, rng: &mut
 pub struct Prompts<B: Backend> {
     /// \[sets, m, D\]: one set for all blocks, or one for each.
     pub param: Param<B>,
-    /// What becomes of a block's prompts behind it.
+    /// Whether a block's prompts are replaced or kept in front of the next block.
     pub mode: PromptMode,
 }
 
