@@ -14,13 +14,13 @@ pub struct Listing {
 
 #[derive(Default)]
 struct Lists {
-    /// What was captured so far, where a capture is open.
+    /// Commands captured so far, where a capture is open.
     open: Option<Vec<Command>>,
     last: Vec<Command>,
 }
 
 impl Listing {
-    /// The same backend, and a list of what is captured on it from here on.
+    /// A backend on the same device, and a list of what is captured on it from here on.
     ///
     /// # Errors
     /// Where the device has no memory left.

@@ -16,27 +16,26 @@ use std::time::Instant;
 const VAL: usize = 10;
 const TEST: usize = 50;
 
-/// What the heads of one number of photos a class came to.
+/// Results of all heads at one number of photos a class.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Fit {
     /// Photos of each class that were fitted to.
     pub photos: usize,
     /// Seconds for all heads, with all that is chosen.
     pub seconds: f64,
-    /// From the text logits on.
+    /// One entry for each head, from the text logits on.
     pub heads: Vec<HeadResult>,
 }
 
-/// What one head came to.
+/// Quality of one head on the test photos, and the time that it took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct HeadResult {
-    /// What it is.
     pub name: &'static str,
     /// Fraction of the test photos whose class is the first choice.
     pub top1: f64,
     /// Mean −log probability of the right class, in nats.
     pub nll: f64,
-    /// Beyond the heads before it.
+    /// Seconds beyond those of the heads before it.
     pub seconds: f64,
 }
 

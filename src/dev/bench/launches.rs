@@ -12,14 +12,14 @@ use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-/// What a GPU can do at the most.
+/// Peak rates of a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Peaks {
     /// Bytes per second, to and from its memory.
     pub bytes: f64,
     /// Floating-point operations per second of f32 outside tensor cores.
     pub flop: f64,
-    /// And of f16 or bf16 in tensor cores, without sparsity.
+    /// Floating-point operations per second of f16 or bf16 in tensor cores, without sparsity.
     pub tensor_flop: f64,
 }
 
@@ -46,13 +46,13 @@ pub struct Shape {
 /// One command of a captured step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
-    /// The kernel's, or what the command is: "x·wᵀ 1600x768 to 2304".
+    /// Name of the kernel, or of another command: "x·wᵀ 1600x768 to 2304".
     pub name: String,
     /// The file of the kernel, without ".cu"; none where it is not one of kernels/.
     pub file: Option<&'static str>,
-    /// None where it is the library's or the driver's affair.
+    /// Grid, block and dynamic shared memory; none where they are the library's or the driver's affair.
     pub shape: Option<Shape>,
-    /// Of a thread; none where the kernel is not one of kernels/ or was not compiled.
+    /// Registers of a thread; none where the kernel is not one of kernels/ or was not compiled.
     pub registers: Option<u32>,
     /// Bytes of shared memory that the kernel declares itself; none as for `registers`.
     pub static_shared: Option<u32>,
@@ -64,7 +64,7 @@ pub struct Row {
 }
 
 impl Row {
-    /// Of a command that is captured, and of what its kernel was compiled to.
+    /// The row of a captured command, with the resources that its kernel was compiled to.
     pub fn new(command: &Command, peaks: &Peaks, resources: &Resources) -> Self {
         let work = command.work();
         let (mut file, mut shape, mut compiled) = (None, None, None);
@@ -101,7 +101,7 @@ fn gemm_name(gemm: &Gemm) -> String {
     format!("{form} {m}x{k} to {n}{bias}{added}")
 }
 
-/// What kernels need, by kernel.
+/// Resources of compiled kernels, by kernel.
 pub type Resources = HashMap<Kernel, KernelResources>;
 
 /// Compiles the kernels that are launched for a device of `compute_capability`.

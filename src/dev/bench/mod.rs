@@ -11,7 +11,7 @@ use crate::tensor::DType;
 /// An operation ready to run again and again.
 pub struct Op<'a> {
     pub name: &'static str,
-    /// Its sizes, for people.
+    /// Sizes of the operation, for people.
     pub at: String,
     /// Floating-point operations of the products in it.
     pub flop: f64,
@@ -22,15 +22,15 @@ pub struct Op<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Percentiles {
-    /// What the fastest fifth of the runs stayed within.
+    /// Seconds that the fastest fifth of the runs stayed within.
     pub p20: f64,
     pub p50: f64,
-    /// What all but the slowest fifth stayed within.
+    /// Seconds that all but the slowest fifth of the runs stayed within.
     pub p80: f64,
 }
 
 impl Percentiles {
-    /// Of the runs' times, in any order, each percentile one of them; not a number where there are none.
+    /// Percentiles of the runs' seconds, in any order, each percentile one of them; not a number where there are none.
     pub fn of(seconds: &[f64]) -> Self {
         let mut sorted = seconds.to_vec();
         sorted.sort_by(f64::total_cmp);

@@ -14,7 +14,7 @@ use crate::tensor::{DType, Shape, Tensor};
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     pub batch: usize,
-    /// Of an image, the class token included: 50 for ViT-B/32 at 224 pixels.
+    /// Tokens of an image, the class token included: 50 for ViT-B/32 at 224 pixels.
     pub tokens: usize,
     pub width: usize,
     pub heads: usize,
@@ -34,7 +34,7 @@ impl Sizes {
 
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
-/// What can be measured apart from the rest: [`group`] takes these names.
+/// Groups of operations that can be measured apart from the rest, by the names that [`group`] takes.
 pub const GROUPS: [&str; 18] = [
     "linear",
     "lora_linear",

@@ -31,9 +31,9 @@ pub type Result<T, E = CheckError> = std::result::Result<T, E>;
 /// One line of the table of errors.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// What was checked: "layer_norm dx".
+    /// Name of the quantity that was checked: "layer_norm dx".
     pub name: String,
-    /// At which sizes, or in which number type.
+    /// Sizes or number type that it was checked at.
     pub at: String,
     /// Largest absolute error over the largest absolute value.
     pub error: f64,

@@ -91,7 +91,6 @@ fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
     Ok(values(a)?.iter().zip(values(b)?).map(|(a, b)| a * b).sum())
 }
 
-/// What was added to `before`.
 fn added(after: &Tensor, before: &Tensor) -> Result<Tensor> {
     let added: Vec<f64> = values(after)?.iter().zip(values(before)?).map(|(a, b)| a - b).collect();
     tensor(after.shape(), &added)

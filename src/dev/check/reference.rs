@@ -89,7 +89,7 @@ struct Hyper {
     prompt: [f64; 2],
 }
 
-/// What is trained, and for which objective, under the names of `tools/reference.py`.
+/// Trained parts and objective of a reference, under the names of `tools/reference.py`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Variant {
@@ -222,7 +222,7 @@ struct Batches {
     draws: Vec<MixDraw>,
     /// Images of the last batch in a run; the whole of it has been made for the passes alone.
     last: usize,
-    /// What the classes count in each batch of a run, as a mean over its images; none where all count the same.
+    /// Class weights in each batch of a run, scaled to a mean of 1 over its images; none where all count the same.
     class_weights: Option<Vec<Vec<f32>>>,
     accumulate: usize,
 }

@@ -109,7 +109,7 @@ pub struct TinyBatch {
     pub crops: Option<Tensor>,
     /// Which batch of the run it is, for dropout.
     pub number: u32,
-    /// What each class counts; none where all count the same.
+    /// Weight of each class; none where all count the same.
     pub class_weights: Option<Vec<f32>>,
 }
 
@@ -154,7 +154,8 @@ impl TinyStep {
         self.learner_on(Cpu::new(), image, DType::F64, None)
     }
 
-    /// The same on any backend; `image` and `dtype` are those of one image as it will be handed in.
+    /// The learner of [`TinyStep::learner`] on any backend; `image` and `dtype` are those of one image as it will be
+    /// handed in.
     pub fn learner_on<B: Backend>(
         &self,
         backend: B,

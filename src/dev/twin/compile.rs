@@ -78,7 +78,6 @@ impl Compiler {
     }
 }
 
-/// What the kernels are compiled for.
 #[derive(Clone, Copy)]
 pub struct Options {
     pub dtype: DType,
@@ -99,7 +98,7 @@ pub fn kernels(sources: &Sources, file: &str, options: Options) -> Result<PathBu
     build(sources, &format!("{file}.cu"), &flags, Some(&runtime(sources)?))
 }
 
-/// That this processor runs what is compiled to round as a device does.
+/// Checks that this processor runs what is compiled to round as a device does.
 pub fn check_fused() -> Result<()> {
     #[cfg(target_arch = "x86_64")]
     if !std::arch::is_x86_feature_detected!("fma") {

@@ -20,7 +20,7 @@ fn stored(p: &Gemm) -> (usize, usize, usize) {
     if p.transposed { (p.n, p.k, p.w_stride) } else { (p.k, p.n, p.w_stride) }
 }
 
-/// That all matrices lie in allocated memory.
+/// Checks that all matrices lie in allocated memory.
 pub fn check(memory: &Memory, p: &Gemm) -> Result<()> {
     if !matches!(p.dtype, DType::F16 | DType::BF16 | DType::F32) {
         return Err(CudaError::Twin(format!("a product in {}", p.dtype)));

@@ -63,7 +63,7 @@ impl KernelLibrary {
         })
     }
 
-    /// That the launch has as many arguments as the kernel has parameters, of their sizes.
+    /// Checks that the launch has as many arguments as the kernel has parameters, of their sizes.
     pub fn check_arguments(&self, launch: &Launch) -> Result<()> {
         let found = self.find(launch)?;
         // SAFETY: the library describes `count` parameters.
@@ -189,7 +189,7 @@ impl Drop for Machine {
     }
 }
 
-/// What this process has loaded, by path.
+/// Libraries that this process has loaded, by path: the runtime's, and those of kernels.
 static RUNTIMES: LazyLock<Mutex<HashMap<PathBuf, Arc<Library>>>> = LazyLock::new(Mutex::default);
 static LIBRARIES: LazyLock<Mutex<HashMap<PathBuf, Arc<KernelLibrary>>>> = LazyLock::new(Mutex::default);
 

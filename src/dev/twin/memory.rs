@@ -19,9 +19,9 @@ pub struct Buffer {
 
 #[derive(Default)]
 pub struct Memory {
-    /// By start address: the bytes asked for.
+    /// Bytes asked for, by start address.
     pieces: BTreeMap<u64, usize>,
-    /// The same for the runtime.
+    /// The pieces as the runtime reads them.
     buffers: Vec<Buffer>,
     used: usize,
     peak: usize,
@@ -71,7 +71,7 @@ impl Memory {
         &self.buffers
     }
 
-    /// That `bytes` from `address` on lie in one piece; `what` wants to use them.
+    /// Checks that `bytes` from `address` on lie in one piece; `what` wants to use them.
     pub fn check(&self, address: Address, bytes: usize, what: &str) -> Result<()> {
         let at = address.0;
         let piece = self.pieces.range(..=at).next_back().map(|(&start, &size)| (start, start + size as u64));

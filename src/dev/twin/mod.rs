@@ -52,9 +52,9 @@ use std::sync::{Arc, Mutex};
 pub enum BlockOrder {
     /// From block 0 on; x runs fastest, then y.
     Ascending,
-    /// The reverse of that.
+    /// From the last block to block 0, the reverse of `Ascending`.
     Descending,
-    /// The same order for the same seed.
+    /// Random order, which the seed decides.
     Shuffled(u32),
 }
 
@@ -72,7 +72,7 @@ pub enum Rounding {
     ///   (kernels/twin/twin.h), up or down as `seed` and the value have it. Division and square root are not among
     ///   them but for `__fdividef`: without fast arithmetic NVRTC rounds them correctly.
     Device {
-        /// Of the errors' directions.
+        /// Seed of the errors' directions.
         seed: u32,
     },
 }
@@ -143,7 +143,7 @@ impl Twin {
         Ok(Twin { info, dtype, sources, rounding, state, choices: Mutex::default() })
     }
 
-    /// The same device with another rounding. Refused where the processor has no fused multiply-add for it.
+    /// Replaces the rounding. Refused where the processor has no fused multiply-add for it.
     pub fn with_rounding(mut self, rounding: Rounding) -> Result<Twin> {
         if rounding != Rounding::EachOperation {
             compile::check_fused()?;
@@ -161,7 +161,7 @@ impl Twin {
         }
     }
 
-    /// The same device with other memory: `bytes` in all.
+    /// Replaces the size of the device's memory, in bytes.
     pub fn with_memory(mut self, bytes: usize) -> Twin {
         self.info.memory = bytes;
         self
@@ -256,7 +256,7 @@ impl Twin {
         Ok(library)
     }
 
-    /// What the driver of a GPU would refuse.
+    /// Refuses launches that the driver of a GPU would refuse.
     fn check_limits(&self, launch: &Launch) -> Result<()> {
         let refuse = |problem: String| {
             let kernel = launch.kernel;

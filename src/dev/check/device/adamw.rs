@@ -11,8 +11,8 @@ const SIZES: [usize; 4] = [1, 7, 4096, 10_000];
 /// A scale that grows after two good steps.
 const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 0.5, interval: 2 };
 
-/// What is put into one gradient of each step with loss scaling: a good step, an overflow, three good
-/// steps of which the second lets the scale grow, and one with a gradient that is not a number.
+/// Value put into one gradient of each step with loss scaling: a good step, an overflow, three good steps of
+/// which the second lets the scale grow, and one with a gradient that is not a number.
 const SCALED: [Option<f64>; 6] = [None, Some(f64::INFINITY), None, None, None, Some(f64::NAN)];
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {

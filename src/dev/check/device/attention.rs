@@ -24,7 +24,7 @@ struct Size {
     heads: usize,
     head: usize,
     causal: bool,
-    /// Of the numbers in the queries; the others are around 1.
+    /// Scale of the numbers in the queries; the others are around 1.
     scale: f64,
     /// Added to queries and taken from keys: all scores are far below zero.
     shift: f64,
@@ -260,7 +260,7 @@ fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     compare_columns(c, "attention split dv", size, &dkv, d..2 * d)
 }
 
-/// What the two backends keep differs, and so do its shapes.
+/// Memory for what attention keeps: the two backends keep different things, in different shapes.
 fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
     let Size { batch, heads, queries, keys, .. } = size;
     let device =

@@ -5,7 +5,7 @@ use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, Dropout};
 use crate::tensor::{Shape, Tensor};
 
-/// The same masks on the device and on the host.
+/// Dropout with the same masks on the device and on the host.
 pub(super) struct DropoutPair<B: Backend> {
     draw: Pair<B>,
     probability: f64,

@@ -10,7 +10,7 @@ use std::ops::Range;
 /// The statistics behind the losses.
 const COUNTS: Range<usize> = 2..Stat::COUNT;
 
-/// What the definition and the device are asked for.
+/// Sizes and options of one comparison of the device with the definition.
 #[derive(Clone, Copy)]
 struct Case {
     batch: usize,

@@ -85,7 +85,7 @@ pub fn bound(dtype: DType) -> f64 {
 /// Declares each group once, with its module, whose `check` checks it.
 macro_rules! groups {
     ($($variant:ident $module:ident,)*) => {
-        /// What can be checked apart from the rest: an operation, or whole steps. The names are those of the kernel
+        /// An operation, or whole steps, that can be checked apart from the rest. The names are those of the kernel
         /// files.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         #[allow(missing_docs)]
@@ -188,18 +188,18 @@ pub(super) struct Checker<'a, B: Backend> {
     pub cpu: Cpu<f64>,
     pub scope: Scope,
     group: Group,
-    /// The device is, and a row has said so.
+    /// The device is lost, and a row has said so.
     lost: bool,
     report: &'a mut dyn FnMut(Row),
 }
 
-/// The same on the device and, in f64, on the host.
+/// Counterparts on the device and, in f64, on the host.
 pub(super) struct Both<D, H> {
     pub device: D,
     pub host: H,
 }
 
-/// The same numbers on both sides.
+/// Tensors with the same numbers on the device and on the host.
 pub(super) type Pair<B> = Both<<B as Backend>::Tensor, Tensor>;
 
 impl<'a, B: Backend> Checker<'a, B> {
@@ -242,7 +242,7 @@ impl<'a, B: Backend> Checker<'a, B> {
         Ok(Both { device: self.device.upload(host.view(), host.dtype())?, host })
     }
 
-    /// What the device computed.
+    /// The device's numbers, copied to the host.
     pub fn found(&self, pair: &Pair<B>) -> Result<Vec<f64>> {
         Ok(self.device.download(&pair.device)?.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
     }

@@ -116,7 +116,7 @@ pub(super) fn check_part<B: Backend>(c: &mut Checker<'_, B>, part: usize, parts:
         .try_for_each(|(name, tiny)| c.case(*name, |c| variant(c, name, tiny)))
 }
 
-/// The same model with the same weights on both backends.
+/// One model with the same weights on both backends.
 struct Learners<B: Backend> {
     device: Learner<B>,
     cpu: Learner<Cpu<f32>>,
