@@ -7,15 +7,15 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
 
-/// What the operating system refused. What to do about it, the error says that this is a part of.
+/// Refusal of the operating system. The error that this is a part of says what to do about it.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: cannot {action}: {source}", path.display())]
 pub struct FileError {
     /// The file or folder.
     pub path: PathBuf,
-    /// What was tried, worded to follow "cannot": `read the image`.
+    /// Attempted action, worded to follow "cannot": `read the image`.
     pub action: &'static str,
-    /// What the operating system said.
+    /// Error that the operating system gave.
     pub source: io::Error,
 }
 
@@ -66,7 +66,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Staged::new(path, bytes)?.persist()
 }
 
-/// The same for a file that its owner alone may read and write.
+/// Writes a whole file or none, which its owner alone may read and write.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder_of(path));
     Staged::filled(path, file, bytes)?.persist()

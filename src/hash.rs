@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-/// In lower case, two digits a byte.
+/// Hexadecimal digits in lower case, two a byte.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

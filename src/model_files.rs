@@ -11,10 +11,10 @@ pub(crate) const INDEX: &str = "model.safetensors.index.json";
 /// Weights that are not read: a pickle is code as much as data.
 pub(crate) const PICKLED: [&str; 2] = ["pytorch_model.bin", "pytorch_model.bin.index.json"];
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
-/// What a tokenizer is made of where there is no [`TOKENIZER`].
+/// Files of a tokenizer where there is no [`TOKENIZER`].
 pub(crate) const TOKENIZER_PARTS: [&str; 2] = ["vocab.json", "merges.txt"];
 
-/// What a tokenizer and an image processor are made of, as far as a checkpoint has it.
+/// Files of a tokenizer and an image processor, as far as a checkpoint has them.
 pub(crate) const PROCESSOR_FILES: [&str; 8] = [
     TOKENIZER,
     "tokenizer_config.json",

@@ -7,7 +7,7 @@ pub trait Monitor: Send + Sync {
     fn part(&self, _part: RunPart) {}
     /// A task of `total` units starts; tasks do not nest.
     fn begin(&self, task: &str, total: u64);
-    /// The same where the units are bytes; a `total` of 0 is not known.
+    /// A task starts whose units are bytes; a `total` of 0 is not known.
     fn begin_bytes(&self, task: &str, total: u64) {
         self.begin(task, total);
     }
@@ -32,9 +32,9 @@ pub trait Monitor: Send + Sync {
 /// A task's place among others that take as long as it does, such as an epoch's among the epochs of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RunPart {
-    /// Those before it, from 0.
+    /// Number of parts before it.
     pub index: u32,
-    /// All of them.
+    /// Number of all parts.
     pub of: u32,
     /// Units of other tasks that follow before the next part begins, such as an epoch's validation images.
     pub after: u64,

@@ -27,7 +27,7 @@ pub struct CacheOptions {
     pub skip_bad_images: bool,
     /// Refuses photos that are in two splits or in two classes, byte for byte, instead of warning.
     pub refuse_duplicates: bool,
-    /// What is wrong with the photos was said by another cache of them.
+    /// Another cache of the photos has said what is wrong with them.
     pub said: bool,
     /// Threads that decode; 0 for one per core.
     pub threads: usize,
@@ -40,7 +40,7 @@ pub struct MemoryImage {
     pub pixels: Vec<u8>,
     /// Index into the cache's class names.
     pub label: u32,
-    /// What [`SplitView::path`] gives.
+    /// Name of the image, as [`SplitView::path`] gives it.
     pub name: String,
     /// The split that it goes to.
     pub split: Split,
@@ -141,8 +141,8 @@ impl Cache {
         &self.header.class_names
     }
 
-    /// What the images were made from: a hash of every photo's path, size, times and number in the file system, of
-    /// classes, labels, splits and settings. Empty for images in memory.
+    /// Hash of what the images were made from: every photo's path, size, times and number in the file system, classes,
+    /// labels, splits and settings. Empty for images in memory.
     pub fn fingerprint(&self) -> &str {
         &self.header.fingerprint
     }

@@ -24,7 +24,7 @@ pub struct Item {
 pub struct Dataset {
     /// The folder that the photos are below.
     pub root: PathBuf,
-    /// What was opened: a folder around `root`, or a list.
+    /// Path that was opened: `root`, a folder around it, or a list.
     pub origin: PathBuf,
     /// The layout of `root`.
     pub kind: DatasetKind,
@@ -32,13 +32,13 @@ pub struct Dataset {
     pub drawn: Option<u64>,
     /// Class names in label order, as the folders are named, or a file of names has it; underscores are kept.
     pub class_names: Vec<String>,
-    /// What training learns from. Never empty in what is opened for training.
+    /// Photos that training learns from. Never empty in what is opened for training.
     pub train: Vec<Item>,
-    /// What every epoch is judged by.
+    /// Photos that every epoch is judged by.
     pub val: Vec<Item>,
-    /// Empty where the data has no test split.
+    /// Photos that the kept epoch is measured on. Empty where the data has no test split.
     pub test: Vec<Item>,
-    /// What was left out, and what else is to be said.
+    /// Notes for the user: which files were left out, and what else is to be said.
     pub notes: Vec<Note>,
 }
 
@@ -94,7 +94,7 @@ impl Dataset {
         }
     }
 
-    /// The same dataset with the other splits empty, for a cache of these alone.
+    /// Empties the other splits, for a cache of these alone.
     pub fn only(&self, splits: &[Split]) -> Dataset {
         let keep = |split| if splits.contains(&split) { self.split(split).to_vec() } else { Vec::new() };
         Dataset {
@@ -109,7 +109,7 @@ impl Dataset {
         }
     }
 
-    /// The same dataset with all photos in the test split.
+    /// Moves all photos to the test split.
     pub fn all_as_test(self) -> Dataset {
         let Dataset { train, val, test, .. } = self;
         let test = train.into_iter().chain(val).chain(test).collect();

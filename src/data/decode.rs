@@ -49,7 +49,7 @@ const PIXELS_PER_BYTE: u64 = 1000;
 /// Real progressive JPEGs have about ten scans, and each takes time that grows with the pixels.
 const MAX_SCANS: usize = 500;
 
-/// What a decoder may hold beside an image of 16 bits with alpha.
+/// Bytes that a decoder may hold beside an image of 16 bits with alpha.
 const WORK_BYTES: u64 = 1 << 26;
 
 const JPEG_START: [u8; 3] = [0xff, 0xd8, 0xff];
@@ -150,7 +150,7 @@ pub fn decoding() -> bool {
     is_guarded()
 }
 
-/// What a decoder makes of a file.
+/// Pixels of a file as a decoder gives them.
 struct Raster {
     width: usize,
     height: usize,

@@ -7,7 +7,7 @@ use crate::words::readable;
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
-/// What went wrong with the data. Every message is one line that names the file or the argument, says
+/// Errors on the way from photos to pixels. Every message is one line that names the file or the argument, says
 /// what is wrong with it and what to do.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -23,7 +23,7 @@ pub enum DataError {
     NoImages {
         /// The folder as it was given.
         path: PathBuf,
-        /// What is there instead: no folder, no image or no readable one.
+        /// Description of what is there instead: no folder, no image or no readable one.
         found: String,
     },
     /// A class folder without photos.
@@ -34,7 +34,7 @@ pub enum DataError {
     EmptyClass {
         /// The class folder.
         path: PathBuf,
-        /// What it has in their place, worded to follow "without images"; or nothing.
+        /// Files in the place of images, worded to follow "without images"; or nothing.
         instead: String,
     },
     /// A folder, a list, a photo or another file that cannot be used.
@@ -42,17 +42,17 @@ pub enum DataError {
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it and what to do, worded to follow its name.
+        /// Fault of the file and what to do, worded to follow its name.
         problem: String,
     },
     /// An option whose value cannot be used.
     #[error("{option}: {}; {remedy}", readable(problem))]
     Option {
-        /// With its dashes.
+        /// Name of the option, with its dashes.
         option: &'static str,
-        /// What is wrong with it.
+        /// Fault of the value.
         problem: String,
-        /// What to do.
+        /// Advice on how to correct it.
         remedy: &'static str,
     },
     /// A photo that a list names is not there.
@@ -68,7 +68,7 @@ pub enum DataError {
     Decode {
         /// The photo.
         path: PathBuf,
-        /// What the decoder said, or why no decoder was asked.
+        /// Message of the decoder, or why no decoder was asked.
         reason: String,
     },
     /// A photo in a form that the engine has no decoder for.
@@ -117,7 +117,7 @@ pub enum DataError {
     Cache {
         /// The cache file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Fault of the file.
         reason: String,
     },
     /// The file system of the cache cannot hold it.
@@ -147,7 +147,7 @@ pub enum DataError {
     Memory {
         /// The image's [`MemoryImage::name`](super::MemoryImage::name).
         name: String,
-        /// What does not fit: the number of bytes, or the label.
+        /// Property that does not fit: the number of bytes, or the label.
         reason: String,
     },
     /// A batch buffer of another shape or element type.

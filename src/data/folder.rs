@@ -18,7 +18,7 @@ pub(super) enum Layout {
     Classes,
 }
 
-/// What lies directly in a folder.
+/// Entries that lie directly in a folder.
 #[derive(Debug)]
 struct Inside {
     folders: Vec<PathBuf>,
@@ -102,7 +102,7 @@ pub(super) fn layout(root: &Path, purpose: Purpose) -> Result<Layout, DataError>
     Ok(Layout::Classes)
 }
 
-/// What class folders give: their photos, and what is to be said of them.
+/// Photos of class folders, and what is to be said of them.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub photos: Vec<Photo>,

@@ -15,8 +15,8 @@ pub enum Groups {
         /// The group of each photo.
         of: HashMap<String, String>,
     },
-    /// What a regular expression finds in a path, its first group if it has one; photos that it does not match have no
-    /// group.
+    /// By a regular expression: what it finds in a path, its first group if it has one; photos that it does not match
+    /// have no group.
     Found(Box<Regex>),
 }
 
@@ -31,7 +31,7 @@ impl PartialEq for Groups {
 }
 
 impl Groups {
-    /// What `--groups` names: a file that is there, with columns path and group, or a regular expression.
+    /// Opens what `--groups` names: a file that is there, with columns path and group, or a regular expression.
     ///
     /// # Errors
     /// A file that cannot be used, an expression that is none.

@@ -13,7 +13,7 @@ const CLASS: [&str; 9] =
     ["classname", "labelname", "class", "category", "label", "species", "breed", "target", "labels"];
 const SPLIT: [&str; 4] = ["split", "set", "subset", "partition"];
 
-/// What Hugging Face's imagefolder reads beside photos.
+/// Names of the lists that Hugging Face's imagefolder reads beside photos.
 const METADATA: [&str; 2] = ["metadata.csv", "metadata.jsonl"];
 
 /// One row: a photo as the list names it, its class, and what else the list says.
@@ -83,7 +83,7 @@ pub(super) fn open(file: &Path, options: &DatasetOptions) -> Result<Opened, Data
     all.finish(root, Vec::new(), file)
 }
 
-/// What lists have named so far.
+/// Photos and classes that lists have named so far.
 #[derive(Default)]
 struct Reader {
     classes: Classes,

@@ -39,7 +39,7 @@ impl LeftOut {
         self.0.is_empty()
     }
 
-    /// Adds those of another place.
+    /// Adds the files of another place.
     pub fn add(&mut self, other: &LeftOut) {
         for (ending, count) in &other.0 {
             *self.0.entry(ending.clone()).or_default() += count;
@@ -65,14 +65,15 @@ impl fmt::Display for LeftOut {
 /// The photos of a folder.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
-    /// In the order of their paths.
+    /// Photos in the order of their paths.
     pub photos: Vec<PathBuf>,
-    /// What is no photo, and may have been meant as one.
+    /// Files that are no photos, and may have been meant as such.
     pub left_out: LeftOut,
 }
 
 impl Listing {
-    /// Those in `root` and its subfolders; hidden files and folders, and what programs leave behind, are passed over.
+    /// Lists the photos in `root` and its subfolders; hidden files and folders, and what programs leave behind, are
+    /// passed over.
     ///
     /// # Errors
     /// A folder `root` that cannot be listed. What else cannot be read is among the photos.

@@ -38,14 +38,14 @@ pub(crate) use shots::{classes_below, few_shot};
 pub(crate) use split::VAL_SHARE;
 pub use table::text;
 
-/// Which part of the data.
+/// A part of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Split {
-    /// What training learns from.
+    /// Photos that training learns from.
     Train,
-    /// What every epoch is judged by: which one is kept, and when to stop.
+    /// Photos that every epoch is judged by: which one is kept, and when to stop.
     Val,
-    /// What the kept epoch is measured on. Some data has none.
+    /// Photos that the kept epoch is measured on. Some data has none.
     Test,
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-/// What courses and CoOp put beside the numbered folders of Flowers-102.
+/// Name of the file that courses and CoOp put beside the numbered folders of Flowers-102.
 const BESIDE: &str = "cat_to_name.json";
 
 /// The candidate that `name` was probably meant to be: the same but for case and what stands between words, or a

@@ -31,7 +31,7 @@ impl DatasetKind {
     }
 }
 
-/// What the photos are for, which decides what must be there.
+/// Use of the photos, which decides what must be there.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Purpose {
     /// Training photos, and validation photos or some to draw from.
@@ -44,17 +44,17 @@ pub enum Purpose {
 /// How [`Dataset::open`](super::Dataset::open) reads what it finds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DatasetOptions {
-    /// Of the draw, where photos are drawn into splits.
+    /// Seed of the draw, where photos are drawn into splits.
     pub seed: u64,
     /// Share of the validation split where it is drawn, above 0 and below 1.
     pub val_share: f64,
-    /// What stays in one split when splits are drawn.
+    /// Groups of photos that stay in one split when splits are drawn.
     pub groups: Option<Groups>,
     /// Where the photos of a list lie, if not beside it.
     pub images: Option<PathBuf>,
     /// A file with the names of the classes.
     pub class_names: Option<PathBuf>,
-    /// What the photos are for.
+    /// Use of the photos.
     pub purpose: Purpose,
     /// The classes of a run, in label order, that the photos are to be judged by; they may have fewer.
     pub classes: Option<Vec<String>>,
@@ -139,9 +139,9 @@ pub(super) struct Photo {
     pub name_at: u32,
     /// Index into [`Classes`].
     pub class: u32,
-    /// Where the data say it.
+    /// Split of the photo, where the data say it.
     pub split: Option<Split>,
-    /// By a column of a list.
+    /// Group of the photo, by a column of a list.
     pub group: Option<Box<str>>,
 }
 

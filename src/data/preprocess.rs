@@ -88,8 +88,8 @@ impl Preprocess {
         has_images(dir)
     }
 
-    /// The same settings for larger images, to cut crops from: both the resize and the centre crop end at
-    /// `side` pixels.
+    /// Replaces the size of the images by a larger one, to cut crops from: both the resize and the centre crop end
+    /// at `side` pixels.
     ///
     /// # Errors
     /// A side below [`Preprocess::image_size`] or beyond what any model takes.
@@ -143,7 +143,7 @@ impl Preprocess {
         Ok(Preprocess { resize, crop, mean, std, orientation: Orientation::Exif })
     }
 
-    /// The same settings for photos that are turned upright or not. From a model they come so that they are.
+    /// Replaces whether photos are turned upright. By the settings of a model they are.
     pub fn with_orientation(&self, orientation: Orientation) -> Preprocess {
         Preprocess { orientation, ..self.clone() }
     }

@@ -35,7 +35,7 @@ pub(crate) fn few_shot(
     Ok(chosen)
 }
 
-/// What is to be said of classes with fewer than `shots` images, of which all take part.
+/// Message about the classes with fewer than `shots` images, of which all take part; none where there are none.
 pub(crate) fn classes_below(labels: &[u32], class_names: &[String], shots: usize) -> Option<String> {
     const NAMED: usize = 5;
     let classes = by_class(labels, class_names);

@@ -24,14 +24,14 @@ pub(super) const PATH: [&str; 11] = [
     "img",
 ];
 
-/// And of groups.
+/// Names of a column of groups, in lower case without anything but letters.
 pub(super) const GROUP: [&str; 3] = ["group", "groupid", "groups"];
 
 /// Rows of named columns, in little more memory than the list's text.
 #[derive(Debug)]
 pub(super) struct Table {
     file: PathBuf,
-    /// As they are written.
+    /// Names of the columns as they are written.
     columns: Vec<String>,
     /// All cells after one another, row by row, and where each ends.
     cells: String,
@@ -78,12 +78,12 @@ fn plain(name: &str) -> String {
     name.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase()
 }
 
-/// Reads a list by its ending: .json and .jsonl as JSON lines, everything else as a table.
+/// Reads a list: JSON lines where its text begins with a brace, everything else as a table.
 pub(super) fn read(file: &Path) -> Result<Table, DataError> {
     parse(file, &text_of_file(file)?)
 }
 
-/// The same for its text.
+/// Reads a list from its text, as [`read`] does.
 pub(super) fn parse(file: &Path, text: &str) -> Result<Table, DataError> {
     let json = text.trim_start().starts_with('{');
     if json { json_lines(file, text) } else { separated(file, text) }

@@ -14,7 +14,7 @@ pub enum FetchError {
     Request {
         /// The address that was asked.
         url: String,
-        /// What happened, on one line.
+        /// Description of the failure, on one line.
         problem: String,
     },
     /// The server refused.
@@ -42,7 +42,7 @@ pub enum FetchError {
         url: String,
         /// The right checksum in hexadecimal digits, or `of N bytes` where the length alone is wrong.
         expected: String,
-        /// That of what came, or `of N` for its length.
+        /// The checksum of what came, or `of N` for its length.
         found: String,
     },
     /// A file that was changed on its way.
@@ -52,7 +52,7 @@ pub enum FetchError {
     Encoded {
         /// The address that was asked.
         url: String,
-        /// What was done to it.
+        /// Sign of the change: the server's Content-Encoding.
         problem: String,
     },
     /// The operating system refused.
@@ -66,7 +66,7 @@ pub enum FetchError {
     Archive {
         /// The archive.
         path: PathBuf,
-        /// What is wrong with it.
+        /// Fault of the archive.
         problem: String,
     },
     /// Flowers-102 could not be fetched.
@@ -75,7 +75,7 @@ pub enum FetchError {
         folder.display()
     )]
     Flowers {
-        /// Why not.
+        /// The error that prevented it.
         source: Box<FetchError>,
         /// Where the files belong.
         folder: PathBuf,
@@ -83,11 +83,11 @@ pub enum FetchError {
     /// An environment variable that cannot be followed.
     #[error("{name}={value}: {problem}")]
     Variable {
-        /// The variable.
+        /// Name of the variable.
         name: &'static str,
-        /// What it is set to.
+        /// Value that the variable is set to.
         value: String,
-        /// What is wrong with that and what to do about it.
+        /// Fault of the value, and what to do about it.
         problem: &'static str,
     },
     /// There is no place for the hub's files.
@@ -98,7 +98,7 @@ pub enum FetchError {
     Model {
         /// The model as it was named, its revision included if one was.
         id: String,
-        /// What is wrong and what to do.
+        /// Reason why the model cannot be had, and what to do about it.
         problem: String,
     },
     /// 401 or 403.
@@ -123,7 +123,7 @@ pub enum FetchError {
     Hub {
         /// The address that was asked.
         url: String,
-        /// What is wrong with its answer.
+        /// Fault of the answer.
         problem: String,
     },
 }
@@ -150,5 +150,5 @@ impl FetchError {
     }
 }
 
-/// What fetching gives, or why it could not.
+/// Result of fetching.
 pub type Result<T> = std::result::Result<T, FetchError>;

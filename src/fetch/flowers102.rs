@@ -20,13 +20,13 @@ const LIMIT: u64 = 1 << 30;
 /// The data set's files: where they are offered and what their bytes must come to.
 #[derive(Debug, Clone)]
 pub struct Flowers102 {
-    /// An address that ends in a slash.
+    /// Address in front of the files' names; it ends in a slash.
     pub url: String,
-    /// Of `102flowers.tgz`, the photos; in hexadecimal digits.
+    /// MD5 of `102flowers.tgz`, the photos; in hexadecimal digits.
     pub archive_md5: String,
-    /// Of `imagelabels.mat`.
+    /// MD5 of `imagelabels.mat`, the labels; in hexadecimal digits.
     pub labels_md5: String,
-    /// Of `setid.mat`.
+    /// MD5 of `setid.mat`, the splits; in hexadecimal digits.
     pub splits_md5: String,
     /// How patient to be with the server.
     pub limits: Limits,

@@ -27,13 +27,13 @@ const WATCH: Duration = Duration::from_millis(50);
 /// How long to wait, and how often to ask again.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// For a name to be looked up, and for the connection.
+    /// Longest wait for a name to be looked up, and for the connection.
     pub connect: Duration,
-    /// Between two bytes.
+    /// Longest wait between two bytes.
     pub silence: Duration,
     /// Tries in a row that bring no new byte.
     pub tries: u32,
-    /// After the first of them; twice as long after the second.
+    /// Pause after the first such try; twice as long after the second.
     pub pause: Duration,
 }
 
@@ -55,7 +55,7 @@ pub struct Wanted {
     pub size: Option<u64>,
     /// No file of the kind has more bytes.
     pub limit: u64,
-    /// What the whole file must come to.
+    /// Checksum of the whole file.
     pub sum: Sum,
 }
 
@@ -353,11 +353,11 @@ fn stoppable<T>(agent: &Agent, monitor: &dyn Monitor, work: impl FnOnce() -> T) 
     })
 }
 
-/// What the note beside a part says of it.
+/// Note beside the part of a file that is here: which file it is a part of.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     url: String,
-    /// By which the server knows whether its file is still the same.
+    /// Mark by which the server knows whether its file is still the same.
     validator: String,
     total: Option<u64>,
 }
@@ -439,7 +439,7 @@ impl PartialFile {
     }
 }
 
-/// What tells a file from its successor: a strong entity tag, or else the time of its last change.
+/// Mark that tells a file from its successor: a strong entity tag, or else the time of its last change.
 fn validator(headers: &HeaderMap) -> Option<&str> {
     let strong = header(headers, ETAG).filter(|tag| !tag.starts_with("W/"));
     strong.or_else(|| header(headers, LAST_MODIFIED))

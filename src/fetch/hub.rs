@@ -25,7 +25,7 @@ const REVISIONS: [(&str, &str); 1] = [(super::DEFAULT_MODEL, "refs/pr/15")];
 const MODELS: &str = "models--";
 const SLASH: &str = "--";
 
-/// What the hub says of a file's bytes where another server has them.
+/// Header with the hub's name for a file's bytes where another server has them.
 const LINKED_ETAG: &str = "x-linked-etag";
 
 /// There is no such file: `refs/a` may be a folder, for the revision `a/b`, or no folder.
@@ -90,12 +90,12 @@ impl fmt::Display for HubId {
 #[derive(Debug, Clone)]
 pub struct Hub {
     endpoint: String,
-    /// Of all models; Hugging Face's own tools have data sets in it too.
+    /// Cache folder of all models; Hugging Face's own tools have data sets in it too.
     cache: PathBuf,
     http: Http,
     /// Where the token is from.
     token: Option<String>,
-    /// What errors say of the token.
+    /// Words on the token for errors: `with the token in HF_TOKEN`, `without a token`.
     credentials: String,
     /// The variable that forbids the network.
     offline: Option<&'static str>,
@@ -182,7 +182,7 @@ impl Hub {
     }
 }
 
-/// What a snapshot lacks, if anything, of what a CLIP checkpoint cannot do without.
+/// The first file that a snapshot lacks, if any, of those that a CLIP checkpoint cannot do without.
 fn missing(folder: &Path) -> Option<&'static str> {
     let has = |name: &str| folder.join(name).is_file();
     if !has(CONFIG) {
@@ -304,7 +304,7 @@ impl<'a> HubModel<'a> {
         }
     }
 
-    /// What a snapshot lacks and its commit may have.
+    /// Files that a snapshot lacks and its commit may have.
     fn unsettled(&self, snapshot: &Path) -> Vec<&'static str> {
         let mut wanted = vec!["tokenizer_config.json"];
         if !has_images(snapshot) {
@@ -336,7 +336,7 @@ impl<'a> HubModel<'a> {
         Ok(())
     }
 
-    /// What the hub says of a revision.
+    /// Asks the hub for the commit and the files of a revision.
     fn ask(&self, http: &Http, revision: &str, monitor: &dyn Monitor) -> Result<Revision> {
         let (endpoint, model) = (&self.hub.endpoint, &self.id.repository);
         let revision = revision.replace('/', "%2F");

@@ -36,7 +36,7 @@ pub enum ModelPlace {
 }
 
 impl ModelPlace {
-    /// What a name that went through [`settled_model`] means.
+    /// The place that a name means which went through [`settled_model`].
     pub fn of(name: &Path) -> ModelPlace {
         match name.to_str().and_then(HubId::parse) {
             Some(id) => ModelPlace::Hub(id),

@@ -29,7 +29,7 @@ struct Large {
 }
 
 impl File {
-    /// What its bytes must come to.
+    /// Checksum of the file's bytes: SHA-256 of a large file, git's name of a small one.
     pub fn sum(&self) -> Sum {
         let name = match &self.lfs {
             Some(large) => &large.sha256,

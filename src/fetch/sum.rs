@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-/// What the bytes of a file must come to, in hexadecimal digits.
+/// Checksum that a file's bytes must have, in hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sum {
     /// MD5, 32 digits.
@@ -33,7 +33,7 @@ impl Sum {
         }
     }
 
-    /// What the file comes to instead, if it is another: the sum expected and the one found.
+    /// The expected sum and the found one where they differ; none where the file is right, or no sum is known.
     pub(super) fn mismatch(&self, path: &Path) -> Result<Option<(String, String)>> {
         let (expected, found) = match self {
             Sum::Md5(expected) => (expected, digest(Md5::new(), path)?),

@@ -135,11 +135,11 @@ fn list_images(source: &Dataset, bad: Vec<(usize, DataError)>, header: &mut Head
     Ok(())
 }
 
-/// What is known of the images once they are decoded.
+/// Outcome of decoding the images.
 struct Decoded {
-    /// Those that cannot be, in order.
+    /// Images that cannot be decoded, in order, each with its error.
     bad: Vec<(usize, DataError)>,
-    /// Of every image, also of a bad one that could be read.
+    /// Content of every image, also of a bad one that could be read.
     contents: Vec<Content>,
     sixteen_bit: SixteenBit,
 }
@@ -319,7 +319,8 @@ fn identity(metadata: &Metadata) -> [u64; 4] {
     [metadata.len(), nanoseconds(metadata.modified()), nanoseconds(metadata.created()), 0]
 }
 
-/// What tells caches in one folder apart: where the photos are and what is made of them.
+/// Hashes the settings that tell caches of the same photos apart: layout, seed of the split, preprocessing and
+/// element type.
 fn settings(hash: &mut Parts, source: &Dataset, preprocess: &Preprocess, dtype: PixelType) {
     let seed = source.drawn.unwrap_or_default();
     hash.add(VERSION.to_le_bytes());

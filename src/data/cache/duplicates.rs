@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 
-/// What tells a photo's bytes from those of others.
+/// Hash that tells a photo's bytes from those of others.
 pub(super) type Content = [u8; 16];
 
 /// The start of the SHA-256 of a file's bytes.
@@ -20,18 +20,18 @@ pub(super) fn content_of(bytes: &[u8]) -> Content {
 /// Photos that are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Same {
-    /// How many different ones.
+    /// Number of different photos.
     photos: usize,
     /// Two files with the same bytes.
     example: [String; 2],
 }
 
-/// The same photo in places where that spoils the results.
+/// Photos that occur in two places where that spoils the results.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Duplicates {
-    /// In train and val, in train and test, in val and test.
+    /// Photos in two splits: train and val, train and test, val and test.
     splits: [Option<Same>; 3],
-    /// In two classes.
+    /// Photos in two classes.
     classes: Option<Same>,
 }
 
@@ -78,7 +78,7 @@ impl Duplicates {
         duplicates
     }
 
-    /// What is wrong, one line for each kind.
+    /// Messages about the duplicates, one line for each kind.
     pub fn problems(&self) -> Vec<String> {
         let spoilt = ["validation", "the test", "the test"];
         let splits = PAIRS.iter().zip(&self.splits).zip(spoilt).filter_map(|(([first, second], same), spoilt)| {
@@ -100,7 +100,7 @@ impl Duplicates {
     }
 }
 
-/// What tells these images from others, whatever their names are: a hash of their contents, labels and splits.
+/// Hash that tells these images from others, whatever their names are: of their contents, labels and splits.
 pub(super) fn hash_of(images: &[Image<'_>]) -> String {
     let mut hash = Sha256::new();
     for image in images {

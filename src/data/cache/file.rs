@@ -74,7 +74,7 @@ pub struct Skipped {
 /// Everything but the pixels.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Header {
-    /// What the cache was made from, hashed.
+    /// Hash of the photos and settings that the cache was made from; empty for images in memory.
     pub fingerprint: String,
     pub preprocess: Preprocess,
     pub dtype: PixelType,

@@ -2,7 +2,7 @@
 
 use image::metadata::Orientation;
 
-/// What stands before the data in a JPEG, and by mistake in other formats.
+/// Marker before the data in a JPEG, and by mistake in other formats.
 const START: &[u8] = b"Exif\0\0";
 
 /// How EXIF data say that the image is turned upright; none where they do not say.

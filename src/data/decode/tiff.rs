@@ -29,13 +29,13 @@ const JPEG: u16 = 7;
 // Meanings of a sample beside the colour.
 const ASSOCIATED: u16 = 1;
 const UNASSOCIATED: u16 = 2;
-/// What Corel Draw writes for it.
+/// Value that Corel Draw writes for unassociated alpha.
 const UNASSOCIATED_TOO: u16 = 999;
 
 /// The most samples of a pixel that Pillow knows.
 const MAX_SAMPLES: usize = 6;
 
-/// What to convert TIFFs to that are not read.
+/// Format to convert TIFFs to that are not read.
 const TO: &str = "an 8-bit PNG";
 
 pub(super) fn is_tiff(bytes: &[u8]) -> bool {
@@ -181,7 +181,7 @@ impl Seek for RawSamples<'_> {
     }
 }
 
-/// What the samples of a pixel are.
+/// Meaning of the samples of a pixel.
 enum Meaning {
     Grey { white_is_zero: bool },
     GreyAlpha(Alpha),

@@ -217,7 +217,7 @@ pub struct FlowerKind {
     pub rings: Rings,
     /// Petals in each ring.
     pub petals: Petals,
-    /// What is on the petals beside their colour.
+    /// Marking of the petals beside their colour.
     pub marking: Marking,
     /// Main colour of the petals.
     pub colour: Colour,

@@ -32,7 +32,7 @@ struct Ranges {
     brightness: [f32; 2],
     /// Colour of the light: above 0 red gains what blue loses, below 0 the reverse.
     warmth: [f32; 2],
-    /// The same for green alone.
+    /// Green in the light: above 0 green gains, below 0 it loses.
     tint: [f32; 2],
     contrast: [f32; 2],
     shade: [f32; 2],
