@@ -10,12 +10,13 @@
 //! for classes that are all equally likely. With one photo a class there is nothing around the means, and S is taken about
 //! the mean of all.
 
-use super::linear::Linear;
+use super::linear::{Linear, dot};
 use super::photos::Photos;
 use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 
-/// Fits `photos`, which are checked, of width 1 or more. The share of the offset is 0.
-pub(crate) fn discriminant(photos: Photos<'_>, width: usize, classes: usize) -> Linear {
+/// Fits `photos`, which are checked, of width 1 or more. The share of the offset is 0. Where `width` is that of coordinates
+/// in a subspace, `of` is that of the features, E above; else the same.
+pub(crate) fn discriminant(photos: Photos<'_>, width: usize, of: usize, classes: usize) -> Linear {
     let rows = photos.labels.len();
     let mut counts = vec![0.0; classes];
     let mut means = vec![0.0; classes * width];
@@ -43,10 +44,10 @@ pub(crate) fn discriminant(photos: Photos<'_>, width: usize, classes: usize) -> 
     let design = Matrix::new(&centred, rows, width);
     let out = MatrixMut::new(&mut covariance, width, width);
     gemm(out, Write::Replace, 1.0 / freedom.max(1) as f64, design.transposed(), design, Threads::All);
-    let gamma = width as f64 / ((rows / photos.views) as f64 - 1.0 + width as f64);
+    let gamma = of as f64 / ((rows / photos.views) as f64 - 1.0 + of as f64);
     let trace: f64 = (0..width).map(|i| covariance[i * width + i]).sum();
     // Where all photos are one, any multiple of the identity will do.
-    let level = if trace > 0.0 { trace / width as f64 } else { 1.0 };
+    let level = if trace > 0.0 { trace / of as f64 } else { 1.0 };
     covariance.iter_mut().for_each(|s| *s *= 1.0 - gamma);
     (0..width).for_each(|i| covariance[i * width + i] += gamma * level);
     let mut weight: Vec<f64> =
@@ -84,10 +85,6 @@ fn solve(a: &mut [f64], n: usize, rows: &mut [f64]) {
     }
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,7 +95,7 @@ mod tests {
     #[test]
     fn probabilities_agree_with_numpy_and_scikit_learn() {
         let (features, labels) = case(7);
-        let head = discriminant(Photos::new(&features, &labels), 7, 5);
+        let head = discriminant(Photos::new(&features, &labels), 7, 7, 5);
         let found = softmax(&head.logits(&features[..7], None));
         let expected = [0.26289799, 0.41816391, 0.00056581, 0.24724413, 0.07112816];
         found.iter().zip(expected).for_each(|(p, q)| assert_relative_eq!(*p, q, epsilon = 1e-8));
@@ -109,7 +106,7 @@ mod tests {
         let (features, labels) = case(7);
         let first = (0..5).map(|class| labels.iter().position(|label| *label == class).unwrap());
         let rows: Vec<f64> = first.flat_map(|i| features[7 * i..7 * (i + 1)].to_vec()).collect();
-        let head = discriminant(Photos::new(&rows, &[0, 1, 2, 3, 4]), 7, 5);
+        let head = discriminant(Photos::new(&rows, &[0, 1, 2, 3, 4]), 7, 7, 5);
         let found = softmax(&head.logits(&features[..7], None));
         let expected = [0.96789437, 0.00217393, 0.0092668, 0.00229313, 0.01837178];
         found.iter().zip(expected).for_each(|(p, q)| assert_relative_eq!(*p, q, epsilon = 1e-8));
@@ -125,7 +122,7 @@ mod tests {
             (&flat, &[0, 1, 2, 0, 1, 2, 0, 1], 6, 3),
         ];
         for (features, labels, width, classes) in cases {
-            let head = discriminant(Photos::new(features, labels), width, classes);
+            let head = discriminant(Photos::new(features, labels), width, width, classes);
             assert_eq!((head.weight.len(), head.bias.len()), (classes * width, classes));
             assert!(head.weight.iter().chain(&head.bias).all(|w| w.is_finite()), "{head:?}");
         }

@@ -6,7 +6,7 @@ use super::counting::{Counting, shares};
 use super::discriminant::discriminant;
 use super::judged::Judged;
 use super::linear::Linear;
-use super::logistic::{Choice, choose, fit_at, grid};
+use super::logistic::{Choice, choose, fit_at, grid, grid_around};
 use super::photos::{HeldOut, Photos, Sample};
 use super::temperature::{PRIOR, fit_temperature};
 use serde::{Deserialize, Serialize};
@@ -128,7 +128,7 @@ impl How {
 impl DiscriminantHow {
     fn fit(self, of: Material<'_>) -> Linear {
         let photos = of.photos(self.views);
-        self.of(discriminant(photos, of.width, of.classes), photos.labels, of.counting)
+        self.of(discriminant(photos, of.width, of.width, of.classes), photos.labels, of.counting)
     }
 
     fn of(self, own: Linear, labels: &[u32], counting: Counting) -> Linear {
@@ -210,7 +210,7 @@ impl<'a> Material<'a> {
         let mut views = false;
         if let Some(cropped) = self.views {
             let cropped = held_out(cropped)?;
-            let other = choose(&cropped, share, self.counting, &grid())?;
+            let other = choose(&cropped, share, self.counting, &grid_around(choice.model.c))?;
             // More views of a photo say more of it: they are left out where they are worse beyond noise.
             views = !self.judged(&other.held_out, &labels).hurts(self.judged(&choice.held_out, &labels));
             if views {
@@ -240,21 +240,25 @@ impl<'a> Material<'a> {
 
     fn discriminant(&self, photos: &HeldOut<'_>, labels: &[u32], views: bool) -> Fitted {
         let started = Instant::now();
-        let parts = photos.parts().map(|[fit, held]| (discriminant(fit, self.width, self.classes), held));
+        let fit = |fit| discriminant(fit, photos.width, photos.features, self.classes);
+        let parts = photos.parts().map(|[train, held]| (fit(train), held));
         let parts: Vec<(Linear, Photos<'_>)> = parts.collect();
         let own = parts.iter().flat_map(|(head, held)| head.logits(held.features, None));
         let own: Vec<f64> = own.collect();
         // Of about the size of the text logits, so that both are held back alike.
         let size = deviation(&own);
         let own: Vec<f64> = own.iter().map(|z| z / size).collect();
-        let priors = self.counting.log_priors(self.classes, photos.train.labels);
+        let priors = self.counting.log_priors(self.classes, photos.train().labels);
         let text = photos.offsets();
         let [of_text, of_own] = shares([&text, &own], &priors, labels, self.counting);
         let both = own.iter().zip(&text).zip(priors.iter().cycle());
         let logits = both.map(|((own, text), prior)| of_own * own + of_text * text + prior).collect();
         let (held_out, factor) = self.calibrated(logits, labels);
         let how = DiscriminantHow { own: of_own / size, text: of_text, factor, views };
-        let all = parts.into_iter().next().map(|(head, _)| how.of(head, photos.train.labels, self.counting));
+        let all = parts
+            .into_iter()
+            .next()
+            .map(|(head, _)| how.of(photos.expand(head), photos.train().labels, self.counting));
         Fitted {
             head: all.unwrap_or_else(|| how.fit(*self)),
             how: How::Discriminant(how),

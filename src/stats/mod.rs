@@ -10,6 +10,7 @@ pub(crate) mod judged;
 pub(crate) mod linear;
 pub(crate) mod logistic;
 pub(crate) mod photos;
+mod span;
 pub(crate) mod temperature;
 
 use thiserror::Error;

@@ -1,8 +1,11 @@
 //! Photos as a classifier on features is fitted to them and judged by them.
 
 use super::StatsError;
+use super::linear::Linear;
+use super::span::Span;
 use crate::random;
 use rand::seq::SliceRandom;
+use std::borrow::Cow;
 
 /// Features of photos, or of several views of each.
 #[derive(Debug, Clone, Copy)]
@@ -51,13 +54,22 @@ const FOLDS: usize = 5;
 /// Photos that a classifier is fitted to and those that it is judged by: the photos for validation and, where there are
 /// fewer than 60 of them, the photos to train on too, each judged by a fit to the four fifths without it. The fifths have
 /// equal parts of every class and depend on the seed and the labels alone. A class's only photo is never held out.
+///
+/// Where the features to train on lie in a subspace of less than half their width, all are coordinates in it, and
+/// [`HeldOut::expand`] makes of a head for these one for features.
 pub(crate) struct HeldOut<'a> {
+    /// Width of the photos here, which is that of the coordinates where they are some.
     pub width: usize,
+    /// Width of the features.
+    pub features: usize,
     pub classes: usize,
-    pub train: Photos<'a>,
+    /// Those to train on and those for validation; their features stand in `rows`.
+    train: Photos<'a>,
     validation: Photos<'a>,
-    /// Rows that are fitted to and rows that are held out of the fit, fold by fold.
+    rows: [Cow<'a, [f64]>; 2],
+    /// The photos that each fold fits to, and those that it holds out.
     folds: Vec<[Rows; 2]>,
+    span: Option<Span>,
 }
 
 impl<'a> HeldOut<'a> {
@@ -72,36 +84,48 @@ impl<'a> HeldOut<'a> {
         classes: usize,
         seed: u64,
     ) -> Result<Self, StatsError> {
-        let photos = HeldOut::without_folds(train, validation, width, classes)?;
+        train.check(width, classes)?;
+        validation.check(width, classes)?;
         if train.labels.is_empty() {
             return Err(StatsError::NoImages);
         }
-        let few = validation.labels.len() < FEW;
-        let of_photos: Vec<u32> = train.labels.iter().step_by(train.views).copied().collect();
-        let fold_of = if few { folds(&of_photos, classes, seed) } else { Vec::new() };
-        let fold = |row: usize| fold_of.get(row / train.views).copied().flatten();
-        let folds = (0..FOLDS).map(|held| {
-            [
-                Rows::of(train, width, classes, |row| few && fold(row) != Some(held)),
-                Rows::of(train, width, classes, |row| {
-                    fold(row) == Some(held) && row.is_multiple_of(train.views)
-                }),
-            ]
+        let span = Span::of(train.features, width);
+        let rows = [train.features, validation.features].map(|features| match &span {
+            Some(span) => Cow::Owned(span.coordinates(features)),
+            None => Cow::Borrowed(features),
         });
-        let folds = folds.filter(|[_, held]| !held.labels.is_empty()).collect();
-        Ok(HeldOut { folds, ..photos })
+        let fitted = span.as_ref().map_or(width, Span::dimensions);
+        let mut photos = HeldOut {
+            width: fitted,
+            features: width,
+            classes,
+            train,
+            validation,
+            rows,
+            folds: Vec::new(),
+            span,
+        };
+        if validation.labels.len() < FEW {
+            photos.folds = photos.folds_of_train(seed);
+        }
+        Ok(photos)
     }
 
-    /// Photos to fit to, and those for validation alone.
-    pub fn without_folds(
-        train: Photos<'a>,
-        validation: Photos<'a>,
-        width: usize,
-        classes: usize,
-    ) -> Result<Self, StatsError> {
-        train.check(width, classes)?;
-        validation.check(width, classes)?;
-        Ok(HeldOut { width, classes, train, validation, folds: Vec::new() })
+    fn folds_of_train(&self, seed: u64) -> Vec<[Rows; 2]> {
+        let (train, views) = (self.train(), self.train.views);
+        let of_photos: Vec<u32> = train.labels.iter().step_by(views).copied().collect();
+        let fold_of = folds(&of_photos, self.classes, seed);
+        let rows = |keep: &dyn Fn(usize) -> bool| Rows::of(train, self.width, self.classes, keep);
+        let folds = (0..FOLDS).map(|held| {
+            let is_held = |row: usize| fold_of[row / views] == Some(held);
+            [rows(&|row| !is_held(row)), rows(&|row| is_held(row) && row.is_multiple_of(views))]
+        });
+        folds.filter(|[_, held]| !held.labels.is_empty()).collect()
+    }
+
+    /// All photos to train on.
+    pub fn train(&self) -> Photos<'_> {
+        Photos { features: &self.rows[0], ..self.train }
     }
 
     /// Every fit with what it is judged by; the first is to all photos.
@@ -110,7 +134,16 @@ impl<'a> HeldOut<'a> {
             .folds
             .iter()
             .map(|[fit, held]| [Photos { views: self.train.views, ..fit.photos() }, held.photos()]);
-        std::iter::once([self.train, self.validation]).chain(folds)
+        let validation = Photos { features: &self.rows[1], ..self.validation };
+        std::iter::once([self.train(), validation]).chain(folds)
+    }
+
+    /// The head for features that a head for the photos here is.
+    pub fn expand(&self, mut head: Linear) -> Linear {
+        if let Some(span) = &self.span {
+            head.weight = span.expand(&head.weight, head.bias.len());
+        }
+        head
     }
 
     /// Labels of all that is held out \[M\]: the photos for validation in their order, then those of the folds.

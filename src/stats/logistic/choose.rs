@@ -26,6 +26,11 @@ pub fn grid() -> Vec<f64> {
     (-4..=12).map(|half| 10f64.powf(0.5 * f64::from(half))).collect()
 }
 
+/// The C of [`grid`] that are within a factor of ten of `c`.
+pub fn grid_around(c: f64) -> Vec<f64> {
+    grid().into_iter().filter(|other| (other / c).log10().abs() < 1.25).collect()
+}
+
 /// Fits along `cs`, with `share` times the offset added to the logits, and keeps the model with the lowest NLL on the
 /// photos that are held out. Where there are none, C is the one nearest to 10. The path ends after three C in a row that
 /// are worse than the best.
@@ -44,8 +49,8 @@ pub(crate) fn choose(
     let mut parts = parts.collect::<Result<Vec<_>, StatsError>>()?;
     // The C of a row counts for all views of a photo.
     let fit = |path: &mut Path, c: f64| {
-        let mut model = path.fit(c / photos.train.views as f64);
-        counting.even_out(&mut model.head, photos.train.labels);
+        let mut model = path.fit(c / photos.train().views as f64);
+        counting.even_out(&mut model.head, photos.train().labels);
         Logistic { c, ..model }
     };
     let mut tried: Vec<(f64, f64)> = Vec::new();
@@ -53,7 +58,7 @@ pub(crate) fn choose(
     if labels.is_empty() {
         let nearest = cs.iter().copied().min_by(|a, b| distance(*a).total_cmp(&distance(*b)));
         let model = nearest.zip(parts.first_mut()).map(|(c, (path, _))| fit(path, c));
-        let model = model.ok_or(StatsError::Path(Vec::new()))?;
+        let model = expanded(photos, model.ok_or(StatsError::Path(Vec::new()))?);
         return Ok(Choice { model, tried, held_out: Vec::new() });
     }
     for (i, &c) in cs.iter().enumerate() {
@@ -73,7 +78,11 @@ pub(crate) fn choose(
         }
     }
     let (_, choice) = best.ok_or(StatsError::Path(Vec::new()))?;
-    Ok(Choice { tried, ..choice })
+    Ok(Choice { model: expanded(photos, choice.model), tried, ..choice })
+}
+
+fn expanded(photos: &HeldOut<'_>, model: Logistic) -> Logistic {
+    Logistic { head: photos.expand(model.head), ..model }
 }
 
 /// From the C that is taken where nothing can be said of it, in powers of e.
@@ -85,6 +94,7 @@ fn distance(c: f64) -> f64 {
 mod tests {
     use super::super::tests::{case, photos};
     use super::*;
+    use crate::stats::discriminant::discriminant;
     use crate::stats::logistic::fit_path;
     use crate::stats::photos::Photos;
     use crate::stats::temperature::proper_scores;
@@ -175,6 +185,46 @@ mod tests {
         for (tried, expected) in found.tried.iter().zip(&expected.tried) {
             assert_relative_eq!(tried.1, expected.1, max_relative = 1e-5);
         }
+    }
+
+    #[test]
+    fn features_in_a_subspace_have_the_fit_in_it() {
+        let ((features, labels), (offset, _)) = (case(7), case(5));
+        // 7 of the rows of a Hadamard matrix of order 16.
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 0.25 } else { -0.25 };
+        let laid = |rows: &[f64]| -> Vec<f64> {
+            let row = |x: &[f64]| -> Vec<f64> {
+                (0..16).map(|j| x.iter().enumerate().map(|(i, x)| x * sign(i, j)).sum()).collect()
+            };
+            rows.chunks(7).flat_map(row).collect()
+        };
+        let wide = laid(&features);
+        let with = |features| Photos { offset: Some(&offset), ..photos(features, &labels) };
+        let (expected, _) = chosen(with(&features), NONE, [7, 5], &grid(), 4).unwrap();
+        let held_out = HeldOut::new(with(&wide), NONE, 16, 5, 4).unwrap();
+        assert_eq!((held_out.width, held_out.features), (7, 16));
+        let found = choose(&held_out, 1.0, Counting::Photos, &grid()).unwrap();
+        assert_eq!(found.model.c, expected.model.c);
+        let close = |a: &[f64], b: &[f64]| {
+            assert_eq!(a.len(), b.len());
+            a.iter().zip(b).for_each(|(a, b)| assert_relative_eq!(a, b, epsilon = 1e-5, max_relative = 1e-5));
+        };
+        close(&found.held_out, &expected.held_out);
+        close(&found.model.head.weight, &laid(&expected.model.head.weight));
+        close(&found.model.head.bias, &expected.model.head.bias);
+        let [narrow, inside] =
+            [(with(&features), 7), (held_out.train(), 16)].map(|(photos, of)| discriminant(photos, 7, of, 5));
+        let whole = discriminant(with(&wide), 16, 16, 5);
+        close(&held_out.expand(inside).weight, &whole.weight);
+        // With 16 dimensions the ridge is another than with 7.
+        assert!((whole.weight[0] - laid(&narrow.weight)[0]).abs() > 1e-3);
+    }
+
+    #[test]
+    fn the_grid_around_a_c_is_the_grid_within_a_factor_of_ten() {
+        let around = grid_around(grid()[6]);
+        assert_eq!(around, grid()[4..=8]);
+        assert_eq!(grid_around(grid()[0]), grid()[..=2]);
     }
 
     #[test]

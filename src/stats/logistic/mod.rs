@@ -3,7 +3,7 @@
 mod choose;
 mod newton;
 
-pub(crate) use choose::{Choice, choose, grid};
+pub(crate) use choose::{Choice, choose, grid, grid_around};
 
 use super::StatsError;
 use super::linear::Linear;

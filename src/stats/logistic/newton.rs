@@ -14,6 +14,7 @@
 
 use super::Photos;
 use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
+use crate::stats::linear::dot;
 
 /// Steps end where the decrease that the last one predicts is below this part of the objective.
 const TOLERANCE: f64 = 1e-8;
@@ -26,6 +27,8 @@ const MAX_STEPS: usize = 100;
 const MAX_GRADIENTS: usize = 1000;
 /// Conjugate gradients end where the squared residual is below this part of the first.
 const ROUNDING: f64 = 1e-20;
+/// Multiplications of a product that one thread does.
+const SMALL: usize = 4_000_000;
 /// Below this the curvature of a class says nothing.
 const MIN_CURVATURE: f64 = 1e-6;
 
@@ -172,7 +175,7 @@ impl Newton {
         let (n, columns) = (self.labels.len(), self.means.len() + 1);
         let theta = Matrix::new(theta, self.classes, columns).transposed();
         let design = Matrix::new(&self.design, n, columns);
-        gemm(MatrixMut::new(out, n, self.classes), Write::Replace, 1.0, design, theta, Threads::All);
+        gemm(MatrixMut::new(out, n, self.classes), Write::Replace, 1.0, design, theta, self.threads());
     }
 
     /// out = (1/N) Rᵀ X + λθ without the biases.
@@ -181,10 +184,16 @@ impl Newton {
         let rows = Matrix::new(rows, n, self.classes).transposed();
         let design = Matrix::new(&self.design, n, columns);
         let scale = 1.0 / n as f64;
-        gemm(MatrixMut::new(out, self.classes, columns), Write::Replace, scale, rows, design, Threads::All);
+        gemm(MatrixMut::new(out, self.classes, columns), Write::Replace, scale, rows, design, self.threads());
         for (out, theta) in out.chunks_exact_mut(columns).zip(theta.chunks_exact(columns)) {
             out.iter_mut().zip(&theta[..columns - 1]).for_each(|(out, w)| *out += decay * w);
         }
+    }
+
+    /// Waking threads takes longer than a product of a few photos.
+    fn threads(&self) -> Threads {
+        let is_small = self.labels.len() * self.classes * (self.means.len() + 1) < SMALL;
+        if is_small { Threads::One } else { Threads::All }
     }
 
     /// ‖W‖².
@@ -309,15 +318,4 @@ fn enough(decreases: &[f64], counts: f64) -> bool {
 
 fn add(to: &mut [f64], scale: f64, what: &[f64]) {
     to.iter_mut().zip(what).for_each(|(to, what)| *to += scale * what);
-}
-
-/// By eight sums, which the compiler keeps in vectors.
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (heads, tails) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = heads.remainder().iter().zip(tails.remainder()).map(|(a, b)| a * b).sum();
-    let mut sums = [0.0; 8];
-    for (a, b) in heads.zip(tails) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
-    }
-    sums.iter().sum::<f64>() + rest
 }

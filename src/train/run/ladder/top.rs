@@ -3,7 +3,7 @@
 use super::heads::Numbers;
 use super::{Climb, counting, scores};
 use crate::backend::Backend;
-use crate::data::{Cache, Split, SplitView};
+use crate::data::{Cache, DataError, Split, SplitView};
 use crate::stats::heads::Material;
 use crate::stats::judged::Judged;
 use crate::stats::linear::Linear;
@@ -211,7 +211,13 @@ impl<B: Backend> Run<'_, '_, B> {
     /// The kept rung with its choices fitted to training and validation images together; none when the user asked to stop.
     fn final_fit(&mut self, climb: &Climb, top: &Top) -> Result<Option<(Vec<Tensor>, Rung)>> {
         let (started, kept) = (Instant::now(), top.ladder.kept);
-        let head = self.head_of_all(climb, if top.epoch == 0 { kept } else { climb.best })?;
+        let head = match self.head_of_all(climb, if top.epoch == 0 { kept } else { climb.best }) {
+            Err(TrainError::Data(DataError::Interrupted)) => {
+                self.stop_climbing();
+                return Ok(None);
+            }
+            head => head?,
+        };
         let mut values = self.start.clone();
         values.splice(..2, head);
         if top.epoch > 0 {
