@@ -5,12 +5,15 @@
 //! into a loss, and the gradients walk back to the first trained tensor, where [`optim`] takes over.
 //! [`train`] is the loop around it, and [`settings`] has all that a run can be told. The model is written once,
 //! over a [`backend`]; the backend knows no model, the model knows no training, and the loop knows no command line.
-//! What only those who work on the engine use, checks and benchmarks, is in [`dev`].
+//! What only those who work on the engine use, checks and benchmarks, is in [`dev`]. [`commands`] has what the subcommands
+//! of the program do, for it and for other languages.
 
 #![warn(missing_docs)]
 
 pub mod backend;
+mod cli;
 pub mod clip;
+pub mod commands;
 pub mod data;
 pub mod dev;
 pub mod fetch;
@@ -30,4 +33,5 @@ pub mod train;
 pub mod tune;
 mod words;
 
+pub use cli::run as command;
 pub use train::TrainError;

@@ -1,7 +1,5 @@
 //! The `engine` command.
 
-mod cli;
-
 fn main() -> std::process::ExitCode {
-    cli::run()
+    clip_engine::command(std::env::args_os().collect()).into()
 }

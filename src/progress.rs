@@ -25,6 +25,8 @@ pub trait Monitor: Send + Sync {
     }
     /// A line for those who want to know every step.
     fn debug(&self, _text: &str) {}
+    /// A line of metrics.jsonl, as it is written: a JSON object of a training step or of an epoch.
+    fn record(&self, _line: &str) {}
     /// True once the user asked to stop (Ctrl-C): finish cleanly, as soon as possible.
     fn stopped(&self) -> bool;
 }

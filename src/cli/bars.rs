@@ -3,7 +3,7 @@
 
 use super::signals;
 use super::time_left::Course;
-use clip_engine::progress::{Monitor, RunPart};
+use crate::progress::{Monitor, RunPart};
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,30 +1,33 @@
 //! `engine bench`
 
-use super::device::{Device, DeviceArgs, on_device};
+use super::bars::Bars;
+use super::device::DeviceArgs;
 use super::flags::batch_sizes;
 use super::table::Lines;
 use super::{common, launches, table};
+use crate::TrainError;
+use crate::backend::Backend;
+use crate::backend::cuda::{Cuda, LoraForm};
+use crate::clip::config::ClipConfig;
+use crate::clip::flops::{Flops, StepSizes};
+use crate::clip::random::RandomWeights;
+use crate::clip::text::TextClassifier;
+use crate::clip::vision::{Normalisation, Savings, VisionTower};
+use crate::clip::weight_source::WeightSource;
+use crate::clip::weights::Weights;
+use crate::commands::device::{Device, on_device};
+use crate::commands::open;
+use crate::dev::bench::ops::{self, Sizes};
+use crate::dev::bench::{self, Op, Percentiles, Timing, heads};
+use crate::dev::check::difference::normal;
+use crate::objective::Objective;
+use crate::optim::{Rate, Rates};
+use crate::progress::Silent;
+use crate::tensor::{DType, Shape, Tensor};
+use crate::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
+use crate::tune::{Head, KaimingInit, LoraSpec, Target, Trained, initial_head};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use clip_engine::TrainError;
-use clip_engine::backend::Backend;
-use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::clip::config::ClipConfig;
-use clip_engine::clip::flops::{Flops, StepSizes};
-use clip_engine::clip::random::RandomWeights;
-use clip_engine::clip::text::TextClassifier;
-use clip_engine::clip::vision::{Normalisation, Savings, VisionTower};
-use clip_engine::clip::weight_source::WeightSource;
-use clip_engine::clip::weights::Weights;
-use clip_engine::dev::bench::ops::{self, Sizes};
-use clip_engine::dev::bench::{self, Op, Percentiles, Timing, heads};
-use clip_engine::dev::check::difference::normal;
-use clip_engine::objective::Objective;
-use clip_engine::optim::{Rate, Rates};
-use clip_engine::progress::Silent;
-use clip_engine::tensor::{DType, Shape, Tensor};
-use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
-use clip_engine::tune::{Head, KaimingInit, LoraSpec, Target, Trained, initial_head};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
@@ -88,7 +91,7 @@ enum ModelSize {
 }
 
 pub fn run(mut args: Args) -> Result<()> {
-    args.model = args.model.as_deref().map(common::named_model_dir).transpose()?;
+    args.model = args.model.as_deref().map(|name| open::named_model_dir(name, &Bars::new())).transpose()?;
     let config = match &args.model {
         Some(dir) => ClipConfig::load(dir)?,
         None => match args.model_size {
@@ -441,7 +444,7 @@ impl OpRows {
         mut op: Op<'_>,
         suffix: &str,
         reps: usize,
-    ) -> clip_engine::backend::Result<()> {
+    ) -> crate::backend::Result<()> {
         let name = format!("{}{suffix}", op.name);
         match bench::time(backend, &mut op, reps) {
             Ok(timing) => self.timed(&name, &op, timing),
@@ -453,12 +456,7 @@ impl OpRows {
 
     /// Takes in how a group ended: a failure between its operations is a row, and the end of it all if the device is
     /// lost.
-    fn went_on(
-        &mut self,
-        group: &str,
-        suffix: &str,
-        measured: clip_engine::backend::Result<()>,
-    ) -> Result<()> {
+    fn went_on(&mut self, group: &str, suffix: &str, measured: crate::backend::Result<()>) -> Result<()> {
         if let Err(problem) = measured {
             self.failure(&format!("{group}{suffix}"), "", &problem.to_string());
             if problem.lost_device() {
@@ -540,7 +538,7 @@ fn machine(device: &Device) -> Value {
     let mut machine = json!({
         "cpu": model.unwrap_or("unknown"),
         "threads": rayon::current_num_threads(),
-        "vector_instructions": clip_engine::backend::cpu::vector_instructions(),
+        "vector_instructions": crate::backend::cpu::vector_instructions(),
         "backend": on_device!(device, backend => backend.describe()),
         "os": std::env::consts::OS,
     });

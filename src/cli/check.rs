@@ -1,14 +1,16 @@
 //! `engine check`
 
+use super::bars::Bars;
 use super::common;
-use super::device::{self, Device, on_device};
 use super::table::Lines;
+use crate::backend::Backend;
+use crate::commands::device::{self, Device, on_device};
+use crate::commands::open;
+use crate::dev::check::device::{Group, Scope};
+use crate::dev::check::{self, CheckError, Row};
+use crate::progress::Silent;
+use crate::settings::{Key, Precision, parse_word};
 use anyhow::{Result, bail};
-use clip_engine::backend::Backend;
-use clip_engine::dev::check::device::{Group, Scope};
-use clip_engine::dev::check::{self, CheckError, Row};
-use clip_engine::progress::Silent;
-use clip_engine::settings::{Key, Precision, parse_word};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -45,7 +47,7 @@ pub fn run(args: Args) -> Result<()> {
     let mut report = Report::new(args.json.as_deref(), &described, args.reference.is_some());
     let checked = match (&args.reference, &args.model, &device) {
         (Some(reference), Some(model), device) => {
-            let model = common::named_model_dir(model)?;
+            let model = open::named_model_dir(model, &Bars::new())?;
             let rows = on_device!(device, backend => check::reference::check(backend, &model, reference))?;
             rows.into_iter().for_each(|row| report.add(row));
             Ok(())

@@ -1,20 +1,21 @@
 //! `engine compare`
 
 use super::bars::Bars;
-use super::common::Judged;
 use super::flags::SettingFlags;
-use super::run_set::{Earlier, Layout, RunSet};
-use super::seeds::{header, runs_of, score_cells};
-use super::{common, output, table};
+use super::seeds::{header, score_cells};
+use super::{common, table};
+use crate::TrainError;
+use crate::commands::comparison;
+use crate::commands::open;
+use crate::commands::output;
+use crate::commands::run_set::runs_of;
+use crate::commands::run_set::{Earlier, Layout, RunSet};
+use crate::progress::Monitor;
+use crate::report::Comparison;
+use crate::report::compare::{ComparisonRow, MeanRow, Published};
+use crate::settings::{Given, Key, Recipe, SettingError, Settings};
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
-use clip_engine::data::Cache;
-use clip_engine::progress::Monitor;
-use clip_engine::report::compare::{ComparisonRow, MeanRow, Published, load_runs};
-use clip_engine::report::{self, COMPARISON_FILES, Comparison, RunData};
-use clip_engine::settings::{Augment, Given, Key, Recipe, SettingError, Settings};
-use clip_engine::train::run_dir::RunDir;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The heading of its own flags in the help.
 const COMPARISON: &str = "Comparison";
@@ -47,32 +48,27 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    match &args.recipes {
+    let (comparison, out) = match &args.recipes {
         Some(names) => {
-            let recipes = parse(names)?;
-            let set = plan(&args, &recipes, &monitor)?;
-            let path = set.path().to_path_buf();
-            monitor.line(&format!("runs: {}", path.display()));
-            let (runs, cache) = set.train(&monitor)?;
-            let comparison = Comparison::of(&runs)?;
-            finish(&comparison, &runs, Some(&cache), Some(&path), &monitor)
+            let set = plan(&args, &parse(names)?, &monitor)?;
+            let out = set.path().to_path_buf();
+            monitor.line(&format!("runs: {}", out.display()));
+            (comparison::train(set, &monitor)?, Some(out))
         }
         None => {
             if args.settings.0 != Given::default() {
                 let text = "flags of engine train need --recipes; finished runs keep their settings";
                 bail!(TrainError::Setting(text.into()));
             }
-            let runs = load_runs(&args.runs)?;
-            let comparison = Comparison::of(&runs)?;
-            let cache = match &args.out {
-                Some(out) => {
-                    check_vacant(out, args.overwrite)?;
-                    images(&runs, &monitor)
-                }
-                None => None,
-            };
-            finish(&comparison, &runs, cache.as_ref(), args.out.as_deref(), &monitor)
+            (comparison::compare(&args.runs, args.out.as_deref(), args.overwrite, &monitor)?, args.out)
         }
+    };
+    print(&comparison, &monitor)?;
+    match out {
+        Some(out) => {
+            common::say(format!("comparison.json, comparison.csv and report.html: {}", out.display()))
+        }
+        None => Ok(()),
     }
 }
 
@@ -114,7 +110,7 @@ fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet
     }
     let Some((_, first)) = runs.first() else { bail!("--recipes names none") };
     if let Some(name) = first.model_name().filter(|_| flags.model.is_none()) {
-        common::say_default_model(name, monitor);
+        open::say_default_model(name, monitor);
     }
     let earlier = Earlier::of(args.overwrite, args.out.as_deref());
     let path = args.out.clone().map_or_else(|| output::of_comparison(first), Ok)?;
@@ -166,60 +162,6 @@ fn check_use_by_any(flags: &Given, runs: &[Settings]) -> Result<()> {
         Some(flag) => {
             let text = format!("{flag}: none of the recipes has a use for it; leave it out");
             bail!(TrainError::Setting(text))
-        }
-        None => Ok(()),
-    }
-}
-
-/// Refuses a folder with an earlier comparison, and that of a run: its page and pictures have the same names.
-fn check_vacant(dir: &Path, overwrite: bool) -> Result<()> {
-    if RunDir::existing(dir).is_ok() {
-        bail!(TrainError::file(dir, "is a run itself; choose another --out"));
-    }
-    match COMPARISON_FILES.iter().map(|name| dir.join(name)).find(|file| file.exists()) {
-        Some(file) if !overwrite => {
-            let problem = "is there already; replace it with --overwrite, or choose another --out";
-            bail!(TrainError::file(&file, problem))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The images of finished runs, for the page; none where they are not to be had any more.
-fn images(runs: &[RunData], monitor: &dyn Monitor) -> Option<Cache> {
-    let first = runs.first()?;
-    let settings = Settings { augment: Augment::Off, ..first.settings.clone() };
-    let problem = match common::material(&settings, &Judged::default(), monitor) {
-        Ok(material) if report::shows(first, &material.cache) => {
-            let now = material.cache.photos();
-            if first.summary.photos.as_deref().is_some_and(|then| !then.is_empty() && then != now) {
-                monitor.warn("the photos are not those that the runs were trained on: files were added, changed or removed");
-            }
-            return Some(material.cache);
-        }
-        Ok(_) => "they are not those that the runs were evaluated on".to_string(),
-        Err(problem) => problem.to_string(),
-    };
-    monitor.warn(&format!("report.html shows no images: {problem}"));
-    None
-}
-
-/// Prints the comparison and leaves in `dir` all that is known about it.
-fn finish(
-    comparison: &Comparison,
-    runs: &[RunData],
-    cache: Option<&Cache>,
-    dir: Option<&Path>,
-    monitor: &dyn Monitor,
-) -> Result<()> {
-    if let Some(dir) = dir {
-        report::write_comparison(comparison, runs, cache, dir, monitor)?;
-        comparison.write(dir)?;
-    }
-    print(comparison, monitor)?;
-    match dir {
-        Some(dir) => {
-            common::say(format!("comparison.json, comparison.csv and report.html: {}", dir.display()))
         }
         None => Ok(()),
     }

@@ -2,12 +2,13 @@
 
 use super::table::mib;
 use super::{common, table};
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::gpu::{Loaded, Probe, probe};
+use crate::backend::cuda::kernel_sources::{OVERRIDE, Sources};
+use crate::commands::open;
+use crate::fetch::{FLOWERS102, FetchError, Hub, flowers102};
 use anyhow::{Result, anyhow};
-use clip_engine::backend::Backend;
-use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::gpu::{Loaded, Probe, probe};
-use clip_engine::backend::cuda::kernel_sources::{OVERRIDE, Sources};
-use clip_engine::fetch::{FLOWERS102, FetchError, Hub, flowers102};
 use serde_json::{Value, json};
 
 #[derive(clap::Args)]
@@ -33,20 +34,20 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Names the device that a run would train on, or says why there can be none.
 fn verdict(cuda: &Probe, needs_gpu: bool) -> std::result::Result<String, String> {
-    common::cache_dir(None).map_err(|problem| problem.to_string())?;
+    open::cache_dir(None).map_err(|problem| problem.to_string())?;
     Hub::from_env().map_err(|problem| problem.to_string())?;
     let problems = cuda.problems();
     match cuda.devices.first() {
         Some(device) if problems.is_empty() => Ok(format!("cuda:{}, {}, f16", device.index, device.name)),
         _ if needs_gpu => Err(format!("no GPU can be used: {}", problems.join("; "))),
-        _ => Ok(format!("the CPU, {}", clip_engine::backend::cpu::vector_instructions())),
+        _ => Ok(format!("the CPU, {}", crate::backend::cpu::vector_instructions())),
     }
 }
 
 fn say_all(args: &Args, cuda: &Probe, ready: bool, verdict: &str) -> Result<()> {
     let cpu = Cpu::<f32>::new().describe();
     if args.json {
-        let caches = json!({ "engine": common::cache_dir(None).ok(), "hub": hub_json() });
+        let caches = json!({ "engine": open::cache_dir(None).ok(), "hub": hub_json() });
         let report = json!({ "ready": ready, "verdict": verdict, "version": env!("CARGO_PKG_VERSION"), "cpu": cpu,
                     "cuda": cuda, "caches": caches });
         return common::say(format!("{report:#}"));
@@ -54,7 +55,7 @@ fn say_all(args: &Args, cuda: &Probe, ready: bool, verdict: &str) -> Result<()> 
     let mut rows: Vec<(String, String)> = vec![
         ("version".into(), env!("CARGO_PKG_VERSION").into()),
         ("CPU".into(), cpu),
-        ("vector instructions".into(), clip_engine::backend::cpu::vector_instructions().into()),
+        ("vector instructions".into(), crate::backend::cpu::vector_instructions().into()),
     ];
     cuda_rows(cuda, &mut rows);
     rows.push(("kernel sources".into(), sources()));
@@ -122,7 +123,7 @@ fn sources() -> String {
 }
 
 fn image_caches() -> Result<String> {
-    let cache = common::cache_dir(None)?;
+    let cache = open::cache_dir(None)?;
     if !cache.is_dir() {
         return Ok(format!("{}: not made yet", cache.display()));
     }
@@ -133,7 +134,7 @@ fn image_caches() -> Result<String> {
 
 /// Whether `--data flowers102` would fetch anything.
 fn flowers102() -> Result<String> {
-    let folder = flowers102::folder(&common::cache_dir(None)?.join(FLOWERS102));
+    let folder = flowers102::folder(&open::cache_dir(None)?.join(FLOWERS102));
     let lacks: Vec<&str> = ["imagelabels.mat", "setid.mat", "jpg"]
         .into_iter()
         .filter(|name| !folder.join(name).exists())

@@ -1,16 +1,18 @@
 //! `engine train --dry-run`
 
-use super::common::{self, Judged};
-use super::device::{self, on_device};
+use super::common;
 use super::table::mib;
+use crate::commands::device::{self, on_device};
+use crate::commands::open;
+use crate::commands::open::Judged;
+use crate::data::Split;
+use crate::progress::Monitor;
+use crate::settings::Settings;
+use crate::train::demo;
+use crate::train::dry_run::{Images, Plan};
+use crate::train::model::Model;
+use crate::tune::Group;
 use anyhow::{Result, bail};
-use clip_engine::data::Split;
-use clip_engine::progress::Monitor;
-use clip_engine::settings::Settings;
-use clip_engine::train::demo;
-use clip_engine::train::dry_run::{Images, Plan};
-use clip_engine::train::model::Model;
-use clip_engine::tune::Group;
 
 /// Prints config.toml as the run would write it, and what the run would do as comments below.
 pub fn run(mut settings: Settings, monitor: &dyn Monitor) -> Result<()> {
@@ -31,8 +33,8 @@ fn model_and_images(settings: &Settings, monitor: &dyn Monitor) -> Result<(Model
         return Ok((demo::model()?, Images::of_cache(&demo::cache(seed)?)));
     }
     let Some(model) = settings.model_name() else { bail!("--data is needed, or --demo") };
-    let model = common::open_settled_model(model, monitor)?;
-    Ok((model, Images::of_dataset(&common::open_dataset(settings, &Judged::default(), monitor)?)))
+    let model = open::open_settled_model(model, monitor)?;
+    Ok((model, Images::of_dataset(&open::open_dataset(settings, &Judged::default(), monitor)?)))
 }
 
 fn describe(plan: &Plan, images: &Images) -> Vec<String> {

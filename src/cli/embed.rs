@@ -2,17 +2,19 @@
 
 use super::bars::Bars;
 use super::common;
-use super::device::{DeviceArgs, on_device};
+use super::device::DeviceArgs;
 use super::flags::{batch_sizes, like};
+use crate::TrainError;
+use crate::commands::device::on_device;
+use crate::commands::open;
+use crate::data::decode::Orientation;
+use crate::data::is_photo;
+use crate::settings::{Key, parse_word};
+use crate::train::embed::{EmbedOptions, embed};
+use crate::train::inference::{TunedTower, TuningFiles};
+use crate::train::run_dir::RunDir;
+use crate::train::saved_run::of_one_epoch;
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
-use clip_engine::data::decode::Orientation;
-use clip_engine::data::is_photo;
-use clip_engine::settings::{Key, parse_word};
-use clip_engine::train::embed::{EmbedOptions, embed};
-use clip_engine::train::inference::{TunedTower, TuningFiles};
-use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::saved_run::of_one_epoch;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -52,13 +54,13 @@ pub fn run(args: Args) -> Result<()> {
         (Some(run), model) => {
             let dir = RunDir::existing(run)?;
             let settings = dir.read_settings()?;
-            let model = common::model_of_run(&dir, &settings, model.as_deref(), &monitor)?;
+            let model = open::model_of_run(&dir, &settings, model.as_deref(), &monitor)?;
             (model, TuningFiles::of_run(&dir, &settings), Some((dir, settings)))
         }
         (None, model) => {
-            common::warn_of_adapter(args.init_from.as_deref(), &monitor)?;
+            open::warn_of_adapter(args.init_from.as_deref(), &monitor)?;
             let files = args.init_from.as_deref().map(TuningFiles::found_in).transpose()?;
-            let model = common::open_model_or_default(model.as_deref(), &monitor)?;
+            let model = open::open_model_or_default(model.as_deref(), &monitor)?;
             (model, files.unwrap_or_default(), None)
         }
     };

@@ -1,21 +1,14 @@
 //! `engine eval`
 
 use super::bars::Bars;
-use super::common::{Judged, SplitChoice};
-use super::device::{self, on_device};
 use super::flags::{SourceFlags, batch_sizes, like};
 use super::{common, table};
+use crate::commands::evaluation::evaluate_run;
+use crate::commands::open::SplitChoice;
+use crate::settings::{Given, Key, Precision, parse_word};
+use crate::train::metrics::Evaluation;
 use anyhow::Result;
-use clip_engine::TrainError;
-use clip_engine::fetch::{settled_data, settled_model};
-use clip_engine::progress::Monitor;
-use clip_engine::settings::{Augment, Given, Key, Precision, parse_word};
-use clip_engine::train::evaluate::evaluate_run;
-use clip_engine::train::metrics::Evaluation;
-use clip_engine::train::run_dir::RunDir;
-use clip_engine::train::saved_run::{class_names_of_run, other_photos};
 use comfy_table::Table;
-use serde_json::{Value, json};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -55,54 +48,18 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let monitor = Bars::new();
-    let dir = RunDir::existing(&args.run)?;
-    let mut settings = dir.read_settings()?;
-    let files =
-        [args.data.is_some(), args.model.is_some(), args.cache.is_some(), args.source.0 != Given::default()];
-    if settings.demo && (files.contains(&true) || args.split == SplitChoice::All) {
-        let text = "--data, --model, --cache, --split all and what says how data are read: a demo run knows its own \
-                    flowers and model only; leave them out";
-        anyhow::bail!(TrainError::Setting(text.into()));
-    }
-    settings.cache = args.cache.or(settings.cache);
-    let other = args.data.is_some();
-    if other {
-        // They were for the run's own.
-        (settings.images, settings.class_names, settings.groups) = (None, None, None);
-    }
-    settings.batch_size = args.batch_size.map_or(settings.batch_size, |batch| batch as usize);
-    settings.data = args.data.map(|data| settled_data(&data)).or(settings.data);
-    args.source.apply(&mut settings)?;
-    settings.model = args.model.map(|model| settled_model(&model)).or(settings.model);
-    let name = args.device.as_deref().unwrap_or(&settings.device);
-    let device = match (args.precision, settings.precision) {
-        // The numbers of the summary come from the same precision, which a device at hand may not have.
-        (None, Some(own)) => {
-            device::open(name, Some(own), &monitor).or_else(|_| device::open(name, None, &monitor))?
-        }
-        (precision, _) => device::open(name, precision, &monitor)?,
+    let given = Given {
+        data: args.data,
+        cache: args.cache,
+        model: args.model,
+        batch_size: args.batch_size.map(|batch| batch as usize),
+        device: args.device,
+        precision: args.precision,
+        ..args.source.0
     };
-    settings.augment = Augment::Off;
-    let judged = Judged {
-        classes: if other { Some(class_names_of_run(&dir)?) } else { None },
-        any: other,
-        all: args.split == SplitChoice::All,
-    };
-    let common::Material { model, cache, .. } = common::material(&settings, &judged, &monitor)?;
-    common::warn_of_run(&dir, &model, &monitor)?;
-    if !other && !judged.all && other_photos(&dir, &cache)? {
-        monitor.warn(
-            "the photos are not those that the run was trained on: files were added, changed or removed",
-        );
-    }
-    args.split.explain(&cache, &monitor);
-    let split = args.split.of_cache();
-    let evaluation = on_device!(device, backend => {
-        evaluate_run(backend, model, &cache, split, &settings, &dir, &monitor)
-    })?;
+    let evaluation = evaluate_run(&args.run, args.split, given, &Bars::new())?;
     if args.json {
-        return common::say(format!("{:#}", as_json(&evaluation)?));
+        return common::say(format!("{:#}", evaluation.to_json()?));
     }
     let results = table::Results::fine_tuned(args.split.name(), &evaluation.metrics);
     common::say(table::results(&[results], evaluation.class_names.len()))?;
@@ -110,23 +67,6 @@ pub fn run(args: Args) -> Result<()> {
         common::say(classes(&evaluation))?;
     }
     Ok(())
-}
-
-/// The metrics, and beside them what is known of the classes.
-fn as_json(evaluation: &Evaluation) -> Result<Value> {
-    let mut report = serde_json::to_value(&evaluation.metrics)?;
-    let names = evaluation.class_names.iter().zip(&evaluation.classes);
-    let classes: Vec<Value> = names
-        .map(|(name, class)| {
-            let mut entry = serde_json::to_value(class)?;
-            entry["name"] = json!(name);
-            Ok(entry)
-        })
-        .collect::<Result<_>>()?;
-    report["classes"] = json!(classes);
-    report["confusion"] = json!(evaluation.confusion);
-    report["calibration"] = json!(evaluation.calibration);
-    Ok(report)
 }
 
 fn classes(evaluation: &Evaluation) -> Table {

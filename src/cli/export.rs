@@ -2,10 +2,11 @@
 
 use super::bars::Bars;
 use super::common;
+use crate::commands::open;
+use crate::settings::{Key, Precision, parse_word};
+use crate::train::export::Export;
+use crate::train::run_dir::RunDir;
 use anyhow::{Result, bail};
-use clip_engine::settings::{Key, Precision, parse_word};
-use clip_engine::train::export::Export;
-use clip_engine::train::run_dir::RunDir;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -38,8 +39,8 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let mut model = common::model_of_run(&dir, &settings, args.model.as_deref(), &Bars::new())?;
-    model.base = common::exported_base(&settings, args.base_model.as_deref(), &model);
+    let mut model = open::model_of_run(&dir, &settings, args.model.as_deref(), &Bars::new())?;
+    model.base = open::exported_base(&settings, args.base_model.as_deref(), &model);
     let export = Export::open(&dir, &settings, &model)?;
     match (&args.peft, &args.merged) {
         (Some(to), _) => {

@@ -1,10 +1,11 @@
 //! The flags of the settings, built from their table.
 
+use crate::commands::evaluation::SOURCE;
+use crate::settings::{Given, Key, Kind, MAX_BATCH, Setting, Settings, TABLE};
 use anyhow::Result;
 use clap::builder::RangedI64ValueParser;
 use clap::error::{Error, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches, value_parser};
-use clip_engine::settings::{Given, Key, Kind, MAX_BATCH, Setting, Settings, TABLE};
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
@@ -16,16 +17,6 @@ pub type SettingFlags = Flags<true>;
 
 /// How data are read, for commands that train nothing.
 pub type SourceFlags = Flags<false>;
-
-const SOURCE: [Key; 7] = [
-    Key::images,
-    Key::class_names,
-    Key::groups,
-    Key::val_share,
-    Key::refuse_duplicates,
-    Key::skip_bad_images,
-    Key::orientation,
-];
 
 impl<const ALL: bool> Flags<ALL> {
     fn settings() -> impl Iterator<Item = &'static Setting> {

@@ -15,11 +15,9 @@ mod export;
 mod flags;
 mod launches;
 mod man;
-mod output;
 mod predict;
 mod predictions;
 mod prep;
-mod run_set;
 mod seeds;
 mod signals;
 mod table;
@@ -28,13 +26,12 @@ mod train;
 mod usage;
 mod zero_shot;
 
+use crate::TrainError;
+use crate::commands::{error_line, is_wrong_usage};
 use anyhow::Error;
 use bars::Level;
 use clap::{CommandFactory, Parser, Subcommand};
-use clip_engine::TrainError;
-use clip_engine::data::DataError;
-use clip_engine::settings::SettingError;
-use std::process::ExitCode;
+use std::ffi::OsString;
 
 /// Fine-tunes CLIP image classifiers.
 #[derive(Parser)]
@@ -123,21 +120,21 @@ enum Command {
     Man(man::Args),
 }
 
-/// Runs the command that the arguments name. Exit status: 0 done, 2 wrong usage, 1 any other failure, with
-/// one line on standard error.
-pub fn run() -> ExitCode {
-    let cli: Cli = usage::parse();
+/// Runs the command `engine` with these arguments, the first being the name it was called by. Exit status: 0 done, 2 wrong
+/// usage, 1 any other failure, with one line on standard error. Help and wrong usage end the process.
+pub fn run(arguments: Vec<OsString>) -> u8 {
+    let cli: Cli = usage::parse(&arguments);
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
-        if !clip_engine::data::decode::decoding() {
+        if !crate::data::decode::decoding() {
             report(info);
         }
     }));
     match cli.log.level().map_err(Error::from).and_then(|level| cli.command.run(level)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {}", printable(&with_causes(&error)));
-            exit_code(&error)
+            eprintln!("error: {}", error_line(&error));
+            if is_wrong_usage(&error) { 2 } else { 1 }
         }
     }
 }
@@ -163,54 +160,9 @@ impl Command {
     }
 }
 
-/// The error and what caused it, without what a message says of its cause already.
-fn with_causes(error: &Error) -> String {
-    error.chain().skip(1).fold(error.to_string(), |text, cause| {
-        let cause = cause.to_string();
-        if text.contains(&cause) { text } else { text + ": " + &cause }
-    })
-}
-
-/// The text with control characters as escapes. A file may have put them into a name, and a terminal would obey.
-fn printable(text: &str) -> String {
-    let mut printable = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { printable.extend(c.escape_default()) } else { printable.push(c) }
-    }
-    printable
-}
-
-fn exit_code(error: &Error) -> ExitCode {
-    let usage = matches!(
-        (error.downcast_ref::<TrainError>(), error.downcast_ref::<DataError>()),
-        (Some(TrainError::Setting(_) | TrainError::Data(DataError::Option { .. })), _)
-            | (_, Some(DataError::Option { .. }))
-    );
-    if usage || error.is::<SettingError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use anyhow::Context;
-    use std::io;
-    use std::path::Path;
-
-    #[test]
-    fn an_error_says_its_causes_once() {
-        let denied = || io::Error::other("the disk is on fire");
-        let plain = Err::<(), _>(denied()).context("a.toml: cannot be read").context("--config");
-        assert_eq!(with_causes(&plain.unwrap_err()), "--config: a.toml: cannot be read: the disk is on fire");
-        let own = TrainError::io(Path::new("run"), "list the folder")(denied());
-        let text = own.to_string();
-        assert_eq!(with_causes(&Error::from(own)), text, "the message has its source in it");
-    }
-
-    #[test]
-    fn a_terminal_has_nothing_to_obey_in_an_error() {
-        let text = "tensor a\n\u{1b}[2J\u{9b}31m é 猫 is missing";
-        assert_eq!(super::printable(text), "tensor a\\n\\u{1b}[2J\\u{9b}31m é 猫 is missing");
-    }
 
     #[test]
     fn messages_name_flags_that_there_are() {
@@ -220,7 +172,7 @@ mod tests {
             .flat_map(clap::Command::get_arguments)
             .filter_map(|arg| Some(format!("--{}", arg.get_long()?)))
             .collect();
-        for flag in clip_engine::settings::flag::ALL {
+        for flag in crate::settings::flag::ALL {
             assert!(flags.iter().any(|known| known == flag), "{flag} in {flags:?}");
         }
     }

@@ -1,16 +1,16 @@
 //! `engine predict`
 
 use super::bars::Bars;
-use super::common;
-use super::device::{DeviceArgs, on_device};
+use super::device::DeviceArgs;
 use super::flags::batch_sizes;
 use super::predictions::{Output, Printer, UNKNOWN};
+use crate::TrainError;
+use crate::commands::device::on_device;
+use crate::commands::open::{add_photos, model_of_run};
+use crate::progress::Monitor;
+use crate::train::predict::{PredictOptions, Predictor};
+use crate::train::run_dir::RunDir;
 use anyhow::{Context, Result, bail};
-use clip_engine::TrainError;
-use clip_engine::data::images_below;
-use clip_engine::progress::Monitor;
-use clip_engine::train::predict::{PredictOptions, Predictor};
-use clip_engine::train::run_dir::RunDir;
 use std::io::{BufRead, IsTerminal};
 use std::path::PathBuf;
 
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> Result<()> {
     let settings = dir.read_settings()?;
     let paths = photos(&args.images, &bars)?;
     let device = args.device.open(&bars)?;
-    let model = common::model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
+    let model = model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     let form = match (args.json, args.csv) {
         (true, _) => Output::Json,
         (_, true) => Output::Csv,
@@ -87,34 +87,16 @@ fn photos(arguments: &[PathBuf], monitor: &dyn Monitor) -> Result<Vec<PathBuf>> 
     for argument in arguments {
         if argument.as_os_str() == "-" {
             for path in from_stdin()? {
-                add(path, &mut paths, monitor)?;
+                add_photos(path, &mut paths, monitor)?;
             }
         } else {
-            add(argument.clone(), &mut paths, monitor)?;
+            add_photos(argument.clone(), &mut paths, monitor)?;
         }
     }
     if paths.is_empty() {
         bail!("-: standard input names no photo; write one path a line to it");
     }
     Ok(paths)
-}
-
-fn add(path: PathBuf, paths: &mut Vec<PathBuf>, monitor: &dyn Monitor) -> Result<()> {
-    if path.is_dir() {
-        let (photos, left_out) = images_below(&path)?;
-        left_out.iter().for_each(|warning| monitor.warn(warning));
-        paths.extend(photos);
-        return Ok(());
-    }
-    let name = path.to_string_lossy();
-    if name.contains("://") {
-        bail!("{name}: an address on the net, and predict reads files; download it first");
-    }
-    if name.contains(['*', '?', '[']) && path.symlink_metadata().is_err() {
-        bail!("{name}: no file matches; check the folder and the ending, or name the folder alone");
-    }
-    paths.push(path);
-    Ok(())
 }
 
 /// The lines of standard input as paths, in any line ending and with or without a byte order mark, without empty ones.

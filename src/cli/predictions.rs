@@ -2,11 +2,11 @@
 
 use super::bars::Level;
 use super::table::percent;
+use crate::progress::Monitor;
+use crate::train::predict::{Choice, Predicted, Tally};
 use anyhow::{Result, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use clip_engine::progress::Monitor;
-use clip_engine::train::predict::{Choice, Predicted, Tally};
 use serde::Serialize;
 use std::io::{ErrorKind, Stdout, Write};
 use std::ops::ControlFlow;

@@ -1,13 +1,14 @@
 //! `engine prep`
 
 use super::bars::Bars;
-use super::common::{Judged, open_cache};
 use super::flags::SourceFlags;
 use super::{common, table};
+use crate::commands::open;
+use crate::commands::open::{Judged, open_cache};
+use crate::data::{Preprocess, Split};
+use crate::fetch::settled_data;
+use crate::settings::{CacheType, Key, Recipe, Settings, parse_word};
 use anyhow::Result;
-use clip_engine::data::{Preprocess, Split};
-use clip_engine::fetch::settled_data;
-use clip_engine::settings::{CacheType, Key, Recipe, Settings, parse_word};
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -34,7 +35,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
     let preprocess = match &args.model {
-        Some(name) => common::open_model(name, &monitor)?.preprocess,
+        Some(name) => open::open_model(name, &monitor)?.preprocess,
         None => Preprocess::clip(224),
     };
     let mut settings = Settings {

@@ -1,32 +1,11 @@
 //! One run with several seeds: `engine train --seeds N`.
 
-use super::run_set::RunSet;
 use super::{common, table};
+use crate::commands::run_set::RunSet;
+use crate::progress::Monitor;
+use crate::report::RunData;
+use crate::report::seeds::{Scores, SeedSummary};
 use anyhow::Result;
-use clip_engine::TrainError;
-use clip_engine::progress::Monitor;
-use clip_engine::report::RunData;
-use clip_engine::report::seeds::{Scores, SeedSummary};
-use clip_engine::settings::Settings;
-
-/// The runs of `base` with `count` seeds from its own on, in folders seed-N of `folder`. All see the images
-/// that the first sees.
-pub fn runs_of(base: &Settings, count: u32, folder: Option<&str>) -> Result<Vec<(String, Settings)>> {
-    let last = base.seed.checked_add(u64::from(count.saturating_sub(1)));
-    // TOML has no larger integers.
-    let Some(last) = last.filter(|&last| i64::try_from(last).is_ok()) else {
-        let text = format!("--seeds: {count} seeds from {} on are too large; give a lower --seed", base.seed);
-        return Err(TrainError::Setting(text).into());
-    };
-    let run = |seed| {
-        let name = match folder {
-            Some(folder) => format!("{folder}/seed-{seed}"),
-            None => format!("seed-{seed}"),
-        };
-        (name, Settings { seed, data_seed: Some(base.image_seed()), ..base.clone() })
-    };
-    Ok((base.seed..=last).map(run).collect())
-}
 
 /// Trains the runs of `set`, writes seeds.json and prints what they reached.
 pub fn train(set: RunSet, monitor: &dyn Monitor) -> Result<()> {

@@ -1,10 +1,10 @@
 //! Tables on standard output.
 
 use super::common::say;
+use crate::stats::interval::wilson_of;
+use crate::train::metrics::EvalMetrics;
+use crate::train::records::{Baseline, Ladder, Rung, RungScores};
 use anyhow::Result;
-use clip_engine::stats::interval::wilson_of;
-use clip_engine::train::metrics::EvalMetrics;
-use clip_engine::train::records::{Baseline, Ladder, Rung, RungScores};
 use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, presets};
 use unicode_width::UnicodeWidthStr;
 
@@ -243,7 +243,7 @@ impl<const N: usize> Lines<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clip_engine::train::records::RungKind;
+    use crate::train::records::RungKind;
 
     fn metrics() -> EvalMetrics {
         EvalMetrics {

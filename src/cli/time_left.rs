@@ -1,6 +1,6 @@
 //! How much time a run has left, by the time that its parts took so far.
 
-use clip_engine::progress::RunPart;
+use crate::progress::RunPart;
 
 /// A run that is under way. All times are seconds since the same moment.
 #[derive(Debug, Clone, Copy)]

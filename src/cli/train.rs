@@ -1,37 +1,23 @@
 //! `engine train`
 
 use super::bars::Bars;
-use super::common::Judged;
-use super::device::{self, on_device};
 use super::flags::SettingFlags;
-use super::run_set::{Earlier, Layout, RunSet};
 use super::table::Results;
-use super::{common, dry_run, output, seeds, table};
-use anyhow::{Context, Result, bail};
-use clip_engine::TrainError;
-use clip_engine::progress::Monitor;
-use clip_engine::report;
-use clip_engine::settings::{Given, Key, Settings};
-use clip_engine::train::records::{Summary, Temperature};
-use clip_engine::train::run::SharedModel;
-use clip_engine::train::run_dir::RunDir;
+use super::{common, dry_run, seeds, table};
+use crate::commands::output;
+use crate::commands::run_set::{Earlier, Layout, RunSet, runs_of};
+use crate::commands::training;
+use crate::progress::Monitor;
+use crate::settings::{Given, Key};
+use crate::train::records::{Summary, Temperature};
+use crate::train::run_dir::RunDir;
+use anyhow::{Context, Result};
 use std::path::{Path, PathBuf};
 
 /// Headings of the help, each by a setting below it.
 const TRAINED: &str = Key::recipe.setting().heading;
 const OPTIMISATION: &str = Key::seed.setting().heading;
 const OUTPUT: &str = Key::device.setting().heading;
-
-/// Settings that may have another value with `--resume`.
-const RESUMABLE: [Key; 7] = [
-    Key::epochs,
-    Key::early_stop,
-    Key::early_stop_min_delta,
-    Key::early_stop_against,
-    Key::device,
-    Key::precision,
-    Key::tensorboard,
-];
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -73,95 +59,31 @@ fn read(path: &Path) -> Result<Given> {
 
 pub fn run(args: Args) -> Result<()> {
     let monitor = Bars::new();
-    let (dir, mut settings) = if args.resume {
-        resume(&args, &monitor)?
+    let (dir, settings) = if args.resume {
+        training::resume(args.output.as_deref(), args.settings.0, &monitor)?
     } else {
         let file = args.config.as_deref().map(read).transpose()?.unwrap_or_default();
-        let flags = &args.settings.0;
-        let model_is_given = file.model.is_some() || flags.model.is_some();
-        let settings = Settings::combine(file, flags);
-        if settings.data.is_none() && !settings.demo {
-            let text = "--data is missing; for example engine train --data DIR, or engine train --demo";
-            bail!(TrainError::Setting(text.into()));
-        }
-        flags.check(&settings)?;
-        if let Some(name) = settings.model_name().filter(|_| !model_is_given) {
-            common::say_default_model(name, &monitor);
-        }
-        common::warn_of_adapter(settings.init_from.as_deref(), &monitor)?;
+        let settings = training::settings(file, &args.settings.0, &monitor)?;
         if let Some(count) = args.seeds {
             let earlier = Earlier::of(args.overwrite, args.output.as_deref());
             let path = args.output.map_or_else(|| output::of_seeds(&settings), Ok)?;
-            let runs = seeds::runs_of(&settings, count, None)?;
+            let runs = runs_of(&settings, count, None)?;
             let set = RunSet::vacant(&path, Layout::Seeds, runs, earlier)?;
             monitor.line(&format!("runs: {}", path.display()));
             return seeds::train(set, &monitor);
         }
-        let dir = match &args.output {
-            Some(output) => RunDir::vacant(output, args.overwrite)?,
-            None if args.dry_run => return dry_run::run(settings, &monitor),
-            None => {
-                let path = output::of_run(&settings)?;
-                let earlier = RunDir::existing(&path).and_then(|run| run.read_settings());
-                // What is kept there of other photos goes only when asked for.
-                RunDir::vacant(&path, args.overwrite || earlier.is_ok_and(|settings| settings.demo))?
-            }
-        };
+        if args.dry_run && args.output.is_none() {
+            return dry_run::run(settings, &monitor);
+        }
+        let dir = training::vacant(&settings, args.output.as_deref(), args.overwrite)?;
         if args.dry_run {
             return dry_run::run(settings, &monitor);
         }
         monitor.line(&format!("run: {}", dir.path().display()));
         (dir, settings)
     };
-    let device = device::open_to_train(&settings.device, settings.precision, &monitor)?;
-    settings.precision = Some(device.precision());
-    let material = common::material(&settings, &Judged::default(), &monitor)?;
-    material.describe(&monitor);
-    let common::Material { model, cache, enlarged } = material;
-    let resume = args.resume;
-    let summary = on_device!(device, backend => {
-        let templates = &settings.templates;
-        let towers = settings.trained_towers();
-        let mut shared = SharedModel::new(backend, model, &cache, enlarged.as_ref(), templates, towers, &monitor)?;
-        shared.train(&settings, &dir, resume, &monitor)
-    })?;
-    report::write_run(&dir, &cache, &monitor)?;
+    let summary = training::train(&dir, settings, args.resume, &monitor)?;
     print(&summary, &dir)
-}
-
-/// The run directory and settings of a run to continue.
-fn resume(args: &Args, monitor: &dyn Monitor) -> Result<(RunDir, Settings)> {
-    let mut given = args.settings.0.clone();
-    let named = Settings::combine(Given::default(), &given);
-    let path = match &args.output {
-        Some(output) => output.clone(),
-        None if named.demo || named.data.is_some() => output::of_run(&named)?,
-        None => {
-            let text = "--output is missing; for example engine train --resume --output runs/flowers102";
-            bail!(TrainError::Setting(text.into()));
-        }
-    };
-    let dir = RunDir::existing(&path)?;
-    // Its settings must not change any more.
-    dir.lock(monitor)?;
-    let mut settings = dir.read_settings()?;
-    // What names the run may stay.
-    if named.data == settings.data {
-        given.data = None;
-    }
-    if given.keys().any(|key| key != Key::demo && !RESUMABLE.contains(&key)) {
-        bail!(TrainError::Setting(
-            "--resume: only --epochs, --early-stop and its like, --device, --precision and --tensorboard may be \
-             given with it"
-                .into()
-        ));
-    }
-    if given.demo.is_some_and(|demo| demo != settings.demo) {
-        bail!(TrainError::Setting("--resume: that run is no demo; leave out --demo".into()));
-    }
-    given.apply(&mut settings);
-    settings.validate()?;
-    Ok((dir, settings))
 }
 
 fn print(summary: &Summary, dir: &RunDir) -> Result<()> {

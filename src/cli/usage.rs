@@ -6,17 +6,16 @@ use std::any::TypeId;
 use std::error::Error as _;
 use std::ffi::OsString;
 
-/// Reads the arguments of the process, or ends it: with status 0 after help, 2 after wrong usage.
-pub fn parse<C: CommandFactory + FromArgMatches>() -> C {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+/// Reads the arguments, or ends the process: with status 0 after help, 2 after wrong usage.
+pub fn parse<C: CommandFactory + FromArgMatches>(arguments: &[OsString]) -> C {
     let mut command = C::command().mut_subcommands(|below| below.mut_args(with_negative_numbers));
-    let matches = command.try_get_matches_from_mut(&arguments);
+    let matches = command.try_get_matches_from_mut(arguments);
     let parsed = matches.and_then(|matches| C::from_arg_matches(&matches));
     parsed.unwrap_or_else(|error| {
         match refused_value(&error) {
             Some(text) => eprintln!("error: {text}"),
             None => {
-                let example = example(&command, &arguments);
+                let example = example(&command, arguments);
                 // Nothing can be done about a terminal that has gone away.
                 let _ = error.print();
                 if let (ErrorKind::MissingRequiredArgument, Some(example)) = (error.kind(), example) {

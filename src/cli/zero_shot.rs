@@ -1,14 +1,13 @@
 //! `engine zero-shot`
 
 use super::bars::Bars;
-use super::common::{Judged, SplitChoice};
-use super::device::{DeviceArgs, on_device};
+use super::device::DeviceArgs;
 use super::flags::{SourceFlags, batch_sizes, like};
 use super::{common, table};
+use crate::commands::evaluation::zero_shot;
+use crate::commands::open::SplitChoice;
+use crate::settings::{Given, Key};
 use anyhow::Result;
-use clip_engine::fetch::settled_data;
-use clip_engine::settings::{Key, Recipe, Settings, are_flowers, default_templates};
-use clip_engine::train::evaluate::zero_shot;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -38,30 +37,21 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let monitor = Bars::new();
-    let device = args.device.open(&monitor)?;
-    let templates = match args.templates.is_empty() {
-        true => default_templates(Recipe::Linear, are_flowers(&args.data)),
-        false => args.templates,
-    };
-    let mut settings = Settings {
-        data: Some(settled_data(&args.data)),
+    let (device, precision) = args.device.given();
+    let given = Given {
+        data: Some(args.data),
         cache: args.cache,
-        seed: args.seed,
-        templates,
-        ..Settings::of(Recipe::Linear)
+        model: args.model,
+        seed: Some(args.seed),
+        templates: Some(args.templates).filter(|templates| !templates.is_empty()),
+        batch_size: Some(args.batch_size as usize),
+        device: Some(device),
+        precision,
+        ..args.source.0
     };
-    args.source.apply(&mut settings)?;
-    let model = common::open_model_or_default(args.model.as_deref(), &monitor)?;
-    let judged = Judged { any: true, all: args.split == SplitChoice::All, classes: None };
-    let cache = common::open_cache(&settings, &judged, &model.preprocess, &monitor)?;
-    args.split.explain(&cache, &monitor);
-    let batch = args.batch_size as usize;
-    let metrics = on_device!(device, backend => {
-        zero_shot(backend, model, &cache, args.split.of_cache(), &settings.templates, batch, &monitor)
-    })?;
+    let (metrics, classes) = zero_shot(args.split, given, &Bars::new())?;
     let (images, loss) = (metrics.images, Some(metrics.loss_text));
     let split = args.split.name();
     let results = table::Results::plain_clip(split, images, metrics.text_top1, metrics.text_top5, loss);
-    common::say(table::results(&[results], cache.class_names().len()))
+    common::say(table::results(&[results], classes.len()))
 }

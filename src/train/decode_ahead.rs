@@ -2,9 +2,11 @@
 
 use super::{Result, TrainError};
 use crate::data::decode::SixteenBit;
+use crate::data::resize::RgbImage;
 use crate::data::{DataError, Preprocess, decode};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
+
 use rayon::prelude::*;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
@@ -14,6 +16,49 @@ use std::thread;
 /// Decoded batches that may wait for the device. Beside them one is in the works at either end, which bounds
 /// the memory whatever the number of photos.
 const AHEAD: usize = 1;
+
+/// A photo that a model is to look at.
+pub trait Photo: Sync {
+    /// Its name in messages.
+    fn path(&self) -> &Path;
+
+    /// Its pixels \[S, S, 3\], u8, as the model sees them, and the largest value of 16-bit grey of which the upper 8 bits
+    /// were kept.
+    ///
+    /// # Errors
+    /// A file that cannot be read or decoded.
+    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError>;
+}
+
+/// A file.
+impl Photo for PathBuf {
+    fn path(&self) -> &Path {
+        self
+    }
+
+    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+        preprocess.read(self, &decode::read(self)?)
+    }
+}
+
+/// A photo that is decoded and upright.
+#[derive(Debug, Clone)]
+pub struct DecodedPhoto {
+    /// Its name in messages.
+    pub name: PathBuf,
+    /// Its pixels, of any size.
+    pub image: RgbImage,
+}
+
+impl Photo for DecodedPhoto {
+    fn path(&self) -> &Path {
+        &self.name
+    }
+
+    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+        Ok((preprocess.resize_crop(&self.image), None))
+    }
+}
 
 /// The photos at some places of a list.
 pub(crate) struct PhotoBatch {
@@ -25,13 +70,13 @@ pub(crate) struct PhotoBatch {
     sixteen_bit: Vec<(usize, u16)>,
 }
 
-/// Hands all photos to `take` in the order of `paths`, `batch` at a time, until it breaks off, and warns once of
+/// Hands all photos to `take` in their order, `batch` at a time, until it breaks off, and warns once of
 /// those of 16-bit grey.
 ///
 /// # Errors
 /// Errors of `take`, and a system that starts no thread. A photo that cannot be decoded is passed on to `take`.
-pub(crate) fn decode_ahead(
-    paths: &[PathBuf],
+pub(crate) fn decode_ahead<P: Photo>(
+    photos: &[P],
     preprocess: &Preprocess,
     batch: usize,
     monitor: &dyn Monitor,
@@ -41,10 +86,10 @@ pub(crate) fn decode_ahead(
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let decode_all = move || {
-            for start in (0..paths.len()).step_by(batch) {
-                let places = start..paths.len().min(start + batch);
+            for start in (0..photos.len()).step_by(batch) {
+                let places = start..photos.len().min(start + batch);
                 // Nobody receives any more once `take` has broken off.
-                if sender.send(decode_batch(paths, places, preprocess)).is_err() {
+                if sender.send(decode_batch(photos, places, preprocess)).is_err() {
                     break;
                 }
             }
@@ -59,7 +104,7 @@ pub(crate) fn decode_ahead(
         for decoded in receiver {
             let decoded = decoded?;
             for &(place, largest) in &decoded.sixteen_bit {
-                sixteen_bit.add(&paths[place], largest);
+                sixteen_bit.add(photos[place].path(), largest);
             }
             if take(decoded)?.is_break() {
                 break;
@@ -72,8 +117,8 @@ pub(crate) fn decode_ahead(
     })
 }
 
-fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
-    let decoded: Vec<_> = paths[places.clone()].par_iter().map(|path| pixels(path, preprocess)).collect();
+fn decode_batch<P: Photo>(photos: &[P], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
+    let decoded: Vec<_> = photos[places.clone()].par_iter().map(|photo| photo.pixels(preprocess)).collect();
     let (count, side) = (decoded.iter().filter(|photo| photo.is_ok()).count(), preprocess.image_size());
     let mut rows = Tensor::zeros([count, side, side, 3], DType::U8);
     let mut free = rows.bytes_mut().chunks_exact_mut(side * side * 3);
@@ -90,10 +135,6 @@ fn decode_batch(paths: &[PathBuf], places: Range<usize>, preprocess: &Preprocess
     });
     let problems = problems.collect();
     Ok(PhotoBatch { places, pixels: rows, problems, sixteen_bit })
-}
-
-fn pixels(path: &Path, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
-    preprocess.read(path, &decode::read(path)?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Features of a folder of photos.
 
-use super::decode_ahead::decode_ahead;
+use super::decode_ahead::{Photo, decode_ahead};
 use super::inference::TunedTower;
 use super::tensor_files::stage_tensors;
 use super::{Result, TrainError};
@@ -11,7 +11,7 @@ use crate::settings::Key;
 use crate::tensor::{DType, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// How [`embed`] works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,15 +36,11 @@ pub fn embed<B: Backend>(
 ) -> Result<usize> {
     let (paths, left_out) = images_below(images)?;
     left_out.iter().for_each(|warning| monitor.warn(warning));
-    monitor.begin("features", paths.len() as u64);
-    let features = features(tuned, &paths, options, monitor);
-    monitor.finish();
-    let (embedded, features) = features?;
+    let (embedded, features) = features(tuned, &paths, options, monitor)?;
     if embedded.is_empty() {
         let found = "no readable image in it".into();
         return Err(DataError::NoImages { path: images.to_path_buf(), found }.into());
     }
-    let features = Tensor::from_slice([embedded.len(), tuned.features()], &features)?;
     let names: Vec<String> =
         embedded.iter().map(|path| path.strip_prefix(images).unwrap_or(path).display().to_string()).collect();
     let names = serde_json::to_string(&names).map_err(|e| TrainError::file(out, e.to_string()))?;
@@ -53,25 +49,44 @@ pub fn embed<B: Backend>(
     Ok(embedded.len())
 }
 
-/// The photos that could be decoded, and their features one after the other.
-fn features<'a, B: Backend>(
+/// Computes the features of photos: the paths or names \[N\] of those that could be decoded, and their features
+/// \[N, E\], f32, rows of length 1.
+///
+/// # Errors
+/// A photo that cannot be decoded is named unless such are to be left out.
+pub fn features<'a, B: Backend, P: Photo>(
     tuned: &TunedTower<B>,
-    paths: &'a [PathBuf],
+    photos: &'a [P],
+    options: EmbedOptions,
+    monitor: &dyn Monitor,
+) -> Result<(Vec<&'a Path>, Tensor)> {
+    monitor.begin("features", photos.len() as u64);
+    let features = features_of(tuned, photos, options, monitor);
+    monitor.finish();
+    let (embedded, features) = features?;
+    let features = Tensor::from_slice([embedded.len(), tuned.features()], &features)?;
+    Ok((embedded, features))
+}
+
+/// The photos that could be decoded, and their features one after the other.
+fn features_of<'a, B: Backend, P: Photo>(
+    tuned: &TunedTower<B>,
+    all: &'a [P],
     options: EmbedOptions,
     monitor: &dyn Monitor,
 ) -> Result<(Vec<&'a Path>, Vec<f32>)> {
-    let batch = options.batch.clamp(1, paths.len().max(1));
+    let batch = options.batch.clamp(1, all.len().max(1));
     let mut extractor = tuned.extractor(batch)?;
-    let mut embedded = Vec::with_capacity(paths.len());
-    let mut features = Vec::with_capacity(paths.len() * tuned.features());
-    decode_ahead(paths, tuned.preprocess(), batch, monitor, |photos| {
+    let mut embedded = Vec::with_capacity(all.len());
+    let mut features = Vec::with_capacity(all.len() * tuned.features());
+    decode_ahead(all, tuned.preprocess(), batch, monitor, |photos| {
         if monitor.stopped() {
             return Err(DataError::Interrupted.into());
         }
         let first = embedded.len();
-        for (path, problem) in paths[photos.places].iter().zip(photos.problems) {
+        for (photo, problem) in all[photos.places].iter().zip(photos.problems) {
             match problem {
-                None => embedded.push(path.as_path()),
+                None => embedded.push(photo.path()),
                 Some(problem) if options.skip_bad_images => monitor.warn(&format!("left out: {problem}")),
                 Some(problem) => return Err(DataError::BadImage(Box::new(problem)).into()),
             }

@@ -67,6 +67,26 @@ pub struct Evaluation {
     pub images: Vec<ImageResult>,
 }
 
+impl Evaluation {
+    /// The metrics, and beside them what is known of the classes: what `engine eval --json` prints.
+    ///
+    /// # Errors
+    /// None for metrics that are numbers.
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        let mut report = serde_json::to_value(&self.metrics)?;
+        let names = self.class_names.iter().zip(&self.classes);
+        let classes = names.map(|(name, class)| {
+            let mut entry = serde_json::to_value(class)?;
+            entry["name"] = name.as_str().into();
+            Ok(entry)
+        });
+        report["classes"] = classes.collect::<serde_json::Result<Vec<_>>>()?.into();
+        report["confusion"] = serde_json::to_value(&self.confusion)?;
+        report["calibration"] = serde_json::to_value(&self.calibration)?;
+        Ok(report)
+    }
+}
+
 /// The results on one class.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClassMetrics {

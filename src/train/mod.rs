@@ -30,4 +30,5 @@ pub mod saved_run;
 pub mod tensor_files;
 mod tensorboard;
 
+pub use decode_ahead::{DecodedPhoto, Photo};
 pub use error::{Result, TrainError};

@@ -16,6 +16,7 @@ use crate::clip::weights::Weights;
 use crate::data::Preprocess;
 use crate::progress::Monitor;
 use crate::settings::Key;
+use crate::tensor::Tensor;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -123,6 +124,25 @@ impl Model {
         let tokens = self.tokens(class_names, templates)?;
         let prompts = EmbeddedPrompts::new(&self.weights, &self.config.text, &tokens, templates.len())?;
         Ok(TextTraining { tower: Arc::new(self.text(backend)?), prompts })
+    }
+
+    /// Features \[N, E\] of texts as they are, in the backend's parameter dtype, rows of length 1. The text tower is loaded for
+    /// this and dropped again.
+    pub fn text_features<B: Backend>(
+        &self,
+        backend: &B,
+        texts: &[String],
+        monitor: &dyn Monitor,
+    ) -> Result<Tensor> {
+        let tokens = ClipTokenizer::load(&self.dir, &self.config.text)?.encode_batch(texts)?;
+        if let Some(&row) = tokens.cut.first() {
+            monitor.warn(&format!(
+                "{:?} is longer than the {} tokens that the text tower takes, and is cut off",
+                texts[row], tokens.len
+            ));
+        }
+        let plain = Evaluated { lora: &[], folded: &[] };
+        Ok(self.text(backend)?.features(backend, &self.weights, &tokens, plain, monitor)?)
     }
 
     /// Class features of the text tower, which is loaded for this and dropped again; with the adapters that

@@ -1,7 +1,7 @@
 //! What a finished run says about photos: the classes with the highest probabilities.
 
 use super::adapter::HeadFile;
-use super::decode_ahead::{PhotoBatch, decode_ahead};
+use super::decode_ahead::{Photo, PhotoBatch, decode_ahead};
 use super::inference::Extractor;
 use super::inference::{TunedTower, TuningFiles};
 use super::model::Model;
@@ -13,7 +13,7 @@ use crate::progress::Monitor;
 use crate::settings::{Key, Settings};
 use crate::tensor::{DType, Tensor};
 use std::ops::{ControlFlow, Range};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// A class for a photo.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Choice {
 /// Result for one photo.
 #[derive(Debug)]
 pub struct Predicted<'a> {
-    /// As it was handed in.
+    /// Its path as it was handed in, or its name.
     pub path: &'a Path,
     /// The most probable classes, best first; an error where the photo could not be read.
     pub choices: Result<Vec<Choice>>,
@@ -84,31 +84,31 @@ impl<B: Backend> Predictor<B> {
         &self.class_names
     }
 
-    /// Classifies photos and hands the results to `sink` in the order of `paths`, a batch at a time, until
+    /// Classifies photos and hands the results to `sink` in their order, a batch at a time, until
     /// `sink` breaks off or `monitor` says stop. Some batches at most are in memory at any time.
     ///
     /// # Errors
     /// Errors of the device. A photo that cannot be read is none: `sink` gets its error.
-    pub fn predict(
+    pub fn predict<P: Photo>(
         &self,
-        paths: &[PathBuf],
+        photos: &[P],
         options: PredictOptions,
         monitor: &dyn Monitor,
         mut sink: impl FnMut(&[Predicted<'_>]) -> ControlFlow<()>,
     ) -> Result<Tally> {
-        let batch = options.batch.clamp(1, paths.len().max(1));
+        let batch = options.batch.clamp(1, photos.len().max(1));
         let mut classify = Classify::new(self, batch)?;
         let mut tally = Tally::default();
         let mut deliver = |waiting: Waiting<B>| -> Result<ControlFlow<()>> {
-            let predicted = waiting.predicted(self, paths, options.top_k)?;
+            let predicted = waiting.predicted(self, photos, options.top_k)?;
             tally.done += predicted.len();
             tally.failed += predicted.iter().filter(|photo| photo.choices.is_err()).count();
             monitor.advance(predicted.len() as u64);
             Ok(sink(&predicted))
         };
         let mut waiting: Option<Waiting<B>> = None;
-        monitor.begin("predicting", paths.len() as u64);
-        let run = decode_ahead(paths, self.tuned.preprocess(), batch, monitor, |photos| {
+        monitor.begin("predicting", photos.len() as u64);
+        let run = decode_ahead(photos, self.tuned.preprocess(), batch, monitor, |photos| {
             if monitor.stopped() {
                 return Ok(ControlFlow::Break(()));
             }
@@ -186,10 +186,10 @@ struct Waiting<B: Backend> {
 }
 
 impl<B: Backend> Waiting<B> {
-    fn predicted<'a>(
+    fn predicted<'a, P: Photo>(
         self,
         predictor: &Predictor<B>,
-        paths: &'a [PathBuf],
+        photos: &'a [P],
         k: usize,
     ) -> Result<Vec<Predicted<'a>>> {
         let (backend, temperature) = (predictor.tuned.backend(), predictor.temperature);
@@ -201,7 +201,8 @@ impl<B: Backend> Waiting<B> {
         let logits =
             logits.unwrap_or_else(|| Tensor::zeros([0, 1], DType::F64)).view().to_tensor(DType::F64)?;
         let mut rows = logits.typed::<f64>()?.chunks_exact(logits.shape().columns().max(1));
-        let photos = paths[places].iter().zip(problems).map(|(path, problem)| {
+        let photos = photos[places].iter().zip(problems).map(|(photo, problem)| {
+            let path = photo.path();
             let choices = match problem {
                 Some(problem) => Err(problem),
                 None => rows

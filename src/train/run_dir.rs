@@ -368,18 +368,19 @@ impl MetricsFile {
         Ok(MetricsFile { path, file, bytes, events })
     }
 
-    /// Appends one line.
-    pub fn append(&mut self, record: &Record) -> Result<()> {
+    /// Appends one line and returns it.
+    pub fn append(&mut self, record: &Record) -> Result<String> {
         let problem = |e| TrainError::file(&self.path, format!("a record cannot be stored ({e})"));
         let entry = serde_json::to_value(record).map_err(problem)?;
-        let line = format!("{entry}\n").into_bytes();
-        if let Err(error) = self.file.write_all(&line) {
+        let line = format!("{entry}\n");
+        if let Err(error) = self.file.write_all(line.as_bytes()) {
             // Half a line would spoil the file for every reader.
             let _ = self.file.set_len(self.bytes);
             return Err(TrainError::io(&self.path, "append to the file")(error));
         }
         self.bytes += line.len() as u64;
-        self.events.as_mut().map_or(Ok(()), |events| events.append(&entry))
+        self.events.as_mut().map_or(Ok(()), |events| events.append(&entry))?;
+        Ok(line)
     }
 
     /// Forces the lines so far to the disk and returns their length.

@@ -282,7 +282,10 @@ impl<B: Backend> Run<'_, '_, B> {
 
     /// Writes a line of metrics.jsonl, unless what is trained is not the run's result.
     fn write(&mut self, record: &Record) -> Result<()> {
-        self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.append(record))
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
+        let line = metrics.append(record)?;
+        self.monitor.record(&line);
+        Ok(())
     }
 
     fn interrupted(&self) -> TrainError {

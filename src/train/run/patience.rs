@@ -48,6 +48,9 @@ impl Monitor for Patience<'_> {
     fn debug(&self, text: &str) {
         self.monitor.debug(text);
     }
+    fn record(&self, line: &str) {
+        self.monitor.record(line);
+    }
     fn stopped(&self) -> bool {
         !self.finishes.load(Ordering::Relaxed) && self.monitor.stopped()
     }

@@ -1,18 +1,17 @@
 //! Several runs in one folder, trained one after the other with one loaded model and one set of images.
 
-use super::common;
-use super::common::Judged;
 use super::device::{self, on_device};
+use super::open::{Judged, Material, material};
+use crate::TrainError;
+use crate::backend::Backend;
+use crate::data::Cache;
+use crate::progress::{Monitor, Silent};
+use crate::report::{self, COMPARISON_FILES, RunData};
+use crate::settings::{Augment, Recipe, Settings};
+use crate::train::run::SharedModel;
+use crate::train::run_dir::RunDir;
+use crate::tune::Tower;
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
-use clip_engine::backend::Backend;
-use clip_engine::data::Cache;
-use clip_engine::progress::{Monitor, Silent};
-use clip_engine::report::{self, COMPARISON_FILES, RunData};
-use clip_engine::settings::{Augment, Recipe, Settings};
-use clip_engine::train::run::SharedModel;
-use clip_engine::train::run_dir::RunDir;
-use clip_engine::tune::Tower;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -109,13 +108,13 @@ impl RunSet {
     pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
         let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
         let device = device::open_to_train(&first.device, first.precision, monitor)?;
-        let material = common::material(&self.images_for_all(first), &Judged::default(), monitor)?;
+        let material = material(&self.images_for_all(first), &Judged::default(), monitor)?;
         material.describe(monitor);
         let (templates, precision) = (first.templates.clone(), device.precision());
         self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));
         let towers: Vec<Tower> =
             self.runs.iter().flat_map(|(_, settings)| settings.trained_towers().to_vec()).collect();
-        let common::Material { model, cache, enlarged } = material;
+        let Material { model, cache, enlarged } = material;
         on_device!(device, backend => {
             let enlarged = enlarged.as_ref();
             let mut shared = SharedModel::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
@@ -233,6 +232,25 @@ fn runs_below(path: &Path) -> Result<Vec<(String, RunDir)>> {
         }
     }
     Ok(found)
+}
+
+/// The runs of `base` with `count` seeds from its own on, in folders seed-N of `folder`. All see the images
+/// that the first sees.
+pub fn runs_of(base: &Settings, count: u32, folder: Option<&str>) -> Result<Vec<(String, Settings)>> {
+    let last = base.seed.checked_add(u64::from(count.saturating_sub(1)));
+    // TOML has no larger integers.
+    let Some(last) = last.filter(|&last| i64::try_from(last).is_ok()) else {
+        let text = format!("--seeds: {count} seeds from {} on are too large; give a lower --seed", base.seed);
+        return Err(TrainError::Setting(text).into());
+    };
+    let run = |seed| {
+        let name = match folder {
+            Some(folder) => format!("{folder}/seed-{seed}"),
+            None => format!("seed-{seed}"),
+        };
+        (name, Settings { seed, data_seed: Some(base.image_seed()), ..base.clone() })
+    };
+    Ok((base.seed..=last).map(run).collect())
 }
 
 #[cfg(test)]

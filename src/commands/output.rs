@@ -1,8 +1,8 @@
 //! Where runs go unless `--output` or `--out` says otherwise: below runs/, by the name of their data.
 
+use crate::TrainError;
+use crate::settings::Settings;
 use anyhow::{Result, bail};
-use clip_engine::TrainError;
-use clip_engine::settings::Settings;
 use std::path::{Path, PathBuf};
 
 /// The folder of all runs that were given none.

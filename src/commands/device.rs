@@ -1,0 +1,146 @@
+//! Where a command computes, by the settings device and precision.
+
+use crate::TrainError;
+use crate::backend::Backend;
+use crate::backend::cpu::Cpu;
+use crate::backend::cuda::Cuda;
+use crate::backend::cuda::gpu::probe;
+use crate::backend::cuda::gpu::store::FOLDER;
+use crate::dev::on_twin;
+use crate::progress::Monitor;
+use crate::settings::Precision;
+use crate::tensor::DType;
+use anyhow::{Result, anyhow, bail};
+
+/// An opened device.
+pub enum Device {
+    /// The CPU, in f32.
+    Cpu(Cpu<f32>),
+    /// A GPU.
+    Cuda(Cuda),
+}
+
+/// Runs `$body` with the device's backend as `$backend`: one copy of the code for each kind of device.
+macro_rules! on_device {
+    ($device:expr, $backend:ident => $body:expr) => {
+        match $device {
+            $crate::commands::device::Device::Cpu($backend) => $body,
+            $crate::commands::device::Device::Cuda($backend) => $body,
+        }
+    };
+}
+pub(crate) use on_device;
+
+impl Device {
+    /// The number type that the device computes in.
+    pub fn precision(&self) -> Precision {
+        match on_device!(self, backend => backend.compute_dtype()) {
+            DType::F16 => Precision::F16,
+            DType::BF16 => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+
+    fn describe(&self) -> String {
+        on_device!(self, backend => backend.describe())
+    }
+}
+
+/// Value of `--device`.
+pub(crate) enum Choice {
+    Auto,
+    Cpu,
+    Cuda(usize),
+    /// The kernels on the CPU, for those who work on them; its number is a compute capability.
+    Twin(u32),
+}
+
+impl Choice {
+    pub fn parse(name: &str) -> Result<Self> {
+        let (kind, number) = match name.split_once(':') {
+            Some((kind, number)) => (kind, Some(number)),
+            None => (name, None),
+        };
+        let parsed = number.map(|n| n.parse::<u32>());
+        match (kind, parsed) {
+            ("auto", None) => Ok(Choice::Auto),
+            ("cpu", None) => Ok(Choice::Cpu),
+            ("cuda", None) => Ok(Choice::Cuda(0)),
+            ("cuda", Some(Ok(index))) => Ok(Choice::Cuda(index as usize)),
+            ("twin", None) => Ok(Choice::Twin(90)),
+            ("twin", Some(Ok(capability))) => Ok(Choice::Twin(capability)),
+            _ => {
+                let text = format!("--device {name}: not a device; use auto, cpu, cuda or cuda:N");
+                Err(TrainError::Setting(text).into())
+            }
+        }
+    }
+}
+
+/// Opens the device that `name` chooses and says which it is. The precision is f16 on a GPU and f32 on the
+/// CPU unless one is given.
+pub fn open(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    open_by(Cuda::open, name, precision, monitor)
+}
+
+/// Opens the device as [`open`] does, and warns where a resumed run could not repeat what this one will have measured.
+pub fn open_to_train(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    let device = open(name, precision, monitor)?;
+    if let Device::Cuda(cuda) = &device
+        && let Some(problem) = cuda.driver().forgets()
+    {
+        monitor.warn(&format!(
+            "what this run measures on the GPU is not kept, so a resumed run may differ in its last bits \
+             ({problem}); set {FOLDER} to a folder that can be written"
+        ));
+    }
+    Ok(device)
+}
+
+/// As [`open`], writing nothing to the disk.
+pub fn open_without_cache(name: &str, precision: Option<Precision>, monitor: &dyn Monitor) -> Result<Device> {
+    open_by(Cuda::open_without_cache, name, precision, monitor)
+}
+
+fn open_by(
+    open_gpu: fn(usize, DType) -> crate::backend::Result<Cuda>,
+    name: &str,
+    precision: Option<Precision>,
+    monitor: &dyn Monitor,
+) -> Result<Device> {
+    let on_gpu = DType::from(precision.unwrap_or(Precision::F16));
+    let (device, remark) = match Choice::parse(name)? {
+        Choice::Cpu => (cpu(precision)?, String::new()),
+        Choice::Cuda(index) => {
+            let cuda = open_gpu(index, on_gpu).map_err(|e| {
+                anyhow!("--device {name}: {e}; engine doctor says what was found; or use --device cpu")
+            })?;
+            (Device::Cuda(cuda), String::new())
+        }
+        Choice::Twin(capability) => {
+            let cuda = on_twin(on_gpu, capability).map_err(|e| anyhow!("--device {name}: {e}"))?;
+            (Device::Cuda(cuda), String::new())
+        }
+        Choice::Auto => match open_gpu(0, on_gpu) {
+            Ok(cuda) => (Device::Cuda(cuda), String::new()),
+            Err(problem) if on_gpu != DType::F32 && precision.is_some() => {
+                bail!("--precision {on_gpu} needs a GPU: {problem}")
+            }
+            // What to do about it is engine doctor's to say.
+            Err(_) if probe().devices.is_empty() => (cpu(precision)?, " (no GPU found)".into()),
+            Err(_) => (cpu(precision)?, " (the GPU cannot be used; engine doctor says why)".into()),
+        },
+    };
+    monitor.line(&format!("device: {}{remark}", device.describe()));
+    Ok(device)
+}
+
+fn cpu(precision: Option<Precision>) -> Result<Device> {
+    match precision {
+        None | Some(Precision::F32) => Ok(Device::Cpu(Cpu::new())),
+        Some(_) => {
+            let text = "--precision: the CPU computes in f32 only; use --precision f32 or --device cuda";
+            Err(TrainError::Setting(text.into()).into())
+        }
+    }
+}
