@@ -18,6 +18,7 @@ use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::saved_run::of_one_epoch;
 use clip_engine::train::{DecodedPhoto, Photo, demo};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -26,14 +27,14 @@ use std::path::{Path, PathBuf};
 const DEMO: &str = "demo";
 
 /// Height, width and pixels \[height, width, 3\] of a photo that is decoded and upright.
-type Decoded = (usize, usize, Vec<u8>);
+type Decoded = (usize, usize, PyBackedBytes);
 
 /// Path or name of a photo with its classes, the most probable first, or why it could not be read.
 type Prediction = (PathBuf, Vec<(usize, f64)>, Option<String>);
 
 fn decoded(images: Vec<Decoded>) -> PyResult<Vec<DecodedPhoto>> {
     let photo = |(index, (height, width, pixels)): (usize, Decoded)| {
-        let image = RgbImage::new(width, height, pixels);
+        let image = RgbImage::new(width, height, pixels.to_vec());
         let image = image.ok_or_else(|| setting_error(format!("image {index}: has no pixels")))?;
         Ok(DecodedPhoto { name: format!("image {index}").into(), image })
     };
