@@ -6,7 +6,7 @@ mod watch;
 
 use anyhow::Result;
 use clip_engine::commands::open::{Judged, SplitChoice, material, model_of_run};
-use clip_engine::commands::{comparison, evaluation, training};
+use clip_engine::commands::{comparison, evaluation, refused_value, training};
 use clip_engine::settings::{Augment, Given, Precision, Settings, TABLE, parse_word};
 use clip_engine::train::export::Export;
 use clip_engine::train::run_dir::RunDir;
@@ -27,7 +27,9 @@ pub(crate) fn read(values: &Values) -> PyResult<Given> {
         let setting = TABLE.iter().find(|setting| setting.name == name);
         let setting = setting.ok_or_else(|| setting_error(format!("{name}: there is no such setting")))?;
         for text in texts {
-            let refused = |problem| setting_error(format!("{}: {problem}", setting.flag));
+            let refused = |problem: String| {
+                setting_error(format!("{}: {}", setting.flag, refused_value(text, &problem)))
+            };
             setting.set(&mut given, OsStr::new(text)).map_err(refused)?;
         }
     }
@@ -125,7 +127,8 @@ fn photos(py: Python<'_>, split_name: &str, given: Values, watch: Option<Py<PyAn
         let (mut pixels, mut paths) = (Vec::new(), Vec::new());
         for index in 0..view.len() {
             pixels.extend(view.rgb(index)?);
-            paths.push(view.path(index));
+            // The demo's are drawn.
+            paths.push(view.path(index).filter(|_| !settings.demo));
         }
         let names = cache.class_names().to_vec();
         Ok((pixels, cache.preprocess().image_size(), view.labels().to_vec(), names, paths))

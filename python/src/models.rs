@@ -199,7 +199,7 @@ impl Model {
                 }};
             }
             let tower = match device {
-                Device::Cpu(cpu) => open!(cpu.clone(), OpenTower::Cpu),
+                Device::Cpu(cpu) => open!(cpu, OpenTower::Cpu),
                 Device::Cuda(gpu) => open!(gpu.clone(), OpenTower::Cuda),
             };
             Ok(Model { tower, model })

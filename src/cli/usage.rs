@@ -1,5 +1,6 @@
 //! How arguments are read, and what is said of wrong ones.
 
+use crate::commands::refused_value as refused_value_in_words;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, Command, CommandFactory, Error, FromArgMatches};
 use std::any::TypeId;
@@ -52,47 +53,5 @@ fn refused_value(error: &Error) -> Option<String> {
         _ => return None,
     };
     let flag = arg.split_whitespace().next()?;
-    Some(format!("{flag}: {}", in_words(value, &reason)))
-}
-
-/// Says what is wrong with a value, for which clap or the standard library gives this reason.
-fn in_words(value: &str, reason: &str) -> String {
-    let negative = value.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok());
-    let least = reason.split_once(" is not in ").and_then(|(_, range)| Some(range.split_once("..")?.0));
-    match (reason, least) {
-        (_, Some(least)) if negative => format!("{value} is not a number of at least {least}"),
-        ("invalid digit found in string", _) if negative => {
-            format!("{value} is not a number of at least 0")
-        }
-        ("invalid digit found in string", _) => format!("{value} is not a whole number"),
-        ("invalid float literal", _) => format!("{value} is not a number"),
-        ("number too large to fit in target type", _) => format!("{value} is too large"),
-        _ => reason.into(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::in_words;
-
-    #[test]
-    fn reasons_are_words() {
-        for (value, reason, words) in [
-            ("-3", "-3 is not in 0..=4294967295", "-3 is not a number of at least 0"),
-            ("-1", "-1 is not in 1..", "-1 is not a number of at least 1"),
-            ("0", "0 is not in 1..=4096", "0 is not in 1..=4096"),
-            ("-1", "invalid digit found in string", "-1 is not a number of at least 0"),
-            ("1.5", "invalid digit found in string", "1.5 is not a whole number"),
-            ("-x", "invalid digit found in string", "-x is not a whole number"),
-            ("x", "invalid float literal", "x is not a number"),
-            (
-                "99999999999999999999",
-                "number too large to fit in target type",
-                "99999999999999999999 is too large",
-            ),
-            ("-1", "\"-1\" is neither", "\"-1\" is neither"),
-        ] {
-            assert_eq!(in_words(value, reason), words);
-        }
-    }
+    Some(format!("{flag}: {}", refused_value_in_words(value, &reason)))
 }

@@ -49,6 +49,22 @@ fn printable(text: &str) -> String {
     printable
 }
 
+/// Says what is wrong with a value, for which the standard library or clap gives this reason.
+pub fn refused_value(value: &str, reason: &str) -> String {
+    let negative = value.strip_prefix('-').is_some_and(|rest| rest.parse::<f64>().is_ok());
+    let least = reason.split_once(" is not in ").and_then(|(_, range)| Some(range.split_once("..")?.0));
+    match (reason, least) {
+        (_, Some(least)) if negative => format!("{value} is not a number of at least {least}"),
+        ("invalid digit found in string", _) if negative => {
+            format!("{value} is not a number of at least 0")
+        }
+        ("invalid digit found in string", _) => format!("{value} is not a whole number"),
+        ("invalid float literal", _) => format!("{value} is not a number"),
+        ("number too large to fit in target type", _) => format!("{value} is too large"),
+        _ => reason.into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +86,26 @@ mod tests {
     fn a_terminal_has_nothing_to_obey_in_an_error() {
         let text = "tensor a\n\u{1b}[2J\u{9b}31m é 猫 is missing";
         assert_eq!(super::printable(text), "tensor a\\n\\u{1b}[2J\\u{9b}31m é 猫 is missing");
+    }
+
+    #[test]
+    fn reasons_are_words() {
+        for (value, reason, words) in [
+            ("-3", "-3 is not in 0..=4294967295", "-3 is not a number of at least 0"),
+            ("-1", "-1 is not in 1..", "-1 is not a number of at least 1"),
+            ("0", "0 is not in 1..=4096", "0 is not in 1..=4096"),
+            ("-1", "invalid digit found in string", "-1 is not a number of at least 0"),
+            ("1.5", "invalid digit found in string", "1.5 is not a whole number"),
+            ("-x", "invalid digit found in string", "-x is not a whole number"),
+            ("x", "invalid float literal", "x is not a number"),
+            (
+                "99999999999999999999",
+                "number too large to fit in target type",
+                "99999999999999999999 is too large",
+            ),
+            ("-1", "\"-1\" is neither", "\"-1\" is neither"),
+        ] {
+            assert_eq!(refused_value(value, reason), words);
+        }
     }
 }
