@@ -17,7 +17,8 @@ class Picture:
         self.svg = path.read_text(encoding="utf-8")
 
     def _repr_svg_(self) -> str:
-        return self.svg
+        # No wider than the notebook.
+        return self.svg.replace("<svg ", '<svg style="max-width:100%;height:auto" ', 1)
 
     def save(self, path: Place) -> None:
         """Writes it to a file whose name ends in .svg or .png."""

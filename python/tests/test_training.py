@@ -11,6 +11,7 @@ import pytest
 from conftest import SHORT, engine
 
 import clip_engine
+from clip_engine import _engine
 
 
 def test_callbacks_history_and_file_are_the_same(run, records):
@@ -96,3 +97,29 @@ def test_a_run_is_not_replaced_unasked(run):
 def test_no_run():
     with pytest.raises(clip_engine.EngineError, match=r"nowhere: no config\.toml here"):
         clip_engine.Run("nowhere")
+
+
+class InFinalFit:
+    """Interrupts when crops are embedded for the second time, which is for the fit to all photos."""
+
+    fits = 0
+
+    def begin(self, task, total, is_bytes):
+        self.fits += task == "features of crops"
+        if self.fits == 2:
+            raise KeyboardInterrupt
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
+
+
+def test_a_ladder_that_is_stopped_in_its_final_fit_keeps_the_best_so_far(tmp_path):
+    given = {"demo": "true", "recipe": "auto", "final_fit": "true", "epochs": "1", "shots": "2", "lr_lora": "0.0008"}
+    given = {name: [value] for name, value in given.items()}
+    watch = InFinalFit()
+    with pytest.raises(KeyboardInterrupt):
+        _engine.train(given, str(tmp_path / "run"), False, False, watch)
+    assert watch.fits == 2
+    ladder = clip_engine.Run(tmp_path / "run").summary["ladder"]
+    assert "stopped before the end" in ladder["reason"]
+    assert [rung["kind"] for rung in ladder["rungs"]][-1] == "blend"
