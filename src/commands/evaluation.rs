@@ -51,7 +51,7 @@ const OF_PLAIN_CLIP: [Key; 9] = [
 pub fn evaluate_run(
     run: &Path,
     split: SplitChoice,
-    given: Given,
+    mut given: Given,
     monitor: &dyn Monitor,
 ) -> Result<Evaluation> {
     check_use(&given, &OF_RUN)?;
@@ -69,9 +69,10 @@ pub fn evaluate_run(
         (settings.images, settings.class_names, settings.groups) = (None, None, None);
     }
     let (precision, own) = (given.precision, settings.precision);
+    // The run's own are settled, whatever lies in this folder.
+    given.data = given.data.as_deref().map(settled_data);
+    given.model = given.model.as_deref().map(settled_model);
     given.apply(&mut settings);
-    settings.data = settings.data.as_deref().map(settled_data);
-    settings.model = settings.model.as_deref().map(settled_model);
     settings.validate()?;
     let name = &settings.device;
     let device = match (precision, own) {

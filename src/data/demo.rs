@@ -13,6 +13,7 @@ mod scene;
 
 use super::{MemoryImage, Split};
 use crate::random;
+use rayon::prelude::*;
 
 pub use kind::{
     Centre, Colour, FlowerForm, FlowerKind, Marking, Petals, Rings, all_kinds, demo_classes,
@@ -82,12 +83,13 @@ fn demo_pictures(
     let classes = demo_classes();
     let streams = places(classes.len()).into_iter().zip(0u64..);
     let wanted: Vec<_> = streams.filter(|(place, _)| wanted(place.split)).collect();
-    wanted.into_iter().map(move |(Place { split, label, index }, stream)| MemoryImage {
+    let drawn = wanted.into_par_iter().map(|(Place { split, label, index }, stream)| MemoryImage {
         pixels: draw(&classes[label], World::Field, &mut random::stream(seed, stream), side),
         label: label as u32,
         name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
         split,
-    })
+    });
+    drawn.collect::<Vec<_>>().into_iter()
 }
 
 #[cfg(test)]

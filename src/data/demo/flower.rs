@@ -38,6 +38,8 @@ struct Petal {
 pub(crate) struct Flower {
     kind: FlowerKind,
     pose: Pose,
+    /// Direction of the light in the flower's plane.
+    local_light: (f32, f32),
     /// From the topmost down.
     petals: Vec<Petal>,
     petal_colour: Rgb,
@@ -132,6 +134,10 @@ impl Petal {
             across -= 0.34 * self.length * u * u - 0.08;
         }
         let mut v = across / self.half_width;
+        // Outside whatever the outline is, which is 1 at the most: neither it nor the ruffle takes long for nothing.
+        if v.abs() >= if form == FlowerForm::Ruffle { 1.2 } else { 1.0 } {
+            return None;
+        }
         if form == FlowerForm::Ruffle {
             // The rim moves in and out with the angle seen from the middle of the petal.
             let angle = v.atan2((u - 0.55) * 2.0);
@@ -178,9 +184,11 @@ impl Flower {
         let white = jitter([0.95, 0.95, 0.93], 0.03, rng);
         let centre_radius =
             between(rng, if kind.form == FlowerForm::Daisy { [0.22, 0.32] } else { [0.16, 0.25] });
+        let turned = pose.light - pose.rotation;
         Self {
             kind,
             pose,
+            local_light: (turned.cos(), turned.sin()),
             petals,
             petal_colour,
             second_colour: white,
@@ -196,21 +204,24 @@ impl Flower {
         let Pose { centre: [x, y], radius, light, .. } = self.pose;
         let (fall_x, fall_y) = (-light.cos() * 0.10 * radius, -light.sin() * 0.10 * radius);
         canvas.disc(x + fall_x, y + fall_y, radius * 1.05, 0.75, [0.04, 0.06, 0.03], 0.45);
+        let to_plane = self.to_plane();
         canvas.paint_around(x, y, radius * 1.02, |px, py| {
-            let (local_x, local_y) = self.to_plane(px, py);
+            let (local_x, local_y) = to_plane(px, py);
             self.colour_at(local_x, local_y).map(|colour| (colour, 1.0))
         });
     }
 
     /// From the picture into the flower's plane, in radii: undoes the tilt, then the rotation.
-    fn to_plane(&self, x: f32, y: f32) -> (f32, f32) {
-        let pose = &self.pose;
-        let (dx, dy) = ((x - pose.centre[0]) / pose.radius, (y - pose.centre[1]) / pose.radius);
-        let (sin, cos) = pose.tilt_axis.sin_cos();
-        let (along, across) = (dx * cos + dy * sin, (dy * cos - dx * sin) / pose.tilt_cosine);
-        let turned = pose.rotation - pose.tilt_axis;
-        let (sin, cos) = turned.sin_cos();
-        (along * cos + across * sin, across * cos - along * sin)
+    fn to_plane(&self) -> impl Fn(f32, f32) -> (f32, f32) {
+        let pose = self.pose;
+        let (tilt_sin, tilt_cos) = pose.tilt_axis.sin_cos();
+        let (sin, cos) = (pose.rotation - pose.tilt_axis).sin_cos();
+        move |x, y| {
+            let (dx, dy) = ((x - pose.centre[0]) / pose.radius, (y - pose.centre[1]) / pose.radius);
+            let (along, across) =
+                (dx * tilt_cos + dy * tilt_sin, (dy * tilt_cos - dx * tilt_sin) / pose.tilt_cosine);
+            (along * cos + across * sin, across * cos - along * sin)
+        }
     }
 
     fn colour_at(&self, x: f32, y: f32) -> Option<Rgb> {
@@ -230,14 +241,8 @@ impl Flower {
     /// The centre: a dome covered with dots, darker to its rim.
     fn centre_at(&self, x: f32, y: f32, reach: f32) -> Rgb {
         let dots = noise(x * 26.0, y * 26.0, self.texture) - 0.5;
-        let lit = (x * self.local_light().0 + y * self.local_light().1) / self.centre_radius;
+        let lit = (x * self.local_light.0 + y * self.local_light.1) / self.centre_radius;
         scale(self.centre_colour, 1.02 + 0.45 * dots + 0.14 * lit - 0.34 * reach.powi(4))
-    }
-
-    /// Direction of the light in the flower's plane.
-    fn local_light(&self) -> (f32, f32) {
-        let turned = self.pose.light - self.pose.rotation;
-        (turned.cos(), turned.sin())
     }
 
     /// A petal's colour at (u, v), `distance` from the flower's middle.
@@ -255,7 +260,7 @@ impl Flower {
             }
             Marking::DarkThroated => mix(self.throat_colour, self.petal_colour, smooth_step(0.36, 0.62, u)),
         };
-        let (light_x, light_y) = self.local_light();
+        let (light_x, light_y) = self.local_light;
         // The petal is a shallow trough: the side facing the light is brighter.
         let side = v * (light_y * petal.cos - light_x * petal.sin);
         let facing = light_x * petal.cos + light_y * petal.sin;
@@ -362,10 +367,10 @@ mod tests {
         flower.pose = Pose { rotation: 0.7, tilt_axis: 1.9, tilt_cosine: 0.6, ..FACING };
         // The axis of the tilt keeps its length; across it, lengths shrink by the cosine.
         let (sin, cos) = 1.9f32.sin_cos();
-        let (x, y) = flower.to_plane(0.5 + 0.4 * cos, 0.5 + 0.4 * sin);
+        let (x, y) = flower.to_plane()(0.5 + 0.4 * cos, 0.5 + 0.4 * sin);
         approx::assert_abs_diff_eq!(x.hypot(y), 1.0, epsilon = 1e-5);
         approx::assert_abs_diff_eq!(y.atan2(x), 1.9 - 0.7, epsilon = 1e-5);
-        let (x, y) = flower.to_plane(0.5 - 0.4 * 0.6 * sin, 0.5 + 0.4 * 0.6 * cos);
+        let (x, y) = flower.to_plane()(0.5 - 0.4 * 0.6 * sin, 0.5 + 0.4 * 0.6 * cos);
         approx::assert_abs_diff_eq!(x.hypot(y), 1.0, epsilon = 1e-5);
         approx::assert_abs_diff_eq!(y.atan2(x), 1.9 - 0.7 + PI / 2.0, epsilon = 1e-5);
     }
