@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sysconfig
 from pathlib import Path
@@ -13,6 +14,9 @@ import pytest
 from PIL import Image
 
 import clip_engine
+
+# A shell's background job begins with SIGINT ignored, and what it starts would keep that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).parents[2]
 SHORT = {"epochs": 3, "shots": 2, "batch_size": 8}

@@ -22,11 +22,14 @@ def test_interrupt_stops_cleanly(tmp_path):
     arguments = ["train", "--demo", "--epochs", "100000", "--early-stop", "off", "--shots", SHORT["shots"]]
     arguments += ["--output", path]
     process = subprocess.Popen([sys.executable, "-c", command, *map(str, arguments)], stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not ((path / "config.toml").exists() and clip_engine.Run(path).history):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1]
+    try:
+        deadline = time.monotonic() + 60
+        while not ((path / "config.toml").exists() and clip_engine.Run(path).history):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
     assert process.returncode != 0
     assert "Traceback" not in said and said.splitlines()[-1].startswith("error: ") and "--resume" in said
