@@ -2,10 +2,12 @@
 
     python benches/peers/torch_cpu_step.py --engine target/release/engine --rounds 3 --out cpu.json
 
-CLIP ViT-B/32 with random weights, f32, LoRA on q, k, v and out of every vision block, a linear head, loss
-CE(head) + 0.3 CE(text), AdamW. PyTorch runs eagerly with transformers' SDPA attention, in f32 and with bf16 autocast.
-Each round starts a fresh process per measurement (PyTorch training and evaluation in each type, the engine's `bench
-step`), so that drift of the machine falls on all. Reported: the median over rounds of each round's median, and the ratio of images per second.
+CLIP ViT-B/32 with random weights, LoRA on q, k, v and out of every vision block, a linear head, loss
+CE(head) + 0.3 CE(text), AdamW. PyTorch runs eagerly with transformers' SDPA attention, in f32, with bf16 autocast, and with
+frozen weights and activations in bf16; the engine in f32 and, where the processor has products for it, in bf16. Each round
+starts a fresh process per measurement (PyTorch training and evaluation in each form, the engine's `bench step` in each
+type), so that drift of the machine falls on all. Reported: the median over rounds of each round's median, and the
+ratios of images per second and of peak memory, within each round.
 """
 
 import argparse
@@ -22,7 +24,8 @@ import time
 from pathlib import Path
 
 MODES = ("train", "eval")
-TYPES = {"torch": "f32", "torch_bf16": "bf16"}
+FORMS = ("f32", "bf16 autocast", "bf16 weights")
+PRECISIONS = ("f32", "bf16")
 WARM_UP = 2
 
 
@@ -45,11 +48,14 @@ def torch_step(args: argparse.Namespace):
             nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
 
         def forward(self, x):
-            return self.base(x) + self.scale * F.linear(F.linear(x, self.a), self.b)
+            a, b = (self.a, self.b) if whole is None else (self.a.to(whole), self.b.to(whole))
+            return self.base(x) + self.scale * F.linear(F.linear(x, a), b)
 
+    whole = torch.bfloat16 if args.form == "bf16 weights" else None
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     tower = CLIPVisionModelWithProjection(CLIPVisionConfig(attn_implementation="sdpa")).requires_grad_(False)
+    tower = tower if whole is None else tower.to(whole)
     for layer in tower.vision_model.encoder.layers:
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             setattr(layer.self_attn, name, LoraLinear(getattr(layer.self_attn, name)))
@@ -57,14 +63,14 @@ def torch_step(args: argparse.Namespace):
     size, width = tower.config.image_size, tower.config.projection_dim
     head = nn.Linear(width, args.classes)
     text = F.normalize(torch.randn(args.classes, width), dim=-1)
-    pixels = torch.randn(args.batch_size, 3, size, size)
+    pixels = torch.randn(args.batch_size, 3, size, size, dtype=whole)
     labels = torch.randint(0, args.classes, (args.batch_size,))
     adapters = [p for p in tower.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW([dict(params=head.parameters(), lr=1e-3, weight_decay=1e-4),
                                    dict(params=adapters, lr=1e-4, weight_decay=1e-2)])
 
     def logits():
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.type == "bf16"):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.form == "bf16 autocast"):
             embedded = tower(pixel_values=pixels).image_embeds
         f = F.normalize(embedded.float(), dim=-1)
         return head(f), math.exp(2.6592) * f @ text.T
@@ -112,57 +118,63 @@ def checked(command: list, **options) -> str:
     return done.stdout
 
 
-def measure_torch(args: argparse.Namespace, of_type: str) -> dict:
+def measure_torch(args: argparse.Namespace, form: str) -> dict:
     measured = {}
     for mode in MODES:
-        command = [sys.executable, __file__, "--child", mode, "--type", of_type, "--batch-size", args.batch_size, "--reps", args.reps,
-                   "--threads", args.threads, "--classes", args.classes, "--rank", args.rank, "--alpha", args.alpha]
+        command = [sys.executable, __file__, "--child", mode, "--form", form, "--batch-size", args.batch_size,
+                   "--reps", args.reps, "--threads", args.threads, "--classes", args.classes, "--rank", args.rank,
+                   "--alpha", args.alpha]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(args.threads)}
         child = json.loads(checked(command, env=environment).splitlines()[-1])
-        measured[mode] = percentiles(child["seconds"]) | {"peak_rss_mib": child["peak_rss_mib"]}
+        measured[mode] = percentiles(child["seconds"])
+        # Training holds more than evaluation.
+        measured["peak_rss_mib"] = max(child["peak_rss_mib"], measured.get("peak_rss_mib", 0))
         measured["versions"] = child["versions"]
     return measured
 
 
-def measure_engine(args: argparse.Namespace) -> dict:
+def measure_engine(args: argparse.Namespace, precision: str) -> dict:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "step.json"
-        command = [args.engine, "bench", "step", "--device", "cpu", "--model-size", "vit-b-32",
-                   "--batch-size", args.batch_size, "--json", path]
+        command = [args.engine, "bench", "step", "--device", "cpu", "--precision", precision, "--model-size", "vit-b-32",
+                   "--batch-size", args.batch_size, "--reps", args.reps, "--json", path]
         checked(command, env={**os.environ, "RAYON_NUM_THREADS": str(args.threads)})
         return json.loads(path.read_text())
 
 
-def summarise(rounds: list[dict], batch: int) -> dict:
-    """Medians over the rounds, and the engine's throughput over PyTorch's."""
-    middle = lambda pick: statistics.median(pick(r) for r in rounds)
-    modes = {}
-    for mode in MODES:
-        seconds = {who: middle(lambda r: r[who][mode]["p50_s"]) for who in (*TYPES, "engine")}
-        rate = {who: batch / s for who, s in seconds.items()}
-        ratios = {who: [r[who][mode]["p50_s"] / r["engine"][mode]["p50_s"] for r in rounds] for who in TYPES}
-        modes[mode] = {"seconds": seconds, "images_per_s": rate, "ratio_of_each_round": ratios}
-    # Training holds more than evaluation; the engine's process runs both.
-    peak = {who: middle(lambda r: max(r[who][m]["peak_rss_mib"] for m in MODES)) for who in TYPES}
-    peak["engine"] = middle(lambda r: r["engine"]["peak_rss_mib"])
-    return {**modes, "peak_rss_mib": peak}
+def measure(args: argparse.Namespace) -> dict:
+    """One measurement of everybody: PyTorch in its forms, the engine in its types, by name."""
+    engine = {f"engine {precision}": measure_engine(args, precision) for precision in args.precisions}
+    return {**{f"PyTorch {form}": measure_torch(args, form) for form in FORMS}, **engine}
 
 
-def table(summary: dict) -> str:
-    lines = ["| | PyTorch f32 | PyTorch bf16 | engine f32 | engine / PyTorch f32 | engine / PyTorch bf16 |",
-             "|---|---:|---:|---:|---:|---:|"]
-    ratio = lambda engine, torch: f"{engine / torch:.2f}"
-    for mode, title in (("train", "training step, images/s"), ("eval", "evaluation, images/s")):
-        row = summary[mode]
-        rate, each = row["images_per_s"], row["ratio_of_each_round"]
-        cells = [f"{rate[who]:.2f}" for who in (*TYPES, "engine")]
-        for who in TYPES:
-            rounds = f" ({min(each[who]):.2f} to {max(each[who]):.2f})"
-            cells.append(ratio(rate["engine"], rate[who]) + rounds)
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    peak = summary["peak_rss_mib"]
-    cells = [f"{peak[who]:.0f}" for who in (*TYPES, "engine")] + [ratio(peak["engine"], peak[who]) for who in TYPES]
-    lines.append("| peak memory, MiB | " + " | ".join(cells) + " |")
+def middle(rounds: list[dict], pick) -> float:
+    return statistics.median(pick(r) for r in rounds)
+
+
+def table(rounds: list[dict], batch: int) -> str:
+    names = list(rounds[0])
+    peers, engines = ([n for n in names if n.startswith(who)] for who in ("PyTorch", "engine"))
+    lines = ["| | " + " | ".join(names) + " |", "|---" + "|---:" * len(names) + "|"]
+    for mode, title in (("train", "training step"), ("eval", "evaluation")):
+        seconds = [middle(rounds, lambda r: r[name][mode]["p50_s"]) for name in names]
+        lines.append(f"| {title}, s | " + " | ".join(f"{s:.3f}" for s in seconds) + " |")
+        lines.append(f"| {title}, images/s | " + " | ".join(f"{batch / s:.1f}" for s in seconds) + " |")
+    peaks = [middle(rounds, lambda r: r[name]["peak_rss_mib"]) for name in names]
+    lines.append("| peak memory, MiB | " + " | ".join(f"{peak:.0f}" for peak in peaks) + " |")
+    fastest = "the fastest of PyTorch's bf16"
+    lines += ["", "| engine to PyTorch | " + " | ".join(peers + [fastest]) + " |", "|---" + "|---:" * (len(peers) + 1) + "|"]
+    for engine in engines:
+        for mode, title in (("train", "training"), ("eval", "evaluation")):
+            best = lambda r: min(r[p][mode]["p50_s"] for p in peers if "bf16" in p)
+            picks = [lambda r, p=p: r[p][mode]["p50_s"] for p in peers] + [best]
+            each = [[pick(r) / r[engine][mode]["p50_s"] for r in rounds] for pick in picks]
+            cells = [f"{statistics.median(e):.2f} ({min(e):.2f} to {max(e):.2f})" for e in each]
+            lines.append(f"| {engine}, {title}, times as fast | " + " | ".join(cells) + " |")
+        least = lambda r: min(r[p]["peak_rss_mib"] for p in peers if "bf16" in p)
+        picks = [lambda r, p=p: r[p]["peak_rss_mib"] for p in peers] + [least]
+        cells = [f"{middle(rounds, lambda r: r[engine]['peak_rss_mib'] / pick(r)):.2f}" for pick in picks]
+        lines.append(f"| {engine}, share of the memory | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -183,7 +195,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write all measurements here, as JSON")
     parser.add_argument("--child", choices=MODES, help=argparse.SUPPRESS)
-    parser.add_argument("--type", choices=TYPES.values(), default="f32", help=argparse.SUPPRESS)
+    parser.add_argument("--form", choices=FORMS, default="f32", help=argparse.SUPPRESS)
+    parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS,
+                        help="of the engine; a processor without products in bf16 has f32 alone")
     args = parser.parse_args()
     if args.child:
         return run_child(args)
@@ -192,17 +206,14 @@ def main() -> None:
     args.engine = args.engine.resolve()
     rounds = []
     for number in range(1, args.rounds + 1):
-        peers = {who: measure_torch(args, of_type) for who, of_type in TYPES.items()}
-        rounds.append({**peers, "engine": measure_engine(args)})
+        rounds.append(measure(args))
         times = ", ".join(f"{who} {mode} {rounds[-1][who][mode]['p50_s']:.2f} s" for mode in MODES for who in rounds[-1])
         print(f"round {number} of {args.rounds}: {times}", file=sys.stderr)
-    summary = summarise(rounds, args.batch_size)
     if args.out:
-        settings = {k: v for k, v in vars(args).items() if k not in ("engine", "out", "child", "type")}
+        settings = {k: v for k, v in vars(args).items() if k not in ("engine", "out", "child", "form")}
         machine = {"processor": processor(), "cores": os.cpu_count()}
-        result = {"settings": settings, "machine": machine, "summary": summary, "rounds": rounds}
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(table(summary))
+        args.out.write_text(json.dumps({"settings": settings, "machine": machine, "rounds": rounds}, indent=1) + "\n")
+    print(table(rounds, args.batch_size))
 
 
 if __name__ == "__main__":

@@ -103,11 +103,10 @@ pub(crate) use copyable;
 
 copyable!(Lora, Dropout, Counting, Targets, Classifier);
 
-/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\]. The rows of `weight` may be longer than `in`,
-/// see [`Backend::weight_stride`]; what is behind the first `in` columns is not looked at.
+/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\].
 pub struct Linear<B: Backend> {
     /// W, in the compute type.
-    pub weight: B::Tensor,
+    pub weight: B::Weight,
     /// b, in the compute type; none adds nothing.
     pub bias: Option<B::Tensor>,
 }
@@ -126,8 +125,8 @@ pub struct LayerNorm<B: Backend> {
 /// `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become
 /// numbers: `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Backend> {
-    /// W, in the compute type; there is no bias.
-    pub weight: B::Tensor,
+    /// W; there is no bias.
+    pub projection: Linear<B>,
     /// The token in front of the patches, the same for every image.
     pub class: B::Tensor,
     /// Added to the tokens: row 0 to the class token, row i to patch i − 1, patches counted row by row.
@@ -449,6 +448,8 @@ pub struct DeviceMemory {
 pub trait Backend: Clone + Send + Sync + 'static {
     /// Memory on this device, given back when dropped.
     type Tensor: DeviceTensor;
+    /// The weight of a frozen linear layer, as this device's products read it.
+    type Weight: Send + Sync;
     /// A tensor on its way to the host.
     type Pending: Send;
     /// Operations captured to be run again; a CUDA graph.
@@ -462,11 +463,12 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// logits and losses.
     fn parameter_dtype(&self) -> DType;
 
-    /// Elements from one row to the next in which this backend wants the weights of layers with `inputs`
-    /// inputs; at least `inputs`.
-    fn weight_stride(&self, inputs: usize) -> usize {
-        inputs
-    }
+    /// A frozen weight \[out, in\], rounded to the compute type.
+    fn weight(&self, source: View<'_>) -> Result<Self::Weight>;
+    /// The extents \[out, in\] of a weight.
+    fn weight_shape(&self, weight: &Self::Weight) -> Shape;
+    /// A copy on the host, in the compute type; waits for the device.
+    fn weight_values(&self, weight: &Self::Weight) -> Result<Tensor>;
 
     /// New memory, zeroed.
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Self::Tensor>;
@@ -621,7 +623,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn dropout(&self, x: &Self::Tensor, dropout: Dropout<'_, Self>, y: &mut Self::Tensor) -> Result<()>;
 
     /// folded = W + scale·B·A, for evaluation; `folded` has the shape of `weight`.
-    fn lora_fold(&self, weight: &Self::Tensor, lora: Lora<'_, Self>, folded: &mut Self::Tensor)
+    fn lora_fold(&self, weight: &Self::Weight, lora: Lora<'_, Self>, folded: &mut Self::Weight)
     -> Result<()>;
 
     /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there;

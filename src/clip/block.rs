@@ -10,7 +10,7 @@ use crate::backend::{
     Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
     Linear, Result, copyable,
 };
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
 use crate::tune::dropout::{BlockDropout, Slot};
 use crate::tune::lora::{BlockPlace, LoraInit};
 use crate::tune::{BlockLora, LoraLayer, LoraSpec, ProjectionLora, Tower};
@@ -394,7 +394,8 @@ impl<B: Backend> Block<B> {
                 Some(bias) => Some(backend.upload(backend.download(bias)?.view(), dtype)?),
                 None => None,
             };
-            Ok(Some(Linear { weight: backend.empty(layer.weight.shape(), dtype)?, bias }))
+            let room = Tensor::zeros(backend.weight_shape(&layer.weight), dtype);
+            Ok(Some(Linear { weight: backend.weight(room.view())?, bias }))
         };
         let (qkv, q, kv) = match (&self.projections, &lora.projections) {
             (Projections::Packed(layer), ProjectionLora::Packed(lora)) => (copy(layer, lora)?, None, None),

@@ -62,7 +62,7 @@ impl<B: Backend> TextTower<B> {
             blocks: (0..config.tower.layers).map(block).collect::<Result<_, _>>()?,
             final_norm: loader.layer_norm("text_model.final_layer_norm", d, config.tower.norm_eps)?,
             projection: Linear {
-                weight: loader.tensor("text_projection.weight", &[features, d])?,
+                weight: loader.weight("text_projection.weight", &[features, d])?,
                 bias: None,
             },
             config: config.clone(),

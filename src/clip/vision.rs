@@ -75,10 +75,10 @@ impl<B: Backend> VisionTower<B> {
             })
             .collect::<Result<_, _>>()?;
         let embedding = PatchEmbedding {
-            weight: {
+            projection: {
                 let name = "vision_model.embeddings.patch_embedding.weight";
                 let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
-                backend.upload(weight.reshape([d, 3 * p * p])?.view(), backend.compute_dtype())?
+                Linear { weight: backend.weight(weight.reshape([d, 3 * p * p])?.view())?, bias: None }
             },
             class: loader.parameter("vision_model.embeddings.class_embedding", &[d])?,
             position: loader
@@ -93,7 +93,7 @@ impl<B: Backend> VisionTower<B> {
             blocks,
             post_norm: loader.layer_norm("vision_model.post_layernorm", d, eps)?,
             projection: Linear {
-                weight: loader.tensor("visual_projection.weight", &[features, d])?,
+                weight: loader.weight("visual_projection.weight", &[features, d])?,
                 bias: None,
             },
             config: config.clone(),

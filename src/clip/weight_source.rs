@@ -35,9 +35,9 @@ pub(super) struct Loader<'a, B: Backend> {
 }
 
 impl<B: Backend> Loader<'_, B> {
-    pub fn tensor(&self, name: &str, dims: &[usize]) -> Result<B::Tensor, ClipError> {
-        let loaded = self.source.tensor(name, dims)?;
-        Ok(self.backend.upload(loaded.view(), self.backend.compute_dtype())?)
+    /// The weight of a frozen layer.
+    pub fn weight(&self, name: &str, dims: &[usize]) -> Result<B::Weight, ClipError> {
+        Ok(self.backend.weight(self.source.tensor(name, dims)?.view())?)
     }
 
     /// A small tensor that is not rounded to the type of the activations.
@@ -61,21 +61,17 @@ impl<B: Backend> Loader<'_, B> {
     /// Layers of one size computed as one product: their weights and biases below each other.
     pub fn stacked(&self, names: &[&str], outputs: usize, inputs: usize) -> Result<Linear<B>, ClipError> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        let (dtype, stride) = (self.host_dtype(), self.backend.weight_stride(inputs));
+        let dtype = self.host_dtype();
         for name in names {
             let part = self.source.tensor(&format!("{name}.weight"), &[outputs, inputs])?;
-            let part = part.view().to_tensor(dtype)?;
-            for row in part.bytes().chunks_exact(inputs * dtype.size()) {
-                weight.extend_from_slice(row);
-                weight.resize(weight.len() + (stride - inputs) * dtype.size(), 0);
-            }
+            weight.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
             let part = self.source.tensor(&format!("{name}.bias"), &[outputs])?;
             bias.extend_from_slice(part.view().to_tensor(dtype)?.bytes());
         }
         let rows = names.len() * outputs;
         let target = self.backend.compute_dtype();
         Ok(Linear {
-            weight: self.backend.upload(View::new([rows, stride], dtype, &weight)?, target)?,
+            weight: self.backend.weight(View::new([rows, inputs], dtype, &weight)?)?,
             bias: Some(self.backend.upload(View::new([rows], dtype, &bias)?, target)?),
         })
     }

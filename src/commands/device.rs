@@ -2,7 +2,7 @@
 
 use crate::TrainError;
 use crate::backend::Backend;
-use crate::backend::cpu::Cpu;
+use crate::backend::cpu::{Cpu, Features, Isa};
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::gpu::probe;
 use crate::backend::cuda::gpu::store::FOLDER;
@@ -14,7 +14,7 @@ use anyhow::{Result, anyhow, bail};
 
 /// An opened device.
 pub enum Device {
-    /// The CPU, in f32.
+    /// The CPU, in f32 or bf16.
     Cpu(Cpu<f32>),
     /// A GPU.
     Cuda(Cuda),
@@ -136,11 +136,17 @@ fn open_by(
 }
 
 fn cpu(precision: Option<Precision>) -> Result<Device> {
+    let setting = |text: &str| Err(TrainError::Setting(text.into()).into());
     match precision {
         None | Some(Precision::F32) => Ok(Device::Cpu(Cpu::new())),
-        Some(_) => {
-            let text = "--precision: the CPU computes in f32 only; use --precision f32 or --device cuda";
-            Err(TrainError::Setting(text.into()).into())
+        Some(Precision::Bf16) => match Isa::best(Features::found()) {
+            Isa::Plain => setting(
+                "--precision bf16: this processor multiplies no bf16 (AVX512-BF16 or AMX); use --precision f32",
+            ),
+            isa => Ok(Device::Cpu(Cpu::in_bf16(isa)?)),
+        },
+        Some(Precision::F16) => {
+            setting("--precision f16: the CPU computes in f32 or bf16; use one of these, or --device cuda")
         }
     }
 }

@@ -2,6 +2,7 @@
 //! against the CPU's by way of the host twin, and what NVRTC makes of every kernel.
 
 mod adamw;
+mod bf16;
 mod crop_resize;
 mod gradients;
 #[cfg(target_os = "linux")]

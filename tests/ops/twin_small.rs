@@ -5,7 +5,7 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, LossScaling, LossWeights, Mix,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling, LossWeights, Mix,
     PatchEmbedding, Result, Stat, Targets,
 };
 use clip_engine::dev::check::device::{Group, Scope, rows};
@@ -177,7 +177,10 @@ impl Images {
             _ => unreachable!("three dimensions at the most"),
         };
         let embedding = PatchEmbedding {
-            weight: zeros(&[4, inputs]),
+            projection: Linear {
+                weight: backend.weight(Tensor::zeros([4, inputs], DType::F32).view()).unwrap(),
+                bias: None,
+            },
             class: zeros(&[4]),
             position: zeros(&[count + 1, 4]),
             norm: LayerNorm { weight: zeros(&[4]), bias: zeros(&[4]), eps: 1e-5 },

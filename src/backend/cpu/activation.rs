@@ -1,5 +1,6 @@
 //! The MLP's non-linearity.
 
+use super::number::Number;
 use super::real::{Real, vectorized};
 use crate::backend::{Activation, Result, expect_shape};
 use crate::tensor::Tensor;
@@ -11,21 +12,23 @@ const BLOCK: usize = 16 * 1024;
 /// 1.702: the slope at which z·σ(1.702·z) lies closest to GELU.
 const QUICK: f64 = 1.702;
 
-pub fn activation<T: Real>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
+pub fn activation<T: Number>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
     expect_shape("activation", "g", z.shape(), g.shape())?;
-    let quick = T::from_f64(QUICK);
-    let (half, root) = (T::from_f64(0.5), T::from_f64(std::f64::consts::FRAC_1_SQRT_2));
+    let quick = T::Real::from_f64(QUICK);
+    let (half, root) = (T::Real::from_f64(0.5), T::Real::from_f64(std::f64::consts::FRAC_1_SQRT_2));
     let (g, z) = (g.typed_mut::<T>()?, z.typed::<T>()?);
     g.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(g, z)| {
         vectorized(|| match kind {
             Activation::QuickGelu => {
                 for (g, &z) in g.iter_mut().zip(z) {
-                    *g = z / (T::ONE + (-(quick * z)).exp());
+                    let z = z.widen();
+                    *g = T::narrow(z / (T::Real::ONE + (-(quick * z)).exp()));
                 }
             }
             Activation::Gelu => {
                 for (g, &z) in g.iter_mut().zip(z) {
-                    *g = half * z * (T::ONE + (z * root).erf());
+                    let z = z.widen();
+                    *g = T::narrow(half * z * (T::Real::ONE + (z * root).erf()));
                 }
             }
         })
@@ -33,25 +36,27 @@ pub fn activation<T: Real>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Resu
     Ok(())
 }
 
-pub fn activation_backward<T: Real>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
+pub fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
     expect_shape("activation_backward", "d", z.shape(), d.shape())?;
-    let quick = T::from_f64(QUICK);
-    let (half, root) = (T::from_f64(0.5), T::from_f64(std::f64::consts::FRAC_1_SQRT_2));
+    let quick = T::Real::from_f64(QUICK);
+    let (half, root) = (T::Real::from_f64(0.5), T::Real::from_f64(std::f64::consts::FRAC_1_SQRT_2));
     // The normal density at 0: 1/√(2π).
-    let density = T::from_f64(0.398_942_280_401_432_7);
+    let density = T::Real::from_f64(0.398_942_280_401_432_7);
     let (d, z) = (d.typed_mut::<T>()?, z.typed::<T>()?);
     d.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(d, z)| {
         vectorized(|| match kind {
             Activation::QuickGelu => {
                 for (d, &z) in d.iter_mut().zip(z) {
-                    let sigma = T::ONE / (T::ONE + (-(quick * z)).exp());
-                    *d = *d * sigma * (T::ONE + quick * z * (T::ONE - sigma));
+                    let z = z.widen();
+                    let sigma = T::Real::ONE / (T::Real::ONE + (-(quick * z)).exp());
+                    *d = T::narrow(d.widen() * sigma * (T::Real::ONE + quick * z * (T::Real::ONE - sigma)));
                 }
             }
             Activation::Gelu => {
                 for (d, &z) in d.iter_mut().zip(z) {
-                    let cdf = half * (T::ONE + (z * root).erf());
-                    *d = *d * (cdf + z * density * (-(half * z * z)).exp());
+                    let z = z.widen();
+                    let cdf = half * (T::Real::ONE + (z * root).erf());
+                    *d = T::narrow(d.widen() * (cdf + z * density * (-(half * z * z)).exp()));
                 }
             }
         })

@@ -1,6 +1,6 @@
 //! AdamW over all trained tensors.
 
-use super::Cpu;
+use super::number::OnHost;
 use super::real::{Real, sum_of, vectorized};
 use crate::backend::{AdamwStep, AdamwTensor, Control, LossScaling, Result, Stat, expect_shape};
 use crate::tensor::Tensor;
@@ -9,9 +9,9 @@ use rayon::prelude::*;
 /// Elements that one task handles.
 const BLOCK: usize = 16 * 1024;
 
-pub fn adamw<T: Real>(
-    tensors: &mut [AdamwTensor<'_, Cpu<T>>],
-    step: AdamwStep<'_, Cpu<T>>,
+pub fn adamw<T: Real, B: OnHost>(
+    tensors: &mut [AdamwTensor<'_, B>],
+    step: AdamwStep<'_, B>,
     stats: &mut Tensor,
 ) -> Result<()> {
     expect_shape("adamw", "control", [Control::COUNT], step.control.shape())?;
@@ -22,7 +22,7 @@ pub fn adamw<T: Real>(
     let scale = step.scaling.map_or(1.0, |_| control[Control::LossScale as usize].to_f64());
     let mut squares = T::ZERO;
     for tensor in tensors.iter() {
-        squares += squared(tensor, T::from_f64(1.0 / scale))?;
+        squares += squared::<T, B>(tensor, T::from_f64(1.0 / scale))?;
     }
     let skip = step.scaling.is_some() && !squares.to_f64().is_finite();
     let stats = stats.typed_mut::<T>()?;
@@ -35,7 +35,7 @@ pub fn adamw<T: Real>(
         let clip = step.clip.map_or(1.0, |clip| clip_factor(clip, squares.to_f64()));
         let constants = Constants { taken, factor, scale, clip, ..Constants::of(&step) };
         for tensor in tensors {
-            update(tensor, constants)?;
+            update::<T, B>(tensor, constants)?;
         }
     }
     if let Some(scaling) = step.scaling {
@@ -77,20 +77,20 @@ struct Constants {
 }
 
 impl Constants {
-    fn of<T: Real>(step: &AdamwStep<'_, Cpu<T>>) -> Self {
+    fn of<B: OnHost>(step: &AdamwStep<'_, B>) -> Self {
         let (beta1, beta2, eps) = (step.beta1, step.beta2, step.eps);
         Constants { beta1, beta2, eps, taken: 1.0, factor: 1.0, scale: 1.0, clip: 1.0 }
     }
 }
 
 /// The sum of squares of a tensor's gradient, without the loss scale.
-fn squared<T: Real>(tensor: &AdamwTensor<'_, Cpu<T>>, unscale: T) -> Result<T> {
+fn squared<T: Real, B: OnHost>(tensor: &AdamwTensor<'_, B>, unscale: T) -> Result<T> {
     let gradient = tensor.gradient.typed::<T>()?;
     let unscale = unscale * T::from_f64(tensor.scale);
     Ok(vectorized(|| sum_of(gradient, gradient, |a, b| (a * unscale) * (b * unscale))))
 }
 
-fn update<T: Real>(tensor: &mut AdamwTensor<'_, Cpu<T>>, c: Constants) -> Result<()> {
+fn update<T: Real, B: OnHost>(tensor: &mut AdamwTensor<'_, B>, c: Constants) -> Result<()> {
     let shape = tensor.value.shape();
     expect_shape("adamw", "gradient", shape, tensor.gradient.shape())?;
     expect_shape("adamw", "first moment", shape, tensor.first_moment.shape())?;

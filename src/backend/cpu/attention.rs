@@ -1,8 +1,8 @@
 //! Scaled dot-product attention. Images are the parallel unit; the probabilities are kept for the
 //! backward pass (they are small beside the other activations).
 
-use super::Cpu;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::number::OnHost;
 use super::real::{Real, max_of, sum_of, vectorized};
 use crate::backend::{
     AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
@@ -37,7 +37,7 @@ struct Image<'a, T> {
 }
 
 impl<'a, T: Real> Image<'a, T> {
-    fn of(input: &AttentionInput<'a, Cpu<T>>, e: Extents, image: usize) -> Result<Self> {
+    fn of<B: OnHost>(input: &AttentionInput<'a, B>, e: Extents, image: usize) -> Result<Self> {
         let d = e.width;
         Ok(match input {
             AttentionInput::Packed(qkv) => {
@@ -65,8 +65,8 @@ impl<'a, T: Real> Image<'a, T> {
     }
 }
 
-pub fn attention<T: Real>(
-    input: AttentionInput<'_, Cpu<T>>,
+pub fn attention<T: Real, B: OnHost>(
+    input: AttentionInput<'_, B>,
     shape: AttentionShape,
     saved: &mut Tensor,
     o: &mut Tensor,
@@ -79,7 +79,7 @@ pub fn attention<T: Real>(
         .zip(saved.typed_mut::<T>()?.par_chunks_mut(e.scores()))
         .enumerate()
         .try_for_each(|(index, (o, probabilities))| {
-            let image = Image::of(&input, e, index)?;
+            let image = Image::<T>::of(&input, e, index)?;
             for (head, p) in probabilities.chunks_exact_mut(e.queries * e.keys).enumerate() {
                 gemm(
                     MatrixMut::new(p, e.queries, e.keys),
@@ -152,13 +152,13 @@ impl<T: Real> ImageGradient<'_, T> {
     }
 }
 
-pub fn attention_backward<T: Real>(
+pub fn attention_backward<T: Real, B: OnHost>(
     d_o: &Tensor,
-    input: AttentionInput<'_, Cpu<T>>,
+    input: AttentionInput<'_, B>,
     saved: &Tensor,
     shape: AttentionShape,
     scratch: &mut Tensor,
-    gradient: AttentionGradient<'_, Cpu<T>>,
+    gradient: AttentionGradient<'_, B>,
 ) -> Result<()> {
     const OP: &str = "attention_backward";
     let e = Extents::of("attention", &input, shape)?;
@@ -174,7 +174,7 @@ pub fn attention_backward<T: Real>(
             expect_shape(OP, "dqkv", qkv.shape(), dqkv.shape())?;
             let gradients = dqkv.typed_mut::<T>()?.par_chunks_mut(e.keys * 3 * e.width);
             work.zip(gradients).enumerate().try_for_each(|(index, (((d_o, p), ds), dqkv))| {
-                let image = Image::of(&input, e, index)?;
+                let image = Image::<T>::of(&input, e, index)?;
                 image_backward(e, &image, d_o, p, ds, ImageGradient { q: dqkv, kv: None });
                 Ok(())
             })
@@ -185,7 +185,7 @@ pub fn attention_backward<T: Real>(
             let dq = dq.typed_mut::<T>()?.par_chunks_mut(e.queries * e.width);
             let dkv = dkv.typed_mut::<T>()?.par_chunks_mut(e.keys * 2 * e.width);
             work.zip(dq).zip(dkv).enumerate().try_for_each(|(index, ((((d_o, p), ds), dq), dkv))| {
-                let image = Image::of(&input, e, index)?;
+                let image = Image::<T>::of(&input, e, index)?;
                 image_backward(e, &image, d_o, p, ds, ImageGradient { q: dq, kv: Some(dkv) });
                 Ok(())
             })

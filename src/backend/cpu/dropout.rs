@@ -1,6 +1,6 @@
 //! Dropout with masks from a counter-based generator.
 
-use super::Cpu;
+use super::number::{Number, OnHost};
 use super::real::Real;
 use crate::backend::{BackendError, Dropout, Result, expect_shape};
 use crate::tensor::Tensor;
@@ -9,34 +9,58 @@ use rayon::prelude::*;
 /// Elements that one task handles; a multiple of 4.
 const BLOCK: usize = 16 * 1024;
 
-pub fn dropout<T: Real>(x: &Tensor, dropout: Dropout<'_, Cpu<T>>, y: &mut Tensor) -> Result<()> {
+pub fn dropout<T: Number, B: OnHost>(x: &Tensor, dropout: Dropout<'_, B>, y: &mut Tensor) -> Result<()> {
     expect_shape("dropout", "y", x.shape(), y.shape())?;
     y.typed_mut::<T>()?.copy_from_slice(x.typed::<T>()?);
-    mask(y, dropout)
+    mask::<T, B>(y, dropout)
 }
 
-pub fn mask<T: Real>(y: &mut Tensor, dropout: Dropout<'_, Cpu<T>>) -> Result<()> {
-    let Dropout { draw, site, probability } = dropout;
-    if !(0.0..1.0).contains(&probability) {
-        let problem = format!("{probability} is no probability below 1");
-        return Err(BackendError::Invalid { op: "dropout", problem });
-    }
-    expect_shape("dropout", "draw", [4], draw.shape())?;
-    let &[low, high, step, _] = draw.typed::<u32>()? else {
-        return Err(BackendError::Invalid { op: "dropout", problem: "no draw".into() });
-    };
-    let threshold = (probability * 2f64.powi(32)) as u32;
-    let scale = T::from_f64(1.0 / (1.0 - probability));
-    y.typed_mut::<T>()?.par_chunks_mut(BLOCK).enumerate().for_each(|(block, y)| {
-        let first = block * BLOCK / 4;
-        for (i, four) in y.chunks_mut(4).enumerate() {
-            let words = philox([(first + i) as u32, 0, site, step], [low, high]);
-            for (y, word) in four.iter_mut().zip(words) {
-                *y = if word >= threshold { *y * scale } else { T::ZERO };
-            }
-        }
-    });
+pub fn mask<T: Number, B: OnHost>(y: &mut Tensor, dropout: Dropout<'_, B>) -> Result<()> {
+    let mask = Mask::of(dropout)?;
+    y.typed_mut::<T>()?.par_chunks_mut(BLOCK).enumerate().for_each(|(block, y)| mask.apply(block * BLOCK, y));
     Ok(())
+}
+
+/// Which elements of a tensor are kept.
+#[derive(Clone, Copy)]
+pub struct Mask {
+    key: [u32; 2],
+    site: u32,
+    step: u32,
+    threshold: u32,
+    scale: f64,
+}
+
+impl Mask {
+    pub fn of<B: OnHost>(dropout: Dropout<'_, B>) -> Result<Self> {
+        let Dropout { draw, site, probability } = dropout;
+        if !(0.0..1.0).contains(&probability) {
+            let problem = format!("{probability} is no probability below 1");
+            return Err(BackendError::Invalid { op: "dropout", problem });
+        }
+        expect_shape("dropout", "draw", [4], draw.shape())?;
+        let &[low, high, step, _] = draw.typed::<u32>()? else {
+            return Err(BackendError::Invalid { op: "dropout", problem: "no draw".into() });
+        };
+        let threshold = (probability * 2f64.powi(32)) as u32;
+        Ok(Mask { key: [low, high], site, step, threshold, scale: 1.0 / (1.0 - probability) })
+    }
+
+    /// Of elements from `first` on.
+    pub fn apply<T: Number>(&self, first: usize, elements: &mut [T]) {
+        let (scale, zero) = (T::Real::from_f64(self.scale), T::narrow(T::Real::ZERO));
+        let mut next = first;
+        let mut rest = elements;
+        while !rest.is_empty() {
+            let words = philox([(next / 4) as u32, 0, self.site, self.step], self.key);
+            let (four, behind) = rest.split_at_mut((4 - next % 4).min(rest.len()));
+            for (element, word) in four.iter_mut().zip(&words[next % 4..]) {
+                *element = if *word >= self.threshold { T::narrow(element.widen() * scale) } else { zero };
+            }
+            next += four.len();
+            rest = behind;
+        }
+    }
 }
 
 /// Philox4x32-10: four random words from a counter and a key.

@@ -1,18 +1,18 @@
 //! From pixels to tokens, and picking single tokens out of sequences.
 
-use super::Cpu;
-use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::layer_norm::NormInPlace;
 use super::mix::Mixed;
+use super::number::{Number, OnHost, narrow};
 use super::real::Real;
 use crate::backend::{BackendError, Mix, PatchEmbedding, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Tensor};
 use rayon::prelude::*;
 
-pub fn patch_embed<T: Real>(
+pub fn patch_embed<T: Number, B: OnHost>(
+    backend: &B,
     pixels: &Tensor,
-    mix: Option<&Mix<Cpu<T>>>,
-    embedding: &PatchEmbedding<Cpu<T>>,
+    mix: Option<&Mix<B>>,
+    embedding: &PatchEmbedding<B>,
     patches: &mut Tensor,
     products: &mut Tensor,
     x: &mut Tensor,
@@ -28,33 +28,35 @@ pub fn patch_embed<T: Real>(
     expect_matrix(OP, "products", batch * count, d, products.shape())?;
     let mixed = mix.map(|mix| Mixed::new(OP, mix, batch)).transpose()?;
     gather_patches(pixels, mixed.as_ref(), embedding, count, patches.typed_mut::<T>()?)?;
-    gemm(
-        MatrixMut::new(products.typed_mut::<T>()?, batch * count, d),
-        Write::Replace,
-        T::ONE,
-        Matrix::new(patches.typed::<T>()?, batch * count, inputs),
-        Matrix::new(embedding.weight.typed::<T>()?, d, inputs).transposed(),
-        Threads::All,
-    );
-    let class = embedding.class.typed::<T>()?;
-    let position = embedding.position.typed::<T>()?;
+    backend.linear(patches, &embedding.projection, None, products)?;
+    let class = embedding.class.typed::<T::Real>()?;
+    let position = embedding.position.typed::<T::Real>()?;
     let products = products.typed::<T>()?.par_chunks(count * d);
     let norm = NormInPlace::of(&embedding.norm, d)?;
     x.typed_mut::<T>()?.par_chunks_mut(tokens * d).zip(products).for_each(|(x, products)| {
-        for ((x, &token), &position) in x.iter_mut().zip(class.iter().chain(products)).zip(position) {
-            *x = token + position;
+        let mut sums = vec![T::Real::ZERO; d];
+        for (token, (x, position)) in x.chunks_exact_mut(d).zip(position.chunks_exact(d)).enumerate() {
+            match token {
+                0 => sums.copy_from_slice(class),
+                _ => {
+                    let products = &products[(token - 1) * d..][..d];
+                    sums.iter_mut().zip(products).for_each(|(sum, product)| *sum = product.widen());
+                }
+            }
+            sums.iter_mut().zip(position).for_each(|(sum, &position)| *sum += position);
+            norm.apply(&mut sums);
+            narrow(&sums, x);
         }
-        x.chunks_exact_mut(d).for_each(|row| norm.apply(row));
     });
     Ok(())
 }
 
 /// Copies every patch into a row, in the order of the convolution's weights; of a mixed image, its two
 /// images' patches by their shares.
-fn gather_patches<T: Real>(
+fn gather_patches<T: Number, B: OnHost>(
     pixels: &Tensor,
-    mixed: Option<&Mixed<'_, T>>,
-    embedding: &PatchEmbedding<Cpu<T>>,
+    mixed: Option<&Mixed<'_, T::Real>>,
+    embedding: &PatchEmbedding<B>,
     count: usize,
     out: &mut [T],
 ) -> Result<()> {
@@ -79,17 +81,17 @@ fn gather_patches<T: Real>(
     let size = side * side * 3;
     let images = out.par_chunks_mut(count * size_of_patch(p)).enumerate();
     if hwc {
-        let table = normalisation::<T>(embedding.mean, embedding.std);
+        let table = normalisation::<T::Real>(embedding.mean, embedding.std);
         let pixels = pixels.typed::<u8>()?;
         let level = |image: usize, channel: usize, y: usize, x: usize| {
             table[channel][usize::from(pixels[image * size + (y * side + x) * 3 + channel])]
         };
         images.for_each(|(image, out)| match mixed {
-            None => fill_patches(out, across, p, |channel, y, x| level(image, channel, y, x)),
+            None => fill_patches(out, across, p, |channel, y, x| T::narrow(level(image, channel, y, x))),
             Some(mixed) => {
                 let (partner, own, other) = mixed.of(image);
                 fill_patches(out, across, p, |channel, y, x| {
-                    own * level(image, channel, y, x) + other * level(partner, channel, y, x)
+                    T::narrow(own * level(image, channel, y, x) + other * level(partner, channel, y, x))
                 })
             }
         });
@@ -103,7 +105,8 @@ fn gather_patches<T: Real>(
             Some(mixed) => {
                 let (partner, own, other) = mixed.of(image);
                 fill_patches(out, across, p, |channel, y, x| {
-                    own * number(image, channel, y, x) + other * number(partner, channel, y, x)
+                    let (a, b) = (number(image, channel, y, x), number(partner, channel, y, x));
+                    T::narrow(own * a.widen() + other * b.widen())
                 })
             }
         });
@@ -151,7 +154,7 @@ fn selection<'a>(op: &'static str, x: &Tensor, rows: &'a Tensor) -> Result<(usiz
     }
 }
 
-pub fn take_rows<T: Real>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+pub fn take_rows<T: Number>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
     let (s, d, rows) = selection("take_rows", x, rows)?;
     expect_matrix("take_rows", "y", rows.len(), d, y.shape())?;
     let x = x.typed::<T>()?.chunks_exact(s * d);
@@ -161,13 +164,13 @@ pub fn take_rows<T: Real>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<(
     Ok(())
 }
 
-pub fn take_rows_backward<T: Real>(dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
+pub fn take_rows_backward<T: Number>(dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
     let (s, d, rows) = selection("take_rows_backward", dx, rows)?;
     expect_matrix("take_rows_backward", "dy", rows.len(), d, dy.shape())?;
     let dx = dx.typed_mut::<T>()?.chunks_exact_mut(s * d);
     for ((dx, dy), &row) in dx.zip(dy.typed::<T>()?.chunks_exact(d)).zip(rows) {
         for (dx, &dy) in dx[row as usize * d..][..d].iter_mut().zip(dy) {
-            *dx += dy;
+            *dx = T::narrow(dx.widen() + dy.widen());
         }
     }
     Ok(())

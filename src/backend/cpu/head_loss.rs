@@ -1,8 +1,8 @@
 //! Head and text logits, their cross entropies, and the gradients of both.
 
-use super::Cpu;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::mix::Mixed;
+use super::number::OnHost;
 use super::real::{Real, max_of};
 use crate::backend::{
     BackendError, Classifier, Control, Counting, LossWeights, Result, Stat, Targets, expect_shape,
@@ -16,7 +16,7 @@ struct Classes<'a, T> {
 }
 
 impl<'a, T: Real> Classes<'a, T> {
-    fn new(op: &'static str, targets: Targets<'a, Cpu<T>>, batch: usize) -> Result<Self> {
+    fn new<B: OnHost>(op: &'static str, targets: Targets<'a, B>, batch: usize) -> Result<Self> {
         let mixed = targets.mix.map(|mix| Mixed::new(op, mix, batch)).transpose()?;
         Ok(Classes { labels: targets.labels.typed::<u32>()?, mixed })
     }
@@ -46,7 +46,7 @@ struct Counts<'a, T> {
 
 impl<'a, T: Real> Counts<'a, T> {
     /// The counts of the head's cross entropy, then those of the text's.
-    fn both(op: &'static str, counting: Counting<'a, Cpu<T>>, classes: usize) -> Result<[Self; 2]> {
+    fn both<B: OnHost>(op: &'static str, counting: Counting<'a, B>, classes: usize) -> Result<[Self; 2]> {
         if let Some(weights) = counting.weights {
             expect_shape(op, "class weights", [classes], weights.shape())?;
         }
@@ -65,10 +65,10 @@ impl<'a, T: Real> Counts<'a, T> {
 }
 
 /// Batch, classes and width, after all shapes were compared.
-fn extents<T: Real>(
+fn extents<B: OnHost>(
     op: &'static str,
     f: &Tensor,
-    c: Classifier<'_, Cpu<T>>,
+    c: Classifier<'_, B>,
     labels: &Tensor,
     head: &Tensor,
     text: &Tensor,
@@ -88,10 +88,10 @@ fn extents<T: Real>(
     }
 }
 
-pub fn head_loss<T: Real>(
+pub fn head_loss<T: Real, B: OnHost>(
     f: &Tensor,
-    classifier: Classifier<'_, Cpu<T>>,
-    targets: Targets<'_, Cpu<T>>,
+    classifier: Classifier<'_, B>,
+    targets: Targets<'_, B>,
     head: &mut Tensor,
     text: &mut Tensor,
     stats: &mut Tensor,
@@ -108,8 +108,8 @@ pub fn head_loss<T: Real>(
     let scale = T::from_f64(classifier.text_scale);
     gemm(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
 
-    let truth = Classes::new("head_loss", targets, batch)?;
-    let [of_head, of_text] = Counts::both("head_loss", targets.counting, classes)?;
+    let truth = Classes::<T>::new("head_loss", targets, batch)?;
+    let [of_head, of_text] = Counts::<T>::both("head_loss", targets.counting, classes)?;
     let stats = stats.typed_mut::<T>()?;
     (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) =
         cross_entropy(head, classes, &truth, of_head);
@@ -148,10 +148,10 @@ fn cross_entropy<T: Real>(
 }
 
 #[allow(clippy::too_many_arguments)]
-pub fn head_loss_backward<T: Real>(
+pub fn head_loss_backward<T: Real, B: OnHost>(
     f: &Tensor,
-    classifier: Classifier<'_, Cpu<T>>,
-    targets: Targets<'_, Cpu<T>>,
+    classifier: Classifier<'_, B>,
+    targets: Targets<'_, B>,
     weights: LossWeights,
     control: Option<&Tensor>,
     head: &mut Tensor,
@@ -165,8 +165,8 @@ pub fn head_loss_backward<T: Real>(
     let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
     expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
     expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
-    let truth = Classes::new(OP, targets, batch)?;
-    let [of_head, of_text] = Counts::both(OP, targets.counting, classes)?;
+    let truth = Classes::<T>::new(OP, targets, batch)?;
+    let [of_head, of_text] = Counts::<T>::both(OP, targets.counting, classes)?;
     let loss_scale = match control {
         Some(control) => control.typed::<T>()?[Control::LossScale as usize].to_f64(),
         None => 1.0,

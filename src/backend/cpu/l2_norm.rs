@@ -1,37 +1,39 @@
 //! Scaling rows to unit length.
 
+use super::number::Number;
 use super::real::{Real, sum_of};
 use crate::backend::{Result, expect_shape};
 use crate::tensor::Tensor;
 
-pub fn l2_norm<T: Real>(x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+pub fn l2_norm<T: Number>(x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
     let d = x.shape().columns();
     expect_shape("l2_norm", "f", x.shape(), f.shape())?;
     expect_shape("l2_norm", "norms", [x.shape().rows()], norms.shape())?;
-    let norms = norms.typed_mut::<T>()?;
-    let rows = f.typed_mut::<T>()?.chunks_exact_mut(d).zip(x.typed::<T>()?.chunks_exact(d));
+    let norms = norms.typed_mut::<T::Real>()?;
+    let rows = f.typed_mut::<T::Real>()?.chunks_exact_mut(d).zip(x.typed::<T>()?.chunks_exact(d));
+    let least = T::Real::from_f64(1e-12);
     for ((f, x), norm) in rows.zip(norms) {
         // The smallest divisor is PyTorch's in `F.normalize`.
-        let length = sum_of(x, x, |a, b| a * b).sqrt();
-        *norm = if length > T::from_f64(1e-12) { length } else { T::from_f64(1e-12) };
+        let length = sum_of(x, x, |a, b| a.widen() * b.widen()).sqrt();
+        *norm = if length > least { length } else { least };
         for (f, &x) in f.iter_mut().zip(x) {
-            *f = x / *norm;
+            *f = x.widen() / *norm;
         }
     }
     Ok(())
 }
 
-pub fn l2_norm_backward<T: Real>(df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
+pub fn l2_norm_backward<T: Number>(df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
     let d = f.shape().columns();
     expect_shape("l2_norm_backward", "df", f.shape(), df.shape())?;
     expect_shape("l2_norm_backward", "dx", f.shape(), dx.shape())?;
     expect_shape("l2_norm_backward", "norms", [f.shape().rows()], norms.shape())?;
-    let (df, f, norms) = (df.typed::<T>()?, f.typed::<T>()?, norms.typed::<T>()?);
+    let (df, f, norms) = (df.typed::<T::Real>()?, f.typed::<T::Real>()?, norms.typed::<T::Real>()?);
     let rows = dx.typed_mut::<T>()?.chunks_exact_mut(d).zip(df.chunks_exact(d)).zip(f.chunks_exact(d));
     for (((dx, df), f), &norm) in rows.zip(norms) {
         let along = sum_of(f, df, |a, b| a * b);
         for ((dx, &df), &f) in dx.iter_mut().zip(df).zip(f) {
-            *dx = (df - f * along) / norm;
+            *dx = T::narrow((df - f * along) / norm);
         }
     }
     Ok(())

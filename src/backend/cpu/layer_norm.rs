@@ -1,5 +1,6 @@
 //! Layer norm over the last dimension, and its gradient with respect to the input.
 
+use super::number::{Number, OnHost};
 use super::real::{Real, sum_of, vectorized};
 use crate::backend::{LayerNorm, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
@@ -8,9 +9,9 @@ use rayon::prelude::*;
 /// Rows that one task handles: enough work to be worth a task, few enough to spread.
 const ROWS: usize = 32;
 
-pub fn layer_norm<T: Real>(
+pub fn layer_norm<T: Number, B: OnHost>(
     x: &Tensor,
-    norm: &LayerNorm<super::Cpu<T>>,
+    norm: &LayerNorm<B>,
     y: &mut Tensor,
     stats: &mut Tensor,
 ) -> Result<()> {
@@ -19,21 +20,21 @@ pub fn layer_norm<T: Real>(
     expect_shape("layer_norm", "y", x.shape(), y.shape())?;
     expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
     expect_shape("layer_norm", "weight", [d], norm.weight.shape())?;
-    let (weight, bias) = (norm.weight.typed::<T>()?, norm.bias.typed::<T>()?);
-    let (eps, n) = (T::from_f64(norm.eps), T::from_f64(d as f64));
+    let (weight, bias) = (norm.weight.typed::<T::Real>()?, norm.bias.typed::<T::Real>()?);
+    let (eps, n) = (T::Real::from_f64(norm.eps), T::Real::from_f64(d as f64));
     y.typed_mut::<T>()?
         .par_chunks_mut(ROWS * d)
         .zip(x.typed::<T>()?.par_chunks(ROWS * d))
-        .zip(stats.typed_mut::<T>()?.par_chunks_mut(ROWS * 2))
+        .zip(stats.typed_mut::<T::Real>()?.par_chunks_mut(ROWS * 2))
         .for_each(|((y, x), stats)| {
             vectorized(|| {
                 let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(stats.chunks_exact_mut(2));
                 for ((y, x), stats) in rows {
-                    let mean = sum_of(x, x, |v, _| v) / n;
-                    let variance = sum_of(x, x, |v, _| (v - mean) * (v - mean)) / n;
-                    let inverse = T::ONE / (variance + eps).sqrt();
+                    let mean = sum_of(x, x, |v, _| v.widen()) / n;
+                    let variance = sum_of(x, x, |v, _| (v.widen() - mean) * (v.widen() - mean)) / n;
+                    let inverse = T::Real::ONE / (variance + eps).sqrt();
                     for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                        *y = (x - mean) * inverse * w + b;
+                        *y = T::narrow((x.widen() - mean) * inverse * w + b);
                     }
                     stats[0] = mean;
                     stats[1] = inverse;
@@ -51,7 +52,7 @@ pub struct NormInPlace<'a, T> {
 }
 
 impl<'a, T: Real> NormInPlace<'a, T> {
-    pub fn of(norm: &'a LayerNorm<super::Cpu<T>>, width: usize) -> Result<Self> {
+    pub fn of<B: OnHost>(norm: &'a LayerNorm<B>, width: usize) -> Result<Self> {
         expect_shape("layer_norm", "weight", [width], norm.weight.shape())?;
         expect_shape("layer_norm", "bias", [width], norm.bias.shape())?;
         let eps = T::from_f64(norm.eps);
@@ -71,10 +72,10 @@ impl<'a, T: Real> NormInPlace<'a, T> {
     }
 }
 
-pub fn layer_norm_backward<T: Real>(
+pub fn layer_norm_backward<T: Number, B: OnHost>(
     dy: &Tensor,
     x: &Tensor,
-    norm: &LayerNorm<super::Cpu<T>>,
+    norm: &LayerNorm<B>,
     stats: &Tensor,
     dx: &mut Tensor,
 ) -> Result<()> {
@@ -83,13 +84,13 @@ pub fn layer_norm_backward<T: Real>(
     expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
     expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
     expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
-    let weight = norm.weight.typed::<T>()?;
-    let n = T::from_f64(d as f64);
+    let weight = norm.weight.typed::<T::Real>()?;
+    let n = T::Real::from_f64(d as f64);
     dx.typed_mut::<T>()?
         .par_chunks_mut(ROWS * d)
         .zip(dy.typed::<T>()?.par_chunks(ROWS * d))
         .zip(x.typed::<T>()?.par_chunks(ROWS * d))
-        .zip(stats.typed::<T>()?.par_chunks(ROWS * 2))
+        .zip(stats.typed::<T::Real>()?.par_chunks(ROWS * 2))
         .for_each(|(((dx, dy), x), stats)| {
             vectorized(|| {
                 let rows = dx
@@ -99,16 +100,17 @@ pub fn layer_norm_backward<T: Real>(
                     .zip(stats.chunks_exact(2));
                 for (((dx, dy), x), stats) in rows {
                     let (mean, inverse) = (stats[0], stats[1]);
-                    let mean_g = sum_of(dy, weight, |d, w| d * w) / n;
-                    let mut lanes = [T::ZERO; 16];
+                    let mean_g = sum_of(dy, weight, |d, w| d.widen() * w) / n;
+                    let mut lanes = [T::Real::ZERO; 16];
                     for ((dy, x), w) in dy.chunks(16).zip(x.chunks(16)).zip(weight.chunks(16)) {
                         for (lane, ((&d, &x), &w)) in lanes.iter_mut().zip(dy.iter().zip(x).zip(w)) {
-                            *lane += d * w * (x - mean);
+                            *lane += d.widen() * w * (x.widen() - mean);
                         }
                     }
                     let mean_gx = sum_of(&lanes, &lanes, |v, _| v) * inverse / n;
                     for (((dx, &dy), &x), &w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                        *dx += (dy * w - mean_g - (x - mean) * inverse * mean_gx) * inverse;
+                        let g = dy.widen() * w - mean_g - (x.widen() - mean) * inverse * mean_gx;
+                        *dx = T::narrow(dx.widen() + g * inverse);
                     }
                 }
             })

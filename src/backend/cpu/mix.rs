@@ -1,6 +1,6 @@
 //! MixUp of the rows of a matrix.
 
-use super::Cpu;
+use super::number::OnHost;
 use super::real::Real;
 use crate::backend::{BackendError, Mix, Result, expect_shape};
 use crate::tensor::Tensor;
@@ -13,7 +13,7 @@ pub(super) struct Mixed<'a, T> {
 }
 
 impl<'a, T: Real> Mixed<'a, T> {
-    pub fn new(op: &'static str, mix: &'a Mix<Cpu<T>>, batch: usize) -> Result<Self> {
+    pub fn new<B: OnHost>(op: &'static str, mix: &'a Mix<B>, batch: usize) -> Result<Self> {
         expect_shape(op, "partner", [batch], mix.partner.shape())?;
         expect_shape(op, "inverse", [batch], mix.inverse.shape())?;
         expect_shape(op, "lambda", [batch], mix.lambda.shape())?;
@@ -32,11 +32,11 @@ impl<'a, T: Real> Mixed<'a, T> {
     }
 }
 
-pub fn mix_rows<T: Real>(x: &Tensor, mix: &Mix<Cpu<T>>, y: &mut Tensor) -> Result<()> {
+pub fn mix_rows<T: Real, B: OnHost>(x: &Tensor, mix: &Mix<B>, y: &mut Tensor) -> Result<()> {
     const OP: &str = "mix_rows";
     let (batch, width) = (x.shape().rows(), x.shape().columns());
     expect_shape(OP, "y", x.shape(), y.shape())?;
-    let mixed = Mixed::new(OP, mix, batch)?;
+    let mixed = Mixed::<T>::new(OP, mix, batch)?;
     let x = x.typed::<T>()?;
     for (i, y) in y.typed_mut::<T>()?.chunks_exact_mut(width).enumerate() {
         let (partner, own, other) = mixed.of(i);
@@ -46,11 +46,11 @@ pub fn mix_rows<T: Real>(x: &Tensor, mix: &Mix<Cpu<T>>, y: &mut Tensor) -> Resul
     Ok(())
 }
 
-pub fn mix_rows_backward<T: Real>(dy: &Tensor, mix: &Mix<Cpu<T>>, dx: &mut Tensor) -> Result<()> {
+pub fn mix_rows_backward<T: Real, B: OnHost>(dy: &Tensor, mix: &Mix<B>, dx: &mut Tensor) -> Result<()> {
     const OP: &str = "mix_rows_backward";
     let (batch, width) = (dy.shape().rows(), dy.shape().columns());
     expect_shape(OP, "dx", dy.shape(), dx.shape())?;
-    let mixed = Mixed::new(OP, mix, batch)?;
+    let mixed = Mixed::<T>::new(OP, mix, batch)?;
     let dy = dy.typed::<T>()?;
     for (i, dx) in dx.typed_mut::<T>()?.chunks_exact_mut(width).enumerate() {
         let k = mixed.inverse[i] as usize;

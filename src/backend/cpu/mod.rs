@@ -1,12 +1,14 @@
 //! The CPU backend: the definition of every operation, and what runs where there is no GPU.
 //!
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
-//! operation; [`real`] makes the loops vectorise, `gemm` holds the matrix products.
+//! operation; [`real`] makes the loops vectorise, `gemm` holds the matrix products. In bf16 the loops are the same, and
+//! the products those of [`bf16`].
 
 mod accumulate;
 mod activation;
 mod adamw;
 mod attention;
+mod bf16;
 mod class_features;
 mod crop_resize;
 mod dropout;
@@ -18,26 +20,69 @@ mod layer_norm;
 mod lora_linear;
 mod memory;
 mod mix;
+mod number;
 mod prompts;
 pub mod real;
 mod triplet;
 
+pub use bf16::isa::{Features, Isa};
+
 use super::*;
+use ::half::bf16 as Bf16;
+use lora_linear::Padded;
 use real::Real;
 use std::cell::Cell;
 use std::marker::PhantomData;
 
-/// The CPU, computing in `T`: f32, or f64 for the checks.
+/// The CPU, computing in `T`: f32, or f64 for the checks. Activations and frozen weights are in `T` too, or in bf16.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Cpu<T> {
+    /// What products in bf16 are computed with, where it is bf16.
+    bf16: Option<Isa>,
     number: PhantomData<T>,
 }
 
 impl<T: Real> Cpu<T> {
-    /// The one CPU, on the threads of rayon's current pool: the value holds nothing.
+    /// The one CPU, on the threads of rayon's current pool.
     pub fn new() -> Self {
-        Cpu { number: PhantomData }
+        Cpu { bf16: None, number: PhantomData }
     }
+}
+
+impl Cpu<f32> {
+    /// The CPU with activations and frozen weights in bf16, by these instructions.
+    ///
+    /// # Errors
+    /// Where the machine does not have them.
+    pub fn in_bf16(isa: Isa) -> Result<Self> {
+        if isa.runs_with(Features::found()) {
+            return Ok(Cpu { bf16: Some(isa), number: PhantomData });
+        }
+        Err(BackendError::Invalid { op: "bf16", problem: format!("this machine has no {isa}") })
+    }
+}
+
+/// A frozen weight, laid out for the products that read it.
+pub struct Weight(Layout);
+
+enum Layout {
+    Real(Padded),
+    Bf16(bf16::linear::Weight),
+}
+
+/// An operation over the type of activations and, where it is named, over the backend.
+macro_rules! in_type {
+    ($cpu:ident, $op:ident::$name:ident<$($backend:ident)?>($($arg:expr),*)) => {
+        match $cpu.bf16 {
+            None => $op::$name::<T $(, $backend)?>($($arg),*),
+            Some(_) => $op::$name::<Bf16 $(, $backend)?>($($arg),*),
+        }
+    };
+}
+
+/// A weight of another type than the backend's: it was made by another.
+fn foreign(op: &'static str) -> BackendError {
+    BackendError::Invalid { op, problem: "the weight is of another type of activations".into() }
 }
 
 thread_local! {
@@ -55,25 +100,52 @@ pub enum NoGraph {}
 
 impl<T: Real> Backend for Cpu<T> {
     type Tensor = Tensor;
+    type Weight = Weight;
     type Pending = Option<Tensor>;
     type Graph = NoGraph;
 
     fn describe(&self) -> String {
-        format!("CPU, {} threads, {}", rayon::current_num_threads(), T::DTYPE)
+        let kind = self.bf16.map_or(T::DTYPE.to_string(), |isa| format!("bf16 ({isa})"));
+        format!("CPU, {} threads, {kind}", rayon::current_num_threads())
     }
 
     fn compute_dtype(&self) -> DType {
-        T::DTYPE
+        self.bf16.map_or(T::DTYPE, |_| DType::BF16)
     }
 
     fn parameter_dtype(&self) -> DType {
         T::DTYPE
     }
 
-    /// Rows a multiple of 4 KiB apart share a few cache sets, and packing W for x·Wᵀ then runs at three
-    /// quarters of its speed (docs/performance.md): such rows get a cache line of padding.
-    fn weight_stride(&self, inputs: usize) -> usize {
-        if (inputs * size_of::<T>()).is_multiple_of(4096) { inputs + 64 / size_of::<T>() } else { inputs }
+    fn weight(&self, source: View<'_>) -> Result<Weight> {
+        let (weight, bytes) = match self.bf16 {
+            None => {
+                let weight = Padded::new::<T>(source)?;
+                let bytes = weight.bytes();
+                (Layout::Real(weight), bytes)
+            }
+            Some(_) => {
+                let weight = bf16::linear::Weight::new(source)?;
+                let bytes = weight.bytes();
+                (Layout::Bf16(weight), bytes)
+            }
+        };
+        ALLOCATED.set(ALLOCATED.get().wrapping_add(bytes));
+        Ok(Weight(weight))
+    }
+
+    fn weight_shape(&self, weight: &Weight) -> Shape {
+        match &weight.0 {
+            Layout::Real(weight) => weight.shape(),
+            Layout::Bf16(weight) => weight.shape(),
+        }
+    }
+
+    fn weight_values(&self, weight: &Weight) -> Result<Tensor> {
+        match &weight.0 {
+            Layout::Real(weight) => weight.values::<T>(),
+            Layout::Bf16(weight) => weight.values(),
+        }
     }
 
     fn zeros(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
@@ -130,7 +202,7 @@ impl<T: Real> Backend for Cpu<T> {
         products: &mut Tensor,
         x: &mut Tensor,
     ) -> Result<()> {
-        embed::patch_embed(pixels, mix, embedding, patches, products, x)
+        in_type!(self, embed::patch_embed<Self>(self, pixels, mix, embedding, patches, products, x))
     }
 
     fn layer_norm(
@@ -140,7 +212,7 @@ impl<T: Real> Backend for Cpu<T> {
         y: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        layer_norm::layer_norm(x, norm, y, stats)
+        in_type!(self, layer_norm::layer_norm<Self>(x, norm, y, stats))
     }
 
     fn layer_norm_backward(
@@ -151,7 +223,7 @@ impl<T: Real> Backend for Cpu<T> {
         stats: &Tensor,
         dx: &mut Tensor,
     ) -> Result<()> {
-        layer_norm::layer_norm_backward(dy, x, norm, stats, dx)
+        in_type!(self, layer_norm::layer_norm_backward<Self>(dy, x, norm, stats, dx))
     }
 
     fn linear(
@@ -161,11 +233,20 @@ impl<T: Real> Backend for Cpu<T> {
         residual: Option<&Tensor>,
         y: &mut Tensor,
     ) -> Result<()> {
-        lora_linear::linear(x, layer, residual, y)
+        let bias = layer.bias.as_ref();
+        match (self.bf16, &layer.weight.0) {
+            (None, Layout::Real(weight)) => lora_linear::linear::<T>(x, weight, bias, residual, y),
+            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear(isa, x, weight, bias, residual, y),
+            _ => Err(foreign("linear")),
+        }
     }
 
     fn linear_backward(&self, dy: &Tensor, layer: &Linear<Self>, dx: &mut Tensor) -> Result<()> {
-        lora_linear::linear_backward(dy, layer, dx)
+        match (self.bf16, &layer.weight.0) {
+            (None, Layout::Real(weight)) => lora_linear::linear_backward::<T>(dy, weight, dx),
+            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear_backward(isa, dy, weight, dx),
+            _ => Err(foreign("linear_backward")),
+        }
     }
 
     fn lora_linear(
@@ -178,7 +259,16 @@ impl<T: Real> Backend for Cpu<T> {
         u: &mut Tensor,
         y: &mut Tensor,
     ) -> Result<()> {
-        lora_linear::lora_linear(x, seen, layer, lora, residual, u, y)
+        let bias = layer.bias.as_ref();
+        match (self.bf16, &layer.weight.0) {
+            (None, Layout::Real(weight)) => {
+                lora_linear::lora_linear::<T, Self>(x, seen, weight, bias, lora, residual, u, y)
+            }
+            (Some(isa), Layout::Bf16(weight)) => {
+                bf16::linear::lora_linear(isa, x, seen, weight, bias, lora, residual, u, y)
+            }
+            _ => Err(foreign("lora_linear")),
+        }
     }
 
     fn lora_linear_backward(
@@ -194,19 +284,36 @@ impl<T: Real> Backend for Cpu<T> {
         db: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        lora_linear::lora_linear_backward(dy, x, dropout, u, layer, lora, du, da, db, dx)
+        match (self.bf16, &layer.weight.0) {
+            (None, Layout::Real(weight)) => {
+                lora_linear::lora_linear_backward::<T, Self>(dy, x, dropout, u, weight, lora, du, da, db, dx)
+            }
+            (Some(isa), Layout::Bf16(weight)) => {
+                bf16::linear::lora_linear_backward(isa, dy, x, dropout, u, weight, lora, du, da, db, dx)
+            }
+            _ => Err(foreign("lora_linear_backward")),
+        }
     }
 
     fn dropout(&self, x: &Tensor, dropout: Dropout<'_, Self>, y: &mut Tensor) -> Result<()> {
-        dropout::dropout(x, dropout, y)
+        in_type!(self, dropout::dropout<Self>(x, dropout, y))
     }
 
-    fn lora_fold(&self, weight: &Tensor, lora: Lora<'_, Self>, folded: &mut Tensor) -> Result<()> {
-        lora_linear::lora_fold(weight, lora, folded)
+    fn lora_fold(&self, weight: &Weight, lora: Lora<'_, Self>, folded: &mut Weight) -> Result<()> {
+        match (&weight.0, &mut folded.0) {
+            (Layout::Real(weight), Layout::Real(folded)) => {
+                lora_linear::lora_fold::<T, Self>(weight, lora, folded)
+            }
+            (Layout::Bf16(weight), Layout::Bf16(folded)) => bf16::linear::lora_fold(weight, lora, folded),
+            _ => Err(foreign("lora_fold")),
+        }
     }
 
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
-        attention::saved(batch, heads, queries, keys)
+        match self.bf16 {
+            None => attention::saved(batch, heads, queries, keys),
+            Some(_) => bf16::attention::saved(batch, heads, queries),
+        }
     }
 
     fn attention(
@@ -216,40 +323,46 @@ impl<T: Real> Backend for Cpu<T> {
         saved: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
-        attention::attention(input, shape, saved, o)
+        match self.bf16 {
+            None => attention::attention::<T, Self>(input, shape, saved, o),
+            Some(isa) => bf16::attention::attention(isa, input, shape, saved, o),
+        }
     }
 
     fn attention_backward(
         &self,
         d_o: &Tensor,
-        _o: &Tensor,
+        o: &Tensor,
         input: AttentionInput<'_, Self>,
         saved: &Tensor,
         shape: AttentionShape,
         scratch: &mut Tensor,
         gradient: AttentionGradient<'_, Self>,
     ) -> Result<()> {
-        attention::attention_backward(d_o, input, saved, shape, scratch, gradient)
+        match self.bf16 {
+            None => attention::attention_backward::<T, Self>(d_o, input, saved, shape, scratch, gradient),
+            Some(isa) => bf16::attention::attention_backward(isa, d_o, o, input, saved, shape, gradient),
+        }
     }
 
     fn activation(&self, kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
-        activation::activation::<T>(kind, z, g)
+        in_type!(self, activation::activation<>(kind, z, g))
     }
 
     fn activation_backward(&self, kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
-        activation::activation_backward::<T>(kind, z, d)
+        in_type!(self, activation::activation_backward<>(kind, z, d))
     }
 
     fn take_rows(&self, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-        embed::take_rows::<T>(x, rows, y)
+        in_type!(self, embed::take_rows<>(x, rows, y))
     }
 
     fn take_rows_backward(&self, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-        embed::take_rows_backward::<T>(dy, rows, dx)
+        in_type!(self, embed::take_rows_backward<>(dy, rows, dx))
     }
 
     fn insert_prompts(&self, x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
-        prompts::insert_prompts::<T>(x, prompts, layer, y)
+        in_type!(self, prompts::insert_prompts<>(x, prompts, layer, y))
     }
 
     fn insert_prompts_backward(
@@ -259,15 +372,15 @@ impl<T: Real> Backend for Cpu<T> {
         d_prompts: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        prompts::insert_prompts_backward::<T>(dy, layer, d_prompts, dx)
+        in_type!(self, prompts::insert_prompts_backward<>(dy, layer, d_prompts, dx))
     }
 
     fn replace_prompts(&self, prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
-        prompts::replace_prompts::<T>(prompts, layer, x)
+        in_type!(self, prompts::replace_prompts<>(prompts, layer, x))
     }
 
     fn replace_prompts_backward(&self, d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
-        prompts::replace_prompts_backward::<T>(d, layer, d_prompts)
+        in_type!(self, prompts::replace_prompts_backward<>(d, layer, d_prompts))
     }
 
     fn copy_rows(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, rows: usize) -> Result<()> {
@@ -282,19 +395,19 @@ impl<T: Real> Backend for Cpu<T> {
     }
 
     fn l2_norm(&self, x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
-        l2_norm::l2_norm::<T>(x, f, norms)
+        in_type!(self, l2_norm::l2_norm<>(x, f, norms))
     }
 
     fn l2_norm_backward(&self, df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
-        l2_norm::l2_norm_backward::<T>(df, f, norms, dx)
+        in_type!(self, l2_norm::l2_norm_backward<>(df, f, norms, dx))
     }
 
     fn mix_rows(&self, x: &Tensor, mix: &Mix<Self>, y: &mut Tensor) -> Result<()> {
-        mix::mix_rows(x, mix, y)
+        mix::mix_rows::<T, Self>(x, mix, y)
     }
 
     fn mix_rows_backward(&self, dy: &Tensor, mix: &Mix<Self>, dx: &mut Tensor) -> Result<()> {
-        mix::mix_rows_backward(dy, mix, dx)
+        mix::mix_rows_backward::<T, Self>(dy, mix, dx)
     }
 
     fn triplet(
@@ -330,7 +443,7 @@ impl<T: Real> Backend for Cpu<T> {
         text: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        head_loss::head_loss(f, classifier, targets, head, text, stats)
+        head_loss::head_loss::<T, Self>(f, classifier, targets, head, text, stats)
     }
 
     fn head_loss_backward(
@@ -347,7 +460,7 @@ impl<T: Real> Backend for Cpu<T> {
         df: Option<&mut Tensor>,
         d_text: Option<&mut Tensor>,
     ) -> Result<()> {
-        head_loss::head_loss_backward(
+        head_loss::head_loss_backward::<T, Self>(
             f, classifier, targets, weights, control, head, text, d_weight, d_bias, df, d_text,
         )
     }
@@ -376,7 +489,7 @@ impl<T: Real> Backend for Cpu<T> {
         step: AdamwStep<'_, Self>,
         stats: &mut Tensor,
     ) -> Result<()> {
-        adamw::adamw(tensors, step, stats)
+        adamw::adamw::<T, Self>(tensors, step, stats)
     }
 }
 

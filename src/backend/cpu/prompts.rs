@@ -1,5 +1,6 @@
 //! Prompt tokens between the class token and the patches.
 
+use super::number::{Number, narrow};
 use super::real::Real;
 use crate::backend::{BackendError, Result, expect_shape};
 use crate::tensor::{Shape, Tensor};
@@ -49,22 +50,22 @@ impl Extents {
     }
 }
 
-pub fn insert_prompts<T: Real>(x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
+pub fn insert_prompts<T: Number>(x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
     const OP: &str = "insert_prompts";
     let extents = Extents::of(OP, y.shape(), prompts.shape(), layer)?;
     expect_shape(OP, "x", extents.without(y.shape()), x.shape())?;
     let (range, width) = (extents.prompts(), extents.width);
-    let prompts = &prompts.typed::<T>()?[extents.layer.clone()];
+    let prompts = &prompts.typed::<T::Real>()?[extents.layer.clone()];
     let sequences = x.typed::<T>()?.par_chunks(extents.sequence() - range.len());
     y.typed_mut::<T>()?.par_chunks_mut(extents.sequence()).zip(sequences).for_each(|(y, x)| {
         y[..width].copy_from_slice(&x[..width]);
-        y[range.clone()].copy_from_slice(prompts);
+        narrow(prompts, &mut y[range.clone()]);
         y[range.end..].copy_from_slice(&x[width..]);
     });
     Ok(())
 }
 
-pub fn insert_prompts_backward<T: Real>(
+pub fn insert_prompts_backward<T: Number>(
     dy: &Tensor,
     layer: usize,
     d_prompts: &mut Tensor,
@@ -85,29 +86,29 @@ pub fn insert_prompts_backward<T: Real>(
     add_gradient(dy.typed::<T>()?, &extents, d_prompts)
 }
 
-pub fn replace_prompts<T: Real>(prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
+pub fn replace_prompts<T: Number>(prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
     let extents = Extents::of("replace_prompts", x.shape(), prompts.shape(), layer)?;
-    let prompts = &prompts.typed::<T>()?[extents.layer.clone()];
+    let prompts = &prompts.typed::<T::Real>()?[extents.layer.clone()];
     for x in x.typed_mut::<T>()?.chunks_exact_mut(extents.sequence()) {
-        x[extents.prompts()].copy_from_slice(prompts);
+        narrow(prompts, &mut x[extents.prompts()]);
     }
     Ok(())
 }
 
-pub fn replace_prompts_backward<T: Real>(d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
+pub fn replace_prompts_backward<T: Number>(d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
     let extents = Extents::of("replace_prompts_backward", d.shape(), d_prompts.shape(), layer)?;
     add_gradient(d.typed::<T>()?, &extents, d_prompts)?;
     for d in d.typed_mut::<T>()?.chunks_exact_mut(extents.sequence()) {
-        d[extents.prompts()].fill(T::ZERO);
+        d[extents.prompts()].fill(T::narrow(T::Real::ZERO));
     }
     Ok(())
 }
 
 /// Adds the prompts' rows of all sequences to their gradient.
-fn add_gradient<T: Real>(d: &[T], extents: &Extents, d_prompts: &mut Tensor) -> Result<()> {
-    let sums = &mut d_prompts.typed_mut::<T>()?[extents.layer.clone()];
+fn add_gradient<T: Number>(d: &[T], extents: &Extents, d_prompts: &mut Tensor) -> Result<()> {
+    let sums = &mut d_prompts.typed_mut::<T::Real>()?[extents.layer.clone()];
     for d in d.chunks_exact(extents.sequence()) {
-        sums.iter_mut().zip(&d[extents.prompts()]).for_each(|(sum, &d)| *sum += d);
+        sums.iter_mut().zip(&d[extents.prompts()]).for_each(|(sum, &d)| *sum += d.widen());
     }
     Ok(())
 }

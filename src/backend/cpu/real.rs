@@ -1,4 +1,4 @@
-//! The two number types of the CPU backend, and loops over them that the compiler turns into SIMD code.
+//! The two number types that the CPU backend computes with, and loops over them that the compiler turns into SIMD code.
 
 use crate::tensor::Element;
 use std::ops::{Add, AddAssign, Div, Mul, Neg, Sub};
@@ -129,7 +129,7 @@ pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
 
 /// Σ f(aᵢ, bᵢ) in sixteen interleaved partial sums: an order that is fixed, and that vectorises.
 #[inline(always)]
-pub fn sum_of<T: Real>(a: &[T], b: &[T], f: impl Fn(T, T) -> T) -> T {
+pub fn sum_of<A: Copy, B: Copy, T: Real>(a: &[A], b: &[B], f: impl Fn(A, B) -> T) -> T {
     let mut lanes = [T::ZERO; 16];
     let (a_blocks, a_rest) = a.as_chunks::<16>();
     let (b_blocks, b_rest) = b.as_chunks::<16>();

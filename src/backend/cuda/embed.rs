@@ -73,7 +73,7 @@ pub fn patch_embed(
     };
     let grid = Grid::of(cuda, pixels, batch, tokens, embedding.patch)?;
     let (count, inputs) = (grid.across * grid.across, 3 * grid.patch * grid.patch);
-    expect_shape(PATCH_EMBED, "weight", [d, inputs], embedding.weight.shape())?;
+    expect_shape(PATCH_EMBED, "weight", [d, inputs], embedding.projection.weight.shape())?;
     expect_matrix(PATCH_EMBED, "patches", batch * count, inputs, patches.shape())?;
     expect_matrix(PATCH_EMBED, "products", batch * count, d, products.shape())?;
     let mixed = mix.map(|mix| Mixed::of(PATCH_EMBED, mix, batch)).transpose()?;
@@ -152,7 +152,7 @@ fn multiply(
         k,
         x: patches.typed(cuda.real())?,
         x_stride: k,
-        w: embedding.weight.typed(cuda.real())?,
+        w: embedding.projection.weight.typed(cuda.real())?,
         w_stride: k,
         transposed: true,
         bias: None,

@@ -267,6 +267,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Backend for Cuda {
     type Tensor = CudaTensor;
+    type Weight = CudaTensor;
     type Pending = PendingTensor;
     type Graph = Box<dyn driver::Graph>;
 
@@ -303,6 +304,18 @@ impl Backend for Cuda {
 
     fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
         in_type_of(source, target, |bytes, address| self.driver().upload(address, bytes))
+    }
+
+    fn weight(&self, source: View<'_>) -> Result<CudaTensor> {
+        self.upload(source, self.real())
+    }
+
+    fn weight_shape(&self, weight: &CudaTensor) -> Shape {
+        weight.shape
+    }
+
+    fn weight_values(&self, weight: &CudaTensor) -> Result<Tensor> {
+        self.download(weight)
     }
 
     fn download(&self, source: &CudaTensor) -> Result<Tensor> {

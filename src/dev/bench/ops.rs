@@ -4,7 +4,7 @@ use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, DeviceTensor, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding,
+    Classifier, Control, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding,
     Result, Stat,
 };
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
@@ -174,10 +174,12 @@ impl<B: Backend> Bench<'_, B> {
     }
 
     fn layer(&self, inputs: usize, outputs: usize) -> Result<Linear<B>> {
-        let stride = self.backend.weight_stride(inputs);
-        let deviation = 1.0 / (inputs as f64).sqrt();
-        let weight = self.numbers([outputs, stride], self.real, 0.0, deviation)?;
-        Ok(Linear { weight, bias: Some(self.random([outputs])?) })
+        Ok(Linear { weight: self.weight(inputs, outputs)?, bias: Some(self.random([outputs])?) })
+    }
+
+    fn weight(&self, inputs: usize, outputs: usize) -> Result<B::Weight> {
+        let values = self.numbers([outputs, inputs], self.real, 0.0, 1.0 / (inputs as f64).sqrt())?;
+        self.backend.weight(self.backend.download(&values)?.view())
     }
 
     fn linear(&self, inputs: usize, outputs: usize, visit: &mut Visit<'_>) -> Result<()> {
@@ -293,7 +295,7 @@ impl<B: Backend> Bench<'_, B> {
         let (a, b, columns) =
             (self.parameter([3 * r, d], 0.03)?, self.parameter([3, d, r], 0.02)?, [0, d, 2 * d]);
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
-        let mut folded = self.empty(layer.weight.shape())?;
+        let mut folded = self.weight(d, 3 * d)?;
         let (flop, bytes) = (2.0 * (3 * d * d * r) as f64, self.bytes(6 * d * d));
         let run = Box::new(|| self.backend.lora_fold(&layer.weight, lora, &mut folded));
         visit(Op { name: "lora_fold", at: format!("3x{d} by {d}, r {r}"), flop, bytes, run })
@@ -450,7 +452,7 @@ impl<B: Backend> Bench<'_, B> {
         let inputs = 3 * patch * patch;
         let pixels = self.levels([batch, side])?;
         let embedding = PatchEmbedding {
-            weight: self.numbers([d, inputs], self.real, 0.0, 1.0 / (inputs as f64).sqrt())?,
+            projection: Linear { weight: self.weight(inputs, d)?, bias: None },
             class: self.parameter([d], 1.0)?,
             position: self.parameter([count + 1, d], 0.1)?,
             norm: self.norm(d)?,

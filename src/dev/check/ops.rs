@@ -135,9 +135,8 @@ fn lora_linear(
 ) -> Result<()> {
     // Three layers in one product, of which the first and the last carry an adapter.
     let (columns, scale, width) = ([0, 2 * outputs], 2.0, 2 * rank);
-    let stride = b.weight_stride(inputs);
-    let layer =
-        Linear::<B> { weight: random([3 * outputs, stride], 1)?, bias: Some(random([3 * outputs], 2)?) };
+    let weight = b.weight(random([3 * outputs, inputs], 1)?.view())?;
+    let layer = Linear::<B> { weight, bias: Some(random([3 * outputs], 2)?) };
     let (a, bb) = (random([width, inputs], 3)?, random([2, outputs, rank], 4)?);
     let (x, residual, w) =
         (random([n, inputs], 5)?, random([n, 3 * outputs], 6)?, random([n, 3 * outputs], 7)?);
@@ -175,7 +174,7 @@ fn lora_linear(
         return Ok(());
     }
 
-    let mut folded = zeros(layer.weight.shape());
+    let mut folded = b.weight(zeros(b.weight_shape(&layer.weight)).view())?;
     b.lora_fold(&layer.weight, lora, &mut folded)?;
     let folded = Linear::<B> { weight: folded, bias: layer.bias.clone() };
     let mut same = zeros(y.shape());
@@ -437,8 +436,9 @@ fn triplet(b: &B, [n, classes, width]: [usize; 3], margin: f64, rows: &mut Vec<R
 fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<()> {
     let (batch, d, across) = (2, 6, side / patch);
     let tokens = across * across + 1;
+    let weight = random([d, 3 * patch * patch], 1)?;
     let embedding = PatchEmbedding::<B> {
-        weight: random([d, 3 * patch * patch], 1)?,
+        projection: Linear { weight: b.weight(weight.view())?, bias: None },
         class: random([d], 2)?,
         position: random([tokens, d], 3)?,
         norm: LayerNorm { weight: random([d], 5)?, bias: random([d], 6)?, eps: 1e-5 },
@@ -451,7 +451,7 @@ fn patch_embed(b: &B, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<
     let (mut patches, mut products) =
         (zeros([batch, tokens - 1, 3 * patch * patch]), zeros([batch, tokens - 1, d]));
     b.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)?;
-    let (p, w) = (values(&pixels)?, values(&embedding.weight)?);
+    let (p, w) = (values(&pixels)?, values(&weight)?);
     let mut direct = Vec::with_capacity(batch * tokens * d);
     for index in 0..batch * tokens * d {
         let (image, token, out) = (index / (tokens * d), index / d % tokens, index % d);

@@ -23,9 +23,12 @@ const FLAGS: &[&str] = &[
     "-fno-optimize-sibling-calls",
     "-Wno-unknown-pragmas",
 ];
+/// Nothing in one kernel library may stand in for something of the same name in another.
+const KERNEL_FLAGS: &[&str] = &["-fvisibility=hidden", "-fno-exceptions"];
 /// The thread sanitizer's instrumentation calls the runtime before every load and store that can matter to
-/// another thread. Nothing in one kernel library may stand in for something of the same name in another.
-const KERNEL_FLAGS: &[&str] = &["-O1", "-fsanitize=thread", "-fvisibility=hidden", "-fno-exceptions"];
+/// another thread.
+const WATCHED: &[&str] = &["-O1", "-fsanitize=thread"];
+const UNWATCHED: &[&str] = &["-O2"];
 const RUNTIME_FLAGS: &[&str] = &["-O2"];
 /// No contraction to fused multiply-adds.
 const ROUNDS_EACH: &[&str] = &["-ffp-contract=off"];
@@ -83,10 +86,11 @@ pub struct Options {
     pub dtype: DType,
     pub compute_capability: u32,
     pub rounds_as_a_device: bool,
+    pub watched: bool,
 }
 
 pub fn runtime(sources: &Sources) -> Result<PathBuf> {
-    build(sources, RUNTIME, ROUNDS_EACH, None)
+    build(sources, RUNTIME, &[RUNTIME_FLAGS, ROUNDS_EACH].concat(), None)
 }
 
 /// The path of the library of the kernels in a file.
@@ -94,7 +98,8 @@ pub fn kernels(sources: &Sources, file: &str, options: Options) -> Result<PathBu
     let real = format!("-D{}", kernel_sources::real_macro(options.dtype)?);
     let device = format!("-D__CUDA_ARCH__={}", options.compute_capability * 10);
     let rounding = if options.rounds_as_a_device { ROUNDS_AS_A_DEVICE } else { ROUNDS_EACH };
-    let flags = [&[real.as_str(), &device], rounding].concat();
+    let watched = if options.watched { WATCHED } else { UNWATCHED };
+    let flags = [&[real.as_str(), &device], KERNEL_FLAGS, watched, rounding].concat();
     build(sources, &format!("{file}.cu"), &flags, Some(&runtime(sources)?))
 }
 
@@ -112,7 +117,7 @@ pub fn check_fused() -> Result<()> {
 /// by its path.
 fn build(sources: &Sources, file: &str, own_flags: &[&str], runtime: Option<&Path>) -> Result<PathBuf> {
     let compiler = Compiler::find(std::env::var("CXX").ok())?;
-    let flags = [FLAGS, if runtime.is_some() { KERNEL_FLAGS } else { RUNTIME_FLAGS }, own_flags].concat();
+    let flags = [FLAGS, own_flags].concat();
     let headers: Vec<&str> = sources.files().map(|(n, _)| n).filter(|n| !n.ends_with(".cu")).collect();
     let needed = runtime.unwrap_or(Path::new("")).to_string_lossy();
     let mut hash = Parts::behind(sources.hash(&headers)?);

@@ -83,6 +83,7 @@ pub struct Twin {
     dtype: DType,
     sources: Sources,
     rounding: Rounding,
+    watched: bool,
     state: Mutex<State>,
     choices: Mutex<HashMap<String, String>>,
 }
@@ -140,7 +141,7 @@ impl Twin {
             order: BlockOrder::Shuffled(2),
         };
         let (rounding, state) = (Rounding::EachOperation, Mutex::new(state));
-        Ok(Twin { info, dtype, sources, rounding, state, choices: Mutex::default() })
+        Ok(Twin { info, dtype, sources, rounding, watched: true, state, choices: Mutex::default() })
     }
 
     /// Replaces the rounding. Refused where the processor has no fused multiply-add for it.
@@ -153,11 +154,21 @@ impl Twin {
         Ok(self)
     }
 
+    /// Runs the kernels without watching their loads and stores, several times as fast: for results of kernels that
+    /// other launches watch. Barriers, warp operations and the prelude's own accesses are checked as before, races,
+    /// bounds and memory that nobody has written are not, and [`moved`](Twin::moved) does not count.
+    pub fn unwatched(mut self) -> Twin {
+        self.watched = false;
+        locked(&self.state).libraries.clear();
+        self
+    }
+
     fn options(&self) -> compile::Options {
         compile::Options {
             dtype: self.dtype,
             compute_capability: self.info.compute_capability,
             rounds_as_a_device: self.rounding != Rounding::EachOperation,
+            watched: self.watched,
         }
     }
 

@@ -4,7 +4,7 @@ use super::layer_norm::norm;
 use super::mix::MixPair;
 use super::{Both, Checker, Result, Scope};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, PatchEmbedding};
+use crate::backend::{Backend, Linear, PatchEmbedding};
 use crate::tensor::{DType, Tensor};
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
@@ -39,14 +39,14 @@ fn embedding<B: Backend>(
     width: usize,
 ) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
     let (real, parameter, inputs) = (c.real(), c.device.parameter_dtype(), 3 * patch * patch);
-    let weight = c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?;
+    let weight = c.weight(&c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?)?;
     let class = c.random([width], parameter, 1.0, 2)?;
     let position = c.random([tokens, width], parameter, 1.0, 3)?;
     let norm = norm(c, width, 4)?;
     macro_rules! on {
         ($side:ident) => {
             PatchEmbedding {
-                weight: weight.$side,
+                projection: Linear { weight: weight.$side, bias: None },
                 class: class.$side,
                 position: position.$side,
                 norm: norm.$side,

@@ -142,6 +142,7 @@ impl<B: Backend> Layer<B> {
         let bias = c.random([case.outputs()], real, 0.5, 2)?;
         let a = c.random([parts.len() * rank, inputs], DType::F32, near_one, 3)?;
         let b = c.random([parts.len(), out, rank], DType::F32, 0.5 / (rank as f64).sqrt(), 4)?;
+        let weight = c.weight(&weight)?;
         let device = Linear { weight: weight.device, bias: case.bias.then_some(bias.device) };
         let host = Linear { weight: weight.host, bias: case.bias.then_some(bias.host) };
         let columns = parts.iter().map(|p| p * out).collect();
@@ -229,7 +230,12 @@ fn lora_linear<B: Backend>(
 fn lora_fold<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
     let lora = layer.lora();
     let weight = Both { device: &layer.frozen.device.weight, host: &layer.frozen.host.weight };
-    let mut folded = c.output([case.outputs(), case.inputs], c.real())?;
+    let room = c.output([case.outputs(), case.inputs], c.real())?;
+    let mut folded = c.weight(&room)?;
     both!(c.lora_fold(*weight, *lora, &mut folded));
+    let folded = Both {
+        device: c.device.upload(c.device.weight_values(&folded.device)?.view(), c.real())?,
+        host: c.cpu.weight_values(&folded.host)?,
+    };
     c.compare("lora_fold", &case.at(), &folded)
 }

@@ -237,6 +237,12 @@ impl<'a, B: Backend> Checker<'a, B> {
         Ok(Both { device, host: rounded.view().to_tensor(DType::F64)? })
     }
 
+    /// The numbers of a pair as the weights of a layer.
+    pub fn weight(&self, pair: &Pair<B>) -> Result<Both<B::Weight, <Cpu<f64> as Backend>::Weight>> {
+        let device = self.device.weight(self.device.download(&pair.device)?.view())?;
+        Ok(Both { device, host: self.cpu.weight(pair.host.view())? })
+    }
+
     /// Integers, which both take as they are.
     pub fn same(&self, host: Tensor) -> Result<Pair<B>> {
         Ok(Both { device: self.device.upload(host.view(), host.dtype())?, host })

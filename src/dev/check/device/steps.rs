@@ -53,10 +53,11 @@ fn gradient_bound(dtype: DType, technique: &str, part: &str) -> f64 {
 }
 
 /// The bound for first moments. They are sums over the batches of several steps, in which gradients cancel more than
-/// the rounding of each does: the worst, measured likewise, is 8.1e-6 in f32, 1.2e-2 in f16 and 5.1e-2 in bf16. What
-/// is looked for changes all of it: a length of gradients, a missing batch.
-fn moment_bound(dtype: DType, _technique: &str, _part: &str) -> f64 {
+/// the rounding of each does: the worst, measured likewise, is 8.1e-6 in f32, 1.2e-2 in f16 and 5.1e-2 in bf16, on the
+/// CPU 8.5e-2 and in its text tower 1.5e-1. What is looked for changes all of it: a length of gradients, a missing batch.
+fn moment_bound(dtype: DType, _technique: &str, part: &str) -> f64 {
     match dtype {
+        DType::BF16 if part.starts_with("text.") => 2.3e-1,
         DType::F16 => 2e-2,
         DType::BF16 => 1.2e-1,
         _ => 2e-5,

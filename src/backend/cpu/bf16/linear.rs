@@ -1,0 +1,260 @@
+//! Frozen linear layers in bf16, with and without a low-rank update beside them.
+//!
+//! The update is part of the same product: u = x̃·Aᵀ of a strip of rows stands behind the strip, scale·Bᵀ behind Wᵀ.
+
+use super::block::{Block, SIDE};
+use super::isa::Isa;
+use super::panels::{Factor, Panels};
+use super::product::{Narrow, Residual, Target, product, rounded_to, sums_over_rows};
+use super::round;
+use crate::backend::cpu::dropout::Mask;
+use crate::backend::cpu::lora_linear::{Parts, matrix_shape};
+use crate::backend::cpu::number::OnHost;
+use crate::backend::{Dropout, Lora, Result, expect_matrix, expect_shape};
+use crate::tensor::{DType, Shape, Tensor, View};
+use half::bf16;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// A frozen weight \[out, in\], packed.
+pub struct Weight {
+    /// Wᵀ, for y = x·Wᵀ.
+    forward: Panels,
+    /// W, for dx = dy·W; made when it is first asked for: who only evaluates has no use for it.
+    backward: OnceLock<Panels>,
+}
+
+impl Weight {
+    pub fn new(source: View<'_>) -> Result<Self> {
+        let rounded = source.to_tensor(DType::BF16)?;
+        let (values, inputs) = (rounded.typed::<bf16>()?, source.shape().columns());
+        let outputs = if inputs == 0 { 0 } else { rounded.elements() / inputs };
+        let mut forward = Panels::new(inputs, outputs);
+        forward.fill(|k, n| values[n * inputs + k]);
+        Ok(Weight { forward, backward: OnceLock::new() })
+    }
+
+    pub fn shape(&self) -> Shape {
+        [self.forward.columns(), self.forward.depth()].into()
+    }
+
+    pub fn values(&self) -> Result<Tensor> {
+        let (inputs, outputs) = (self.forward.depth(), self.forward.columns());
+        let mut values = Tensor::zeros([outputs, inputs], DType::BF16);
+        for (index, value) in values.typed_mut::<bf16>()?.iter_mut().enumerate() {
+            *value = self.forward.get(index % inputs, index / inputs);
+        }
+        Ok(values)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.forward.bytes()
+    }
+
+    fn backward(&self) -> &Panels {
+        self.backward.get_or_init(|| self.forward.transposed())
+    }
+
+    fn expect(&self, op: &'static str, outputs: usize, inputs: usize) -> Result<()> {
+        expect_shape(op, "weight", [outputs, inputs], self.shape())
+    }
+}
+
+fn residual_of<'a>(y: &Tensor, residual: Option<&'a Tensor>) -> Result<Residual<'a>> {
+    let Some(residual) = residual else { return Ok(Residual::None) };
+    expect_shape("linear", "residual", y.shape(), residual.shape())?;
+    Ok(Residual::Of(residual.typed()?))
+}
+
+pub fn linear(
+    isa: Isa,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    y: &mut Tensor,
+) -> Result<()> {
+    forward(isa, x, weight, bias, residual, y, None)
+}
+
+/// y = x·Wᵀ + b + residual, and what is narrow beside it.
+fn forward(
+    isa: Isa,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    residual: Option<&Tensor>,
+    y: &mut Tensor,
+    narrow: Option<&Narrow<'_>>,
+) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    let outputs = y.shape().columns();
+    weight.expect("linear", outputs, inputs)?;
+    expect_matrix("linear", "y", rows, outputs, y.shape())?;
+    let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
+    let residual = residual_of(y, residual)?;
+    let x = Factor::new(x.typed()?, rows, inputs);
+    let y = Target::new(y.typed_mut()?, rows, outputs);
+    product(isa, x, Some(&weight.forward), narrow, &rounded_to(&y, bias, residual));
+    Ok(())
+}
+
+pub fn linear_backward(isa: Isa, dy: &Tensor, weight: &Weight, dx: &mut Tensor) -> Result<()> {
+    backward(isa, dy, weight, dx, None)
+}
+
+/// dx = dy·W, and what is narrow beside it.
+fn backward(
+    isa: Isa,
+    dy: &Tensor,
+    weight: &Weight,
+    dx: &mut Tensor,
+    narrow: Option<&Narrow<'_>>,
+) -> Result<()> {
+    let (rows, outputs) = matrix_shape(dy);
+    let inputs = dx.shape().columns();
+    weight.expect("linear_backward", outputs, inputs)?;
+    expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
+    let dy = Factor::new(dy.typed()?, rows, outputs);
+    let dx = Target::new(dx.typed_mut()?, rows, inputs);
+    product(isa, dy, Some(weight.backward()), narrow, &rounded_to(&dx, None, Residual::None));
+    Ok(())
+}
+
+impl Parts<'_, f32> {
+    /// Aᵀ of all parts: \[in, n·r\].
+    fn a_transposed(&self) -> Panels {
+        let mut panels = Panels::new(self.inputs, self.width());
+        panels.fill(|k, n| round(self.a[n * self.inputs + k]));
+        panels
+    }
+
+    /// A of all parts: \[n·r, in\].
+    fn a_packed(&self) -> Panels {
+        let mut panels = Panels::new(self.width(), self.inputs);
+        panels.fill(|k, n| round(self.a[k * self.inputs + n]));
+        panels
+    }
+
+    /// Element (row of u, column of y) of scale·Bᵀ, with zeros where a part has no such column.
+    fn b_at(&self, of_u: usize, column: usize) -> bf16 {
+        let part = of_u / self.rank;
+        let first = self.columns[part];
+        match column.checked_sub(first).filter(|&row| row < self.outputs) {
+            Some(row) => round(self.scale * self.b[(part * self.outputs + row) * self.rank + of_u % self.rank]),
+            None => bf16::ZERO,
+        }
+    }
+
+    /// scale·Bᵀ of all parts, each at its columns of y: \[n·r, columns\].
+    fn b_transposed(&self, columns: usize) -> Panels {
+        let mut panels = Panels::new(self.width(), columns);
+        panels.fill(|k, n| self.b_at(k, n));
+        panels
+    }
+
+    /// scale·B of all parts, each at its columns of y: \[columns, n·r\].
+    fn b_packed(&self, columns: usize) -> Panels {
+        let mut panels = Panels::new(columns, self.width());
+        panels.fill(|k, n| self.b_at(n, k));
+        panels
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear<B: OnHost>(
+    isa: Isa,
+    x: &Tensor,
+    seen: Option<&Tensor>,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    lora: Lora<'_, B>,
+    residual: Option<&Tensor>,
+    u: &mut Tensor,
+    y: &mut Tensor,
+) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    let parts = Parts::<f32>::of(lora, inputs)?;
+    expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
+    if let Some(seen) = seen {
+        expect_matrix("lora_linear", "seen", rows, inputs, seen.shape())?;
+    }
+    let seen = seen.map(|seen| Ok::<_, crate::backend::BackendError>(Factor::new(seen.typed()?, rows, inputs)));
+    let (a, b) = (parts.a_transposed(), parts.b_transposed(y.shape().columns()));
+    let kept = Target::new(u.typed_mut()?, rows, parts.width());
+    let narrow = Narrow { rows: seen.transpose()?, panels: &a, kept, wide: Some(&b), mask: None };
+    forward(isa, x, weight, bias, residual, y, Some(&narrow))
+}
+
+#[allow(clippy::too_many_arguments)]
+pub fn lora_linear_backward<B: OnHost>(
+    isa: Isa,
+    dy: &Tensor,
+    x: &Tensor,
+    dropout: Option<Dropout<'_, B>>,
+    u: &Tensor,
+    weight: &Weight,
+    lora: Lora<'_, B>,
+    du: &mut Tensor,
+    da: &mut Tensor,
+    db: &mut Tensor,
+    dx: Option<&mut Tensor>,
+) -> Result<()> {
+    const OP: &str = "lora_linear_backward";
+    let (rows, inputs) = matrix_shape(x);
+    let columns = dy.shape().columns();
+    let parts = Parts::<f32>::of(lora, inputs)?;
+    let width = parts.width();
+    expect_matrix(OP, "dy", rows, columns, dy.shape())?;
+    expect_matrix(OP, "u", rows, width, u.shape())?;
+    expect_matrix(OP, "du", rows, width, du.shape())?;
+    expect_shape(OP, "da", lora.a.shape(), da.shape())?;
+    expect_shape(OP, "db", lora.b.shape(), db.shape())?;
+    let of_dy = Factor::new(dy.typed()?, rows, columns);
+    let (a, b) = (parts.a_packed(), parts.b_packed(columns));
+    let kept = Target::new(du.typed_mut()?, rows, width);
+    let mask = dropout.map(Mask::of).transpose()?;
+    let narrow = Narrow { rows: None, panels: &b, kept, wide: Some(&a), mask };
+    match dx {
+        None => product(isa, of_dy, None, Some(&narrow), &|_, _, _| {}),
+        Some(dx) => backward(isa, dy, weight, dx, Some(&narrow))?,
+    }
+    let da = Target::new(da.typed_mut::<f32>()?, width, inputs);
+    let write = |block: &Block, rows: Range<usize>, columns: Range<usize>| {
+        for (i, row) in rows.enumerate() {
+            // SAFETY: a block is one task's.
+            let to = unsafe { da.part(row, columns.clone()) };
+            to.copy_from_slice(block.row(i, columns.len()));
+        }
+    };
+    let (du, x) = (Factor::new(du.typed()?, rows, width), Factor::new(x.typed()?, rows, inputs));
+    sums_over_rows(isa, du, x, &write);
+
+    let (outputs, rank) = (parts.outputs, parts.rank);
+    let db = Target::new(db.typed_mut::<f32>()?, parts.count * outputs, rank);
+    let write = |block: &Block, of_u: Range<usize>, columns: Range<usize>| {
+        for (i, of_u) in of_u.enumerate() {
+            let (part, of_rank) = (of_u / rank, of_u % rank);
+            let first = parts.columns[part];
+            for column in columns.start.max(first)..columns.end.min(first + outputs) {
+                let row = part * outputs + column - first;
+                // SAFETY: a block is one task's, and so are its elements of dB.
+                let to = unsafe { db.part(row, of_rank..of_rank + 1) };
+                to[0] = parts.scale * block.0[i * SIDE + column - columns.start];
+            }
+        }
+    };
+    sums_over_rows(isa, Factor::new(u.typed()?, rows, width), of_dy, &write);
+    Ok(())
+}
+
+/// Rounds the sum to bf16 again, which evaluation in bf16 does not want: it keeps adapters beside the weights.
+pub fn lora_fold<B: OnHost>(weight: &Weight, lora: Lora<'_, B>, folded: &mut Weight) -> Result<()> {
+    expect_shape("lora_fold", "folded", weight.shape(), folded.shape())?;
+    let inputs = lora.a.shape().columns();
+    let parts = Parts::<f32>::of(lora, inputs)?;
+    let mut sums = weight.values()?.view().to_tensor(DType::F32)?;
+    parts.fold_into(sums.typed_mut()?, inputs);
+    *folded = Weight::new(sums.view())?;
+    Ok(())
+}

@@ -1,0 +1,247 @@
+//! Products of whole matrices: which blocks they are cut into, who computes which, and what becomes of the sums.
+
+use super::block::{Block, Rows, SIDE, STEP, Term, Unit};
+use super::isa::Isa;
+use super::panels::{Factor, Panels, pack_panel};
+use super::round;
+use crate::backend::cpu::dropout::Mask;
+use crate::backend::cpu::real::vectorized;
+use half::bf16;
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Strips of 32 rows that a task goes through for each panel, so that it stays in the nearest cache meanwhile.
+const STRIPS: usize = 8;
+
+/// A matrix that several tasks write to, each to a part of its own.
+pub struct Target<'a, T> {
+    at: *mut T,
+    rows: usize,
+    columns: usize,
+    of: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: whoever asks for a part says that nobody else has it.
+unsafe impl<T: Send> Sync for Target<'_, T> {}
+
+impl<'a, T> Target<'a, T> {
+    /// A dense matrix.
+    pub fn new(data: &'a mut [T], rows: usize, columns: usize) -> Self {
+        assert!(data.len() >= rows * columns, "{} elements for {rows}x{columns}", data.len());
+        Target { at: data.as_mut_ptr(), rows, columns, of: PhantomData }
+    }
+
+    /// Part of a row.
+    ///
+    /// # Safety
+    /// While the part is used nobody else asks for an element of it.
+    #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
+    #[inline(always)]
+    pub unsafe fn part(&self, row: usize, columns: Range<usize>) -> &mut [T] {
+        assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.columns);
+        // SAFETY: it lies within the slice that `new` took, and is the caller's alone.
+        unsafe {
+            let first = self.at.add(row * self.columns + columns.start);
+            std::slice::from_raw_parts_mut(first, columns.len())
+        }
+    }
+}
+
+/// What is added to a product before it is rounded.
+#[derive(Clone, Copy)]
+pub enum Residual<'a> {
+    None,
+    /// A matrix of the output's shape.
+    Of(&'a [bf16]),
+}
+
+/// A narrow product of the same rows, which is kept, and multiplied by `wide` goes into the sums: x·Aᵀ and then ·Bᵀ.
+pub struct Narrow<'a> {
+    /// The rows, where they are others than those of the product.
+    pub rows: Option<Factor<'a>>,
+    pub panels: &'a Panels,
+    pub kept: Target<'a, bf16>,
+    /// Deep as `kept` is wide.
+    pub wide: Option<&'a Panels>,
+    /// What `wide` gives goes through dropout.
+    pub mask: Option<Mask>,
+}
+
+/// Memory of a thread for the strips of a task.
+#[derive(Default)]
+struct Strips {
+    rows: Vec<Vec<bf16>>,
+    seen: Vec<bf16>,
+    narrow: Vec<Vec<bf16>>,
+}
+
+thread_local! {
+    static STRIPS_OF_THREAD: RefCell<Strips> = RefCell::default();
+    static PANEL: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Part `index` of `count` parts of 0 to `length`, of about the same length.
+fn cut(length: usize, count: usize, index: usize) -> Range<usize> {
+    length * index / count..length * (index + 1) / count
+}
+
+/// Row strips and panels of each task.
+fn tasks(strips: usize, panels: usize) -> Vec<(Range<usize>, Range<usize>)> {
+    let threads = rayon::current_num_threads();
+    // As many for each thread.
+    let blocks = strips.div_ceil(STRIPS).next_multiple_of(threads).min(strips).max(1);
+    let groups = threads.div_ceil(blocks).min(panels).max(1);
+    let each = |block| (0..groups).map(move |group| (cut(strips, blocks, block), cut(panels, groups, group)));
+    (0..blocks).flat_map(each).collect()
+}
+
+/// y = rows·panels + bias + residual, and what is `narrow` beside it. Without `panels` only the narrow product.
+pub fn product(
+    isa: Isa,
+    rows: Factor<'_>,
+    panels: Option<&Panels>,
+    narrow: Option<&Narrow<'_>>,
+    write: &(impl Fn(&Block, Range<usize>, Range<usize>) + Sync),
+) {
+    let columns = panels.map_or(0, Panels::columns);
+    let of_panels = panels.map_or(0, Panels::count);
+    tasks(rows.rows.div_ceil(SIDE), of_panels).into_par_iter().for_each(|(strips, own_panels)| {
+        STRIPS_OF_THREAD.with_borrow_mut(|memory| {
+            let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
+            memory.rows.resize_with(memory.rows.len().max(strips.len()), Vec::new);
+            memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Vec::new);
+            let mut of_strips: Vec<[Option<Rows<'_>>; 2]> = Vec::with_capacity(strips.len());
+            let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
+            for (strip, (padded, kept)) in strips.clone().zip(buffers) {
+                let own = rows.strip(strip, padded);
+                let below = narrow.map(|narrow| {
+                    let seen = narrow.rows.map_or(own, |rows| rows.strip(strip, &mut memory.seen));
+                    // Every group of panels needs it, and the first keeps it.
+                    let keep = own_panels.start == 0;
+                    narrow_strip(&unit, seen, narrow, (strip, keep), &mut block, kept)
+                });
+                of_strips.push([Some(own), below]);
+            }
+            let Some(panels) = panels else { return };
+            for panel in own_panels {
+                let to = panel * SIDE..columns.min((panel + 1) * SIDE);
+                for (strip, &[own, below]) in strips.clone().zip(&of_strips) {
+                    let Some(own) = own else { continue };
+                    let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
+                    let first = Term { rows: own, steps: panels.panel(panel) };
+                    let second = below.zip(narrow).and_then(|(rows, narrow)| {
+                        Some((Term { rows, steps: narrow.wide?.panel(panel) }, narrow.mask))
+                    });
+                    match second {
+                        None => unit.multiply(&[first], &mut block),
+                        Some((second, None)) => unit.multiply(&[first, second], &mut block),
+                        Some((second, Some(mask))) => {
+                            unit.multiply(&[second], &mut other);
+                            for (i, row) in from.clone().enumerate() {
+                                let sums = &mut other.0[i * SIDE..][..to.len()];
+                                mask.apply(row * columns + to.start, sums);
+                            }
+                            unit.multiply(&[first], &mut block);
+                            block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
+                        }
+                    }
+                    write(&block, from, to.clone());
+                }
+            }
+        });
+    });
+}
+
+/// The narrow product of a strip, rounded, as rows for the next product.
+fn narrow_strip<'s>(
+    unit: &Unit,
+    seen: Rows<'_>,
+    narrow: &Narrow<'_>,
+    (strip, keep): (usize, bool),
+    block: &mut Block,
+    rounded: &'s mut Vec<bf16>,
+) -> Rows<'s> {
+    let (width, stride) = (narrow.panels.columns(), narrow.panels.count() * SIDE);
+    rounded.resize(SIDE * stride, bf16::ZERO);
+    for panel in 0..narrow.panels.count() {
+        unit.multiply(&[Term { rows: seen, steps: narrow.panels.panel(panel) }], block);
+        for (row, to) in rounded.chunks_exact_mut(stride).enumerate() {
+            let to = &mut to[panel * SIDE..][..SIDE];
+            to.iter_mut().zip(block.row(row, SIDE)).for_each(|(to, &sum)| *to = round(sum));
+        }
+    }
+    if keep {
+        let first = strip * SIDE;
+        for (row, from) in rounded.chunks_exact(stride).enumerate().take(narrow.kept.rows - first) {
+            // SAFETY: of all tasks, one keeps this strip.
+            let to = unsafe { narrow.kept.part(first + row, 0..width) };
+            to.copy_from_slice(&from[..width]);
+        }
+    }
+    Rows { data: rounded, stride }
+}
+
+/// Writes blocks of sums to `y`, rounded, with what is added to them.
+pub fn rounded_to<'a>(
+    y: &'a Target<'a, bf16>,
+    bias: Option<&'a [bf16]>,
+    residual: Residual<'a>,
+) -> impl Fn(&Block, Range<usize>, Range<usize>) + Sync + 'a {
+    move |block, rows, columns| {
+        vectorized(|| {
+            let mut start = [0.0f32; SIDE];
+            if let Some(bias) = bias {
+                start.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, bias)| *to = bias.to_f32());
+            }
+            for (i, row) in rows.enumerate() {
+                // SAFETY: a block is one task's.
+                let to = unsafe { y.part(row, columns.clone()) };
+                let sums = block.0[i * SIDE..].iter().zip(&start);
+                match residual {
+                    Residual::None => {
+                        to.iter_mut().zip(sums).for_each(|(to, (sum, bias))| *to = round(sum + bias));
+                    }
+                    Residual::Of(all) => {
+                        let residual = &all[row * y.columns + columns.start..][..to.len()];
+                        let added = sums.zip(residual);
+                        to.iter_mut()
+                            .zip(added)
+                            .for_each(|(to, ((sum, bias), r))| *to = round(sum + bias + r.to_f32()));
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// The products of all columns of `left` with those of `right`, sums over their rows: block (i, j) has the columns of
+/// `left` from 32·i on as rows, and the columns of `right` from 32·j on as columns.
+pub fn sums_over_rows(
+    isa: Isa,
+    left: Factor<'_>,
+    right: Factor<'_>,
+    write: &(impl Fn(&Block, Range<usize>, Range<usize>) + Sync),
+) {
+    let (depth, stride) = (left.rows, left.rows.next_multiple_of(SIDE));
+    let mut turned = vec![bf16::ZERO; left.columns.next_multiple_of(SIDE) * stride];
+    for (row, from) in left.data.chunks(left.stride).take(depth).enumerate() {
+        for (column, &value) in from[..left.columns].iter().enumerate() {
+            turned[column * stride + row] = value;
+        }
+    }
+    (0..right.columns.div_ceil(SIDE)).into_par_iter().for_each(|panel| {
+        PANEL.with_borrow_mut(|packed| {
+            let columns = panel * SIDE..right.columns.min((panel + 1) * SIDE);
+            packed.resize(stride / SIDE * STEP, bf16::ZERO);
+            pack_panel(packed, |k| &right.data[k * right.stride..][columns.clone()], depth);
+            let (unit, mut block) = (Unit::new(isa), Block::ZERO);
+            for first in (0..left.columns).step_by(SIDE) {
+                let rows = Rows { data: &turned[first * stride..], stride };
+                unit.multiply(&[Term { rows, steps: packed }], &mut block);
+                write(&block, first..left.columns.min(first + SIDE), columns.clone());
+            }
+        });
+    });
+}
