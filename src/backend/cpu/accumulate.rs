@@ -1,6 +1,6 @@
 //! Gradients of several batches added up.
 
-use super::real::{Real, vectorized};
+use super::real::{Real, vectors};
 use crate::backend::{Result, expect_shape};
 use crate::tensor::Tensor;
 
@@ -11,8 +11,16 @@ pub fn accumulate<T: Real>(pairs: &mut [(&Tensor, &mut Tensor)], first: bool) ->
         if first {
             sum.copy_from_slice(gradient);
         } else {
-            vectorized(|| sum.iter_mut().zip(gradient).for_each(|(sum, &g)| *sum += g));
+            add(sum, gradient);
         }
     }
     Ok(())
+}
+
+vectors! {
+    fn add[T: Real](sum: &mut [T], gradient: &[T]) {
+        for (sum, &g) in sum.iter_mut().zip(gradient) {
+            *sum += g;
+        }
+    }
 }

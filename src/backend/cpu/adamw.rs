@@ -1,7 +1,7 @@
 //! AdamW over all trained tensors.
 
 use super::number::OnHost;
-use super::real::{Real, sum_of, vectorized};
+use super::real::{Real, sum_of, vectors};
 use crate::backend::{AdamwStep, AdamwTensor, Control, LossScaling, Result, Stat, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -87,7 +87,13 @@ impl Constants {
 fn squared<T: Real, B: OnHost>(tensor: &AdamwTensor<'_, B>, unscale: T) -> Result<T> {
     let gradient = tensor.gradient.typed::<T>()?;
     let unscale = unscale * T::from_f64(tensor.scale);
-    Ok(vectorized(|| sum_of(gradient, gradient, |a, b| (a * unscale) * (b * unscale))))
+    Ok(sum_of_squares(gradient, unscale))
+}
+
+vectors! {
+    fn sum_of_squares[T: Real](values: &[T], factor: T) -> T {
+        sum_of(values, values, |a, b| (a * factor) * (b * factor))
+    }
 }
 
 fn update<T: Real, B: OnHost>(tensor: &mut AdamwTensor<'_, B>, c: Constants) -> Result<()> {
@@ -97,12 +103,17 @@ fn update<T: Real, B: OnHost>(tensor: &mut AdamwTensor<'_, B>, c: Constants) -> 
     expect_shape("adamw", "second moment", shape, tensor.second_moment.shape())?;
     let gradient = tensor.gradient.typed::<T>()?;
     let rate = tensor.learning_rate * c.factor;
-    let keep = T::from_f64(1.0 - rate * tensor.weight_decay);
-    let step_size = T::from_f64(tensor.scale * rate / (1.0 - c.beta1.powf(c.taken)));
-    let root_correction = T::from_f64((1.0 - c.beta2.powf(c.taken)).sqrt());
-    let (beta1, beta2) = (T::from_f64(c.beta1), T::from_f64(c.beta2));
-    let (rest1, rest2) = (T::from_f64(1.0 - c.beta1), T::from_f64(1.0 - c.beta2));
-    let (eps, unscale) = (T::from_f64(c.eps), T::from_f64(c.clip / c.scale * tensor.scale));
+    let update = Update {
+        keep: T::from_f64(1.0 - rate * tensor.weight_decay),
+        step_size: T::from_f64(tensor.scale * rate / (1.0 - c.beta1.powf(c.taken))),
+        root_correction: T::from_f64((1.0 - c.beta2.powf(c.taken)).sqrt()),
+        beta1: T::from_f64(c.beta1),
+        beta2: T::from_f64(c.beta2),
+        rest1: T::from_f64(1.0 - c.beta1),
+        rest2: T::from_f64(1.0 - c.beta2),
+        eps: T::from_f64(c.eps),
+        unscale: T::from_f64(c.clip / c.scale * tensor.scale),
+    };
     tensor
         .value
         .typed_mut::<T>()?
@@ -110,17 +121,33 @@ fn update<T: Real, B: OnHost>(tensor: &mut AdamwTensor<'_, B>, c: Constants) -> 
         .zip(gradient.par_chunks(BLOCK))
         .zip(tensor.first_moment.typed_mut::<T>()?.par_chunks_mut(BLOCK))
         .zip(tensor.second_moment.typed_mut::<T>()?.par_chunks_mut(BLOCK))
-        .for_each(|(((value, gradient), first), second)| {
-            vectorized(|| {
-                let moments = first.iter_mut().zip(second);
-                for ((p, &g), (m, v)) in value.iter_mut().zip(gradient).zip(moments) {
-                    let g = g * unscale;
-                    *m = *m * beta1 + g * rest1;
-                    *v = *v * beta2 + g * g * rest2;
-                    let denominator = v.sqrt() / root_correction + eps;
-                    *p = *p * keep - step_size * *m / denominator;
-                }
-            })
-        });
+        .for_each(|(((value, gradient), first), second)| step(update, value, gradient, first, second));
     Ok(())
+}
+
+/// The numbers of a step that are the same for all elements of a tensor.
+#[derive(Clone, Copy)]
+struct Update<T> {
+    keep: T,
+    step_size: T,
+    root_correction: T,
+    beta1: T,
+    beta2: T,
+    rest1: T,
+    rest2: T,
+    eps: T,
+    unscale: T,
+}
+
+vectors! {
+    fn step[T: Real](c: Update<T>, value: &mut [T], gradient: &[T], first: &mut [T], second: &mut [T]) {
+        let moments = first.iter_mut().zip(second);
+        for ((p, &g), (m, v)) in value.iter_mut().zip(gradient).zip(moments) {
+            let g = g * c.unscale;
+            *m = *m * c.beta1 + g * c.rest1;
+            *v = *v * c.beta2 + g * g * c.rest2;
+            let denominator = v.sqrt() / c.root_correction + c.eps;
+            *p = *p * c.keep - c.step_size * *m / denominator;
+        }
+    }
 }

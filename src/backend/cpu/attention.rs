@@ -3,7 +3,7 @@
 
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::number::OnHost;
-use super::real::{Real, max_of, sum_of, vectorized};
+use super::real::{Real, max_of, sum_of, vectors};
 use crate::backend::{
     AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
 };
@@ -103,9 +103,9 @@ pub fn attention<T: Real, B: OnHost>(
         })
 }
 
-/// Softmax of each row in place; with a causal mask, row i over its first i + 1 entries.
-fn softmax_rows<T: Real>(scores: &mut [T], e: Extents) {
-    vectorized(|| {
+vectors! {
+    /// Softmax of each row in place; with a causal mask, row i over its first i + 1 entries.
+    fn softmax_rows[T: Real](scores: &mut [T], e: Extents) {
         for (i, row) in scores.chunks_exact_mut(e.keys).enumerate() {
             let seen = if e.causal { i + 1 } else { e.keys };
             let (row, masked) = row.split_at_mut(seen);
@@ -119,7 +119,19 @@ fn softmax_rows<T: Real>(scores: &mut [T], e: Extents) {
                 *s = *s * inverse;
             }
         }
-    });
+    }
+}
+
+vectors! {
+    /// ds = p∘(ds − rowsum(p∘ds)).
+    fn softmax_backward[T: Real](p: &[T], ds: &mut [T], keys: usize) {
+        for (p, ds) in p.chunks_exact(keys).zip(ds.chunks_exact_mut(keys)) {
+            let mean = sum_of(p, ds, |p, dp| p * dp);
+            for (&p, ds) in p.iter().zip(ds) {
+                *ds = p * (*ds - mean);
+            }
+        }
+    }
 }
 
 /// Gradients of one image's queries, keys and values, laid out as [`Image`].
@@ -215,14 +227,7 @@ fn image_backward<T: Real>(
         gemm(gradient.v(e, head), Write::Replace, one, p_matrix.transposed(), d_o, Threads::One);
         let v = image.v(e, head).transposed();
         gemm(MatrixMut::new(ds, e.queries, e.keys), Write::Replace, one, d_o, v, Threads::One);
-        vectorized(|| {
-            for (p, ds) in p.chunks_exact(e.keys).zip(ds.chunks_exact_mut(e.keys)) {
-                let mean = sum_of(p, ds, |p, dp| p * dp);
-                for (&p, ds) in p.iter().zip(ds) {
-                    *ds = p * (*ds - mean);
-                }
-            }
-        });
+        softmax_backward(p, ds, e.keys);
         let ds = Matrix::new(ds, e.queries, e.keys);
         gemm(gradient.q(e, head), Write::Replace, e.scale(), ds, image.k(e, head), Threads::One);
         let q = image.q(e, head);

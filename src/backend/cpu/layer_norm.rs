@@ -1,7 +1,7 @@
 //! Layer norm over the last dimension, and its gradient with respect to the input.
 
 use super::number::{Number, OnHost};
-use super::real::{Real, sum_of, vectorized};
+use super::real::{Real, sum_of, vectors};
 use crate::backend::{LayerNorm, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
@@ -21,27 +21,39 @@ pub fn layer_norm<T: Number, B: OnHost>(
     expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
     expect_shape("layer_norm", "weight", [d], norm.weight.shape())?;
     let (weight, bias) = (norm.weight.typed::<T::Real>()?, norm.bias.typed::<T::Real>()?);
-    let (eps, n) = (T::Real::from_f64(norm.eps), T::Real::from_f64(d as f64));
+    let eps = T::Real::from_f64(norm.eps);
     y.typed_mut::<T>()?
         .par_chunks_mut(ROWS * d)
         .zip(x.typed::<T>()?.par_chunks(ROWS * d))
         .zip(stats.typed_mut::<T::Real>()?.par_chunks_mut(ROWS * 2))
         .for_each(|((y, x), stats)| {
-            vectorized(|| {
-                let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(stats.chunks_exact_mut(2));
-                for ((y, x), stats) in rows {
-                    let mean = sum_of(x, x, |v, _| v.widen()) / n;
-                    let variance = sum_of(x, x, |v, _| (v.widen() - mean) * (v.widen() - mean)) / n;
-                    let inverse = T::Real::ONE / (variance + eps).sqrt();
-                    for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                        *y = T::narrow((x.widen() - mean) * inverse * w + b);
-                    }
-                    stats[0] = mean;
-                    stats[1] = inverse;
-                }
-            })
+            normalise(x, weight, bias, eps, y, stats);
         });
     Ok(())
+}
+
+vectors! {
+    fn normalise[T: Number](
+        x: &[T],
+        weight: &[T::Real],
+        bias: &[T::Real],
+        eps: T::Real,
+        y: &mut [T],
+        stats: &mut [T::Real],
+    ) {
+        let (d, n) = (weight.len(), T::Real::from_f64(weight.len() as f64));
+        let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(stats.chunks_exact_mut(2));
+        for ((y, x), stats) in rows {
+            let mean = sum_of(x, x, |v, _| v.widen()) / n;
+            let variance = sum_of(x, x, |v, _| (v.widen() - mean) * (v.widen() - mean)) / n;
+            let inverse = T::Real::ONE / (variance + eps).sqrt();
+            for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
+                *y = T::narrow((x.widen() - mean) * inverse * w + b);
+            }
+            stats[0] = mean;
+            stats[1] = inverse;
+        }
+    }
 }
 
 /// Layer norm of single rows where they stand.
@@ -60,15 +72,19 @@ impl<'a, T: Real> NormInPlace<'a, T> {
     }
 
     pub fn apply(&self, row: &mut [T]) {
+        normalise_in_place(row, self.weight, self.bias, self.eps);
+    }
+}
+
+vectors! {
+    fn normalise_in_place[T: Real](row: &mut [T], weight: &[T], bias: &[T], eps: T) {
         let n = T::from_f64(row.len() as f64);
-        vectorized(|| {
-            let mean = sum_of(row, row, |v, _| v) / n;
-            let variance = sum_of(row, row, |v, _| (v - mean) * (v - mean)) / n;
-            let inverse = T::ONE / (variance + self.eps).sqrt();
-            for ((x, &w), &b) in row.iter_mut().zip(self.weight).zip(self.bias) {
-                *x = (*x - mean) * inverse * w + b;
-            }
-        })
+        let mean = sum_of(row, row, |v, _| v) / n;
+        let variance = sum_of(row, row, |v, _| (v - mean) * (v - mean)) / n;
+        let inverse = T::ONE / (variance + eps).sqrt();
+        for ((x, &w), &b) in row.iter_mut().zip(weight).zip(bias) {
+            *x = (*x - mean) * inverse * w + b;
+        }
     }
 }
 
@@ -85,35 +101,42 @@ pub fn layer_norm_backward<T: Number, B: OnHost>(
     expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
     expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
     let weight = norm.weight.typed::<T::Real>()?;
-    let n = T::Real::from_f64(d as f64);
     dx.typed_mut::<T>()?
         .par_chunks_mut(ROWS * d)
         .zip(dy.typed::<T>()?.par_chunks(ROWS * d))
         .zip(x.typed::<T>()?.par_chunks(ROWS * d))
         .zip(stats.typed::<T::Real>()?.par_chunks(ROWS * 2))
         .for_each(|(((dx, dy), x), stats)| {
-            vectorized(|| {
-                let rows = dx
-                    .chunks_exact_mut(d)
-                    .zip(dy.chunks_exact(d))
-                    .zip(x.chunks_exact(d))
-                    .zip(stats.chunks_exact(2));
-                for (((dx, dy), x), stats) in rows {
-                    let (mean, inverse) = (stats[0], stats[1]);
-                    let mean_g = sum_of(dy, weight, |d, w| d.widen() * w) / n;
-                    let mut lanes = [T::Real::ZERO; 16];
-                    for ((dy, x), w) in dy.chunks(16).zip(x.chunks(16)).zip(weight.chunks(16)) {
-                        for (lane, ((&d, &x), &w)) in lanes.iter_mut().zip(dy.iter().zip(x).zip(w)) {
-                            *lane += d.widen() * w * (x.widen() - mean);
-                        }
-                    }
-                    let mean_gx = sum_of(&lanes, &lanes, |v, _| v) * inverse / n;
-                    for (((dx, &dy), &x), &w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                        let g = dy.widen() * w - mean_g - (x.widen() - mean) * inverse * mean_gx;
-                        *dx = T::narrow(dx.widen() + g * inverse);
-                    }
-                }
-            })
+            normalise_backward(dy, x, weight, stats, dx);
         });
     Ok(())
+}
+
+vectors! {
+    fn normalise_backward[T: Number](
+        dy: &[T],
+        x: &[T],
+        weight: &[T::Real],
+        stats: &[T::Real],
+        dx: &mut [T],
+    ) {
+        let (d, n) = (weight.len(), T::Real::from_f64(weight.len() as f64));
+        let rows =
+            dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(stats.chunks_exact(2));
+        for (((dx, dy), x), stats) in rows {
+            let (mean, inverse) = (stats[0], stats[1]);
+            let mean_g = sum_of(dy, weight, |d, w| d.widen() * w) / n;
+            let mut lanes = [T::Real::ZERO; 16];
+            for ((dy, x), w) in dy.chunks(16).zip(x.chunks(16)).zip(weight.chunks(16)) {
+                for (lane, ((&d, &x), &w)) in lanes.iter_mut().zip(dy.iter().zip(x).zip(w)) {
+                    *lane += d.widen() * w * (x.widen() - mean);
+                }
+            }
+            let mean_gx = sum_of(&lanes, &lanes, |v, _| v) * inverse / n;
+            for (((dx, &dy), &x), &w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
+                let g = dy.widen() * w - mean_g - (x.widen() - mean) * inverse * mean_gx;
+                *dx = T::narrow(dx.widen() + g * inverse);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use super::dropout::mask;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::number::OnHost;
-use super::real::{Real, vectorized};
+use super::real::{Real, vectors};
 use crate::backend::{Dropout, Lora, Result, expect_matrix, expect_shape};
 use crate::tensor::{Shape, Tensor, View};
 use rayon::prelude::*;
@@ -99,17 +99,22 @@ fn start_output<T: Real>(bias: Option<&Tensor>, residual: Option<&Tensor>, y: &m
             .for_each(|y| y.chunks_exact_mut(columns).for_each(|y| y.copy_from_slice(bias))),
         (Some(bias), Some(residual)) => {
             y.par_chunks_mut(ROWS * columns).zip(residual.par_chunks(ROWS * columns)).for_each(|(y, r)| {
-                vectorized(|| {
-                    for (y, r) in y.chunks_exact_mut(columns).zip(r.chunks_exact(columns)) {
-                        for ((y, &r), &b) in y.iter_mut().zip(r).zip(bias) {
-                            *y = r + b;
-                        }
-                    }
-                })
+                add_bias(y, r, bias);
             })
         }
     }
     Ok(Write::Add)
+}
+
+vectors! {
+    /// y = residual + bias, row by row.
+    fn add_bias[T: Real](y: &mut [T], residual: &[T], bias: &[T]) {
+        for (y, r) in y.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {
+            for ((y, &r), &b) in y.iter_mut().zip(r).zip(bias) {
+                *y = r + b;
+            }
+        }
+    }
 }
 
 pub fn linear_backward<T: Real>(dy: &Tensor, weight: &Padded, dx: &mut Tensor) -> Result<()> {

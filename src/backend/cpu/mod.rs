@@ -495,11 +495,11 @@ impl<T: Real> Backend for Cpu<T> {
 
 /// The widest vector instructions that products and loops use on this machine.
 pub fn vector_instructions() -> &'static str {
-    match pulp::Arch::new() {
+    match real::Vectors::found() {
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V4(_) => "AVX-512",
+        real::Vectors::Avx512 => "AVX-512",
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V3(_) => "AVX2 and FMA",
-        _ => "those every processor of this kind has",
+        real::Vectors::Avx2 => "AVX2 and FMA",
+        real::Vectors::Compiled => "those every processor of this kind has",
     }
 }

@@ -121,11 +121,70 @@ impl Real for f32 {
     }
 }
 
-/// Runs `body` compiled for the widest vector instructions of this machine.
-#[inline(always)]
-pub fn vectorized<R>(body: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(body)
+/// The widest vectors that loops use on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Vectors {
+    /// AVX-512 F, BW, DQ and VL.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What the program was compiled for.
+    Compiled,
 }
+
+impl Vectors {
+    /// Those of this machine.
+    #[inline]
+    pub fn found() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return Vectors::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Vectors::Avx2;
+            }
+        }
+        Vectors::Compiled
+    }
+}
+
+/// A function of plain loops, compiled once for each kind of [`Vectors`] and run for those of the machine. It stands three
+/// times in the program, so that what it calls becomes part of each: a closure handed to a dispatcher is not, where it is
+/// long. Generic parameters stand in brackets, and follow from the arguments.
+macro_rules! vectors {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident [$($generics:tt)*] ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<$($generics)*>($($arg: $type),*) $(-> $result)? {
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+            fn of_512<$($generics)*>($($arg: $type),*) $(-> $result)? $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn of_256<$($generics)*>($($arg: $type),*) $(-> $result)? $body
+
+            fn compiled<$($generics)*>($($arg: $type),*) $(-> $result)? $body
+
+            match $crate::backend::cpu::real::Vectors::found() {
+                // SAFETY: the machine has these instructions.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::real::Vectors::Avx512 => unsafe { of_512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::backend::cpu::real::Vectors::Avx2 => unsafe { of_256($($arg),*) },
+                $crate::backend::cpu::real::Vectors::Compiled => compiled($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use vectors;
 
 /// Σ f(aᵢ, bᵢ) in sixteen interleaved partial sums: an order that is fixed, and that vectorises.
 #[inline(always)]
@@ -153,8 +212,21 @@ pub fn sum_of<A: Copy, B: Copy, T: Real>(a: &[A], b: &[B], f: impl Fn(A, B) -> T
 /// The largest element; `T::ZERO` for none.
 #[inline(always)]
 pub fn max_of<T: Real>(values: &[T]) -> T {
-    let Some((&first, rest)) = values.split_first() else { return T::ZERO };
-    rest.iter().fold(first, |best, &v| if v > best { v } else { best })
+    let Some(&first) = values.first() else { return T::ZERO };
+    let mut lanes = [first; 16];
+    let (blocks, rest) = values.as_chunks::<16>();
+    let larger = |best: &mut T, v: T| *best = if v > *best { v } else { *best };
+    for block in blocks {
+        for i in 0..16 {
+            larger(&mut lanes[i], block[i]);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        larger(lane, v);
+    }
+    let mut best = first;
+    lanes.into_iter().for_each(|v| larger(&mut best, v));
+    best
 }
 
 #[cfg(test)]

@@ -4,11 +4,11 @@
 
 use super::block::{Block, Rows, SIDE, Term, Unit};
 use super::isa::Isa;
-use super::panels::Panels;
+use super::panels::{Lines, Panels};
 use super::product::Target;
-use super::round;
+use super::{round, widen};
 use crate::backend::cpu::number::OnHost;
-use crate::backend::cpu::real::{Real, max_of, sum_of, vectorized};
+use crate::backend::cpu::real::{Real, max_of, sum_of, vectors};
 use crate::backend::{
     AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
 };
@@ -16,6 +16,7 @@ use crate::tensor::{Shape, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// One number for each query of each head: log Σ exp of its scores.
 pub fn saved(batch: usize, heads: usize, queries: usize) -> Shape {
@@ -95,15 +96,14 @@ impl<'a> Image<'a> {
 /// A first factor of whole strips, with zeros behind its rows and columns.
 #[derive(Default)]
 struct Strips {
-    data: Vec<bf16>,
+    data: Lines,
     stride: usize,
 }
 
 impl Strips {
     fn reset(&mut self, rows: usize, columns: usize) {
         self.stride = columns.next_multiple_of(SIDE);
-        self.data.clear();
-        self.data.resize(rows.next_multiple_of(SIDE) * self.stride, bf16::ZERO);
+        self.data.reset(rows.next_multiple_of(SIDE) * self.stride);
     }
 
     fn copy(&mut self, head: Head<'_>) {
@@ -145,38 +145,117 @@ fn strip_of_scores(unit: &Unit, rows: Rows<'_>, panels: &Panels, scale: f32, sco
     let mut block = Block::ZERO;
     for panel in 0..panels.count() {
         unit.multiply(&[Term { rows, steps: panels.panel(panel) }], &mut block);
-        for (row, to) in scores.chunks_exact_mut(stride).enumerate() {
-            let to = &mut to[panel * SIDE..][..SIDE];
-            to.iter_mut().zip(block.row(row, SIDE)).for_each(|(to, &sum)| *to = scale * sum);
-        }
+        scaled_columns(&block, scale, &mut scores[panel * SIDE..], stride);
     }
 }
 
-/// The first `rows` rows of strips by panels, rounded, to the columns of a head.
-fn multiply_to(
-    unit: &Unit,
-    strips: &Strips,
-    panels: &Panels,
-    rows: usize,
-    scale: f32,
-    mut to: impl FnMut(usize, usize, &[f32], f32),
-) {
-    let mut block = Block::ZERO;
-    for strip in 0..rows.div_ceil(SIDE) {
-        for panel in 0..panels.count() {
-            unit.multiply(&[Term { rows: strips.strip(strip), steps: panels.panel(panel) }], &mut block);
-            let width = SIDE.min(panels.columns() - panel * SIDE);
-            for row in 0..SIDE.min(rows - strip * SIDE) {
-                to(strip * SIDE + row, panel * SIDE, block.row(row, width), scale);
+vectors! {
+    /// The block's rows times `scale`, `stride` numbers apart.
+    fn scaled_columns[](block: &Block, scale: f32, to: &mut [f32], stride: usize) {
+        for (to, row) in to.chunks_mut(stride).zip(block.0.as_chunks::<SIDE>().0) {
+            if let Some(to) = to.first_chunk_mut::<SIDE>() {
+                for i in 0..SIDE {
+                    to[i] = scale * row[i];
+                }
             }
         }
     }
 }
 
-/// Rounds a row of sums into a row of some head.
-#[inline(always)]
-fn round_into(to: &mut [bf16], sums: &[f32], scale: f32) {
-    to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = round(scale * sum));
+/// The first `rows` rows of strips by panels, times `scale`, rounded: row r from column c on to `to(r, c, width)`.
+fn multiply_to<'a>(
+    unit: &Unit,
+    strips: &Strips,
+    panels: &Panels,
+    rows: usize,
+    scale: f32,
+    mut to: impl FnMut(usize, usize, usize) -> &'a mut [bf16],
+) {
+    let mut block = Block::ZERO;
+    for strip in 0..rows.div_ceil(SIDE) {
+        for panel in 0..panels.count() {
+            unit.multiply(&[Term { rows: strips.strip(strip), steps: panels.panel(panel) }], &mut block);
+            let (column, width) = (panel * SIDE, SIDE.min(panels.columns() - panel * SIDE));
+            round_into(&block, scale, strip * SIDE..rows.min((strip + 1) * SIDE), |row| to(row, column, width));
+        }
+    }
+}
+
+vectors! {
+    /// Rounds the first rows of a block, times `scale`, to as many rows of some head.
+    fn round_into['a, F: FnMut(usize) -> &'a mut [bf16]](block: &Block, scale: f32, rows: Range<usize>, to: F) {
+        let mut to = to;
+        for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
+            let to = to(row);
+            match to.first_chunk_mut::<SIDE>() {
+                Some(to) => {
+                    for i in 0..SIDE {
+                        to[i] = round(scale * sums[i]);
+                    }
+                }
+                None => to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = round(scale * sum)),
+            }
+        }
+    }
+}
+
+vectors! {
+    /// Softmax of the rows of a strip, the queries from `first` on: rounded to `p`, the logarithms of its sums to `saved`.
+    fn softmax_strip[](e: AttentionExtents, first: usize, scores: &mut [f32], p: &mut [bf16], saved: &mut [f32]) {
+        let stride = e.keys.next_multiple_of(SIDE);
+        let rows = scores.chunks_exact_mut(stride).zip(p.chunks_exact_mut(stride)).zip(saved);
+        for (row, ((scores, p), saved)) in rows.enumerate() {
+            let seen = if e.causal { first + row + 1 } else { e.keys };
+            let scores = &mut scores[..seen];
+            let max = max_of(scores);
+            for s in scores.iter_mut() {
+                *s = Real::exp(*s - max);
+            }
+            let sum: f32 = sum_of(scores, scores, |s, _| s);
+            *saved = max + sum.ln();
+            let inverse = 1.0 / sum;
+            for (p, &s) in p.iter_mut().zip(scores.iter()) {
+                *p = round(s * inverse);
+            }
+        }
+    }
+}
+
+vectors! {
+    /// Of a strip of keys from `first` on: probabilities from scores, and from their gradients those of the scores, both
+    /// rounded. `of_queries` has log Σ exp and Σ do·o of each query.
+    fn softmax_strip_backward[](
+        e: AttentionExtents,
+        first: usize,
+        scores: &[f32],
+        d_scores: &[f32],
+        of_queries: [&[f32]; 2],
+        p: &mut [bf16],
+        ds: &mut [bf16],
+    ) {
+        let stride = e.queries.next_multiple_of(SIDE);
+        let rows = scores.chunks_exact(stride).zip(d_scores.chunks_exact(stride));
+        let rows = rows.zip(p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)));
+        for (key, ((scores, d_scores), (p, ds))) in (first..e.keys).zip(rows) {
+            // A query sees no key behind it.
+            let from = if e.causal { key } else { 0 };
+            let of = from..e.queries;
+            let (scores, d_scores) = (&scores[of.clone()], &d_scores[of.clone()]);
+            let (log_sums, along) = (&of_queries[0][of.clone()], &of_queries[1][of.clone()]);
+            let (p, ds) = (&mut p[of.clone()], &mut ds[of]);
+            for i in 0..scores.len() {
+                let probability = Real::exp(scores[i] - log_sums[i]);
+                p[i] = round(probability);
+                ds[i] = round(probability * (d_scores[i] - along[i]));
+            }
+        }
+    }
+}
+
+vectors! {
+    fn dot[](a: &[bf16], b: &[bf16]) -> f32 {
+        sum_of(a, b, |a, b| widen(a) * widen(b))
+    }
 }
 
 fn scale_of(e: AttentionExtents) -> f32 {
@@ -198,18 +277,25 @@ pub fn attention<B: OnHost>(
         .zip(saved.typed_mut::<f32>()?.par_chunks_mut(e.heads * e.queries))
         .enumerate()
         .try_for_each(|(index, (o, saved))| {
-            let image = Image::of(&input, e, index)?;
+            let (image, o) = (Image::of(&input, e, index)?, Target::new(o, e.queries, e.width));
             MEMORY.with_borrow_mut(|memory| {
                 let unit = Unit::new(isa);
                 for (head, saved) in saved.chunks_exact_mut(e.queries).enumerate() {
-                    head_forward(&unit, &image, head, saved, o, memory);
+                    head_forward(&unit, &image, head, saved, &o, memory);
                 }
             });
             Ok(())
         })
 }
 
-fn head_forward(unit: &Unit, image: &Image<'_>, head: usize, saved: &mut [f32], o: &mut [bf16], m: &mut Memory) {
+fn head_forward(
+    unit: &Unit,
+    image: &Image<'_>,
+    head: usize,
+    saved: &mut [f32],
+    o: &Target<'_, bf16>,
+    m: &mut Memory,
+) {
     let e = image.e;
     m.rows.copy(image.q(head));
     image.k(head).as_columns(&mut m.first);
@@ -218,26 +304,13 @@ fn head_forward(unit: &Unit, image: &Image<'_>, head: usize, saved: &mut [f32], 
     let stride = m.probabilities.stride;
     for (strip, saved) in saved.chunks_mut(SIDE).enumerate() {
         strip_of_scores(unit, m.rows.strip(strip), &m.first, scale_of(e), &mut m.scores);
-        let rows = m.probabilities.data[strip * SIDE * stride..].chunks_exact_mut(stride);
-        vectorized(|| {
-            for (row, ((scores, p), saved)) in m.scores.chunks_exact_mut(stride).zip(rows).zip(saved).enumerate() {
-                let seen = if e.causal { strip * SIDE + row + 1 } else { e.keys };
-                let scores = &mut scores[..seen];
-                let max = max_of(scores);
-                for s in scores.iter_mut() {
-                    *s = Real::exp(*s - max);
-                }
-                let sum: f32 = sum_of(scores, scores, |s, _| s);
-                *saved = max + sum.ln();
-                round_into(&mut p[..seen], scores, 1.0 / sum);
-            }
-        });
+        let p = &mut m.probabilities.data[strip * SIDE * stride..];
+        softmax_strip(e, strip * SIDE, &mut m.scores, p, saved);
     }
-    let width = e.width;
-    vectorized(|| {
-        multiply_to(unit, &m.probabilities, &m.second, e.queries, 1.0, |row, column, sums, scale| {
-            round_into(&mut o[row * width + head * e.head + column..][..sums.len()], sums, scale);
-        });
+    let first = head * e.head;
+    multiply_to(unit, &m.probabilities, &m.second, e.queries, 1.0, |row, column, width| {
+        // SAFETY: an image is one task's, which uses one part at a time.
+        unsafe { o.part(row, first + column..first + column + width) }
     });
 }
 
@@ -248,21 +321,21 @@ struct Gradients<'a> {
     kv: Option<Target<'a, bf16>>,
 }
 
-impl Gradients<'_> {
-    /// Writes to row `row` of the queries' gradient, from column `column` of all heads on.
-    fn q(&self, row: usize, column: usize, sums: &[f32], scale: f32) {
+impl<'a> Gradients<'a> {
+    /// Part of row `row` of the queries' gradient.
+    fn q(&self, row: usize, columns: Range<usize>) -> &'a mut [bf16] {
         // SAFETY: an image's gradient is one task's, which uses one part at a time.
-        round_into(unsafe { self.q.part(row, column..column + sums.len()) }, sums, scale);
+        unsafe { self.q.part(row, columns) }
     }
 
     /// As [`Gradients::q`], for keys (`which` 0) and values (1) of `width` columns.
-    fn kv(&self, which: usize, width: usize, row: usize, column: usize, sums: &[f32], scale: f32) {
+    fn kv(&self, which: usize, width: usize, row: usize, columns: Range<usize>) -> &'a mut [bf16] {
         let (target, first) = match &self.kv {
-            Some(kv) => (kv, which * width + column),
-            None => (&self.q, (1 + which) * width + column),
+            Some(kv) => (kv, which * width),
+            None => (&self.q, (1 + which) * width),
         };
         // SAFETY: as above.
-        round_into(unsafe { target.part(row, first..first + sums.len()) }, sums, scale);
+        unsafe { target.part(row, first + columns.start..first + columns.end) }
     }
 }
 
@@ -341,10 +414,7 @@ fn head_backward(
     q.as_columns(&mut m.first);
     d_o.as_columns(&mut m.second);
     m.sums.clear();
-    vectorized(|| {
-        let sums = (0..e.queries).map(|row| sum_of(d_o.row(row), o.row(row), |a, b| a.to_f32() * b.to_f32()));
-        m.sums.extend(sums);
-    });
+    m.sums.extend((0..e.queries).map(|row| dot(d_o.row(row), o.row(row))));
     m.probabilities.reset(e.keys, e.queries);
     m.gradients.reset(e.keys, e.queries);
     m.turned.reset(e.queries, e.keys);
@@ -353,41 +423,38 @@ fn head_backward(
         strip_of_scores(unit, m.rows.strip(strip), &m.first, scale, &mut m.scores);
         strip_of_scores(unit, m.other.strip(strip), &m.second, 1.0, &mut m.d_scores);
         let first = strip * SIDE;
-        let p = m.probabilities.data[first * stride..].chunks_exact_mut(stride);
-        let ds = m.gradients.data[first * stride..].chunks_exact_mut(stride);
-        let rows = m.scores.chunks_exact(stride).zip(m.d_scores.chunks_exact(stride)).zip(p.zip(ds));
-        vectorized(|| {
-            for (key, ((scores, d_scores), (p, ds))) in (first..e.keys).zip(rows) {
-                // A query sees no key behind it.
-                let from = if e.causal { key } else { 0 };
-                let of_queries = saved.iter().zip(&m.sums).zip(scores.iter().zip(d_scores)).zip(p.iter_mut().zip(ds));
-                for (((&log_sum, &along), (&score, &d_score)), (p, ds)) in of_queries.skip(from) {
-                    let probability = Real::exp(score - log_sum);
-                    *p = round(probability);
-                    *ds = round(probability * (d_score - along));
-                }
-            }
-        });
-        for key in first..e.keys.min(first + SIDE) {
-            let ds = &m.gradients.data[key * stride..][..e.queries];
-            for (query, &ds) in ds.iter().enumerate() {
-                m.turned.data[query * m.turned.stride + key] = ds;
-            }
-        }
+        let p = &mut m.probabilities.data[first * stride..];
+        let ds = &mut m.gradients.data[first * stride..];
+        softmax_strip_backward(e, first, &m.scores, &m.d_scores, [saved, &m.sums], p, ds);
     }
+    turn(&m.gradients, e.keys, e.queries, &mut m.turned);
     q.as_rows(&mut m.first);
     d_o.as_rows(&mut m.second);
     k.as_rows(&mut m.third);
     let (width, at) = (e.width, head * e.head);
-    vectorized(|| {
-        multiply_to(unit, &m.probabilities, &m.second, e.keys, 1.0, |row, column, sums, scale| {
-            gradients.kv(1, width, row, at + column, sums, scale);
-        });
-        multiply_to(unit, &m.gradients, &m.first, e.keys, scale, |row, column, sums, scale| {
-            gradients.kv(0, width, row, at + column, sums, scale);
-        });
-        multiply_to(unit, &m.turned, &m.third, e.queries, scale, |row, column, sums, scale| {
-            gradients.q(row, at + column, sums, scale);
-        });
+    let columns = |column: usize, width: usize| at + column..at + column + width;
+    multiply_to(unit, &m.probabilities, &m.second, e.keys, 1.0, |row, column, part| {
+        gradients.kv(1, width, row, columns(column, part))
     });
+    multiply_to(unit, &m.gradients, &m.first, e.keys, scale, |row, column, part| {
+        gradients.kv(0, width, row, columns(column, part))
+    });
+    multiply_to(unit, &m.turned, &m.third, e.queries, scale, |row, column, part| {
+        gradients.q(row, columns(column, part))
+    });
+}
+
+/// The first `rows` rows of `columns` columns as columns, 16 by 16 for the cache's sake.
+fn turn(from: &Strips, rows: usize, columns: usize, to: &mut Strips) {
+    const TILE: usize = 16;
+    for first in (0..rows).step_by(TILE) {
+        for column in (0..columns).step_by(TILE) {
+            for row in first..rows.min(first + TILE) {
+                let values = &from.data[row * from.stride + column..][..TILE.min(columns - column)];
+                for (i, &value) in values.iter().enumerate() {
+                    to.data[(column + i) * to.stride + row] = value;
+                }
+            }
+        }
+    }
 }

@@ -4,6 +4,8 @@
 //! says, in the order in which both AMX and AVX-512 read it.
 
 use super::isa::Isa;
+use super::widen;
+use crate::backend::cpu::real::vectors;
 use half::bf16;
 use std::marker::PhantomData;
 
@@ -110,29 +112,30 @@ pub const fn place(k: usize, n: usize) -> usize {
     n / 16 * 512 + k / 2 * 32 + n % 16 * 2 + k % 2
 }
 
-/// The definition.
-fn plain(terms: &[Term<'_>], block: &mut Block) {
-    block.0.fill(0.0);
-    super::super::real::vectorized(|| {
+vectors! {
+    /// The definition.
+    fn plain[](terms: &[Term<'_>], block: &mut Block) {
+        block.0.fill(0.0);
         for Term { rows, steps } in terms {
-            let (mut wide, depth) = ([0.0f32; STEP], steps.len() / STEP);
+            let mut wide = [0.0f32; STEP];
             for (step, packed) in steps.chunks_exact(STEP).enumerate() {
                 for k in 0..SIDE {
                     for n in 0..SIDE {
-                        wide[k * SIDE + n] = packed[place(k, n)].to_f32();
+                        wide[k * SIDE + n] = widen(packed[place(k, n)]);
                     }
                 }
-                debug_assert!(step < depth);
                 for (row, sums) in block.0.chunks_exact_mut(SIDE).enumerate() {
                     let a = &rows.data[row * rows.stride + step * SIDE..][..SIDE];
-                    for (a, wide) in a.iter().zip(wide.chunks_exact(SIDE)) {
-                        let a = a.to_f32();
-                        sums.iter_mut().zip(wide).for_each(|(sum, &b)| *sum += a * b);
+                    for (&a, wide) in a.iter().zip(wide.chunks_exact(SIDE)) {
+                        let a = widen(a);
+                        for (sum, &b) in sums.iter_mut().zip(wide) {
+                            *sum += a * b;
+                        }
                     }
                 }
             }
         }
-    });
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -22,12 +22,18 @@ pub fn round(value: f32) -> bf16 {
     bf16::from_bits(if value.is_nan() { bits >> 16 | 0x40 } else { rounded } as u16)
 }
 
+/// Exact; `to_f32` takes care of the kinds of numbers that are not.
+#[inline(always)]
+pub fn widen(value: bf16) -> f32 {
+    f32::from_bits(u32::from(value.to_bits()) << 16)
+}
+
 impl Number for bf16 {
     type Real = f32;
 
     #[inline(always)]
     fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
+        widen(self)
     }
 
     #[inline(always)]

@@ -1,14 +1,54 @@
 //! Factors as the products read them: panels of 32 columns packed in steps of 32 rows, and rows that are padded to them.
 
 use super::block::{Rows, SIDE, STEP, place};
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::{Deref, DerefMut};
+
+/// A cache line. What a tile loads of a row is one, and takes several times as long where it lies in two.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([bf16; SIDE]);
+
+/// Elements from the beginning of a cache line on, in whole lines.
+#[derive(Clone, Default)]
+pub struct Lines(Vec<Line>);
+
+impl Lines {
+    /// At least so many zeros, and nothing else, in the memory that is there.
+    pub fn reset(&mut self, elements: usize) {
+        self.0.clear();
+        self.0.resize(elements.div_ceil(SIDE), Line([bf16::ZERO; SIDE]));
+    }
+
+    /// At least so many elements, of which those that were there stay.
+    pub fn grow(&mut self, elements: usize) {
+        if elements > self.len() {
+            self.0.resize(elements.div_ceil(SIDE), Line([bf16::ZERO; SIDE]));
+        }
+    }
+}
+
+impl Deref for Lines {
+    type Target = [bf16];
+
+    fn deref(&self) -> &[bf16] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [bf16] {
+        bytemuck::cast_slice_mut(&mut self.0)
+    }
+}
 
 /// A second factor \[depth, columns\], packed: for each 32 columns a panel, all its steps one after another. Beyond the
 /// factor's edges there are zeros.
 #[derive(Clone, Default)]
 pub struct Panels {
-    data: Vec<bf16>,
+    data: Lines,
     depth: usize,
     columns: usize,
 }
@@ -23,8 +63,7 @@ impl Panels {
 
     /// Zeros of these extents, in the memory that is there.
     pub fn reset(&mut self, depth: usize, columns: usize) {
-        self.data.clear();
-        self.data.resize(columns.div_ceil(SIDE) * depth.div_ceil(SIDE) * STEP, bf16::ZERO);
+        self.data.reset(columns.div_ceil(SIDE) * depth.div_ceil(SIDE) * STEP);
         (self.depth, self.columns) = (depth, columns);
     }
 
@@ -158,7 +197,7 @@ impl<'a> Factor<'a> {
 
     /// Rows 32·`index` and on, to a depth that is a multiple of 32: as they lie, or where they end before, in `padded`
     /// with zeros behind them.
-    pub fn strip<'s>(&self, index: usize, padded: &'s mut Vec<bf16>) -> Rows<'s>
+    pub fn strip<'s>(&self, index: usize, padded: &'s mut Lines) -> Rows<'s>
     where
         'a: 's,
     {
@@ -169,8 +208,7 @@ impl<'a> Factor<'a> {
             return Rows { data, stride: self.stride };
         }
         let stride = self.columns.next_multiple_of(SIDE);
-        padded.clear();
-        padded.resize(SIDE * stride, bf16::ZERO);
+        padded.reset(SIDE * stride);
         for (to, row) in padded.chunks_exact_mut(stride).zip(0..rows) {
             to[..self.columns].copy_from_slice(&data[row * self.stride..][..self.columns]);
         }

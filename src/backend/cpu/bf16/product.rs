@@ -1,11 +1,11 @@
 //! Products of whole matrices: which blocks they are cut into, who computes which, and what becomes of the sums.
 
-use super::block::{Block, Rows, SIDE, STEP, Term, Unit};
+use super::block::{Block, Rows, SIDE, Term, Unit};
 use super::isa::Isa;
-use super::panels::{Factor, Panels, pack_panel};
-use super::round;
+use super::panels::{Factor, Lines, Panels, pack_panel};
+use super::{round, widen};
 use crate::backend::cpu::dropout::Mask;
-use crate::backend::cpu::real::vectorized;
+use crate::backend::cpu::real::vectors;
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -39,7 +39,7 @@ impl<'a, T> Target<'a, T> {
     /// While the part is used nobody else asks for an element of it.
     #[allow(clippy::mut_from_ref, reason = "parts do not overlap")]
     #[inline(always)]
-    pub unsafe fn part(&self, row: usize, columns: Range<usize>) -> &mut [T] {
+    pub unsafe fn part(&self, row: usize, columns: Range<usize>) -> &'a mut [T] {
         assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.columns);
         // SAFETY: it lies within the slice that `new` took, and is the caller's alone.
         unsafe {
@@ -72,14 +72,14 @@ pub struct Narrow<'a> {
 /// Memory of a thread for the strips of a task.
 #[derive(Default)]
 struct Strips {
-    rows: Vec<Vec<bf16>>,
-    seen: Vec<bf16>,
-    narrow: Vec<Vec<bf16>>,
+    rows: Vec<Lines>,
+    seen: Lines,
+    narrow: Vec<Lines>,
 }
 
 thread_local! {
     static STRIPS_OF_THREAD: RefCell<Strips> = RefCell::default();
-    static PANEL: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
+    static PANEL: RefCell<Lines> = RefCell::default();
 }
 
 /// Part `index` of `count` parts of 0 to `length`, of about the same length.
@@ -110,8 +110,8 @@ pub fn product(
     tasks(rows.rows.div_ceil(SIDE), of_panels).into_par_iter().for_each(|(strips, own_panels)| {
         STRIPS_OF_THREAD.with_borrow_mut(|memory| {
             let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
-            memory.rows.resize_with(memory.rows.len().max(strips.len()), Vec::new);
-            memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Vec::new);
+            memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
+            memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
             let mut of_strips: Vec<[Option<Rows<'_>>; 2]> = Vec::with_capacity(strips.len());
             let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
             for (strip, (padded, kept)) in strips.clone().zip(buffers) {
@@ -161,20 +161,20 @@ fn narrow_strip<'s>(
     narrow: &Narrow<'_>,
     (strip, keep): (usize, bool),
     block: &mut Block,
-    rounded: &'s mut Vec<bf16>,
+    rounded: &'s mut Lines,
 ) -> Rows<'s> {
     let (width, stride) = (narrow.panels.columns(), narrow.panels.count() * SIDE);
-    rounded.resize(SIDE * stride, bf16::ZERO);
+    rounded.grow(SIDE * stride);
     for panel in 0..narrow.panels.count() {
         unit.multiply(&[Term { rows: seen, steps: narrow.panels.panel(panel) }], block);
-        for (row, to) in rounded.chunks_exact_mut(stride).enumerate() {
+        for (row, to) in rounded.chunks_exact_mut(stride).take(SIDE).enumerate() {
             let to = &mut to[panel * SIDE..][..SIDE];
-            to.iter_mut().zip(block.row(row, SIDE)).for_each(|(to, &sum)| *to = round(sum));
+            round_rows(block.row(row, SIDE), to);
         }
     }
     if keep {
         let first = strip * SIDE;
-        for (row, from) in rounded.chunks_exact(stride).enumerate().take(narrow.kept.rows - first) {
+        for (row, from) in rounded.chunks_exact(stride).enumerate().take(SIDE.min(narrow.kept.rows - first)) {
             // SAFETY: of all tasks, one keeps this strip.
             let to = unsafe { narrow.kept.part(first + row, 0..width) };
             to.copy_from_slice(&from[..width]);
@@ -190,29 +190,62 @@ pub fn rounded_to<'a>(
     residual: Residual<'a>,
 ) -> impl Fn(&Block, Range<usize>, Range<usize>) + Sync + 'a {
     move |block, rows, columns| {
-        vectorized(|| {
-            let mut start = [0.0f32; SIDE];
-            if let Some(bias) = bias {
-                start.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, bias)| *to = bias.to_f32());
+        let mut start = [0.0f32; SIDE];
+        if let Some(bias) = bias {
+            start.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, &bias)| *to = widen(bias));
+        }
+        let residual = match residual {
+            Residual::None => None,
+            Residual::Of(residual) => Some(residual),
+        };
+        // SAFETY: a block is one task's.
+        let to = |row: usize| unsafe { y.part(row, columns.clone()) };
+        let residual = |row: usize| residual.map(|all| &all[row * y.columns + columns.start..][..columns.len()]);
+        write_rounded(block, &start, rows, to, residual);
+    }
+}
+
+vectors! {
+    fn write_rounded['a, F: Fn(usize) -> &'a mut [bf16], R: Fn(usize) -> Option<&'a [bf16]>](
+        block: &Block,
+        start: &[f32; SIDE],
+        rows: Range<usize>,
+        to: F,
+        residual: R,
+    ) {
+        for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
+            let (to, residual) = (to(row), residual(row));
+            let mut sums = *sums;
+            for i in 0..SIDE {
+                sums[i] += start[i];
             }
-            for (i, row) in rows.enumerate() {
-                // SAFETY: a block is one task's.
-                let to = unsafe { y.part(row, columns.clone()) };
-                let sums = block.0[i * SIDE..].iter().zip(&start);
-                match residual {
-                    Residual::None => {
-                        to.iter_mut().zip(sums).for_each(|(to, (sum, bias))| *to = round(sum + bias));
+            if let Some(residual) = residual {
+                match residual.first_chunk::<SIDE>() {
+                    Some(residual) => {
+                        for i in 0..SIDE {
+                            sums[i] += widen(residual[i]);
+                        }
                     }
-                    Residual::Of(all) => {
-                        let residual = &all[row * y.columns + columns.start..][..to.len()];
-                        let added = sums.zip(residual);
-                        to.iter_mut()
-                            .zip(added)
-                            .for_each(|(to, ((sum, bias), r))| *to = round(sum + bias + r.to_f32()));
-                    }
+                    None => sums.iter_mut().zip(residual).for_each(|(sum, &residual)| *sum += widen(residual)),
                 }
             }
-        });
+            match to.first_chunk_mut::<SIDE>() {
+                Some(to) => {
+                    for i in 0..SIDE {
+                        to[i] = round(sums[i]);
+                    }
+                }
+                None => to.iter_mut().zip(sums).for_each(|(to, sum)| *to = round(sum)),
+            }
+        }
+    }
+}
+
+vectors! {
+    fn round_rows[](sums: &[f32], rounded: &mut [bf16]) {
+        for (to, &sum) in rounded.iter_mut().zip(sums) {
+            *to = round(sum);
+        }
     }
 }
 
@@ -225,7 +258,8 @@ pub fn sums_over_rows(
     write: &(impl Fn(&Block, Range<usize>, Range<usize>) + Sync),
 ) {
     let (depth, stride) = (left.rows, left.rows.next_multiple_of(SIDE));
-    let mut turned = vec![bf16::ZERO; left.columns.next_multiple_of(SIDE) * stride];
+    let mut turned = Lines::default();
+    turned.reset(left.columns.next_multiple_of(SIDE) * stride);
     for (row, from) in left.data.chunks(left.stride).take(depth).enumerate() {
         for (column, &value) in from[..left.columns].iter().enumerate() {
             turned[column * stride + row] = value;
@@ -234,7 +268,9 @@ pub fn sums_over_rows(
     (0..right.columns.div_ceil(SIDE)).into_par_iter().for_each(|panel| {
         PANEL.with_borrow_mut(|packed| {
             let columns = panel * SIDE..right.columns.min((panel + 1) * SIDE);
-            packed.resize(stride / SIDE * STEP, bf16::ZERO);
+            let steps = stride * SIDE;
+            packed.grow(steps);
+            let packed = &mut packed[..steps];
             pack_panel(packed, |k| &right.data[k * right.stride..][columns.clone()], depth);
             let (unit, mut block) = (Unit::new(isa), Block::ZERO);
             for first in (0..left.columns).step_by(SIDE) {
