@@ -39,13 +39,13 @@ impl<'a> Head<'a> {
 
     /// The rows as a second factor whose columns they are.
     fn as_columns(&self, panels: &mut Panels) {
-        panels.reset(self.width, self.rows);
+        panels.extend_to(self.width, self.rows);
         panels.pack_transposed(self.data, self.stride);
     }
 
     /// The rows as a second factor whose rows they are.
     fn as_rows(&self, panels: &mut Panels) {
-        panels.reset(self.rows, self.width);
+        panels.extend_to(self.rows, self.width);
         panels.pack(self.data, self.stride);
     }
 }
@@ -97,17 +97,22 @@ impl<'a> Image<'a> {
 #[derive(Default)]
 struct Strips {
     data: Lines,
+    extents: (usize, usize),
     stride: usize,
 }
 
 impl Strips {
-    fn reset(&mut self, rows: usize, columns: usize) {
-        self.stride = columns.next_multiple_of(SIDE);
-        self.data.reset(rows.next_multiple_of(SIDE) * self.stride);
+    /// The extents of what is written next. Zeros, unless they are those of what was written before.
+    fn extend_to(&mut self, rows: usize, columns: usize) {
+        if (rows, columns) != self.extents {
+            self.extents = (rows, columns);
+            self.stride = columns.next_multiple_of(SIDE);
+            self.data.reset(rows.next_multiple_of(SIDE) * self.stride);
+        }
     }
 
     fn copy(&mut self, head: Head<'_>) {
-        self.reset(head.rows, head.width);
+        self.extend_to(head.rows, head.width);
         for (row, to) in self.data.chunks_exact_mut(self.stride).take(head.rows).enumerate() {
             to[..head.width].copy_from_slice(head.row(row));
         }
@@ -217,6 +222,7 @@ vectors! {
             for (p, &s) in p.iter_mut().zip(scores.iter()) {
                 *p = round(s * inverse);
             }
+            p[seen..].fill(bf16::ZERO);
         }
     }
 }
@@ -242,6 +248,8 @@ vectors! {
             let of = from..e.queries;
             let (scores, d_scores) = (&scores[of.clone()], &d_scores[of.clone()]);
             let (log_sums, along) = (&of_queries[0][of.clone()], &of_queries[1][of.clone()]);
+            p[..from].fill(bf16::ZERO);
+            ds[..from].fill(bf16::ZERO);
             let (p, ds) = (&mut p[of.clone()], &mut ds[of]);
             for i in 0..scores.len() {
                 let probability = Real::exp(scores[i] - log_sums[i]);
@@ -300,7 +308,7 @@ fn head_forward(
     m.rows.copy(image.q(head));
     image.k(head).as_columns(&mut m.first);
     image.v(head).as_rows(&mut m.second);
-    m.probabilities.reset(e.queries, e.keys);
+    m.probabilities.extend_to(e.queries, e.keys);
     let stride = m.probabilities.stride;
     for (strip, saved) in saved.chunks_mut(SIDE).enumerate() {
         strip_of_scores(unit, m.rows.strip(strip), &m.first, scale_of(e), &mut m.scores);
@@ -415,9 +423,9 @@ fn head_backward(
     d_o.as_columns(&mut m.second);
     m.sums.clear();
     m.sums.extend((0..e.queries).map(|row| dot(d_o.row(row), o.row(row))));
-    m.probabilities.reset(e.keys, e.queries);
-    m.gradients.reset(e.keys, e.queries);
-    m.turned.reset(e.queries, e.keys);
+    m.probabilities.extend_to(e.keys, e.queries);
+    m.gradients.extend_to(e.keys, e.queries);
+    m.turned.extend_to(e.queries, e.keys);
     let stride = m.probabilities.stride;
     for strip in 0..e.keys.div_ceil(SIDE) {
         strip_of_scores(unit, m.rows.strip(strip), &m.first, scale, &mut m.scores);

@@ -5,7 +5,7 @@
 use super::block::{Block, SIDE};
 use super::isa::Isa;
 use super::panels::{Factor, Panels};
-use super::product::{Narrow, Residual, Target, product, rounded_to, sums_over_rows};
+use super::product::{Narrow, Nothing, Rounded, Target, product, sums_over_rows};
 use super::round;
 use crate::backend::cpu::dropout::Mask;
 use crate::backend::cpu::lora_linear::{Parts, matrix_shape};
@@ -60,12 +60,6 @@ impl Weight {
     }
 }
 
-fn residual_of<'a>(y: &Tensor, residual: Option<&'a Tensor>) -> Result<Residual<'a>> {
-    let Some(residual) = residual else { return Ok(Residual::None) };
-    expect_shape("linear", "residual", y.shape(), residual.shape())?;
-    Ok(Residual::Of(residual.typed()?))
-}
-
 pub fn linear(
     isa: Isa,
     x: &Tensor,
@@ -92,10 +86,13 @@ fn forward(
     weight.expect("linear", outputs, inputs)?;
     expect_matrix("linear", "y", rows, outputs, y.shape())?;
     let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
-    let residual = residual_of(y, residual)?;
+    if let Some(residual) = residual {
+        expect_shape("linear", "residual", y.shape(), residual.shape())?;
+    }
+    let residual = residual.map(|residual| residual.typed::<bf16>()).transpose()?;
     let x = Factor::new(x.typed()?, rows, inputs);
     let y = Target::new(y.typed_mut()?, rows, outputs);
-    product(isa, x, Some(&weight.forward), narrow, &rounded_to(&y, bias, residual));
+    product(isa, x, Some(&weight.forward), narrow, &Rounded { y, bias, residual });
     Ok(())
 }
 
@@ -116,8 +113,8 @@ fn backward(
     weight.expect("linear_backward", outputs, inputs)?;
     expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
     let dy = Factor::new(dy.typed()?, rows, outputs);
-    let dx = Target::new(dx.typed_mut()?, rows, inputs);
-    product(isa, dy, Some(weight.backward()), narrow, &rounded_to(&dx, None, Residual::None));
+    let y = Target::new(dx.typed_mut()?, rows, inputs);
+    product(isa, dy, Some(weight.backward()), narrow, &Rounded { y, bias: None, residual: None });
     Ok(())
 }
 
@@ -216,7 +213,7 @@ pub fn lora_linear_backward<B: OnHost>(
     let mask = dropout.map(Mask::of).transpose()?;
     let narrow = Narrow { rows: None, panels: &b, kept, wide: Some(&a), mask };
     match dx {
-        None => product(isa, of_dy, None, Some(&narrow), &|_, _, _| {}),
+        None => product(isa, of_dy, None, Some(&narrow), &Nothing),
         Some(dx) => backward(isa, dy, weight, dx, Some(&narrow))?,
     }
     let da = Target::new(da.typed_mut::<f32>()?, width, inputs);

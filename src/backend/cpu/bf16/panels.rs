@@ -1,6 +1,7 @@
 //! Factors as the products read them: panels of 32 columns packed in steps of 32 rows, and rows that are padded to them.
 
 use super::block::{Rows, SIDE, STEP, place};
+use crate::backend::cpu::real::vectors;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use rayon::prelude::*;
@@ -118,66 +119,69 @@ impl Panels {
         panels
     }
 
+    /// The extents of what is packed next. Zeros, unless they are those of what was packed before.
+    pub fn extend_to(&mut self, depth: usize, columns: usize) {
+        if (depth, columns) != (self.depth, self.columns) {
+            self.reset(depth, columns);
+        }
+    }
+
     /// Packs the transposed of a matrix: columns of the factor are rows of `rows`, `stride` elements apart.
     pub fn pack_transposed(&mut self, rows: &[bf16], stride: usize) {
-        let steps = self.depth.div_ceil(SIDE);
+        let length = self.depth.div_ceil(SIDE) * STEP;
         for n in 0..self.columns {
-            let panel = &mut self.data[n / SIDE * steps * STEP..][..steps * STEP];
+            let panel = &mut self.data[n / SIDE * length..][..length];
             let row = &rows[n * stride..][..self.depth];
-            for (step, part) in panel.chunks_exact_mut(STEP).zip(row.chunks(SIDE)) {
-                let column = &mut step[place(0, n % SIDE)..];
-                let (pairs, rest) = part.as_chunks::<2>();
-                for (to, pair) in column.chunks_mut(SIDE).zip(pairs) {
-                    to[0] = pair[0];
-                    to[1] = pair[1];
+            let (pairs, rest) = row.as_chunks::<2>();
+            // Pair i of a step is a line further than pair i - 1.
+            for (step, pairs) in panel.chunks_exact_mut(STEP).zip(pairs.chunks(SIDE / 2)) {
+                let column = &mut step.as_chunks_mut::<2>().0[place(0, n % SIDE) / 2..];
+                for (to, &pair) in column.iter_mut().step_by(SIDE / 2).zip(pairs) {
+                    *to = pair;
                 }
-                if let [last] = rest {
-                    column[pairs.len() * SIDE] = *last;
-                }
+            }
+            if let [last] = rest {
+                let k = self.depth - 1;
+                panel[k / SIDE * STEP + place(k % SIDE, n % SIDE)] = *last;
             }
         }
     }
 
     /// Packs a matrix as it is: rows of the factor are rows of `rows`, `stride` elements apart.
     pub fn pack(&mut self, rows: &[bf16], stride: usize) {
+        let length = self.depth.div_ceil(SIDE) * STEP;
         for panel in 0..self.count() {
-            let steps = self.depth.div_ceil(SIDE);
             let (first, width) = (panel * SIDE, SIDE.min(self.columns - panel * SIDE));
-            let data = &mut self.data[panel * steps * STEP..][..steps * STEP];
-            pack_panel(data, |k| &rows[k * stride + first..][..width], self.depth);
+            let data = &mut self.data[panel * length..][..length];
+            pack_panel(data, &rows[first..], stride, width, self.depth);
         }
     }
 }
 
-/// Packs a panel whose row k, of up to 32 elements, is `row(k)`.
-#[inline]
-pub fn pack_panel<'a>(panel: &mut [bf16], row: impl Fn(usize) -> &'a [bf16], depth: usize) {
-    const NONE: [bf16; SIDE] = [bf16::ZERO; SIDE];
-    for (step, packed) in panel.chunks_exact_mut(STEP).enumerate() {
-        for pair in 0..SIDE / 2 {
-            let k = step * SIDE + 2 * pair;
-            let upper = if k < depth { row(k) } else { &NONE };
-            let lower = if k + 1 < depth { row(k + 1) } else { &NONE };
+vectors! {
+    /// Packs a panel of `width` columns, up to 32, of a matrix of `depth` rows, `stride` elements apart.
+    pub fn pack_panel[](panel: &mut [bf16], rows: &[bf16], stride: usize, width: usize, depth: usize) {
+        for (step, packed) in panel.chunks_exact_mut(STEP).enumerate() {
             let (left, right) = packed.split_at_mut(STEP / 2);
-            let (left, right) = (&mut left[pair * SIDE..][..SIDE], &mut right[pair * SIDE..][..SIDE]);
-            if let (Some(upper), Some(lower)) = (upper.first_chunk::<SIDE>(), lower.first_chunk::<SIDE>()) {
-                interleave(left, &upper[..16], &lower[..16]);
-                interleave(right, &upper[16..], &lower[16..]);
-            } else {
-                for n in 0..SIDE {
-                    let to = if n < 16 { &mut left[2 * n..] } else { &mut right[2 * (n - 16)..] };
-                    to[0] = upper.get(n).copied().unwrap_or_default();
-                    to[1] = lower.get(n).copied().unwrap_or_default();
+            let pairs = left.as_chunks_mut::<SIDE>().0.iter_mut().zip(right.as_chunks_mut::<SIDE>().0);
+            for (pair, (left, right)) in pairs.enumerate() {
+                let k = step * SIDE + 2 * pair;
+                let mut both = [[bf16::ZERO; SIDE]; 2];
+                for (row, both) in both.iter_mut().enumerate().take(depth.saturating_sub(k)) {
+                    let from = &rows[(k + row) * stride..];
+                    match from.first_chunk::<SIDE>() {
+                        Some(from) if width == SIDE => *both = *from,
+                        _ => both[..width].copy_from_slice(&from[..width]),
+                    }
+                }
+                for n in 0..SIDE / 2 {
+                    left[2 * n] = both[0][n];
+                    left[2 * n + 1] = both[1][n];
+                    right[2 * n] = both[0][SIDE / 2 + n];
+                    right[2 * n + 1] = both[1][SIDE / 2 + n];
                 }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn interleave(to: &mut [bf16], a: &[bf16], b: &[bf16]) {
-    for ((to, &a), &b) in to.as_chunks_mut::<2>().0.iter_mut().zip(a).zip(b) {
-        *to = [a, b];
     }
 }
 

@@ -12,8 +12,8 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Strips of 32 rows that a task goes through for each panel, so that it stays in the nearest cache meanwhile.
-const STRIPS: usize = 8;
+/// Bytes of rows that a task goes through for each panel: what a core's second cache has room for beside the panel.
+const ROWS: usize = 1 << 20;
 
 /// A matrix that several tasks write to, each to a part of its own.
 pub struct Target<'a, T> {
@@ -25,6 +25,14 @@ pub struct Target<'a, T> {
 
 // SAFETY: whoever asks for a part says that nobody else has it.
 unsafe impl<T: Send> Sync for Target<'_, T> {}
+
+impl Target<'_, bf16> {
+    /// Fetches the cache line of an element that will be written.
+    #[inline(always)]
+    fn ahead(&self, row: usize, column: usize) {
+        fetch::<false>(self.at.wrapping_add(row * self.columns + column));
+    }
+}
 
 impl<'a, T> Target<'a, T> {
     /// A dense matrix.
@@ -47,14 +55,6 @@ impl<'a, T> Target<'a, T> {
             std::slice::from_raw_parts_mut(first, columns.len())
         }
     }
-}
-
-/// What is added to a product before it is rounded.
-#[derive(Clone, Copy)]
-pub enum Residual<'a> {
-    None,
-    /// A matrix of the output's shape.
-    Of(&'a [bf16]),
 }
 
 /// A narrow product of the same rows, which is kept, and multiplied by `wide` goes into the sums: x·Aᵀ and then ·Bᵀ.
@@ -87,11 +87,12 @@ fn cut(length: usize, count: usize, index: usize) -> Range<usize> {
     length * index / count..length * (index + 1) / count
 }
 
-/// Row strips and panels of each task.
-fn tasks(strips: usize, panels: usize) -> Vec<(Range<usize>, Range<usize>)> {
+/// Row strips and panels of each task, of a product this deep.
+fn tasks(strips: usize, depth: usize, panels: usize) -> Vec<(Range<usize>, Range<usize>)> {
     let threads = rayon::current_num_threads();
+    let most = (ROWS / (SIDE * depth.max(1) * size_of::<bf16>())).max(1);
     // As many for each thread.
-    let blocks = strips.div_ceil(STRIPS).next_multiple_of(threads).min(strips).max(1);
+    let blocks = strips.div_ceil(most).next_multiple_of(threads).min(strips).max(1);
     let groups = threads.div_ceil(blocks).min(panels).max(1);
     let each = |block| (0..groups).map(move |group| (cut(strips, blocks, block), cut(panels, groups, group)));
     (0..blocks).flat_map(each).collect()
@@ -103,11 +104,11 @@ pub fn product(
     rows: Factor<'_>,
     panels: Option<&Panels>,
     narrow: Option<&Narrow<'_>>,
-    write: &(impl Fn(&Block, Range<usize>, Range<usize>) + Sync),
+    output: &impl Output,
 ) {
     let columns = panels.map_or(0, Panels::columns);
     let of_panels = panels.map_or(0, Panels::count);
-    tasks(rows.rows.div_ceil(SIDE), of_panels).into_par_iter().for_each(|(strips, own_panels)| {
+    tasks(rows.rows.div_ceil(SIDE), rows.columns, of_panels).into_par_iter().for_each(|(strips, own_panels)| {
         STRIPS_OF_THREAD.with_borrow_mut(|memory| {
             let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
             memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
@@ -130,6 +131,7 @@ pub fn product(
                 for (strip, &[own, below]) in strips.clone().zip(&of_strips) {
                     let Some(own) = own else { continue };
                     let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
+                    output.ahead(from.clone(), &to);
                     let first = Term { rows: own, steps: panels.panel(panel) };
                     let second = below.zip(narrow).and_then(|(rows, narrow)| {
                         Some((Term { rows, steps: narrow.wide?.panel(panel) }, narrow.mask))
@@ -147,7 +149,7 @@ pub fn product(
                             block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
                         }
                     }
-                    write(&block, from, to.clone());
+                    output.write(&block, from, to.clone());
                 }
             }
         });
@@ -183,26 +185,68 @@ fn narrow_strip<'s>(
     Rows { data: rounded, stride }
 }
 
-/// Writes blocks of sums to `y`, rounded, with what is added to them.
-pub fn rounded_to<'a>(
-    y: &'a Target<'a, bf16>,
-    bias: Option<&'a [bf16]>,
-    residual: Residual<'a>,
-) -> impl Fn(&Block, Range<usize>, Range<usize>) + Sync + 'a {
-    move |block, rows, columns| {
+/// What becomes of blocks of sums. A block has the first of its columns at each of its rows.
+pub trait Output: Sync {
+    /// Fetches into the cache what the block will be written to, while it is being computed.
+    fn ahead(&self, _rows: Range<usize>, _columns: &Range<usize>) {}
+    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>);
+}
+
+/// Where there are no panels, and nothing is written.
+pub struct Nothing;
+
+impl Output for Nothing {
+    fn write(&self, _block: &Block, _rows: Range<usize>, _columns: Range<usize>) {}
+}
+
+/// Sums rounded, with what is added to them.
+pub struct Rounded<'a> {
+    pub y: Target<'a, bf16>,
+    pub bias: Option<&'a [bf16]>,
+    /// Of y's shape.
+    pub residual: Option<&'a [bf16]>,
+}
+
+impl Rounded<'_> {
+    fn residual(&self, row: usize, columns: &Range<usize>) -> Option<&[bf16]> {
+        self.residual.map(|all| &all[row * self.y.columns + columns.start..][..columns.len()])
+    }
+}
+
+impl Output for Rounded<'_> {
+    #[inline(always)]
+    fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
+        for row in rows {
+            self.y.ahead(row, columns.start);
+            if let Some(residual) = self.residual(row, columns) {
+                fetch::<true>(residual.as_ptr());
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         let mut start = [0.0f32; SIDE];
-        if let Some(bias) = bias {
+        if let Some(bias) = self.bias {
             start.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, &bias)| *to = widen(bias));
         }
-        let residual = match residual {
-            Residual::None => None,
-            Residual::Of(residual) => Some(residual),
-        };
         // SAFETY: a block is one task's.
-        let to = |row: usize| unsafe { y.part(row, columns.clone()) };
-        let residual = |row: usize| residual.map(|all| &all[row * y.columns + columns.start..][..columns.len()]);
-        write_rounded(block, &start, rows, to, residual);
+        let to = |row: usize| unsafe { self.y.part(row, columns.clone()) };
+        write_rounded(block, &start, rows, to, |row| self.residual(row, &columns));
     }
+}
+
+/// Asks for the cache line at `at`, to read it or to write to it.
+#[inline(always)]
+fn fetch<const READ: bool>(at: *const bf16) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which may name any address.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
+        if READ { _mm_prefetch::<_MM_HINT_T0>(at.cast()) } else { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 vectors! {
@@ -271,7 +315,7 @@ pub fn sums_over_rows(
             let steps = stride * SIDE;
             packed.grow(steps);
             let packed = &mut packed[..steps];
-            pack_panel(packed, |k| &right.data[k * right.stride..][columns.clone()], depth);
+            pack_panel(packed, &right.data[columns.start..], right.stride, columns.len(), depth);
             let (unit, mut block) = (Unit::new(isa), Block::ZERO);
             for first in (0..left.columns).step_by(SIDE) {
                 let rows = Rows { data: &turned[first * stride..], stride };
