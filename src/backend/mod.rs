@@ -587,6 +587,32 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// dx = dy·W. There is no dW: the layer is frozen.
     fn linear_backward(&self, dy: &Self::Tensor, layer: &Linear<Self>, dx: &mut Self::Tensor) -> Result<()>;
 
+    /// z = x·Wᵀ + b, and g = act(z).
+    fn linear_activation(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &mut Self::Tensor,
+        g: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear(x, layer, None, z)?;
+        self.activation(kind, z, g)
+    }
+
+    /// dz = (dy·W)·act′(z).
+    fn linear_activation_backward(
+        &self,
+        dy: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &Self::Tensor,
+        dz: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear_backward(dy, layer, dz)?;
+        self.activation_backward(kind, z, dz)
+    }
+
     /// y = x·Wᵀ + b + scale·(x̃·Aᵀ)·Bᵀ (+ residual); `u` = x̃·Aᵀ \[…, n·r\] is kept for the backward pass. The
     /// adapters see x̃ = `seen` in the place of x where it is given.
     #[allow(clippy::too_many_arguments)]

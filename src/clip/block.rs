@@ -235,8 +235,15 @@ impl<B: Backend> Block<B> {
         // Only an adapter of fc1 has a use for its input later.
         let normed = a.normed2.as_mut().unwrap_or(&mut scratch.narrow);
         backend.layer_norm(&a.middle, &self.norm2, normed, &mut a.stats2)?;
-        apply(backend, fc1, with, normed, None, seen, &mut a.u_fc1, &mut a.hidden)?;
-        backend.activation(self.activation, &a.hidden, &mut scratch.wide)?;
+        match with {
+            (None, _) => {
+                backend.linear_activation(normed, fc1, self.activation, &mut a.hidden, &mut scratch.wide)?;
+            }
+            with => {
+                apply(backend, fc1, with, normed, None, seen, &mut a.u_fc1, &mut a.hidden)?;
+                backend.activation(self.activation, &a.hidden, &mut scratch.wide)?;
+            }
+        }
         let with = (lora.and_then(|l| l.fc2.as_ref()), drop(Slot::Contract));
         let fc2 = folded.and_then(|f| f.fc2.as_ref()).unwrap_or(&self.fc2);
         apply(backend, fc2, with, &scratch.wide, Some(&a.middle), seen, &mut a.u_fc2, output)
@@ -353,8 +360,11 @@ impl<B: Backend> Block<B> {
         let (seen, du) = (&mut scratch.seen, &mut scratch.du);
         let into_hidden = wanted || fc1.is_some();
         let d_hidden = into_hidden.then_some(&mut scratch.wide);
+        let plain = fc2.is_none();
         match (fc2, &mut scratch.activated) {
-            (None, _) => d_hidden.map_or(Ok(()), |to| backend.linear_backward(d, &self.fc2, to))?,
+            (None, _) => d_hidden.map_or(Ok(()), |to| {
+                backend.linear_activation_backward(d, &self.fc2, self.activation, &a.hidden, to)
+            })?,
             (Some(lora), Some(activated)) => {
                 backend.activation(self.activation, &a.hidden, activated)?;
                 let with = (Some(lora), drop(Slot::Contract));
@@ -365,7 +375,9 @@ impl<B: Backend> Block<B> {
         if !into_hidden {
             return Ok(());
         }
-        backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
+        if !plain {
+            backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
+        }
         let d_normed = wanted.then_some(&mut scratch.narrow);
         match (fc1, &a.normed2) {
             (None, _) => {

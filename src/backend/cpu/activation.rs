@@ -26,50 +26,69 @@ pub fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tens
     Ok(())
 }
 
-vectors! {
-    /// g = act(z).
-    pub fn activate[T: Number](kind: Activation, z: &[T], g: &mut [T]) {
-        let quick = T::Real::from_f64(QUICK);
-        let (half, root) = (T::Real::from_f64(0.5), T::Real::from_f64(std::f64::consts::FRAC_1_SQRT_2));
-        match kind {
+/// act(z).
+#[inline(always)]
+pub fn activated<R: Real>(kind: Activation, z: R) -> R {
+    match kind {
+        Activation::QuickGelu => z / (R::ONE + (-(R::from_f64(QUICK) * z)).exp()),
+        Activation::Gelu => R::from_f64(0.5) * z * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+    }
+}
+
+/// d·act′(z).
+#[inline(always)]
+pub fn sloped<R: Real>(kind: Activation, z: R, d: R) -> R {
+    let half = R::from_f64(0.5);
+    match kind {
+        Activation::QuickGelu => {
+            let quick = R::from_f64(QUICK);
+            let sigma = R::ONE / (R::ONE + (-(quick * z)).exp());
+            d * sigma * (R::ONE + quick * z * (R::ONE - sigma))
+        }
+        Activation::Gelu => {
+            // The normal density at 0: 1/√(2π).
+            let density = R::from_f64(0.398_942_280_401_432_7);
+            let cdf = half * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf());
+            d * (cdf + z * density * (-(half * z * z)).exp())
+        }
+    }
+}
+
+/// Runs `$body` with a kind that is known where it is compiled, so that a loop in it has no choice to make.
+macro_rules! of_kind {
+    ($kind:ident => $body:block) => {
+        match $kind {
             Activation::QuickGelu => {
-                for (g, &z) in g.iter_mut().zip(z) {
-                    let z = z.widen();
-                    *g = T::narrow(z / (T::Real::ONE + (-(quick * z)).exp()));
-                }
+                let $kind = Activation::QuickGelu;
+                $body
             }
             Activation::Gelu => {
-                for (g, &z) in g.iter_mut().zip(z) {
-                    let z = z.widen();
-                    *g = T::narrow(half * z * (T::Real::ONE + (z * root).erf()));
-                }
+                let $kind = Activation::Gelu;
+                $body
             }
         }
+    };
+}
+pub(in crate::backend::cpu) use of_kind;
+
+vectors! {
+    /// g = act(z).
+    fn activate[T: Number](kind: Activation, z: &[T], g: &mut [T]) {
+        of_kind!(kind => {
+            for (g, &z) in g.iter_mut().zip(z) {
+                *g = T::narrow(activated(kind, z.widen()));
+            }
+        })
     }
 }
 
 vectors! {
     /// d becomes d·act′(z).
-    pub fn slope[T: Number](kind: Activation, z: &[T], d: &mut [T]) {
-        let quick = T::Real::from_f64(QUICK);
-        let (half, root) = (T::Real::from_f64(0.5), T::Real::from_f64(std::f64::consts::FRAC_1_SQRT_2));
-        // The normal density at 0: 1/√(2π).
-        let density = T::Real::from_f64(0.398_942_280_401_432_7);
-        match kind {
-            Activation::QuickGelu => {
-                for (d, &z) in d.iter_mut().zip(z) {
-                    let z = z.widen();
-                    let sigma = T::Real::ONE / (T::Real::ONE + (-(quick * z)).exp());
-                    *d = T::narrow(d.widen() * sigma * (T::Real::ONE + quick * z * (T::Real::ONE - sigma)));
-                }
+    fn slope[T: Number](kind: Activation, z: &[T], d: &mut [T]) {
+        of_kind!(kind => {
+            for (d, &z) in d.iter_mut().zip(z) {
+                *d = T::narrow(sloped(kind, z.widen(), d.widen()));
             }
-            Activation::Gelu => {
-                for (d, &z) in d.iter_mut().zip(z) {
-                    let z = z.widen();
-                    let cdf = half * (T::Real::ONE + (z * root).erf());
-                    *d = T::narrow(d.widen() * (cdf + z * density * (-(half * z * z)).exp()));
-                }
-            }
-        }
+        })
     }
 }

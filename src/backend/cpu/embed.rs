@@ -83,32 +83,44 @@ fn gather_patches<T: Number, B: OnHost>(
     if hwc {
         let table = normalisation::<T::Real>(embedding.mean, embedding.std);
         let pixels = pixels.typed::<u8>()?;
-        let level = |image: usize, channel: usize, y: usize, x: usize| {
-            table[channel][usize::from(pixels[image * size + (y * side + x) * 3 + channel])]
+        // The pixels of a row of a patch.
+        let row = |image: usize, y: usize, x: usize| {
+            pixels[image * size + (y * side + x) * 3..][..3 * p].as_chunks::<3>().0
         };
-        images.for_each(|(image, out)| match mixed {
-            None => fill_patches(out, across, p, |channel, y, x| T::narrow(level(image, channel, y, x))),
-            Some(mixed) => {
-                let (partner, own, other) = mixed.of(image);
-                fill_patches(out, across, p, |channel, y, x| {
-                    T::narrow(own * level(image, channel, y, x) + other * level(partner, channel, y, x))
-                })
-            }
+        images.for_each(|(image, out)| {
+            each_row(out, across, p, |channel, y, x, out| {
+                let (levels, own) = (&table[channel], row(image, y, x));
+                match mixed.map(|mixed| mixed.of(image)) {
+                    None => out
+                        .iter_mut()
+                        .zip(own)
+                        .for_each(|(out, a)| *out = T::narrow(levels[usize::from(a[channel])])),
+                    Some((partner, share, other)) => {
+                        for ((out, a), b) in out.iter_mut().zip(own).zip(row(partner, y, x)) {
+                            let (a, b) = (levels[usize::from(a[channel])], levels[usize::from(b[channel])]);
+                            *out = T::narrow(share * a + other * b);
+                        }
+                    }
+                }
+            });
         });
     } else {
         let pixels = pixels.typed::<T>()?;
-        let number = |image: usize, channel: usize, y: usize, x: usize| {
-            pixels[image * size + (channel * side + y) * side + x]
+        let row = |image: usize, channel: usize, y: usize, x: usize| {
+            &pixels[image * size + (channel * side + y) * side + x..][..p]
         };
-        images.for_each(|(image, out)| match mixed {
-            None => fill_patches(out, across, p, |channel, y, x| number(image, channel, y, x)),
-            Some(mixed) => {
-                let (partner, own, other) = mixed.of(image);
-                fill_patches(out, across, p, |channel, y, x| {
-                    let (a, b) = (number(image, channel, y, x), number(partner, channel, y, x));
-                    T::narrow(own * a.widen() + other * b.widen())
-                })
-            }
+        images.for_each(|(image, out)| {
+            each_row(out, across, p, |channel, y, x, out| {
+                let own = row(image, channel, y, x);
+                match mixed.map(|mixed| mixed.of(image)) {
+                    None => out.copy_from_slice(own),
+                    Some((partner, share, other)) => {
+                        for ((out, &a), &b) in out.iter_mut().zip(own).zip(row(partner, channel, y, x)) {
+                            *out = T::narrow(share * a.widen() + other * b.widen());
+                        }
+                    }
+                }
+            });
         });
     }
     Ok(())
@@ -119,14 +131,12 @@ const fn size_of_patch(p: usize) -> usize {
     3 * p * p
 }
 
-fn fill_patches<T>(out: &mut [T], across: usize, p: usize, pixel: impl Fn(usize, usize, usize) -> T) {
-    for (patch, out) in out.chunks_exact_mut(3 * p * p).enumerate() {
+/// Calls `fill` with the channel, the row and the first column of each row of each patch, and with its place in `out`.
+fn each_row<T>(out: &mut [T], across: usize, p: usize, fill: impl Fn(usize, usize, usize, &mut [T])) {
+    for (patch, out) in out.chunks_exact_mut(size_of_patch(p)).enumerate() {
         let (top, left) = (patch / across * p, patch % across * p);
         for (row, out) in out.chunks_exact_mut(p).enumerate() {
-            let (channel, y) = (row / p, top + row % p);
-            for (x, out) in out.iter_mut().enumerate() {
-                *out = pixel(channel, y, left + x);
-            }
+            fill(row / p, top + row % p, left, out);
         }
     }
 }

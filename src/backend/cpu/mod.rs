@@ -249,6 +249,36 @@ impl<T: Real> Backend for Cpu<T> {
         }
     }
 
+    fn linear_activation(
+        &self,
+        x: &Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &mut Tensor,
+        g: &mut Tensor,
+    ) -> Result<()> {
+        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
+            return bf16::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g);
+        }
+        self.linear(x, layer, None, z)?;
+        self.activation(kind, z, g)
+    }
+
+    fn linear_activation_backward(
+        &self,
+        dy: &Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &Tensor,
+        dz: &mut Tensor,
+    ) -> Result<()> {
+        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
+            return bf16::linear::linear_activation_backward(isa, dy, weight, kind, z, dz);
+        }
+        self.linear_backward(dy, layer, dz)?;
+        self.activation_backward(kind, z, dz)
+    }
+
     fn lora_linear(
         &self,
         x: &Tensor,

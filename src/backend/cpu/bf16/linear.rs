@@ -5,12 +5,12 @@
 use super::block::{Block, SIDE};
 use super::isa::Isa;
 use super::panels::{Factor, Panels};
-use super::product::{Narrow, Nothing, Rounded, Target, product, sums_over_rows};
+use super::product::{Activated, Narrow, Nothing, Rounded, Sloped, Target, product, sums_over_rows};
 use super::round;
 use crate::backend::cpu::dropout::Mask;
 use crate::backend::cpu::lora_linear::{Parts, matrix_shape};
 use crate::backend::cpu::number::OnHost;
-use crate::backend::{Dropout, Lora, Result, expect_matrix, expect_shape};
+use crate::backend::{Activation, Dropout, Lora, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Shape, Tensor, View};
 use half::bf16;
 use std::ops::Range;
@@ -69,6 +69,48 @@ pub fn linear(
     y: &mut Tensor,
 ) -> Result<()> {
     forward(isa, x, weight, bias, residual, y, None)
+}
+
+pub fn linear_activation(
+    isa: Isa,
+    x: &Tensor,
+    weight: &Weight,
+    bias: Option<&Tensor>,
+    kind: Activation,
+    z: &mut Tensor,
+    g: &mut Tensor,
+) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    let outputs = z.shape().columns();
+    weight.expect("linear_activation", outputs, inputs)?;
+    expect_matrix("linear_activation", "z", rows, outputs, z.shape())?;
+    expect_shape("linear_activation", "g", z.shape(), g.shape())?;
+    let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
+    let y = Target::new(z.typed_mut()?, rows, outputs);
+    let g = Target::new(g.typed_mut()?, rows, outputs);
+    let output = Activated { z: Rounded { y, bias, residual: None }, g, kind };
+    product(isa, Factor::new(x.typed()?, rows, inputs), Some(&weight.forward), None, &output);
+    Ok(())
+}
+
+pub fn linear_activation_backward(
+    isa: Isa,
+    dy: &Tensor,
+    weight: &Weight,
+    kind: Activation,
+    z: &Tensor,
+    dz: &mut Tensor,
+) -> Result<()> {
+    const OP: &str = "linear_activation_backward";
+    let (rows, outputs) = matrix_shape(dy);
+    let inputs = dz.shape().columns();
+    weight.expect(OP, outputs, inputs)?;
+    expect_matrix(OP, "dz", rows, inputs, dz.shape())?;
+    expect_shape(OP, "z", dz.shape(), z.shape())?;
+    let dz = Target::new(dz.typed_mut()?, rows, inputs);
+    let output = Sloped { dz, z: z.typed()?, kind };
+    product(isa, Factor::new(dy.typed()?, rows, outputs), Some(weight.backward()), None, &output);
+    Ok(())
 }
 
 /// y = x·Wᵀ + b + residual, and what is narrow beside it.

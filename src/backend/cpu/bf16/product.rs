@@ -4,6 +4,8 @@ use super::block::{Block, Rows, SIDE, Term, Unit};
 use super::isa::Isa;
 use super::panels::{Factor, Lines, Panels, pack_panel};
 use super::{round, widen};
+use crate::backend::Activation;
+use crate::backend::cpu::activation::{activated, of_kind, sloped};
 use crate::backend::cpu::dropout::Mask;
 use crate::backend::cpu::real::vectors;
 use half::bf16;
@@ -233,6 +235,109 @@ impl Output for Rounded<'_> {
         // SAFETY: a block is one task's.
         let to = |row: usize| unsafe { self.y.part(row, columns.clone()) };
         write_rounded(block, &start, rows, to, |row| self.residual(row, &columns));
+    }
+}
+
+/// Sums rounded, and the activation of what they were rounded to.
+pub struct Activated<'a> {
+    pub z: Rounded<'a>,
+    pub g: Target<'a, bf16>,
+    pub kind: Activation,
+}
+
+impl Output for Activated<'_> {
+    #[inline(always)]
+    fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
+        self.z.ahead(rows.clone(), columns);
+        rows.for_each(|row| self.g.ahead(row, columns.start));
+    }
+
+    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        self.z.write(block, rows.clone(), columns.clone());
+        // SAFETY: a block is one task's, of z as of g.
+        let part = |row: usize| unsafe { (self.z.y.part(row, columns.clone()), self.g.part(row, columns.clone())) };
+        activate_rows(self.kind, rows, part);
+    }
+}
+
+vectors! {
+    fn activate_rows['a, F: Fn(usize) -> (&'a mut [bf16], &'a mut [bf16])](
+        kind: Activation,
+        rows: Range<usize>,
+        part: F,
+    ) {
+        of_kind!(kind => {
+            for row in rows {
+                let (z, g) = part(row);
+                match (z.first_chunk::<SIDE>(), g.first_chunk_mut::<SIDE>()) {
+                    (Some(z), Some(g)) => {
+                        for i in 0..SIDE {
+                            g[i] = round(activated(kind, widen(z[i])));
+                        }
+                    }
+                    _ => g.iter_mut().zip(z).for_each(|(g, z)| *g = round(activated(kind, widen(*z)))),
+                }
+            }
+        })
+    }
+}
+
+/// Sums times the slope of the activation at z, rounded.
+pub struct Sloped<'a> {
+    pub dz: Target<'a, bf16>,
+    /// Of dz's shape.
+    pub z: &'a [bf16],
+    pub kind: Activation,
+}
+
+impl Sloped<'_> {
+    fn z(&self, row: usize, columns: &Range<usize>) -> &[bf16] {
+        &self.z[row * self.dz.columns + columns.start..][..columns.len()]
+    }
+}
+
+impl Output for Sloped<'_> {
+    #[inline(always)]
+    fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
+        for row in rows {
+            self.dz.ahead(row, columns.start);
+            fetch::<true>(self.z(row, columns).as_ptr());
+        }
+    }
+
+    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        // SAFETY: a block is one task's.
+        let part = |row: usize| unsafe { (self.z(row, &columns), self.dz.part(row, columns.clone())) };
+        write_sloped(block, self.kind, rows, part);
+    }
+}
+
+vectors! {
+    fn write_sloped['a, F: Fn(usize) -> (&'a [bf16], &'a mut [bf16])](
+        block: &Block,
+        kind: Activation,
+        rows: Range<usize>,
+        part: F,
+    ) {
+        of_kind!(kind => {
+            for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
+                let (z, dz) = part(row);
+                // As if the gradient had been written before: rounded.
+                let d = |i: usize| widen(round(sums[i]));
+                match (z.first_chunk::<SIDE>(), dz.first_chunk_mut::<SIDE>()) {
+                    (Some(z), Some(dz)) => {
+                        for i in 0..SIDE {
+                            dz[i] = round(sloped(kind, widen(z[i]), d(i)));
+                        }
+                    }
+                    _ => {
+                        for (i, (dz, z)) in dz.iter_mut().zip(z).enumerate() {
+                            *dz = round(sloped(kind, widen(*z), d(i)));
+                        }
+                    }
+                }
+            }
+        })
     }
 }
 
