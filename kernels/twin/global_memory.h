@@ -52,6 +52,7 @@ inline bool comes_after_global(uint32 epoch, uint16 thread) {
 }
 
 inline void read_global(const void* address, size_t bytes, const void* caller) {
+  if (!machine->launch->watched) return;
   Machine& m = *machine;
   uint64 at = reinterpret_cast<uint64>(address), end = at + bytes;
   uint16 me = uint16(m.current->linear);
@@ -70,6 +71,7 @@ inline void read_global(const void* address, size_t bytes, const void* caller) {
 }
 
 inline void write_global(const void* address, size_t bytes, bool atomic, const void* caller) {
+  if (!machine->launch->watched) return;
   Machine& m = *machine;
   uint64 at = reinterpret_cast<uint64>(address), end = at + bytes;
   uint16 me = uint16(m.current->linear);

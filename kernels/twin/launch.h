@@ -36,6 +36,8 @@ struct Launch {
   unsigned long long order;
   // Not 0: tensor cores and approximations round as a device's do, and this seeds the errors of approximations.
   unsigned long long rounding;
+  // 0: the kernel's loads and stores are not watched, and neither are those that the runtime makes for it.
+  unsigned long long watched;
   // Where a message goes.
   char* message;
   unsigned long long message_size;

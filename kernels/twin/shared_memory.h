@@ -79,6 +79,7 @@ inline void note_read(Cell& cell, uint32 epoch, uint32 thread, uint32 time, uint
 }
 
 inline void read_shared(const void* address, size_t bytes, const void* caller) {
+  if (!machine->launch->watched) return;
   Machine& m = *machine;
   const unsigned char* at = static_cast<const unsigned char*>(address);
   // Looked up once: the compiler cannot know that writing a cell leaves them as they are.
@@ -112,6 +113,7 @@ inline void check_reads_before(const Cell& cell, const void* at, const void* cal
 
 // `atomic`: two such writes need no order between them.
 inline void write_shared(const void* address, size_t bytes, bool atomic, const void* caller) {
+  if (!machine->launch->watched) return;
   Machine& m = *machine;
   const unsigned char* at = static_cast<const unsigned char*>(address);
   uint32 me = m.current->linear;
@@ -137,6 +139,7 @@ inline void write_shared(const void* address, size_t bytes, bool atomic, const v
 
 // A copy is a write that begins here ...
 inline void expect_copy(const void* address, size_t bytes, const void* caller) {
+  if (!machine->launch->watched) return;
   write_shared(address, bytes, false, caller);
   Cell* cells = cells_of(address);
   for (size_t i = 0; i < bytes; i++) cells[i].arriving = machine->block_epoch;
@@ -144,6 +147,7 @@ inline void expect_copy(const void* address, size_t bytes, const void* caller) {
 
 // ... and ends here; in between nobody can have touched the bytes.
 inline void land_copy(const void* address, size_t bytes, const void* caller) {
+  if (!machine->launch->watched) return;
   Cell* cells = cells_of(address);
   for (size_t i = 0; i < bytes; i++) cells[i].arriving = 0;
   write_shared(address, bytes, false, caller);
@@ -151,6 +155,7 @@ inline void land_copy(const void* address, size_t bytes, const void* caller) {
 
 // The lanes of `mask` now know all that any of them knows.
 inline void share_knowledge(Warp& warp, uint32 mask) {
+  if (!machine->launch->watched) return;
   uint32 joined[WARP] = {};
   warp.time++;
   for (int b = 0; b < WARP; b++)

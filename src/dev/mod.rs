@@ -21,13 +21,25 @@ use crate::tensor::DType;
 /// Where there is no C++ compiler, or no Linux.
 pub fn on_twin(dtype: DType, compute_capability: u32) -> Result<Cuda> {
     #[cfg(target_os = "linux")]
-    {
-        use crate::backend::cuda::LoraForm;
-        Cuda::new(std::sync::Arc::new(twin::Twin::new(dtype, compute_capability)?), dtype, LoraForm::Auto)
-    }
+    return on(twin::Twin::new(dtype, compute_capability)?, dtype);
     #[cfg(not(target_os = "linux"))]
     {
         let _ = (dtype, compute_capability);
         Err(crate::backend::cuda::CudaError::Unsupported("the host twin runs on Linux only".into()).into())
     }
+}
+
+/// As [`on_twin`], [without watching](twin::Twin::unwatched) what the kernels load and store.
+///
+/// # Errors
+/// Where there is no C++ compiler.
+#[cfg(target_os = "linux")]
+pub fn on_unwatched_twin(dtype: DType, compute_capability: u32) -> Result<Cuda> {
+    on(twin::Twin::new(dtype, compute_capability)?.unwatched(), dtype)
+}
+
+#[cfg(target_os = "linux")]
+fn on(twin: twin::Twin, dtype: DType) -> Result<Cuda> {
+    use crate::backend::cuda::LoraForm;
+    Cuda::new(std::sync::Arc::new(twin), dtype, LoraForm::Auto)
 }

@@ -495,7 +495,7 @@ settings! {
     [STOPPING, long, Number "M"]
         minutes?: f64, unset: Some("as long as they need"), no_effect: no_ladder, range: ABOVE_0_OR_NONE;
     /// Number type of activations and frozen weights.
-    [OUTPUT, long, Word "f32|f16|bf16"] precision?: Precision, unset: Some("f16 on a GPU; the CPU has f32 only");
+    [OUTPUT, long, Word "f32|f16|bf16"] precision?: Precision, unset: Some("f16 on a GPU, f32 on the CPU; that has bf16 too where its processor does");
     /// Where to compute.
     [OUTPUT, short, Text "auto|cpu|cuda[:N]"] device: String = "auto".into();
     /// Write the metrics for TensorBoard too, into RUN/tensorboard.

@@ -2,8 +2,11 @@
 
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 use clip_engine::backend::cuda::kernel_sources::Sources;
+use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
+use std::sync::Arc;
 
 fn twin(dtype: DType) -> Twin {
     let sources = Sources::embedded().with_file("works.cu", include_str!("host_twin/works.cu"));
@@ -214,6 +217,31 @@ fn fragments_of_tensor_cores_match_plain_loops() {
         for (i, found) in download::<f32>(&twin, c, 16 * 8).into_iter().enumerate() {
             let exact: f32 = (0..16).map(|k| a[i / 8 * 16 + k] * b[k * 8 + i % 8]).sum();
             assert!((found - exact).abs() < 1e-5, "{dtype} {i}: {found}, not {exact}");
+        }
+    }
+}
+
+/// Unwatched launches compute the same, from memory that nobody has written too.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn what_is_not_watched_is_computed_all_the_same() {
+    for dtype in [DType::F32, DType::BF16] {
+        let of = |twin: Twin| {
+            let cuda = Cuda::new(Arc::new(twin), dtype, LoraForm::Auto).unwrap();
+            rows(&cuda, Scope::Quick, &[Group::LayerNorm, Group::L2Norm]).unwrap()
+        };
+        let twin = || Twin::new(dtype, 90).unwrap();
+        let (watched, unwatched) = (of(twin()), of(twin().unwatched()));
+        assert!(watched.len() > 10 && watched.len() == unwatched.len());
+        for (a, b) in watched.iter().zip(&unwatched) {
+            assert!(
+                a.passed() && a.error == b.error,
+                "{dtype} {} at {}: {}, {}",
+                a.name,
+                a.at,
+                a.error,
+                b.error
+            );
         }
     }
 }

@@ -10,7 +10,8 @@ use clip_engine::tensor::DType;
 use std::sync::Arc;
 
 fn cuda(dtype: DType, rounding: Rounding, form: LoraForm) -> Cuda {
-    let twin = Twin::new(dtype, 90).unwrap().with_rounding(rounding).unwrap();
+    // The same launches are watched in twin_small, twin_attention, twin_lora and check_command, by the host's rounding.
+    let twin = Twin::new(dtype, 90).unwrap().with_rounding(rounding).unwrap().unwatched();
     Cuda::new(Arc::new(twin), dtype, form).unwrap()
 }
 

@@ -5,8 +5,8 @@
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling, LossWeights, Mix,
-    PatchEmbedding, Result, Stat, Targets,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling,
+    LossWeights, Mix, PatchEmbedding, Result, Stat, Targets,
 };
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};

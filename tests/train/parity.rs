@@ -4,7 +4,7 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::dev::on_twin;
+use clip_engine::dev::{on_twin, on_unwatched_twin};
 
 use clip_engine::dev::check::reference;
 use clip_engine::tensor::DType;
@@ -183,18 +183,19 @@ fn clip_lora_in_steps_of_several_batches() {
     compare("gelu", "clip_lora_accumulated", 92);
 }
 
-/// The same on the host twin.
+/// The same on the host twin, which other tests watch.
 #[cfg(target_os = "linux")]
 fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {
-    compare_on(&on_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
+    compare_on(&on_unwatched_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
 }
 
 #[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn the_cuda_backend() {
-    compare_on_twin("odd", "lora", 102);
-    compare_on_twin("tiny", "lora_head_scaled", 50);
+    let watched = on_twin(DType::F32, 90).unwrap();
+    compare_on(&watched, "odd", "lora", 102);
+    compare_on(&watched, "tiny", "lora_head_scaled", 50);
 }
 
 #[cfg(target_os = "linux")]

@@ -31,7 +31,9 @@ pub fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tens
 pub fn activated<R: Real>(kind: Activation, z: R) -> R {
     match kind {
         Activation::QuickGelu => z / (R::ONE + (-(R::from_f64(QUICK) * z)).exp()),
-        Activation::Gelu => R::from_f64(0.5) * z * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf()),
+        Activation::Gelu => {
+            R::from_f64(0.5) * z * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
+        }
     }
 }
 

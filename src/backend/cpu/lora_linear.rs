@@ -311,11 +311,7 @@ pub fn lora_linear_backward<T: Real, B: OnHost>(
     }
 }
 
-pub fn lora_fold<T: Real, B: OnHost>(
-    weight: &Padded,
-    lora: Lora<'_, B>,
-    folded: &mut Padded,
-) -> Result<()> {
+pub fn lora_fold<T: Real, B: OnHost>(weight: &Padded, lora: Lora<'_, B>, folded: &mut Padded) -> Result<()> {
     expect_shape("lora_fold", "folded", weight.shape(), folded.shape())?;
     let parts = Parts::<T>::of(lora, lora.a.shape().columns())?;
     let stride = weight.values.shape().columns();

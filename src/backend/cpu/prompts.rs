@@ -95,7 +95,11 @@ pub fn replace_prompts<T: Number>(prompts: &Tensor, layer: usize, x: &mut Tensor
     Ok(())
 }
 
-pub fn replace_prompts_backward<T: Number>(d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
+pub fn replace_prompts_backward<T: Number>(
+    d: &mut Tensor,
+    layer: usize,
+    d_prompts: &mut Tensor,
+) -> Result<()> {
     let extents = Extents::of("replace_prompts_backward", d.shape(), d_prompts.shape(), layer)?;
     add_gradient(d.typed::<T>()?, &extents, d_prompts)?;
     for d in d.typed_mut::<T>()?.chunks_exact_mut(extents.sequence()) {

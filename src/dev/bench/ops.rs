@@ -4,8 +4,7 @@ use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
     Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding,
-    Result, Stat,
+    Classifier, Control, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Result, Stat,
 };
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::dev::check::difference::normal;

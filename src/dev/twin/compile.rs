@@ -28,7 +28,7 @@ const KERNEL_FLAGS: &[&str] = &["-fvisibility=hidden", "-fno-exceptions"];
 /// The thread sanitizer's instrumentation calls the runtime before every load and store that can matter to
 /// another thread.
 const WATCHED: &[&str] = &["-O1", "-fsanitize=thread"];
-const UNWATCHED: &[&str] = &["-O2"];
+const UNWATCHED: &[&str] = &["-O1"];
 const RUNTIME_FLAGS: &[&str] = &["-O2"];
 /// No contraction to fused multiply-adds.
 const ROUNDS_EACH: &[&str] = &["-ffp-contract=off"];

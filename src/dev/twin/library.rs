@@ -35,6 +35,7 @@ struct RawLaunch {
     buffer_count: u64,
     order: u64,
     rounding: u64,
+    watched: u64,
     message: *mut c_char,
     message_size: u64,
 }
@@ -142,7 +143,7 @@ impl Machine {
         launch: &Launch,
         memory: &mut Memory,
         order: BlockOrder,
-        rounding: Rounding,
+        (rounding, watched): (Rounding, bool),
         shared_limit: usize,
     ) -> Result<()> {
         let mut args: Args = launch.args;
@@ -167,6 +168,7 @@ impl Machine {
                 Rounding::EachOperation => 0,
                 Rounding::Device { seed } => u64::from(seed) + 1,
             },
+            watched: u64::from(watched),
             message: message.as_mut_ptr().cast(),
             message_size: message.len() as u64,
         };

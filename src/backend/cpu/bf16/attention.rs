@@ -181,7 +181,9 @@ fn multiply_to<'a>(
         for panel in 0..panels.count() {
             unit.multiply(&[Term { rows: strips.strip(strip), steps: panels.panel(panel) }], &mut block);
             let (column, width) = (panel * SIDE, SIDE.min(panels.columns() - panel * SIDE));
-            round_into(&block, scale, strip * SIDE..rows.min((strip + 1) * SIDE), |row| to(row, column, width));
+            round_into(&block, scale, strip * SIDE..rows.min((strip + 1) * SIDE), |row| {
+                to(row, column, width)
+            });
         }
     }
 }

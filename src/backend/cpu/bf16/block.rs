@@ -47,7 +47,8 @@ impl Term<'_> {
     fn check(&self) {
         let depth = self.steps.len() / STEP * SIDE;
         assert!(
-            self.steps.len().is_multiple_of(STEP) && (SIDE - 1) * self.rows.stride + depth <= self.rows.data.len(),
+            self.steps.len().is_multiple_of(STEP)
+                && (SIDE - 1) * self.rows.stride + depth <= self.rows.data.len(),
             "{} packed elements by 32 rows {} apart in {}",
             self.steps.len(),
             self.rows.stride,
@@ -257,8 +258,13 @@ mod amx {
         // next. Each term was checked: 32 rows of as many elements as the steps are deep. What is fetched ahead need not
         // be there. The block has 32 rows of 128 bytes.
         unsafe {
-            asm!("tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
-                options(nostack, preserves_flags, nomem));
+            asm!(
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                options(nostack, preserves_flags, nomem)
+            );
             for Term { rows, steps } in terms {
                 if steps.is_empty() {
                     continue;

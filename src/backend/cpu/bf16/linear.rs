@@ -28,7 +28,7 @@ impl Weight {
     pub fn new(source: View<'_>) -> Result<Self> {
         let rounded = source.to_tensor(DType::BF16)?;
         let (values, inputs) = (rounded.typed::<bf16>()?, source.shape().columns());
-        let outputs = if inputs == 0 { 0 } else { rounded.elements() / inputs };
+        let outputs = source.shape().rows();
         let mut forward = Panels::new(inputs, outputs);
         forward.fill(|k, n| values[n * inputs + k]);
         Ok(Weight { forward, backward: OnceLock::new() })
@@ -180,7 +180,9 @@ impl Parts<'_, f32> {
         let part = of_u / self.rank;
         let first = self.columns[part];
         match column.checked_sub(first).filter(|&row| row < self.outputs) {
-            Some(row) => round(self.scale * self.b[(part * self.outputs + row) * self.rank + of_u % self.rank]),
+            Some(row) => {
+                round(self.scale * self.b[(part * self.outputs + row) * self.rank + of_u % self.rank])
+            }
             None => bf16::ZERO,
         }
     }
@@ -218,7 +220,8 @@ pub fn lora_linear<B: OnHost>(
     if let Some(seen) = seen {
         expect_matrix("lora_linear", "seen", rows, inputs, seen.shape())?;
     }
-    let seen = seen.map(|seen| Ok::<_, crate::backend::BackendError>(Factor::new(seen.typed()?, rows, inputs)));
+    let seen =
+        seen.map(|seen| Ok::<_, crate::backend::BackendError>(Factor::new(seen.typed()?, rows, inputs)));
     let (a, b) = (parts.a_transposed(), parts.b_transposed(y.shape().columns()));
     let kept = Target::new(u.typed_mut()?, rows, parts.width());
     let narrow = Narrow { rows: seen.transpose()?, panels: &a, kept, wide: Some(&b), mask: None };

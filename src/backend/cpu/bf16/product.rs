@@ -110,52 +110,54 @@ pub fn product(
 ) {
     let columns = panels.map_or(0, Panels::columns);
     let of_panels = panels.map_or(0, Panels::count);
-    tasks(rows.rows.div_ceil(SIDE), rows.columns, of_panels).into_par_iter().for_each(|(strips, own_panels)| {
-        STRIPS_OF_THREAD.with_borrow_mut(|memory| {
-            let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
-            memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
-            memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
-            let mut of_strips: Vec<[Option<Rows<'_>>; 2]> = Vec::with_capacity(strips.len());
-            let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
-            for (strip, (padded, kept)) in strips.clone().zip(buffers) {
-                let own = rows.strip(strip, padded);
-                let below = narrow.map(|narrow| {
-                    let seen = narrow.rows.map_or(own, |rows| rows.strip(strip, &mut memory.seen));
-                    // Every group of panels needs it, and the first keeps it.
-                    let keep = own_panels.start == 0;
-                    narrow_strip(&unit, seen, narrow, (strip, keep), &mut block, kept)
-                });
-                of_strips.push([Some(own), below]);
-            }
-            let Some(panels) = panels else { return };
-            for panel in own_panels {
-                let to = panel * SIDE..columns.min((panel + 1) * SIDE);
-                for (strip, &[own, below]) in strips.clone().zip(&of_strips) {
-                    let Some(own) = own else { continue };
-                    let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
-                    output.ahead(from.clone(), &to);
-                    let first = Term { rows: own, steps: panels.panel(panel) };
-                    let second = below.zip(narrow).and_then(|(rows, narrow)| {
-                        Some((Term { rows, steps: narrow.wide?.panel(panel) }, narrow.mask))
+    tasks(rows.rows.div_ceil(SIDE), rows.columns, of_panels).into_par_iter().for_each(
+        |(strips, own_panels)| {
+            STRIPS_OF_THREAD.with_borrow_mut(|memory| {
+                let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
+                memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
+                memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
+                let mut of_strips: Vec<[Option<Rows<'_>>; 2]> = Vec::with_capacity(strips.len());
+                let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
+                for (strip, (padded, kept)) in strips.clone().zip(buffers) {
+                    let own = rows.strip(strip, padded);
+                    let below = narrow.map(|narrow| {
+                        let seen = narrow.rows.map_or(own, |rows| rows.strip(strip, &mut memory.seen));
+                        // Every group of panels needs it, and the first keeps it.
+                        let keep = own_panels.start == 0;
+                        narrow_strip(&unit, seen, narrow, (strip, keep), &mut block, kept)
                     });
-                    match second {
-                        None => unit.multiply(&[first], &mut block),
-                        Some((second, None)) => unit.multiply(&[first, second], &mut block),
-                        Some((second, Some(mask))) => {
-                            unit.multiply(&[second], &mut other);
-                            for (i, row) in from.clone().enumerate() {
-                                let sums = &mut other.0[i * SIDE..][..to.len()];
-                                mask.apply(row * columns + to.start, sums);
-                            }
-                            unit.multiply(&[first], &mut block);
-                            block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
-                        }
-                    }
-                    output.write(&block, from, to.clone());
+                    of_strips.push([Some(own), below]);
                 }
-            }
-        });
-    });
+                let Some(panels) = panels else { return };
+                for panel in own_panels {
+                    let to = panel * SIDE..columns.min((panel + 1) * SIDE);
+                    for (strip, &[own, below]) in strips.clone().zip(&of_strips) {
+                        let Some(own) = own else { continue };
+                        let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
+                        output.ahead(from.clone(), &to);
+                        let first = Term { rows: own, steps: panels.panel(panel) };
+                        let second = below.zip(narrow).and_then(|(rows, narrow)| {
+                            Some((Term { rows, steps: narrow.wide?.panel(panel) }, narrow.mask))
+                        });
+                        match second {
+                            None => unit.multiply(&[first], &mut block),
+                            Some((second, None)) => unit.multiply(&[first, second], &mut block),
+                            Some((second, Some(mask))) => {
+                                unit.multiply(&[second], &mut other);
+                                for (i, row) in from.clone().enumerate() {
+                                    let sums = &mut other.0[i * SIDE..][..to.len()];
+                                    mask.apply(row * columns + to.start, sums);
+                                }
+                                unit.multiply(&[first], &mut block);
+                                block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
+                            }
+                        }
+                        output.write(&block, from, to.clone());
+                    }
+                }
+            });
+        },
+    );
 }
 
 /// The narrow product of a strip, rounded, as rows for the next product.
@@ -255,7 +257,8 @@ impl Output for Activated<'_> {
     fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         self.z.write(block, rows.clone(), columns.clone());
         // SAFETY: a block is one task's, of z as of g.
-        let part = |row: usize| unsafe { (self.z.y.part(row, columns.clone()), self.g.part(row, columns.clone())) };
+        let part =
+            |row: usize| unsafe { (self.z.y.part(row, columns.clone()), self.g.part(row, columns.clone())) };
         activate_rows(self.kind, rows, part);
     }
 }
