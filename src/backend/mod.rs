@@ -467,6 +467,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn weight(&self, source: View<'_>) -> Result<Self::Weight>;
     /// The extents \[out, in\] of a weight.
     fn weight_shape(&self, weight: &Self::Weight) -> Shape;
+    /// Bytes that a weight will take besides, once a gradient has gone through its layer.
+    fn weight_bytes_to_come(&self, _weight: &Self::Weight) -> usize {
+        0
+    }
     /// A copy on the host, in the compute type; waits for the device.
     fn weight_values(&self, weight: &Self::Weight) -> Result<Tensor>;
 

@@ -395,6 +395,16 @@ impl<B: Backend> Block<B> {
         }
     }
 
+    /// Bytes that the block's weights will take besides, see [`Backend::weight_bytes_to_come`].
+    pub fn bytes_to_come(&self, backend: &B) -> usize {
+        let of = |layer: &Linear<B>| backend.weight_bytes_to_come(&layer.weight);
+        let projections = match &self.projections {
+            Projections::Packed(qkv) => of(qkv),
+            Projections::Split { q, kv } => of(q) + of(kv),
+        };
+        projections + of(&self.out) + of(&self.fc1) + of(&self.fc2)
+    }
+
     /// Memory for this block's adapted layers with `lora` folded in.
     pub fn folded(&self, backend: &B, lora: &BlockLora<B>) -> Result<FoldedBlock<B>> {
         let copy = |layer: &Linear<B>, lora: &Option<LoraLayer<B>>| -> Result<Option<Linear<B>>> {

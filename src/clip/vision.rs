@@ -107,6 +107,11 @@ impl<B: Backend> VisionTower<B> {
         &self.config
     }
 
+    /// Bytes that the weights will take besides once gradients have gone through all blocks.
+    pub(crate) fn bytes_to_come(&self, backend: &B) -> usize {
+        self.blocks.iter().map(|block| block.bytes_to_come(backend)).sum()
+    }
+
     /// Width E of the features.
     pub fn features(&self) -> usize {
         self.features

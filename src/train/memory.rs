@@ -37,6 +37,8 @@ impl Estimate {
         let tuning = TowerTuning { dropout, ..trained.tower() };
         let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose(trained))?;
         let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
+        let weights =
+            if spec.purpose(trained) == Purpose::Inference { 0 } else { tower.bytes_to_come(backend) };
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
             Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
             None => 0,
@@ -48,7 +50,10 @@ impl Estimate {
         let pixels = BATCHES_OF_PIXELS * (spec.image.elements() * pixel.size() + source);
         let classes = trained.head.bias.value.shape().rows();
         let logits = 2 * classes * backend.parameter_dtype().size();
-        Ok(Estimate { fixed: vision.fixed + folded + text + sums, image: vision.image + pixels + logits })
+        Ok(Estimate {
+            fixed: vision.fixed + weights + folded + text + sums,
+            image: vision.image + pixels + logits,
+        })
     }
 
     /// The vision tower's part of it.

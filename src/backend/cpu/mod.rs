@@ -141,6 +141,13 @@ impl<T: Real> Backend for Cpu<T> {
         }
     }
 
+    fn weight_bytes_to_come(&self, weight: &Weight) -> usize {
+        match &weight.0 {
+            Layout::Real(_) => 0,
+            Layout::Bf16(weight) => weight.bytes_to_come(),
+        }
+    }
+
     fn weight_values(&self, weight: &Weight) -> Result<Tensor> {
         match &weight.0 {
             Layout::Real(weight) => weight.values::<T>(),

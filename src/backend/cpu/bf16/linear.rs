@@ -51,6 +51,11 @@ impl Weight {
         self.forward.bytes()
     }
 
+    /// Of the copy for the way back, until it is made.
+    pub fn bytes_to_come(&self) -> usize {
+        if self.backward.get().is_some() { 0 } else { self.forward.bytes() }
+    }
+
     fn backward(&self) -> &Panels {
         self.backward.get_or_init(|| self.forward.transposed())
     }
