@@ -2,7 +2,7 @@
 //!
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
 //! operation; [`real`] makes the loops vectorise, `gemm` holds the matrix products. In bf16 the loops are the same, and
-//! the products those of [`bf16`].
+//! the products those of `bf16`.
 
 mod accumulate;
 mod activation;
