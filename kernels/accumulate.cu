@@ -17,11 +17,6 @@ struct Pair {
   float* sum;
   uint64 length;
 };
-struct Chunk {
-  uint32 tensor;
-  // In chunks.
-  uint32 index;
-};
 
 }  // namespace accumulate
 
@@ -30,11 +25,11 @@ struct Chunk {
 // Reads the gradients, from the second batch on the sums too, and writes the sums: 7.7 MB for the adapters of
 // ViT-B/32 and a head, 2.3 µs, less from L2. Four 16-byte loads of each a thread, all on their way together.
 extern "C" __global__ void __launch_bounds__(accumulate::THREADS)
-    accumulate_chunks(const accumulate::Pair* __restrict__ pairs, const accumulate::Chunk* __restrict__ chunks,
+    accumulate_chunks(const accumulate::Pair* __restrict__ pairs, const Chunk* __restrict__ chunks,
                       int first) {
   using namespace accumulate;
   Chunk chunk = chunks[blockIdx.x];
-  Pair pair = pairs[chunk.tensor];
+  Pair pair = pairs[chunk.entry];
   size_t start = size_t(chunk.index) * CHUNK;
   size_t rest = pair.length - start;
   int length = rest < CHUNK ? int(rest) : CHUNK, packs = length / 4;

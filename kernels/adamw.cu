@@ -24,11 +24,6 @@ struct Tensor {
   double scale;
   uint64 length;
 };
-struct Chunk {
-  uint32 tensor;
-  // In chunks.
-  uint32 index;
-};
 
 // Positions in the vectors of a step, as `Control` and `Stat` have them.
 const int CONTROL_STEPS = 0, CONTROL_LOSS_SCALE = 1, CONTROL_GOOD_STEPS = 2;
@@ -113,7 +108,7 @@ DEVICE void update_part(const Part& part, float unscale, const Constants& c) {
 // 4096, so four 16-byte loads a thread; about 200 blocks. One block more works out the powers, in double,
 // while the others read.
 extern "C" __global__ void __launch_bounds__(adamw::THREADS)
-    adamw_norm(const adamw::Tensor* __restrict__ tensors, const adamw::Chunk* __restrict__ chunks, int count,
+    adamw_norm(const adamw::Tensor* __restrict__ tensors, const Chunk* __restrict__ chunks, int count,
                const float* __restrict__ control, int scaling, double beta1, double beta2,
                float* __restrict__ squares, double* __restrict__ corrections) {
   using namespace adamw;
@@ -127,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(adamw::THREADS)
     return;
   }
   Chunk chunk = chunks[blockIdx.x];
-  Part part = part_of(tensors[chunk.tensor], chunk);
+  Part part = part_of(tensors[chunk.entry], chunk);
   float unscale = part.scale / loss_scale_of(control, scaling);
   float sum = 0.0f;
   int packs = part.length / 4;
@@ -162,7 +157,7 @@ EXPORT_KERNEL(adamw_total)
 // same order, which costs less than another launch or a wait for the last block of the first, up to some
 // thousands; beyond, adamw_total has added them, and `sums` is 1. Grid as above.
 extern "C" __global__ void __launch_bounds__(adamw::THREADS)
-    adamw_update(const adamw::Tensor* __restrict__ tensors, const adamw::Chunk* __restrict__ chunks, int count,
+    adamw_update(const adamw::Tensor* __restrict__ tensors, const Chunk* __restrict__ chunks, int count,
                  const float* __restrict__ squares, int sums, const double* __restrict__ corrections,
                  const float* __restrict__ factor, float* control, float* __restrict__ stats,
                  uint32* __restrict__ counter, double beta1, double beta2, double eps, int scaling,
@@ -177,7 +172,7 @@ extern "C" __global__ void __launch_bounds__(adamw::THREADS)
   Part part = {};
   if (int(blockIdx.x) < count) {
     Chunk chunk = chunks[blockIdx.x];
-    const Tensor& tensor = tensors[chunk.tensor];
+    const Tensor& tensor = tensors[chunk.entry];
     part = part_of(tensor, chunk);
     // One thread works out what needs double; the barriers of the sum hand it to the others.
     if (threadIdx.x == 0) {

@@ -158,7 +158,7 @@ DEVICE void forward_general(const Source& source, const float* weight, const flo
 
 template <int WIDTH>
 DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, const float* __restrict__ weight,
-                     const float* __restrict__ stats, Real* __restrict__ dx, int rows) {
+                     const float* __restrict__ stats, const Real* to, Real* dx, int rows) {
   const int PACKS = Held<WIDTH>::PACKS;
   int row = row_of_warp();
   if (row >= rows) return;
@@ -171,7 +171,7 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
   for (int i = 0; i < PACKS; i++) {
     upstream[i] = load_pack<N>(dy + start + column_of(i));
     input[i] = load_pack<N>(x + start + column_of(i));
-    before[i] = load_pack<N>(dx + start + column_of(i));
+    before[i] = to == nullptr ? Pack<Real, N>{} : load_pack<N>(to + start + column_of(i));
   }
   float g[PACKS][N];
   float sum_g = 0.0f, sum_gx = 0.0f;
@@ -261,15 +261,16 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
 }
 EXPORT_KERNEL(layer_norm_tokens_general)
 
-// With x̂ = (x − mean)·inverse and g = dy·w: dx += (g − mean(g) − x̂·mean(g·x̂))·inverse; shapes as above.
-// Moves dy, x and dx in and dx out: 9.8 MB at 1600×768 in f16, 2.9 µs. Grid as the forward pass; both sums
+// With x̂ = (x − mean)·inverse and g = dy·w: dx = to + (g − mean(g) − x̂·mean(g·x̂))·inverse; shapes as above. `to` may
+// be dx, or null.
+// Moves dy, x and `to` in and dx out: 9.8 MB at 1600×768 in f16, 2.9 µs. Grid as the forward pass; both sums
 // are reduced together, so that their shuffles overlap.
 #define LAYER_NORM_BACKWARD(WIDTH)                                                                     \
   extern "C" __global__ void __launch_bounds__(layer_norm::THREADS, layer_norm::BLOCKS)                \
       layer_norm_backward_##WIDTH(const Real* __restrict__ dy, const Real* __restrict__ x,             \
                                     const float* __restrict__ weight, const float* __restrict__ stats, \
-                                    Real* __restrict__ dx, int rows, int width) {                      \
-    layer_norm::backward<WIDTH>(dy, x, weight, stats, dx, rows);                                       \
+                                    const Real* to, Real* dx, int rows, int width) {                   \
+    layer_norm::backward<WIDTH>(dy, x, weight, stats, to, dx, rows);                                   \
   }                                                                                                    \
   EXPORT_KERNEL(layer_norm_backward_##WIDTH)
 LAYER_NORM_BACKWARD(256)
@@ -282,7 +283,7 @@ LAYER_NORM_BACKWARD(1280)
 extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
     layer_norm_backward_general(const Real* __restrict__ dy, const Real* __restrict__ x,
                                 const float* __restrict__ weight, const float* __restrict__ stats,
-                                Real* __restrict__ dx, int rows, int width) {
+                                const Real* to, Real* dx, int rows, int width) {
   __shared__ float scratch[32];
   size_t start = size_t(blockIdx.x) * width;
   Pack<float, 2> both = load_pack<2>(stats + 2 * size_t(blockIdx.x));
@@ -299,7 +300,8 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
     float g = to_float(dy[start + c]) * weight[c];
     float normal = (to_float(x[start + c]) - mean) * inverse;
     float d = (g - mean_g - normal * mean_gx) * inverse;
-    dx[start + c] = from_float<Real>(to_float(dx[start + c]) + d);
+    float before = to == nullptr ? 0.0f : to_float(to[start + c]);
+    dx[start + c] = from_float<Real>(before + d);
   }
 }
 EXPORT_KERNEL(layer_norm_backward_general)

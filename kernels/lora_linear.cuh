@@ -155,15 +155,23 @@ DEVICE Pack<uint32, 4> load_words(const Real* from) {
   return load_pack<4>(reinterpret_cast<const uint32*>(from));
 }
 
+// The terms that a warp sums, in chunks of 32: from `first` on, `step` apart.
+struct Share {
+  int first, step;
+};
+
+// Those of a block's warp, where all of them share the terms.
+DEVICE Share start_share() { return {int(threadIdx.x >> 5) * 32, 32 * START_WARPS}; }
+
 // sum[s][t] += left[16·s + m, c]·right[8·t + j, c]ᵀ (right[c, 8·t + j] if TRANSPOSED) over this warp's terms
-// c, in chunks of 32. The order of the terms is free, so a lane takes 8 neighbours: 16-byte reads, and no
+// c. The order of the terms is free, so a lane takes 8 neighbours: 16-byte reads, and no
 // shared memory on the way to the fragments.
 template <bool TRANSPOSED, int STRIPES, int TILES>
 DEVICE void narrow_tiles(float (&sum)[STRIPES][TILES][4], const Real* left, int left_stride, int rows,
-                         int depth, const float* right, int right_stride, int width) {
+                         int depth, const float* right, int right_stride, int width, Share share) {
   int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
 #pragma unroll 3
-  for (int c0 = (threadIdx.x >> 5) * 32; c0 < depth; c0 += 32 * START_WARPS) {
+  for (int c0 = share.first; c0 < depth; c0 += share.step) {
     int c = c0 + 8 * q;
     Pack<uint32, 4> l[2 * STRIPES] = {};
 #pragma unroll
@@ -353,7 +361,7 @@ DEVICE void backward_start(StartShared<STRIPES>& shared, const Real* dy, const f
       int part = (first + slot) / tiles, j0 = (first + slot) % tiles * 8;
       float sum[STRIPES][1][4] = {};
       narrow_tiles<true>(sum, dy + entry(segments, part) * out, n, rows, out,
-                         b + size_t(part) * out * rank + j0, rank, min(8, rank - j0));
+                         b + size_t(part) * out * rank + j0, rank, min(8, rank - j0), start_share());
 #pragma unroll
       for (int s = 0; s < STRIPES; s++) keep_partial(shared, sum[s][0], s, slot);
     }

@@ -294,3 +294,10 @@ DEVICE void cp_async_wait() {
 }
 
 #endif  // TENSOR_CORES
+
+// ---------------------------------------------------------------- tables
+
+// What a block takes of an entry of a table, as backend/cuda/tables.rs writes it.
+struct Chunk {
+  uint32 entry, index;
+};

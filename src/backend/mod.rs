@@ -111,6 +111,17 @@ pub struct Linear<B: Backend> {
     pub bias: Option<B::Tensor>,
 }
 
+/// What the gradient that an operation computes is added to.
+#[derive(Debug)]
+pub enum AddTo<'a, T> {
+    /// Nothing: the output is written.
+    Nothing,
+    /// The output's own contents.
+    Output,
+    /// Another tensor of the output's shape.
+    Tensor(&'a T),
+}
+
 /// A frozen layer norm: `weight` and `bias` \[D\], in the parameter dtype.
 pub struct LayerNorm<B: Backend> {
     /// γ.
@@ -152,6 +163,30 @@ pub struct Lora<'a, B: Backend> {
     pub columns: &'a [usize],
     /// α/r, or α/√r for rank-stabilised LoRA.
     pub scale: f64,
+}
+
+/// A layer whose adapters are to be folded into a copy of its weight.
+pub struct LoraFold<'a, B: Backend> {
+    /// W.
+    pub weight: &'a B::Weight,
+    /// Adapters of the layer.
+    pub lora: Lora<'a, B>,
+    /// W + scale·B·A, of W's shape.
+    pub folded: &'a mut B::Weight,
+}
+
+/// A layer's adapters, and what their gradients are computed from.
+pub struct LoraGradients<'a, B: Backend> {
+    /// The layer's input \[…, in\].
+    pub x: &'a B::Tensor,
+    /// The gradient of its output.
+    pub dy: &'a B::Tensor,
+    /// Adapters of the layer.
+    pub lora: Lora<'a, B>,
+    /// Gradient of A.
+    pub da: &'a mut B::Tensor,
+    /// Gradient of B.
+    pub db: &'a mut B::Tensor,
 }
 
 /// Dropout (Srivastava et al. 2014): elements are kept with probability 1 − p and then divided by it.
@@ -569,13 +604,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
         stats: &mut Self::Tensor,
     ) -> Result<()>;
 
-    /// With x̂ = (x − mean)/σ and g = dy·w: dx = (g − mean(g) − x̂·mean(g·x̂))/σ; adds to `dx`.
+    /// With x̂ = (x − mean)/σ and g = dy·w: dx = `to` + (g − mean(g) − x̂·mean(g·x̂))/σ.
     fn layer_norm_backward(
         &self,
         dy: &Self::Tensor,
         x: &Self::Tensor,
         norm: &LayerNorm<Self>,
         stats: &Self::Tensor,
+        to: AddTo<'_, Self::Tensor>,
         dx: &mut Self::Tensor,
     ) -> Result<()>;
 
@@ -652,9 +688,18 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// y = x∘mask/(1 − p).
     fn dropout(&self, x: &Self::Tensor, dropout: Dropout<'_, Self>, y: &mut Self::Tensor) -> Result<()>;
 
-    /// folded = W + scale·B·A, for evaluation; `folded` has the shape of `weight`.
-    fn lora_fold(&self, weight: &Self::Weight, lora: Lora<'_, Self>, folded: &mut Self::Weight)
-    -> Result<()>;
+    /// folded = W + scale·B·A for each of `layers`.
+    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
+
+    /// Whether training folds adapters without dropout into copies of the weights at the start of each step, and
+    /// computes the gradients of all of them together at its end ([`Backend::lora_gradients`]), in the place of
+    /// [`Backend::lora_linear`] and its backward pass for each layer.
+    fn trains_folded(&self) -> bool {
+        false
+    }
+
+    /// With u = x·Aᵀ and du = scale·dy·B: dA = duᵀ·x and dB = scale·dyᵀ·u for each of `layers`.
+    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()>;
 
     /// Shape of what [`Backend::attention`] keeps for its backward pass, and of the scratch memory there;
     /// both in the parameter dtype.

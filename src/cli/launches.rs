@@ -25,7 +25,7 @@ pub fn run(
     let (cuda, is_there) = device.open_to_list()?;
     let forms: &[(&str, LoraForm)] = match is_there {
         true => &[("as measured", LoraForm::Auto)],
-        false => &[("product", LoraForm::Gemm), ("fused", LoraForm::Fused)],
+        false => &[("folded", LoraForm::Folded), ("product", LoraForm::Gemm), ("fused", LoraForm::Fused)],
     };
     let list = |&(name, form)| Ok((name, commands(&cuda.with_lora_form(form)?, &step)?));
     let lists = forms.iter().map(list).collect::<Result<Vec<(&str, Vec<Command>)>>>()?;

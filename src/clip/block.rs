@@ -7,8 +7,8 @@ use super::ClipError;
 use super::config::TowerConfig;
 use super::weight_source::Loader;
 use crate::backend::{
-    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout, LayerNorm,
-    Linear, Result, copyable,
+    Activation, AddTo, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout,
+    LayerNorm, Linear, LoraFold, LoraGradients, Result, copyable,
 };
 use crate::tensor::{DType, Tensor};
 use crate::tune::dropout::{BlockDropout, Slot};
@@ -44,8 +44,7 @@ pub enum Rows {
     One,
 }
 
-/// The linear layers of a block that have adapters, with these folded in, for evaluation. Layers without
-/// an adapter are not copied.
+/// The linear layers of a block that have adapters, with these folded in. Layers without an adapter are not copied.
 pub struct FoldedBlock<B: Backend> {
     qkv: Option<Linear<B>>,
     q: Option<Linear<B>>,
@@ -113,8 +112,14 @@ pub(super) fn fold<B: Backend>(
     lora: &[BlockLora<B>],
     folded: &mut [FoldedBlock<B>],
 ) -> Result<()> {
-    let mut blocks = blocks.iter().zip(lora).zip(folded);
-    blocks.try_for_each(|((block, lora), folded)| block.fold(backend, lora, folded))
+    let mut layers = Vec::new();
+    for ((block, lora), folded) in blocks.iter().zip(lora).zip(folded) {
+        block.folds(lora, folded, &mut layers)?;
+    }
+    if layers.is_empty() {
+        return Ok(());
+    }
+    backend.lora_fold(&mut layers)
 }
 
 /// Memory for the adapted layers of `blocks` with `lora` folded in; none where the adapters stay beside the weights.
@@ -134,7 +139,7 @@ pub enum Adapters<'a, B: Backend> {
     None,
     /// Adapters as training has them, and dropout in front of them where there is any.
     Lora(&'a BlockLora<B>, Option<BlockDropout<'a, B>>),
-    /// Adapters folded into copies of the weights, for evaluation.
+    /// Adapters folded into copies of the weights.
     Folded(&'a FoldedBlock<B>),
 }
 
@@ -251,15 +256,17 @@ impl<B: Backend> Block<B> {
 
     /// Walks back through the block. `d` holds the gradient of the output and is used up; where the
     /// gradient of the input is wanted it is left in `d` ([`Rows::All`]) or `d_input` ([`Rows::One`]).
-    /// What no adapter of this block and no earlier one needs is not computed.
+    /// What no adapter of this block and no earlier one needs is not computed. Where the adapters are `folded`, what
+    /// the gradients of those around attention need is kept for [`Block::gradients`].
     #[allow(clippy::too_many_arguments)]
     pub fn backward(
         &self,
         backend: &B,
         lora: Option<&mut BlockLora<B>>,
+        folded: Option<&FoldedBlock<B>>,
         dropout: Option<BlockDropout<'_, B>>,
         rows: &B::Tensor,
-        a: &BlockActivations<B>,
+        a: &mut BlockActivations<B>,
         scratch: &mut Scratch<B>,
         d: &mut B::Tensor,
         d_input: Option<&mut B::Tensor>,
@@ -273,7 +280,7 @@ impl<B: Backend> Block<B> {
         };
         let into_attention = wanted || projection_lora.as_ref().is_some_and(|p| !p.is_empty());
         let into_out = into_attention || out_lora.is_some();
-        self.mlp_backward(backend, mlp_lora, dropout, a, scratch, d, into_out)?;
+        self.mlp_backward(backend, mlp_lora, folded, dropout, a, scratch, d, into_out)?;
         if !into_out {
             return Ok(());
         }
@@ -282,8 +289,14 @@ impl<B: Backend> Block<B> {
         let d_attended = into_attention.then_some(&mut scratch.d_attended);
         let with = (out_lora, drop(Slot::Output));
         let (x, u, du) = (&a.attended, &a.u_out, &mut scratch.du);
-        apply_backward(backend, &self.out, with, d, x, seen, u, du, d_attended)?;
+        match folded.and_then(|f| f.out.as_ref()) {
+            Some(out) => folded_backward(backend, out, d, d_attended)?,
+            None => apply_backward(backend, &self.out, with, d, x, seen, u, du, d_attended)?,
+        }
         if !into_attention {
+            if let Some(kept) = &mut a.kept {
+                kept.exchange(d);
+            }
             return Ok(());
         }
         match (&self.projections, &a.projected) {
@@ -292,7 +305,11 @@ impl<B: Backend> Block<B> {
                     ProjectionLora::Packed(qkv) => qkv.as_mut(),
                     ProjectionLora::Split { .. } => None,
                 });
-                let Gradients::Packed { dqkv } = &mut scratch.gradients else { return Err(mismatch()) };
+                let dqkv = match (&mut a.kept, &mut scratch.gradients) {
+                    (Some(kept), _) => &mut kept.dqkv,
+                    (None, Gradients::Packed { dqkv }) => dqkv,
+                    _ => return Err(mismatch()),
+                };
                 backend.attention_backward(
                     &scratch.d_attended,
                     &a.attended,
@@ -304,12 +321,27 @@ impl<B: Backend> Block<B> {
                 )?;
                 let d_normed = wanted.then_some(&mut scratch.narrow);
                 let with = (lora, drop(Slot::Projections));
-                apply_backward(backend, layer, with, dqkv, &a.normed, seen, u, &mut scratch.du, d_normed)?;
-                if wanted {
-                    let d_normed = &scratch.narrow;
-                    backend.layer_norm_backward(d_normed, &a.input, &self.norm1, &a.stats1, d)?;
+                match folded.and_then(|f| f.qkv.as_ref()) {
+                    Some(layer) => folded_backward(backend, layer, dqkv, d_normed)?,
+                    None => {
+                        let du = &mut scratch.du;
+                        apply_backward(backend, layer, with, dqkv, &a.normed, seen, u, du, d_normed)?;
+                    }
                 }
-                Ok(())
+                let d_normed = wanted.then_some(&scratch.narrow);
+                let norm = |to, dx: &mut B::Tensor| {
+                    d_normed.map_or(Ok(()), |dy| {
+                        backend.layer_norm_backward(dy, &a.input, &self.norm1, &a.stats1, to, dx)
+                    })
+                };
+                match &mut a.kept {
+                    Some(kept) => {
+                        norm(AddTo::Tensor(d), &mut kept.d_middle)?;
+                        kept.exchange(d);
+                        Ok(())
+                    }
+                    None => norm(AddTo::Output, d),
+                }
             }
             (Projections::Split { q, kv }, Projected::Split(s)) => {
                 let (lora_q, lora_kv) = match projection_lora {
@@ -328,14 +360,20 @@ impl<B: Backend> Block<B> {
                 )?;
                 let to_q = wanted.then_some(&mut scratch.narrow);
                 let (with, du) = ((lora_q, drop(Slot::Queries)), &mut scratch.du);
-                apply_backward(backend, q, with, &g.dq, &s.normed, seen, &s.u_q, du, to_q)?;
+                match folded.and_then(|f| f.q.as_ref()) {
+                    Some(q) => folded_backward(backend, q, &g.dq, to_q)?,
+                    None => apply_backward(backend, q, with, &g.dq, &s.normed, seen, &s.u_q, du, to_q)?,
+                }
                 let to_kv = wanted.then_some(&mut g.d_normed);
                 let (with, du) = ((lora_kv, drop(Slot::Projections)), &mut g.du);
-                apply_backward(backend, kv, with, &g.dkv, &a.normed, seen, &s.u_kv, du, to_kv)?;
+                match folded.and_then(|f| f.kv.as_ref()) {
+                    Some(kv) => folded_backward(backend, kv, &g.dkv, to_kv)?,
+                    None => apply_backward(backend, kv, with, &g.dkv, &a.normed, seen, &s.u_kv, du, to_kv)?,
+                }
                 if let (true, Some(d_input)) = (wanted, d_input) {
                     backend.take_rows_backward(&scratch.narrow, rows, &mut g.d_normed)?;
-                    backend.clear(d_input)?;
-                    backend.layer_norm_backward(&g.d_normed, &a.input, &self.norm1, &a.stats1, d_input)?;
+                    let (norm, to) = (&self.norm1, AddTo::Nothing);
+                    backend.layer_norm_backward(&g.d_normed, &a.input, norm, &a.stats1, to, d_input)?;
                     backend.take_rows_backward(d, rows, d_input)?;
                 }
                 Ok(())
@@ -350,6 +388,7 @@ impl<B: Backend> Block<B> {
         &self,
         backend: &B,
         [fc1, fc2]: [Option<&mut LoraLayer<B>>; 2],
+        folded: Option<&FoldedBlock<B>>,
         dropout: Option<BlockDropout<'_, B>>,
         a: &BlockActivations<B>,
         scratch: &mut Scratch<B>,
@@ -367,8 +406,16 @@ impl<B: Backend> Block<B> {
             })?,
             (Some(lora), Some(activated)) => {
                 backend.activation(self.activation, &a.hidden, activated)?;
-                let with = (Some(lora), drop(Slot::Contract));
-                apply_backward(backend, &self.fc2, with, d, activated, seen, &a.u_fc2, du, d_hidden)?;
+                match folded.and_then(|f| f.fc2.as_ref()) {
+                    Some(fc2) => {
+                        folded_backward(backend, fc2, d, d_hidden)?;
+                        backend.lora_gradients(&mut [lora.gradients(activated, d)])?;
+                    }
+                    None => {
+                        let with = (Some(lora), drop(Slot::Contract));
+                        apply_backward(backend, &self.fc2, with, d, activated, seen, &a.u_fc2, du, d_hidden)?;
+                    }
+                }
             }
             (Some(_), None) => return Err(mismatch()),
         }
@@ -383,16 +430,51 @@ impl<B: Backend> Block<B> {
             (None, _) => {
                 d_normed.map_or(Ok(()), |to| backend.linear_backward(&scratch.wide, &self.fc1, to))?
             }
-            (Some(lora), Some(x)) => {
-                let with = (Some(lora), drop(Slot::Expand));
-                apply_backward(backend, &self.fc1, with, &scratch.wide, x, seen, &a.u_fc1, du, d_normed)?;
-            }
+            (Some(lora), Some(x)) => match folded.and_then(|f| f.fc1.as_ref()) {
+                Some(fc1) => {
+                    folded_backward(backend, fc1, &scratch.wide, d_normed)?;
+                    backend.lora_gradients(&mut [lora.gradients(x, &scratch.wide)])?;
+                }
+                None => {
+                    let with = (Some(lora), drop(Slot::Expand));
+                    apply_backward(backend, &self.fc1, with, &scratch.wide, x, seen, &a.u_fc1, du, d_normed)?;
+                }
+            },
             (Some(_), None) => return Err(mismatch()),
         }
-        match wanted {
-            true => backend.layer_norm_backward(&scratch.narrow, &a.middle, &self.norm2, &a.stats2, d),
-            false => Ok(()),
+        if !wanted {
+            return Ok(());
         }
+        backend.layer_norm_backward(&scratch.narrow, &a.middle, &self.norm2, &a.stats2, AddTo::Output, d)
+    }
+
+    /// Adds to `layers` the adapters around attention, with what [`Block::backward`] kept for their gradients. `d` and
+    /// `scratch` are as it left them, where the block computes one row of each sequence.
+    pub(super) fn gradients<'a>(
+        &self,
+        lora: &'a mut BlockLora<B>,
+        a: &'a BlockActivations<B>,
+        scratch: &'a Scratch<B>,
+        d: &'a B::Tensor,
+        layers: &mut Vec<LoraGradients<'a, B>>,
+    ) -> Result<()> {
+        let mut add = |lora: &'a mut Option<LoraLayer<B>>, x: &'a B::Tensor, dy: &'a B::Tensor| {
+            layers.extend(lora.as_mut().map(|lora| lora.gradients(x, dy)));
+        };
+        let d_middle = match (&mut lora.projections, &a.projected, &a.kept, &scratch.gradients) {
+            (ProjectionLora::Packed(qkv), Projected::Packed { .. }, Some(kept), _) => {
+                add(qkv, &a.normed, &kept.dqkv);
+                &kept.d_middle
+            }
+            (ProjectionLora::Split { q, kv }, Projected::Split(s), _, Gradients::Split(g)) => {
+                add(q, &s.normed, &g.dq);
+                add(kv, &a.normed, &g.dkv);
+                d
+            }
+            _ => return Err(mismatch()),
+        };
+        add(&mut lora.out, &a.attended, d_middle);
+        Ok(())
     }
 
     /// Bytes that the block's weights will take besides, see [`Backend::weight_bytes_to_come`].
@@ -430,25 +512,36 @@ impl<B: Backend> Block<B> {
         Ok(FoldedBlock { qkv, q, kv, out: copy(&self.out, &lora.out)?, fc1, fc2 })
     }
 
-    /// Writes W + scale·B·A into `folded`, for every layer with an adapter.
-    pub fn fold(&self, backend: &B, lora: &BlockLora<B>, folded: &mut FoldedBlock<B>) -> Result<()> {
-        let fold =
-            |layer: &Linear<B>, lora: &Option<LoraLayer<B>>, to: &mut Option<Linear<B>>| match (lora, to) {
-                (Some(lora), Some(to)) => backend.lora_fold(&layer.weight, lora.as_lora(), &mut to.weight),
-                (None, None) => Ok(()),
-                _ => Err(mismatch()),
-            };
+    /// Adds to `layers` what is to be folded into `folded`: every layer with an adapter.
+    fn folds<'a>(
+        &'a self,
+        lora: &'a BlockLora<B>,
+        folded: &'a mut FoldedBlock<B>,
+        layers: &mut Vec<LoraFold<'a, B>>,
+    ) -> Result<()> {
+        let FoldedBlock { qkv, q, kv, out, fc1, fc2 } = folded;
+        let mut add = |layer: &'a Linear<B>,
+                       lora: &'a Option<LoraLayer<B>>,
+                       to: &'a mut Option<Linear<B>>| match (lora, to) {
+            (Some(lora), Some(to)) => {
+                let (weight, lora, folded) = (&layer.weight, lora.as_lora(), &mut to.weight);
+                layers.push(LoraFold { weight, lora, folded });
+                Ok(())
+            }
+            (None, None) => Ok(()),
+            _ => Err(mismatch()),
+        };
         match (&self.projections, &lora.projections) {
-            (Projections::Packed(layer), ProjectionLora::Packed(lora)) => fold(layer, lora, &mut folded.qkv)?,
-            (Projections::Split { q, kv }, ProjectionLora::Split { q: lora_q, kv: lora_kv }) => {
-                fold(q, lora_q, &mut folded.q)?;
-                fold(kv, lora_kv, &mut folded.kv)?;
+            (Projections::Packed(layer), ProjectionLora::Packed(lora)) => add(layer, lora, qkv)?,
+            (Projections::Split { q: to_q, kv: to_kv }, ProjectionLora::Split { q: lora_q, kv: lora_kv }) => {
+                add(to_q, lora_q, q)?;
+                add(to_kv, lora_kv, kv)?;
             }
             _ => return Err(mismatch()),
         }
-        fold(&self.fc1, &lora.fc1, &mut folded.fc1)?;
-        fold(&self.fc2, &lora.fc2, &mut folded.fc2)?;
-        fold(&self.out, &lora.out, &mut folded.out)
+        add(&self.fc1, &lora.fc1, fc1)?;
+        add(&self.fc2, &lora.fc2, fc2)?;
+        add(&self.out, &lora.out, out)
     }
 }
 
@@ -510,22 +603,30 @@ fn apply_backward<B: Backend>(
 ) -> Result<()> {
     match (lora, u) {
         (Some(lora), Some(u)) => {
-            let (columns, scale) = (&lora.columns, lora.scale);
-            let view = crate::backend::Lora { a: &lora.a.value, b: &lora.b.value, columns, scale };
-            let (da, db) = (&mut lora.a.gradient, &mut lora.b.gradient);
             let du = du.of_shape(u.shape())?;
             // The mask is made again, which costs less than keeping what came through it.
             let x = match dropout {
                 Some(dropout) => dropped(backend, x, dropout, seen)?,
                 None => x,
             };
-            backend.lora_linear_backward(dy, x, dropout, u, layer, view, du, da, db, dx)
+            let LoraGradients { lora, da, db, .. } = lora.gradients(x, dy);
+            backend.lora_linear_backward(dy, x, dropout, u, layer, lora, du, da, db, dx)
         }
         _ => match dx {
             Some(dx) => backend.linear_backward(dy, layer, dx),
             None => Ok(()),
         },
     }
+}
+
+/// Takes `dy` through a layer with its adapters folded in, where the input's gradient is wanted.
+fn folded_backward<B: Backend>(
+    backend: &B,
+    folded: &Linear<B>,
+    dy: &B::Tensor,
+    dx: Option<&mut B::Tensor>,
+) -> Result<()> {
+    dx.map_or(Ok(()), |dx| backend.linear_backward(dy, folded, dx))
 }
 
 /// Scratch for the gradient of x·Aᵀ, one buffer per width that occurs.
@@ -560,6 +661,25 @@ pub struct BlockActivations<B: Backend> {
     /// Hidden layer of the MLP in front of the activation function.
     hidden: B::Tensor,
     u_fc2: Option<B::Tensor>,
+    /// Where gradients of adapters wait for those of all blocks, in blocks that compute every row.
+    kept: Option<KeptGradients<B>>,
+}
+
+/// What the gradients of the adapters around attention are computed from, when the backward pass has ended.
+struct KeptGradients<B: Backend> {
+    dqkv: B::Tensor,
+    /// Gradient of the tokens between attention and MLP.
+    d_middle: B::Tensor,
+    /// `d_middle` has changed places with what carries the gradient from block to block.
+    exchanged: bool,
+}
+
+impl<B: Backend> KeptGradients<B> {
+    /// Keeps what `d` holds; the gradient goes on in the other's memory.
+    fn exchange(&mut self, d: &mut B::Tensor) {
+        std::mem::swap(d, &mut self.d_middle);
+        self.exchanged = !self.exchanged;
+    }
 }
 
 /// Queries, keys and values, and x·Aᵀ of their adapters.
@@ -595,7 +715,11 @@ pub struct Scratch<B: Backend> {
 /// Gradients of what attention reads; empty where no backward pass will run.
 enum Gradients<B: Backend> {
     None,
-    Packed { dqkv: B::Tensor },
+    /// Every block has its own, see [`KeptGradients`].
+    Kept,
+    Packed {
+        dqkv: B::Tensor,
+    },
     Split(Box<SplitGradients<B>>),
 }
 
@@ -627,14 +751,27 @@ impl BlockSizes {
 }
 
 impl<B: Backend> BlockActivations<B> {
-    /// Memory for one block; with room for x·Aᵀ where `lora` has adapters.
-    pub fn new(backend: &B, s: BlockSizes, lora: Option<&BlockLora<B>>) -> Result<Self> {
+    /// Memory for one block; with room for x·Aᵀ where `lora` has adapters that are not folded into the weights, and for
+    /// the gradients of sequences of up to as many tokens as `folded` says where they are.
+    pub fn new(
+        backend: &B,
+        s: BlockSizes,
+        lora: Option<&BlockLora<B>>,
+        folded: Option<usize>,
+    ) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
         let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
         let stats = |rows| backend.empty([n, rows, 2], backend.parameter_dtype());
         let u = |rows: usize, layer: Option<&LoraLayer<B>>| match layer {
-            Some(layer) => make([n, rows, layer.width()]).map(Some),
-            None => Ok(None),
+            Some(layer) if folded.is_none() => make([n, rows, layer.width()]).map(Some),
+            _ => Ok(None),
+        };
+        let kept = match folded.filter(|_| s.rows == Rows::All) {
+            Some(longest) => {
+                let (dqkv, d_middle) = (make([n, keys, 3 * d])?, make([n, longest, d])?);
+                Some(KeptGradients { dqkv, d_middle, exchanged: false })
+            }
+            None => None,
         };
         let projected = match (s.rows, lora.map(|l| &l.projections)) {
             (Rows::All, lora) => {
@@ -677,7 +814,15 @@ impl<B: Backend> BlockActivations<B> {
             u_fc1: u(queries, lora.and_then(|l| l.fc1.as_ref()))?,
             hidden: make([n, queries, s.mlp])?,
             u_fc2: u(queries, lora.and_then(|l| l.fc2.as_ref()))?,
+            kept,
         })
+    }
+
+    /// Undoes what [`Block::backward`] exchanged with `d`, so that the next step finds every tensor in its place.
+    pub(super) fn put_back(&mut self, d: &mut B::Tensor) {
+        if let Some(kept) = self.kept.as_mut().filter(|kept| kept.exchanged) {
+            kept.exchange(d);
+        }
     }
 
     /// Sets the numbers of images and tokens, up to those that the memory was made for.
@@ -690,6 +835,10 @@ impl<B: Backend> BlockActivations<B> {
             set_tokens(tensor, n, queries)?;
         }
         self.saved.set_shape(backend.attention_saved(n, s.heads, queries, keys))?;
+        if let Some(KeptGradients { dqkv, d_middle, .. }) = &mut self.kept {
+            set_tokens(dqkv, n, keys)?;
+            set_tokens(d_middle, n, keys)?;
+        }
         match &mut self.projected {
             Projected::Packed { qkv, u } => {
                 set_tokens(qkv, n, keys)?;
@@ -714,14 +863,15 @@ fn set_tokens<T: DeviceTensor>(tensor: &mut T, batch: usize, tokens: usize) -> R
 }
 
 impl<B: Backend> Scratch<B> {
-    /// Memory shared by all blocks of these sizes. `lora` lists the adapters that will be trained, and `dropout`
-    /// says whether there is any in front of them; with none, and `backward` false, only a forward pass is
-    /// possible.
+    /// Memory shared by all blocks of these sizes. `lora` lists the adapters that will be trained, `dropout`
+    /// says whether there is any in front of them, and `folded` whether they are folded into the weights; with none,
+    /// and `backward` false, only a forward pass is possible.
     pub fn new(
         backend: &B,
         s: BlockSizes,
         lora: &[&BlockLora<B>],
         dropout: bool,
+        folded: bool,
         backward: bool,
     ) -> Result<Self> {
         let (n, keys, queries, d) = (s.batch, s.tokens, s.queries(), s.width);
@@ -733,9 +883,10 @@ impl<B: Backend> Scratch<B> {
             let buffers = widths.into_iter().map(|w| make([n, rows, w])).collect::<Result<_>>()?;
             Ok(DuScratch { buffers })
         };
-        let every = || lora.iter().flat_map(|l| l.layers()).collect::<Vec<_>>();
+        let every = || lora.iter().filter(|_| !folded).flat_map(|l| l.layers()).collect::<Vec<_>>();
         let gradients = match (backward, s.rows) {
             (false, _) => Gradients::None,
+            (true, Rows::All) if folded => Gradients::Kept,
             (true, Rows::All) => Gradients::Packed { dqkv: make([n, keys, 3 * d])? },
             (true, Rows::One) => Gradients::Split(Box::new(SplitGradients {
                 dq: make([n, 1, d])?,
@@ -779,7 +930,7 @@ impl<B: Backend> Scratch<B> {
             self.d_scores.set_shape(backend.attention_saved(n, s.heads, queries, keys))?;
         }
         match &mut self.gradients {
-            Gradients::None => Ok(()),
+            Gradients::None | Gradients::Kept => Ok(()),
             Gradients::Packed { dqkv } => set_tokens(dqkv, n, keys),
             Gradients::Split(g) => {
                 set_tokens(&mut g.dq, n, 1)?;

@@ -7,7 +7,7 @@ use super::block::{
 use super::config::TextConfig;
 use super::tokenizer::TokenBatch;
 use super::weight_source::{Loaded, Loader, WeightSource};
-use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Result};
+use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
 use crate::tune::LoraInit;
@@ -114,8 +114,8 @@ impl<B: Backend> TextTower<B> {
         let sizes = BlockSizes { batch, tokens: len, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let mut memory = TextMemory {
             sizes,
-            activations: BlockActivations::new(backend, sizes, adapters.lora.first())?,
-            scratch: Scratch::new(backend, sizes, &[], false, false)?,
+            activations: BlockActivations::new(backend, sizes, adapters.lora.first(), None)?,
+            scratch: Scratch::new(backend, sizes, &[], false, false, false)?,
             output: backend.empty([batch, len, d], dtype)?,
             ends: Ends::new(backend, batch, d, self.features)?,
         };
@@ -420,12 +420,13 @@ impl<B: Backend> TextActivations<B> {
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let all: Vec<&BlockLora<B>> = lora.iter().collect();
-        let blocks = (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l)));
+        let blocks =
+            (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l), None));
         Ok(TextActivations {
             parts: Vec::new(),
             sizes,
             blocks: blocks.collect::<Result<_>>()?,
-            scratch: Scratch::new(backend, sizes, &all, dropout, true)?,
+            scratch: Scratch::new(backend, sizes, &all, dropout, false, true)?,
             output: backend.empty([batch, tokens, d], compute)?,
             ends: Ends::new(backend, batch, d, e)?,
             d_features: backend.empty([batch, e], parameter)?,
@@ -603,16 +604,16 @@ impl<B: Backend> TextTower<B> {
         backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut a.d_features)?;
         backend.l2_norm_backward(&a.d_features, &ends.features, &ends.norms, &mut a.d_projected)?;
         backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        backend.clear(&mut a.d_last)?;
-        backend.layer_norm_backward(&a.d_normed, &ends.last, &self.final_norm, &ends.stats, &mut a.d_last)?;
+        let (norm, to) = (&self.final_norm, AddTo::Nothing);
+        backend.layer_norm_backward(&a.d_normed, &ends.last, norm, &ends.stats, to, &mut a.d_last)?;
         // Behind the blocks `output` is free: it carries the gradient of the token sequence.
         backend.clear(&mut a.output)?;
         backend.take_rows_backward(&a.d_last, &part.eos, &mut a.output)?;
         for l in (stop..self.blocks.len()).rev() {
-            let (block, kept) = (&self.blocks[l], &a.blocks[l]);
+            let (block, kept, lora) = (&self.blocks[l], &mut a.blocks[l], lora.get_mut(l));
             let dropout = dropout.map(|dropout| dropout.of(Tower::Text, l));
             let (scratch, d) = (&mut a.scratch, &mut a.output);
-            block.backward(backend, lora.get_mut(l), dropout, &part.eos, kept, scratch, d, None, l > stop)?;
+            block.backward(backend, lora, None, dropout, &part.eos, kept, scratch, d, None, l > stop)?;
         }
         Ok(())
     }

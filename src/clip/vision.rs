@@ -6,7 +6,7 @@ use super::block::{
 };
 use super::config::VisionConfig;
 use super::weight_source::{Loader, WeightSource};
-use crate::backend::{Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
+use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
 use crate::tune::LoraInit;
@@ -145,6 +145,11 @@ impl<B: Backend> VisionTower<B> {
         block::fold(backend, &self.blocks, lora, folded)
     }
 
+    /// Whether training steps have the adapters of `tuning` folded into the weights.
+    pub fn trains_folded(&self, backend: &B, tuning: TowerTuning<'_, B>) -> bool {
+        backend.trains_folded() && tuning.dropout.is_none() && !tuning.lora.is_empty()
+    }
+
     /// Tokens in block `layer`.
     fn tokens(&self, layer: usize, prompts: Option<&Prompts<B>>) -> usize {
         let tokens = self.config.tokens();
@@ -163,13 +168,15 @@ impl<B: Backend> VisionTower<B> {
         BlockSizes { batch, tokens, width: t.width, mlp: t.mlp, heads: t.heads, rows }
     }
 
-    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept.
+    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. `folded` holds the
+    /// adapters as they are now where training has them folded, [`VisionTower::trains_folded`], and is empty elsewhere.
     pub fn forward(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
         tuning: TowerTuning<'_, B>,
+        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         let prompts = tuning.prompts;
@@ -178,9 +185,13 @@ impl<B: Backend> VisionTower<B> {
         }
         self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = tuning.lora.get(l).map_or(Adapters::None, |lora| {
-                Adapters::Lora(lora, tuning.dropout.map(|dropout| dropout.of(Tower::Vision, l)))
-            });
+            let adapters = match (folded.get(l), tuning.lora.get(l)) {
+                (Some(folded), _) => Adapters::Folded(folded),
+                (None, Some(lora)) => {
+                    Adapters::Lora(lora, tuning.dropout.map(|dropout| dropout.of(Tower::Vision, l)))
+                }
+                (None, None) => Adapters::None,
+            };
             let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
@@ -292,13 +303,15 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters and prompts.
-    /// It stops at the first trained tensor and computes nothing that only frozen ones would need.
+    /// It stops at the first trained tensor and computes nothing that only frozen ones would need. `folded` as the
+    /// forward pass had it.
     pub fn backward(
         &self,
         backend: &B,
         lora: &mut [BlockLora<B>],
         mut prompts: Option<&mut Prompts<B>>,
         dropout: Option<TowerDropout<'_, B>>,
+        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         // Prompts stand in front of the first block.
@@ -316,14 +329,14 @@ impl<B: Backend> VisionTower<B> {
         }
         backend.l2_norm_backward(&a.d_features, &a.features, &a.norms, &mut a.d_projected)?;
         backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        backend.clear(&mut a.d_class)?;
-        let (d_normed, x) = (&a.d_normed, &a.class_output);
-        backend.layer_norm_backward(d_normed, x, &self.post_norm, &a.class_stats, &mut a.d_class)?;
+        let (d_normed, x, to) = (&a.d_normed, &a.class_output, AddTo::Nothing);
+        backend.layer_norm_backward(d_normed, x, &self.post_norm, &a.class_stats, to, &mut a.d_class)?;
         let width = self.config.tower.width;
+        let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
             let sizes = self.sizes(l, prompts.as_deref(), a.batch);
             let wanted = l > stop || prompts.is_some() || !self.savings.stop_at_first_trained;
-            let (block, kept) = (&self.blocks[l], &a.blocks[l]);
+            let (block, kept) = (&self.blocks[l], &mut a.blocks[l]);
             // Behind the blocks `full_output` is free: it carries the gradient of the token sequence.
             a.full_output.set_shape([sizes.batch, sizes.tokens, width].into())?;
             if l + 1 == self.blocks.len() && block.rows() == Rows::All {
@@ -335,13 +348,29 @@ impl<B: Backend> VisionTower<B> {
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
-            let (lora, rows) = (lora.get_mut(l), &a.class_rows);
+            let (lora, folded, rows) = (lora.get_mut(l), folded.get(l), &a.class_rows);
             let dropout = dropout.map(|dropout| dropout.of(Tower::Vision, l));
-            block.backward(backend, lora, dropout, rows, kept, scratch, d, d_input, wanted)?;
+            block.backward(backend, lora, folded, dropout, rows, kept, scratch, d, d_input, wanted)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
-                prompts_backward(backend, prompts, l, before, a)?;
+                shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
             }
+        }
+        let mut layers = Vec::new();
+        for (l, lora) in lora.iter_mut().enumerate().take(folded.len()).skip(stop) {
+            let one = self.blocks[l].rows() == Rows::One;
+            let scratch = if one { &a.class_scratch } else { &a.scratch };
+            self.blocks[l].gradients(lora, &a.blocks[l], scratch, &a.d_class, &mut layers)?;
+        }
+        if layers.is_empty() {
+            return Ok(());
+        }
+        backend.lora_gradients(&mut layers)?;
+        for (block, shortened) in a.blocks.iter_mut().zip(shortened).skip(stop) {
+            if let Some(shorter) = a.shorter.as_mut().filter(|_| shortened) {
+                std::mem::swap(&mut a.full_output, shorter);
+            }
+            block.put_back(&mut a.full_output);
         }
         Ok(())
     }
@@ -371,27 +400,29 @@ fn advance<B: Backend>(
 }
 
 /// Adds the gradient of the prompts in front of block `l`. `a.full_output` holds the gradient of the block's
-/// input and then that of the output of the block before it, whose shape is `before`.
+/// input and then that of the output of the block before it, whose shape is `before`. True where it has changed places
+/// with `a.shorter`.
 fn prompts_backward<B: Backend>(
     backend: &B,
     prompts: &mut Prompts<B>,
     l: usize,
     before: Option<[usize; 3]>,
     a: &mut VisionActivations<B>,
-) -> Result<()> {
+) -> Result<bool> {
     let (set, mode) = (prompts.set(l), prompts.mode);
     let gradient = &mut prompts.param.gradient;
     match (before, mode, &mut a.shorter) {
         // In front of the first block there is nothing to train but the prompts.
-        (None, ..) => backend.insert_prompts_backward(&a.full_output, set, gradient, None),
+        (None, ..) => backend.insert_prompts_backward(&a.full_output, set, gradient, None)?,
         (Some(before), PromptMode::Accumulate, Some(shorter)) => {
             shorter.set_shape(before.into())?;
             backend.insert_prompts_backward(&a.full_output, set, gradient, Some(shorter))?;
             std::mem::swap(&mut a.full_output, shorter);
-            Ok(())
+            return Ok(true);
         }
-        _ => backend.replace_prompts_backward(&mut a.full_output, set, gradient),
+        _ => backend.replace_prompts_backward(&mut a.full_output, set, gradient)?,
     }
+    Ok(false)
 }
 
 /// Use that a tower's memory is allocated for.
@@ -458,8 +489,10 @@ impl<B: Backend> VisionActivations<B> {
         };
         let kept =
             (0..layers).filter(|&l| training || Some(l) == widest || tower.blocks[l].rows() == Rows::One);
+        let folded = training && tower.trains_folded(backend, tuning);
+        let longest_kept = folded.then_some(longest);
         let blocks = kept
-            .map(|l| BlockActivations::new(backend, sizes(l), tuning.lora.get(l)))
+            .map(|l| BlockActivations::new(backend, sizes(l), tuning.lora.get(l), longest_kept))
             .collect::<Result<_>>()?;
         let scratch = |rows| {
             let of_kind: Vec<usize> = (0..layers).filter(|&l| tower.blocks[l].rows() == rows).collect();
@@ -467,7 +500,7 @@ impl<B: Backend> VisionActivations<B> {
             let (any, t) = (!of_kind.is_empty(), &config.tower);
             let tokens = if any { longest } else { 0 };
             let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows };
-            Scratch::new(backend, sizes, &lora, tuning.dropout.is_some(), training && any)
+            Scratch::new(backend, sizes, &lora, tuning.dropout.is_some(), folded, training && any)
         };
         let grows = tuning.prompts.is_some_and(|prompts| prompts.mode == PromptMode::Accumulate);
         let shorter = if grows && training { Some(make([batch, longest, d])?) } else { None };

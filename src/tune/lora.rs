@@ -4,7 +4,7 @@
 //! low-rank products are shared too; on disk every layer has its own, under the names that PEFT uses.
 
 use super::{Group, Param, head::uniform};
-use crate::backend::{Backend, Lora, Result};
+use crate::backend::{Backend, Lora, LoraGradients, Result};
 use crate::tensor::{DType, Tensor};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
@@ -261,6 +261,13 @@ impl<B: Backend> LoraLayer<B> {
     /// The adapters as the backend's operations take them.
     pub fn as_lora(&self) -> Lora<'_, B> {
         Lora { a: &self.a.value, b: &self.b.value, columns: &self.columns, scale: self.scale }
+    }
+
+    /// The adapters with room for their gradients, for an input `x` and the gradient `dy` of the output.
+    pub(crate) fn gradients<'a>(&'a mut self, x: &'a B::Tensor, dy: &'a B::Tensor) -> LoraGradients<'a, B> {
+        let LoraLayer { a, b, columns, scale, .. } = self;
+        let lora = Lora { a: &a.value, b: &b.value, columns, scale: *scale };
+        LoraGradients { x, dy, lora, da: &mut a.gradient, db: &mut b.gradient }
     }
 
     /// n·r: the width of the low-rank product.

@@ -2,7 +2,7 @@
 
 use super::number::{Number, OnHost};
 use super::real::{Real, sum_of, vectors};
-use crate::backend::{LayerNorm, Result, expect_matrix, expect_shape};
+use crate::backend::{AddTo, LayerNorm, Result, expect_matrix, expect_shape};
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
@@ -93,6 +93,7 @@ pub fn layer_norm_backward<T: Number, B: OnHost>(
     x: &Tensor,
     norm: &LayerNorm<B>,
     stats: &Tensor,
+    to: AddTo<'_, Tensor>,
     dx: &mut Tensor,
 ) -> Result<()> {
     let d = x.shape().columns();
@@ -100,6 +101,14 @@ pub fn layer_norm_backward<T: Number, B: OnHost>(
     expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
     expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
     expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
+    match to {
+        AddTo::Nothing => dx.bytes_mut().fill(0),
+        AddTo::Output => {}
+        AddTo::Tensor(before) => {
+            expect_shape("layer_norm_backward", "to", x.shape(), before.shape())?;
+            dx.typed_mut::<T>()?.copy_from_slice(before.typed::<T>()?);
+        }
+    }
     let weight = norm.weight.typed::<T::Real>()?;
     dx.typed_mut::<T>()?
         .par_chunks_mut(ROWS * d)

@@ -4,7 +4,7 @@ use super::dropout::mask;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::number::OnHost;
 use super::real::{Real, vectors};
-use crate::backend::{Dropout, Lora, Result, expect_matrix, expect_shape};
+use crate::backend::{Dropout, Lora, LoraGradients, Result, expect_matrix, expect_shape};
 use crate::tensor::{Shape, Tensor, View};
 use rayon::prelude::*;
 
@@ -215,14 +215,7 @@ pub fn lora_linear<T: Real, B: OnHost>(
     expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
     let x = seen.unwrap_or(x);
     expect_matrix("lora_linear", "seen", rows, inputs, x.shape())?;
-    gemm(
-        MatrixMut::new(u.typed_mut::<T>()?, rows, parts.width()),
-        Write::Replace,
-        T::ONE,
-        Matrix::new(x.typed::<T>()?, rows, inputs),
-        parts.a_all().transposed(),
-        Threads::All,
-    );
+    narrow_product(x, &parts, u.typed_mut::<T>()?)?;
     let (u, y) = (u.typed::<T>()?, y.typed_mut::<T>()?);
     for (part, &column) in parts.columns.iter().enumerate() {
         gemm(
@@ -234,6 +227,20 @@ pub fn lora_linear<T: Real, B: OnHost>(
             Threads::All,
         );
     }
+    Ok(())
+}
+
+/// u = x·Aᵀ.
+fn narrow_product<T: Real>(x: &Tensor, parts: &Parts<'_, T>, u: &mut [T]) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    gemm(
+        MatrixMut::new(u, rows, parts.width()),
+        Write::Replace,
+        T::ONE,
+        Matrix::new(x.typed::<T>()?, rows, inputs),
+        parts.a_all().transposed(),
+        Threads::All,
+    );
     Ok(())
 }
 
@@ -249,6 +256,44 @@ pub fn lora_linear_backward<T: Real, B: OnHost>(
     da: &mut Tensor,
     db: &mut Tensor,
     dx: Option<&mut Tensor>,
+) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    let columns = dy.shape().columns();
+    let parts = Parts::<T>::of(lora, inputs)?;
+    let width = parts.width();
+    gradients::<T, B>(dy, x, u, lora, du, da, db)?;
+    let (dy_data, du) = (dy.typed::<T>()?, Matrix::new(du.typed::<T>()?, rows, width));
+    let Some(dx) = dx else { return Ok(()) };
+    expect_matrix("lora_linear_backward", "dx", rows, inputs, dx.shape())?;
+    let through_adapters =
+        |to: MatrixMut<'_, T>, write| gemm(to, write, T::ONE, du, parts.a_all(), Threads::All);
+    match dropout {
+        None => {
+            linear_backward::<T>(dy, weight, dx)?;
+            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Add);
+            Ok(())
+        }
+        Some(dropout) => {
+            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Replace);
+            mask::<T, B>(dx, dropout)?;
+            let weight = weight.matrix::<T>("lora_linear_backward", columns, inputs)?;
+            let (dx, dy) =
+                (MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Matrix::new(dy_data, rows, columns));
+            gemm(dx, Write::Add, T::ONE, dy, weight, Threads::All);
+            Ok(())
+        }
+    }
+}
+
+/// du = scale·dy·B, dA = duᵀ·x and dB = scale·dyᵀ·u.
+fn gradients<T: Real, B: OnHost>(
+    dy: &Tensor,
+    x: &Tensor,
+    u: &Tensor,
+    lora: Lora<'_, B>,
+    du: &mut Tensor,
+    da: &mut Tensor,
+    db: &mut Tensor,
 ) -> Result<()> {
     let (rows, inputs) = matrix_shape(x);
     let columns = dy.shape().columns();
@@ -289,26 +334,20 @@ pub fn lora_linear_backward<T: Real, B: OnHost>(
         Matrix::new(x.typed::<T>()?, rows, inputs),
         Threads::All,
     );
-    let Some(dx) = dx else { return Ok(()) };
-    expect_matrix("lora_linear_backward", "dx", rows, inputs, dx.shape())?;
-    let through_adapters =
-        |to: MatrixMut<'_, T>, write| gemm(to, write, T::ONE, du, parts.a_all(), Threads::All);
-    match dropout {
-        None => {
-            linear_backward::<T>(dy, weight, dx)?;
-            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Add);
-            Ok(())
-        }
-        Some(dropout) => {
-            through_adapters(MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Write::Replace);
-            mask::<T, B>(dx, dropout)?;
-            let weight = weight.matrix::<T>("lora_linear_backward", columns, inputs)?;
-            let (dx, dy) =
-                (MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs), Matrix::new(dy_data, rows, columns));
-            gemm(dx, Write::Add, T::ONE, dy, weight, Threads::All);
-            Ok(())
-        }
-    }
+    Ok(())
+}
+
+/// Copies x and dy, and makes u and du for itself: no step of this backend's own takes its gradients in this form.
+pub fn lora_gradients<T: Real, B: OnHost>(
+    x: &Tensor,
+    dy: &Tensor,
+    LoraGradients { lora, da, db, .. }: &mut LoraGradients<'_, B>,
+) -> Result<()> {
+    let (rows, inputs) = matrix_shape(x);
+    let parts = Parts::<T>::of(*lora, inputs)?;
+    let [mut u, mut du] = [(); 2].map(|()| Tensor::zeros([rows, parts.width()], T::DTYPE));
+    narrow_product(x, &parts, u.typed_mut::<T>()?)?;
+    gradients::<T, B>(dy, x, &u, *lora, &mut du, da, db)
 }
 
 pub fn lora_fold<T: Real, B: OnHost>(weight: &Padded, lora: Lora<'_, B>, folded: &mut Padded) -> Result<()> {

@@ -228,9 +228,10 @@ impl<T: Real> Backend for Cpu<T> {
         x: &Tensor,
         norm: &LayerNorm<Self>,
         stats: &Tensor,
+        to: AddTo<'_, Tensor>,
         dx: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, layer_norm::layer_norm_backward<Self>(dy, x, norm, stats, dx))
+        in_type!(self, layer_norm::layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
     }
 
     fn linear(
@@ -336,14 +337,25 @@ impl<T: Real> Backend for Cpu<T> {
         in_type!(self, dropout::dropout<Self>(x, dropout, y))
     }
 
-    fn lora_fold(&self, weight: &Weight, lora: Lora<'_, Self>, folded: &mut Weight) -> Result<()> {
-        match (&weight.0, &mut folded.0) {
+    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+        let mut layers = layers.iter_mut();
+        layers.try_for_each(|layer| match (&layer.weight.0, &mut layer.folded.0) {
             (Layout::Real(weight), Layout::Real(folded)) => {
-                lora_linear::lora_fold::<T, Self>(weight, lora, folded)
+                lora_linear::lora_fold::<T, Self>(weight, layer.lora, folded)
             }
-            (Layout::Bf16(weight), Layout::Bf16(folded)) => bf16::linear::lora_fold(weight, lora, folded),
+            (Layout::Bf16(weight), Layout::Bf16(folded)) => {
+                bf16::linear::lora_fold(weight, layer.lora, folded)
+            }
             _ => Err(foreign("lora_fold")),
-        }
+        })
+    }
+
+    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+        layers.iter_mut().try_for_each(|layer| {
+            // Of bf16 too.
+            let [x, dy] = [layer.x, layer.dy].map(|tensor| tensor.view().to_tensor(T::DTYPE));
+            lora_linear::lora_gradients::<T, Self>(&x?, &dy?, layer)
+        })
     }
 
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {

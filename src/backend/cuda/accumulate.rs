@@ -1,6 +1,6 @@
 //! Gradients of several batches added up, over all trained tensors.
 
-use super::tables::Table;
+use super::tables::{self, Table};
 use super::*;
 use bytemuck::{Pod, Zeroable};
 
@@ -29,7 +29,7 @@ fn entry((gradient, sum): &(&CudaTensor, &mut CudaTensor)) -> Result<Entry> {
 pub fn accumulate(cuda: &Cuda, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
     let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
     let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-    let table = Table::of(cuda, OP, &entries, &lengths)?;
+    let table = Table::of(cuda, OP, &entries, &tables::blocks(&lengths))?;
     let moved = table.bytes + lengths.iter().sum::<usize>() * size_of::<f32>() * if first { 2 } else { 3 };
     let args = Args::new().address(table.entries).address(table.chunks).int(usize::from(first)).moving(moved);
     cuda.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)

@@ -1,6 +1,6 @@
 //! AdamW over all trained tensors, loss scaling and clipping.
 
-use super::tables::Table;
+use super::tables::{self, Table};
 use super::*;
 use bytemuck::{Pod, Zeroable};
 
@@ -54,7 +54,7 @@ pub fn adamw(
     expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
     let entries = tensors.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
     let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-    let table = Table::of(cuda, OP, &entries, &lengths)?;
+    let table = Table::of(cuda, OP, &entries, &tables::blocks(&lengths))?;
     let control = step.control.typed(DType::F32)?;
     let scaling = usize::from(step.scaling.is_some());
     // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk, and

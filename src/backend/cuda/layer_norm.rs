@@ -101,6 +101,7 @@ pub fn layer_norm_backward(
     x: &CudaTensor,
     norm: &LayerNorm<Cuda>,
     stats: &CudaTensor,
+    to: AddTo<'_, CudaTensor>,
     dx: &mut CudaTensor,
 ) -> Result<()> {
     let (rows, width) = x.matrix();
@@ -108,14 +109,24 @@ pub fn layer_norm_backward(
     expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
     expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
     let (weight, _) = parameters(norm, width)?;
+    let before = match to {
+        AddTo::Nothing => None,
+        AddTo::Output => Some(dx.typed(cuda.real())?),
+        AddTo::Tensor(before) => {
+            expect_shape("layer_norm_backward", "to", x.shape(), before.shape())?;
+            Some(before.typed(cuda.real())?)
+        }
+    };
+    let tensors = 3 + usize::from(before.is_some());
     let args = Args::new()
         .address(dy.typed(cuda.real())?)
         .address(x.typed(cuda.real())?)
         .address(weight)
         .address(stats.typed(DType::F32)?)
+        .optional(before)
         .address(dx.typed(cuda.real())?)
         .int(rows)
         .int(width)
-        .moving(dy.bytes() + x.bytes() + norm.weight.bytes() + stats.bytes() + 2 * dx.bytes());
+        .moving(tensors * dx.bytes() + norm.weight.bytes() + stats.bytes());
     launch_rows(cuda, &BACKWARD, rows, width, args)
 }

@@ -33,9 +33,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// How a linear layer with an adapter is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoraForm {
-    /// The faster of the two for each shape, timed once and remembered.
+    /// [`LoraForm::Folded`] in training steps in f16; elsewhere the faster of the other two for each shape, timed once
+    /// and remembered.
     #[default]
     Auto,
+    /// In training steps without dropout one product, whose weight has the adapter in it; not in bf16.
+    Folded,
     /// One tensor-core kernel of our own.
     Fused,
     /// A kernel for the low-rank part and a cuBLASLt product that adds to it.
@@ -424,9 +427,10 @@ impl Backend for Cuda {
         x: &CudaTensor,
         norm: &LayerNorm<Self>,
         stats: &CudaTensor,
+        to: AddTo<'_, CudaTensor>,
         dx: &mut CudaTensor,
     ) -> Result<()> {
-        layer_norm::layer_norm_backward(self, dy, x, norm, stats, dx)
+        layer_norm::layer_norm_backward(self, dy, x, norm, stats, to, dx)
     }
 
     fn linear(
@@ -476,8 +480,21 @@ impl Backend for Cuda {
         dropout::dropout(self, x, dropout, y)
     }
 
-    fn lora_fold(&self, weight: &CudaTensor, lora: Lora<'_, Self>, folded: &mut CudaTensor) -> Result<()> {
-        lora_linear::lora_fold(self, weight, lora, folded)
+    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+        lora_linear::lora_fold(self, layers)
+    }
+
+    fn trains_folded(&self) -> bool {
+        match self.lora_form() {
+            LoraForm::Auto => self.inner.dtype == DType::F16,
+            // What the grid of bf16 leaves of a fold is too little.
+            LoraForm::Folded => self.inner.dtype != DType::BF16,
+            LoraForm::Fused | LoraForm::Gemm => false,
+        }
+    }
+
+    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+        lora_linear::lora_gradients(self, layers)
     }
 
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, _keys: usize) -> Shape {

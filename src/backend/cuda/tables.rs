@@ -7,18 +7,18 @@ use super::*;
 use bytemuck::{Pod, Zeroable};
 use std::collections::HashMap;
 
-/// Elements that a block takes.
-const CHUNK: usize = 4096;
+/// Elements that a block takes of a tensor, where it takes a part of one.
+const ELEMENTS: usize = 4096;
 
 /// Tables that are kept. They are never given back, because captured graphs hold their addresses; a process that
 /// trains more sets of tensors than this makes a new backend.
 const TABLES: usize = 1024;
 
-/// The part of a tensor that a block takes.
+/// What a block takes: part `index` of an entry.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Chunk {
-    tensor: u32,
+    entry: u32,
     index: u32,
 }
 
@@ -35,7 +35,7 @@ impl Tables {
             return Ok(memory.address);
         }
         if self.tables.len() == TABLES {
-            let problem = format!("more than {TABLES} different sets of trained tensors on one device");
+            let problem = format!("more than {TABLES} different sets of tensors on one device");
             return Err(BackendError::Invalid { op, problem });
         }
         let memory = Memory::new(driver, contents.len())?;
@@ -46,7 +46,7 @@ impl Tables {
     }
 }
 
-/// Where the kernels find a step's tensors and chunks.
+/// Where the kernels find entries, and chunks, of which there are `count`: one for each block.
 pub struct Table {
     pub entries: Address,
     pub chunks: Address,
@@ -54,13 +54,17 @@ pub struct Table {
     pub bytes: usize,
 }
 
+/// Blocks for each of the tensors of so many elements.
+pub fn blocks(lengths: &[usize]) -> Vec<usize> {
+    lengths.iter().map(|length| length.div_ceil(ELEMENTS)).collect()
+}
+
 impl Table {
-    /// Finds or uploads the table of tensors that have `entries` for a kernel to read and `lengths` elements.
-    pub fn of<E: Pod>(cuda: &Cuda, op: &'static str, entries: &[E], lengths: &[usize]) -> Result<Self> {
+    /// Finds or uploads the table of `entries` for a kernel to read, of which each gets as many `blocks`.
+    pub fn of<E: Pod>(cuda: &Cuda, op: &'static str, entries: &[E], blocks: &[usize]) -> Result<Self> {
         let mut chunks = Vec::new();
-        for (tensor, length) in (0u32..).zip(lengths) {
-            let count = length.div_ceil(CHUNK) as u32;
-            chunks.extend((0..count).map(|index| Chunk { tensor, index }));
+        for (entry, &count) in (0u32..).zip(blocks) {
+            chunks.extend((0..count as u32).map(|index| Chunk { entry, index }));
         }
         let mut contents = bytemuck::cast_slice(entries).to_vec();
         contents.extend_from_slice(bytemuck::cast_slice(&chunks));

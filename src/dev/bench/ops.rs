@@ -3,8 +3,9 @@
 use super::Op;
 use crate::backend::Targets;
 use crate::backend::{
-    Activation, AdamwStep, AdamwTensor, AttentionGradient, AttentionInput, AttentionShape, Backend,
-    Classifier, Control, Dropout, LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Result, Stat,
+    Activation, AdamwStep, AdamwTensor, AddTo, AttentionGradient, AttentionInput, AttentionShape, Backend,
+    Classifier, Control, DeviceTensor, Dropout, LayerNorm, Linear, Lora, LoraFold, LoraGradients,
+    LossWeights, Mix, PatchEmbedding, Result, Stat,
 };
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::dev::check::difference::normal;
@@ -34,11 +35,12 @@ impl Sizes {
 pub type Visit<'v> = dyn FnMut(Op<'_>) -> Result<()> + 'v;
 
 /// Groups of operations that can be measured apart from the rest, by the names that [`group`] takes.
-pub const GROUPS: [&str; 18] = [
+pub const GROUPS: [&str; 19] = [
     "linear",
     "lora_linear",
     "dropout",
     "lora_fold",
+    "lora_gradients",
     "layer_norm",
     "activation",
     "attention",
@@ -81,6 +83,7 @@ pub fn group<B: Backend>(backend: &B, sizes: &Sizes, name: &str, visit: &mut Vis
         }
         "dropout" => b.dropout(visit),
         "lora_fold" => b.lora_fold(visit),
+        "lora_gradients" => b.lora_gradients(visit),
         "layer_norm" => b.layer_norm(visit),
         "activation" => {
             b.activation(Activation::QuickGelu, visit)?;
@@ -135,6 +138,19 @@ pub fn square_gemm<B: Backend>(backend: &B, n: usize, visit: &mut Visit<'_>) -> 
 
 /// Prompts of a layer.
 const PROMPTS: usize = 16;
+
+/// The adapters of a layer.
+struct Adapted<B: Backend> {
+    a: B::Tensor,
+    b: B::Tensor,
+    columns: Vec<usize>,
+}
+
+impl<B: Backend> Adapted<B> {
+    fn lora(&self) -> Lora<'_, B> {
+        Lora { a: &self.a, b: &self.b, columns: &self.columns, scale: 2.0 }
+    }
+}
 
 struct Bench<'a, B: Backend> {
     backend: &'a B,
@@ -288,16 +304,63 @@ impl<B: Backend> Bench<'_, B> {
         visit(Op { name: "lora_linear, unfused", at, flop, bytes, run })
     }
 
+    /// Queries, keys and values of as many blocks as a tower has, and the projections behind attention.
+    fn adapted(&self) -> Result<Vec<Adapted<B>>> {
+        const BLOCKS: usize = 12;
+        let (d, r) = (self.sizes.width, self.sizes.rank);
+        let layers = [3, 1].into_iter().cycle().take(2 * BLOCKS).map(|parts| {
+            Ok(Adapted {
+                a: self.parameter([parts * r, d], 1.0 / (d as f64).sqrt())?,
+                b: self.parameter([parts, d, r], 0.02)?,
+                columns: (0..parts).map(|i| i * d).collect(),
+            })
+        });
+        layers.collect()
+    }
+
+    /// All layers of a tower.
     fn lora_fold(&self, visit: &mut Visit<'_>) -> Result<()> {
         let (d, r) = (self.sizes.width, self.sizes.rank);
-        let layer = self.layer(d, 3 * d)?;
-        let (a, b, columns) =
-            (self.parameter([3 * r, d], 0.03)?, self.parameter([3, d, r], 0.02)?, [0, d, 2 * d]);
-        let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
-        let mut folded = self.weight(d, 3 * d)?;
-        let (flop, bytes) = (2.0 * (3 * d * d * r) as f64, self.bytes(6 * d * d));
-        let run = Box::new(|| self.backend.lora_fold(&layer.weight, lora, &mut folded));
-        visit(Op { name: "lora_fold", at: format!("3x{d} by {d}, r {r}"), flop, bytes, run })
+        let adapted = self.adapted()?;
+        let weight = |layer: &Adapted<B>| self.weight(d, layer.columns.len() * d);
+        let weights = adapted.iter().map(weight).collect::<Result<Vec<_>>>()?;
+        let mut folded = adapted.iter().map(weight).collect::<Result<Vec<_>>>()?;
+        let segments: usize = adapted.iter().map(|layer| layer.columns.len()).sum();
+        let (flop, bytes) = (2.0 * (segments * d * d * r) as f64, self.bytes(2 * segments * d * d));
+        let run = Box::new(|| {
+            let layers = adapted.iter().zip(&weights).zip(&mut folded);
+            let layers =
+                layers.map(|((layer, weight), folded)| LoraFold { weight, lora: layer.lora(), folded });
+            self.backend.lora_fold(&mut layers.collect::<Vec<_>>())
+        });
+        let at = format!("{} layers, {segments}x{d} by {d}, r {r}", adapted.len());
+        visit(Op { name: "lora_fold", at, flop, bytes, run })
+    }
+
+    /// All layers of a tower.
+    fn lora_gradients(&self, visit: &mut Visit<'_>) -> Result<()> {
+        let (rows, d, r) = (self.sizes.rows(), self.sizes.width, self.sizes.rank);
+        let adapted = self.adapted()?;
+        let inputs = adapted.iter().map(|_| self.random([rows, d])).collect::<Result<Vec<_>>>()?;
+        let outputs = adapted.iter().map(|layer| self.random([rows, layer.columns.len() * d]));
+        let outputs = outputs.collect::<Result<Vec<_>>>()?;
+        let parameter = self.backend.parameter_dtype();
+        let like = |tensor: &B::Tensor| self.backend.empty(tensor.shape(), parameter);
+        let mut da = adapted.iter().map(|layer| like(&layer.a)).collect::<Result<Vec<_>>>()?;
+        let mut db = adapted.iter().map(|layer| like(&layer.b)).collect::<Result<Vec<_>>>()?;
+        let segments: usize = adapted.iter().map(|layer| layer.columns.len()).sum();
+        let flop = 8.0 * (rows * d * segments * r) as f64;
+        let bytes = self.bytes(rows * d * (adapted.len() + segments));
+        let run = Box::new(|| {
+            let mut layers = Vec::new();
+            let gradients = da.iter_mut().zip(&mut db);
+            for (((layer, x), dy), (da, db)) in adapted.iter().zip(&inputs).zip(&outputs).zip(gradients) {
+                layers.push(LoraGradients { x, dy, lora: layer.lora(), da, db });
+            }
+            self.backend.lora_gradients(&mut layers)
+        });
+        let at = format!("{} layers, {rows}x{d} to {segments}x{d}, r {r}", adapted.len());
+        visit(Op { name: "lora_gradients", at, flop, bytes, run })
     }
 
     fn layer_norm(&self, visit: &mut Visit<'_>) -> Result<()> {
@@ -311,7 +374,8 @@ impl<B: Backend> Bench<'_, B> {
         let run = Box::new(|| self.backend.layer_norm(&x, &norm, &mut y, &mut stats));
         visit(Op { name: "layer_norm", at: at.clone(), flop: 0.0, bytes: self.bytes(2 * elements), run })?;
         let (dy, mut dx) = (self.random(shape)?, self.random(shape)?);
-        let run = Box::new(|| self.backend.layer_norm_backward(&dy, &x, &norm, &stats, &mut dx));
+        let run =
+            Box::new(|| self.backend.layer_norm_backward(&dy, &x, &norm, &stats, AddTo::Output, &mut dx));
         visit(Op { name: "layer_norm_backward", at, flop: 0.0, bytes: self.bytes(4 * elements), run })
     }
 

@@ -8,8 +8,9 @@ use super::difference::{against, normal};
 use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
 use crate::backend::{
-    Activation, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Counting, Dropout,
-    LayerNorm, Linear, Lora, LossWeights, Mix, PatchEmbedding, Stat, Targets,
+    Activation, AddTo, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Counting,
+    Dropout, LayerNorm, Linear, Lora, LoraFold, LoraGradients, LossWeights, Mix, PatchEmbedding, Stat,
+    Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 
@@ -119,7 +120,7 @@ fn layer_norm(b: &B, shape: [usize; 3], rows: &mut Vec<Row>) -> Result<()> {
     // The backward form adds: what was there before must still be in the sum.
     let mut dx = random(shape, 5)?;
     let before = dx.clone();
-    b.layer_norm_backward(&w, &x, &norm, &stats, &mut dx)?;
+    b.layer_norm_backward(&w, &x, &norm, &stats, AddTo::Output, &mut dx)?;
     row(rows, "layer_norm dx", format!("{shape:?}"), &x, &added(&dx, &before)?, |x| {
         let (mut y, mut stats) = (zeros(shape), zeros([shape[0], shape[1], 2]));
         b.layer_norm(x, &norm, &mut y, &mut stats)?;
@@ -175,12 +176,19 @@ fn lora_linear(
     }
 
     let mut folded = b.weight(zeros(b.weight_shape(&layer.weight)).view())?;
-    b.lora_fold(&layer.weight, lora, &mut folded)?;
+    b.lora_fold(&mut [LoraFold { weight: &layer.weight, lora, folded: &mut folded }])?;
     let folded = Linear::<B> { weight: folded, bias: layer.bias.clone() };
     let mut same = zeros(y.shape());
     b.linear(&x, &folded, Some(&residual), &mut same)?;
     let error = relative_error(values(&same)?, values(&y)?);
     rows.push(Row::new("lora_fold y", at.clone(), error, 1e-13));
+
+    let (mut da2, mut db2) = (zeros(a.shape()), zeros(bb.shape()));
+    b.lora_gradients(&mut [LoraGradients { x: &x, dy: &w, lora, da: &mut da2, db: &mut db2 }])?;
+    for (name, found, expected) in [("dA", &da2, &da), ("dB", &db2, &db)] {
+        let error = relative_error(values(found)?, values(expected)?);
+        rows.push(Row::new(format!("lora_gradients {name}"), at.clone(), error, 1e-13));
+    }
 
     let mut dx = zeros(x.shape());
     b.linear_backward(&w, &folded, &mut dx)?;

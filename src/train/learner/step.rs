@@ -3,7 +3,7 @@
 use super::batch::{BatchBuffers, counting};
 use super::{Batch, Learner, MicroBatch, Triplets, Work, classifier};
 use crate::backend::{Backend, BackendError, Classifier, LossWeights, Result, Targets};
-use crate::clip::block::Evaluated;
+use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::objective::MixOn;
 use crate::optim::Rates;
 use crate::tune::{TowerTuning, Trained};
@@ -39,7 +39,7 @@ impl<B: Backend> Learner<B> {
         self.backward(1.0)
     }
 
-    /// The loss of a batch with adapters beside the weights, as training computes it; no gradients.
+    /// The loss of a batch as training computes it; no gradients.
     pub fn loss(&mut self, batch: Batch<'_>) -> Result<f64> {
         self.load(batch)?;
         self.forward()?;
@@ -83,7 +83,14 @@ impl<B: Backend> Learner<B> {
         if tuning.is_none() {
             return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
         }
-        self.tower.forward(backend, pixels, mix, tuning, a)
+        let folded: &[FoldedBlock<B>] = match self.tower.trains_folded(backend, tuning) {
+            true => {
+                self.tower.fold(backend, &self.trained.lora, &mut self.folded)?;
+                &self.folded
+            }
+            false => &[],
+        };
+        self.tower.forward(backend, pixels, mix, tuning, folded, a)
     }
 
     /// From features to logits and losses.
@@ -166,6 +173,9 @@ impl<B: Backend> Learner<B> {
             let (f, df) = (&a.features, &mut a.d_features);
             backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
-        self.tower.backward(backend, lora, prompts.as_mut(), dropout, a)
+        let tuning = TowerTuning { lora, prompts: prompts.as_ref(), dropout };
+        let folded: &[FoldedBlock<B>] =
+            if self.tower.trains_folded(backend, tuning) { &self.folded } else { &[] };
+        self.tower.backward(backend, lora, prompts.as_mut(), dropout, folded, a)
     }
 }

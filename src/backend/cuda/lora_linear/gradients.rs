@@ -7,6 +7,24 @@ const COLUMNS: usize = 64;
 const WIDTH: usize = 32;
 const ROWS: usize = 32;
 
+/// Bytes that a block leaves its sums in.
+pub const SLAB_BYTES: usize = WIDTH * COLUMNS * size_of::<f32>();
+
+/// Tiles of dA and of dB that blocks sum, for `k` inputs.
+pub fn tiles(parts: &Parts, k: usize) -> usize {
+    k.div_ceil(COLUMNS) * parts.width.div_ceil(WIDTH)
+        + parts.count * parts.out.div_ceil(COLUMNS) * parts.rank.div_ceil(WIDTH)
+}
+
+/// Bytes that the blocks of one slab write of all tiles, and read again.
+pub fn slab_bytes(parts: &Parts, k: usize, tensor_cores: bool) -> usize {
+    // Sums in tensor cores come in tiles of 8.
+    let sums = |width: usize| width.next_multiple_of(if tensor_cores { 8 } else { 1 });
+    let columns = k.div_ceil(COLUMNS) * sums(parts.width)
+        + parts.count * parts.out.div_ceil(COLUMNS) * sums(parts.rank);
+    COLUMNS * size_of::<f32>() * columns
+}
+
 /// dA = duᵀ·x and dB = scale·dyᵀ·u.
 pub struct Gradients {
     pub du: Address,
@@ -21,17 +39,12 @@ pub struct Gradients {
 impl Gradients {
     pub fn launch(&self, cuda: &Cuda, parts: &Parts) -> Result<()> {
         let Sizes { m, k, n, .. } = self.sizes;
-        let tiles = k.div_ceil(COLUMNS) * parts.width.div_ceil(WIDTH)
-            + parts.count * parts.out.div_ceil(COLUMNS) * parts.rank.div_ceil(WIDTH);
-        let (slabs, slab_rows) = slabs(m, tiles, cuda.driver().info().multiprocessors as usize);
+        let tiles = tiles(parts, k);
+        // Four blocks for each multiprocessor.
+        let wanted = 4 * cuda.driver().info().multiprocessors as usize / tiles;
+        let (slabs, slab_rows) = slabs(m, wanted);
         let tensor_cores = cuda.has_tensor_cores() && parts.in_packs(k);
-        // Sums in tensor cores come in tiles of 8.
-        let sums = |width: usize| width.next_multiple_of(if tensor_cores { 8 } else { 1 });
-        let slab_bytes = COLUMNS
-            * size_of::<f32>()
-            * (k.div_ceil(COLUMNS) * sums(parts.width)
-                + parts.count * parts.out.div_ceil(COLUMNS) * sums(parts.rank));
-        let partial = cuda.scratch(tiles * slabs * WIDTH * COLUMNS * size_of::<f32>())?;
+        let partial = cuda.scratch(tiles * slabs * SLAB_BYTES)?;
         let args = Args::new()
             .address(self.du)
             .address(self.x)
@@ -51,7 +64,7 @@ impl Gradients {
             .float(parts.scale)
             .int(slab_rows)
             .moving(m * (k + parts.count * parts.out + 2 * parts.width) * cuda.real().size())
-            .moving(parts.bytes(k) + slabs * slab_bytes)
+            .moving(parts.bytes(k) + slabs * slab_bytes(parts, k, tensor_cores))
             .multiplying(parts.flop(m, k), tensor_cores);
         let name = match tensor_cores {
             true => "lora_linear_gradients",
@@ -61,10 +74,10 @@ impl Gradients {
     }
 }
 
-/// How many slabs the rows are cut into, and of how many rows: four blocks for each multiprocessor, but no
-/// slab of less than two turns. No rows make one empty slab: the gradients are zero then.
-fn slabs(rows: usize, tiles: usize, multiprocessors: usize) -> (usize, usize) {
-    let wanted = (4 * multiprocessors / tiles).clamp(1, rows.div_ceil(2 * ROWS).max(1));
+/// How many slabs the rows are cut into where so many are wanted, and of how many rows: no slab of less than two turns.
+/// No rows make one empty slab: the gradients are zero then.
+pub fn slabs(rows: usize, wanted: usize) -> (usize, usize) {
+    let wanted = wanted.clamp(1, rows.div_ceil(2 * ROWS).max(1));
     let slab_rows = rows.div_ceil(wanted).next_multiple_of(ROWS).max(ROWS);
     (rows.div_ceil(slab_rows).max(1), slab_rows)
 }

@@ -1,9 +1,11 @@
 //! Frozen linear layers, with and without a low-rank update beside them.
 //!
-//! A layer with an adapter has two forms: [`gemm`], a kernel for the low-rank part and a cuBLASLt
+//! A layer with an adapter beside it has two forms: [`gemm`], a kernel for the low-rank part and a cuBLASLt
 //! product that adds to it, and [`fused`], one kernel of our own for all of it. Here is what they share: the
-//! checks of shapes, and which form computes what.
+//! checks of shapes, and which form computes what. Where adapters are [`folded`] into the weights, a layer is a
+//! plain product.
 
+mod folded;
 mod fused;
 mod gemm;
 mod gradients;
@@ -12,6 +14,7 @@ mod parts;
 use super::driver::Gemm;
 use super::dropout::Dropped;
 use super::*;
+pub use folded::{lora_fold, lora_gradients};
 use parts::Parts;
 
 pub fn linear(
@@ -127,44 +130,6 @@ fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
         LoraKernel::Fused(tile) => fused::backward(cuda, work, tile),
         LoraKernel::Gemm => gemm::backward(cuda, work),
     })
-}
-
-pub fn lora_fold(
-    cuda: &Cuda,
-    weight: &CudaTensor,
-    lora: Lora<'_, Cuda>,
-    folded: &mut CudaTensor,
-) -> Result<()> {
-    const OP: &str = "lora_fold";
-    expect_shape(OP, "folded", weight.shape, folded.shape)?;
-    let (n, stride) = weight.matrix();
-    let k = lora.a.shape.columns();
-    if stride < k {
-        return Err(BackendError::Shape {
-            op: OP,
-            what: "weight",
-            shapes: Box::new([[n, k].into(), weight.shape]),
-        });
-    }
-    let parts = Parts::of(OP, lora, k, n)?;
-    let pack = 16 / cuda.real().size();
-    let wide = k.is_multiple_of(pack) && stride.is_multiple_of(pack);
-    let (name, columns) = if wide { ("lora_fold", 32 * pack) } else { ("lora_fold_any", 32) };
-    let args = Args::new()
-        .address(weight.typed(cuda.real())?)
-        .address(parts.a)
-        .address(parts.b)
-        .address(folded.typed(cuda.real())?)
-        .int(stride)
-        .int(k)
-        .int(parts.out)
-        .int(parts.rank)
-        .int(parts.part_of_segment)
-        .float(parts.scale)
-        .moving(2 * weight.bytes() + parts.bytes(k))
-        .multiplying(2 * parts.width * parts.out * k, false);
-    let grid = [stride.div_ceil(columns), parts.out.div_ceil(32), n / parts.out];
-    cuda.launch("lora_linear", name, grid, 128, 0, args)
 }
 
 /// Rows, inputs and outputs of a layer, and elements from one row of its weight to the next.
@@ -336,8 +301,8 @@ fn form(
     match (cuda.lora_form(), fused) {
         (_, None) | (LoraForm::Gemm, _) => return run(LoraKernel::Gemm),
         (LoraForm::Fused, Some(fused)) => return run(fused),
-        (LoraForm::Auto, Some(fused)) if !cuda.driver().measures() => return run(fused),
-        (LoraForm::Auto, _) => {}
+        (LoraForm::Auto | LoraForm::Folded, Some(fused)) if !cuda.driver().measures() => return run(fused),
+        (LoraForm::Auto | LoraForm::Folded, _) => {}
     }
     let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());

@@ -2,7 +2,7 @@
 
 use super::{Both, Checker, Pair, Result, Scope, bound, normal};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, LayerNorm};
+use crate::backend::{AddTo, Backend, LayerNorm};
 use crate::tensor::Tensor;
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
@@ -58,9 +58,26 @@ fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<(
     c.compare_within("layer_norm stats", &at, &stats, bound(parameter))?;
 
     let dy = c.random(shape, real, 1.0, 4)?;
-    let mut dx = c.random(shape, real, 1.0, 5)?;
     // From the same stats on both sides.
     let stats = c.pair(&stats.host, parameter)?;
-    both!(c.layer_norm_backward(&dy, &x, &norm, &stats, &mut dx));
-    c.compare("layer_norm dx", &at, &dx)
+    let before = c.random(shape, real, 1.0, 5)?;
+    for case in ["added to itself", "added to another", "added to nothing"] {
+        let mut dx = c.random(shape, real, 1.0, if case == "added to itself" { 5 } else { 6 })?;
+        let (device, host) = match case {
+            "added to itself" => (AddTo::Output, AddTo::Output),
+            "added to another" => (AddTo::Tensor(&before.device), AddTo::Tensor(&before.host)),
+            _ => (AddTo::Nothing, AddTo::Nothing),
+        };
+        c.device.layer_norm_backward(
+            &dy.device,
+            &x.device,
+            &norm.device,
+            &stats.device,
+            device,
+            &mut dx.device,
+        )?;
+        c.cpu.layer_norm_backward(&dy.host, &x.host, &norm.host, &stats.host, host, &mut dx.host)?;
+        c.compare("layer_norm dx", &format!("{at}, {case}"), &dx)?;
+    }
+    Ok(())
 }

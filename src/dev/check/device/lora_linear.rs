@@ -1,9 +1,9 @@
-//! Checks of linear, lora_linear and lora_fold.
+//! Checks of linear, lora_linear, lora_fold and lora_gradients.
 
 use super::dropout::DropoutPair;
 use super::{Both, Checker, Pair, Result, Scope};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, Linear, Lora};
+use crate::backend::{Backend, Linear, Lora, LoraFold, LoraGradients};
 use crate::tensor::DType;
 
 /// A layer of `segments` times `out` outputs, with adapters of rank `rank` on the segments `parts`.
@@ -120,7 +120,14 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         c.case(at.clone(), |c| lora_linear(c, case, &layer, None))?;
         let dropout = DropoutPair::new(c, 0.25)?;
         c.case(format!("dropout, {at}"), |c| lora_linear(c, case, &layer, Some(&dropout)))?;
-        c.case(format!("folded, {at}"), |c| lora_fold(c, case, &layer))?;
+        c.case(format!("folded, {at}"), |c| lora_fold(c, &[case]))?;
+        c.case(format!("gradients, {at}"), |c| lora_gradients(c, &[case]))?;
+    }
+    // Layers of different sizes together: all of them, and those that consist of whole packs, for the tensor cores.
+    let in_packs = |case: &&Case| case.inputs % 8 == 0 && case.out % 8 == 0;
+    for together in [QUICK.to_vec(), QUICK.iter().filter(in_packs).copied().collect()] {
+        c.case(format!("folded, {} layers", together.len()), |c| lora_fold(c, &together))?;
+        c.case(format!("gradients, {} layers", together.len()), |c| lora_gradients(c, &together))?;
     }
     Ok(())
 }
@@ -227,15 +234,54 @@ fn lora_linear<B: Backend>(
     c.compare("lora_linear dx", &at, &dx)
 }
 
-fn lora_fold<B: Backend>(c: &mut Checker<'_, B>, case: Case, layer: &Layer<B>) -> Result<()> {
-    let lora = layer.lora();
-    let weight = Both { device: &layer.frozen.device.weight, host: &layer.frozen.host.weight };
-    let room = c.output([case.outputs(), case.inputs], c.real())?;
-    let mut folded = c.weight(&room)?;
-    both!(c.lora_fold(*weight, *lora, &mut folded));
-    let folded = Both {
-        device: c.device.upload(c.device.weight_values(&folded.device)?.view(), c.real())?,
-        host: c.cpu.weight_values(&folded.host)?,
-    };
-    c.compare("lora_fold", &case.at(), &folded)
+fn lora_fold<B: Backend>(c: &mut Checker<'_, B>, cases: &[Case]) -> Result<()> {
+    let layers = cases.iter().map(|&case| Layer::new(c, case)).collect::<Result<Vec<_>>>()?;
+    let room = cases.iter().map(|case| {
+        let room = c.output([case.outputs(), case.inputs], c.real())?;
+        c.weight(&room)
+    });
+    let mut folded = room.collect::<Result<Vec<_>>>()?;
+    let (mut device, mut host) = (Vec::new(), Vec::new());
+    for (layer, Both { device: on_device, host: on_host }) in layers.iter().zip(&mut folded) {
+        let (frozen, lora) = (&layer.frozen, layer.lora());
+        device.push(LoraFold { weight: &frozen.device.weight, lora: lora.device, folded: on_device });
+        host.push(LoraFold { weight: &frozen.host.weight, lora: lora.host, folded: on_host });
+    }
+    c.device.lora_fold(&mut device)?;
+    c.cpu.lora_fold(&mut host)?;
+    for (case, folded) in cases.iter().zip(&folded) {
+        let folded = Both {
+            device: c.device.upload(c.device.weight_values(&folded.device)?.view(), c.real())?,
+            host: c.cpu.weight_values(&folded.host)?,
+        };
+        c.compare("lora_fold", &case.at(), &folded)?;
+    }
+    Ok(())
+}
+
+fn lora_gradients<B: Backend>(c: &mut Checker<'_, B>, cases: &[Case]) -> Result<()> {
+    let layers = cases.iter().map(|&case| Layer::new(c, case)).collect::<Result<Vec<_>>>()?;
+    let (mut x, mut dy, mut da, mut db) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (case, layer) in cases.iter().zip(&layers) {
+        x.push(c.random([case.rows, case.inputs], c.real(), 1.0, 5)?);
+        dy.push(c.random([case.rows, case.outputs()], c.real(), 1.0, 7)?);
+        da.push(c.output(layer.a.host.shape(), DType::F32)?);
+        db.push(c.output(layer.b.host.shape(), DType::F32)?);
+    }
+    let (mut device, mut host) = (Vec::new(), Vec::new());
+    let gradients = da.iter_mut().zip(&mut db);
+    for (((layer, x), dy), (da, db)) in layers.iter().zip(&x).zip(&dy).zip(gradients) {
+        let lora = layer.lora();
+        let (da, da_host) = (&mut da.device, &mut da.host);
+        let (db, db_host) = (&mut db.device, &mut db.host);
+        device.push(LoraGradients { x: &x.device, dy: &dy.device, lora: lora.device, da, db });
+        host.push(LoraGradients { x: &x.host, dy: &dy.host, lora: lora.host, da: da_host, db: db_host });
+    }
+    c.device.lora_gradients(&mut device)?;
+    c.cpu.lora_gradients(&mut host)?;
+    for ((case, da), db) in cases.iter().zip(&da).zip(&db) {
+        c.compare("lora_gradients dA", &case.at(), da)?;
+        c.compare("lora_gradients dB", &case.at(), db)?;
+    }
+    Ok(())
 }
