@@ -187,7 +187,6 @@ summary() {
         bench_step* | peer_step*) grep -a '^|' "$work/${names[i]}.said" | tail -n 9 ;;
         # What is farthest from its floor comes first, the sum last.
         profile_rows) sed -n '1,20p;$p' "$work/${names[i]}.said" ;;
-        *) continue ;;
         esac | cut -c 1-160 | sed "1s/^/\n${names[i]}\n/"
     done
     printf '\n%s\n' "$(conclusion)"

@@ -76,7 +76,9 @@ impl Place {
             .envs(variables.iter().copied())
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        let complaints = String::from_utf8(output.stderr).unwrap();
+        assert!(!complaints.contains("gpu_report.sh: line "), "bash: {complaints}");
+        let said = String::from_utf8(output.stdout).unwrap() + &complaints;
         let results = std::fs::read(self.out().join("results.json")).expect(&said);
         let results: Value = serde_json::from_slice(&results).expect(&said);
         assert_eq!(results["about"]["commit"].as_str().map(str::len), Some(12), "{said}");
