@@ -27,6 +27,8 @@ train)
     run=$(value --output)
     mkdir -p "$run/adapter"
     touch "$run/state.safetensors"
+    printf 'debug: %s s\n' 'epoch 1/1: 10 in 0.5' 'val: 10 in 0.25' 'test: 5 in 0.125'
+    echo '{"epochs": 1, "device": "none", "seconds": 0.75, "images_per_s": 20.0}' >"$run/summary.json"
     # Until a signal comes.
     [[ $run == *three && $all != *--resume* ]] && sleep 5 && exit 9
     for file in head adapter/adapter_model; do
@@ -43,6 +45,11 @@ while [[ $1 == --* ]]; do shift 2; done
 SANITIZED=1 exec "$@"
 "#;
 
+/// Draws no photos, for which it would need PyTorch.
+const PYTHON: &str = r#"#!/usr/bin/env bash
+[[ $1 == *flowers_sized.py ]] || exec python3 "$@"
+"#;
+
 struct Place {
     dir: TempDir,
 }
@@ -50,7 +57,7 @@ struct Place {
 impl Place {
     fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
-        for (name, text) in [("engine", ENGINE), ("bin/compute-sanitizer", SANITIZER)] {
+        for (name, text) in [("engine", ENGINE), ("bin/compute-sanitizer", SANITIZER), ("python", PYTHON)] {
             let path = dir.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, text).unwrap();
@@ -165,4 +172,18 @@ fn runs_that_differ_in_a_bit_are_found() {
     let (code, steps) = place.run(&["demo"], &[("DIFFERS", "two")]);
     assert_eq!((code, status(&steps, "demo_same_bits")), (1, Some("failed")), "{steps:?}");
     assert_eq!(status(&steps, "demo_resumed_same_bits"), Some("ok"));
+}
+
+#[test]
+#[cfg_attr(not(all(bash, python)), ignore = "needs bash and Python")]
+fn where_the_seconds_of_a_large_run_went_is_among_the_results() {
+    let place = Place::new();
+    let python = place.dir.path().join("python");
+    let (code, steps) = place.run(&["flowers"], &[("PYTHON", python.to_str().unwrap())]);
+    assert_eq!((code, status(&steps, "flowers")), (0, Some("ok")), "{steps:?}");
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(place.out().join("results.json")).unwrap()).unwrap();
+    let run = &results["results"]["flowers"]["runs"]["flowers_two"];
+    assert_eq!(run["training"]["images_per_s"].as_f64(), Some(20.0), "{results:#}");
+    assert_eq!(run["validation"]["seconds"].as_f64(), Some(0.25), "{results:#}");
 }
