@@ -187,3 +187,37 @@ fn where_the_seconds_of_a_large_run_went_is_among_the_results() {
     assert_eq!(run["training"]["images_per_s"].as_f64(), Some(20.0), "{results:#}");
     assert_eq!(run["validation"]["seconds"].as_f64(), Some(0.25), "{results:#}");
 }
+
+/// What the tables need of a report: the engine's step, one form of PyTorch that is half as fast, and checks.
+const RESULTS: &str = r#"{
+"about": {"started": "now", "commit": null, "engine_sha256": "", "gpu": "a GPU"}, "steps": [],
+"results": {
+    "bench_step_32": {"batch_size": 32, "machine": {"backend": "a GPU", "software": "none", "cpu": "none"},
+        "train": {"p20_s": 0.002, "p50_s": 0.002, "p80_s": 0.002, "in_a_row_s": 0.001, "images_per_s": 32000.0,
+            "gflop": 500.0, "gflops_per_s": 500000.0},
+        "eval": {"p20_s": 0.001, "p50_s": 0.001, "p80_s": 0.001, "in_a_row_s": 0.0005, "images_per_s": 64000.0,
+            "gflop": 250.0, "gflops_per_s": 500000.0}},
+    "peer_step_32": {"machine": null, "variants": [{"variant": "sdpa", "title": "eager, SDPA", "batch_size": 32,
+        "dtype": "f16", "status": "ok", "train_resident": {"p50_s": 0.002, "images_per_s": 16000.0}}]},
+    "check_f16": {"rows": [
+        {"name": "a", "at": "1", "error": 0.001, "bound": 0.002, "passed": true},
+        {"name": "b", "at": "2", "error": null, "bound": null, "passed": false}]}
+}}"#;
+
+#[test]
+#[cfg_attr(not(python), ignore = "needs Python")]
+fn tables_are_the_same_from_what_is_kept_of_the_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let [results, kept] = ["results.json", "kept.json"].map(|name| dir.path().join(name));
+    std::fs::write(&results, RESULTS).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_tables.py");
+    let tables = |args: &[&Path]| {
+        let output = Command::new("python3").arg(&script).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = tables(&[&results, Path::new("--trimmed"), &kept]);
+    assert!(said.contains("| PyTorch, eager, SDPA | 16,000 | 2.00 |"), "{said}");
+    assert!(said.contains("| f16, in full | 2 | 1 | 0.50 | a, 1 |"), "{said}");
+    assert_eq!(tables(&[&kept]), said);
+}
