@@ -82,6 +82,15 @@ def checks(path: Path, report: dict) -> dict[str, dict]:
     return found
 
 
+def comparable(name: str, peer: dict) -> bool:
+    """Whether PyTorch ran at the engine's sizes and on a GPU, not as a trial of the script."""
+    machine, size = peer.get("machine") or {}, peer.get("settings", {}).get("model_size", "vit-b-32")
+    fine = size == "vit-b-32" and not machine.get("device", "").startswith("CPU")
+    if not fine:
+        print(f"warning: {name} is left out: {size} on {machine.get('device')}", file=sys.stderr)
+    return fine
+
+
 def trimmed(path: Path, report: dict) -> dict:
     """What is kept of one results.json."""
     results = report["results"]
@@ -94,14 +103,14 @@ def trimmed(path: Path, report: dict) -> dict:
         if name.startswith("bench_step_") and "train" in result:
             kept["engine"][name.removeprefix("bench_")] = parts(
                 result, ("batch_size", "reps", "train", "eval", "probe", "peak_device_mib", "machine", "commit"))
-        elif name.startswith("peer_step_") and "variants" in result:
+        elif name.startswith("peer_step_") and "variants" in result and comparable(name, result):
             variants = [parts(variant, VARIANT_PARTS) for variant in result["variants"]]
             kept["peers"][name.removeprefix("peer_")] = {"machine": result.get("machine"), "variants": variants}
     if "ops" in results.get("bench_ops", {}):
         ops = results["bench_ops"]
         ceilings = ("batch_size", "reps", "copy_bytes_per_s", "best_product_flop_per_s", "machine", "commit")
         kept["engine"]["ops"] = parts(ops, ceilings) | {"ops": [parts(op, OP_PARTS) for op in ops["ops"]]}
-    if "ops" in results.get("peer_ops", {}):
+    if "ops" in results.get("peer_ops", {}) and comparable("peer_ops", results["peer_ops"]):
         kept["peers"]["ops"] = parts(results["peer_ops"], ("machine", "ops"))
     if "by_name" in results.get("profile_rows", {}):
         rows, launches = results["profile_rows"], results.get("launches", {})
