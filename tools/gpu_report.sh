@@ -2,11 +2,11 @@
 # What an NVIDIA GPU says of the engine, in two calls: whether it is right, and how fast it is beside PyTorch.
 #
 #   tools/gpu_report.sh first         doctor, check, bench, demo, sanitizer: within 280 seconds
-#   tools/gpu_report.sh second        doctor, profile, peers: within 420 seconds
+#   tools/gpu_report.sh second        doctor, profile, flowers, peers: within 420 seconds
 #   tools/gpu_report.sh STAGE...      of these; sooner or later named, always in this order
 #
-# For a machine with a GPU and without Rust: needs the engine, bash, coreutils and, for profile and peers, Python with
-# torch, transformers and peft. Nothing of the GPU's settings is changed.
+# For a machine with a GPU and without Rust: needs the engine, bash, coreutils and, for profile, flowers and peers,
+# Python with torch, transformers, peft and Pillow. Nothing of the GPU's settings is changed.
 #
 #   ENGINE               the binary (target/dist/engine, else target/release/engine)
 #   OUT                  where the results go (target/gpu_report): summary.txt, report.log, results.json
@@ -14,6 +14,8 @@
 #   MODEL                a model directory for bench and profile (random weights of ViT-B/32)
 #   BATCHES              their batch sizes ("32 256")
 #   DEMO                 what the demo trains ("--demo --recipe lora --epochs 6 --early-stop off")
+#   FLOWERS              how flowers trains ("--recipe lora --epochs 40 --early-stop off --device cuda")
+#   FLOWERS_PHOTOS       its photos of each class for training, validation and test ("10 10 1")
 #   GPU_REPORT_SECONDS   time for everything, instead of the above; what does not fit is listed as left out
 #   GPU_REPORT_GROUP_SECONDS  limit for each group of checks (20)
 #   GPU_REPORT_JOBS      checks that run at once (4)
@@ -28,9 +30,9 @@
 
 set -u
 
-declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor profile peers')
+declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor profile flowers peers')
 declare -A seconds_of=([first]=280 [second]=420)
-stages=(doctor check bench demo sanitizer profile peers)
+stages=(doctor check bench demo sanitizer profile flowers peers)
 groups=(layer_norm activation dropout crop_resize embed prompts l2_norm class_features mix head_loss triplet accumulate
     adamw attention lora_linear steps)
 
@@ -185,9 +187,9 @@ summary() {
         [[ -e $work/${names[i]}.said ]] || continue
         case ${names[i]} in
         bench_step* | peer_step*) grep -a '^|' "$work/${names[i]}.said" | tail -n 9 ;;
+        flowers) cat "$work/${names[i]}.said" ;;
         # What is farthest from its floor comes first, the sum last.
         profile_rows) sed -n '1,20p;$p' "$work/${names[i]}.said" ;;
-        *) continue ;;
         esac | cut -c 1-160 | sed "1s/^/\n${names[i]}\n/"
     done
     printf '\n%s\n' "$(conclusion)"
@@ -470,6 +472,26 @@ profile() {
         "$engine" bench step --device cuda --precision f16 "${model[@]}" --batch-size "$batch" --reps 1 --profile
     show=70 run measure profile_rows 30 "$python" tools/profile_rows.py "$work/profile.csv" "$work/launches.json" \
         --json "$work/profile_rows.json"
+}
+
+# A run of the size of Flowers-102's, from photos to report, twice: the second one finds what the first has compiled and
+# measured. Photos are decoded before both.
+flowers() {
+    local train photos run
+    read -r -a train <<<"${FLOWERS:---recipe lora --epochs 40 --early-stop off --device cuda}"
+    read -r -a photos <<<"${FLOWERS_PHOTOS:-10 10 1}"
+    local from=(--data "$work/flowers/photos" --model "$work/flowers/model")
+    show=0 run measure flowers_photos 60 "$python" tools/flowers_sized.py "$work/flowers" --photos "${photos[@]}"
+    [[ $last_status == ok ]] || return
+    run measure flowers_prep 30 "$engine" prep "${from[@]}"
+    local whole=()
+    for run in flowers_one flowers_two; do
+        # Each task with its seconds is among what is said on this level.
+        show=2 run measure "$run" 60 "$engine" train "${train[@]}" "${from[@]}" --log-level debug --output "$work/$run"
+        [[ $last_status == ok ]] && whole+=("$work/$run")
+    done
+    ((${#whole[@]})) || return
+    show=20 run measure flowers 10 "$python" tools/run_seconds.py "${whole[@]}" --json "$work/flowers.json"
 }
 
 peers() {

@@ -27,6 +27,8 @@ train)
     run=$(value --output)
     mkdir -p "$run/adapter"
     touch "$run/state.safetensors"
+    printf 'debug: %s s\n' 'epoch 1/1: 10 in 0.5' 'val: 10 in 0.25' 'test: 5 in 0.125'
+    echo '{"epochs": 1, "device": "none", "seconds": 0.75, "images_per_s": 20.0}' >"$run/summary.json"
     # Until a signal comes.
     [[ $run == *three && $all != *--resume* ]] && sleep 5 && exit 9
     for file in head adapter/adapter_model; do
@@ -43,6 +45,11 @@ while [[ $1 == --* ]]; do shift 2; done
 SANITIZED=1 exec "$@"
 "#;
 
+/// Draws no photos, for which it would need PyTorch.
+const PYTHON: &str = r#"#!/usr/bin/env bash
+[[ $1 == *flowers_sized.py ]] || exec python3 "$@"
+"#;
+
 struct Place {
     dir: TempDir,
 }
@@ -50,7 +57,7 @@ struct Place {
 impl Place {
     fn new() -> Place {
         let dir = tempfile::tempdir().unwrap();
-        for (name, text) in [("engine", ENGINE), ("bin/compute-sanitizer", SANITIZER)] {
+        for (name, text) in [("engine", ENGINE), ("bin/compute-sanitizer", SANITIZER), ("python", PYTHON)] {
             let path = dir.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(&path, text).unwrap();
@@ -76,7 +83,9 @@ impl Place {
             .envs(variables.iter().copied())
             .output()
             .unwrap();
-        let said = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+        let complaints = String::from_utf8(output.stderr).unwrap();
+        assert!(!complaints.contains("gpu_report.sh: line "), "bash: {complaints}");
+        let said = String::from_utf8(output.stdout).unwrap() + &complaints;
         let results = std::fs::read(self.out().join("results.json")).expect(&said);
         let results: Value = serde_json::from_slice(&results).expect(&said);
         assert_eq!(results["about"]["commit"].as_str().map(str::len), Some(12), "{said}");
@@ -163,4 +172,52 @@ fn runs_that_differ_in_a_bit_are_found() {
     let (code, steps) = place.run(&["demo"], &[("DIFFERS", "two")]);
     assert_eq!((code, status(&steps, "demo_same_bits")), (1, Some("failed")), "{steps:?}");
     assert_eq!(status(&steps, "demo_resumed_same_bits"), Some("ok"));
+}
+
+#[test]
+#[cfg_attr(not(all(bash, python)), ignore = "needs bash and Python")]
+fn where_the_seconds_of_a_large_run_went_is_among_the_results() {
+    let place = Place::new();
+    let python = place.dir.path().join("python");
+    let (code, steps) = place.run(&["flowers"], &[("PYTHON", python.to_str().unwrap())]);
+    assert_eq!((code, status(&steps, "flowers")), (0, Some("ok")), "{steps:?}");
+    let results: Value =
+        serde_json::from_slice(&std::fs::read(place.out().join("results.json")).unwrap()).unwrap();
+    let run = &results["results"]["flowers"]["runs"]["flowers_two"];
+    assert_eq!(run["training"]["images_per_s"].as_f64(), Some(20.0), "{results:#}");
+    assert_eq!(run["validation"]["seconds"].as_f64(), Some(0.25), "{results:#}");
+}
+
+/// What the tables need of a report: the engine's step, one form of PyTorch that is half as fast, and checks.
+const RESULTS: &str = r#"{
+"about": {"started": "now", "commit": null, "engine_sha256": "", "gpu": "a GPU"}, "steps": [],
+"results": {
+    "bench_step_32": {"batch_size": 32, "machine": {"backend": "a GPU", "software": "none", "cpu": "none"},
+        "train": {"p20_s": 0.002, "p50_s": 0.002, "p80_s": 0.002, "in_a_row_s": 0.001, "images_per_s": 32000.0,
+            "gflop": 500.0, "gflops_per_s": 500000.0},
+        "eval": {"p20_s": 0.001, "p50_s": 0.001, "p80_s": 0.001, "in_a_row_s": 0.0005, "images_per_s": 64000.0,
+            "gflop": 250.0, "gflops_per_s": 500000.0}},
+    "peer_step_32": {"machine": null, "variants": [{"variant": "sdpa", "title": "eager, SDPA", "batch_size": 32,
+        "dtype": "f16", "status": "ok", "train_resident": {"p50_s": 0.002, "images_per_s": 16000.0}}]},
+    "check_f16": {"rows": [
+        {"name": "a", "at": "1", "error": 0.001, "bound": 0.002, "passed": true},
+        {"name": "b", "at": "2", "error": null, "bound": null, "passed": false}]}
+}}"#;
+
+#[test]
+#[cfg_attr(not(python), ignore = "needs Python")]
+fn tables_are_the_same_from_what_is_kept_of_the_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let [results, kept] = ["results.json", "kept.json"].map(|name| dir.path().join(name));
+    std::fs::write(&results, RESULTS).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu_tables.py");
+    let tables = |args: &[&Path]| {
+        let output = Command::new("python3").arg(&script).args(args).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let said = tables(&[&results, Path::new("--trimmed"), &kept]);
+    assert!(said.contains("| PyTorch, eager, SDPA | 16,000 | 2.00 |"), "{said}");
+    assert!(said.contains("| f16, in full | 2 | 1 | 0.50 | a, 1 |"), "{said}");
+    assert_eq!(tables(&[&kept]), said);
 }
