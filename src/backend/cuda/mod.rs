@@ -30,15 +30,20 @@ use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// The environment variable that leaves the adapters beside the weights in training steps, when it is `0`.
+pub const FOLD: &str = "CLIP_ENGINE_FOLD";
+
 /// How a linear layer with an adapter is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoraForm {
-    /// [`LoraForm::Folded`] in training steps in f16; elsewhere the faster of the other two for each shape, timed once
-    /// and remembered.
+    /// [`LoraForm::Folded`] in f16, elsewhere [`LoraForm::Beside`].
     #[default]
     Auto,
-    /// In training steps without dropout one product, whose weight has the adapter in it; not in bf16.
+    /// In training steps without dropout one product, whose weight has the adapter in it; not in bf16. Where there is
+    /// dropout, as [`LoraForm::Beside`].
     Folded,
+    /// The faster of the two below for each shape, timed once and remembered.
+    Beside,
     /// One tensor-core kernel of our own.
     Fused,
     /// A kernel for the low-rank part and a cuBLASLt product that adds to it.
@@ -178,7 +183,8 @@ impl Cuda {
     fn open_with(index: usize, dtype: DType, options: gpu::GpuOptions) -> Result<Self> {
         let sources = kernel_sources::Sources::load()?;
         let gpu = gpu::Gpu::new(index, dtype, &sources, options)?;
-        Cuda::new(Arc::new(gpu), dtype, LoraForm::Auto)
+        let folds = std::env::var_os(FOLD).is_none_or(|value| value != "0");
+        Cuda::new(Arc::new(gpu), dtype, if folds { LoraForm::Auto } else { LoraForm::Beside })
     }
 
     /// A backend on the same device, with another form of the linear layers with adapters.
@@ -489,7 +495,7 @@ impl Backend for Cuda {
             LoraForm::Auto => self.inner.dtype == DType::F16,
             // What the grid of bf16 leaves of a fold is too little.
             LoraForm::Folded => self.inner.dtype != DType::BF16,
-            LoraForm::Fused | LoraForm::Gemm => false,
+            LoraForm::Beside | LoraForm::Fused | LoraForm::Gemm => false,
         }
     }
 

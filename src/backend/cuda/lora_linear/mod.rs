@@ -301,8 +301,8 @@ fn form(
     match (cuda.lora_form(), fused) {
         (_, None) | (LoraForm::Gemm, _) => return run(LoraKernel::Gemm),
         (LoraForm::Fused, Some(fused)) => return run(fused),
-        (LoraForm::Auto | LoraForm::Folded, Some(fused)) if !cuda.driver().measures() => return run(fused),
-        (LoraForm::Auto | LoraForm::Folded, _) => {}
+        (_, Some(fused)) if !cuda.driver().measures() => return run(fused),
+        (LoraForm::Auto | LoraForm::Folded | LoraForm::Beside, _) => {}
     }
     let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());
