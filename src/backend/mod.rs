@@ -165,6 +165,16 @@ pub struct Lora<'a, B: Backend> {
     pub scale: f64,
 }
 
+/// A layer whose adapters a training step moves.
+pub struct LoraSite<'a, B: Backend> {
+    /// Rows of its input.
+    pub rows: usize,
+    /// The layer.
+    pub layer: &'a Linear<B>,
+    /// Adapters of it.
+    pub lora: Lora<'a, B>,
+}
+
 /// A layer whose adapters are to be folded into a copy of its weight.
 pub struct LoraFold<'a, B: Backend> {
     /// W.
@@ -691,11 +701,16 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// folded = W + scale·B·A for each of `layers`.
     fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
 
-    /// Whether training folds adapters without dropout into copies of the weights at the start of each step, and
-    /// computes the gradients of all of them together at its end ([`Backend::lora_gradients`]), in the place of
+    /// Whether training steps can fold adapters without dropout into copies of the weights at their start, and compute
+    /// the gradients of all of them together at their end ([`Backend::lora_gradients`]), in the place of
     /// [`Backend::lora_linear`] and its backward pass for each layer.
-    fn trains_folded(&self) -> bool {
+    fn can_train_folded(&self) -> bool {
         false
+    }
+
+    /// Whether training steps of `layers` do so: where they can, and it is faster.
+    fn trains_folded(&self, _layers: &[LoraSite<'_, Self>]) -> Result<bool> {
+        Ok(false)
     }
 
     /// With u = x·Aᵀ and du = scale·dy·B: dA = duᵀ·x and dB = scale·dyᵀ·u for each of `layers`.

@@ -8,7 +8,7 @@ use super::config::TowerConfig;
 use super::weight_source::Loader;
 use crate::backend::{
     Activation, AddTo, AttentionGradient, AttentionInput, AttentionShape, Backend, DeviceTensor, Dropout,
-    LayerNorm, Linear, LoraFold, LoraGradients, Result, copyable,
+    LayerNorm, Linear, LoraFold, LoraGradients, LoraSite, Result, copyable,
 };
 use crate::tensor::{DType, Tensor};
 use crate::tune::dropout::{BlockDropout, Slot};
@@ -510,6 +510,31 @@ impl<B: Backend> Block<B> {
         };
         let (fc1, fc2) = (copy(&self.fc1, &lora.fc1)?, copy(&self.fc2, &lora.fc2)?);
         Ok(FoldedBlock { qkv, q, kv, out: copy(&self.out, &lora.out)?, fc1, fc2 })
+    }
+
+    /// Adds every layer with an adapter to `sites`.
+    pub(super) fn sites<'a>(
+        &'a self,
+        lora: &'a BlockLora<B>,
+        s: BlockSizes,
+        sites: &mut Vec<LoraSite<'a, B>>,
+    ) -> Result<()> {
+        let (keys, queries) = (s.batch * s.tokens, s.batch * s.queries());
+        let mut add = |rows: usize, layer: &'a Linear<B>, lora: &'a Option<LoraLayer<B>>| {
+            sites.extend(lora.as_ref().map(|lora| LoraSite { rows, layer, lora: lora.as_lora() }));
+        };
+        match (&self.projections, &lora.projections) {
+            (Projections::Packed(layer), ProjectionLora::Packed(qkv)) => add(keys, layer, qkv),
+            (Projections::Split { q, kv }, ProjectionLora::Split { q: lora_q, kv: lora_kv }) => {
+                add(queries, q, lora_q);
+                add(keys, kv, lora_kv);
+            }
+            _ => return Err(mismatch()),
+        }
+        add(queries, &self.out, &lora.out);
+        add(queries, &self.fc1, &lora.fc1);
+        add(queries, &self.fc2, &lora.fc2);
+        Ok(())
     }
 
     /// Adds to `layers` what is to be folded into `folded`: every layer with an adapter.

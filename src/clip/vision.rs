@@ -145,9 +145,21 @@ impl<B: Backend> VisionTower<B> {
         block::fold(backend, &self.blocks, lora, folded)
     }
 
-    /// Whether training steps have the adapters of `tuning` folded into the weights.
-    pub fn trains_folded(&self, backend: &B, tuning: TowerTuning<'_, B>) -> bool {
-        backend.trains_folded() && tuning.dropout.is_none() && !tuning.lora.is_empty()
+    /// Whether training steps can have the adapters of `tuning` folded into the weights.
+    pub(crate) fn can_train_folded(&self, backend: &B, tuning: TowerTuning<'_, B>) -> bool {
+        backend.can_train_folded() && tuning.dropout.is_none() && !tuning.lora.is_empty()
+    }
+
+    /// Whether training steps of so many images have the adapters of `tuning` folded into the weights.
+    pub fn trains_folded(&self, backend: &B, tuning: TowerTuning<'_, B>, batch: usize) -> Result<bool> {
+        if !self.can_train_folded(backend, tuning) {
+            return Ok(false);
+        }
+        let mut sites = Vec::new();
+        for (l, (block, lora)) in self.blocks.iter().zip(tuning.lora).enumerate() {
+            block.sites(lora, self.sizes(l, tuning.prompts, batch), &mut sites)?;
+        }
+        backend.trains_folded(&sites)
     }
 
     /// Tokens in block `layer`.
@@ -169,7 +181,7 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. `folded` holds the
-    /// adapters as they are now where training has them folded, [`VisionTower::trains_folded`], and is empty elsewhere.
+    /// adapters as they are now where `a` was made for training with them folded, and is empty elsewhere.
     pub fn forward(
         &self,
         backend: &B,
@@ -431,12 +443,16 @@ pub enum Purpose {
     /// Forward passes that keep nothing: the memory of two blocks.
     Inference,
     /// Training steps as well: every block's activations and gradients.
-    Training,
+    Training {
+        /// Adapters are folded into the weights in training steps, see [`VisionTower::trains_folded`].
+        folded: bool,
+    },
 }
 
 /// All memory of the vision tower, allocated once for the largest batch.
 pub struct VisionActivations<B: Backend> {
     batch: usize,
+    trains_folded: bool,
     patches: B::Tensor,
     products: B::Tensor,
     blocks: Vec<BlockActivations<B>>,
@@ -474,7 +490,7 @@ impl<B: Backend> VisionActivations<B> {
         let config = &tower.config;
         let (e, p, d, layers) = (tower.features, config.patch_size, config.tower.width, tower.blocks.len());
         let count = config.patches();
-        let training = purpose == Purpose::Training;
+        let training = purpose != Purpose::Inference;
         let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let make = |dims: [usize; 3]| backend.empty(dims, compute);
         let flat = |dtype| backend.empty([batch, e], dtype);
@@ -489,7 +505,7 @@ impl<B: Backend> VisionActivations<B> {
         };
         let kept =
             (0..layers).filter(|&l| training || Some(l) == widest || tower.blocks[l].rows() == Rows::One);
-        let folded = training && tower.trains_folded(backend, tuning);
+        let folded = purpose == Purpose::Training { folded: true };
         let longest_kept = folded.then_some(longest);
         let blocks = kept
             .map(|l| BlockActivations::new(backend, sizes(l), tuning.lora.get(l), longest_kept))
@@ -507,6 +523,7 @@ impl<B: Backend> VisionActivations<B> {
         let rows = Tensor::zeros([batch], DType::U32);
         Ok(VisionActivations {
             batch,
+            trains_folded: folded,
             patches: make([batch, count, 3 * p * p])?,
             products: make([batch, count, d])?,
             blocks,
@@ -526,6 +543,11 @@ impl<B: Backend> VisionActivations<B> {
             d_normed: make([batch, 1, d])?,
             d_class: make([batch, 1, d])?,
         })
+    }
+
+    /// Whether training steps have the adapters folded into the weights.
+    pub fn trains_folded(&self) -> bool {
+        self.trains_folded
     }
 
     /// Sets the number of images, up to the number that the memory was made for.

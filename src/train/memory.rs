@@ -35,10 +35,14 @@ impl Estimate {
         let dropout =
             spec.dropout.map(|spec| TowerDropout { draw: &draw, probability: spec.probability, part: 0 });
         let tuning = TowerTuning { dropout, ..trained.tower() };
-        let vision = Estimate::of_vision(backend, tower, tuning, spec.purpose(trained))?;
+        let purpose = match spec.keeps_activations(trained) {
+            // The form that takes more.
+            true => Purpose::Training { folded: tower.can_train_folded(backend, tuning) },
+            false => Purpose::Inference,
+        };
+        let vision = Estimate::of_vision(backend, tower, tuning, purpose)?;
         let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
-        let weights =
-            if spec.purpose(trained) == Purpose::Inference { 0 } else { tower.bytes_to_come(backend) };
+        let weights = if purpose == Purpose::Inference { 0 } else { tower.bytes_to_come(backend) };
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
             Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
             None => 0,
@@ -196,12 +200,13 @@ mod tests {
         let backend = Cpu::<f32>::new();
         let (tower, lora) = vision(&backend);
         let tuning = TowerTuning { lora: &lora, prompts: None, dropout: None };
-        for purpose in [Purpose::Inference, Purpose::Training] {
+        let training = [false, true].map(|folded| Purpose::Training { folded });
+        for purpose in [Purpose::Inference].into_iter().chain(training) {
             let make = |images| Ok(VisionActivations::new(&backend, &tower, images, tuning, purpose)?);
             let [fixed, image] = measured(&backend, make).unwrap();
             assert_eq!(allocated_by(&backend, || make(7)).unwrap().1, fixed + 7 * image, "{purpose:?}");
             // f32 probabilities of the blocks in front of the last; without training one block serves both.
-            let kept = if purpose == Purpose::Training { 2 } else { 1 };
+            let kept = if purpose == Purpose::Inference { 1 } else { 2 };
             let probabilities = kept * 2 * 65 * 65 * 4;
             assert!(image > probabilities, "{purpose:?}: {image} with {probabilities} of probabilities");
         }

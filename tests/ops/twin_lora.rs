@@ -1,8 +1,8 @@
-//! Linear layers with and without adapters on the host twin, in both forms, against the CPU's in f64.
+//! Linear layers with and without adapters on the host twin, in every form, against the CPU's in f64.
 
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
-use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora};
+use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora, LoraSite};
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
@@ -273,6 +273,36 @@ fn the_faster_form_is_timed_once_and_taken() {
             assert_eq!(a.bytes(), b.bytes(), "{form:?}");
         }
     }
+}
+
+/// One layer of a step, timed in both ways that training has for it.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn adapters_are_folded_in_training_where_that_is_faster() {
+    for (slow, folded) in [("lora_linear_", true), ("lora_gradients", false), ("lora_fold", false)] {
+        let clocked = Arc::new(Clocked::new(slow));
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        let upload = |dims: &[usize], dtype| {
+            let values = Tensor::zeros(Shape::from(dims), DType::F32);
+            cuda.upload(values.view(), dtype).unwrap()
+        };
+        let layer = Linear { weight: upload(&[WIDTH, WIDTH], DType::F16), bias: None };
+        let (a, b) = (upload(&[8, WIDTH], DType::F32), upload(&[1, WIDTH, 8], DType::F32));
+        let lora = Lora { a: &a, b: &b, columns: &[0], scale: 2.0 };
+        let before = clocked.allocated().0;
+        let sites = [LoraSite { rows: 9, layer: &layer, lora }];
+        assert_eq!(cuda.trains_folded(&sites).unwrap(), folded, "{slow}");
+        let timings = clocked.timings.load(Ordering::Relaxed);
+        assert!(timings > 0);
+        assert_eq!(cuda.trains_folded(&sites).unwrap(), folded, "{slow}");
+        assert_eq!(clocked.timings.load(Ordering::Relaxed), timings, "the choice is remembered");
+        // Scratch memory and tables stay.
+        assert!(clocked.allocated().0 < before + (4 << 20));
+        let beside = cuda.with_lora_form(LoraForm::Beside).unwrap();
+        assert!(!beside.trains_folded(&sites).unwrap());
+    }
+    let bf16 = Cuda::new(Arc::new(Clocked::new("none")), DType::BF16, LoraForm::Folded).unwrap();
+    assert!(!bf16.can_train_folded());
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::Cpu;
+use clip_engine::backend::cuda::LoraForm;
 use clip_engine::dev::{on_twin, on_unwatched_twin};
 
 use clip_engine::dev::check::reference;
@@ -189,6 +190,13 @@ fn compare_on_twin(size: &str, variant: &str, least_rows: usize) {
     compare_on(&on_unwatched_twin(DType::F32, 90).unwrap(), size, variant, least_rows);
 }
 
+/// The same with the adapters folded into the weights in every step, as it is in f16.
+#[cfg(target_os = "linux")]
+fn compare_folded(size: &str, variant: &str, least_rows: usize) {
+    let twin = on_unwatched_twin(DType::F32, 90).unwrap().with_lora_form(LoraForm::Folded).unwrap();
+    compare_on(&twin, size, variant, least_rows);
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
@@ -196,6 +204,17 @@ fn the_cuda_backend() {
     let watched = on_twin(DType::F32, 90).unwrap();
     compare_on(&watched, "odd", "lora", 102);
     compare_on(&watched, "tiny", "lora_head_scaled", 50);
+    compare_folded("odd", "lora", 102);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "long: adapters around attention alone stay"]
+fn the_cuda_backend_folds() {
+    compare_folded("gelu", "lora_all", 104);
+    compare_folded("odd", "vpt_shared_accum_lora", 70);
+    compare_folded("tiny", "vpt_shared_replace_lora", 106);
+    compare_folded("odd", "lora_accumulated", 68);
 }
 
 #[cfg(target_os = "linux")]

@@ -70,6 +70,14 @@ fn assert_the_twin_runs_the_list(dtype: DType, form: LoraForm) -> Vec<String> {
 
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_step_in_the_folded_form_is_listed_as_it_runs() {
+    let names = assert_the_twin_runs_the_list(DType::F16, LoraForm::Folded);
+    let count = |part: &str| names.iter().filter(|name| name.contains(part)).count();
+    assert_eq!((count("lora_fold"), count("lora_gradients"), count("lora_linear")), (1, 2, 0), "{names:?}");
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
 fn a_step_in_the_product_form_is_listed_as_it_runs() {
     let names = assert_the_twin_runs_the_list(DType::F16, LoraForm::Gemm);
     let count = |part: &str| names.iter().filter(|name| name.contains(part)).count();

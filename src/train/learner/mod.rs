@@ -81,10 +81,9 @@ impl LearnerSpec {
         }
     }
 
-    /// Purpose of the vision tower's memory: inference where nothing in that tower is trained.
-    pub(crate) fn purpose<B: Backend>(&self, trained: &Trained<B>) -> Purpose {
-        let inference = !self.trains || trained.tower().is_none();
-        if inference { Purpose::Inference } else { Purpose::Training }
+    /// Whether steps keep the vision tower's activations: not where nothing in that tower is trained.
+    pub(crate) fn keeps_activations<B: Backend>(&self, trained: &Trained<B>) -> bool {
+        self.trains && !trained.tower().is_none()
     }
 }
 
@@ -168,7 +167,11 @@ impl<B: Backend> Learner<B> {
         let classes = trained.head.bias.value.shape().rows();
         let buffers = BatchBuffers::new(&backend, spec, classes, tower.features())?;
         let tuning = TowerTuning { dropout: buffers.dropout(), ..trained.tower() };
-        let activations = VisionActivations::new(&backend, &tower, batch, tuning, spec.purpose(&trained))?;
+        let purpose = match spec.keeps_activations(&trained) {
+            true => Purpose::Training { folded: tower.trains_folded(&backend, tuning, batch)? },
+            false => Purpose::Inference,
+        };
+        let activations = VisionActivations::new(&backend, &tower, batch, tuning, purpose)?;
         let triplets = (spec.objective.triplet != 0.0).then(|| -> Result<_> {
             Ok(Triplets {
                 pairs: backend.zeros([batch, 2], DType::U32)?,

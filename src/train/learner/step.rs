@@ -83,7 +83,7 @@ impl<B: Backend> Learner<B> {
         if tuning.is_none() {
             return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
         }
-        let folded: &[FoldedBlock<B>] = match self.tower.trains_folded(backend, tuning) {
+        let folded: &[FoldedBlock<B>] = match a.trains_folded() {
             true => {
                 self.tower.fold(backend, &self.trained.lora, &mut self.folded)?;
                 &self.folded
@@ -173,9 +173,7 @@ impl<B: Backend> Learner<B> {
             let (f, df) = (&a.features, &mut a.d_features);
             backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
-        let tuning = TowerTuning { lora, prompts: prompts.as_ref(), dropout };
-        let folded: &[FoldedBlock<B>] =
-            if self.tower.trains_folded(backend, tuning) { &self.folded } else { &[] };
+        let folded: &[FoldedBlock<B>] = if a.trains_folded() { &self.folded } else { &[] };
         self.tower.backward(backend, lora, prompts.as_mut(), dropout, folded, a)
     }
 }

@@ -11,10 +11,11 @@ mod gemm;
 mod gradients;
 mod parts;
 
+use super::choose::fastest;
 use super::driver::Gemm;
 use super::dropout::Dropped;
 use super::*;
-pub use folded::{lora_fold, lora_gradients};
+pub use folded::{folding_pays, lora_fold, lora_gradients};
 use parts::Parts;
 
 pub fn linear(
@@ -287,8 +288,7 @@ impl LoraKernel {
 
 /// Enqueues the work in the form asked for (fused only where there is such a kernel), else in the one
 /// remembered, else in the fastest by the clock. `run` enqueues one form; as it only writes what it also
-/// overwrites the next time, timing leaves nothing behind. Never times inside a capture: what is captured
-/// has run before.
+/// overwrites the next time, timing leaves nothing behind.
 fn form(
     cuda: &Cuda,
     op: &'static str,
@@ -301,43 +301,14 @@ fn form(
     match (cuda.lora_form(), fused) {
         (_, None) | (LoraForm::Gemm, _) => return run(LoraKernel::Gemm),
         (LoraForm::Fused, Some(fused)) => return run(fused),
-        (_, Some(fused)) if !cuda.driver().measures() => return run(fused),
-        (LoraForm::Auto | LoraForm::Folded | LoraForm::Beside, _) => {}
+        (LoraForm::Auto | LoraForm::Folded | LoraForm::Beside, Some(_)) => {}
     }
     let (Sizes { m, k, n, .. }, dtype) = (frozen.sizes, frozen.dtype);
     let extra = (frozen.bias.is_some(), frozen.residual.is_some());
     let Parts { count, rank, part_of_segment, .. } = *parts;
     let key = format!("{op} {dtype} {m}x{k} to {n}, {count} of {rank} at {part_of_segment:x}, {extra:?}");
-    let candidates = || tiles.into_iter().flatten().map(LoraKernel::Fused).chain([LoraKernel::Gemm]);
-    let known = cuda.driver().recall(&key);
-    if let Some(form) = candidates().find(|form| known.as_deref() == Some(form.name())) {
-        return run(form);
-    }
-    let mut fastest = (LoraKernel::Gemm, f64::INFINITY);
-    for form in candidates() {
-        let seconds = seconds(cuda, &mut || run(form))?;
-        if seconds < fastest.1 {
-            fastest = (form, seconds);
-        }
-    }
-    let held = cuda.driver().remember(&key, fastest.0.name())?;
-    run(candidates().find(|form| form.name() == held).unwrap_or(fastest.0))
-}
-
-/// The shortest of several timings of a few launches each. They are captured where that can be, as in a training
-/// step: what the host takes to launch them is left out.
-fn seconds(cuda: &Cuda, run: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
-    const REPETITIONS: usize = 5;
-    const LAUNCHES: usize = 8;
-    // Products may choose their algorithm now, which a capture would not let them.
-    run()?;
-    let mut all = || (0..LAUNCHES).try_for_each(|_| run());
-    let graph = if cuda.can_capture() { Some(cuda.capture(&mut all)?) } else { None };
-    let mut once = || graph.as_ref().map_or_else(&mut all, |graph| cuda.replay(graph));
-    once()?;
-    let mut best = f64::INFINITY;
-    for _ in 0..REPETITIONS {
-        best = best.min(cuda.seconds(&mut once)?);
-    }
-    Ok(best)
+    let fused = tiles.into_iter().flatten().map(LoraKernel::Fused);
+    let forms: Vec<_> = fused.chain([LoraKernel::Gemm]).map(|form| (form.name(), form)).collect();
+    let form = fastest(cuda, &key, &forms, run)?;
+    run(form)
 }
