@@ -120,7 +120,7 @@ pub fn run(mut args: Args) -> Result<()> {
         What::Heads => report_heads(&config, &args, &mut report),
         What::Ops if args.profile => bail!("--profile: a profiler sees whole steps; use bench step"),
         What::Step if !args.only.is_empty() => bail!("--only: the groups are those of bench ops"),
-        What::Step => on_device!(&device, backend => step(backend, &config, &args, reps, &mut report)),
+        What::Step => report_step(&device, &config, &args, reps, &mut report),
         What::Ops => report_ops(&device, &config, &args, reps, &mut report),
     };
     report["peak_rss_mib"] = json!(peak_memory_mib());
@@ -163,6 +163,25 @@ fn report_heads(config: &ClipConfig, args: &Args, report: &mut Value) -> Result<
 
 fn mib(bytes: usize) -> f64 {
     bytes as f64 / f64::from(1 << 20)
+}
+
+/// Steps on `device`, and the memory that they took: the device's own where it has any.
+fn report_step(
+    device: &Device,
+    config: &ClipConfig,
+    args: &Args,
+    reps: usize,
+    report: &mut Value,
+) -> Result<()> {
+    let describe = on_device!(device, backend => {
+        step(backend, config, args, reps, report)?;
+        backend.describe()
+    });
+    let memory = match device {
+        Device::Cuda(cuda) => format!("{:.0} MiB of the GPU's", mib(cuda.driver().allocated().1)),
+        _ => format!("{:.0} MiB", peak_memory_mib()),
+    };
+    common::say(format!("batch {}; peak memory {memory}; {describe}", args.batch_size))
 }
 
 /// Training steps and evaluations of random images: one at a time, and handed over without waiting.
@@ -238,8 +257,7 @@ fn step<B: Backend>(
             format!("{:.1}", gflop / in_a_row),
         ]);
     }
-    common::say(table::fitted(&header, &rows))?;
-    common::say(format!("batch {batch}; peak memory {:.0} MiB; {}", peak_memory_mib(), backend.describe()))
+    common::say(table::fitted(&header, &rows))
 }
 
 /// Learning rates and weight decay of the steps that are timed or listed.

@@ -1,8 +1,10 @@
 //! Linear layers with and without adapters on the host twin, in every form, against the CPU's in f64.
 
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
-use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
-use clip_engine::backend::{Backend, BackendError, Dropout, Linear, Lora, LoraSite};
+use clip_engine::backend::cuda::{Cuda, CudaError, CudaTensor, LoraForm};
+use clip_engine::backend::{
+    Backend, BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite,
+};
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
@@ -131,6 +133,38 @@ fn the_order_of_blocks_changes_no_bit() {
                 assert_eq!(a.bytes(), b.bytes(), "{form:?}");
             }
         }
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn the_order_of_blocks_changes_no_bit_of_gradients_of_several_layers() {
+    let twin = Arc::new(Twin::new(DType::F16, 90).unwrap());
+    let cuda = Cuda::new(twin.clone(), DType::F16, LoraForm::Folded).unwrap();
+    let upload = |tensor: Tensor, dtype| cuda.upload(tensor.view(), dtype).unwrap();
+    // Several slabs of rows, and one.
+    let layers = [(700, 2), (66, 1), (9, 2)].map(|(rows, parts)| {
+        let a = upload(noise([parts * RANK, WIDTH], 1), DType::F32);
+        let b = upload(noise([parts, WIDTH, RANK], 2), DType::F32);
+        let (x, dy) = (noise([rows, WIDTH], 3), noise([rows, parts * WIDTH], 4));
+        (a, b, upload(x, DType::F16), upload(dy, DType::F16), [0, WIDTH][..parts].to_vec())
+    });
+    let gradients = |order| {
+        twin.set_block_order(order);
+        let empty = |like: &CudaTensor| cuda.empty(like.shape(), DType::F32).unwrap();
+        let mut results: Vec<_> = layers.iter().map(|(a, b, ..)| (empty(a), empty(b))).collect();
+        let together = layers.iter().zip(&mut results).map(|((a, b, x, dy, columns), (da, db))| {
+            let lora = Lora { a, b, columns, scale: 0.5 };
+            LoraGradients { x, dy, lora, da, db }
+        });
+        cuda.lora_gradients(&mut together.collect::<Vec<_>>()).unwrap();
+        let tensors = results.iter().flat_map(|(da, db)| [da, db]);
+        tensors.map(|tensor| cuda.download(tensor).unwrap().bytes().to_vec()).collect::<Vec<_>>()
+    };
+    let first = gradients(BlockOrder::Ascending);
+    assert!(first.iter().all(|bytes| bytes.iter().any(|byte| *byte != 0)));
+    for order in [BlockOrder::Descending, BlockOrder::Shuffled(7)] {
+        assert!(gradients(order) == first, "{order:?}");
     }
 }
 
@@ -282,12 +316,9 @@ fn adapters_are_folded_in_training_where_that_is_faster() {
     for (slow, folded) in [("lora_linear_", true), ("lora_gradients", false), ("lora_fold", false)] {
         let clocked = Arc::new(Clocked::new(slow));
         let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
-        let upload = |dims: &[usize], dtype| {
-            let values = Tensor::zeros(Shape::from(dims), DType::F32);
-            cuda.upload(values.view(), dtype).unwrap()
-        };
-        let layer = Linear { weight: upload(&[WIDTH, WIDTH], DType::F16), bias: None };
-        let (a, b) = (upload(&[8, WIDTH], DType::F32), upload(&[1, WIDTH, 8], DType::F32));
+        let layer = Linear { weight: cuda.zeros([WIDTH, WIDTH], DType::F16).unwrap(), bias: None };
+        let a = cuda.zeros([8, WIDTH], DType::F32).unwrap();
+        let b = cuda.zeros([1, WIDTH, 8], DType::F32).unwrap();
         let lora = Lora { a: &a, b: &b, columns: &[0], scale: 2.0 };
         let before = clocked.allocated().0;
         let sites = [LoraSite { rows: 9, layer: &layer, lora }];

@@ -2,7 +2,7 @@
 //! loss scaling, against the CPU backend.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::clip::ClipError;
 use clip_engine::clip::Evaluated;
@@ -138,38 +138,37 @@ fn twenty_steps_in_f16_overflow_recover_and_end_where_f32_does() {
 }
 
 /// At the recipe's learning rate the first updates are below half a step of the weights' grid, and a fold loses some of
-/// them.
+/// them. The form with the adapters beside the weights ends as near to the CPU: tensors 1.7e-4, losses up to 1.7e-4.
 #[test]
 #[ignore = "long: steps in f16 are the CPU's"]
-fn a_hundred_steps_with_adapters_in_the_weights_end_where_those_beside_them_do() {
+fn a_hundred_steps_with_adapters_in_the_weights_end_where_the_cpu_does() {
     let tiny = tiny(TinySizes::EVEN);
     let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
     let rates = Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(1e-4) };
     let scaling = LossScaling { start: 256.0, growth: 2.0, backoff: 0.5, interval: 2000 };
-    fn losses<B: Backend>(mut learner: Learner<B>, tiny: &TinyStep, rates: &Rates) -> (Vec<f64>, Vec<Tensor>) {
+    fn run<B: Backend>(mut learner: Learner<B>, tiny: &TinyStep, rates: &Rates) -> (Vec<f64>, Vec<f64>) {
         let step = |step: u64| {
             let batch = tiny.training_batch(tiny.sizes.batch, 30 + step % 3).unwrap();
             learner.train_step(batch.view(), rates, 1.0).unwrap();
             learner.stats().unwrap().loss
         };
-        ((0..100).map(step).collect(), learner.snapshot().unwrap())
+        let losses = (0..100).map(step).collect();
+        let numbers = |tensor: &Tensor| {
+            let wide = tensor.view().to_tensor(DType::F64).unwrap();
+            wide.typed::<f64>().unwrap().to_vec()
+        };
+        (losses, learner.snapshot().unwrap().iter().flat_map(numbers).collect())
     }
     let half = on_unwatched_twin(DType::F16, 90).unwrap();
-    let beside = half.with_lora_form(LoraForm::Gemm).unwrap();
-    let (folded, folded_end) = losses(learner(half, &tiny, Some(scaling)), &tiny, &rates);
-    let (beside, beside_end) = losses(learner(beside, &tiny, Some(scaling)), &tiny, &rates);
-    let (exact, exact_end) = losses(learner(Cpu::<f64>::new(), &tiny, None), &tiny, &rates);
-    for step in [0, 1, 2, 5, 10, 20, 50, 99] {
-        println!("step {step}: folded {:+.2e} beside {:+.2e} of {}", folded[step]/exact[step]-1.0, beside[step]/exact[step]-1.0, exact[step]);
+    assert!(half.can_train_folded());
+    let (losses, end) = run(learner(half, &tiny, Some(scaling)), &tiny, &rates);
+    let (exact, exact_end) = run(learner(Cpu::<f64>::new(), &tiny, None), &tiny, &rates);
+    for (step, (loss, exact)) in losses.iter().zip(&exact).enumerate() {
+        assert!(relative(*loss, *exact) < 2e-3, "step {step}: {loss} and {exact}");
     }
-    let distance = |a: &[Tensor], b: &[Tensor]| {
-        let flat = |tensors: &[Tensor]| -> Vec<f64> {
-            tensors.iter().flat_map(|t| t.view().to_tensor(DType::F64).unwrap().typed::<f64>().unwrap().to_vec()).collect()
-        };
-        relative_error(&flat(a), &flat(b))
-    };
-    println!("tensors: folded {:.2e} beside {:.2e}", distance(&folded_end, &exact_end), distance(&beside_end, &exact_end));
-    panic!();
+    let error = relative_error(&end, &exact_end);
+    assert!(error < 5e-4, "the trained tensors end {error:e} apart");
+    assert!(exact[99] < 0.7 * exact[0], "nothing was learned: {} to {}", exact[0], exact[99]);
 }
 
 /// The scale that PyTorch starts with is too large for some models: the first steps are skipped, each
