@@ -368,7 +368,7 @@ DEVICE void store_row(const Rows& shape, Real* to, int row, int head,
     Pack<Real, S::N> pack;
 #pragma unroll
     for (int e = 0; e < S::N; e++) pack.at[e] = from_float<Real>(values[i * S::N + e] * factor);
-    if (row < shape.count && c < head) store_pack<S::N>(to + row * shape.stride + c, pack);
+    if (row < shape.count && c < head) store_16(to + row * shape.stride + c, pack);
   }
 }
 

@@ -28,14 +28,14 @@ struct Mma {
 // Starts copying 64 rows from `first` on; zeros past the last row and column.
 template <int HEAD>
 DEVICE void copy_tile(Real* tile, const Rows& from, int first, int head) {
-  constexpr int PACKS = HEAD / 8;
+  constexpr uint32 PACKS = HEAD / 8;
 #pragma unroll 4
-  for (int i = 0; i < Mma<HEAD>::TILE * PACKS / THREADS; i++) {
-    int at = threadIdx.x + i * THREADS, row = at / PACKS, c = at % PACKS * 8;
-    bool inside = first + row < from.count && c < head;
+  for (uint32 i = 0; i < Mma<HEAD>::TILE * PACKS / THREADS; i++) {
+    uint32 at = threadIdx.x + i * THREADS, row = at / PACKS, c = at % PACKS * 8;
+    bool inside = first + int(row) < from.count && int(c) < head;
     // The address must be a valid one even where nothing is read.
-    const Real* source = from.at + (inside ? (first + row) * from.stride + c : 0);
-    cp_async_16(tile + row * Mma<HEAD>::PITCH + c, source, inside);
+    uint32 source = inside ? (first + row) * from.stride + c : 0;
+    cp_async_16(tile + row * Mma<HEAD>::PITCH + c, from.at + source, inside);
   }
 }
 
@@ -97,7 +97,8 @@ DEVICE void as_operand(uint32 (&operand)[4], const float (&left)[4], const float
 template <int HEAD>
 DEVICE void store_own(const Rows& to_shape, Real* to, Real* tile, int first, int head,
                       const float (&sums)[Mma<HEAD>::BLOCKS][4], const float (&factor)[2]) {
-  constexpr int PITCH = Mma<HEAD>::PITCH, PACKS = HEAD / 8;
+  constexpr int PITCH = Mma<HEAD>::PITCH;
+  constexpr uint32 PACKS = HEAD / 8;
   int lane = threadIdx.x & 31, warp_row = (threadIdx.x >> 5) * 16;
   tile += warp_row * PITCH;
 #pragma unroll
@@ -111,12 +112,17 @@ DEVICE void store_own(const Rows& to_shape, Real* to, Real* tile, int first, int
     }
   }
   __syncwarp(FULL_WARP);
+  // All loads before the first store, so that they are under way together.
+  Pack<Real, 8> held[PACKS / 2];
 #pragma unroll
-  for (int i = 0; i < PACKS / 2; i++) {
-    int at = lane + i * 32, row = at / PACKS, c = at % PACKS * 8, to_row = first + warp_row + row;
-    if (to_row < to_shape.count && c < head) {
-      store_pack<8>(to + to_row * to_shape.stride + c, load_pack<8>(tile + row * PITCH + c));
-    }
+  for (uint32 i = 0; i < PACKS / 2; i++) {
+    uint32 at = lane + i * 32;
+    held[i] = load_pack<8>(tile + at / PACKS * PITCH + at % PACKS * 8);
+  }
+#pragma unroll
+  for (uint32 i = 0; i < PACKS / 2; i++) {
+    uint32 at = lane + i * 32, row = first + warp_row + at / PACKS, c = at % PACKS * 8;
+    if (int(row) < to_shape.count && int(c) < head) store_16(to + (row * to_shape.stride + c), held[i]);
   }
 }
 
