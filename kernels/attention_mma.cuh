@@ -412,6 +412,129 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
   }
 }
 
+// ---------------------------------------------------------------- the backward pass of at most 64 tokens
+
+// A warp's 16 x 64 probabilities or their gradients, in `words` as left operands over 16 columns each, into
+// its rows of a tile of 64 columns.
+DEVICE void share_square(Real* tile, const uint32 (&words)[4][4]) {
+  constexpr int PITCH = Mma<64>::PITCH;
+  int lane = threadIdx.x & 31, row = (threadIdx.x >> 5) * 16 + lane / 4;
+  uint32* at = reinterpret_cast<uint32*>(tile + row * PITCH) + lane % 4;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) at[i % 2 * 4 * PITCH + j * 8 + i / 2 * 4] = words[j][i];
+  }
+}
+
+// sums[16 own columns of `square` x HEAD] += squareᵀ · tile.
+template <int HEAD>
+DEVICE void multiply_square(float (&sums)[Mma<HEAD>::BLOCKS][4], const Real* square, const Real* tile) {
+  constexpr int PITCH = Mma<64>::PITCH;
+  int lane = threadIdx.x & 31;
+  square += ((lane >> 4) * 8 + (lane & 7)) * PITCH + (threadIdx.x >> 5) * 16 + (lane >> 3 & 1) * 8;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    uint32 own[4];
+    ldmatrix_x4<true>(own, square + 16 * j * PITCH);
+    multiply<HEAD>(sums, own, tile, 16 * j);
+  }
+}
+
+// p, in place of the scores, and ds but for the scale, in place of dp. `first` is the warp's first query.
+//
+// All keys are here, so delta is the row's sum of p∘dp, which is do·o without reading o, and without what
+// o lost when it was rounded.
+DEVICE void to_whole_gradients(float (&s)[8][4], float (&dp)[8][4], const float (&lse2)[2], int first,
+                               const Sizes& sizes) {
+  int lane = threadIdx.x & 31;
+  const float scale = sizes.scale * LOG2_E;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int query = first + lane / 4 + half * 8;
+    int seen = min(sizes.keys, (query | (sizes.causal ? 0 : 64)) + 1);
+    float delta = 0.0f;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+#pragma unroll
+      for (int e = 2 * half; e < 2 * half + 2; e++) {
+        float p = fast_exp2(s[n][e] * scale - lse2[half]);
+        s[n][e] = n * 8 + lane % 4 * 2 + e % 2 < seen ? p : 0.0f;
+        delta += s[n][e] * dp[n][e];
+      }
+    }
+    delta += __shfl_xor_sync(FULL_WARP, delta, 1);
+    delta += __shfl_xor_sync(FULL_WARP, delta, 2);
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+#pragma unroll
+      for (int e = 2 * half; e < 2 * half + 2; e++) dp[n][e] = s[n][e] * (dp[n][e] - delta);
+    }
+  }
+}
+
+// A block for a head whose queries and keys fit into one tile each: the scores are computed once. A warp's
+// rows are queries for them and for dq; p and ds go through shared memory, where they are read transposed, and
+// its rows are keys for dk and dv.
+template <int HEAD>
+DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, const Rows& d_o,
+                               const float* lse, Real* dq, Real* dk, Real* dv, const Sizes& sizes) {
+  using M = Mma<HEAD>;
+  DYNAMIC_SHARED(Real, shared);
+  Real *q_tile = shared, *k_tile = shared + M::ELEMENTS, *d_o_tile = shared + 2 * M::ELEMENTS;
+  Real *v_tile = shared + 3 * M::ELEMENTS;
+  Real *p_tile = shared + 4 * M::ELEMENTS, *ds_tile = p_tile + Mma<64>::ELEMENTS;
+  int first = (threadIdx.x >> 5) * 16, head = sizes.head;
+
+  copy_tile<HEAD>(q_tile, q, 0, head);
+  copy_tile<HEAD>(k_tile, k, 0, head);
+  cp_async_commit();
+  copy_tile<HEAD>(d_o_tile, d_o, 0, head);
+  copy_tile<HEAD>(v_tile, v, 0, head);
+  cp_async_commit();
+  // Past the last query lse is infinite, so that every probability is zero.
+  float lse2[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int row = first + (threadIdx.x & 31) / 4 + half * 8;
+    lse2[half] = row < q.count ? lse[row] * LOG2_E : infinity();
+  }
+
+  cp_async_wait<1>();
+  __syncthreads();
+  float s[8][4] = {};
+  uint32 own[M::STEPS][4];
+  load_own<HEAD>(own, q_tile);
+  multiply_transposed<HEAD, 0, 8>(s, own, k_tile, 0);
+  cp_async_wait<0>();
+  __syncthreads();
+  float dp[8][4] = {};
+  load_own<HEAD>(own, d_o_tile);
+  multiply_transposed<HEAD, 0, 8>(dp, own, v_tile, 0);
+  to_whole_gradients(s, dp, lse2, first, sizes);
+  uint32 p[4][4], ds[4][4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    as_operand(p[j], s[2 * j], s[2 * j + 1]);
+    as_operand(ds[j], dp[2 * j], dp[2 * j + 1]);
+  }
+  share_square(p_tile, p);
+  share_square(ds_tile, ds);
+  float sums[M::BLOCKS][4] = {};
+#pragma unroll
+  for (int j = 0; j < 4; j++) multiply<HEAD>(sums, ds[j], k_tile, 16 * j);
+  // p and ds are here, and the values' memory is free: each warp's rows of it for its results, one by one.
+  __syncthreads();
+  store_own<HEAD>(q, dq, v_tile, 0, head, sums, {sizes.scale, sizes.scale});
+  float d_values[M::BLOCKS][4] = {}, d_keys[M::BLOCKS][4] = {};
+  multiply_square<HEAD>(d_values, p_tile, d_o_tile);
+  __syncwarp(FULL_WARP);
+  store_own<HEAD>(v, dv, v_tile, 0, head, d_values, {1.0f, 1.0f});
+  multiply_square<HEAD>(d_keys, ds_tile, q_tile);
+  __syncwarp(FULL_WARP);
+  store_own<HEAD>(k, dk, v_tile, 0, head, d_keys, {sizes.scale, sizes.scale});
+}
+
 }  // namespace attention
 
 #define ATTENTION_MMA(HEAD)                                                                                \
@@ -426,9 +549,9 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
 // Both roles in one launch, without atomics and without partial results in memory: computing the scores
 // once for each role costs two products of seven, and saves a launch and its memory.
 //
-// At 384 heads of 50 tokens and width 64: 20 MB (6 µs at 3.35 TB/s, less where they are still in L2), on full
-// tiles 1.4 GFLOP in seven products (3 µs at the 500 TFLOP/s that mma.sync may reach). 768 blocks with 38
-// KiB of shared memory and 168 registers: three to a multiprocessor, two rounds on an H100.
+// At 384 heads of 197 tokens and width 64: 78 MB (23 µs at 3.35 TB/s, less where they are still in L2), on full
+// tiles 22.5 GFLOP in seven products (45 µs at the 500 TFLOP/s that mma.sync may reach). 3072 blocks with 38
+// KiB of shared memory and 168 registers: three to a multiprocessor.
 #define ATTENTION_BACKWARD_MMA(HEAD)                                                                       \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_mma_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                       \
@@ -448,5 +571,25 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
     }                                                                                                      \
   }                                                                                                        \
   EXPORT_KERNEL(attention_backward_mma_##HEAD)
+
+// For at most 64 queries and keys. o is not read.
+//
+// At 384 heads of 50 tokens and width 64: 17 MB (5 µs at 3.35 TB/s, less where they are still in L2), on full
+// tiles 1.0 GFLOP in five products (2 µs at the 500 TFLOP/s that mma.sync may reach). With 54 KiB of shared
+// memory and 96 registers four blocks fit on a multiprocessor: all of them at once on an H100.
+//
+// Nothing is skipped for want of rows: without branches the compiler overlaps loads and products, and a
+// thread has two thirds of the instructions.
+#define ATTENTION_BACKWARD_MMA_WHOLE(HEAD)                                                                 \
+  extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
+      attention_backward_mma_whole_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                 \
+    ATTENTION_HEAD;                                                                                        \
+    attention::Rows d_o_rows = {head_of(d_o, queries, o_stride, head), o_stride, queries};                 \
+    attention::backward_mma_whole<HEAD>(q_rows, k_rows, v_rows, d_o_rows, lse,                             \
+                                        head_of(dq, queries, q_stride, head),                              \
+                                        head_of(dk, keys, kv_stride, head),                                \
+                                        head_of(dv, keys, kv_stride, head), sizes);                        \
+  }                                                                                                        \
+  EXPORT_KERNEL(attention_backward_mma_whole_##HEAD)
 
 #endif  // TENSOR_CORES
