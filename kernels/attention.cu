@@ -10,9 +10,9 @@
 // There are three forms, two of them here. The general one multiplies with FMAs in float and takes any type,
 // device and head size. The one in attention_mma.cuh uses tensor cores (flash attention), for head sizes that
 // are multiples of 8 up to 128. In both a block owns some rows (queries, or keys for dk and dv) and loops
-// over tiles of the rows on the other side; with tensor cores and at most 64 queries and keys a block computes
-// all gradients of a head. The third is for a single query, where there is nothing to share between rows. All
-// sum in a fixed order. Grids are (blocks of rows, heads, images).
+// over tiles of the rows on the other side; with tensor cores and at most 64 queries and keys a block
+// computes all gradients of a head. The third is for a single query, where there is nothing to share between
+// rows. All sum in a fixed order. Grids are (blocks of rows, heads, images).
 #include "attention.cuh"
 
 namespace attention {

@@ -264,27 +264,27 @@ DEVICE void forward_mma(const Rows& q, const Rows& k, const Rows& v, float* lse,
   store_own<HEAD>(o_shape, o, q_tile, own_first, head, sums, inverse);
 }
 
-// lse in base 2, and delta = do·o, of 64 queries from `first` on; two threads for each. Past the last query
-// lse is infinite, so that every probability is zero.
+// lse of the query from `first` on that this thread and its neighbour add up. Past the last query it is
+// infinite, so that every probability is zero.
+DEVICE float thread_lse(const float* lse, int first, const Sizes& sizes) {
+  int row = first + (threadIdx.x >> 1);
+  return row < sizes.queries ? lse[row] : infinity();
+}
+
+// lse in base 2, and delta = do·o, of 64 queries, whose rows are in shared memory; two threads for each.
 template <int HEAD>
-DEVICE void query_numbers(float* lse2, float* delta, const Rows& d_o, const Rows& o, const float* lse,
-                          int first, int head) {
-  int at = threadIdx.x >> 1, part = threadIdx.x & 1, row = first + at;
-  bool inside = row < d_o.count;
+DEVICE void query_numbers(float* lse2, float* delta, const Real* d_o, const Real* o, float row_lse) {
+  int at = threadIdx.x >> 1, part = threadIdx.x & 1, offset = at * Mma<HEAD>::PITCH + part * (HEAD / 2);
   float sum = 0.0f;
-#pragma unroll(HEAD > 96 ? 1 : 4)
+#pragma unroll(HEAD > 96 ? 1 : HEAD / 16)
   for (int i = 0; i < HEAD / 16; i++) {
-    int c = (2 * i + part) * 8;
-    if (inside && c < head) {
-      Pack<Real, 8> a = load_pack<8>(d_o.at + row * d_o.stride + c);
-      Pack<Real, 8> b = load_pack<8>(o.at + row * o.stride + c);
+    Pack<Real, 8> a = load_pack<8>(d_o + offset + i * 8), b = load_pack<8>(o + offset + i * 8);
 #pragma unroll
-      for (int e = 0; e < 8; e++) sum += to_float(a.at[e]) * to_float(b.at[e]);
-    }
+    for (int e = 0; e < 8; e++) sum += to_float(a.at[e]) * to_float(b.at[e]);
   }
   sum += __shfl_xor_sync(FULL_WARP, sum, 1);
   if (part == 0) {
-    lse2[at] = inside ? lse[row] * LOG2_E : infinity();
+    lse2[at] = row_lse * LOG2_E;
     delta[at] = sum;
   }
 }
@@ -334,12 +334,13 @@ DEVICE void to_gradients(float (&s)[N][4], float (&dp)[N][4], const QueryNumbers
 // A tile is worked off in steps of so many columns as there are registers for.
 template <int HEAD, bool KEYS_OWN>
 DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1, const Rows& other2,
-                         const Rows& d_o, const Rows& o, const float* lse, Real* result1, Real* result2,
-                         int block, const Sizes& sizes) {
+                         const Rows& o, const float* lse, Real* result1, Real* result2, int block,
+                         const Sizes& sizes) {
   using M = Mma<HEAD>;
   constexpr int STEP = HEAD > 64 ? 16 : 32;
   DYNAMIC_SHARED(Real, shared);
-  float* numbers = reinterpret_cast<float*>(shared + 4 * M::ELEMENTS);
+  Real* o_tile = shared + 4 * M::ELEMENTS;
+  float* numbers = reinterpret_cast<float*>(shared + 5 * M::ELEMENTS);
   int head = sizes.head, own_first = block * M::TILE;
   int first = own_first + (threadIdx.x >> 5) * 16;
   int begin = sizes.causal && KEYS_OWN ? block : 0;
@@ -351,14 +352,19 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
   copy_tile<HEAD>(shared + 3 * M::ELEMENTS, own2, own_first, head);
   copy_tile<HEAD>(shared, other1, begin * M::TILE, head);
   copy_tile<HEAD>(shared + M::ELEMENTS, other2, begin * M::TILE, head);
+  int first_query = KEYS_OWN ? begin * M::TILE : own_first;
+  copy_tile<HEAD>(o_tile, o, first_query, head);
   cp_async_commit();
-  query_numbers<HEAD>(numbers, numbers + M::TILE, d_o, o, lse, KEYS_OWN ? begin * M::TILE : own_first, head);
+  float row_lse = thread_lse(lse, first_query, sizes);
   cp_async_wait<0>();
   __syncthreads();
+  const Real* d_o_tile = shared + (KEYS_OWN ? 1 : 3) * M::ELEMENTS;
+  query_numbers<HEAD>(numbers, numbers + M::TILE, d_o_tile, o_tile, row_lse);
 
   uint32 left1[M::STEPS][4], left2[M::STEPS][4];
   load_own<HEAD>(left1, shared + 2 * M::ELEMENTS);
   load_own<HEAD>(left2, shared + 3 * M::ELEMENTS);
+  __syncthreads();
   QueryNumbers rows = {};
 #pragma unroll
   for (int half = 0; half < 2 && !KEYS_OWN; half++) {
@@ -366,20 +372,17 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
     rows.lse2[half] = numbers[at];
     rows.delta[half] = numbers[M::TILE + at];
   }
-  __syncthreads();
 
   float sums1[M::BLOCKS][4] = {}, sums2[M::BLOCKS][4] = {};
   for (int t = begin; t < end; t++) {
     int stage = (t - begin) & 1, tile = t * M::TILE, seen = min(M::TILE, other1.count - tile);
     if (t + 1 < end) {
       Real* next = shared + (stage ^ 1) * 2 * M::ELEMENTS;
-      float* next_numbers = numbers + (stage ^ 1) * 2 * M::TILE;
       copy_tile<HEAD>(next, other1, tile + M::TILE, head);
       copy_tile<HEAD>(next + M::ELEMENTS, other2, tile + M::TILE, head);
+      if (KEYS_OWN) copy_tile<HEAD>(o_tile, o, tile + M::TILE, head);
       cp_async_commit();
-      if (KEYS_OWN) {
-        query_numbers<HEAD>(next_numbers, next_numbers + M::TILE, d_o, o, lse, tile + M::TILE, head);
-      }
+      if (KEYS_OWN) row_lse = thread_lse(lse, tile + M::TILE, sizes);
     }
     const Real *tile1 = shared + stage * 2 * M::ELEMENTS, *tile2 = tile1 + M::ELEMENTS;
     const float* tile_lse = numbers + stage * 2 * M::TILE;
@@ -404,6 +407,12 @@ DEVICE void backward_mma(const Rows& own1, const Rows& own2, const Rows& other1,
     // The next tile is here, and this one's memory is free.
     cp_async_wait<0>();
     __syncthreads();
+    if (KEYS_OWN && t + 1 < end) {
+      float* next = numbers + (stage ^ 1) * 2 * M::TILE;
+      const Real* next_d_o = shared + (stage ^ 1) * 2 * M::ELEMENTS + M::ELEMENTS;
+      query_numbers<HEAD>(next, next + M::TILE, next_d_o, o_tile, row_lse);
+      __syncthreads();
+    }
   }
   if (!active) return;
   store_own<HEAD>(own1, result1, shared, own_first, head, sums1, {sizes.scale, sizes.scale});
@@ -474,8 +483,8 @@ DEVICE void to_whole_gradients(float (&s)[8][4], float (&dp)[8][4], const float 
 }
 
 // A block for a head whose queries and keys fit into one tile each: the scores are computed once. A warp's
-// rows are queries for them and for dq; p and ds go through shared memory, where they are read transposed, and
-// its rows are keys for dk and dv.
+// rows are queries for them and for dq; p and ds go through shared memory, where they are read transposed,
+// and its rows are keys for dk and dv.
 template <int HEAD>
 DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, const Rows& d_o,
                                const float* lse, Real* dq, Real* dk, Real* dv, const Sizes& sizes) {
@@ -549,9 +558,9 @@ DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, cons
 // Both roles in one launch, without atomics and without partial results in memory: computing the scores
 // once for each role costs two products of seven, and saves a launch and its memory.
 //
-// At 384 heads of 197 tokens and width 64: 78 MB (23 µs at 3.35 TB/s, less where they are still in L2), on full
-// tiles 22.5 GFLOP in seven products (45 µs at the 500 TFLOP/s that mma.sync may reach). 3072 blocks with 38
-// KiB of shared memory and 168 registers: three to a multiprocessor.
+// At 384 heads of 197 tokens and width 64: 78 MB (23 µs at 3.35 TB/s, less where they are still in L2), on
+// full tiles 22.5 GFLOP in seven products (45 µs at the 500 TFLOP/s that mma.sync may reach). 3072 blocks
+// with 47 KiB of shared memory and 168 registers: three to a multiprocessor.
 #define ATTENTION_BACKWARD_MMA(HEAD)                                                                       \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_mma_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                       \
@@ -562,11 +571,11 @@ DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, cons
     int key_blocks = (keys + TILE - 1) / TILE, block = blockIdx.x;                                         \
     if (block < key_blocks) {                                                                              \
       attention::backward_mma<HEAD, true>(                                                                 \
-          k_rows, v_rows, q_rows, d_o_rows, d_o_rows, o_rows, lse, head_of(dk, keys, kv_stride, head),     \
+          k_rows, v_rows, q_rows, d_o_rows, o_rows, lse, head_of(dk, keys, kv_stride, head),               \
           head_of(dv, keys, kv_stride, head), block, sizes);                                               \
     } else {                                                                                               \
       attention::backward_mma<HEAD, false>(                                                                \
-          q_rows, d_o_rows, k_rows, v_rows, d_o_rows, o_rows, lse, head_of(dq, queries, q_stride, head),   \
+          q_rows, d_o_rows, k_rows, v_rows, o_rows, lse, head_of(dq, queries, q_stride, head),             \
           nullptr, block - key_blocks, sizes);                                                             \
     }                                                                                                      \
   }                                                                                                        \

@@ -170,8 +170,8 @@ impl AttentionForm {
             // Some own keys, others queries.
             _ => self.blocks(e.keys) + self.blocks(e.queries),
         };
-        // Two stages of two tiles, and of two numbers for each of a tile's queries.
-        (variant.backward, blocks, self.shared(4, 4 * MMA_ROWS))
+        // Two stages of two tiles, and of two numbers for each of a tile's queries; a tile of o.
+        (variant.backward, blocks, self.shared(5, 4 * MMA_ROWS))
     }
 
     /// Whether a block computes all gradients of a head: its scores are then computed once, and do·o follows
