@@ -10,8 +10,9 @@
 // There are three forms, two of them here. The general one multiplies with FMAs in float and takes any type,
 // device and head size. The one in attention_mma.cuh uses tensor cores (flash attention), for head sizes that
 // are multiples of 8 up to 128. In both a block owns some rows (queries, or keys for dk and dv) and loops
-// over tiles of the rows on the other side. The third is for a single query, where there is nothing to share
-// between rows. All sum in a fixed order. Grids are (blocks of rows, heads, images).
+// over tiles of the rows on the other side; with tensor cores and at most 64 queries and keys a block
+// computes all gradients of a head. The third is for a single query, where there is nothing to share between
+// rows. All sum in a fixed order. Grids are (blocks of rows, heads, images).
 #include "attention.cuh"
 
 namespace attention {
@@ -368,7 +369,7 @@ DEVICE void store_row(const Rows& shape, Real* to, int row, int head,
     Pack<Real, S::N> pack;
 #pragma unroll
     for (int e = 0; e < S::N; e++) pack.at[e] = from_float<Real>(values[i * S::N + e] * factor);
-    if (row < shape.count && c < head) store_pack<S::N>(to + row * shape.stride + c, pack);
+    if (row < shape.count && c < head) store_16(to + row * shape.stride + c, pack);
   }
 }
 

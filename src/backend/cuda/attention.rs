@@ -14,6 +14,8 @@ struct Variant {
     file: &'static str,
     forward: &'static str,
     backward: &'static str,
+    /// Backward, with a block for a head that fits into one tile. Of the tensor-core form only.
+    whole: &'static str,
 }
 
 macro_rules! variant {
@@ -23,6 +25,7 @@ macro_rules! variant {
             file: $file,
             forward: concat!("attention_", $form, "_", $width),
             backward: concat!("attention_backward_", $form, "_", $width),
+            whole: concat!("attention_backward_", $form, "_whole_", $width),
         }
     };
 }
@@ -153,24 +156,42 @@ impl AttentionForm {
         }
     }
 
-    /// Blocks of the backward pass: some own keys, others queries; with a single query one does it all.
-    fn backward_blocks(self, e: &Extents) -> usize {
-        match self {
-            AttentionForm::Single(_) => 1,
-            _ => self.blocks(e.keys) + self.blocks(e.queries),
+    /// The backward pass: kernel, blocks for each head, dynamic shared memory.
+    fn backward(self, e: &Extents) -> (&'static str, usize, usize) {
+        let variant = self.variant();
+        if self.is_whole(e) {
+            // Tiles of q, k, v and do, and the scores' gradients and probabilities.
+            let squares = 2 * tile_bytes(MMA_ROWS);
+            return (variant.whole, 1, self.shared(4, 0) + squares);
         }
+        let blocks = match self {
+            // With a single query a block does it all.
+            AttentionForm::Single(_) => 1,
+            // Some own keys, others queries.
+            _ => self.blocks(e.keys) + self.blocks(e.queries),
+        };
+        // Two stages of two tiles, and of two numbers for each of a tile's queries; a tile of o.
+        (variant.backward, blocks, self.shared(5, 4 * MMA_ROWS))
     }
 
-    /// Dynamic shared memory for so many tiles, whose rows are padded by 16 bytes, and so many floats. That
-    /// of the other forms is static.
+    /// Whether a block computes all gradients of a head: its scores are then computed once, and do·o follows
+    /// from them.
+    fn is_whole(self, e: &Extents) -> bool {
+        matches!(self, AttentionForm::Mma(_)) && e.queries.max(e.keys) <= MMA_ROWS
+    }
+
+    /// Dynamic shared memory for so many tiles and so many floats. That of the other forms is static.
     fn shared(self, tiles: usize, floats: usize) -> usize {
         match self {
-            AttentionForm::Mma(variant) => {
-                tiles * MMA_ROWS * (variant.width + 8) * 2 + floats * size_of::<f32>()
-            }
+            AttentionForm::Mma(variant) => tiles * tile_bytes(variant.width) + floats * size_of::<f32>(),
             _ => 0,
         }
     }
+}
+
+/// Bytes of a tile of 16-bit numbers, whose rows are padded by 16 bytes.
+fn tile_bytes(width: usize) -> usize {
+    MMA_ROWS * (width + 8) * 2
 }
 
 /// Where queries, keys and values begin, of an input or of a gradient with its shapes.
@@ -271,16 +292,10 @@ pub fn attention_backward(
     let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
     let (qkv, out) = e.elements();
-    let args = args.moving(2 * (qkv + out) * cuda.real().size() + saved.bytes());
+    // q, k, v and do, their gradients but for that of do, and o where delta is made of it.
+    let rows = 2 * qkv + if form.is_whole(&e) { out } else { 2 * out };
+    let args = args.moving(rows * cuda.real().size() + saved.bytes());
     let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
-    let grid = e.grid(form.backward_blocks(&e));
-    // Two stages of two tiles, and of two numbers for each of a tile's queries.
-    cuda.launch(
-        form.variant().file,
-        form.variant().backward,
-        grid,
-        THREADS,
-        form.shared(4, 4 * MMA_ROWS),
-        args,
-    )
+    let (kernel, blocks, shared) = form.backward(&e);
+    cuda.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
 }
