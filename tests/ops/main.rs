@@ -3,6 +3,8 @@
 
 mod adamw;
 mod bf16;
+#[cfg(target_os = "linux")]
+mod clocked;
 mod crop_resize;
 mod gradients;
 #[cfg(target_os = "linux")]

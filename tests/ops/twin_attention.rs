@@ -1,10 +1,13 @@
 //! Attention's kernels, run by the host twin, against their definition.
 
+use super::clocked::Clocked;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
 use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::check::difference::normal;
+use clip_engine::dev::check::relative_error;
 use clip_engine::dev::twin::Twin;
-use clip_engine::tensor::DType;
+use clip_engine::tensor::{DType, Tensor};
 use std::sync::Arc;
 
 fn cuda(dtype: DType, compute_capability: u32) -> Cuda {
@@ -91,4 +94,41 @@ fn a_gradient_of_another_layout_is_refused() {
     );
     let problem = result.unwrap_err().to_string();
     assert!(problem.contains("both be packed or both be split"), "{problem}");
+}
+
+/// Of one head that fits into a tile; both kernels give the same gradients.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn the_faster_kernel_for_short_sequences_is_timed_once_and_taken() {
+    let shape = AttentionShape { heads: 2, causal: false };
+    let numbers = |dims: [usize; 3], seed| {
+        let values: Vec<f32> = normal(dims.iter().product(), seed).into_iter().map(|v| v as f32).collect();
+        Tensor::from_slice(dims, &values).unwrap()
+    };
+    let gradients = [("whole", "attention_backward_mma_64"), ("mma_64", "attention_backward_mma_whole_64")]
+        .map(|(slow, taken)| {
+            let clocked = Arc::new(Clocked::new(slow));
+            let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::default()).unwrap();
+            let upload = |tensor: Tensor| cuda.upload(tensor.view(), DType::F16).unwrap();
+            let (qkv, d_o) = (upload(numbers([2, 50, 3 * 128], 1)), upload(numbers([2, 50, 128], 2)));
+            let saved = cuda.attention_saved(2, 2, 50, 50);
+            let [mut saved, mut scratch] = [(); 2].map(|()| cuda.empty(saved, DType::F32).unwrap());
+            let mut o = cuda.empty([2, 50, 128], DType::F16).unwrap();
+            let mut dqkv = cuda.empty([2, 50, 3 * 128], DType::F16).unwrap();
+            cuda.attention(AttentionInput::Packed(&qkv), shape, &mut saved, &mut o).unwrap();
+            let mut backward = || {
+                let (input, gradient) = (AttentionInput::Packed(&qkv), AttentionGradient::Packed(&mut dqkv));
+                cuda.attention_backward(&d_o, &o, input, &saved, shape, &mut scratch, gradient).unwrap();
+                clocked.launched()
+            };
+            backward();
+            let timings = clocked.timings();
+            assert!(timings > 0);
+            assert_eq!(backward(), [taken]);
+            assert_eq!(clocked.timings(), timings, "the choice is remembered");
+            let dqkv = cuda.download(&dqkv).unwrap().view().to_tensor(DType::F64).unwrap();
+            dqkv.typed::<f64>().unwrap().to_vec()
+        });
+    let error = relative_error(&gradients[0], &gradients[1]);
+    assert!(error > 0.0 && error < 2e-3, "the kernels differ by {error:e}");
 }

@@ -1,15 +1,15 @@
 //! Linear layers with and without adapters on the host twin, in every form, against the CPU's in f64.
 
-use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
-use clip_engine::backend::cuda::{Cuda, CudaError, CudaTensor, LoraForm};
+use super::clocked::Clocked;
+use clip_engine::backend::cuda::driver::Driver;
+use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::{
     Backend, BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite,
 };
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
     let twin = Twin::new(dtype, compute_capability).unwrap();
@@ -178,107 +178,6 @@ fn parts_that_kernels_cannot_place_are_refused() {
     }
 }
 
-/// A twin that claims to have a clock, by which the form whose kernels have `slow` in their names takes longer.
-struct Clocked {
-    twin: Twin,
-    slow: &'static str,
-    launched: Mutex<Vec<&'static str>>,
-    /// Those of the last capture, and whether it is open.
-    recorded: Mutex<(bool, Vec<&'static str>)>,
-    timings: AtomicUsize,
-    /// What another process chose for everything while this one measured.
-    first: Option<&'static str>,
-}
-
-impl Clocked {
-    fn new(slow: &'static str) -> Self {
-        let twin = Twin::new(DType::F16, 90).unwrap();
-        let timings = AtomicUsize::new(0);
-        let (launched, recorded) = (Mutex::default(), Mutex::default());
-        Clocked { twin, slow, launched, recorded, timings, first: None }
-    }
-
-    /// The kernels launched since the last call.
-    fn launched(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.launched.lock().unwrap())
-    }
-}
-
-impl Driver for Clocked {
-    fn info(&self) -> &DeviceInfo {
-        self.twin.info()
-    }
-    fn allocate(&self, bytes: usize) -> Result<Address, CudaError> {
-        self.twin.allocate(bytes)
-    }
-    fn free(&self, address: Address) {
-        self.twin.free(address);
-    }
-    fn allocated(&self) -> (usize, usize) {
-        self.twin.allocated()
-    }
-    fn clear(&self, to: Address, bytes: usize) -> Result<(), CudaError> {
-        self.twin.clear(to, bytes)
-    }
-    fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), CudaError> {
-        self.twin.copy(to, from, bytes)
-    }
-    fn upload(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
-        self.twin.upload(to, from)
-    }
-    fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
-        self.twin.download(from, to)
-    }
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<(), CudaError> {
-        self.twin.copy_from_host_async(to, from)
-    }
-    fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>, CudaError> {
-        self.twin.fetch(from, bytes)
-    }
-    unsafe fn launch(&self, launch: &Launch) -> Result<(), CudaError> {
-        let mut recorded = self.recorded.lock().unwrap();
-        let list = if recorded.0 { &mut recorded.1 } else { &mut *self.launched.lock().unwrap() };
-        list.push(launch.kernel.name);
-        // SAFETY: the twin checks arguments and accesses.
-        unsafe { self.twin.launch(launch) }
-    }
-    unsafe fn gemm(&self, gemm: &Gemm) -> Result<(), CudaError> {
-        // SAFETY: the twin checks all addresses.
-        unsafe { self.twin.gemm(gemm) }
-    }
-    fn begin_capture(&self) -> Result<(), CudaError> {
-        *self.recorded.lock().unwrap() = (true, Vec::new());
-        self.twin.begin_capture()
-    }
-    fn end_capture(&self) -> Result<Box<dyn Graph>, CudaError> {
-        self.recorded.lock().unwrap().0 = false;
-        self.twin.end_capture()
-    }
-    fn replay(&self, graph: &dyn Graph) -> Result<(), CudaError> {
-        self.launched.lock().unwrap().extend(&self.recorded.lock().unwrap().1);
-        self.twin.replay(graph)
-    }
-    fn measures(&self) -> bool {
-        true
-    }
-    fn recall(&self, key: &str) -> Option<String> {
-        self.twin.recall(key)
-    }
-    fn remember(&self, key: &str, choice: &str) -> Result<String, CudaError> {
-        self.twin.remember(key, self.first.unwrap_or(choice))
-    }
-    fn synchronize(&self) -> Result<(), CudaError> {
-        self.twin.synchronize()
-    }
-    fn seconds(&self, body: &mut dyn FnMut() -> Result<(), CudaError>) -> Result<f64, CudaError> {
-        self.launched();
-        body()?;
-        self.timings.fetch_add(1, Ordering::Relaxed);
-        let slow = self.launched().iter().any(|kernel| kernel.contains(self.slow));
-        Ok(if slow { 2.0 } else { 1.0 })
-    }
-}
-
 #[test]
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn the_faster_form_is_timed_once_and_taken() {
@@ -292,11 +191,11 @@ fn the_faster_form_is_timed_once_and_taken() {
         let clocked = Arc::new(Clocked::new(slow));
         let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
         compute(&cuda, 9, &columns, None).unwrap();
-        let timings = clocked.timings.load(Ordering::Relaxed);
+        let timings = clocked.timings();
         assert!(timings > 0);
         clocked.launched();
         let auto = compute(&cuda, 9, &columns, None).unwrap();
-        assert_eq!(clocked.timings.load(Ordering::Relaxed), timings, "the choices are remembered");
+        assert_eq!(clocked.timings(), timings, "the choices are remembered");
         let launched = clocked.launched();
         assert!(!launched.iter().any(|kernel| kernel.contains(slow)), "{slow}: {launched:?}");
         let Some(form) = form else { continue };
@@ -323,10 +222,10 @@ fn adapters_are_folded_in_training_where_that_is_faster() {
         let before = clocked.allocated().0;
         let sites = [LoraSite { rows: 9, layer: &layer, lora }];
         assert_eq!(cuda.trains_folded(&sites).unwrap(), folded, "{slow}");
-        let timings = clocked.timings.load(Ordering::Relaxed);
+        let timings = clocked.timings();
         assert!(timings > 0);
         assert_eq!(cuda.trains_folded(&sites).unwrap(), folded, "{slow}");
-        assert_eq!(clocked.timings.load(Ordering::Relaxed), timings, "the choice is remembered");
+        assert_eq!(clocked.timings(), timings, "the choice is remembered");
         // Scratch memory and tables stay.
         assert!(clocked.allocated().0 < before + (4 << 20));
         let beside = cuda.with_lora_form(LoraForm::Beside).unwrap();
@@ -340,10 +239,12 @@ fn adapters_are_folded_in_training_where_that_is_faster() {
 #[cfg_attr(not(cxx), ignore = "needs c++")]
 fn a_form_that_another_process_chose_first_is_taken() {
     for (first, taken) in [("product", false), ("no form", true)] {
-        let clocked = Arc::new(Clocked { first: Some(first), ..Clocked::new("start") });
+        let mut clocked = Clocked::new("start");
+        clocked.first = Some(first);
+        let clocked = Arc::new(clocked);
         let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
         compute(&cuda, 9, &[0, 2 * WIDTH], None).unwrap();
-        assert!(clocked.timings.load(Ordering::Relaxed) > 0);
+        assert!(clocked.timings() > 0);
         // What is launched after the last of the timings is the form that is used.
         let launched = clocked.launched();
         assert_eq!(launched.iter().any(|kernel| kernel.contains("fused")), taken, "{first}: {launched:?}");
@@ -356,7 +257,7 @@ fn dropout_takes_one_launch_more_and_no_timing() {
     let clocked = Arc::new(Clocked::new("fused"));
     let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
     compute(&cuda, 9, &[0, 2 * WIDTH], Some(0.25)).unwrap();
-    assert_eq!(clocked.timings.load(Ordering::Relaxed), 0);
+    assert_eq!(clocked.timings(), 0);
     let expected = [
         "dropout_apply",
         "lora_linear_start_16_rows",

@@ -1,5 +1,6 @@
 //! Scaled dot-product attention.
 
+use super::choose::fastest;
 use super::*;
 
 /// Threads of every block.
@@ -156,13 +157,15 @@ impl AttentionForm {
         }
     }
 
-    /// The backward pass: kernel, blocks for each head, dynamic shared memory.
-    fn backward(self, e: &Extents) -> (&'static str, usize, usize) {
+    /// The kernels for the backward pass, the one to take without a clock first.
+    fn backward(self, e: &Extents) -> Vec<(&'static str, Backward)> {
         let variant = self.variant();
-        if self.is_whole(e) {
-            // Tiles of q, k, v and do, and the scores' gradients and probabilities.
-            let squares = 2 * tile_bytes(MMA_ROWS);
-            return (variant.whole, 1, self.shared(4, 0) + squares);
+        let mut forms = Vec::new();
+        if matches!(self, AttentionForm::Mma(_)) && e.queries.max(e.keys) <= MMA_ROWS {
+            // Tiles of q, k, v and do, and the scores' gradients and probabilities, from which do·o follows.
+            let shared = self.shared(4, 0) + 2 * tile_bytes(MMA_ROWS);
+            forms
+                .push((variant.whole, Backward { kernel: variant.whole, blocks: 1, shared, reads_o: false }));
         }
         let blocks = match self {
             // With a single query a block does it all.
@@ -171,13 +174,9 @@ impl AttentionForm {
             _ => self.blocks(e.keys) + self.blocks(e.queries),
         };
         // Two stages of two tiles, and of two numbers for each of a tile's queries; a tile of o.
-        (variant.backward, blocks, self.shared(5, 4 * MMA_ROWS))
-    }
-
-    /// Whether a block computes all gradients of a head: its scores are then computed once, and do·o follows
-    /// from them.
-    fn is_whole(self, e: &Extents) -> bool {
-        matches!(self, AttentionForm::Mma(_)) && e.queries.max(e.keys) <= MMA_ROWS
+        let shared = self.shared(5, 4 * MMA_ROWS);
+        forms.push((variant.backward, Backward { kernel: variant.backward, blocks, shared, reads_o: true }));
+        forms
     }
 
     /// Dynamic shared memory for so many tiles and so many floats. That of the other forms is static.
@@ -187,6 +186,17 @@ impl AttentionForm {
             _ => 0,
         }
     }
+}
+
+/// A kernel for the backward pass.
+#[derive(Clone, Copy)]
+struct Backward {
+    kernel: &'static str,
+    /// For each head of each image.
+    blocks: usize,
+    /// Dynamic shared memory.
+    shared: usize,
+    reads_o: bool,
 }
 
 /// Bytes of a tile of 16-bit numbers, whose rows are padded by 16 bytes.
@@ -292,10 +302,15 @@ pub fn attention_backward(
     let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
     let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
     let (qkv, out) = e.elements();
-    // q, k, v and do, their gradients but for that of do, and o where delta is made of it.
-    let rows = 2 * qkv + if form.is_whole(&e) { out } else { 2 * out };
-    let args = args.moving(rows * cuda.real().size() + saved.bytes());
     let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
-    let (kernel, blocks, shared) = form.backward(&e);
-    cuda.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
+    let mut launch = |Backward { kernel, blocks, shared, reads_o }: Backward| {
+        // q, k, v and do, and the gradients of all but do.
+        let rows = 2 * qkv + if reads_o { 2 * out } else { out };
+        let args = args.moving(rows * cuda.real().size() + saved.bytes());
+        cuda.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
+    };
+    let AttentionExtents { batch, heads, queries, keys, head, causal, .. } = e.of;
+    let key = format!("{OP} {} {batch}x{heads} heads of {head}, {queries} of {keys}, {causal}", cuda.real());
+    let chosen = fastest(cuda, &key, &form.backward(&e), &mut launch)?;
+    launch(chosen)
 }
