@@ -9,13 +9,24 @@ const int NARROW_THREADS = 128, NARROW_WARPS = NARROW_THREADS / 32;
 
 // A layer as the launcher writes it into the table.
 struct GroupedLayer {
-  GradientLayer layer;
-  // Slabs of rows, and the rows of one.
-  int slabs, slab_rows;
+  const Real* x;
+  const Real* dy;
   const float* a;
   const float* b;
+  float* da;
+  float* db;
+  // Where u and du begin in `narrow`, whose place the table does not know: scratch memory may grow and move.
+  uint64 u, du;
   // Of all layers' tiles, those before this one's.
   uint64 first_tile;
+  int m, k, n, out, rank, width, segments;
+  float scale;
+  // Slabs of rows, and the rows of one.
+  int slabs, slab_rows;
+
+  DEVICE GradientLayer with(Real* narrow) const {
+    return {narrow + du, x, narrow + u, dy, da, db, m, k, n, out, rank, width, segments, scale};
+  }
 };
 
 }  // namespace lora_linear
@@ -55,11 +66,12 @@ DEVICE void narrow_rows(const Real* left, int left_stride, int rows, int depth, 
 }  // namespace lora_linear
 
 extern "C" __global__ void __launch_bounds__(lora_linear::NARROW_THREADS)
-    lora_gradients_start(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks) {
+    lora_gradients_start(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
+                         Real* narrow) {
   using namespace lora_linear;
   Chunk chunk = chunks[blockIdx.x];
   GroupedLayer grouped = layers[chunk.entry];
-  const GradientLayer& layer = grouped.layer;
+  GradientLayer layer = grouped.with(narrow);
   int stripes = (layer.m + 16 * NARROW_WARPS - 1) / (16 * NARROW_WARPS);
   int part = int(chunk.index) / stripes - 1;
   int row = (int(chunk.index) % stripes * NARROW_WARPS + int(threadIdx.x >> 5)) * 16, rows = min(16, layer.m - row);
@@ -85,12 +97,12 @@ EXPORT_KERNEL(lora_gradients_start)
 // The same for any type and size: 16 rows a block.
 extern "C" __global__ void __launch_bounds__(lora_linear::ANY_THREADS)
     lora_gradients_start_any(const lora_linear::GroupedLayer* __restrict__ layers,
-                             const Chunk* __restrict__ chunks) {
+                             const Chunk* __restrict__ chunks, Real* narrow) {
   using namespace lora_linear;
   __shared__ AnyShared shared;
   Chunk chunk = chunks[blockIdx.x];
   GroupedLayer grouped = layers[chunk.entry];
-  const GradientLayer& layer = grouped.layer;
+  GradientLayer layer = grouped.with(narrow);
   int stripes = (layer.m + ANY_ROWS - 1) / ANY_ROWS;
   int part = int(chunk.index) / stripes - 1, row = int(chunk.index) % stripes * ANY_ROWS;
   int rows = min(ANY_ROWS, layer.m - row);
@@ -128,14 +140,14 @@ DEVICE GradientSlabs slabs_of(const GroupedLayer& grouped, int index, float* par
 #if TENSOR_CORES
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS)
     lora_gradients(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
-                   float* partial, uint32* counters, int most) {
+                   Real* narrow, float* partial, uint32* counters, int most) {
   using namespace lora_linear;
   __shared__ GradientStage stages[GRADIENT_STAGES];
   __shared__ int flag;
   Chunk chunk = chunks[blockIdx.x];
   GroupedLayer grouped = layers[chunk.entry];
   int index = int(chunk.index);
-  gradients(stages, &flag, grouped.layer, index / grouped.slabs,
+  gradients(stages, &flag, grouped.with(narrow), index / grouped.slabs,
             slabs_of(grouped, index, partial, counters, most));
 }
 EXPORT_KERNEL(lora_gradients)
@@ -144,14 +156,14 @@ EXPORT_KERNEL(lora_gradients)
 // The same for any type and size.
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS)
     lora_gradients_any(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
-                       float* partial, uint32* counters, int most) {
+                       Real* narrow, float* partial, uint32* counters, int most) {
   using namespace lora_linear;
   __shared__ GradientAny shared;
   __shared__ int flag;
   Chunk chunk = chunks[blockIdx.x];
   GroupedLayer grouped = layers[chunk.entry];
   int index = int(chunk.index);
-  gradients_any(shared, &flag, grouped.layer, index / grouped.slabs,
+  gradients_any(shared, &flag, grouped.with(narrow), index / grouped.slabs,
                 slabs_of(grouped, index, partial, counters, most));
 }
 EXPORT_KERNEL(lora_gradients_any)

@@ -254,12 +254,13 @@ impl<B: Backend> VisionTower<B> {
         }
         let first = if self.blocks.is_empty() { 0 } else { memory_of(0) };
         self.embed(backend, pixels, mix, prompts, first, a)?;
+        let mut exchanged = vec![false; self.blocks.len()];
         for (l, block) in self.blocks.iter().enumerate() {
             let sizes = self.sizes(l, prompts, a.batch);
             let current = &mut a.blocks[memory_of(l)];
             if l > 0 {
                 current.set_extent(backend, sizes)?;
-                advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
+                exchanged[l] = advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
             }
             let (scratch, output) = match block.rows() {
                 Rows::One => (&mut a.class_scratch, &mut a.class_output),
@@ -271,7 +272,12 @@ impl<B: Backend> VisionTower<B> {
             scratch.set_extent(backend, sizes)?;
             block.forward(backend, adapters.of(l), &a.class_rows, current, scratch, output)?;
         }
-        self.project(backend, a)
+        self.project(backend, a)?;
+        // What comes next finds every tensor in its place.
+        for l in (0..self.blocks.len()).rev().filter(|l| exchanged[*l]) {
+            std::mem::swap(&mut a.full_output, &mut a.blocks[memory_of(l)].input);
+        }
+        Ok(())
     }
 
     /// Tokens in front of the first block, whose memory is `a.blocks[first]`.
@@ -389,25 +395,29 @@ impl<B: Backend> VisionTower<B> {
 }
 
 /// The tokens behind block `l` − 1 become those in front of block `l`. Where there are as many, the two
-/// buffers change places.
+/// buffers change places: true.
 fn advance<B: Backend>(
     backend: &B,
     prompts: Option<&Prompts<B>>,
     l: usize,
     output: &mut B::Tensor,
     input: &mut B::Tensor,
-) -> Result<()> {
+) -> Result<bool> {
     let Some(prompts) = prompts else {
         std::mem::swap(input, output);
-        return Ok(());
+        return Ok(true);
     };
     let (values, set) = (&prompts.param.value, prompts.set(l));
     match prompts.mode {
         PromptMode::Replace => {
             std::mem::swap(input, output);
-            backend.replace_prompts(values, set, input)
+            backend.replace_prompts(values, set, input)?;
+            Ok(true)
         }
-        PromptMode::Accumulate => backend.insert_prompts(output, values, set, input),
+        PromptMode::Accumulate => {
+            backend.insert_prompts(output, values, set, input)?;
+            Ok(false)
+        }
     }
 }
 

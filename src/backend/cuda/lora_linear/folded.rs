@@ -77,12 +77,16 @@ pub fn lora_fold(cuda: &Cuda, layers: &mut [LoraFold<'_, Cuda>]) -> Result<()> {
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Grouped {
-    du: u64,
     x: u64,
-    u: u64,
     dy: u64,
+    a: u64,
+    b: u64,
     da: u64,
     db: u64,
+    /// Elements behind where u and du of all layers begin.
+    u: u64,
+    du: u64,
+    first_tile: u64,
     m: i32,
     k: i32,
     n: i32,
@@ -93,9 +97,6 @@ struct Grouped {
     scale: f32,
     slabs: i32,
     slab_rows: i32,
-    a: u64,
-    b: u64,
-    first_tile: u64,
 }
 
 /// Shapes of a layer, checked.
@@ -129,23 +130,27 @@ pub fn lora_gradients(cuda: &Cuda, layers: &mut [LoraGradients<'_, Cuda>]) -> Re
     let most = shapes.iter().map(|s| slabs(s.sizes.0, wanted).0).max().unwrap_or(1);
 
     // In scratch memory: the slabs of all tiles, then u and du of each layer.
-    let of_u = |s: &Layer| (s.sizes.0 * s.parts.width * real.size()).next_multiple_of(16);
+    let of_u = |s: &Layer| (s.sizes.0 * s.parts.width).next_multiple_of(16);
     let slab_room = all_tiles * most * SLAB_BYTES;
-    let partial = cuda.scratch(slab_room + 2 * shapes.iter().map(of_u).sum::<usize>())?;
-    let (mut at, mut first_tile) = (slab_room, 0);
+    let partial = cuda.scratch(slab_room + 2 * shapes.iter().map(of_u).sum::<usize>() * real.size())?;
+    let narrow = partial.offset(slab_room);
+    let (mut at, mut first_tile) = (0, 0);
     let (mut entries, mut start_blocks, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
     let (mut start_bytes, mut bytes, mut flop) = (0, 0, 0);
     let rows_each = if tensor_cores { 64 } else { 16 };
     for (layer, shape) in layers.iter_mut().zip(&shapes) {
         let Layer { sizes: (m, k, n), parts, tiles } = shape;
         let (count, slab_rows) = slabs(*m, wanted);
-        let (u, du) = (partial.offset(at), partial.offset(at + of_u(shape)));
+        let (u, du) = (at, at + of_u(shape));
         at += 2 * of_u(shape);
         entries.push(Grouped {
-            du: du.0,
             x: layer.x.typed(real)?.0,
-            u: u.0,
             dy: layer.dy.typed(real)?.0,
+            a: parts.a.0,
+            b: parts.b.0,
+            u: u as u64,
+            du: du as u64,
+            first_tile: first_tile as u64,
             da: layer.da.typed(DType::F32)?.0,
             db: layer.db.typed(DType::F32)?.0,
             m: *m as i32,
@@ -158,9 +163,6 @@ pub fn lora_gradients(cuda: &Cuda, layers: &mut [LoraGradients<'_, Cuda>]) -> Re
             scale: parts.scale,
             slabs: count as i32,
             slab_rows: slab_rows as i32,
-            a: parts.a.0,
-            b: parts.b.0,
-            first_tile: first_tile as u64,
         });
         first_tile += tiles;
         start_blocks.push(m.div_ceil(rows_each) * (1 + parts.count));
@@ -176,10 +178,10 @@ pub fn lora_gradients(cuda: &Cuda, layers: &mut [LoraGradients<'_, Cuda>]) -> Re
         cuda.launch("lora_gradients", name, [table.count, 1, 1], 128, 0, args)
     };
     let table = Table::of(cuda, Layer::OP, &entries, &start_blocks)?;
-    let args = Args::new().address(table.entries).address(table.chunks);
+    let args = Args::new().address(table.entries).address(table.chunks).address(narrow);
     launch(["lora_gradients_start", "lora_gradients_start_any"], &table, args, start_bytes)?;
     let table = Table::of(cuda, Layer::OP, &entries, &blocks)?;
-    let args = Args::new().address(table.entries).address(table.chunks).address(partial);
+    let args = Args::new().address(table.entries).address(table.chunks).address(narrow).address(partial);
     let args = args.address(cuda.counters(Layer::OP, all_tiles)?).int(most);
     launch(["lora_gradients", "lora_gradients_any"], &table, args, bytes)
 }
