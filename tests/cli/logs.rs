@@ -42,10 +42,12 @@ fn each_level_says_what_those_before_it_say_and_more() {
     assert!(warnings.starts_with("warning: left out 1 "), "{warnings}");
     assert!(warnings.lines().all(|line| line.starts_with("warning: ")), "{warnings}");
     let default = said(&[]);
-    assert_eq!(default.replace(|c: char| c.is_ascii_digit(), ""), {
-        let info = said(&["--log-level", "info"]);
-        info.replace(|c: char| c.is_ascii_digit(), "")
-    });
+    // But for numbers, and the line about bf16, which is there where a run's own look at the clock says so.
+    let without = |text: &str| -> String {
+        let lines = text.lines().filter(|line| !line.starts_with("--precision bf16"));
+        lines.map(|line| line.replace(|c: char| c.is_ascii_digit(), "") + "\n").collect()
+    };
+    assert_eq!(without(&default), without(&said(&["--log-level", "info"])));
     for word in ["device: CPU", "warning: left out 1 ", "using the cache", "epoch   2/2"] {
         assert!(default.contains(word), "{word} is not in\n{default}");
     }
