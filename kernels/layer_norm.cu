@@ -165,13 +165,14 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
   size_t start = size_t(row) * WIDTH;
   Pack<float, 2> both = load_pack<2>(stats + 2 * size_t(row));
   float mean = both.at[0], inverse = both.at[1];
-  // All loads of the row are on their way before the first is waited for.
+  // All loads of the row are on their way before the first is waited for, and none waits behind a branch.
+  bool adds = to != nullptr;
   Pack<Real, N> upstream[PACKS], input[PACKS], before[PACKS];
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
     upstream[i] = load_pack<N>(dy + start + column_of(i));
     input[i] = load_pack<N>(x + start + column_of(i));
-    before[i] = to == nullptr ? Pack<Real, N>{} : load_pack<N>(to + start + column_of(i));
+    before[i] = load_pack<N>((adds ? to : dy) + start + column_of(i));
   }
   float g[PACKS][N];
   float sum_g = 0.0f, sum_gx = 0.0f;
@@ -194,7 +195,7 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
     for (int j = 0; j < N; j++) {
       float normal = (to_float(input[i].at[j]) - mean) * inverse;
       float d = (g[i][j] - mean_g - normal * mean_gx) * inverse;
-      out.at[j] = from_float<Real>(to_float(before[i].at[j]) + d);
+      out.at[j] = from_float<Real>((adds ? to_float(before[i].at[j]) : 0.0f) + d);
     }
     store_pack(dx + start + column_of(i), out);
   }

@@ -24,8 +24,10 @@ struct GroupedLayer {
   // Slabs of rows, and the rows of one.
   int slabs, slab_rows;
 
-  DEVICE GradientLayer with(Real* narrow) const {
-    return {narrow + du, x, narrow + u, dy, da, db, m, k, n, out, rank, width, segments, scale};
+  // Brings it to shared memory, where it takes no registers, for the whole block.
+  DEVICE void take(GradientLayer& layer, Real* narrow) const {
+    if (threadIdx.x == 0) layer = {narrow + du, x, narrow + u, dy, da, db, m, k, n, out, rank, width, segments, scale};
+    __syncthreads();
   }
 };
 
@@ -69,9 +71,10 @@ extern "C" __global__ void __launch_bounds__(lora_linear::NARROW_THREADS)
     lora_gradients_start(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
                          Real* narrow) {
   using namespace lora_linear;
+  __shared__ GradientLayer layer;
   Chunk chunk = chunks[blockIdx.x];
-  GroupedLayer grouped = layers[chunk.entry];
-  GradientLayer layer = grouped.with(narrow);
+  const GroupedLayer& grouped = layers[chunk.entry];
+  grouped.take(layer, narrow);
   int stripes = (layer.m + 16 * NARROW_WARPS - 1) / (16 * NARROW_WARPS);
   int part = int(chunk.index) / stripes - 1;
   int row = (int(chunk.index) % stripes * NARROW_WARPS + int(threadIdx.x >> 5)) * 16, rows = min(16, layer.m - row);
@@ -95,14 +98,15 @@ EXPORT_KERNEL(lora_gradients_start)
 #endif  // TENSOR_CORES
 
 // The same for any type and size: 16 rows a block.
-extern "C" __global__ void __launch_bounds__(lora_linear::ANY_THREADS)
+extern "C" __global__ void __launch_bounds__(lora_linear::ANY_THREADS, 4)
     lora_gradients_start_any(const lora_linear::GroupedLayer* __restrict__ layers,
                              const Chunk* __restrict__ chunks, Real* narrow) {
   using namespace lora_linear;
   __shared__ AnyShared shared;
+  __shared__ GradientLayer layer;
   Chunk chunk = chunks[blockIdx.x];
-  GroupedLayer grouped = layers[chunk.entry];
-  GradientLayer layer = grouped.with(narrow);
+  const GroupedLayer& grouped = layers[chunk.entry];
+  grouped.take(layer, narrow);
   int stripes = (layer.m + ANY_ROWS - 1) / ANY_ROWS;
   int part = int(chunk.index) / stripes - 1, row = int(chunk.index) % stripes * ANY_ROWS;
   int rows = min(ANY_ROWS, layer.m - row);
@@ -138,32 +142,36 @@ DEVICE GradientSlabs slabs_of(const GroupedLayer& grouped, int index, float* par
 // Same sizes: 864 tiles, whose blocks read x and dy once more, and du and u for each tile: 177 MB and 65 MB, the latter
 // from L2.
 #if TENSOR_CORES
-extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS)
+extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 4)
     lora_gradients(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
                    Real* narrow, float* partial, uint32* counters, int most) {
   using namespace lora_linear;
   __shared__ GradientStage stages[GRADIENT_STAGES];
   __shared__ int flag;
+  __shared__ GradientLayer layer;
   Chunk chunk = chunks[blockIdx.x];
-  GroupedLayer grouped = layers[chunk.entry];
+  const GroupedLayer& grouped = layers[chunk.entry];
+  grouped.take(layer, narrow);
   int index = int(chunk.index);
-  gradients(stages, &flag, grouped.with(narrow), index / grouped.slabs,
+  gradients(stages, &flag, layer, index / grouped.slabs,
             slabs_of(grouped, index, partial, counters, most));
 }
 EXPORT_KERNEL(lora_gradients)
 #endif
 
 // The same for any type and size.
-extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS)
+extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 3)
     lora_gradients_any(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
                        Real* narrow, float* partial, uint32* counters, int most) {
   using namespace lora_linear;
   __shared__ GradientAny shared;
   __shared__ int flag;
+  __shared__ GradientLayer layer;
   Chunk chunk = chunks[blockIdx.x];
-  GroupedLayer grouped = layers[chunk.entry];
+  const GroupedLayer& grouped = layers[chunk.entry];
+  grouped.take(layer, narrow);
   int index = int(chunk.index);
-  gradients_any(shared, &flag, grouped.with(narrow), index / grouped.slabs,
+  gradients_any(shared, &flag, layer, index / grouped.slabs,
                 slabs_of(grouped, index, partial, counters, most));
 }
 EXPORT_KERNEL(lora_gradients_any)

@@ -213,8 +213,6 @@ fn the_cuda_backend() {
 fn the_cuda_backend_folds() {
     compare_folded("gelu", "lora_all", 104);
     compare_folded("odd", "vpt_shared_accum_lora", 70);
-    compare_folded("tiny", "vpt_shared_replace_lora", 106);
-    compare_folded("odd", "lora_accumulated", 68);
 }
 
 #[cfg(target_os = "linux")]

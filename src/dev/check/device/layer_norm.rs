@@ -62,6 +62,10 @@ fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<(
     let stats = c.pair(&stats.host, parameter)?;
     let before = c.random(shape, real, 1.0, 5)?;
     for case in ["added to itself", "added to another", "added to nothing"] {
+        // A single number has no gradient: there is nothing to hold an error against.
+        if shape[2] == 1 && case == "added to nothing" {
+            continue;
+        }
         let mut dx = c.random(shape, real, 1.0, if case == "added to itself" { 5 } else { 6 })?;
         let (device, host) = match case {
             "added to itself" => (AddTo::Output, AddTo::Output),
