@@ -14,16 +14,6 @@ fn every_operation_passes_its_finite_differences() {
     }
 }
 
-#[test]
-#[ignore = "long: check_command runs the same checks"]
-fn whole_steps_pass_their_finite_differences() {
-    let mut rows = Vec::new();
-    check::step::check(&mut |row| rows.push(row)).unwrap();
-    for row in rows {
-        assert!(row.passed(), "{} at {}: {:e} above {:e}", row.name, row.at, row.error, row.bound);
-    }
-}
-
 /// Gradient of every trained tensor under its own name, whatever the adapters are stacked with.
 fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
     let mut learner = tiny.learner().unwrap();
