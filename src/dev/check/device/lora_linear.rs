@@ -124,7 +124,7 @@ pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         c.case(format!("gradients, {at}"), |c| lora_gradients(c, &[case]))?;
     }
     // Layers of different sizes together: all of them, and those that consist of whole packs, for the tensor cores.
-    let in_packs = |case: &&Case| case.inputs % 8 == 0 && case.out % 8 == 0;
+    let in_packs = |case: &&Case| case.inputs.is_multiple_of(8) && case.out.is_multiple_of(8);
     for together in [QUICK.to_vec(), QUICK.iter().filter(in_packs).copied().collect()] {
         c.case(format!("folded, {} layers", together.len()), |c| lora_fold(c, &together))?;
         c.case(format!("gradients, {} layers", together.len()), |c| lora_gradients(c, &together))?;
