@@ -289,10 +289,8 @@ impl<B: Backend> Block<B> {
         let d_attended = into_attention.then_some(&mut scratch.d_attended);
         let with = (out_lora, drop(Slot::Output));
         let (x, u, du) = (&a.attended, &a.u_out, &mut scratch.du);
-        match folded.and_then(|f| f.out.as_ref()) {
-            Some(out) => folded_backward(backend, out, d, d_attended)?,
-            None => apply_backward(backend, &self.out, with, d, x, seen, u, du, d_attended)?,
-        }
+        let out = folded.and_then(|f| f.out.as_ref()).unwrap_or(&self.out);
+        apply_backward(backend, out, with, d, x, seen, u, du, d_attended)?;
         if !into_attention {
             if let Some(kept) = &mut a.kept {
                 kept.exchange(d);
@@ -321,13 +319,8 @@ impl<B: Backend> Block<B> {
                 )?;
                 let d_normed = wanted.then_some(&mut scratch.narrow);
                 let with = (lora, drop(Slot::Projections));
-                match folded.and_then(|f| f.qkv.as_ref()) {
-                    Some(layer) => folded_backward(backend, layer, dqkv, d_normed)?,
-                    None => {
-                        let du = &mut scratch.du;
-                        apply_backward(backend, layer, with, dqkv, &a.normed, seen, u, du, d_normed)?;
-                    }
-                }
+                let layer = folded.and_then(|f| f.qkv.as_ref()).unwrap_or(layer);
+                apply_backward(backend, layer, with, dqkv, &a.normed, seen, u, &mut scratch.du, d_normed)?;
                 let d_normed = wanted.then_some(&scratch.narrow);
                 let norm = |to, dx: &mut B::Tensor| {
                     d_normed.map_or(Ok(()), |dy| {
@@ -360,16 +353,12 @@ impl<B: Backend> Block<B> {
                 )?;
                 let to_q = wanted.then_some(&mut scratch.narrow);
                 let (with, du) = ((lora_q, drop(Slot::Queries)), &mut scratch.du);
-                match folded.and_then(|f| f.q.as_ref()) {
-                    Some(q) => folded_backward(backend, q, &g.dq, to_q)?,
-                    None => apply_backward(backend, q, with, &g.dq, &s.normed, seen, &s.u_q, du, to_q)?,
-                }
+                let q = folded.and_then(|f| f.q.as_ref()).unwrap_or(q);
+                apply_backward(backend, q, with, &g.dq, &s.normed, seen, &s.u_q, du, to_q)?;
                 let to_kv = wanted.then_some(&mut g.d_normed);
                 let (with, du) = ((lora_kv, drop(Slot::Projections)), &mut g.du);
-                match folded.and_then(|f| f.kv.as_ref()) {
-                    Some(kv) => folded_backward(backend, kv, &g.dkv, to_kv)?,
-                    None => apply_backward(backend, kv, with, &g.dkv, &a.normed, seen, &s.u_kv, du, to_kv)?,
-                }
+                let kv = folded.and_then(|f| f.kv.as_ref()).unwrap_or(kv);
+                apply_backward(backend, kv, with, &g.dkv, &a.normed, seen, &s.u_kv, du, to_kv)?;
                 if let (true, Some(d_input)) = (wanted, d_input) {
                     backend.take_rows_backward(&scratch.narrow, rows, &mut g.d_normed)?;
                     let (norm, to) = (&self.norm1, AddTo::Nothing);
@@ -406,15 +395,11 @@ impl<B: Backend> Block<B> {
             })?,
             (Some(lora), Some(activated)) => {
                 backend.activation(self.activation, &a.hidden, activated)?;
-                match folded.and_then(|f| f.fc2.as_ref()) {
-                    Some(fc2) => {
-                        folded_backward(backend, fc2, d, d_hidden)?;
-                        backend.lora_gradients(&mut [lora.gradients(activated, d)])?;
-                    }
-                    None => {
-                        let with = (Some(lora), drop(Slot::Contract));
-                        apply_backward(backend, &self.fc2, with, d, activated, seen, &a.u_fc2, du, d_hidden)?;
-                    }
+                let fc2 = folded.and_then(|f| f.fc2.as_ref()).unwrap_or(&self.fc2);
+                let with = (Some(&mut *lora), drop(Slot::Contract));
+                apply_backward(backend, fc2, with, d, activated, seen, &a.u_fc2, du, d_hidden)?;
+                if folded.is_some() {
+                    backend.lora_gradients(&mut [lora.gradients(activated, d)])?;
                 }
             }
             (Some(_), None) => return Err(mismatch()),
@@ -430,16 +415,14 @@ impl<B: Backend> Block<B> {
             (None, _) => {
                 d_normed.map_or(Ok(()), |to| backend.linear_backward(&scratch.wide, &self.fc1, to))?
             }
-            (Some(lora), Some(x)) => match folded.and_then(|f| f.fc1.as_ref()) {
-                Some(fc1) => {
-                    folded_backward(backend, fc1, &scratch.wide, d_normed)?;
+            (Some(lora), Some(x)) => {
+                let fc1 = folded.and_then(|f| f.fc1.as_ref()).unwrap_or(&self.fc1);
+                let with = (Some(&mut *lora), drop(Slot::Expand));
+                apply_backward(backend, fc1, with, &scratch.wide, x, seen, &a.u_fc1, du, d_normed)?;
+                if folded.is_some() {
                     backend.lora_gradients(&mut [lora.gradients(x, &scratch.wide)])?;
                 }
-                None => {
-                    let with = (Some(lora), drop(Slot::Expand));
-                    apply_backward(backend, &self.fc1, with, &scratch.wide, x, seen, &a.u_fc1, du, d_normed)?;
-                }
-            },
+            }
             (Some(_), None) => return Err(mismatch()),
         }
         if !wanted {
@@ -614,6 +597,7 @@ fn dropped<'a, B: Backend>(
     Ok(seen)
 }
 
+/// The same backward. Without x·Aᵀ the adapter is folded into `layer`, and its gradients are computed elsewhere.
 #[allow(clippy::too_many_arguments)]
 fn apply_backward<B: Backend>(
     backend: &B,
@@ -642,16 +626,6 @@ fn apply_backward<B: Backend>(
             None => Ok(()),
         },
     }
-}
-
-/// Takes `dy` through a layer with its adapters folded in, where the input's gradient is wanted.
-fn folded_backward<B: Backend>(
-    backend: &B,
-    folded: &Linear<B>,
-    dy: &B::Tensor,
-    dx: Option<&mut B::Tensor>,
-) -> Result<()> {
-    dx.map_or(Ok(()), |dx| backend.linear_backward(dy, folded, dx))
 }
 
 /// Scratch for the gradient of x·Aᵀ, one buffer per width that occurs.
