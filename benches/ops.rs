@@ -3,9 +3,10 @@
 //! `cargo bench` runs them all, `cargo bench -- attention` those whose name contains the word. The same
 //! operations with percentiles, bandwidths and JSON: `engine bench ops`.
 
+use clip_engine::backend::Result;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
-use clip_engine::backend::{Backend, Result};
+use clip_engine::backend::prelude::*;
 use clip_engine::dev::bench::Op;
 use clip_engine::dev::bench::ops::{Sizes, each};
 use clip_engine::tensor::DType;

@@ -8,6 +8,7 @@ use super::{common, launches, table};
 use crate::TrainError;
 use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, LoraForm};
+use crate::backend::prelude::*;
 use crate::clip::config::ClipConfig;
 use crate::clip::flops::{Flops, StepSizes};
 use crate::clip::random::RandomWeights;

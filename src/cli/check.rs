@@ -3,7 +3,7 @@
 use super::bars::Bars;
 use super::common;
 use super::table::Lines;
-use crate::backend::Backend;
+use crate::backend::Memory;
 use crate::commands::device::{self, Device, on_device};
 use crate::commands::open;
 use crate::dev::check::device::{Group, Scope};

@@ -2,7 +2,7 @@
 
 use super::table::mib;
 use super::{common, table};
-use crate::backend::Backend;
+use crate::backend::Memory;
 use crate::backend::cpu::Cpu;
 use crate::backend::cuda::gpu::{Loaded, Probe, probe};
 use crate::backend::cuda::kernel_sources::{OVERRIDE, Sources};

@@ -3,7 +3,7 @@
 use super::bars::Bars;
 use super::device::DeviceArgs;
 use super::{common, table};
-use crate::backend::Backend;
+use crate::backend::Memory;
 use crate::backend::cuda::driver::Command;
 use crate::backend::cuda::{Cuda, LoraForm};
 use crate::dev::bench::launches::{Peaks, Resources, Row, Shape, Sum, resources};

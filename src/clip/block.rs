@@ -71,7 +71,7 @@ pub struct Evaluated<'a, B: Backend> {
     pub folded: &'a [FoldedBlock<B>],
 }
 
-copyable!(Evaluated);
+copyable!(Backend: Evaluated);
 
 impl<'a, B: Backend> Evaluated<'a, B> {
     /// The tower as it is.
@@ -460,7 +460,7 @@ impl<B: Backend> Block<B> {
         Ok(())
     }
 
-    /// Bytes that the block's weights will take besides, see [`Backend::weight_bytes_to_come`].
+    /// Bytes that the block's weights will take besides, see [`Memory::weight_bytes_to_come`](crate::backend::Memory::weight_bytes_to_come).
     pub fn bytes_to_come(&self, backend: &B) -> usize {
         let of = |layer: &Linear<B>| backend.weight_bytes_to_come(&layer.weight);
         let projections = match &self.projections {
@@ -647,7 +647,7 @@ pub struct BlockActivations<B: Backend> {
     normed: B::Tensor,
     stats1: B::Tensor,
     projected: Projected<B>,
-    /// Tensor that attention keeps for its backward pass, see [`Backend::attention_saved`].
+    /// Tensor that attention keeps for its backward pass, see [`AttentionOp::attention_saved`](crate::backend::AttentionOp::attention_saved).
     saved: B::Tensor,
     attended: B::Tensor,
     u_out: Option<B::Tensor>,

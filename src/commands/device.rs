@@ -1,11 +1,12 @@
 //! Where a command computes, by the settings device and precision.
 
 use crate::TrainError;
+use crate::backend::Linear;
 use crate::backend::cpu::{Cpu, Features, Isa};
 use crate::backend::cuda::Cuda;
 use crate::backend::cuda::gpu::probe;
 use crate::backend::cuda::gpu::store::FOLDER;
-use crate::backend::{Backend, Linear};
+use crate::backend::prelude::*;
 use crate::dev::on_twin;
 use crate::progress::Monitor;
 use crate::settings::Precision;

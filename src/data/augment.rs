@@ -1,6 +1,6 @@
 //! Random resized crops and horizontal flips: which part of a larger image a training step sees.
 //!
-//! Only the boxes are chosen here; [`Backend::crop_resize`](crate::backend::Backend::crop_resize) cuts them
+//! Only the boxes are chosen here; [`CropResizeOp::crop_resize`](crate::backend::CropResizeOp::crop_resize) cuts them
 //! out on the device. The images come from a second cache of the train split alone, at a larger size than the
 //! model's: [`larger_side`], [`Preprocess::enlarged`](super::Preprocess::enlarged) and
 //! [`Dataset::only`](super::Dataset::only).

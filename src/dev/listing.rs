@@ -4,7 +4,7 @@ use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result,
 };
 use crate::backend::cuda::{Cuda, locked};
-use crate::backend::{self, Backend};
+use crate::backend::{self, Memory};
 use std::sync::{Arc, Mutex};
 
 pub struct Listing {

@@ -38,6 +38,12 @@ impl Shape {
         self.dims().last().copied().unwrap_or(1)
     }
 
+    /// Rows and columns when all dimensions but the last are taken together.
+    pub fn matrix(&self) -> (usize, usize) {
+        let columns = self.columns();
+        (self.elements() / columns.max(1), columns)
+    }
+
     /// Replaces the leading dimension by `rows`; a scalar stays one.
     pub fn with_rows(mut self, rows: usize) -> Shape {
         if self.rank > 0 {

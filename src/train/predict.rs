@@ -133,7 +133,7 @@ struct Classify<'a, B: Backend> {
     predictor: &'a Predictor<B>,
     extractor: Extractor<'a, B>,
     logits: B::Tensor,
-    /// Operands of [`Backend::head_loss`] that predictions have no use for.
+    /// Operands of [`HeadLossOp::head_loss`](crate::backend::HeadLossOp::head_loss) that predictions have no use for.
     labels: B::Tensor,
     others: B::Tensor,
     stats: B::Tensor,

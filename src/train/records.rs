@@ -125,7 +125,7 @@ pub struct Summary {
     /// A hash of the photos' bytes, labels and splits; none in a summary from before it was recorded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub photos: Option<String>,
-    /// Device that the run ended on, see [`Backend::describe`](crate::backend::Backend::describe).
+    /// Device that the run ended on, see [`Memory::describe`](crate::backend::Memory::describe).
     pub device: String,
     /// Sizes of the vision tower; none in a summary from before they were recorded.
     #[serde(default)]

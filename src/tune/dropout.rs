@@ -59,4 +59,4 @@ impl<'a, B: Backend> BlockDropout<'a, B> {
     }
 }
 
-copyable!(TowerDropout, BlockDropout);
+copyable!(Backend: TowerDropout, BlockDropout);

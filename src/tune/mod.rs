@@ -31,7 +31,7 @@ pub enum Group {
 pub struct Param<B: Backend> {
     /// Group whose learning rate and weight decay the tensor moves by.
     pub group: Group,
-    /// See [`crate::backend::AdamwTensor::scale`].
+    /// See [`AdamwTensor::scale`](crate::backend::AdamwTensor::scale).
     pub scale: f64,
     /// Current value, as the forward pass uses it.
     pub value: B::Tensor,
@@ -205,7 +205,7 @@ pub struct TowerTuning<'a, B: Backend> {
     pub dropout: Option<TowerDropout<'a, B>>,
 }
 
-copyable!(TowerTuning);
+copyable!(Backend: TowerTuning);
 
 impl<B: Backend> TowerTuning<'_, B> {
     /// The tower as it is.

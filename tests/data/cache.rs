@@ -1,7 +1,8 @@
 //! The cache holds the right pixels, notices every change, and never leaves half a file behind.
 
 use crate::files::photo;
-use clip_engine::backend::Backend;
+use clip_engine::backend::prelude::*;
+
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::decode::{Orientation, decode};
 use clip_engine::data::{

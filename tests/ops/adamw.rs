@@ -3,7 +3,8 @@
 use approx::assert_abs_diff_eq;
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cpu::real::Real;
-use clip_engine::backend::{AdamwStep, AdamwTensor, Backend, Control, Stat};
+use clip_engine::backend::prelude::*;
+use clip_engine::backend::{AdamwStep, AdamwTensor, Control, Stat};
 use clip_engine::tensor::{DType, Tensor};
 
 /// lr 0.1, weight decay 0.3, betas (0.9, 0.999), eps 1e-8 on p = [1.5, -0.25, 0, 3] with these gradients,

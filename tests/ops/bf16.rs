@@ -1,7 +1,8 @@
 //! The CPU in bf16, by every kind of instruction that this machine has, against the definitions in f64.
 
 use clip_engine::backend::cpu::{Cpu, Features, Isa};
-use clip_engine::backend::{Activation, Backend, Linear, Lora};
+use clip_engine::backend::prelude::*;
+use clip_engine::backend::{Activation, Linear, Lora};
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::tensor::{DType, Tensor};
 

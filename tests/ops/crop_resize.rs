@@ -1,7 +1,8 @@
 //! The crops of training against the resize of evaluation, which is Pillow's: the definition of `crop_resize`
 //! equals it on the cut-out rectangle, but for the rounding between the passes that it does without.
 
-use clip_engine::backend::Backend;
+use clip_engine::backend::prelude::*;
+
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::data::resize::{CHANNELS, RgbImage, Window, resize_window};
 use clip_engine::tensor::{DType, Tensor};

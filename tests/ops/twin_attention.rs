@@ -2,7 +2,8 @@
 
 use super::clocked::Clocked;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
+use clip_engine::backend::prelude::*;
+use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape};
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::check::difference::normal;
 use clip_engine::dev::check::relative_error;

@@ -1,9 +1,10 @@
 //! What launchers say of their kernels: the bytes are those that the host twin sees them move, the floating-point
 //! operations those that `bench::ops` counts.
 
+use clip_engine::backend::Result;
 use clip_engine::backend::cuda::driver::Command;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::backend::{Backend, Result};
+use clip_engine::backend::prelude::*;
 use clip_engine::dev::bench::Op;
 use clip_engine::dev::bench::ops::{self, Sizes};
 use clip_engine::dev::listing::Listing;

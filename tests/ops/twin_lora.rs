@@ -3,9 +3,8 @@
 use super::clocked::Clocked;
 use clip_engine::backend::cuda::driver::Driver;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
-use clip_engine::backend::{
-    Backend, BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite,
-};
+use clip_engine::backend::prelude::*;
+use clip_engine::backend::{BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite};
 use clip_engine::dev::check::device::{Group, Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};

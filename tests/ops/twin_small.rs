@@ -4,6 +4,7 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
+use clip_engine::backend::prelude::*;
 use clip_engine::backend::{
     AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling,
     LossWeights, Mix, PatchEmbedding, Result, Stat, Targets,

@@ -3,6 +3,7 @@
 
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::prelude::*;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::clip::ClipError;
 use clip_engine::clip::Evaluated;

@@ -1,20 +1,20 @@
 //! Gradients of several batches added up.
 
 use super::real::{Real, vectors};
-use crate::backend::{Result, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 
-pub fn accumulate<T: Real>(pairs: &mut [(&Tensor, &mut Tensor)], first: bool) -> Result<()> {
-    for (gradient, sum) in pairs {
-        expect_shape("accumulate", "sum", gradient.shape(), sum.shape())?;
-        let (gradient, sum) = (gradient.typed::<T>()?, sum.typed_mut::<T>()?);
-        if first {
-            sum.copy_from_slice(gradient);
-        } else {
-            add(sum, gradient);
+impl<T: Real> AccumulateOp for Cpu<T> {
+    fn accumulate_checked(&self, pairs: &mut [(&Tensor, &mut Tensor)], first: bool) -> Result<()> {
+        for (gradient, sum) in pairs {
+            let (gradient, sum) = (gradient.typed::<T>()?, sum.typed_mut::<T>()?);
+            if first {
+                sum.copy_from_slice(gradient);
+            } else {
+                add(sum, gradient);
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 vectors! {

@@ -2,8 +2,7 @@
 
 use super::number::Number;
 use super::real::{Real, vectors};
-use crate::backend::{Activation, Result, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 use rayon::prelude::*;
 
 /// Elements that one task handles.
@@ -12,15 +11,23 @@ const BLOCK: usize = 16 * 1024;
 /// 1.702: the slope at which z·σ(1.702·z) lies closest to GELU.
 const QUICK: f64 = 1.702;
 
-pub fn activation<T: Number>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
-    expect_shape("activation", "g", z.shape(), g.shape())?;
+impl<T: Real> ActivationOp for Cpu<T> {
+    fn activation_checked(&self, kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
+        in_type!(self, activation<>(kind, z, g))
+    }
+
+    fn activation_backward_checked(&self, kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
+        in_type!(self, activation_backward<>(kind, z, d))
+    }
+}
+
+fn activation<T: Number>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
     let (g, z) = (g.typed_mut::<T>()?, z.typed::<T>()?);
     g.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(g, z)| activate(kind, z, g));
     Ok(())
 }
 
-pub fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
-    expect_shape("activation_backward", "d", z.shape(), d.shape())?;
+fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
     let (d, z) = (d.typed_mut::<T>()?, z.typed::<T>()?);
     d.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(d, z)| slope(kind, z, d));
     Ok(())

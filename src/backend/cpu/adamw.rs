@@ -2,46 +2,51 @@
 
 use super::number::OnHost;
 use super::real::{Real, sum_of, vectors};
-use crate::backend::{AdamwStep, AdamwTensor, Control, LossScaling, Result, Stat, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 use rayon::prelude::*;
 
 /// Elements that one task handles.
 const BLOCK: usize = 16 * 1024;
 
-pub fn adamw<T: Real, B: OnHost>(
-    tensors: &mut [AdamwTensor<'_, B>],
-    step: AdamwStep<'_, B>,
-    stats: &mut Tensor,
-) -> Result<()> {
-    expect_shape("adamw", "control", [Control::COUNT], step.control.shape())?;
-    expect_shape("adamw", "factor", [1], step.factor.shape())?;
-    expect_shape("adamw", "stats", [Stat::COUNT], stats.shape())?;
-    let factor = step.factor.typed::<T>()?[0].to_f64();
-    let control = step.control.typed_mut::<T>()?;
-    let scale = step.scaling.map_or(1.0, |_| control[Control::LossScale as usize].to_f64());
-    let mut squares = T::ZERO;
-    for tensor in tensors.iter() {
-        squares += squared::<T, B>(tensor, T::from_f64(1.0 / scale))?;
-    }
-    let skip = step.scaling.is_some() && !squares.to_f64().is_finite();
-    let stats = stats.typed_mut::<T>()?;
-    stats[Stat::GradientSquared as usize] = squares;
-    stats[Stat::LossScale as usize] = T::from_f64(scale);
-    stats[Stat::Skipped as usize] = if skip { T::ONE } else { T::ZERO };
-    if !skip {
-        let taken = control[Control::Steps as usize].to_f64() + 1.0;
-        control[Control::Steps as usize] = T::from_f64(taken);
-        let clip = step.clip.map_or(1.0, |clip| clip_factor(clip, squares.to_f64()));
-        let constants = Constants { taken, factor, scale, clip, ..Constants::of(&step) };
-        for tensor in tensors {
-            update::<T, B>(tensor, constants)?;
+impl<T: Real> AdamwOp for Cpu<T> {
+    fn adamw_checked(
+        &self,
+        tensors: &mut [AdamwTensor<'_, Self>],
+        step: AdamwStep<'_, Self>,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        let factor = step.factor.typed::<T>()?[0].to_f64();
+        let control = step.control.typed_mut::<T>()?;
+        let scale = step.scaling.map_or(1.0, |_| control[Control::LossScale as usize].to_f64());
+        let mut squares = T::ZERO;
+        for tensor in tensors.iter() {
+            squares += squared::<T, Self>(tensor, T::from_f64(1.0 / scale))?;
         }
+        let skip = step.scaling.is_some() && !squares.to_f64().is_finite();
+        let stats = stats.typed_mut::<T>()?;
+        stats[Stat::GradientSquared as usize] = squares;
+        stats[Stat::LossScale as usize] = T::from_f64(scale);
+        stats[Stat::Skipped as usize] = if skip { T::ONE } else { T::ZERO };
+        if !skip {
+            let taken = control[Control::Steps as usize].to_f64() + 1.0;
+            control[Control::Steps as usize] = T::from_f64(taken);
+            let clip = step.clip.map_or(1.0, |clip| clip_factor(clip, squares.to_f64()));
+            let constants = Constants { taken, factor, scale, clip, ..Constants::of(&step) };
+            for tensor in tensors {
+                update::<T, Self>(tensor, constants)?;
+            }
+        }
+        if let Some(scaling) = step.scaling {
+            rescale(scaling, skip, step.control.typed_mut::<T>()?);
+        }
+        Ok(())
     }
-    if let Some(scaling) = step.scaling {
-        rescale(scaling, skip, step.control.typed_mut::<T>()?);
-    }
-    Ok(())
+}
+
+/// The loss scale, 1 where there is none.
+pub fn loss_scale<T: Real>(control: Option<&Tensor>) -> Result<f64> {
+    let scale = |control: &Tensor| Ok(control.typed::<T>()?[Control::LossScale as usize].to_f64());
+    control.map_or(Ok(1.0), scale)
 }
 
 /// Factor, at most 1, on gradients with this sum of squares, so that they are no longer than `clip`.
@@ -97,10 +102,6 @@ vectors! {
 }
 
 fn update<T: Real, B: OnHost>(tensor: &mut AdamwTensor<'_, B>, c: Constants) -> Result<()> {
-    let shape = tensor.value.shape();
-    expect_shape("adamw", "gradient", shape, tensor.gradient.shape())?;
-    expect_shape("adamw", "first moment", shape, tensor.first_moment.shape())?;
-    expect_shape("adamw", "second moment", shape, tensor.second_moment.shape())?;
     let gradient = tensor.gradient.typed::<T>()?;
     let rate = tensor.learning_rate * c.factor;
     let update = Update {

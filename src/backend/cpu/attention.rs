@@ -4,15 +4,8 @@
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use super::number::OnHost;
 use super::real::{Real, max_of, sum_of, vectors};
-use crate::backend::{
-    AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
-};
-use crate::tensor::{Shape, Tensor};
+use super::*;
 use rayon::prelude::*;
-
-pub fn saved(batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
-    [batch, heads, queries, keys].into()
-}
 
 type Extents = AttentionExtents;
 
@@ -65,15 +58,41 @@ impl<'a, T: Real> Image<'a, T> {
     }
 }
 
-pub fn attention<T: Real, B: OnHost>(
+impl<T: Real> AttentionOp for Cpu<T> {
+    fn attention_checked(
+        &self,
+        input: AttentionInput<'_, Self>,
+        e: AttentionExtents,
+        saved: &mut Tensor,
+        o: &mut Tensor,
+    ) -> Result<()> {
+        match self.bf16 {
+            None => attention::<T, Self>(input, e, saved, o),
+            Some(isa) => bf16::attention::attention(isa, input, e, saved, o),
+        }
+    }
+
+    fn attention_backward_checked(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+        match self.bf16 {
+            None => attention_backward::<T, Self>(args),
+            Some(isa) => bf16::attention::attention_backward(isa, args),
+        }
+    }
+
+    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
+        match self.bf16 {
+            None => [batch, heads, queries, keys].into(),
+            Some(_) => [batch, heads, queries].into(),
+        }
+    }
+}
+
+fn attention<T: Real, B: OnHost>(
     input: AttentionInput<'_, B>,
-    shape: AttentionShape,
+    e: Extents,
     saved: &mut Tensor,
     o: &mut Tensor,
 ) -> Result<()> {
-    let e = Extents::of("attention", &input, shape)?;
-    expect_shape("attention", "saved", [e.batch, e.heads, e.queries, e.keys], saved.shape())?;
-    expect_shape("attention", "o", [e.batch, e.queries, e.width], o.shape())?;
     o.typed_mut::<T>()?
         .par_chunks_mut(e.queries * e.width)
         .zip(saved.typed_mut::<T>()?.par_chunks_mut(e.scores()))
@@ -164,26 +183,14 @@ impl<T: Real> ImageGradient<'_, T> {
     }
 }
 
-pub fn attention_backward<T: Real, B: OnHost>(
-    d_o: &Tensor,
-    input: AttentionInput<'_, B>,
-    saved: &Tensor,
-    shape: AttentionShape,
-    scratch: &mut Tensor,
-    gradient: AttentionGradient<'_, B>,
-) -> Result<()> {
-    const OP: &str = "attention_backward";
-    let e = Extents::of("attention", &input, shape)?;
-    expect_shape(OP, "do", [e.batch, e.queries, e.width], d_o.shape())?;
-    expect_shape(OP, "saved", [e.batch, e.heads, e.queries, e.keys], saved.shape())?;
-    expect_shape(OP, "scratch", saved.shape(), scratch.shape())?;
+fn attention_backward<T: Real, B: OnHost>(args: AttentionBackward<'_, B>) -> Result<()> {
+    let AttentionBackward { d_o, input, saved, extents: e, scratch, gradient, .. } = args;
     let d_o = d_o.typed::<T>()?.par_chunks(e.queries * e.width);
     let work = d_o
         .zip(saved.typed::<T>()?.par_chunks(e.scores()))
         .zip(scratch.typed_mut::<T>()?.par_chunks_mut(e.scores()));
-    match (gradient, &input) {
-        (AttentionGradient::Packed(dqkv), AttentionInput::Packed(qkv)) => {
-            expect_shape(OP, "dqkv", qkv.shape(), dqkv.shape())?;
+    match gradient {
+        AttentionGradient::Packed(dqkv) => {
             let gradients = dqkv.typed_mut::<T>()?.par_chunks_mut(e.keys * 3 * e.width);
             work.zip(gradients).enumerate().try_for_each(|(index, (((d_o, p), ds), dqkv))| {
                 let image = Image::<T>::of(&input, e, index)?;
@@ -191,9 +198,7 @@ pub fn attention_backward<T: Real, B: OnHost>(
                 Ok(())
             })
         }
-        (AttentionGradient::Split { dq, dkv }, AttentionInput::Split { q, kv }) => {
-            expect_shape(OP, "dq", q.shape(), dq.shape())?;
-            expect_shape(OP, "dkv", kv.shape(), dkv.shape())?;
+        AttentionGradient::Split { dq, dkv } => {
             let dq = dq.typed_mut::<T>()?.par_chunks_mut(e.queries * e.width);
             let dkv = dkv.typed_mut::<T>()?.par_chunks_mut(e.keys * 2 * e.width);
             work.zip(dq).zip(dkv).enumerate().try_for_each(|(index, ((((d_o, p), ds), dq), dkv))| {
@@ -202,10 +207,6 @@ pub fn attention_backward<T: Real, B: OnHost>(
                 Ok(())
             })
         }
-        _ => Err(BackendError::Invalid {
-            op: OP,
-            problem: "input and gradient must both be packed or both be split".into(),
-        }),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Random resized crops of u8 images.
 
-use crate::backend::{BackendError, Result, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 use rayon::prelude::*;
 
 /// A rectangle of an image, and whether it is mirrored.
@@ -15,9 +14,6 @@ struct Crop {
 }
 
 impl Crop {
-    /// Columns of the tensor of crops.
-    const FIELDS: usize = 5;
-
     fn new(fields: &[u32]) -> Self {
         let at = |i: usize| fields[i] as usize;
         Crop { top: at(0), left: at(1), height: at(2), width: at(3), mirrored: fields[4] != 0 }
@@ -68,26 +64,21 @@ fn bicubic(x: f32) -> f32 {
     }
 }
 
-pub fn crop_resize(images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {
-    const OP: &str = "crop_resize";
-    let invalid = |problem: String| BackendError::Invalid { op: OP, problem };
-    let (&[batch, height, width, 3], &[same, side, across, 3]) = (images.shape().dims(), y.shape().dims())
-    else {
-        return Err(invalid(format!("images {} and y {} are not [B, H, W, 3]", images.shape(), y.shape())));
-    };
-    if (same, side) != (batch, across) || side == 0 {
-        return Err(invalid(format!("y {} is not {batch} square images", y.shape())));
+impl<T: Real> CropResizeOp for Cpu<T> {
+    fn crop_resize_checked(&self, images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {
+        const OP: &str = "crop_resize";
+        let invalid = |problem: String| BackendError::Invalid { op: OP, problem };
+        let (height, width, side) = (images.shape().dims()[1], images.shape().dims()[2], y.shape().dims()[1]);
+        let crops: Vec<Crop> = crops.typed::<u32>()?.chunks_exact(CROP_FIELDS).map(Crop::new).collect();
+        if !crops.iter().all(|crop| crop.fits(height, width)) {
+            return Err(invalid(format!("a crop does not lie inside images of {height}x{width}")));
+        }
+        let sources = images.typed::<u8>()?.par_chunks(height * width * 3).zip(&crops);
+        y.typed_mut::<u8>()?.par_chunks_mut(side * side * 3).zip(sources).for_each(|(y, (image, crop))| {
+            one_image(image, width, *crop, side, y);
+        });
+        Ok(())
     }
-    expect_shape(OP, "crops", [batch, Crop::FIELDS], crops.shape())?;
-    let crops: Vec<Crop> = crops.typed::<u32>()?.chunks_exact(Crop::FIELDS).map(Crop::new).collect();
-    if !crops.iter().all(|crop| crop.fits(height, width)) {
-        return Err(invalid(format!("a crop does not lie inside images of {height}x{width}")));
-    }
-    let sources = images.typed::<u8>()?.par_chunks(height * width * 3).zip(&crops);
-    y.typed_mut::<u8>()?.par_chunks_mut(side * side * 3).zip(sources).for_each(|(y, (image, crop))| {
-        one_image(image, width, *crop, side, y);
-    });
-    Ok(())
 }
 
 /// The passes one after the other: rows of the crop become `side` columns, then columns become `side` rows.

@@ -2,15 +2,19 @@
 
 use super::number::{Number, OnHost};
 use super::real::Real;
-use crate::backend::{BackendError, Dropout, Result, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 use rayon::prelude::*;
 
 /// Elements that one task handles; a multiple of 4.
 const BLOCK: usize = 16 * 1024;
 
-pub fn dropout<T: Number, B: OnHost>(x: &Tensor, dropout: Dropout<'_, B>, y: &mut Tensor) -> Result<()> {
-    expect_shape("dropout", "y", x.shape(), y.shape())?;
+impl<T: Real> DropoutOp for Cpu<T> {
+    fn dropout_checked(&self, x: &Tensor, dropout: Dropout<'_, Self>, y: &mut Tensor) -> Result<()> {
+        in_type!(self, apply<Self>(x, dropout, y))
+    }
+}
+
+fn apply<T: Number, B: OnHost>(x: &Tensor, dropout: Dropout<'_, B>, y: &mut Tensor) -> Result<()> {
     y.typed_mut::<T>()?.copy_from_slice(x.typed::<T>()?);
     mask::<T, B>(y, dropout)
 }
@@ -34,11 +38,6 @@ pub struct Mask {
 impl Mask {
     pub fn of<B: OnHost>(dropout: Dropout<'_, B>) -> Result<Self> {
         let Dropout { draw, site, probability } = dropout;
-        if !(0.0..1.0).contains(&probability) {
-            let problem = format!("{probability} is no probability below 1");
-            return Err(BackendError::Invalid { op: "dropout", problem });
-        }
-        expect_shape("dropout", "draw", [4], draw.shape())?;
         let &[low, high, step, _] = draw.typed::<u32>()? else {
             return Err(BackendError::Invalid { op: "dropout", problem: "no draw".into() });
         };

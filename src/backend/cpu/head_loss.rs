@@ -1,13 +1,11 @@
 //! Head and text logits, their cross entropies, and the gradients of both.
 
+use super::adamw::loss_scale;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
-use super::mix::Mixed;
+use super::mix_rows::Mixed;
 use super::number::OnHost;
 use super::real::{Real, max_of};
-use crate::backend::{
-    BackendError, Classifier, Control, Counting, LossWeights, Result, Stat, Targets, expect_shape,
-};
-use crate::tensor::Tensor;
+use super::*;
 
 /// The classes of a batch, checked.
 struct Classes<'a, T> {
@@ -16,9 +14,15 @@ struct Classes<'a, T> {
 }
 
 impl<'a, T: Real> Classes<'a, T> {
-    fn new<B: OnHost>(op: &'static str, targets: Targets<'a, B>, batch: usize) -> Result<Self> {
-        let mixed = targets.mix.map(|mix| Mixed::new(op, mix, batch)).transpose()?;
-        Ok(Classes { labels: targets.labels.typed::<u32>()?, mixed })
+    fn new<B: OnHost>(op: &'static str, targets: Targets<'a, B>, classes: usize) -> Result<Self> {
+        let mixed = targets.mix.map(|mix| Mixed::new(op, mix)).transpose()?;
+        let labels = targets.labels.typed::<u32>()?;
+        match labels.iter().find(|&&label| label as usize >= classes) {
+            Some(label) => {
+                Err(BackendError::Invalid { op, problem: format!("label {label} among {classes} classes") })
+            }
+            None => Ok(Classes { labels, mixed }),
+        }
     }
 
     /// The classes of an image and how much of it each gets; they add up to 1.
@@ -46,10 +50,7 @@ struct Counts<'a, T> {
 
 impl<'a, T: Real> Counts<'a, T> {
     /// The counts of the head's cross entropy, then those of the text's.
-    fn both<B: OnHost>(op: &'static str, counting: Counting<'a, B>, classes: usize) -> Result<[Self; 2]> {
-        if let Some(weights) = counting.weights {
-            expect_shape(op, "class weights", [classes], weights.shape())?;
-        }
+    fn both<B: OnHost>(counting: Counting<'a, B>, classes: usize) -> Result<[Self; 2]> {
         let head = Counts {
             weights: counting.weights.map(|weights| weights.typed::<T>()).transpose()?,
             smoothing: T::from_f64(counting.smoothing),
@@ -64,58 +65,84 @@ impl<'a, T: Real> Counts<'a, T> {
     }
 }
 
-/// Batch, classes and width, after all shapes were compared.
-fn extents<B: OnHost>(
-    op: &'static str,
-    f: &Tensor,
-    c: Classifier<'_, B>,
-    labels: &Tensor,
-    head: &Tensor,
-    text: &Tensor,
-) -> Result<(usize, usize, usize)> {
-    let (batch, width) = (f.shape().rows(), f.shape().columns());
-    let classes = c.bias.shape().rows();
-    expect_shape(op, "weight", [classes, width], c.weight.shape())?;
-    expect_shape(op, "text", [classes, width], c.text.shape())?;
-    expect_shape(op, "head logits", [batch, classes], head.shape())?;
-    expect_shape(op, "text logits", [batch, classes], text.shape())?;
-    expect_shape(op, "labels", [batch], labels.shape())?;
-    match labels.typed::<u32>()?.iter().find(|&&label| label as usize >= classes) {
-        Some(label) => {
-            Err(BackendError::Invalid { op, problem: format!("label {label} among {classes} classes") })
-        }
-        None => Ok((batch, classes, width)),
+impl<T: Real> HeadLossOp for Cpu<T> {
+    fn head_loss_checked(
+        &self,
+        f: &Tensor,
+        classifier: Classifier<'_, Self>,
+        targets: Targets<'_, Self>,
+        head: &mut Tensor,
+        text: &mut Tensor,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        let ((batch, width), (_, classes)) = (f.shape().matrix(), head.shape().matrix());
+        let features = Matrix::new(f.typed::<T>()?, batch, width);
+        let bias = classifier.bias.typed::<T>()?;
+        let head = head.typed_mut::<T>()?;
+        head.chunks_exact_mut(classes).for_each(|row| row.copy_from_slice(bias));
+        let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width).transposed();
+        gemm(MatrixMut::new(head, batch, classes), Write::Add, T::ONE, features, weight, Threads::All);
+        let text = text.typed_mut::<T>()?;
+        let text_weight = Matrix::new(classifier.text.typed::<T>()?, classes, width).transposed();
+        let scale = T::from_f64(classifier.text_scale);
+        gemm(
+            MatrixMut::new(text, batch, classes),
+            Write::Replace,
+            scale,
+            features,
+            text_weight,
+            Threads::All,
+        );
+
+        let truth = Classes::<T>::new("head_loss", targets, classes)?;
+        let [of_head, of_text] = Counts::<T>::both(targets.counting, classes)?;
+        let stats = stats.typed_mut::<T>()?;
+        (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) =
+            cross_entropy(head, classes, &truth, of_head);
+        (stats[Stat::LossText as usize], stats[Stat::TextCorrect as usize]) =
+            cross_entropy(text, classes, &truth, of_text);
+        Ok(())
     }
-}
 
-pub fn head_loss<T: Real, B: OnHost>(
-    f: &Tensor,
-    classifier: Classifier<'_, B>,
-    targets: Targets<'_, B>,
-    head: &mut Tensor,
-    text: &mut Tensor,
-    stats: &mut Tensor,
-) -> Result<()> {
-    let (batch, classes, width) = extents("head_loss", f, classifier, targets.labels, head, text)?;
-    let features = Matrix::new(f.typed::<T>()?, batch, width);
-    let bias = classifier.bias.typed::<T>()?;
-    let head = head.typed_mut::<T>()?;
-    head.chunks_exact_mut(classes).for_each(|row| row.copy_from_slice(bias));
-    let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width).transposed();
-    gemm(MatrixMut::new(head, batch, classes), Write::Add, T::ONE, features, weight, Threads::All);
-    let text = text.typed_mut::<T>()?;
-    let text_weight = Matrix::new(classifier.text.typed::<T>()?, classes, width).transposed();
-    let scale = T::from_f64(classifier.text_scale);
-    gemm(MatrixMut::new(text, batch, classes), Write::Replace, scale, features, text_weight, Threads::All);
-
-    let truth = Classes::<T>::new("head_loss", targets, batch)?;
-    let [of_head, of_text] = Counts::<T>::both("head_loss", targets.counting, classes)?;
-    let stats = stats.typed_mut::<T>()?;
-    (stats[Stat::LossHead as usize], stats[Stat::Correct as usize]) =
-        cross_entropy(head, classes, &truth, of_head);
-    (stats[Stat::LossText as usize], stats[Stat::TextCorrect as usize]) =
-        cross_entropy(text, classes, &truth, of_text);
-    Ok(())
+    fn head_loss_backward_checked(&self, args: HeadLossBackward<'_, Self>) -> Result<()> {
+        let HeadLossBackward { extents: HeadExtents { batch, classes, width }, f, classifier, .. } = args;
+        let HeadLossBackward { targets, weights, control, head, text, d_weight, d_bias, df, d_text, .. } =
+            args;
+        let truth = Classes::<T>::new("head_loss_backward", targets, classes)?;
+        let [of_head, of_text] = Counts::<T>::both(targets.counting, classes)?;
+        let loss_scale = loss_scale::<T>(control)?;
+        let head = head.typed_mut::<T>()?;
+        cross_entropy_backward(head, classes, &truth, of_head, loss_scale * weights.head / batch as f64);
+        let d_head = Matrix::new(head, batch, classes);
+        let features = Matrix::new(f.typed::<T>()?, batch, width);
+        let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
+        gemm(d_weight, Write::Replace, T::ONE, d_head.transposed(), features, Threads::All);
+        let d_bias = d_bias.typed_mut::<T>()?;
+        d_bias.fill(T::ZERO);
+        for row in head.chunks_exact(classes) {
+            d_bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
+        }
+        let text = text.typed_mut::<T>()?;
+        if d_text.is_some() || (df.is_some() && weights.text != 0.0) {
+            cross_entropy_backward(text, classes, &truth, of_text, loss_scale * weights.text / batch as f64);
+        }
+        let d_logits = Matrix::new(text, batch, classes);
+        let scale = T::from_f64(classifier.text_scale);
+        if let Some(df) = df {
+            let df = df.typed_mut::<T>()?;
+            let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width);
+            gemm(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
+            if weights.text != 0.0 {
+                let text = Matrix::new(classifier.text.typed::<T>()?, classes, width);
+                gemm(MatrixMut::new(df, batch, width), Write::Add, scale, d_logits, text, Threads::All);
+            }
+        }
+        if let Some(d_text) = d_text {
+            let to = MatrixMut::new(d_text.typed_mut::<T>()?, classes, width);
+            gemm(to, Write::Replace, scale, d_logits.transposed(), features, Threads::All);
+        }
+        Ok(())
+    }
 }
 
 /// Mean of −log softmax(z)[y] over the rows, and how many rows have their largest logit (the first of
@@ -145,65 +172,6 @@ fn cross_entropy<T: Real>(
         }
     }
     (loss / T::from_f64(truth.labels.len().max(1) as f64), correct)
-}
-
-#[allow(clippy::too_many_arguments)]
-pub fn head_loss_backward<T: Real, B: OnHost>(
-    f: &Tensor,
-    classifier: Classifier<'_, B>,
-    targets: Targets<'_, B>,
-    weights: LossWeights,
-    control: Option<&Tensor>,
-    head: &mut Tensor,
-    text: &mut Tensor,
-    d_weight: &mut Tensor,
-    d_bias: &mut Tensor,
-    df: Option<&mut Tensor>,
-    d_text: Option<&mut Tensor>,
-) -> Result<()> {
-    const OP: &str = "head_loss_backward";
-    let (batch, classes, width) = extents(OP, f, classifier, targets.labels, head, text)?;
-    expect_shape(OP, "d_weight", [classes, width], d_weight.shape())?;
-    expect_shape(OP, "d_bias", [classes], d_bias.shape())?;
-    let truth = Classes::<T>::new(OP, targets, batch)?;
-    let [of_head, of_text] = Counts::<T>::both(OP, targets.counting, classes)?;
-    let loss_scale = match control {
-        Some(control) => control.typed::<T>()?[Control::LossScale as usize].to_f64(),
-        None => 1.0,
-    };
-    let head = head.typed_mut::<T>()?;
-    cross_entropy_backward(head, classes, &truth, of_head, loss_scale * weights.head / batch as f64);
-    let d_head = Matrix::new(head, batch, classes);
-    let features = Matrix::new(f.typed::<T>()?, batch, width);
-    let d_weight = MatrixMut::new(d_weight.typed_mut::<T>()?, classes, width);
-    gemm(d_weight, Write::Replace, T::ONE, d_head.transposed(), features, Threads::All);
-    let d_bias = d_bias.typed_mut::<T>()?;
-    d_bias.fill(T::ZERO);
-    for row in head.chunks_exact(classes) {
-        d_bias.iter_mut().zip(row).for_each(|(sum, &d)| *sum += d);
-    }
-    let text = text.typed_mut::<T>()?;
-    if d_text.is_some() || (df.is_some() && weights.text != 0.0) {
-        cross_entropy_backward(text, classes, &truth, of_text, loss_scale * weights.text / batch as f64);
-    }
-    let d_logits = Matrix::new(text, batch, classes);
-    let scale = T::from_f64(classifier.text_scale);
-    if let Some(df) = df {
-        expect_shape(OP, "df", f.shape(), df.shape())?;
-        let df = df.typed_mut::<T>()?;
-        let weight = Matrix::new(classifier.weight.typed::<T>()?, classes, width);
-        gemm(MatrixMut::new(df, batch, width), Write::Replace, T::ONE, d_head, weight, Threads::All);
-        if weights.text != 0.0 {
-            let text = Matrix::new(classifier.text.typed::<T>()?, classes, width);
-            gemm(MatrixMut::new(df, batch, width), Write::Add, scale, d_logits, text, Threads::All);
-        }
-    }
-    if let Some(d_text) = d_text {
-        expect_shape(OP, "d_text", [classes, width], d_text.shape())?;
-        let to = MatrixMut::new(d_text.typed_mut::<T>()?, classes, width);
-        gemm(to, Write::Replace, scale, d_logits.transposed(), features, Threads::All);
-    }
-    Ok(())
 }
 
 /// z becomes scale·(softmax(z)·Σ t − t), row by row, where t are the shares of its classes as they are counted.

@@ -2,13 +2,26 @@
 
 use super::number::Number;
 use super::real::{Real, sum_of};
-use crate::backend::{Result, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 
-pub fn l2_norm<T: Number>(x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+impl<T: Real> L2NormOp for Cpu<T> {
+    fn l2_norm_checked(&self, x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+        in_type!(self, l2_norm<>(x, f, norms))
+    }
+
+    fn l2_norm_backward_checked(
+        &self,
+        df: &Tensor,
+        f: &Tensor,
+        norms: &Tensor,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, l2_norm_backward<>(df, f, norms, dx))
+    }
+}
+
+fn l2_norm<T: Number>(x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
     let d = x.shape().columns();
-    expect_shape("l2_norm", "f", x.shape(), f.shape())?;
-    expect_shape("l2_norm", "norms", [x.shape().rows()], norms.shape())?;
     let norms = norms.typed_mut::<T::Real>()?;
     let rows = f.typed_mut::<T::Real>()?.chunks_exact_mut(d).zip(x.typed::<T>()?.chunks_exact(d));
     let least = T::Real::from_f64(1e-12);
@@ -23,11 +36,8 @@ pub fn l2_norm<T: Number>(x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Res
     Ok(())
 }
 
-pub fn l2_norm_backward<T: Number>(df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
+fn l2_norm_backward<T: Number>(df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
     let d = f.shape().columns();
-    expect_shape("l2_norm_backward", "df", f.shape(), df.shape())?;
-    expect_shape("l2_norm_backward", "dx", f.shape(), dx.shape())?;
-    expect_shape("l2_norm_backward", "norms", [f.shape().rows()], norms.shape())?;
     let (df, f, norms) = (df.typed::<T::Real>()?, f.typed::<T::Real>()?, norms.typed::<T::Real>()?);
     let rows = dx.typed_mut::<T>()?.chunks_exact_mut(d).zip(df.chunks_exact(d)).zip(f.chunks_exact(d));
     for (((dx, df), f), &norm) in rows.zip(norms) {

@@ -2,24 +2,43 @@
 
 use super::number::{Number, OnHost};
 use super::real::{Real, sum_of, vectors};
-use crate::backend::{AddTo, LayerNorm, Result, expect_matrix, expect_shape};
-use crate::tensor::Tensor;
+use super::*;
 use rayon::prelude::*;
 
 /// Rows that one task handles: enough work to be worth a task, few enough to spread.
 const ROWS: usize = 32;
 
-pub fn layer_norm<T: Number, B: OnHost>(
+impl<T: Real> LayerNormOp for Cpu<T> {
+    fn layer_norm_checked(
+        &self,
+        x: &Tensor,
+        norm: &LayerNorm<Self>,
+        y: &mut Tensor,
+        stats: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, layer_norm<Self>(x, norm, y, stats))
+    }
+
+    fn layer_norm_backward_checked(
+        &self,
+        dy: &Tensor,
+        x: &Tensor,
+        norm: &LayerNorm<Self>,
+        stats: &Tensor,
+        to: AddTo<'_, Tensor>,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
+    }
+}
+
+fn layer_norm<T: Number, B: OnHost>(
     x: &Tensor,
     norm: &LayerNorm<B>,
     y: &mut Tensor,
     stats: &mut Tensor,
 ) -> Result<()> {
     let d = x.shape().columns();
-    let rows = x.elements() / d;
-    expect_shape("layer_norm", "y", x.shape(), y.shape())?;
-    expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
-    expect_shape("layer_norm", "weight", [d], norm.weight.shape())?;
     let (weight, bias) = (norm.weight.typed::<T::Real>()?, norm.bias.typed::<T::Real>()?);
     let eps = T::Real::from_f64(norm.eps);
     y.typed_mut::<T>()?
@@ -64,9 +83,7 @@ pub struct NormInPlace<'a, T> {
 }
 
 impl<'a, T: Real> NormInPlace<'a, T> {
-    pub fn of<B: OnHost>(norm: &'a LayerNorm<B>, width: usize) -> Result<Self> {
-        expect_shape("layer_norm", "weight", [width], norm.weight.shape())?;
-        expect_shape("layer_norm", "bias", [width], norm.bias.shape())?;
+    pub fn of<B: OnHost>(norm: &'a LayerNorm<B>) -> Result<Self> {
         let eps = T::from_f64(norm.eps);
         Ok(NormInPlace { weight: norm.weight.typed()?, bias: norm.bias.typed()?, eps })
     }
@@ -88,7 +105,7 @@ vectors! {
     }
 }
 
-pub fn layer_norm_backward<T: Number, B: OnHost>(
+fn layer_norm_backward<T: Number, B: OnHost>(
     dy: &Tensor,
     x: &Tensor,
     norm: &LayerNorm<B>,
@@ -97,15 +114,10 @@ pub fn layer_norm_backward<T: Number, B: OnHost>(
     dx: &mut Tensor,
 ) -> Result<()> {
     let d = x.shape().columns();
-    let rows = x.elements() / d;
-    expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
-    expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
-    expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
     match to {
         AddTo::Nothing => dx.bytes_mut().fill(0),
         AddTo::Output => {}
         AddTo::Tensor(before) => {
-            expect_shape("layer_norm_backward", "to", x.shape(), before.shape())?;
             dx.typed_mut::<T>()?.copy_from_slice(before.typed::<T>()?);
         }
     }

@@ -1,137 +1,11 @@
-//! Frozen linear layers, with and without a low-rank update beside them.
+//! Frozen linear layers with low-rank updates.
 
 use super::dropout::mask;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
+use super::linear::{Padded, linear, linear_backward};
 use super::number::OnHost;
-use super::real::{Real, vectors};
-use crate::backend::{Dropout, Lora, LoraGradients, Result, expect_matrix, expect_shape};
-use crate::tensor::{Shape, Tensor, View};
-use rayon::prelude::*;
-
-/// Rows and columns of a tensor seen as a matrix.
-pub fn matrix_shape(x: &Tensor) -> (usize, usize) {
-    let columns = x.shape().columns();
-    (x.elements() / columns.max(1), columns)
-}
-
-/// A frozen weight \[out, in\] in rows that may be padded.
-pub struct Padded {
-    values: Tensor,
-    inputs: usize,
-}
-
-impl Padded {
-    /// Rows a multiple of 4 KiB apart share a few cache sets, and packing W for x·Wᵀ then runs at three quarters of
-    /// its speed (docs/performance.md): such rows get a cache line of padding.
-    pub fn new<T: Real>(source: View<'_>) -> Result<Self> {
-        let (inputs, size) = (source.shape().columns(), size_of::<T>());
-        let stride = if (inputs * size).is_multiple_of(4096) { inputs + 64 / size } else { inputs };
-        let dense = source.to_tensor(T::DTYPE)?;
-        let mut values = Tensor::zeros([dense.shape().rows(), stride], T::DTYPE);
-        let rows = values.typed_mut::<T>()?.chunks_exact_mut(stride.max(1));
-        rows.zip(dense.typed::<T>()?.chunks_exact(inputs.max(1))).for_each(|(to, row)| {
-            to[..inputs].copy_from_slice(row);
-        });
-        Ok(Padded { values, inputs })
-    }
-
-    pub fn shape(&self) -> Shape {
-        [self.values.shape().rows(), self.inputs].into()
-    }
-
-    pub fn values<T: Real>(&self) -> Result<Tensor> {
-        let mut dense = Tensor::zeros(self.shape(), T::DTYPE);
-        let rows = self.values.typed::<T>()?.chunks_exact(self.values.shape().columns().max(1));
-        dense.typed_mut::<T>()?.chunks_exact_mut(self.inputs.max(1)).zip(rows).for_each(|(to, row)| {
-            to.copy_from_slice(&row[..self.inputs]);
-        });
-        Ok(dense)
-    }
-
-    pub fn bytes(&self) -> usize {
-        self.values.bytes().len()
-    }
-
-    fn matrix<T: Real>(&self, op: &'static str, outputs: usize, inputs: usize) -> Result<Matrix<'_, T>> {
-        expect_shape(op, "weight", [outputs, inputs], self.shape())?;
-        Ok(Matrix::strided(self.values.typed()?, outputs, inputs, self.values.shape().columns()))
-    }
-}
-
-pub fn linear<T: Real>(
-    x: &Tensor,
-    weight: &Padded,
-    bias: Option<&Tensor>,
-    residual: Option<&Tensor>,
-    y: &mut Tensor,
-) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
-    let outputs = y.shape().columns();
-    let weight = weight.matrix::<T>("linear", outputs, inputs)?;
-    expect_matrix("linear", "y", rows, outputs, y.shape())?;
-    let write = start_output::<T>(bias, residual, y)?;
-    gemm(
-        MatrixMut::new(y.typed_mut::<T>()?, rows, outputs),
-        write,
-        T::ONE,
-        Matrix::new(x.typed::<T>()?, rows, inputs),
-        weight.transposed(),
-        Threads::All,
-    );
-    Ok(())
-}
-
-/// Fills y with bias and residual, so that the product can be added; says whether there was anything.
-fn start_output<T: Real>(bias: Option<&Tensor>, residual: Option<&Tensor>, y: &mut Tensor) -> Result<Write> {
-    const ROWS: usize = 32;
-    let columns = y.shape().columns();
-    if let Some(residual) = residual {
-        expect_shape("linear", "residual", y.shape(), residual.shape())?;
-    }
-    let bias = bias.map(|b| b.typed::<T>()).transpose()?;
-    let residual = residual.map(|r| r.typed::<T>()).transpose()?;
-    let y = y.typed_mut::<T>()?;
-    match (bias, residual) {
-        (None, None) => return Ok(Write::Replace),
-        (None, Some(residual)) => y.copy_from_slice(residual),
-        (Some(bias), None) => y
-            .par_chunks_mut(ROWS * columns)
-            .for_each(|y| y.chunks_exact_mut(columns).for_each(|y| y.copy_from_slice(bias))),
-        (Some(bias), Some(residual)) => {
-            y.par_chunks_mut(ROWS * columns).zip(residual.par_chunks(ROWS * columns)).for_each(|(y, r)| {
-                add_bias(y, r, bias);
-            })
-        }
-    }
-    Ok(Write::Add)
-}
-
-vectors! {
-    /// y = residual + bias, row by row.
-    fn add_bias[T: Real](y: &mut [T], residual: &[T], bias: &[T]) {
-        for (y, r) in y.chunks_exact_mut(bias.len()).zip(residual.chunks_exact(bias.len())) {
-            for ((y, &r), &b) in y.iter_mut().zip(r).zip(bias) {
-                *y = r + b;
-            }
-        }
-    }
-}
-
-pub fn linear_backward<T: Real>(dy: &Tensor, weight: &Padded, dx: &mut Tensor) -> Result<()> {
-    let (rows, outputs) = matrix_shape(dy);
-    let inputs = dx.shape().columns();
-    let weight = weight.matrix::<T>("linear_backward", outputs, inputs)?;
-    expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
-    gemm(
-        MatrixMut::new(dx.typed_mut::<T>()?, rows, inputs),
-        Write::Replace,
-        T::ONE,
-        Matrix::new(dy.typed::<T>()?, rows, outputs),
-        weight,
-        Threads::All,
-    );
-    Ok(())
-}
+use super::real::Real;
+use super::*;
 
 /// The sizes of a low-rank update and its parts as matrices.
 pub struct Parts<'a, T> {
@@ -146,16 +20,14 @@ pub struct Parts<'a, T> {
 }
 
 impl<'a, T: Real> Parts<'a, T> {
-    pub fn of<B: OnHost>(lora: Lora<'a, B>, inputs: usize) -> Result<Self> {
+    pub fn of<B: OnHost>(lora: Lora<'a, B>) -> Result<Self> {
         let count = lora.columns.len();
         let shape = lora.b.shape();
         let (outputs, rank) = (shape.row_elements() / shape.columns(), shape.columns());
-        expect_shape("lora", "b", [count, outputs, rank], shape)?;
-        expect_shape("lora", "a", [count * rank, inputs], lora.a.shape())?;
         Ok(Parts {
             count,
             rank,
-            inputs,
+            inputs: lora.a.shape().columns(),
             outputs,
             a: lora.a.typed()?,
             b: lora.b.typed()?,
@@ -197,24 +69,51 @@ impl<'a, T: Real> Parts<'a, T> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn lora_linear<T: Real, B: OnHost>(
-    x: &Tensor,
-    seen: Option<&Tensor>,
-    weight: &Padded,
-    bias: Option<&Tensor>,
-    lora: Lora<'_, B>,
-    residual: Option<&Tensor>,
-    u: &mut Tensor,
-    y: &mut Tensor,
-) -> Result<()> {
+impl<T: Real> LoraLinearOp for Cpu<T> {
+    fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()> {
+        match (self.bf16, &args.layer.weight.0) {
+            (None, Layout::Real(weight)) => lora_linear::<T, Self>(weight, args),
+            (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear(isa, weight, args),
+            _ => Err(foreign("lora_linear")),
+        }
+    }
+
+    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()> {
+        match (self.bf16, &args.layer.weight.0) {
+            (None, Layout::Real(weight)) => lora_linear_backward::<T, Self>(weight, args),
+            (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear_backward(isa, weight, args),
+            _ => Err(foreign("lora_linear_backward")),
+        }
+    }
+
+    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+        let mut layers = layers.iter_mut();
+        layers.try_for_each(|layer| match (&layer.weight.0, &mut layer.folded.0) {
+            (Layout::Real(weight), Layout::Real(folded)) => lora_fold::<T, Self>(weight, layer.lora, folded),
+            (Layout::Bf16(weight), Layout::Bf16(folded)) => {
+                bf16::linear::lora_fold(weight, layer.lora, folded)
+            }
+            _ => Err(foreign("lora_fold")),
+        })
+    }
+
+    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+        layers.iter_mut().try_for_each(|layer| {
+            // Of bf16 too.
+            let [x, dy] = [layer.x, layer.dy].map(|tensor| tensor.view().to_tensor(T::DTYPE));
+            lora_gradients::<T, Self>(&x?, &dy?, layer)
+        })
+    }
+}
+
+fn lora_linear<T: Real, B: OnHost>(weight: &Padded, args: LoraLinear<'_, B>) -> Result<()> {
+    let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
+    let bias = layer.bias.as_ref();
     linear::<T>(x, weight, bias, residual, y)?;
-    let (rows, inputs) = matrix_shape(x);
+    let (rows, _) = x.shape().matrix();
     let columns = y.shape().columns();
-    let parts = Parts::<T>::of(lora, inputs)?;
-    expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
+    let parts = Parts::<T>::of(lora)?;
     let x = seen.unwrap_or(x);
-    expect_matrix("lora_linear", "seen", rows, inputs, x.shape())?;
     narrow_product(x, &parts, u.typed_mut::<T>()?)?;
     let (u, y) = (u.typed::<T>()?, y.typed_mut::<T>()?);
     for (part, &column) in parts.columns.iter().enumerate() {
@@ -232,7 +131,7 @@ pub fn lora_linear<T: Real, B: OnHost>(
 
 /// u = x·Aᵀ.
 fn narrow_product<T: Real>(x: &Tensor, parts: &Parts<'_, T>, u: &mut [T]) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
+    let (rows, inputs) = x.shape().matrix();
     gemm(
         MatrixMut::new(u, rows, parts.width()),
         Write::Replace,
@@ -244,27 +143,15 @@ fn narrow_product<T: Real>(x: &Tensor, parts: &Parts<'_, T>, u: &mut [T]) -> Res
     Ok(())
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn lora_linear_backward<T: Real, B: OnHost>(
-    dy: &Tensor,
-    x: &Tensor,
-    dropout: Option<Dropout<'_, B>>,
-    u: &Tensor,
-    weight: &Padded,
-    lora: Lora<'_, B>,
-    du: &mut Tensor,
-    da: &mut Tensor,
-    db: &mut Tensor,
-    dx: Option<&mut Tensor>,
-) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
+fn lora_linear_backward<T: Real, B: OnHost>(weight: &Padded, args: LoraLinearBackward<'_, B>) -> Result<()> {
+    let LoraLinearBackward { dy, x, dropout, u, lora, du, da, db, dx, .. } = args;
+    let (rows, inputs) = x.shape().matrix();
     let columns = dy.shape().columns();
-    let parts = Parts::<T>::of(lora, inputs)?;
+    let parts = Parts::<T>::of(lora)?;
     let width = parts.width();
     gradients::<T, B>(dy, x, u, lora, du, da, db)?;
     let (dy_data, du) = (dy.typed::<T>()?, Matrix::new(du.typed::<T>()?, rows, width));
     let Some(dx) = dx else { return Ok(()) };
-    expect_matrix("lora_linear_backward", "dx", rows, inputs, dx.shape())?;
     let through_adapters =
         |to: MatrixMut<'_, T>, write| gemm(to, write, T::ONE, du, parts.a_all(), Threads::All);
     match dropout {
@@ -295,14 +182,10 @@ fn gradients<T: Real, B: OnHost>(
     da: &mut Tensor,
     db: &mut Tensor,
 ) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
+    let (rows, inputs) = x.shape().matrix();
     let columns = dy.shape().columns();
-    let parts = Parts::<T>::of(lora, inputs)?;
+    let parts = Parts::<T>::of(lora)?;
     let width = parts.width();
-    expect_matrix("lora_linear_backward", "u", rows, width, u.shape())?;
-    expect_matrix("lora_linear_backward", "du", rows, width, du.shape())?;
-    expect_shape("lora_linear_backward", "da", lora.a.shape(), da.shape())?;
-    expect_shape("lora_linear_backward", "db", lora.b.shape(), db.shape())?;
     let (dy_data, u, du_data) = (dy.typed::<T>()?, u.typed::<T>()?, du.typed_mut::<T>()?);
     let db = db.typed_mut::<T>()?;
     for (part, &column) in parts.columns.iter().enumerate() {
@@ -338,21 +221,20 @@ fn gradients<T: Real, B: OnHost>(
 }
 
 /// Copies x and dy, and makes u and du for itself: no step of this backend's own takes its gradients in this form.
-pub fn lora_gradients<T: Real, B: OnHost>(
+fn lora_gradients<T: Real, B: OnHost>(
     x: &Tensor,
     dy: &Tensor,
     LoraGradients { lora, da, db, .. }: &mut LoraGradients<'_, B>,
 ) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
-    let parts = Parts::<T>::of(*lora, inputs)?;
+    let (rows, _) = x.shape().matrix();
+    let parts = Parts::<T>::of(*lora)?;
     let [mut u, mut du] = [(); 2].map(|()| Tensor::zeros([rows, parts.width()], T::DTYPE));
     narrow_product(x, &parts, u.typed_mut::<T>()?)?;
     gradients::<T, B>(dy, x, &u, *lora, &mut du, da, db)
 }
 
-pub fn lora_fold<T: Real, B: OnHost>(weight: &Padded, lora: Lora<'_, B>, folded: &mut Padded) -> Result<()> {
-    expect_shape("lora_fold", "folded", weight.shape(), folded.shape())?;
-    let parts = Parts::<T>::of(lora, lora.a.shape().columns())?;
+fn lora_fold<T: Real, B: OnHost>(weight: &Padded, lora: Lora<'_, B>, folded: &mut Padded) -> Result<()> {
+    let parts = Parts::<T>::of(lora)?;
     let stride = weight.values.shape().columns();
     let folded = folded.values.typed_mut::<T>()?;
     folded.copy_from_slice(weight.values.typed::<T>()?);

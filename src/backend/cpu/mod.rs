@@ -12,24 +12,27 @@ mod bf16;
 mod class_features;
 mod crop_resize;
 mod dropout;
-mod embed;
 pub(crate) mod gemm;
 mod head_loss;
 mod l2_norm;
 mod layer_norm;
+mod linear;
 mod lora_linear;
 mod memory;
-mod mix;
+mod mix_rows;
 mod number;
+mod patch_embed;
 mod prompts;
 pub mod real;
+mod take_rows;
 mod triplet;
 
 pub use bf16::isa::{Features, Isa};
 
 use super::*;
+use crate::tensor::{DType, Shape, Tensor, View};
 use ::half::bf16 as Bf16;
-use lora_linear::Padded;
+use linear::Padded;
 use real::Real;
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -72,13 +75,14 @@ enum Layout {
 
 /// An operation over the type of activations and, where it is named, over the backend.
 macro_rules! in_type {
-    ($cpu:ident, $op:ident::$name:ident<$($backend:ident)?>($($arg:expr),*)) => {
+    ($cpu:ident, $name:ident<$($backend:ident)?>($($arg:expr),*)) => {
         match $cpu.bf16 {
-            None => $op::$name::<T $(, $backend)?>($($arg),*),
-            Some(_) => $op::$name::<Bf16 $(, $backend)?>($($arg),*),
+            None => $name::<T $(, $backend)?>($($arg),*),
+            Some(_) => $name::<Bf16 $(, $backend)?>($($arg),*),
         }
     };
 }
+use in_type;
 
 /// A weight of another type than the backend's: it was made by another.
 fn foreign(op: &'static str) -> BackendError {
@@ -98,7 +102,7 @@ fn counted(tensor: Tensor) -> Tensor {
 /// The CPU captures nothing: there is no value of this type.
 pub enum NoGraph {}
 
-impl<T: Real> Backend for Cpu<T> {
+impl<T: Real> Memory for Cpu<T> {
     type Tensor = Tensor;
     type Weight = Weight;
     type Pending = Option<Tensor>;
@@ -196,349 +200,14 @@ impl<T: Real> Backend for Cpu<T> {
         match *graph {}
     }
 
-    fn crop_resize(&self, images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {
-        crop_resize::crop_resize(images, crops, y)
-    }
-
-    fn patch_embed(
-        &self,
-        pixels: &Tensor,
-        mix: Option<&Mix<Self>>,
-        embedding: &PatchEmbedding<Self>,
-        patches: &mut Tensor,
-        products: &mut Tensor,
-        x: &mut Tensor,
-    ) -> Result<()> {
-        in_type!(self, embed::patch_embed<Self>(self, pixels, mix, embedding, patches, products, x))
-    }
-
-    fn layer_norm(
-        &self,
-        x: &Tensor,
-        norm: &LayerNorm<Self>,
-        y: &mut Tensor,
-        stats: &mut Tensor,
-    ) -> Result<()> {
-        in_type!(self, layer_norm::layer_norm<Self>(x, norm, y, stats))
-    }
-
-    fn layer_norm_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        norm: &LayerNorm<Self>,
-        stats: &Tensor,
-        to: AddTo<'_, Tensor>,
-        dx: &mut Tensor,
-    ) -> Result<()> {
-        in_type!(self, layer_norm::layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
-    }
-
-    fn linear(
-        &self,
-        x: &Tensor,
-        layer: &Linear<Self>,
-        residual: Option<&Tensor>,
-        y: &mut Tensor,
-    ) -> Result<()> {
-        let bias = layer.bias.as_ref();
-        match (self.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => lora_linear::linear::<T>(x, weight, bias, residual, y),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear(isa, x, weight, bias, residual, y),
-            _ => Err(foreign("linear")),
-        }
-    }
-
-    fn linear_backward(&self, dy: &Tensor, layer: &Linear<Self>, dx: &mut Tensor) -> Result<()> {
-        match (self.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => lora_linear::linear_backward::<T>(dy, weight, dx),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear_backward(isa, dy, weight, dx),
-            _ => Err(foreign("linear_backward")),
-        }
-    }
-
-    fn linear_activation(
-        &self,
-        x: &Tensor,
-        layer: &Linear<Self>,
-        kind: Activation,
-        z: &mut Tensor,
-        g: &mut Tensor,
-    ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
-            return bf16::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g);
-        }
-        self.linear(x, layer, None, z)?;
-        self.activation(kind, z, g)
-    }
-
-    fn linear_activation_backward(
-        &self,
-        dy: &Tensor,
-        layer: &Linear<Self>,
-        kind: Activation,
-        z: &Tensor,
-        dz: &mut Tensor,
-    ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
-            return bf16::linear::linear_activation_backward(isa, dy, weight, kind, z, dz);
-        }
-        self.linear_backward(dy, layer, dz)?;
-        self.activation_backward(kind, z, dz)
-    }
-
-    fn lora_linear(
-        &self,
-        x: &Tensor,
-        seen: Option<&Tensor>,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        residual: Option<&Tensor>,
-        u: &mut Tensor,
-        y: &mut Tensor,
-    ) -> Result<()> {
-        let bias = layer.bias.as_ref();
-        match (self.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => {
-                lora_linear::lora_linear::<T, Self>(x, seen, weight, bias, lora, residual, u, y)
-            }
-            (Some(isa), Layout::Bf16(weight)) => {
-                bf16::linear::lora_linear(isa, x, seen, weight, bias, lora, residual, u, y)
-            }
-            _ => Err(foreign("lora_linear")),
-        }
-    }
-
-    fn lora_linear_backward(
-        &self,
-        dy: &Tensor,
-        x: &Tensor,
-        dropout: Option<Dropout<'_, Self>>,
-        u: &Tensor,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        du: &mut Tensor,
-        da: &mut Tensor,
-        db: &mut Tensor,
-        dx: Option<&mut Tensor>,
-    ) -> Result<()> {
-        match (self.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => {
-                lora_linear::lora_linear_backward::<T, Self>(dy, x, dropout, u, weight, lora, du, da, db, dx)
-            }
-            (Some(isa), Layout::Bf16(weight)) => {
-                bf16::linear::lora_linear_backward(isa, dy, x, dropout, u, weight, lora, du, da, db, dx)
-            }
-            _ => Err(foreign("lora_linear_backward")),
-        }
-    }
-
-    fn dropout(&self, x: &Tensor, dropout: Dropout<'_, Self>, y: &mut Tensor) -> Result<()> {
-        in_type!(self, dropout::dropout<Self>(x, dropout, y))
-    }
-
-    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
-        let mut layers = layers.iter_mut();
-        layers.try_for_each(|layer| match (&layer.weight.0, &mut layer.folded.0) {
-            (Layout::Real(weight), Layout::Real(folded)) => {
-                lora_linear::lora_fold::<T, Self>(weight, layer.lora, folded)
-            }
-            (Layout::Bf16(weight), Layout::Bf16(folded)) => {
-                bf16::linear::lora_fold(weight, layer.lora, folded)
-            }
-            _ => Err(foreign("lora_fold")),
-        })
-    }
-
-    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
-        layers.iter_mut().try_for_each(|layer| {
-            // Of bf16 too.
-            let [x, dy] = [layer.x, layer.dy].map(|tensor| tensor.view().to_tensor(T::DTYPE));
-            lora_linear::lora_gradients::<T, Self>(&x?, &dy?, layer)
-        })
-    }
-
-    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
-        match self.bf16 {
-            None => attention::saved(batch, heads, queries, keys),
-            Some(_) => bf16::attention::saved(batch, heads, queries),
-        }
-    }
-
-    fn attention(
-        &self,
-        input: AttentionInput<'_, Self>,
-        shape: AttentionShape,
-        saved: &mut Tensor,
-        o: &mut Tensor,
-    ) -> Result<()> {
-        match self.bf16 {
-            None => attention::attention::<T, Self>(input, shape, saved, o),
-            Some(isa) => bf16::attention::attention(isa, input, shape, saved, o),
-        }
-    }
-
-    fn attention_backward(
-        &self,
-        d_o: &Tensor,
-        o: &Tensor,
-        input: AttentionInput<'_, Self>,
-        saved: &Tensor,
-        shape: AttentionShape,
-        scratch: &mut Tensor,
-        gradient: AttentionGradient<'_, Self>,
-    ) -> Result<()> {
-        match self.bf16 {
-            None => attention::attention_backward::<T, Self>(d_o, input, saved, shape, scratch, gradient),
-            Some(isa) => bf16::attention::attention_backward(isa, d_o, o, input, saved, shape, gradient),
-        }
-    }
-
-    fn activation(&self, kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
-        in_type!(self, activation::activation<>(kind, z, g))
-    }
-
-    fn activation_backward(&self, kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
-        in_type!(self, activation::activation_backward<>(kind, z, d))
-    }
-
-    fn take_rows(&self, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-        in_type!(self, embed::take_rows<>(x, rows, y))
-    }
-
-    fn take_rows_backward(&self, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-        in_type!(self, embed::take_rows_backward<>(dy, rows, dx))
-    }
-
-    fn insert_prompts(&self, x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
-        in_type!(self, prompts::insert_prompts<>(x, prompts, layer, y))
-    }
-
-    fn insert_prompts_backward(
-        &self,
-        dy: &Tensor,
-        layer: usize,
-        d_prompts: &mut Tensor,
-        dx: Option<&mut Tensor>,
-    ) -> Result<()> {
-        in_type!(self, prompts::insert_prompts_backward<>(dy, layer, d_prompts, dx))
-    }
-
-    fn replace_prompts(&self, prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
-        in_type!(self, prompts::replace_prompts<>(prompts, layer, x))
-    }
-
-    fn replace_prompts_backward(&self, d: &mut Tensor, layer: usize, d_prompts: &mut Tensor) -> Result<()> {
-        in_type!(self, prompts::replace_prompts_backward<>(d, layer, d_prompts))
-    }
-
-    fn copy_rows(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, rows: usize) -> Result<()> {
-        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
-        y.bytes_mut()[to..to + bytes].copy_from_slice(&x.bytes()[from..from + bytes]);
+    fn copy_bytes(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, count: usize) -> Result<()> {
+        y.bytes_mut()[to..to + count].copy_from_slice(&x.bytes()[from..from + count]);
         Ok(())
     }
 
     fn clear(&self, x: &mut Tensor) -> Result<()> {
         x.bytes_mut().fill(0);
         Ok(())
-    }
-
-    fn l2_norm(&self, x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
-        in_type!(self, l2_norm::l2_norm<>(x, f, norms))
-    }
-
-    fn l2_norm_backward(&self, df: &Tensor, f: &Tensor, norms: &Tensor, dx: &mut Tensor) -> Result<()> {
-        in_type!(self, l2_norm::l2_norm_backward<>(df, f, norms, dx))
-    }
-
-    fn mix_rows(&self, x: &Tensor, mix: &Mix<Self>, y: &mut Tensor) -> Result<()> {
-        mix::mix_rows::<T, Self>(x, mix, y)
-    }
-
-    fn mix_rows_backward(&self, dy: &Tensor, mix: &Mix<Self>, dx: &mut Tensor) -> Result<()> {
-        mix::mix_rows_backward::<T, Self>(dy, mix, dx)
-    }
-
-    fn triplet(
-        &self,
-        f: &Tensor,
-        labels: &Tensor,
-        margin: f64,
-        pairs: &mut Tensor,
-        distances: &mut Tensor,
-        stats: &mut Tensor,
-    ) -> Result<()> {
-        triplet::triplet::<T>(f, labels, margin, pairs, distances, stats)
-    }
-
-    fn triplet_backward(
-        &self,
-        f: &Tensor,
-        pairs: &Tensor,
-        distances: &Tensor,
-        weight: f64,
-        control: Option<&Tensor>,
-        df: &mut Tensor,
-    ) -> Result<()> {
-        triplet::triplet_backward::<T>(f, pairs, distances, weight, control, df)
-    }
-
-    fn head_loss(
-        &self,
-        f: &Tensor,
-        classifier: Classifier<'_, Self>,
-        targets: Targets<'_, Self>,
-        head: &mut Tensor,
-        text: &mut Tensor,
-        stats: &mut Tensor,
-    ) -> Result<()> {
-        head_loss::head_loss::<T, Self>(f, classifier, targets, head, text, stats)
-    }
-
-    fn head_loss_backward(
-        &self,
-        f: &Tensor,
-        classifier: Classifier<'_, Self>,
-        targets: Targets<'_, Self>,
-        weights: LossWeights,
-        control: Option<&Tensor>,
-        head: &mut Tensor,
-        text: &mut Tensor,
-        d_weight: &mut Tensor,
-        d_bias: &mut Tensor,
-        df: Option<&mut Tensor>,
-        d_text: Option<&mut Tensor>,
-    ) -> Result<()> {
-        head_loss::head_loss_backward::<T, Self>(
-            f, classifier, targets, weights, control, head, text, d_weight, d_bias, df, d_text,
-        )
-    }
-
-    fn class_features(&self, f: &Tensor, t: &mut Tensor, norms: &mut Tensor) -> Result<()> {
-        class_features::class_features::<T>(f, t, norms)
-    }
-
-    fn class_features_backward(
-        &self,
-        dt: &Tensor,
-        t: &Tensor,
-        norms: &Tensor,
-        df: &mut Tensor,
-    ) -> Result<()> {
-        class_features::class_features_backward::<T>(dt, t, norms, df)
-    }
-
-    fn accumulate(&self, pairs: &mut [(&Tensor, &mut Tensor)], first: bool) -> Result<()> {
-        accumulate::accumulate::<T>(pairs, first)
-    }
-
-    fn adamw(
-        &self,
-        tensors: &mut [AdamwTensor<'_, Self>],
-        step: AdamwStep<'_, Self>,
-        stats: &mut Tensor,
-    ) -> Result<()> {
-        adamw::adamw::<T, Self>(tensors, step, stats)
     }
 }
 

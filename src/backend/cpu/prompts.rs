@@ -2,38 +2,11 @@
 
 use super::number::{Number, narrow};
 use super::real::Real;
-use crate::backend::{BackendError, Result, expect_shape};
-use crate::tensor::{Shape, Tensor};
+use super::*;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// The sizes of sequences with prompts in them.
-struct Extents {
-    /// Tokens with the prompts, prompts, and width.
-    tokens: usize,
-    count: usize,
-    width: usize,
-    /// Where the prompts of the layer lie among those of all layers.
-    layer: Range<usize>,
-}
-
-impl Extents {
-    /// `sequences` \[B, tokens, D\] have room for the prompts, \[n, m, D\].
-    fn of(op: &'static str, sequences: Shape, prompts: Shape, layer: usize) -> Result<Self> {
-        match (sequences.dims(), prompts.dims()) {
-            (&[_, tokens, width], &[layers, count, same])
-                if same == width && layer < layers && tokens > count && width > 0 =>
-            {
-                let each = count * width;
-                Ok(Extents { tokens, count, width, layer: layer * each..(layer + 1) * each })
-            }
-            _ => {
-                let problem = format!("prompts {prompts} of layer {layer} do not go into {sequences}");
-                Err(BackendError::Invalid { op, problem })
-            }
-        }
-    }
-
+impl PromptExtents {
     /// Elements of one sequence.
     fn sequence(&self) -> usize {
         self.tokens * self.width
@@ -44,18 +17,60 @@ impl Extents {
         self.width..(1 + self.count) * self.width
     }
 
-    /// The shape of sequences without the prompts.
-    fn without(&self, sequences: Shape) -> Shape {
-        [sequences.rows(), self.tokens - self.count, self.width].into()
+    /// The layer's elements among those of all layers' prompts.
+    fn of_layer(&self) -> Range<usize> {
+        self.first()..self.first() + self.count * self.width
     }
 }
 
-pub fn insert_prompts<T: Number>(x: &Tensor, prompts: &Tensor, layer: usize, y: &mut Tensor) -> Result<()> {
-    const OP: &str = "insert_prompts";
-    let extents = Extents::of(OP, y.shape(), prompts.shape(), layer)?;
-    expect_shape(OP, "x", extents.without(y.shape()), x.shape())?;
+impl<T: Real> PromptsOp for Cpu<T> {
+    fn insert_prompts_checked(
+        &self,
+        x: &Tensor,
+        prompts: &Tensor,
+        extents: PromptExtents,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, insert_prompts<>(x, prompts, extents, y))
+    }
+
+    fn insert_prompts_backward_checked(
+        &self,
+        dy: &Tensor,
+        extents: PromptExtents,
+        d_prompts: &mut Tensor,
+        dx: Option<&mut Tensor>,
+    ) -> Result<()> {
+        in_type!(self, insert_prompts_backward<>(dy, extents, d_prompts, dx))
+    }
+
+    fn replace_prompts_checked(
+        &self,
+        prompts: &Tensor,
+        extents: PromptExtents,
+        x: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, replace_prompts<>(prompts, extents, x))
+    }
+
+    fn replace_prompts_backward_checked(
+        &self,
+        d: &mut Tensor,
+        extents: PromptExtents,
+        d_prompts: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(self, replace_prompts_backward<>(d, extents, d_prompts))
+    }
+}
+
+fn insert_prompts<T: Number>(
+    x: &Tensor,
+    prompts: &Tensor,
+    extents: PromptExtents,
+    y: &mut Tensor,
+) -> Result<()> {
     let (range, width) = (extents.prompts(), extents.width);
-    let prompts = &prompts.typed::<T::Real>()?[extents.layer.clone()];
+    let prompts = &prompts.typed::<T::Real>()?[extents.of_layer()];
     let sequences = x.typed::<T>()?.par_chunks(extents.sequence() - range.len());
     y.typed_mut::<T>()?.par_chunks_mut(extents.sequence()).zip(sequences).for_each(|(y, x)| {
         y[..width].copy_from_slice(&x[..width]);
@@ -65,17 +80,14 @@ pub fn insert_prompts<T: Number>(x: &Tensor, prompts: &Tensor, layer: usize, y: 
     Ok(())
 }
 
-pub fn insert_prompts_backward<T: Number>(
+fn insert_prompts_backward<T: Number>(
     dy: &Tensor,
-    layer: usize,
+    extents: PromptExtents,
     d_prompts: &mut Tensor,
     dx: Option<&mut Tensor>,
 ) -> Result<()> {
-    const OP: &str = "insert_prompts_backward";
-    let extents = Extents::of(OP, dy.shape(), d_prompts.shape(), layer)?;
     let (range, width) = (extents.prompts(), extents.width);
     if let Some(dx) = dx {
-        expect_shape(OP, "dx", extents.without(dy.shape()), dx.shape())?;
         let sequences = dy.typed::<T>()?.par_chunks(extents.sequence());
         let dx = dx.typed_mut::<T>()?.par_chunks_mut(extents.sequence() - range.len());
         dx.zip(sequences).for_each(|(dx, dy)| {
@@ -83,25 +95,23 @@ pub fn insert_prompts_backward<T: Number>(
             dx[width..].copy_from_slice(&dy[range.end..]);
         });
     }
-    add_gradient(dy.typed::<T>()?, &extents, d_prompts)
+    add_gradient(dy.typed::<T>()?, extents, d_prompts)
 }
 
-pub fn replace_prompts<T: Number>(prompts: &Tensor, layer: usize, x: &mut Tensor) -> Result<()> {
-    let extents = Extents::of("replace_prompts", x.shape(), prompts.shape(), layer)?;
-    let prompts = &prompts.typed::<T::Real>()?[extents.layer.clone()];
+fn replace_prompts<T: Number>(prompts: &Tensor, extents: PromptExtents, x: &mut Tensor) -> Result<()> {
+    let prompts = &prompts.typed::<T::Real>()?[extents.of_layer()];
     for x in x.typed_mut::<T>()?.chunks_exact_mut(extents.sequence()) {
         narrow(prompts, &mut x[extents.prompts()]);
     }
     Ok(())
 }
 
-pub fn replace_prompts_backward<T: Number>(
+fn replace_prompts_backward<T: Number>(
     d: &mut Tensor,
-    layer: usize,
+    extents: PromptExtents,
     d_prompts: &mut Tensor,
 ) -> Result<()> {
-    let extents = Extents::of("replace_prompts_backward", d.shape(), d_prompts.shape(), layer)?;
-    add_gradient(d.typed::<T>()?, &extents, d_prompts)?;
+    add_gradient(d.typed::<T>()?, extents, d_prompts)?;
     for d in d.typed_mut::<T>()?.chunks_exact_mut(extents.sequence()) {
         d[extents.prompts()].fill(T::narrow(T::Real::ZERO));
     }
@@ -109,8 +119,8 @@ pub fn replace_prompts_backward<T: Number>(
 }
 
 /// Adds the prompts' rows of all sequences to their gradient.
-fn add_gradient<T: Number>(d: &[T], extents: &Extents, d_prompts: &mut Tensor) -> Result<()> {
-    let sums = &mut d_prompts.typed_mut::<T::Real>()?[extents.layer.clone()];
+fn add_gradient<T: Number>(d: &[T], extents: PromptExtents, d_prompts: &mut Tensor) -> Result<()> {
+    let sums = &mut d_prompts.typed_mut::<T::Real>()?[extents.of_layer()];
     for d in d.chunks_exact(extents.sequence()) {
         sums.iter_mut().zip(&d[extents.prompts()]).for_each(|(sum, &d)| *sum += d.widen());
     }

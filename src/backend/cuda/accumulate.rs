@@ -18,7 +18,6 @@ struct Entry {
 }
 
 fn entry((gradient, sum): &(&CudaTensor, &mut CudaTensor)) -> Result<Entry> {
-    expect_shape(OP, "sum", gradient.shape(), sum.shape())?;
     Ok(Entry {
         gradient: gradient.typed(DType::F32)?.0,
         sum: sum.typed(DType::F32)?.0,
@@ -26,11 +25,15 @@ fn entry((gradient, sum): &(&CudaTensor, &mut CudaTensor)) -> Result<Entry> {
     })
 }
 
-pub fn accumulate(cuda: &Cuda, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
-    let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
-    let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-    let table = Table::of(cuda, OP, &entries, &tables::blocks(&lengths))?;
-    let moved = table.bytes + lengths.iter().sum::<usize>() * size_of::<f32>() * if first { 2 } else { 3 };
-    let args = Args::new().address(table.entries).address(table.chunks).int(usize::from(first)).moving(moved);
-    cuda.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
+impl AccumulateOp for Cuda {
+    fn accumulate_checked(&self, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
+        let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
+        let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
+        let table = Table::of(self, OP, &entries, &tables::blocks(&lengths))?;
+        let moved =
+            table.bytes + lengths.iter().sum::<usize>() * size_of::<f32>() * if first { 2 } else { 3 };
+        let args =
+            Args::new().address(table.entries).address(table.chunks).int(usize::from(first)).moving(moved);
+        self.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
+    }
 }

@@ -8,15 +8,7 @@ const THREADS: usize = 256;
 const PACKS: usize = 2 * THREADS;
 
 /// Enqueues `name` over the elements of `z`, which moves each so many times; `out` is written.
-fn launch(
-    cuda: &Cuda,
-    op: &'static str,
-    name: &'static str,
-    z: &CudaTensor,
-    moved: usize,
-    out: &mut CudaTensor,
-) -> Result<()> {
-    expect_shape(op, "g or d", z.shape(), out.shape())?;
+fn launch(cuda: &Cuda, name: &'static str, z: &CudaTensor, moved: usize, out: &mut CudaTensor) -> Result<()> {
     let elements = z.shape().elements();
     if elements == 0 {
         return Ok(());
@@ -32,18 +24,25 @@ fn launch(
     cuda.launch("activation", name, [blocks, 1, 1], THREADS, 0, args)
 }
 
-pub fn activation(cuda: &Cuda, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
-    let name = match kind {
-        Activation::QuickGelu => "activation_quick_gelu",
-        Activation::Gelu => "activation_gelu",
-    };
-    launch(cuda, "activation", name, z, 2, g)
-}
+impl ActivationOp for Cuda {
+    fn activation_checked(&self, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
+        let name = match kind {
+            Activation::QuickGelu => "activation_quick_gelu",
+            Activation::Gelu => "activation_gelu",
+        };
+        launch(self, name, z, 2, g)
+    }
 
-pub fn activation_backward(cuda: &Cuda, kind: Activation, z: &CudaTensor, d: &mut CudaTensor) -> Result<()> {
-    let name = match kind {
-        Activation::QuickGelu => "activation_backward_quick_gelu",
-        Activation::Gelu => "activation_backward_gelu",
-    };
-    launch(cuda, "activation_backward", name, z, 3, d)
+    fn activation_backward_checked(
+        &self,
+        kind: Activation,
+        z: &CudaTensor,
+        d: &mut CudaTensor,
+    ) -> Result<()> {
+        let name = match kind {
+            Activation::QuickGelu => "activation_backward_quick_gelu",
+            Activation::Gelu => "activation_backward_gelu",
+        };
+        launch(self, name, z, 3, d)
+    }
 }

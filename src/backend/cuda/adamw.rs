@@ -28,9 +28,6 @@ struct Entry {
 
 fn entry(tensor: &AdamwTensor<'_, Cuda>) -> Result<Entry> {
     let shape = tensor.value.shape();
-    expect_shape(OP, "gradient", shape, tensor.gradient.shape())?;
-    expect_shape(OP, "first moment", shape, tensor.first_moment.shape())?;
-    expect_shape(OP, "second moment", shape, tensor.second_moment.shape())?;
     Ok(Entry {
         value: tensor.value.typed(DType::F32)?.0,
         gradient: tensor.gradient.typed(DType::F32)?.0,
@@ -43,62 +40,67 @@ fn entry(tensor: &AdamwTensor<'_, Cuda>) -> Result<Entry> {
     })
 }
 
-pub fn adamw(
-    cuda: &Cuda,
-    tensors: &mut [AdamwTensor<'_, Cuda>],
-    step: AdamwStep<'_, Cuda>,
-    stats: &mut CudaTensor,
-) -> Result<()> {
-    expect_shape(OP, "control", [Control::COUNT], step.control.shape())?;
-    expect_shape(OP, "factor", [1], step.factor.shape())?;
-    expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
-    let entries = tensors.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
-    let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-    let table = Table::of(cuda, OP, &entries, &tables::blocks(&lengths))?;
-    let control = step.control.typed(DType::F32)?;
-    let scaling = usize::from(step.scaling.is_some());
-    // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk, and
-    // room for the sum of these.
-    let corrections = cuda.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
-    let squares = corrections.offset(2 * size_of::<f64>());
-    let numbers = lengths.iter().sum::<usize>() * size_of::<f32>();
-    let both = Args::new().address(table.entries).address(table.chunks).int(table.count);
+/// Where the loss scale is, where there is one.
+pub fn loss_scale(control: Option<&CudaTensor>) -> Result<Option<Address>> {
+    let place = Control::LossScale as usize * size_of::<f32>();
+    control.map(|control| Ok(control.typed(DType::F32)?.offset(place))).transpose()
+}
 
-    let args = both.address(control).int(scaling).double(step.beta1).double(step.beta2);
-    let args = args.address(squares).address(corrections);
-    // Of an entry this kernel reads where the gradient is, its scale and its length.
-    let read = table.bytes - entries.len() * (size_of::<Entry>() - 3 * size_of::<u64>());
-    let args = args.moving(read + numbers + table.count * size_of::<f32>() + 2 * size_of::<f64>());
-    cuda.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
+impl AdamwOp for Cuda {
+    fn adamw_checked(
+        &self,
+        tensors: &mut [AdamwTensor<'_, Cuda>],
+        step: AdamwStep<'_, Cuda>,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        let entries = tensors.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
+        let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
+        let table = Table::of(self, OP, &entries, &tables::blocks(&lengths))?;
+        let control = step.control.typed(DType::F32)?;
+        let scaling = usize::from(step.scaling.is_some());
+        // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk, and
+        // room for the sum of these.
+        let corrections = self.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
+        let squares = corrections.offset(2 * size_of::<f64>());
+        let numbers = lengths.iter().sum::<usize>() * size_of::<f32>();
+        let both = Args::new().address(table.entries).address(table.chunks).int(table.count);
 
-    let (squares, sums) = match table.count {
-        count if count > ADDED_BY_EACH => {
-            let total = squares.offset(count * size_of::<f32>());
-            let moved = (count + 1) * size_of::<f32>();
-            let args = Args::new().address(squares).int(count).address(total).moving(moved);
-            cuda.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
-            (total, 1)
-        }
-        count => (squares, count),
-    };
-    let constants = step.scaling.unwrap_or_default();
-    let args = both
-        .address(squares)
-        .int(sums)
-        .address(corrections)
-        .address(step.factor.typed(DType::F32)?)
-        .address(control)
-        .address(stats.typed(DType::F32)?)
-        .address(cuda.counters(OP, 1)?)
-        .double(step.beta1)
-        .double(step.beta2)
-        .double(step.eps)
-        .int(scaling)
-        .double(constants.growth)
-        .double(constants.backoff)
-        .int(constants.interval as usize)
-        .int(usize::from(step.clip.is_some()))
-        .float(step.clip.unwrap_or_default() as f32)
-        .moving(table.bytes + 7 * numbers + sums * size_of::<f32>() + 2 * size_of::<f64>());
-    cuda.launch(OP, "adamw_update", [table.count.max(1), 1, 1], THREADS, 0, args)
+        let args = both.address(control).int(scaling).double(step.beta1).double(step.beta2);
+        let args = args.address(squares).address(corrections);
+        // Of an entry this kernel reads where the gradient is, its scale and its length.
+        let read = table.bytes - entries.len() * (size_of::<Entry>() - 3 * size_of::<u64>());
+        let args = args.moving(read + numbers + table.count * size_of::<f32>() + 2 * size_of::<f64>());
+        self.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
+
+        let (squares, sums) = match table.count {
+            count if count > ADDED_BY_EACH => {
+                let total = squares.offset(count * size_of::<f32>());
+                let moved = (count + 1) * size_of::<f32>();
+                let args = Args::new().address(squares).int(count).address(total).moving(moved);
+                self.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
+                (total, 1)
+            }
+            count => (squares, count),
+        };
+        let constants = step.scaling.unwrap_or_default();
+        let args = both
+            .address(squares)
+            .int(sums)
+            .address(corrections)
+            .address(step.factor.typed(DType::F32)?)
+            .address(control)
+            .address(stats.typed(DType::F32)?)
+            .address(self.counters(OP, 1)?)
+            .double(step.beta1)
+            .double(step.beta2)
+            .double(step.eps)
+            .int(scaling)
+            .double(constants.growth)
+            .double(constants.backoff)
+            .int(constants.interval as usize)
+            .int(usize::from(step.clip.is_some()))
+            .float(step.clip.unwrap_or_default() as f32)
+            .moving(table.bytes + 7 * numbers + sums * size_of::<f32>() + 2 * size_of::<f64>());
+        self.launch(OP, "adamw_update", [table.count.max(1), 1, 1], THREADS, 0, args)
+    }
 }

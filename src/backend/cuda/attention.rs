@@ -68,17 +68,12 @@ impl std::ops::Deref for Extents {
 }
 
 impl Extents {
-    fn of(op: &'static str, input: &AttentionInput<'_, Cuda>, shape: AttentionShape) -> Result<Self> {
-        let of = AttentionExtents::of(op, input, shape)?;
+    fn of(of: AttentionExtents, input: &AttentionInput<'_, Cuda>) -> Self {
         let (q_stride, kv_stride) = match input {
             AttentionInput::Packed(_) => (3 * of.width, 3 * of.width),
             AttentionInput::Split { .. } => (of.width, 2 * of.width),
         };
-        Ok(Extents { of, q_stride, kv_stride })
-    }
-
-    fn saved(&self) -> [usize; 3] {
-        [self.batch, self.heads, self.queries]
+        Extents { of, q_stride, kv_stride }
     }
 
     /// Numbers in queries, keys and values, and in o, which is as large as the queries.
@@ -90,10 +85,6 @@ impl Extents {
     /// Floating-point operations of one product of every query with every key.
     fn flop(&self) -> usize {
         2 * self.batch * self.queries * self.keys * self.width
-    }
-
-    fn o(&self) -> [usize; 3] {
-        [self.batch, self.queries, self.width]
     }
 
     /// The grid with so many blocks for each head of each image.
@@ -229,27 +220,10 @@ impl Parts {
         }
     }
 
-    fn of_gradient(
-        cuda: &Cuda,
-        gradient: &AttentionGradient<'_, Cuda>,
-        input: &AttentionInput<'_, Cuda>,
-        e: &Extents,
-    ) -> Result<Self> {
-        const OP: &str = "attention_backward";
-        match (gradient, input) {
-            (AttentionGradient::Packed(dqkv), AttentionInput::Packed(qkv)) => {
-                expect_shape(OP, "dqkv", qkv.shape(), dqkv.shape())?;
-                Parts::packed(cuda, dqkv, e)
-            }
-            (AttentionGradient::Split { dq, dkv }, AttentionInput::Split { q, kv }) => {
-                expect_shape(OP, "dq", q.shape(), dq.shape())?;
-                expect_shape(OP, "dkv", kv.shape(), dkv.shape())?;
-                Parts::split(cuda, dq, dkv, e)
-            }
-            _ => Err(BackendError::Invalid {
-                op: OP,
-                problem: "input and gradient must both be packed or both be split".into(),
-            }),
+    fn of_gradient(cuda: &Cuda, gradient: &AttentionGradient<'_, Cuda>, e: &Extents) -> Result<Self> {
+        match gradient {
+            AttentionGradient::Packed(dqkv) => Parts::packed(cuda, dqkv, e),
+            AttentionGradient::Split { dq, dkv } => Parts::split(cuda, dq, dkv, e),
         }
     }
 
@@ -258,59 +232,51 @@ impl Parts {
     }
 }
 
-pub fn attention(
-    cuda: &Cuda,
-    input: AttentionInput<'_, Cuda>,
-    shape: AttentionShape,
-    saved: &mut CudaTensor,
-    o: &mut CudaTensor,
-) -> Result<()> {
-    const OP: &str = "attention";
-    let e = Extents::of(OP, &input, shape)?;
-    expect_shape(OP, "saved", e.saved(), saved.shape())?;
-    expect_shape(OP, "o", e.o(), o.shape())?;
-    let form = AttentionForm::of(cuda, &e);
-    let args = Parts::of(cuda, &input, &e)?.push(Args::new());
-    let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(cuda.real())?));
-    let (qkv, out) = e.elements();
-    let args = args.moving((qkv + out) * cuda.real().size() + saved.bytes());
-    let args = args.multiplying(2 * e.flop(), form.multiplies_in_tensor_cores());
-    let grid = e.grid(form.blocks(e.queries));
-    // Tiles of queries, keys and values.
-    cuda.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
-}
+impl AttentionOp for Cuda {
+    fn attention_checked(
+        &self,
+        input: AttentionInput<'_, Cuda>,
+        extents: AttentionExtents,
+        saved: &mut CudaTensor,
+        o: &mut CudaTensor,
+    ) -> Result<()> {
+        let e = Extents::of(extents, &input);
+        let form = AttentionForm::of(self, &e);
+        let args = Parts::of(self, &input, &e)?.push(Args::new());
+        let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(self.real())?));
+        let (qkv, out) = e.elements();
+        let args = args.moving((qkv + out) * self.real().size() + saved.bytes());
+        let args = args.multiplying(2 * e.flop(), form.multiplies_in_tensor_cores());
+        let grid = e.grid(form.blocks(e.queries));
+        // Tiles of queries, keys and values.
+        self.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
+    }
 
-#[allow(clippy::too_many_arguments)]
-pub fn attention_backward(
-    cuda: &Cuda,
-    d_o: &CudaTensor,
-    o: &CudaTensor,
-    input: AttentionInput<'_, Cuda>,
-    saved: &CudaTensor,
-    shape: AttentionShape,
-    scratch: &mut CudaTensor,
-    gradient: AttentionGradient<'_, Cuda>,
-) -> Result<()> {
-    const OP: &str = "attention_backward";
-    let e = Extents::of(OP, &input, shape)?;
-    expect_shape(OP, "do", e.o(), d_o.shape())?;
-    expect_shape(OP, "o", e.o(), o.shape())?;
-    expect_shape(OP, "saved", e.saved(), saved.shape())?;
-    expect_shape(OP, "scratch", saved.shape(), scratch.shape())?;
-    let form = AttentionForm::of(cuda, &e);
-    let args = Args::new().address(d_o.typed(cuda.real())?).address(o.typed(cuda.real())?);
-    let args = Parts::of(cuda, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
-    let args = e.push(Parts::of_gradient(cuda, &gradient, &input, &e)?.push(args));
-    let (qkv, out) = e.elements();
-    let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
-    let mut launch = |Backward { kernel, blocks, shared, reads_o }: Backward| {
-        // q, k, v and do, and the gradients of all but do.
-        let rows = 2 * qkv + if reads_o { 2 * out } else { out };
-        let args = args.moving(rows * cuda.real().size() + saved.bytes());
-        cuda.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
-    };
-    let AttentionExtents { batch, heads, queries, keys, head, causal, .. } = e.of;
-    let key = format!("{OP} {} {batch}x{heads} heads of {head}, {queries} of {keys}, {causal}", cuda.real());
-    let chosen = fastest(cuda, &key, &form.backward(&e), &mut launch)?;
-    launch(chosen)
+    fn attention_backward_checked(&self, args: AttentionBackward<'_, Cuda>) -> Result<()> {
+        let AttentionBackward { d_o, o, input, saved, extents, gradient, .. } = args;
+        let e = Extents::of(extents, &input);
+        let form = AttentionForm::of(self, &e);
+        let args = Args::new().address(d_o.typed(self.real())?).address(o.typed(self.real())?);
+        let args = Parts::of(self, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
+        let args = e.push(Parts::of_gradient(self, &gradient, &e)?.push(args));
+        let (qkv, out) = e.elements();
+        let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
+        let mut launch = |Backward { kernel, blocks, shared, reads_o }: Backward| {
+            // q, k, v and do, and the gradients of all but do.
+            let rows = 2 * qkv + if reads_o { 2 * out } else { out };
+            let args = args.moving(rows * self.real().size() + saved.bytes());
+            self.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
+        };
+        let AttentionExtents { batch, heads, queries, keys, head, causal, .. } = e.of;
+        let key = format!(
+            "attention_backward {} {batch}x{heads} heads of {head}, {queries} of {keys}, {causal}",
+            self.real()
+        );
+        let chosen = fastest(self, &key, &form.backward(&e), &mut launch)?;
+        launch(chosen)
+    }
+
+    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, _keys: usize) -> Shape {
+        [batch, heads, queries].into()
+    }
 }

@@ -16,14 +16,8 @@ pub struct Dropped {
 }
 
 impl Dropped {
-    /// Checks shapes, types and the probability.
-    pub fn of(op: &'static str, dropout: Dropout<'_, Cuda>) -> Result<Self> {
+    pub fn of(dropout: Dropout<'_, Cuda>) -> Result<Self> {
         let Dropout { draw, site, probability } = dropout;
-        if !(0.0..1.0).contains(&probability) {
-            let problem = format!("{probability} is no probability below 1");
-            return Err(BackendError::Invalid { op, problem });
-        }
-        expect_shape(op, "draw", [4], draw.shape())?;
         Ok(Dropped {
             draw: draw.typed(DType::U32)?,
             site,
@@ -42,13 +36,13 @@ impl Dropped {
     }
 }
 
-pub fn dropout(cuda: &Cuda, x: &CudaTensor, dropout: Dropout<'_, Cuda>, y: &mut CudaTensor) -> Result<()> {
-    const OP: &str = "dropout";
-    expect_shape(OP, "y", x.shape(), y.shape())?;
-    let count = x.shape().elements();
-    let args = Args::new().address(x.typed(cuda.real())?);
-    let args = Dropped::of(OP, dropout)?.add_to(args).address(y.typed(cuda.real())?).int(count);
-    let args = args.moving(x.bytes() + y.bytes());
-    let pack = 16 / cuda.real().size();
-    cuda.launch(OP, "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
+impl DropoutOp for Cuda {
+    fn dropout_checked(&self, x: &CudaTensor, dropout: Dropout<'_, Cuda>, y: &mut CudaTensor) -> Result<()> {
+        let count = x.shape().elements();
+        let args = Args::new().address(x.typed(self.real())?);
+        let args = Dropped::of(dropout)?.add_to(args).address(y.typed(self.real())?).int(count);
+        let args = args.moving(x.bytes() + y.bytes());
+        let pack = 16 / self.real().size();
+        self.launch("dropout", "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
+    }
 }

@@ -60,10 +60,8 @@ pub fn launch_rows(cuda: &Cuda, forms: &Forms, rows: usize, width: usize, args: 
     }
 }
 
-/// Addresses of a norm's weight and bias for rows of `width`.
-pub fn parameters(norm: &LayerNorm<Cuda>, width: usize) -> Result<(Address, Address)> {
-    expect_shape("layer_norm", "weight", [width], norm.weight.shape())?;
-    expect_shape("layer_norm", "bias", [width], norm.bias.shape())?;
+/// Addresses of a norm's weight and bias.
+pub fn parameters(norm: &LayerNorm<Cuda>) -> Result<(Address, Address)> {
     Ok((norm.weight.typed(DType::F32)?, norm.bias.typed(DType::F32)?))
 }
 
@@ -71,62 +69,56 @@ pub fn bytes_of_parameters(norm: &LayerNorm<Cuda>) -> usize {
     norm.weight.bytes() + norm.bias.bytes()
 }
 
-pub fn layer_norm(
-    cuda: &Cuda,
-    x: &CudaTensor,
-    norm: &LayerNorm<Cuda>,
-    y: &mut CudaTensor,
-    stats: &mut CudaTensor,
-) -> Result<()> {
-    let (rows, width) = x.matrix();
-    expect_shape("layer_norm", "y", x.shape(), y.shape())?;
-    expect_matrix("layer_norm", "stats", rows, 2, stats.shape())?;
-    let (weight, bias) = parameters(norm, width)?;
-    let args = Args::new()
-        .address(x.typed(cuda.real())?)
-        .address(weight)
-        .address(bias)
-        .address(y.typed(cuda.real())?)
-        .address(stats.typed(DType::F32)?)
-        .int(rows)
-        .int(width)
-        .float(norm.eps as f32)
-        .moving(x.bytes() + y.bytes() + stats.bytes() + bytes_of_parameters(norm));
-    launch_rows(cuda, &FORWARD, rows, width, args)
-}
+impl LayerNormOp for Cuda {
+    fn layer_norm_checked(
+        &self,
+        x: &CudaTensor,
+        norm: &LayerNorm<Cuda>,
+        y: &mut CudaTensor,
+        stats: &mut CudaTensor,
+    ) -> Result<()> {
+        let (rows, width) = x.matrix();
+        let (weight, bias) = parameters(norm)?;
+        let args = Args::new()
+            .address(x.typed(self.real())?)
+            .address(weight)
+            .address(bias)
+            .address(y.typed(self.real())?)
+            .address(stats.typed(DType::F32)?)
+            .int(rows)
+            .int(width)
+            .float(norm.eps as f32)
+            .moving(x.bytes() + y.bytes() + stats.bytes() + bytes_of_parameters(norm));
+        launch_rows(self, &FORWARD, rows, width, args)
+    }
 
-pub fn layer_norm_backward(
-    cuda: &Cuda,
-    dy: &CudaTensor,
-    x: &CudaTensor,
-    norm: &LayerNorm<Cuda>,
-    stats: &CudaTensor,
-    to: AddTo<'_, CudaTensor>,
-    dx: &mut CudaTensor,
-) -> Result<()> {
-    let (rows, width) = x.matrix();
-    expect_shape("layer_norm_backward", "dy", x.shape(), dy.shape())?;
-    expect_shape("layer_norm_backward", "dx", x.shape(), dx.shape())?;
-    expect_matrix("layer_norm_backward", "stats", rows, 2, stats.shape())?;
-    let (weight, _) = parameters(norm, width)?;
-    let before = match to {
-        AddTo::Nothing => None,
-        AddTo::Output => Some(dx.typed(cuda.real())?),
-        AddTo::Tensor(before) => {
-            expect_shape("layer_norm_backward", "to", x.shape(), before.shape())?;
-            Some(before.typed(cuda.real())?)
-        }
-    };
-    let tensors = 3 + usize::from(before.is_some());
-    let args = Args::new()
-        .address(dy.typed(cuda.real())?)
-        .address(x.typed(cuda.real())?)
-        .address(weight)
-        .address(stats.typed(DType::F32)?)
-        .optional(before)
-        .address(dx.typed(cuda.real())?)
-        .int(rows)
-        .int(width)
-        .moving(tensors * dx.bytes() + norm.weight.bytes() + stats.bytes());
-    launch_rows(cuda, &BACKWARD, rows, width, args)
+    fn layer_norm_backward_checked(
+        &self,
+        dy: &CudaTensor,
+        x: &CudaTensor,
+        norm: &LayerNorm<Cuda>,
+        stats: &CudaTensor,
+        to: AddTo<'_, CudaTensor>,
+        dx: &mut CudaTensor,
+    ) -> Result<()> {
+        let (rows, width) = x.matrix();
+        let (weight, _) = parameters(norm)?;
+        let before = match to {
+            AddTo::Nothing => None,
+            AddTo::Output => Some(dx.typed(self.real())?),
+            AddTo::Tensor(before) => Some(before.typed(self.real())?),
+        };
+        let tensors = 3 + usize::from(before.is_some());
+        let args = Args::new()
+            .address(dy.typed(self.real())?)
+            .address(x.typed(self.real())?)
+            .address(weight)
+            .address(stats.typed(DType::F32)?)
+            .optional(before)
+            .address(dx.typed(self.real())?)
+            .int(rows)
+            .int(width)
+            .moving(tensors * dx.bytes() + norm.weight.bytes() + stats.bytes());
+        launch_rows(self, &BACKWARD, rows, width, args)
+    }
 }

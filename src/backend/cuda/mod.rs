@@ -13,20 +13,23 @@ mod class_features;
 mod crop_resize;
 pub mod driver;
 mod dropout;
-mod embed;
 mod error;
 pub mod gpu;
 mod head_loss;
 pub mod kernel_sources;
 mod l2_norm;
 mod layer_norm;
+mod linear;
 mod lora_linear;
-mod mix;
+mod mix_rows;
+mod patch_embed;
 mod prompts;
 mod tables;
+mod take_rows;
 mod triplet;
 
 use super::*;
+use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -67,31 +70,31 @@ struct Inner {
     lora_form: LoraForm,
     /// Memory that one launch hands to the next, or one block to another; see [`Cuda::scratch`].
     scratch: Mutex<Scratch>,
-    counters: Memory,
+    counters: Allocation,
     tables: Mutex<tables::Tables>,
 }
 
 /// The blocks of scratch memory so far; the last is the current one. Captured graphs may refer to earlier ones.
 #[derive(Default)]
 struct Scratch {
-    blocks: Vec<Memory>,
+    blocks: Vec<Allocation>,
 }
 
 /// Device memory that is given back when dropped.
-struct Memory {
+struct Allocation {
     driver: Arc<dyn Driver>,
     address: Address,
     bytes: usize,
 }
 
-impl Memory {
+impl Allocation {
     fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
         let address = if bytes == 0 { Address::NULL } else { driver.allocate(bytes)? };
-        Ok(Memory { driver: driver.clone(), address, bytes })
+        Ok(Allocation { driver: driver.clone(), address, bytes })
     }
 }
 
-impl Drop for Memory {
+impl Drop for Allocation {
     fn drop(&mut self) {
         if self.address != Address::NULL {
             self.driver.free(self.address);
@@ -101,7 +104,7 @@ impl Drop for Memory {
 
 /// A dense row-major tensor in device memory.
 pub struct CudaTensor {
-    memory: Memory,
+    memory: Allocation,
     shape: Shape,
     dtype: DType,
 }
@@ -127,8 +130,7 @@ impl CudaTensor {
 
     /// Rows and columns when all dimensions but the last are taken together.
     fn matrix(&self) -> (usize, usize) {
-        let columns = self.shape.columns();
-        (self.shape.elements() / columns.max(1), columns)
+        self.shape.matrix()
     }
 }
 
@@ -156,7 +158,7 @@ impl Cuda {
     pub fn new(driver: Arc<dyn Driver>, dtype: DType, lora_form: LoraForm) -> Result<Self> {
         kernel_sources::real_macro(dtype)?;
         let bytes = Cuda::COUNTERS * size_of::<u32>();
-        let counters = Memory::new(&driver, bytes)?;
+        let counters = Allocation::new(&driver, bytes)?;
         driver.clear(counters.address, bytes)?;
         let scratch = Mutex::new(Scratch::default());
         let tables = Mutex::new(tables::Tables::default());
@@ -207,6 +209,12 @@ impl Cuda {
         self.inner.dtype
     }
 
+    /// Elements in 16 bytes if rows of `width` divide into them, else 1.
+    fn pack(&self, width: usize) -> usize {
+        let wide = 16 / self.real().size();
+        if width.is_multiple_of(wide) { wide } else { 1 }
+    }
+
     /// Whether the kernels that use tensor cores and asynchronous copies exist for this device and type.
     fn has_tensor_cores(&self) -> bool {
         self.inner.dtype != DType::F32 && self.driver().info().compute_capability >= 80
@@ -219,7 +227,7 @@ impl Cuda {
         match scratch.blocks.last() {
             Some(block) if block.bytes >= bytes => Ok(block.address),
             _ => {
-                let block = Memory::new(&self.inner.driver, bytes.next_power_of_two().max(1 << 20))?;
+                let block = Allocation::new(&self.inner.driver, bytes.next_power_of_two().max(1 << 20))?;
                 let address = block.address;
                 scratch.blocks.push(block);
                 Ok(address)
@@ -275,7 +283,7 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Backend for Cuda {
+impl Memory for Cuda {
     type Tensor = CudaTensor;
     type Weight = CudaTensor;
     type Pending = PendingTensor;
@@ -302,7 +310,7 @@ impl Backend for Cuda {
 
     fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<CudaTensor> {
         let shape = shape.into();
-        let memory = Memory::new(&self.inner.driver, shape.elements() * dtype.size())?;
+        let memory = Allocation::new(&self.inner.driver, shape.elements() * dtype.size())?;
         Ok(CudaTensor { memory, shape, dtype })
     }
 
@@ -402,202 +410,15 @@ impl Backend for Cuda {
         Ok(self.driver().replay(&**graph)?)
     }
 
-    fn crop_resize(&self, images: &CudaTensor, crops: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        crop_resize::crop_resize(self, images, crops, y)
-    }
-
-    fn patch_embed(
-        &self,
-        pixels: &CudaTensor,
-        mix: Option<&Mix<Self>>,
-        embedding: &PatchEmbedding<Self>,
-        patches: &mut CudaTensor,
-        products: &mut CudaTensor,
-        x: &mut CudaTensor,
-    ) -> Result<()> {
-        embed::patch_embed(self, pixels, mix, embedding, patches, products, x)
-    }
-
-    fn layer_norm(
-        &self,
-        x: &CudaTensor,
-        norm: &LayerNorm<Self>,
-        y: &mut CudaTensor,
-        stats: &mut CudaTensor,
-    ) -> Result<()> {
-        layer_norm::layer_norm(self, x, norm, y, stats)
-    }
-
-    fn layer_norm_backward(
-        &self,
-        dy: &CudaTensor,
-        x: &CudaTensor,
-        norm: &LayerNorm<Self>,
-        stats: &CudaTensor,
-        to: AddTo<'_, CudaTensor>,
-        dx: &mut CudaTensor,
-    ) -> Result<()> {
-        layer_norm::layer_norm_backward(self, dy, x, norm, stats, to, dx)
-    }
-
-    fn linear(
-        &self,
-        x: &CudaTensor,
-        layer: &Linear<Self>,
-        residual: Option<&CudaTensor>,
-        y: &mut CudaTensor,
-    ) -> Result<()> {
-        lora_linear::linear(self, x, layer, residual, y)
-    }
-
-    fn linear_backward(&self, dy: &CudaTensor, layer: &Linear<Self>, dx: &mut CudaTensor) -> Result<()> {
-        lora_linear::linear_backward(self, dy, layer, dx)
-    }
-
-    fn lora_linear(
-        &self,
-        x: &CudaTensor,
-        seen: Option<&CudaTensor>,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        residual: Option<&CudaTensor>,
-        u: &mut CudaTensor,
-        y: &mut CudaTensor,
-    ) -> Result<()> {
-        lora_linear::lora_linear(self, x, seen, layer, lora, residual, u, y)
-    }
-
-    fn lora_linear_backward(
-        &self,
-        dy: &CudaTensor,
-        x: &CudaTensor,
-        dropout: Option<Dropout<'_, Self>>,
-        u: &CudaTensor,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        du: &mut CudaTensor,
-        da: &mut CudaTensor,
-        db: &mut CudaTensor,
-        dx: Option<&mut CudaTensor>,
-    ) -> Result<()> {
-        lora_linear::lora_linear_backward(self, dy, x, dropout, u, layer, lora, du, da, db, dx)
-    }
-
-    fn dropout(&self, x: &CudaTensor, dropout: Dropout<'_, Self>, y: &mut CudaTensor) -> Result<()> {
-        dropout::dropout(self, x, dropout, y)
-    }
-
-    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
-        lora_linear::lora_fold(self, layers)
-    }
-
-    fn can_train_folded(&self) -> bool {
-        match self.lora_form() {
-            LoraForm::Auto => self.inner.dtype == DType::F16,
-            // What the grid of bf16 leaves of a fold is too little.
-            LoraForm::Folded => self.inner.dtype != DType::BF16,
-            LoraForm::Beside | LoraForm::Fused | LoraForm::Gemm => false,
-        }
-    }
-
-    fn trains_folded(&self, layers: &[LoraSite<'_, Self>]) -> Result<bool> {
-        match self.lora_form() {
-            _ if !self.can_train_folded() || layers.is_empty() => Ok(false),
-            LoraForm::Auto => lora_linear::folding_pays(self, layers),
-            _ => Ok(true),
-        }
-    }
-
-    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
-        lora_linear::lora_gradients(self, layers)
-    }
-
-    fn attention_saved(&self, batch: usize, heads: usize, queries: usize, _keys: usize) -> Shape {
-        [batch, heads, queries].into()
-    }
-
-    fn attention(
-        &self,
-        input: AttentionInput<'_, Self>,
-        shape: AttentionShape,
-        saved: &mut CudaTensor,
-        o: &mut CudaTensor,
-    ) -> Result<()> {
-        attention::attention(self, input, shape, saved, o)
-    }
-
-    fn attention_backward(
-        &self,
-        d_o: &CudaTensor,
-        o: &CudaTensor,
-        input: AttentionInput<'_, Self>,
-        saved: &CudaTensor,
-        shape: AttentionShape,
-        scratch: &mut CudaTensor,
-        gradient: AttentionGradient<'_, Self>,
-    ) -> Result<()> {
-        attention::attention_backward(self, d_o, o, input, saved, shape, scratch, gradient)
-    }
-
-    fn activation(&self, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
-        activation::activation(self, kind, z, g)
-    }
-
-    fn activation_backward(&self, kind: Activation, z: &CudaTensor, d: &mut CudaTensor) -> Result<()> {
-        activation::activation_backward(self, kind, z, d)
-    }
-
-    fn take_rows(&self, x: &CudaTensor, rows: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
-        embed::take_rows(self, x, rows, y)
-    }
-
-    fn take_rows_backward(&self, dy: &CudaTensor, rows: &CudaTensor, dx: &mut CudaTensor) -> Result<()> {
-        embed::take_rows_backward(self, dy, rows, dx)
-    }
-
-    fn insert_prompts(
-        &self,
-        x: &CudaTensor,
-        prompts: &CudaTensor,
-        layer: usize,
-        y: &mut CudaTensor,
-    ) -> Result<()> {
-        prompts::insert_prompts(self, x, prompts, layer, y)
-    }
-
-    fn insert_prompts_backward(
-        &self,
-        dy: &CudaTensor,
-        layer: usize,
-        d_prompts: &mut CudaTensor,
-        dx: Option<&mut CudaTensor>,
-    ) -> Result<()> {
-        prompts::insert_prompts_backward(self, dy, layer, d_prompts, dx)
-    }
-
-    fn replace_prompts(&self, prompts: &CudaTensor, layer: usize, x: &mut CudaTensor) -> Result<()> {
-        prompts::replace_prompts(self, prompts, layer, x)
-    }
-
-    fn replace_prompts_backward(
-        &self,
-        d: &mut CudaTensor,
-        layer: usize,
-        d_prompts: &mut CudaTensor,
-    ) -> Result<()> {
-        prompts::replace_prompts_backward(self, d, layer, d_prompts)
-    }
-
-    fn copy_rows(
+    fn copy_bytes(
         &self,
         x: &CudaTensor,
         from: usize,
         y: &mut CudaTensor,
         to: usize,
-        rows: usize,
+        count: usize,
     ) -> Result<()> {
-        let [from, to, bytes] = copied_bytes((x, from), (y, to), rows)?;
-        Ok(self.driver().copy(y.address().offset(to), x.address().offset(from), bytes)?)
+        Ok(self.driver().copy(y.address().offset(to), x.address().offset(from), count)?)
     }
 
     fn clear(&self, x: &mut CudaTensor) -> Result<()> {
@@ -605,110 +426,6 @@ impl Backend for Cuda {
             0 => Ok(()),
             bytes => Ok(self.driver().clear(x.address(), bytes)?),
         }
-    }
-
-    fn l2_norm(&self, x: &CudaTensor, f: &mut CudaTensor, norms: &mut CudaTensor) -> Result<()> {
-        l2_norm::l2_norm(self, x, f, norms)
-    }
-
-    fn l2_norm_backward(
-        &self,
-        df: &CudaTensor,
-        f: &CudaTensor,
-        norms: &CudaTensor,
-        dx: &mut CudaTensor,
-    ) -> Result<()> {
-        l2_norm::l2_norm_backward(self, df, f, norms, dx)
-    }
-
-    fn mix_rows(&self, x: &CudaTensor, mix: &Mix<Self>, y: &mut CudaTensor) -> Result<()> {
-        mix::mix_rows(self, x, mix, y)
-    }
-
-    fn mix_rows_backward(&self, dy: &CudaTensor, mix: &Mix<Self>, dx: &mut CudaTensor) -> Result<()> {
-        mix::mix_rows_backward(self, dy, mix, dx)
-    }
-
-    fn triplet(
-        &self,
-        f: &CudaTensor,
-        labels: &CudaTensor,
-        margin: f64,
-        pairs: &mut CudaTensor,
-        distances: &mut CudaTensor,
-        stats: &mut CudaTensor,
-    ) -> Result<()> {
-        triplet::triplet(self, f, labels, margin, pairs, distances, stats)
-    }
-
-    fn triplet_backward(
-        &self,
-        f: &CudaTensor,
-        pairs: &CudaTensor,
-        distances: &CudaTensor,
-        weight: f64,
-        control: Option<&CudaTensor>,
-        df: &mut CudaTensor,
-    ) -> Result<()> {
-        triplet::triplet_backward(self, f, pairs, distances, weight, control, df)
-    }
-
-    fn head_loss(
-        &self,
-        f: &CudaTensor,
-        classifier: Classifier<'_, Self>,
-        targets: Targets<'_, Self>,
-        head: &mut CudaTensor,
-        text: &mut CudaTensor,
-        stats: &mut CudaTensor,
-    ) -> Result<()> {
-        head_loss::head_loss(self, f, classifier, targets, head, text, stats)
-    }
-
-    fn head_loss_backward(
-        &self,
-        f: &CudaTensor,
-        classifier: Classifier<'_, Self>,
-        targets: Targets<'_, Self>,
-        weights: LossWeights,
-        control: Option<&CudaTensor>,
-        head: &mut CudaTensor,
-        text: &mut CudaTensor,
-        d_weight: &mut CudaTensor,
-        d_bias: &mut CudaTensor,
-        df: Option<&mut CudaTensor>,
-        d_text: Option<&mut CudaTensor>,
-    ) -> Result<()> {
-        head_loss::head_loss_backward(
-            self, f, classifier, targets, weights, control, head, text, d_weight, d_bias, df, d_text,
-        )
-    }
-
-    fn class_features(&self, f: &CudaTensor, t: &mut CudaTensor, norms: &mut CudaTensor) -> Result<()> {
-        class_features::class_features(self, f, t, norms)
-    }
-
-    fn class_features_backward(
-        &self,
-        dt: &CudaTensor,
-        t: &CudaTensor,
-        norms: &CudaTensor,
-        df: &mut CudaTensor,
-    ) -> Result<()> {
-        class_features::class_features_backward(self, dt, t, norms, df)
-    }
-
-    fn accumulate(&self, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
-        accumulate::accumulate(self, pairs, first)
-    }
-
-    fn adamw(
-        &self,
-        tensors: &mut [AdamwTensor<'_, Self>],
-        step: AdamwStep<'_, Self>,
-        stats: &mut CudaTensor,
-    ) -> Result<()> {
-        adamw::adamw(self, tensors, step, stats)
     }
 }
 

@@ -7,49 +7,27 @@ const THREADS: usize = 256;
 /// Packs of the prompts' gradient that a block adds up.
 const LANES: usize = 32;
 
-/// The sizes of sequences with prompts in them.
-struct Extents {
-    batch: usize,
-    /// Tokens with the prompts, prompts, and width.
-    tokens: usize,
-    count: usize,
-    width: usize,
+/// The sizes of sequences with prompts in them, and where these are.
+struct Places {
+    sizes: PromptExtents,
     /// Where the prompts of the layer begin.
     prompts: Address,
     /// Elements that a thread moves at a time.
     pack: usize,
 }
 
-impl Extents {
-    /// `sequences` \[B, tokens, D\] have room for the prompts, \[n, m, D\].
-    fn of(
-        cuda: &Cuda,
-        op: &'static str,
-        sequences: Shape,
-        prompts: &CudaTensor,
-        layer: usize,
-    ) -> Result<Self> {
-        match (sequences.dims(), prompts.shape().dims()) {
-            (&[batch, tokens, width], &[layers, count, same])
-                if same == width && layer < layers && tokens > count && width > 0 =>
-            {
-                let start = layer * count * width * size_of::<f32>();
-                let prompts = prompts.typed(DType::F32)?.offset(start);
-                let wide = 16 / cuda.real().size();
-                let pack = if width.is_multiple_of(wide) { wide } else { 1 };
-                Ok(Extents { batch, tokens, count, width, prompts, pack })
-            }
-            _ => {
-                let prompts = prompts.shape();
-                let problem = format!("prompts {prompts} of layer {layer} do not go into {sequences}");
-                Err(BackendError::Invalid { op, problem })
-            }
-        }
-    }
+impl std::ops::Deref for Places {
+    type Target = PromptExtents;
 
-    /// The shape of sequences without the prompts.
-    fn without(&self) -> Shape {
-        [self.batch, self.tokens - self.count, self.width].into()
+    fn deref(&self) -> &PromptExtents {
+        &self.sizes
+    }
+}
+
+impl Places {
+    fn of(cuda: &Cuda, sizes: PromptExtents, prompts: &CudaTensor) -> Result<Self> {
+        let prompts = prompts.typed(DType::F32)?.offset(sizes.first() * size_of::<f32>());
+        Ok(Places { sizes, prompts, pack: cuda.pack(sizes.width) })
     }
 
     /// Blocks in which each of so many threads moves one pack of `rows` rows.
@@ -74,76 +52,79 @@ impl Extents {
     }
 }
 
-pub fn insert_prompts(
-    cuda: &Cuda,
-    x: &CudaTensor,
-    prompts: &CudaTensor,
-    layer: usize,
-    y: &mut CudaTensor,
-) -> Result<()> {
-    const OP: &str = "insert_prompts";
-    let extents = Extents::of(cuda, OP, y.shape(), prompts, layer)?;
-    expect_shape(OP, "x", extents.without(), x.shape())?;
-    let args =
-        Args::new().address(x.typed(cuda.real())?).address(extents.prompts).address(y.typed(cuda.real())?);
-    let args = args.moving(x.bytes() + extents.bytes(cuda).0 + y.bytes());
-    let grid = [extents.batch, extents.blocks(extents.tokens, THREADS), 1];
-    let name = extents.form("insert_prompts_wide", "insert_prompts_ones");
-    cuda.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
-}
-
-pub fn insert_prompts_backward(
-    cuda: &Cuda,
-    dy: &CudaTensor,
-    layer: usize,
-    d_prompts: &mut CudaTensor,
-    dx: Option<&mut CudaTensor>,
-) -> Result<()> {
-    const OP: &str = "insert_prompts_backward";
-    let extents = Extents::of(cuda, OP, dy.shape(), d_prompts, layer)?;
-    if let Some(dx) = &dx {
-        expect_shape(OP, "dx", extents.without(), dx.shape())?;
+impl PromptsOp for Cuda {
+    fn insert_prompts_checked(
+        &self,
+        x: &CudaTensor,
+        prompts: &CudaTensor,
+        extents: PromptExtents,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
+        let extents = Places::of(self, extents, prompts)?;
+        let args = Args::new()
+            .address(x.typed(self.real())?)
+            .address(extents.prompts)
+            .address(y.typed(self.real())?);
+        let args = args.moving(x.bytes() + extents.bytes(self).0 + y.bytes());
+        let grid = [extents.batch, extents.blocks(extents.tokens, THREADS), 1];
+        let name = extents.form("insert_prompts_wide", "insert_prompts_ones");
+        self.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
     }
-    let sum_blocks = extents.blocks(extents.count, LANES);
-    let (own, places) = extents.bytes(cuda);
-    // The gradient is added to.
-    let moved = 2 * own + places + dx.as_ref().map_or(0, |dx| 2 * dx.bytes());
-    let copy_blocks = match dx {
-        Some(_) => extents.batch * extents.blocks(extents.tokens - extents.count, THREADS),
-        None => 0,
-    };
-    let args = Args::new()
-        .address(dy.typed(cuda.real())?)
-        .address(extents.prompts)
-        .optional(dx.map(|dx| dx.typed(cuda.real())).transpose()?)
-        .int(sum_blocks)
-        .int(extents.batch)
-        .moving(moved);
-    let name = extents.form("insert_prompts_backward_wide", "insert_prompts_backward_ones");
-    let args = extents.with_sizes(args);
-    cuda.launch("prompts", name, [sum_blocks + copy_blocks, 1, 1], THREADS, 0, args)
-}
 
-pub fn replace_prompts(cuda: &Cuda, prompts: &CudaTensor, layer: usize, x: &mut CudaTensor) -> Result<()> {
-    let extents = Extents::of(cuda, "replace_prompts", x.shape(), prompts, layer)?;
-    let (own, places) = extents.bytes(cuda);
-    let args = Args::new().address(extents.prompts).address(x.typed(cuda.real())?).moving(own + places);
-    let grid = [extents.batch, extents.blocks(extents.count, THREADS), 1];
-    let name = extents.form("replace_prompts_wide", "replace_prompts_ones");
-    cuda.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
-}
+    fn insert_prompts_backward_checked(
+        &self,
+        dy: &CudaTensor,
+        extents: PromptExtents,
+        d_prompts: &mut CudaTensor,
+        dx: Option<&mut CudaTensor>,
+    ) -> Result<()> {
+        let extents = Places::of(self, extents, d_prompts)?;
+        let sum_blocks = extents.blocks(extents.count, LANES);
+        let (own, places) = extents.bytes(self);
+        // The gradient is added to.
+        let moved = 2 * own + places + dx.as_ref().map_or(0, |dx| 2 * dx.bytes());
+        let copy_blocks = match dx {
+            Some(_) => extents.batch * extents.blocks(extents.tokens - extents.count, THREADS),
+            None => 0,
+        };
+        let args = Args::new()
+            .address(dy.typed(self.real())?)
+            .address(extents.prompts)
+            .optional(dx.map(|dx| dx.typed(self.real())).transpose()?)
+            .int(sum_blocks)
+            .int(extents.batch)
+            .moving(moved);
+        let name = extents.form("insert_prompts_backward_wide", "insert_prompts_backward_ones");
+        let args = extents.with_sizes(args);
+        self.launch("prompts", name, [sum_blocks + copy_blocks, 1, 1], THREADS, 0, args)
+    }
 
-pub fn replace_prompts_backward(
-    cuda: &Cuda,
-    d: &mut CudaTensor,
-    layer: usize,
-    d_prompts: &mut CudaTensor,
-) -> Result<()> {
-    let extents = Extents::of(cuda, "replace_prompts_backward", d.shape(), d_prompts, layer)?;
-    let args = Args::new().address(d.typed(cuda.real())?).address(extents.prompts).int(extents.batch);
-    let (own, places) = extents.bytes(cuda);
-    let args = args.moving(2 * (own + places));
-    let blocks = extents.blocks(extents.count, LANES);
-    let name = extents.form("replace_prompts_backward_wide", "replace_prompts_backward_ones");
-    cuda.launch("prompts", name, [blocks, 1, 1], THREADS, 0, extents.with_sizes(args))
+    fn replace_prompts_checked(
+        &self,
+        prompts: &CudaTensor,
+        extents: PromptExtents,
+        x: &mut CudaTensor,
+    ) -> Result<()> {
+        let extents = Places::of(self, extents, prompts)?;
+        let (own, places) = extents.bytes(self);
+        let args = Args::new().address(extents.prompts).address(x.typed(self.real())?).moving(own + places);
+        let grid = [extents.batch, extents.blocks(extents.count, THREADS), 1];
+        let name = extents.form("replace_prompts_wide", "replace_prompts_ones");
+        self.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
+    }
+
+    fn replace_prompts_backward_checked(
+        &self,
+        d: &mut CudaTensor,
+        extents: PromptExtents,
+        d_prompts: &mut CudaTensor,
+    ) -> Result<()> {
+        let extents = Places::of(self, extents, d_prompts)?;
+        let args = Args::new().address(d.typed(self.real())?).address(extents.prompts).int(extents.batch);
+        let (own, places) = extents.bytes(self);
+        let args = args.moving(2 * (own + places));
+        let blocks = extents.blocks(extents.count, LANES);
+        let name = extents.form("replace_prompts_backward_wide", "replace_prompts_backward_ones");
+        self.launch("prompts", name, [blocks, 1, 1], THREADS, 0, extents.with_sizes(args))
+    }
 }

@@ -25,7 +25,7 @@ struct Chunk {
 /// The tables so far, by their contents.
 #[derive(Default)]
 pub struct Tables {
-    tables: HashMap<Vec<u8>, Memory>,
+    tables: HashMap<Vec<u8>, Allocation>,
 }
 
 impl Tables {
@@ -38,7 +38,7 @@ impl Tables {
             let problem = format!("more than {TABLES} different sets of tensors on one device");
             return Err(BackendError::Invalid { op, problem });
         }
-        let memory = Memory::new(driver, contents.len())?;
+        let memory = Allocation::new(driver, contents.len())?;
         driver.upload(memory.address, &contents)?;
         let address = memory.address;
         self.tables.insert(contents, memory);

@@ -7,10 +7,10 @@
 use super::difference::{against, normal};
 use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{
-    Activation, AddTo, AttentionGradient, AttentionInput, AttentionShape, Backend, Classifier, Counting,
-    Dropout, LayerNorm, Linear, Lora, LoraFold, LoraGradients, LossWeights, Mix, PatchEmbedding, Stat,
-    Targets,
+    Activation, AddTo, AttentionGradient, AttentionInput, AttentionShape, Classifier, Counting, Dropout,
+    LayerNorm, Linear, Lora, LoraFold, LoraGradients, LossWeights, Mix, PatchEmbedding, Stat, Targets,
 };
 use crate::tensor::{DType, Shape, Tensor};
 

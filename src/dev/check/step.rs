@@ -105,7 +105,7 @@ pub struct TinyBatch {
     pub images: Tensor,
     pub labels: Vec<u32>,
     pub mix: Option<MixDraw>,
-    /// u32 \[n, 5\], as [`Backend::crop_resize`] takes them; none where images are taken as they are.
+    /// u32 \[n, 5\], as [`CropResizeOp::crop_resize`](crate::backend::CropResizeOp::crop_resize) takes them; none where images are taken as they are.
     pub crops: Option<Tensor>,
     /// Which batch of the run it is, for dropout.
     pub number: u32,

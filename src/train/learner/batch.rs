@@ -36,7 +36,7 @@ pub struct Batch<'a> {
     pub labels: &'a [u32],
     /// How it is mixed, as [`LearnerSpec::mix`] says.
     pub mix: Option<&'a MixDraw>,
-    /// u32 \[n, 5\], for [`Backend::crop_resize`].
+    /// u32 \[n, 5\], for [`CropResizeOp::crop_resize`](crate::backend::CropResizeOp::crop_resize).
     pub crops: Option<View<'a>>,
     /// Which batch of the run it is, for dropout to draw by.
     pub number: u32,
@@ -81,7 +81,7 @@ pub(super) struct BatchBuffers<B: Backend> {
     pub class_weights: Option<B::Tensor>,
     /// \[n\]
     pub labels: B::Tensor,
-    /// See [`crate::backend::Dropout::draw`].
+    /// See [`Dropout::draw`](crate::backend::Dropout::draw).
     draw: Option<(B::Tensor, DropoutSpec)>,
     classes: usize,
 }

@@ -102,7 +102,7 @@ struct TextTuning<B: Backend> {
     d_features: B::Tensor,
 }
 
-/// Pairs and distances that the triplet loss keeps for its gradient: see [`Backend::triplet`].
+/// Pairs and distances that the triplet loss keeps for its gradient: see [`TripletOp::triplet`](crate::backend::TripletOp::triplet).
 struct Triplets<B: Backend> {
     pairs: B::Tensor,
     distances: B::Tensor,
@@ -334,7 +334,7 @@ impl<B: Backend> Learner<B> {
         Ok(PendingStats { pending: self.backend.fetch(&self.outputs.stats)?, objective: self.objective })
     }
 
-    /// As [`Learner::logits`], without waiting; for [`Backend::arrived`].
+    /// As [`Learner::logits`], without waiting; for [`Memory::arrived`](crate::backend::Memory::arrived).
     pub(crate) fn fetch_logits(&self) -> Result<[B::Pending; 2]> {
         let Outputs { head_logits, text_logits, .. } = &self.outputs;
         Ok([self.backend.fetch(head_logits)?, self.backend.fetch(text_logits)?])

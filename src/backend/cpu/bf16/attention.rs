@@ -9,19 +9,12 @@ use super::product::Target;
 use super::{round, widen};
 use crate::backend::cpu::number::OnHost;
 use crate::backend::cpu::real::{Real, max_of, sum_of, vectors};
-use crate::backend::{
-    AttentionExtents, AttentionGradient, AttentionInput, AttentionShape, BackendError, Result, expect_shape,
-};
-use crate::tensor::{Shape, Tensor};
+use crate::backend::{AttentionBackward, AttentionExtents, AttentionGradient, AttentionInput, Result};
+use crate::tensor::Tensor;
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
-
-/// One number for each query of each head: log Σ exp of its scores.
-pub fn saved(batch: usize, heads: usize, queries: usize) -> Shape {
-    [batch, heads, queries].into()
-}
 
 /// A head's rows in a slice, `stride` elements apart.
 #[derive(Clone, Copy)]
@@ -272,16 +265,14 @@ fn scale_of(e: AttentionExtents) -> f32 {
     (1.0 / (e.head as f64).sqrt()) as f32
 }
 
+/// `saved` keeps one number for each query of each head: log Σ exp of its scores.
 pub fn attention<B: OnHost>(
     isa: Isa,
     input: AttentionInput<'_, B>,
-    shape: AttentionShape,
+    e: AttentionExtents,
     saved: &mut Tensor,
     o: &mut Tensor,
 ) -> Result<()> {
-    let e = AttentionExtents::of("attention", &input, shape)?;
-    expect_shape("attention", "saved", [e.batch, e.heads, e.queries], saved.shape())?;
-    expect_shape("attention", "o", [e.batch, e.queries, e.width], o.shape())?;
     o.typed_mut::<bf16>()?
         .par_chunks_mut(e.queries * e.width)
         .zip(saved.typed_mut::<f32>()?.par_chunks_mut(e.heads * e.queries))
@@ -349,20 +340,8 @@ impl<'a> Gradients<'a> {
     }
 }
 
-pub fn attention_backward<B: OnHost>(
-    isa: Isa,
-    d_o: &Tensor,
-    o: &Tensor,
-    input: AttentionInput<'_, B>,
-    saved: &Tensor,
-    shape: AttentionShape,
-    gradient: AttentionGradient<'_, B>,
-) -> Result<()> {
-    const OP: &str = "attention_backward";
-    let e = AttentionExtents::of("attention", &input, shape)?;
-    expect_shape(OP, "do", [e.batch, e.queries, e.width], d_o.shape())?;
-    expect_shape(OP, "o", d_o.shape(), o.shape())?;
-    expect_shape(OP, "saved", [e.batch, e.heads, e.queries], saved.shape())?;
+pub fn attention_backward<B: OnHost>(isa: Isa, args: AttentionBackward<'_, B>) -> Result<()> {
+    let AttentionBackward { d_o, o, input, saved, extents: e, gradient, .. } = args;
     let outputs = d_o.typed::<bf16>()?.par_chunks(e.queries * e.width);
     let outputs = outputs.zip(o.typed::<bf16>()?.par_chunks(e.queries * e.width));
     let work = outputs.zip(saved.typed::<f32>()?.par_chunks(e.heads * e.queries)).enumerate();
@@ -377,18 +356,15 @@ pub fn attention_backward<B: OnHost>(
         Ok(())
     };
     let of_one = |data, rows, columns| Target::new(data, rows, columns);
-    match (gradient, &input) {
-        (AttentionGradient::Packed(dqkv), AttentionInput::Packed(qkv)) => {
-            expect_shape(OP, "dqkv", qkv.shape(), dqkv.shape())?;
+    match gradient {
+        AttentionGradient::Packed(dqkv) => {
             let dqkv = dqkv.typed_mut::<bf16>()?.par_chunks_mut(e.keys * 3 * e.width);
             work.zip(dqkv).try_for_each(|((index, (outputs, saved)), dqkv)| {
                 let q = of_one(dqkv, e.keys, 3 * e.width);
                 backward(index, outputs, saved, Gradients { q, kv: None })
             })
         }
-        (AttentionGradient::Split { dq, dkv }, AttentionInput::Split { q, kv }) => {
-            expect_shape(OP, "dq", q.shape(), dq.shape())?;
-            expect_shape(OP, "dkv", kv.shape(), dkv.shape())?;
+        AttentionGradient::Split { dq, dkv } => {
             let dq = dq.typed_mut::<bf16>()?.par_chunks_mut(e.queries * e.width);
             let dkv = dkv.typed_mut::<bf16>()?.par_chunks_mut(e.keys * 2 * e.width);
             work.zip(dq).zip(dkv).try_for_each(|(((index, (outputs, saved)), dq), dkv)| {
@@ -397,10 +373,6 @@ pub fn attention_backward<B: OnHost>(
                 backward(index, outputs, saved, Gradients { q, kv })
             })
         }
-        _ => Err(BackendError::Invalid {
-            op: OP,
-            problem: "input and gradient must both be packed or both be split".into(),
-        }),
     }
 }
 

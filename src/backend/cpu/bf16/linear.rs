@@ -8,9 +8,9 @@ use super::panels::{Factor, Panels};
 use super::product::{Activated, Narrow, Nothing, Rounded, Sloped, Target, product, sums_over_rows};
 use super::round;
 use crate::backend::cpu::dropout::Mask;
-use crate::backend::cpu::lora_linear::{Parts, matrix_shape};
+use crate::backend::cpu::lora_linear::Parts;
 use crate::backend::cpu::number::OnHost;
-use crate::backend::{Activation, Dropout, Lora, Result, expect_matrix, expect_shape};
+use crate::backend::{Activation, Lora, LoraLinear, LoraLinearBackward, Result};
 use crate::tensor::{DType, Shape, Tensor, View};
 use half::bf16;
 use std::ops::Range;
@@ -59,10 +59,6 @@ impl Weight {
     fn backward(&self) -> &Panels {
         self.backward.get_or_init(|| self.forward.transposed())
     }
-
-    fn expect(&self, op: &'static str, outputs: usize, inputs: usize) -> Result<()> {
-        expect_shape(op, "weight", [outputs, inputs], self.shape())
-    }
 }
 
 pub fn linear(
@@ -85,11 +81,8 @@ pub fn linear_activation(
     z: &mut Tensor,
     g: &mut Tensor,
 ) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
+    let (rows, inputs) = x.shape().matrix();
     let outputs = z.shape().columns();
-    weight.expect("linear_activation", outputs, inputs)?;
-    expect_matrix("linear_activation", "z", rows, outputs, z.shape())?;
-    expect_shape("linear_activation", "g", z.shape(), g.shape())?;
     let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
     let y = Target::new(z.typed_mut()?, rows, outputs);
     let g = Target::new(g.typed_mut()?, rows, outputs);
@@ -106,12 +99,8 @@ pub fn linear_activation_backward(
     z: &Tensor,
     dz: &mut Tensor,
 ) -> Result<()> {
-    const OP: &str = "linear_activation_backward";
-    let (rows, outputs) = matrix_shape(dy);
+    let (rows, outputs) = dy.shape().matrix();
     let inputs = dz.shape().columns();
-    weight.expect(OP, outputs, inputs)?;
-    expect_matrix(OP, "dz", rows, inputs, dz.shape())?;
-    expect_shape(OP, "z", dz.shape(), z.shape())?;
     let dz = Target::new(dz.typed_mut()?, rows, inputs);
     let output = Sloped { dz, z: z.typed()?, kind };
     product(isa, Factor::new(dy.typed()?, rows, outputs), Some(weight.backward()), None, &output);
@@ -128,14 +117,9 @@ fn forward(
     y: &mut Tensor,
     narrow: Option<&Narrow<'_>>,
 ) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
+    let (rows, inputs) = x.shape().matrix();
     let outputs = y.shape().columns();
-    weight.expect("linear", outputs, inputs)?;
-    expect_matrix("linear", "y", rows, outputs, y.shape())?;
     let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
-    if let Some(residual) = residual {
-        expect_shape("linear", "residual", y.shape(), residual.shape())?;
-    }
     let residual = residual.map(|residual| residual.typed::<bf16>()).transpose()?;
     let x = Factor::new(x.typed()?, rows, inputs);
     let y = Target::new(y.typed_mut()?, rows, outputs);
@@ -155,10 +139,8 @@ fn backward(
     dx: &mut Tensor,
     narrow: Option<&Narrow<'_>>,
 ) -> Result<()> {
-    let (rows, outputs) = matrix_shape(dy);
+    let (rows, outputs) = dy.shape().matrix();
     let inputs = dx.shape().columns();
-    weight.expect("linear_backward", outputs, inputs)?;
-    expect_matrix("linear_backward", "dx", rows, inputs, dx.shape())?;
     let dy = Factor::new(dy.typed()?, rows, outputs);
     let y = Target::new(dx.typed_mut()?, rows, inputs);
     product(isa, dy, Some(weight.backward()), narrow, &Rounded { y, bias: None, residual: None });
@@ -207,56 +189,28 @@ impl Parts<'_, f32> {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
-pub fn lora_linear<B: OnHost>(
-    isa: Isa,
-    x: &Tensor,
-    seen: Option<&Tensor>,
-    weight: &Weight,
-    bias: Option<&Tensor>,
-    lora: Lora<'_, B>,
-    residual: Option<&Tensor>,
-    u: &mut Tensor,
-    y: &mut Tensor,
-) -> Result<()> {
-    let (rows, inputs) = matrix_shape(x);
-    let parts = Parts::<f32>::of(lora, inputs)?;
-    expect_matrix("lora_linear", "u", rows, parts.width(), u.shape())?;
-    if let Some(seen) = seen {
-        expect_matrix("lora_linear", "seen", rows, inputs, seen.shape())?;
-    }
+pub fn lora_linear<B: OnHost>(isa: Isa, weight: &Weight, args: LoraLinear<'_, B>) -> Result<()> {
+    let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
+    let (rows, inputs) = x.shape().matrix();
+    let parts = Parts::<f32>::of(lora)?;
     let seen =
         seen.map(|seen| Ok::<_, crate::backend::BackendError>(Factor::new(seen.typed()?, rows, inputs)));
     let (a, b) = (parts.a_transposed(), parts.b_transposed(y.shape().columns()));
     let kept = Target::new(u.typed_mut()?, rows, parts.width());
     let narrow = Narrow { rows: seen.transpose()?, panels: &a, kept, wide: Some(&b), mask: None };
-    forward(isa, x, weight, bias, residual, y, Some(&narrow))
+    forward(isa, x, weight, layer.bias.as_ref(), residual, y, Some(&narrow))
 }
 
-#[allow(clippy::too_many_arguments)]
 pub fn lora_linear_backward<B: OnHost>(
     isa: Isa,
-    dy: &Tensor,
-    x: &Tensor,
-    dropout: Option<Dropout<'_, B>>,
-    u: &Tensor,
     weight: &Weight,
-    lora: Lora<'_, B>,
-    du: &mut Tensor,
-    da: &mut Tensor,
-    db: &mut Tensor,
-    dx: Option<&mut Tensor>,
+    args: LoraLinearBackward<'_, B>,
 ) -> Result<()> {
-    const OP: &str = "lora_linear_backward";
-    let (rows, inputs) = matrix_shape(x);
+    let LoraLinearBackward { dy, x, dropout, u, lora, du, da, db, dx, .. } = args;
+    let (rows, inputs) = x.shape().matrix();
     let columns = dy.shape().columns();
-    let parts = Parts::<f32>::of(lora, inputs)?;
+    let parts = Parts::<f32>::of(lora)?;
     let width = parts.width();
-    expect_matrix(OP, "dy", rows, columns, dy.shape())?;
-    expect_matrix(OP, "u", rows, width, u.shape())?;
-    expect_matrix(OP, "du", rows, width, du.shape())?;
-    expect_shape(OP, "da", lora.a.shape(), da.shape())?;
-    expect_shape(OP, "db", lora.b.shape(), db.shape())?;
     let of_dy = Factor::new(dy.typed()?, rows, columns);
     let (a, b) = (parts.a_packed(), parts.b_packed(columns));
     let kept = Target::new(du.typed_mut()?, rows, width);
@@ -297,9 +251,8 @@ pub fn lora_linear_backward<B: OnHost>(
 
 /// Rounds the sum to bf16 again, which evaluation in bf16 does not want: it keeps adapters beside the weights.
 pub fn lora_fold<B: OnHost>(weight: &Weight, lora: Lora<'_, B>, folded: &mut Weight) -> Result<()> {
-    expect_shape("lora_fold", "folded", weight.shape(), folded.shape())?;
     let inputs = lora.a.shape().columns();
-    let parts = Parts::<f32>::of(lora, inputs)?;
+    let parts = Parts::<f32>::of(lora)?;
     let mut sums = weight.values()?.view().to_tensor(DType::F32)?;
     parts.fold_into(sums.typed_mut()?, inputs);
     *folded = Weight::new(sums.view())?;

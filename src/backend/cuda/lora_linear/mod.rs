@@ -12,112 +12,82 @@ mod gradients;
 mod parts;
 
 use super::choose::fastest;
-use super::driver::Gemm;
 use super::dropout::Dropped;
+use super::linear::{Frozen, Sizes};
 use super::*;
-pub use folded::{folding_pays, lora_fold, lora_gradients};
 use parts::Parts;
 
-pub fn linear(
-    cuda: &Cuda,
-    x: &CudaTensor,
-    layer: &Linear<Cuda>,
-    residual: Option<&CudaTensor>,
-    y: &mut CudaTensor,
-) -> Result<()> {
-    let sizes = Sizes::of("linear", x.matrix(), y.shape.columns(), layer)?;
-    let frozen = Frozen::forward("linear", cuda, sizes, x, layer, residual, y)?;
-    frozen.gemm(cuda)
-}
+impl LoraLinearOp for Cuda {
+    fn lora_linear_checked(&self, args: LoraLinear<'_, Cuda>) -> Result<()> {
+        let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
+        let sizes = Sizes::of(x.matrix(), y.shape.columns(), layer);
+        let parts = Parts::of("lora_linear", lora, sizes.k, sizes.n)?;
+        let frozen = Frozen::forward(self, sizes, x, layer, residual, y)?;
+        let seen = seen.map(|seen| seen.typed(self.real())).transpose()?;
+        let work = Forward { frozen, seen: seen.unwrap_or(frozen.from), parts, u: u.typed(self.real())? };
+        if sizes.m == 0 {
+            return Ok(());
+        }
+        // The fused form reads one input for both products.
+        if seen.is_some() {
+            return gemm::forward(self, &work);
+        }
+        let tiles = fused::forward_tiles(self, &work);
+        form(self, "lora_linear", &work.frozen, &parts, tiles, &mut |form| match form {
+            LoraKernel::Fused(tile) => fused::forward(self, &work, tile),
+            LoraKernel::Gemm => gemm::forward(self, &work),
+        })
+    }
 
-pub fn linear_backward(
-    cuda: &Cuda,
-    dy: &CudaTensor,
-    layer: &Linear<Cuda>,
-    dx: &mut CudaTensor,
-) -> Result<()> {
-    let (m, n) = dy.matrix();
-    let sizes = Sizes::of("linear_backward", (m, dx.shape.columns()), n, layer)?;
-    Frozen::backward("linear_backward", cuda, sizes, dy, layer, dx)?.gemm(cuda)
-}
+    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Cuda>) -> Result<()> {
+        let LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx } = args;
+        let sizes = Sizes::of(x.matrix(), dy.shape.columns(), layer);
+        let parts = Parts::of("lora_linear_backward", lora, sizes.k, sizes.n)?;
+        let real = self.real();
+        let (dy_at, du) = (dy.typed(real)?, du.typed(real)?);
+        let dropped = dropout.map(Dropped::of).transpose()?;
+        let frozen = dx.map(|dx| Frozen::backward(self, sizes, dy, layer, dx)).transpose()?;
+        let gradients = gradients::Gradients {
+            du,
+            x: x.typed(real)?,
+            u: u.typed(real)?,
+            dy: dy_at,
+            da: da.typed(DType::F32)?,
+            db: db.typed(DType::F32)?,
+            sizes,
+        };
+        match frozen {
+            _ if sizes.m == 0 => {}
+            None => gemm::backward_start(self, &parts, sizes, dy_at, du, None, None)?,
+            Some(frozen) => input_gradient(self, &Backward { frozen, parts, du, dropped })?,
+        }
+        gradients.launch(self, &parts)
+    }
 
-#[allow(clippy::too_many_arguments)]
-pub fn lora_linear(
-    cuda: &Cuda,
-    x: &CudaTensor,
-    seen: Option<&CudaTensor>,
-    layer: &Linear<Cuda>,
-    lora: Lora<'_, Cuda>,
-    residual: Option<&CudaTensor>,
-    u: &mut CudaTensor,
-    y: &mut CudaTensor,
-) -> Result<()> {
-    const OP: &str = "lora_linear";
-    let sizes = Sizes::of(OP, x.matrix(), y.shape.columns(), layer)?;
-    let parts = Parts::of(OP, lora, sizes.k, sizes.n)?;
-    expect_matrix(OP, "u", sizes.m, parts.width, u.shape)?;
-    let frozen = Frozen::forward(OP, cuda, sizes, x, layer, residual, y)?;
-    if let Some(seen) = seen {
-        expect_matrix(OP, "seen", sizes.m, sizes.k, seen.shape)?;
+    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Cuda>]) -> Result<()> {
+        folded::lora_fold(self, layers)
     }
-    let seen = seen.map(|seen| seen.typed(cuda.real())).transpose()?;
-    let work = Forward { frozen, seen: seen.unwrap_or(frozen.from), parts, u: u.typed(cuda.real())? };
-    if sizes.m == 0 {
-        return Ok(());
-    }
-    // The fused form reads one input for both products.
-    if seen.is_some() {
-        return gemm::forward(cuda, &work);
-    }
-    let tiles = fused::forward_tiles(cuda, &work);
-    form(cuda, OP, &work.frozen, &parts, tiles, &mut |form| match form {
-        LoraKernel::Fused(tile) => fused::forward(cuda, &work, tile),
-        LoraKernel::Gemm => gemm::forward(cuda, &work),
-    })
-}
 
-#[allow(clippy::too_many_arguments)]
-pub fn lora_linear_backward(
-    cuda: &Cuda,
-    dy: &CudaTensor,
-    x: &CudaTensor,
-    dropout: Option<Dropout<'_, Cuda>>,
-    u: &CudaTensor,
-    layer: &Linear<Cuda>,
-    lora: Lora<'_, Cuda>,
-    du: &mut CudaTensor,
-    da: &mut CudaTensor,
-    db: &mut CudaTensor,
-    dx: Option<&mut CudaTensor>,
-) -> Result<()> {
-    const OP: &str = "lora_linear_backward";
-    let sizes = Sizes::of(OP, x.matrix(), dy.shape.columns(), layer)?;
-    let Sizes { m, k, n, .. } = sizes;
-    let parts = Parts::of(OP, lora, k, n)?;
-    expect_matrix(OP, "dy", m, n, dy.shape)?;
-    expect_matrix(OP, "u", m, parts.width, u.shape)?;
-    expect_matrix(OP, "du", m, parts.width, du.shape)?;
-    expect_shape(OP, "da", lora.a.shape, da.shape)?;
-    expect_shape(OP, "db", lora.b.shape, db.shape)?;
-    let real = cuda.real();
-    let (dy_at, du) = (dy.typed(real)?, du.typed(real)?);
-    let dropped = dropout.map(|dropout| Dropped::of(OP, dropout)).transpose()?;
-    let frozen = dx.map(|dx| Frozen::backward(OP, cuda, sizes, dy, layer, dx)).transpose()?;
-    let gradients = gradients::Gradients {
-        du,
-        x: x.typed(real)?,
-        u: u.typed(real)?,
-        dy: dy_at,
-        da: da.typed(DType::F32)?,
-        db: db.typed(DType::F32)?,
-        sizes,
-    };
-    match frozen {
-        _ if m == 0 => {}
-        None => gemm::backward_start(cuda, &parts, sizes, dy_at, du, None, None)?,
-        Some(frozen) => input_gradient(cuda, &Backward { frozen, parts, du, dropped })?,
+    fn can_train_folded(&self) -> bool {
+        match self.lora_form() {
+            LoraForm::Auto => self.real() == DType::F16,
+            // What the grid of bf16 leaves of a fold is too little.
+            LoraForm::Folded => self.real() != DType::BF16,
+            LoraForm::Beside | LoraForm::Fused | LoraForm::Gemm => false,
+        }
     }
-    gradients.launch(cuda, &parts)
+
+    fn trains_folded(&self, layers: &[LoraSite<'_, Cuda>]) -> Result<bool> {
+        match self.lora_form() {
+            _ if !self.can_train_folded() || layers.is_empty() => Ok(false),
+            LoraForm::Auto => folded::folding_pays(self, layers),
+            _ => Ok(true),
+        }
+    }
+
+    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Cuda>]) -> Result<()> {
+        folded::lora_gradients(self, layers)
+    }
 }
 
 /// du and dx, in the form that is the faster one.
@@ -131,122 +101,6 @@ fn input_gradient(cuda: &Cuda, work: &Backward) -> Result<()> {
         LoraKernel::Fused(tile) => fused::backward(cuda, work, tile),
         LoraKernel::Gemm => gemm::backward(cuda, work),
     })
-}
-
-/// Rows, inputs and outputs of a layer, and elements from one row of its weight to the next.
-#[derive(Clone, Copy)]
-struct Sizes {
-    m: usize,
-    k: usize,
-    n: usize,
-    weight_stride: usize,
-}
-
-impl Sizes {
-    /// `x`: the rows and columns of the input or of its gradient.
-    fn of(op: &'static str, x: (usize, usize), outputs: usize, layer: &Linear<Cuda>) -> Result<Self> {
-        let weight_stride = layer.weight.shape.columns().max(x.1);
-        expect_shape(op, "weight", [outputs, weight_stride], layer.weight.shape)?;
-        Ok(Sizes { m: x.0, k: x.1, n: outputs, weight_stride })
-    }
-}
-
-/// A frozen layer's product, forward (y from x) or backward (dx from dy), without a low-rank update.
-#[derive(Clone, Copy)]
-struct Frozen {
-    sizes: Sizes,
-    forward: bool,
-    from: Address,
-    weight: Address,
-    bias: Option<Address>,
-    residual: Option<Address>,
-    to: Address,
-    dtype: DType,
-}
-
-impl Frozen {
-    fn forward(
-        op: &'static str,
-        cuda: &Cuda,
-        sizes: Sizes,
-        x: &CudaTensor,
-        layer: &Linear<Cuda>,
-        residual: Option<&CudaTensor>,
-        y: &mut CudaTensor,
-    ) -> Result<Self> {
-        let real = cuda.real();
-        expect_matrix(op, "y", sizes.m, sizes.n, y.shape)?;
-        if let Some(residual) = residual {
-            expect_shape(op, "residual", y.shape, residual.shape)?;
-        }
-        if let Some(bias) = &layer.bias {
-            expect_shape(op, "bias", [sizes.n], bias.shape)?;
-        }
-        Ok(Frozen {
-            sizes,
-            forward: true,
-            from: x.typed(real)?,
-            weight: layer.weight.typed(real)?,
-            bias: layer.bias.as_ref().map(|b| b.typed(real)).transpose()?,
-            residual: residual.map(|r| r.typed(real)).transpose()?,
-            to: y.typed(real)?,
-            dtype: real,
-        })
-    }
-
-    fn backward(
-        op: &'static str,
-        cuda: &Cuda,
-        sizes: Sizes,
-        dy: &CudaTensor,
-        layer: &Linear<Cuda>,
-        dx: &mut CudaTensor,
-    ) -> Result<Self> {
-        let real = cuda.real();
-        expect_matrix(op, "dx", sizes.m, sizes.k, dx.shape)?;
-        Ok(Frozen {
-            sizes,
-            forward: false,
-            from: dy.typed(real)?,
-            weight: layer.weight.typed(real)?,
-            bias: None,
-            residual: None,
-            to: dx.typed(real)?,
-            dtype: real,
-        })
-    }
-
-    /// Columns of the result, and of what it is computed from.
-    fn columns(&self) -> (usize, usize) {
-        if self.forward { (self.sizes.n, self.sizes.k) } else { (self.sizes.k, self.sizes.n) }
-    }
-
-    /// Enqueues it as one product.
-    fn gemm(&self, cuda: &Cuda) -> Result<()> {
-        if self.sizes.m == 0 {
-            return Ok(());
-        }
-        cuda.gemm(&self.as_gemm())
-    }
-
-    fn as_gemm(&self) -> Gemm {
-        let (n, k) = self.columns();
-        Gemm {
-            m: self.sizes.m,
-            n,
-            k,
-            x: self.from,
-            x_stride: k,
-            w: self.weight,
-            w_stride: self.sizes.weight_stride,
-            transposed: self.forward,
-            bias: self.bias,
-            add: self.residual,
-            y: self.to,
-            y_stride: n,
-            dtype: self.dtype,
-        }
-    }
 }
 
 /// A layer with an adapter, forward.

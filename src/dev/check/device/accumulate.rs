@@ -2,6 +2,7 @@
 
 use super::{Checker, Pair, Result, bound};
 use crate::backend::Backend;
+use crate::backend::prelude::*;
 
 /// Less than a pack, a pack and a rest, one chunk and several, and nothing.
 const SIZES: [usize; 5] = [1, 7, 4096, 0, 10_001];

@@ -1,6 +1,7 @@
 //! Checks of activation.
 
 use super::{Checker, Result, Scope};
+use crate::backend::prelude::*;
 use crate::backend::{Activation, Backend};
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Checks of adamw: several steps in a row, the state of each compared.
 
 use super::{Both, Checker, Pair, Result, bound};
+use crate::backend::prelude::*;
 use crate::backend::{AdamwStep, AdamwTensor, Backend, Control, LossScaling, Stat};
 use crate::dev::check::{Row, relative_error, worse};
 use crate::tensor::{DType, Tensor};

@@ -1,6 +1,7 @@
 //! Checks of attention.
 
 use super::{Both, Checker, Pair, Result, Scope, bound};
+use crate::backend::prelude::*;
 use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
 use crate::dev::check::{Row, relative_error, worse};
 use crate::tensor::DType;

@@ -2,6 +2,7 @@
 
 use super::{Checker, Result, Scope, bound, normal};
 use crate::backend::Backend;
+use crate::backend::prelude::*;
 use crate::tensor::Tensor;
 
 pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use super::{Checker, Pair, Result, Row, Scope};
 use crate::backend::Backend;
+use crate::backend::prelude::*;
 use crate::tensor::{DType, Tensor};
 
 /// A crop: top, left, height, width, mirrored.

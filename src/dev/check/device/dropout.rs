@@ -2,6 +2,7 @@
 
 use super::{Checker, Pair, Result, Row, Scope};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Dropout};
 use crate::tensor::{Shape, Tensor};
 

@@ -4,6 +4,7 @@ use super::layer_norm::norm;
 use super::mix::MixPair;
 use super::{Both, Checker, Result, Scope};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Linear, PatchEmbedding};
 use crate::tensor::{DType, Tensor};
 

@@ -3,6 +3,7 @@
 use super::mix::MixPair;
 use super::{Checker, Pair, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Classifier, Control, Counting, LossWeights, Stat, Targets};
 use crate::tensor::{DType, Tensor};
 use std::ops::Range;

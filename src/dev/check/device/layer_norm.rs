@@ -2,6 +2,7 @@
 
 use super::{Both, Checker, Pair, Result, Scope, bound, normal};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{AddTo, Backend, LayerNorm};
 use crate::tensor::Tensor;
 

@@ -3,6 +3,7 @@
 use super::dropout::DropoutPair;
 use super::{Both, Checker, Pair, Result, Scope};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Linear, Lora, LoraFold, LoraGradients};
 use crate::tensor::DType;
 

@@ -2,6 +2,7 @@
 
 use super::{Both, Checker, Result, Scope, bound};
 use crate::backend::cpu::Cpu;
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Mix};
 use crate::tensor::{DType, Tensor};
 

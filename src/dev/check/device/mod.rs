@@ -61,7 +61,7 @@ mod triplet;
 use super::difference::normal;
 use super::{Result, Row, relative_error};
 use crate::backend::cpu::Cpu;
-use crate::backend::{Backend, DeviceTensor};
+use crate::backend::{Backend, DeviceTensor, Memory};
 use crate::tensor::{DType, Shape, Tensor, TensorError};
 use std::ops::Range;
 
@@ -200,7 +200,7 @@ pub(super) struct Both<D, H> {
 }
 
 /// Tensors with the same numbers on the device and on the host.
-pub(super) type Pair<B> = Both<<B as Backend>::Tensor, Tensor>;
+pub(super) type Pair<B> = Both<<B as Memory>::Tensor, Tensor>;
 
 impl<'a, B: Backend> Checker<'a, B> {
     pub fn row(&mut self, row: Row) {
@@ -238,7 +238,7 @@ impl<'a, B: Backend> Checker<'a, B> {
     }
 
     /// The numbers of a pair as the weights of a layer.
-    pub fn weight(&self, pair: &Pair<B>) -> Result<Both<B::Weight, <Cpu<f64> as Backend>::Weight>> {
+    pub fn weight(&self, pair: &Pair<B>) -> Result<Both<B::Weight, <Cpu<f64> as Memory>::Weight>> {
         let device = self.device.weight(self.device.download(&pair.device)?.view())?;
         Ok(Both { device, host: self.cpu.weight(pair.host.view())? })
     }

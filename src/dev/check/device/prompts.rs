@@ -1,6 +1,7 @@
 //! Checks of prompts.
 
 use super::{Checker, Pair, Result, Scope, bound};
+use crate::backend::prelude::*;
 use crate::backend::{Backend, DeviceTensor};
 
 /// Sizes of a case: sequences, their tokens without prompts, prompts, width; and layers of prompts, of which

@@ -1,6 +1,7 @@
 //! Checks of triplet. All of it is in the parameter dtype, whatever the activations are in.
 
 use super::{Checker, Pair, Result, Row, Scope, bound, normal};
+use crate::backend::prelude::*;
 use crate::backend::{Backend, Control, DeviceTensor, Stat};
 use crate::tensor::{DType, Tensor};
 

@@ -1,38 +1,28 @@
-//! From pixels to tokens, and picking single tokens out of sequences.
+//! From pixels to tokens.
 
 use super::layer_norm::NormInPlace;
-use super::mix::Mixed;
+use super::mix_rows::Mixed;
 use super::number::{Number, OnHost, narrow};
 use super::real::Real;
-use crate::backend::{BackendError, Mix, PatchEmbedding, Result, expect_matrix, expect_shape};
-use crate::tensor::{DType, Tensor};
+use super::*;
 use rayon::prelude::*;
 
-pub fn patch_embed<T: Number, B: OnHost>(
-    backend: &B,
-    pixels: &Tensor,
-    mix: Option<&Mix<B>>,
-    embedding: &PatchEmbedding<B>,
-    patches: &mut Tensor,
-    products: &mut Tensor,
-    x: &mut Tensor,
-) -> Result<()> {
-    const OP: &str = "patch_embed";
-    let [batch, tokens, d] = *x.shape().dims() else {
-        return Err(BackendError::Invalid { op: OP, problem: format!("x {} is not [B, S, D]", x.shape()) });
-    };
-    let (count, p) = (tokens - 1, embedding.patch);
-    let inputs = 3 * p * p;
-    expect_shape(OP, "position", [tokens, d], embedding.position.shape())?;
-    expect_matrix(OP, "patches", batch * count, inputs, patches.shape())?;
-    expect_matrix(OP, "products", batch * count, d, products.shape())?;
-    let mixed = mix.map(|mix| Mixed::new(OP, mix, batch)).transpose()?;
-    gather_patches(pixels, mixed.as_ref(), embedding, count, patches.typed_mut::<T>()?)?;
+impl<T: Real> PatchEmbedOp for Cpu<T> {
+    fn patch_embed_checked(&self, args: PatchEmbed<'_, Self>) -> Result<()> {
+        in_type!(self, patch_embed<Self>(self, args))
+    }
+}
+
+fn patch_embed<T: Number, B: OnHost>(backend: &B, args: PatchEmbed<'_, B>) -> Result<()> {
+    let PatchEmbed { grid, pixels, mix, embedding, patches, products, x } = args;
+    let (count, tokens, d) = (grid.patches(), grid.patches() + 1, x.shape().columns());
+    let mixed = mix.map(|mix| Mixed::new("patch_embed", mix)).transpose()?;
+    gather_patches(grid, pixels, mixed.as_ref(), embedding, patches.typed_mut::<T>()?)?;
     backend.linear(patches, &embedding.projection, None, products)?;
     let class = embedding.class.typed::<T::Real>()?;
     let position = embedding.position.typed::<T::Real>()?;
     let products = products.typed::<T>()?.par_chunks(count * d);
-    let norm = NormInPlace::of(&embedding.norm, d)?;
+    let norm = NormInPlace::of(&embedding.norm)?;
     x.typed_mut::<T>()?.par_chunks_mut(tokens * d).zip(products).for_each(|(x, products)| {
         let mut sums = vec![T::Real::ZERO; d];
         for (token, (x, position)) in x.chunks_exact_mut(d).zip(position.chunks_exact(d)).enumerate() {
@@ -54,33 +44,16 @@ pub fn patch_embed<T: Number, B: OnHost>(
 /// Copies every patch into a row, in the order of the convolution's weights; of a mixed image, its two
 /// images' patches by their shares.
 fn gather_patches<T: Number, B: OnHost>(
+    grid: PatchGrid,
     pixels: &Tensor,
     mixed: Option<&Mixed<'_, T::Real>>,
     embedding: &PatchEmbedding<B>,
-    count: usize,
     out: &mut [T],
 ) -> Result<()> {
-    let p = embedding.patch;
-    let unfit = || BackendError::Invalid {
-        op: "patch_embed",
-        problem: format!(
-            "pixels {} of {} make no {count} patches of {p} a side",
-            pixels.shape(),
-            pixels.dtype()
-        ),
-    };
-    let (side, hwc) = match *pixels.shape().dims() {
-        [_, h, w, 3] if h == w && pixels.dtype() == DType::U8 => (h, true),
-        [_, 3, h, w] if h == w => (h, false),
-        _ => return Err(unfit()),
-    };
-    let across = side / p;
-    if across * across != count {
-        return Err(unfit());
-    }
+    let PatchGrid { side, across, patch: p, .. } = grid;
     let size = side * side * 3;
-    let images = out.par_chunks_mut(count * size_of_patch(p)).enumerate();
-    if hwc {
+    let images = out.par_chunks_mut(grid.patches() * grid.inputs()).enumerate();
+    if grid.levels {
         let table = normalisation::<T::Real>(embedding.mean, embedding.std);
         let pixels = pixels.typed::<u8>()?;
         // The pixels of a row of a patch.
@@ -149,39 +122,4 @@ fn normalisation<T: Real>(mean: [f32; 3], std: [f32; 3]) -> [[T; 256]; 3] {
             T::from_f64(f64::from((value - mean[c]) / std[c]))
         })
     })
-}
-
-/// The sizes of a row selection: batch, sequence length, width, and the chosen row of each sequence.
-fn selection<'a>(op: &'static str, x: &Tensor, rows: &'a Tensor) -> Result<(usize, usize, &'a [u32])> {
-    let [batch, s, d] = *x.shape().dims() else {
-        return Err(BackendError::Invalid { op, problem: format!("x {} is not [B, S, D]", x.shape()) });
-    };
-    expect_shape(op, "rows", [batch], rows.shape())?;
-    let rows = rows.typed::<u32>()?;
-    match rows.iter().find(|&&row| row as usize >= s) {
-        Some(row) => Err(BackendError::Invalid { op, problem: format!("row {row} of a sequence of {s}") }),
-        None => Ok((s, d, rows)),
-    }
-}
-
-pub fn take_rows<T: Number>(x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-    let (s, d, rows) = selection("take_rows", x, rows)?;
-    expect_matrix("take_rows", "y", rows.len(), d, y.shape())?;
-    let x = x.typed::<T>()?.chunks_exact(s * d);
-    for ((y, x), &row) in y.typed_mut::<T>()?.chunks_exact_mut(d).zip(x).zip(rows) {
-        y.copy_from_slice(&x[row as usize * d..][..d]);
-    }
-    Ok(())
-}
-
-pub fn take_rows_backward<T: Number>(dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-    let (s, d, rows) = selection("take_rows_backward", dx, rows)?;
-    expect_matrix("take_rows_backward", "dy", rows.len(), d, dy.shape())?;
-    let dx = dx.typed_mut::<T>()?.chunks_exact_mut(s * d);
-    for ((dx, dy), &row) in dx.zip(dy.typed::<T>()?.chunks_exact(d)).zip(rows) {
-        for (dx, &dy) in dx[row as usize * d..][..d].iter_mut().zip(dy) {
-            *dx = T::narrow(dx.widen() + dy.widen());
-        }
-    }
-    Ok(())
 }

@@ -1,0 +1,40 @@
+//! The MLP's non-linearity.
+
+use super::*;
+
+/// The non-linearity of the MLP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// z·σ(1.702·z), as OpenAI trained CLIP.
+    QuickGelu,
+    /// z·Φ(z) with the exact normal distribution function.
+    Gelu,
+}
+
+/// The MLP's non-linearity.
+pub trait ActivationOp: Memory {
+    /// g = act(z).
+    fn activation(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()> {
+        const OP: &str = "activation";
+        expect_shape(OP, "g", z.shape(), g.shape())?;
+        self.activation_checked(kind, z, g)
+    }
+
+    /// dz = dg·act′(z), in place: `d` holds dg and then dz.
+    fn activation_backward(&self, kind: Activation, z: &Self::Tensor, d: &mut Self::Tensor) -> Result<()> {
+        const OP: &str = "activation_backward";
+        expect_shape(OP, "d", z.shape(), d.shape())?;
+        self.activation_backward_checked(kind, z, d)
+    }
+
+    /// [`Self::activation`] of what was checked.
+    fn activation_checked(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()>;
+
+    /// [`Self::activation_backward`] of what was checked.
+    fn activation_backward_checked(
+        &self,
+        kind: Activation,
+        z: &Self::Tensor,
+        d: &mut Self::Tensor,
+    ) -> Result<()>;
+}

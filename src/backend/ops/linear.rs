@@ -1,0 +1,140 @@
+//! Frozen linear layers.
+
+use super::*;
+
+/// A frozen linear layer: `weight` \[out, in\], `bias` \[out\].
+pub struct Linear<B: Memory> {
+    /// W, in the compute type.
+    pub weight: B::Weight,
+    /// b, in the compute type; none adds nothing.
+    pub bias: Option<B::Tensor>,
+}
+
+/// Checks a layer of `device` with so many inputs and outputs. Rows of its weight may be longer than its input.
+pub(super) fn expect_layer<B: Memory>(
+    device: &B,
+    op: &'static str,
+    layer: &Linear<B>,
+    inputs: usize,
+    outputs: usize,
+) -> Result<()> {
+    let weight = device.weight_shape(&layer.weight);
+    expect_shape(op, "weight", [outputs, weight.columns().max(inputs)], weight)?;
+    match &layer.bias {
+        Some(bias) => expect_shape(op, "bias", [outputs], bias.shape()),
+        None => Ok(()),
+    }
+}
+
+/// Checks the output of a layer for `x`, and what is added to it.
+pub(super) fn expect_output<B: Memory>(
+    op: &'static str,
+    x: &B::Tensor,
+    residual: Option<&B::Tensor>,
+    y: &B::Tensor,
+) -> Result<()> {
+    expect_matrix(op, "y", x.shape().matrix().0, y.shape().columns(), y.shape())?;
+    residual.map_or(Ok(()), |residual| expect_shape(op, "residual", y.shape(), residual.shape()))
+}
+
+/// Frozen linear layers.
+pub trait LinearOp: ActivationOp {
+    /// y = x·Wᵀ + b (+ residual).
+    fn linear(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        residual: Option<&Self::Tensor>,
+        y: &mut Self::Tensor,
+    ) -> Result<()> {
+        const OP: &str = "linear";
+        expect_layer(self, OP, layer, x.shape().columns(), y.shape().columns())?;
+        expect_output::<Self>(OP, x, residual, y)?;
+        self.linear_checked(x, layer, residual, y)
+    }
+
+    /// dx = dy·W. There is no dW: the layer is frozen.
+    fn linear_backward(&self, dy: &Self::Tensor, layer: &Linear<Self>, dx: &mut Self::Tensor) -> Result<()> {
+        const OP: &str = "linear_backward";
+        let (rows, outputs) = dy.shape().matrix();
+        expect_layer(self, OP, layer, dx.shape().columns(), outputs)?;
+        expect_matrix(OP, "dx", rows, dx.shape().columns(), dx.shape())?;
+        self.linear_backward_checked(dy, layer, dx)
+    }
+
+    /// z = x·Wᵀ + b, and g = act(z).
+    fn linear_activation(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &mut Self::Tensor,
+        g: &mut Self::Tensor,
+    ) -> Result<()> {
+        const OP: &str = "linear_activation";
+        expect_layer(self, OP, layer, x.shape().columns(), z.shape().columns())?;
+        expect_output::<Self>(OP, x, None, z)?;
+        expect_shape(OP, "g", z.shape(), g.shape())?;
+        self.linear_activation_checked(x, layer, kind, z, g)
+    }
+
+    /// dz = (dy·W)·act′(z).
+    fn linear_activation_backward(
+        &self,
+        dy: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &Self::Tensor,
+        dz: &mut Self::Tensor,
+    ) -> Result<()> {
+        const OP: &str = "linear_activation_backward";
+        let (rows, outputs) = dy.shape().matrix();
+        expect_layer(self, OP, layer, dz.shape().columns(), outputs)?;
+        expect_matrix(OP, "dz", rows, dz.shape().columns(), dz.shape())?;
+        expect_shape(OP, "z", dz.shape(), z.shape())?;
+        self.linear_activation_backward_checked(dy, layer, kind, z, dz)
+    }
+
+    /// [`Self::linear`] of what was checked.
+    fn linear_checked(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        residual: Option<&Self::Tensor>,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// [`Self::linear_backward`] of what was checked.
+    fn linear_backward_checked(
+        &self,
+        dy: &Self::Tensor,
+        layer: &Linear<Self>,
+        dx: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// [`Self::linear_activation`] of what was checked: two operations where a device has no better form.
+    fn linear_activation_checked(
+        &self,
+        x: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &mut Self::Tensor,
+        g: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear_checked(x, layer, None, z)?;
+        self.activation_checked(kind, z, g)
+    }
+
+    /// [`Self::linear_activation_backward`] of what was checked: two operations where a device has no better form.
+    fn linear_activation_backward_checked(
+        &self,
+        dy: &Self::Tensor,
+        layer: &Linear<Self>,
+        kind: Activation,
+        z: &Self::Tensor,
+        dz: &mut Self::Tensor,
+    ) -> Result<()> {
+        self.linear_backward_checked(dy, layer, dz)?;
+        self.activation_backward_checked(kind, z, dz)
+    }
+}

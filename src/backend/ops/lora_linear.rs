@@ -1,0 +1,227 @@
+//! Frozen linear layers with low-rank updates.
+
+use super::*;
+
+/// Low-rank updates beside a linear layer. `a` \[n·r, in\] stacks the A of n parts, `b` \[n, out, r\] their B;
+/// part i adds `scale·(x·Aᵢᵀ)·Bᵢᵀ` to the `out` columns of y from `columns[i]` on.
+pub struct Lora<'a, B: Memory> {
+    /// A, in the parameter dtype.
+    pub a: &'a B::Tensor,
+    /// B, in the parameter dtype.
+    pub b: &'a B::Tensor,
+    /// One for each of the n parts.
+    pub columns: &'a [usize],
+    /// α/r, or α/√r for rank-stabilised LoRA.
+    pub scale: f64,
+}
+
+/// A layer whose adapters a training step moves.
+pub struct LoraSite<'a, B: Memory> {
+    /// Rows of its input.
+    pub rows: usize,
+    /// The layer.
+    pub layer: &'a Linear<B>,
+    /// Adapters of it.
+    pub lora: Lora<'a, B>,
+}
+
+/// A layer whose adapters are to be folded into a copy of its weight.
+pub struct LoraFold<'a, B: Memory> {
+    /// W.
+    pub weight: &'a B::Weight,
+    /// Adapters of the layer.
+    pub lora: Lora<'a, B>,
+    /// W + scale·B·A, of W's shape.
+    pub folded: &'a mut B::Weight,
+}
+
+/// A layer's adapters, and what their gradients are computed from.
+pub struct LoraGradients<'a, B: Memory> {
+    /// The layer's input \[…, in\].
+    pub x: &'a B::Tensor,
+    /// The gradient of its output.
+    pub dy: &'a B::Tensor,
+    /// Adapters of the layer.
+    pub lora: Lora<'a, B>,
+    /// Gradient of A.
+    pub da: &'a mut B::Tensor,
+    /// Gradient of B.
+    pub db: &'a mut B::Tensor,
+}
+
+impl<B: Memory> Lora<'_, B> {
+    /// Columns of u: the ranks of all parts side by side; after its shapes were compared with the inputs of its layer.
+    fn width(&self, op: &'static str, inputs: usize) -> Result<usize> {
+        let (count, shape) = (self.columns.len(), self.b.shape());
+        let &[_, outputs, rank] = shape.dims() else {
+            let problem = format!("b is {shape}, expected [parts, outputs, rank]");
+            return Err(BackendError::Invalid { op, problem });
+        };
+        expect_shape(op, "b", [count, outputs, rank], shape)?;
+        expect_shape(op, "a", [count * rank, inputs], self.a.shape())?;
+        Ok(count * rank)
+    }
+}
+
+/// Arguments of [`LoraLinearOp::lora_linear`].
+pub struct LoraLinear<'a, B: Memory> {
+    /// Input \[…, in\].
+    pub x: &'a B::Tensor,
+    /// What the adapters see in its place.
+    pub seen: Option<&'a B::Tensor>,
+    /// The frozen layer.
+    pub layer: &'a Linear<B>,
+    /// Its adapters.
+    pub lora: Lora<'a, B>,
+    /// Added to the output, of its shape.
+    pub residual: Option<&'a B::Tensor>,
+    /// x̃·Aᵀ \[…, n·r\], for the backward pass.
+    pub u: &'a mut B::Tensor,
+    /// Output \[…, out\].
+    pub y: &'a mut B::Tensor,
+}
+
+/// Arguments of [`LoraLinearOp::lora_linear_backward`].
+pub struct LoraLinearBackward<'a, B: Memory> {
+    /// Gradient of the output \[…, out\].
+    pub dy: &'a B::Tensor,
+    /// What the adapters saw \[…, in\].
+    pub x: &'a B::Tensor,
+    /// What made it out of the input.
+    pub dropout: Option<Dropout<'a, B>>,
+    /// As the forward pass left it.
+    pub u: &'a B::Tensor,
+    /// The frozen layer.
+    pub layer: &'a Linear<B>,
+    /// Its adapters.
+    pub lora: Lora<'a, B>,
+    /// Scratch, of the shape of `u`.
+    pub du: &'a mut B::Tensor,
+    /// Gradient of A.
+    pub da: &'a mut B::Tensor,
+    /// Gradient of B.
+    pub db: &'a mut B::Tensor,
+    /// Gradient of the input \[…, in\].
+    pub dx: Option<&'a mut B::Tensor>,
+}
+
+/// Frozen linear layers with low-rank updates beside them or in them.
+pub trait LoraLinearOp: Memory {
+    /// y = x·Wᵀ + b + scale·(x̃·Aᵀ)·Bᵀ (+ residual); `u` = x̃·Aᵀ \[…, n·r\] is kept for the backward pass. The
+    /// adapters see x̃ = `seen` in the place of x where it is given.
+    #[allow(clippy::too_many_arguments)]
+    fn lora_linear(
+        &self,
+        x: &Self::Tensor,
+        seen: Option<&Self::Tensor>,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        residual: Option<&Self::Tensor>,
+        u: &mut Self::Tensor,
+        y: &mut Self::Tensor,
+    ) -> Result<()> {
+        const OP: &str = "lora_linear";
+        let (rows, inputs) = x.shape().matrix();
+        expect_layer(self, OP, layer, inputs, y.shape().columns())?;
+        expect_output::<Self>(OP, x, residual, y)?;
+        expect_matrix(OP, "u", rows, lora.width(OP, inputs)?, u.shape())?;
+        if let Some(seen) = seen {
+            expect_matrix(OP, "seen", rows, inputs, seen.shape())?;
+        }
+        self.lora_linear_checked(LoraLinear { x, seen, layer, lora, residual, u, y })
+    }
+
+    /// du = scale·dy·B, dA = duᵀ·x̃, dB = scale·dyᵀ·u, and where the input's gradient is wanted
+    /// dx = dy·W + du·A. `x` is what the adapters saw, x̃; where that is `dropout` of the input, du·A goes
+    /// through its mask. Scratch: `du` \[…, n·r\].
+    #[allow(clippy::too_many_arguments)]
+    fn lora_linear_backward(
+        &self,
+        dy: &Self::Tensor,
+        x: &Self::Tensor,
+        dropout: Option<Dropout<'_, Self>>,
+        u: &Self::Tensor,
+        layer: &Linear<Self>,
+        lora: Lora<'_, Self>,
+        du: &mut Self::Tensor,
+        da: &mut Self::Tensor,
+        db: &mut Self::Tensor,
+        dx: Option<&mut Self::Tensor>,
+    ) -> Result<()> {
+        const OP: &str = "lora_linear_backward";
+        let ((rows, inputs), (_, outputs)) = (x.shape().matrix(), dy.shape().matrix());
+        let width = lora.width(OP, inputs)?;
+        expect_layer(self, OP, layer, inputs, outputs)?;
+        expect_matrix(OP, "dy", rows, outputs, dy.shape())?;
+        expect_matrix(OP, "u", rows, width, u.shape())?;
+        expect_matrix(OP, "du", rows, width, du.shape())?;
+        expect_shape(OP, "da", lora.a.shape(), da.shape())?;
+        expect_shape(OP, "db", lora.b.shape(), db.shape())?;
+        if let Some(dx) = &dx {
+            expect_matrix(OP, "dx", rows, inputs, dx.shape())?;
+        }
+        dropout.map_or(Ok(()), |dropout| dropout.expect(OP))?;
+        self.lora_linear_backward_checked(LoraLinearBackward {
+            dy,
+            x,
+            dropout,
+            u,
+            layer,
+            lora,
+            du,
+            da,
+            db,
+            dx,
+        })
+    }
+
+    /// folded = W + scale·B·A for each of `layers`.
+    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+        const OP: &str = "lora_fold";
+        for LoraFold { weight, lora, folded } in layers.iter() {
+            let weight = self.weight_shape(weight);
+            let inputs = lora.a.shape().columns();
+            lora.width(OP, inputs)?;
+            expect_shape(OP, "weight", [weight.rows(), weight.columns().max(inputs)], weight)?;
+            expect_shape(OP, "folded", weight, self.weight_shape(folded))?;
+        }
+        self.lora_fold_checked(layers)
+    }
+
+    /// With u = x·Aᵀ and du = scale·dy·B: dA = duᵀ·x and dB = scale·dyᵀ·u for each of `layers`.
+    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+        const OP: &str = "lora_gradients";
+        for LoraGradients { x, dy, lora, da, db } in layers.iter() {
+            let ((rows, inputs), (_, outputs)) = (x.shape().matrix(), dy.shape().matrix());
+            lora.width(OP, inputs)?;
+            expect_matrix(OP, "dy", rows, outputs, dy.shape())?;
+            expect_shape(OP, "da", lora.a.shape(), da.shape())?;
+            expect_shape(OP, "db", lora.b.shape(), db.shape())?;
+        }
+        self.lora_gradients_checked(layers)
+    }
+
+    /// [`Self::lora_linear`] of what was checked.
+    fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()>;
+
+    /// [`Self::lora_linear_backward`] of what was checked.
+    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()>;
+
+    /// [`Self::lora_fold`] of what was checked.
+    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
+
+    /// [`Self::lora_gradients`] of what was checked.
+    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()>;
+
+    /// Whether training steps can fold adapters without dropout into copies of the weights at their start, and compute
+    /// the gradients of all of them together at their end ([`LoraLinearOp::lora_gradients`]), in the place of
+    /// [`LoraLinearOp::lora_linear`] and its backward pass for each layer.
+    fn can_train_folded(&self) -> bool {
+        false
+    }
+
+    /// Whether training steps of `layers` do so: where they can, and it is faster.
+    fn trains_folded(&self, _layers: &[LoraSite<'_, Self>]) -> Result<bool> {
+        Ok(false)
+    }
+}
