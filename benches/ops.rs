@@ -8,7 +8,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::prelude::*;
 use clip_engine::dev::bench::Op;
-use clip_engine::dev::bench::ops::{Sizes, each};
+use clip_engine::dev::ops::bench::{Sizes, each};
 use clip_engine::tensor::DType;
 use divan::Bencher;
 use std::sync::OnceLock;

@@ -33,8 +33,8 @@ set -u
 declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor profile flowers peers')
 declare -A seconds_of=([first]=280 [second]=420)
 stages=(doctor check bench demo sanitizer profile flowers peers)
-groups=(layer_norm activation dropout crop_resize embed prompts l2_norm class_features mix head_loss triplet accumulate
-    adamw attention lora_linear steps)
+groups=(layer_norm activation dropout crop_resize patch_embed take_rows copy_rows prompts l2_norm class_features mix_rows head_loss
+  triplet accumulate adamw attention linear lora_linear lora_fold lora_gradients steps)
 
 usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

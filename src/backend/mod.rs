@@ -42,6 +42,8 @@ operations! {
     L2NormOp
     LayerNormOp
     LinearOp
+    LoraFoldOp
+    LoraGradientsOp
     LoraLinearOp
     MixRowsOp
     PatchEmbedOp

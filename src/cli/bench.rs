@@ -18,9 +18,9 @@ use crate::clip::weight_source::WeightSource;
 use crate::clip::weights::Weights;
 use crate::commands::device::{Device, on_device};
 use crate::commands::open;
-use crate::dev::bench::ops::{self, Sizes};
 use crate::dev::bench::{self, Op, Percentiles, Timing, heads};
 use crate::dev::check::difference::normal;
+use crate::dev::ops::bench::{self as ops, Sizes};
 use crate::objective::Objective;
 use crate::optim::{Rate, Rates};
 use crate::progress::Silent;
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     reps: Option<u32>,
     /// Of single operations these groups only, separated by commas.
-    #[arg(long, value_parser = ops::GROUPS, value_name = "GROUP", value_delimiter = ',')]
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(ops::benches()), value_name = "GROUP", value_delimiter = ',')]
     only: Vec<String>,
     /// After the timing of steps, one more training step for a profiler that waits to be started, such as ncu with
     /// --profile-from-start off.
@@ -390,7 +390,7 @@ fn report_ops(
 /// A row for each operation of the groups that are asked for.
 fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &mut OpRows) -> Result<()> {
     let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    for group in ops::GROUPS.iter().filter(|name| wanted(name)) {
+    for group in ops::benches().filter(|name| wanted(name)) {
         let measured = on_device!(device, backend => {
             ops::group(backend, sizes, group, &mut |op| rows.time(backend, op, "", reps))
         });

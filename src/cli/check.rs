@@ -6,8 +6,9 @@ use super::table::Lines;
 use crate::backend::Memory;
 use crate::commands::device::{self, Device, on_device};
 use crate::commands::open;
-use crate::dev::check::device::{Group, Scope};
 use crate::dev::check::{self, CheckError, Row};
+use crate::dev::ops::device::{self as of_device, Scope};
+use crate::dev::ops::{Group, gradients};
 use crate::progress::Silent;
 use crate::settings::{Key, Precision, parse_word};
 use anyhow::{Result, bail};
@@ -54,14 +55,14 @@ pub fn run(args: Args) -> Result<()> {
         }
         (_, _, Device::Cpu(_)) if !args.only.is_empty() => bail!("--only: the groups are those of a GPU"),
         (_, _, Device::Cpu(_)) => {
-            check::ops::check()?.into_iter().for_each(|row| report.add(row));
+            gradients::check()?.into_iter().for_each(|row| report.add(row));
             check::step::check(&mut |row| report.add(row))
         }
         (_, _, Device::Cuda(cuda)) => {
             let scope = if args.quick { Scope::Quick } else { Scope::Full };
             let named: Vec<Group> = args.only.iter().filter_map(|name| Group::named(name)).collect();
             let groups = if named.is_empty() { &Group::ALL[..] } else { &named };
-            check::device::check(cuda, scope, groups, &mut |row| report.add(row))
+            of_device::check(cuda, scope, groups, &mut |row| report.add(row))
         }
     };
     report.finish(checked)

@@ -8,6 +8,7 @@ pub mod absent;
 pub mod bench;
 pub mod check;
 pub mod listing;
+pub mod ops;
 #[cfg(target_os = "linux")]
 pub mod twin;
 

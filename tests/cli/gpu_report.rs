@@ -1,7 +1,7 @@
 //! tools/gpu_report.sh, with a script in the place of the engine: what it runs, what it makes of failures, of what
 //! hangs and of what is not there, and that its three files are whole.
 
-use clip_engine::dev::check::device::Group;
+use clip_engine::dev::ops::Group;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

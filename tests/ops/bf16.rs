@@ -3,7 +3,8 @@
 use clip_engine::backend::cpu::{Cpu, Features, Isa};
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{Activation, Linear, Lora};
-use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::ops::Group;
+use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::tensor::{DType, Tensor};
 
 fn found() -> Vec<Isa> {

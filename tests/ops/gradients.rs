@@ -2,14 +2,14 @@
 
 use clip_engine::backend::Activation;
 use clip_engine::clip::vision::Savings;
+use clip_engine::dev::check::relative_error;
 use clip_engine::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
-use clip_engine::dev::check::{self, relative_error};
 use clip_engine::train::learner::{Batch, Input, Which};
 use clip_engine::tune::Target;
 
 #[test]
 fn every_operation_passes_its_finite_differences() {
-    for row in check::ops::check().unwrap() {
+    for row in clip_engine::dev::ops::gradients::check().unwrap() {
         assert!(row.passed(), "{} at {}: {:e} above {:e}", row.name, row.at, row.error, row.bound);
     }
 }

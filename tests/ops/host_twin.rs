@@ -3,7 +3,8 @@
 use clip_engine::backend::cuda::driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
-use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::ops::Group;
+use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Rounding, Twin};
 use clip_engine::tensor::DType;
 use std::sync::Arc;

@@ -5,7 +5,8 @@ use clip_engine::backend::cuda::driver::Driver;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite};
-use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::ops::Group;
+use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Shape, Tensor};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
     let twin = Twin::new(dtype, compute_capability).unwrap();
     let cuda = Cuda::new(Arc::new(twin), dtype, form).unwrap();
-    let rows = rows(&cuda, Scope::Quick, &[Group::LoraLinear]).unwrap();
+    let rows = rows(&cuda, Scope::Quick, Group::LINEAR).unwrap();
     assert!(!rows.is_empty());
     let failed: Vec<String> = rows
         .iter()

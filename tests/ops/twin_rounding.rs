@@ -4,7 +4,8 @@
 
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::dev::check::Row;
-use clip_engine::dev::check::device::{Group, Scope, check_part_of_steps, rows};
+use clip_engine::dev::ops::Group;
+use clip_engine::dev::ops::device::{Scope, check_part_of_steps, rows};
 use clip_engine::dev::twin::{Rounding, Twin};
 use clip_engine::tensor::DType;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ fn passes(dtype: DType) {
     assert!(differ > 100, "only {differ} of {} rows are rounded otherwise than by the host", small.len());
 
     let attention = || rows(&device(LoraForm::Auto), Scope::Quick, &[Group::Attention]).unwrap();
-    let linear = |form| rows(&device(form), Scope::Quick, &[Group::LoraLinear]).unwrap();
+    let linear = |form| rows(&device(form), Scope::Quick, Group::LINEAR).unwrap();
     // In bf16 the steps alone take the product form.
     let gemm = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Gemm) };
     let steps = |part| check_part_of_steps(&device(LoraForm::Gemm), part, 2).unwrap();

@@ -9,7 +9,8 @@ use clip_engine::backend::{
     AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling,
     LossWeights, Mix, PatchEmbedding, Result, Stat, Targets,
 };
-use clip_engine::dev::check::device::{Group, Scope, rows};
+use clip_engine::dev::ops::Group;
+use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
 use clip_engine::tensor::{DType, Element, Shape, Tensor};
 use std::sync::Arc;

@@ -85,25 +85,6 @@ impl<T: Real> LoraLinearOp for Cpu<T> {
             _ => Err(foreign("lora_linear_backward")),
         }
     }
-
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
-        let mut layers = layers.iter_mut();
-        layers.try_for_each(|layer| match (&layer.weight.0, &mut layer.folded.0) {
-            (Layout::Real(weight), Layout::Real(folded)) => lora_fold::<T, Self>(weight, layer.lora, folded),
-            (Layout::Bf16(weight), Layout::Bf16(folded)) => {
-                bf16::linear::lora_fold(weight, layer.lora, folded)
-            }
-            _ => Err(foreign("lora_fold")),
-        })
-    }
-
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
-        layers.iter_mut().try_for_each(|layer| {
-            // Of bf16 too.
-            let [x, dy] = [layer.x, layer.dy].map(|tensor| tensor.view().to_tensor(T::DTYPE));
-            lora_gradients::<T, Self>(&x?, &dy?, layer)
-        })
-    }
 }
 
 fn lora_linear<T: Real, B: OnHost>(weight: &Padded, args: LoraLinear<'_, B>) -> Result<()> {
@@ -130,7 +111,7 @@ fn lora_linear<T: Real, B: OnHost>(weight: &Padded, args: LoraLinear<'_, B>) -> 
 }
 
 /// u = x·Aᵀ.
-fn narrow_product<T: Real>(x: &Tensor, parts: &Parts<'_, T>, u: &mut [T]) -> Result<()> {
+pub fn narrow_product<T: Real>(x: &Tensor, parts: &Parts<'_, T>, u: &mut [T]) -> Result<()> {
     let (rows, inputs) = x.shape().matrix();
     gemm(
         MatrixMut::new(u, rows, parts.width()),
@@ -173,7 +154,7 @@ fn lora_linear_backward<T: Real, B: OnHost>(weight: &Padded, args: LoraLinearBac
 }
 
 /// du = scale·dy·B, dA = duᵀ·x and dB = scale·dyᵀ·u.
-fn gradients<T: Real, B: OnHost>(
+pub fn gradients<T: Real, B: OnHost>(
     dy: &Tensor,
     x: &Tensor,
     u: &Tensor,
@@ -217,27 +198,5 @@ fn gradients<T: Real, B: OnHost>(
         Matrix::new(x.typed::<T>()?, rows, inputs),
         Threads::All,
     );
-    Ok(())
-}
-
-/// Copies x and dy, and makes u and du for itself: no step of this backend's own takes its gradients in this form.
-fn lora_gradients<T: Real, B: OnHost>(
-    x: &Tensor,
-    dy: &Tensor,
-    LoraGradients { lora, da, db, .. }: &mut LoraGradients<'_, B>,
-) -> Result<()> {
-    let (rows, _) = x.shape().matrix();
-    let parts = Parts::<T>::of(*lora)?;
-    let [mut u, mut du] = [(); 2].map(|()| Tensor::zeros([rows, parts.width()], T::DTYPE));
-    narrow_product(x, &parts, u.typed_mut::<T>()?)?;
-    gradients::<T, B>(dy, x, &u, *lora, &mut du, da, db)
-}
-
-fn lora_fold<T: Real, B: OnHost>(weight: &Padded, lora: Lora<'_, B>, folded: &mut Padded) -> Result<()> {
-    let parts = Parts::<T>::of(lora)?;
-    let stride = weight.values.shape().columns();
-    let folded = folded.values.typed_mut::<T>()?;
-    folded.copy_from_slice(weight.values.typed::<T>()?);
-    parts.fold_into(folded, stride);
     Ok(())
 }

@@ -17,6 +17,8 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod linear;
+mod lora_fold;
+mod lora_gradients;
 mod lora_linear;
 mod memory;
 mod mix_rows;

@@ -24,7 +24,7 @@ const RARE: [&str; 12] = [
     "crop_resize",
     "dropout",
     "lora_linear_dropout",
-    "mix",
+    "mix_rows",
     "prompts",
     "triplet",
 ];

@@ -46,7 +46,7 @@ impl MixRowsOp for Cuda {
             .address(y.typed(DType::F32)?)
             .int(width)
             .moving(x.bytes() + y.bytes() + Mixed::bytes(batch));
-        self.launch("mix", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        self.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 
     fn mix_rows_backward_checked(&self, dy: &CudaTensor, mix: &Mix<Cuda>, dx: &mut CudaTensor) -> Result<()> {
@@ -63,6 +63,6 @@ impl MixRowsOp for Cuda {
             .address(dx.typed(DType::F32)?)
             .int(width)
             .moving(dy.bytes() + dx.bytes() + Mixed::bytes(batch));
-        self.launch("mix", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        self.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 }

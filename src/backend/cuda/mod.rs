@@ -20,6 +20,8 @@ pub mod kernel_sources;
 mod l2_norm;
 mod layer_norm;
 mod linear;
+mod lora_fold;
+mod lora_gradients;
 mod lora_linear;
 mod mix_rows;
 mod patch_embed;

@@ -52,7 +52,7 @@ fn gather_patches(
             (false, true) => "patch_embed_numbers_mixed_ones",
         };
         let packs = 3 * (across * patch).pow(2) / pack;
-        return cuda.launch("embed", name, [batch, packs.div_ceil(THREADS), 1], THREADS, 0, args);
+        return cuda.launch("patch_embed", name, [batch, packs.div_ceil(THREADS), 1], THREADS, 0, args);
     }
     let images = 1 + usize::from(mixed.is_some());
     let rows = STRIP_ROWS.min(STRIP / (3 * side * images));
@@ -75,7 +75,7 @@ fn gather_patches(
     let blocks = (across * patch).div_ceil(rows);
     // The second strip begins where 16 bytes do.
     let strips = images * (rows * side * 3).next_multiple_of(16);
-    cuda.launch("embed", name, [batch, blocks, 1], THREADS, strips, args)
+    cuda.launch("patch_embed", name, [batch, blocks, 1], THREADS, strips, args)
 }
 
 /// products = patches·Wᵀ.

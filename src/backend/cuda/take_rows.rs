@@ -16,7 +16,7 @@ impl TakeRowsOp for Cuda {
             .int(s)
             .int(d)
             .moving(rows.bytes() + 2 * y.bytes());
-        self.launch("embed", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        self.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 
     fn take_rows_backward_checked(
@@ -35,6 +35,6 @@ impl TakeRowsOp for Cuda {
             .int(s)
             .int(d)
             .moving(rows.bytes() + 3 * dy.bytes());
-        self.launch("embed", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        self.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 }

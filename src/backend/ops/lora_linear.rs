@@ -25,33 +25,9 @@ pub struct LoraSite<'a, B: Memory> {
     pub lora: Lora<'a, B>,
 }
 
-/// A layer whose adapters are to be folded into a copy of its weight.
-pub struct LoraFold<'a, B: Memory> {
-    /// W.
-    pub weight: &'a B::Weight,
-    /// Adapters of the layer.
-    pub lora: Lora<'a, B>,
-    /// W + scale·B·A, of W's shape.
-    pub folded: &'a mut B::Weight,
-}
-
-/// A layer's adapters, and what their gradients are computed from.
-pub struct LoraGradients<'a, B: Memory> {
-    /// The layer's input \[…, in\].
-    pub x: &'a B::Tensor,
-    /// The gradient of its output.
-    pub dy: &'a B::Tensor,
-    /// Adapters of the layer.
-    pub lora: Lora<'a, B>,
-    /// Gradient of A.
-    pub da: &'a mut B::Tensor,
-    /// Gradient of B.
-    pub db: &'a mut B::Tensor,
-}
-
 impl<B: Memory> Lora<'_, B> {
     /// Columns of u: the ranks of all parts side by side; after its shapes were compared with the inputs of its layer.
-    fn width(&self, op: &'static str, inputs: usize) -> Result<usize> {
+    pub(super) fn width(&self, op: &'static str, inputs: usize) -> Result<usize> {
         let (count, shape) = (self.columns.len(), self.b.shape());
         let &[_, outputs, rank] = shape.dims() else {
             let problem = format!("b is {shape}, expected [parts, outputs, rank]");
@@ -175,43 +151,11 @@ pub trait LoraLinearOp: Memory {
         })
     }
 
-    /// folded = W + scale·B·A for each of `layers`.
-    fn lora_fold(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
-        const OP: &str = "lora_fold";
-        for LoraFold { weight, lora, folded } in layers.iter() {
-            let weight = self.weight_shape(weight);
-            let inputs = lora.a.shape().columns();
-            lora.width(OP, inputs)?;
-            expect_shape(OP, "weight", [weight.rows(), weight.columns().max(inputs)], weight)?;
-            expect_shape(OP, "folded", weight, self.weight_shape(folded))?;
-        }
-        self.lora_fold_checked(layers)
-    }
-
-    /// With u = x·Aᵀ and du = scale·dy·B: dA = duᵀ·x and dB = scale·dyᵀ·u for each of `layers`.
-    fn lora_gradients(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
-        const OP: &str = "lora_gradients";
-        for LoraGradients { x, dy, lora, da, db } in layers.iter() {
-            let ((rows, inputs), (_, outputs)) = (x.shape().matrix(), dy.shape().matrix());
-            lora.width(OP, inputs)?;
-            expect_matrix(OP, "dy", rows, outputs, dy.shape())?;
-            expect_shape(OP, "da", lora.a.shape(), da.shape())?;
-            expect_shape(OP, "db", lora.b.shape(), db.shape())?;
-        }
-        self.lora_gradients_checked(layers)
-    }
-
     /// [`Self::lora_linear`] of what was checked.
     fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()>;
 
     /// [`Self::lora_linear_backward`] of what was checked.
     fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()>;
-
-    /// [`Self::lora_fold`] of what was checked.
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
-
-    /// [`Self::lora_gradients`] of what was checked.
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()>;
 
     /// Whether training steps can fold adapters without dropout into copies of the weights at their start, and compute
     /// the gradients of all of them together at their end ([`LoraLinearOp::lora_gradients`]), in the place of

@@ -3,7 +3,6 @@
 
 pub mod heads;
 pub mod launches;
-pub mod ops;
 
 use crate::backend::{Backend, Result};
 use crate::tensor::DType;

@@ -1,9 +1,7 @@
 //! Numerical checks: finite differences of every operation and of a whole training step, and comparison
 //! with reference outputs from PyTorch.
 
-pub mod device;
 pub mod difference;
-pub mod ops;
 pub mod reference;
 pub mod step;
 

@@ -1,21 +1,21 @@
-//! Frozen linear layers, with and without a low-rank update beside them.
+//! Frozen linear layers with low-rank updates.
 //!
 //! A layer with an adapter beside it has two forms: [`gemm`], a kernel for the low-rank part and a cuBLASLt
-//! product that adds to it, and [`fused`], one kernel of our own for all of it. Here is what they share: the
-//! checks of shapes, and which form computes what. Where adapters are [`folded`] into the weights, a layer is a
-//! plain product.
+//! product that adds to it, and [`fused`], one kernel of our own for all of it. Here is what they share:
+//! which form computes what. Where adapters are folded into the weights, a layer is a plain product; [`folding`]
+//! finds out whether that pays.
 
-mod folded;
+mod folding;
 mod fused;
 mod gemm;
-mod gradients;
+pub mod gradients;
 mod parts;
 
 use super::choose::fastest;
 use super::dropout::Dropped;
 use super::linear::{Frozen, Sizes};
 use super::*;
-use parts::Parts;
+pub use parts::Parts;
 
 impl LoraLinearOp for Cuda {
     fn lora_linear_checked(&self, args: LoraLinear<'_, Cuda>) -> Result<()> {
@@ -64,10 +64,6 @@ impl LoraLinearOp for Cuda {
         gradients.launch(self, &parts)
     }
 
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Cuda>]) -> Result<()> {
-        folded::lora_fold(self, layers)
-    }
-
     fn can_train_folded(&self) -> bool {
         match self.lora_form() {
             LoraForm::Auto => self.real() == DType::F16,
@@ -80,13 +76,9 @@ impl LoraLinearOp for Cuda {
     fn trains_folded(&self, layers: &[LoraSite<'_, Cuda>]) -> Result<bool> {
         match self.lora_form() {
             _ if !self.can_train_folded() || layers.is_empty() => Ok(false),
-            LoraForm::Auto => folded::folding_pays(self, layers),
+            LoraForm::Auto => folding::folding_pays(self, layers),
             _ => Ok(true),
         }
-    }
-
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Cuda>]) -> Result<()> {
-        folded::lora_gradients(self, layers)
     }
 }
 

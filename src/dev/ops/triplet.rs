@@ -1,30 +1,50 @@
-//! Checks of triplet. All of it is in the parameter dtype, whatever the activations are in.
+//! Checks and benchmark of triplet.
 
-use super::{Checker, Pair, Result, Row, Scope, bound, normal};
-use crate::backend::prelude::*;
-use crate::backend::{Backend, Control, DeviceTensor, Stat};
-use crate::tensor::{DType, Tensor};
+use super::*;
+use crate::backend::{Control, Stat};
 
-pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    // Batch, width, classes. One image; sizes that no tile divides, with rows of 16 bytes and without; a
-    // batch of one class, and of classes of one image, which leave no loss; more columns than a block takes,
-    // and more images than a warp has lanes and a block takes at a time.
-    let mut sizes = vec![(1, 1, 1), (5, 7, 2), (9, 33, 3), (6, 8, 1), (6, 8, 6), (7, 260, 3)];
-    sizes.extend([(70, 5, 8), (37, 12, 36)]);
-    if c.scope == Scope::Full {
-        sizes.extend([(32, 512, 20), (256, 512, 102), (300, 768, 10), (64, 1023, 5)]);
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        // Batch, width, classes. One image; sizes that no tile divides, with rows of 16 bytes and without; a
+        // batch of one class, and of classes of one image, which leave no loss; more columns than a block takes,
+        // and more images than a warp has lanes and a block takes at a time.
+        let mut sizes = vec![(1, 1, 1), (5, 7, 2), (9, 33, 3), (6, 8, 1), (6, 8, 6), (7, 260, 3)];
+        sizes.extend([(70, 5, 8), (37, 12, 36)]);
+        if c.scope == Scope::Full {
+            sizes.extend([(32, 512, 20), (256, 512, 102), (300, 768, 10), (64, 1023, 5)]);
+        }
+        for size in sizes {
+            let (batch, width, classes) = size;
+            c.case(format!("{size:?}"), |c| of_random_features(c, batch, width, classes))?;
+        }
+        c.case("ties", ties)?;
+        c.case("hub", hub)
     }
-    for size in sizes {
-        let (batch, width, classes) = size;
-        c.case(format!("{size:?}"), |c| random(c, batch, width, classes))?;
+
+    fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
+        for (n, classes, width, margin) in [(9, 3, 7, 1.0), (32, 5, 64, 1.0), (12, 4, 9, -2.0)] {
+            triplet_gradients(b, [n, classes, width], margin, rows)?;
+        }
+        Ok(())
     }
-    c.case("ties", ties)?;
-    c.case("hub", hub)
+
+    const BENCHES: &[&str] = &["triplet"];
+
+    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        b.triplet(visit)
+    }
 }
 
 /// Features on the unit sphere, whose distances and losses of these seeds lie far enough apart for f32 to
 /// choose as f64 does.
-fn random<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize, classes: usize) -> Result<()> {
+fn of_random_features<B: Backend>(
+    c: &mut Checker<'_, B>,
+    batch: usize,
+    width: usize,
+    classes: usize,
+) -> Result<()> {
     let mut values = normal(batch * width, 1);
     for row in values.chunks_exact_mut(width) {
         let norm = row.iter().map(|v| v * v).sum::<f64>().sqrt();
@@ -117,4 +137,49 @@ fn backward<B: Backend>(
         c.compare_within("triplet df", &at, &df, bound(parameter))?;
     }
     Ok(())
+}
+
+fn triplet_gradients(
+    b: &F64,
+    [n, classes, width]: [usize; 3],
+    margin: f64,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    let (f, before) = (random([n, width], 1)?, random([n, width], 2)?);
+    let labels: Vec<u32> = (0..n).map(|i| (i * 7 % classes) as u32).collect();
+    let labels = Tensor::from_slice([n], &labels)?;
+    let forward = |f: &Tensor, pairs: &mut Tensor, distances: &mut Tensor| -> Result<f64> {
+        let mut stats = zeros([Stat::COUNT]);
+        b.triplet(f, &labels, margin, pairs, distances, &mut stats)?;
+        Ok(values(&stats)?[Stat::LossTriplet as usize])
+    };
+    let outputs = || (Tensor::zeros([n, 2], DType::U32), zeros([n, 2]));
+    let (mut pairs, mut distances) = outputs();
+    forward(&f, &mut pairs, &mut distances)?;
+    let mut df = before.clone();
+    b.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df)?;
+    let at = format!("{n} of {classes} classes, width {width}, margin {margin}");
+    row(rows, "triplet df", at, &f, &added(&df, &before)?, |f| {
+        let (mut pairs, mut distances) = outputs();
+        Ok(0.3 * forward(f, &mut pairs, &mut distances)?)
+    })
+}
+
+impl<B: Backend> Bench<'_, B> {
+    fn triplet(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (n, e) = (self.sizes.batch, self.sizes.features);
+        let f = self.parameter([n, e], 1.0 / (e as f64).sqrt())?;
+        // Four images of each class.
+        let labels: Vec<u32> = (0..n as u32).map(|i| i / 4).collect();
+        let labels = self.backend.upload(Tensor::from_slice([n], &labels)?.view(), DType::U32)?;
+        let mut pairs = self.backend.zeros([n, 2], DType::U32)?;
+        let (mut distances, mut stats) = (self.parameter([n, 2], 0.0)?, self.parameter([Stat::COUNT], 0.0)?);
+        let (flop, bytes) = (3.0 * (n * n * e) as f64, 4.0 * (n * e) as f64);
+        let at = format!("{n}x{e}");
+        let run = Box::new(|| self.backend.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats));
+        visit(Op { name: "triplet", at: at.clone(), flop, bytes, run })?;
+        let mut df = self.parameter([n, e], 0.0)?;
+        let run = Box::new(|| self.backend.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df));
+        visit(Op { name: "triplet_backward", at, flop: 12.0 * (n * e) as f64, bytes: 3.0 * bytes, run })
+    }
 }

@@ -1,7 +1,7 @@
 // MixUp of the rows of a matrix, and its gradient; all in f32.
 #include "prelude.cuh"
 
-namespace mix {
+namespace mix_rows {
 
 // A thread moves one pack: a row of 512 is one block.
 const int THREADS = 128;
@@ -23,7 +23,7 @@ DEVICE void weighted(const float* __restrict__ x, float* __restrict__ y, uint32 
   store_pack(y + size_t(i) * width + column, a);
 }
 
-}  // namespace mix
+}  // namespace mix_rows
 
 // y[i] = λᵢ·x[i] + (1 − λᵢ)·x[partners[i]]; x and y [B, width], partners u32 [B], lambda [B]. A partner that is
 // no row gives NaN, since the host does not see the indices.
@@ -31,11 +31,11 @@ DEVICE void weighted(const float* __restrict__ x, float* __restrict__ y, uint32 
 // which is on its way at once when partner and λ are there. Four elements at a time where the width divides,
 // one otherwise.
 #define MIX_ROWS(name, N)                                                        \
-  extern "C" __global__ void __launch_bounds__(mix::THREADS)                     \
+  extern "C" __global__ void __launch_bounds__(mix_rows::THREADS)                \
       name(const float* __restrict__ x, const uint32* __restrict__ partners,     \
            const float* __restrict__ lambda, float* __restrict__ y, int width) { \
     float own = lambda[blockIdx.x];                                              \
-    mix::weighted<N>(x, y, partners[blockIdx.x], own, 1.0f - own, width);        \
+    mix_rows::weighted<N>(x, y, partners[blockIdx.x], own, 1.0f - own, width);   \
   }                                                                              \
   EXPORT_KERNEL(name)
 MIX_ROWS(mix_rows_fours, 4)
@@ -45,12 +45,12 @@ MIX_ROWS(mix_rows_ones, 1)
 // dx[i] = λᵢ·dy[i] + (1 − λₖ)·dy[k] with k = inverse[i], the row that has row i as its partner. Form and grid
 // as above.
 #define MIX_ROWS_BACKWARD(name, N)                                                \
-  extern "C" __global__ void __launch_bounds__(mix::THREADS)                      \
+  extern "C" __global__ void __launch_bounds__(mix_rows::THREADS)                 \
       name(const float* __restrict__ dy, const uint32* __restrict__ inverse,      \
            const float* __restrict__ lambda, float* __restrict__ dx, int width) { \
     uint32 k = inverse[blockIdx.x];                                               \
     float other = 1.0f - lambda[min(k, gridDim.x - 1)];                           \
-    mix::weighted<N>(dy, dx, k, lambda[blockIdx.x], other, width);                \
+    mix_rows::weighted<N>(dy, dx, k, lambda[blockIdx.x], other, width);           \
   }                                                                               \
   EXPORT_KERNEL(name)
 MIX_ROWS_BACKWARD(mix_rows_backward_fours, 4)

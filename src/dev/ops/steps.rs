@@ -3,16 +3,22 @@
 //! Not in f64: AdamW's first steps go by the sign of a gradient more than by its size, and so carry the
 //! rounding of the weights to f32, some 1e-7, to some 1e-4 of the loss after five steps.
 
-use super::{Checker, Result};
-use crate::backend::cpu::Cpu;
-use crate::backend::{Activation, Backend, LossScaling};
+use super::*;
+use crate::backend::{Activation, LossScaling};
 use crate::dev::check::step::{TinySizes, TinyStep, adapter_techniques, techniques};
 use crate::dev::check::{Row, relative_error, worse};
 use crate::objective::MixOn;
 use crate::optim::{Rate, Rates};
-use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::Learner;
 use crate::tune::Target;
+
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        check_part(c, 0, 1)
+    }
+}
 
 /// Steps of which the losses are compared. A device that captures replays the third and those after it: images,
 /// draws, crops and the masks of dropout are others in every step.
@@ -102,10 +108,6 @@ fn variants() -> Vec<(&'static str, TinyStep)> {
         (name, tiny)
     }));
     all
-}
-
-pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    check_part(c, 0, 1)
 }
 
 /// Part `part` of `parts`, of about the same length.

@@ -1,10 +1,10 @@
-// From pixels to the rows that the patch product takes, and picking single rows out of sequences. (The sum of
-// products, class and positions is normalised by layer_norm_tokens in layer_norm.cu.)
+// From pixels to the rows that the patch product takes. (The sum of products, class and positions is normalised by
+// layer_norm_tokens in layer_norm.cu.)
 //
 // A patch is a row of 3·p·p numbers in the order of the convolution's weights: channel, row, column.
 #include "prelude.cuh"
 
-namespace embed {
+namespace patch_embed {
 
 const int THREADS = 256;
 const int LEVELS = 256;
@@ -12,9 +12,6 @@ const int LEVELS = 256;
 // Adjacent elements that a thread writes, N at a time: 16 bytes where the patch size allows it, two for
 // patches of 14, one for odd ones.
 const int WIDE = Wide<Real>::N;
-
-// Threads of a block that copies rows.
-const int COPY_THREADS = 128;
 
 // What each level of a channel becomes, with the roundings of CLIP's processor: the product with 1/255 in
 // double rounded to float, the rest in float.
@@ -137,45 +134,7 @@ DEVICE void numbers_mixed(const Real* __restrict__ images, const Mixed& mix, Rea
   write_numbers<N>(patches, pack_of, side, across, patch);
 }
 
-// Column where this thread's pack of a copied row begins.
-template <int N>
-DEVICE int copied_column() {
-  return (int(blockIdx.y) * COPY_THREADS + int(threadIdx.x)) * N;
-}
-
-template <int N>
-DEVICE void take(const Real* __restrict__ x, const uint32* __restrict__ rows, Real* __restrict__ y, int s,
-                 int width) {
-  int b = blockIdx.x, column = copied_column<N>();
-  if (column >= width) return;
-  uint32 row = rows[b];
-  Pack<Real, N> pack;
-  if (row < uint32(s)) {
-    pack = load_pack<N>(x + (size_t(b) * s + row) * width + column);
-  } else {
-#pragma unroll
-    for (int j = 0; j < N; j++) pack.at[j] = from_float<Real>(__uint_as_float(0x7fc00000u));
-  }
-  store_pack(y + size_t(b) * width + column, pack);
-}
-
-template <int N>
-DEVICE void take_backward(const Real* __restrict__ dy, const uint32* __restrict__ rows, Real* __restrict__ dx,
-                          int s, int width) {
-  int b = blockIdx.x, column = copied_column<N>();
-  uint32 row = rows[b];
-  if (column >= width || row >= uint32(s)) return;
-  Pack<Real, N> upstream = load_pack<N>(dy + size_t(b) * width + column);
-  Real* to = dx + (size_t(b) * s + row) * width + column;
-  Pack<Real, N> sum = load_pack<N>(to);
-#pragma unroll
-  for (int j = 0; j < N; j++) {
-    sum.at[j] = from_float<Real>(to_float(sum.at[j]) + to_float(upstream.at[j]));
-  }
-  store_pack(to, sum);
-}
-
-}  // namespace embed
+}  // namespace patch_embed
 
 // patches[b, patch, (channel, row, column)] = (pixel/255 − mean)/std; images u8 [B, side, side, 3], patches
 // Real [B, across², 3·p·p].
@@ -184,16 +143,16 @@ DEVICE void take_backward(const Real* __restrict__ dy, const uint32* __restrict_
 // in memory, into shared memory, and writes runs of p numbers; the division by std is a table look-up, made
 // once a block.
 #define PATCH_EMBED_PIXELS(name, N)                                                                       \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                            \
+  extern "C" __global__ void __launch_bounds__(patch_embed::THREADS)                                      \
       name(const uint8* __restrict__ images, Real* __restrict__ patches, int side, int across, int patch, \
            int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {         \
     DYNAMIC_SHARED(uint8, strip);                                                                         \
-    __shared__ float table[3][embed::LEVELS];                                                             \
-    embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                      \
-    embed::pixels<N>(images, patches, strip, table, side, across, patch, rows);                           \
+    __shared__ float table[3][patch_embed::LEVELS];                                                       \
+    patch_embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                \
+    patch_embed::pixels<N>(images, patches, strip, table, side, across, patch, rows);                     \
   }                                                                                                       \
   EXPORT_KERNEL(name)
-PATCH_EMBED_PIXELS(patch_embed_pixels_wide, embed::WIDE)
+PATCH_EMBED_PIXELS(patch_embed_pixels_wide, patch_embed::WIDE)
 PATCH_EMBED_PIXELS(patch_embed_pixels_pairs, 2)
 PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
 #undef PATCH_EMBED_PIXELS
@@ -209,64 +168,38 @@ PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
            const float* __restrict__ lambda, Real* __restrict__ patches, int side, int across, int patch, \
            int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {         \
     DYNAMIC_SHARED(uint8, strips);                                                                        \
-    __shared__ float table[3][embed::LEVELS];                                                             \
-    embed::Mixed mix = embed::mixed(partners, lambda);                                                    \
-    embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                      \
-    embed::pixels_mixed<N>(images, mix, patches, strips, table, side, across, patch, rows);               \
+    __shared__ float table[3][patch_embed::LEVELS];                                                       \
+    patch_embed::Mixed mix = patch_embed::mixed(partners, lambda);                                        \
+    patch_embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                \
+    patch_embed::pixels_mixed<N>(images, mix, patches, strips, table, side, across, patch, rows);         \
   }                                                                                                       \
   EXPORT_KERNEL(name)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_wide, embed::WIDE, embed::THREADS)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_pairs, 2, embed::THREADS)
-PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_ones, 1, embed::THREADS, 5)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_wide, patch_embed::WIDE, patch_embed::THREADS)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_pairs, 2, patch_embed::THREADS)
+PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_ones, 1, patch_embed::THREADS, 5)
 #undef PATCH_EMBED_PIXELS_MIXED
 
 // The same for numbers that are normalised already, Real [B, 3, side, side]: a copy, one pack a thread.
 // Moves each number in and out: 19.3 MB at 32 images of 224 in f16, 5.7 µs.
 #define PATCH_EMBED_NUMBERS(name, N)                                                                       \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                             \
+  extern "C" __global__ void __launch_bounds__(patch_embed::THREADS)                                       \
       name(const Real* __restrict__ images, Real* __restrict__ patches, int side, int across, int patch) { \
-    embed::numbers<N>(images, patches, side, across, patch);                                               \
+    patch_embed::numbers<N>(images, patches, side, across, patch);                                         \
   }                                                                                                        \
   EXPORT_KERNEL(name)
-PATCH_EMBED_NUMBERS(patch_embed_numbers_wide, embed::WIDE)
+PATCH_EMBED_NUMBERS(patch_embed_numbers_wide, patch_embed::WIDE)
 PATCH_EMBED_NUMBERS(patch_embed_numbers_ones, 1)
 #undef PATCH_EMBED_NUMBERS
 
 // And of mixed images: two packs become one, the second from L2 here too (9.6 MB).
-#define PATCH_EMBED_NUMBERS_MIXED(name, N)                                                         \
-  extern "C" __global__ void __launch_bounds__(embed::THREADS)                                     \
-      name(const Real* __restrict__ images, const uint32* __restrict__ partners,                   \
-           const float* __restrict__ lambda, Real* __restrict__ patches, int side, int across,     \
-           int patch) {                                                                            \
-    embed::numbers_mixed<N>(images, embed::mixed(partners, lambda), patches, side, across, patch); \
-  }                                                                                                \
+#define PATCH_EMBED_NUMBERS_MIXED(name, N)                                                                     \
+  extern "C" __global__ void __launch_bounds__(patch_embed::THREADS)                                           \
+      name(const Real* __restrict__ images, const uint32* __restrict__ partners,                               \
+           const float* __restrict__ lambda, Real* __restrict__ patches, int side, int across,                 \
+           int patch) {                                                                                        \
+    patch_embed::numbers_mixed<N>(images, patch_embed::mixed(partners, lambda), patches, side, across, patch); \
+  }                                                                                                            \
   EXPORT_KERNEL(name)
-PATCH_EMBED_NUMBERS_MIXED(patch_embed_numbers_mixed_wide, embed::WIDE)
+PATCH_EMBED_NUMBERS_MIXED(patch_embed_numbers_mixed_wide, patch_embed::WIDE)
 PATCH_EMBED_NUMBERS_MIXED(patch_embed_numbers_mixed_ones, 1)
 #undef PATCH_EMBED_NUMBERS_MIXED
-
-// y[b] = x[b, rows[b]]; x Real [B, s, width], y Real [B, width]. A row that is not in its sequence gives NaN,
-// since the host does not see the indices. 98 KB at 32×768: the launch is the cost. A block for each row
-// (and for each further 128 packs of it).
-#define TAKE_ROWS(name, N)                                                                           \
-  extern "C" __global__ void __launch_bounds__(embed::COPY_THREADS)                                  \
-      name(const Real* __restrict__ x, const uint32* __restrict__ rows, Real* __restrict__ y, int s, \
-           int width) {                                                                              \
-    embed::take<N>(x, rows, y, s, width);                                                            \
-  }                                                                                                  \
-  EXPORT_KERNEL(name)
-TAKE_ROWS(take_rows_wide, embed::WIDE)
-TAKE_ROWS(take_rows_ones, 1)
-#undef TAKE_ROWS
-
-// dx[b, rows[b]] += dy[b]; a row that is not in its sequence changes nothing. Grid as above.
-#define TAKE_ROWS_BACKWARD(name, N)                                                                    \
-  extern "C" __global__ void __launch_bounds__(embed::COPY_THREADS)                                    \
-      name(const Real* __restrict__ dy, const uint32* __restrict__ rows, Real* __restrict__ dx, int s, \
-           int width) {                                                                                \
-    embed::take_backward<N>(dy, rows, dx, s, width);                                                   \
-  }                                                                                                    \
-  EXPORT_KERNEL(name)
-TAKE_ROWS_BACKWARD(take_rows_backward_wide, embed::WIDE)
-TAKE_ROWS_BACKWARD(take_rows_backward_ones, 1)
-#undef TAKE_ROWS_BACKWARD

@@ -1,10 +1,30 @@
-//! Checks of adamw: several steps in a row, the state of each compared.
+//! Checks and benchmark of adamw.
 
-use super::{Both, Checker, Pair, Result, bound};
-use crate::backend::prelude::*;
-use crate::backend::{AdamwStep, AdamwTensor, Backend, Control, LossScaling, Stat};
+use super::*;
+use crate::backend::{AdamwStep, AdamwTensor, Control, LossScaling, Stat};
 use crate::dev::check::{Row, relative_error, worse};
-use crate::tensor::{DType, Tensor};
+
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        // Gradients that are some 2,260 long are clipped to a tenth of it, and to more than there is.
+        for clip in [None, Some(226.0), Some(4000.0)] {
+            c.case(format!("clip {clip:?}"), |c| steps(c, None, clip, &[None; 3]))?;
+        }
+        for clip in [None, Some(226.0)] {
+            c.case(format!("scaled, clip {clip:?}"), |c| steps(c, Some(SCALING), clip, &SCALED))?;
+        }
+        Ok(())
+    }
+
+    const BENCHES: &[&str] = &["adamw"];
+
+    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        b.adamw("adamw", None, visit)?;
+        b.adamw("adamw, clipped", Some(1.0), visit)
+    }
+}
 
 /// Less than a pack, a pack and a rest, one chunk and several.
 const SIZES: [usize; 4] = [1, 7, 4096, 10_000];
@@ -15,17 +35,6 @@ const SCALING: LossScaling = LossScaling { start: 1024.0, growth: 2.0, backoff: 
 /// Value put into one gradient of each step with loss scaling: a good step, an overflow, three good steps of
 /// which the second lets the scale grow, and one with a gradient that is not a number.
 const SCALED: [Option<f64>; 6] = [None, Some(f64::INFINITY), None, None, None, Some(f64::NAN)];
-
-pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    // Gradients that are some 2,260 long are clipped to a tenth of it, and to more than there is.
-    for clip in [None, Some(226.0), Some(4000.0)] {
-        c.case(format!("clip {clip:?}"), |c| steps(c, None, clip, &[None; 3]))?;
-    }
-    for clip in [None, Some(226.0)] {
-        c.case(format!("scaled, clip {clip:?}"), |c| steps(c, Some(SCALING), clip, &SCALED))?;
-    }
-    Ok(())
-}
 
 struct Trained<B: Backend> {
     value: Pair<B>,
@@ -203,4 +212,63 @@ fn one_step<B: Backend>(
     c.device.adamw(&mut device, step, &mut stats.device)?;
     let step = AdamwStep { beta1, beta2, eps, scaling, clip, factor: &factor.host, control: host_control };
     Ok(c.cpu.adamw(&mut host, step, &mut stats.host)?)
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Shapes of the trained tensors of a tower of twelve blocks: the head, and A and B of q, k, v and of out.
+    pub(super) fn trained_shapes(&self) -> Vec<Shape> {
+        const BLOCKS: usize = 12;
+        let (d, r) = (self.sizes.width, self.sizes.rank);
+        let mut shapes = vec![Shape::from([self.sizes.classes, self.sizes.features])];
+        for _ in 0..BLOCKS {
+            shapes.extend([[3 * r, d], [3 * d, r], [r, d], [d, r]].map(Shape::from));
+        }
+        shapes
+    }
+
+    fn adamw(&self, name: &'static str, clip: Option<f64>, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let shapes = self.trained_shapes();
+        let elements: usize = shapes.iter().map(Shape::elements).sum();
+        let four = |shape: &Shape| -> backend::Result<[B::Tensor; 4]> {
+            Ok([
+                self.parameter(*shape, 0.02)?,
+                self.parameter(*shape, 1e-3)?,
+                self.parameter(*shape, 0.0)?,
+                self.parameter(*shape, 0.0)?,
+            ])
+        };
+        let mut all = shapes.iter().map(four).collect::<backend::Result<Vec<_>>>()?;
+        let parameter = self.backend.parameter_dtype();
+        let control = Tensor::from_slice([Control::COUNT], &Control::start(None))?;
+        let mut control = self.backend.upload(control.view(), parameter)?;
+        let factor = self.backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?;
+        let mut stats = self.parameter([Stat::COUNT], 0.0)?;
+        let at = format!("{elements} elements in {} tensors", all.len());
+        let run = Box::new(|| {
+            let mut tensors: Vec<AdamwTensor<'_, B>> = all
+                .iter_mut()
+                .map(|[value, gradient, first_moment, second_moment]| AdamwTensor {
+                    value,
+                    gradient,
+                    first_moment,
+                    second_moment,
+                    learning_rate: 1e-4,
+                    weight_decay: 1e-2,
+                    scale: 1.0,
+                })
+                .collect();
+            let control = &mut control;
+            let step = AdamwStep {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                scaling: None,
+                clip,
+                factor: &factor,
+                control,
+            };
+            self.backend.adamw(&mut tensors, step, &mut stats)
+        });
+        visit(Op { name, at, flop: 0.0, bytes: 28.0 * elements as f64, run })
+    }
 }

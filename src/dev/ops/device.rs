@@ -1,67 +1,13 @@
 //! Every operation of a device against its definition: the CPU form in f64, on the same inputs.
 //!
 //! Inputs are random numbers rounded to the type that the device computes in, so what is measured is the
-//! device's own arithmetic. One file per operation, named as its kernel.
+//! device's own arithmetic.
 
-/// One operation on the device and on the host, each with its own of every argument: `&x`, `&mut x` and `*x` of a pair,
-/// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
-/// where it is wanted. Other arguments are the same on both sides.
-macro_rules! both {
-    ($c:ident.$op:ident($($args:tt)*)) => {
-        both!(@ ($c.device.$op) device () $($args)*,)?;
-        both!(@ ($c.cpu.$op) host () $($args)*,)?
-    };
-    (@ ($($call:tt)*) $side:ident ($($done:tt)*)) => { $($call)*($($done)*) };
-    (@ $call:tt $side:ident ($($done:tt)*) &mut $x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* &mut $x.$side,) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) &$x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* &$x.$side,) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) *$x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.$side,) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) $x:ident($($a:expr)?), $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.$side($($a)?),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident($($a:expr)?), $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.as_ref().map(|x| x.$side($($a)?)),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.as_ref().map(|x| &x.$side),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &mut $x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $wanted.then_some(&mut $x.$side),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &$x:ident, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $wanted.then_some(&$x.$side),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) $x:expr, $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x,) $($rest)*)
-    };
-}
-
-mod accumulate;
-mod activation;
-mod adamw;
-mod attention;
-mod class_features;
-mod crop_resize;
-mod dropout;
-mod embed;
-mod head_loss;
-mod l2_norm;
-mod layer_norm;
-mod lora_linear;
-mod mix;
-mod prompts;
-mod steps;
-mod triplet;
-
-use super::difference::normal;
-use super::{Result, Row, relative_error};
+use super::{Group, steps};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor, Memory};
+use crate::dev::check::difference::normal;
+use crate::dev::check::{Result, Row, relative_error};
 use crate::tensor::{DType, Shape, Tensor, TensorError};
 use std::ops::Range;
 
@@ -79,64 +25,6 @@ pub fn bound(dtype: DType) -> f64 {
         DType::F16 => 2e-3,
         DType::BF16 => 1.6e-2,
         _ => 1e-5,
-    }
-}
-
-/// Declares each group once, with its module, whose `check` checks it.
-macro_rules! groups {
-    ($($variant:ident $module:ident,)*) => {
-        /// An operation, or whole steps, that can be checked apart from the rest. The names are those of the kernel
-        /// files.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        #[allow(missing_docs)]
-        pub enum Group {
-            $($variant,)*
-        }
-
-        impl Group {
-            /// All of them, in the order in which they are checked.
-            pub const ALL: [Group; [$(Group::$variant),*].len()] = [$(Group::$variant),*];
-
-            pub fn name(self) -> &'static str {
-                match self {
-                    $(Group::$variant => stringify!($module),)*
-                }
-            }
-
-            fn check<B: Backend>(self, c: &mut Checker<'_, B>) -> Result<()> {
-                match self {
-                    $(Group::$variant => $module::check(c),)*
-                }
-            }
-        }
-    };
-}
-
-groups! {
-    LayerNorm layer_norm,
-    Activation activation,
-    Dropout dropout,
-    CropResize crop_resize,
-    Embed embed,
-    Prompts prompts,
-    L2Norm l2_norm,
-    ClassFeatures class_features,
-    Mix mix,
-    HeadLoss head_loss,
-    Triplet triplet,
-    Accumulate accumulate,
-    Adamw adamw,
-    Attention attention,
-    LoraLinear lora_linear,
-    Steps steps,
-}
-
-impl Group {
-    /// All operations but attention and linear layers.
-    pub const SMALL: &[Group] = Group::ALL.split_at(13).0;
-
-    pub fn named(name: &str) -> Option<Self> {
-        Group::ALL.into_iter().find(|group| group.name() == name)
     }
 }
 
@@ -183,7 +71,7 @@ pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) ->
 }
 
 /// A device under test, and who is told of each row.
-pub(super) struct Checker<'a, B: Backend> {
+pub struct Checker<'a, B: Backend> {
     pub device: &'a B,
     pub cpu: Cpu<f64>,
     pub scope: Scope,
@@ -194,13 +82,13 @@ pub(super) struct Checker<'a, B: Backend> {
 }
 
 /// Counterparts on the device and, in f64, on the host.
-pub(super) struct Both<D, H> {
+pub struct Both<D, H> {
     pub device: D,
     pub host: H,
 }
 
 /// Tensors with the same numbers on the device and on the host.
-pub(super) type Pair<B> = Both<<B as Memory>::Tensor, Tensor>;
+pub type Pair<B> = Both<<B as Memory>::Tensor, Tensor>;
 
 impl<'a, B: Backend> Checker<'a, B> {
     pub fn row(&mut self, row: Row) {

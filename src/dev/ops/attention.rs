@@ -1,19 +1,38 @@
-//! Checks of attention.
+//! Checks and benchmark of attention.
 
-use super::{Both, Checker, Pair, Result, Scope, bound};
-use crate::backend::prelude::*;
-use crate::backend::{AttentionGradient, AttentionInput, AttentionShape, Backend};
+use super::*;
+use crate::backend::{AttentionGradient, AttentionInput, AttentionShape};
 use crate::dev::check::{Row, relative_error, worse};
-use crate::tensor::DType;
 use std::ops::Range;
 
-pub(super) fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    quick_packed(c)?;
-    quick_split(c)?;
-    if c.scope == Scope::Full {
-        full(c)?;
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        quick_packed(c)?;
+        quick_split(c)?;
+        if c.scope == Scope::Full {
+            full(c)?;
+        }
+        Ok(())
     }
-    Ok(())
+
+    fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
+        for (batch, tokens, heads, head) in [(2, 5, 3, 7), (1, 50, 2, 64), (1, 77, 1, 32)] {
+            for causal in [false, true] {
+                attention_packed_gradients(b, [batch, tokens, heads, head], causal, rows)?;
+            }
+            attention_split_gradients(b, [batch, tokens, heads, head], rows)?;
+        }
+        Ok(())
+    }
+
+    const BENCHES: &[&str] = &["attention"];
+
+    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        [b.sizes.tokens, 197, 257].into_iter().try_for_each(|tokens| b.attention(tokens, visit))?;
+        b.attention_one_row(visit)
+    }
 }
 
 /// Sizes of a check: `queries` only counts where they are apart from the keys.
@@ -303,4 +322,89 @@ fn compare_columns<B: Backend>(
     let (at, bound) = (size.describe(), size.bound(c.real()));
     c.row(Row::new(name, at, error, bound));
     Ok(())
+}
+
+fn attention_packed_gradients(b: &F64, size: [usize; 4], causal: bool, rows: &mut Vec<Row>) -> Result<()> {
+    let [batch, tokens, heads, head] = size;
+    let (d, shape) = (heads * head, AttentionShape { heads, causal });
+    let (qkv, w) = (random([batch, tokens, 3 * d], 1)?, random([batch, tokens, d], 2)?);
+    let saved_shape = b.attention_saved(batch, heads, tokens, tokens);
+    let forward = |qkv: &Tensor, saved: &mut Tensor| -> Result<Tensor> {
+        let mut o = zeros([batch, tokens, d]);
+        b.attention(AttentionInput::Packed(qkv), shape, saved, &mut o)?;
+        Ok(o)
+    };
+    let mut saved = zeros(saved_shape);
+    let o = forward(&qkv, &mut saved)?;
+    let (mut scratch, mut dqkv) = (zeros(saved_shape), zeros(qkv.shape()));
+    let gradient = AttentionGradient::Packed(&mut dqkv);
+    b.attention_backward(&w, &o, AttentionInput::Packed(&qkv), &saved, shape, &mut scratch, gradient)?;
+    let name = if causal { "attention causal dqkv" } else { "attention dqkv" };
+    let at = format!("{batch}x{tokens}, {heads} heads of {head}");
+    row(rows, name, at, &qkv, &dqkv, |qkv| dot(&forward(qkv, &mut zeros(saved_shape))?, &w))
+}
+
+fn attention_split_gradients(b: &F64, size: [usize; 4], rows: &mut Vec<Row>) -> Result<()> {
+    let [batch, tokens, heads, head] = size;
+    let (d, shape) = (heads * head, AttentionShape { heads, causal: false });
+    let (q, kv, w) =
+        (random([batch, 1, d], 1)?, random([batch, tokens, 2 * d], 2)?, random([batch, 1, d], 3)?);
+    let saved_shape = b.attention_saved(batch, heads, 1, tokens);
+    let forward = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| -> Result<Tensor> {
+        let mut o = zeros([batch, 1, d]);
+        b.attention(AttentionInput::Split { q, kv }, shape, saved, &mut o)?;
+        Ok(o)
+    };
+    let loss = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| dot(&forward(q, kv, saved)?, &w);
+    let mut saved = zeros(saved_shape);
+    let o = forward(&q, &kv, &mut saved)?;
+    let (mut scratch, mut dq, mut dkv) = (zeros(saved_shape), zeros(q.shape()), zeros(kv.shape()));
+    let gradient = AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv };
+    let input = AttentionInput::Split { q: &q, kv: &kv };
+    b.attention_backward(&w, &o, input, &saved, shape, &mut scratch, gradient)?;
+    let at = format!("{batch}x1 of {tokens}, {heads} heads of {head}");
+    row(rows, "attention one row dq", at.clone(), &q, &dq, |q| loss(q, &kv, &mut zeros(saved_shape)))?;
+    row(rows, "attention one row dkv", at, &kv, &dkv, |kv| loss(&q, kv, &mut zeros(saved_shape)))
+}
+
+impl<B: Backend> Bench<'_, B> {
+    fn attention(&self, tokens: usize, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (batch, heads, d) = (self.sizes.batch, self.sizes.heads, self.sizes.width);
+        let shape = AttentionShape { heads, causal: false };
+        let saved = self.backend.attention_saved(batch, heads, tokens, tokens);
+        let parameter = self.backend.parameter_dtype();
+        let (mut saved, mut scratch) =
+            (self.backend.empty(saved, parameter)?, self.backend.empty(saved, parameter)?);
+        let (qkv, mut dqkv) = (self.random([batch, tokens, 3 * d])?, self.empty([batch, tokens, 3 * d])?);
+        let (mut o, d_o) = (self.empty([batch, tokens, d])?, self.random([batch, tokens, d])?);
+        let elements = batch * tokens * d;
+        let flop = 4.0 * (batch * tokens * tokens * d) as f64;
+        let at = format!("{batch}x{tokens}, {heads} heads of {}", d / heads);
+        let run =
+            Box::new(|| self.backend.attention(AttentionInput::Packed(&qkv), shape, &mut saved, &mut o));
+        visit(Op { name: "attention", at: at.clone(), flop, bytes: self.bytes(4 * elements), run })?;
+        let run = Box::new(|| {
+            let (input, gradient) = (AttentionInput::Packed(&qkv), AttentionGradient::Packed(&mut dqkv));
+            self.backend.attention_backward(&d_o, &o, input, &saved, shape, &mut scratch, gradient)
+        });
+        let bytes = self.bytes(8 * elements);
+        visit(Op { name: "attention_backward", at, flop: 2.5 * flop, bytes, run })
+    }
+
+    /// The last block's: one query for each image.
+    fn attention_one_row(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (batch, tokens, heads, d) =
+            (self.sizes.batch, self.sizes.tokens, self.sizes.heads, self.sizes.width);
+        let shape = AttentionShape { heads, causal: false };
+        let saved = self.backend.attention_saved(batch, heads, 1, tokens);
+        let mut saved = self.backend.empty(saved, self.backend.parameter_dtype())?;
+        let (q, kv) = (self.random([batch, 1, d])?, self.random([batch, tokens, 2 * d])?);
+        let mut o = self.empty([batch, 1, d])?;
+        let (flop, bytes) = (4.0 * (batch * tokens * d) as f64, self.bytes(2 * batch * (tokens + 1) * d));
+        let at = format!("{batch}x1 of {tokens}, {heads} heads of {}", d / heads);
+        let run = Box::new(|| {
+            self.backend.attention(AttentionInput::Split { q: &q, kv: &kv }, shape, &mut saved, &mut o)
+        });
+        visit(Op { name: "attention", at, flop, bytes, run })
+    }
 }

@@ -1,0 +1,412 @@
+//! Checks and benchmark of lora_linear.
+
+use super::dropout::{DropoutPair, draw};
+use super::*;
+use crate::backend::{Dropout, Linear, Lora, LoraFold, LoraGradients};
+
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        for case in cases(c) {
+            let (layer, at) = (Layer::new(c, case)?, case.at());
+            c.case(at.clone(), |c| lora_linear(c, case, &layer, None))?;
+            let dropout = DropoutPair::new(c, 0.25)?;
+            c.case(format!("dropout, {at}"), |c| lora_linear(c, case, &layer, Some(&dropout)))?;
+        }
+        Ok(())
+    }
+
+    fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
+        // 512 inputs in f64 make rows of 4 KiB, which the CPU pads.
+        for (n, inputs, outputs, rank) in [(7, 5, 11, 3), (50, 64, 48, 8), (1, 33, 17, 1), (3, 512, 6, 2)] {
+            for probability in [None, Some(0.25)] {
+                lora_linear_gradients(b, [n, inputs, outputs, rank], probability, rows)?;
+            }
+        }
+        Ok(())
+    }
+
+    const BENCHES: &[&str] = &["lora_linear"];
+
+    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (d, m) = (b.sizes.width, b.sizes.mlp);
+        b.lora(visit)?;
+        b.lora_linear(d, m, 1, visit)?;
+        b.lora_linear(m, d, 1, visit)?;
+        b.lora_dropout(3, visit)?;
+        b.lora_unfused(3, visit)?;
+        b.lora_unfused(1, visit)
+    }
+}
+
+/// A layer of `segments` times `out` outputs, with adapters of rank `rank` on the segments `parts`.
+#[derive(Clone, Copy)]
+pub(super) struct Case {
+    pub rows: usize,
+    pub inputs: usize,
+    out: usize,
+    segments: usize,
+    parts: &'static [usize],
+    rank: usize,
+    bias: bool,
+}
+
+impl Case {
+    const fn new(rows: usize, inputs: usize, out: usize, segments: usize, rank: usize) -> Self {
+        let parts: &[usize] = match segments {
+            1 => &[0],
+            2 => &[0, 1],
+            _ => &[0, 1, 2],
+        };
+        Case { rows, inputs, out, segments, parts, rank, bias: true }
+    }
+
+    const fn on(self, parts: &'static [usize]) -> Self {
+        Case { parts, ..self }
+    }
+
+    const fn without_bias(self) -> Self {
+        Case { bias: false, ..self }
+    }
+
+    pub fn outputs(&self) -> usize {
+        self.segments * self.out
+    }
+
+    pub fn at(&self) -> String {
+        let Case { rows, inputs, out, segments, parts, rank, bias } = self;
+        let bias = if *bias { "" } else { ", no bias" };
+        format!("{rows}x{inputs} to {segments}x{out}, r {rank} on {parts:?}{bias}")
+    }
+}
+
+const QUICK: &[Case] = &[
+    // Odd sizes; a rank beyond 16 with them.
+    Case::new(7, 5, 11, 3, 3).on(&[0, 2]),
+    Case::new(33, 35, 17, 2, 40).without_bias(),
+    // Multiples of 8 that are no multiples of any tile, parts not in the order of their segments.
+    Case::new(1, 8, 8, 1, 1),
+    Case::new(77, 96, 72, 3, 8).on(&[1, 0, 2]),
+    Case::new(70, 72, 136, 2, 5).on(&[1]).without_bias(),
+    // As much of du as the fused form has room for, and a rank that it does not take.
+    Case::new(45, 64, 64, 3, 16),
+    Case::new(40, 104, 72, 2, 40),
+    // Several tiles, of the larger kind too, and more terms than the stages of the pipeline hold.
+    Case::new(130, 160, 72, 3, 8).on(&[0, 2]),
+    Case::new(130, 160, 136, 1, 16),
+    // More columns than the warps of a start kernel take in one turn; a slab longer than the pipeline.
+    Case::new(170, 520, 8, 1, 8),
+    Case::new(20, 8, 328, 1, 4).without_bias(),
+    // An MLP's two layers, in packs and without, the first of them wider than the fused form's tiles.
+    Case::new(50, 96, 384, 1, 8),
+    Case::new(50, 384, 96, 1, 8),
+    Case::new(9, 12, 45, 1, 2),
+    Case::new(9, 45, 12, 1, 2),
+    // Three parts of rank 2: six columns of u, in no whole pack.
+    Case::new(35, 64, 72, 3, 2),
+    // The widths of large models, and those of their MLPs, into and out of few columns.
+    Case::new(20, 1280, 16, 3, 8),
+    Case::new(20, 1408, 24, 1, 8),
+    Case::new(20, 1664, 16, 2, 8),
+    Case::new(9, 5120, 16, 1, 8),
+    Case::new(9, 6144, 8, 1, 8),
+    Case::new(9, 8192, 16, 1, 8),
+    Case::new(9, 16, 8192, 1, 8),
+];
+
+const FULL: &[Case] = &[
+    Case::new(1600, 768, 768, 3, 8),
+    Case::new(1600, 768, 768, 3, 16).on(&[0, 2]),
+    Case::new(1600, 768, 768, 1, 8),
+    Case::new(32, 768, 768, 2, 8),
+    Case::new(32, 768, 768, 1, 8),
+    Case::new(1600, 768, 3072, 1, 8),
+    Case::new(1600, 3072, 768, 1, 8),
+    Case::new(2 * 257, 1024, 1024, 3, 8),
+    Case::new(4 * 77, 512, 512, 3, 4),
+    Case::new(3 * 242, 768, 768, 3, 64),
+    Case::new(1600, 768, 768, 3, 2),
+    Case::new(1600, 768, 3072, 1, 2),
+    Case::new(1600, 3072, 768, 1, 2),
+    Case::new(257, 1024, 4096, 1, 8),
+    Case::new(257, 4096, 1024, 1, 8),
+    Case::new(257, 1280, 1280, 3, 8),
+    Case::new(257, 1280, 5120, 1, 8),
+    Case::new(257, 5120, 1280, 1, 8),
+    Case::new(257, 1408, 1408, 3, 8),
+    Case::new(257, 1408, 6144, 1, 8),
+    Case::new(257, 6144, 1408, 1, 8),
+    Case::new(257, 1664, 1664, 3, 8),
+    Case::new(257, 1664, 8192, 1, 8),
+    Case::new(257, 8192, 1664, 1, 8),
+    // The text tower of 102 classes.
+    Case::new(102 * 77, 512, 512, 3, 2),
+    Case::new(102 * 77, 512, 2048, 1, 8),
+    Case::new(102 * 77, 2048, 512, 1, 8),
+];
+
+/// The cases of all checks of layers.
+pub(super) fn cases<B: Backend>(c: &Checker<'_, B>) -> Vec<Case> {
+    let full = if c.scope == Scope::Full { FULL } else { &[] };
+    [QUICK, full].concat()
+}
+
+/// Layers of different sizes to be taken together: all of them, and those that consist of whole packs, for the tensor
+/// cores.
+pub(super) fn together() -> [Vec<Case>; 2] {
+    let in_packs = |case: &&Case| case.inputs.is_multiple_of(8) && case.out.is_multiple_of(8);
+    [QUICK.to_vec(), QUICK.iter().filter(in_packs).copied().collect()]
+}
+
+/// A layer and its adapter on both devices.
+pub(super) struct Layer<B: Backend> {
+    pub frozen: Both<Linear<B>, Linear<Cpu<f64>>>,
+    pub a: Pair<B>,
+    pub b: Pair<B>,
+    columns: Vec<usize>,
+}
+
+impl<B: Backend> Layer<B> {
+    /// With values such that x·Wᵀ and the update are of similar size.
+    pub fn new(c: &Checker<'_, B>, case: Case) -> Result<Self> {
+        let Case { inputs, out, rank, parts, .. } = case;
+        let (real, near_one) = (c.real(), 1.0 / (inputs as f64).sqrt());
+        let weight = c.random([case.outputs(), inputs], real, near_one, 1)?;
+        let bias = c.random([case.outputs()], real, 0.5, 2)?;
+        let a = c.random([parts.len() * rank, inputs], DType::F32, near_one, 3)?;
+        let b = c.random([parts.len(), out, rank], DType::F32, 0.5 / (rank as f64).sqrt(), 4)?;
+        let weight = c.weight(&weight)?;
+        let device = Linear { weight: weight.device, bias: case.bias.then_some(bias.device) };
+        let host = Linear { weight: weight.host, bias: case.bias.then_some(bias.host) };
+        let columns = parts.iter().map(|p| p * out).collect();
+        Ok(Layer { frozen: Both { device, host }, a, b, columns })
+    }
+
+    pub fn lora(&self) -> Both<Lora<'_, B>, Lora<'_, Cpu<f64>>> {
+        let (columns, scale) = (&self.columns[..], 2.0);
+        Both {
+            device: Lora { a: &self.a.device, b: &self.b.device, columns, scale },
+            host: Lora { a: &self.a.host, b: &self.b.host, columns, scale },
+        }
+    }
+}
+
+/// Where `mask` is given, the adapters see what it leaves of the input.
+fn lora_linear<B: Backend>(
+    c: &mut Checker<'_, B>,
+    case: Case,
+    layer: &Layer<B>,
+    mask: Option<&DropoutPair<B>>,
+) -> Result<()> {
+    const SITE: u32 = 5;
+    let (frozen, lora) = (&layer.frozen, layer.lora());
+    let real = c.real();
+    let at = case.at() + if mask.is_some() { ", dropout" } else { "" };
+    let (rows, width) = (case.rows, case.parts.len() * case.rank);
+    let x = c.random([rows, case.inputs], real, 1.0, 5)?;
+    let residual = c.random([rows, case.outputs()], real, 1.0, 6)?;
+    let dropped = |mask: &DropoutPair<B>| -> Result<Pair<B>> {
+        let mut seen = x.host.clone();
+        c.cpu.dropout(&x.host, mask.host(SITE), &mut seen)?;
+        c.pair(&seen, real)
+    };
+    let seen = mask.map(dropped).transpose()?;
+    let mut u = c.output([rows, width], real)?;
+    let mut y = c.output([rows, case.outputs()], real)?;
+    for residual in [None, Some(&residual)] {
+        both!(c.lora_linear(&x, ?seen, &frozen, *lora, ?residual, &mut u, &mut y));
+        c.compare("lora_linear u", &at, &u)?;
+        c.compare("lora_linear y", &at, &y)?;
+    }
+
+    let dy = c.random([rows, case.outputs()], real, 1.0, 7)?;
+    let mut dx = c.output([rows, case.inputs], real)?;
+    for wanted in [false, true] {
+        let mut du = c.output([rows, width], real)?;
+        let (mut da, mut db) =
+            (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
+        let dropped = seen.as_ref().unwrap_or(&x);
+        both!(c.lora_linear_backward(
+            &dy,
+            &dropped,
+            ?mask(SITE),
+            &u,
+            &frozen,
+            *lora,
+            &mut du,
+            &mut da,
+            &mut db,
+            wanted => &mut dx
+        ));
+        c.compare("lora_linear du", &at, &du)?;
+        c.compare("lora_linear dA", &at, &da)?;
+        c.compare("lora_linear dB", &at, &db)?;
+    }
+    c.compare("lora_linear dx", &at, &dx)
+}
+
+fn lora_linear_gradients(
+    b: &F64,
+    [n, inputs, outputs, rank]: [usize; 4],
+    probability: Option<f64>,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
+    // Three layers in one product, of which the first and the last carry an adapter.
+    let (columns, scale, width) = ([0, 2 * outputs], 2.0, 2 * rank);
+    let weight = b.weight(random([3 * outputs, inputs], 1)?.view())?;
+    let layer = Linear::<F64> { weight, bias: Some(random([3 * outputs], 2)?) };
+    let (a, bb) = (random([width, inputs], 3)?, random([2, outputs, rank], 4)?);
+    let (x, residual, w) =
+        (random([n, inputs], 5)?, random([n, 3 * outputs], 6)?, random([n, 3 * outputs], 7)?);
+    let draw = draw()?;
+    let mask = probability.map(|probability| Dropout { draw: &draw, site: 9, probability });
+    // What the adapters see.
+    let seen = |x: &Tensor| -> Result<Tensor> {
+        let mut seen = x.clone();
+        mask.map_or(Ok(()), |mask| b.dropout(x, mask, &mut seen))?;
+        Ok(seen)
+    };
+    let forward = |x: &Tensor, a: &Tensor, bb: &Tensor, u: &mut Tensor| -> Result<Tensor> {
+        let mut y = zeros([n, 3 * outputs]);
+        let lora = Lora { a, b: bb, columns: &columns, scale };
+        let dropped = seen(x)?;
+        b.lora_linear(x, mask.map(|_| &dropped), &layer, lora, Some(&residual), u, &mut y)?;
+        Ok(y)
+    };
+    let loss = |x: &Tensor, a: &Tensor, bb: &Tensor| -> Result<f64> {
+        dot(&forward(x, a, bb, &mut zeros([n, width]))?, &w)
+    };
+    let mut u = zeros([n, width]);
+    let y = forward(&x, &a, &bb, &mut u)?;
+    let lora = Lora { a: &a, b: &bb, columns: &columns, scale };
+    let (mut du, mut da, mut db, mut dx) =
+        (zeros([n, width]), zeros(a.shape()), zeros(bb.shape()), zeros(x.shape()));
+    let dropped = seen(&x)?;
+    b.lora_linear_backward(&w, &dropped, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    let how = if mask.is_some() { ", dropout" } else { "" };
+    let at = format!("{n}x{inputs} to 3x{outputs}, r {rank}{how}");
+    row(rows, "lora_linear dx", at.clone(), &x, &dx, |x| loss(x, &a, &bb))?;
+    row(rows, "lora_linear dA", at.clone(), &a, &da, |a| loss(&x, a, &bb))?;
+    row(rows, "lora_linear dB", at.clone(), &bb, &db, |bb| loss(&x, &a, bb))?;
+    if mask.is_some() {
+        return Ok(());
+    }
+
+    let mut folded = b.weight(zeros(b.weight_shape(&layer.weight)).view())?;
+    b.lora_fold(&mut [LoraFold { weight: &layer.weight, lora, folded: &mut folded }])?;
+    let folded = Linear::<F64> { weight: folded, bias: layer.bias.clone() };
+    let mut same = zeros(y.shape());
+    b.linear(&x, &folded, Some(&residual), &mut same)?;
+    let error = relative_error(values(&same)?, values(&y)?);
+    rows.push(Row::new("lora_fold y", at.clone(), error, 1e-13));
+
+    let (mut da2, mut db2) = (zeros(a.shape()), zeros(bb.shape()));
+    b.lora_gradients(&mut [LoraGradients { x: &x, dy: &w, lora, da: &mut da2, db: &mut db2 }])?;
+    for (name, found, expected) in [("dA", &da2, &da), ("dB", &db2, &db)] {
+        let error = relative_error(values(found)?, values(expected)?);
+        rows.push(Row::new(format!("lora_gradients {name}"), at.clone(), error, 1e-13));
+    }
+
+    let mut dx = zeros(x.shape());
+    b.linear_backward(&w, &folded, &mut dx)?;
+    row(rows, "linear dx", at, &x, &dx, |x| {
+        let mut y = zeros([n, 3 * outputs]);
+        b.linear(x, &folded, None, &mut y)?;
+        dot(&y, &w)
+    })
+}
+
+impl<B: Backend> Bench<'_, B> {
+    /// Queries, keys and values, and what is behind attention.
+    pub(super) fn lora(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let d = self.sizes.width;
+        self.lora_linear(d, d, 3, visit)?;
+        self.lora_linear(d, d, 1, visit)
+    }
+
+    /// `parts` layers from `inputs` to `out` in one product, each with an adapter.
+    pub(super) fn lora_linear(
+        &self,
+        inputs: usize,
+        out: usize,
+        parts: usize,
+        visit: &mut Visit<'_>,
+    ) -> backend::Result<()> {
+        let (rows, r) = (self.sizes.rows(), self.sizes.rank);
+        let (width, outputs) = (parts * r, parts * out);
+        let layer = self.layer(inputs, outputs)?;
+        let columns: Vec<usize> = (0..parts).map(|i| i * out).collect();
+        let a = self.parameter([width, inputs], 1.0 / (inputs as f64).sqrt())?;
+        let b = self.parameter([parts, out, r], 0.02)?;
+        let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
+        let (x, mut y, mut u) =
+            (self.random([rows, inputs])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
+        let flop = 2.0 * (rows * (inputs * outputs + inputs * width + out * width)) as f64;
+        let bytes = self.bytes(rows * inputs + inputs * outputs + rows * outputs + rows * width);
+        let at = format!("{rows}x{inputs} to {parts}x{out}, r {r}");
+        let run = Box::new(|| self.backend.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y));
+        visit(Op { name: "lora_linear", at: at.clone(), flop, bytes, run })?;
+        let (dy, mut dx, mut du) =
+            (self.random([rows, outputs])?, self.empty([rows, inputs])?, self.empty([rows, width])?);
+        let (mut da, mut db) = (self.parameter([width, inputs], 0.0)?, self.parameter([parts, out, r], 0.0)?);
+        let flop = flop + 2.0 * (rows * (inputs + out) * width) as f64;
+        let bytes = bytes + self.bytes(rows * (inputs + outputs + width));
+        let run = Box::new(|| {
+            let (du, da, db) = (&mut du, &mut da, &mut db);
+            self.backend.lora_linear_backward(&dy, &x, None, &u, &layer, lora, du, da, db, Some(&mut dx))
+        });
+        visit(Op { name: "lora_linear_backward", at, flop, bytes, run })
+    }
+
+    /// `parts` layers whose adapters see what dropout leaves, which is drawn here too.
+    fn lora_dropout(&self, parts: usize, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (rows, d, r) = (self.sizes.rows(), self.sizes.width, self.sizes.rank);
+        let (width, outputs) = (parts * r, parts * d);
+        let (layer, draw) = (self.layer(d, outputs)?, self.draw()?);
+        let columns: Vec<usize> = (0..parts).map(|i| i * d).collect();
+        let (a, b) =
+            (self.parameter([width, d], 1.0 / (d as f64).sqrt())?, self.parameter([parts, d, r], 0.02)?);
+        let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
+        let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
+        let (x, mut seen) = (self.random([rows, d])?, self.empty([rows, d])?);
+        let (mut y, mut u) = (self.empty([rows, outputs])?, self.empty([rows, width])?);
+        let flop = 2.0 * (rows * d * outputs + 2 * rows * d * width) as f64;
+        let bytes = self.bytes(3 * rows * d + d * outputs + rows * outputs + rows * width);
+        let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
+        let run = Box::new(|| {
+            self.backend.dropout(&x, mask, &mut seen)?;
+            self.backend.lora_linear(&x, Some(&seen), &layer, lora, None, &mut u, &mut y)
+        });
+        visit(Op { name: "lora_linear, dropout", at: at.clone(), flop, bytes, run })?;
+        let (dy, mut dx, mut du) =
+            (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
+        let (mut da, mut db) = (self.parameter([width, d], 0.0)?, self.parameter([parts, d, r], 0.0)?);
+        let flop = flop + 4.0 * (rows * d * width) as f64;
+        let bytes = bytes + self.bytes(rows * (outputs + width));
+        let run = Box::new(|| {
+            let (du, da, db, dx) = (&mut du, &mut da, &mut db, Some(&mut dx));
+            self.backend.lora_linear_backward(&dy, &seen, Some(mask), &u, &layer, lora, du, da, db, dx)
+        });
+        visit(Op { name: "lora_linear_backward, dropout", at, flop, bytes, run })
+    }
+
+    /// The forward pass as three products, which is how a framework does it.
+    fn lora_unfused(&self, parts: usize, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (rows, d, width) = (self.sizes.rows(), self.sizes.width, parts * self.sizes.rank);
+        let layer = self.layer(d, parts * d)?;
+        let down = Linear::<B> { bias: None, ..self.layer(d, width)? };
+        let up = Linear::<B> { bias: None, ..self.layer(width, parts * d)? };
+        let (x, mut u) = (self.random([rows, d])?, self.empty([rows, width])?);
+        let (mut y, mut sum) = (self.empty([rows, parts * d])?, self.empty([rows, parts * d])?);
+        let flop = 2.0 * (rows * d * parts * d + 2 * rows * d * width) as f64;
+        let bytes = self.bytes(rows * d + parts * d * d + rows * parts * d + rows * width);
+        let at = format!("{rows}x{d} to {parts}x{d}, r {}", self.sizes.rank);
+        let run = Box::new(|| {
+            self.backend.linear(&x, &layer, None, &mut y)?;
+            self.backend.linear(&x, &down, None, &mut u)?;
+            self.backend.linear(&u, &up, Some(&y), &mut sum)
+        });
+        visit(Op { name: "lora_linear, unfused", at, flop, bytes, run })
+    }
+}

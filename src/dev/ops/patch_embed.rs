@@ -1,0 +1,183 @@
+//! Checks and benchmark of patch_embed.
+
+use super::bench::Sizes;
+use super::layer_norm::norm;
+use super::mix_rows::MixPair;
+use super::*;
+use crate::backend::{LayerNorm, Linear, PatchEmbedding};
+use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
+
+pub struct Checks;
+
+impl Operation for Checks {
+    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+        // Batch, side, patch, width. One patch alone; patches that leave a border and that no pack divides; an
+        // even side that packs of 16 bytes do not divide; and one that they do, in several strips of rows.
+        let mut sizes =
+            vec![(1, 3, 3, 24), (2, 17, 5, 33), (2, 28, 14, 64), (1, 48, 16, 256), (3, 35, 8, 40)];
+        if c.scope == Scope::Full {
+            sizes.extend([(4, 224, 32, 768), (2, 224, 14, 1024), (2, 224, 16, 768), (1, 336, 14, 1024)]);
+        }
+        for size in sizes {
+            for levels in [true, false] {
+                for mixed in [false, true] {
+                    let at = format!("{size:?}, levels {levels}, mixed {mixed}");
+                    c.case(at, |c| patch_embed(c, size, levels, mixed))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
+        for (side, patch) in [(12, 4), (17, 5)] {
+            patch_embed_gradients(b, side, patch, rows)?;
+        }
+        Ok(())
+    }
+
+    const BENCHES: &[&str] = &["patch_embed"];
+
+    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        b.patch_embed(visit)
+    }
+}
+
+const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+fn embedding<B: Backend>(
+    c: &Checker<'_, B>,
+    patch: usize,
+    tokens: usize,
+    width: usize,
+) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
+    let (real, parameter, inputs) = (c.real(), c.device.parameter_dtype(), 3 * patch * patch);
+    let weight = c.weight(&c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?)?;
+    let class = c.random([width], parameter, 1.0, 2)?;
+    let position = c.random([tokens, width], parameter, 1.0, 3)?;
+    let norm = norm(c, width, 4)?;
+    macro_rules! on {
+        ($side:ident) => {
+            PatchEmbedding {
+                projection: Linear { weight: weight.$side, bias: None },
+                class: class.$side,
+                position: position.$side,
+                norm: norm.$side,
+                patch,
+                mean: MEAN,
+                std: STD,
+            }
+        };
+    }
+    Ok(Both { device: on!(device), host: on!(host) })
+}
+
+fn patch_embed<B: Backend>(
+    c: &mut Checker<'_, B>,
+    (batch, side, patch, width): (usize, usize, usize, usize),
+    levels: bool,
+    mixed: bool,
+) -> Result<()> {
+    let (real, count) = (c.real(), (side / patch).pow(2));
+    let embedding = embedding(c, patch, count + 1, width)?;
+    let pixels = if levels {
+        // Every level in every channel, in no simple order.
+        let pixels: Vec<u8> = (0..batch * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
+        c.same(Tensor::from_slice([batch, side, side, 3], &pixels)?)?
+    } else {
+        c.random([batch, 3, side, side], real, 1.0, 9)?
+    };
+    let mix = if mixed { Some(MixPair::new(c, batch)?) } else { None };
+    let mut patches = c.output([batch, count, 3 * patch * patch], real)?;
+    let mut products = c.output([batch, count, width], real)?;
+    let mut x = c.output([batch, count + 1, width], real)?;
+    both!(c.patch_embed(&pixels, ?mix, &embedding, &mut patches, &mut products, &mut x));
+    let what = if levels { "u8" } else { "numbers" };
+    let what = format!("{what}{}", if mixed { ", mixed" } else { "" });
+    let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
+    // In f32 the pixels' arithmetic is that of the definition, step by step; a mix of two is rounded.
+    match real {
+        DType::F32 if !mixed => c.compare_within("patch_embed patches", &at, &patches, 0.0)?,
+        _ => c.compare("patch_embed patches", &at, &patches)?,
+    }
+    c.compare("patch_embed x", &at, &x)
+}
+
+/// The embedding has no gradient; its product form is compared with the sums of a convolution.
+fn patch_embed_gradients(b: &F64, side: usize, patch: usize, rows: &mut Vec<Row>) -> Result<()> {
+    let (batch, d, across) = (2, 6, side / patch);
+    let tokens = across * across + 1;
+    let weight = random([d, 3 * patch * patch], 1)?;
+    let embedding = PatchEmbedding::<F64> {
+        projection: Linear { weight: b.weight(weight.view())?, bias: None },
+        class: random([d], 2)?,
+        position: random([tokens, d], 3)?,
+        norm: LayerNorm { weight: random([d], 5)?, bias: random([d], 6)?, eps: 1e-5 },
+        patch,
+        mean: [0.0; 3],
+        std: [1.0; 3],
+    };
+    let pixels = random([batch, 3, side, side], 4)?;
+    let mut x = zeros([batch, tokens, d]);
+    let (mut patches, mut products) =
+        (zeros([batch, tokens - 1, 3 * patch * patch]), zeros([batch, tokens - 1, d]));
+    b.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)?;
+    let (p, w) = (values(&pixels)?, values(&weight)?);
+    let mut direct = Vec::with_capacity(batch * tokens * d);
+    for index in 0..batch * tokens * d {
+        let (image, token, out) = (index / (tokens * d), index / d % tokens, index % d);
+        let mut sum = values(&embedding.position)?[token * d + out];
+        if token == 0 {
+            sum += values(&embedding.class)?[out];
+        } else {
+            let (top, left) = ((token - 1) / across * patch, (token - 1) % across * patch);
+            for tap in 0..3 * patch * patch {
+                let (c, y, x) = (tap / (patch * patch), tap / patch % patch, tap % patch);
+                let pixel = p[((image * 3 + c) * side + top + y) * side + left + x];
+                sum += pixel * w[out * 3 * patch * patch + tap];
+            }
+        }
+        direct.push(sum);
+    }
+    let sums = tensor([batch, tokens, d], &direct)?;
+    let (mut direct, mut stats) = (zeros([batch, tokens, d]), zeros([batch, tokens, 2]));
+    b.layer_norm(&sums, &embedding.norm, &mut direct, &mut stats)?;
+    let error = relative_error(values(&x)?, values(&direct)?);
+    let at = format!("{side} px in patches of {patch}");
+    rows.push(Row::new("patch_embed x", at, error, 1e-13));
+    Ok(())
+}
+
+impl<B: Backend> Bench<'_, B> {
+    fn patch_embed(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let Sizes { batch, side, patch, width: d, .. } = *self.sizes;
+        let count = (side / patch).pow(2);
+        let inputs = 3 * patch * patch;
+        let pixels = self.levels([batch, side])?;
+        let embedding = PatchEmbedding {
+            projection: Linear { weight: self.weight(inputs, d)?, bias: None },
+            class: self.parameter([d], 1.0)?,
+            position: self.parameter([count + 1, d], 0.1)?,
+            norm: self.norm(d)?,
+            patch,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+        };
+        let mut patches = self.empty([batch, count, inputs])?;
+        let mut products = self.empty([batch, count, d])?;
+        let mut x = self.empty([batch, count + 1, d])?;
+        let flop = 2.0 * (batch * count * inputs * d) as f64;
+        let bytes = (batch * side * side * 3) as f64 + self.bytes(d * inputs + batch * (count + 1) * d);
+        let at = format!("{batch} of {side} px in patches of {patch}");
+        let run = Box::new(|| {
+            self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
+        });
+        visit(Op { name: "patch_embed", at: at.clone(), flop, bytes, run })?;
+        let mix = self.mix()?;
+        let run = Box::new(|| {
+            self.backend.patch_embed(&pixels, Some(&mix), &embedding, &mut patches, &mut products, &mut x)
+        });
+        visit(Op { name: "patch_embed, mixed", at, flop, bytes, run })
+    }
+}
