@@ -158,7 +158,7 @@ pub trait LoraLinearOp: Memory {
     fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()>;
 
     /// Whether training steps can fold adapters without dropout into copies of the weights at their start, and compute
-    /// the gradients of all of them together at their end ([`LoraLinearOp::lora_gradients`]), in the place of
+    /// the gradients of all of them together at their end ([`LoraGradientsOp::lora_gradients`]), in the place of
     /// [`LoraLinearOp::lora_linear`] and its backward pass for each layer.
     fn can_train_folded(&self) -> bool {
         false

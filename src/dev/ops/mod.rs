@@ -1,5 +1,5 @@
 //! Checks and benchmarks of the operations, each in a file named after it: on a device against the definition
-//! ([`device`]), of its gradients against finite differences ([`gradients`]), and its time ([`bench`]).
+//! ([`device`]), of its gradients against finite differences ([`gradients`]), and its time ([`mod@bench`]).
 
 /// One operation on the device and on the host, each with its own of every argument: `&x`, `&mut x` and `*x` of a pair,
 /// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
