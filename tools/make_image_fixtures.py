@@ -6,6 +6,7 @@ CLIP processor make of them.
   decoded.safetensors what the processor makes of Pillow's exif_transpose(Image.open(file)) before it resizes, u8
                       [H,W,3], one tensor per file; where that turns, "NAME as stored" is without. 16-bit grey that
                       does not fit 8 bits is its upper 8, where Pillow clips
+  lab.sha256          of the RGB of all 2^24 L*a*b* of 8 bits: L slowest, b fastest, a and b with 128 added
   resize.json         width, height, size and the SHA-256 of Pillow's bicubic short-side resize and
                       centre crop of the pattern below, u8 [S,S,3]
   pixels.safetensors  for a few small cases the crop itself, u8 [S,S,3], and the processor's f32 [3,S,S]
@@ -301,6 +302,19 @@ def write_odd_gifs_and_bmps(d, r):
         table = struct.pack("<III", *masks) if compression else b""
         info = struct.pack("<IiiHHIIiiII", 40, 64, 5, 1, 16, compression, len(rows), 2835, 2835, 0, 0)
         offset = 14 + len(info) + len(table)
+    small.convert("LAB").save(d / "lab_lzw.tif", compression="tiff_lzw")
+    lab = np.random.default_rng(8).integers(0, 256, (17, 21, 3), dtype=np.uint8)
+    write_tiff(d / "lab.tif", lab, 8)
+    write_tiff(d / "lab_planes.tif", lab, 8, planes=True)
+
+
+def all_of_lab():
+    """SHA-256 of the RGB of every L*a*b*, L slowest, b fastest."""
+    rgb = hashlib.sha256()
+    a, b = (Image.fromarray(v.astype(np.uint8)) for v in np.mgrid[0:256, 0:256])
+    for value in range(256):
+        rgb.update(Image.merge("LAB", [Image.new("L", (256, 256), value), a, b]).convert("RGB").tobytes())
+    return rgb.hexdigest()
         head = b"BM" + struct.pack("<IHHI", offset + len(rows), 0, 0, offset)
         (d / name).write_bytes(head + info + table + rows)
 
@@ -382,7 +396,8 @@ def main():
     write_mats()
     decoded = {}
     for p in sorted((OUT / "photos").iterdir()):
-        if p.name == "planes_16.tif":  # which Pillow takes for planes of bytes
+        # Which Pillow takes for planes of bytes, and for planes without a sign.
+        if p.name in ("planes_16.tif", "lab_planes.tif"):
             continue
         decoded[p.name] = pixels_of(p)
         stored = pixels_of(p, turned=False)
@@ -412,3 +427,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    (OUT / "lab.sha256").write_text(all_of_lab() + "\n")

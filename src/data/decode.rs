@@ -16,6 +16,7 @@
 
 mod exif;
 mod gif;
+mod lab;
 mod tiff;
 
 use super::resize::RgbImage;

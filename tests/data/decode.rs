@@ -6,6 +6,7 @@ use clip_engine::data::decode;
 use clip_engine::data::decode::{Orientation, SixteenBit};
 use clip_engine::data::resize::RgbImage;
 use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -248,6 +249,29 @@ fn orientation_is_applied_or_not_as_asked() {
     for o in 2..9 {
         for name in [format!("turned_{o}.jpg"), format!("turned_{o}.tif")] {
             let [turned, stored] = [Orientation::Exif, Orientation::Ignore].map(|how| decode(&name, how));
+    assert_eq!(decode(&photo("lab_planes.tif")).unwrap(), decode(&photo("lab.tif")).unwrap());
+}
+
+#[test]
+fn every_lab_colour_is_pillows() {
+    const SIDE: u32 = 4096;
+    // A TIFF's tags, then one strip.
+    let strip = [8 + 2 + 9 * 12 + 4, 3 * SIDE * SIDE];
+    let mut tiff = b"II\x2a\0\x08\0\0\0\x09\0".to_vec();
+    let sizes = [(256, SIDE), (257, SIDE), (258, 8), (259, 1), (262, 8)];
+    for (tag, value) in sizes.into_iter().chain([(273, strip[0]), (277, 3), (278, SIDE), (279, strip[1])]) {
+        tiff.extend([tag, 4, 1, 0].map(u16::to_le_bytes).concat());
+        tiff.extend(value.to_le_bytes());
+    }
+    tiff.extend([0; 4]);
+    for lab in 0..1u32 << 24 {
+        let [_, l, a, b] = lab.to_be_bytes();
+        // a and b have a sign.
+        tiff.extend([l, a ^ 128, b ^ 128]);
+    }
+    let rgb = decode_bytes(Path::new("lab.tif"), &tiff).unwrap();
+    let hash: String = Sha256::digest(rgb.pixels()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hash, std::fs::read_to_string(fixtures().join("lab.sha256")).unwrap().trim());
             assert_ne!(turned.pixels(), stored.pixels(), "{name}");
             let swapped =
                 if o > 4 { (stored.height(), stored.width()) } else { (stored.width(), stored.height()) };
@@ -295,7 +319,12 @@ fn what_is_not_read_is_named_with_what_to_do() {
         let tiff = patched("rgb.tif", &tag(259, 1), &tag(259, method));
         refused(&tiff, &format!("a TIFF compressed with {name}"), png);
     }
-    refused(&patched("rgb.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* colours", png);
+    for (kind, name) in [(9, "ICC's"), (10, "ITU's")] {
+        let tiff = patched("rgb.tif", &tag(262, 2), &tag(262, kind));
+        refused(&tiff, &format!("a TIFF of {name} L*a*b*"), png);
+    }
+    refused(&patched("rgb_16.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* of 16 bits", png);
+    refused(&patched("rgba.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* with 4 samples a pixel", png);
     let ycbcr = patched("rgb.tif", &tag(262, 2), &tag(262, 6));
     refused(&ycbcr, "a TIFF of YCbCr that is not compressed with JPEG", png);
     let fractions = |change: fn(f32) -> f32| {
