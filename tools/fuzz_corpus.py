@@ -468,7 +468,7 @@ def image():
                  "lossy.webp", "lossless.webp", "lossy_alpha.webp", "frames.webp", "frames.gif", "rgb_lzw.tif",
                  "palette.bmp", "turned_5.png", "turned_late.png", "turned_5.webp", "turned_6.jpg", "turned_6.tif",
                  "frame_inside.gif", "bits_555.bmp", "big.tif", "jpeg.tif", "palette_4.tif", "planes.tif", "float.tif",
-                 "lab_lzw.tif"):
+                 "finer_mixed.jpg", "finer_adobe.jpg", "lab_lzw.tif"):
         data = (photos / name).read_bytes()
         if len(data) <= LARGEST:
             damaged("image", name, data)

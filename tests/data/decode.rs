@@ -66,7 +66,15 @@ fn every_format_decodes_to_the_processors_bytes() {
 
 #[test]
 fn a_truncated_jpeg_is_an_error_wherever_it_is_cut() {
-    for name in ["base_420_q95.jpg", "prog_444.jpg", "restart_420.jpg", "grey.jpg", "cmyk.jpg"] {
+    for name in [
+        "base_420_q95.jpg",
+        "prog_444.jpg",
+        "restart_420.jpg",
+        "grey.jpg",
+        "cmyk.jpg",
+        "finer_mixed.jpg",
+        "finer_5x2.jpg",
+    ] {
         let path = photo(name);
         let whole = std::fs::read(&path).unwrap();
         for length in (0..whole.len() - 2).rev() {
@@ -241,14 +249,6 @@ fn grey_with_a_transparent_value_is_scaled_and_put_on_white() {
 #[test]
 fn samples_apart_are_the_samples_together() {
     assert_eq!(decode(&photo("planes_16.tif")).unwrap(), decode(&photo("rgb_16.tif")).unwrap());
-}
-
-#[test]
-fn orientation_is_applied_or_not_as_asked() {
-    let decode = |name: &str, orientation| decode::decode(&photo(name), orientation).unwrap().image;
-    for o in 2..9 {
-        for name in [format!("turned_{o}.jpg"), format!("turned_{o}.tif")] {
-            let [turned, stored] = [Orientation::Exif, Orientation::Ignore].map(|how| decode(&name, how));
     assert_eq!(decode(&photo("lab_planes.tif")).unwrap(), decode(&photo("lab.tif")).unwrap());
 }
 
@@ -272,6 +272,14 @@ fn every_lab_colour_is_pillows() {
     let rgb = decode_bytes(Path::new("lab.tif"), &tiff).unwrap();
     let hash: String = Sha256::digest(rgb.pixels()).iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(hash, std::fs::read_to_string(fixtures().join("lab.sha256")).unwrap().trim());
+}
+
+#[test]
+fn orientation_is_applied_or_not_as_asked() {
+    let decode = |name: &str, orientation| decode::decode(&photo(name), orientation).unwrap().image;
+    for o in 2..9 {
+        for name in [format!("turned_{o}.jpg"), format!("turned_{o}.tif")] {
+            let [turned, stored] = [Orientation::Exif, Orientation::Ignore].map(|how| decode(&name, how));
             assert_ne!(turned.pixels(), stored.pixels(), "{name}");
             let swapped =
                 if o > 4 { (stored.height(), stored.width()) } else { (stored.width(), stored.height()) };
@@ -347,13 +355,11 @@ fn what_is_not_read_is_named_with_what_to_do() {
             "{message}"
         );
     }
-    // Chroma of 2 x 2 beside luma of 1 x 1.
-    let finer = patched(
-        "base_444_q60.jpg",
-        &[1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1],
-        &[1, 0x11, 0, 2, 0x22, 1, 3, 0x22, 1],
-    );
-    refused(&finer, "a JPEG whose colour is finer than its brightness", "PNG");
+    for sizes in [[0x12, 0x11, 0x11, 0x12], [0x21, 0x11, 0x11, 0x11], [0x11, 0x21, 0x11, 0x11]] {
+        let parts = |sizes: [u8; 4]| [0, 1, 2, 3].map(|i| [b"CMYK"[i], sizes[i], 0]).concat();
+        let jpeg = patched("cmyk.jpg", &parts([0x11; 4]), &parts(sizes));
+        refused(&jpeg, "a JPEG of CMYK in parts of unusual sizes", "PNG");
+    }
 }
 
 #[test]
