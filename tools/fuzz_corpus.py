@@ -467,7 +467,8 @@ def image():
     for name in ("base_420_q60.jpg", "prog_420.jpg", "cmyk.jpg", "restart_420.jpg", "palette_8.png", "rgba_16.png",
                  "lossy.webp", "lossless.webp", "lossy_alpha.webp", "frames.webp", "frames.gif", "rgb_lzw.tif",
                  "palette.bmp", "turned_5.png", "turned_late.png", "turned_5.webp", "turned_6.jpg", "turned_6.tif",
-                 "frame_inside.gif", "bits_555.bmp", "big.tif", "jpeg.tif", "palette_4.tif", "planes.tif", "float.tif"):
+                 "frame_inside.gif", "bits_555.bmp", "big.tif", "jpeg.tif", "palette_4.tif", "planes.tif", "float.tif",
+                 "finer_mixed.jpg", "finer_adobe.jpg", "lab_lzw.tif"):
         data = (photos / name).read_bytes()
         if len(data) <= LARGEST:
             damaged("image", name, data)

@@ -6,6 +6,7 @@ CLIP processor make of them.
   decoded.safetensors what the processor makes of Pillow's exif_transpose(Image.open(file)) before it resizes, u8
                       [H,W,3], one tensor per file; where that turns, "NAME as stored" is without. 16-bit grey that
                       does not fit 8 bits is its upper 8, where Pillow clips
+  lab.sha256          of the RGB of all 2^24 L*a*b* of 8 bits: L slowest, b fastest, a and b with 128 added
   resize.json         width, height, size and the SHA-256 of Pillow's bicubic short-side resize and
                       centre crop of the pattern below, u8 [S,S,3]
   pixels.safetensors  for a few small cases the crop itself, u8 [S,S,3], and the processor's f32 [3,S,S]
@@ -71,6 +72,58 @@ def natural(width, height):
     return np.clip(np.rint(a), 0, 255).astype(np.uint8)
 
 
+def jpeg(width, height, factors):
+    """A baseline JPEG of YCbCr with any (horizontal, vertical) sampling factors, by tables as plain as can be."""
+    import struct
+
+    from scipy.fft import dctn
+
+    most_h, most_v = max(h for h, _ in factors), max(v for _, v in factors)
+    across, down = -(-width // (8 * most_h)), -(-height // (8 * most_v))
+    image = Image.fromarray(natural(across * 8 * most_h, down * 8 * most_v)).convert("YCbCr")
+    planes = [np.asarray(image)[:: most_v // v, :: most_h // h, i] for i, (h, v) in enumerate(factors)]
+    zigzag = sorted(np.ndindex(8, 8), key=lambda at: (sum(at), at[sum(at) % 2 == 0]))
+    step, bits, last = 12, [], [0] * len(planes)
+
+    def put(run, value, length):  # a code is its symbol
+        size = abs(value).bit_length()
+        code = f"{run << 4 | size:0{length}b}"
+        bits.append(code + f"{value + (value < 0) * ((1 << size) - 1):0{size}b}" if size else code)
+
+    for y, x in np.ndindex(down, across):
+        for i, (h, v) in enumerate(factors):
+            for row, column in np.ndindex(v, h):
+                top, left = 8 * (y * v + row), 8 * (x * h + column)
+                block = dctn(planes[i][top : top + 8, left : left + 8] - 128.0, norm="ortho") / step
+                values = [int(np.rint(block[at])) for at in zigzag]
+                put(0, values[0] - last[i], 4)
+                last[i], run = values[0], 0
+                for value in np.trim_zeros(values[1:], "b"):
+                    while value and run > 15:
+                        put(15, 0, 8)
+                        run -= 16
+                    if value:
+                        put(run, value, 8)
+                    run = 0 if value else run + 1
+                if not any(values[63:]):
+                    put(0, 0, 8)
+    bits = "".join(bits)
+    bits += "1" * (-len(bits) % 8)
+    scan = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+    def segment(marker, data):
+        return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
+
+    parts = range(1, len(factors) + 1)
+    frame = b"".join(bytes([i, h << 4 | v, 0]) for i, (h, v) in zip(parts, factors))
+    counts = [bytes(n if length == i else 0 for i in range(1, 17)) for length, n in ((4, 12), (8, 251))]
+    return (b"\xff\xd8" + segment(0xE0, b"JFIF\0\1\1\0\0\1\0\1\0\0") + segment(0xDB, bytes([0] + [step] * 64))
+            + segment(0xC0, struct.pack(">BHHB", 8, height, width, len(factors)) + frame)
+            + segment(0xC4, b"\x00" + counts[0] + bytes(range(12)) + b"\x10" + counts[1] + bytes(range(251)))
+            + segment(0xDA, bytes([len(factors)]) + b"".join(bytes([i, 0]) for i in parts) + b"\0\x3f\0")
+            + scan + b"\xff\xd9")
+
+
 def write_photos():
     d = OUT / "photos"
     d.mkdir(parents=True, exist_ok=True)
@@ -86,6 +139,9 @@ def write_photos():
         for q in (60, 95):
             rgb.save(d / f"base_{name}_q{q}.jpg", quality=q, subsampling=sub)
         rgb.save(d / f"prog_{name}.jpg", quality=85, subsampling=sub, progressive=True)
+    # Without its last four scans, which refine the others.
+    scans = (d / "prog_420.jpg").read_bytes().split(b"\xff\xda")
+    (d / "prog_unrefined.jpg").write_bytes(b"\xff\xda".join(scans[:-4]) + b"\xff\xd9")
     rgb.save(d / "restart_420.jpg", quality=85, subsampling=2, restart_marker_blocks=2)
     rgb.save(d / "optimized_420.jpg", quality=90, subsampling=2, optimize=True)
     rgb.save(d / "kept_rgb.jpg", quality=90, keep_rgb=True)
@@ -101,6 +157,14 @@ def write_photos():
     assert data[at + 4 : at + 9] == b"Adobe" and data[at + 1 + length] == 0
     (d / "cmyk_no_adobe.jpg").write_bytes(data[:at] + data[at + 2 + length :])
     (d / "ycck.jpg").write_bytes(data[: at + 1 + length] + b"\2" + data[at + 2 + length :])
+    # More samples of chroma than of luma: each of libjpeg-turbo's filters, for any of the parts.
+    for name, factors in [("2x2", [(1, 1), (2, 2), (2, 2)]), ("2x1", [(1, 1), (2, 1), (2, 1)]), ("1x2", [(1, 1), (1, 2), (1, 2)]),
+                          ("mixed", [(2, 1), (1, 2), (1, 1)]), ("4x1", [(1, 1), (4, 1), (2, 1)])]:
+        (d / f"finer_{name}.jpg").write_bytes(jpeg(37, 29, factors))
+    for w, h in [(1, 1), (4, 3), (5, 2)]:
+        (d / f"finer_{w}x{h}.jpg").write_bytes(jpeg(w, h, [(1, 1), (2, 2), (1, 2)]))
+    data = jpeg(13, 7, [(1, 1), (2, 2), (2, 2)])
+    (d / "finer_adobe.jpg").write_bytes(data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\1" + data[20:])
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees
     rgb.save(d / "exif_orientation.jpg", quality=85, exif=exif)
@@ -238,6 +302,19 @@ def write_tiffs(d, r, small):
     small.save(d / "zip.tif", compression="tiff_adobe_deflate")
     small.save(d / "packed.tif", compression="packbits")
     small.convert("1").save(d / "fax_4.tif", compression="group4")
+    small.convert("LAB").save(d / "lab_lzw.tif", compression="tiff_lzw")
+    lab = np.random.default_rng(8).integers(0, 256, (17, 21, 3), dtype=np.uint8)
+    write_tiff(d / "lab.tif", lab, 8)
+    write_tiff(d / "lab_planes.tif", lab, 8, planes=True)
+
+
+def all_of_lab():
+    """SHA-256 of the RGB of every L*a*b*, L slowest, b fastest."""
+    rgb = hashlib.sha256()
+    a, b = (Image.fromarray(v.astype(np.uint8)) for v in np.mgrid[0:256, 0:256])
+    for value in range(256):
+        rgb.update(Image.merge("LAB", [Image.new("L", (256, 256), value), a, b]).convert("RGB").tobytes())
+    return rgb.hexdigest()
 
 
 def write_tiff(path, a, meaning, width=None, bits=None, extra=None, palette=None, planes=False, order="<"):
@@ -382,13 +459,15 @@ def main():
     write_mats()
     decoded = {}
     for p in sorted((OUT / "photos").iterdir()):
-        if p.name == "planes_16.tif":  # which Pillow takes for planes of bytes
+        # Which Pillow takes for planes of bytes, and for planes without a sign.
+        if p.name in ("planes_16.tif", "lab_planes.tif"):
             continue
         decoded[p.name] = pixels_of(p)
         stored = pixels_of(p, turned=False)
         if not np.array_equal(decoded[p.name], stored):
             decoded[f"{p.name} as stored"] = stored
     save_file(decoded, OUT / "decoded.safetensors", {"pillow": PIL.__version__})
+    (OUT / "lab.sha256").write_text(all_of_lab() + "\n")
 
     cases = []
     for w, h, s in RESIZE:

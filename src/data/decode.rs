@@ -15,7 +15,9 @@
 //! - A file of fewer bytes than a thousandth of its pixels is refused, as it may be made to fill the memory.
 
 mod exif;
+mod finer;
 mod gif;
+mod lab;
 mod tiff;
 
 use super::resize::RgbImage;
@@ -206,24 +208,44 @@ fn jpeg_image(
     bytes: &[u8],
     check: impl Fn(u64, u64) -> Result<(), DataError>,
 ) -> Result<jpeg::Image, DataError> {
-    let limits = jpeg::DecodeLimits { max_scans: MAX_SCANS, ..Default::default() };
-    let mut decoder = jpeg::Decoder::new_with_limits(bytes, limits).map_err(|e| bad_jpeg(path, &e))?;
+    let wrong = |error: jpeg::JpegError| bad_jpeg(path, &error);
+    let decoder = jpeg_decoder(bytes).map_err(wrong)?;
     let (width, height) = (decoder.header().width, decoder.header().height);
     check(u64::from(width), u64::from(height))?;
-    let finer = match &decoder.header().components[..] {
-        [luma, chroma @ ..] => chroma.iter().any(|part| {
-            part.horizontal_sampling > luma.horizontal_sampling
-                || part.vertical_sampling > luma.vertical_sampling
-        }),
-        [] => false,
-    };
+    if is_uneven_cmyk(&decoder.header().components) {
+        return Err(not_read(path, "a JPEG of CMYK in parts of unusual sizes", "PNG"));
+    }
+    if !finer::is_finer(&decoder) {
+        return decoder.decode_image().map_err(wrong);
+    }
+    let bytes = finer::called_rgb(bytes);
+    let decoder = jpeg_decoder(&bytes).map_err(wrong)?;
+    let header = decoder.header();
+    let is_same = (header.width, header.height) == (width, height);
+    if !is_same || header.precision != 8 || decoder.jpeg_color_space() != jpeg::ColorSpace::Rgb {
+        return Err(not_read(path, finer::NAME, "PNG"));
+    }
+    let mut image = decoder.decode_image().map_err(wrong)?;
+    finer::to_rgb(&mut image.data);
+    Ok(image)
+}
+
+/// Whether the decoder would take four parts for others, or widen them otherwise than libjpeg-turbo, without a word.
+fn is_uneven_cmyk(parts: &[jpeg::ComponentInfo]) -> bool {
+    let [first, second, third, fourth] = parts else { return false };
+    let factors = |part: &jpeg::ComponentInfo| (part.horizontal_sampling, part.vertical_sampling);
+    let (wide, high) = factors(second);
+    let usual = [(wide, high), (2 * wide, high), (2 * wide, 2 * high)];
+    factors(first) != factors(fourth) || factors(second) != factors(third) || !usual.contains(&factors(first))
+}
+
+fn jpeg_decoder(bytes: &[u8]) -> Result<jpeg::Decoder<'_>, jpeg::JpegError> {
+    let limits = jpeg::DecodeLimits { max_scans: MAX_SCANS, ..Default::default() };
+    let mut decoder = jpeg::Decoder::new_with_limits(bytes, limits)?;
     decoder.set_output_format(jpeg::PixelFormat::Rgb);
-    decoder.decode_image().map_err(|error| match error {
-        jpeg::JpegError::CorruptData(_) if finer => {
-            not_read(path, "a JPEG whose colour is finer than its brightness", "PNG")
-        }
-        error => bad_jpeg(path, &error),
-    })
+    // As libjpeg-turbo does by default where the scans of a progressive JPEG do not give all bits.
+    decoder.set_block_smoothing(true);
+    Ok(decoder)
 }
 
 fn bad_jpeg(path: &Path, error: &jpeg::JpegError) -> DataError {

@@ -6,6 +6,7 @@ use clip_engine::data::decode;
 use clip_engine::data::decode::{Orientation, SixteenBit};
 use clip_engine::data::resize::RgbImage;
 use safetensors::SafeTensors;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 fn fixtures() -> PathBuf {
@@ -65,7 +66,15 @@ fn every_format_decodes_to_the_processors_bytes() {
 
 #[test]
 fn a_truncated_jpeg_is_an_error_wherever_it_is_cut() {
-    for name in ["base_420_q95.jpg", "prog_444.jpg", "restart_420.jpg", "grey.jpg", "cmyk.jpg"] {
+    for name in [
+        "base_420_q95.jpg",
+        "prog_444.jpg",
+        "restart_420.jpg",
+        "grey.jpg",
+        "cmyk.jpg",
+        "finer_mixed.jpg",
+        "finer_5x2.jpg",
+    ] {
         let path = photo(name);
         let whole = std::fs::read(&path).unwrap();
         for length in (0..whole.len() - 2).rev() {
@@ -240,6 +249,29 @@ fn grey_with_a_transparent_value_is_scaled_and_put_on_white() {
 #[test]
 fn samples_apart_are_the_samples_together() {
     assert_eq!(decode(&photo("planes_16.tif")).unwrap(), decode(&photo("rgb_16.tif")).unwrap());
+    assert_eq!(decode(&photo("lab_planes.tif")).unwrap(), decode(&photo("lab.tif")).unwrap());
+}
+
+#[test]
+fn every_lab_colour_is_pillows() {
+    const SIDE: u32 = 4096;
+    // A TIFF's tags, then one strip.
+    let strip = [8 + 2 + 9 * 12 + 4, 3 * SIDE * SIDE];
+    let mut tiff = b"II\x2a\0\x08\0\0\0\x09\0".to_vec();
+    let sizes = [(256, SIDE), (257, SIDE), (258, 8), (259, 1), (262, 8)];
+    for (tag, value) in sizes.into_iter().chain([(273, strip[0]), (277, 3), (278, SIDE), (279, strip[1])]) {
+        tiff.extend([tag, 4, 1, 0].map(u16::to_le_bytes).concat());
+        tiff.extend(value.to_le_bytes());
+    }
+    tiff.extend([0; 4]);
+    for lab in 0..1u32 << 24 {
+        let [_, l, a, b] = lab.to_be_bytes();
+        // a and b have a sign.
+        tiff.extend([l, a ^ 128, b ^ 128]);
+    }
+    let rgb = decode_bytes(Path::new("lab.tif"), &tiff).unwrap();
+    let hash: String = Sha256::digest(rgb.pixels()).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hash, std::fs::read_to_string(fixtures().join("lab.sha256")).unwrap().trim());
 }
 
 #[test]
@@ -295,7 +327,12 @@ fn what_is_not_read_is_named_with_what_to_do() {
         let tiff = patched("rgb.tif", &tag(259, 1), &tag(259, method));
         refused(&tiff, &format!("a TIFF compressed with {name}"), png);
     }
-    refused(&patched("rgb.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* colours", png);
+    for (kind, name) in [(9, "ICC's"), (10, "ITU's")] {
+        let tiff = patched("rgb.tif", &tag(262, 2), &tag(262, kind));
+        refused(&tiff, &format!("a TIFF of {name} L*a*b*"), png);
+    }
+    refused(&patched("rgb_16.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* of 16 bits", png);
+    refused(&patched("rgba.tif", &tag(262, 2), &tag(262, 8)), "a TIFF of L*a*b* with 4 samples a pixel", png);
     let ycbcr = patched("rgb.tif", &tag(262, 2), &tag(262, 6));
     refused(&ycbcr, "a TIFF of YCbCr that is not compressed with JPEG", png);
     let fractions = |change: fn(f32) -> f32| {
@@ -318,13 +355,11 @@ fn what_is_not_read_is_named_with_what_to_do() {
             "{message}"
         );
     }
-    // Chroma of 2 x 2 beside luma of 1 x 1.
-    let finer = patched(
-        "base_444_q60.jpg",
-        &[1, 0x11, 0, 2, 0x11, 1, 3, 0x11, 1],
-        &[1, 0x11, 0, 2, 0x22, 1, 3, 0x22, 1],
-    );
-    refused(&finer, "a JPEG whose colour is finer than its brightness", "PNG");
+    for sizes in [[0x12, 0x11, 0x11, 0x12], [0x21, 0x11, 0x11, 0x11], [0x11, 0x21, 0x11, 0x11]] {
+        let parts = |sizes: [u8; 4]| [0, 1, 2, 3].map(|i| [b"CMYK"[i], sizes[i], 0]).concat();
+        let jpeg = patched("cmyk.jpg", &parts([0x11; 4]), &parts(sizes));
+        refused(&jpeg, "a JPEG of CMYK in parts of unusual sizes", "PNG");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! TIFF: the raw samples by the `tiff` crate, their meaning by Pillow's rules.
 
 use super::{
-    Raster, Turn, WORK_BYTES, bad, check_size, each, grey8, jpeg_image, most_pixels, not_read, on_white,
+    Raster, Turn, WORK_BYTES, bad, check_size, each, grey8, jpeg_image, lab, most_pixels, not_read, on_white,
     over_255, scaled, upper,
 };
 use crate::data::DataError;
@@ -22,6 +22,7 @@ const RGB: u16 = 2;
 const PALETTE: u16 = 3;
 const CMYK: u16 = 5;
 const YCBCR: u16 = 6;
+const LAB: u16 = 8;
 
 /// Compression by JPEG.
 const JPEG: u16 = 7;
@@ -183,13 +184,17 @@ impl Seek for RawSamples<'_> {
 
 /// Meaning of the samples of a pixel.
 enum Meaning {
-    Grey { white_is_zero: bool },
+    Grey {
+        white_is_zero: bool,
+    },
     GreyAlpha(Alpha),
     Rgb,
     Rgba(Alpha),
     Palette(Vec<[u8; 3]>),
     PaletteAlpha(Vec<[u8; 3]>),
     Cmyk,
+    /// a and b have a sign.
+    Lab,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -230,6 +235,7 @@ impl Meaning {
                 let light = 255 - u32::from(d);
                 [a, b, c].map(|ink| (light - over_255(u32::from(ink) * light + 128)) as u8)
             }
+            Meaning::Lab => lab::to_rgb([a, b ^ 128, c ^ 128]),
         }
     }
 }
@@ -263,7 +269,10 @@ impl Image<'_> {
             PALETTE => (1, "a palette"),
             CMYK => (4, "CMYK"),
             YCBCR => return Err(self.not_read("a TIFF of YCbCr that is not compressed with JPEG")),
-            8..=10 => return Err(self.not_read("a TIFF of L*a*b* colours")),
+            LAB if self.bits == 8 => (3, "L*a*b*"),
+            LAB => return Err(self.not_read(&format!("a TIFF of L*a*b* of {} bits", self.bits))),
+            9 => return Err(self.not_read("a TIFF of ICC's L*a*b*")),
+            10 => return Err(self.not_read("a TIFF of ITU's L*a*b*")),
             other => return Err(self.not_read(&format!("a TIFF of colours of kind {other}"))),
         };
         let unusual = || self.not_read(&format!("a TIFF of {name} with {} samples a pixel", self.samples));
@@ -284,6 +293,8 @@ impl Image<'_> {
                     Some(_) => Meaning::PaletteAlpha(palette),
                 }
             }
+            (LAB, None) if self.samples == 3 => Meaning::Lab,
+            (LAB, _) => return Err(unusual()),
             (BLACK_IS_ZERO, Some(alpha)) => Meaning::GreyAlpha(alpha),
             (_, None) => Meaning::Grey { white_is_zero: photometric == WHITE_IS_ZERO },
             _ => return Err(unusual()),
@@ -322,7 +333,7 @@ impl Image<'_> {
             }
             DecodingResult::U8(data) => self.each(&data, planes, |pixel| meaning.pixel(pixel)),
             // Pillow takes them for bytes without a sign.
-            DecodingResult::I8(data) => {
+            DecodingResult::I8(data) if !matches!(meaning, Meaning::Lab) => {
                 self.each(&data, planes, |pixel| meaning.pixel(pixel.map(|v| v as u8)))
             }
             DecodingResult::U16(mut data) => {
