@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"CLIPPIX\n";
 /// Goes up with every change of the format or of the pixels.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Where the pixels start.
 pub(super) const PIXELS_AT: u64 = 64;
 
