@@ -9,6 +9,7 @@ pub mod cuda;
 mod error;
 mod memory;
 pub mod ops;
+pub mod tally;
 
 use crate::tensor::Shape;
 pub use error::{BackendError, Result};

@@ -10,30 +10,23 @@ use crate::backend::Backend;
 use crate::backend::cuda::{Cuda, LoraForm};
 use crate::backend::prelude::*;
 use crate::clip::config::ClipConfig;
-use crate::clip::flops::{Flops, StepSizes};
 use crate::clip::random::RandomWeights;
-use crate::clip::text::TextClassifier;
-use crate::clip::vision::{Normalisation, Savings, VisionTower};
 use crate::clip::weight_source::WeightSource;
 use crate::clip::weights::Weights;
 use crate::commands::device::{Device, on_device};
 use crate::commands::open;
+use crate::dev::bench::step::{StepSizes, rates};
 use crate::dev::bench::{self, Op, Percentiles, Timing, heads};
 use crate::dev::check::difference::normal;
 use crate::dev::ops::bench::{self as ops, Sizes};
-use crate::objective::Objective;
-use crate::optim::{Rate, Rates};
+use crate::optim::Rates;
 use crate::progress::Silent;
-use crate::tensor::{DType, Shape, Tensor};
-use crate::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
-use crate::tune::{Head, KaimingInit, LoraSpec, Target, Trained, initial_head};
+use crate::tensor::{DType, Tensor};
+use crate::train::learner::{Batch, Input, Learner, Which};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::SeedableRng;
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 #[derive(clap::Args)]
@@ -223,25 +216,14 @@ fn step<B: Backend>(
         Ok(learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned)?)
     })?;
     let probe = probe(&learner, args, &labels, &rates, reps)?;
-    let sizes = StepSizes {
-        vision: &config.vision,
-        features: config.projection,
-        classes: args.classes as usize,
-        batch,
-        rank: args.rank as usize,
-        targets: &Target::ATTENTION,
-        prompts: None,
-    };
-    let flops = Flops::of(&sizes);
+    let work = sizes(args).work(backend, config)?;
     let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
     let mut rows = Vec::new();
-    for (name, times, flop) in [
-        ("train", &train, flops.forward + flops.backward),
-        ("eval", &eval, flops.evaluation),
-        ("probe", &probe, flops.probe),
-    ] {
+    for (name, times, work) in
+        [("train", &train, work.train), ("eval", &eval, work.eval), ("probe", &probe, work.probe)]
+    {
         let Percentiles { p20, p50, p80 } = times.single;
-        let (in_a_row, gflop) = (times.in_a_row, flop / 1e9);
+        let (in_a_row, gflop) = (times.in_a_row, work.flop as f64 / 1e9);
         let images_per_s = batch as f64 / in_a_row;
         report[name] = json!({
             "p20_s": p20, "p50_s": p50, "p80_s": p80, "in_a_row_s": in_a_row,
@@ -259,12 +241,6 @@ fn step<B: Backend>(
         ]);
     }
     common::say(table::fitted(&header, &rows))
-}
-
-/// Learning rates and weight decay of the steps that are timed or listed.
-fn rates() -> Rates {
-    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    Rates { head: rate(1e-3), lora: rate(1e-4), prompt: rate(5e-3) }
 }
 
 /// A step that is captured, where the backend can: the first of a kind only runs, the second is captured.
@@ -286,24 +262,12 @@ fn probe<B: Backend>(
     rates: &Rates,
     reps: usize,
 ) -> Result<StepTimes> {
-    let (backend, tower) = (learner.backend(), learner.tower());
-    let (classes, e) = (args.classes as usize, tower.features());
-    let mut rng = ChaCha8Rng::seed_from_u64(2);
-    let (weight, bias) = initial_head(classes, e, &mut rng);
-    let features = initial_head(labels.len(), e, &mut rng).0;
-    let head = Head::new(backend, weight.view(), bias.view())?;
-    let text = TextClassifier { features: weight, scale: 14.3 };
-    let side = tower.config().image_size;
-    let spec = step_spec(backend, labels.len(), side);
-    let mut learner = Learner::new(backend.clone(), tower.clone(), Trained::head(head), &text, &spec)?;
-    times(backend, reps, || {
+    let mut learner = sizes(args).probe(learner)?;
+    let shape = [labels.len(), learner.tower().features()];
+    let features = Tensor::from_slice(shape, &normal(shape[0] * shape[1], 2))?;
+    times(&learner.backend().clone(), reps, || {
         Ok(learner.train_step(Batch::of_features(features.view(), labels), rates, 1.0)?)
     })
-}
-
-fn step_spec<B: Backend>(backend: &B, batch: usize, side: usize) -> LearnerSpec {
-    let image = Shape::from([side, side, 3]);
-    LearnerSpec::new(backend, batch, image, DType::U8, Objective::new(1.0, 0.3))
 }
 
 /// "1.23 ms".
@@ -315,26 +279,16 @@ fn seconds(s: f64) -> String {
     }
 }
 
+fn sizes(args: &Args) -> StepSizes {
+    StepSizes { batch: args.batch_size as usize, classes: args.classes as usize, rank: args.rank as usize }
+}
+
 fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
     let weights: Box<dyn WeightSource> = match &args.model {
         Some(dir) => Box::new(Weights::open(dir)?),
         None => Box::new(RandomWeights { seed: 1 }),
     };
-    let (vision, e) = (&config.vision, config.projection);
-    let tower = VisionTower::load(&backend, &*weights, vision, e, Normalisation::CLIP, Savings::ALL)?;
-    drop(weights);
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let spec = LoraSpec::new(args.rank as usize, 16.0, &Target::ATTENTION);
-    let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
-    let lora = tower.adapters(&backend, &spec, &mut init)?;
-    let classes = args.classes as usize;
-    let (weight, bias) = initial_head(classes, e, &mut rng);
-    let head = Head::new(&backend, weight.view(), bias.view())?;
-    let text = initial_head(classes, e, &mut rng).0;
-    let spec = step_spec(&backend, args.batch_size as usize, vision.image_size);
-    let text = TextClassifier { features: text, scale: 14.3 };
-    let trained = Trained { lora, text_lora: Vec::new(), prompts: None, head };
-    Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?)
+    Ok(sizes(args).learner(backend, config, &*weights)?)
 }
 
 /// The rates that operations are measured by.

@@ -6,7 +6,6 @@
 pub(crate) mod block;
 pub mod config;
 mod error;
-pub mod flops;
 pub mod random;
 pub mod text;
 pub mod tokenizer;

@@ -6,11 +6,10 @@ use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
 use super::run::initial::{Towers, learner_spec, trained_parts};
 use super::run::ladder::Passes;
+use super::work::Counted;
 use super::{Result, TrainError};
 use crate::backend::{Backend, DeviceTensor};
-use crate::clip::flops::{Flops, StepSizes, TextSizes};
 use crate::clip::text::TextClassifier;
-use crate::clip::text::{EmbeddedPrompts, PART};
 use crate::clip::weights::expected_tensors;
 use crate::data::{Cache, Dataset, Split, few_shot, larger_side};
 use crate::settings::{Augment, CacheType, Settings};
@@ -109,7 +108,8 @@ impl Plan {
         let spec = learner_spec(backend, settings, batch, (shape, settings.dtype.into()), crops_of);
         check_batch(backend, &tower, text_training.as_ref(), &trained, &spec)?;
         let prompts = text_training.as_ref().map(|text| &text.prompts);
-        let Work { step, epoch, ladder } = work(model, images, settings, chosen, prompts);
+        let mut counted = Counted::new(backend, model, settings, (names, &text), prompts, &spec)?;
+        let Work { step, epoch, ladder } = work(&mut counted, images, settings, chosen)?;
         Ok(Plan {
             trained: groups(&trained),
             frozen: frozen(model),
@@ -173,56 +173,27 @@ struct Work {
     ladder: Option<f64>,
 }
 
-/// Operations of a full step on the `chosen` images, of an epoch, and of a ladder. `prompts` are those of a text tower
-/// that is trained.
-fn work(
-    model: &Model,
-    images: &Images,
-    settings: &Settings,
-    chosen: usize,
-    prompts: Option<&EmbeddedPrompts>,
-) -> Work {
-    let lora = settings.lora();
-    let of_text = prompts.zip(lora.as_ref()).map_or(0.0, |(prompts, lora)| {
-        let sizes = TextSizes {
-            tower: &model.config.text.tower,
-            features: model.config.projection,
-            prompts: prompts.count(),
-            tokens: prompts.tokens(),
-            again: prompts.count() - prompts.in_last_part(PART),
-            rank: lora.rank,
-            targets: &lora.targets,
-        };
-        sizes.of_batch()
-    });
-    let in_vision = lora.as_ref().filter(|lora| lora.towers.contains(&Tower::Vision));
-    let of_image = Flops::of(&StepSizes {
-        vision: &model.config.vision,
-        features: model.config.projection,
-        classes: images.class_names.len(),
-        batch: 1,
-        rank: in_vision.map_or(0, |spec| spec.rank),
-        targets: in_vision.map_or(&[], |spec| &spec.targets),
-        prompts: settings.prompt_spec(),
-    });
-    let train = match settings.on_frozen_features() {
-        true => of_image.probe,
-        false => of_image.forward + of_image.backward,
+/// Operations of a full step on the `chosen` images, of an epoch, and of a ladder.
+fn work(counted: &mut Counted, images: &Images, settings: &Settings, chosen: usize) -> Result<Work> {
+    let batch = settings.batch_size;
+    let step = in_batches(chosen.min(batch * settings.accumulate), batch, |images| counted.train(images))?;
+    let epoch = in_batches(chosen, batch, |images| counted.train(images))?;
+    let all_of_val =
+        counted.refresh()? + in_batches(images.count(Split::Val), batch, |images| counted.evaluate(images))?;
+    let ladder = match settings.climbs() {
+        true => {
+            let passes = Passes::of(settings);
+            let views = in_batches(chosen, batch, |images| counted.embed(images))? * passes.views as f64;
+            Some(views + epoch * f64::from(passes.look_epochs) + all_of_val * passes.of_val as f64)
+        }
+        false => None,
     };
-    let val = match settings.vision_is_frozen() {
-        true => of_image.probe_evaluation,
-        false => of_image.evaluation,
-    };
-    let batches = chosen.div_ceil(settings.batch_size);
-    let of_step = |images: usize, batches: usize| train * images as f64 + of_text * batches as f64;
-    let step =
-        of_step(chosen.min(settings.batch_size * settings.accumulate), batches.min(settings.accumulate));
-    let epoch = of_step(chosen, batches);
-    let all_of_val = val * images.count(Split::Val) as f64;
-    let ladder = settings.climbs().then(|| {
-        let passes = Passes::of(settings);
-        let views = of_image.forward * (chosen * passes.views) as f64;
-        views + epoch * f64::from(passes.look_epochs) + all_of_val * passes.of_val as f64
-    });
-    Work { step, epoch: epoch + all_of_val, ladder }
+    Ok(Work { step, epoch: epoch + all_of_val, ladder })
+}
+
+/// The sum of `of` over batches of `batch` that `images` make up.
+fn in_batches(images: usize, batch: usize, mut of: impl FnMut(usize) -> Result<f64>) -> Result<f64> {
+    let of_full = if images >= batch { of(batch)? * (images / batch) as f64 } else { 0.0 };
+    let rest = images % batch;
+    Ok(of_full + if rest > 0 { of(rest)? } else { 0.0 })
 }

@@ -29,6 +29,7 @@ pub mod run_dir;
 pub mod saved_run;
 pub mod tensor_files;
 mod tensorboard;
+mod work;
 
 pub use decode_ahead::{DecodedPhoto, Photo};
 pub use error::{Result, TrainError};

@@ -1,9 +1,9 @@
 //! `engine bench step --launches`: what it prints is what docs/performance.md shows, and adds up.
 
 use crate::command::{command, fail, succeed_of};
+use clip_engine::backend::cpu::Cpu;
 use clip_engine::clip::config::ClipConfig;
-use clip_engine::clip::flops::{Flops, StepSizes};
-use clip_engine::tune::Target;
+use clip_engine::dev::bench::step::StepSizes;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -35,16 +35,8 @@ fn the_documentation_shows_the_launches_of_a_step() {
     assert_eq!(shown, printed, "not every line is shown");
 
     let report: Value = serde_json::from_slice(&fs::read(&json).unwrap()).unwrap();
-    let config = ClipConfig::vit_b_32();
-    let flops = Flops::of(&StepSizes {
-        vision: &config.vision,
-        features: config.projection,
-        classes: 102,
-        batch: 32,
-        rank: 8,
-        targets: &Target::ATTENTION,
-        prompts: None,
-    });
+    let sizes = StepSizes { batch: 32, classes: 102, rank: 8 };
+    let work = sizes.work(&Cpu::<f32>::new(), &ClipConfig::vit_b_32()).unwrap();
     for form in report["forms"].as_array().unwrap() {
         let rows = form["launches"].as_array().unwrap();
         assert_eq!(form["all"]["launches"], rows.len());
@@ -61,8 +53,8 @@ fn the_documentation_shows_the_launches_of_a_step() {
         // the gradients of A and B. The first block's q, k and v have no du·A in any form.
         let (folds, without) = (of("lora_fold"), of("lora_gradients") / 2);
         let first = if folds > 0 { 2 * 32 * 50 * 24 * 768 } else { 0 };
-        let counted = (sum("flop") - again - folds + without - first) as f64;
-        assert_eq!(counted, flops.forward + flops.backward, "{}", form["form"]);
+        let counted = sum("flop") - again - folds + without - first;
+        assert_eq!(counted, work.train.flop, "{}", form["form"]);
         assert!(
             rows.iter().all(|row| row["bytes"].as_u64() > Some(0)),
             "a launcher says nothing of its bytes"

@@ -3,6 +3,7 @@
 
 pub mod heads;
 pub mod launches;
+pub mod step;
 
 use crate::backend::{Backend, Result};
 use crate::tensor::DType;
