@@ -14,5 +14,4 @@ pub mod vision;
 pub mod weight_source;
 pub mod weights;
 
-pub use block::Evaluated;
 pub use error::ClipError;

@@ -1,16 +1,14 @@
 //! The vision tower: pixels to normalised features, and back to the first trained tensor.
 
 use super::ClipError;
-use super::block::{
-    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
-};
+use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
 use super::config::VisionConfig;
 use super::weight_source::{Loader, WeightSource};
 use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::LoraInit;
-use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
+use crate::tune::adapted::Form;
+use crate::tune::{BlockLayers, LoraInit, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -117,32 +115,14 @@ impl<B: Backend> VisionTower<B> {
         self.features
     }
 
-    /// Adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
+    /// Layers with adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
     pub fn adapters(
         &self,
         backend: &B,
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
-    ) -> Result<Vec<BlockLora<B>>> {
-        block::adapters(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
-    }
-
-    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
-    /// beside the weights, as it does in bf16.
-    pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        block::folded(backend, &self.blocks, lora)
-    }
-
-    /// The layers that `lora` adapts, with the adapters folded in, for adapters that stay as they are.
-    pub(crate) fn with_folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        let mut folded = self.folded(backend, lora)?;
-        self.fold(backend, lora, &mut folded)?;
-        Ok(folded)
-    }
-
-    /// Folds the adapters into `folded`.
-    pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
-        block::fold(backend, &self.blocks, lora, folded)
+    ) -> Result<Vec<BlockLayers<B>>> {
+        block::adapted(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
     }
 
     /// Whether training steps can have the adapters of `tuning` folded into the weights.
@@ -155,11 +135,9 @@ impl<B: Backend> VisionTower<B> {
         if !self.can_train_folded(backend, tuning) {
             return Ok(false);
         }
-        let mut sites = Vec::new();
-        for (l, (block, lora)) in self.blocks.iter().zip(tuning.lora).enumerate() {
-            block.sites(lora, self.sizes(l, tuning.prompts, batch), &mut sites)?;
-        }
-        backend.trains_folded(&sites)
+        let layers = tuning.lora.iter().enumerate();
+        let sites = layers.flat_map(|(l, layers)| block::sites(layers, self.sizes(l, tuning.prompts, batch)));
+        backend.trains_folded(&sites.collect::<Vec<_>>())
     }
 
     /// Tokens in block `layer`.
@@ -180,15 +158,14 @@ impl<B: Backend> VisionTower<B> {
         BlockSizes { batch, tokens, width: t.width, mlp: t.mlp, heads: t.heads, rows }
     }
 
-    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. `folded` holds the
-    /// adapters as they are now where `a` was made for training with them folded, and is empty elsewhere.
+    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. Where `a` was made for
+    /// training with the adapters folded, they are folded as they are now.
     pub fn forward(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
         tuning: TowerTuning<'_, B>,
-        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         let prompts = tuning.prompts;
@@ -197,13 +174,6 @@ impl<B: Backend> VisionTower<B> {
         }
         self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = match (folded.get(l), tuning.lora.get(l)) {
-                (Some(folded), _) => Adapters::Folded(folded),
-                (None, Some(lora)) => {
-                    Adapters::Lora(lora, tuning.dropout.map(|dropout| dropout.of(Tower::Vision, l)))
-                }
-                (None, None) => Adapters::None,
-            };
             let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
@@ -217,7 +187,9 @@ impl<B: Backend> VisionTower<B> {
             };
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
-            block.forward(backend, adapters, &a.class_rows, &mut current[l], scratch, output)?;
+            let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
+            let memory = Memory { own: &mut current[l], scratch };
+            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
             if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
                 let (values, set) = (&prompts.param.value, prompts.set(l + 1));
                 match prompts.mode {
@@ -231,17 +203,17 @@ impl<B: Backend> VisionTower<B> {
         self.project(backend, a)
     }
 
-    /// Pixels to features without keeping anything: one block's memory serves all, and has room
-    /// for x·Aᵀ where `adapters` stay beside the weights.
+    /// Pixels to features without keeping anything: one block's memory serves all, and has room for x·Aᵀ where adapters
+    /// stay beside the weights. Adapters that were folded are taken as they were then; there is no dropout.
     pub fn infer(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
-        adapters: Evaluated<'_, B>,
-        prompts: Option<&Prompts<B>>,
+        tuning: TowerTuning<'_, B>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
+        let prompts = tuning.prompts;
         // The memory of the last block that computes all rows has room for the sequences of every such block.
         let last = a.blocks.len().saturating_sub(1);
         let wide = match self.blocks.last().map(Block::rows) {
@@ -270,7 +242,9 @@ impl<B: Backend> VisionTower<B> {
                 }
             };
             scratch.set_extent(backend, sizes)?;
-            block.forward(backend, adapters.of(l), &a.class_rows, current, scratch, output)?;
+            let pass = Pass { form: Form::Folded, rows: &a.class_rows };
+            let memory = Memory { own: current, scratch };
+            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
         }
         self.project(backend, a)?;
         // What comes next finds every tensor in its place.
@@ -321,21 +295,19 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters and prompts.
-    /// It stops at the first trained tensor and computes nothing that only frozen ones would need. `folded` as the
-    /// forward pass had it.
+    /// It stops at the first trained tensor and computes nothing that only frozen ones would need.
     pub fn backward(
         &self,
         backend: &B,
-        lora: &mut [BlockLora<B>],
+        lora: &mut [BlockLayers<B>],
         mut prompts: Option<&mut Prompts<B>>,
         dropout: Option<TowerDropout<'_, B>>,
-        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         // Prompts stand in front of the first block.
         let first_trained = match prompts {
             Some(_) => Some(0),
-            None => lora.iter().position(|l| l.layers().next().is_some()),
+            None => lora.iter().position(|l| l.adapters().next().is_some()),
         };
         let stop = match (first_trained, self.savings.stop_at_first_trained) {
             (None, true) => return Ok(()),
@@ -354,7 +326,7 @@ impl<B: Backend> VisionTower<B> {
         for l in (stop..self.blocks.len()).rev() {
             let sizes = self.sizes(l, prompts.as_deref(), a.batch);
             let wanted = l > stop || prompts.is_some() || !self.savings.stop_at_first_trained;
-            let (block, kept) = (&self.blocks[l], &mut a.blocks[l]);
+            let (block, own) = (&self.blocks[l], &mut a.blocks[l]);
             // Behind the blocks `full_output` is free: it carries the gradient of the token sequence.
             a.full_output.set_shape([sizes.batch, sizes.tokens, width].into())?;
             if l + 1 == self.blocks.len() && block.rows() == Rows::All {
@@ -366,31 +338,43 @@ impl<B: Backend> VisionTower<B> {
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
-            let (lora, folded, rows) = (lora.get_mut(l), folded.get(l), &a.class_rows);
-            let dropout = dropout.map(|dropout| dropout.of(Tower::Vision, l));
-            block.backward(backend, lora, folded, dropout, rows, kept, scratch, d, d_input, wanted)?;
+            let pass = Pass { form: training_form(a.trains_folded, dropout, l), rows: &a.class_rows };
+            let (memory, gradient) = (Memory { own, scratch }, Gradient { d, d_input, wanted });
+            block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
                 shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
             }
         }
-        let mut layers = Vec::new();
-        for (l, lora) in lora.iter_mut().enumerate().take(folded.len()).skip(stop) {
-            let one = self.blocks[l].rows() == Rows::One;
-            let scratch = if one { &a.class_scratch } else { &a.scratch };
-            self.blocks[l].gradients(lora, &a.blocks[l], scratch, &a.d_class, &mut layers)?;
+        let mut gradients = Vec::new();
+        for (block, layers) in a.blocks.iter().zip(lora).skip(stop) {
+            block.gradients(layers, &mut gradients);
         }
-        if layers.is_empty() {
-            return Ok(());
+        if !gradients.is_empty() {
+            backend.lora_gradients(&mut gradients)?;
         }
-        backend.lora_gradients(&mut layers)?;
-        for (block, shortened) in a.blocks.iter_mut().zip(shortened).skip(stop) {
-            if let Some(shorter) = a.shorter.as_mut().filter(|_| shortened) {
+        for (l, block) in a.blocks.iter_mut().enumerate().skip(stop) {
+            if let Some(shorter) = a.shorter.as_mut().filter(|_| shortened[l]) {
                 std::mem::swap(&mut a.full_output, shorter);
             }
-            block.put_back(&mut a.full_output);
+            block.put_back(match self.blocks[l].rows() {
+                Rows::One => &mut a.d_class,
+                Rows::All => &mut a.full_output,
+            });
         }
         Ok(())
+    }
+}
+
+/// How training steps take the adapters of block `layer`.
+fn training_form<B: Backend>(
+    folded: bool,
+    dropout: Option<TowerDropout<'_, B>>,
+    layer: usize,
+) -> Form<'_, B> {
+    match folded {
+        true => Form::Folded,
+        false => Form::beside(dropout, Tower::Vision, layer),
     }
 }
 

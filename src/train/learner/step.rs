@@ -3,10 +3,9 @@
 use super::batch::{BatchBuffers, counting};
 use super::{Batch, Learner, MicroBatch, Triplets, Work, classifier};
 use crate::backend::{Backend, BackendError, Classifier, LossWeights, Result, Targets};
-use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::objective::MixOn;
 use crate::optim::Rates;
-use crate::tune::{TowerTuning, Trained};
+use crate::tune::{TowerTuning, Trained, fold};
 
 impl<B: Backend> Learner<B> {
     /// One step of one batch at `factor` times `rates`. Does not wait for the device.
@@ -79,18 +78,14 @@ impl<B: Backend> Learner<B> {
         }
         let (backend, buffers, a) = (&self.backend, &self.buffers, &mut self.activations);
         let (pixels, mix) = (&buffers.pixels, buffers.pixel_mix());
-        let tuning = TowerTuning { dropout: buffers.dropout(), ..self.trained.tower() };
-        if tuning.is_none() {
-            return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
+        if self.trained.tower().is_none() {
+            return self.tower.infer(backend, pixels, mix, TowerTuning::NONE, a);
         }
-        let folded: &[FoldedBlock<B>] = match a.trains_folded() {
-            true => {
-                self.tower.fold(backend, &self.trained.lora, &mut self.folded)?;
-                &self.folded
-            }
-            false => &[],
-        };
-        self.tower.forward(backend, pixels, mix, tuning, folded, a)
+        if a.trains_folded() {
+            fold(backend, &mut self.trained.lora)?;
+        }
+        let tuning = TowerTuning { dropout: buffers.dropout(), ..self.trained.tower() };
+        self.tower.forward(backend, pixels, mix, tuning, a)
     }
 
     /// From features to logits and losses.
@@ -173,7 +168,6 @@ impl<B: Backend> Learner<B> {
             let (f, df) = (&a.features, &mut a.d_features);
             backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
-        let folded: &[FoldedBlock<B>] = if a.trains_folded() { &self.folded } else { &[] };
-        self.tower.backward(backend, lora, prompts.as_mut(), dropout, folded, a)
+        self.tower.backward(backend, lora, prompts.as_mut(), dropout, a)
     }
 }
