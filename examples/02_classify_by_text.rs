@@ -38,7 +38,7 @@ fn main() -> Result<()> {
         memory.set_batch(chunk.len())?;
         tower.infer(&backend, &pixels, None, TowerTuning::NONE, &mut memory)?;
         // Rows of length 1: the nearest class is the one with the largest dot product.
-        for (f, &index) in memory.features.typed::<f32>()?.chunks_exact(width).zip(chunk) {
+        for (f, &index) in memory.features().typed::<f32>()?.chunks_exact(width).zip(chunk) {
             let similarity = |class: &[f32]| f.iter().zip(class).map(|(a, b)| a * b).sum::<f32>();
             let best = classes.chunks_exact(width).map(similarity).enumerate();
             let (best, _) = best.max_by(|a, b| a.1.total_cmp(&b.1)).context("there are no classes")?;

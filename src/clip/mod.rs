@@ -5,6 +5,7 @@
 
 pub(crate) mod block;
 pub mod config;
+mod end;
 mod error;
 pub mod flops;
 pub mod random;

@@ -3,9 +3,10 @@
 use super::ClipError;
 use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
 use super::config::TextConfig;
+use super::end::{End, EndGradients, Ends};
 use super::tokenizer::TokenBatch;
 use super::weight_source::{Loaded, Loader, WeightSource};
-use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Result};
+use crate::backend::{Backend, DeviceTensor, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
 use crate::tune::adapted::Form;
@@ -36,8 +37,7 @@ pub fn prompts(class_names: &[String], templates: &[String]) -> Vec<String> {
 /// The frozen text tower.
 pub struct TextTower<B: Backend> {
     blocks: Vec<Block<B>>,
-    final_norm: LayerNorm<B>,
-    projection: Linear<B>,
+    end: End<B>,
     config: TextConfig,
     features: usize,
 }
@@ -51,18 +51,14 @@ impl<B: Backend> TextTower<B> {
         features: usize,
     ) -> Result<Self, ClipError> {
         let loader = Loader { backend, source };
-        let d = config.tower.width;
+        let names = ["text_model.final_layer_norm", "text_projection.weight"];
         let block = |layer| {
             let prefix = format!("text_model.encoder.layers.{layer}");
             Block::load(&loader, &prefix, &config.tower, true, Rows::All)
         };
         Ok(TextTower {
             blocks: (0..config.tower.layers).map(block).collect::<Result<_, _>>()?,
-            final_norm: loader.layer_norm("text_model.final_layer_norm", d, config.tower.norm_eps)?,
-            projection: Linear {
-                weight: loader.weight("text_projection.weight", &[features, d])?,
-                bias: None,
-            },
+            end: End::load(&loader, names, &config.tower, features)?,
             config: config.clone(),
             features,
         })
@@ -150,9 +146,7 @@ impl<B: Backend> TextTower<B> {
     /// From the tokens behind the last block to the normalised features.
     fn project(&self, backend: &B, output: &B::Tensor, eos: &B::Tensor, ends: &mut Ends<B>) -> Result<()> {
         backend.take_rows(output, eos, &mut ends.last)?;
-        backend.layer_norm(&ends.last, &self.final_norm, &mut ends.normed, &mut ends.stats)?;
-        backend.linear(&ends.normed, &self.projection, None, &mut ends.projected)?;
-        backend.l2_norm(&ends.projected, &mut ends.features, &mut ends.norms)
+        self.end.forward(backend, ends)
     }
 }
 
@@ -162,38 +156,6 @@ struct TextMemory<B: Backend> {
     scratch: Scratch<B>,
     output: B::Tensor,
     ends: Ends<B>,
-}
-
-/// Activations behind the last block, up to the features.
-struct Ends<B: Backend> {
-    /// The row that stands for the text, and the final layer norm of it \[n, 1, D\].
-    last: B::Tensor,
-    normed: B::Tensor,
-    stats: B::Tensor,
-    projected: B::Tensor,
-    norms: B::Tensor,
-    /// Normalised features \[n, E\].
-    features: B::Tensor,
-}
-
-impl<B: Backend> Ends<B> {
-    fn new(backend: &B, batch: usize, width: usize, features: usize) -> Result<Self> {
-        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
-        Ok(Ends {
-            last: backend.empty([batch, 1, width], compute)?,
-            normed: backend.empty([batch, 1, width], compute)?,
-            stats: backend.empty([batch, 1, 2], parameter)?,
-            projected: backend.empty([batch, features], compute)?,
-            norms: backend.empty([batch], parameter)?,
-            features: backend.empty([batch, features], parameter)?,
-        })
-    }
-
-    fn set_batch(&mut self, batch: usize) -> Result<()> {
-        let tensors = [&mut self.last, &mut self.normed, &mut self.stats, &mut self.projected];
-        let behind = [&mut self.norms, &mut self.features];
-        tensors.into_iter().chain(behind).try_for_each(|tensor| tensor.set_rows(batch))
-    }
 }
 
 /// Token and position embeddings on the host, where only the rows that occur are read.
@@ -338,10 +300,7 @@ pub struct TextActivations<B: Backend> {
     /// The tokens behind a block; in the backward pass the gradient there.
     output: B::Tensor,
     ends: Ends<B>,
-    d_features: B::Tensor,
-    d_projected: B::Tensor,
-    d_normed: B::Tensor,
-    d_last: B::Tensor,
+    d_ends: EndGradients<B>,
     /// Class features of a part \[c, E\], and their lengths before they were normalised.
     classes: B::Tensor,
     class_norms: B::Tensor,
@@ -411,10 +370,7 @@ impl<B: Backend> TextActivations<B> {
             scratch: Scratch::new(backend, sizes, &all, dropout, false, true)?,
             output: backend.empty([batch, tokens, d], compute)?,
             ends: Ends::new(backend, batch, d, e)?,
-            d_features: backend.empty([batch, e], parameter)?,
-            d_projected: backend.empty([batch, e], compute)?,
-            d_normed: backend.empty([batch, 1, d], compute)?,
-            d_last: backend.empty([batch, 1, d], compute)?,
+            d_ends: EndGradients::new(backend, batch, d, e)?,
             classes: backend.empty([together, e], parameter)?,
             class_norms: backend.empty([together], parameter)?,
             d_classes: backend.empty([together, e], parameter)?,
@@ -432,9 +388,8 @@ impl<B: Backend> TextActivations<B> {
         blocks.into_iter().try_for_each(|block| block.set_extent(backend, sizes))?;
         self.scratch.set_extent(backend, sizes)?;
         self.ends.set_batch(prompts)?;
-        let of_prompts = [&mut self.output, &mut self.d_features, &mut self.d_projected];
-        let rows = [&mut self.d_normed, &mut self.d_last];
-        of_prompts.into_iter().chain(rows).try_for_each(|tensor| tensor.set_rows(prompts))?;
+        self.d_ends.set_batch(prompts)?;
+        self.output.set_rows(prompts)?;
         let of_classes = [&mut self.classes, &mut self.class_norms, &mut self.d_classes];
         of_classes.into_iter().try_for_each(|tensor| tensor.set_rows(classes))
     }
@@ -582,16 +537,13 @@ impl<B: Backend> TextTower<B> {
         dt: &B::Tensor,
     ) -> Result<()> {
         let dropout = of_part(dropout, index);
-        let (part, ends) = (&a.parts[index], &a.ends);
+        let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
         backend.copy_rows(dt, part.first_class, &mut a.d_classes, 0, part.classes)?;
-        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut a.d_features)?;
-        backend.l2_norm_backward(&a.d_features, &ends.features, &ends.norms, &mut a.d_projected)?;
-        backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        let (norm, to) = (&self.final_norm, AddTo::Nothing);
-        backend.layer_norm_backward(&a.d_normed, &ends.last, norm, &ends.stats, to, &mut a.d_last)?;
+        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
+        self.end.backward(backend, &a.ends, d_ends)?;
         // Behind the blocks `output` is free: it carries the gradient of the token sequence.
         backend.clear(&mut a.output)?;
-        backend.take_rows_backward(&a.d_last, &part.eos, &mut a.output)?;
+        backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
         for l in (stop..self.blocks.len()).rev() {
             let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
             let memory = Memory { own: &mut a.blocks[l], scratch: &mut a.scratch };

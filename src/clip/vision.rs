@@ -3,8 +3,9 @@
 use super::ClipError;
 use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
 use super::config::VisionConfig;
+use super::end::{End, EndGradients, Ends};
 use super::weight_source::{Loader, WeightSource};
-use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
+use crate::backend::{Backend, DeviceTensor, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
 use crate::tune::adapted::Form;
@@ -44,8 +45,7 @@ impl Savings {
 pub struct VisionTower<B: Backend> {
     embedding: PatchEmbedding<B>,
     blocks: Vec<Block<B>>,
-    post_norm: LayerNorm<B>,
-    projection: Linear<B>,
+    end: End<B>,
     config: VisionConfig,
     features: usize,
     savings: Savings,
@@ -86,14 +86,11 @@ impl<B: Backend> VisionTower<B> {
             mean: pixels.mean,
             std: pixels.std,
         };
+        let names = ["vision_model.post_layernorm", "visual_projection.weight"];
         Ok(VisionTower {
             embedding,
             blocks,
-            post_norm: loader.layer_norm("vision_model.post_layernorm", d, eps)?,
-            projection: Linear {
-                weight: loader.weight("visual_projection.weight", &[features, d])?,
-                bias: None,
-            },
+            end: End::load(&loader, names, &config.tower, features)?,
             config: config.clone(),
             features,
             savings,
@@ -158,8 +155,8 @@ impl<B: Backend> VisionTower<B> {
         BlockSizes { batch, tokens, width: t.width, mlp: t.mlp, heads: t.heads, rows }
     }
 
-    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. Where `a` was made for
-    /// training with the adapters folded, they are folded as they are now.
+    /// Pixels to [`VisionActivations::features`] for training: every block's activations are kept. Where `a` was made for
+    /// training with the adapters folded, they must have been folded as they are now.
     pub fn forward(
         &self,
         backend: &B,
@@ -178,7 +175,7 @@ impl<B: Backend> VisionTower<B> {
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
             let output = match (block.rows(), next.first_mut()) {
-                (Rows::One, _) => &mut a.class_output,
+                (Rows::One, _) => &mut a.ends.last,
                 (Rows::All, Some(next)) if !grows => &mut next.input,
                 (Rows::All, _) => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
@@ -235,7 +232,7 @@ impl<B: Backend> VisionTower<B> {
                 exchanged[l] = advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
             }
             let (scratch, output) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.class_output),
+                Rows::One => (&mut a.class_scratch, &mut a.ends.last),
                 Rows::All => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
                     (&mut a.scratch, &mut a.full_output)
@@ -287,14 +284,13 @@ impl<B: Backend> VisionTower<B> {
     /// From the class token behind the last block to the normalised features.
     fn project(&self, backend: &B, a: &mut VisionActivations<B>) -> Result<()> {
         if self.blocks.last().is_none_or(|block| block.rows() == Rows::All) {
-            backend.take_rows(&a.full_output, &a.class_rows, &mut a.class_output)?;
+            backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
         }
-        backend.layer_norm(&a.class_output, &self.post_norm, &mut a.class_normed, &mut a.class_stats)?;
-        backend.linear(&a.class_normed, &self.projection, None, &mut a.projected)?;
-        backend.l2_norm(&a.projected, &mut a.features, &mut a.norms)
+        self.end.forward(backend, &mut a.ends)
     }
 
-    /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters and prompts.
+    /// From the gradient of the features, in `a.d_ends`, to the gradients of all adapters and prompts.
+    ///
     /// It stops at the first trained tensor and computes nothing that only frozen ones would need.
     pub fn backward(
         &self,
@@ -317,10 +313,7 @@ impl<B: Backend> VisionTower<B> {
         if let Some(prompts) = prompts.as_deref_mut() {
             backend.clear(&mut prompts.param.gradient)?;
         }
-        backend.l2_norm_backward(&a.d_features, &a.features, &a.norms, &mut a.d_projected)?;
-        backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        let (d_normed, x, to) = (&a.d_normed, &a.class_output, AddTo::Nothing);
-        backend.layer_norm_backward(d_normed, x, &self.post_norm, &a.class_stats, to, &mut a.d_class)?;
+        self.end.backward(backend, &a.ends, &mut a.d_ends)?;
         let width = self.config.tower.width;
         let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
@@ -331,10 +324,10 @@ impl<B: Backend> VisionTower<B> {
             a.full_output.set_shape([sizes.batch, sizes.tokens, width].into())?;
             if l + 1 == self.blocks.len() && block.rows() == Rows::All {
                 backend.clear(&mut a.full_output)?;
-                backend.take_rows_backward(&a.d_class, &a.class_rows, &mut a.full_output)?;
+                backend.take_rows_backward(&a.d_ends.last, &a.class_rows, &mut a.full_output)?;
             }
             let (scratch, d, d_input) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.d_class, Some(&mut a.full_output)),
+                Rows::One => (&mut a.class_scratch, &mut a.d_ends.last, Some(&mut a.full_output)),
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
@@ -346,6 +339,19 @@ impl<B: Backend> VisionTower<B> {
                 shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
             }
         }
+        self.end_backward(backend, lora, stop, &shortened, a)
+    }
+
+    /// Computes the gradients that blocks from `stop` on left to the end of the backward pass, and puts every tensor
+    /// back in its place. `shortened` says in front of which blocks [`prompts_backward`] exchanged tensors.
+    fn end_backward(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLayers<B>],
+        stop: usize,
+        shortened: &[bool],
+        a: &mut VisionActivations<B>,
+    ) -> Result<()> {
         let mut gradients = Vec::new();
         for (block, layers) in a.blocks.iter().zip(lora).skip(stop) {
             block.gradients(layers, &mut gradients);
@@ -358,7 +364,7 @@ impl<B: Backend> VisionTower<B> {
                 std::mem::swap(&mut a.full_output, shorter);
             }
             block.put_back(match self.blocks[l].rows() {
-                Rows::One => &mut a.d_class,
+                Rows::One => &mut a.d_ends.last,
                 Rows::All => &mut a.full_output,
             });
         }
@@ -458,18 +464,10 @@ pub struct VisionActivations<B: Backend> {
     full_output: B::Tensor,
     /// As large as `full_output`, where sequences grow and a backward pass will run.
     shorter: Option<B::Tensor>,
-    class_output: B::Tensor,
-    class_normed: B::Tensor,
-    class_stats: B::Tensor,
-    projected: B::Tensor,
-    norms: B::Tensor,
-    /// The normalised features \[B, E\].
-    pub features: B::Tensor,
-    /// The gradient of the features \[B, E\], for the backward pass to start from.
-    pub d_features: B::Tensor,
-    d_projected: B::Tensor,
-    d_normed: B::Tensor,
-    d_class: B::Tensor,
+    /// Behind the last block; with the features.
+    pub(crate) ends: Ends<B>,
+    /// Where the backward pass starts.
+    pub(crate) d_ends: EndGradients<B>,
 }
 
 impl<B: Backend> VisionActivations<B> {
@@ -482,13 +480,10 @@ impl<B: Backend> VisionActivations<B> {
         purpose: Purpose,
     ) -> Result<Self> {
         let config = &tower.config;
-        let (e, p, d, layers) = (tower.features, config.patch_size, config.tower.width, tower.blocks.len());
+        let (p, d, layers) = (config.patch_size, config.tower.width, tower.blocks.len());
         let count = config.patches();
         let training = purpose != Purpose::Inference;
-        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
-        let make = |dims: [usize; 3]| backend.empty(dims, compute);
-        let flat = |dtype| backend.empty([batch, e], dtype);
-        let stats = |rows| backend.empty([batch, rows, 2], parameter);
+        let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
         let longest = tower.longest(tuning.prompts);
         let widest = tower.blocks.iter().rposition(|block| block.rows() == Rows::All);
         let sizes = |l: usize| {
@@ -526,17 +521,14 @@ impl<B: Backend> VisionActivations<B> {
             class_rows: backend.upload(rows.view(), DType::U32)?,
             full_output: make([batch, longest, d])?,
             shorter,
-            class_output: make([batch, 1, d])?,
-            class_normed: make([batch, 1, d])?,
-            class_stats: stats(1)?,
-            projected: flat(compute)?,
-            norms: backend.empty([batch], parameter)?,
-            features: flat(parameter)?,
-            d_features: flat(parameter)?,
-            d_projected: flat(compute)?,
-            d_normed: make([batch, 1, d])?,
-            d_class: make([batch, 1, d])?,
+            ends: Ends::new(backend, batch, d, tower.features)?,
+            d_ends: EndGradients::new(backend, batch, d, tower.features)?,
         })
+    }
+
+    /// The normalised features \[B, E\].
+    pub fn features(&self) -> &B::Tensor {
+        &self.ends.features
     }
 
     /// Whether training steps have the adapters folded into the weights.
@@ -547,22 +539,121 @@ impl<B: Backend> VisionActivations<B> {
     /// Sets the number of images, up to the number that the memory was made for.
     pub fn set_batch(&mut self, batch: usize) -> Result<()> {
         self.batch = batch;
-        let tensors = [
-            &mut self.patches,
-            &mut self.products,
-            &mut self.class_rows,
-            &mut self.full_output,
-            &mut self.class_output,
-            &mut self.class_normed,
-            &mut self.class_stats,
-            &mut self.projected,
-            &mut self.norms,
-            &mut self.features,
-            &mut self.d_features,
-            &mut self.d_projected,
-            &mut self.d_normed,
-            &mut self.d_class,
-        ];
+        self.ends.set_batch(batch)?;
+        self.d_ends.set_batch(batch)?;
+        let tensors = [&mut self.patches, &mut self.products, &mut self.class_rows, &mut self.full_output];
         tensors.into_iter().try_for_each(|tensor| tensor.set_rows(batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::backend::cpu::Cpu;
+    use crate::clip::config::TowerConfig;
+    use crate::clip::random::RandomWeights;
+    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, fold, initial_prompts};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    type Host = Cpu<f32>;
+
+    /// Values other than zero for A and for B.
+    struct Warm;
+
+    impl LoraInit for Warm {
+        fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+            let of = |part, dims: [usize; 2]| {
+                let source = RandomWeights { seed: 5 };
+                source.tensor(&format!("{site}.{part}"), &dims).unwrap().view().to_tensor(DType::F32).unwrap()
+            };
+            (of("A", [2, inputs]), of("B", [outputs, 2]))
+        }
+    }
+
+    fn tower(backend: &Host, savings: Savings) -> VisionTower<Host> {
+        let activation = Activation::QuickGelu;
+        let tower = TowerConfig { width: 16, mlp: 32, layers: 4, heads: 2, activation, norm_eps: 1e-5 };
+        let config = VisionConfig { tower, image_size: 32, patch_size: 8 };
+        VisionTower::load(backend, &RandomWeights { seed: 4 }, &config, 8, Normalisation::CLIP, savings)
+            .unwrap()
+    }
+
+    fn trained(tower: &VisionTower<Host>, targets: &[Target], prompts: Option<PromptMode>) -> Trained<Host> {
+        let backend = Host::new();
+        let head = Tensor::zeros([1, 8], DType::F32);
+        let mut trained =
+            Trained::head(Head::new(&backend, head.view(), Tensor::zeros([1], DType::F32).view()).unwrap());
+        trained.lora = tower.adapters(&backend, &LoraSpec::new(2, 4.0, targets), &mut Warm).unwrap();
+        trained.prompts = prompts.map(|mode| {
+            let spec = PromptSpec { sharing: PromptSharing::PerLayer, mode, count: 3 };
+            let values = initial_prompts(&spec, 4, 16, &mut ChaCha8Rng::seed_from_u64(6));
+            Prompts::new(&backend, mode, values.view()).unwrap()
+        });
+        trained.prepare_to_train(&backend).unwrap();
+        trained
+    }
+
+    /// Where the tensors lie that change places in a step.
+    fn places(a: &VisionActivations<Host>) -> Vec<*const u8> {
+        let ends = [&a.full_output, &a.d_ends.last, &a.ends.last].into_iter().chain(&a.shorter);
+        let kept = a.blocks.iter().flat_map(|block| [&block.input].into_iter().chain(block.kept()));
+        ends.chain(kept).map(|tensor| tensor.bytes().as_ptr()).collect()
+    }
+
+    /// Two steps of the tower; the gradients of the second.
+    fn gradients(tower: &VisionTower<Host>, trained: &mut Trained<Host>, folded: bool) -> Vec<f32> {
+        let (backend, images) = (Host::new(), 2);
+        let mut a =
+            VisionActivations::new(&backend, tower, images, trained.tower(), Purpose::Training { folded })
+                .unwrap();
+        let before = places(&a);
+        let pixels: Vec<u8> = (0..images * 32 * 32 * 3).map(|i| (i * i % 251) as u8).collect();
+        let pixels = Tensor::from_slice([images, 32, 32, 3], &pixels).unwrap();
+        for _ in 0..2 {
+            fold(&backend, &mut trained.lora).unwrap();
+            tower.forward(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
+            let d = a.d_ends.features.typed_mut::<f32>().unwrap();
+            d.iter_mut().enumerate().for_each(|(i, d)| *d = (i % 7) as f32 - 3.0);
+            let Trained { lora, prompts, .. } = trained;
+            tower.backward(&backend, lora, prompts.as_mut(), None, &mut a).unwrap();
+            assert_eq!(places(&a), before, "after a step");
+            tower.infer(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
+            assert_eq!(places(&a), before, "after an evaluation");
+        }
+        let params = trained.params();
+        let inside = params.iter().filter(|param| param.group != crate::tune::Group::Head);
+        inside.flat_map(|param| param.gradient.typed::<f32>().unwrap().to_vec()).collect()
+    }
+
+    #[test]
+    fn folded_adapters_have_the_gradients_of_adapters_beside_and_every_tensor_is_in_its_place_afterwards() {
+        let backend = Host::new();
+        let targets = [
+            &Target::ALL[..],
+            &[Target::Query],
+            &[Target::Key, Target::Output],
+            &[Target::Expand],
+            &[Target::Contract],
+            &[Target::Output],
+        ];
+        for savings in [Savings::ALL, Savings::NONE] {
+            let tower = tower(&backend, savings);
+            for targets in targets {
+                for prompts in [None, Some(PromptMode::Replace), Some(PromptMode::Accumulate)] {
+                    let mut trained = trained(&tower, targets, prompts);
+                    let beside = gradients(&tower, &mut trained, false);
+                    let folded = gradients(&tower, &mut trained, true);
+                    let size = beside.iter().fold(0.0f32, |size, g| size.max(g.abs()));
+                    let apart =
+                        beside.iter().zip(&folded).fold(0.0f32, |worst, (b, f)| worst.max((b - f).abs()));
+                    assert!(
+                        size > 1e-3 && apart < 1e-4 * size,
+                        "{targets:?} {prompts:?} {savings:?}: {apart} of {size}"
+                    );
+                }
+            }
+        }
     }
 }

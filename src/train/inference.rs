@@ -137,6 +137,6 @@ impl<'a, B: Backend> Extractor<'a, B> {
         let pixels = backend.upload(images.view(), dtype)?;
         a.set_batch(images.shape().rows())?;
         self.tower.infer(backend, &pixels, None, self.tuning, a)?;
-        Ok(&a.features)
+        Ok(&a.ends.features)
     }
 }

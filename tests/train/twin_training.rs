@@ -468,7 +468,7 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
         let tuning = TowerTuning { lora, prompts: None, dropout: None };
         let mut a = VisionActivations::new(&backend, &tower, 6, tuning, Purpose::Inference).unwrap();
         tower.infer(&backend, &pixels, None, tuning, &mut a).unwrap();
-        backend.download(&a.features).unwrap()
+        backend.download(a.features()).unwrap()
     };
     assert_ne!(features(&mut lora).bytes(), features(&mut []).bytes(), "vision tower");
 

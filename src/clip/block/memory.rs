@@ -84,8 +84,8 @@ pub(super) fn attention_input<'a, B: Backend>(
 }
 
 impl<B: Backend> BlockActivations<B> {
-    /// Memory for one block; with room for x·Aᵀ where `layers` have adapters that are not folded into the weights, and for
-    /// the gradients of sequences of up to as many tokens as `folded` says where they are.
+    /// Memory for one block; with room for x·Aᵀ where `layers` have adapters that are not folded into the weights, and
+    /// for the gradients of sequences of up to as many tokens as `folded` says where they are.
     pub fn new(
         backend: &B,
         s: BlockSizes,
@@ -143,14 +143,16 @@ impl<B: Backend> BlockActivations<B> {
         }
     }
 
-    /// Undoes what [`super::Block::backward`] exchanged with `d`, so that the next step finds every tensor in its place.
+    /// Undoes what [`super::Block::backward`] exchanged with `d`, so that the next step finds every tensor in its
+    /// place.
     pub fn put_back(&mut self, d: &mut B::Tensor) {
         if self.exchanged {
             self.exchange(d);
         }
     }
 
-    /// Adds to `gradients` the adapters in `layers` whose gradients [`super::Block::backward`] left to the end of the step.
+    /// Adds to `gradients` the adapters in `layers` whose gradients [`super::Block::backward`] left to the end of the
+    /// step.
     pub fn gradients<'a>(
         &'a self,
         layers: &'a mut BlockLayers<B>,
@@ -166,6 +168,12 @@ impl<B: Backend> BlockActivations<B> {
         }
         add(&mut layers.projections, &self.normed, &self.saved.projections);
         add(&mut layers.out, &self.attended, &self.saved.out);
+    }
+
+    /// The tensors that keep gradients for the end of the step.
+    #[cfg(test)]
+    pub fn kept(&self) -> impl Iterator<Item = &B::Tensor> {
+        self.saved.iter().filter_map(|(_, saved)| saved.dy.as_ref())
     }
 
     /// Sets the numbers of images and tokens, up to those that the memory was made for.

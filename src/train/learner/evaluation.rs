@@ -20,7 +20,7 @@ impl<B: Backend> Learner<B> {
     /// device.
     pub fn evaluate(&mut self, input: Input<'_>, labels: &[u32], which: Which) -> Result<()> {
         self.make_room(input, labels)?;
-        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.features)?;
+        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.ends.features)?;
         if which == Which::Tuned {
             self.refresh()?;
         }
@@ -85,7 +85,7 @@ impl<B: Backend> Learner<B> {
         let classifier = classifier(&self.trained.head, text, self.text_scale);
         let targets = Targets::of(&self.buffers.labels);
         let Outputs { head_logits, text_logits, stats, .. } = &mut self.outputs;
-        let features = &self.activations.features;
+        let features = &self.activations.ends.features;
         self.backend.head_loss(features, classifier, targets, head_logits, text_logits, stats)
     }
 }

@@ -317,7 +317,7 @@ impl<B: Backend> Learner<B> {
 
     /// Normalised features of the last batch \[n, E\].
     pub fn features(&self) -> Result<Tensor> {
-        self.backend.download(&self.activations.features)
+        self.backend.download(&self.activations.ends.features)
     }
 
     /// Losses and counts of the last batch; the gradient norm is that of the last training step. Waits for

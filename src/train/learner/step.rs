@@ -68,7 +68,7 @@ impl<B: Backend> Learner<B> {
             return Err(BackendError::Invalid { op: "train", problem: problem.into() });
         }
         self.make_room(batch.input, batch.labels)?;
-        self.buffers.load(&self.backend, batch, &mut self.activations.features)
+        self.buffers.load(&self.backend, batch, &mut self.activations.ends.features)
     }
 
     /// From pixels to features; where nothing in the tower is trained, no activation is kept.
@@ -97,7 +97,7 @@ impl<B: Backend> Learner<B> {
             // Evaluation has its class features, without dropout, in the same place.
             self.evaluation_is_current = false;
         }
-        let own = &self.activations.features;
+        let own = &self.activations.ends.features;
         let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
         let (features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => {
@@ -136,7 +136,7 @@ impl<B: Backend> Learner<B> {
         let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
         let (features, d_features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => (&m.features, &mut m.d_features, Some(&m.mix)),
-            mixing => (&a.features, &mut a.d_features, mixing.as_ref().map(|m| &m.mix)),
+            mixing => (&a.ends.features, &mut a.d_ends.features, mixing.as_ref().map(|m| &m.mix)),
         };
         let targets = Targets { labels, mix, counting: counting(self.objective, class_weights.as_ref()) };
         let (d_weight, d_bias) = (&mut head.weight.gradient, &mut head.bias.gradient);
@@ -161,11 +161,11 @@ impl<B: Backend> Learner<B> {
             return Ok(());
         }
         if let Some(m) = self.buffers.mixing.as_ref().filter(|m| m.on == MixOn::Features) {
-            backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_features)?;
+            backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_ends.features)?;
         }
         if let Some(Triplets { pairs, distances }) = &out.triplets {
             let weight = self.objective.triplet * share;
-            let (f, df) = (&a.features, &mut a.d_features);
+            let (f, df) = (&a.ends.features, &mut a.d_ends.features);
             backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
         self.tower.backward(backend, lora, prompts.as_mut(), dropout, a)
