@@ -4,7 +4,6 @@
 
 use anyhow::{Context, Result};
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::clip::Evaluated;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::Split;
 use clip_engine::progress::Silent;
@@ -37,9 +36,9 @@ fn main() -> Result<()> {
         let mut pixels = Tensor::zeros(cache.batch_shape(chunk.len()), cache.dtype());
         test.gather(chunk, &mut pixels)?;
         memory.set_batch(chunk.len())?;
-        tower.infer(&backend, &pixels, None, Evaluated::NONE, None, &mut memory)?;
+        tower.infer(&backend, &pixels, None, TowerTuning::NONE, &mut memory)?;
         // Rows of length 1: the nearest class is the one with the largest dot product.
-        for (f, &index) in memory.features.typed::<f32>()?.chunks_exact(width).zip(chunk) {
+        for (f, &index) in memory.features().typed::<f32>()?.chunks_exact(width).zip(chunk) {
             let similarity = |class: &[f32]| f.iter().zip(class).map(|(a, b)| a * b).sum::<f32>();
             let best = classes.chunks_exact(width).map(similarity).enumerate();
             let (best, _) = best.max_by(|a, b| a.1.total_cmp(&b.1)).context("there are no classes")?;

@@ -5,6 +5,7 @@
 
 pub(crate) mod block;
 pub mod config;
+mod end;
 mod error;
 pub mod random;
 pub mod text;
@@ -13,5 +14,4 @@ pub mod vision;
 pub mod weight_source;
 pub mod weights;
 
-pub use block::Evaluated;
 pub use error::ClipError;

@@ -1,17 +1,16 @@
 //! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{
-    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
-};
+use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
 use super::config::TextConfig;
+use super::end::{End, EndGradients, Ends};
 use super::tokenizer::TokenBatch;
 use super::weight_source::{Loaded, Loader, WeightSource};
-use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Result};
+use crate::backend::{Backend, DeviceTensor, Result};
 use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor, TensorError, View};
-use crate::tune::LoraInit;
-use crate::tune::{BlockLora, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
+use crate::tune::adapted::Form;
+use crate::tune::{BlockLayers, LoraInit, LoraSpec, Param, Place, Tower, TowerDropout, add_up};
 use std::collections::{BTreeSet, HashMap};
 
 /// Prompts for classes of any kind; `{}` stands for the class name.
@@ -38,8 +37,7 @@ pub fn prompts(class_names: &[String], templates: &[String]) -> Vec<String> {
 /// The frozen text tower.
 pub struct TextTower<B: Backend> {
     blocks: Vec<Block<B>>,
-    final_norm: LayerNorm<B>,
-    projection: Linear<B>,
+    end: End<B>,
     config: TextConfig,
     features: usize,
 }
@@ -53,59 +51,38 @@ impl<B: Backend> TextTower<B> {
         features: usize,
     ) -> Result<Self, ClipError> {
         let loader = Loader { backend, source };
-        let d = config.tower.width;
+        let names = ["text_model.final_layer_norm", "text_projection.weight"];
         let block = |layer| {
             let prefix = format!("text_model.encoder.layers.{layer}");
             Block::load(&loader, &prefix, &config.tower, true, Rows::All)
         };
         Ok(TextTower {
             blocks: (0..config.tower.layers).map(block).collect::<Result<_, _>>()?,
-            final_norm: loader.layer_norm("text_model.final_layer_norm", d, config.tower.norm_eps)?,
-            projection: Linear {
-                weight: loader.weight("text_projection.weight", &[features, d])?,
-                bias: None,
-            },
+            end: End::load(&loader, names, &config.tower, features)?,
             config: config.clone(),
             features,
         })
     }
 
-    /// Adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
+    /// Layers with adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
     pub fn adapters(
         &self,
         backend: &B,
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
-    ) -> Result<Vec<BlockLora<B>>> {
-        block::adapters(backend, &self.blocks, (Tower::Text, &self.config.tower), spec, init)
-    }
-
-    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
-    /// beside the weights, as it does in bf16.
-    pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        block::folded(backend, &self.blocks, lora)
-    }
-
-    /// The layers that `lora` adapts, with the adapters folded in, for adapters that stay as they are.
-    pub(crate) fn with_folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        let mut folded = self.folded(backend, lora)?;
-        self.fold(backend, lora, &mut folded)?;
-        Ok(folded)
-    }
-
-    /// Folds the adapters into `folded`.
-    pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
-        block::fold(backend, &self.blocks, lora, folded)
+    ) -> Result<Vec<BlockLayers<B>>> {
+        block::adapted(backend, &self.blocks, (Tower::Text, &self.config.tower), spec, init)
     }
 
     /// Normalised features \[N, E\] of tokenised prompts, in the backend's parameter dtype. The rows of the token
-    /// embedding that occur are read from `source`.
+    /// embedding that occur are read from `source`. `lora` are the layers with adapters, if there are any; adapters that
+    /// were folded are taken as they were then.
     pub fn features(
         &self,
         backend: &B,
         source: &dyn WeightSource,
         tokens: &TokenBatch,
-        adapters: Evaluated<'_, B>,
+        lora: &[BlockLayers<B>],
         monitor: &dyn Monitor,
     ) -> Result<Tensor, ClipError> {
         let (t, d) = (&self.config.tower, self.config.tower.width);
@@ -114,7 +91,7 @@ impl<B: Backend> TextTower<B> {
         let sizes = BlockSizes { batch, tokens: len, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let mut memory = TextMemory {
             sizes,
-            activations: BlockActivations::new(backend, sizes, adapters.lora.first(), None)?,
+            activations: BlockActivations::new(backend, sizes, lora.first(), None)?,
             scratch: Scratch::new(backend, sizes, &[], false, false, false)?,
             output: backend.empty([batch, len, d], dtype)?,
             ends: Ends::new(backend, batch, d, self.features)?,
@@ -130,7 +107,7 @@ impl<B: Backend> TextTower<B> {
             let rows = BATCH.min(tokens.rows - start);
             let ids = &tokens.ids[start * len..][..rows * len];
             let eos = &tokens.eos_rows[start..][..rows];
-            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, adapters, &mut memory)?;
+            let part = self.batch(backend, &embedding.embed(ids, len)?, eos, lora, &mut memory)?;
             features.extend_from_slice(part.bytes());
             monitor.advance(rows as u64);
         }
@@ -145,7 +122,7 @@ impl<B: Backend> TextTower<B> {
         backend: &B,
         embedded: &Tensor,
         eos: &[u32],
-        adapters: Evaluated<'_, B>,
+        lora: &[BlockLayers<B>],
         m: &mut TextMemory<B>,
     ) -> Result<Tensor, ClipError> {
         let n = eos.len();
@@ -158,8 +135,9 @@ impl<B: Backend> TextTower<B> {
         backend.copy_from_host(embedded.view(), &mut m.output)?;
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
-            let (a, output) = (&mut m.activations, &mut m.output);
-            block.forward(backend, adapters.of(l), &rows, a, &mut m.scratch, output)?;
+            let pass = Pass { form: Form::Folded, rows: &rows };
+            let memory = Memory { own: &mut m.activations, scratch: &mut m.scratch };
+            block.forward(backend, lora.get(l), pass, memory, &mut m.output)?;
         }
         self.project(backend, &m.output, &rows, &mut m.ends)?;
         Ok(backend.download(&m.ends.features)?)
@@ -168,9 +146,7 @@ impl<B: Backend> TextTower<B> {
     /// From the tokens behind the last block to the normalised features.
     fn project(&self, backend: &B, output: &B::Tensor, eos: &B::Tensor, ends: &mut Ends<B>) -> Result<()> {
         backend.take_rows(output, eos, &mut ends.last)?;
-        backend.layer_norm(&ends.last, &self.final_norm, &mut ends.normed, &mut ends.stats)?;
-        backend.linear(&ends.normed, &self.projection, None, &mut ends.projected)?;
-        backend.l2_norm(&ends.projected, &mut ends.features, &mut ends.norms)
+        self.end.forward(backend, ends)
     }
 }
 
@@ -180,38 +156,6 @@ struct TextMemory<B: Backend> {
     scratch: Scratch<B>,
     output: B::Tensor,
     ends: Ends<B>,
-}
-
-/// Activations behind the last block, up to the features.
-struct Ends<B: Backend> {
-    /// The row that stands for the text, and the final layer norm of it \[n, 1, D\].
-    last: B::Tensor,
-    normed: B::Tensor,
-    stats: B::Tensor,
-    projected: B::Tensor,
-    norms: B::Tensor,
-    /// Normalised features \[n, E\].
-    features: B::Tensor,
-}
-
-impl<B: Backend> Ends<B> {
-    fn new(backend: &B, batch: usize, width: usize, features: usize) -> Result<Self> {
-        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
-        Ok(Ends {
-            last: backend.empty([batch, 1, width], compute)?,
-            normed: backend.empty([batch, 1, width], compute)?,
-            stats: backend.empty([batch, 1, 2], parameter)?,
-            projected: backend.empty([batch, features], compute)?,
-            norms: backend.empty([batch], parameter)?,
-            features: backend.empty([batch, features], parameter)?,
-        })
-    }
-
-    fn set_batch(&mut self, batch: usize) -> Result<()> {
-        let tensors = [&mut self.last, &mut self.normed, &mut self.stats, &mut self.projected];
-        let behind = [&mut self.norms, &mut self.features];
-        tensors.into_iter().chain(behind).try_for_each(|tensor| tensor.set_rows(batch))
-    }
 }
 
 /// Token and position embeddings on the host, where only the rows that occur are read.
@@ -356,10 +300,7 @@ pub struct TextActivations<B: Backend> {
     /// The tokens behind a block; in the backward pass the gradient there.
     output: B::Tensor,
     ends: Ends<B>,
-    d_features: B::Tensor,
-    d_projected: B::Tensor,
-    d_normed: B::Tensor,
-    d_last: B::Tensor,
+    d_ends: EndGradients<B>,
     /// Class features of a part \[c, E\], and their lengths before they were normalised.
     classes: B::Tensor,
     class_norms: B::Tensor,
@@ -387,7 +328,7 @@ impl<B: Backend> TextActivations<B> {
         backend: &B,
         tower: &TextTower<B>,
         prompts: &EmbeddedPrompts,
-        lora: &[BlockLora<B>],
+        lora: &[BlockLayers<B>],
         dropout: bool,
         part: usize,
     ) -> Result<Self> {
@@ -412,14 +353,14 @@ impl<B: Backend> TextActivations<B> {
         backend: &B,
         tower: &TextTower<B>,
         (together, templates, tokens): (usize, usize, usize),
-        lora: &[BlockLora<B>],
+        lora: &[BlockLayers<B>],
         dropout: bool,
     ) -> Result<Self> {
         let (t, e) = (&tower.config.tower, tower.features);
         let (batch, d) = (together * templates, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
-        let all: Vec<&BlockLora<B>> = lora.iter().collect();
+        let all: Vec<&BlockLayers<B>> = lora.iter().collect();
         let blocks =
             (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l), None));
         Ok(TextActivations {
@@ -429,10 +370,7 @@ impl<B: Backend> TextActivations<B> {
             scratch: Scratch::new(backend, sizes, &all, dropout, false, true)?,
             output: backend.empty([batch, tokens, d], compute)?,
             ends: Ends::new(backend, batch, d, e)?,
-            d_features: backend.empty([batch, e], parameter)?,
-            d_projected: backend.empty([batch, e], compute)?,
-            d_normed: backend.empty([batch, 1, d], compute)?,
-            d_last: backend.empty([batch, 1, d], compute)?,
+            d_ends: EndGradients::new(backend, batch, d, e)?,
             classes: backend.empty([together, e], parameter)?,
             class_norms: backend.empty([together], parameter)?,
             d_classes: backend.empty([together, e], parameter)?,
@@ -450,9 +388,8 @@ impl<B: Backend> TextActivations<B> {
         blocks.into_iter().try_for_each(|block| block.set_extent(backend, sizes))?;
         self.scratch.set_extent(backend, sizes)?;
         self.ends.set_batch(prompts)?;
-        let of_prompts = [&mut self.output, &mut self.d_features, &mut self.d_projected];
-        let rows = [&mut self.d_normed, &mut self.d_last];
-        of_prompts.into_iter().chain(rows).try_for_each(|tensor| tensor.set_rows(prompts))?;
+        self.d_ends.set_batch(prompts)?;
+        self.output.set_rows(prompts)?;
         let of_classes = [&mut self.classes, &mut self.class_norms, &mut self.d_classes];
         of_classes.into_iter().try_for_each(|tensor| tensor.set_rows(classes))
     }
@@ -480,8 +417,8 @@ fn of_part<B: Backend>(dropout: Option<TowerDropout<'_, B>>, part: usize) -> Opt
 }
 
 /// The trained tensors of a tower's adapters.
-fn parameters<B: Backend>(lora: &[BlockLora<B>]) -> impl Iterator<Item = &Param<B>> {
-    lora.iter().flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b])
+fn parameters<B: Backend>(lora: &[BlockLayers<B>]) -> impl Iterator<Item = &Param<B>> {
+    lora.iter().flat_map(|l| l.adapters()).flat_map(|l| [&l.a, &l.b])
 }
 
 impl<B: Backend> TextTower<B> {
@@ -490,7 +427,7 @@ impl<B: Backend> TextTower<B> {
     pub fn forward(
         &self,
         backend: &B,
-        lora: &[BlockLora<B>],
+        lora: &[BlockLayers<B>],
         dropout: Option<TowerDropout<'_, B>>,
         a: &mut TextActivations<B>,
         t: &mut B::Tensor,
@@ -506,7 +443,7 @@ impl<B: Backend> TextTower<B> {
     fn forward_part(
         &self,
         backend: &B,
-        lora: &[BlockLora<B>],
+        lora: &[BlockLayers<B>],
         dropout: Option<TowerDropout<'_, B>>,
         a: &mut TextActivations<B>,
         index: usize,
@@ -520,12 +457,11 @@ impl<B: Backend> TextTower<B> {
         }
         let mut result = Ok(());
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = lora.get(l).map_or(Adapters::None, |lora| {
-                Adapters::Lora(lora, dropout.map(|dropout| dropout.of(Tower::Text, l)))
-            });
             let (current, next) = blocks.split_at_mut(l + 1);
             let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
-            result = block.forward(backend, adapters, &part.eos, &mut current[l], scratch, output);
+            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
+            let memory = Memory { own: &mut current[l], scratch };
+            result = block.forward(backend, lora.get(l), pass, memory, output);
             if result.is_err() {
                 break;
             }
@@ -538,22 +474,24 @@ impl<B: Backend> TextTower<B> {
         backend.class_features(&ends.features, classes, class_norms)
     }
 
-    /// Class features as evaluation has them, without dropout: `t` \[C, E\].
+    /// Class features as evaluation has them, without dropout: `t` \[C, E\]. Adapters that were folded are taken as they
+    /// were then.
     pub fn infer(
         &self,
         backend: &B,
-        adapters: Evaluated<'_, B>,
+        lora: &[BlockLayers<B>],
         a: &mut TextActivations<B>,
         t: &mut B::Tensor,
     ) -> Result<()> {
         for index in 0..a.parts.len() {
             a.set_part(backend, index)?;
             let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
-            let (part, Some(memory)) = (&parts[index], blocks.first_mut()) else { break };
+            let (part, Some(own)) = (&parts[index], blocks.first_mut()) else { break };
             backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
             for (l, block) in self.blocks.iter().enumerate() {
-                std::mem::swap(&mut memory.input, output);
-                block.forward(backend, adapters.of(l), &part.eos, memory, scratch, output)?;
+                std::mem::swap(&mut own.input, output);
+                let pass = Pass { form: Form::Folded, rows: &part.eos };
+                block.forward(backend, lora.get(l), pass, Memory { own, scratch }, output)?;
             }
             self.project(backend, output, &part.eos, ends)?;
             backend.class_features(&ends.features, classes, class_norms)?;
@@ -567,12 +505,12 @@ impl<B: Backend> TextTower<B> {
     pub fn backward(
         &self,
         backend: &B,
-        lora: &mut [BlockLora<B>],
+        lora: &mut [BlockLayers<B>],
         dropout: Option<TowerDropout<'_, B>>,
         a: &mut TextActivations<B>,
         dt: &B::Tensor,
     ) -> Result<()> {
-        let Some(stop) = lora.iter().position(|l| l.layers().next().is_some()) else { return Ok(()) };
+        let Some(stop) = lora.iter().position(|l| l.adapters().next().is_some()) else { return Ok(()) };
         let last = a.parts.len().saturating_sub(1);
         // The activations of the last part are still there.
         for index in (0..a.parts.len()).rev() {
@@ -580,7 +518,7 @@ impl<B: Backend> TextTower<B> {
                 self.forward_part(backend, lora, dropout, a, index)?;
             }
             self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
-            let gradients = lora.iter_mut().flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+            let gradients = lora.iter_mut().flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
             let place = Place::of(last - index, a.parts.len());
             add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
         }
@@ -591,7 +529,7 @@ impl<B: Backend> TextTower<B> {
     fn backward_part(
         &self,
         backend: &B,
-        lora: &mut [BlockLora<B>],
+        lora: &mut [BlockLayers<B>],
         dropout: Option<TowerDropout<'_, B>>,
         a: &mut TextActivations<B>,
         index: usize,
@@ -599,21 +537,18 @@ impl<B: Backend> TextTower<B> {
         dt: &B::Tensor,
     ) -> Result<()> {
         let dropout = of_part(dropout, index);
-        let (part, ends) = (&a.parts[index], &a.ends);
+        let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
         backend.copy_rows(dt, part.first_class, &mut a.d_classes, 0, part.classes)?;
-        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut a.d_features)?;
-        backend.l2_norm_backward(&a.d_features, &ends.features, &ends.norms, &mut a.d_projected)?;
-        backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        let (norm, to) = (&self.final_norm, AddTo::Nothing);
-        backend.layer_norm_backward(&a.d_normed, &ends.last, norm, &ends.stats, to, &mut a.d_last)?;
+        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
+        self.end.backward(backend, &a.ends, d_ends)?;
         // Behind the blocks `output` is free: it carries the gradient of the token sequence.
         backend.clear(&mut a.output)?;
-        backend.take_rows_backward(&a.d_last, &part.eos, &mut a.output)?;
+        backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
         for l in (stop..self.blocks.len()).rev() {
-            let (block, kept, lora) = (&self.blocks[l], &mut a.blocks[l], lora.get_mut(l));
-            let dropout = dropout.map(|dropout| dropout.of(Tower::Text, l));
-            let (scratch, d) = (&mut a.scratch, &mut a.output);
-            block.backward(backend, lora, None, dropout, &part.eos, kept, scratch, d, None, l > stop)?;
+            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
+            let memory = Memory { own: &mut a.blocks[l], scratch: &mut a.scratch };
+            let gradient = Gradient { d: &mut a.output, d_input: None, wanted: l > stop };
+            self.blocks[l].backward(backend, lora.get_mut(l), pass, memory, gradient)?;
         }
         Ok(())
     }

@@ -1,16 +1,15 @@
 //! The vision tower: pixels to normalised features, and back to the first trained tensor.
 
 use super::ClipError;
-use super::block::{
-    self, Adapters, Block, BlockActivations, BlockSizes, Evaluated, FoldedBlock, Rows, Scratch,
-};
+use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
 use super::config::VisionConfig;
+use super::end::{End, EndGradients, Ends};
 use super::weight_source::{Loader, WeightSource};
-use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Mix, PatchEmbedding, Result};
+use crate::backend::{Backend, DeviceTensor, Linear, Mix, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
-use crate::tune::LoraInit;
-use crate::tune::{BlockLora, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
+use crate::tune::adapted::Form;
+use crate::tune::{BlockLayers, LoraInit, LoraSpec, PromptMode, Prompts, Tower, TowerDropout, TowerTuning};
 
 /// How u8 pixels become numbers: (v/255 − mean)/std per channel.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,8 +45,7 @@ impl Savings {
 pub struct VisionTower<B: Backend> {
     embedding: PatchEmbedding<B>,
     blocks: Vec<Block<B>>,
-    post_norm: LayerNorm<B>,
-    projection: Linear<B>,
+    end: End<B>,
     config: VisionConfig,
     features: usize,
     savings: Savings,
@@ -88,14 +86,11 @@ impl<B: Backend> VisionTower<B> {
             mean: pixels.mean,
             std: pixels.std,
         };
+        let names = ["vision_model.post_layernorm", "visual_projection.weight"];
         Ok(VisionTower {
             embedding,
             blocks,
-            post_norm: loader.layer_norm("vision_model.post_layernorm", d, eps)?,
-            projection: Linear {
-                weight: loader.weight("visual_projection.weight", &[features, d])?,
-                bias: None,
-            },
+            end: End::load(&loader, names, &config.tower, features)?,
             config: config.clone(),
             features,
             savings,
@@ -117,32 +112,14 @@ impl<B: Backend> VisionTower<B> {
         self.features
     }
 
-    /// Adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
+    /// Layers with adapters for every block, starting where `init` says; none where `spec` leaves the tower as it is.
     pub fn adapters(
         &self,
         backend: &B,
         spec: &LoraSpec,
         init: &mut dyn LoraInit,
-    ) -> Result<Vec<BlockLora<B>>> {
-        block::adapters(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
-    }
-
-    /// Memory for the layers that `lora` adapts, with the adapters folded in; none where evaluation leaves them
-    /// beside the weights, as it does in bf16.
-    pub fn folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        block::folded(backend, &self.blocks, lora)
-    }
-
-    /// The layers that `lora` adapts, with the adapters folded in, for adapters that stay as they are.
-    pub(crate) fn with_folded(&self, backend: &B, lora: &[BlockLora<B>]) -> Result<Vec<FoldedBlock<B>>> {
-        let mut folded = self.folded(backend, lora)?;
-        self.fold(backend, lora, &mut folded)?;
-        Ok(folded)
-    }
-
-    /// Folds the adapters into `folded`.
-    pub fn fold(&self, backend: &B, lora: &[BlockLora<B>], folded: &mut [FoldedBlock<B>]) -> Result<()> {
-        block::fold(backend, &self.blocks, lora, folded)
+    ) -> Result<Vec<BlockLayers<B>>> {
+        block::adapted(backend, &self.blocks, (Tower::Vision, &self.config.tower), spec, init)
     }
 
     /// Whether training steps can have the adapters of `tuning` folded into the weights.
@@ -155,11 +132,9 @@ impl<B: Backend> VisionTower<B> {
         if !self.can_train_folded(backend, tuning) {
             return Ok(false);
         }
-        let mut sites = Vec::new();
-        for (l, (block, lora)) in self.blocks.iter().zip(tuning.lora).enumerate() {
-            block.sites(lora, self.sizes(l, tuning.prompts, batch), &mut sites)?;
-        }
-        backend.trains_folded(&sites)
+        let layers = tuning.lora.iter().enumerate();
+        let sites = layers.flat_map(|(l, layers)| block::sites(layers, self.sizes(l, tuning.prompts, batch)));
+        backend.trains_folded(&sites.collect::<Vec<_>>())
     }
 
     /// Tokens in block `layer`.
@@ -180,15 +155,14 @@ impl<B: Backend> VisionTower<B> {
         BlockSizes { batch, tokens, width: t.width, mlp: t.mlp, heads: t.heads, rows }
     }
 
-    /// Pixels to features for training: `a.features` \[B, E\]; every block's activations are kept. `folded` holds the
-    /// adapters as they are now where `a` was made for training with them folded, and is empty elsewhere.
+    /// Pixels to [`VisionActivations::features`] for training: every block's activations are kept. Where `a` was made for
+    /// training with the adapters folded, they must have been folded as they are now.
     pub fn forward(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
         tuning: TowerTuning<'_, B>,
-        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         let prompts = tuning.prompts;
@@ -197,18 +171,11 @@ impl<B: Backend> VisionTower<B> {
         }
         self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let adapters = match (folded.get(l), tuning.lora.get(l)) {
-                (Some(folded), _) => Adapters::Folded(folded),
-                (None, Some(lora)) => {
-                    Adapters::Lora(lora, tuning.dropout.map(|dropout| dropout.of(Tower::Vision, l)))
-                }
-                (None, None) => Adapters::None,
-            };
             let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
             let output = match (block.rows(), next.first_mut()) {
-                (Rows::One, _) => &mut a.class_output,
+                (Rows::One, _) => &mut a.ends.last,
                 (Rows::All, Some(next)) if !grows => &mut next.input,
                 (Rows::All, _) => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
@@ -217,7 +184,9 @@ impl<B: Backend> VisionTower<B> {
             };
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
-            block.forward(backend, adapters, &a.class_rows, &mut current[l], scratch, output)?;
+            let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
+            let memory = Memory { own: &mut current[l], scratch };
+            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
             if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
                 let (values, set) = (&prompts.param.value, prompts.set(l + 1));
                 match prompts.mode {
@@ -231,17 +200,17 @@ impl<B: Backend> VisionTower<B> {
         self.project(backend, a)
     }
 
-    /// Pixels to features without keeping anything: one block's memory serves all, and has room
-    /// for x·Aᵀ where `adapters` stay beside the weights.
+    /// Pixels to features without keeping anything: one block's memory serves all, and has room for x·Aᵀ where adapters
+    /// stay beside the weights. Adapters that were folded are taken as they were then; there is no dropout.
     pub fn infer(
         &self,
         backend: &B,
         pixels: &B::Tensor,
         mix: Option<&Mix<B>>,
-        adapters: Evaluated<'_, B>,
-        prompts: Option<&Prompts<B>>,
+        tuning: TowerTuning<'_, B>,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
+        let prompts = tuning.prompts;
         // The memory of the last block that computes all rows has room for the sequences of every such block.
         let last = a.blocks.len().saturating_sub(1);
         let wide = match self.blocks.last().map(Block::rows) {
@@ -263,14 +232,16 @@ impl<B: Backend> VisionTower<B> {
                 exchanged[l] = advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
             }
             let (scratch, output) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.class_output),
+                Rows::One => (&mut a.class_scratch, &mut a.ends.last),
                 Rows::All => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
                     (&mut a.scratch, &mut a.full_output)
                 }
             };
             scratch.set_extent(backend, sizes)?;
-            block.forward(backend, adapters.of(l), &a.class_rows, current, scratch, output)?;
+            let pass = Pass { form: Form::Folded, rows: &a.class_rows };
+            let memory = Memory { own: current, scratch };
+            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
         }
         self.project(backend, a)?;
         // What comes next finds every tensor in its place.
@@ -313,29 +284,26 @@ impl<B: Backend> VisionTower<B> {
     /// From the class token behind the last block to the normalised features.
     fn project(&self, backend: &B, a: &mut VisionActivations<B>) -> Result<()> {
         if self.blocks.last().is_none_or(|block| block.rows() == Rows::All) {
-            backend.take_rows(&a.full_output, &a.class_rows, &mut a.class_output)?;
+            backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
         }
-        backend.layer_norm(&a.class_output, &self.post_norm, &mut a.class_normed, &mut a.class_stats)?;
-        backend.linear(&a.class_normed, &self.projection, None, &mut a.projected)?;
-        backend.l2_norm(&a.projected, &mut a.features, &mut a.norms)
+        self.end.forward(backend, &mut a.ends)
     }
 
-    /// From the gradient of the features, in `a.d_features`, to the gradients of all adapters and prompts.
-    /// It stops at the first trained tensor and computes nothing that only frozen ones would need. `folded` as the
-    /// forward pass had it.
+    /// From the gradient of the features, in `a.d_ends`, to the gradients of all adapters and prompts.
+    ///
+    /// It stops at the first trained tensor and computes nothing that only frozen ones would need.
     pub fn backward(
         &self,
         backend: &B,
-        lora: &mut [BlockLora<B>],
+        lora: &mut [BlockLayers<B>],
         mut prompts: Option<&mut Prompts<B>>,
         dropout: Option<TowerDropout<'_, B>>,
-        folded: &[FoldedBlock<B>],
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
         // Prompts stand in front of the first block.
         let first_trained = match prompts {
             Some(_) => Some(0),
-            None => lora.iter().position(|l| l.layers().next().is_some()),
+            None => lora.iter().position(|l| l.adapters().next().is_some()),
         };
         let stop = match (first_trained, self.savings.stop_at_first_trained) {
             (None, true) => return Ok(()),
@@ -345,52 +313,74 @@ impl<B: Backend> VisionTower<B> {
         if let Some(prompts) = prompts.as_deref_mut() {
             backend.clear(&mut prompts.param.gradient)?;
         }
-        backend.l2_norm_backward(&a.d_features, &a.features, &a.norms, &mut a.d_projected)?;
-        backend.linear_backward(&a.d_projected, &self.projection, &mut a.d_normed)?;
-        let (d_normed, x, to) = (&a.d_normed, &a.class_output, AddTo::Nothing);
-        backend.layer_norm_backward(d_normed, x, &self.post_norm, &a.class_stats, to, &mut a.d_class)?;
+        self.end.backward(backend, &a.ends, &mut a.d_ends)?;
         let width = self.config.tower.width;
         let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
             let sizes = self.sizes(l, prompts.as_deref(), a.batch);
             let wanted = l > stop || prompts.is_some() || !self.savings.stop_at_first_trained;
-            let (block, kept) = (&self.blocks[l], &mut a.blocks[l]);
+            let (block, own) = (&self.blocks[l], &mut a.blocks[l]);
             // Behind the blocks `full_output` is free: it carries the gradient of the token sequence.
             a.full_output.set_shape([sizes.batch, sizes.tokens, width].into())?;
             if l + 1 == self.blocks.len() && block.rows() == Rows::All {
                 backend.clear(&mut a.full_output)?;
-                backend.take_rows_backward(&a.d_class, &a.class_rows, &mut a.full_output)?;
+                backend.take_rows_backward(&a.d_ends.last, &a.class_rows, &mut a.full_output)?;
             }
             let (scratch, d, d_input) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.d_class, Some(&mut a.full_output)),
+                Rows::One => (&mut a.class_scratch, &mut a.d_ends.last, Some(&mut a.full_output)),
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
-            let (lora, folded, rows) = (lora.get_mut(l), folded.get(l), &a.class_rows);
-            let dropout = dropout.map(|dropout| dropout.of(Tower::Vision, l));
-            block.backward(backend, lora, folded, dropout, rows, kept, scratch, d, d_input, wanted)?;
+            let pass = Pass { form: training_form(a.trains_folded, dropout, l), rows: &a.class_rows };
+            let (memory, gradient) = (Memory { own, scratch }, Gradient { d, d_input, wanted });
+            block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
                 shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
             }
         }
-        let mut layers = Vec::new();
-        for (l, lora) in lora.iter_mut().enumerate().take(folded.len()).skip(stop) {
-            let one = self.blocks[l].rows() == Rows::One;
-            let scratch = if one { &a.class_scratch } else { &a.scratch };
-            self.blocks[l].gradients(lora, &a.blocks[l], scratch, &a.d_class, &mut layers)?;
+        self.end_backward(backend, lora, stop, &shortened, a)
+    }
+
+    /// Computes the gradients that blocks from `stop` on left to the end of the backward pass, and puts every tensor
+    /// back in its place. `shortened` says in front of which blocks [`prompts_backward`] exchanged tensors.
+    fn end_backward(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLayers<B>],
+        stop: usize,
+        shortened: &[bool],
+        a: &mut VisionActivations<B>,
+    ) -> Result<()> {
+        let mut gradients = Vec::new();
+        for (block, layers) in a.blocks.iter().zip(lora).skip(stop) {
+            block.gradients(layers, &mut gradients);
         }
-        if layers.is_empty() {
-            return Ok(());
+        if !gradients.is_empty() {
+            backend.lora_gradients(&mut gradients)?;
         }
-        backend.lora_gradients(&mut layers)?;
-        for (block, shortened) in a.blocks.iter_mut().zip(shortened).skip(stop) {
-            if let Some(shorter) = a.shorter.as_mut().filter(|_| shortened) {
+        for (l, block) in a.blocks.iter_mut().enumerate().skip(stop) {
+            if let Some(shorter) = a.shorter.as_mut().filter(|_| shortened[l]) {
                 std::mem::swap(&mut a.full_output, shorter);
             }
-            block.put_back(&mut a.full_output);
+            block.put_back(match self.blocks[l].rows() {
+                Rows::One => &mut a.d_ends.last,
+                Rows::All => &mut a.full_output,
+            });
         }
         Ok(())
+    }
+}
+
+/// How training steps take the adapters of block `layer`.
+fn training_form<B: Backend>(
+    folded: bool,
+    dropout: Option<TowerDropout<'_, B>>,
+    layer: usize,
+) -> Form<'_, B> {
+    match folded {
+        true => Form::Folded,
+        false => Form::beside(dropout, Tower::Vision, layer),
     }
 }
 
@@ -474,18 +464,10 @@ pub struct VisionActivations<B: Backend> {
     full_output: B::Tensor,
     /// As large as `full_output`, where sequences grow and a backward pass will run.
     shorter: Option<B::Tensor>,
-    class_output: B::Tensor,
-    class_normed: B::Tensor,
-    class_stats: B::Tensor,
-    projected: B::Tensor,
-    norms: B::Tensor,
-    /// The normalised features \[B, E\].
-    pub features: B::Tensor,
-    /// The gradient of the features \[B, E\], for the backward pass to start from.
-    pub d_features: B::Tensor,
-    d_projected: B::Tensor,
-    d_normed: B::Tensor,
-    d_class: B::Tensor,
+    /// Behind the last block; with the features.
+    pub(crate) ends: Ends<B>,
+    /// Where the backward pass starts.
+    pub(crate) d_ends: EndGradients<B>,
 }
 
 impl<B: Backend> VisionActivations<B> {
@@ -498,13 +480,10 @@ impl<B: Backend> VisionActivations<B> {
         purpose: Purpose,
     ) -> Result<Self> {
         let config = &tower.config;
-        let (e, p, d, layers) = (tower.features, config.patch_size, config.tower.width, tower.blocks.len());
+        let (p, d, layers) = (config.patch_size, config.tower.width, tower.blocks.len());
         let count = config.patches();
         let training = purpose != Purpose::Inference;
-        let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
-        let make = |dims: [usize; 3]| backend.empty(dims, compute);
-        let flat = |dtype| backend.empty([batch, e], dtype);
-        let stats = |rows| backend.empty([batch, rows, 2], parameter);
+        let make = |dims: [usize; 3]| backend.empty(dims, backend.compute_dtype());
         let longest = tower.longest(tuning.prompts);
         let widest = tower.blocks.iter().rposition(|block| block.rows() == Rows::All);
         let sizes = |l: usize| {
@@ -542,17 +521,14 @@ impl<B: Backend> VisionActivations<B> {
             class_rows: backend.upload(rows.view(), DType::U32)?,
             full_output: make([batch, longest, d])?,
             shorter,
-            class_output: make([batch, 1, d])?,
-            class_normed: make([batch, 1, d])?,
-            class_stats: stats(1)?,
-            projected: flat(compute)?,
-            norms: backend.empty([batch], parameter)?,
-            features: flat(parameter)?,
-            d_features: flat(parameter)?,
-            d_projected: flat(compute)?,
-            d_normed: make([batch, 1, d])?,
-            d_class: make([batch, 1, d])?,
+            ends: Ends::new(backend, batch, d, tower.features)?,
+            d_ends: EndGradients::new(backend, batch, d, tower.features)?,
         })
+    }
+
+    /// The normalised features \[B, E\].
+    pub fn features(&self) -> &B::Tensor {
+        &self.ends.features
     }
 
     /// Whether training steps have the adapters folded into the weights.
@@ -563,22 +539,121 @@ impl<B: Backend> VisionActivations<B> {
     /// Sets the number of images, up to the number that the memory was made for.
     pub fn set_batch(&mut self, batch: usize) -> Result<()> {
         self.batch = batch;
-        let tensors = [
-            &mut self.patches,
-            &mut self.products,
-            &mut self.class_rows,
-            &mut self.full_output,
-            &mut self.class_output,
-            &mut self.class_normed,
-            &mut self.class_stats,
-            &mut self.projected,
-            &mut self.norms,
-            &mut self.features,
-            &mut self.d_features,
-            &mut self.d_projected,
-            &mut self.d_normed,
-            &mut self.d_class,
-        ];
+        self.ends.set_batch(batch)?;
+        self.d_ends.set_batch(batch)?;
+        let tensors = [&mut self.patches, &mut self.products, &mut self.class_rows, &mut self.full_output];
         tensors.into_iter().try_for_each(|tensor| tensor.set_rows(batch))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::Activation;
+    use crate::backend::cpu::Cpu;
+    use crate::clip::config::TowerConfig;
+    use crate::clip::random::RandomWeights;
+    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, fold, initial_prompts};
+    use rand::SeedableRng;
+    use rand_chacha::ChaCha8Rng;
+
+    type Host = Cpu<f32>;
+
+    /// Values other than zero for A and for B.
+    struct Warm;
+
+    impl LoraInit for Warm {
+        fn start(&mut self, site: Site, inputs: usize, outputs: usize) -> (Tensor, Tensor) {
+            let of = |part, dims: [usize; 2]| {
+                let source = RandomWeights { seed: 5 };
+                source.tensor(&format!("{site}.{part}"), &dims).unwrap().view().to_tensor(DType::F32).unwrap()
+            };
+            (of("A", [2, inputs]), of("B", [outputs, 2]))
+        }
+    }
+
+    fn tower(backend: &Host, savings: Savings) -> VisionTower<Host> {
+        let activation = Activation::QuickGelu;
+        let tower = TowerConfig { width: 16, mlp: 32, layers: 4, heads: 2, activation, norm_eps: 1e-5 };
+        let config = VisionConfig { tower, image_size: 32, patch_size: 8 };
+        VisionTower::load(backend, &RandomWeights { seed: 4 }, &config, 8, Normalisation::CLIP, savings)
+            .unwrap()
+    }
+
+    fn trained(tower: &VisionTower<Host>, targets: &[Target], prompts: Option<PromptMode>) -> Trained<Host> {
+        let backend = Host::new();
+        let head = Tensor::zeros([1, 8], DType::F32);
+        let mut trained =
+            Trained::head(Head::new(&backend, head.view(), Tensor::zeros([1], DType::F32).view()).unwrap());
+        trained.lora = tower.adapters(&backend, &LoraSpec::new(2, 4.0, targets), &mut Warm).unwrap();
+        trained.prompts = prompts.map(|mode| {
+            let spec = PromptSpec { sharing: PromptSharing::PerLayer, mode, count: 3 };
+            let values = initial_prompts(&spec, 4, 16, &mut ChaCha8Rng::seed_from_u64(6));
+            Prompts::new(&backend, mode, values.view()).unwrap()
+        });
+        trained.prepare_to_train(&backend).unwrap();
+        trained
+    }
+
+    /// Where the tensors lie that change places in a step.
+    fn places(a: &VisionActivations<Host>) -> Vec<*const u8> {
+        let ends = [&a.full_output, &a.d_ends.last, &a.ends.last].into_iter().chain(&a.shorter);
+        let kept = a.blocks.iter().flat_map(|block| [&block.input].into_iter().chain(block.kept()));
+        ends.chain(kept).map(|tensor| tensor.bytes().as_ptr()).collect()
+    }
+
+    /// Two steps of the tower; the gradients of the second.
+    fn gradients(tower: &VisionTower<Host>, trained: &mut Trained<Host>, folded: bool) -> Vec<f32> {
+        let (backend, images) = (Host::new(), 2);
+        let mut a =
+            VisionActivations::new(&backend, tower, images, trained.tower(), Purpose::Training { folded })
+                .unwrap();
+        let before = places(&a);
+        let pixels: Vec<u8> = (0..images * 32 * 32 * 3).map(|i| (i * i % 251) as u8).collect();
+        let pixels = Tensor::from_slice([images, 32, 32, 3], &pixels).unwrap();
+        for _ in 0..2 {
+            fold(&backend, &mut trained.lora).unwrap();
+            tower.forward(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
+            let d = a.d_ends.features.typed_mut::<f32>().unwrap();
+            d.iter_mut().enumerate().for_each(|(i, d)| *d = (i % 7) as f32 - 3.0);
+            let Trained { lora, prompts, .. } = trained;
+            tower.backward(&backend, lora, prompts.as_mut(), None, &mut a).unwrap();
+            assert_eq!(places(&a), before, "after a step");
+            tower.infer(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
+            assert_eq!(places(&a), before, "after an evaluation");
+        }
+        let params = trained.params();
+        let inside = params.iter().filter(|param| param.group != crate::tune::Group::Head);
+        inside.flat_map(|param| param.gradient.typed::<f32>().unwrap().to_vec()).collect()
+    }
+
+    #[test]
+    fn folded_adapters_have_the_gradients_of_adapters_beside_and_every_tensor_is_in_its_place_afterwards() {
+        let backend = Host::new();
+        let targets = [
+            &Target::ALL[..],
+            &[Target::Query],
+            &[Target::Key, Target::Output],
+            &[Target::Expand],
+            &[Target::Contract],
+            &[Target::Output],
+        ];
+        for savings in [Savings::ALL, Savings::NONE] {
+            let tower = tower(&backend, savings);
+            for targets in targets {
+                for prompts in [None, Some(PromptMode::Replace), Some(PromptMode::Accumulate)] {
+                    let mut trained = trained(&tower, targets, prompts);
+                    let beside = gradients(&tower, &mut trained, false);
+                    let folded = gradients(&tower, &mut trained, true);
+                    let size = beside.iter().fold(0.0f32, |size, g| size.max(g.abs()));
+                    let apart =
+                        beside.iter().zip(&folded).fold(0.0f32, |worst, (b, f)| worst.max((b - f).abs()));
+                    assert!(
+                        size > 1e-3 && apart < 1e-4 * size,
+                        "{targets:?} {prompts:?} {savings:?}: {apart} of {size}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -6,13 +6,12 @@ use super::model::Model;
 use super::run_dir::RunDir;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::Preprocess;
 use crate::data::decode::Orientation;
 use crate::settings::Settings;
 use crate::tensor::{DType, Tensor};
-use crate::tune::{BlockLora, PromptSpec, Prompts, TowerTuning};
+use crate::tune::{self, BlockLayers, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
 /// Where what was trained in the tower is kept; nothing for plain CLIP.
@@ -56,8 +55,7 @@ impl TuningFiles {
 pub struct TunedTower<B: Backend> {
     backend: B,
     tower: VisionTower<B>,
-    lora: Vec<BlockLora<B>>,
-    folded: Vec<FoldedBlock<B>>,
+    lora: Vec<BlockLayers<B>>,
     prompts: Option<Prompts<B>>,
     preprocess: Preprocess,
 }
@@ -66,12 +64,12 @@ impl<B: Backend> TunedTower<B> {
     /// Loads the vision tower of `model`, whose files may be let go afterwards, and what belongs into it.
     pub fn open(backend: B, model: &Model, files: &TuningFiles) -> Result<Self> {
         let tower = model.vision(&backend)?;
-        let (mut lora, mut folded) = (Vec::new(), Vec::new());
+        let mut lora = Vec::new();
         if let Some(dir) = &files.adapter {
             let mut adapter = Adapter::load(dir)?;
             adapter.check(&model.config)?;
             lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
-            folded = tower.with_folded(&backend, &lora)?;
+            tune::fold(&backend, &mut lora)?;
         }
         let prompts = match &files.prompts {
             Some((path, spec)) => {
@@ -81,7 +79,7 @@ impl<B: Backend> TunedTower<B> {
             }
             None => None,
         };
-        Ok(TunedTower { backend, tower, lora, folded, prompts, preprocess: model.preprocess.clone() })
+        Ok(TunedTower { backend, tower, lora, prompts, preprocess: model.preprocess.clone() })
     }
 
     /// Changes whether photos are turned upright by their EXIF data.
@@ -108,8 +106,7 @@ impl<B: Backend> TunedTower<B> {
     pub(super) fn extractor(&self, batch: usize) -> Result<Extractor<'_, B>> {
         let tuning = TowerTuning { lora: &self.lora, prompts: self.prompts.as_ref(), dropout: None };
         check_photos(&self.backend, &self.tower, tuning, batch)?;
-        let adapters = Evaluated { lora: &self.lora, folded: &self.folded };
-        Extractor::new(&self.backend, &self.tower, adapters, self.prompts.as_ref(), batch)
+        Extractor::new(&self.backend, &self.tower, tuning, batch)
     }
 }
 
@@ -117,8 +114,7 @@ impl<B: Backend> TunedTower<B> {
 pub(super) struct Extractor<'a, B: Backend> {
     backend: &'a B,
     tower: &'a VisionTower<B>,
-    adapters: Evaluated<'a, B>,
-    prompts: Option<&'a Prompts<B>>,
+    tuning: TowerTuning<'a, B>,
     activations: VisionActivations<B>,
 }
 
@@ -127,13 +123,11 @@ impl<'a, B: Backend> Extractor<'a, B> {
     pub fn new(
         backend: &'a B,
         tower: &'a VisionTower<B>,
-        adapters: Evaluated<'a, B>,
-        prompts: Option<&'a Prompts<B>>,
+        tuning: TowerTuning<'a, B>,
         batch: usize,
     ) -> Result<Self> {
-        let tuning = TowerTuning { lora: adapters.lora, prompts, dropout: None };
         let activations = VisionActivations::new(backend, tower, batch, tuning, Purpose::Inference)?;
-        Ok(Extractor { backend, tower, adapters, prompts, activations })
+        Ok(Extractor { backend, tower, tuning, activations })
     }
 
     /// Normalised features \[n, E\] of `images` \[n, …\], u8 or numbers, on the device.
@@ -142,7 +136,7 @@ impl<'a, B: Backend> Extractor<'a, B> {
         let dtype = if images.dtype() == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let pixels = backend.upload(images.view(), dtype)?;
         a.set_batch(images.shape().rows())?;
-        self.tower.infer(backend, &pixels, None, self.adapters, self.prompts, a)?;
-        Ok(&a.features)
+        self.tower.infer(backend, &pixels, None, self.tuning, a)?;
+        Ok(&a.ends.features)
     }
 }

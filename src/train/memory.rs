@@ -7,7 +7,8 @@ use crate::backend::{Backend, DeviceMemory, DeviceTensor};
 use crate::clip::text::{PART, TextActivations};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
-use crate::tune::{BlockLora, TowerDropout, TowerTuning, Trained};
+use crate::tune::adapted::room_to_fold;
+use crate::tune::{BlockLayers, TowerDropout, TowerTuning, Trained};
 
 /// Batches of pixels that the device may hold at once: the one it works on and those on their way.
 const BATCHES_OF_PIXELS: usize = 4;
@@ -41,7 +42,7 @@ impl Estimate {
             false => Purpose::Inference,
         };
         let vision = Estimate::of_vision(backend, tower, tuning, purpose)?;
-        let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, &trained.lora)?))?;
+        let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, &trained.lora)?))?;
         let weights = if purpose == Purpose::Inference { 0 } else { tower.bytes_to_come(backend) };
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
             Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
@@ -97,7 +98,7 @@ impl Estimate {
 fn of_text<B: Backend>(
     backend: &B,
     TextTraining { tower, prompts }: &TextTraining<B>,
-    lora: &[BlockLora<B>],
+    lora: &[BlockLayers<B>],
     dropout: bool,
 ) -> Result<usize> {
     let (of_part, parts) = prompts.parts(PART);
@@ -106,9 +107,9 @@ fn of_text<B: Backend>(
         let sizes = (classes, 1, prompts.tokens());
         Ok(TextActivations::without_prompts(backend, tower, sizes, lora, dropout)?)
     })?;
-    let (_, folded) = allocated_by(backend, || Ok(tower.folded(backend, lora)?))?;
+    let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, lora)?))?;
     let embedded = prompts.elements() * backend.compute_dtype().size();
-    let layers = lora.iter().flat_map(|block| block.layers());
+    let layers = lora.iter().flat_map(|block| block.adapters());
     let elements: usize = layers.flat_map(|l| [&l.a, &l.b]).map(|p| p.value.shape().elements()).sum();
     let sums = if parts > 1 { elements * backend.parameter_dtype().size() } else { 0 };
     Ok(fixed + of_part * prompt + folded + embedded + sums)
@@ -186,7 +187,7 @@ mod tests {
         (spec, ChaCha8Rng::seed_from_u64(1))
     }
 
-    fn vision(backend: &Cpu<f32>) -> (VisionTower<Cpu<f32>>, Vec<BlockLora<Cpu<f32>>>) {
+    fn vision(backend: &Cpu<f32>) -> (VisionTower<Cpu<f32>>, Vec<BlockLayers<Cpu<f32>>>) {
         let config = VisionConfig { tower: block(), image_size: 32, patch_size: 4 };
         let norm = Normalisation::CLIP;
         let tower = VisionTower::load(backend, &SOURCE, &config, 8, norm, Savings::ALL).unwrap();
@@ -260,7 +261,7 @@ mod tests {
         let (estimate, used) = allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
         let (_, real) = allocated_by(&backend, || {
             let activations = TextActivations::new(&backend, &tower, &training.prompts, &lora, true, PART)?;
-            Ok((activations, tower.folded(&backend, &lora)?))
+            Ok((activations, room_to_fold(&backend, &lora)?))
         })
         .unwrap();
         assert!(estimate >= real && estimate < real + real / 50, "{estimate}, really {real}");

@@ -6,7 +6,6 @@ use super::other_models;
 use super::provenance::WeightsId;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::clip::block::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
@@ -17,6 +16,7 @@ use crate::data::Preprocess;
 use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::tensor::Tensor;
+use crate::tune;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,8 +141,7 @@ impl Model {
                 texts[row], tokens.len
             ));
         }
-        let plain = Evaluated { lora: &[], folded: &[] };
-        Ok(self.text(backend)?.features(backend, &self.weights, &tokens, plain, monitor)?)
+        Ok(self.text(backend)?.features(backend, &self.weights, &tokens, &[], monitor)?)
     }
 
     /// Class features of the text tower, which is loaded for this and dropped again; with the adapters that
@@ -158,13 +157,12 @@ impl Model {
         let tokens = self.tokens(class_names, templates)?;
         doubts(&tokens, class_names, templates).iter().for_each(|doubt| monitor.warn(doubt));
         let tower = self.text(backend)?;
-        let (mut lora, mut folded) = (Vec::new(), Vec::new());
+        let mut lora = Vec::new();
         if let Some(adapter) = adapter {
             lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
-            folded = tower.with_folded(backend, &lora)?;
+            tune::fold(backend, &mut lora)?;
         }
-        let adapters = Evaluated { lora: &lora, folded: &folded };
-        let features = tower.features(backend, &self.weights, &tokens, adapters, monitor)?;
+        let features = tower.features(backend, &self.weights, &tokens, &lora, monitor)?;
         Ok(TextClassifier {
             features: text::class_features(&features, templates.len())?,
             scale: text::logit_scale(&self.weights)?,

@@ -30,9 +30,9 @@ pub struct BlockDropout<'a, B: Backend> {
     site: u32,
 }
 
-/// The tensors of a block in front of adapters. Queries, keys and values see the same one, but where the
-/// queries are computed apart.
-#[derive(Clone, Copy)]
+/// The linear layers of a block, by the tensors in front of them. Queries, keys and values see the same one, but
+/// where the queries are computed apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Slot {
     /// LN₁ of all rows, in front of queries, keys and values, or of keys and values alone.
     Projections = 0,

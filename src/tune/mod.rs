@@ -1,6 +1,7 @@
 //! What is trained: low-rank adapters beside the frozen linear layers, prompts beside the patches, and the
 //! head.
 
+pub(crate) mod adapted;
 pub(crate) mod dropout;
 pub(crate) mod head;
 pub(crate) mod lora;
@@ -9,10 +10,11 @@ pub(crate) mod prompts;
 use crate::backend::{Backend, DeviceTensor, Result, copyable};
 use crate::tensor::View;
 
+pub use adapted::{BlockLayers, fold};
 pub use dropout::{DropoutSpec, TowerDropout};
 pub use head::{Head, HeadScale, HeadScaleRule, initial_head};
-pub use lora::{BlockLora, KaimingInit, LoraInit, LoraSpec, Site, Target, Tower};
-pub(crate) use lora::{LoraLayer, ProjectionLora};
+pub(crate) use lora::LoraLayer;
+pub use lora::{KaimingInit, LoraInit, LoraSpec, Site, Target, Tower};
 pub use prompts::{PromptMode, PromptSharing, PromptSpec, Prompts, initial_prompts};
 
 /// Trained tensors with the same learning rate and weight decay.
@@ -124,9 +126,9 @@ pub fn add_up<'a, B: Backend>(
 /// Everything that is trained in and behind the towers.
 pub struct Trained<B: Backend> {
     /// Adapters in the vision tower: empty where its layers stay as they are, else one entry for each block.
-    pub lora: Vec<BlockLora<B>>,
+    pub lora: Vec<BlockLayers<B>>,
     /// Adapters in the text tower: empty where its layers stay as they are, else one entry for each block.
-    pub text_lora: Vec<BlockLora<B>>,
+    pub text_lora: Vec<BlockLayers<B>>,
     /// Visual prompts in the vision tower, if there are any.
     pub prompts: Option<Prompts<B>>,
     /// Head behind the towers.
@@ -155,7 +157,7 @@ impl<B: Backend> Trained<B> {
     /// Every trained tensor, in a fixed order.
     pub fn params(&self) -> Vec<&Param<B>> {
         let lora =
-            self.lora.iter().chain(&self.text_lora).flat_map(|l| l.layers()).flat_map(|l| [&l.a, &l.b]);
+            self.lora.iter().chain(&self.text_lora).flat_map(|l| l.adapters()).flat_map(|l| [&l.a, &l.b]);
         let prompts = self.prompts.as_ref().map(|p| &p.param);
         let head = [&self.head.weight, &self.head.bias].into_iter().filter(|_| self.head.trained);
         head.chain(prompts).chain(lora).collect()
@@ -164,7 +166,7 @@ impl<B: Backend> Trained<B> {
     /// The tensors of [`Trained::params`], for writing, in the same order.
     pub fn params_mut(&mut self) -> Vec<&mut Param<B>> {
         let blocks = self.lora.iter_mut().chain(&mut self.text_lora);
-        let lora = blocks.flat_map(|l| l.layers_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+        let lora = blocks.flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
         let prompts = self.prompts.as_mut().map(|p| &mut p.param);
         let trained = self.head.trained;
         let head = [&mut self.head.weight, &mut self.head.bias].into_iter().filter(|_| trained);
@@ -186,9 +188,9 @@ impl<B: Backend> Trained<B> {
 }
 
 /// A name for each tensor of a tower's adapters.
-fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<Item = String> {
+fn names_of<B: Backend>(lora: &[BlockLayers<B>], prefix: &str) -> impl Iterator<Item = String> {
     lora.iter().enumerate().flat_map(move |(l, block)| {
-        block.layers().flat_map(move |layer| {
+        block.adapters().flat_map(move |layer| {
             let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
             ["lora_A", "lora_B"].map(|part| format!("{prefix}layers.{l}.{}.{part}", targets.join("+")))
         })
@@ -198,7 +200,7 @@ fn names_of<B: Backend>(lora: &[BlockLora<B>], prefix: &str) -> impl Iterator<It
 /// The trained parts inside a vision tower.
 pub struct TowerTuning<'a, B: Backend> {
     /// Adapters, one entry for each block; empty where the tower's layers stay as they are.
-    pub lora: &'a [BlockLora<B>],
+    pub lora: &'a [BlockLayers<B>],
     /// Prompts in front of the tower's blocks, if there are any.
     pub prompts: Option<&'a Prompts<B>>,
     /// Dropout in front of the adapters, in training.

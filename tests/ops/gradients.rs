@@ -33,7 +33,7 @@ fn gradients(tiny: &TinyStep) -> Vec<(String, Vec<f64>)> {
     let vision = learner.lora().iter().enumerate().map(|(l, block)| (format!("{l}"), block));
     let text = learner.text_lora().iter().enumerate().map(|(l, block)| (format!("text.{l}"), block));
     for (l, block) in vision.chain(text) {
-        for layer in block.layers() {
+        for layer in block.adapters() {
             let n = layer.targets.len();
             let parts = |p: &clip_engine::tensor::Tensor| p.typed::<f64>().unwrap().to_vec();
             let (a, b) = (parts(&layer.a.gradient), parts(&layer.b.gradient));

@@ -1,7 +1,6 @@
 //! The bundled model in this engine and in transformers: features of the demo's pictures and prompts.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::clip::Evaluated;
 use clip_engine::clip::text::FLOWER_TEMPLATES;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::demo::demo_class_names;
@@ -40,8 +39,8 @@ fn image_features_from_u8_pixels_are_those_of_transformers() {
     let batch = pixels.shape().rows();
     let mut a =
         VisionActivations::new(&backend, &tower, batch, TowerTuning::NONE, Purpose::Inference).unwrap();
-    tower.infer(&backend, &pixels, None, Evaluated::NONE, None, &mut a).unwrap();
-    let error = relative_error(&floats(&a.features), &floats(&reference("image_features")));
+    tower.infer(&backend, &pixels, None, TowerTuning::NONE, &mut a).unwrap();
+    let error = relative_error(&floats(a.features()), &floats(&reference("image_features")));
     assert!(error < 1e-5, "{error:e}");
 }
 

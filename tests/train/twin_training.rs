@@ -6,7 +6,6 @@ use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::clip::ClipError;
-use clip_engine::clip::Evaluated;
 use clip_engine::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use clip_engine::clip::random::RandomWeights;
 use clip_engine::clip::text::TextTower;
@@ -22,7 +21,7 @@ use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
 use clip_engine::tune::LoraInit;
-use clip_engine::tune::{BlockLora, LoraSpec, Site, Target, Tower, TowerTuning};
+use clip_engine::tune::{BlockLayers, LoraSpec, Site, Target, Tower, TowerTuning, fold};
 
 fn twin(dtype: DType) -> Cuda {
     on_twin(dtype, 90).unwrap()
@@ -462,23 +461,21 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
 
     let config = VisionConfig { tower: block.clone(), image_size: 32, patch_size: 8 };
     let tower = VisionTower::load(&backend, &source, &config, 32, Normalisation::CLIP, Savings::ALL).unwrap();
-    let lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
+    let mut lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
     let (pixels, _) = tiny(TinySizes::EVEN).pixels(30).unwrap();
     let pixels = backend.upload(pixels.view(), DType::U8).unwrap();
-    let features = |lora: &[BlockLora<Cuda>]| {
-        let mut folded = tower.folded(&backend, lora).unwrap();
-        tower.fold(&backend, lora, &mut folded).unwrap();
+    let features = |lora: &mut [BlockLayers<Cuda>]| {
+        fold(&backend, lora).unwrap();
         let tuning = TowerTuning { lora, prompts: None, dropout: None };
         let mut a = VisionActivations::new(&backend, &tower, 6, tuning, Purpose::Inference).unwrap();
-        let adapters = Evaluated { lora, folded: &folded };
-        tower.infer(&backend, &pixels, None, adapters, None, &mut a).unwrap();
-        backend.download(&a.features).unwrap()
+        tower.infer(&backend, &pixels, None, tuning, &mut a).unwrap();
+        backend.download(a.features()).unwrap()
     };
-    assert_ne!(features(&lora).bytes(), features(&[]).bytes(), "vision tower");
+    assert_ne!(features(&mut lora).bytes(), features(&mut []).bytes(), "vision tower");
 
     let config = TextConfig { tower: block, vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
     let tower = TextTower::load(&backend, &source, &config, 32).unwrap();
-    let lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
+    let mut lora = tower.adapters(&backend, &spec, &mut Fine).unwrap();
     let tokens = TokenBatch {
         ids: vec![28, 3, 7, 29, 28, 5, 29, 29],
         len: 4,
@@ -486,11 +483,9 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
         eos_rows: vec![3, 2],
         cut: Vec::new(),
     };
-    let features = |lora: &[BlockLora<Cuda>]| {
-        let mut folded = tower.folded(&backend, lora).unwrap();
-        tower.fold(&backend, lora, &mut folded).unwrap();
-        let adapters = Evaluated { lora, folded: &folded };
-        tower.features(&backend, &source, &tokens, adapters, &Silent).unwrap()
+    let features = |lora: &mut [BlockLayers<Cuda>]| {
+        fold(&backend, lora).unwrap();
+        tower.features(&backend, &source, &tokens, lora, &Silent).unwrap()
     };
-    assert_ne!(features(&lora).bytes(), features(&[]).bytes(), "text tower");
+    assert_ne!(features(&mut lora).bytes(), features(&mut []).bytes(), "text tower");
 }

@@ -5,7 +5,6 @@
 
 use super::{CheckError, Result, Row, euclidean_error, relative_error};
 use crate::backend::{Backend, DeviceTensor};
-use crate::clip::Evaluated;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::TextClassifier;
 use crate::clip::text::{self, EmbeddedPrompts, TextTower};
@@ -18,7 +17,7 @@ use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, MicroBatch, Which, loss_scaling};
 use crate::tune::{
-    BlockLora, DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target,
+    BlockLayers, DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target,
     Tower, Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
@@ -431,7 +430,7 @@ impl<B: Backend> Text<B> {
         let eos_rows = ids.chunks_exact(len).map(|row| config.text.pooled_position(row)).collect();
         let tokens = TokenBatch { ids, len, rows: shape.rows(), eos_rows, cut: Vec::new() };
         let tower = TextTower::load(backend, weights, &config.text, config.projection)?;
-        let features = tower.features(backend, weights, &tokens, Evaluated::NONE, &Silent)?;
+        let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
         let templates = reference.meta.templates;
         let classes = text::class_features(&features, templates)?;
         row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
@@ -682,12 +681,12 @@ fn named<B: Backend>(
 fn named_adapters<B: Backend>(
     backend: &B,
     tower: Tower,
-    blocks: &[BlockLora<B>],
+    blocks: &[BlockLayers<B>],
     of: &impl Fn(&Param<B>) -> &B::Tensor,
 ) -> Result<Vec<(String, Vec<f64>)>> {
     let mut named = Vec::new();
     for (layer, block) in blocks.iter().enumerate() {
-        for lora in block.layers() {
+        for lora in block.adapters() {
             for (param, part) in [(&lora.a, "A"), (&lora.b, "B")] {
                 let values = to_f64(backend, of(param))?;
                 let each = param.value.shape().elements() / lora.targets.len();

@@ -4,7 +4,6 @@ use super::difference::{against, normal};
 use super::{Result, Row, worse};
 use crate::backend::cpu::Cpu;
 use crate::backend::{Activation, Backend, LossScaling};
-use crate::clip::Evaluated;
 use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
 use crate::clip::random::RandomWeights;
 use crate::clip::text::TextClassifier;
@@ -247,7 +246,7 @@ impl TinyStep {
         let (c, e) = (self.sizes.classes, self.sizes.features);
         let features = match text {
             Some(text) => {
-                let features = text.features(backend, source, &self.tokens(), Evaluated::NONE, &Silent)?;
+                let features = text.features(backend, source, &self.tokens(), &[], &Silent)?;
                 text::class_features(&features, TEMPLATES)?
             }
             None => Tensor::from_slice([c, e], &normal(c * e, 13))?,

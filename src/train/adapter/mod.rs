@@ -19,7 +19,7 @@ use crate::backend::Backend;
 use crate::clip::config::{ClipConfig, TowerConfig};
 use crate::files::Staged;
 use crate::tensor::{DType, Shape, Tensor};
-use crate::tune::{BlockLora, LoraSpec, Site, Target, Tower, lora::LoraInit};
+use crate::tune::{BlockLayers, LoraSpec, Site, Target, Tower, lora::LoraInit};
 use config::PeftConfig;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -44,10 +44,10 @@ const OTHER_MODULES: [(Tower, &str); 6] = [
 pub(crate) type AdapterTensors = BTreeMap<Site, (Tensor, Tensor)>;
 
 /// Splits the stacked adapters of a tower into one A and one B per layer.
-pub fn tensors<B: Backend>(backend: &B, tower: Tower, lora: &[BlockLora<B>]) -> Result<AdapterTensors> {
+pub fn tensors<B: Backend>(backend: &B, tower: Tower, lora: &[BlockLayers<B>]) -> Result<AdapterTensors> {
     let mut tensors = AdapterTensors::new();
     for (l, block) in lora.iter().enumerate() {
-        for layer in block.layers() {
+        for layer in block.adapters() {
             let (a, b) = (backend.download(&layer.a.value)?, backend.download(&layer.b.value)?);
             let rank = a.shape().rows() / layer.targets.len();
             let outputs = b.shape().row_elements() / rank;

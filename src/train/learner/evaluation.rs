@@ -2,9 +2,9 @@
 
 use super::{Input, Learner, Outputs, Work, classifier};
 use crate::backend::{Backend, BackendError, Result, Targets};
-use crate::clip::block::Evaluated;
 use crate::tensor::{DType, View};
 use crate::train::metrics::Accumulator;
+use crate::tune::{TowerTuning, fold};
 
 /// State of the towers in an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ impl<B: Backend> Learner<B> {
     /// device.
     pub fn evaluate(&mut self, input: Input<'_>, labels: &[u32], which: Which) -> Result<()> {
         self.make_room(input, labels)?;
-        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.features)?;
+        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.ends.features)?;
         if which == Which::Tuned {
             self.refresh()?;
         }
@@ -43,7 +43,7 @@ impl<B: Backend> Learner<B> {
         backend.copy_from_host_async(crops, &mut to.rectangles)?;
         backend.crop_resize(&to.images, &to.rectangles, &mut self.buffers.pixels)?;
         let a = &mut self.activations;
-        self.tower.infer(backend, &self.buffers.pixels, None, Evaluated::NONE, None, a)
+        self.tower.infer(backend, &self.buffers.pixels, None, TowerTuning::NONE, a)
     }
 
     /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
@@ -53,11 +53,10 @@ impl<B: Backend> Learner<B> {
             return Ok(());
         }
         let (backend, trained) = (&self.backend, &mut self.trained);
-        self.tower.fold(backend, &trained.lora, &mut self.folded)?;
+        fold(backend, &mut trained.lora)?;
         if let Some(t) = &mut self.text_tuning {
-            t.tower.fold(backend, &trained.text_lora, &mut t.folded)?;
-            let adapters = Evaluated { lora: &trained.text_lora, folded: &t.folded };
-            t.tower.infer(backend, adapters, &mut t.activations, &mut t.features)?;
+            fold(backend, &mut trained.text_lora)?;
+            t.tower.infer(backend, &trained.text_lora, &mut t.activations, &mut t.features)?;
         }
         if !trained.head.trained {
             let text = self.text_tuning.as_ref().map_or(&self.text, |t| &t.features);
@@ -78,21 +77,15 @@ impl<B: Backend> Learner<B> {
     pub(super) fn evaluation(&mut self, on_features: bool, which: Which) -> Result<()> {
         let tuned = which == Which::Tuned;
         if !on_features {
-            let (adapters, prompts) = match tuned {
-                true => {
-                    let adapters = Evaluated { lora: &self.trained.lora, folded: &self.folded };
-                    (adapters, self.trained.prompts.as_ref())
-                }
-                false => (Evaluated::NONE, None),
-            };
+            let tuning = if tuned { self.trained.tower() } else { TowerTuning::NONE };
             let (pixels, a) = (&self.buffers.pixels, &mut self.activations);
-            self.tower.infer(&self.backend, pixels, None, adapters, prompts, a)?;
+            self.tower.infer(&self.backend, pixels, None, tuning, a)?;
         }
         let text = self.text_tuning.as_ref().filter(|_| tuned).map_or(&self.text, |t| &t.features);
         let classifier = classifier(&self.trained.head, text, self.text_scale);
         let targets = Targets::of(&self.buffers.labels);
         let Outputs { head_logits, text_logits, stats, .. } = &mut self.outputs;
-        let features = &self.activations.features;
+        let features = &self.activations.ends.features;
         self.backend.head_loss(features, classifier, targets, head_logits, text_logits, stats)
     }
 }

@@ -15,13 +15,13 @@ pub use evaluation::Which;
 pub use stats::{LossParts, PendingStats, StepStats};
 
 use crate::backend::{Backend, Classifier, DeviceTensor, LossScaling, Result, Stat};
-use crate::clip::block::FoldedBlock;
 use crate::clip::text::{EmbeddedPrompts, TextActivations, TextClassifier, TextTower};
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixOn, Objective};
 use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor, View};
-use crate::tune::{BlockLora, DropoutSpec, Head, Param, Place, Prompts, TowerTuning, Trained};
+use crate::tune::adapted::make_room_to_fold;
+use crate::tune::{BlockLayers, DropoutSpec, Head, Param, Place, Prompts, TowerTuning, Trained};
 use batch::BatchBuffers;
 use graphs::Graphs;
 use optimizer::Optimizer;
@@ -96,7 +96,6 @@ pub(crate) fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
 struct TextTuning<B: Backend> {
     tower: Arc<TextTower<B>>,
     activations: TextActivations<B>,
-    folded: Vec<FoldedBlock<B>>,
     /// T with the adapters, and its gradient \[C, E\].
     features: B::Tensor,
     d_features: B::Tensor,
@@ -124,9 +123,7 @@ pub struct Learner<B: Backend> {
     backend: B,
     tower: Arc<VisionTower<B>>,
     trained: Trained<B>,
-    /// The adapters folded into the weights, where evaluation has them there.
-    folded: Vec<FoldedBlock<B>>,
-    /// Whether these and the class features are those of the trained tensors.
+    /// Whether the adapters are folded, and the class features computed, as the trained tensors are now.
     evaluation_is_current: bool,
     /// T of the frozen tower.
     text: B::Tensor,
@@ -184,8 +181,8 @@ impl<B: Backend> Learner<B> {
             triplets: triplets.transpose()?,
             stats: backend.zeros([Stat::COUNT], parameter)?,
         };
+        make_room_to_fold(&backend, &mut trained.lora)?;
         Ok(Learner {
-            folded: tower.folded(&backend, &trained.lora)?,
             evaluation_is_current: false,
             text: backend.upload(text.features.view(), parameter)?,
             text_scale: text.scale,
@@ -210,12 +207,12 @@ impl<B: Backend> Learner<B> {
         prompts: &EmbeddedPrompts,
         part: usize,
     ) -> Result<Self> {
-        let (backend, lora) = (&self.backend, &self.trained.text_lora);
+        let (backend, lora) = (&self.backend, &mut self.trained.text_lora);
         let dropout = self.buffers.dropout().is_some();
         let (shape, parameter) = (self.text.shape(), backend.parameter_dtype());
+        make_room_to_fold(backend, lora)?;
         self.text_tuning = Some(TextTuning {
             activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
-            folded: tower.folded(backend, lora)?,
             features: backend.empty(shape, parameter)?,
             d_features: backend.empty(shape, parameter)?,
             tower,
@@ -233,13 +230,13 @@ impl<B: Backend> Learner<B> {
         &self.tower
     }
 
-    /// The adapters of the vision tower, block by block; empty where it has none.
-    pub fn lora(&self) -> &[BlockLora<B>] {
+    /// The layers of the vision tower with adapters, block by block; empty where it has none.
+    pub fn lora(&self) -> &[BlockLayers<B>] {
         &self.trained.lora
     }
 
-    /// The adapters of the text tower.
-    pub fn text_lora(&self) -> &[BlockLora<B>] {
+    /// Those of the text tower.
+    pub fn text_lora(&self) -> &[BlockLayers<B>] {
         &self.trained.text_lora
     }
 
@@ -320,7 +317,7 @@ impl<B: Backend> Learner<B> {
 
     /// Normalised features of the last batch \[n, E\].
     pub fn features(&self) -> Result<Tensor> {
-        self.backend.download(&self.activations.features)
+        self.backend.download(&self.activations.ends.features)
     }
 
     /// Losses and counts of the last batch; the gradient norm is that of the last training step. Waits for

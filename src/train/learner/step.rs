@@ -3,10 +3,9 @@
 use super::batch::{BatchBuffers, counting};
 use super::{Batch, Learner, MicroBatch, Triplets, Work, classifier};
 use crate::backend::{Backend, BackendError, Classifier, LossWeights, Result, Targets};
-use crate::clip::block::{Evaluated, FoldedBlock};
 use crate::objective::MixOn;
 use crate::optim::Rates;
-use crate::tune::{TowerTuning, Trained};
+use crate::tune::{TowerTuning, Trained, fold};
 
 impl<B: Backend> Learner<B> {
     /// One step of one batch at `factor` times `rates`. Does not wait for the device.
@@ -69,7 +68,7 @@ impl<B: Backend> Learner<B> {
             return Err(BackendError::Invalid { op: "train", problem: problem.into() });
         }
         self.make_room(batch.input, batch.labels)?;
-        self.buffers.load(&self.backend, batch, &mut self.activations.features)
+        self.buffers.load(&self.backend, batch, &mut self.activations.ends.features)
     }
 
     /// From pixels to features; where nothing in the tower is trained, no activation is kept.
@@ -79,18 +78,14 @@ impl<B: Backend> Learner<B> {
         }
         let (backend, buffers, a) = (&self.backend, &self.buffers, &mut self.activations);
         let (pixels, mix) = (&buffers.pixels, buffers.pixel_mix());
-        let tuning = TowerTuning { dropout: buffers.dropout(), ..self.trained.tower() };
-        if tuning.is_none() {
-            return self.tower.infer(backend, pixels, mix, Evaluated::NONE, None, a);
+        if self.trained.tower().is_none() {
+            return self.tower.infer(backend, pixels, mix, TowerTuning::NONE, a);
         }
-        let folded: &[FoldedBlock<B>] = match a.trains_folded() {
-            true => {
-                self.tower.fold(backend, &self.trained.lora, &mut self.folded)?;
-                &self.folded
-            }
-            false => &[],
-        };
-        self.tower.forward(backend, pixels, mix, tuning, folded, a)
+        if a.trains_folded() {
+            fold(backend, &mut self.trained.lora)?;
+        }
+        let tuning = TowerTuning { dropout: buffers.dropout(), ..self.trained.tower() };
+        self.tower.forward(backend, pixels, mix, tuning, a)
     }
 
     /// From features to logits and losses.
@@ -102,7 +97,7 @@ impl<B: Backend> Learner<B> {
             // Evaluation has its class features, without dropout, in the same place.
             self.evaluation_is_current = false;
         }
-        let own = &self.activations.features;
+        let own = &self.activations.ends.features;
         let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
         let (features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => {
@@ -141,7 +136,7 @@ impl<B: Backend> Learner<B> {
         let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
         let (features, d_features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => (&m.features, &mut m.d_features, Some(&m.mix)),
-            mixing => (&a.features, &mut a.d_features, mixing.as_ref().map(|m| &m.mix)),
+            mixing => (&a.ends.features, &mut a.d_ends.features, mixing.as_ref().map(|m| &m.mix)),
         };
         let targets = Targets { labels, mix, counting: counting(self.objective, class_weights.as_ref()) };
         let (d_weight, d_bias) = (&mut head.weight.gradient, &mut head.bias.gradient);
@@ -166,14 +161,13 @@ impl<B: Backend> Learner<B> {
             return Ok(());
         }
         if let Some(m) = self.buffers.mixing.as_ref().filter(|m| m.on == MixOn::Features) {
-            backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_features)?;
+            backend.mix_rows_backward(&m.d_features, &m.mix, &mut a.d_ends.features)?;
         }
         if let Some(Triplets { pairs, distances }) = &out.triplets {
             let weight = self.objective.triplet * share;
-            let (f, df) = (&a.features, &mut a.d_features);
+            let (f, df) = (&a.ends.features, &mut a.d_ends.features);
             backend.triplet_backward(f, pairs, distances, weight, control, df)?;
         }
-        let folded: &[FoldedBlock<B>] = if a.trains_folded() { &self.folded } else { &[] };
-        self.tower.backward(backend, lora, prompts.as_mut(), dropout, folded, a)
+        self.tower.backward(backend, lora, prompts.as_mut(), dropout, a)
     }
 }

@@ -11,7 +11,7 @@ use crate::train::adapter::{Adapter, HeadFile, adapter_in, load_prompts};
 use crate::train::learner::LearnerSpec;
 use crate::train::{Result, TrainError};
 use crate::tune::{
-    BlockLora, Head, LoraSpec, Prompts, Tower, Trained,
+    BlockLayers, Head, LoraSpec, Prompts, Tower, Trained,
     head::initial_head,
     lora::{KaimingInit, LoraInit},
     prompts::initial_prompts,
@@ -35,7 +35,7 @@ impl<B: Backend> Clone for Towers<'_, B> {
 impl<B: Backend> Copy for Towers<'_, B> {}
 
 /// Adapters of the vision and of the text tower.
-type Adapters<B> = [Vec<BlockLora<B>>; 2];
+type Adapters<B> = [Vec<BlockLayers<B>>; 2];
 
 /// Adapters, prompts and head as the run starts with them.
 pub(crate) fn trained_parts<B: Backend>(
