@@ -54,6 +54,6 @@ impl<B: Backend> Bench<'_, B> {
             let mut pairs: Vec<_> = all.iter_mut().map(|(gradient, sum)| (&*gradient, sum)).collect();
             self.backend.accumulate(&mut pairs, false)
         });
-        visit(Op { name: "accumulate", at, flop: 0.0, bytes: 12.0 * elements as f64, run })
+        visit(Ready { name: "accumulate", at, run })
     }
 }

@@ -64,14 +64,13 @@ fn activation_gradients(b: &F64, kind: Activation, rows: &mut Vec<Row>) -> Resul
 impl<B: Backend> Bench<'_, B> {
     fn activation(&self, kind: Activation, visit: &mut Visit<'_>) -> backend::Result<()> {
         let shape = [self.sizes.batch, self.sizes.tokens, self.sizes.mlp];
-        let elements = self.sizes.rows() * self.sizes.mlp;
         let (z, mut g) = (self.random(shape)?, self.empty(shape)?);
         let at = format!("{kind:?} {shape:?}");
         let run = Box::new(|| self.backend.activation(kind, &z, &mut g));
-        visit(Op { name: "activation", at: at.clone(), flop: 0.0, bytes: self.bytes(2 * elements), run })?;
+        visit(Ready { name: "activation", at: at.clone(), run })?;
         // The derivative is near 1 here, so that repetition in place changes little.
         let (z, mut d) = (self.numbers(shape, self.real, 6.0, 0.5)?, self.random(shape)?);
         let run = Box::new(|| self.backend.activation_backward(kind, &z, &mut d));
-        visit(Op { name: "activation_backward", at, flop: 0.0, bytes: self.bytes(3 * elements), run })
+        visit(Ready { name: "activation_backward", at, run })
     }
 }

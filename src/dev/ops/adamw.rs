@@ -269,6 +269,6 @@ impl<B: Backend> Bench<'_, B> {
             };
             self.backend.adamw(&mut tensors, step, &mut stats)
         });
-        visit(Op { name, at, flop: 0.0, bytes: 28.0 * elements as f64, run })
+        visit(Ready { name, at, run })
     }
 }

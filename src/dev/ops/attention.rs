@@ -377,18 +377,15 @@ impl<B: Backend> Bench<'_, B> {
             (self.backend.empty(saved, parameter)?, self.backend.empty(saved, parameter)?);
         let (qkv, mut dqkv) = (self.random([batch, tokens, 3 * d])?, self.empty([batch, tokens, 3 * d])?);
         let (mut o, d_o) = (self.empty([batch, tokens, d])?, self.random([batch, tokens, d])?);
-        let elements = batch * tokens * d;
-        let flop = 4.0 * (batch * tokens * tokens * d) as f64;
         let at = format!("{batch}x{tokens}, {heads} heads of {}", d / heads);
         let run =
             Box::new(|| self.backend.attention(AttentionInput::Packed(&qkv), shape, &mut saved, &mut o));
-        visit(Op { name: "attention", at: at.clone(), flop, bytes: self.bytes(4 * elements), run })?;
+        visit(Ready { name: "attention", at: at.clone(), run })?;
         let run = Box::new(|| {
             let (input, gradient) = (AttentionInput::Packed(&qkv), AttentionGradient::Packed(&mut dqkv));
             self.backend.attention_backward(&d_o, &o, input, &saved, shape, &mut scratch, gradient)
         });
-        let bytes = self.bytes(8 * elements);
-        visit(Op { name: "attention_backward", at, flop: 2.5 * flop, bytes, run })
+        visit(Ready { name: "attention_backward", at, run })
     }
 
     /// The last block's: one query for each image.
@@ -400,11 +397,10 @@ impl<B: Backend> Bench<'_, B> {
         let mut saved = self.backend.empty(saved, self.backend.parameter_dtype())?;
         let (q, kv) = (self.random([batch, 1, d])?, self.random([batch, tokens, 2 * d])?);
         let mut o = self.empty([batch, 1, d])?;
-        let (flop, bytes) = (4.0 * (batch * tokens * d) as f64, self.bytes(2 * batch * (tokens + 1) * d));
         let at = format!("{batch}x1 of {tokens}, {heads} heads of {}", d / heads);
         let run = Box::new(|| {
             self.backend.attention(AttentionInput::Split { q: &q, kv: &kv }, shape, &mut saved, &mut o)
         });
-        visit(Op { name: "attention", at, flop, bytes, run })
+        visit(Ready { name: "attention", at, run })
     }
 }

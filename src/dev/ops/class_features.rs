@@ -103,11 +103,9 @@ impl<B: Backend> Bench<'_, B> {
         );
         let at = format!("{classes} classes of {PROMPTS_OF_CLASS}, width {e}");
         let run = Box::new(|| self.backend.class_features(&f, &mut t, &mut norms));
-        let bytes = 4.0 * ((rows + classes) * e) as f64;
-        visit(Op { name: "class_features", at: at.clone(), flop: 0.0, bytes, run })?;
+        visit(Ready { name: "class_features", at: at.clone(), run })?;
         let (dt, mut df) = (self.parameter([classes, e], 1.0)?, self.parameter([rows, e], 0.0)?);
         let run = Box::new(|| self.backend.class_features_backward(&dt, &t, &norms, &mut df));
-        let bytes = 4.0 * ((rows + 2 * classes) * e) as f64;
-        visit(Op { name: "class_features_backward", at, flop: 0.0, bytes, run })
+        visit(Ready { name: "class_features_backward", at, run })
     }
 }

@@ -34,12 +34,6 @@ impl<B: Backend> Bench<'_, B> {
             (self.sizes.batch.min(self.sizes.classes), self.sizes.classes, self.sizes.features);
         let (x, mut y) = (self.parameter([rows, e], 1.0)?, self.parameter([all, e], 0.0)?);
         let run = Box::new(|| self.backend.copy_rows(&x, 0, &mut y, all - rows, rows));
-        visit(Op {
-            name: "copy_rows",
-            at: format!("{rows}x{e}"),
-            flop: 0.0,
-            bytes: 8.0 * (rows * e) as f64,
-            run,
-        })
+        visit(Ready { name: "copy_rows", at: format!("{rows}x{e}"), run })
     }
 }

@@ -331,8 +331,6 @@ impl<B: Backend> Bench<'_, B> {
         let (mut head, mut text_logits) =
             (self.parameter([n, classes], 0.0)?, self.parameter([n, classes], 0.0)?);
         let mut stats = self.parameter([Stat::COUNT], 0.0)?;
-        let flop = 4.0 * (n * e * classes) as f64;
-        let bytes = 4.0 * (n * e + 2 * classes * e + 2 * n * classes) as f64;
         let at = format!("{n} of {classes} classes, width {e}");
         let mix = self.mix()?;
         let plain = Targets::of(&labels);
@@ -342,7 +340,7 @@ impl<B: Backend> Bench<'_, B> {
                 let (head, text) = (&mut head, &mut text_logits);
                 self.backend.head_loss(&f, classifier, targets, head, text, &mut stats)
             });
-            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+            visit(Ready { name, at: at.clone(), run })?;
         }
         let (mut dw, mut db, mut df) = (
             self.parameter([classes, e], 0.0)?,
@@ -350,7 +348,6 @@ impl<B: Backend> Bench<'_, B> {
             self.parameter([n, e], 0.0)?,
         );
         let weights = LossWeights { head: 1.0, text: 0.3 };
-        let (flop, bytes) = (1.5 * flop, 4.0 * (2 * n * e + 3 * classes * e + 4 * n * classes) as f64);
         for (name, targets) in [("head_loss_backward", plain), ("head_loss_backward, mixed", mixed)] {
             let run = Box::new(|| {
                 let (head, text, df) = (&mut head, &mut text_logits, Some(&mut df));
@@ -358,7 +355,7 @@ impl<B: Backend> Bench<'_, B> {
                     &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df, None,
                 )
             });
-            visit(Op { name, at: at.clone(), flop, bytes, run })?;
+            visit(Ready { name, at: at.clone(), run })?;
         }
         let mut dt = self.parameter([classes, e], 0.0)?;
         let run = Box::new(|| {
@@ -367,7 +364,6 @@ impl<B: Backend> Bench<'_, B> {
                 &f, classifier, plain, weights, None, head, text, &mut dw, &mut db, df, dt,
             )
         });
-        let (flop, bytes) = (flop + 2.0 * (n * e * classes) as f64, bytes + 4.0 * (classes * e) as f64);
-        visit(Op { name: "head_loss_backward, text trained", at, flop, bytes, run })
+        visit(Ready { name: "head_loss_backward, text trained", at, run })
     }
 }

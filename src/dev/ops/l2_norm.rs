@@ -79,13 +79,11 @@ impl<B: Backend> Bench<'_, B> {
         let (batch, e) = (self.sizes.batch, self.sizes.features);
         let (x, mut f, mut norms) =
             (self.random([batch, e])?, self.parameter([batch, e], 0.0)?, self.parameter([batch], 0.0)?);
-        let bytes = self.bytes(batch * e) + 4.0 * (batch * e) as f64;
         let at = format!("{batch}x{e}");
         let run = Box::new(|| self.backend.l2_norm(&x, &mut f, &mut norms));
-        visit(Op { name: "l2_norm", at: at.clone(), flop: 0.0, bytes, run })?;
+        visit(Ready { name: "l2_norm", at: at.clone(), run })?;
         let (df, mut dx) = (self.parameter([batch, e], 1.0)?, self.empty([batch, e])?);
         let run = Box::new(|| self.backend.l2_norm_backward(&df, &f, &norms, &mut dx));
-        let bytes = self.bytes(batch * e) + 8.0 * (batch * e) as f64;
-        visit(Op { name: "l2_norm_backward", at, flop: 0.0, bytes, run })
+        visit(Ready { name: "l2_norm_backward", at, run })
     }
 }

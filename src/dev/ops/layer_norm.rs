@@ -121,18 +121,18 @@ fn layer_norm_gradients(b: &F64, shape: [usize; 3], rows: &mut Vec<Row>) -> Resu
 impl<B: Backend> Bench<'_, B> {
     fn layer_norm(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
         let shape = [self.sizes.batch, self.sizes.tokens, self.sizes.width];
-        let (d, elements) = (self.sizes.width, self.sizes.rows() * self.sizes.width);
+        let d = self.sizes.width;
         let norm = self.norm(d)?;
         let stats = [self.sizes.batch, self.sizes.tokens, 2];
         let (x, mut y) = (self.random(shape)?, self.empty(shape)?);
         let mut stats = self.backend.empty(stats, self.backend.parameter_dtype())?;
         let at = format!("{shape:?}");
         let run = Box::new(|| self.backend.layer_norm(&x, &norm, &mut y, &mut stats));
-        visit(Op { name: "layer_norm", at: at.clone(), flop: 0.0, bytes: self.bytes(2 * elements), run })?;
+        visit(Ready { name: "layer_norm", at: at.clone(), run })?;
         let (dy, mut dx) = (self.random(shape)?, self.random(shape)?);
         let run =
             Box::new(|| self.backend.layer_norm_backward(&dy, &x, &norm, &stats, AddTo::Output, &mut dx));
-        visit(Op { name: "layer_norm_backward", at, flop: 0.0, bytes: self.bytes(4 * elements), run })
+        visit(Ready { name: "layer_norm_backward", at, run })
     }
 
     pub(super) fn norm(&self, d: usize) -> backend::Result<LayerNorm<B>> {

@@ -44,12 +44,10 @@ impl<B: Backend> Bench<'_, B> {
         let layer = self.layer(inputs, outputs)?;
         let (x, mut y) = (self.random([rows, inputs])?, self.empty([rows, outputs])?);
         let (dy, mut dx) = (self.random([rows, outputs])?, self.empty([rows, inputs])?);
-        let flop = 2.0 * (rows * inputs * outputs) as f64;
-        let bytes = self.bytes(rows * inputs + inputs * outputs + rows * outputs);
         let at = format!("{rows}x{inputs} to {outputs}");
         let run = Box::new(|| self.backend.linear(&x, &layer, None, &mut y));
-        visit(Op { name: "linear", at: at.clone(), flop, bytes, run })?;
+        visit(Ready { name: "linear", at: at.clone(), run })?;
         let run = Box::new(|| self.backend.linear_backward(&dy, &layer, &mut dx));
-        visit(Op { name: "linear_backward", at, flop, bytes, run })
+        visit(Ready { name: "linear_backward", at, run })
     }
 }

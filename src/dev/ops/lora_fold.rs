@@ -59,7 +59,6 @@ impl<B: Backend> Bench<'_, B> {
         let weights = adapted.iter().map(weight).collect::<backend::Result<Vec<_>>>()?;
         let mut folded = adapted.iter().map(weight).collect::<backend::Result<Vec<_>>>()?;
         let segments: usize = adapted.iter().map(|layer| layer.columns.len()).sum();
-        let (flop, bytes) = (2.0 * (segments * d * d * r) as f64, self.bytes(2 * segments * d * d));
         let run = Box::new(|| {
             let layers = adapted.iter().zip(&weights).zip(&mut folded);
             let layers =
@@ -67,6 +66,6 @@ impl<B: Backend> Bench<'_, B> {
             self.backend.lora_fold(&mut layers.collect::<Vec<_>>())
         });
         let at = format!("{} layers, {segments}x{d} by {d}, r {r}", adapted.len());
-        visit(Op { name: "lora_fold", at, flop, bytes, run })
+        visit(Ready { name: "lora_fold", at, run })
     }
 }

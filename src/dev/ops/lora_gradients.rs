@@ -91,8 +91,6 @@ impl<B: Backend> Bench<'_, B> {
         let mut da = adapted.iter().map(|layer| like(&layer.a)).collect::<backend::Result<Vec<_>>>()?;
         let mut db = adapted.iter().map(|layer| like(&layer.b)).collect::<backend::Result<Vec<_>>>()?;
         let segments: usize = adapted.iter().map(|layer| layer.columns.len()).sum();
-        let flop = 8.0 * (rows * d * segments * r) as f64;
-        let bytes = self.bytes(rows * d * (adapted.len() + segments));
         let run = Box::new(|| {
             let mut layers = Vec::new();
             let gradients = da.iter_mut().zip(&mut db);
@@ -102,6 +100,6 @@ impl<B: Backend> Bench<'_, B> {
             self.backend.lora_gradients(&mut layers)
         });
         let at = format!("{} layers, {rows}x{d} to {segments}x{d}, r {r}", adapted.len());
-        visit(Op { name: "lora_gradients", at, flop, bytes, run })
+        visit(Ready { name: "lora_gradients", at, run })
     }
 }

@@ -342,21 +342,17 @@ impl<B: Backend> Bench<'_, B> {
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let (x, mut y, mut u) =
             (self.random([rows, inputs])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
-        let flop = 2.0 * (rows * (inputs * outputs + inputs * width + out * width)) as f64;
-        let bytes = self.bytes(rows * inputs + inputs * outputs + rows * outputs + rows * width);
         let at = format!("{rows}x{inputs} to {parts}x{out}, r {r}");
         let run = Box::new(|| self.backend.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y));
-        visit(Op { name: "lora_linear", at: at.clone(), flop, bytes, run })?;
+        visit(Ready { name: "lora_linear", at: at.clone(), run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, inputs])?, self.empty([rows, width])?);
         let (mut da, mut db) = (self.parameter([width, inputs], 0.0)?, self.parameter([parts, out, r], 0.0)?);
-        let flop = flop + 2.0 * (rows * (inputs + out) * width) as f64;
-        let bytes = bytes + self.bytes(rows * (inputs + outputs + width));
         let run = Box::new(|| {
             let (du, da, db) = (&mut du, &mut da, &mut db);
             self.backend.lora_linear_backward(&dy, &x, None, &u, &layer, lora, du, da, db, Some(&mut dx))
         });
-        visit(Op { name: "lora_linear_backward", at, flop, bytes, run })
+        visit(Ready { name: "lora_linear_backward", at, run })
     }
 
     /// `parts` layers whose adapters see what dropout leaves, which is drawn here too.
@@ -371,24 +367,20 @@ impl<B: Backend> Bench<'_, B> {
         let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
         let (x, mut seen) = (self.random([rows, d])?, self.empty([rows, d])?);
         let (mut y, mut u) = (self.empty([rows, outputs])?, self.empty([rows, width])?);
-        let flop = 2.0 * (rows * d * outputs + 2 * rows * d * width) as f64;
-        let bytes = self.bytes(3 * rows * d + d * outputs + rows * outputs + rows * width);
         let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
         let run = Box::new(|| {
             self.backend.dropout(&x, mask, &mut seen)?;
             self.backend.lora_linear(&x, Some(&seen), &layer, lora, None, &mut u, &mut y)
         });
-        visit(Op { name: "lora_linear, dropout", at: at.clone(), flop, bytes, run })?;
+        visit(Ready { name: "lora_linear, dropout", at: at.clone(), run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
         let (mut da, mut db) = (self.parameter([width, d], 0.0)?, self.parameter([parts, d, r], 0.0)?);
-        let flop = flop + 4.0 * (rows * d * width) as f64;
-        let bytes = bytes + self.bytes(rows * (outputs + width));
         let run = Box::new(|| {
             let (du, da, db, dx) = (&mut du, &mut da, &mut db, Some(&mut dx));
             self.backend.lora_linear_backward(&dy, &seen, Some(mask), &u, &layer, lora, du, da, db, dx)
         });
-        visit(Op { name: "lora_linear_backward, dropout", at, flop, bytes, run })
+        visit(Ready { name: "lora_linear_backward, dropout", at, run })
     }
 
     /// The forward pass as three products, which is how a framework does it.
@@ -399,14 +391,12 @@ impl<B: Backend> Bench<'_, B> {
         let up = Linear::<B> { bias: None, ..self.layer(width, parts * d)? };
         let (x, mut u) = (self.random([rows, d])?, self.empty([rows, width])?);
         let (mut y, mut sum) = (self.empty([rows, parts * d])?, self.empty([rows, parts * d])?);
-        let flop = 2.0 * (rows * d * parts * d + 2 * rows * d * width) as f64;
-        let bytes = self.bytes(rows * d + parts * d * d + rows * parts * d + rows * width);
         let at = format!("{rows}x{d} to {parts}x{d}, r {}", self.sizes.rank);
         let run = Box::new(|| {
             self.backend.linear(&x, &layer, None, &mut y)?;
             self.backend.linear(&x, &down, None, &mut u)?;
             self.backend.linear(&u, &up, Some(&y), &mut sum)
         });
-        visit(Op { name: "lora_linear, unfused", at, flop, bytes, run })
+        visit(Ready { name: "lora_linear, unfused", at, run })
     }
 }

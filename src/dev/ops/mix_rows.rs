@@ -107,11 +107,10 @@ impl<B: Backend> Bench<'_, B> {
     fn mix_rows(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
         let shape = [self.sizes.batch, self.sizes.features];
         let (mix, x, mut y) = (self.mix()?, self.parameter(shape, 1.0)?, self.parameter(shape, 0.0)?);
-        let bytes = 8.0 * (self.sizes.batch * self.sizes.features) as f64;
         let at = format!("{}x{}", shape[0], shape[1]);
         let run = Box::new(|| self.backend.mix_rows(&x, &mix, &mut y));
-        visit(Op { name: "mix_rows", at: at.clone(), flop: 0.0, bytes, run })?;
+        visit(Ready { name: "mix_rows", at: at.clone(), run })?;
         let run = Box::new(|| self.backend.mix_rows_backward(&x, &mix, &mut y));
-        visit(Op { name: "mix_rows_backward", at, flop: 0.0, bytes, run })
+        visit(Ready { name: "mix_rows_backward", at, run })
     }
 }

@@ -68,11 +68,10 @@ mod triplet;
 use crate::backend::cpu::Cpu;
 use crate::backend::prelude::*;
 use crate::backend::{self, Backend};
-use crate::dev::bench::Op;
 use crate::dev::check::difference::normal;
 use crate::dev::check::{Result, Row, relative_error};
 use crate::tensor::{DType, Shape, Tensor};
-use bench::{Bench, Visit};
+use bench::{Bench, Ready, Visit};
 use device::{Both, Checker, Pair, Scope, bound};
 use gradients::{F64, added, dot, random, row, tensor, values, zeros};
 

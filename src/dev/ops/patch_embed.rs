@@ -167,17 +167,15 @@ impl<B: Backend> Bench<'_, B> {
         let mut patches = self.empty([batch, count, inputs])?;
         let mut products = self.empty([batch, count, d])?;
         let mut x = self.empty([batch, count + 1, d])?;
-        let flop = 2.0 * (batch * count * inputs * d) as f64;
-        let bytes = (batch * side * side * 3) as f64 + self.bytes(d * inputs + batch * (count + 1) * d);
         let at = format!("{batch} of {side} px in patches of {patch}");
         let run = Box::new(|| {
             self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
         });
-        visit(Op { name: "patch_embed", at: at.clone(), flop, bytes, run })?;
+        visit(Ready { name: "patch_embed", at: at.clone(), run })?;
         let mix = self.mix()?;
         let run = Box::new(|| {
             self.backend.patch_embed(&pixels, Some(&mix), &embedding, &mut patches, &mut products, &mut x)
         });
-        visit(Op { name: "patch_embed, mixed", at, flop, bytes, run })
+        visit(Ready { name: "patch_embed, mixed", at, run })
     }
 }

@@ -154,14 +154,13 @@ impl<B: Backend> Bench<'_, B> {
             (self.parameter([1, PROMPTS, width], 0.02)?, self.parameter([1, PROMPTS, width], 0.0)?);
         let (x, mut y) =
             (self.random([batch, tokens, width])?, self.empty([batch, tokens + PROMPTS, width])?);
-        let bytes = self.bytes(batch * (2 * tokens + PROMPTS) * width);
         let at = format!("{batch}x{tokens}x{width} and {PROMPTS}");
         let run = Box::new(|| self.backend.insert_prompts(&x, &prompts, 0, &mut y));
-        visit(Op { name: "insert_prompts", at: at.clone(), flop: 0.0, bytes, run })?;
+        visit(Ready { name: "insert_prompts", at: at.clone(), run })?;
         let (dy, mut dx) =
             (self.random([batch, tokens + PROMPTS, width])?, self.empty([batch, tokens, width])?);
         let run = Box::new(|| self.backend.insert_prompts_backward(&dy, 0, &mut d_prompts, Some(&mut dx)));
-        visit(Op { name: "insert_prompts_backward", at, flop: 0.0, bytes, run })
+        visit(Ready { name: "insert_prompts_backward", at, run })
     }
 
     fn replace_prompts(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
@@ -169,12 +168,11 @@ impl<B: Backend> Bench<'_, B> {
         let (prompts, mut d_prompts) =
             (self.parameter([1, PROMPTS, width], 0.02)?, self.parameter([1, PROMPTS, width], 0.0)?);
         let mut x = self.random([batch, tokens + PROMPTS, width])?;
-        let bytes = self.bytes(batch * PROMPTS * width);
         let at = format!("{batch}x{}x{width}, {PROMPTS} of them", tokens + PROMPTS);
         let run = Box::new(|| self.backend.replace_prompts(&prompts, 0, &mut x));
-        visit(Op { name: "replace_prompts", at: at.clone(), flop: 0.0, bytes, run })?;
+        visit(Ready { name: "replace_prompts", at: at.clone(), run })?;
         let mut d = self.random([batch, tokens + PROMPTS, width])?;
         let run = Box::new(|| self.backend.replace_prompts_backward(&mut d, 0, &mut d_prompts));
-        visit(Op { name: "replace_prompts_backward", at, flop: 0.0, bytes: 2.0 * bytes, run })
+        visit(Ready { name: "replace_prompts_backward", at, run })
     }
 }

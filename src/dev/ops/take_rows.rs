@@ -61,9 +61,9 @@ impl<B: Backend> Bench<'_, B> {
         let rows = self.backend.upload(last.view(), DType::U32)?;
         let at = format!("{batch} of {tokens}x{d}");
         let run = Box::new(|| self.backend.take_rows(&x, &rows, &mut y));
-        visit(Op { name: "take_rows", at: at.clone(), flop: 0.0, bytes: self.bytes(2 * batch * d), run })?;
+        visit(Ready { name: "take_rows", at: at.clone(), run })?;
         let (dy, mut dx) = (self.random([batch, 1, d])?, self.random([batch, tokens, d])?);
         let run = Box::new(|| self.backend.take_rows_backward(&dy, &rows, &mut dx));
-        visit(Op { name: "take_rows_backward", at, flop: 0.0, bytes: self.bytes(3 * batch * d), run })
+        visit(Ready { name: "take_rows_backward", at, run })
     }
 }

@@ -174,12 +174,11 @@ impl<B: Backend> Bench<'_, B> {
         let labels = self.backend.upload(Tensor::from_slice([n], &labels)?.view(), DType::U32)?;
         let mut pairs = self.backend.zeros([n, 2], DType::U32)?;
         let (mut distances, mut stats) = (self.parameter([n, 2], 0.0)?, self.parameter([Stat::COUNT], 0.0)?);
-        let (flop, bytes) = (3.0 * (n * n * e) as f64, 4.0 * (n * e) as f64);
         let at = format!("{n}x{e}");
         let run = Box::new(|| self.backend.triplet(&f, &labels, 1.0, &mut pairs, &mut distances, &mut stats));
-        visit(Op { name: "triplet", at: at.clone(), flop, bytes, run })?;
+        visit(Ready { name: "triplet", at: at.clone(), run })?;
         let mut df = self.parameter([n, e], 0.0)?;
         let run = Box::new(|| self.backend.triplet_backward(&f, &pairs, &distances, 0.3, None, &mut df));
-        visit(Op { name: "triplet_backward", at, flop: 12.0 * (n * e) as f64, bytes: 3.0 * bytes, run })
+        visit(Ready { name: "triplet_backward", at, run })
     }
 }
