@@ -298,7 +298,7 @@ def lists():
 # ---- image caches
 
 
-def cache_file(header, pixels, pixel_bytes=None, header_bytes=None, version=2):
+def cache_file(header, pixels, pixel_bytes=None, header_bytes=None, version=3):
     text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
     pixel_bytes = len(pixels) if pixel_bytes is None else pixel_bytes
     header_bytes = len(text) if header_bytes is None else header_bytes

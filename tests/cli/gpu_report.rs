@@ -119,9 +119,9 @@ fn the_first_call_runs_everything_and_leaves_three_files() {
     let (code, steps) = place.run(&["first"], &[]);
     let bad: Vec<_> = steps.iter().filter(|(_, status)| status != "ok").collect();
     assert!(code == 0 && bad.is_empty(), "{code}: {bad:?}");
-    // Two of doctor; three to compile, 16 groups in three types and one whole; three of bench; six of demo; three of
+    // Two of doctor; three to compile, all groups in three types and one whole; three of bench; six of demo; three of
     // the sanitizer.
-    assert_eq!(steps.len(), 2 + 3 + 48 + 1 + 3 + 6 + 3, "{steps:?}");
+    assert_eq!(steps.len(), 2 + 3 + 3 * Group::ALL.len() + 1 + 3 + 6 + 3, "{steps:?}");
     let results: Value =
         serde_json::from_slice(&std::fs::read(place.out().join("results.json")).unwrap()).unwrap();
     for name in ["bench_step_32", "bench_step_256", "bench_ops", "check_f16"] {

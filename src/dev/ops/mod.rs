@@ -168,7 +168,7 @@ operations! {
 
 impl Group {
     /// All operations but attention and linear layers.
-    pub const SMALL: &[Group] = Group::ALL.split_at(15).0;
+    pub const SMALL: &[Group] = Group::ALL.split_at(Group::Attention as usize).0;
 
     /// Linear layers.
     pub const LINEAR: &[Group] = &[Group::Linear, Group::LoraLinear, Group::LoraFold, Group::LoraGradients];
