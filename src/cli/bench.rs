@@ -344,7 +344,7 @@ fn report_ops(
 /// A row for each operation of the groups that are asked for.
 fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &mut OpRows) -> Result<()> {
     let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    for group in ops::benches().filter(|name| wanted(name)) {
+    for group in ops::benches().filter(&wanted) {
         let measured = on_device!(device, backend => {
             ops::group(backend, sizes, group, &mut |op| rows.time(backend, op, "", reps))
         });
