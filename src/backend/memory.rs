@@ -45,6 +45,20 @@ pub struct DeviceMemory {
     pub allocated: usize,
 }
 
+/// A device that is handed arguments which were checked: an operation's own method makes one, and nobody outside of this
+/// crate, so that a device's form of the operation may rely on the check.
+pub struct Checked<'a, B>(pub(super) &'a B);
+
+impl<B> std::ops::Deref for Checked<'_, B> {
+    type Target = B;
+
+    fn deref(&self) -> &B {
+        self.0
+    }
+}
+
+copyable!(Memory: Checked);
+
 /// A device with memory, to which operations are given in order.
 pub trait Memory: Clone + Send + Sync + 'static {
     /// Memory on this device, given back when dropped.
@@ -150,12 +164,12 @@ pub trait Memory: Clone + Send + Sync + 'static {
         rows: usize,
     ) -> Result<()> {
         let [from, to, bytes] = copied_bytes((x, from), (&*y, to), rows)?;
-        self.copy_bytes(x, from, y, to, bytes)
+        Self::copy_bytes(Checked(self), x, from, y, to, bytes)
     }
 
     /// Copies `count` bytes of x, from the byte `from` on, to the byte `to` of y; they are there.
     fn copy_bytes(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         from: usize,
         y: &mut Self::Tensor,

@@ -4,6 +4,20 @@
 //! [`ops`]. The CPU form of an operation ([`cpu`]) is its definition: plain loops and products in f32, or f64 for the
 //! gradient checks.
 
+/// `Copy` for what borrows tensors: derived, it would ask for a backend that is `Copy`.
+macro_rules! copyable {
+    ($bound:ident: $($name:ident),*) => { $(
+        impl<B: $bound> Clone for $name<'_, B> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+
+        impl<B: $bound> Copy for $name<'_, B> {}
+    )* };
+}
+pub(crate) use copyable;
+
 pub mod cpu;
 pub mod cuda;
 mod error;
@@ -13,7 +27,7 @@ pub mod tally;
 
 use crate::tensor::Shape;
 pub use error::{BackendError, Result};
-pub use memory::{DeviceMemory, DeviceTensor, Memory};
+pub use memory::{Checked, DeviceMemory, DeviceTensor, Memory};
 pub use ops::*;
 
 /// What there is to a list of operations.
@@ -52,20 +66,6 @@ operations! {
     TakeRowsOp
     TripletOp
 }
-
-/// `Copy` for what borrows tensors: derived, it would ask for a backend that is `Copy`.
-macro_rules! copyable {
-    ($bound:ident: $($name:ident),*) => { $(
-        impl<B: $bound> Clone for $name<'_, B> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-
-        impl<B: $bound> Copy for $name<'_, B> {}
-    )* };
-}
-pub(crate) use copyable;
 
 /// Checks that a tensor holds `rows`·`columns` elements in rows of `columns`, whatever its leading
 /// dimensions are.

@@ -185,8 +185,15 @@ impl Memory for Tally {
         Ok(())
     }
 
-    fn copy_bytes(&self, _x: &Blank, _from: usize, _y: &mut Blank, _to: usize, count: usize) -> Result<()> {
-        self.add(0, 2 * count)
+    fn copy_bytes(
+        device: Checked<'_, Self>,
+        _x: &Blank,
+        _from: usize,
+        _y: &mut Blank,
+        _to: usize,
+        count: usize,
+    ) -> Result<()> {
+        device.add(0, 2 * count)
     }
 
     fn clear(&self, x: &mut Blank) -> Result<()> {
@@ -195,50 +202,67 @@ impl Memory for Tally {
 }
 
 impl AccumulateOp for Tally {
-    fn accumulate_checked(&self, pairs: &mut [(&Blank, &mut Blank)], first: bool) -> Result<()> {
+    fn accumulate_checked(
+        device: Checked<'_, Self>,
+        pairs: &mut [(&Blank, &mut Blank)],
+        first: bool,
+    ) -> Result<()> {
         let passes = if first { 2 } else { 3 };
-        self.add(0, pairs.iter().map(|(gradient, _)| passes * gradient.bytes()).sum())
+        device.add(0, pairs.iter().map(|(gradient, _)| passes * gradient.bytes()).sum())
     }
 }
 
 impl ActivationOp for Tally {
-    fn activation_checked(&self, _kind: Activation, z: &Blank, _g: &mut Blank) -> Result<()> {
-        self.add(0, 2 * z.bytes())
+    fn activation_checked(
+        device: Checked<'_, Self>,
+        _kind: Activation,
+        z: &Blank,
+        _g: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, 2 * z.bytes())
     }
 
-    fn activation_backward_checked(&self, _kind: Activation, z: &Blank, _d: &mut Blank) -> Result<()> {
-        self.add(0, 3 * z.bytes())
+    fn activation_backward_checked(
+        device: Checked<'_, Self>,
+        _kind: Activation,
+        z: &Blank,
+        _d: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, 3 * z.bytes())
     }
 }
 
 impl AdamwOp for Tally {
     fn adamw_checked(
-        &self,
+        device: Checked<'_, Self>,
         tensors: &mut [AdamwTensor<'_, Self>],
         _step: AdamwStep<'_, Self>,
         _stats: &mut Blank,
     ) -> Result<()> {
         // The value and both moments are read and written, the gradient is read.
-        self.add(0, tensors.iter().map(|tensor| 7 * tensor.value.bytes()).sum())
+        device.add(0, tensors.iter().map(|tensor| 7 * tensor.value.bytes()).sum())
     }
 }
 
 impl AttentionOp for Tally {
     fn attention_checked(
-        &self,
+        device: Checked<'_, Self>,
         input: AttentionInput<'_, Self>,
         e: AttentionExtents,
         saved: &mut Blank,
         o: &mut Blank,
     ) -> Result<()> {
         let scores = product(e.batch * e.queries, e.width, e.keys);
-        self.add(2 * scores, input_bytes(&input) + saved.bytes() + o.bytes())
+        device.add(2 * scores, input_bytes(&input) + saved.bytes() + o.bytes())
     }
 
-    fn attention_backward_checked(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
+    fn attention_backward_checked(
+        device: Checked<'_, Self>,
+        args: AttentionBackward<'_, Self>,
+    ) -> Result<()> {
         let AttentionBackward { d_o, o, input, saved, extents: e, .. } = args;
         let scores = product(e.batch * e.queries, e.width, e.keys);
-        self.add(4 * scores, 2 * input_bytes(&input) + bytes([d_o, o, saved]))
+        device.add(4 * scores, 2 * input_bytes(&input) + bytes([d_o, o, saved]))
     }
 
     fn attention_saved(&self, batch: usize, heads: usize, queries: usize, keys: usize) -> Shape {
@@ -254,36 +278,51 @@ fn input_bytes(input: &AttentionInput<'_, Tally>) -> usize {
 }
 
 impl ClassFeaturesOp for Tally {
-    fn class_features_checked(&self, f: &Blank, t: &mut Blank, norms: &mut Blank) -> Result<()> {
-        self.add(0, bytes([f, t, norms]))
+    fn class_features_checked(
+        device: Checked<'_, Self>,
+        f: &Blank,
+        t: &mut Blank,
+        norms: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, bytes([f, t, norms]))
     }
 
     fn class_features_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dt: &Blank,
         t: &Blank,
         norms: &Blank,
         df: &mut Blank,
     ) -> Result<()> {
-        self.add(0, bytes([dt, t, norms, df]))
+        device.add(0, bytes([dt, t, norms, df]))
     }
 }
 
 impl CropResizeOp for Tally {
-    fn crop_resize_checked(&self, images: &Blank, crops: &Blank, y: &mut Blank) -> Result<()> {
-        self.add(0, bytes([images, crops, y]))
+    fn crop_resize_checked(
+        device: Checked<'_, Self>,
+        images: &Blank,
+        crops: &Blank,
+        y: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, bytes([images, crops, y]))
     }
 }
 
 impl DropoutOp for Tally {
-    fn dropout_checked(&self, x: &Blank, _dropout: Dropout<'_, Self>, y: &mut Blank) -> Result<()> {
-        self.add(0, bytes([x, y]))
+    fn dropout_checked(
+        device: Checked<'_, Self>,
+        x: &Blank,
+        _dropout: Dropout<'_, Self>,
+        y: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, bytes([x, y]))
     }
 }
 
 impl HeadLossOp for Tally {
     fn head_loss_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Blank,
         classifier: Classifier<'_, Self>,
         targets: Targets<'_, Self>,
@@ -294,10 +333,10 @@ impl HeadLossOp for Tally {
         let ((batch, width), classes) = (f.shape.matrix(), head.shape.columns());
         let parameters = bytes([classifier.weight, classifier.bias, classifier.text]);
         let moved = bytes([f, targets.labels, head, text]);
-        self.add(2 * product(batch, width, classes), parameters + moved)
+        device.add(2 * product(batch, width, classes), parameters + moved)
     }
 
-    fn head_loss_backward_checked(&self, args: HeadLossBackward<'_, Self>) -> Result<()> {
+    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Self>) -> Result<()> {
         let HeadLossBackward { extents: HeadExtents { batch, classes, width }, weights, .. } = args;
         let of_text = args.d_text.is_some() || (args.df.is_some() && weights.text != 0.0);
         let of_df = args.df.as_ref().map_or(0, |_| if weights.text != 0.0 { 2 } else { 1 });
@@ -306,33 +345,39 @@ impl HeadLossOp for Tally {
         let written = args.df.map_or(0, |df| df.bytes()) + args.d_text.map_or(0, |d_text| d_text.bytes());
         let read = args.f.bytes() + of_df * args.classifier.weight.bytes();
         let moved = logits + read + written + args.d_weight.bytes() + args.d_bias.bytes();
-        self.add(products * product(batch, width, classes), moved)
+        device.add(products * product(batch, width, classes), moved)
     }
 }
 
 impl L2NormOp for Tally {
-    fn l2_norm_checked(&self, x: &Blank, f: &mut Blank, norms: &mut Blank) -> Result<()> {
-        self.add(0, bytes([x, f, norms]))
+    fn l2_norm_checked(device: Checked<'_, Self>, x: &Blank, f: &mut Blank, norms: &mut Blank) -> Result<()> {
+        device.add(0, bytes([x, f, norms]))
     }
 
-    fn l2_norm_backward_checked(&self, df: &Blank, f: &Blank, norms: &Blank, dx: &mut Blank) -> Result<()> {
-        self.add(0, bytes([df, f, norms, dx]))
+    fn l2_norm_backward_checked(
+        device: Checked<'_, Self>,
+        df: &Blank,
+        f: &Blank,
+        norms: &Blank,
+        dx: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, bytes([df, f, norms, dx]))
     }
 }
 
 impl LayerNormOp for Tally {
     fn layer_norm_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Blank,
         norm: &LayerNorm<Self>,
         y: &mut Blank,
         stats: &mut Blank,
     ) -> Result<()> {
-        self.add(0, bytes([x, y, stats, &norm.weight, &norm.bias]))
+        device.add(0, bytes([x, y, stats, &norm.weight, &norm.bias]))
     }
 
     fn layer_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Blank,
         x: &Blank,
         norm: &LayerNorm<Self>,
@@ -341,13 +386,13 @@ impl LayerNormOp for Tally {
         dx: &mut Blank,
     ) -> Result<()> {
         let before = if matches!(to, AddTo::Nothing) { 0 } else { dx.bytes() };
-        self.add(0, bytes([dy, x, dx, stats, &norm.weight]) + before)
+        device.add(0, bytes([dy, x, dx, stats, &norm.weight]) + before)
     }
 }
 
 impl LinearOp for Tally {
     fn linear_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Blank,
         layer: &Linear<Self>,
         residual: Option<&Blank>,
@@ -355,57 +400,68 @@ impl LinearOp for Tally {
     ) -> Result<()> {
         let ((rows, inputs), outputs) = (x.shape.matrix(), y.shape.columns());
         let added = layer.bias.as_ref().map_or(0, Blank::bytes) + residual.map_or(0, Blank::bytes);
-        self.add(product(rows, inputs, outputs), bytes([x, &layer.weight, y]) + added)
+        device.add(product(rows, inputs, outputs), bytes([x, &layer.weight, y]) + added)
     }
 
-    fn linear_backward_checked(&self, dy: &Blank, layer: &Linear<Self>, dx: &mut Blank) -> Result<()> {
+    fn linear_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &Blank,
+        layer: &Linear<Self>,
+        dx: &mut Blank,
+    ) -> Result<()> {
         let ((rows, outputs), inputs) = (dy.shape.matrix(), dx.shape.columns());
-        self.add(product(rows, outputs, inputs), bytes([dy, &layer.weight, dx]))
+        device.add(product(rows, outputs, inputs), bytes([dy, &layer.weight, dx]))
     }
 }
 
 impl LoraFoldOp for Tally {
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+    fn lora_fold_checked(device: Checked<'_, Self>, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
         for LoraFold { weight, lora, .. } in layers {
             let (width, outputs) = low_rank(*lora);
             let inputs = lora.a.shape().columns();
-            self.add(product(outputs, width, inputs), 2 * weight.bytes() + bytes([lora.a, lora.b]))?;
+            device.add(product(outputs, width, inputs), 2 * weight.bytes() + bytes([lora.a, lora.b]))?;
         }
         Ok(())
     }
 }
 
 impl LoraGradientsOp for Tally {
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+    fn lora_gradients_checked(
+        device: Checked<'_, Self>,
+        layers: &mut [LoraGradients<'_, Self>],
+    ) -> Result<()> {
         for LoraGradients { x, dy, lora, .. } in layers {
             let ((rows, inputs), (width, outputs)) = (x.shape.matrix(), low_rank(*lora));
             let (of_a, of_b) = (product(rows, inputs, width), product(rows, outputs, width));
-            self.add(2 * (of_a + of_b), bytes([x, dy]) + 2 * bytes([lora.a, lora.b]))?;
+            device.add(2 * (of_a + of_b), bytes([x, dy]) + 2 * bytes([lora.a, lora.b]))?;
         }
         Ok(())
     }
 }
 
 impl LoraLinearOp for Tally {
-    fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()> {
+    fn lora_linear_checked(device: Checked<'_, Self>, args: LoraLinear<'_, Self>) -> Result<()> {
         let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
         let ((rows, inputs), (width, outputs)) = (x.shape.matrix(), low_rank(lora));
-        self.linear_checked(x, layer, residual, y)?;
+        Self::linear_checked(device, x, layer, residual, y)?;
         let beside = bytes([lora.a, lora.b, u]) + seen.map_or(0, Blank::bytes);
-        self.add(product(rows, inputs, width) + product(rows, width, outputs), beside)
+        device.add(product(rows, inputs, width) + product(rows, width, outputs), beside)
     }
 
-    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()> {
+    fn lora_linear_backward_checked(
+        device: Checked<'_, Self>,
+        args: LoraLinearBackward<'_, Self>,
+    ) -> Result<()> {
         let LoraLinearBackward { dy, x, u, layer, lora, du, dx, .. } = args;
         let ((rows, inputs), (width, outputs)) = (x.shape.matrix(), low_rank(lora));
         let (of_a, of_b) = (product(rows, inputs, width), product(rows, outputs, width));
         let beside = bytes([x, u, du]) + 2 * bytes([lora.a, lora.b]);
         match dx {
             Some(dx) => {
-                self.linear_backward_checked(dy, layer, dx)?;
-                self.add(2 * (of_a + of_b), beside)
+                Self::linear_backward_checked(device, dy, layer, dx)?;
+                device.add(2 * (of_a + of_b), beside)
             }
-            None => self.add(of_a + 2 * of_b, beside + dy.bytes()),
+            None => device.add(of_a + 2 * of_b, beside + dy.bytes()),
         }
     }
 
@@ -415,57 +471,67 @@ impl LoraLinearOp for Tally {
 }
 
 impl MixRowsOp for Tally {
-    fn mix_rows_checked(&self, x: &Blank, _mix: &Mix<Self>, y: &mut Blank) -> Result<()> {
-        self.add(0, bytes([x, y]))
+    fn mix_rows_checked(device: Checked<'_, Self>, x: &Blank, _mix: &Mix<Self>, y: &mut Blank) -> Result<()> {
+        device.add(0, bytes([x, y]))
     }
 
-    fn mix_rows_backward_checked(&self, dy: &Blank, _mix: &Mix<Self>, dx: &mut Blank) -> Result<()> {
-        self.add(0, bytes([dy, dx]))
+    fn mix_rows_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &Blank,
+        _mix: &Mix<Self>,
+        dx: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, bytes([dy, dx]))
     }
 }
 
 impl PatchEmbedOp for Tally {
-    fn patch_embed_checked(&self, args: PatchEmbed<'_, Self>) -> Result<()> {
+    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()> {
         let PatchEmbed { grid, pixels, embedding, x, .. } = args;
         let flop = product(grid.batch * grid.patches(), grid.inputs(), x.shape.columns());
         let weights = bytes([&embedding.projection.weight, &embedding.class, &embedding.position]);
-        self.add(flop, bytes([pixels, x]) + weights)
+        device.add(flop, bytes([pixels, x]) + weights)
     }
 }
 
 impl PromptsOp for Tally {
     fn insert_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Blank,
         prompts: &Blank,
         e: PromptExtents,
         y: &mut Blank,
     ) -> Result<()> {
-        self.add(0, bytes([x, y]) + of_layer(prompts, e))
+        device.add(0, bytes([x, y]) + of_layer(prompts, e))
     }
 
     fn insert_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Blank,
         e: PromptExtents,
         d_prompts: &mut Blank,
         dx: Option<&mut Blank>,
     ) -> Result<()> {
         let read = if dx.is_some() { dy.bytes() } else { in_sequences(dy, e) };
-        self.add(0, read + 2 * of_layer(d_prompts, e) + dx.map_or(0, |dx| dx.bytes()))
+        device.add(0, read + 2 * of_layer(d_prompts, e) + dx.map_or(0, |dx| dx.bytes()))
     }
 
-    fn replace_prompts_checked(&self, prompts: &Blank, e: PromptExtents, x: &mut Blank) -> Result<()> {
-        self.add(0, of_layer(prompts, e) + in_sequences(x, e))
+    fn replace_prompts_checked(
+        device: Checked<'_, Self>,
+        prompts: &Blank,
+        e: PromptExtents,
+        x: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, of_layer(prompts, e) + in_sequences(x, e))
     }
 
     fn replace_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         d: &mut Blank,
         e: PromptExtents,
         d_prompts: &mut Blank,
     ) -> Result<()> {
-        self.add(0, 2 * (of_layer(d_prompts, e) + in_sequences(d, e)))
+        device.add(0, 2 * (of_layer(d_prompts, e) + in_sequences(d, e)))
     }
 }
 
@@ -480,18 +546,23 @@ fn in_sequences(x: &Blank, e: PromptExtents) -> usize {
 }
 
 impl TakeRowsOp for Tally {
-    fn take_rows_checked(&self, _x: &Blank, rows: &Blank, y: &mut Blank) -> Result<()> {
-        self.add(0, rows.bytes() + 2 * y.bytes())
+    fn take_rows_checked(device: Checked<'_, Self>, _x: &Blank, rows: &Blank, y: &mut Blank) -> Result<()> {
+        device.add(0, rows.bytes() + 2 * y.bytes())
     }
 
-    fn take_rows_backward_checked(&self, dy: &Blank, rows: &Blank, _dx: &mut Blank) -> Result<()> {
-        self.add(0, rows.bytes() + 3 * dy.bytes())
+    fn take_rows_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &Blank,
+        rows: &Blank,
+        _dx: &mut Blank,
+    ) -> Result<()> {
+        device.add(0, rows.bytes() + 3 * dy.bytes())
     }
 }
 
 impl TripletOp for Tally {
     fn triplet_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Blank,
         labels: &Blank,
         _margin: f64,
@@ -500,11 +571,11 @@ impl TripletOp for Tally {
         _stats: &mut Blank,
     ) -> Result<()> {
         let (batch, width) = f.shape.matrix();
-        self.add(3 * batch * batch * width, bytes([f, labels, pairs, distances]))
+        device.add(3 * batch * batch * width, bytes([f, labels, pairs, distances]))
     }
 
     fn triplet_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Blank,
         pairs: &Blank,
         distances: &Blank,
@@ -512,6 +583,6 @@ impl TripletOp for Tally {
         _control: Option<&Blank>,
         df: &mut Blank,
     ) -> Result<()> {
-        self.add(12 * f.shape.elements(), bytes([f, pairs, distances]) + 2 * df.bytes())
+        device.add(12 * f.shape.elements(), bytes([f, pairs, distances]) + 2 * df.bytes())
     }
 }

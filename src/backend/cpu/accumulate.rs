@@ -4,7 +4,11 @@ use super::real::{Real, vectors};
 use super::*;
 
 impl<T: Real> AccumulateOp for Cpu<T> {
-    fn accumulate_checked(&self, pairs: &mut [(&Tensor, &mut Tensor)], first: bool) -> Result<()> {
+    fn accumulate_checked(
+        _device: Checked<'_, Self>,
+        pairs: &mut [(&Tensor, &mut Tensor)],
+        first: bool,
+    ) -> Result<()> {
         for (gradient, sum) in pairs {
             let (gradient, sum) = (gradient.typed::<T>()?, sum.typed_mut::<T>()?);
             if first {

@@ -12,12 +12,22 @@ const BLOCK: usize = 16 * 1024;
 const QUICK: f64 = 1.702;
 
 impl<T: Real> ActivationOp for Cpu<T> {
-    fn activation_checked(&self, kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
-        in_type!(self, activation<>(kind, z, g))
+    fn activation_checked(
+        device: Checked<'_, Self>,
+        kind: Activation,
+        z: &Tensor,
+        g: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(device, activation<>(kind, z, g))
     }
 
-    fn activation_backward_checked(&self, kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
-        in_type!(self, activation_backward<>(kind, z, d))
+    fn activation_backward_checked(
+        device: Checked<'_, Self>,
+        kind: Activation,
+        z: &Tensor,
+        d: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(device, activation_backward<>(kind, z, d))
     }
 }
 

@@ -10,7 +10,7 @@ const BLOCK: usize = 16 * 1024;
 
 impl<T: Real> AdamwOp for Cpu<T> {
     fn adamw_checked(
-        &self,
+        _device: Checked<'_, Self>,
         tensors: &mut [AdamwTensor<'_, Self>],
         step: AdamwStep<'_, Self>,
         stats: &mut Tensor,

@@ -60,20 +60,23 @@ impl<'a, T: Real> Image<'a, T> {
 
 impl<T: Real> AttentionOp for Cpu<T> {
     fn attention_checked(
-        &self,
+        device: Checked<'_, Self>,
         input: AttentionInput<'_, Self>,
         e: AttentionExtents,
         saved: &mut Tensor,
         o: &mut Tensor,
     ) -> Result<()> {
-        match self.bf16 {
+        match device.bf16 {
             None => attention::<T, Self>(input, e, saved, o),
             Some(isa) => bf16::attention::attention(isa, input, e, saved, o),
         }
     }
 
-    fn attention_backward_checked(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
-        match self.bf16 {
+    fn attention_backward_checked(
+        device: Checked<'_, Self>,
+        args: AttentionBackward<'_, Self>,
+    ) -> Result<()> {
+        match device.bf16 {
             None => attention_backward::<T, Self>(args),
             Some(isa) => bf16::attention::attention_backward(isa, args),
         }

@@ -4,7 +4,12 @@ use super::real::{Real, sum_of};
 use super::*;
 
 impl<T: Real> ClassFeaturesOp for Cpu<T> {
-    fn class_features_checked(&self, f: &Tensor, t: &mut Tensor, norms: &mut Tensor) -> Result<()> {
+    fn class_features_checked(
+        _device: Checked<'_, Self>,
+        f: &Tensor,
+        t: &mut Tensor,
+        norms: &mut Tensor,
+    ) -> Result<()> {
         let prompts = f.shape().rows() / t.shape().rows();
         let e = t.shape().columns();
         let classes = t.typed_mut::<T>()?.chunks_exact_mut(e).zip(f.typed::<T>()?.chunks_exact(prompts * e));
@@ -21,7 +26,7 @@ impl<T: Real> ClassFeaturesOp for Cpu<T> {
     }
 
     fn class_features_backward_checked(
-        &self,
+        _device: Checked<'_, Self>,
         dt: &Tensor,
         t: &Tensor,
         norms: &Tensor,

@@ -65,7 +65,12 @@ fn bicubic(x: f32) -> f32 {
 }
 
 impl<T: Real> CropResizeOp for Cpu<T> {
-    fn crop_resize_checked(&self, images: &Tensor, crops: &Tensor, y: &mut Tensor) -> Result<()> {
+    fn crop_resize_checked(
+        _device: Checked<'_, Self>,
+        images: &Tensor,
+        crops: &Tensor,
+        y: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "crop_resize";
         let invalid = |problem: String| BackendError::Invalid { op: OP, problem };
         let (height, width, side) = (images.shape().dims()[1], images.shape().dims()[2], y.shape().dims()[1]);

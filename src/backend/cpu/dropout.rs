@@ -9,8 +9,13 @@ use rayon::prelude::*;
 const BLOCK: usize = 16 * 1024;
 
 impl<T: Real> DropoutOp for Cpu<T> {
-    fn dropout_checked(&self, x: &Tensor, dropout: Dropout<'_, Self>, y: &mut Tensor) -> Result<()> {
-        in_type!(self, apply<Self>(x, dropout, y))
+    fn dropout_checked(
+        device: Checked<'_, Self>,
+        x: &Tensor,
+        dropout: Dropout<'_, Self>,
+        y: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(device, apply<Self>(x, dropout, y))
     }
 }
 

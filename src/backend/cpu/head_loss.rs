@@ -67,7 +67,7 @@ impl<'a, T: Real> Counts<'a, T> {
 
 impl<T: Real> HeadLossOp for Cpu<T> {
     fn head_loss_checked(
-        &self,
+        _device: Checked<'_, Self>,
         f: &Tensor,
         classifier: Classifier<'_, Self>,
         targets: Targets<'_, Self>,
@@ -104,7 +104,10 @@ impl<T: Real> HeadLossOp for Cpu<T> {
         Ok(())
     }
 
-    fn head_loss_backward_checked(&self, args: HeadLossBackward<'_, Self>) -> Result<()> {
+    fn head_loss_backward_checked(
+        _device: Checked<'_, Self>,
+        args: HeadLossBackward<'_, Self>,
+    ) -> Result<()> {
         let HeadLossBackward { extents: HeadExtents { batch, classes, width }, f, classifier, .. } = args;
         let HeadLossBackward { targets, weights, control, head, text, d_weight, d_bias, df, d_text, .. } =
             args;

@@ -5,18 +5,23 @@ use super::real::{Real, sum_of};
 use super::*;
 
 impl<T: Real> L2NormOp for Cpu<T> {
-    fn l2_norm_checked(&self, x: &Tensor, f: &mut Tensor, norms: &mut Tensor) -> Result<()> {
-        in_type!(self, l2_norm<>(x, f, norms))
+    fn l2_norm_checked(
+        device: Checked<'_, Self>,
+        x: &Tensor,
+        f: &mut Tensor,
+        norms: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(device, l2_norm<>(x, f, norms))
     }
 
     fn l2_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         df: &Tensor,
         f: &Tensor,
         norms: &Tensor,
         dx: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, l2_norm_backward<>(df, f, norms, dx))
+        in_type!(device, l2_norm_backward<>(df, f, norms, dx))
     }
 }
 

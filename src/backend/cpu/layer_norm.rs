@@ -10,17 +10,17 @@ const ROWS: usize = 32;
 
 impl<T: Real> LayerNormOp for Cpu<T> {
     fn layer_norm_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Tensor,
         norm: &LayerNorm<Self>,
         y: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, layer_norm<Self>(x, norm, y, stats))
+        in_type!(device, layer_norm<Self>(x, norm, y, stats))
     }
 
     fn layer_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Tensor,
         x: &Tensor,
         norm: &LayerNorm<Self>,
@@ -28,7 +28,7 @@ impl<T: Real> LayerNormOp for Cpu<T> {
         to: AddTo<'_, Tensor>,
         dx: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
+        in_type!(device, layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
     }
 }
 

@@ -7,22 +7,27 @@ use rayon::prelude::*;
 
 impl<T: Real> LinearOp for Cpu<T> {
     fn linear_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Tensor,
         layer: &Linear<Self>,
         residual: Option<&Tensor>,
         y: &mut Tensor,
     ) -> Result<()> {
         let bias = layer.bias.as_ref();
-        match (self.bf16, &layer.weight.0) {
+        match (device.bf16, &layer.weight.0) {
             (None, Layout::Real(weight)) => linear::<T>(x, weight, bias, residual, y),
             (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear(isa, x, weight, bias, residual, y),
             _ => Err(foreign("linear")),
         }
     }
 
-    fn linear_backward_checked(&self, dy: &Tensor, layer: &Linear<Self>, dx: &mut Tensor) -> Result<()> {
-        match (self.bf16, &layer.weight.0) {
+    fn linear_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &Tensor,
+        layer: &Linear<Self>,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        match (device.bf16, &layer.weight.0) {
             (None, Layout::Real(weight)) => linear_backward::<T>(dy, weight, dx),
             (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear_backward(isa, dy, weight, dx),
             _ => Err(foreign("linear_backward")),
@@ -30,33 +35,33 @@ impl<T: Real> LinearOp for Cpu<T> {
     }
 
     fn linear_activation_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Tensor,
         layer: &Linear<Self>,
         kind: Activation,
         z: &mut Tensor,
         g: &mut Tensor,
     ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
+        if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
             return bf16::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g);
         }
-        self.linear(x, layer, None, z)?;
-        self.activation(kind, z, g)
+        device.linear(x, layer, None, z)?;
+        device.activation(kind, z, g)
     }
 
     fn linear_activation_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Tensor,
         layer: &Linear<Self>,
         kind: Activation,
         z: &Tensor,
         dz: &mut Tensor,
     ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (self.bf16, &layer.weight.0) {
+        if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
             return bf16::linear::linear_activation_backward(isa, dy, weight, kind, z, dz);
         }
-        self.linear_backward(dy, layer, dz)?;
-        self.activation_backward(kind, z, dz)
+        device.linear_backward(dy, layer, dz)?;
+        device.activation_backward(kind, z, dz)
     }
 }
 

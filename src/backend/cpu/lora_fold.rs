@@ -7,7 +7,7 @@ use super::real::Real;
 use super::*;
 
 impl<T: Real> LoraFoldOp for Cpu<T> {
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
+    fn lora_fold_checked(_device: Checked<'_, Self>, layers: &mut [LoraFold<'_, Self>]) -> Result<()> {
         let mut layers = layers.iter_mut();
         layers.try_for_each(|layer| match (&layer.weight.0, &mut layer.folded.0) {
             (Layout::Real(weight), Layout::Real(folded)) => lora_fold::<T, Self>(weight, layer.lora, folded),

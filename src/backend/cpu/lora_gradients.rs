@@ -6,7 +6,10 @@ use super::real::Real;
 use super::*;
 
 impl<T: Real> LoraGradientsOp for Cpu<T> {
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()> {
+    fn lora_gradients_checked(
+        _device: Checked<'_, Self>,
+        layers: &mut [LoraGradients<'_, Self>],
+    ) -> Result<()> {
         layers.iter_mut().try_for_each(|layer| {
             // Of bf16 too.
             let [x, dy] = [layer.x, layer.dy].map(|tensor| tensor.view().to_tensor(T::DTYPE));

@@ -70,16 +70,19 @@ impl<'a, T: Real> Parts<'a, T> {
 }
 
 impl<T: Real> LoraLinearOp for Cpu<T> {
-    fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()> {
-        match (self.bf16, &args.layer.weight.0) {
+    fn lora_linear_checked(device: Checked<'_, Self>, args: LoraLinear<'_, Self>) -> Result<()> {
+        match (device.bf16, &args.layer.weight.0) {
             (None, Layout::Real(weight)) => lora_linear::<T, Self>(weight, args),
             (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear(isa, weight, args),
             _ => Err(foreign("lora_linear")),
         }
     }
 
-    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()> {
-        match (self.bf16, &args.layer.weight.0) {
+    fn lora_linear_backward_checked(
+        device: Checked<'_, Self>,
+        args: LoraLinearBackward<'_, Self>,
+    ) -> Result<()> {
+        match (device.bf16, &args.layer.weight.0) {
             (None, Layout::Real(weight)) => lora_linear_backward::<T, Self>(weight, args),
             (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear_backward(isa, weight, args),
             _ => Err(foreign("lora_linear_backward")),

@@ -29,7 +29,12 @@ impl<'a, T: Real> Mixed<'a, T> {
 }
 
 impl<T: Real> MixRowsOp for Cpu<T> {
-    fn mix_rows_checked(&self, x: &Tensor, mix: &Mix<Self>, y: &mut Tensor) -> Result<()> {
+    fn mix_rows_checked(
+        _device: Checked<'_, Self>,
+        x: &Tensor,
+        mix: &Mix<Self>,
+        y: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "mix_rows";
         let width = x.shape().columns();
         let mixed = Mixed::<T>::new(OP, mix)?;
@@ -42,7 +47,12 @@ impl<T: Real> MixRowsOp for Cpu<T> {
         Ok(())
     }
 
-    fn mix_rows_backward_checked(&self, dy: &Tensor, mix: &Mix<Self>, dx: &mut Tensor) -> Result<()> {
+    fn mix_rows_backward_checked(
+        _device: Checked<'_, Self>,
+        dy: &Tensor,
+        mix: &Mix<Self>,
+        dx: &mut Tensor,
+    ) -> Result<()> {
         const OP: &str = "mix_rows_backward";
         let width = dy.shape().columns();
         let mixed = Mixed::<T>::new(OP, mix)?;

@@ -202,7 +202,14 @@ impl<T: Real> Memory for Cpu<T> {
         match *graph {}
     }
 
-    fn copy_bytes(&self, x: &Tensor, from: usize, y: &mut Tensor, to: usize, count: usize) -> Result<()> {
+    fn copy_bytes(
+        _device: Checked<'_, Self>,
+        x: &Tensor,
+        from: usize,
+        y: &mut Tensor,
+        to: usize,
+        count: usize,
+    ) -> Result<()> {
         y.bytes_mut()[to..to + count].copy_from_slice(&x.bytes()[from..from + count]);
         Ok(())
     }

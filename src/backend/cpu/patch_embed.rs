@@ -8,8 +8,8 @@ use super::*;
 use rayon::prelude::*;
 
 impl<T: Real> PatchEmbedOp for Cpu<T> {
-    fn patch_embed_checked(&self, args: PatchEmbed<'_, Self>) -> Result<()> {
-        in_type!(self, patch_embed<Self>(self, args))
+    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()> {
+        in_type!(device, patch_embed<Self>(&device, args))
     }
 }
 

@@ -25,41 +25,41 @@ impl PromptExtents {
 
 impl<T: Real> PromptsOp for Cpu<T> {
     fn insert_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Tensor,
         prompts: &Tensor,
         extents: PromptExtents,
         y: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, insert_prompts<>(x, prompts, extents, y))
+        in_type!(device, insert_prompts<>(x, prompts, extents, y))
     }
 
     fn insert_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Tensor,
         extents: PromptExtents,
         d_prompts: &mut Tensor,
         dx: Option<&mut Tensor>,
     ) -> Result<()> {
-        in_type!(self, insert_prompts_backward<>(dy, extents, d_prompts, dx))
+        in_type!(device, insert_prompts_backward<>(dy, extents, d_prompts, dx))
     }
 
     fn replace_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         prompts: &Tensor,
         extents: PromptExtents,
         x: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, replace_prompts<>(prompts, extents, x))
+        in_type!(device, replace_prompts<>(prompts, extents, x))
     }
 
     fn replace_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         d: &mut Tensor,
         extents: PromptExtents,
         d_prompts: &mut Tensor,
     ) -> Result<()> {
-        in_type!(self, replace_prompts_backward<>(d, extents, d_prompts))
+        in_type!(device, replace_prompts_backward<>(d, extents, d_prompts))
     }
 }
 

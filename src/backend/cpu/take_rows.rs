@@ -16,12 +16,17 @@ fn checked<'a>(op: &'static str, length: usize, rows: &'a Tensor) -> Result<&'a 
 }
 
 impl<T: Real> TakeRowsOp for Cpu<T> {
-    fn take_rows_checked(&self, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
-        in_type!(self, take_rows<>(x, rows, y))
+    fn take_rows_checked(device: Checked<'_, Self>, x: &Tensor, rows: &Tensor, y: &mut Tensor) -> Result<()> {
+        in_type!(device, take_rows<>(x, rows, y))
     }
 
-    fn take_rows_backward_checked(&self, dy: &Tensor, rows: &Tensor, dx: &mut Tensor) -> Result<()> {
-        in_type!(self, take_rows_backward<>(dy, rows, dx))
+    fn take_rows_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &Tensor,
+        rows: &Tensor,
+        dx: &mut Tensor,
+    ) -> Result<()> {
+        in_type!(device, take_rows_backward<>(dy, rows, dx))
     }
 }
 

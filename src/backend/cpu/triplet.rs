@@ -13,7 +13,7 @@ const NONE: u32 = u32::MAX;
 
 impl<T: Real> TripletOp for Cpu<T> {
     fn triplet_checked(
-        &self,
+        _device: Checked<'_, Self>,
         f: &Tensor,
         labels: &Tensor,
         margin: f64,
@@ -60,7 +60,7 @@ impl<T: Real> TripletOp for Cpu<T> {
     }
 
     fn triplet_backward_checked(
-        &self,
+        _device: Checked<'_, Self>,
         f: &Tensor,
         pairs: &Tensor,
         distances: &Tensor,

@@ -26,14 +26,18 @@ fn entry((gradient, sum): &(&CudaTensor, &mut CudaTensor)) -> Result<Entry> {
 }
 
 impl AccumulateOp for Cuda {
-    fn accumulate_checked(&self, pairs: &mut [(&CudaTensor, &mut CudaTensor)], first: bool) -> Result<()> {
+    fn accumulate_checked(
+        device: Checked<'_, Self>,
+        pairs: &mut [(&CudaTensor, &mut CudaTensor)],
+        first: bool,
+    ) -> Result<()> {
         let entries = pairs.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
         let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-        let table = Table::of(self, OP, &entries, &tables::blocks(&lengths))?;
+        let table = Table::of(&device, OP, &entries, &tables::blocks(&lengths))?;
         let moved =
             table.bytes + lengths.iter().sum::<usize>() * size_of::<f32>() * if first { 2 } else { 3 };
         let args =
             Args::new().address(table.entries).address(table.chunks).int(usize::from(first)).moving(moved);
-        self.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
+        device.launch("accumulate", "accumulate_chunks", [table.count, 1, 1], THREADS, 0, args)
     }
 }

@@ -25,16 +25,21 @@ fn launch(cuda: &Cuda, name: &'static str, z: &CudaTensor, moved: usize, out: &m
 }
 
 impl ActivationOp for Cuda {
-    fn activation_checked(&self, kind: Activation, z: &CudaTensor, g: &mut CudaTensor) -> Result<()> {
+    fn activation_checked(
+        device: Checked<'_, Self>,
+        kind: Activation,
+        z: &CudaTensor,
+        g: &mut CudaTensor,
+    ) -> Result<()> {
         let name = match kind {
             Activation::QuickGelu => "activation_quick_gelu",
             Activation::Gelu => "activation_gelu",
         };
-        launch(self, name, z, 2, g)
+        launch(&device, name, z, 2, g)
     }
 
     fn activation_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         kind: Activation,
         z: &CudaTensor,
         d: &mut CudaTensor,
@@ -43,6 +48,6 @@ impl ActivationOp for Cuda {
             Activation::QuickGelu => "activation_backward_quick_gelu",
             Activation::Gelu => "activation_backward_gelu",
         };
-        launch(self, name, z, 3, d)
+        launch(&device, name, z, 3, d)
     }
 }

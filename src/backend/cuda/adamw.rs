@@ -48,19 +48,19 @@ pub fn loss_scale(control: Option<&CudaTensor>) -> Result<Option<Address>> {
 
 impl AdamwOp for Cuda {
     fn adamw_checked(
-        &self,
+        device: Checked<'_, Self>,
         tensors: &mut [AdamwTensor<'_, Cuda>],
         step: AdamwStep<'_, Cuda>,
         stats: &mut CudaTensor,
     ) -> Result<()> {
         let entries = tensors.iter().map(entry).collect::<Result<Vec<Entry>>>()?;
         let lengths: Vec<usize> = entries.iter().map(|entry| entry.length as usize).collect();
-        let table = Table::of(self, OP, &entries, &tables::blocks(&lengths))?;
+        let table = Table::of(&device, OP, &entries, &tables::blocks(&lengths))?;
         let control = step.control.typed(DType::F32)?;
         let scaling = usize::from(step.scaling.is_some());
         // The corrections, two f64, come first, where they are aligned; then a sum of squares for each chunk, and
         // room for the sum of these.
-        let corrections = self.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
+        let corrections = device.scratch(2 * size_of::<f64>() + (table.count + 1) * size_of::<f32>())?;
         let squares = corrections.offset(2 * size_of::<f64>());
         let numbers = lengths.iter().sum::<usize>() * size_of::<f32>();
         let both = Args::new().address(table.entries).address(table.chunks).int(table.count);
@@ -70,14 +70,14 @@ impl AdamwOp for Cuda {
         // Of an entry this kernel reads where the gradient is, its scale and its length.
         let read = table.bytes - entries.len() * (size_of::<Entry>() - 3 * size_of::<u64>());
         let args = args.moving(read + numbers + table.count * size_of::<f32>() + 2 * size_of::<f64>());
-        self.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
+        device.launch(OP, "adamw_norm", [table.count + 1, 1, 1], THREADS, 0, args)?;
 
         let (squares, sums) = match table.count {
             count if count > ADDED_BY_EACH => {
                 let total = squares.offset(count * size_of::<f32>());
                 let moved = (count + 1) * size_of::<f32>();
                 let args = Args::new().address(squares).int(count).address(total).moving(moved);
-                self.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
+                device.launch(OP, "adamw_total", [1; 3], THREADS, 0, args)?;
                 (total, 1)
             }
             count => (squares, count),
@@ -90,7 +90,7 @@ impl AdamwOp for Cuda {
             .address(step.factor.typed(DType::F32)?)
             .address(control)
             .address(stats.typed(DType::F32)?)
-            .address(self.counters(OP, 1)?)
+            .address(device.counters(OP, 1)?)
             .double(step.beta1)
             .double(step.beta2)
             .double(step.eps)
@@ -101,6 +101,6 @@ impl AdamwOp for Cuda {
             .int(usize::from(step.clip.is_some()))
             .float(step.clip.unwrap_or_default() as f32)
             .moving(table.bytes + 7 * numbers + sums * size_of::<f32>() + 2 * size_of::<f64>());
-        self.launch(OP, "adamw_update", [table.count.max(1), 1, 1], THREADS, 0, args)
+        device.launch(OP, "adamw_update", [table.count.max(1), 1, 1], THREADS, 0, args)
     }
 }

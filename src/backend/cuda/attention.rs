@@ -234,45 +234,48 @@ impl Parts {
 
 impl AttentionOp for Cuda {
     fn attention_checked(
-        &self,
+        device: Checked<'_, Self>,
         input: AttentionInput<'_, Cuda>,
         extents: AttentionExtents,
         saved: &mut CudaTensor,
         o: &mut CudaTensor,
     ) -> Result<()> {
         let e = Extents::of(extents, &input);
-        let form = AttentionForm::of(self, &e);
-        let args = Parts::of(self, &input, &e)?.push(Args::new());
-        let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(self.real())?));
+        let form = AttentionForm::of(&device, &e);
+        let args = Parts::of(&device, &input, &e)?.push(Args::new());
+        let args = e.push(args.address(saved.typed(DType::F32)?).address(o.typed(device.real())?));
         let (qkv, out) = e.elements();
-        let args = args.moving((qkv + out) * self.real().size() + saved.bytes());
+        let args = args.moving((qkv + out) * device.real().size() + saved.bytes());
         let args = args.multiplying(2 * e.flop(), form.multiplies_in_tensor_cores());
         let grid = e.grid(form.blocks(e.queries));
         // Tiles of queries, keys and values.
-        self.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
+        device.launch(form.variant().file, form.variant().forward, grid, THREADS, form.shared(3, 0), args)
     }
 
-    fn attention_backward_checked(&self, args: AttentionBackward<'_, Cuda>) -> Result<()> {
+    fn attention_backward_checked(
+        device: Checked<'_, Self>,
+        args: AttentionBackward<'_, Cuda>,
+    ) -> Result<()> {
         let AttentionBackward { d_o, o, input, saved, extents, gradient, .. } = args;
         let e = Extents::of(extents, &input);
-        let form = AttentionForm::of(self, &e);
-        let args = Args::new().address(d_o.typed(self.real())?).address(o.typed(self.real())?);
-        let args = Parts::of(self, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
-        let args = e.push(Parts::of_gradient(self, &gradient, &e)?.push(args));
+        let form = AttentionForm::of(&device, &e);
+        let args = Args::new().address(d_o.typed(device.real())?).address(o.typed(device.real())?);
+        let args = Parts::of(&device, &input, &e)?.push(args).address(saved.typed(DType::F32)?);
+        let args = e.push(Parts::of_gradient(&device, &gradient, &e)?.push(args));
         let (qkv, out) = e.elements();
         let args = args.multiplying(5 * e.flop(), form.multiplies_in_tensor_cores());
         let mut launch = |Backward { kernel, blocks, shared, reads_o }: Backward| {
             // q, k, v and do, and the gradients of all but do.
             let rows = 2 * qkv + if reads_o { 2 * out } else { out };
-            let args = args.moving(rows * self.real().size() + saved.bytes());
-            self.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
+            let args = args.moving(rows * device.real().size() + saved.bytes());
+            device.launch(form.variant().file, kernel, e.grid(blocks), THREADS, shared, args)
         };
         let AttentionExtents { batch, heads, queries, keys, head, causal, .. } = e.of;
         let key = format!(
             "attention_backward {} {batch}x{heads} heads of {head}, {queries} of {keys}, {causal}",
-            self.real()
+            device.real()
         );
-        let chosen = fastest(self, &key, &form.backward(&e), &mut launch)?;
+        let chosen = fastest(&device, &key, &form.backward(&e), &mut launch)?;
         launch(chosen)
     }
 

@@ -9,7 +9,7 @@ const FOUR: usize = 4;
 
 impl ClassFeaturesOp for Cuda {
     fn class_features_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &CudaTensor,
         t: &mut CudaTensor,
         norms: &mut CudaTensor,
@@ -24,11 +24,11 @@ impl ClassFeaturesOp for Cuda {
             .int(prompts)
             .int(width)
             .moving(f.bytes() + t.bytes() + norms.bytes());
-        self.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
+        device.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
     }
 
     fn class_features_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dt: &CudaTensor,
         t: &CudaTensor,
         norms: &CudaTensor,
@@ -48,6 +48,6 @@ impl ClassFeaturesOp for Cuda {
             .int(prompts)
             .int(width)
             .moving(dt.bytes() + t.bytes() + norms.bytes() + df.bytes());
-        self.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
+        device.launch("class_features", name, [classes, 1, 1], THREADS, 0, args)
     }
 }

@@ -8,7 +8,12 @@ const THREADS: usize = 224;
 const ROWS: usize = 8;
 
 impl CropResizeOp for Cuda {
-    fn crop_resize_checked(&self, images: &CudaTensor, crops: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+    fn crop_resize_checked(
+        device: Checked<'_, Self>,
+        images: &CudaTensor,
+        crops: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
         let [batch, height, width, side] =
             [images.shape().rows(), images.shape().dims()[1], images.shape().dims()[2], y.shape().dims()[1]];
         let args = Args::new()
@@ -21,6 +26,6 @@ impl CropResizeOp for Cuda {
             // At the most: how much of the images the crops are is known on the device.
             .moving(images.bytes() + crops.bytes() + y.bytes());
         let grid = [batch, (3 * side).div_ceil(THREADS), side.div_ceil(ROWS)];
-        self.launch("crop_resize", "crop_resize_levels", grid, THREADS, 0, args)
+        device.launch("crop_resize", "crop_resize_levels", grid, THREADS, 0, args)
     }
 }

@@ -37,12 +37,17 @@ impl Dropped {
 }
 
 impl DropoutOp for Cuda {
-    fn dropout_checked(&self, x: &CudaTensor, dropout: Dropout<'_, Cuda>, y: &mut CudaTensor) -> Result<()> {
+    fn dropout_checked(
+        device: Checked<'_, Self>,
+        x: &CudaTensor,
+        dropout: Dropout<'_, Cuda>,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
         let count = x.shape().elements();
-        let args = Args::new().address(x.typed(self.real())?);
-        let args = Dropped::of(dropout)?.add_to(args).address(y.typed(self.real())?).int(count);
+        let args = Args::new().address(x.typed(device.real())?);
+        let args = Dropped::of(dropout)?.add_to(args).address(y.typed(device.real())?).int(count);
         let args = args.moving(x.bytes() + y.bytes());
-        let pack = 16 / self.real().size();
-        self.launch("dropout", "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
+        let pack = 16 / device.real().size();
+        device.launch("dropout", "dropout_apply", [count.div_ceil(pack * THREADS), 1, 1], THREADS, 0, args)
     }
 }

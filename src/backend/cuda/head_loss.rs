@@ -40,7 +40,7 @@ fn add_targets(args: Args, targets: Targets<'_, Cuda>) -> Result<Args> {
 
 impl HeadLossOp for Cuda {
     fn head_loss_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &CudaTensor,
         classifier: Classifier<'_, Cuda>,
         targets: Targets<'_, Cuda>,
@@ -59,8 +59,8 @@ impl HeadLossOp for Cuda {
         let args = add_targets(args, targets)?
             .address(head.typed(DType::F32)?)
             .address(text.typed(DType::F32)?)
-            .address(self.scratch(4 * batch * size_of::<f32>())?)
-            .address(self.counters("head_loss", 2 * groups + 1)?)
+            .address(device.scratch(4 * batch * size_of::<f32>())?)
+            .address(device.counters("head_loss", 2 * groups + 1)?)
             .address(stats.typed(DType::F32)?)
             .int(batch)
             .int(classes)
@@ -70,15 +70,15 @@ impl HeadLossOp for Cuda {
             .moving(head.bytes() + text.bytes() + 4 * (batch + 1) * size_of::<f32>())
             .multiplying(4 * batch * classes * width, false);
         let name = if width.is_multiple_of(FOUR) { "head_loss_fours" } else { "head_loss_ones" };
-        self.launch("head_loss", name, [classes.div_ceil(CLASSES), groups, 2], THREADS, 0, args)
+        device.launch("head_loss", name, [classes.div_ceil(CLASSES), groups, 2], THREADS, 0, args)
     }
 
-    fn head_loss_backward_checked(&self, args: HeadLossBackward<'_, Cuda>) -> Result<()> {
+    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Cuda>) -> Result<()> {
         let HeadLossBackward { extents: HeadExtents { batch, classes, width }, f, classifier, .. } = args;
         let HeadLossBackward { targets, weights, control, head, text, d_weight, d_bias, df, d_text, .. } =
             args;
         let with_text = d_text.is_some() || (df.is_some() && weights.text != 0.0);
-        logits_backward(self, targets, weights, control, with_text, head, text)?;
+        logits_backward(&device, targets, weights, control, with_text, head, text)?;
 
         let class_tiles = classes.div_ceil(SUMS);
         let image_tiles = if df.is_some() { batch.div_ceil(SUMS) } else { 0 };
@@ -113,7 +113,7 @@ impl HeadLossOp for Cuda {
             false => ("head_loss_backward_products_ones", LANES),
         };
         let grid = [class_tiles + image_tiles + text_tiles, width.div_ceil(columns), 1];
-        self.launch("head_loss", name, grid, THREADS, 0, args)
+        device.launch("head_loss", name, grid, THREADS, 0, args)
     }
 }
 

@@ -11,21 +11,26 @@ const ROWS: usize = 4;
 const FOUR: usize = 4;
 
 impl L2NormOp for Cuda {
-    fn l2_norm_checked(&self, x: &CudaTensor, f: &mut CudaTensor, norms: &mut CudaTensor) -> Result<()> {
+    fn l2_norm_checked(
+        device: Checked<'_, Self>,
+        x: &CudaTensor,
+        f: &mut CudaTensor,
+        norms: &mut CudaTensor,
+    ) -> Result<()> {
         let (rows, width) = x.matrix();
         let name = if width.is_multiple_of(FOUR) { "l2_norm_fours" } else { "l2_norm_ones" };
         let args = Args::new()
-            .address(x.typed(self.real())?)
+            .address(x.typed(device.real())?)
             .address(f.typed(DType::F32)?)
             .address(norms.typed(DType::F32)?)
             .int(rows)
             .int(width)
             .moving(x.bytes() + f.bytes() + norms.bytes());
-        self.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
+        device.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
     }
 
     fn l2_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         df: &CudaTensor,
         f: &CudaTensor,
         norms: &CudaTensor,
@@ -38,10 +43,10 @@ impl L2NormOp for Cuda {
             .address(df.typed(DType::F32)?)
             .address(f.typed(DType::F32)?)
             .address(norms.typed(DType::F32)?)
-            .address(dx.typed(self.real())?)
+            .address(dx.typed(device.real())?)
             .int(rows)
             .int(width)
             .moving(df.bytes() + f.bytes() + norms.bytes() + dx.bytes());
-        self.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
+        device.launch("l2_norm", name, [rows.div_ceil(ROWS), 1, 1], THREADS, 0, args)
     }
 }

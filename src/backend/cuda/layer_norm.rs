@@ -71,7 +71,7 @@ pub fn bytes_of_parameters(norm: &LayerNorm<Cuda>) -> usize {
 
 impl LayerNormOp for Cuda {
     fn layer_norm_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &CudaTensor,
         norm: &LayerNorm<Cuda>,
         y: &mut CudaTensor,
@@ -80,20 +80,20 @@ impl LayerNormOp for Cuda {
         let (rows, width) = x.matrix();
         let (weight, bias) = parameters(norm)?;
         let args = Args::new()
-            .address(x.typed(self.real())?)
+            .address(x.typed(device.real())?)
             .address(weight)
             .address(bias)
-            .address(y.typed(self.real())?)
+            .address(y.typed(device.real())?)
             .address(stats.typed(DType::F32)?)
             .int(rows)
             .int(width)
             .float(norm.eps as f32)
             .moving(x.bytes() + y.bytes() + stats.bytes() + bytes_of_parameters(norm));
-        launch_rows(self, &FORWARD, rows, width, args)
+        launch_rows(&device, &FORWARD, rows, width, args)
     }
 
     fn layer_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &CudaTensor,
         x: &CudaTensor,
         norm: &LayerNorm<Cuda>,
@@ -105,20 +105,20 @@ impl LayerNormOp for Cuda {
         let (weight, _) = parameters(norm)?;
         let before = match to {
             AddTo::Nothing => None,
-            AddTo::Output => Some(dx.typed(self.real())?),
-            AddTo::Tensor(before) => Some(before.typed(self.real())?),
+            AddTo::Output => Some(dx.typed(device.real())?),
+            AddTo::Tensor(before) => Some(before.typed(device.real())?),
         };
         let tensors = 3 + usize::from(before.is_some());
         let args = Args::new()
-            .address(dy.typed(self.real())?)
-            .address(x.typed(self.real())?)
+            .address(dy.typed(device.real())?)
+            .address(x.typed(device.real())?)
             .address(weight)
             .address(stats.typed(DType::F32)?)
             .optional(before)
-            .address(dx.typed(self.real())?)
+            .address(dx.typed(device.real())?)
             .int(rows)
             .int(width)
             .moving(tensors * dx.bytes() + norm.weight.bytes() + stats.bytes());
-        launch_rows(self, &BACKWARD, rows, width, args)
+        launch_rows(&device, &BACKWARD, rows, width, args)
     }
 }

@@ -5,25 +5,25 @@ use super::*;
 
 impl LinearOp for Cuda {
     fn linear_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &CudaTensor,
         layer: &Linear<Cuda>,
         residual: Option<&CudaTensor>,
         y: &mut CudaTensor,
     ) -> Result<()> {
         let sizes = Sizes::of(x.matrix(), y.shape.columns(), layer);
-        Frozen::forward(self, sizes, x, layer, residual, y)?.gemm(self)
+        Frozen::forward(&device, sizes, x, layer, residual, y)?.gemm(&device)
     }
 
     fn linear_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &CudaTensor,
         layer: &Linear<Cuda>,
         dx: &mut CudaTensor,
     ) -> Result<()> {
         let (m, n) = dy.matrix();
         let sizes = Sizes::of((m, dx.shape.columns()), n, layer);
-        Frozen::backward(self, sizes, dy, layer, dx)?.gemm(self)
+        Frozen::backward(&device, sizes, dy, layer, dx)?.gemm(&device)
     }
 }
 

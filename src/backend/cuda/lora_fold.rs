@@ -24,9 +24,9 @@ struct Fold {
 }
 
 impl LoraFoldOp for Cuda {
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Cuda>]) -> Result<()> {
+    fn lora_fold_checked(device: Checked<'_, Self>, layers: &mut [LoraFold<'_, Cuda>]) -> Result<()> {
         const OP: &str = "lora_fold";
-        let pack = 16 / self.real().size();
+        let pack = 16 / device.real().size();
         let wide = layers.iter().all(|layer| {
             let (_, stride) = layer.weight.matrix();
             layer.lora.a.shape.columns().is_multiple_of(pack) && stride.is_multiple_of(pack)
@@ -39,10 +39,10 @@ impl LoraFoldOp for Cuda {
             let parts = Parts::of(OP, *lora, k, n)?;
             let (across, down) = (stride.div_ceil(columns), parts.out.div_ceil(32));
             entries.push(Fold {
-                weight: weight.typed(self.real())?.0,
+                weight: weight.typed(device.real())?.0,
                 a: parts.a.0,
                 b: parts.b.0,
-                folded: folded.typed(self.real())?.0,
+                folded: folded.typed(device.real())?.0,
                 stride: stride as i32,
                 k: k as i32,
                 out: parts.out as i32,
@@ -56,9 +56,9 @@ impl LoraFoldOp for Cuda {
             bytes += 2 * weight.bytes() + parts.bytes(k);
             flop += 2 * parts.width * parts.out * k;
         }
-        let table = Table::of(self, OP, &entries, &blocks)?;
+        let table = Table::of(&device, OP, &entries, &blocks)?;
         let args = Args::new().address(table.entries).address(table.chunks);
         let args = args.moving(table.bytes + bytes).multiplying(flop, false);
-        self.launch("lora_fold", name, [table.count, 1, 1], 128, 0, args)
+        device.launch("lora_fold", name, [table.count, 1, 1], 128, 0, args)
     }
 }

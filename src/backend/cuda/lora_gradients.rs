@@ -54,18 +54,22 @@ impl Layer {
 }
 
 impl LoraGradientsOp for Cuda {
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Cuda>]) -> Result<()> {
-        let real = self.real();
+    fn lora_gradients_checked(
+        device: Checked<'_, Self>,
+        layers: &mut [LoraGradients<'_, Cuda>],
+    ) -> Result<()> {
+        let real = device.real();
         let shapes = layers.iter().map(Layer::of).collect::<Result<Vec<_>>>()?;
-        let tensor_cores = self.has_tensor_cores() && shapes.iter().all(|s| s.parts.in_packs(s.sizes.1));
+        let tensor_cores = device.has_tensor_cores() && shapes.iter().all(|s| s.parts.in_packs(s.sizes.1));
         let all_tiles: usize = shapes.iter().map(|s| s.tiles).sum();
-        let wanted = (BLOCKS_EACH * self.driver().info().multiprocessors as usize).div_ceil(all_tiles.max(1));
+        let wanted =
+            (BLOCKS_EACH * device.driver().info().multiprocessors as usize).div_ceil(all_tiles.max(1));
         let most = shapes.iter().map(|s| slabs(s.sizes.0, wanted).0).max().unwrap_or(1);
 
         // In scratch memory: the slabs of all tiles, then u and du of each layer.
         let of_u = |s: &Layer| (s.sizes.0 * s.parts.width).next_multiple_of(16);
         let slab_room = all_tiles * most * SLAB_BYTES;
-        let partial = self.scratch(slab_room + 2 * shapes.iter().map(of_u).sum::<usize>() * real.size())?;
+        let partial = device.scratch(slab_room + 2 * shapes.iter().map(of_u).sum::<usize>() * real.size())?;
         let narrow = partial.offset(slab_room);
         let (mut at, mut first_tile) = (0, 0);
         let (mut entries, mut start_blocks, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
@@ -108,14 +112,14 @@ impl LoraGradientsOp for Cuda {
         let launch = |names: [&'static str; 2], table: &Table, args: Args, bytes: usize| {
             let args = args.moving(table.bytes + bytes).multiplying(flop, tensor_cores);
             let name = if tensor_cores { names[0] } else { names[1] };
-            self.launch("lora_gradients", name, [table.count, 1, 1], 128, 0, args)
+            device.launch("lora_gradients", name, [table.count, 1, 1], 128, 0, args)
         };
-        let table = Table::of(self, Layer::OP, &entries, &start_blocks)?;
+        let table = Table::of(&device, Layer::OP, &entries, &start_blocks)?;
         let args = Args::new().address(table.entries).address(table.chunks).address(narrow);
         launch(["lora_gradients_start", "lora_gradients_start_any"], &table, args, start_bytes)?;
-        let table = Table::of(self, Layer::OP, &entries, &blocks)?;
+        let table = Table::of(&device, Layer::OP, &entries, &blocks)?;
         let args = Args::new().address(table.entries).address(table.chunks).address(narrow).address(partial);
-        let args = args.address(self.counters(Layer::OP, all_tiles)?).int(most);
+        let args = args.address(device.counters(Layer::OP, all_tiles)?).int(most);
         launch(["lora_gradients", "lora_gradients_any"], &table, args, bytes)
     }
 }

@@ -32,7 +32,12 @@ impl Mixed {
 }
 
 impl MixRowsOp for Cuda {
-    fn mix_rows_checked(&self, x: &CudaTensor, mix: &Mix<Cuda>, y: &mut CudaTensor) -> Result<()> {
+    fn mix_rows_checked(
+        device: Checked<'_, Self>,
+        x: &CudaTensor,
+        mix: &Mix<Cuda>,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
         let (batch, width) = x.matrix();
         let mixed = Mixed::of(mix)?;
         let (name, pack) = match width.is_multiple_of(FOUR) {
@@ -46,10 +51,15 @@ impl MixRowsOp for Cuda {
             .address(y.typed(DType::F32)?)
             .int(width)
             .moving(x.bytes() + y.bytes() + Mixed::bytes(batch));
-        self.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        device.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 
-    fn mix_rows_backward_checked(&self, dy: &CudaTensor, mix: &Mix<Cuda>, dx: &mut CudaTensor) -> Result<()> {
+    fn mix_rows_backward_checked(
+        device: Checked<'_, Self>,
+        dy: &CudaTensor,
+        mix: &Mix<Cuda>,
+        dx: &mut CudaTensor,
+    ) -> Result<()> {
         let (batch, width) = dy.matrix();
         let mixed = Mixed::of(mix)?;
         let (name, pack) = match width.is_multiple_of(FOUR) {
@@ -63,6 +73,6 @@ impl MixRowsOp for Cuda {
             .address(dx.typed(DType::F32)?)
             .int(width)
             .moving(dy.bytes() + dx.bytes() + Mixed::bytes(batch));
-        self.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        device.launch("mix_rows", name, [batch, (width / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 }

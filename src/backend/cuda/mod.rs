@@ -1,7 +1,7 @@
 //! The CUDA backend: kernels of our own, compiled at run time, and cuBLASLt for the large products.
 //!
-//! One file per operation holds its launcher, named as its kernel file. A launcher checks shapes, chooses
-//! form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
+//! One file per operation holds its launcher, named as its kernel file. A launcher, which is handed
+//! shapes that were checked, chooses form, grid and block, and enqueues; nothing here waits for the device. [`driver`] is the border below
 //! which two devices differ: a GPU ([`gpu`]) and the host twin of the tests ([`crate::dev::twin`]).
 
 mod accumulate;
@@ -265,14 +265,14 @@ impl Cuda {
         }
         let kernel = Kernel { file, name };
         let launch = Launch { kernel, grid: [x, y, z], block: [threads as u32, 1, 1], shared, args };
-        // SAFETY: the launchers of this folder pass the kernel's parameters in order, with tensors whose
-        // shapes they have checked; the host twin's tests hold them to it.
+        // SAFETY: the launchers of this folder pass the kernel's parameters in order, with tensors whose shapes the
+        // operation has checked, or nobody had the `Checked` to call them; the host twin's tests hold them to it.
         Ok(unsafe { self.driver().launch(&launch) }?)
     }
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
-        // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large,
-        // whose shapes and types they have checked; the host twin's tests hold them to it.
+        // SAFETY: the launchers of this folder pass addresses of tensors, or of scratch memory as large, whose shapes
+        // the operation has checked, and whose types they have; the host twin's tests hold them to it.
         Ok(unsafe { self.driver().gemm(gemm) }?)
     }
 }
@@ -413,14 +413,14 @@ impl Memory for Cuda {
     }
 
     fn copy_bytes(
-        &self,
+        device: Checked<'_, Self>,
         x: &CudaTensor,
         from: usize,
         y: &mut CudaTensor,
         to: usize,
         count: usize,
     ) -> Result<()> {
-        Ok(self.driver().copy(y.address().offset(to), x.address().offset(from), count)?)
+        Ok(device.driver().copy(y.address().offset(to), x.address().offset(from), count)?)
     }
 
     fn clear(&self, x: &mut CudaTensor) -> Result<()> {

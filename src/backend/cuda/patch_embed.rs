@@ -13,14 +13,14 @@ const STRIP_ROWS: usize = 8;
 const STRIP: usize = 32 * 1024;
 
 impl PatchEmbedOp for Cuda {
-    fn patch_embed_checked(&self, args: PatchEmbed<'_, Cuda>) -> Result<()> {
+    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Cuda>) -> Result<()> {
         let PatchEmbed { grid, pixels, mix, embedding, patches, products, x } = args;
         let mixed = mix.map(Mixed::of).transpose()?;
         if grid.batch * grid.patches() > 0 {
-            gather_patches(self, pixels, mixed, embedding, grid, patches)?;
-            multiply(self, patches, embedding, products)?;
+            gather_patches(&device, pixels, mixed, embedding, grid, patches)?;
+            multiply(&device, patches, embedding, products)?;
         }
-        norm_tokens(self, products, embedding, x, grid.patches() + 1)
+        norm_tokens(&device, products, embedding, x, grid.patches() + 1)
     }
 }
 

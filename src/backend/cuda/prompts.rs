@@ -54,33 +54,33 @@ impl Places {
 
 impl PromptsOp for Cuda {
     fn insert_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &CudaTensor,
         prompts: &CudaTensor,
         extents: PromptExtents,
         y: &mut CudaTensor,
     ) -> Result<()> {
-        let extents = Places::of(self, extents, prompts)?;
+        let extents = Places::of(&device, extents, prompts)?;
         let args = Args::new()
-            .address(x.typed(self.real())?)
+            .address(x.typed(device.real())?)
             .address(extents.prompts)
-            .address(y.typed(self.real())?);
-        let args = args.moving(x.bytes() + extents.bytes(self).0 + y.bytes());
+            .address(y.typed(device.real())?);
+        let args = args.moving(x.bytes() + extents.bytes(&device).0 + y.bytes());
         let grid = [extents.batch, extents.blocks(extents.tokens, THREADS), 1];
         let name = extents.form("insert_prompts_wide", "insert_prompts_ones");
-        self.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
+        device.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
     }
 
     fn insert_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &CudaTensor,
         extents: PromptExtents,
         d_prompts: &mut CudaTensor,
         dx: Option<&mut CudaTensor>,
     ) -> Result<()> {
-        let extents = Places::of(self, extents, d_prompts)?;
+        let extents = Places::of(&device, extents, d_prompts)?;
         let sum_blocks = extents.blocks(extents.count, LANES);
-        let (own, places) = extents.bytes(self);
+        let (own, places) = extents.bytes(&device);
         // The gradient is added to.
         let moved = 2 * own + places + dx.as_ref().map_or(0, |dx| 2 * dx.bytes());
         let copy_blocks = match dx {
@@ -88,43 +88,43 @@ impl PromptsOp for Cuda {
             None => 0,
         };
         let args = Args::new()
-            .address(dy.typed(self.real())?)
+            .address(dy.typed(device.real())?)
             .address(extents.prompts)
-            .optional(dx.map(|dx| dx.typed(self.real())).transpose()?)
+            .optional(dx.map(|dx| dx.typed(device.real())).transpose()?)
             .int(sum_blocks)
             .int(extents.batch)
             .moving(moved);
         let name = extents.form("insert_prompts_backward_wide", "insert_prompts_backward_ones");
         let args = extents.with_sizes(args);
-        self.launch("prompts", name, [sum_blocks + copy_blocks, 1, 1], THREADS, 0, args)
+        device.launch("prompts", name, [sum_blocks + copy_blocks, 1, 1], THREADS, 0, args)
     }
 
     fn replace_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         prompts: &CudaTensor,
         extents: PromptExtents,
         x: &mut CudaTensor,
     ) -> Result<()> {
-        let extents = Places::of(self, extents, prompts)?;
-        let (own, places) = extents.bytes(self);
-        let args = Args::new().address(extents.prompts).address(x.typed(self.real())?).moving(own + places);
+        let extents = Places::of(&device, extents, prompts)?;
+        let (own, places) = extents.bytes(&device);
+        let args = Args::new().address(extents.prompts).address(x.typed(device.real())?).moving(own + places);
         let grid = [extents.batch, extents.blocks(extents.count, THREADS), 1];
         let name = extents.form("replace_prompts_wide", "replace_prompts_ones");
-        self.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
+        device.launch("prompts", name, grid, THREADS, 0, extents.with_sizes(args))
     }
 
     fn replace_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         d: &mut CudaTensor,
         extents: PromptExtents,
         d_prompts: &mut CudaTensor,
     ) -> Result<()> {
-        let extents = Places::of(self, extents, d_prompts)?;
-        let args = Args::new().address(d.typed(self.real())?).address(extents.prompts).int(extents.batch);
-        let (own, places) = extents.bytes(self);
+        let extents = Places::of(&device, extents, d_prompts)?;
+        let args = Args::new().address(d.typed(device.real())?).address(extents.prompts).int(extents.batch);
+        let (own, places) = extents.bytes(&device);
         let args = args.moving(2 * (own + places));
         let blocks = extents.blocks(extents.count, LANES);
         let name = extents.form("replace_prompts_backward_wide", "replace_prompts_backward_ones");
-        self.launch("prompts", name, [blocks, 1, 1], THREADS, 0, extents.with_sizes(args))
+        device.launch("prompts", name, [blocks, 1, 1], THREADS, 0, extents.with_sizes(args))
     }
 }

@@ -5,36 +5,41 @@ use super::*;
 const THREADS: usize = 128;
 
 impl TakeRowsOp for Cuda {
-    fn take_rows_checked(&self, x: &CudaTensor, rows: &CudaTensor, y: &mut CudaTensor) -> Result<()> {
+    fn take_rows_checked(
+        device: Checked<'_, Self>,
+        x: &CudaTensor,
+        rows: &CudaTensor,
+        y: &mut CudaTensor,
+    ) -> Result<()> {
         let (batch, s, d) = (rows.shape().rows(), x.shape().dims()[1], x.shape().columns());
-        let pack = self.pack(d);
+        let pack = device.pack(d);
         let name = if pack > 1 { "take_rows_wide" } else { "take_rows_ones" };
         let args = Args::new()
-            .address(x.typed(self.real())?)
+            .address(x.typed(device.real())?)
             .address(rows.typed(DType::U32)?)
-            .address(y.typed(self.real())?)
+            .address(y.typed(device.real())?)
             .int(s)
             .int(d)
             .moving(rows.bytes() + 2 * y.bytes());
-        self.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        device.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 
     fn take_rows_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &CudaTensor,
         rows: &CudaTensor,
         dx: &mut CudaTensor,
     ) -> Result<()> {
         let (batch, s, d) = (rows.shape().rows(), dx.shape().dims()[1], dx.shape().columns());
-        let pack = self.pack(d);
+        let pack = device.pack(d);
         let name = if pack > 1 { "take_rows_backward_wide" } else { "take_rows_backward_ones" };
         let args = Args::new()
-            .address(dy.typed(self.real())?)
+            .address(dy.typed(device.real())?)
             .address(rows.typed(DType::U32)?)
-            .address(dx.typed(self.real())?)
+            .address(dx.typed(device.real())?)
             .int(s)
             .int(d)
             .moving(rows.bytes() + 3 * dy.bytes());
-        self.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
+        device.launch("take_rows", name, [batch, (d / pack).div_ceil(THREADS), 1], THREADS, 0, args)
     }
 }

@@ -13,7 +13,7 @@ const FOUR: usize = 4;
 
 impl TripletOp for Cuda {
     fn triplet_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &CudaTensor,
         labels: &CudaTensor,
         margin: f64,
@@ -28,8 +28,8 @@ impl TripletOp for Cuda {
             .float(margin as f32)
             .address(pairs.typed(DType::U32)?)
             .address(distances.typed(DType::F32)?)
-            .address(self.scratch(batch * size_of::<f32>())?)
-            .address(self.counters("triplet", 1)?)
+            .address(device.scratch(batch * size_of::<f32>())?)
+            .address(device.counters("triplet", 1)?)
             .address(stats.typed(DType::F32)?.offset(Stat::LossTriplet as usize * size_of::<f32>()))
             .int(batch)
             .int(width)
@@ -38,11 +38,11 @@ impl TripletOp for Cuda {
             .moving((batch + 4) * size_of::<f32>())
             .multiplying(3 * batch * batch * width, false);
         let name = if width.is_multiple_of(FOUR) { "triplet_fours" } else { "triplet_ones" };
-        self.launch("triplet", name, [batch, 1, 1], THREADS, 0, args)
+        device.launch("triplet", name, [batch, 1, 1], THREADS, 0, args)
     }
 
     fn triplet_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &CudaTensor,
         pairs: &CudaTensor,
         distances: &CudaTensor,
@@ -66,6 +66,6 @@ impl TripletOp for Cuda {
             true => ("triplet_backward_fours", LANES * FOUR),
             false => ("triplet_backward_ones", LANES),
         };
-        self.launch("triplet", name, [batch, width.div_ceil(columns), 1], LANES, 0, args)
+        device.launch("triplet", name, [batch, width.div_ceil(columns), 1], LANES, 0, args)
     }
 }

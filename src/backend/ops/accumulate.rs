@@ -11,10 +11,13 @@ pub trait AccumulateOp: Memory {
         for (gradient, sum) in pairs.iter() {
             expect_shape(OP, "sum", gradient.shape(), sum.shape())?;
         }
-        self.accumulate_checked(pairs, first)
+        Self::accumulate_checked(Checked(self), pairs, first)
     }
 
     /// [`Self::accumulate`] of what was checked.
-    fn accumulate_checked(&self, pairs: &mut [(&Self::Tensor, &mut Self::Tensor)], first: bool)
-    -> Result<()>;
+    fn accumulate_checked(
+        device: Checked<'_, Self>,
+        pairs: &mut [(&Self::Tensor, &mut Self::Tensor)],
+        first: bool,
+    ) -> Result<()>;
 }

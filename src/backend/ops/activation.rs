@@ -17,22 +17,27 @@ pub trait ActivationOp: Memory {
     fn activation(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()> {
         const OP: &str = "activation";
         expect_shape(OP, "g", z.shape(), g.shape())?;
-        self.activation_checked(kind, z, g)
+        Self::activation_checked(Checked(self), kind, z, g)
     }
 
     /// dz = dg·act′(z), in place: `d` holds dg and then dz.
     fn activation_backward(&self, kind: Activation, z: &Self::Tensor, d: &mut Self::Tensor) -> Result<()> {
         const OP: &str = "activation_backward";
         expect_shape(OP, "d", z.shape(), d.shape())?;
-        self.activation_backward_checked(kind, z, d)
+        Self::activation_backward_checked(Checked(self), kind, z, d)
     }
 
     /// [`Self::activation`] of what was checked.
-    fn activation_checked(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()>;
+    fn activation_checked(
+        device: Checked<'_, Self>,
+        kind: Activation,
+        z: &Self::Tensor,
+        g: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// [`Self::activation_backward`] of what was checked.
     fn activation_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         kind: Activation,
         z: &Self::Tensor,
         d: &mut Self::Tensor,

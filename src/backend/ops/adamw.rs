@@ -103,12 +103,12 @@ pub trait AdamwOp: Memory {
             expect_shape(OP, "first moment", shape, tensor.first_moment.shape())?;
             expect_shape(OP, "second moment", shape, tensor.second_moment.shape())?;
         }
-        self.adamw_checked(tensors, step, stats)
+        Self::adamw_checked(Checked(self), tensors, step, stats)
     }
 
     /// [`Self::adamw`] of what was checked.
     fn adamw_checked(
-        &self,
+        device: Checked<'_, Self>,
         tensors: &mut [AdamwTensor<'_, Self>],
         step: AdamwStep<'_, Self>,
         stats: &mut Self::Tensor,

@@ -146,7 +146,7 @@ pub trait AttentionOp: Memory {
         let kept = self.attention_saved(e.batch, e.heads, e.queries, e.keys);
         expect_shape(OP, "saved", kept, saved.shape())?;
         expect_shape(OP, "o", e.o(), o.shape())?;
-        self.attention_checked(input, e, saved, o)
+        Self::attention_checked(Checked(self), input, e, saved, o)
     }
 
     /// With P = softmax(q·kᵀ/√d): dv = Pᵀ·do, dS = P∘(dP − rowsum(dP∘P))/√d where dP = do·vᵀ,
@@ -171,20 +171,15 @@ pub trait AttentionOp: Memory {
         expect_shape(OP, "saved", kept, saved.shape())?;
         expect_shape(OP, "scratch", kept, scratch.shape())?;
         gradient.expect(OP, &input)?;
-        self.attention_backward_checked(AttentionBackward {
-            d_o,
-            o,
-            input,
-            saved,
-            scratch,
-            gradient,
-            extents,
-        })
+        Self::attention_backward_checked(
+            Checked(self),
+            AttentionBackward { d_o, o, input, saved, scratch, gradient, extents },
+        )
     }
 
     /// [`Self::attention`] of what was checked.
     fn attention_checked(
-        &self,
+        device: Checked<'_, Self>,
         input: AttentionInput<'_, Self>,
         e: AttentionExtents,
         saved: &mut Self::Tensor,
@@ -192,7 +187,8 @@ pub trait AttentionOp: Memory {
     ) -> Result<()>;
 
     /// [`Self::attention_backward`] of what was checked.
-    fn attention_backward_checked(&self, args: AttentionBackward<'_, Self>) -> Result<()>;
+    fn attention_backward_checked(device: Checked<'_, Self>, args: AttentionBackward<'_, Self>)
+    -> Result<()>;
 
     /// Shape of what [`AttentionOp::attention`] keeps for its backward pass, and of the scratch memory there;
     /// both in the parameter dtype.

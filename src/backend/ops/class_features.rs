@@ -21,7 +21,7 @@ pub trait ClassFeaturesOp: Memory {
     fn class_features(&self, f: &Self::Tensor, t: &mut Self::Tensor, norms: &mut Self::Tensor) -> Result<()> {
         const OP: &str = "class_features";
         expect::<Self>(OP, f, t, norms)?;
-        self.class_features_checked(f, t, norms)
+        Self::class_features_checked(Checked(self), f, t, norms)
     }
 
     /// Each of the k rows of class c: df = (dt − t·⟨t, dt⟩)/`norms`\[c\].
@@ -35,12 +35,12 @@ pub trait ClassFeaturesOp: Memory {
         const OP: &str = "class_features_backward";
         expect::<Self>(OP, df, t, norms)?;
         expect_shape(OP, "dt", t.shape(), dt.shape())?;
-        self.class_features_backward_checked(dt, t, norms, df)
+        Self::class_features_backward_checked(Checked(self), dt, t, norms, df)
     }
 
     /// [`Self::class_features`] of what was checked.
     fn class_features_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Self::Tensor,
         t: &mut Self::Tensor,
         norms: &mut Self::Tensor,
@@ -48,7 +48,7 @@ pub trait ClassFeaturesOp: Memory {
 
     /// [`Self::class_features_backward`] of what was checked.
     fn class_features_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dt: &Self::Tensor,
         t: &Self::Tensor,
         norms: &Self::Tensor,

@@ -29,12 +29,12 @@ pub trait CropResizeOp: Memory {
             return Err(invalid(format!("images of {height}x{width} have no pixels")));
         }
         expect_shape(OP, "crops", [batch, CROP_FIELDS], crops.shape())?;
-        self.crop_resize_checked(images, crops, y)
+        Self::crop_resize_checked(Checked(self), images, crops, y)
     }
 
     /// [`Self::crop_resize`] of what was checked.
     fn crop_resize_checked(
-        &self,
+        device: Checked<'_, Self>,
         images: &Self::Tensor,
         crops: &Self::Tensor,
         y: &mut Self::Tensor,

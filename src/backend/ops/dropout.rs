@@ -34,12 +34,12 @@ pub trait DropoutOp: Memory {
         const OP: &str = "dropout";
         expect_shape(OP, "y", x.shape(), y.shape())?;
         dropout.expect(OP)?;
-        self.dropout_checked(x, dropout, y)
+        Self::dropout_checked(Checked(self), x, dropout, y)
     }
 
     /// [`Self::dropout`] of what was checked.
     fn dropout_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         dropout: Dropout<'_, Self>,
         y: &mut Self::Tensor,

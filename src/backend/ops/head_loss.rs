@@ -175,7 +175,7 @@ pub trait HeadLossOp: Memory {
         const OP: &str = "head_loss";
         HeadExtents::of::<Self>(OP, f, classifier, targets, [head, text])?;
         expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
-        self.head_loss_checked(f, classifier, targets, head, text, stats)
+        Self::head_loss_checked(Checked(self), f, classifier, targets, head, text, stats)
     }
 
     /// Gradient of `weights.head`·CE(head) + `weights.text`·CE(text), means over the batch. The logits are
@@ -208,25 +208,28 @@ pub trait HeadLossOp: Memory {
         if let Some(d_text) = &d_text {
             expect_shape(OP, "d_text", classifier.text.shape(), d_text.shape())?;
         }
-        self.head_loss_backward_checked(HeadLossBackward {
-            f,
-            classifier,
-            targets,
-            weights,
-            control,
-            head,
-            text,
-            d_weight,
-            d_bias,
-            df,
-            d_text,
-            extents,
-        })
+        Self::head_loss_backward_checked(
+            Checked(self),
+            HeadLossBackward {
+                f,
+                classifier,
+                targets,
+                weights,
+                control,
+                head,
+                text,
+                d_weight,
+                d_bias,
+                df,
+                d_text,
+                extents,
+            },
+        )
     }
 
     /// [`Self::head_loss`] of what was checked.
     fn head_loss_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Self::Tensor,
         classifier: Classifier<'_, Self>,
         targets: Targets<'_, Self>,
@@ -236,5 +239,5 @@ pub trait HeadLossOp: Memory {
     ) -> Result<()>;
 
     /// [`Self::head_loss_backward`] of what was checked.
-    fn head_loss_backward_checked(&self, args: HeadLossBackward<'_, Self>) -> Result<()>;
+    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Self>) -> Result<()>;
 }

@@ -47,7 +47,7 @@ pub trait LayerNormOp: Memory {
         norm.expect(OP, width)?;
         expect_shape(OP, "y", x.shape(), y.shape())?;
         expect_matrix(OP, "stats", rows, 2, stats.shape())?;
-        self.layer_norm_checked(x, norm, y, stats)
+        Self::layer_norm_checked(Checked(self), x, norm, y, stats)
     }
 
     /// With x̂ = (x − mean)/σ and g = dy·w: dx = `to` + (g − mean(g) − x̂·mean(g·x̂))/σ.
@@ -69,12 +69,12 @@ pub trait LayerNormOp: Memory {
         if let AddTo::Tensor(before) = &to {
             expect_shape(OP, "to", x.shape(), before.shape())?;
         }
-        self.layer_norm_backward_checked(dy, x, norm, stats, to, dx)
+        Self::layer_norm_backward_checked(Checked(self), dy, x, norm, stats, to, dx)
     }
 
     /// [`Self::layer_norm`] of what was checked.
     fn layer_norm_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         norm: &LayerNorm<Self>,
         y: &mut Self::Tensor,
@@ -83,7 +83,7 @@ pub trait LayerNormOp: Memory {
 
     /// [`Self::layer_norm_backward`] of what was checked.
     fn layer_norm_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         x: &Self::Tensor,
         norm: &LayerNorm<Self>,

@@ -50,7 +50,7 @@ pub trait LinearOp: ActivationOp {
         const OP: &str = "linear";
         expect_layer(self, OP, layer, x.shape().columns(), y.shape().columns())?;
         expect_output::<Self>(OP, x, residual, y)?;
-        self.linear_checked(x, layer, residual, y)
+        Self::linear_checked(Checked(self), x, layer, residual, y)
     }
 
     /// dx = dy·W. There is no dW: the layer is frozen.
@@ -59,7 +59,7 @@ pub trait LinearOp: ActivationOp {
         let (rows, outputs) = dy.shape().matrix();
         expect_layer(self, OP, layer, dx.shape().columns(), outputs)?;
         expect_matrix(OP, "dx", rows, dx.shape().columns(), dx.shape())?;
-        self.linear_backward_checked(dy, layer, dx)
+        Self::linear_backward_checked(Checked(self), dy, layer, dx)
     }
 
     /// z = x·Wᵀ + b, and g = act(z).
@@ -75,7 +75,7 @@ pub trait LinearOp: ActivationOp {
         expect_layer(self, OP, layer, x.shape().columns(), z.shape().columns())?;
         expect_output::<Self>(OP, x, None, z)?;
         expect_shape(OP, "g", z.shape(), g.shape())?;
-        self.linear_activation_checked(x, layer, kind, z, g)
+        Self::linear_activation_checked(Checked(self), x, layer, kind, z, g)
     }
 
     /// dz = (dy·W)·act′(z).
@@ -92,12 +92,12 @@ pub trait LinearOp: ActivationOp {
         expect_layer(self, OP, layer, dz.shape().columns(), outputs)?;
         expect_matrix(OP, "dz", rows, dz.shape().columns(), dz.shape())?;
         expect_shape(OP, "z", dz.shape(), z.shape())?;
-        self.linear_activation_backward_checked(dy, layer, kind, z, dz)
+        Self::linear_activation_backward_checked(Checked(self), dy, layer, kind, z, dz)
     }
 
     /// [`Self::linear`] of what was checked.
     fn linear_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         layer: &Linear<Self>,
         residual: Option<&Self::Tensor>,
@@ -106,7 +106,7 @@ pub trait LinearOp: ActivationOp {
 
     /// [`Self::linear_backward`] of what was checked.
     fn linear_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         layer: &Linear<Self>,
         dx: &mut Self::Tensor,
@@ -114,27 +114,27 @@ pub trait LinearOp: ActivationOp {
 
     /// [`Self::linear_activation`] of what was checked: two operations where a device has no better form.
     fn linear_activation_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         layer: &Linear<Self>,
         kind: Activation,
         z: &mut Self::Tensor,
         g: &mut Self::Tensor,
     ) -> Result<()> {
-        self.linear_checked(x, layer, None, z)?;
-        self.activation_checked(kind, z, g)
+        Self::linear_checked(device, x, layer, None, z)?;
+        Self::activation_checked(device, kind, z, g)
     }
 
     /// [`Self::linear_activation_backward`] of what was checked: two operations where a device has no better form.
     fn linear_activation_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         layer: &Linear<Self>,
         kind: Activation,
         z: &Self::Tensor,
         dz: &mut Self::Tensor,
     ) -> Result<()> {
-        self.linear_backward_checked(dy, layer, dz)?;
-        self.activation_backward_checked(kind, z, dz)
+        Self::linear_backward_checked(device, dy, layer, dz)?;
+        Self::activation_backward_checked(device, kind, z, dz)
     }
 }

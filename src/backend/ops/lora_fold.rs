@@ -24,9 +24,9 @@ pub trait LoraFoldOp: Memory {
             expect_shape(OP, "weight", [weight.rows(), weight.columns().max(inputs)], weight)?;
             expect_shape(OP, "folded", weight, self.weight_shape(folded))?;
         }
-        self.lora_fold_checked(layers)
+        Self::lora_fold_checked(Checked(self), layers)
     }
 
     /// [`Self::lora_fold`] of what was checked.
-    fn lora_fold_checked(&self, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
+    fn lora_fold_checked(device: Checked<'_, Self>, layers: &mut [LoraFold<'_, Self>]) -> Result<()>;
 }

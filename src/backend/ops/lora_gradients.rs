@@ -28,9 +28,12 @@ pub trait LoraGradientsOp: Memory {
             expect_shape(OP, "da", lora.a.shape(), da.shape())?;
             expect_shape(OP, "db", lora.b.shape(), db.shape())?;
         }
-        self.lora_gradients_checked(layers)
+        Self::lora_gradients_checked(Checked(self), layers)
     }
 
     /// [`Self::lora_gradients`] of what was checked.
-    fn lora_gradients_checked(&self, layers: &mut [LoraGradients<'_, Self>]) -> Result<()>;
+    fn lora_gradients_checked(
+        device: Checked<'_, Self>,
+        layers: &mut [LoraGradients<'_, Self>],
+    ) -> Result<()>;
 }

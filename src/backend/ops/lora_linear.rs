@@ -104,7 +104,7 @@ pub trait LoraLinearOp: Memory {
         if let Some(seen) = seen {
             expect_matrix(OP, "seen", rows, inputs, seen.shape())?;
         }
-        self.lora_linear_checked(LoraLinear { x, seen, layer, lora, residual, u, y })
+        Self::lora_linear_checked(Checked(self), LoraLinear { x, seen, layer, lora, residual, u, y })
     }
 
     /// du = scale·dy·B, dA = duᵀ·x̃, dB = scale·dyᵀ·u, and where the input's gradient is wanted
@@ -137,25 +137,20 @@ pub trait LoraLinearOp: Memory {
             expect_matrix(OP, "dx", rows, inputs, dx.shape())?;
         }
         dropout.map_or(Ok(()), |dropout| dropout.expect(OP))?;
-        self.lora_linear_backward_checked(LoraLinearBackward {
-            dy,
-            x,
-            dropout,
-            u,
-            layer,
-            lora,
-            du,
-            da,
-            db,
-            dx,
-        })
+        Self::lora_linear_backward_checked(
+            Checked(self),
+            LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx },
+        )
     }
 
     /// [`Self::lora_linear`] of what was checked.
-    fn lora_linear_checked(&self, args: LoraLinear<'_, Self>) -> Result<()>;
+    fn lora_linear_checked(device: Checked<'_, Self>, args: LoraLinear<'_, Self>) -> Result<()>;
 
     /// [`Self::lora_linear_backward`] of what was checked.
-    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Self>) -> Result<()>;
+    fn lora_linear_backward_checked(
+        device: Checked<'_, Self>,
+        args: LoraLinearBackward<'_, Self>,
+    ) -> Result<()>;
 
     /// Whether training steps can fold adapters without dropout into copies of the weights at their start, and compute
     /// the gradients of all of them together at their end ([`LoraGradientsOp::lora_gradients`]), in the place of

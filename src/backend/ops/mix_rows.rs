@@ -28,7 +28,7 @@ pub trait MixRowsOp: Memory {
         const OP: &str = "mix_rows";
         expect_shape(OP, "y", x.shape(), y.shape())?;
         mix.expect(OP, x.shape().matrix().0)?;
-        self.mix_rows_checked(x, mix, y)
+        Self::mix_rows_checked(Checked(self), x, mix, y)
     }
 
     /// dx\[i\] = λᵢ·dy\[i\] + (1 − λₖ)·dy\[k\] with k = `inverse`\[i\].
@@ -36,15 +36,20 @@ pub trait MixRowsOp: Memory {
         const OP: &str = "mix_rows_backward";
         expect_shape(OP, "dx", dy.shape(), dx.shape())?;
         mix.expect(OP, dy.shape().matrix().0)?;
-        self.mix_rows_backward_checked(dy, mix, dx)
+        Self::mix_rows_backward_checked(Checked(self), dy, mix, dx)
     }
 
     /// [`Self::mix_rows`] of what was checked.
-    fn mix_rows_checked(&self, x: &Self::Tensor, mix: &Mix<Self>, y: &mut Self::Tensor) -> Result<()>;
+    fn mix_rows_checked(
+        device: Checked<'_, Self>,
+        x: &Self::Tensor,
+        mix: &Mix<Self>,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// [`Self::mix_rows_backward`] of what was checked.
     fn mix_rows_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         mix: &Mix<Self>,
         dx: &mut Self::Tensor,

@@ -25,7 +25,7 @@ mod prompts;
 mod take_rows;
 mod triplet;
 
-use super::{BackendError, DeviceTensor, Memory, Result, copyable, expect_matrix, expect_shape};
+use super::{BackendError, Checked, DeviceTensor, Memory, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Shape};
 use adamw::expect_control;
 use linear::{expect_layer, expect_output};

@@ -121,9 +121,12 @@ pub trait PatchEmbedOp: Memory {
         expect_matrix(OP, "patches", rows, grid.inputs(), patches.shape())?;
         expect_matrix(OP, "products", rows, d, products.shape())?;
         mix.map_or(Ok(()), |mix| mix.expect(OP, grid.batch))?;
-        self.patch_embed_checked(PatchEmbed { grid, pixels, mix, embedding, patches, products, x })
+        Self::patch_embed_checked(
+            Checked(self),
+            PatchEmbed { grid, pixels, mix, embedding, patches, products, x },
+        )
     }
 
     /// [`Self::patch_embed`] of what was checked.
-    fn patch_embed_checked(&self, args: PatchEmbed<'_, Self>) -> Result<()>;
+    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()>;
 }

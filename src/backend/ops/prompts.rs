@@ -58,7 +58,7 @@ pub trait PromptsOp: Memory {
         const OP: &str = "insert_prompts";
         let extents = PromptExtents::of(OP, y.shape(), prompts.shape(), layer)?;
         expect_shape(OP, "x", extents.without(), x.shape())?;
-        self.insert_prompts_checked(x, prompts, extents, y)
+        Self::insert_prompts_checked(Checked(self), x, prompts, extents, y)
     }
 
     /// Adds Σ over the batch of the prompts' rows of `dy` to `d_prompts`\[layer\]; dx = the other rows, where
@@ -75,14 +75,14 @@ pub trait PromptsOp: Memory {
         if let Some(dx) = &dx {
             expect_shape(OP, "dx", extents.without(), dx.shape())?;
         }
-        self.insert_prompts_backward_checked(dy, extents, d_prompts, dx)
+        Self::insert_prompts_backward_checked(Checked(self), dy, extents, d_prompts, dx)
     }
 
     /// Rows 1 to m of every sequence become `prompts`\[layer\], in place: `x` \[B, S, D\].
     fn replace_prompts(&self, prompts: &Self::Tensor, layer: usize, x: &mut Self::Tensor) -> Result<()> {
         const OP: &str = "replace_prompts";
         let extents = PromptExtents::of(OP, x.shape(), prompts.shape(), layer)?;
-        self.replace_prompts_checked(prompts, extents, x)
+        Self::replace_prompts_checked(Checked(self), prompts, extents, x)
     }
 
     /// Adds Σ over the batch of rows 1 to m of `d` to `d_prompts`\[layer\] and sets these rows to zero: `d` held
@@ -95,12 +95,12 @@ pub trait PromptsOp: Memory {
     ) -> Result<()> {
         const OP: &str = "replace_prompts_backward";
         let extents = PromptExtents::of(OP, d.shape(), d_prompts.shape(), layer)?;
-        self.replace_prompts_backward_checked(d, extents, d_prompts)
+        Self::replace_prompts_backward_checked(Checked(self), d, extents, d_prompts)
     }
 
     /// [`Self::insert_prompts`] of what was checked.
     fn insert_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         x: &Self::Tensor,
         prompts: &Self::Tensor,
         extents: PromptExtents,
@@ -109,7 +109,7 @@ pub trait PromptsOp: Memory {
 
     /// [`Self::insert_prompts_backward`] of what was checked.
     fn insert_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         extents: PromptExtents,
         d_prompts: &mut Self::Tensor,
@@ -118,7 +118,7 @@ pub trait PromptsOp: Memory {
 
     /// [`Self::replace_prompts`] of what was checked.
     fn replace_prompts_checked(
-        &self,
+        device: Checked<'_, Self>,
         prompts: &Self::Tensor,
         extents: PromptExtents,
         x: &mut Self::Tensor,
@@ -126,7 +126,7 @@ pub trait PromptsOp: Memory {
 
     /// [`Self::replace_prompts_backward`] of what was checked.
     fn replace_prompts_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         d: &mut Self::Tensor,
         extents: PromptExtents,
         d_prompts: &mut Self::Tensor,

@@ -23,7 +23,7 @@ pub trait TakeRowsOp: Memory {
     fn take_rows(&self, x: &Self::Tensor, rows: &Self::Tensor, y: &mut Self::Tensor) -> Result<()> {
         const OP: &str = "take_rows";
         expect_selection::<Self>(OP, x, rows, y)?;
-        self.take_rows_checked(x, rows, y)
+        Self::take_rows_checked(Checked(self), x, rows, y)
     }
 
     /// dx\[b, rows\[b\]\] += dy\[b\]; adds to `dx`.
@@ -35,15 +35,20 @@ pub trait TakeRowsOp: Memory {
     ) -> Result<()> {
         const OP: &str = "take_rows_backward";
         expect_selection::<Self>(OP, dx, rows, dy)?;
-        self.take_rows_backward_checked(dy, rows, dx)
+        Self::take_rows_backward_checked(Checked(self), dy, rows, dx)
     }
 
     /// [`Self::take_rows`] of what was checked.
-    fn take_rows_checked(&self, x: &Self::Tensor, rows: &Self::Tensor, y: &mut Self::Tensor) -> Result<()>;
+    fn take_rows_checked(
+        device: Checked<'_, Self>,
+        x: &Self::Tensor,
+        rows: &Self::Tensor,
+        y: &mut Self::Tensor,
+    ) -> Result<()>;
 
     /// [`Self::take_rows_backward`] of what was checked.
     fn take_rows_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         dy: &Self::Tensor,
         rows: &Self::Tensor,
         dx: &mut Self::Tensor,

@@ -42,7 +42,7 @@ pub trait TripletOp: Memory {
         expect::<Self>(OP, f, pairs, distances)?;
         expect_shape(OP, "labels", [f.shape().rows()], labels.shape())?;
         expect_shape(OP, "stats", [Stat::COUNT], stats.shape())?;
-        self.triplet_checked(f, labels, margin, pairs, distances, stats)
+        Self::triplet_checked(Checked(self), f, labels, margin, pairs, distances, stats)
     }
 
     /// Adds the gradient of `weight`·loss to `df`, times the loss scale as in
@@ -60,12 +60,12 @@ pub trait TripletOp: Memory {
         expect::<Self>(OP, f, pairs, distances)?;
         expect_shape(OP, "df", f.shape(), df.shape())?;
         expect_control::<Self>(OP, control)?;
-        self.triplet_backward_checked(f, pairs, distances, weight, control, df)
+        Self::triplet_backward_checked(Checked(self), f, pairs, distances, weight, control, df)
     }
 
     /// [`Self::triplet`] of what was checked.
     fn triplet_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Self::Tensor,
         labels: &Self::Tensor,
         margin: f64,
@@ -76,7 +76,7 @@ pub trait TripletOp: Memory {
 
     /// [`Self::triplet_backward`] of what was checked.
     fn triplet_backward_checked(
-        &self,
+        device: Checked<'_, Self>,
         f: &Self::Tensor,
         pairs: &Self::Tensor,
         distances: &Self::Tensor,

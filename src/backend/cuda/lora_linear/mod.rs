@@ -18,35 +18,38 @@ use super::*;
 pub use parts::Parts;
 
 impl LoraLinearOp for Cuda {
-    fn lora_linear_checked(&self, args: LoraLinear<'_, Cuda>) -> Result<()> {
+    fn lora_linear_checked(device: Checked<'_, Self>, args: LoraLinear<'_, Cuda>) -> Result<()> {
         let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
         let sizes = Sizes::of(x.matrix(), y.shape.columns(), layer);
         let parts = Parts::of("lora_linear", lora, sizes.k, sizes.n)?;
-        let frozen = Frozen::forward(self, sizes, x, layer, residual, y)?;
-        let seen = seen.map(|seen| seen.typed(self.real())).transpose()?;
-        let work = Forward { frozen, seen: seen.unwrap_or(frozen.from), parts, u: u.typed(self.real())? };
+        let frozen = Frozen::forward(&device, sizes, x, layer, residual, y)?;
+        let seen = seen.map(|seen| seen.typed(device.real())).transpose()?;
+        let work = Forward { frozen, seen: seen.unwrap_or(frozen.from), parts, u: u.typed(device.real())? };
         if sizes.m == 0 {
             return Ok(());
         }
         // The fused form reads one input for both products.
         if seen.is_some() {
-            return gemm::forward(self, &work);
+            return gemm::forward(&device, &work);
         }
-        let tiles = fused::forward_tiles(self, &work);
-        form(self, "lora_linear", &work.frozen, &parts, tiles, &mut |form| match form {
-            LoraKernel::Fused(tile) => fused::forward(self, &work, tile),
-            LoraKernel::Gemm => gemm::forward(self, &work),
+        let tiles = fused::forward_tiles(&device, &work);
+        form(&device, "lora_linear", &work.frozen, &parts, tiles, &mut |form| match form {
+            LoraKernel::Fused(tile) => fused::forward(&device, &work, tile),
+            LoraKernel::Gemm => gemm::forward(&device, &work),
         })
     }
 
-    fn lora_linear_backward_checked(&self, args: LoraLinearBackward<'_, Cuda>) -> Result<()> {
+    fn lora_linear_backward_checked(
+        device: Checked<'_, Self>,
+        args: LoraLinearBackward<'_, Cuda>,
+    ) -> Result<()> {
         let LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx } = args;
         let sizes = Sizes::of(x.matrix(), dy.shape.columns(), layer);
         let parts = Parts::of("lora_linear_backward", lora, sizes.k, sizes.n)?;
-        let real = self.real();
+        let real = device.real();
         let (dy_at, du) = (dy.typed(real)?, du.typed(real)?);
         let dropped = dropout.map(Dropped::of).transpose()?;
-        let frozen = dx.map(|dx| Frozen::backward(self, sizes, dy, layer, dx)).transpose()?;
+        let frozen = dx.map(|dx| Frozen::backward(&device, sizes, dy, layer, dx)).transpose()?;
         let gradients = gradients::Gradients {
             du,
             x: x.typed(real)?,
@@ -58,10 +61,10 @@ impl LoraLinearOp for Cuda {
         };
         match frozen {
             _ if sizes.m == 0 => {}
-            None => gemm::backward_start(self, &parts, sizes, dy_at, du, None, None)?,
-            Some(frozen) => input_gradient(self, &Backward { frozen, parts, du, dropped })?,
+            None => gemm::backward_start(&device, &parts, sizes, dy_at, du, None, None)?,
+            Some(frozen) => input_gradient(&device, &Backward { frozen, parts, du, dropped })?,
         }
-        gradients.launch(self, &parts)
+        gradients.launch(&device, &parts)
     }
 
     fn can_train_folded(&self) -> bool {
