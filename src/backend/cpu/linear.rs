@@ -45,8 +45,8 @@ impl<T: Real> LinearOp for Cpu<T> {
         if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
             return bf16::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g);
         }
-        device.linear(x, layer, None, z)?;
-        device.activation(kind, z, g)
+        Self::linear_checked(device, x, layer, None, z)?;
+        Self::activation_checked(device, kind, z, g)
     }
 
     fn linear_activation_backward_checked(
@@ -60,8 +60,8 @@ impl<T: Real> LinearOp for Cpu<T> {
         if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
             return bf16::linear::linear_activation_backward(isa, dy, weight, kind, z, dz);
         }
-        device.linear_backward(dy, layer, dz)?;
-        device.activation_backward(kind, z, dz)
+        Self::linear_backward_checked(device, dy, layer, dz)?;
+        Self::activation_backward_checked(device, kind, z, dz)
     }
 }
 

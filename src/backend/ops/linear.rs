@@ -10,7 +10,7 @@ pub struct Linear<B: Memory> {
     pub bias: Option<B::Tensor>,
 }
 
-/// Checks a layer of `device` with so many inputs and outputs. Rows of its weight may be longer than its input.
+/// Checks a layer of `device` with so many inputs and outputs.
 pub(super) fn expect_layer<B: Memory>(
     device: &B,
     op: &'static str,
@@ -18,8 +18,7 @@ pub(super) fn expect_layer<B: Memory>(
     inputs: usize,
     outputs: usize,
 ) -> Result<()> {
-    let weight = device.weight_shape(&layer.weight);
-    expect_shape(op, "weight", [outputs, weight.columns().max(inputs)], weight)?;
+    expect_shape(op, "weight", [outputs, inputs], device.weight_shape(&layer.weight))?;
     match &layer.bias {
         Some(bias) => expect_shape(op, "bias", [outputs], bias.shape()),
         None => Ok(()),

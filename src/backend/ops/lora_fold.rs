@@ -21,7 +21,7 @@ pub trait LoraFoldOp: Memory {
             let weight = self.weight_shape(weight);
             let inputs = lora.a.shape().columns();
             lora.width(OP, inputs)?;
-            expect_shape(OP, "weight", [weight.rows(), weight.columns().max(inputs)], weight)?;
+            expect_shape(OP, "weight", [weight.rows(), inputs], weight)?;
             expect_shape(OP, "folded", weight, self.weight_shape(folded))?;
         }
         Self::lora_fold_checked(Checked(self), layers)

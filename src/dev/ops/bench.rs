@@ -2,7 +2,7 @@
 
 use super::Group;
 use crate::backend::tally::{Tally, Work};
-use crate::backend::{Backend, Linear, Result};
+use crate::backend::{Backend, BackendError, Linear, Result};
 use crate::dev::bench::Op;
 use crate::dev::check::difference::normal;
 use crate::tensor::{DType, Shape, Tensor};
@@ -116,7 +116,9 @@ impl Made<'_> {
         })?;
         let mut counts = counts.into_iter();
         self.make(&Bench::new(backend, sizes), &mut |Ready { name, at, run }| {
-            let Work { flop, bytes } = counts.next().unwrap_or_default();
+            let Some(Work { flop, bytes }) = counts.next() else {
+                return Err(BackendError::Invalid { op: name, problem: "it was not counted".into() });
+            };
             visit(Op { name, at, flop: flop as f64, bytes: bytes as f64, run })
         })
     }
