@@ -140,3 +140,18 @@ fn what_the_machine_lacks_is_refused() {
         }
     }
 }
+
+/// Wider ones too: their rows would be read as if they were those of the input.
+#[test]
+fn weights_of_another_width_are_refused() {
+    for cpu in [Cpu::<f32>::new(), Cpu::in_bf16(Isa::Plain).unwrap()] {
+        let dtype = cpu.compute_dtype();
+        let (x, mut y) = (cpu.zeros([70, 32], dtype).unwrap(), cpu.zeros([70, 8], dtype).unwrap());
+        for width in [31, 33, 64] {
+            let weight = cpu.weight(Tensor::zeros([8, width], DType::F32).view()).unwrap();
+            let layer = Linear { weight, bias: None };
+            let problem = cpu.linear(&x, &layer, None, &mut y).unwrap_err().to_string();
+            assert!(problem.contains("weight") && problem.contains("[8, 32]"), "{problem}");
+        }
+    }
+}
