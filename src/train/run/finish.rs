@@ -8,7 +8,7 @@ use crate::files::Staged;
 use crate::progress::Monitor;
 use crate::settings::{Key, Sampler, flag};
 use crate::stats::calibration::chance_error;
-use crate::stats::temperature::{PRIOR, fit_temperature};
+use crate::stats::temperature::cautious_temperature;
 use crate::tensor::Tensor;
 use crate::train::adapter::{self, HeadFile};
 use crate::train::batches::{evaluate_split, require_numbers};
@@ -231,10 +231,10 @@ pub(super) struct Kept {
     pub val: Accumulator,
 }
 
-/// Fits the temperature that the logits of a validation split are divided by so that their probabilities are those that
-/// are found there; 1 where there are no logits.
+/// Fits the temperature that the logits of a validation split, which chose the epoch, are divided by so that their
+/// probabilities are those that other images show; 1 where there are no logits.
 pub(super) fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
     let Some((logits, labels)) = val.logits() else { return 1.0 };
     // As its file holds it, so that what is tested is what others read.
-    f64::from(fit_temperature(logits, classes, &labels, Some(PRIOR)) as f32)
+    f64::from(cautious_temperature(logits, classes, &labels) as f32)
 }
