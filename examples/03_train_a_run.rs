@@ -49,15 +49,15 @@ fn main() -> Result<()> {
     image::save_buffer(&photo, &flower.pixels, side, side, colours)?;
     let predictor = Predictor::open(backend, &demo::model()?, &dir, &settings)?;
     let options = PredictOptions { batch: 1, top_k: 3 };
-    predictor.predict(&[photo], options, &Silent, |predicted| {
+    predictor.predict(std::iter::once(Ok(photo)), options, &Silent, |predicted| {
         for photo in predicted {
-            println!("{}", photo.path.display());
+            println!("{}", photo.photo.display());
             for choice in photo.choices.iter().flatten() {
                 let name = &predictor.class_names()[choice.class];
                 println!("  {:5.1} %  {name}", 100.0 * choice.probability);
             }
         }
-        ControlFlow::Continue(())
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(())
 }

@@ -5,9 +5,9 @@
 pub trait Monitor: Send + Sync {
     /// The task that starts next is a part of something longer.
     fn part(&self, _part: RunPart) {}
-    /// A task of `total` units starts; tasks do not nest.
+    /// A task of `total` units starts; tasks do not nest. A total of 0 is not known.
     fn begin(&self, task: &str, total: u64);
-    /// A task starts whose units are bytes; a `total` of 0 is not known.
+    /// A task starts whose units are bytes.
     fn begin_bytes(&self, task: &str, total: u64) {
         self.begin(task, total);
     }
@@ -42,6 +42,32 @@ pub struct RunPart {
     pub after: u64,
     /// Whether it may end before the last of them.
     pub at_most: bool,
+}
+
+/// Tasks that are one: theirs is the only beginning and end that shows.
+pub(crate) struct Within<'a>(pub &'a dyn Monitor);
+
+impl Monitor for Within<'_> {
+    fn begin(&self, _task: &str, _total: u64) {}
+    fn advance(&self, units: u64) {
+        self.0.advance(units);
+    }
+    fn state(&self, text: &str) {
+        self.0.state(text);
+    }
+    fn finish(&self) {}
+    fn line(&self, text: &str) {
+        self.0.line(text);
+    }
+    fn warn(&self, text: &str) {
+        self.0.warn(text);
+    }
+    fn debug(&self, text: &str) {
+        self.0.debug(text);
+    }
+    fn stopped(&self) -> bool {
+        self.0.stopped()
+    }
 }
 
 /// Shows nothing and never stops.

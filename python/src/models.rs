@@ -5,18 +5,19 @@ use anyhow::{Result, anyhow};
 use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::commands::device::{self, Device};
-use clip_engine::commands::open::{add_photos, model_of_run, open_model};
+use clip_engine::commands::open::{model_of_run, open_model};
+use clip_engine::commands::photos::Photos;
 use clip_engine::data::resize::RgbImage;
 use clip_engine::progress::Monitor;
 use clip_engine::settings::{Precision, parse_word};
 use clip_engine::tensor::DType;
-use clip_engine::train::embed::{EmbedOptions, features};
+use clip_engine::train::embed::{EmbedOptions, Row, embed};
 use clip_engine::train::inference::{TunedTower, TuningFiles};
 use clip_engine::train::model;
 use clip_engine::train::predict::{self, PredictOptions};
 use clip_engine::train::run_dir::RunDir;
 use clip_engine::train::saved_run::of_one_epoch;
-use clip_engine::train::{DecodedPhoto, Photo, demo};
+use clip_engine::train::{DecodedPhoto, Photo, TrainError, demo};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::PyBytes;
@@ -39,12 +40,6 @@ fn decoded(images: Vec<Decoded>) -> PyResult<Vec<DecodedPhoto>> {
         Ok(DecodedPhoto { name: format!("image {index}").into(), image })
     };
     images.into_iter().enumerate().map(photo).collect()
-}
-
-fn files(arguments: Vec<PathBuf>, monitor: &dyn Monitor) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    arguments.into_iter().try_for_each(|path| add_photos(path, &mut paths, monitor))?;
-    Ok(paths)
 }
 
 fn open_device(name: &str, precision: Option<&str>, monitor: &dyn Monitor) -> Result<Device> {
@@ -106,7 +101,7 @@ impl Predictor {
         batch_size: usize,
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Vec<Prediction>> {
-        run(py, watch, |monitor| self.predict(&files(paths, monitor)?, top_k, batch_size, monitor))
+        run(py, watch, |monitor| self.predict(Photos::named(&paths, monitor)?, top_k, batch_size, monitor))
     }
 
     /// Classifies photos that are decoded.
@@ -119,29 +114,29 @@ impl Predictor {
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Vec<Prediction>> {
         let photos = decoded(images)?;
-        run(py, watch, |monitor| self.predict(&photos, top_k, batch_size, monitor))
+        run(py, watch, |monitor| self.predict(photos.into_iter().map(Ok), top_k, batch_size, monitor))
     }
 }
 
 impl Predictor {
     fn predict<P: Photo>(
         &self,
-        photos: &[P],
+        photos: impl Iterator<Item = Result<P, TrainError>> + Send,
         top_k: usize,
         batch: usize,
         monitor: &Watch,
     ) -> Result<Vec<Prediction>> {
         let options = PredictOptions { batch, top_k };
-        let mut predictions = Vec::with_capacity(photos.len());
-        let take = |batch: &[predict::Predicted<'_>]| {
-            predictions.extend(batch.iter().map(|photo| {
-                let (classes, problem) = match &photo.choices {
+        let mut predictions = Vec::with_capacity(photos.size_hint().0);
+        let take = |batch: Vec<predict::Predicted<P>>| {
+            predictions.extend(batch.iter().map(|predict::Predicted { photo, choices }| {
+                let (classes, problem) = match choices {
                     Ok(choices) => (choices.iter().map(|c| (c.class, c.probability)).collect(), None),
                     Err(problem) => (Vec::new(), Some(problem.to_string())),
                 };
-                (photo.path.to_path_buf(), classes, problem)
+                (photo.path().to_path_buf(), classes, problem)
             }));
-            ControlFlow::Continue(())
+            Ok(ControlFlow::Continue(()))
         };
         match &self.open {
             OpenPredictor::Cpu(open) => open.predict(photos, options, monitor, take)?,
@@ -226,7 +221,8 @@ impl Model {
         batch_size: usize,
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyBytes>> {
-        let found = run(py, watch, |monitor| self.embed(&files(paths, monitor)?, batch_size, monitor));
+        let found =
+            run(py, watch, |monitor| self.embed(Photos::named(&paths, monitor)?, batch_size, monitor));
         Ok(PyBytes::new(py, &found?))
     }
 
@@ -239,7 +235,7 @@ impl Model {
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let photos = decoded(images)?;
-        let found = run(py, watch, |monitor| self.embed(&photos, batch_size, monitor));
+        let found = run(py, watch, |monitor| self.embed(photos.into_iter().map(Ok), batch_size, monitor));
         Ok(PyBytes::new(py, &found?))
     }
 
@@ -262,12 +258,24 @@ impl Model {
 }
 
 impl Model {
-    fn embed<P: Photo>(&self, photos: &[P], batch: usize, monitor: &Watch) -> Result<Vec<u8>> {
+    fn embed<P: Photo>(
+        &self,
+        photos: impl Iterator<Item = Result<P, TrainError>> + Send,
+        batch: usize,
+        monitor: &Watch,
+    ) -> Result<Vec<u8>> {
         let options = EmbedOptions { batch, skip_bad_images: false };
-        let (_, features) = match &self.tower {
-            OpenTower::Cpu(tower) => features(tower, photos, options, monitor)?,
-            OpenTower::Cuda(tower) => features(tower, photos, options, monitor)?,
+        let mut features = Vec::new();
+        let take = |batch: &[(P, Row<'_>)]| {
+            for row in batch.iter().flat_map(|(_, row)| row) {
+                row.iter().for_each(|x| features.extend(x.to_le_bytes()));
+            }
+            Ok(())
         };
-        Ok(features.bytes().to_vec())
+        match &self.tower {
+            OpenTower::Cpu(tower) => embed(tower, photos, options, monitor, take)?,
+            OpenTower::Cuda(tower) => embed(tower, photos, options, monitor, take)?,
+        }
+        Ok(features)
     }
 }

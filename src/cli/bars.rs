@@ -118,10 +118,12 @@ impl Bars {
             std::mem::take(&mut run.announced).then_some(run.course).flatten()
         };
         let bar = (self.terminal && self.level >= Level::Info).then(|| {
-            let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+            let length = (bytes || total > 0).then_some(total);
+            let bar = ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr());
             // 80 columns hold each of these.
             let template = match (bytes, course) {
                 (true, _) => "{prefix:20!} {bar:10} {bytes:>10}/{total_bytes}  {bytes_per_sec}  {eta} left",
+                (false, _) if total == 0 => "{prefix:<14} {pos:>6}  {elapsed:>4}  {wide_msg}",
                 (false, None) => "{prefix:<14} {bar:10} {pos:>6}/{len}  {eta:>4} left  {wide_msg}",
                 (false, Some(_)) => "{prefix:<11} {bar:6} {pos:>5}/{len}  {wide_msg}",
             };
@@ -216,7 +218,11 @@ impl Monitor for Bars {
                 let amount =
                     |units| if task.bytes { HumanBytes(units).to_string() } else { units.to_string() };
                 let (done, total) = (amount(task.done), amount(task.total));
-                task.plain(&format!("{done}/{total}, {left}  {}", task.state));
+                let course = match task.total {
+                    0 => format!("{done}, {elapsed:.0} s"),
+                    _ => format!("{done}/{total}, {left}"),
+                };
+                task.plain(&format!("{course}  {}", task.state));
             }
         });
     }

@@ -15,6 +15,7 @@ mod export;
 mod flags;
 mod launches;
 mod man;
+mod part_flags;
 mod predict;
 mod predictions;
 mod prep;

@@ -3,15 +3,23 @@
 use super::bars::Bars;
 use super::device::DeviceArgs;
 use super::flags::batch_sizes;
-use super::predictions::{Output, Printer, UNKNOWN};
+use super::part_flags::PartArgs;
+use super::predictions::{Lines, Output, Printer, UNKNOWN};
 use crate::TrainError;
 use crate::commands::device::on_device;
-use crate::commands::open::{add_photos, model_of_run};
+use crate::commands::open::model_of_run;
+use crate::commands::parts::BadPhoto;
+use crate::commands::photos::Photos;
+use crate::files::Staged;
+use crate::hash::hex;
 use crate::progress::Monitor;
-use crate::train::predict::{PredictOptions, Predictor};
+use crate::train::predict::{PredictOptions, Predicted, Predictor};
 use crate::train::run_dir::RunDir;
-use anyhow::{Context, Result, bail};
-use std::io::{BufRead, IsTerminal};
+use anyhow::{Result, bail};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 #[derive(clap::Args)]
@@ -43,7 +51,12 @@ pub struct Args {
     batch_size: u32,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    parts: PartArgs,
 }
+
+/// Photos of a list that the columns of a table are made for.
+const FIRST: usize = 1000;
 
 pub fn run(args: Args) -> Result<()> {
     let bars = Bars::new();
@@ -51,19 +64,25 @@ pub fn run(args: Args) -> Result<()> {
         let text = format!("--unknown-below: {p} is not a probability above 0 and up to 1");
         bail!(TrainError::Setting(text));
     }
+    let (form, ending) = match (args.json, args.csv) {
+        (true, _) => (Output::Json, "jsonl"),
+        (_, true) => (Output::Csv, "csv"),
+        _ if args.parts.are_given() => {
+            bail!(TrainError::Setting(
+                "--parts: the parts are files for programs; add --json or --csv".into()
+            ))
+        }
+        _ => (Output::Table, ""),
+    };
     let dir = RunDir::existing(&args.run)?;
     let settings = dir.read_settings()?;
-    let paths = photos(&args.images, &bars)?;
+    let mut photos = Photos::named(&args.images, &bars)?;
     let device = args.device.open(&bars)?;
     let model = model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
-    let form = match (args.json, args.csv) {
-        (true, _) => Output::Json,
-        (_, true) => Output::Csv,
-        _ => Output::Table,
-    };
     // Where the predictions run over the terminal, they are the sign of progress, and a bar would break them.
     let without_bar = WithoutBar(&bars);
-    let monitor: &dyn Monitor = if std::io::stdout().is_terminal() { &without_bar } else { &bars };
+    let printed = std::io::stdout().is_terminal() && !args.parts.are_given();
+    let monitor: &dyn Monitor = if printed { &without_bar } else { &bars };
     let options = PredictOptions { batch: args.batch_size as usize, top_k: args.top_k as usize };
     on_device!(device, backend => {
         let predictor = Predictor::open(backend, &model, &dir, &settings)?;
@@ -75,61 +94,45 @@ pub fn run(args: Args) -> Result<()> {
                         at the probabilities that --json prints";
             bail!(TrainError::Setting(text.into()));
         }
-        let mut printer = Printer::new(form, &paths, names, options.top_k, args.unknown_below, monitor);
-        let tally = predictor.predict(&paths, options, monitor, |batch| printer.print(batch))?;
-        printer.finish(tally, paths.len())
+        let lines = Lines { form, names, unknown_below: args.unknown_below };
+        let manifest = || {
+            let head = std::fs::read(dir.head()).map_err(TrainError::io(&dir.head(), "read the file"))?;
+            Ok(json!({
+                "command": "predict",
+                "head": hex(&Sha256::digest(head)),
+                "top_k": options.top_k,
+                "unknown_below": args.unknown_below,
+            }))
+        };
+        if let Some(parts) = args.parts.open(ending, manifest)? {
+            return args.parts.make(parts, photos, "predicting", monitor, |parts, part, monitor| {
+                let (mut text, mut bad) = (Vec::new(), Vec::new());
+                let tally = predictor.predict(part.photos.iter().map(Ok), options, monitor, |batch| {
+                    let first = text.is_empty();
+                    text.extend(lines.of(&batch, first).map_err(TrainError::io(&args.run, "write about photos"))?);
+                    for Predicted { photo, choices } in batch {
+                        if let Err(error) = choices {
+                            monitor.warn(&error.to_string());
+                            bad.push(BadPhoto::new(photo, error));
+                        }
+                    }
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                if tally.stopped {
+                    return Ok(ControlFlow::Break(()));
+                }
+                parts.write(part, bad, |path| Ok(Staged::new(path, &text)?))?;
+                Ok(ControlFlow::Continue(()))
+            });
+        }
+        let known = photos.known();
+        let mut printer = Printer::new(lines, photos.first(FIRST)?, options.top_k, monitor);
+        let tally = predictor.predict(photos, options, monitor, |batch| Ok(printer.print(&batch)))?;
+        if tally.done == 0 && !tally.stopped {
+            bail!("-: standard input names no photo; write one path a line to it");
+        }
+        printer.finish(tally, known)
     })
-}
-
-/// The photos that the arguments name, in their order; those of a folder in the order of their paths.
-fn photos(arguments: &[PathBuf], monitor: &dyn Monitor) -> Result<Vec<PathBuf>> {
-    let mut paths = Vec::new();
-    for argument in arguments {
-        if argument.as_os_str() == "-" {
-            for path in from_stdin()? {
-                add_photos(path, &mut paths, monitor)?;
-            }
-        } else {
-            add_photos(argument.clone(), &mut paths, monitor)?;
-        }
-    }
-    if paths.is_empty() {
-        bail!("-: standard input names no photo; write one path a line to it");
-    }
-    Ok(paths)
-}
-
-/// The lines of standard input as paths, in any line ending and with or without a byte order mark, without empty ones.
-fn from_stdin() -> Result<Vec<PathBuf>> {
-    let lines = std::io::stdin().lock().split(b'\n').collect::<std::io::Result<Vec<_>>>();
-    let mut lines = lines.context("standard input")?;
-    if let Some(first) = lines.first_mut()
-        && first.starts_with("\u{feff}".as_bytes())
-    {
-        first.drain(.."\u{feff}".len());
-    }
-    let whole = lines.into_iter().map(|mut line| {
-        // The end of a line as Windows has it, unless a file is called so.
-        if line.ends_with(b"\r") && path_of(line.clone()).is_ok_and(|path| path.symlink_metadata().is_err()) {
-            line.pop();
-        }
-        line
-    });
-    whole.filter(|line| !line.is_empty()).map(path_of).collect()
-}
-
-/// Whatever bytes a name has.
-#[cfg(unix)]
-fn path_of(line: Vec<u8>) -> Result<PathBuf> {
-    use std::os::unix::ffi::OsStringExt;
-    Ok(std::ffi::OsString::from_vec(line).into())
-}
-
-#[cfg(not(unix))]
-fn path_of(line: Vec<u8>) -> Result<PathBuf> {
-    let line =
-        String::from_utf8(line).context("standard input: a path is not UTF-8; name its folder instead")?;
-    Ok(line.into())
 }
 
 /// A monitor that draws no bar.

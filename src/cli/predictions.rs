@@ -3,6 +3,7 @@
 use super::bars::Level;
 use super::table::percent;
 use crate::progress::Monitor;
+use crate::train::Photo;
 use crate::train::predict::{Choice, Predicted, Tally};
 use anyhow::{Result, bail};
 use base64::Engine;
@@ -23,13 +24,83 @@ pub enum Output {
 /// Name for a photo that looks like no class.
 pub const UNKNOWN: &str = "unknown";
 
+/// What is said of photos.
+pub struct Lines<'a> {
+    pub form: Output,
+    pub names: &'a [String],
+    /// The least probability of a class that is believed, where there is one.
+    pub unknown_below: Option<f64>,
+}
+
+impl<'a> Lines<'a> {
+    /// Names the class of a photo, or [`UNKNOWN`] below the threshold; none where no threshold was asked for.
+    fn verdict(&self, choices: &[Choice]) -> Option<&'a str> {
+        let (least, best) = (self.unknown_below?, choices.first()?);
+        Some(if best.probability < least { UNKNOWN } else { &self.names[best.class] })
+    }
+
+    /// A batch for programs, as JSON lines or CSV; in CSV the good ones alone, with a header where it is the `first`.
+    pub fn of<P: Photo>(&self, batch: &[Predicted<P>], first: bool) -> std::io::Result<Vec<u8>> {
+        if self.form == Output::Json { self.json(batch) } else { self.csv(batch, first) }
+    }
+
+    fn json<P: Photo>(&self, batch: &[Predicted<P>]) -> std::io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        for Predicted { photo, choices } in batch {
+            let path = photo.path();
+            let verdict = choices.as_ref().ok().and_then(|choices| self.verdict(choices));
+            let line = JsonLine {
+                path: path.to_string_lossy(),
+                path_base64: path
+                    .to_str()
+                    .is_none()
+                    .then(|| STANDARD.encode(path.as_os_str().as_encoded_bytes())),
+                class: verdict,
+                unknown: verdict.map(|class| class == UNKNOWN),
+                predictions: choices.as_ref().ok().map(|choices| {
+                    let choice = |&Choice { class, probability }: &Choice| JsonChoice {
+                        class: &self.names[class],
+                        index: class,
+                        probability,
+                    };
+                    choices.iter().map(choice).collect()
+                }),
+                error: choices.as_ref().err().map(ToString::to_string),
+            };
+            serde_json::to_writer(&mut text, &line)?;
+            text.push(b'\n');
+        }
+        Ok(text)
+    }
+
+    fn csv<P: Photo>(&self, batch: &[Predicted<P>], first: bool) -> std::io::Result<Vec<u8>> {
+        let mut csv = csv::Writer::from_writer(Vec::new());
+        if first {
+            csv.write_record(["path", "rank", "class", "index", "probability"])?;
+        }
+        for Predicted { photo, choices } in batch {
+            let Ok(choices) = choices else { continue };
+            let verdict = self.verdict(choices);
+            for (rank, choice) in (1..).zip(choices) {
+                let class = verdict.filter(|_| rank == 1).unwrap_or(&self.names[choice.class]);
+                let numbers = [rank, choice.class].map(|n: usize| n.to_string());
+                csv.write_record([
+                    photo.path().as_os_str().as_encoded_bytes(),
+                    numbers[0].as_bytes(),
+                    class.as_bytes(),
+                    numbers[1].as_bytes(),
+                    choice.probability.to_string().as_bytes(),
+                ])?;
+            }
+        }
+        csv.into_inner().map_err(|error| error.into_error())
+    }
+}
+
 /// Prints predictions as they come.
 pub struct Printer<'a> {
-    form: Output,
+    lines: Lines<'a>,
     layout: Layout,
-    names: &'a [String],
-    /// The least probability of a class that is believed, where there is one.
-    unknown_below: Option<f64>,
     monitor: &'a dyn Monitor,
     out: Stdout,
     started: bool,
@@ -38,36 +109,27 @@ pub struct Printer<'a> {
 }
 
 impl<'a> Printer<'a> {
-    /// For the photos `paths` and their `top_k` best of the classes `names`.
-    pub fn new(
-        form: Output,
-        paths: &[PathBuf],
-        names: &'a [String],
-        top_k: usize,
-        unknown_below: Option<f64>,
-        monitor: &'a dyn Monitor,
-    ) -> Self {
+    /// For photos, of which these are the first, and their `top_k` best classes.
+    pub fn new(lines: Lines<'a>, first: &[PathBuf], top_k: usize, monitor: &'a dyn Monitor) -> Self {
         // None where standard output is no terminal.
         let columns = comfy_table::Table::new().width().map(usize::from);
-        let layout = Layout::new(paths, names, top_k.min(names.len()), unknown_below.is_some(), columns);
-        let out = std::io::stdout();
-        Printer { form, layout, names, unknown_below, monitor, out, started: false, broken: None }
+        let top_k = top_k.min(lines.names.len());
+        let layout = Layout::new(first, lines.names, top_k, lines.unknown_below.is_some(), columns);
+        Printer { lines, layout, monitor, out: std::io::stdout(), started: false, broken: None }
     }
 
-    /// Names the class of a photo, or [`UNKNOWN`] below the threshold; none where no threshold was asked for.
-    fn verdict(&self, choices: &[Choice]) -> Option<&'a str> {
-        let (least, best) = (self.unknown_below?, choices.first()?);
-        Some(if best.probability < least { UNKNOWN } else { &self.names[best.class] })
-    }
-
-    /// Prints a batch; breaks off where nobody reads any more, or cannot be written to.
-    pub fn print(&mut self, batch: &[Predicted<'_>]) -> ControlFlow<()> {
-        let text = match self.form {
-            Output::Table => Ok(self.table(batch).into_bytes()),
-            Output::Json => self.json(batch),
-            Output::Csv => self.csv(batch),
+    /// Prints a batch, but for the reasons of the bad ones, which go to standard error unless the form has a place for
+    /// them; breaks off where nobody reads any more, or cannot be written to.
+    pub fn print<P: Photo>(&mut self, batch: &[Predicted<P>]) -> ControlFlow<()> {
+        let first = !std::mem::replace(&mut self.started, true);
+        if self.lines.form != Output::Json {
+            let errors = batch.iter().filter_map(|photo| photo.choices.as_ref().err());
+            errors.for_each(|error| self.monitor.warn(&visible(&error.to_string())));
+        }
+        let text = match self.lines.form {
+            Output::Table => Ok(self.table(batch, first).into_bytes()),
+            _ => self.lines.of(batch, first),
         };
-        self.started = true;
         let mut out = self.out.lock();
         match text.and_then(|text| out.write_all(&text)).and_then(|()| out.flush()) {
             Ok(()) => ControlFlow::Continue(()),
@@ -78,98 +140,41 @@ impl<'a> Printer<'a> {
         }
     }
 
-    /// Says how it ended, as an error unless every one of `photos` photos was classified. A reader that has
-    /// gone away had enough.
-    pub fn finish(self, tally: Tally, photos: usize) -> Result<()> {
+    /// Says how it ended, as an error unless every photo, of so many where that is known, was classified. A reader
+    /// that has gone away had enough.
+    pub fn finish(self, tally: Tally, photos: Option<usize>) -> Result<()> {
         match self.broken {
             Some(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             Some(error) => bail!("standard output: {error}"),
             None => {}
         }
-        let Tally { done, failed } = tally;
-        if done < photos {
-            bail!("interrupted after {done} of {photos} photos; name those that are left to go on");
+        let Tally { done, failed, stopped } = tally;
+        if stopped {
+            let of = photos.map_or(String::new(), |photos| format!(" of {photos}"));
+            bail!("interrupted after {done}{of} photos; name those that are left to go on");
         }
-        match (failed, self.form) {
+        match (failed, self.lines.form) {
             (0, _) => Ok(()),
             (_, Output::Json) => {
-                bail!("{failed} of {photos} photos could not be classified; the lines with \"error\" say why")
+                bail!("{failed} of {done} photos could not be classified; the lines with \"error\" say why")
             }
             _ if Level::chosen() >= Level::Warn => {
-                bail!("{failed} of {photos} photos could not be classified; the lines above say why")
+                bail!("{failed} of {done} photos could not be classified; the lines above say why")
             }
-            _ => bail!("{failed} of {photos} photos could not be classified; --log-level warn says why"),
+            _ => bail!("{failed} of {done} photos could not be classified; --log-level warn says why"),
         }
     }
 
-    /// The good ones as text, the reasons of the bad ones to standard error.
-    fn table(&self, batch: &[Predicted<'_>]) -> String {
-        let mut text = String::new();
-        if !self.started {
-            text += &self.layout.header();
-        }
-        for photo in batch {
-            match &photo.choices {
-                Ok(choices) => {
-                    text += &self.layout.photo(photo.path, self.verdict(choices), choices, self.names);
-                }
-                Err(error) => self.monitor.warn(&visible(&error.to_string())),
+    /// The good ones as text.
+    fn table<P: Photo>(&self, batch: &[Predicted<P>], first: bool) -> String {
+        let mut text = if first { self.layout.header() } else { String::new() };
+        for Predicted { photo, choices } in batch {
+            if let Ok(choices) = choices {
+                let verdict = self.lines.verdict(choices);
+                text += &self.layout.photo(photo.path(), verdict, choices, self.lines.names);
             }
         }
         text
-    }
-
-    fn json(&self, batch: &[Predicted<'_>]) -> std::io::Result<Vec<u8>> {
-        let mut text = Vec::new();
-        for photo in batch {
-            let bytes = photo.path.as_os_str().as_encoded_bytes();
-            let verdict = photo.choices.as_ref().ok().and_then(|choices| self.verdict(choices));
-            let line = JsonLine {
-                path: photo.path.to_string_lossy(),
-                path_base64: photo.path.to_str().is_none().then(|| STANDARD.encode(bytes)),
-                class: verdict,
-                unknown: verdict.map(|class| class == UNKNOWN),
-                predictions: photo.choices.as_ref().ok().map(|choices| {
-                    let choice = |&Choice { class, probability }: &Choice| JsonChoice {
-                        class: &self.names[class],
-                        index: class,
-                        probability,
-                    };
-                    choices.iter().map(choice).collect()
-                }),
-                error: photo.choices.as_ref().err().map(ToString::to_string),
-            };
-            serde_json::to_writer(&mut text, &line)?;
-            text.push(b'\n');
-        }
-        Ok(text)
-    }
-
-    fn csv(&self, batch: &[Predicted<'_>]) -> std::io::Result<Vec<u8>> {
-        let mut csv = csv::Writer::from_writer(Vec::new());
-        if !self.started {
-            csv.write_record(["path", "rank", "class", "index", "probability"])?;
-        }
-        for photo in batch {
-            match &photo.choices {
-                Ok(choices) => {
-                    let verdict = self.verdict(choices);
-                    for (rank, choice) in (1..).zip(choices) {
-                        let class = verdict.filter(|_| rank == 1).unwrap_or(&self.names[choice.class]);
-                        let numbers = [rank, choice.class].map(|n: usize| n.to_string());
-                        csv.write_record([
-                            photo.path.as_os_str().as_encoded_bytes(),
-                            numbers[0].as_bytes(),
-                            class.as_bytes(),
-                            numbers[1].as_bytes(),
-                            choice.probability.to_string().as_bytes(),
-                        ])?;
-                    }
-                }
-                Err(error) => self.monitor.warn(&visible(&error.to_string())),
-            }
-        }
-        csv.into_inner().map_err(|error| error.into_error())
     }
 }
 
@@ -212,12 +217,13 @@ const PERCENT: usize = 7;
 enum Layout {
     /// The path, and what the photo is called where that was asked for; below it a line for each class.
     Blocks,
-    /// One row for each photo, in columns of these widths; `verdict` is that of what it is called.
-    Rows { path: usize, verdict: Option<usize>, class: usize, choices: usize },
+    /// One row for each photo, in columns of these widths; `verdict` is that of what it is called. A path that is longer
+    /// than `room` is shown by its end.
+    Rows { path: usize, room: usize, verdict: Option<usize>, class: usize, choices: usize },
 }
 
 impl Layout {
-    /// Rows for many photos, where they fit the terminal of `columns` columns; a file takes any width.
+    /// For photos of which `paths` are the first: rows for many, where they fit the terminal of `columns` columns; a file takes any width.
     fn new(
         paths: &[PathBuf],
         names: &[String],
@@ -237,11 +243,11 @@ impl Layout {
         if room < path.min(SHORTEST_PATH) {
             return Layout::Blocks;
         }
-        Layout::Rows { path: path.min(room), verdict, class, choices }
+        Layout::Rows { path: path.min(room), room, verdict, class, choices }
     }
 
     fn header(self) -> String {
-        let Layout::Rows { path, verdict, class, choices } = self else { return String::new() };
+        let Layout::Rows { path, verdict, class, choices, .. } = self else { return String::new() };
         let width = class + 1 + PERCENT;
         let (mut head, mut rule) =
             (format!("| {} |", padded("photo", path)), format!("|{:-<1$}|", "", path + 2));
@@ -270,8 +276,8 @@ impl Layout {
                 }
                 text
             }
-            Layout::Rows { path: room, verdict: width, class, .. } => {
-                let mut text = format!("| {} |", padded(&end_of(&path, room), room));
+            Layout::Rows { path: usual, room, verdict: width, class, .. } => {
+                let mut text = format!("| {} |", padded(&end_of(&path, room), usual));
                 if let (Some(class), Some(width)) = (verdict, width) {
                     text += &format!(" {} |", padded(&visible(class), width));
                 }

@@ -7,6 +7,8 @@ pub mod device;
 pub mod evaluation;
 pub mod open;
 pub(crate) mod output;
+pub(crate) mod parts;
+pub mod photos;
 pub(crate) mod run_set;
 pub mod training;
 

@@ -1,8 +1,6 @@
 //! Data and models by their names.
 
-use crate::data::{
-    Cache, CacheOptions, Dataset, Note, Preprocess, Purpose, Split, images_below, larger_side,
-};
+use crate::data::{Cache, CacheOptions, Dataset, Note, Preprocess, Purpose, Split, larger_side};
 use crate::fetch::flowers102::Flowers102;
 use crate::fetch::{DEFAULT_MODEL, FLOWERS102, Hub, HubId, ModelPlace, is_flowers102, settled_model};
 use crate::files::cache_folder;
@@ -312,26 +310,4 @@ pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> 
         None
     };
     Ok(Material { model, cache, enlarged })
-}
-
-/// Adds a photo, or the photos of a folder in the order of their paths.
-///
-/// # Errors
-/// A folder without photos, and what cannot be a path.
-pub fn add_photos(path: PathBuf, paths: &mut Vec<PathBuf>, monitor: &dyn Monitor) -> Result<()> {
-    if path.is_dir() {
-        let (photos, left_out) = images_below(&path)?;
-        left_out.iter().for_each(|warning| monitor.warn(warning));
-        paths.extend(photos);
-        return Ok(());
-    }
-    let name = path.to_string_lossy();
-    if name.contains("://") {
-        bail!("{name}: an address on the net, and predict reads files; download it first");
-    }
-    if name.contains(['*', '?', '[']) && path.symlink_metadata().is_err() {
-        bail!("{name}: no file matches; check the folder and the ending, or name the folder alone");
-    }
-    paths.push(path);
-    Ok(())
 }

@@ -8,7 +8,7 @@ use crate::progress::Monitor;
 use crate::tensor::{DType, Tensor};
 
 use rayon::prelude::*;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -18,7 +18,7 @@ use std::thread;
 const AHEAD: usize = 1;
 
 /// A photo that a model is to look at.
-pub trait Photo: Sync {
+pub trait Photo: Send + Sync {
     /// Its name in messages.
     fn path(&self) -> &Path;
 
@@ -28,6 +28,16 @@ pub trait Photo: Sync {
     /// # Errors
     /// A file that cannot be read or decoded.
     fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError>;
+}
+
+impl<P: Photo> Photo for &P {
+    fn path(&self) -> &Path {
+        (**self).path()
+    }
+
+    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+        (**self).pixels(preprocess)
+    }
 }
 
 /// A file.
@@ -60,36 +70,48 @@ impl Photo for DecodedPhoto {
     }
 }
 
-/// The photos at some places of a list.
-pub(crate) struct PhotoBatch {
-    pub places: Range<usize>,
+/// Photos that follow each other.
+pub(crate) struct PhotoBatch<P> {
+    pub photos: Vec<P>,
     /// u8 \[n, S, S, 3\]: those that could be decoded, in order.
     pub pixels: Tensor,
-    /// For each place why its photo could not be; none for those in `pixels`.
+    /// For each photo why it could not be; none for those in `pixels`.
     pub problems: Vec<Option<DataError>>,
+    /// Which of the photos keep the upper 8 bits of 16-bit grey, and their largest values.
     sixteen_bit: Vec<(usize, u16)>,
 }
 
 /// Hands all photos to `take` in their order, `batch` at a time, until it breaks off, and warns once of
-/// those of 16-bit grey.
+/// those of 16-bit grey. No more of them are asked for than are decoded.
 ///
 /// # Errors
-/// Errors of `take`, and a system that starts no thread. A photo that cannot be decoded is passed on to `take`.
+/// Errors of `take`, and a system that starts no thread. Those of `photos`, when what came before is taken. A photo that
+/// cannot be decoded is passed on to `take`.
 pub(crate) fn decode_ahead<P: Photo>(
-    photos: &[P],
+    mut photos: impl Iterator<Item = Result<P>> + Send,
     preprocess: &Preprocess,
     batch: usize,
     monitor: &dyn Monitor,
-    mut take: impl FnMut(PhotoBatch) -> Result<ControlFlow<()>>,
+    mut take: impl FnMut(PhotoBatch<P>) -> Result<ControlFlow<()>>,
 ) -> Result<()> {
     let batch = batch.max(1);
     thread::scope(|scope| {
         let (sender, receiver) = sync_channel(AHEAD);
         let decode_all = move || {
-            for start in (0..photos.len()).step_by(batch) {
-                let places = start..photos.len().min(start + batch);
+            loop {
+                let mut problem = None;
+                let next: Vec<P> = (photos.by_ref().take(batch))
+                    .map_while(|photo| photo.map_err(|error| problem = Some(error)).ok())
+                    .collect();
+                let ended = next.len() < batch;
                 // Nobody receives any more once `take` has broken off.
-                if sender.send(decode_batch(photos, places, preprocess)).is_err() {
+                if !next.is_empty() && sender.send(decode_batch(next, preprocess)).is_err() {
+                    break;
+                }
+                if let Some(problem) = problem {
+                    let _ = sender.send(Err(problem));
+                }
+                if ended {
                     break;
                 }
             }
@@ -104,7 +126,7 @@ pub(crate) fn decode_ahead<P: Photo>(
         for decoded in receiver {
             let decoded = decoded?;
             for &(place, largest) in &decoded.sixteen_bit {
-                sixteen_bit.add(photos[place].path(), largest);
+                sixteen_bit.add(decoded.photos[place].path(), largest);
             }
             if take(decoded)?.is_break() {
                 break;
@@ -117,13 +139,21 @@ pub(crate) fn decode_ahead<P: Photo>(
     })
 }
 
-fn decode_batch<P: Photo>(photos: &[P], places: Range<usize>, preprocess: &Preprocess) -> Result<PhotoBatch> {
-    let decoded: Vec<_> = photos[places.clone()].par_iter().map(|photo| photo.pixels(preprocess)).collect();
+/// Photos a batch, at most `batch` and no more than the list has, and how many the list has; 0 where it does not know.
+pub(crate) fn batch_and_total<T>(photos: &impl Iterator<Item = T>, batch: usize) -> (usize, u64) {
+    match photos.size_hint() {
+        (least, Some(most)) if least == most => (batch.clamp(1, most.max(1)), most as u64),
+        _ => (batch.max(1), 0),
+    }
+}
+
+fn decode_batch<P: Photo>(photos: Vec<P>, preprocess: &Preprocess) -> Result<PhotoBatch<P>> {
+    let decoded: Vec<_> = photos.par_iter().map(|photo| photo.pixels(preprocess)).collect();
     let (count, side) = (decoded.iter().filter(|photo| photo.is_ok()).count(), preprocess.image_size());
-    let mut rows = Tensor::zeros([count, side, side, 3], DType::U8);
-    let mut free = rows.bytes_mut().chunks_exact_mut(side * side * 3);
+    let mut pixels = Tensor::zeros([count, side, side, 3], DType::U8);
+    let mut free = pixels.bytes_mut().chunks_exact_mut(side * side * 3);
     let mut sixteen_bit = Vec::new();
-    let problems = decoded.into_iter().zip(places.clone()).map(|(photo, place)| match photo {
+    let problems = decoded.into_iter().enumerate().map(|(place, photo)| match photo {
         Ok((pixels, largest)) => {
             sixteen_bit.extend(largest.map(|largest| (place, largest)));
             if let Some(row) = free.next() {
@@ -134,13 +164,14 @@ fn decode_batch<P: Photo>(photos: &[P], places: Range<usize>, preprocess: &Prepr
         Err(problem) => Some(problem),
     });
     let problems = problems.collect();
-    Ok(PhotoBatch { places, pixels: rows, problems, sixteen_bit })
+    Ok(PhotoBatch { photos, pixels, problems, sixteen_bit })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::progress::Silent;
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
     fn photos(dir: &Path, count: usize) -> Vec<PathBuf> {
@@ -160,19 +191,38 @@ mod tests {
             std::fs::write(&paths[bad], "no image").unwrap();
         }
         let mut found = Vec::new();
-        decode_ahead(&paths, &Preprocess::clip(8), 2, &Silent, |batch| {
-            found.push((
-                batch.places,
-                batch.pixels.bytes().chunks_exact(192).map(|p| p[0]).collect::<Vec<_>>(),
-            ));
-            assert_eq!(batch.problems.len(), found[found.len() - 1].0.len());
-            for (place, problem) in found[found.len() - 1].0.clone().zip(&batch.problems) {
-                assert_eq!(problem.is_some(), [1, 4, 5].contains(&place), "{place}");
+        decode_ahead(paths.iter().map(Ok), &Preprocess::clip(8), 2, &Silent, |batch| {
+            let pixels: Vec<u8> = batch.pixels.bytes().chunks_exact(192).map(|p| p[0]).collect();
+            assert_eq!(batch.problems.len(), batch.photos.len());
+            for (photo, problem) in batch.photos.iter().zip(&batch.problems) {
+                assert_eq!(problem.is_some(), [1, 4, 5].map(|bad| &paths[bad]).contains(photo), "{photo:?}");
             }
+            found.push((batch.photos, pixels));
             Ok(ControlFlow::Continue(()))
         })
         .unwrap();
-        assert_eq!(found, [(0..2, vec![0]), (2..4, vec![2, 3]), (4..6, vec![]), (6..7, vec![6])]);
+        let at = |places: std::ops::Range<usize>| paths[places].iter().collect::<Vec<_>>();
+        let expected = [(at(0..2), vec![0]), (at(2..4), vec![2, 3]), (at(4..6), vec![]), (at(6..7), vec![6])];
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn an_error_of_the_list_comes_when_what_was_before_it_is_taken() {
+        let dir = tempfile::tempdir().unwrap();
+        let paths = photos(dir.path(), 5);
+        for (place, before) in [(0, vec![]), (3, vec![2, 1]), (4, vec![2, 2])] {
+            let list = paths.iter().enumerate().map(|(i, path)| match i == place {
+                true => Err(TrainError::file(path, "of the list")),
+                false => Ok(path),
+            });
+            let mut taken = Vec::new();
+            let error = decode_ahead(list, &Preprocess::clip(8), 2, &Silent, |batch| {
+                taken.push(batch.photos.len());
+                Ok(ControlFlow::Continue(()))
+            });
+            assert!(error.unwrap_err().to_string().contains("of the list"));
+            assert_eq!(taken, before, "{place}");
+        }
     }
 
     #[test]
@@ -180,11 +230,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let paths = photos(dir.path(), 20);
         let mut readable = Vec::new();
-        decode_ahead(&paths, &Preprocess::clip(8), 2, &Silent, |batch| {
-            if batch.places.start == 0 {
+        let listed = AtomicUsize::new(0);
+        let list = paths.iter().map(|path| {
+            listed.fetch_add(1, Ordering::SeqCst);
+            Ok(path)
+        });
+        decode_ahead(list, &Preprocess::clip(8), 2, &Silent, |batch| {
+            if readable.is_empty() {
                 // Whoever decodes without end has time for all of them before they go away.
                 thread::sleep(Duration::from_millis(500));
                 // Beside this batch one may wait, and one more wait for its place.
+                assert_eq!(listed.load(Ordering::SeqCst), 2 * (AHEAD + 2), "asked for");
                 paths[2 * (AHEAD + 2)..].iter().for_each(|path| std::fs::remove_file(path).unwrap());
             }
             readable.extend(batch.problems.iter().map(Option::is_none));
@@ -202,7 +258,7 @@ mod tests {
         let paths = photos(dir.path(), 20);
         let mut batches = 0;
         let mut end = |result: fn() -> Result<ControlFlow<()>>| {
-            decode_ahead(&paths, &Preprocess::clip(8), 1, &Silent, |_| {
+            decode_ahead(paths.iter().map(Ok), &Preprocess::clip(8), 1, &Silent, |_| {
                 batches += 1;
                 result()
             })

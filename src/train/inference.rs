@@ -1,6 +1,6 @@
 //! A vision tower with what was trained in it, read from files: what predicting and embedding begin with.
 
-use super::adapter::{Adapter, adapter_in, load_prompts, prompt_spec};
+use super::adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE, adapter_in, load_prompts, prompt_spec};
 use super::memory::check_photos;
 use super::model::Model;
 use super::run_dir::RunDir;
@@ -9,6 +9,7 @@ use crate::backend::Backend;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::data::Preprocess;
 use crate::data::decode::Orientation;
+use crate::hash::{Parts, hex};
 use crate::settings::Settings;
 use crate::tensor::{DType, Tensor};
 use crate::tune::{self, BlockLayers, PromptSpec, Prompts, TowerTuning};
@@ -30,6 +31,20 @@ impl TuningFiles {
             adapter: settings.lora().map(|_| dir.adapter()),
             prompts: settings.prompt_spec().map(|spec| (dir.prompts(), spec)),
         }
+    }
+
+    /// A hash of what is in them.
+    ///
+    /// # Errors
+    /// A file that cannot be read.
+    pub(crate) fn digest(&self) -> Result<String> {
+        let of_adapter = |dir: &PathBuf| [CONFIG_FILE, WEIGHTS_FILE].map(|name| dir.join(name));
+        let files = self.adapter.iter().flat_map(of_adapter);
+        let mut hash = Parts::default();
+        for file in files.chain(self.prompts.iter().map(|(path, _)| path.clone())) {
+            hash.add(std::fs::read(&file).map_err(TrainError::io(&file, "read the file"))?);
+        }
+        Ok(hex(&hash.finish()))
     }
 
     /// Finds the files that a directory holds, whoever wrote it.

@@ -1,7 +1,7 @@
 //! What a finished run says about photos: the classes with the highest probabilities.
 
 use super::adapter::HeadFile;
-use super::decode_ahead::{Photo, PhotoBatch, decode_ahead};
+use super::decode_ahead::{Photo, PhotoBatch, batch_and_total, decode_ahead};
 use super::inference::Extractor;
 use super::inference::{TunedTower, TuningFiles};
 use super::model::Model;
@@ -12,7 +12,7 @@ use crate::backend::{Backend, Classifier, DeviceTensor, Stat, Targets};
 use crate::progress::Monitor;
 use crate::settings::{Key, Settings};
 use crate::tensor::{DType, Tensor};
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// A class for a photo.
@@ -26,9 +26,9 @@ pub struct Choice {
 
 /// Result for one photo.
 #[derive(Debug)]
-pub struct Predicted<'a> {
-    /// Its path as it was handed in, or its name.
-    pub path: &'a Path,
+pub struct Predicted<P> {
+    /// The photo as it was handed in.
+    pub photo: P,
     /// The most probable classes, best first; an error where the photo could not be read.
     pub choices: Result<Vec<Choice>>,
 }
@@ -49,6 +49,8 @@ pub struct Tally {
     pub done: usize,
     /// Photos with an error.
     pub failed: usize,
+    /// Whether the user asked to stop before the last.
+    pub stopped: bool,
 }
 
 /// The model of a run, ready to classify photos. The text tower, the training data and the cache are not
@@ -85,46 +87,47 @@ impl<B: Backend> Predictor<B> {
     }
 
     /// Classifies photos and hands the results to `sink` in their order, a batch at a time, until
-    /// `sink` breaks off or `monitor` says stop. Some batches at most are in memory at any time.
+    /// `sink` breaks off or `monitor` says stop. Some batches at most are in memory at any time, of the list too.
     ///
     /// # Errors
-    /// Errors of the device. A photo that cannot be read is none: `sink` gets its error.
+    /// Errors of the device, of `sink` and of the list. A photo that cannot be read is none: `sink` gets its error.
     pub fn predict<P: Photo>(
         &self,
-        photos: &[P],
+        photos: impl Iterator<Item = Result<P>> + Send,
         options: PredictOptions,
         monitor: &dyn Monitor,
-        mut sink: impl FnMut(&[Predicted<'_>]) -> ControlFlow<()>,
+        mut sink: impl FnMut(Vec<Predicted<P>>) -> Result<ControlFlow<()>>,
     ) -> Result<Tally> {
-        let batch = options.batch.clamp(1, photos.len().max(1));
+        let (batch, total) = batch_and_total(&photos, options.batch);
         let mut classify = Classify::new(self, batch)?;
         let mut tally = Tally::default();
-        let mut deliver = |waiting: Waiting<B>| -> Result<ControlFlow<()>> {
-            let predicted = waiting.predicted(self, photos, options.top_k)?;
+        let mut deliver = |waiting: Waiting<B, P>| -> Result<ControlFlow<()>> {
+            let predicted = waiting.predicted(self, options.top_k)?;
             tally.done += predicted.len();
             tally.failed += predicted.iter().filter(|photo| photo.choices.is_err()).count();
             monitor.advance(predicted.len() as u64);
-            Ok(sink(&predicted))
+            sink(predicted)
         };
-        let mut waiting: Option<Waiting<B>> = None;
-        monitor.begin("predicting", photos.len() as u64);
+        let (mut waiting, mut stopped) = (None, false);
+        monitor.begin("predicting", total);
         let run = decode_ahead(photos, self.tuned.preprocess(), batch, monitor, |photos| {
-            if monitor.stopped() {
+            stopped = monitor.stopped();
+            if stopped {
                 return Ok(ControlFlow::Break(()));
             }
             let next = classify.start(photos)?;
             // One batch behind, so that the device works on the next while this one is looked at.
             let Some(previous) = waiting.replace(next) else { return Ok(ControlFlow::Continue(())) };
-            let flow = deliver(previous)?;
-            if flow.is_break() {
+            let flow = deliver(previous);
+            if !matches!(flow, Ok(ControlFlow::Continue(()))) {
                 waiting = None;
             }
-            Ok(flow)
+            flow
         });
-        let run = run.and_then(|()| waiting.map_or(Ok(()), |last| deliver(last).map(|_| ())));
+        let last = waiting.map_or(Ok(()), |last| deliver(last).map(|_| ()));
         monitor.finish();
-        run?;
-        Ok(tally)
+        run.and(last)?;
+        Ok(Tally { stopped, ..tally })
     }
 }
 
@@ -154,12 +157,12 @@ impl<'a, B: Backend> Classify<'a, B> {
     }
 
     /// Sends a batch on its way.
-    fn start(&mut self, photos: PhotoBatch) -> Result<Waiting<B>> {
-        let PhotoBatch { places, pixels, problems, .. } = photos;
+    fn start<P>(&mut self, photos: PhotoBatch<P>) -> Result<Waiting<B, P>> {
+        let PhotoBatch { photos, pixels, problems, .. } = photos;
         let rows = pixels.shape().rows();
         let problems = problems.into_iter().map(|problem| problem.map(TrainError::from)).collect();
         if rows == 0 {
-            return Ok(Waiting { places, problems, logits: None });
+            return Ok(Waiting { photos, problems, logits: None });
         }
         let Predictor { tuned, weight, bias, .. } = self.predictor;
         let backend = tuned.backend();
@@ -173,27 +176,22 @@ impl<'a, B: Backend> Classify<'a, B> {
         let targets = Targets::of(&self.labels);
         let (logits, others) = (&mut self.logits, &mut self.others);
         backend.head_loss(features, classifier, targets, logits, others, &mut self.stats)?;
-        Ok(Waiting { places, problems, logits: Some(backend.fetch(&self.logits)?) })
+        Ok(Waiting { photos, problems, logits: Some(backend.fetch(&self.logits)?) })
     }
 }
 
 /// A batch whose logits are on their way.
-struct Waiting<B: Backend> {
-    places: Range<usize>,
+struct Waiting<B: Backend, P> {
+    photos: Vec<P>,
     problems: Vec<Option<TrainError>>,
     /// None where no photo of the batch could be read.
     logits: Option<B::Pending>,
 }
 
-impl<B: Backend> Waiting<B> {
-    fn predicted<'a, P: Photo>(
-        self,
-        predictor: &Predictor<B>,
-        photos: &'a [P],
-        k: usize,
-    ) -> Result<Vec<Predicted<'a>>> {
+impl<B: Backend, P: Photo> Waiting<B, P> {
+    fn predicted(self, predictor: &Predictor<B>, k: usize) -> Result<Vec<Predicted<P>>> {
         let (backend, temperature) = (predictor.tuned.backend(), predictor.temperature);
-        let Waiting { places, problems, logits } = self;
+        let Waiting { photos, problems, logits } = self;
         let logits = match logits {
             Some(mut pending) => backend.arrived(&mut pending, true)?,
             None => None,
@@ -201,16 +199,15 @@ impl<B: Backend> Waiting<B> {
         let logits =
             logits.unwrap_or_else(|| Tensor::zeros([0, 1], DType::F64)).view().to_tensor(DType::F64)?;
         let mut rows = logits.typed::<f64>()?.chunks_exact(logits.shape().columns().max(1));
-        let photos = photos[places].iter().zip(problems).map(|(photo, problem)| {
-            let path = photo.path();
+        let photos = photos.into_iter().zip(problems).map(|(photo, problem)| {
             let choices = match problem {
                 Some(problem) => Err(problem),
                 None => rows
                     .next()
                     .and_then(|logits| best(logits, temperature, k))
-                    .ok_or_else(|| not_finite(path)),
+                    .ok_or_else(|| not_finite(photo.path())),
             };
-            Predicted { path, choices }
+            Predicted { photo, choices }
         });
         Ok(photos.collect())
     }

@@ -1,6 +1,6 @@
 //! What a run has saved, read together.
 
-use super::adapter::HeadFile;
+use super::adapter::{HeadFile, WEIGHTS_FILE};
 use super::model::Model;
 use super::provenance::Stamp;
 use super::run_dir::RunDir;
@@ -25,7 +25,7 @@ pub fn of_one_epoch<T>(dir: &RunDir, settings: &Settings, read: impl FnOnce() ->
 }
 
 fn common_stamp(dir: &RunDir, settings: &Settings) -> Result<Option<Stamp>> {
-    let adapter = settings.lora().map(|_| dir.adapter().join("adapter_model.safetensors"));
+    let adapter = settings.lora().map(|_| dir.adapter().join(WEIGHTS_FILE));
     let prompts = settings.prompt_spec().map(|_| dir.prompts());
     let paths = [Some(dir.head()), adapter, prompts].into_iter().flatten();
     let mut stamps = paths.filter_map(|path| Some((Stamp::read(&path)?, path)));

@@ -24,6 +24,7 @@ mod ladder_runs;
 mod launches;
 mod logs;
 mod models;
+mod parts;
 mod people;
 mod predict;
 mod report_page;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 /// Classes of a run that [`linear_run`] makes.
-const CLASSES: [&str; 4] = ["aster", "\"bee, balm\"", "钟花", "sweet\tpea"];
+pub const CLASSES: [&str; 4] = ["aster", "\"bee, balm\"", "钟花", "sweet\tpea"];
 
 /// Width of the features of the model there.
 const WIDTH: usize = 32;
@@ -24,7 +24,7 @@ fn tiny_model() -> PathBuf {
 }
 
 /// A run of the head alone on a tiny model, as quick as can be; its data is nowhere.
-fn linear_run(dir: &Path) -> String {
+pub fn linear_run(dir: &Path) -> String {
     let run = dir.join("linear");
     std::fs::create_dir_all(&run).unwrap();
     let model = tiny_model();
@@ -56,7 +56,7 @@ fn write_head(run: &Path, classes: &[&str], weight: &[f32], bias: &[f32]) {
 }
 
 /// A photo like no other.
-fn photo(path: &Path, number: u32) {
+pub fn photo(path: &Path, number: u32) {
     let spot = |x: u32, y: u32, c: u32| ((x * 7 + y * (3 + number) + c * 80 + number * 37) % 251) as u8;
     let image = image::RgbImage::from_fn(40, 33, |x, y| image::Rgb([0, 1, 2].map(|c| spot(x, y, c))));
     std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -80,13 +80,13 @@ fn probabilities(line: &Value, classes: usize) -> Vec<f64> {
     found
 }
 
-fn floats(file: &[u8], name: &str) -> Vec<f64> {
+pub fn floats(file: &[u8], name: &str) -> Vec<f64> {
     let file = SafeTensors::deserialize(file).unwrap();
     let view = file.tensor(name).unwrap();
     view.data().chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
 }
 
-fn metadata<T: for<'a> serde::Deserialize<'a>>(file: &[u8], key: &str) -> T {
+pub fn metadata<T: for<'a> serde::Deserialize<'a>>(file: &[u8], key: &str) -> T {
     let (_, header) = SafeTensors::read_metadata(file).unwrap();
     serde_json::from_str(&header.metadata().as_ref().unwrap()[key]).unwrap()
 }

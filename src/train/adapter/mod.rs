@@ -24,6 +24,10 @@ use config::PeftConfig;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+/// What PEFT calls the files of an adapter.
+pub(crate) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+pub(crate) const CONFIG_FILE: &str = "adapter_config.json";
+
 /// Prefix that PEFT puts in front of the names of the model it wraps.
 const PREFIX: &str = "base_model.model.";
 
@@ -79,8 +83,8 @@ pub fn stage(
     }
     let mut metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     Stamp::put(stamp, &mut metadata);
-    let tensors = stage_tensors(&dir.join("adapter_model.safetensors"), &named, metadata)?;
-    Ok([tensors, Staged::new(&dir.join("adapter_config.json"), format!("{config:#}\n").as_bytes())?])
+    let tensors = stage_tensors(&dir.join(WEIGHTS_FILE), &named, metadata)?;
+    Ok([tensors, Staged::new(&dir.join(CONFIG_FILE), format!("{config:#}\n").as_bytes())?])
 }
 
 /// Returns a warning where the adapter that `dir` holds has options that are left out: see
@@ -96,7 +100,7 @@ pub fn doubts_about(dir: &Path) -> Result<Option<String>> {
         format!(
             "{}: options of a later PEFT that this engine does not know are left out: {}; compare its features with \
              PEFT's, or save the adapter without them",
-            dir.join("adapter_config.json").display(),
+            dir.join(CONFIG_FILE).display(),
             ignored.join(", "),
         )
     }))
@@ -109,7 +113,7 @@ pub fn doubts_about(dir: &Path) -> Result<Option<String>> {
 /// Both of them, as nothing says which is meant.
 pub fn adapter_in(dir: &Path) -> Result<Option<PathBuf>> {
     let inner = dir.join("adapter");
-    match (inner.is_dir(), dir.join("adapter_config.json").is_file()) {
+    match (inner.is_dir(), dir.join(CONFIG_FILE).is_file()) {
         (true, true) => {
             let problem =
                 "holds adapter_config.json and adapter/, which are two adapters; move one of them away";
@@ -184,7 +188,7 @@ impl Adapter {
     /// Files that cannot be read, options that are not supported, and tensors of other layers than a tower's,
     /// of another rank than the configuration says, or with values that are not finite.
     pub fn load(dir: &Path) -> Result<Self> {
-        let (config_path, path) = (dir.join("adapter_config.json"), dir.join("adapter_model.safetensors"));
+        let (config_path, path) = (dir.join(CONFIG_FILE), dir.join(WEIGHTS_FILE));
         let text =
             std::fs::read_to_string(&config_path).map_err(TrainError::io(&config_path, "read the file"))?;
         let wrong_config = |problem: String| TrainError::file(&config_path, problem);
