@@ -42,6 +42,9 @@ pub struct Args {
     /// Train each recipe with N seeds from --seed on, all on the images that the first one sees.
     #[arg(long, help_heading = COMPARISON, value_name = "N", conflicts_with = "runs", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
+    /// Train the runs of --recipes on these devices of one kind, one run on each at a time, such as cuda:0,cuda:1.
+    #[arg(long, help_heading = COMPARISON, value_delimiter = ',', value_name = "DEVICE,…", conflicts_with_all = ["runs", Key::device.setting().name])]
+    devices: Vec<String>,
     #[command(flatten)]
     settings: SettingFlags,
 }
@@ -114,7 +117,7 @@ fn plan(args: &Args, recipes: &[Recipe], monitor: &dyn Monitor) -> Result<RunSet
     }
     let earlier = Earlier::of(args.overwrite, args.out.as_deref());
     let path = args.out.clone().map_or_else(|| output::of_comparison(first), Ok)?;
-    RunSet::vacant(&path, Layout::Comparison, runs, earlier)
+    RunSet::vacant(&path, Layout::Comparison, runs, earlier)?.on(&args.devices)
 }
 
 /// The settings of several recipes with the same flags, each of which must be of use to one of them.

@@ -41,6 +41,9 @@ pub struct Args {
     /// sees [--output by default: runs/NAME-seeds].
     #[arg(long, help_heading = OPTIMISATION, hide_short_help = true, value_name = "N", conflicts_with = "resume", value_parser = clap::value_parser!(u32).range(1..))]
     seeds: Option<u32>,
+    /// Train the runs of --seeds on these devices of one kind, one run on each at a time, such as cuda:0,cuda:1.
+    #[arg(long, help_heading = OUTPUT, hide_short_help = true, value_delimiter = ',', value_name = "DEVICE,…", requires = "seeds", conflicts_with = Key::device.setting().name)]
+    devices: Vec<String>,
     /// Say what the run would do: its configuration, its images, what it trains, and the memory and the work
     /// of a step. Fetches data and model if they are not there yet, and writes nothing else.
     #[arg(long, help_heading = OUTPUT, conflicts_with_all = ["resume", "seeds"])]
@@ -68,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
             let earlier = Earlier::of(args.overwrite, args.output.as_deref());
             let path = args.output.map_or_else(|| output::of_seeds(&settings), Ok)?;
             let runs = runs_of(&settings, count, None)?;
-            let set = RunSet::vacant(&path, Layout::Seeds, runs, earlier)?;
+            let set = RunSet::vacant(&path, Layout::Seeds, runs, earlier)?.on(&args.devices)?;
             monitor.line(&format!("runs: {}", path.display()));
             return seeds::train(set, &monitor);
         }

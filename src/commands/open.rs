@@ -277,13 +277,22 @@ pub struct Material {
     pub enlarged: Option<Cache>,
 }
 
-impl Material {
-    /// Says how many classes and images there are.
-    pub fn describe(&self, monitor: &dyn Monitor) {
-        let counts = Split::ALL.map(|split| format!("{} {split}", self.cache.split(split).len()));
-        let classes = self.cache.class_names().len();
-        monitor.line(&format!("{classes} classes, images: {}", counts.join(", ")));
+/// Says how many classes and images there are.
+pub fn describe(images: &Cache, monitor: &dyn Monitor) {
+    let counts = Split::ALL.map(|split| format!("{} {split}", images.split(split).len()));
+    let classes = images.class_names().len();
+    monitor.line(&format!("{classes} classes, images: {}", counts.join(", ")));
+}
+
+/// Opens the model of a run.
+pub fn model_of(settings: &Settings, monitor: &dyn Monitor) -> Result<Model> {
+    if settings.demo {
+        return Ok(demo::model()?);
     }
+    let Some(model) = settings.model_name() else { bail!("--model is needed, or --demo") };
+    let mut model = open_settled_model(model, monitor)?;
+    model.preprocess = model.preprocess.with_orientation(settings.orientation);
+    Ok(model)
 }
 
 /// Opens model and images of a run.
@@ -291,15 +300,14 @@ pub fn material(settings: &Settings, judged: &Judged, monitor: &dyn Monitor) -> 
     let (seed, augmented) = (settings.image_seed(), settings.augment != Augment::Off);
     let crops_of: &[Split] = if settings.final_fit { &[Split::Train, Split::Val] } else { &[Split::Train] };
     if settings.demo {
-        let (model, cache) = (demo::model()?, demo::cache(seed)?);
+        let (model, cache) = (model_of(settings, monitor)?, demo::cache(seed)?);
         let enlarged = if augmented { Some(demo::enlarged_cache(seed, crops_of)?) } else { None };
         return Ok(Material { model, cache, enlarged });
     }
-    let (Some(model), Some(_)) = (settings.model_name(), &settings.data) else {
+    if settings.data.is_none() {
         bail!("--data is needed, or --demo");
-    };
-    let mut model = open_settled_model(model, monitor)?;
-    model.preprocess = model.preprocess.with_orientation(settings.orientation);
+    }
+    let model = model_of(settings, monitor)?;
     let source = open_dataset(settings, judged, monitor)?;
     let cache = cache_of(&source, &model.preprocess, settings.dtype.into(), settings, false, monitor)?;
     let enlarged = if augmented {

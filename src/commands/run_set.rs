@@ -1,19 +1,24 @@
-//! Several runs in one folder, trained one after the other with one loaded model and one set of images.
+//! Several runs in one folder, trained with one set of images: one after the other with one loaded model, on several
+//! devices side by side.
 
-use super::device::{self, on_device};
-use super::open::{Judged, Material, material};
+use super::device::{self, Choice, Device, on_device};
+use super::open::{Judged, Material, describe, material, model_of};
 use crate::TrainError;
-use crate::backend::Backend;
 use crate::data::Cache;
 use crate::progress::{Monitor, Silent};
 use crate::report::{self, COMPARISON_FILES, RunData};
 use crate::settings::{Augment, Recipe, Settings};
+use crate::train::model::Model;
 use crate::train::run::SharedModel;
 use crate::train::run_dir::RunDir;
 use crate::tune::Tower;
 use anyhow::{Result, bail};
 use std::io::ErrorKind;
+use std::mem::discriminant;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 
 /// How runs lie in their folder, and what lies beside them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +88,39 @@ pub struct RunSet {
     runs: Vec<(String, Settings)>,
     /// Runs of an earlier command.
     outdated: Vec<RunDir>,
+    /// Devices to train on at a time; where there are none it is that of the settings.
+    devices: Vec<String>,
+}
+
+/// What a run says that is trained beside others: warnings with its device's name, the course only to those who want
+/// to know every step.
+struct Aside<'a> {
+    name: &'a str,
+    monitor: &'a dyn Monitor,
+    /// Whether one of the others failed.
+    failed: &'a AtomicBool,
+}
+
+impl Monitor for Aside<'_> {
+    fn begin(&self, _task: &str, _total: u64) {}
+    fn advance(&self, _units: u64) {}
+    fn state(&self, _text: &str) {}
+    fn finish(&self) {}
+    fn line(&self, text: &str) {
+        self.debug(text);
+    }
+    fn warn(&self, text: &str) {
+        self.monitor.warn(&format!("{}: {text}", self.name));
+    }
+    fn debug(&self, text: &str) {
+        self.monitor.debug(&format!("{}: {text}", self.name));
+    }
+    fn record(&self, line: &str) {
+        self.monitor.record(line);
+    }
+    fn stopped(&self) -> bool {
+        self.failed.load(Ordering::SeqCst) || self.monitor.stopped()
+    }
 }
 
 impl RunSet {
@@ -97,30 +135,121 @@ impl RunSet {
         earlier: Earlier,
     ) -> Result<Self> {
         let outdated = earlier_runs(path, layout, earlier)?;
-        Ok(RunSet { path: path.to_path_buf(), layout, runs, outdated })
+        Ok(RunSet { path: path.to_path_buf(), layout, runs, outdated, devices: Vec::new() })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Trains them on several devices at a time, where there are any in the list, and not on that of the settings.
+    ///
+    /// # Errors
+    /// Devices of different kinds, whose results would differ, and a GPU that is named twice.
+    pub fn on(self, devices: &[String]) -> Result<Self> {
+        let refuse = |problem: String| Err(TrainError::Setting(format!("--devices: {problem}")).into());
+        let choices = devices.iter().map(|name| Choice::parse(name)).collect::<Result<Vec<_>>>()?;
+        for (index, (name, choice)) in devices.iter().zip(&choices).enumerate() {
+            if matches!(choice, Choice::Auto) {
+                return refuse("auto is the first GPU or the CPU; name each device".into());
+            }
+            if discriminant(choice) != discriminant(&choices[0]) {
+                let problem = "need not give the same results; name devices of one kind";
+                return refuse(format!("{} and {name} {problem}", devices[0]));
+            }
+            let gpu = |choice: &Choice| if let Choice::Cuda(gpu) = choice { Some(*gpu) } else { None };
+            if gpu(choice).is_some() && choices[..index].iter().any(|other| gpu(other) == gpu(choice)) {
+                return refuse(format!("{name} is named twice; a GPU trains one run at a time"));
+            }
+        }
+        Ok(RunSet { devices: devices.to_vec(), ..self })
+    }
+
     /// Trains all runs, each with a report of its own, and reads what they left. Also returns the images.
-    pub fn train(mut self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
+    pub fn train(self, monitor: &dyn Monitor) -> Result<(Vec<RunData>, Cache)> {
         let Some((_, first)) = self.runs.first() else { bail!("there is no run to train") };
-        let device = device::open_to_train(&first.device, first.precision, monitor)?;
-        let material = material(&self.images_for_all(first), &Judged::default(), monitor)?;
-        material.describe(monitor);
-        let (templates, precision) = (first.templates.clone(), device.precision());
-        self.runs.iter_mut().for_each(|(_, settings)| settings.precision = Some(precision));
+        let name = self.devices.first().unwrap_or(&first.device);
+        let device = device::open_to_train(name, first.precision, monitor)?;
+        let Material { model, cache, enlarged } =
+            material(&self.images_for_all(first), &Judged::default(), monitor)?;
+        describe(&cache, monitor);
+        self.prepare(monitor)?;
+        let images = (&cache, enlarged.as_ref());
+        if self.devices.len() < 2 {
+            self.train_on((name, device), model, images, &AtomicUsize::new(0), monitor, monitor)?;
+        } else {
+            drop((device, model));
+            self.train_side_by_side(first, images, monitor)?;
+        }
+        Ok((self.load()?, cache))
+    }
+
+    /// Trains the runs that no other device has taken, which `next` counts; what each says goes to `monitor`, and how
+    /// far they are to `whole`.
+    fn train_on(
+        &self,
+        (name, device): (&str, Device),
+        model: Model,
+        (cache, enlarged): (&Cache, Option<&Cache>),
+        next: &AtomicUsize,
+        monitor: &dyn Monitor,
+        whole: &dyn Monitor,
+    ) -> Result<()> {
+        let precision = device.precision();
         let towers: Vec<Tower> =
             self.runs.iter().flat_map(|(_, settings)| settings.trained_towers().to_vec()).collect();
-        let Material { model, cache, enlarged } = material;
+        let templates = self.runs.first().map_or(&[][..], |(_, first)| &first.templates);
+        let beside = if self.devices.len() > 1 { format!(" on {name}") } else { String::new() };
         on_device!(device, backend => {
-            let enlarged = enlarged.as_ref();
-            let mut shared = SharedModel::new(backend, model, &cache, enlarged, &templates, &towers, monitor)?;
-            self.train_each(&mut shared, monitor)
-        })?;
-        Ok((self.load()?, cache))
+            let mut shared = SharedModel::new(backend, model, cache, enlarged, templates, &towers, monitor)?;
+            loop {
+                let index = next.fetch_add(1, Ordering::SeqCst);
+                let Some((run, settings)) = self.runs.get(index) else { return Ok(()) };
+                whole.line(&format!("training {run}, {} of {}{beside}", index + 1, self.runs.len()));
+                let dir = RunDir::at(&self.path.join(run));
+                let settings = Settings { device: name.into(), precision: Some(precision), ..settings.clone() };
+                let summary = shared.train(&settings, &dir, false, monitor)?;
+                report::write_run(&dir, cache, if index == 0 { monitor } else { &Silent })?;
+                // Stopped, a ladder is left with what it has, which is not to be compared with whole runs.
+                if summary.ladder.is_some() && monitor.stopped() {
+                    bail!(TrainError::Interrupted { epoch: summary.epochs, path: dir.path().to_path_buf() });
+                }
+            }
+        })
+    }
+
+    /// Trains on each device in a thread of its own. When one fails, the others stop behind their step.
+    fn train_side_by_side(
+        &self,
+        first: &Settings,
+        images: (&Cache, Option<&Cache>),
+        monitor: &dyn Monitor,
+    ) -> Result<()> {
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let on = |name: &String| {
+            let aside = Aside { name, monitor, failed: &failed };
+            let device = device::open_to_train(name, first.precision, &aside)?;
+            let model = model_of(first, &aside)?;
+            self.train_on((name, device), model, images, &next, &aside, monitor)
+        };
+        let (on, failed) = (&on, &failed);
+        let ended: Vec<Result<()>> = thread::scope(|scope| {
+            let start = |name| {
+                let thread =
+                    scope.spawn(move || on(name).inspect_err(|_| failed.store(true, Ordering::SeqCst)));
+                move || thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            let started: Vec<_> = self.devices.iter().map(start).collect();
+            started.into_iter().map(|end| end()).collect()
+        });
+        // What made the others stop says more than that they did.
+        let interrupted = |error: &anyhow::Error| {
+            let error = error.downcast_ref::<TrainError>();
+            error.is_some_and(|e| matches!(e, TrainError::Interrupted { .. } | TrainError::InterruptedEarly))
+        };
+        let (stopped, failed): (Vec<_>, Vec<_>) =
+            ended.into_iter().filter_map(Result::err).partition(interrupted);
+        failed.into_iter().chain(stopped).next().map_or(Ok(()), Err)
     }
 
     /// Settings of the `first` run, with those images that any of them needs.
@@ -134,22 +263,12 @@ impl RunSet {
         }
     }
 
-    fn train_each<B: Backend>(&self, shared: &mut SharedModel<'_, B>, monitor: &dyn Monitor) -> Result<()> {
+    /// Takes the folder, and clears it.
+    fn prepare(&self, monitor: &dyn Monitor) -> Result<()> {
         let whole = RunDir::at(&self.path);
         // All at once, before anything is removed.
         std::iter::once(&whole).chain(&self.outdated).try_for_each(|run| run.lock(monitor))?;
-        self.clear(monitor)?;
-        for (i, (name, settings)) in self.runs.iter().enumerate() {
-            monitor.line(&format!("training {name}, {} of {}", i + 1, self.runs.len()));
-            let dir = RunDir::at(&self.path.join(name));
-            let summary = shared.train(settings, &dir, false, monitor)?;
-            report::write_run(&dir, shared.cache(), if i == 0 { monitor } else { &Silent })?;
-            // Stopped, a ladder is left with what it has, which is not to be compared with whole runs.
-            if summary.ladder.is_some() && monitor.stopped() {
-                bail!(TrainError::Interrupted { epoch: summary.epochs, path: dir.path().to_path_buf() });
-            }
-        }
-        Ok(())
+        self.clear(monitor)
     }
 
     /// Removes what an earlier command left, so that nothing of it is taken for one of these runs.
@@ -268,7 +387,7 @@ mod tests {
         }
         let set = |layout| {
             let path = dir.path().to_path_buf();
-            RunSet { path, layout, runs: Vec::new(), outdated: Vec::new() }
+            RunSet { path, layout, runs: Vec::new(), outdated: Vec::new(), devices: Vec::new() }
         };
         // Several seeds of one recipe leave none of these files.
         set(Layout::Seeds).clear(&Silent).unwrap();

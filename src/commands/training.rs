@@ -1,7 +1,7 @@
 //! One run: its settings, its folder, its training.
 
 use super::device::{self, on_device};
-use super::open::{Judged, Material, material, say_default_model, warn_of_adapter};
+use super::open::{Judged, Material, describe, material, say_default_model, warn_of_adapter};
 use super::output::of_run;
 use crate::TrainError;
 use crate::progress::Monitor;
@@ -103,7 +103,7 @@ pub fn train(dir: &RunDir, mut settings: Settings, resume: bool, monitor: &dyn M
     let device = device::open_to_train(&settings.device, settings.precision, monitor)?;
     settings.precision = Some(device.precision());
     let material = material(&settings, &Judged::default(), monitor)?;
-    material.describe(monitor);
+    describe(&material.cache, monitor);
     let Material { model, cache, enlarged } = material;
     let summary = on_device!(device, backend => {
         let (templates, towers) = (&settings.templates, settings.trained_towers());

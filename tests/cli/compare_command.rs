@@ -324,6 +324,78 @@ fn recipes_of_several_seeds_have_a_folder_each() {
 }
 
 #[test]
+fn runs_side_by_side_are_those_of_one_after_the_other() {
+    let place = Place::new([3, 3, 4]);
+    let [one, several] = ["one", "several"].map(|name| place.at(name));
+    let recipes = ["compare", "--recipes", "linear,lora", "--seeds", "2", "--out"];
+    place.succeed(&place.short(&[&recipes[..], &[&one, "--device", "cpu"]].concat()));
+    let done = place.succeed(&place.short(&[&recipes[..], &[&several, "--devices", "cpu,cpu,cpu"]].concat()));
+    for (number, run) in
+        ["linear/seed-42", "linear/seed-43", "lora/seed-42", "lora/seed-43"].iter().enumerate()
+    {
+        let [alone, beside] = [&one, &several].map(|out| format!("{out}/{run}"));
+        assert_eq!(metrics(&beside), metrics(&alone), "{run}");
+        assert_eq!(config(&beside)["device"].as_str(), Some("cpu"));
+        let said = format!("training {run}, {} of 4 on cpu", number + 1);
+        assert_eq!(done.err.lines().filter(|line| **line == said).count(), 1, "{}", done.err);
+    }
+    assert!(!done.err.contains("epoch "), "{}", done.err);
+    assert_eq!(results(&several), results(&one));
+    let means =
+        [&one, &several].map(|out| json(out, "comparison.json")["means"][1]["mean"]["test_top1"].clone());
+    assert_same(&means[0], &means[1], "test_top1");
+
+    let out = place.at("seeds");
+    let seeds = ["train", "--recipe", "linear", "--seeds", "3", "--output", &out];
+    place.succeed(&place.short(&[&seeds[..], &["--devices", "cpu,cpu"]].concat()));
+    assert_eq!(json(&out, "seeds.json")["seeds"], serde_json::json!([42, 43, 44]));
+
+    let out = place.at("none");
+    let recipes = ["compare", "--recipes", "linear,lora", "--out", &out, "--devices"];
+    for (devices, expected) in [
+        ("cuda:0,cuda:1,cuda:0", "cuda:0 is named twice"),
+        ("cuda,cuda:0", "cuda:0 is named twice"),
+        ("cpu,cuda:0", "devices of one kind"),
+        ("auto,auto", "name each device"),
+        ("cpu,gpu", "not a device"),
+    ] {
+        place.fail(2, &place.short(&[&recipes[..], &[devices]].concat()), &[expected]);
+    }
+    for args in [
+        &["train", "--demo", "--devices", "cpu,cpu"][..],
+        &["compare", "--demo", "--recipes", "all", "--devices", "cpu,cpu", "--device", "cpu"],
+    ] {
+        assert_eq!(place.command(args).output().unwrap().status.code(), Some(2), "{args:?}");
+    }
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn ctrl_c_stops_the_runs_on_every_device_where_they_are() {
+    let place = Place::new([2, 1, 1]);
+    let out = place.at("out");
+    let args =
+        ["compare", "--recipes", "mixup,lora", "--out", &out, "--epochs", "200", "--devices", "cpu,cpu"];
+    let mut child =
+        place.command(&place.short(&args)).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let runs = ["mixup", "lora"].map(|recipe| format!("{out}/{recipe}"));
+    let state = |run: &String| Path::new(run).join("state.safetensors").exists();
+    while !runs.iter().all(state) && child.try_wait().unwrap().is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-s", interrupt_signal(), &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.contains("engine train --resume --output"), "{err}");
+    for run in &runs {
+        assert!(!Path::new(run).join("summary.json").exists());
+        let epochs = metrics(run).iter().filter(|record| record["type"] == "epoch").count().to_string();
+        place.succeed(&["train", "--resume", "--output", run, "--epochs", &epochs]);
+    }
+}
+
+#[test]
 fn runs_that_cannot_be_compared_are_named_with_the_reason() {
     let place = Place::new([2, 1, 2]);
     let [first, other] = ["a/run", "b/run"].map(|name| place.at(name));
