@@ -212,14 +212,23 @@ impl Parts {
         let (dir, kept) =
             (self.dir.display(), if kept > 0 { format!(", {kept} kept") } else { String::new() });
         let there = match total.parts - there {
-            0 => format!("all {} parts of {photos} photos are in {dir}", total.parts),
-            missing => format!("of {} parts in {dir}, {missing} are left to other shards", total.parts),
+            0 => format!("all {} of {photos} photos are in {dir}", counted(total.parts, "part")),
+            missing => {
+                format!("{missing} of {} parts are not in {dir} yet: other shards make them", total.parts)
+            }
         };
         if bad > 0 {
-            bail!("{bad} photos have no result, for the reasons in the .json files of their parts; {there}");
+            bail!(
+                "{} without a result, for the reasons in the .json files of their parts; {there}",
+                counted(bad, "photo")
+            );
         }
-        Ok(format!("{written} parts written{kept}; {there}"))
+        Ok(format!("{} written{kept}; {there}", counted(written, "part")))
     }
+}
+
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 fn hash_of(photos: &[PathBuf]) -> String {

@@ -80,7 +80,10 @@ fn all_shards_together_are_one_run() {
         let whole = place.at(&format!("whole{form}"));
         let (code, out, err) = place.done(&place.predict(&whole, &[form]));
         assert_eq!((code, out.as_str()), (Some(1), ""), "{err}");
-        assert!(err.contains("3 photos have no result") && err.contains("all 6 parts of 23 photos"), "{err}");
+        assert!(
+            err.contains("3 photos without a result") && err.contains("all 6 parts of 23 photos"),
+            "{err}"
+        );
         assert_eq!(json_of(&whole, "total.json"), json!({"photos": 23, "parts": 6}));
         let bad = json_of(&whole, "part-000002.json")["bad"][0].clone();
         assert!(bad["path"].as_str().unwrap().ends_with("11.png"), "{bad}");
@@ -124,7 +127,7 @@ fn features_in_parts_are_those_in_one_file() {
     let sized = |parts| ["--parts", parts, "--part-size", "5"];
     let (code, _, err) = place.done(&[&embed[..], &[&photos], &sized(&parts)].concat());
     assert_eq!(code, Some(1), "{err}");
-    assert!(err.contains("3 photos have no result"), "{err}");
+    assert!(err.contains("3 photos without a result"), "{err}");
     for shard in ["2/2", "1/2"] {
         place.done(&[&embed[..], &[&photos], &sized(&shared), &["--shard", shard]].concat());
     }
@@ -252,4 +255,96 @@ fn a_million_listed_paths_take_no_more_memory_than_a_few() {
     };
     let (few, million) = (peak(10_000), peak(1_000_000));
     assert!(million < few + 2048, "{few} KiB for ten thousand paths, {million} KiB for a million");
+}
+
+/// Runs a script of examples/slurm as SLURM does, as a task of an array.
+#[cfg(unix)]
+fn slurm_task(place: &Place, script: &str, (task, of): (u32, u32), variables: &[(&str, &str)]) -> Child {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/slurm").join(script);
+    let mut command = std::process::Command::new("bash");
+    command.arg(script).current_dir(place.dir.path()).envs(variables.iter().copied());
+    command.env("SLURM_ARRAY_TASK_ID", task.to_string()).env("SLURM_ARRAY_TASK_COUNT", of.to_string());
+    command.env("SLURM_CPUS_PER_TASK", "1").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+#[cfg(unix)]
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn the_tasks_of_a_slurm_array_share_a_list_and_another_job_gathers_it() {
+    let place = Place::new(23);
+    std::fs::write(place.dir.path().join("list.txt"), &place.list).unwrap();
+    let variables = [
+        ("ENGINE", env!("CARGO_BIN_EXE_engine")),
+        ("RUN", &place.run),
+        ("LIST", "list.txt"),
+        ("OUT", "out"),
+        ("FLAGS", "--part-size 4 --batch-size 3"),
+    ];
+    let gathered = || slurm_task(&place, "gather.sbatch", (1, 1), &variables).wait_with_output().unwrap();
+    let tasks = [1, 3].map(|task| slurm_task(&place, "predict.sbatch", (task, 3), &variables));
+    tasks.into_iter().for_each(|task| drop(task.wait_with_output().unwrap()));
+    let early = gathered();
+    assert!(!early.status.success());
+    let err = String::from_utf8(early.stderr).unwrap();
+    assert_eq!(
+        err.lines().collect::<Vec<_>>(),
+        ["out/part-000001.csv is missing", "out/part-000004.csv is missing"]
+    );
+    slurm_task(&place, "predict.sbatch", (2, 3), &variables).wait_with_output().unwrap();
+    assert!(gathered().status.success());
+
+    let csv = std::fs::read_to_string(place.at("out.csv")).unwrap();
+    let whole = place.at("whole");
+    place.done(&place.predict(&whole, &["--csv"]));
+    let mut expected = String::new();
+    for part in 0..6 {
+        let text = std::fs::read_to_string(format!("{whole}/part-{part:06}.csv")).unwrap();
+        expected += if part == 0 { &text } else { text.split_once('\n').unwrap().1 };
+    }
+    assert_eq!(csv, expected);
+    let bad = std::fs::read_to_string(place.at("out.bad.jsonl")).unwrap();
+    let photos = bad.lines().flat_map(|line| {
+        let part: Value = serde_json::from_str(line).unwrap();
+        part["bad"].as_array().unwrap().clone()
+    });
+    assert_eq!(photos.count(), BAD.len(), "{bad}");
+}
+
+#[cfg(unix)]
+#[test]
+#[cfg_attr(not(bash), ignore = "needs bash")]
+fn a_slurm_array_trains_every_recipe_with_every_seed_and_goes_on_with_what_is_there() {
+    use std::os::unix::fs::PermissionsExt;
+    let place = Place::new(1);
+    let engine = place.at("engine");
+    std::fs::write(&engine, "#!/bin/sh\necho \"$@\"\n").unwrap();
+    std::fs::set_permissions(&engine, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let variables = [
+        ("ENGINE", engine.as_str()),
+        ("DATA", "photos"),
+        ("OUT", "runs"),
+        ("RECIPES", "linear lora"),
+        ("SEEDS", "1 2 3"),
+        ("FLAGS", "--epochs 5"),
+    ];
+    let task = |task| {
+        let output = slurm_task(&place, "train.sbatch", (task, 6), &variables).wait_with_output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    for (index, (recipe, seed)) in
+        ["linear", "lora"].iter().flat_map(|r| [1, 2, 3].map(|s| (r, s))).enumerate()
+    {
+        let run = format!("runs/{recipe}-{seed}");
+        let train = format!(
+            "train --data photos --recipe {recipe} --seed {seed} --overwrite --output {run} --epochs 5\n"
+        );
+        assert_eq!(task(index as u32), (Some(0), train));
+        let made = place.dir.path().join(&run);
+        std::fs::create_dir_all(&made).unwrap();
+        std::fs::write(made.join("state.safetensors"), "").unwrap();
+        assert_eq!(task(index as u32), (Some(0), format!("train --resume --output {run}\n")));
+        std::fs::write(made.join("summary.json"), "").unwrap();
+        assert_eq!(task(index as u32), (Some(0), format!("{run} is finished\n")));
+    }
+    assert_eq!(task(6).0, Some(2));
 }
