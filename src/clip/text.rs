@@ -1,7 +1,7 @@
 //! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
+use super::block::{self, Block, BlockActivations, BlockMemory, BlockSizes, Gradient, Pass, Rows, Scratch};
 use super::config::TextConfig;
 use super::end::{End, EndGradients, Ends};
 use super::tokenizer::TokenBatch;
@@ -136,7 +136,7 @@ impl<B: Backend> TextTower<B> {
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let pass = Pass { form: Form::Folded, rows: &rows };
-            let memory = Memory { own: &mut m.activations, scratch: &mut m.scratch };
+            let memory = BlockMemory { own: &mut m.activations, scratch: &mut m.scratch };
             block.forward(backend, lora.get(l), pass, memory, &mut m.output)?;
         }
         self.project(backend, &m.output, &rows, &mut m.ends)?;
@@ -460,7 +460,7 @@ impl<B: Backend> TextTower<B> {
             let (current, next) = blocks.split_at_mut(l + 1);
             let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
             let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = Memory { own: &mut current[l], scratch };
+            let memory = BlockMemory { own: &mut current[l], scratch };
             result = block.forward(backend, lora.get(l), pass, memory, output);
             if result.is_err() {
                 break;
@@ -491,7 +491,7 @@ impl<B: Backend> TextTower<B> {
             for (l, block) in self.blocks.iter().enumerate() {
                 std::mem::swap(&mut own.input, output);
                 let pass = Pass { form: Form::Folded, rows: &part.eos };
-                block.forward(backend, lora.get(l), pass, Memory { own, scratch }, output)?;
+                block.forward(backend, lora.get(l), pass, BlockMemory { own, scratch }, output)?;
             }
             self.project(backend, output, &part.eos, ends)?;
             backend.class_features(&ends.features, classes, class_norms)?;
@@ -517,7 +517,9 @@ impl<B: Backend> TextTower<B> {
             if index != last {
                 self.forward_part(backend, lora, dropout, a, index)?;
             }
-            self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
+            let TextPart { first_class, classes, .. } = a.parts[index];
+            backend.copy_rows(dt, first_class, &mut a.d_classes, 0, classes)?;
+            self.backward_part(backend, lora, of_part(dropout, index), a, index, stop)?;
             let gradients = lora.iter_mut().flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
             let place = Place::of(last - index, a.parts.len());
             add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
@@ -525,7 +527,7 @@ impl<B: Backend> TextTower<B> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// From the gradient of the part's class features, in `a.d_classes`.
     fn backward_part(
         &self,
         backend: &B,
@@ -534,11 +536,8 @@ impl<B: Backend> TextTower<B> {
         a: &mut TextActivations<B>,
         index: usize,
         stop: usize,
-        dt: &B::Tensor,
     ) -> Result<()> {
-        let dropout = of_part(dropout, index);
         let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
-        backend.copy_rows(dt, part.first_class, &mut a.d_classes, 0, part.classes)?;
         backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
         self.end.backward(backend, &a.ends, d_ends)?;
         // Behind the blocks `output` is free: it carries the gradient of the token sequence.
@@ -546,7 +545,7 @@ impl<B: Backend> TextTower<B> {
         backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
         for l in (stop..self.blocks.len()).rev() {
             let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = Memory { own: &mut a.blocks[l], scratch: &mut a.scratch };
+            let memory = BlockMemory { own: &mut a.blocks[l], scratch: &mut a.scratch };
             let gradient = Gradient { d: &mut a.output, d_input: None, wanted: l > stop };
             self.blocks[l].backward(backend, lora.get_mut(l), pass, memory, gradient)?;
         }
