@@ -39,7 +39,7 @@ pub struct TextTower<B: Backend> {
     blocks: Vec<Block<B>>,
     end: End<B>,
     config: TextConfig,
-    features: usize,
+    pub(crate) features: usize,
 }
 
 impl<B: Backend> TextTower<B> {
@@ -248,15 +248,18 @@ impl EmbeddedPrompts {
         Ok(self.embedding.embed(&self.ids[first * self.tokens..][..count * self.tokens], self.tokens)?)
     }
 
-    /// Prompts of a whole part, and the number of parts.
-    pub(crate) fn parts(&self, part: usize) -> (usize, usize) {
-        let together = self.together(part);
-        (together * self.templates, self.classes().div_ceil(together))
+    /// As many classes of these prompts, one after the other and again from the first.
+    pub(crate) fn of_classes(&self, classes: usize) -> Result<Self, ClipError> {
+        let count = classes * self.templates;
+        let ids = self.ids.chunks_exact(self.tokens).cycle().take(count).flatten().copied();
+        let (embedding, ids) = self.embedding.of_those_in(&ids.collect::<Vec<_>>())?;
+        let eos_rows = self.eos_rows.iter().cycle().take(count).copied().collect();
+        Ok(EmbeddedPrompts { embedding, ids, eos_rows, ..*self })
     }
 
-    /// Elements of all prompts, embedded.
-    pub(crate) fn elements(&self) -> usize {
-        self.ids.len() * self.embedding.width
+    /// Prompts of a class.
+    pub(crate) fn templates(&self) -> usize {
+        self.templates
     }
 
     /// The number of prompts: one for each class and template.
@@ -270,7 +273,7 @@ impl EmbeddedPrompts {
     }
 
     /// Classes in a part of up to `part` prompts.
-    fn together(&self, part: usize) -> usize {
+    pub(crate) fn together(&self, part: usize) -> usize {
         (part / self.templates.max(1)).clamp(1, self.classes().max(1))
     }
 
@@ -344,27 +347,15 @@ impl<B: Backend> TextActivations<B> {
                 parameters(lora).map(empty).collect::<Result<_>>()?
             }
         };
-        let sizes = (together, prompts.templates, prompts.tokens);
-        Ok(TextActivations { parts, sums, ..Self::without_prompts(backend, tower, sizes, lora, dropout)? })
-    }
-
-    /// Memory for parts of so many classes, prompts of a class and tokens of a prompt.
-    pub(crate) fn without_prompts(
-        backend: &B,
-        tower: &TextTower<B>,
-        (together, templates, tokens): (usize, usize, usize),
-        lora: &[BlockLayers<B>],
-        dropout: bool,
-    ) -> Result<Self> {
         let (t, e) = (&tower.config.tower, tower.features);
-        let (batch, d) = (together * templates, t.width);
+        let (batch, tokens, d) = (together * prompts.templates, prompts.tokens, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let all: Vec<&BlockLayers<B>> = lora.iter().collect();
         let blocks =
             (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l), None));
         Ok(TextActivations {
-            parts: Vec::new(),
+            parts,
             sizes,
             blocks: blocks.collect::<Result<_>>()?,
             scratch: Scratch::new(backend, sizes, &all, dropout, false, true)?,
@@ -374,7 +365,7 @@ impl<B: Backend> TextActivations<B> {
             classes: backend.empty([together, e], parameter)?,
             class_norms: backend.empty([together], parameter)?,
             d_classes: backend.empty([together, e], parameter)?,
-            sums: Vec::new(),
+            sums,
         })
     }
 
@@ -607,6 +598,12 @@ mod tests {
             assert_eq!(part.bytes(), whole.view().rows(first, count).unwrap().bytes(), "{first} {count}");
         }
         assert_eq!(prompts.embedding.tokens.view().shape(), [6, 8].into(), "1, 7, 250, 400, 498, 499");
-        assert_eq!((prompts.classes(), prompts.tokens(), prompts.elements()), (2, 4, 4 * 4 * 8));
+        assert_eq!((prompts.classes(), prompts.tokens()), (2, 4));
+        let more = prompts.of_classes(3).unwrap();
+        assert_eq!((more.classes(), more.count()), (3, 6));
+        for (first, same) in [(0, 0), (2, 2), (4, 0)] {
+            let [found, expected] = [(&more, first), (&prompts, same)].map(|(p, at)| p.embed(at, 2).unwrap());
+            assert_eq!(found.bytes(), expected.bytes(), "{first}");
+        }
     }
 }
