@@ -248,13 +248,13 @@ impl EmbeddedPrompts {
         Ok(self.embedding.embed(&self.ids[first * self.tokens..][..count * self.tokens], self.tokens)?)
     }
 
-    /// As many classes of these prompts, one after the other and again from the first.
-    pub(crate) fn of_classes(&self, classes: usize) -> Result<Self, ClipError> {
-        let count = classes * self.templates;
+    /// Prompts of so many classes in so many templates: these, one after the other and again from the first.
+    pub(crate) fn resized(&self, classes: usize, templates: usize) -> Result<Self, ClipError> {
+        let count = classes * templates;
         let ids = self.ids.chunks_exact(self.tokens).cycle().take(count).flatten().copied();
         let (embedding, ids) = self.embedding.of_those_in(&ids.collect::<Vec<_>>())?;
         let eos_rows = self.eos_rows.iter().cycle().take(count).copied().collect();
-        Ok(EmbeddedPrompts { embedding, ids, eos_rows, ..*self })
+        Ok(EmbeddedPrompts { embedding, ids, eos_rows, templates, ..*self })
     }
 
     /// Prompts of a class.
@@ -599,7 +599,7 @@ mod tests {
         }
         assert_eq!(prompts.embedding.tokens.view().shape(), [6, 8].into(), "1, 7, 250, 400, 498, 499");
         assert_eq!((prompts.classes(), prompts.tokens()), (2, 4));
-        let more = prompts.of_classes(3).unwrap();
+        let more = prompts.resized(3, 2).unwrap();
         assert_eq!((more.classes(), more.count()), (3, 6));
         for (first, same) in [(0, 0), (2, 2), (4, 0)] {
             let [found, expected] = [(&more, first), (&prompts, same)].map(|(p, at)| p.embed(at, 2).unwrap());

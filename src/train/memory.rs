@@ -74,8 +74,8 @@ fn trial<B: Backend>(backend: &B, tower: &VisionTower<B>, tuning: TowerTuning<'_
     tower.longest(tuning.prompts) * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size()
 }
 
-/// Measures the bytes that the text tower takes where it is trained, by a few of its classes: they grow with the classes
-/// and with those of a part.
+/// Measures the bytes that the text tower takes where it is trained, by a few prompts: they grow with the templates, with
+/// the classes and with those of a part.
 fn of_text<B: Backend>(
     backend: &B,
     TextTraining { tower, prompts }: &TextTraining<B>,
@@ -83,21 +83,23 @@ fn of_text<B: Backend>(
     dropout: bool,
 ) -> Result<usize> {
     let (classes, together) = (prompts.classes(), prompts.together(PART));
-    let bytes = |classes, together| {
-        let (few, part) = (prompts.of_classes(classes)?, together * prompts.templates());
+    let bytes = |classes, together, templates| {
+        let (few, part) = (prompts.resized(classes, templates)?, together * templates);
         let make = || Ok(TextTuning::new(backend, tower.clone(), &few, lora, dropout, part)?);
         Ok::<_, TrainError>(allocated_by(backend, make)?.1)
     };
-    let tuning = if classes > together {
-        let [two, three, in_larger_parts] = [bytes(2, 1)?, bytes(3, 1)?, bytes(3, 2)?];
-        let [class, of_part] = [three.saturating_sub(two), in_larger_parts.saturating_sub(three)];
-        two + (classes - 2) * class + (together - 1) * of_part
-    } else {
-        let [one, two] = [bytes(1, 1)?, bytes(2, 2)?];
-        one + classes.saturating_sub(1) * two.saturating_sub(one)
+    let of_templates = |templates| {
+        if classes <= together {
+            let [one, two] = [bytes(1, 1, templates)?, bytes(2, 2, templates)?];
+            return Ok::<_, TrainError>(one + classes.saturating_sub(1) * two.saturating_sub(one));
+        }
+        let [two, three] = [bytes(2, 1, templates)?, bytes(3, 1, templates)?];
+        let [class, of_part] = [three.saturating_sub(two), bytes(3, 2, templates)?.saturating_sub(three)];
+        Ok(two + (classes - 2) * class + (together - 1) * of_part)
     };
+    let [one, two] = [of_templates(1)?, of_templates(2)?];
     let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, lora)?))?;
-    Ok(tuning + folded)
+    Ok(one + prompts.templates().saturating_sub(1) * two.saturating_sub(one) + folded)
 }
 
 /// Bytes of what `make` makes for a number of images or the like: whatever the number is, and for each.
@@ -266,22 +268,26 @@ mod tests {
     #[test]
     fn a_text_tower_is_estimated_without_the_memory_it_would_take() {
         let backend = Cpu::<f32>::new();
-        let (rows, len, templates) = (600, 7, 3);
-        let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
-        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows], cut: Vec::new() };
         let config = TextConfig { tower: block(), vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
         let tower = Arc::new(TextTower::load(&backend, &SOURCE, &config, 8).unwrap());
-        let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
         let (spec, mut rng) = lora();
         let lora = tower.adapters(&backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
-        let training = TextTraining { tower: tower.clone(), prompts };
-        let (estimate, used) = allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
-        let (_, real) = allocated_by(&backend, || {
-            let tuning = TextTuning::new(&backend, tower, &training.prompts, &lora, true, PART)?;
-            Ok((tuning, room_to_fold(&backend, &lora)?))
-        })
-        .unwrap();
-        assert_eq!(estimate, real);
-        assert!(used < real / 10, "{used} of {real} were allocated to find out");
+        // In several parts, and in one.
+        for (rows, templates) in [(600, 3), (240, 80), (1, 1)] {
+            let len = 7;
+            let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
+            let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows], cut: Vec::new() };
+            let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
+            let training = TextTraining { tower: tower.clone(), prompts };
+            let (estimate, used) =
+                allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
+            let (_, real) = allocated_by(&backend, || {
+                let tuning = TextTuning::new(&backend, tower.clone(), &training.prompts, &lora, true, PART)?;
+                Ok((tuning, room_to_fold(&backend, &lora)?))
+            })
+            .unwrap();
+            assert_eq!(estimate, real, "{rows} prompts");
+            assert!(rows == 1 || used < real / 10, "{used} of {real} were allocated to find out");
+        }
     }
 }
