@@ -33,6 +33,17 @@ struct GroupedLayer {
 
 }  // namespace lora_linear
 
+// Of every kernel of grouped layers, and what it begins with: the block's layer, and its number among the layer's blocks.
+#define GROUPED_PARAMETERS \
+  const lora_linear::GroupedLayer *__restrict__ layers, const Chunk *__restrict__ chunks, Real *narrow
+
+#define GROUPED_LAYER                                                                                                 \
+  using namespace lora_linear;                                                                                        \
+  __shared__ GradientLayer layer;                                                                                     \
+  const GroupedLayer& grouped = layers[chunks[blockIdx.x].entry];                                                     \
+  int index = int(chunks[blockIdx.x].index);                                                                          \
+  grouped.take(layer, narrow)
+
 // u = x·Aᵀ and du_i = scale·dy_i·B_i.
 //
 // A block: 64 rows of u or of one part of du. Each of its warps has 16 rows and all terms for itself, so that there
@@ -68,16 +79,11 @@ DEVICE void narrow_rows(const Real* left, int left_stride, int rows, int depth, 
 }  // namespace lora_linear
 
 extern "C" __global__ void __launch_bounds__(lora_linear::NARROW_THREADS)
-    lora_gradients_start(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
-                         Real* narrow) {
-  using namespace lora_linear;
-  __shared__ GradientLayer layer;
-  Chunk chunk = chunks[blockIdx.x];
-  const GroupedLayer& grouped = layers[chunk.entry];
-  grouped.take(layer, narrow);
+    lora_gradients_start(GROUPED_PARAMETERS) {
+  GROUPED_LAYER;
   int stripes = (layer.m + 16 * NARROW_WARPS - 1) / (16 * NARROW_WARPS);
-  int part = int(chunk.index) / stripes - 1;
-  int row = (int(chunk.index) % stripes * NARROW_WARPS + int(threadIdx.x >> 5)) * 16, rows = min(16, layer.m - row);
+  int part = index / stripes - 1;
+  int row = (index % stripes * NARROW_WARPS + int(threadIdx.x >> 5)) * 16, rows = min(16, layer.m - row);
   if (rows <= 0) return;
   if (part < 0) {
     narrow_rows<false, 3>(layer.x + size_t(row) * layer.k, layer.k, rows, layer.k, grouped.a, layer.k, layer.width,
@@ -99,16 +105,11 @@ EXPORT_KERNEL(lora_gradients_start)
 
 // The same for any type and size: 16 rows a block.
 extern "C" __global__ void __launch_bounds__(lora_linear::ANY_THREADS, 4)
-    lora_gradients_start_any(const lora_linear::GroupedLayer* __restrict__ layers,
-                             const Chunk* __restrict__ chunks, Real* narrow) {
-  using namespace lora_linear;
+    lora_gradients_start_any(GROUPED_PARAMETERS) {
+  GROUPED_LAYER;
   __shared__ AnyShared shared;
-  __shared__ GradientLayer layer;
-  Chunk chunk = chunks[blockIdx.x];
-  const GroupedLayer& grouped = layers[chunk.entry];
-  grouped.take(layer, narrow);
   int stripes = (layer.m + ANY_ROWS - 1) / ANY_ROWS;
-  int part = int(chunk.index) / stripes - 1, row = int(chunk.index) % stripes * ANY_ROWS;
+  int part = index / stripes - 1, row = index % stripes * ANY_ROWS;
   int rows = min(ANY_ROWS, layer.m - row);
   if (part < 0) {
     any_narrow<false>(shared, layer.x + size_t(row) * layer.k, layer.k, rows, layer.k, grouped.a, layer.k,
@@ -143,16 +144,10 @@ DEVICE GradientSlabs slabs_of(const GroupedLayer& grouped, int index, float* par
 // from L2.
 #if TENSOR_CORES
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 4)
-    lora_gradients(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
-                   Real* narrow, float* partial, uint32* counters, int most) {
-  using namespace lora_linear;
+    lora_gradients(GROUPED_PARAMETERS, float* partial, uint32* counters, int most) {
+  GROUPED_LAYER;
   __shared__ GradientStage stages[GRADIENT_STAGES];
   __shared__ int flag;
-  __shared__ GradientLayer layer;
-  Chunk chunk = chunks[blockIdx.x];
-  const GroupedLayer& grouped = layers[chunk.entry];
-  grouped.take(layer, narrow);
-  int index = int(chunk.index);
   gradients(stages, &flag, layer, index / grouped.slabs,
             slabs_of(grouped, index, partial, counters, most));
 }
@@ -161,16 +156,10 @@ EXPORT_KERNEL(lora_gradients)
 
 // The same for any type and size.
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 3)
-    lora_gradients_any(const lora_linear::GroupedLayer* __restrict__ layers, const Chunk* __restrict__ chunks,
-                       Real* narrow, float* partial, uint32* counters, int most) {
-  using namespace lora_linear;
+    lora_gradients_any(GROUPED_PARAMETERS, float* partial, uint32* counters, int most) {
+  GROUPED_LAYER;
   __shared__ GradientAny shared;
   __shared__ int flag;
-  __shared__ GradientLayer layer;
-  Chunk chunk = chunks[blockIdx.x];
-  const GroupedLayer& grouped = layers[chunk.entry];
-  grouped.take(layer, narrow);
-  int index = int(chunk.index);
   gradients_any(shared, &flag, layer, index / grouped.slabs,
                 slabs_of(grouped, index, partial, counters, most));
 }

@@ -94,9 +94,7 @@ EXPORT_KERNEL(lora_linear_start_any)
 
 #define BACKWARD_START_KERNEL(name, stripes)                                                                \
   extern "C" __global__ void __launch_bounds__(256, 2)                                                      \
-      name(const Real* __restrict__ dy, const float* __restrict__ a, const float* __restrict__ b, Real* du, \
-           Real* dx, int m, int k, int n, int out, int rank, int width, int count, int segments,            \
-           float scale) {                                                                                   \
+      name(BACKWARD_START_PARAMETERS) {                                                                     \
     using namespace lora_linear;                                                                            \
     __shared__ StartShared<stripes> shared;                                                                 \
     backward_start(shared, dy, a, b, du, dx, m, k, n, out, rank, width, count, segments, scale,             \
@@ -110,9 +108,7 @@ BACKWARD_START_KERNEL(lora_linear_backward_start_32_rows, 2)
 
 // The same for any type and size: blocks of 16 rows.
 extern "C" __global__ void __launch_bounds__(128, 4)
-    lora_linear_backward_start_any(const Real* __restrict__ dy, const float* __restrict__ a,
-                                   const float* __restrict__ b, Real* du, Real* dx, int m, int k, int n,
-                                   int out, int rank, int width, int count, int segments, float scale) {
+    lora_linear_backward_start_any(BACKWARD_START_PARAMETERS) {
   using namespace lora_linear;
   __shared__ AnyShared shared;
   any_backward_start(shared, dy, a, b, du, dx, m, k, n, out, rank, width, count, segments, scale, Unchanged{});

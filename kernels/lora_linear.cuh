@@ -382,3 +382,8 @@ DEVICE void backward_start(StartShared<STRIPES>& shared, const Real* dy, const f
 #endif  // TENSOR_CORES
 
 }  // namespace lora_linear
+
+// Of every kernel that is a backward_start.
+#define BACKWARD_START_PARAMETERS                                                                           \
+  const Real *__restrict__ dy, const float *__restrict__ a, const float *__restrict__ b, Real *du, Real *dx, \
+      int m, int k, int n, int out, int rank, int width, int count, int segments, float scale

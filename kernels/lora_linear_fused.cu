@@ -55,6 +55,60 @@ DEVICE void load_left(Real* tile, const Real* from, size_t stride, int rows, int
   }
 }
 
+// Adds a stage to the warp's tile of the product and, where a part is, to its stripe of the narrow sums. `left` is the
+// stage's left factor; `right(b, step, t)` loads the fragments of the warp's column tiles t and t + 1 of the right one,
+// `narrow_right(b, step, t)` that of 8 narrow columns.
+template <class T, class Right, class NarrowRight>
+DEVICE void add_stage(float (&sum)[T::STRIPES][T::TILES][4], float (&narrow)[T::RANK / 8][4], const Real* left,
+                      bool has_part, Right right, NarrowRight narrow_right) {
+  int warp = threadIdx.x >> 5, row = warp / T::WARPS_ACROSS * T::WARP_ROWS;
+#pragma unroll
+  for (int step = 0; step < DEPTH / 16; step++) {
+    uint32 a[T::STRIPES][4];
+#pragma unroll
+    for (int s = 0; s < T::STRIPES; s++) left_fragment(a[s], left, row + 16 * s, step);
+#pragma unroll
+    for (int t = 0; t < T::TILES; t += 2) {
+      uint32 b[4];
+      right(b, step, t);
+      uint32 low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+#pragma unroll
+      for (int s = 0; s < T::STRIPES; s++) {
+        mma_m16n8k16<Real>(sum[s][t], a[s], low);
+        mma_m16n8k16<Real>(sum[s][t + 1], a[s], high);
+      }
+    }
+    if (has_part) {
+      uint32 stripe[4];
+      left_fragment(stripe, left, 16 * warp, step);
+#pragma unroll
+      for (int t = 0; t < T::RANK / 8; t++) {
+        uint32 b[2];
+        narrow_right(b, step, t);
+        mma_m16n8k16<Real>(narrow[t], stripe, b);
+      }
+    }
+  }
+}
+
+// Does `add(step)` for stage after stage of the ring, which `load(step)` fills ahead of it.
+template <class Load, class Add>
+DEVICE void through_ring(int steps, Load load, Add add) {
+#pragma unroll
+  for (int step = 0; step < STAGES - 1; step++) {
+    if (step < steps) load(step);
+    cp_async_commit();
+  }
+  for (int step = 0; step < steps; step++) {
+    cp_async_wait<STAGES - 2>();
+    // Also: nobody still reads the stage that is filled next.
+    __syncthreads();
+    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
+    cp_async_commit();
+    add(step);
+  }
+}
+
 // ---------------------------------------------------------------- forward
 
 // Rows of A in shared memory are eight floats longer than the tile: reads of 8 bytes by half a warp, four
@@ -97,37 +151,18 @@ DEVICE void load_a(float* tile, const float* a, size_t stride, int rank, int dep
 template <class T>
 DEVICE void forward_step(float (&y)[T::STRIPES][T::TILES][4], float (&u)[T::RANK / 8][4],
                          const ForwardStage<T>& stage, bool has_part) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  int row = warp / T::WARPS_ACROSS * T::WARP_ROWS, column = warp % T::WARPS_ACROSS * T::WARP_COLUMNS;
-#pragma unroll
-  for (int step = 0; step < DEPTH / 16; step++) {
-    uint32 a[T::STRIPES][4];
-#pragma unroll
-    for (int s = 0; s < T::STRIPES; s++) left_fragment(a[s], stage.x, row + 16 * s, step);
-#pragma unroll
-    for (int t = 0; t < T::TILES; t += 2) {
-      uint32 b[4];
-      int at = column + 8 * t + (lane >> 4) * 8 + (lane & 7);
-      ldmatrix_x4<false>(b, stage.w + swizzled(at, step * 2 + (lane >> 3 & 1)));
-      uint32 low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-#pragma unroll
-      for (int s = 0; s < T::STRIPES; s++) {
-        mma_m16n8k16<Real>(y[s][t], a[s], low);
-        mma_m16n8k16<Real>(y[s][t + 1], a[s], high);
-      }
-    }
-    if (has_part) {
-      uint32 stripe[4];
-      left_fragment(stripe, stage.x, 16 * warp, step);
-#pragma unroll
-      for (int t = 0; t < T::RANK / 8; t++) {
-        const float* at = stage.a + (8 * t + g) * A_STRIDE + step * 16 + 2 * q;
-        Pack<float, 2> low = load_pack<2>(at), high = load_pack<2>(at + 8);
-        uint32 b[2] = {pack_pair<Real>(low.at[0], low.at[1]), pack_pair<Real>(high.at[0], high.at[1])};
-        mma_m16n8k16<Real>(u[t], stripe, b);
-      }
-    }
-  }
+  int lane = threadIdx.x & 31, column = int(threadIdx.x >> 5) % T::WARPS_ACROSS * T::WARP_COLUMNS;
+  auto right = [&](uint32(&b)[4], int step, int t) {
+    int at = column + 8 * t + (lane >> 4) * 8 + (lane & 7);
+    ldmatrix_x4<false>(b, stage.w + swizzled(at, step * 2 + (lane >> 3 & 1)));
+  };
+  auto of_a = [&](uint32(&b)[2], int step, int t) {
+    const float* at = stage.a + (8 * t + (lane >> 2)) * A_STRIDE + step * 16 + 2 * (lane & 3);
+    Pack<float, 2> low = load_pack<2>(at), high = load_pack<2>(at + 8);
+    b[0] = pack_pair<Real>(low.at[0], low.at[1]);
+    b[1] = pack_pair<Real>(high.at[0], high.at[1]);
+  };
+  add_stage<T>(y, u, stage.x, has_part, right, of_a);
 }
 
 // Rounds the warp's stripe of u into shared memory, 16 columns wide, and keeps it in `kept` if that is not
@@ -239,20 +274,9 @@ DEVICE void forward(const Real* x, const Real* w, const float* a, const float* b
     if (part >= 0) load_a<T>(stage.a, a + step * DEPTH, k, rank, depth);
   };
   float sum[T::STRIPES][T::TILES][4] = {}, narrow[T::RANK / 8][4] = {};
-  int steps = (k + DEPTH - 1) / DEPTH;
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; step++) {
-    if (step < steps) load(step);
-    cp_async_commit();
-  }
-  for (int step = 0; step < steps; step++) {
-    cp_async_wait<STAGES - 2>();
-    // Also: nobody still reads the stage that is filled next.
-    __syncthreads();
-    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
-    cp_async_commit();
+  through_ring((k + DEPTH - 1) / DEPTH, load, [&](int step) {
     forward_step<T>(sum, narrow, stages[step % STAGES], part >= 0);
-  }
+  });
   if (part >= 0) {
     // The stages are done with: their memory takes u.
     __syncthreads();
@@ -314,41 +338,23 @@ DEVICE void load_b(float* tile, const float* b, int rows, int rank) {
 template <class T>
 DEVICE void backward_step(float (&dx)[T::STRIPES][T::TILES][4], float (&du)[T::RANK / 8][4],
                           const BackwardStage<T>& stage, bool has_part, int rank) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, q = lane & 3;
-  int row = warp / T::WARPS_ACROSS * T::WARP_ROWS, column = warp % T::WARPS_ACROSS * T::WARP_COLUMNS;
+  int lane = threadIdx.x & 31, column = int(threadIdx.x >> 5) % T::WARPS_ACROSS * T::WARP_COLUMNS;
+  auto right = [&](uint32(&b)[4], int step, int t) {
+    int at = step * 16 + (lane >> 3 & 1) * 8 + (lane & 7);
+    ldmatrix_x4<true>(b, stage.w + w_at<T>(at, column / 8 + t + (lane >> 4)));
+  };
+  auto of_b = [&](uint32(&b)[2], int step, int t) {
+    int j = 8 * t + (lane >> 2);
+    float v[4];
 #pragma unroll
-  for (int step = 0; step < DEPTH / 16; step++) {
-    uint32 a[T::STRIPES][4];
-#pragma unroll
-    for (int s = 0; s < T::STRIPES; s++) left_fragment(a[s], stage.dy, row + 16 * s, step);
-#pragma unroll
-    for (int t = 0; t < T::TILES; t += 2) {
-      uint32 b[4];
-      int at = step * 16 + (lane >> 3 & 1) * 8 + (lane & 7);
-      ldmatrix_x4<true>(b, stage.w + w_at<T>(at, column / 8 + t + (lane >> 4)));
-      uint32 low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
-#pragma unroll
-      for (int s = 0; s < T::STRIPES; s++) {
-        mma_m16n8k16<Real>(dx[s][t], a[s], low);
-        mma_m16n8k16<Real>(dx[s][t + 1], a[s], high);
-      }
+    for (int i = 0; i < 4; i++) {
+      int term = step * 16 + 2 * (lane & 3) + (i & 1) + 8 * (i >> 1);
+      v[i] = j < rank ? stage.b[term * rank + j] : 0.0f;
     }
-    if (has_part) {
-      uint32 stripe[4];
-      left_fragment(stripe, stage.dy, 16 * warp, step);
-#pragma unroll
-      for (int t = 0; t < T::RANK / 8; t++) {
-        float v[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-          int term = step * 16 + 2 * q + (i & 1) + 8 * (i >> 1);
-          v[i] = 8 * t + g < rank ? stage.b[term * rank + 8 * t + g] : 0.0f;
-        }
-        uint32 b[2] = {pack_pair<Real>(v[0], v[1]), pack_pair<Real>(v[2], v[3])};
-        mma_m16n8k16<Real>(du[t], stripe, b);
-      }
-    }
-  }
+    b[0] = pack_pair<Real>(v[0], v[1]);
+    b[1] = pack_pair<Real>(v[2], v[3]);
+  };
+  add_stage<T>(dx, du, stage.dy, has_part, right, of_b);
 }
 
 // Rounds the warp's stripe of one part's du into shared memory, keeps it in `kept` if that is not null, and
@@ -461,24 +467,14 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
   for (int i = lane; i < 16 * DU_STRIDE / 8; i += 32)
     store_pack(shared->du + stripe * DU_STRIDE + 8 * i, Pack<Real, 8>{});
   float sum[T::STRIPES][T::TILES][4] = {}, narrow[T::RANK / 8][4] = {};
-#pragma unroll
-  for (int step = 0; step < STAGES - 1; step++) {
-    if (step < steps) load(step);
-    cp_async_commit();
-  }
-  for (int step = 0; step < steps; step++) {
-    cp_async_wait<STAGES - 2>();
-    // Also: nobody still reads the stage that is filled next.
-    __syncthreads();
-    if (step + STAGES - 1 < steps) load(step + STAGES - 1);
-    cp_async_commit();
+  through_ring(steps, load, [&](int step) {
     int part = (parts >> 4 * (step / each) & 15) - 1;
     backward_step<T>(sum, narrow, shared->stages[step % STAGES], part >= 0, rank);
     if (part >= 0 && (step + 1) % each == 0) {
       Real* kept = blockIdx.x == 0 ? du + part * rank : nullptr;
       store_du<T>(narrow, shared->du + part * rank, kept, rows, rank, width, scale);
     }
-  }
+  });
   __syncthreads();
   add_narrow<T>(sum, shared->du, a + column, k, width, columns);
   store_dx<T>(sum, dx + size_t(first) * k + column, k, rows, columns);

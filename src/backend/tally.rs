@@ -259,8 +259,9 @@ impl AttentionOp for Tally {
     fn attention_backward_checked(
         device: Checked<'_, Self>,
         args: AttentionBackward<'_, Self>,
+        e: AttentionExtents,
     ) -> Result<()> {
-        let AttentionBackward { d_o, o, input, saved, extents: e, .. } = args;
+        let AttentionBackward { d_o, o, input, saved, .. } = args;
         let scores = product(e.batch * e.queries, e.width, e.keys);
         device.add(4 * scores, 2 * input_bytes(&input) + bytes([d_o, o, saved]))
     }
@@ -336,10 +337,13 @@ impl HeadLossOp for Tally {
         device.add(2 * product(batch, width, classes), parameters + moved)
     }
 
-    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Self>) -> Result<()> {
-        let HeadLossBackward { extents: HeadExtents { batch, classes, width }, weights, .. } = args;
-        let of_text = args.d_text.is_some() || (args.df.is_some() && weights.text != 0.0);
-        let of_df = args.df.as_ref().map_or(0, |_| if weights.text != 0.0 { 2 } else { 1 });
+    fn head_loss_backward_checked(
+        device: Checked<'_, Self>,
+        args: HeadLossBackward<'_, Self>,
+        HeadExtents { batch, classes, width }: HeadExtents,
+    ) -> Result<()> {
+        let of_text = args.d_text.is_some() || (args.df.is_some() && args.weights.text != 0.0);
+        let of_df = args.df.as_ref().map_or(0, |_| if args.weights.text != 0.0 { 2 } else { 1 });
         let products = 1 + of_df + usize::from(args.d_text.is_some());
         let logits = 2 * args.head.bytes() * if of_text { 2 } else { 1 };
         let written = args.df.map_or(0, |df| df.bytes()) + args.d_text.map_or(0, |d_text| d_text.bytes());
@@ -486,8 +490,12 @@ impl MixRowsOp for Tally {
 }
 
 impl PatchEmbedOp for Tally {
-    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()> {
-        let PatchEmbed { grid, pixels, embedding, x, .. } = args;
+    fn patch_embed_checked(
+        device: Checked<'_, Self>,
+        args: PatchEmbed<'_, Self>,
+        grid: PatchGrid,
+    ) -> Result<()> {
+        let PatchEmbed { pixels, embedding, x, .. } = args;
         let flop = product(grid.batch * grid.patches(), grid.inputs(), x.shape.columns());
         let weights = bytes([&embedding.projection.weight, &embedding.class, &embedding.position]);
         device.add(flop, bytes([pixels, x]) + weights)

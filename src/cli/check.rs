@@ -99,7 +99,7 @@ impl<'a> Report<'a> {
     }
 
     /// Says how it ended; an error where it did not end well.
-    fn finish(self, checked: std::result::Result<(), CheckError>) -> Result<()> {
+    fn finish(self, checked: Result<(), CheckError>) -> Result<()> {
         self.lines.end()?;
         let (count, device) = (self.rows.len(), self.device);
         common::say(format!("{count} checks on {device}"))?;

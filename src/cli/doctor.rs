@@ -33,7 +33,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Names the device that a run would train on, or says why there can be none.
-fn verdict(cuda: &Probe, needs_gpu: bool) -> std::result::Result<String, String> {
+fn verdict(cuda: &Probe, needs_gpu: bool) -> Result<String, String> {
     open::cache_dir(None).map_err(|problem| problem.to_string())?;
     Hub::from_env().map_err(|problem| problem.to_string())?;
     let problems = cuda.problems();

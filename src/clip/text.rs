@@ -1,7 +1,7 @@
 //! The text tower: prompts to class features T, once where it is frozen, in every step where it is trained.
 
 use super::ClipError;
-use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
+use super::block::{self, Block, BlockActivations, BlockMemory, BlockSizes, Gradient, Pass, Rows, Scratch};
 use super::config::TextConfig;
 use super::end::{End, EndGradients, Ends};
 use super::tokenizer::TokenBatch;
@@ -39,7 +39,7 @@ pub struct TextTower<B: Backend> {
     blocks: Vec<Block<B>>,
     end: End<B>,
     config: TextConfig,
-    features: usize,
+    pub(crate) features: usize,
 }
 
 impl<B: Backend> TextTower<B> {
@@ -136,7 +136,7 @@ impl<B: Backend> TextTower<B> {
         for (l, block) in self.blocks.iter().enumerate() {
             std::mem::swap(&mut m.activations.input, &mut m.output);
             let pass = Pass { form: Form::Folded, rows: &rows };
-            let memory = Memory { own: &mut m.activations, scratch: &mut m.scratch };
+            let memory = BlockMemory { own: &mut m.activations, scratch: &mut m.scratch };
             block.forward(backend, lora.get(l), pass, memory, &mut m.output)?;
         }
         self.project(backend, &m.output, &rows, &mut m.ends)?;
@@ -248,15 +248,18 @@ impl EmbeddedPrompts {
         Ok(self.embedding.embed(&self.ids[first * self.tokens..][..count * self.tokens], self.tokens)?)
     }
 
-    /// Prompts of a whole part, and the number of parts.
-    pub(crate) fn parts(&self, part: usize) -> (usize, usize) {
-        let together = self.together(part);
-        (together * self.templates, self.classes().div_ceil(together))
+    /// Prompts of so many classes in so many templates: these, one after the other and again from the first.
+    pub(crate) fn resized(&self, classes: usize, templates: usize) -> Result<Self, ClipError> {
+        let count = classes * templates;
+        let ids = self.ids.chunks_exact(self.tokens).cycle().take(count).flatten().copied();
+        let (embedding, ids) = self.embedding.of_those_in(&ids.collect::<Vec<_>>())?;
+        let eos_rows = self.eos_rows.iter().cycle().take(count).copied().collect();
+        Ok(EmbeddedPrompts { embedding, ids, eos_rows, templates, ..*self })
     }
 
-    /// Elements of all prompts, embedded.
-    pub(crate) fn elements(&self) -> usize {
-        self.ids.len() * self.embedding.width
+    /// Prompts of a class.
+    pub(crate) fn templates(&self) -> usize {
+        self.templates
     }
 
     /// The number of prompts: one for each class and template.
@@ -270,7 +273,7 @@ impl EmbeddedPrompts {
     }
 
     /// Classes in a part of up to `part` prompts.
-    fn together(&self, part: usize) -> usize {
+    pub(crate) fn together(&self, part: usize) -> usize {
         (part / self.templates.max(1)).clamp(1, self.classes().max(1))
     }
 
@@ -344,27 +347,15 @@ impl<B: Backend> TextActivations<B> {
                 parameters(lora).map(empty).collect::<Result<_>>()?
             }
         };
-        let sizes = (together, prompts.templates, prompts.tokens);
-        Ok(TextActivations { parts, sums, ..Self::without_prompts(backend, tower, sizes, lora, dropout)? })
-    }
-
-    /// Memory for parts of so many classes, prompts of a class and tokens of a prompt.
-    pub(crate) fn without_prompts(
-        backend: &B,
-        tower: &TextTower<B>,
-        (together, templates, tokens): (usize, usize, usize),
-        lora: &[BlockLayers<B>],
-        dropout: bool,
-    ) -> Result<Self> {
         let (t, e) = (&tower.config.tower, tower.features);
-        let (batch, d) = (together * templates, t.width);
+        let (batch, tokens, d) = (together * prompts.templates, prompts.tokens, t.width);
         let sizes = BlockSizes { batch, tokens, width: d, mlp: t.mlp, heads: t.heads, rows: Rows::All };
         let (compute, parameter) = (backend.compute_dtype(), backend.parameter_dtype());
         let all: Vec<&BlockLayers<B>> = lora.iter().collect();
         let blocks =
             (0..tower.blocks.len()).map(|l| BlockActivations::new(backend, sizes, lora.get(l), None));
         Ok(TextActivations {
-            parts: Vec::new(),
+            parts,
             sizes,
             blocks: blocks.collect::<Result<_>>()?,
             scratch: Scratch::new(backend, sizes, &all, dropout, false, true)?,
@@ -374,7 +365,7 @@ impl<B: Backend> TextActivations<B> {
             classes: backend.empty([together, e], parameter)?,
             class_norms: backend.empty([together], parameter)?,
             d_classes: backend.empty([together, e], parameter)?,
-            sums: Vec::new(),
+            sums,
         })
     }
 
@@ -460,7 +451,7 @@ impl<B: Backend> TextTower<B> {
             let (current, next) = blocks.split_at_mut(l + 1);
             let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
             let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = Memory { own: &mut current[l], scratch };
+            let memory = BlockMemory { own: &mut current[l], scratch };
             result = block.forward(backend, lora.get(l), pass, memory, output);
             if result.is_err() {
                 break;
@@ -491,7 +482,7 @@ impl<B: Backend> TextTower<B> {
             for (l, block) in self.blocks.iter().enumerate() {
                 std::mem::swap(&mut own.input, output);
                 let pass = Pass { form: Form::Folded, rows: &part.eos };
-                block.forward(backend, lora.get(l), pass, Memory { own, scratch }, output)?;
+                block.forward(backend, lora.get(l), pass, BlockMemory { own, scratch }, output)?;
             }
             self.project(backend, output, &part.eos, ends)?;
             backend.class_features(&ends.features, classes, class_norms)?;
@@ -517,7 +508,9 @@ impl<B: Backend> TextTower<B> {
             if index != last {
                 self.forward_part(backend, lora, dropout, a, index)?;
             }
-            self.backward_part(backend, lora, dropout, a, index, stop, dt)?;
+            let TextPart { first_class, classes, .. } = a.parts[index];
+            backend.copy_rows(dt, first_class, &mut a.d_classes, 0, classes)?;
+            self.backward_part(backend, lora, of_part(dropout, index), a, index, stop)?;
             let gradients = lora.iter_mut().flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
             let place = Place::of(last - index, a.parts.len());
             add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
@@ -525,7 +518,7 @@ impl<B: Backend> TextTower<B> {
         Ok(())
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// From the gradient of the part's class features, in `a.d_classes`.
     fn backward_part(
         &self,
         backend: &B,
@@ -534,11 +527,8 @@ impl<B: Backend> TextTower<B> {
         a: &mut TextActivations<B>,
         index: usize,
         stop: usize,
-        dt: &B::Tensor,
     ) -> Result<()> {
-        let dropout = of_part(dropout, index);
         let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
-        backend.copy_rows(dt, part.first_class, &mut a.d_classes, 0, part.classes)?;
         backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
         self.end.backward(backend, &a.ends, d_ends)?;
         // Behind the blocks `output` is free: it carries the gradient of the token sequence.
@@ -546,7 +536,7 @@ impl<B: Backend> TextTower<B> {
         backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
         for l in (stop..self.blocks.len()).rev() {
             let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = Memory { own: &mut a.blocks[l], scratch: &mut a.scratch };
+            let memory = BlockMemory { own: &mut a.blocks[l], scratch: &mut a.scratch };
             let gradient = Gradient { d: &mut a.output, d_input: None, wanted: l > stop };
             self.blocks[l].backward(backend, lora.get_mut(l), pass, memory, gradient)?;
         }
@@ -608,6 +598,12 @@ mod tests {
             assert_eq!(part.bytes(), whole.view().rows(first, count).unwrap().bytes(), "{first} {count}");
         }
         assert_eq!(prompts.embedding.tokens.view().shape(), [6, 8].into(), "1, 7, 250, 400, 498, 499");
-        assert_eq!((prompts.classes(), prompts.tokens(), prompts.elements()), (2, 4, 4 * 4 * 8));
+        assert_eq!((prompts.classes(), prompts.tokens()), (2, 4));
+        let more = prompts.resized(3, 2).unwrap();
+        assert_eq!((more.classes(), more.count()), (3, 6));
+        for (first, same) in [(0, 0), (2, 2), (4, 0)] {
+            let [found, expected] = [(&more, first), (&prompts, same)].map(|(p, at)| p.embed(at, 2).unwrap());
+            assert_eq!(found.bytes(), expected.bytes(), "{first}");
+        }
     }
 }

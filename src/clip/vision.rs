@@ -1,11 +1,11 @@
 //! The vision tower: pixels to normalised features, and back to the first trained tensor.
 
 use super::ClipError;
-use super::block::{self, Block, BlockActivations, BlockSizes, Gradient, Memory, Pass, Rows, Scratch};
+use super::block::{self, Block, BlockActivations, BlockMemory, BlockSizes, Gradient, Pass, Rows, Scratch};
 use super::config::VisionConfig;
 use super::end::{End, EndGradients, Ends};
 use super::weight_source::{Loader, WeightSource};
-use crate::backend::{Backend, DeviceTensor, Linear, Mix, PatchEmbedding, Result};
+use crate::backend::{Backend, DeviceTensor, Linear, Mix, PatchEmbed, PatchEmbedding, Result};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 use crate::tensor::{DType, Tensor};
 use crate::tune::adapted::Form;
@@ -185,7 +185,7 @@ impl<B: Backend> VisionTower<B> {
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
-            let memory = Memory { own: &mut current[l], scratch };
+            let memory = BlockMemory { own: &mut current[l], scratch };
             block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
             if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
                 let (values, set) = (&prompts.param.value, prompts.set(l + 1));
@@ -240,7 +240,7 @@ impl<B: Backend> VisionTower<B> {
             };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: Form::Folded, rows: &a.class_rows };
-            let memory = Memory { own: current, scratch };
+            let memory = BlockMemory { own: current, scratch };
             block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
         }
         self.project(backend, a)?;
@@ -261,15 +261,14 @@ impl<B: Backend> VisionTower<B> {
         first: usize,
         a: &mut VisionActivations<B>,
     ) -> Result<()> {
-        let (patches, products) = (&mut a.patches, &mut a.products);
+        let (embedding, patches, products) = (&self.embedding, &mut a.patches, &mut a.products);
+        let mut to = |x| backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches, products, x });
         match (a.blocks.get_mut(first), prompts) {
-            (Some(block), None) => {
-                backend.patch_embed(pixels, mix, &self.embedding, patches, products, &mut block.input)
-            }
+            (Some(block), None) => to(&mut block.input),
             (block, prompts) => {
                 let (tokens, width) = (self.config.tokens(), self.config.tower.width);
                 a.full_output.set_shape([a.batch, tokens, width].into())?;
-                backend.patch_embed(pixels, mix, &self.embedding, patches, products, &mut a.full_output)?;
+                to(&mut a.full_output)?;
                 match (block, prompts) {
                     (Some(block), Some(prompts)) => {
                         let values = &prompts.param.value;
@@ -332,7 +331,7 @@ impl<B: Backend> VisionTower<B> {
             };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: training_form(a.trains_folded, dropout, l), rows: &a.class_rows };
-            let (memory, gradient) = (Memory { own, scratch }, Gradient { d, d_input, wanted });
+            let (memory, gradient) = (BlockMemory { own, scratch }, Gradient { d, d_input, wanted });
             block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);

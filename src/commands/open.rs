@@ -127,7 +127,7 @@ pub enum SplitChoice {
 impl std::str::FromStr for SplitChoice {
     type Err = String;
 
-    fn from_str(word: &str) -> std::result::Result<Self, String> {
+    fn from_str(word: &str) -> Result<Self, String> {
         match word {
             "all" => Ok(SplitChoice::All),
             word => word

@@ -87,7 +87,7 @@ fn unpack_photos(archive: &Path, folder: &Path, bounds: Bounds, monitor: &dyn Mo
 }
 
 /// The file name of a photo; None for a folder or another file, which is passed over.
-fn photo(entry: &Entry<'_, impl Read>) -> std::result::Result<Option<String>, String> {
+fn photo(entry: &Entry<'_, impl Read>) -> Result<Option<String>, String> {
     let path = entry.path_bytes();
     let name = String::from_utf8_lossy(&path);
     let kind = entry.header().entry_type();

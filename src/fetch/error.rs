@@ -151,4 +151,4 @@ impl FetchError {
 }
 
 /// Result of fetching.
-pub type Result<T> = std::result::Result<T, FetchError>;
+pub type Result<T, E = FetchError> = std::result::Result<T, E>;

@@ -7,7 +7,7 @@ impl Comparison {
     /// A table for other programs, as RFC 4180 has it: a line of `kind` "run" for each row, then one of kind
     /// "mean" for each of the means, whose columns `…_std` hold the deviations. Fractions; empty where
     /// something is not known.
-    pub(crate) fn to_csv(&self) -> std::result::Result<String, csv::Error> {
+    pub(crate) fn to_csv(&self) -> Result<String, csv::Error> {
         let mut table = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(Vec::new());
         for row in &self.rows {
             table.serialize(Line::run(row, &self.split))?;

@@ -149,7 +149,7 @@ impl Settings {
     ///
     /// # Errors
     /// Groups that cannot be used.
-    pub fn dataset_options(&self) -> std::result::Result<DatasetOptions, DataError> {
+    pub fn dataset_options(&self) -> Result<DatasetOptions, DataError> {
         Ok(DatasetOptions {
             seed: self.image_seed(),
             val_share: self.val_share,

@@ -27,7 +27,7 @@ pub trait Photo: Send + Sync {
     ///
     /// # Errors
     /// A file that cannot be read or decoded.
-    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError>;
+    fn pixels(&self, preprocess: &Preprocess) -> Result<(Vec<u8>, Option<u16>), DataError>;
 }
 
 impl<P: Photo> Photo for &P {
@@ -46,7 +46,7 @@ impl Photo for PathBuf {
         self
     }
 
-    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+    fn pixels(&self, preprocess: &Preprocess) -> Result<(Vec<u8>, Option<u16>), DataError> {
         preprocess.read(self, &decode::read(self)?)
     }
 }
@@ -65,7 +65,7 @@ impl Photo for DecodedPhoto {
         &self.name
     }
 
-    fn pixels(&self, preprocess: &Preprocess) -> std::result::Result<(Vec<u8>, Option<u16>), DataError> {
+    fn pixels(&self, preprocess: &Preprocess) -> Result<(Vec<u8>, Option<u16>), DataError> {
         Ok((preprocess.resize_crop(&self.image), None))
     }
 }

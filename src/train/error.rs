@@ -153,7 +153,7 @@ impl TrainError {
 }
 
 /// A result whose error is a [`TrainError`].
-pub type Result<T> = std::result::Result<T, TrainError>;
+pub type Result<T, E = TrainError> = std::result::Result<T, E>;
 
 fn mib(bytes: usize) -> String {
     format!("{:.0} MiB", bytes as f64 / f64::from(1 << 20))

@@ -1,17 +1,17 @@
 //! Whether a batch fits into the device's memory, before anything is allocated for it.
 
-use super::learner::LearnerSpec;
+use super::learner::{LearnerSpec, Room, TextTuning};
 use super::model::TextTraining;
 use super::{Result, TrainError};
-use crate::backend::{Backend, DeviceMemory, DeviceTensor};
-use crate::clip::text::{PART, TextActivations};
+use crate::backend::{Backend, DeviceMemory};
+use crate::clip::text::PART;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
 use crate::tune::adapted::room_to_fold;
-use crate::tune::{BlockLayers, TowerDropout, TowerTuning, Trained};
+use crate::tune::{BlockLayers, TowerTuning, Trained};
 
-/// Batches of pixels that the device may hold at once: the one it works on and those on their way.
-const BATCHES_OF_PIXELS: usize = 4;
+/// Batches of pixels that are on their way to the device while it works on another.
+const ON_THEIR_WAY: usize = 3;
 
 /// Estimate of the device's memory that training takes beside the weights and what is trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,8 +23,8 @@ pub(crate) struct Estimate {
 }
 
 impl Estimate {
-    /// Measures what the activations take of an image, and of a prompt where the text tower is trained: the difference
-    /// between memory for two and for one. The rest is added up.
+    /// Measures what a learner allocates for one image and for two, and for a few classes where the text tower is
+    /// trained. What comes and goes is added to it.
     pub fn of<B: Backend>(
         backend: &B,
         tower: &VisionTower<B>,
@@ -32,49 +32,23 @@ impl Estimate {
         trained: &Trained<B>,
         spec: &LearnerSpec,
     ) -> Result<Self> {
-        let draw = backend.zeros([4], DType::U32)?;
-        let dropout =
-            spec.dropout.map(|spec| TowerDropout { draw: &draw, probability: spec.probability, part: 0 });
-        let tuning = TowerTuning { dropout, ..trained.tower() };
-        let purpose = match spec.keeps_activations(trained) {
-            // The form that takes more.
-            true => Purpose::Training { folded: tower.can_train_folded(backend, tuning) },
-            false => Purpose::Inference,
-        };
-        let vision = Estimate::of_vision(backend, tower, tuning, purpose)?;
+        // The form that takes more.
+        let folds = |tuning: TowerTuning<'_, B>| Ok(tower.can_train_folded(backend, tuning));
+        let [fixed, image] = measured(backend, |batch| {
+            Ok(Room::new(backend, tower, trained, &LearnerSpec { batch, ..spec.clone() }, folds)?)
+        })?;
         let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, &trained.lora)?))?;
-        let weights = if purpose == Purpose::Inference { 0 } else { tower.bytes_to_come(backend) };
+        let weights = if spec.keeps_activations(trained) { tower.bytes_to_come(backend) } else { 0 };
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
-            Some(text) => of_text(backend, text, &trained.text_lora, dropout.is_some())?,
+            Some(text) => of_text(backend, text, &trained.text_lora, spec.dropout.is_some())?,
             None => 0,
         };
-        let elements: usize = trained.params().iter().map(|p| p.value.shape().elements()).sum();
-        let sums = if spec.accumulate { elements * backend.parameter_dtype().size() } else { 0 };
-        let pixel = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let source = spec.crops_of.map_or(0, |side| side * side * 3);
-        let pixels = BATCHES_OF_PIXELS * (spec.image.elements() * pixel.size() + source);
-        let classes = trained.head.bias.value.shape().rows();
-        let logits = 2 * classes * backend.parameter_dtype().size();
+        let pixels = spec.image.elements() * spec.pixel_dtype(backend).size() + source;
         Ok(Estimate {
-            fixed: vision.fixed + weights + folded + text + sums,
-            image: vision.image + pixels + logits,
+            fixed: fixed + weights + folded + text,
+            image: image + ON_THEIR_WAY * pixels + trial(backend, tower, trained.tower()),
         })
-    }
-
-    /// The vision tower's part of it.
-    fn of_vision<B: Backend>(
-        backend: &B,
-        tower: &VisionTower<B>,
-        tuning: TowerTuning<'_, B>,
-        purpose: Purpose,
-    ) -> Result<Self> {
-        let [fixed, image] =
-            measured(backend, |images| Ok(VisionActivations::new(backend, tower, images, tuning, purpose)?))?;
-        // A second output beside the largest one, where algorithms are tried.
-        let sizes = &tower.config().tower;
-        let tokens = tower.longest(tuning.prompts);
-        let trial = tokens * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size();
-        Ok(Estimate { fixed, image: image + trial })
     }
 
     /// For a batch of so many images.
@@ -94,25 +68,38 @@ impl Estimate {
     }
 }
 
-/// Estimates the bytes that the text tower takes where it is trained.
+/// Bytes for each image of a second output beside the largest one, where algorithms are tried.
+fn trial<B: Backend>(backend: &B, tower: &VisionTower<B>, tuning: TowerTuning<'_, B>) -> usize {
+    let sizes = &tower.config().tower;
+    tower.longest(tuning.prompts) * sizes.mlp.max(3 * sizes.width) * backend.compute_dtype().size()
+}
+
+/// Measures the bytes that the text tower takes where it is trained, by a few prompts: they grow with the templates, with
+/// the classes and with those of a part.
 fn of_text<B: Backend>(
     backend: &B,
     TextTraining { tower, prompts }: &TextTraining<B>,
     lora: &[BlockLayers<B>],
     dropout: bool,
 ) -> Result<usize> {
-    let (of_part, parts) = prompts.parts(PART);
-    // Each prompt as if it were a class of its own, whose features are little beside it.
-    let [fixed, prompt] = measured(backend, |classes| {
-        let sizes = (classes, 1, prompts.tokens());
-        Ok(TextActivations::without_prompts(backend, tower, sizes, lora, dropout)?)
-    })?;
+    let (classes, together) = (prompts.classes(), prompts.together(PART));
+    let bytes = |classes, together, templates| {
+        let (few, part) = (prompts.resized(classes, templates)?, together * templates);
+        let make = || Ok(TextTuning::new(backend, tower.clone(), &few, lora, dropout, part)?);
+        Ok::<_, TrainError>(allocated_by(backend, make)?.1)
+    };
+    let of_templates = |templates| {
+        if classes <= together {
+            let [one, two] = [bytes(1, 1, templates)?, bytes(2, 2, templates)?];
+            return Ok::<_, TrainError>(one + classes.saturating_sub(1) * two.saturating_sub(one));
+        }
+        let [two, three] = [bytes(2, 1, templates)?, bytes(3, 1, templates)?];
+        let [class, of_part] = [three.saturating_sub(two), bytes(3, 2, templates)?.saturating_sub(three)];
+        Ok(two + (classes - 2) * class + (together - 1) * of_part)
+    };
+    let [one, two] = [of_templates(1)?, of_templates(2)?];
     let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, lora)?))?;
-    let embedded = prompts.elements() * backend.compute_dtype().size();
-    let layers = lora.iter().flat_map(|block| block.adapters());
-    let elements: usize = layers.flat_map(|l| [&l.a, &l.b]).map(|p| p.value.shape().elements()).sum();
-    let sums = if parts > 1 { elements * backend.parameter_dtype().size() } else { 0 };
-    Ok(fixed + of_part * prompt + folded + embedded + sums)
+    Ok(one + prompts.templates().saturating_sub(1) * two.saturating_sub(one) + folded)
 }
 
 /// Bytes of what `make` makes for a number of images or the like: whatever the number is, and for each.
@@ -153,10 +140,12 @@ pub(super) fn check_photos<B: Backend>(
     batch: usize,
 ) -> Result<()> {
     let Some(memory) = backend.memory()? else { return Ok(()) };
-    let Estimate { fixed, image } = Estimate::of_vision(backend, tower, tuning, Purpose::Inference)?;
+    let make = |images| Ok(VisionActivations::new(backend, tower, images, tuning, Purpose::Inference)?);
+    let [fixed, image] = measured(backend, make)?;
     let side = tower.config().image_size;
-    let pixels = BATCHES_OF_PIXELS * 3 * side * side * DType::F32.size();
-    Estimate { fixed, image: image + pixels }.check(batch, memory)
+    // Beside those on their way the batch that the tower sees.
+    let pixels = (ON_THEIR_WAY + 1) * 3 * side * side * DType::F32.size();
+    Estimate { fixed, image: image + pixels + trial(backend, tower, tuning) }.check(batch, memory)
 }
 
 #[cfg(test)]
@@ -166,11 +155,14 @@ mod tests {
     use crate::backend::cpu::Cpu;
     use crate::clip::config::{TextConfig, TowerConfig, VisionConfig};
     use crate::clip::random::RandomWeights;
-    use crate::clip::text::{EmbeddedPrompts, TextTower};
+    use crate::clip::text::{EmbeddedPrompts, TextClassifier, TextTower};
     use crate::clip::tokenizer::TokenBatch;
     use crate::clip::vision::{Normalisation, Savings};
+    use crate::objective::{ClassCounts, MixOn, Objective};
+    use crate::tensor::Tensor;
+    use crate::train::learner::Learner;
     use crate::tune::lora::KaimingInit;
-    use crate::tune::{LoraSpec, Target, Tower};
+    use crate::tune::{DropoutSpec, Head, LoraSpec, Target, Tower};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
     use std::sync::Arc;
@@ -214,6 +206,33 @@ mod tests {
     }
 
     #[test]
+    fn a_learner_on_the_cpu_is_counted_to_the_byte() {
+        let backend = Cpu::<f32>::new();
+        let (tower, lora) = vision(&backend);
+        let (classes, images) = (5, 7);
+        let features = Tensor::zeros([classes, 8], DType::F32);
+        let head = Head::new(&backend, features.view(), Tensor::zeros([classes], DType::F32).view()).unwrap();
+        let mut trained = Trained { lora, ..Trained::head(head) };
+        trained.prepare_to_train(&backend).unwrap();
+        let counts = ClassCounts { weighted: true, smoothing: 0.1 };
+        let objective = Objective { triplet: 0.5, ..Objective::new(1.0, 0.5).with_counts(counts) };
+        let spec = LearnerSpec {
+            mix: Some(MixOn::Features),
+            crops_of: Some(40),
+            dropout: Some(DropoutSpec { probability: 0.5, seed: 1 }),
+            accumulate: true,
+            ..LearnerSpec::new(&backend, images, [32, 32, 3].into(), DType::U8, objective)
+        };
+        let estimate = Estimate::of(&backend, &tower, None, &trained, &spec).unwrap();
+        let comes_and_goes =
+            ON_THEIR_WAY * 3 * (32 * 32 + 40 * 40) + trial(&backend, &tower, trained.tower());
+        let text = TextClassifier { features, scale: 1.0 };
+        let make = || Ok(Learner::new(backend, Arc::new(tower), trained, &text, &spec)?);
+        let (_, real) = allocated_by(&Cpu::<f32>::new(), make).unwrap();
+        assert_eq!(estimate.of_batch(images), real + images * comes_and_goes);
+    }
+
+    #[test]
     fn photos_that_do_not_fit_are_refused_with_the_number_that_does() {
         let backend = Cpu::<f32>::new();
         let (tower, lora) = vision(&backend);
@@ -249,22 +268,26 @@ mod tests {
     #[test]
     fn a_text_tower_is_estimated_without_the_memory_it_would_take() {
         let backend = Cpu::<f32>::new();
-        let (rows, len, templates) = (600, 7, 3);
-        let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
-        let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows], cut: Vec::new() };
         let config = TextConfig { tower: block(), vocabulary: 30, max_tokens: 8, bos: Some(28), eos: 29 };
         let tower = Arc::new(TextTower::load(&backend, &SOURCE, &config, 8).unwrap());
-        let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
         let (spec, mut rng) = lora();
         let lora = tower.adapters(&backend, &spec, &mut KaimingInit { rank: 2, rng: &mut rng }).unwrap();
-        let training = TextTraining { tower: tower.clone(), prompts };
-        let (estimate, used) = allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
-        let (_, real) = allocated_by(&backend, || {
-            let activations = TextActivations::new(&backend, &tower, &training.prompts, &lora, true, PART)?;
-            Ok((activations, room_to_fold(&backend, &lora)?))
-        })
-        .unwrap();
-        assert!(estimate >= real && estimate < real + real / 50, "{estimate}, really {real}");
-        assert!(used < real / 10, "{used} of {real} were allocated to find out");
+        // In several parts, and in one.
+        for (rows, templates) in [(600, 3), (240, 80), (1, 1)] {
+            let len = 7;
+            let ids = (0..rows * len).map(|i| if i % len < 4 { i as u32 % 28 } else { 29 }).collect();
+            let tokens = TokenBatch { ids, len, rows, eos_rows: vec![4; rows], cut: Vec::new() };
+            let prompts = EmbeddedPrompts::new(&SOURCE, &config, &tokens, templates).unwrap();
+            let training = TextTraining { tower: tower.clone(), prompts };
+            let (estimate, used) =
+                allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
+            let (_, real) = allocated_by(&backend, || {
+                let tuning = TextTuning::new(&backend, tower.clone(), &training.prompts, &lora, true, PART)?;
+                Ok((tuning, room_to_fold(&backend, &lora)?))
+            })
+            .unwrap();
+            assert_eq!(estimate, real, "{rows} prompts");
+            assert!(rows == 1 || used < real / 10, "{used} of {real} were allocated to find out");
+        }
     }
 }

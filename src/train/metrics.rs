@@ -429,7 +429,7 @@ pub(crate) fn nan() -> f64 {
 }
 
 /// Reads a number, or the null that JSON has in place of one that is not finite.
-pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> std::result::Result<f64, D::Error> {
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
 

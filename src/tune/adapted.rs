@@ -6,8 +6,8 @@
 use super::dropout::{BlockDropout, Slot, TowerDropout};
 use super::{LoraInit, LoraLayer, LoraSpec, Site, Target, Tower};
 use crate::backend::{
-    Activation, Backend, BackendError, DeviceTensor, Dropout, Linear, LoraFold, LoraGradients, Result,
-    copyable,
+    Activation, Backend, BackendError, DeviceTensor, Dropout, Linear, LoraFold, LoraGradients, LoraLinear,
+    LoraLinearBackward, Result, copyable,
 };
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -120,7 +120,8 @@ impl<B: Backend> AdaptedLinear<B> {
             Some(dropout) => Some(dropped(backend, x, dropout, &mut pass.scratch.seen)?),
             None => None,
         };
-        backend.lora_linear(x, seen, layer, adapter.as_lora(), residual, u, y)
+        let lora = adapter.as_lora();
+        backend.lora_linear(LoraLinear { x, seen, layer, lora, residual, u, y })
     }
 
     /// z = layer(x) and g = act(z).
@@ -174,7 +175,8 @@ impl<B: Backend> AdaptedLinear<B> {
             None => x,
         };
         let LoraGradients { lora, da, db, .. } = adapter.gradients(x, dy);
-        backend.lora_linear_backward(dy, x, dropout, u, &self.frozen, lora, du, da, db, dx)
+        let layer = &self.frozen;
+        backend.lora_linear_backward(LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx })
     }
 
     /// The adapter, if its gradients are still to be computed from what `saved` keeps, with its input `x`.

@@ -66,7 +66,7 @@ impl HeadScale {
 impl std::str::FromStr for HeadScale {
     type Err = String;
 
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
+    fn from_str(text: &str) -> Result<Self, String> {
         match (text, text.parse()) {
             ("sqrt-width", _) => Ok(HeadScale::By(HeadScaleRule::SqrtWidth)),
             (_, Ok(scale)) => Ok(HeadScale::Of(scale)),

@@ -2,7 +2,7 @@
 
 use clip_engine::backend::cpu::{Cpu, Features, Isa};
 use clip_engine::backend::prelude::*;
-use clip_engine::backend::{Activation, Linear, Lora};
+use clip_engine::backend::{Activation, Linear, Lora, LoraLinear, LoraLinearBackward};
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::tensor::{DType, Tensor};
@@ -56,9 +56,22 @@ fn layer(isa: Isa, threads: usize, [rows, inputs, outputs, rank]: [usize; 4]) ->
         let [mut u, mut du] = [(); 2].map(|()| zeros([rows, rank], DType::BF16));
         let (mut y, mut dx) = (zeros([rows, outputs], DType::BF16), zeros([rows, inputs], DType::BF16));
         let (mut da, mut db) = (zeros([rank, inputs], DType::F32), zeros([1, outputs, rank], DType::F32));
-        cpu.lora_linear(&x, None, &linear, lora, Some(&dy), &mut u, &mut y).unwrap();
-        let to = Some(&mut dx);
-        cpu.lora_linear_backward(&dy, &x, None, &u, &linear, lora, &mut du, &mut da, &mut db, to).unwrap();
+        let layer = &linear;
+        let (u_to, residual) = (&mut u, Some(&dy));
+        cpu.lora_linear(LoraLinear { x: &x, seen: None, layer, lora, residual, u: u_to, y: &mut y }).unwrap();
+        cpu.lora_linear_backward(LoraLinearBackward {
+            dy: &dy,
+            x: &x,
+            dropout: None,
+            u: &u,
+            layer,
+            lora,
+            du: &mut du,
+            da: &mut da,
+            db: &mut db,
+            dx: Some(&mut dx),
+        })
+        .unwrap();
         vec![y, u, du, da, db, dx]
     };
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)

@@ -3,7 +3,7 @@
 use super::clocked::Clocked;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::prelude::*;
-use clip_engine::backend::{AttentionGradient, AttentionInput, AttentionShape};
+use clip_engine::backend::{AttentionBackward, AttentionGradient, AttentionInput, AttentionShape};
 use clip_engine::dev::check::difference::normal;
 use clip_engine::dev::check::relative_error;
 use clip_engine::dev::ops::Group;
@@ -85,15 +85,15 @@ fn a_gradient_of_another_layout_is_refused() {
     let (qkv, d_o, o) = (zeros([2, 5, 36]), zeros([2, 5, 12]), zeros([2, 5, 12]));
     let (saved, mut scratch) = (zeros([2, 3, 5]), zeros([2, 3, 5]));
     let (mut dq, mut dkv) = (zeros([2, 5, 12]), zeros([2, 5, 24]));
-    let result = cuda.attention_backward(
-        &d_o,
-        &o,
-        AttentionInput::Packed(&qkv),
-        &saved,
-        AttentionShape { heads: 3, causal: false },
-        &mut scratch,
-        AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv },
-    );
+    let result = cuda.attention_backward(AttentionBackward {
+        d_o: &d_o,
+        o: &o,
+        input: AttentionInput::Packed(&qkv),
+        shape: AttentionShape { heads: 3, causal: false },
+        saved: &saved,
+        scratch: &mut scratch,
+        gradient: AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv },
+    });
     let problem = result.unwrap_err().to_string();
     assert!(problem.contains("both be packed or both be split"), "{problem}");
 }
@@ -117,10 +117,13 @@ fn the_faster_kernel_for_short_sequences_is_timed_once_and_taken() {
             let [mut saved, mut scratch] = [(); 2].map(|()| cuda.empty(saved, DType::F32).unwrap());
             let mut o = cuda.empty([2, 50, 128], DType::F16).unwrap();
             let mut dqkv = cuda.empty([2, 50, 3 * 128], DType::F16).unwrap();
-            cuda.attention(AttentionInput::Packed(&qkv), shape, &mut saved, &mut o).unwrap();
+            let input = AttentionInput::Packed(&qkv);
+            cuda.attention(input, shape, &mut saved, &mut o).unwrap();
             let mut backward = || {
-                let (input, gradient) = (AttentionInput::Packed(&qkv), AttentionGradient::Packed(&mut dqkv));
-                cuda.attention_backward(&d_o, &o, input, &saved, shape, &mut scratch, gradient).unwrap();
+                let (scratch, gradient) = (&mut scratch, AttentionGradient::Packed(&mut dqkv));
+                let (d_o, o, saved) = (&d_o, &o, &saved);
+                let args = AttentionBackward { d_o, o, input, shape, saved, scratch, gradient };
+                cuda.attention_backward(args).unwrap();
                 clocked.launched()
             };
             backward();

@@ -4,7 +4,10 @@ use super::clocked::Clocked;
 use clip_engine::backend::cuda::driver::Driver;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::prelude::*;
-use clip_engine::backend::{BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraSite};
+use clip_engine::backend::{
+    BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraLinear, LoraLinearBackward,
+    LoraSite,
+};
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::dev::twin::{BlockOrder, Twin};
@@ -107,12 +110,30 @@ fn compute(
     let mask = dropped.map(|probability| Dropout { draw: &draw, site: 4, probability });
     let mut seen = cuda.empty([rows, WIDTH], real)?;
     mask.map_or(Ok(()), |mask| cuda.dropout(&x, mask, &mut seen))?;
-    cuda.lora_linear(&x, mask.map(|_| &seen), &layer, lora, None, &mut u, &mut y)?;
+    cuda.lora_linear(LoraLinear {
+        x: &x,
+        seen: mask.map(|_| &seen),
+        layer: &layer,
+        lora,
+        residual: None,
+        u: &mut u,
+        y: &mut y,
+    })?;
     let (mut du, mut dx) = (cuda.empty([rows, width], real)?, cuda.empty([rows, WIDTH], real)?);
     let mut da = cuda.empty([width, WIDTH], DType::F32)?;
     let mut db = cuda.empty([2, WIDTH, RANK], DType::F32)?;
-    let seen = if mask.is_some() { &seen } else { &x };
-    cuda.lora_linear_backward(&dy, seen, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    cuda.lora_linear_backward(LoraLinearBackward {
+        dy: &dy,
+        x: if mask.is_some() { &seen } else { &x },
+        dropout: mask,
+        u: &u,
+        layer: &layer,
+        lora,
+        du: &mut du,
+        da: &mut da,
+        db: &mut db,
+        dx: Some(&mut dx),
+    })?;
     let get = |tensor| cuda.download(tensor);
     Ok(Computed { u: get(&u)?, y: get(&y)?, du: get(&du)?, da: get(&da)?, db: get(&db)?, dx: get(&dx)? })
 }

@@ -6,8 +6,8 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{
-    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, LayerNorm, Linear, LossScaling,
-    LossWeights, Mix, PatchEmbedding, Result, Stat, Targets,
+    AdamwStep, AdamwTensor, Backend, Classifier, Control, Dropout, HeadLossBackward, LayerNorm, Linear,
+    LossScaling, LossWeights, Mix, PatchEmbed, PatchEmbedding, Result, Stat, Targets,
 };
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, rows};
@@ -193,7 +193,9 @@ impl Images {
         let pixels = backend.upload(self.pixels.view(), self.pixels.dtype()).unwrap();
         let mut patches = zeros(&[2, count, inputs]);
         let (mut products, mut x) = (zeros(&[2, count, 4]), zeros(&[2, count + 1, 4]));
-        backend.patch_embed(&pixels, mix, &embedding, &mut patches, &mut products, &mut x).unwrap();
+        let (pixels, embedding) = (&pixels, &embedding);
+        let (to, products, x) = (&mut patches, &mut products, &mut x);
+        backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches: to, products, x }).unwrap();
         backend.download(&patches).unwrap().typed::<f32>().unwrap().to_vec()
     }
 }
@@ -284,10 +286,21 @@ impl Head {
         let [head, text] = logits;
         let targets = Targets { mix: mix.as_ref(), ..Targets::of(labels) };
         cuda.head_loss(f, classifier, targets, head, text, stats).unwrap();
-        let [dw, db, df, dt] = gradients;
-        let weights = LossWeights { head: 1.0, text: 0.3 };
-        let (d_f, d_t) = (Some(df), Some(dt));
-        cuda.head_loss_backward(f, classifier, targets, weights, None, head, text, dw, db, d_f, d_t).unwrap();
+        let [d_weight, d_bias, df, d_text] = gradients;
+        cuda.head_loss_backward(HeadLossBackward {
+            f,
+            classifier,
+            targets,
+            weights: LossWeights { head: 1.0, text: 0.3 },
+            control: None,
+            head,
+            text,
+            d_weight,
+            d_bias,
+            df: Some(df),
+            d_text: Some(d_text),
+        })
+        .unwrap();
         let [dw, db, df, dt] = gradients;
         [stats, head, text, dw, db, df, dt].map(|t| numbers(cuda, t))
     }

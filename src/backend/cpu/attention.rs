@@ -75,10 +75,11 @@ impl<T: Real> AttentionOp for Cpu<T> {
     fn attention_backward_checked(
         device: Checked<'_, Self>,
         args: AttentionBackward<'_, Self>,
+        e: AttentionExtents,
     ) -> Result<()> {
         match device.bf16 {
-            None => attention_backward::<T, Self>(args),
-            Some(isa) => bf16::attention::attention_backward(isa, args),
+            None => attention_backward::<T, Self>(args, e),
+            Some(isa) => bf16::attention::attention_backward(isa, args, e),
         }
     }
 
@@ -186,8 +187,8 @@ impl<T: Real> ImageGradient<'_, T> {
     }
 }
 
-fn attention_backward<T: Real, B: OnHost>(args: AttentionBackward<'_, B>) -> Result<()> {
-    let AttentionBackward { d_o, input, saved, extents: e, scratch, gradient, .. } = args;
+fn attention_backward<T: Real, B: OnHost>(args: AttentionBackward<'_, B>, e: Extents) -> Result<()> {
+    let AttentionBackward { d_o, input, saved, scratch, gradient, .. } = args;
     let d_o = d_o.typed::<T>()?.par_chunks(e.queries * e.width);
     let work = d_o
         .zip(saved.typed::<T>()?.par_chunks(e.scores()))

@@ -1,6 +1,7 @@
 //! Class features from the features of their prompts.
 
-use super::real::{Real, sum_of};
+use super::l2_norm::{length, row_backward};
+use super::real::Real;
 use super::*;
 
 impl<T: Real> ClassFeaturesOp for Cpu<T> {
@@ -18,8 +19,7 @@ impl<T: Real> ClassFeaturesOp for Cpu<T> {
             for f in f.chunks_exact(e) {
                 t.iter_mut().zip(f).for_each(|(sum, &f)| *sum += f);
             }
-            let length = sum_of(t, t, |a, b| a * b).sqrt();
-            *norm = if length > T::from_f64(1e-12) { length } else { T::from_f64(1e-12) };
+            *norm = length(t);
             t.iter_mut().for_each(|t| *t = *t / *norm);
         }
         Ok(())
@@ -37,12 +37,9 @@ impl<T: Real> ClassFeaturesOp for Cpu<T> {
         let classes = t.typed::<T>()?.chunks_exact(e).zip(dt.typed::<T>()?.chunks_exact(e));
         let rows = df.typed_mut::<T>()?.chunks_exact_mut(prompts * e);
         for (((t, dt), &norm), df) in classes.zip(norms.typed::<T>()?).zip(rows) {
-            let along = sum_of(t, dt, |a, b| a * b);
-            for df in df.chunks_exact_mut(e) {
-                for ((df, &t), &dt) in df.iter_mut().zip(t).zip(dt) {
-                    *df = (dt - t * along) / norm;
-                }
-            }
+            let (first, others) = df.split_at_mut(e);
+            row_backward(dt, t, norm, first);
+            others.chunks_exact_mut(e).for_each(|df| df.copy_from_slice(first));
         }
         Ok(())
     }

@@ -107,10 +107,10 @@ impl<T: Real> HeadLossOp for Cpu<T> {
     fn head_loss_backward_checked(
         _device: Checked<'_, Self>,
         args: HeadLossBackward<'_, Self>,
+        HeadExtents { batch, classes, width }: HeadExtents,
     ) -> Result<()> {
-        let HeadLossBackward { extents: HeadExtents { batch, classes, width }, f, classifier, .. } = args;
-        let HeadLossBackward { targets, weights, control, head, text, d_weight, d_bias, df, d_text, .. } =
-            args;
+        let HeadLossBackward { f, classifier, targets, weights, control, head, text, .. } = args;
+        let HeadLossBackward { d_weight, d_bias, df, d_text, .. } = args;
         let truth = Classes::<T>::new("head_loss_backward", targets, classes)?;
         let [of_head, of_text] = Counts::<T>::both(targets.counting, classes)?;
         let loss_scale = loss_scale::<T>(control)?;

@@ -8,13 +8,17 @@ use super::*;
 use rayon::prelude::*;
 
 impl<T: Real> PatchEmbedOp for Cpu<T> {
-    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()> {
-        in_type!(device, patch_embed<Self>(&device, args))
+    fn patch_embed_checked(
+        device: Checked<'_, Self>,
+        args: PatchEmbed<'_, Self>,
+        grid: PatchGrid,
+    ) -> Result<()> {
+        in_type!(device, patch_embed<Self>(&device, args, grid))
     }
 }
 
-fn patch_embed<T: Number, B: OnHost>(backend: &B, args: PatchEmbed<'_, B>) -> Result<()> {
-    let PatchEmbed { grid, pixels, mix, embedding, patches, products, x } = args;
+fn patch_embed<T: Number, B: OnHost>(backend: &B, args: PatchEmbed<'_, B>, grid: PatchGrid) -> Result<()> {
+    let PatchEmbed { pixels, mix, embedding, patches, products, x } = args;
     let (count, tokens, d) = (grid.patches(), grid.patches() + 1, x.shape().columns());
     let mixed = mix.map(|mix| Mixed::new("patch_embed", mix)).transpose()?;
     gather_patches(grid, pixels, mixed.as_ref(), embedding, patches.typed_mut::<T>()?)?;

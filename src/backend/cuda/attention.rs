@@ -255,8 +255,9 @@ impl AttentionOp for Cuda {
     fn attention_backward_checked(
         device: Checked<'_, Self>,
         args: AttentionBackward<'_, Cuda>,
+        extents: AttentionExtents,
     ) -> Result<()> {
-        let AttentionBackward { d_o, o, input, saved, extents, gradient, .. } = args;
+        let AttentionBackward { d_o, o, input, saved, gradient, .. } = args;
         let e = Extents::of(extents, &input);
         let form = AttentionForm::of(&device, &e);
         let args = Args::new().address(d_o.typed(device.real())?).address(o.typed(device.real())?);

@@ -73,10 +73,13 @@ impl HeadLossOp for Cuda {
         device.launch("head_loss", name, [classes.div_ceil(CLASSES), groups, 2], THREADS, 0, args)
     }
 
-    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Cuda>) -> Result<()> {
-        let HeadLossBackward { extents: HeadExtents { batch, classes, width }, f, classifier, .. } = args;
-        let HeadLossBackward { targets, weights, control, head, text, d_weight, d_bias, df, d_text, .. } =
-            args;
+    fn head_loss_backward_checked(
+        device: Checked<'_, Self>,
+        args: HeadLossBackward<'_, Cuda>,
+        HeadExtents { batch, classes, width }: HeadExtents,
+    ) -> Result<()> {
+        let HeadLossBackward { f, classifier, targets, weights, control, head, text, .. } = args;
+        let HeadLossBackward { d_weight, d_bias, df, d_text, .. } = args;
         let with_text = d_text.is_some() || (df.is_some() && weights.text != 0.0);
         logits_backward(&device, targets, weights, control, with_text, head, text)?;
 

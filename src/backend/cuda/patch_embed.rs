@@ -13,8 +13,12 @@ const STRIP_ROWS: usize = 8;
 const STRIP: usize = 32 * 1024;
 
 impl PatchEmbedOp for Cuda {
-    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Cuda>) -> Result<()> {
-        let PatchEmbed { grid, pixels, mix, embedding, patches, products, x } = args;
+    fn patch_embed_checked(
+        device: Checked<'_, Self>,
+        args: PatchEmbed<'_, Cuda>,
+        grid: PatchGrid,
+    ) -> Result<()> {
+        let PatchEmbed { pixels, mix, embedding, patches, products, x } = args;
         let mixed = mix.map(Mixed::of).transpose()?;
         if grid.batch * grid.patches() > 0 {
             gather_patches(&device, pixels, mixed, embedding, grid, patches)?;

@@ -117,14 +117,14 @@ impl<B: Memory> AttentionGradient<'_, B> {
 pub struct AttentionBackward<'a, B: Memory> {
     /// Gradient of o \[B, Sq, D\].
     pub d_o: &'a B::Tensor,
-    /// \[B, Sq, D\].
+    /// What [`AttentionOp::attention`] gave \[B, Sq, D\].
     pub o: &'a B::Tensor,
     /// Queries, keys and values.
     pub input: AttentionInput<'a, B>,
+    /// As in the forward pass.
+    pub shape: AttentionShape,
     /// What the forward pass kept.
     pub saved: &'a B::Tensor,
-    /// Of the input.
-    pub extents: AttentionExtents,
     /// Of the shape of `saved`.
     pub scratch: &'a mut B::Tensor,
     /// Of the input.
@@ -150,31 +150,17 @@ pub trait AttentionOp: Memory {
     }
 
     /// With P = softmax(q·kᵀ/√d): dv = Pᵀ·do, dS = P∘(dP − rowsum(dP∘P))/√d where dP = do·vᵀ,
-    /// dq = dS·k, dk = dSᵀ·q. `o` is what [`AttentionOp::attention`] gave: rowsum(dP∘P) = rowsum(do∘o).
-    #[allow(clippy::too_many_arguments)]
-    fn attention_backward(
-        &self,
-        d_o: &Self::Tensor,
-        o: &Self::Tensor,
-        input: AttentionInput<'_, Self>,
-        saved: &Self::Tensor,
-        shape: AttentionShape,
-        scratch: &mut Self::Tensor,
-        gradient: AttentionGradient<'_, Self>,
-    ) -> Result<()> {
+    /// dq = dS·k, dk = dSᵀ·q. With o at hand, rowsum(dP∘P) = rowsum(do∘o).
+    fn attention_backward(&self, args: AttentionBackward<'_, Self>) -> Result<()> {
         const OP: &str = "attention_backward";
-        let extents = AttentionExtents::of(OP, &input, shape)?;
-        let e = &extents;
+        let e = AttentionExtents::of(OP, &args.input, args.shape)?;
         let kept = self.attention_saved(e.batch, e.heads, e.queries, e.keys);
-        expect_shape(OP, "do", e.o(), d_o.shape())?;
-        expect_shape(OP, "o", e.o(), o.shape())?;
-        expect_shape(OP, "saved", kept, saved.shape())?;
-        expect_shape(OP, "scratch", kept, scratch.shape())?;
-        gradient.expect(OP, &input)?;
-        Self::attention_backward_checked(
-            Checked(self),
-            AttentionBackward { d_o, o, input, saved, scratch, gradient, extents },
-        )
+        expect_shape(OP, "do", e.o(), args.d_o.shape())?;
+        expect_shape(OP, "o", e.o(), args.o.shape())?;
+        expect_shape(OP, "saved", kept, args.saved.shape())?;
+        expect_shape(OP, "scratch", kept, args.scratch.shape())?;
+        args.gradient.expect(OP, &args.input)?;
+        Self::attention_backward_checked(Checked(self), args, e)
     }
 
     /// [`Self::attention`] of what was checked.
@@ -187,8 +173,11 @@ pub trait AttentionOp: Memory {
     ) -> Result<()>;
 
     /// [`Self::attention_backward`] of what was checked.
-    fn attention_backward_checked(device: Checked<'_, Self>, args: AttentionBackward<'_, Self>)
-    -> Result<()>;
+    fn attention_backward_checked(
+        device: Checked<'_, Self>,
+        args: AttentionBackward<'_, Self>,
+        e: AttentionExtents,
+    ) -> Result<()>;
 
     /// Shape of what [`AttentionOp::attention`] keeps for its backward pass, and of the scratch memory there;
     /// both in the parameter dtype.

@@ -154,8 +154,6 @@ pub struct HeadLossBackward<'a, B: Memory> {
     pub df: Option<&'a mut B::Tensor>,
     /// Gradient of the class features.
     pub d_text: Option<&'a mut B::Tensor>,
-    /// What the shapes come to.
-    pub extents: HeadExtents,
 }
 
 /// The losses of the classifier.
@@ -182,49 +180,20 @@ pub trait HeadLossOp: Memory {
     /// overwritten with their gradients; dH = d_headᵀ·f, dh = Σ d_head, and where it is wanted
     /// df = d_head·H + text_scale·d_text·T and dT = text_scale·d_textᵀ·f. All of it times the loss scale where
     /// there is one: the element [`Control::LossScale`] of `control`.
-    #[allow(clippy::too_many_arguments)]
-    fn head_loss_backward(
-        &self,
-        f: &Self::Tensor,
-        classifier: Classifier<'_, Self>,
-        targets: Targets<'_, Self>,
-        weights: LossWeights,
-        control: Option<&Self::Tensor>,
-        head: &mut Self::Tensor,
-        text: &mut Self::Tensor,
-        d_weight: &mut Self::Tensor,
-        d_bias: &mut Self::Tensor,
-        df: Option<&mut Self::Tensor>,
-        d_text: Option<&mut Self::Tensor>,
-    ) -> Result<()> {
+    fn head_loss_backward(&self, args: HeadLossBackward<'_, Self>) -> Result<()> {
         const OP: &str = "head_loss_backward";
-        let extents = HeadExtents::of::<Self>(OP, f, classifier, targets, [head, text])?;
-        expect_control::<Self>(OP, control)?;
-        expect_shape(OP, "d_weight", classifier.weight.shape(), d_weight.shape())?;
-        expect_shape(OP, "d_bias", classifier.bias.shape(), d_bias.shape())?;
-        if let Some(df) = &df {
+        let HeadLossBackward { f, classifier, targets, .. } = args;
+        let e = HeadExtents::of::<Self>(OP, f, classifier, targets, [args.head, args.text])?;
+        expect_control::<Self>(OP, args.control)?;
+        expect_shape(OP, "d_weight", classifier.weight.shape(), args.d_weight.shape())?;
+        expect_shape(OP, "d_bias", classifier.bias.shape(), args.d_bias.shape())?;
+        if let Some(df) = &args.df {
             expect_shape(OP, "df", f.shape(), df.shape())?;
         }
-        if let Some(d_text) = &d_text {
+        if let Some(d_text) = &args.d_text {
             expect_shape(OP, "d_text", classifier.text.shape(), d_text.shape())?;
         }
-        Self::head_loss_backward_checked(
-            Checked(self),
-            HeadLossBackward {
-                f,
-                classifier,
-                targets,
-                weights,
-                control,
-                head,
-                text,
-                d_weight,
-                d_bias,
-                df,
-                d_text,
-                extents,
-            },
-        )
+        Self::head_loss_backward_checked(Checked(self), args, e)
     }
 
     /// [`Self::head_loss`] of what was checked.
@@ -239,5 +208,9 @@ pub trait HeadLossOp: Memory {
     ) -> Result<()>;
 
     /// [`Self::head_loss_backward`] of what was checked.
-    fn head_loss_backward_checked(device: Checked<'_, Self>, args: HeadLossBackward<'_, Self>) -> Result<()>;
+    fn head_loss_backward_checked(
+        device: Checked<'_, Self>,
+        args: HeadLossBackward<'_, Self>,
+        e: HeadExtents,
+    ) -> Result<()>;
 }

@@ -61,7 +61,7 @@ pub struct LoraLinear<'a, B: Memory> {
 pub struct LoraLinearBackward<'a, B: Memory> {
     /// Gradient of the output \[…, out\].
     pub dy: &'a B::Tensor,
-    /// What the adapters saw \[…, in\].
+    /// What the adapters saw \[…, in\], x̃.
     pub x: &'a B::Tensor,
     /// What made it out of the input.
     pub dropout: Option<Dropout<'a, B>>,
@@ -83,64 +83,36 @@ pub struct LoraLinearBackward<'a, B: Memory> {
 
 /// Frozen linear layers with low-rank updates beside them or in them.
 pub trait LoraLinearOp: Memory {
-    /// y = x·Wᵀ + b + scale·(x̃·Aᵀ)·Bᵀ (+ residual); `u` = x̃·Aᵀ \[…, n·r\] is kept for the backward pass. The
-    /// adapters see x̃ = `seen` in the place of x where it is given.
-    #[allow(clippy::too_many_arguments)]
-    fn lora_linear(
-        &self,
-        x: &Self::Tensor,
-        seen: Option<&Self::Tensor>,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        residual: Option<&Self::Tensor>,
-        u: &mut Self::Tensor,
-        y: &mut Self::Tensor,
-    ) -> Result<()> {
+    /// y = x·Wᵀ + b + scale·(x̃·Aᵀ)·Bᵀ (+ residual). The adapters see x̃ = `seen` in the place of x where it is given.
+    fn lora_linear(&self, args: LoraLinear<'_, Self>) -> Result<()> {
         const OP: &str = "lora_linear";
-        let (rows, inputs) = x.shape().matrix();
-        expect_layer(self, OP, layer, inputs, y.shape().columns())?;
-        expect_output::<Self>(OP, x, residual, y)?;
-        expect_matrix(OP, "u", rows, lora.width(OP, inputs)?, u.shape())?;
-        if let Some(seen) = seen {
+        let (rows, inputs) = args.x.shape().matrix();
+        expect_layer(self, OP, args.layer, inputs, args.y.shape().columns())?;
+        expect_output::<Self>(OP, args.x, args.residual, args.y)?;
+        expect_matrix(OP, "u", rows, args.lora.width(OP, inputs)?, args.u.shape())?;
+        if let Some(seen) = args.seen {
             expect_matrix(OP, "seen", rows, inputs, seen.shape())?;
         }
-        Self::lora_linear_checked(Checked(self), LoraLinear { x, seen, layer, lora, residual, u, y })
+        Self::lora_linear_checked(Checked(self), args)
     }
 
     /// du = scale·dy·B, dA = duᵀ·x̃, dB = scale·dyᵀ·u, and where the input's gradient is wanted
-    /// dx = dy·W + du·A. `x` is what the adapters saw, x̃; where that is `dropout` of the input, du·A goes
-    /// through its mask. Scratch: `du` \[…, n·r\].
-    #[allow(clippy::too_many_arguments)]
-    fn lora_linear_backward(
-        &self,
-        dy: &Self::Tensor,
-        x: &Self::Tensor,
-        dropout: Option<Dropout<'_, Self>>,
-        u: &Self::Tensor,
-        layer: &Linear<Self>,
-        lora: Lora<'_, Self>,
-        du: &mut Self::Tensor,
-        da: &mut Self::Tensor,
-        db: &mut Self::Tensor,
-        dx: Option<&mut Self::Tensor>,
-    ) -> Result<()> {
+    /// dx = dy·W + du·A. Where the adapters saw `dropout` of the input, du·A goes through its mask.
+    fn lora_linear_backward(&self, args: LoraLinearBackward<'_, Self>) -> Result<()> {
         const OP: &str = "lora_linear_backward";
-        let ((rows, inputs), (_, outputs)) = (x.shape().matrix(), dy.shape().matrix());
-        let width = lora.width(OP, inputs)?;
-        expect_layer(self, OP, layer, inputs, outputs)?;
-        expect_matrix(OP, "dy", rows, outputs, dy.shape())?;
-        expect_matrix(OP, "u", rows, width, u.shape())?;
-        expect_matrix(OP, "du", rows, width, du.shape())?;
-        expect_shape(OP, "da", lora.a.shape(), da.shape())?;
-        expect_shape(OP, "db", lora.b.shape(), db.shape())?;
-        if let Some(dx) = &dx {
+        let ((rows, inputs), (_, outputs)) = (args.x.shape().matrix(), args.dy.shape().matrix());
+        let width = args.lora.width(OP, inputs)?;
+        expect_layer(self, OP, args.layer, inputs, outputs)?;
+        expect_matrix(OP, "dy", rows, outputs, args.dy.shape())?;
+        expect_matrix(OP, "u", rows, width, args.u.shape())?;
+        expect_matrix(OP, "du", rows, width, args.du.shape())?;
+        expect_shape(OP, "da", args.lora.a.shape(), args.da.shape())?;
+        expect_shape(OP, "db", args.lora.b.shape(), args.db.shape())?;
+        if let Some(dx) = &args.dx {
             expect_matrix(OP, "dx", rows, inputs, dx.shape())?;
         }
-        dropout.map_or(Ok(()), |dropout| dropout.expect(OP))?;
-        Self::lora_linear_backward_checked(
-            Checked(self),
-            LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx },
-        )
+        args.dropout.map_or(Ok(()), |dropout| dropout.expect(OP))?;
+        Self::lora_linear_backward_checked(Checked(self), args)
     }
 
     /// [`Self::lora_linear`] of what was checked.

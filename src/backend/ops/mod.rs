@@ -50,4 +50,4 @@ pub use prompts::*;
 pub use take_rows::*;
 pub use triplet::*;
 
-copyable!(Memory: Lora, Dropout, Counting, Targets, Classifier);
+copyable!(Memory: AttentionInput, Lora, Dropout, Counting, Targets, Classifier);

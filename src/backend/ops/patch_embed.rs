@@ -80,8 +80,6 @@ impl PatchGrid {
 
 /// Arguments of [`PatchEmbedOp::patch_embed`].
 pub struct PatchEmbed<'a, B: Memory> {
-    /// What the shapes come to.
-    pub grid: PatchGrid,
     /// u8 \[B, H, W, 3\], or numbers \[B, 3, H, W\].
     pub pixels: &'a B::Tensor,
     /// How images are mixed.
@@ -98,35 +96,29 @@ pub struct PatchEmbed<'a, B: Memory> {
 
 /// From pixels to tokens.
 pub trait PatchEmbedOp: Memory {
-    /// x = layer norm of (\[class; patches·Wᵀ\] + position).
-    /// `pixels`: u8 \[B, H, W, 3\], normalised here, or numbers \[B, 3, H, W\], taken as they are, then mixed
-    /// where `mix` is given; `x` \[B, S, D\]; scratch: `patches` \[B, S−1, 3·p·p\], `products` \[B, S−1, D\].
-    fn patch_embed(
-        &self,
-        pixels: &Self::Tensor,
-        mix: Option<&Mix<Self>>,
-        embedding: &PatchEmbedding<Self>,
-        patches: &mut Self::Tensor,
-        products: &mut Self::Tensor,
-        x: &mut Self::Tensor,
-    ) -> Result<()> {
+    /// x = layer norm of (\[class; patches·Wᵀ\] + position). Pixels of u8 are normalised here, numbers are taken as
+    /// they are; then they are mixed where `mix` is given.
+    fn patch_embed(&self, args: PatchEmbed<'_, Self>) -> Result<()> {
         const OP: &str = "patch_embed";
-        let grid = PatchGrid::of::<Self>(OP, pixels, self.compute_dtype(), x.shape(), embedding.patch)?;
-        let (rows, d) = (grid.batch * grid.patches(), x.shape().columns());
+        let PatchEmbed { pixels, embedding, .. } = args;
+        let x = args.x.shape();
+        let grid = PatchGrid::of::<Self>(OP, pixels, self.compute_dtype(), x, embedding.patch)?;
+        let (rows, d) = (grid.batch * grid.patches(), x.columns());
         let weight = self.weight_shape(&embedding.projection.weight);
         expect_shape(OP, "weight", [d, grid.inputs()], weight)?;
         expect_shape(OP, "class", [d], embedding.class.shape())?;
         expect_shape(OP, "position", [grid.patches() + 1, d], embedding.position.shape())?;
         embedding.norm.expect(OP, d)?;
-        expect_matrix(OP, "patches", rows, grid.inputs(), patches.shape())?;
-        expect_matrix(OP, "products", rows, d, products.shape())?;
-        mix.map_or(Ok(()), |mix| mix.expect(OP, grid.batch))?;
-        Self::patch_embed_checked(
-            Checked(self),
-            PatchEmbed { grid, pixels, mix, embedding, patches, products, x },
-        )
+        expect_matrix(OP, "patches", rows, grid.inputs(), args.patches.shape())?;
+        expect_matrix(OP, "products", rows, d, args.products.shape())?;
+        args.mix.map_or(Ok(()), |mix| mix.expect(OP, grid.batch))?;
+        Self::patch_embed_checked(Checked(self), args, grid)
     }
 
     /// [`Self::patch_embed`] of what was checked.
-    fn patch_embed_checked(device: Checked<'_, Self>, args: PatchEmbed<'_, Self>) -> Result<()>;
+    fn patch_embed_checked(
+        device: Checked<'_, Self>,
+        args: PatchEmbed<'_, Self>,
+        grid: PatchGrid,
+    ) -> Result<()>;
 }

@@ -11,7 +11,8 @@ use super::ClipError;
 use super::config::TowerConfig;
 use super::weight_source::Loader;
 use crate::backend::{
-    Activation, AddTo, AttentionGradient, AttentionShape, Backend, LayerNorm, LoraSite, Result, copyable,
+    Activation, AddTo, AttentionBackward, AttentionGradient, AttentionShape, Backend, LayerNorm, LoraSite,
+    Result, copyable,
 };
 use crate::tune::adapted::{AdaptedLinear, AdapterPass, BlockPlace, Form, PerLayer, no_memory};
 use crate::tune::dropout::Slot;
@@ -48,7 +49,7 @@ pub struct Pass<'a, B: Backend> {
 copyable!(Backend: Pass);
 
 /// Memory of a block in a pass.
-pub struct Memory<'a, B: Backend> {
+pub struct BlockMemory<'a, B: Backend> {
     /// The block's own. `own.input` is what the block is applied to.
     pub own: &'a mut BlockActivations<B>,
     /// Shared with other blocks.
@@ -128,10 +129,10 @@ impl<B: Backend> Block<B> {
         backend: &B,
         layers: Option<&BlockLayers<B>>,
         pass: Pass<'_, B>,
-        memory: Memory<'_, B>,
+        memory: BlockMemory<'_, B>,
         output: &mut B::Tensor,
     ) -> Result<()> {
-        let (layers, Memory { own: a, scratch }) = (layers.unwrap_or(&self.layers), memory);
+        let (layers, BlockMemory { own: a, scratch }) = (layers.unwrap_or(&self.layers), memory);
         let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
         backend.layer_norm(&a.input, &self.norm1, &mut a.normed, &mut a.stats1)?;
         if let (Some(layer), Some(chosen), Some(saved)) =
@@ -170,7 +171,7 @@ impl<B: Backend> Block<B> {
         backend: &B,
         layers: Option<&mut BlockLayers<B>>,
         pass: Pass<'_, B>,
-        mut memory: Memory<'_, B>,
+        mut memory: BlockMemory<'_, B>,
         mut gradient: Gradient<'_, B>,
     ) -> Result<()> {
         let mut plain;
@@ -187,7 +188,7 @@ impl<B: Backend> Block<B> {
         if !into_out {
             return Ok(());
         }
-        let Memory { own: a, scratch } = &mut memory;
+        let BlockMemory { own: a, scratch } = &mut memory;
         let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
         let attention = scratch.attention.as_mut().ok_or_else(no_memory)?;
         let d_attended = into_attention.then_some(&mut attention.d_attended);
@@ -205,7 +206,7 @@ impl<B: Backend> Block<B> {
         backend: &B,
         BlockLayers { fc1, fc2, .. }: &mut BlockLayers<B>,
         form: Form<'_, B>,
-        Memory { own: a, scratch }: &mut Memory<'_, B>,
+        BlockMemory { own: a, scratch }: &mut BlockMemory<'_, B>,
         d: &mut B::Tensor,
         wanted: bool,
     ) -> Result<()> {
@@ -241,7 +242,7 @@ impl<B: Backend> Block<B> {
         backend: &B,
         layers: &mut BlockLayers<B>,
         pass: Pass<'_, B>,
-        Memory { own: a, scratch }: &mut Memory<'_, B>,
+        BlockMemory { own: a, scratch }: &mut BlockMemory<'_, B>,
         Gradient { d, d_input, wanted }: &mut Gradient<'_, B>,
     ) -> Result<()> {
         let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
@@ -255,16 +256,15 @@ impl<B: Backend> Block<B> {
                 AttentionGradient::Split { dq, dkv }
             }
         };
-        let (scores, shape) = (&mut g.d_scores, self.shape);
-        backend.attention_backward(
-            &g.d_attended,
-            &a.attended,
+        backend.attention_backward(AttentionBackward {
+            d_o: &g.d_attended,
+            o: &a.attended,
             input,
-            &a.attention,
-            shape,
-            scores,
+            shape: self.shape,
+            saved: &a.attention,
+            scratch: &mut g.d_scores,
             gradient,
-        )?;
+        })?;
         if let (Some(layer), Some(chosen), Some(saved)) = (&mut layers.queries, &a.chosen, &saved.queries) {
             let dq = saved.dy.as_ref().or(g.d_queries.as_ref()).ok_or_else(no_memory)?;
             let dx = wanted.then_some(&mut scratch.narrow);

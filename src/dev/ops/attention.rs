@@ -1,7 +1,7 @@
 //! Checks and benchmark of attention.
 
 use super::*;
-use crate::backend::{AttentionGradient, AttentionInput, AttentionShape};
+use crate::backend::{AttentionBackward, AttentionGradient, AttentionInput, AttentionShape};
 use crate::dev::check::{Row, relative_error, worse};
 use std::ops::Range;
 
@@ -211,6 +211,19 @@ fn random_parts<B: Backend, const N: usize>(
     c.pair(&values, c.real())
 }
 
+/// Both passes on one device.
+fn passes<B: Backend>(
+    device: &B,
+    input: AttentionInput<'_, B>,
+    shape: AttentionShape,
+    d_o: &B::Tensor,
+    [saved, scratch, o]: [&mut B::Tensor; 3],
+    gradient: AttentionGradient<'_, B>,
+) -> backend::Result<()> {
+    device.attention(input, shape, saved, o)?;
+    device.attention_backward(AttentionBackward { d_o, o, input, shape, saved, scratch, gradient })
+}
+
 fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     c.case(size.describe(), |c| packed_case(c, size))
 }
@@ -223,26 +236,14 @@ fn packed_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (mut o, mut dqkv) = (c.output(rows, real)?, c.output(wide, real)?);
     let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
 
-    c.device.attention(AttentionInput::Packed(&qkv.device), shape, &mut saved.device, &mut o.device)?;
-    c.cpu.attention(AttentionInput::Packed(&qkv.host), shape, &mut saved.host, &mut o.host)?;
-    c.device.attention_backward(
-        &d_o.device,
-        &o.device,
-        AttentionInput::Packed(&qkv.device),
-        &saved.device,
-        shape,
-        &mut scratch.device,
+    let (to, gradient) = (
+        [&mut saved.device, &mut scratch.device, &mut o.device],
         AttentionGradient::Packed(&mut dqkv.device),
-    )?;
-    c.cpu.attention_backward(
-        &d_o.host,
-        &o.host,
-        AttentionInput::Packed(&qkv.host),
-        &saved.host,
-        shape,
-        &mut scratch.host,
-        AttentionGradient::Packed(&mut dqkv.host),
-    )?;
+    );
+    passes(c.device, AttentionInput::Packed(&qkv.device), shape, &d_o.device, to, gradient)?;
+    let (to, gradient) =
+        ([&mut saved.host, &mut scratch.host, &mut o.host], AttentionGradient::Packed(&mut dqkv.host));
+    passes(&c.cpu, AttentionInput::Packed(&qkv.host), shape, &d_o.host, to, gradient)?;
     c.compare_within("attention o", &size.describe(), &o, size.bound(real))?;
     compare_columns(c, "attention dq", size, &dqkv, 0..d)?;
     compare_columns(c, "attention dk", size, &dqkv, d..2 * d)?;
@@ -262,28 +263,23 @@ fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
     let (mut o, mut dq, mut dkv) = (c.output(rows, real)?, c.output(rows, real)?, c.output(wide, real)?);
     let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
 
-    let input = AttentionInput::Split { q: &q.device, kv: &kv.device };
-    c.device.attention(input, shape, &mut saved.device, &mut o.device)?;
-    let input = AttentionInput::Split { q: &q.host, kv: &kv.host };
-    c.cpu.attention(input, shape, &mut saved.host, &mut o.host)?;
-    c.device.attention_backward(
-        &d_o.device,
-        &o.device,
-        AttentionInput::Split { q: &q.device, kv: &kv.device },
-        &saved.device,
-        shape,
-        &mut scratch.device,
+    let (to, gradient) = (
+        [&mut saved.device, &mut scratch.device, &mut o.device],
         AttentionGradient::Split { dq: &mut dq.device, dkv: &mut dkv.device },
-    )?;
-    c.cpu.attention_backward(
-        &d_o.host,
-        &o.host,
-        AttentionInput::Split { q: &q.host, kv: &kv.host },
-        &saved.host,
+    );
+    passes(
+        c.device,
+        AttentionInput::Split { q: &q.device, kv: &kv.device },
         shape,
-        &mut scratch.host,
-        AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host },
+        &d_o.device,
+        to,
+        gradient,
     )?;
+    let (to, gradient) = (
+        [&mut saved.host, &mut scratch.host, &mut o.host],
+        AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host },
+    );
+    passes(&c.cpu, AttentionInput::Split { q: &q.host, kv: &kv.host }, shape, &d_o.host, to, gradient)?;
     c.compare_within("attention split o", &size.describe(), &o, size.bound(real))?;
     compare_columns(c, "attention split dq", size, &dq, 0..d)?;
     compare_columns(c, "attention split dk", size, &dkv, 0..d)?;
@@ -336,9 +332,16 @@ fn attention_packed_gradients(b: &F64, size: [usize; 4], causal: bool, rows: &mu
     };
     let mut saved = zeros(saved_shape);
     let o = forward(&qkv, &mut saved)?;
-    let (mut scratch, mut dqkv) = (zeros(saved_shape), zeros(qkv.shape()));
-    let gradient = AttentionGradient::Packed(&mut dqkv);
-    b.attention_backward(&w, &o, AttentionInput::Packed(&qkv), &saved, shape, &mut scratch, gradient)?;
+    let mut dqkv = zeros(qkv.shape());
+    b.attention_backward(AttentionBackward {
+        d_o: &w,
+        o: &o,
+        input: AttentionInput::Packed(&qkv),
+        shape,
+        saved: &saved,
+        scratch: &mut zeros(saved_shape),
+        gradient: AttentionGradient::Packed(&mut dqkv),
+    })?;
     let name = if causal { "attention causal dqkv" } else { "attention dqkv" };
     let at = format!("{batch}x{tokens}, {heads} heads of {head}");
     row(rows, name, at, &qkv, &dqkv, |qkv| dot(&forward(qkv, &mut zeros(saved_shape))?, &w))
@@ -358,10 +361,16 @@ fn attention_split_gradients(b: &F64, size: [usize; 4], rows: &mut Vec<Row>) -> 
     let loss = |q: &Tensor, kv: &Tensor, saved: &mut Tensor| dot(&forward(q, kv, saved)?, &w);
     let mut saved = zeros(saved_shape);
     let o = forward(&q, &kv, &mut saved)?;
-    let (mut scratch, mut dq, mut dkv) = (zeros(saved_shape), zeros(q.shape()), zeros(kv.shape()));
-    let gradient = AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv };
-    let input = AttentionInput::Split { q: &q, kv: &kv };
-    b.attention_backward(&w, &o, input, &saved, shape, &mut scratch, gradient)?;
+    let (mut dq, mut dkv) = (zeros(q.shape()), zeros(kv.shape()));
+    b.attention_backward(AttentionBackward {
+        d_o: &w,
+        o: &o,
+        input: AttentionInput::Split { q: &q, kv: &kv },
+        shape,
+        saved: &saved,
+        scratch: &mut zeros(saved_shape),
+        gradient: AttentionGradient::Split { dq: &mut dq, dkv: &mut dkv },
+    })?;
     let at = format!("{batch}x1 of {tokens}, {heads} heads of {head}");
     row(rows, "attention one row dq", at.clone(), &q, &dq, |q| loss(q, &kv, &mut zeros(saved_shape)))?;
     row(rows, "attention one row dkv", at, &kv, &dkv, |kv| loss(&q, kv, &mut zeros(saved_shape)))
@@ -382,8 +391,15 @@ impl<B: Backend> Bench<'_, B> {
             Box::new(|| self.backend.attention(AttentionInput::Packed(&qkv), shape, &mut saved, &mut o));
         visit(Ready { name: "attention", at: at.clone(), run })?;
         let run = Box::new(|| {
-            let (input, gradient) = (AttentionInput::Packed(&qkv), AttentionGradient::Packed(&mut dqkv));
-            self.backend.attention_backward(&d_o, &o, input, &saved, shape, &mut scratch, gradient)
+            self.backend.attention_backward(AttentionBackward {
+                d_o: &d_o,
+                o: &o,
+                input: AttentionInput::Packed(&qkv),
+                shape,
+                saved: &saved,
+                scratch: &mut scratch,
+                gradient: AttentionGradient::Packed(&mut dqkv),
+            })
         });
         visit(Ready { name: "attention_backward", at, run })
     }

@@ -2,7 +2,7 @@
 
 use super::mix_rows::{MixPair, mix};
 use super::*;
-use crate::backend::{Classifier, Control, Counting, LossWeights, Mix, Stat, Targets};
+use crate::backend::{Classifier, Control, Counting, HeadLossBackward, LossWeights, Mix, Stat, Targets};
 use std::ops::Range;
 
 pub struct Checks;
@@ -212,19 +212,19 @@ fn backward<B: Backend>(
     let mut df = c.output([batch, width], parameter)?;
     let mut dt = c.output([classes, width], parameter)?;
     let control = c.pair(&Tensor::from_slice([Control::COUNT], &[7.0, 1024.0, 5.0])?, parameter)?;
-    both!(c.head_loss_backward(
-        &f,
-        weights(),
-        targets(),
-        case.weights,
-        case.scaled => &control,
-        &mut head,
-        &mut text,
-        &mut dw,
-        &mut db,
-        case.features => &mut df,
-        case.text_features => &mut dt
-    ));
+    both!(c.head_loss_backward(HeadLossBackward {
+        f: &f,
+        classifier: weights(),
+        targets: targets(),
+        weights: case.weights,
+        control: case.scaled => &control,
+        head: &mut head,
+        text: &mut text,
+        d_weight: &mut dw,
+        d_bias: &mut db,
+        df: case.features => &mut df,
+        d_text: case.text_features => &mut dt,
+    }));
     let at = case.name();
     c.compare_within("head_loss d_head", &at, &head, bound(parameter))?;
     // Without a use for their gradients the text logits stay what they were.
@@ -289,19 +289,19 @@ fn head_loss_gradients(
     b.head_loss(&f, classifier, targets, &mut head, &mut text_logits, &mut stats)?;
     let (mut dw, mut db, mut df) = (zeros(weight.shape()), zeros(bias.shape()), zeros(f.shape()));
     let mut dt = zeros(text.shape());
-    b.head_loss_backward(
-        &f,
+    b.head_loss_backward(HeadLossBackward {
+        f: &f,
         classifier,
         targets,
         weights,
-        None,
-        &mut head,
-        &mut text_logits,
-        &mut dw,
-        &mut db,
-        Some(&mut df),
-        Some(&mut dt),
-    )?;
+        control: None,
+        head: &mut head,
+        text: &mut text_logits,
+        d_weight: &mut dw,
+        d_bias: &mut db,
+        df: Some(&mut df),
+        d_text: Some(&mut dt),
+    })?;
     let how = if mix.is_some() { ", mixed" } else { "" };
     let counts = match (counting.weights, counting.smoothing) {
         (Some(_), _) => ", weighted",
@@ -342,28 +342,34 @@ impl<B: Backend> Bench<'_, B> {
             });
             visit(Ready { name, at: at.clone(), run })?;
         }
-        let (mut dw, mut db, mut df) = (
+        let (mut dw, mut db, mut df, mut dt) = (
             self.parameter([classes, e], 0.0)?,
             self.parameter([classes], 0.0)?,
             self.parameter([n, e], 0.0)?,
+            self.parameter([classes, e], 0.0)?,
         );
-        let weights = LossWeights { head: 1.0, text: 0.3 };
-        for (name, targets) in [("head_loss_backward", plain), ("head_loss_backward, mixed", mixed)] {
+        for (name, targets, text_trained) in [
+            ("head_loss_backward", plain, false),
+            ("head_loss_backward, mixed", mixed, false),
+            ("head_loss_backward, text trained", plain, true),
+        ] {
             let run = Box::new(|| {
-                let (head, text, df) = (&mut head, &mut text_logits, Some(&mut df));
-                self.backend.head_loss_backward(
-                    &f, classifier, targets, weights, None, head, text, &mut dw, &mut db, df, None,
-                )
+                self.backend.head_loss_backward(HeadLossBackward {
+                    f: &f,
+                    classifier,
+                    targets,
+                    weights: LossWeights { head: 1.0, text: 0.3 },
+                    control: None,
+                    head: &mut head,
+                    text: &mut text_logits,
+                    d_weight: &mut dw,
+                    d_bias: &mut db,
+                    df: Some(&mut df),
+                    d_text: text_trained.then_some(&mut dt),
+                })
             });
             visit(Ready { name, at: at.clone(), run })?;
         }
-        let mut dt = self.parameter([classes, e], 0.0)?;
-        let run = Box::new(|| {
-            let (head, text, df, dt) = (&mut head, &mut text_logits, Some(&mut df), Some(&mut dt));
-            self.backend.head_loss_backward(
-                &f, classifier, plain, weights, None, head, text, &mut dw, &mut db, df, dt,
-            )
-        });
-        visit(Ready { name: "head_loss_backward, text trained", at, run })
+        Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use super::dropout::{DropoutPair, draw};
 use super::*;
-use crate::backend::{Dropout, Linear, Lora, LoraFold, LoraGradients};
+use crate::backend::{Dropout, Linear, Lora, LoraFold, LoraGradients, LoraLinear, LoraLinearBackward};
 
 pub struct Checks;
 
@@ -215,7 +215,15 @@ fn lora_linear<B: Backend>(
     let mut u = c.output([rows, width], real)?;
     let mut y = c.output([rows, case.outputs()], real)?;
     for residual in [None, Some(&residual)] {
-        both!(c.lora_linear(&x, ?seen, &frozen, *lora, ?residual, &mut u, &mut y));
+        both!(c.lora_linear(LoraLinear {
+            x: &x,
+            seen: ?seen,
+            layer: &frozen,
+            lora: *lora,
+            residual: ?residual,
+            u: &mut u,
+            y: &mut y,
+        }));
         c.compare("lora_linear u", &at, &u)?;
         c.compare("lora_linear y", &at, &y)?;
     }
@@ -227,18 +235,18 @@ fn lora_linear<B: Backend>(
         let (mut da, mut db) =
             (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
         let dropped = seen.as_ref().unwrap_or(&x);
-        both!(c.lora_linear_backward(
-            &dy,
-            &dropped,
-            ?mask(SITE),
-            &u,
-            &frozen,
-            *lora,
-            &mut du,
-            &mut da,
-            &mut db,
-            wanted => &mut dx
-        ));
+        both!(c.lora_linear_backward(LoraLinearBackward {
+            dy: &dy,
+            x: &dropped,
+            dropout: ?mask(SITE),
+            u: &u,
+            layer: &frozen,
+            lora: *lora,
+            du: &mut du,
+            da: &mut da,
+            db: &mut db,
+            dx: wanted => &mut dx,
+        }));
         c.compare("lora_linear du", &at, &du)?;
         c.compare("lora_linear dA", &at, &da)?;
         c.compare("lora_linear dB", &at, &db)?;
@@ -270,8 +278,9 @@ fn lora_linear_gradients(
     let forward = |x: &Tensor, a: &Tensor, bb: &Tensor, u: &mut Tensor| -> Result<Tensor> {
         let mut y = zeros([n, 3 * outputs]);
         let lora = Lora { a, b: bb, columns: &columns, scale };
-        let dropped = seen(x)?;
-        b.lora_linear(x, mask.map(|_| &dropped), &layer, lora, Some(&residual), u, &mut y)?;
+        let (dropped, layer, residual) = (seen(x)?, &layer, Some(&residual));
+        let seen = mask.map(|_| &dropped);
+        b.lora_linear(LoraLinear { x, seen, layer, lora, residual, u, y: &mut y })?;
         Ok(y)
     };
     let loss = |x: &Tensor, a: &Tensor, bb: &Tensor| -> Result<f64> {
@@ -283,7 +292,18 @@ fn lora_linear_gradients(
     let (mut du, mut da, mut db, mut dx) =
         (zeros([n, width]), zeros(a.shape()), zeros(bb.shape()), zeros(x.shape()));
     let dropped = seen(&x)?;
-    b.lora_linear_backward(&w, &dropped, mask, &u, &layer, lora, &mut du, &mut da, &mut db, Some(&mut dx))?;
+    b.lora_linear_backward(LoraLinearBackward {
+        dy: &w,
+        x: &dropped,
+        dropout: mask,
+        u: &u,
+        layer: &layer,
+        lora,
+        du: &mut du,
+        da: &mut da,
+        db: &mut db,
+        dx: Some(&mut dx),
+    })?;
     let how = if mask.is_some() { ", dropout" } else { "" };
     let at = format!("{n}x{inputs} to 3x{outputs}, r {rank}{how}");
     row(rows, "lora_linear dx", at.clone(), &x, &dx, |x| loss(x, &a, &bb))?;
@@ -333,54 +353,61 @@ impl<B: Backend> Bench<'_, B> {
         parts: usize,
         visit: &mut Visit<'_>,
     ) -> backend::Result<()> {
+        self.both_passes([inputs, out, parts], None, ["lora_linear", "lora_linear_backward"], visit)
+    }
+
+    /// `parts` layers whose adapters see what dropout leaves, which is drawn here too.
+    fn lora_dropout(&self, parts: usize, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (d, draw) = (self.sizes.width, self.draw()?);
+        let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
+        let names = ["lora_linear, dropout", "lora_linear_backward, dropout"];
+        self.both_passes([d, d, parts], Some(mask), names, visit)
+    }
+
+    fn both_passes(
+        &self,
+        [inputs, out, parts]: [usize; 3],
+        dropout: Option<Dropout<'_, B>>,
+        [forward, backward]: [&'static str; 2],
+        visit: &mut Visit<'_>,
+    ) -> backend::Result<()> {
         let (rows, r) = (self.sizes.rows(), self.sizes.rank);
         let (width, outputs) = (parts * r, parts * out);
-        let layer = self.layer(inputs, outputs)?;
+        let layer = &self.layer(inputs, outputs)?;
         let columns: Vec<usize> = (0..parts).map(|i| i * out).collect();
         let a = self.parameter([width, inputs], 1.0 / (inputs as f64).sqrt())?;
         let b = self.parameter([parts, out, r], 0.02)?;
         let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
         let (x, mut y, mut u) =
             (self.random([rows, inputs])?, self.empty([rows, outputs])?, self.empty([rows, width])?);
+        let mut seen = dropout.map(|_| self.empty([rows, inputs])).transpose()?;
         let at = format!("{rows}x{inputs} to {parts}x{out}, r {r}");
-        let run = Box::new(|| self.backend.lora_linear(&x, None, &layer, lora, None, &mut u, &mut y));
-        visit(Ready { name: "lora_linear", at: at.clone(), run })?;
+        let run = Box::new(|| {
+            if let (Some(dropout), Some(seen)) = (dropout, &mut seen) {
+                self.backend.dropout(&x, dropout, seen)?;
+            }
+            let (x, seen, residual, u, y) = (&x, seen.as_ref(), None, &mut u, &mut y);
+            self.backend.lora_linear(LoraLinear { x, seen, layer, lora, residual, u, y })
+        });
+        visit(Ready { name: forward, at: at.clone(), run })?;
         let (dy, mut dx, mut du) =
             (self.random([rows, outputs])?, self.empty([rows, inputs])?, self.empty([rows, width])?);
         let (mut da, mut db) = (self.parameter([width, inputs], 0.0)?, self.parameter([parts, out, r], 0.0)?);
         let run = Box::new(|| {
-            let (du, da, db) = (&mut du, &mut da, &mut db);
-            self.backend.lora_linear_backward(&dy, &x, None, &u, &layer, lora, du, da, db, Some(&mut dx))
+            self.backend.lora_linear_backward(LoraLinearBackward {
+                dy: &dy,
+                x: seen.as_ref().unwrap_or(&x),
+                dropout,
+                u: &u,
+                layer,
+                lora,
+                du: &mut du,
+                da: &mut da,
+                db: &mut db,
+                dx: Some(&mut dx),
+            })
         });
-        visit(Ready { name: "lora_linear_backward", at, run })
-    }
-
-    /// `parts` layers whose adapters see what dropout leaves, which is drawn here too.
-    fn lora_dropout(&self, parts: usize, visit: &mut Visit<'_>) -> backend::Result<()> {
-        let (rows, d, r) = (self.sizes.rows(), self.sizes.width, self.sizes.rank);
-        let (width, outputs) = (parts * r, parts * d);
-        let (layer, draw) = (self.layer(d, outputs)?, self.draw()?);
-        let columns: Vec<usize> = (0..parts).map(|i| i * d).collect();
-        let (a, b) =
-            (self.parameter([width, d], 1.0 / (d as f64).sqrt())?, self.parameter([parts, d, r], 0.02)?);
-        let lora = Lora { a: &a, b: &b, columns: &columns, scale: 2.0 };
-        let mask = Dropout { draw: &draw, site: 1, probability: 0.25 };
-        let (x, mut seen) = (self.random([rows, d])?, self.empty([rows, d])?);
-        let (mut y, mut u) = (self.empty([rows, outputs])?, self.empty([rows, width])?);
-        let at = format!("{rows}x{d} to {parts}x{d}, r {r}");
-        let run = Box::new(|| {
-            self.backend.dropout(&x, mask, &mut seen)?;
-            self.backend.lora_linear(&x, Some(&seen), &layer, lora, None, &mut u, &mut y)
-        });
-        visit(Ready { name: "lora_linear, dropout", at: at.clone(), run })?;
-        let (dy, mut dx, mut du) =
-            (self.random([rows, outputs])?, self.empty([rows, d])?, self.empty([rows, width])?);
-        let (mut da, mut db) = (self.parameter([width, d], 0.0)?, self.parameter([parts, d, r], 0.0)?);
-        let run = Box::new(|| {
-            let (du, da, db, dx) = (&mut du, &mut da, &mut db, Some(&mut dx));
-            self.backend.lora_linear_backward(&dy, &seen, Some(mask), &u, &layer, lora, du, da, db, dx)
-        });
-        visit(Ready { name: "lora_linear_backward, dropout", at, run })
+        visit(Ready { name: backward, at, run })
     }
 
     /// The forward pass as three products, which is how a framework does it.

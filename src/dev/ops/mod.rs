@@ -5,11 +5,19 @@
 /// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
 /// where it is wanted. Other arguments are the same on both sides.
 macro_rules! both {
+    ($c:ident.$op:ident($Args:ident { $($fields:tt)* })) => {
+        both!(@ (($c.device.$op) $Args) device () $($fields)*)?;
+        both!(@ (($c.cpu.$op) $Args) host () $($fields)*)?
+    };
     ($c:ident.$op:ident($($args:tt)*)) => {
         both!(@ ($c.device.$op) device () $($args)*,)?;
         both!(@ ($c.cpu.$op) host () $($args)*,)?
     };
+    (@ (($($call:tt)*) $Args:ident) $side:ident ($($done:tt)*)) => { $($call)*($Args { $($done)* }) };
     (@ ($($call:tt)*) $side:ident ($($done:tt)*)) => { $($call)*($($done)*) };
+    (@ $call:tt $side:ident ($($done:tt)*) $field:ident: $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $field:) $($rest)*)
+    };
     (@ $call:tt $side:ident ($($done:tt)*) &mut $x:ident, $($rest:tt)*) => {
         both!(@ $call $side ($($done)* &mut $x.$side,) $($rest)*)
     };

@@ -4,7 +4,7 @@ use super::bench::Sizes;
 use super::layer_norm::norm;
 use super::mix_rows::MixPair;
 use super::*;
-use crate::backend::{LayerNorm, Linear, PatchEmbedding};
+use crate::backend::{LayerNorm, Linear, PatchEmbed, PatchEmbedding};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 
 pub struct Checks;
@@ -92,7 +92,14 @@ fn patch_embed<B: Backend>(
     let mut patches = c.output([batch, count, 3 * patch * patch], real)?;
     let mut products = c.output([batch, count, width], real)?;
     let mut x = c.output([batch, count + 1, width], real)?;
-    both!(c.patch_embed(&pixels, ?mix, &embedding, &mut patches, &mut products, &mut x));
+    both!(c.patch_embed(PatchEmbed {
+        pixels: &pixels,
+        mix: ?mix,
+        embedding: &embedding,
+        patches: &mut patches,
+        products: &mut products,
+        x: &mut x,
+    }));
     let what = if levels { "u8" } else { "numbers" };
     let what = format!("{what}{}", if mixed { ", mixed" } else { "" });
     let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
@@ -120,9 +127,14 @@ fn patch_embed_gradients(b: &F64, side: usize, patch: usize, rows: &mut Vec<Row>
     };
     let pixels = random([batch, 3, side, side], 4)?;
     let mut x = zeros([batch, tokens, d]);
-    let (mut patches, mut products) =
-        (zeros([batch, tokens - 1, 3 * patch * patch]), zeros([batch, tokens - 1, d]));
-    b.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)?;
+    b.patch_embed(PatchEmbed {
+        pixels: &pixels,
+        mix: None,
+        embedding: &embedding,
+        patches: &mut zeros([batch, tokens - 1, 3 * patch * patch]),
+        products: &mut zeros([batch, tokens - 1, d]),
+        x: &mut x,
+    })?;
     let (p, w) = (values(&pixels)?, values(&weight)?);
     let mut direct = Vec::with_capacity(batch * tokens * d);
     for index in 0..batch * tokens * d {
@@ -168,14 +180,15 @@ impl<B: Backend> Bench<'_, B> {
         let mut products = self.empty([batch, count, d])?;
         let mut x = self.empty([batch, count + 1, d])?;
         let at = format!("{batch} of {side} px in patches of {patch}");
-        let run = Box::new(|| {
-            self.backend.patch_embed(&pixels, None, &embedding, &mut patches, &mut products, &mut x)
-        });
-        visit(Ready { name: "patch_embed", at: at.clone(), run })?;
-        let mix = self.mix()?;
-        let run = Box::new(|| {
-            self.backend.patch_embed(&pixels, Some(&mix), &embedding, &mut patches, &mut products, &mut x)
-        });
-        visit(Ready { name: "patch_embed, mixed", at, run })
+        let mixed = self.mix()?;
+        for (name, mix) in [("patch_embed", None), ("patch_embed, mixed", Some(&mixed))] {
+            let run = Box::new(|| {
+                let (pixels, embedding) = (&pixels, &embedding);
+                let (patches, products, x) = (&mut patches, &mut products, &mut x);
+                self.backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches, products, x })
+            });
+            visit(Ready { name, at: at.clone(), run })?;
+        }
+        Ok(())
     }
 }

@@ -159,7 +159,7 @@ impl Wrapped {
         }
     }
 
-    fn of(config: &PeftConfig, file: &TensorFile) -> std::result::Result<Self, String> {
+    fn of(config: &PeftConfig, file: &TensorFile) -> Result<Self, String> {
         let within = |layers: &str| {
             let start = format!("{PREFIX}{layers}.");
             file.tensors.keys().any(|name| name.starts_with(&start))
@@ -346,7 +346,7 @@ fn common_rank(
     config: &PeftConfig,
     wrapped: &Wrapped,
     tensors: &AdapterTensors,
-) -> std::result::Result<(usize, f64), String> {
+) -> Result<(usize, f64), String> {
     let mut common: Option<(Site, (usize, f64))> = None;
     for (&site, (a, b)) in tensors {
         let module = wrapped.module(site);

@@ -136,7 +136,6 @@ impl<B: Backend> BatchBuffers<B> {
             spec.dropout.map(|dropout| Ok::<_, BackendError>((backend.zeros([4], DType::U32)?, dropout)));
         let image = spec.image.dims();
         let [a, b, c] = [0, 1, 2].map(|i| image.get(i).copied().unwrap_or(1));
-        let dtype = if spec.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() };
         let crops = spec.crops_of.map(|side| {
             Ok::<_, BackendError>(Crops {
                 images: backend.zeros([batch, side, side, 3], DType::U8)?,
@@ -146,7 +145,7 @@ impl<B: Backend> BatchBuffers<B> {
         let weighted = spec.objective.counts.weighted;
         Ok(BatchBuffers {
             draw: draw.transpose()?,
-            pixels: backend.zeros([batch, a, b, c], dtype)?,
+            pixels: backend.zeros([batch, a, b, c], spec.pixel_dtype(backend))?,
             crops: crops.transpose()?,
             mixing: spec.mix.map(|on| Mixing::new(backend, on, batch, width)).transpose()?,
             class_weights: weighted

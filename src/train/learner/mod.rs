@@ -81,6 +81,11 @@ impl LearnerSpec {
         }
     }
 
+    /// Element type of the images on the device.
+    pub(crate) fn pixel_dtype<B: Backend>(&self, backend: &B) -> DType {
+        if self.image_dtype == DType::U8 { DType::U8 } else { backend.compute_dtype() }
+    }
+
     /// Whether steps keep the vision tower's activations: not where nothing in that tower is trained.
     pub(crate) fn keeps_activations<B: Backend>(&self, trained: &Trained<B>) -> bool {
         self.trains && !trained.tower().is_none()
@@ -93,12 +98,32 @@ pub(crate) fn loss_scaling<B: Backend>(backend: &B) -> Option<LossScaling> {
 }
 
 /// The text tower, where it is trained.
-struct TextTuning<B: Backend> {
+pub(in crate::train) struct TextTuning<B: Backend> {
     tower: Arc<TextTower<B>>,
     activations: TextActivations<B>,
     /// T with the adapters, and its gradient \[C, E\].
     features: B::Tensor,
     d_features: B::Tensor,
+}
+
+impl<B: Backend> TextTuning<B> {
+    /// Up to `part` prompts are computed together; `dropout` says whether there is any.
+    pub fn new(
+        backend: &B,
+        tower: Arc<TextTower<B>>,
+        prompts: &EmbeddedPrompts,
+        lora: &[BlockLayers<B>],
+        dropout: bool,
+        part: usize,
+    ) -> Result<Self> {
+        let features = || backend.empty([prompts.classes(), tower.features], backend.parameter_dtype());
+        Ok(TextTuning {
+            activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
+            features: features()?,
+            d_features: features()?,
+            tower,
+        })
+    }
 }
 
 /// Pairs and distances that the triplet loss keeps for its gradient: see [`TripletOp::triplet`](crate::backend::TripletOp::triplet).
@@ -115,6 +140,52 @@ struct Outputs<B: Backend> {
     triplets: Option<Triplets<B>>,
     /// See [`Stat`].
     stats: B::Tensor,
+}
+
+/// What a learner allocates besides what is trained, for batches of up to as many images as its [`LearnerSpec`] says.
+pub(in crate::train) struct Room<B: Backend> {
+    buffers: BatchBuffers<B>,
+    activations: VisionActivations<B>,
+    outputs: Outputs<B>,
+    optimizer: Optimizer<B>,
+    /// T of the frozen tower \[C, E\].
+    text: B::Tensor,
+}
+
+impl<B: Backend> Room<B> {
+    /// `folds` says whether training steps have the adapters folded into the weights.
+    pub fn new(
+        backend: &B,
+        tower: &VisionTower<B>,
+        trained: &Trained<B>,
+        spec: &LearnerSpec,
+        folds: impl FnOnce(TowerTuning<'_, B>) -> Result<bool>,
+    ) -> Result<Self> {
+        let (batch, parameter) = (spec.batch, backend.parameter_dtype());
+        let classes = trained.head.bias.value.shape().rows();
+        let buffers = BatchBuffers::new(backend, spec, classes, tower.features())?;
+        let tuning = TowerTuning { dropout: buffers.dropout(), ..trained.tower() };
+        let purpose = match spec.keeps_activations(trained) {
+            true => Purpose::Training { folded: folds(tuning)? },
+            false => Purpose::Inference,
+        };
+        let activations = VisionActivations::new(backend, tower, batch, tuning, purpose)?;
+        let triplets = (spec.objective.triplet != 0.0).then(|| -> Result<_> {
+            Ok(Triplets {
+                pairs: backend.zeros([batch, 2], DType::U32)?,
+                distances: backend.empty([batch, 2], parameter)?,
+            })
+        });
+        let outputs = Outputs {
+            head_logits: backend.empty([batch, classes], parameter)?,
+            text_logits: backend.empty([batch, classes], parameter)?,
+            triplets: triplets.transpose()?,
+            stats: backend.zeros([Stat::COUNT], parameter)?,
+        };
+        let optimizer = Optimizer::new(backend, spec, &trained.params())?;
+        let text = backend.empty([classes, tower.features()], parameter)?;
+        Ok(Room { buffers, activations, outputs, optimizer, text })
+    }
 }
 
 /// The frozen towers with what is trained on them. All memory is allocated by [`Learner::new`]
@@ -160,38 +231,20 @@ impl<B: Backend> Learner<B> {
         if spec.trains {
             trained.prepare_to_train(&backend)?;
         }
-        let (batch, parameter) = (spec.batch, backend.parameter_dtype());
-        let classes = trained.head.bias.value.shape().rows();
-        let buffers = BatchBuffers::new(&backend, spec, classes, tower.features())?;
-        let tuning = TowerTuning { dropout: buffers.dropout(), ..trained.tower() };
-        let purpose = match spec.keeps_activations(&trained) {
-            true => Purpose::Training { folded: tower.trains_folded(&backend, tuning, batch)? },
-            false => Purpose::Inference,
-        };
-        let activations = VisionActivations::new(&backend, &tower, batch, tuning, purpose)?;
-        let triplets = (spec.objective.triplet != 0.0).then(|| -> Result<_> {
-            Ok(Triplets {
-                pairs: backend.zeros([batch, 2], DType::U32)?,
-                distances: backend.empty([batch, 2], parameter)?,
-            })
-        });
-        let outputs = Outputs {
-            head_logits: backend.empty([batch, classes], parameter)?,
-            text_logits: backend.empty([batch, classes], parameter)?,
-            triplets: triplets.transpose()?,
-            stats: backend.zeros([Stat::COUNT], parameter)?,
-        };
+        let folds = |tuning: TowerTuning<'_, B>| tower.trains_folded(&backend, tuning, spec.batch);
+        let mut room = Room::new(&backend, &tower, &trained, spec, folds)?;
+        backend.copy_from_host(text.features.view(), &mut room.text)?;
         make_room_to_fold(&backend, &mut trained.lora)?;
         Ok(Learner {
             evaluation_is_current: false,
-            text: backend.upload(text.features.view(), parameter)?,
+            text: room.text,
             text_scale: text.scale,
             text_tuning: None,
-            buffers,
-            activations,
-            outputs,
+            buffers: room.buffers,
+            activations: room.activations,
+            outputs: room.outputs,
             objective: spec.objective,
-            optimizer: Optimizer::new(&backend, spec, &trained.params())?,
+            optimizer: room.optimizer,
             graphs: Graphs { enabled: backend.can_capture(), ..Graphs::default() },
             backend,
             tower,
@@ -209,14 +262,8 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Self> {
         let (backend, lora) = (&self.backend, &mut self.trained.text_lora);
         let dropout = self.buffers.dropout().is_some();
-        let (shape, parameter) = (self.text.shape(), backend.parameter_dtype());
         make_room_to_fold(backend, lora)?;
-        self.text_tuning = Some(TextTuning {
-            activations: TextActivations::new(backend, &tower, prompts, lora, dropout, part)?,
-            features: backend.empty(shape, parameter)?,
-            d_features: backend.empty(shape, parameter)?,
-            tower,
-        });
+        self.text_tuning = Some(TextTuning::new(backend, tower, prompts, lora, dropout, part)?);
         Ok(self)
     }
 

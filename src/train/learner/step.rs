@@ -2,7 +2,7 @@
 
 use super::batch::{BatchBuffers, counting};
 use super::{Batch, Learner, MicroBatch, Triplets, Work, classifier};
-use crate::backend::{Backend, BackendError, Classifier, LossWeights, Result, Targets};
+use crate::backend::{Backend, BackendError, Classifier, HeadLossBackward, LossWeights, Result, Targets};
 use crate::objective::MixOn;
 use crate::optim::Rates;
 use crate::tune::{TowerTuning, Trained, fold};
@@ -139,20 +139,19 @@ impl<B: Backend> Learner<B> {
             mixing => (&a.ends.features, &mut a.d_ends.features, mixing.as_ref().map(|m| &m.mix)),
         };
         let targets = Targets { labels, mix, counting: counting(self.objective, class_weights.as_ref()) };
-        let (d_weight, d_bias) = (&mut head.weight.gradient, &mut head.bias.gradient);
-        backend.head_loss_backward(
-            features,
+        backend.head_loss_backward(HeadLossBackward {
+            f: features,
             classifier,
             targets,
             weights,
             control,
-            &mut out.head_logits,
-            &mut out.text_logits,
-            d_weight,
-            d_bias,
-            in_tower.then_some(d_features),
+            head: &mut out.head_logits,
+            text: &mut out.text_logits,
+            d_weight: &mut head.weight.gradient,
+            d_bias: &mut head.bias.gradient,
+            df: in_tower.then_some(d_features),
             d_text,
-        )?;
+        })?;
         let dropout = self.buffers.dropout();
         if let Some(t) = &mut self.text_tuning {
             t.tower.backward(backend, text_lora, dropout, &mut t.activations, &t.d_features)?;

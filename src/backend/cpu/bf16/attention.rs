@@ -340,8 +340,12 @@ impl<'a> Gradients<'a> {
     }
 }
 
-pub fn attention_backward<B: OnHost>(isa: Isa, args: AttentionBackward<'_, B>) -> Result<()> {
-    let AttentionBackward { d_o, o, input, saved, extents: e, gradient, .. } = args;
+pub fn attention_backward<B: OnHost>(
+    isa: Isa,
+    args: AttentionBackward<'_, B>,
+    e: AttentionExtents,
+) -> Result<()> {
+    let AttentionBackward { d_o, o, input, saved, gradient, .. } = args;
     let outputs = d_o.typed::<bf16>()?.par_chunks(e.queries * e.width);
     let outputs = outputs.zip(o.typed::<bf16>()?.par_chunks(e.queries * e.width));
     let work = outputs.zip(saved.typed::<f32>()?.par_chunks(e.heads * e.queries)).enumerate();

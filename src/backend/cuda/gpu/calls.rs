@@ -83,7 +83,7 @@ macro_rules! library {
 
             // A version is asked for before its library is kept.
             $(
-                #[allow(clippy::too_many_arguments, dead_code)]
+                #[allow(clippy::too_many_arguments, dead_code, reason = "as many as the library's function has")]
                 pub unsafe fn $name($($argument: $type),*) -> Status {
                     match TABLE.get() {
                         // SAFETY: as the caller promises.

@@ -111,8 +111,10 @@ impl<'a> Trial<'a> {
             dx.set_shape(x.shape)?;
             u.set_shape([rows, width].into())?;
             du.set_shape([rows, width].into())?;
-            cuda.lora_linear(x, None, layer, *lora, None, u, y)?;
-            cuda.lora_linear_backward(dy, x, None, u, layer, *lora, du, da, db, Some(dx))?;
+            let lora = *lora;
+            cuda.lora_linear(LoraLinear { x, seen: None, layer, lora, residual: None, u, y })?;
+            let (dropout, dx) = (None, Some(&mut *dx));
+            cuda.lora_linear_backward(LoraLinearBackward { dy, x, dropout, u, layer, lora, du, da, db, dx })?;
         }
         Ok(())
     }

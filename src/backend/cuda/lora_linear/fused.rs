@@ -85,42 +85,31 @@ fn pick(
 
 pub fn forward(cuda: &Cuda, work: &Forward, tile: Tile) -> Result<()> {
     let Forward { frozen, parts, u, .. } = work;
-    let Sizes { m, k, n, weight_stride } = frozen.sizes;
-    let gemm = frozen.as_gemm().work();
-    let args = Args::new()
-        .address(frozen.from)
-        .address(frozen.weight)
-        .address(parts.a)
-        .address(parts.b)
-        .optional(frozen.bias)
-        .optional(frozen.residual)
-        .address(*u)
-        .address(frozen.to)
-        .int(m)
-        .int(k)
-        .int(n)
-        .int(weight_stride)
-        .int(parts.out)
-        .int(parts.rank)
-        .int(parts.width)
-        .int(parts.part_of_segment)
-        .float(parts.scale)
-        .moving(gemm.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
-        .multiplying(gemm.tensor_flop + parts.flop(m, k), true);
-    let grid = [n / parts.out * parts.out.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
-    cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
+    let added = |args: Args| args.optional(frozen.bias).optional(frozen.residual);
+    let across = frozen.sizes.n / parts.out * parts.out.div_ceil(tile.columns);
+    launch(cuda, tile, across, frozen, parts, added, *u)
 }
 
 pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
     let Backward { frozen, parts, du, .. } = work;
+    launch(cuda, tile, frozen.sizes.k.div_ceil(tile.columns), frozen, parts, |args| args, *du)
+}
+
+/// `across` tiles side by side; `narrow` is u or du, and `added` adds what the kernel takes besides.
+fn launch(
+    cuda: &Cuda,
+    tile: Tile,
+    across: usize,
+    frozen: &Frozen,
+    parts: &Parts,
+    added: impl FnOnce(Args) -> Args,
+    narrow: Address,
+) -> Result<()> {
     let Sizes { m, k, n, weight_stride } = frozen.sizes;
     let gemm = frozen.as_gemm().work();
-    let args = Args::new()
-        .address(frozen.from)
-        .address(frozen.weight)
-        .address(parts.a)
-        .address(parts.b)
-        .address(*du)
+    let factors = Args::new().address(frozen.from).address(frozen.weight).address(parts.a).address(parts.b);
+    let args = added(factors)
+        .address(narrow)
         .address(frozen.to)
         .int(m)
         .int(k)
@@ -133,6 +122,6 @@ pub fn backward(cuda: &Cuda, work: &Backward, tile: Tile) -> Result<()> {
         .float(parts.scale)
         .moving(gemm.bytes + parts.bytes(k) + m * parts.width * frozen.dtype.size())
         .multiplying(gemm.tensor_flop + parts.flop(m, k), true);
-    let grid = [k.div_ceil(tile.columns), m.div_ceil(tile.rows), 1];
+    let grid = [across, m.div_ceil(tile.rows), 1];
     cuda.launch("lora_linear_fused", tile.kernel, grid, tile.threads, tile.shared, args)
 }
