@@ -147,18 +147,26 @@ def write_tensors(path, named, metadata) -> None:
     assert tensors(path)[0].keys() == named.keys()
 
 
-@pytest.mark.parametrize("orientation", ["exif", "ignore"])
-def test_the_card_predicts_a_photo(orientation, data, photos, tmp_path):
-    run = trained(data, tmp_path / "run", {**RECIPES["linear"], "orientation": orientation})
-    photo = photos / "noise-turned.jpg"
-    [expected] = run.predict(photo)
+@pytest.mark.parametrize(
+    "orientation, size", [("exif", {"shortest_edge": 64}), ("ignore", {"height": 70, "width": 70})]
+)
+def test_the_card_predicts_photos(orientation, size, data, photos, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(REPOSITORY / "assets/demo-clip", model)
+    processor = {"size": size, "crop_size": 64, "do_center_crop": True}
+    (model / "preprocessor_config.json").write_text(json.dumps(processor))
+    settings = {**RECIPES["linear"], "model": model, "orientation": orientation}
+    run = trained(data, tmp_path / "run", settings)
+    named = [photos / "noise-turned.jpg", photos / "noise-alpha.png"]
+    predicted = run.predict(named)
     for input in ("pixels", "normalised"):
         folder = tmp_path / input
         run.export(onnx=folder, onnx_input=input)
         card = (folder / "README.md").read_text(encoding="utf-8")
         code = re.search("```python\n(.*?)```", card, flags=re.S)[1]
-        with contextlib.redirect_stdout(io.StringIO()) as said:
-            exec(code, {"folder": str(folder), "photo": str(photo)})
-        label, probability = said.getvalue().rsplit(maxsplit=1)
-        assert label == expected.label
-        assert float(probability) == pytest.approx(expected.probability, abs=1e-5)
+        for photo, expected in zip(named, predicted):
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                exec(code, {"folder": str(folder), "photo": str(photo)})
+            label, probability = said.getvalue().rsplit(maxsplit=1)
+            assert label == expected.label
+            assert float(probability) == pytest.approx(expected.probability, abs=1e-5)

@@ -230,9 +230,15 @@ impl Card<'_> {
                 format!("(RGB / 255 - mean) / std of the cropped photos, mean {mean:?}, std {std:?}"),
             ),
         };
-        let turned = match preprocess.orientation() {
-            Orientation::Exif => "turned upright as EXIF says",
-            Orientation::Ignore => "taken as they are stored, whatever EXIF says",
+        let (turned, import, opened) = match preprocess.orientation() {
+            Orientation::Exif => (
+                "turned upright as EXIF says",
+                "Image, ImageOps",
+                "ImageOps.exif_transpose(Image.open(photo))",
+            ),
+            Orientation::Ignore => {
+                ("taken as they are stored, whatever EXIF says", "Image", "Image.open(photo)")
+            }
         };
         let sized = match preprocess.resize() {
             Resize::ShortSide(side) => {
@@ -255,14 +261,12 @@ impl Card<'_> {
              and what is to be done with photos: they are {turned}, transparency is put on white, {sized} (bicubic, as \
              Pillow has it), and the {side} x {side} pixels in the middle are cut out.\n\n\
              ## Use in Python\n\n`folder` is this folder, `photo` the path of a photo.\n\n```python\n\
-             import json\n\nimport numpy as np\nimport onnxruntime\nfrom PIL import Image, ImageOps\n\n\
+             import json\n\nimport numpy as np\nimport onnxruntime\nfrom PIL import {import}\n\n\
              session = onnxruntime.InferenceSession(f\"{{folder}}/{MODEL}\")\n\
-             class_names = json.load(open(f\"{{folder}}/{LABELS}\", encoding=\"utf-8\"))\n\n"
+             class_names = json.load(open(f\"{{folder}}/{LABELS}\", encoding=\"utf-8\"))\n\n\
+             image = {opened}.convert(\"RGBA\")\n\
+             image = Image.alpha_composite(Image.new(\"RGBA\", image.size, \"white\"), image).convert(\"RGB\")\n"
         );
-        text += match preprocess.orientation() {
-            Orientation::Exif => "image = ImageOps.exif_transpose(Image.open(photo)).convert(\"RGB\")\n",
-            Orientation::Ignore => "image = Image.open(photo).convert(\"RGB\")\n",
-        };
         text += &match preprocess.resize() {
             Resize::ShortSide(short) => {
                 format!("width, height = ({short} * side // min(image.size) for side in image.size)\n")
