@@ -265,7 +265,7 @@ fn an_onnx_model_has_its_classes_and_a_card_beside_it() {
     let done = succeed(&args, place.path());
     assert!(done.out.contains(&to), "{}", done.out);
     assert_eq!(names(&to), ["README.md", "labels.json", "model.onnx", "preprocessor_config.json"]);
-    assert_eq!(json(&to, "labels.json"), serde_json::json!(["class 0", "class 1", "class 2"]));
+    assert_eq!(json(&to, "labels.json"), serde_json::json!(["class_0", "class_1", "class_2"]));
     assert_eq!(json(&to, "preprocessor_config.json")["crop_size"]["height"], 64);
     let card = text(&to, "README.md");
     assert!(card.starts_with("---\nlibrary_name: onnx\ntags:\n"), "{card}");
