@@ -50,7 +50,14 @@ def photos(
     """Pixels u8 [N, S, S, 3], S, labels [N], names of the classes, paths [N]."""
 
 def export(
-    directory: Place, peft: Optional[Place], merged: Optional[Place], dtype: str, overwrite: bool, watch: Watch
+    directory: Place,
+    peft: Optional[Place],
+    merged: Optional[Place],
+    dtype: str,
+    onnx: Optional[Place],
+    onnx_input: str,
+    overwrite: bool,
+    watch: Watch,
 ) -> None: ...
 def main(arguments: list[str]) -> int:
     """The command, by its arguments without the program's name. Returns the exit status."""

@@ -229,17 +229,22 @@ class Run:
         peft: Optional[Place] = None,
         merged: Optional[Place] = None,
         dtype: str = "f32",
+        onnx: Optional[Place] = None,
+        onnx_input: str = "pixels",
         overwrite: bool = False,
     ) -> None:
         """Writes the run for other programs, into a folder.
 
         peft: the adapter in PEFT's format, the head and the prompts. merged: the whole model in Hugging Face's format,
-        weights as `dtype` ("f32", "f16", "bf16"). overwrite: replaces an earlier export.
+        weights as `dtype` ("f32", "f16", "bf16"). onnx: an ONNX model of images to probabilities; its images are
+        "pixels", uint8 [N, S, S, 3] as photos are cropped, or "normalised", float32 [N, 3, S, S]. overwrite: replaces an
+        earlier export.
         """
-        if peft is None and merged is None:
-            raise TypeError("export takes a folder as peft or merged, or both")
+        if peft is None and merged is None and onnx is None:
+            raise TypeError("export takes a folder as peft, merged or onnx, or several")
         with Watch(False) as watch:
-            _engine.export(os.fspath(self), text_of(peft), text_of(merged), dtype, overwrite, watch)
+            folders = (text_of(peft), text_of(merged), dtype, text_of(onnx), onnx_input)
+            _engine.export(os.fspath(self), *folders, overwrite, watch)
 
     def _repr_html_(self) -> str:
         if not (self.path / "summary.json").exists():

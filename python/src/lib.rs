@@ -8,7 +8,7 @@ use anyhow::Result;
 use clip_engine::commands::open::{Judged, SplitChoice, material, model_of_run};
 use clip_engine::commands::{comparison, evaluation, refused_value, training};
 use clip_engine::settings::{Augment, Given, Precision, Settings, TABLE, parse_word};
-use clip_engine::train::export::Export;
+use clip_engine::train::export::{Export, OnnxInput};
 use clip_engine::train::run_dir::RunDir;
 use pyo3::prelude::*;
 use serde_json::json;
@@ -147,18 +147,23 @@ fn compare(
     run(py, watch, move |monitor| text(&comparison::compare(&runs, out.as_deref(), overwrite, monitor)?))
 }
 
-/// Writes a run for other programs, to one folder or to two.
+/// Writes a run for other programs, to a folder for each of them.
 #[pyfunction]
+#[allow(clippy::too_many_arguments, reason = "those of the function in Python")]
 fn export(
     py: Python<'_>,
     directory: PathBuf,
     peft: Option<PathBuf>,
     merged: Option<PathBuf>,
     dtype: &str,
+    onnx: Option<PathBuf>,
+    onnx_input: &str,
     overwrite: bool,
     watch: Option<Py<PyAny>>,
 ) -> PyResult<()> {
     let dtype: Precision = parse_word(dtype).map_err(|problem| setting_error(format!("dtype: {problem}")))?;
+    let input: OnnxInput =
+        parse_word(onnx_input).map_err(|problem| setting_error(format!("onnx_input: {problem}")))?;
     run(py, watch, move |monitor| {
         let dir = RunDir::existing(&directory)?;
         let settings = dir.read_settings()?;
@@ -166,6 +171,7 @@ fn export(
         let export = Export::open(&dir, &settings, &model)?;
         peft.iter().try_for_each(|to| export.peft(to, overwrite))?;
         merged.iter().try_for_each(|to| export.merged(to, overwrite, dtype.into()))?;
+        onnx.iter().try_for_each(|to| export.onnx(to, overwrite, input))?;
         Ok(())
     })
 }

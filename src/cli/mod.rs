@@ -101,10 +101,10 @@ enum Command {
                             runs/flowers102 --images DIR --out features.safetensors"
     )]
     Embed(embed::Args),
-    /// Write a run for other programs: an adapter for PEFT, or a whole Hugging Face directory.
+    /// Write a run for other programs: an adapter for PEFT, a whole Hugging Face directory, or an ONNX model.
     #[command(
         after_help = "Examples:\n  engine export --run runs/flowers102 --peft adapter\n  engine export --run \
-                            runs/flowers102 --merged model"
+                            runs/flowers102 --merged model\n  engine export --run runs/flowers102 --onnx model"
     )]
     Export(export::Args),
     /// Numerical gradient checks of every operation and of whole steps, or against a PyTorch reference.

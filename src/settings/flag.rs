@@ -12,6 +12,7 @@ macro_rules! flags {
 flags! {
     EXPORT_DTYPE "--dtype"
     MERGED "--merged"
+    ONNX "--onnx"
     OUTPUT "--output"
     OVERWRITE "--overwrite"
     PEFT "--peft"

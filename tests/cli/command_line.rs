@@ -302,7 +302,7 @@ fn all_that_is_missing_is_named_with_an_example() {
         (&["embed"][..], &["--images", "--out"][..], "engine embed --images"),
         (&["eval"], &["--run"], "engine eval --run"),
         (&["predict"], &["--run", "<IMAGE>"], "engine predict --run runs/flowers102 photo.jpg"),
-        (&["export"], &["--run", "--peft", "--merged"], "engine export --run"),
+        (&["export"], &["--run", "--peft", "--merged", "--onnx"], "engine export --run"),
         (&["zero-shot"], &["--data"], "engine zero-shot --data flowers102"),
         (&["prep"], &["--data"], "engine prep --data flowers102"),
         (&["compare"], &["<RUN>"], "engine compare --recipes all --demo"),

@@ -258,6 +258,60 @@ fn a_linear_run_is_plain_clip_and_a_head() {
 }
 
 #[test]
+fn an_onnx_model_has_its_classes_and_a_card_beside_it() {
+    let (place, run) = trained(&["--lr-lora", "0.01"]);
+    let to = place.at("onnx");
+    let args = ["export", "--run", &run, "--onnx", &to];
+    let done = succeed(&args, place.path());
+    assert!(done.out.contains(&to), "{}", done.out);
+    assert_eq!(names(&to), ["README.md", "labels.json", "model.onnx", "preprocessor_config.json"]);
+    assert_eq!(json(&to, "labels.json"), serde_json::json!(["class_0", "class_1", "class_2"]));
+    assert_eq!(json(&to, "preprocessor_config.json")["crop_size"]["height"], 64);
+    let card = text(&to, "README.md");
+    assert!(card.starts_with("---\nlibrary_name: onnx\ntags:\n"), "{card}");
+    for part in [
+        "| input `pixels` | uint8 [N, 64, 64, 3] |",
+        "| output `probabilities` | float32 [N, 3] |",
+        "onnxruntime.InferenceSession",
+        "turned upright",
+        "| test | 3 |",
+    ] {
+        assert!(card.contains(part), "{part:?} is not in\n{card}");
+    }
+    // Written for all to read, as any other file.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode();
+        let other = place.path().join("other");
+        std::fs::write(&other, "").unwrap();
+        for name in names(&to) {
+            assert_eq!(mode(Path::new(&to).join(&name)), mode(other.clone()), "{name}");
+        }
+    }
+    let before = bytes(&to, "model.onnx");
+    fail(1, &args, place.path(), &[&to, "not empty", "--overwrite"]);
+    succeed(&[&args[..], &["--overwrite"]].concat(), place.path());
+    assert!(bytes(&to, "model.onnx") == before, "the same run is the same file");
+    succeed(&[&args[..], &["--overwrite", "--onnx-input", "normalised"]].concat(), place.path());
+    assert!(text(&to, "README.md").contains("| input `pixel_values` | float32 [N, 3, 64, 64] |"));
+    for wrong in [
+        &["--onnx", "a", "--peft", "b"][..],
+        &["--onnx", "a", "--dtype", "f16"],
+        &["--onnx", "a", "--onnx-input", "tensor"],
+        &["--peft", "a", "--onnx-input", "pixels"],
+    ] {
+        let done = engine(&[&["export", "--run", &run], wrong].concat(), place.path());
+        assert_eq!(done.code, 2, "{wrong:?}\n{}", done.err);
+    }
+    // Prompts are no obstacle here.
+    let (place, run) = trained(&["--recipe", "vpt", "--with-lora"]);
+    let to = place.at("onnx");
+    succeed(&["export", "--run", &run, "--onnx", &to], place.path());
+    assert!(text(&to, "README.md").contains("and prompts in front of its blocks"));
+}
+
+#[test]
 fn prompts_go_along_but_cannot_be_merged() {
     let (place, run) = trained(&["--recipe", "vpt", "--with-lora"]);
     let merged = place.at("merged");

@@ -1,11 +1,17 @@
 //! The model card of an export: what it is, what it was trained on, how good it is, how to use it in Python.
 
+use super::LABELS;
 use super::folder::MARK;
+use super::onnx::file::{DATA, MODEL};
+use super::onnx::{OPSET, OnnxInput};
+use crate::data::Preprocess;
+use crate::data::decode::Orientation;
+use crate::data::preprocess::Resize;
 use crate::settings::{ClassifierKind, Settings};
 use crate::train::base_model::BaseModel;
 use crate::train::metrics::EvalMetrics;
 use crate::train::records::{Summary, Temperature};
-use crate::tune::{LoraSpec, PromptSharing};
+use crate::tune::{LoraSpec, PromptSharing, Tower};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -13,11 +19,13 @@ use std::path::Path;
 pub(super) enum ExportKind {
     Peft,
     Merged,
+    Onnx(OnnxInput),
 }
 
 pub(super) struct Card<'a> {
     pub form: ExportKind,
     pub settings: &'a Settings,
+    pub preprocess: &'a Preprocess,
     /// Without a path of this machine.
     pub base: BaseModel,
     pub class_names: &'a [String],
@@ -41,6 +49,7 @@ impl Card<'_> {
         }
         let (library, task) = match (self.form, self.adapter) {
             (ExportKind::Merged, _) => ("transformers", "pipeline_tag: zero-shot-image-classification\n"),
+            (ExportKind::Onnx(_), _) => ("onnx", ""),
             (ExportKind::Peft, Some(_)) => ("peft", ""),
             (ExportKind::Peft, None) => ("clip-engine", ""),
         };
@@ -54,6 +63,7 @@ impl Card<'_> {
 
     fn description(&self) -> String {
         let what = match (self.form, self.adapter, self.settings.prompt_spec()) {
+            (ExportKind::Onnx(_), ..) => &self.onnx_description() as &str,
             (ExportKind::Merged, Some(_), _) => {
                 "CLIP with low-rank adapters merged into its weights, and a linear head"
             }
@@ -110,6 +120,19 @@ impl Card<'_> {
         text + "\n"
     }
 
+    fn onnx_description(&self) -> String {
+        let merged = self.adapter.is_some_and(|spec| spec.towers.contains(&Tower::Vision));
+        let with = match (merged, self.settings.prompt_spec().is_some()) {
+            (true, true) => {
+                " with low-rank adapters merged into its weights and prompts in front of its blocks,"
+            }
+            (true, false) => " with low-rank adapters merged into its weights,",
+            (false, true) => " with prompts in front of its blocks,",
+            (false, false) => ", as it is,",
+        };
+        format!("An ONNX model: CLIP's vision tower{with} and a linear head")
+    }
+
     fn data(&self) -> String {
         let shots =
             self.settings.shots.map_or(String::new(), |shots| format!(", {shots} training images each"));
@@ -155,6 +178,9 @@ impl Card<'_> {
     }
 
     fn usage(&self) -> String {
+        if let ExportKind::Onnx(input) = self.form {
+            return self.onnx_usage(input);
+        }
         let mut text = String::from("## Use in Python\n\n");
         if self.settings.prompt_spec().is_some() {
             return text
@@ -166,7 +192,7 @@ impl Card<'_> {
         text += "`folder` is this folder, `photo` the path of a photo";
         text += match self.form {
             ExportKind::Peft => ", `base` the base model: its name on the hub, or its folder.\n\n```python\n",
-            ExportKind::Merged => ".\n\n```python\n",
+            _ => ".\n\n```python\n",
         };
         text += "import json\n\nimport torch\n";
         if self.form == ExportKind::Peft && self.adapter.is_some() {
@@ -184,11 +210,85 @@ impl Card<'_> {
                 "model = CLIPModel.from_pretrained({base}).float().eval()\n\
                  processor = CLIPImageProcessor.from_pretrained({base})\n"
             ),
-            (ExportKind::Merged, _) => "model = CLIPModel.from_pretrained(folder).eval()\n\
+            _ => "model = CLIPModel.from_pretrained(folder).eval()\n\
                                   processor = CLIPImageProcessor.from_pretrained(folder)\n"
                 .into(),
         };
         text + CLASSIFY
+    }
+
+    fn onnx_usage(&self, input: OnnxInput) -> String {
+        let (preprocess, side) = (self.preprocess, self.preprocess.image_size());
+        let (mean, std) = (preprocess.mean(), preprocess.std());
+        let (name, kind, what) = match input {
+            OnnxInput::Pixels => {
+                ("pixels", format!("uint8 [N, {side}, {side}, 3]"), "RGB of the cropped photos".to_string())
+            }
+            OnnxInput::Normalised => (
+                "pixel_values",
+                format!("float32 [N, 3, {side}, {side}]"),
+                format!("(RGB / 255 - mean) / std of the cropped photos, mean {mean:?}, std {std:?}"),
+            ),
+        };
+        let (turned, import, opened) = match preprocess.orientation() {
+            Orientation::Exif => (
+                "turned upright as EXIF says",
+                "Image, ImageOps",
+                "ImageOps.exif_transpose(Image.open(photo))",
+            ),
+            Orientation::Ignore => {
+                ("taken as they are stored, whatever EXIF says", "Image", "Image.open(photo)")
+            }
+        };
+        let sized = match preprocess.resize() {
+            Resize::ShortSide(side) => {
+                format!(
+                    "their short side becomes {side} pixels, the other keeps the aspect ratio, rounded down"
+                )
+            }
+            Resize::Square(side) => format!("both sides become {side} pixels, whatever the aspect ratio"),
+        };
+        let classes = self.class_names.len();
+        let mut text = format!(
+            "## The model\n\nOperators of ONNX's opset {OPSET}, float32, any number N of images. `{DATA}`, where there \
+             is one, has the weights and belongs beside it.\n\n\
+             | `{MODEL}` | | |\n|---|---|---|\n\
+             | input `{name}` | {kind} | {what} |\n\
+             | output `probabilities` | float32 [N, {classes}] | softmax(logits / temperature) |\n\
+             | output `logits` | float32 [N, {classes}] | of the head |\n\
+             | output `features` | float32 [N, E] | of the photos, of length 1 |\n\n\
+             `{LABELS}` has the classes in their order. They are in the metadata of the model too, with the temperature \
+             and what is to be done with photos: they are {turned}, transparency is put on white, {sized} (bicubic, as \
+             Pillow has it), and the {side} x {side} pixels in the middle are cut out.\n\n\
+             ## Use in Python\n\n`folder` is this folder, `photo` the path of a photo.\n\n```python\n\
+             import json\n\nimport numpy as np\nimport onnxruntime\nfrom PIL import {import}\n\n\
+             session = onnxruntime.InferenceSession(f\"{{folder}}/{MODEL}\")\n\
+             class_names = json.load(open(f\"{{folder}}/{LABELS}\", encoding=\"utf-8\"))\n\n\
+             image = {opened}.convert(\"RGBA\")\n\
+             image = Image.alpha_composite(Image.new(\"RGBA\", image.size, \"white\"), image).convert(\"RGB\")\n"
+        );
+        text += &match preprocess.resize() {
+            Resize::ShortSide(short) => {
+                format!("width, height = ({short} * side // min(image.size) for side in image.size)\n")
+            }
+            Resize::Square(side) => format!("width, height = {side}, {side}\n"),
+        };
+        text += &format!(
+            "left, top = (width - {side}) // 2, (height - {side}) // 2\n\
+             image = image.resize((width, height), Image.Resampling.BICUBIC)\n\
+             pixels = np.asarray(image.crop((left, top, left + {side}, top + {side})))[None]\n"
+        );
+        if input == OnnxInput::Normalised {
+            text += &format!(
+                "pixels = (np.float32(pixels) / 255 - np.float32({mean:?})) / np.float32({std:?})\n\
+                 pixels = pixels.transpose(0, 3, 1, 2)\n"
+            );
+        }
+        text + &format!(
+            "[probabilities] = session.run([\"probabilities\"], {{\"{name}\": pixels}})\n\
+             best = probabilities[0].argmax()\n\
+             print(class_names[best], probabilities[0, best])\n```\n"
+        )
     }
 
     fn revision(&self) -> Option<&str> {

@@ -1,5 +1,7 @@
 //! A folder that is either whole or not there: filled beside its place, then renamed.
 
+use super::LABELS;
+use super::onnx::file as onnx;
 use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::settings::flag;
 use crate::train::{Result, TrainError};
@@ -7,8 +9,17 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Files and folders that an export may hold beside [`PROCESSOR_FILES`]; a folder with anything else is not replaced.
-const ENTRIES: [&str; 6] =
-    ["README.md", "adapter", "head.safetensors", "prompts.safetensors", CONFIG, WEIGHTS];
+const ENTRIES: [&str; 9] = [
+    "README.md",
+    "adapter",
+    "head.safetensors",
+    "prompts.safetensors",
+    CONFIG,
+    WEIGHTS,
+    onnx::MODEL,
+    onnx::DATA,
+    LABELS,
+];
 
 /// The line of a model card by which an export is known.
 pub(crate) const MARK: &str = "- clip-engine";

@@ -9,6 +9,45 @@ use crate::train::{Result, TrainError};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 
+/// A model with an adapter in its weights.
+pub(super) struct Merged<'a> {
+    model: &'a Model,
+    /// A and B by the name of their W in the checkpoint.
+    pairs: BTreeMap<String, &'a (Tensor, Tensor)>,
+    scale: f64,
+}
+
+impl<'a> Merged<'a> {
+    /// `model` as it is without an adapter.
+    pub fn new(model: &'a Model, adapter: Option<&'a Adapter>) -> Self {
+        let tensors = adapter.into_iter().flat_map(Adapter::tensors);
+        let pairs = tensors.map(|(site, pair)| (format!("{site}.weight"), pair)).collect();
+        Merged { model, pairs, scale: adapter.map_or(0.0, |adapter| adapter.spec.scale()) }
+    }
+
+    /// The tensor `name` of the checkpoint, which has the extents `dims`, with W + scale·B·A in the place of W where
+    /// the adapter has one, computed in f64 and stored as `dtype`.
+    ///
+    /// # Errors
+    /// Weights beyond the largest number of `dtype`.
+    pub fn tensor(&self, name: &str, dims: &[usize], dtype: DType) -> Result<Tensor> {
+        let mut tensor = self.model.weights.get(name, dims)?.to_tensor(DType::F32)?;
+        if let Some((a, b)) = self.pairs.get(name) {
+            let inputs = a.shape().columns();
+            add_product(tensor.typed_mut()?, a.typed()?, b.typed()?, inputs, self.scale);
+        }
+        let stored = tensor.view().to_tensor(dtype)?;
+        let back = stored.view().to_tensor(DType::F32)?;
+        if !back.typed::<f32>()?.iter().all(|value| value.is_finite()) {
+            return Err(TrainError::file(
+                self.model.dir(),
+                format!("{name} has values that {dtype} cannot hold; export with {} f32", flag::EXPORT_DTYPE),
+            ));
+        }
+        Ok(stored)
+    }
+}
+
 /// The tensors of `model` by their names in the checkpoint, with W + scale·B·A in the place of W where the
 /// adapter has one, computed in f64 and stored as `dtype`.
 ///
@@ -19,29 +58,11 @@ pub fn merged_tensors(
     adapter: Option<&Adapter>,
     dtype: DType,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let by_name: BTreeMap<String, _> = adapter
-        .into_iter()
-        .flat_map(|adapter| adapter.tensors().iter().map(|(site, pair)| (format!("{site}.weight"), pair)))
-        .collect();
-    let scale = adapter.map_or(0.0, |adapter| adapter.spec.scale());
-    let mut tensors = BTreeMap::new();
-    for (name, shape) in expected_tensors(&model.config) {
-        let mut tensor = model.weights.get(&name, shape.dims())?.to_tensor(DType::F32)?;
-        if let Some((a, b)) = by_name.get(&name) {
-            let inputs = a.shape().columns();
-            add_product(tensor.typed_mut()?, a.typed()?, b.typed()?, inputs, scale);
-        }
-        let stored = tensor.view().to_tensor(dtype)?;
-        let back = stored.view().to_tensor(DType::F32)?;
-        if !back.typed::<f32>()?.iter().all(|value| value.is_finite()) {
-            return Err(TrainError::file(
-                model.dir(),
-                format!("{name} has values that {dtype} cannot hold; export with {} f32", flag::EXPORT_DTYPE),
-            ));
-        }
-        tensors.insert(name, stored);
-    }
-    Ok(tensors)
+    let merged = Merged::new(model, adapter);
+    let tensors = expected_tensors(&model.config).into_iter();
+    tensors
+        .map(|(name, shape)| merged.tensor(&name, shape.dims(), dtype).map(|tensor| (name, tensor)))
+        .collect()
 }
 
 /// W += scale·B·A, for W \[out, in\], A \[r, in\] and B \[out, r\].

@@ -1,12 +1,14 @@
-//! A run as other programs read it: an adapter for PEFT, or a whole Hugging Face directory.
+//! A run as other programs read it: an adapter for PEFT, a whole Hugging Face directory, or an ONNX model.
 
 mod card;
 mod folder;
 mod merge;
+mod onnx;
 
 pub use merge::merged_tensors;
+pub use onnx::OnnxInput;
 
-use super::adapter::{self, Adapter, HeadFile};
+use super::adapter::{self, Adapter, HeadFile, load_prompts};
 use super::model::Model;
 use super::provenance::Stamp;
 use super::records::Summary;
@@ -20,12 +22,16 @@ use crate::files::write_atomic;
 use crate::model_files::{CONFIG, PROCESSOR_FILES, WEIGHTS};
 use crate::settings::Settings;
 use crate::settings::flag;
-use crate::tensor::DType;
+use crate::tensor::{DType, Tensor};
+use crate::tune::PromptMode;
 use card::{Card, ExportKind};
 use folder::NewFolder;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::Path;
+
+/// The class names of an ONNX model as a JSON list.
+const LABELS: &str = "labels.json";
 
 /// A run with all that an export needs of it, read and checked.
 pub struct Export<'a> {
@@ -34,11 +40,17 @@ pub struct Export<'a> {
     model: &'a Model,
     adapter: Option<Adapter>,
     head: HeadFile,
-    /// The bytes of prompts.safetensors.
-    prompts: Option<Vec<u8>>,
+    prompts: Option<PromptFile>,
     stamp: Option<Stamp>,
     /// None where the run has not finished.
     summary: Option<Summary>,
+}
+
+struct PromptFile {
+    bytes: Vec<u8>,
+    mode: PromptMode,
+    /// \[sets, m, D\]
+    values: Tensor,
 }
 
 impl<'a> Export<'a> {
@@ -51,11 +63,15 @@ impl<'a> Export<'a> {
             let problem = "no head.safetensors here; the run ended before its first epoch did";
             return Err(TrainError::file(dir.path(), problem));
         }
-        let prompts_path = settings.prompt_spec().map(|_| dir.prompts());
         let (head, adapter, prompts, stamp) = of_one_epoch(dir, settings, || {
             let head = HeadFile::load(&dir.head(), model.config.projection)?;
             let adapter = settings.lora().map(|_| Adapter::load(&dir.adapter())).transpose()?;
-            let prompts = prompts_path.as_deref().map(read).transpose()?;
+            let prompts = settings.prompt_spec().map(|spec| {
+                let (path, tower) = (dir.prompts(), &model.config.vision.tower);
+                let values = load_prompts(&path, &spec, tower.layers, tower.width)?;
+                Ok::<_, TrainError>(PromptFile { bytes: read(&path)?, mode: spec.mode, values })
+            });
+            let prompts = prompts.transpose()?;
             Ok((head, adapter, prompts, Stamp::read(&dir.head())))
         })?;
         if let Some(adapter) = &adapter {
@@ -82,7 +98,7 @@ impl<'a> Export<'a> {
         }
         self.write_head(&folder)?;
         if let Some(prompts) = &self.prompts {
-            write_atomic(&folder.path().join("prompts.safetensors"), prompts)?;
+            write_atomic(&folder.path().join("prompts.safetensors"), &prompts.bytes)?;
         }
         self.write_card(&folder, ExportKind::Peft)?;
         folder.finish()
@@ -96,9 +112,10 @@ impl<'a> Export<'a> {
     pub fn merged(&self, to: &Path, overwrite: bool, dtype: DType) -> Result<()> {
         if self.settings.prompt_spec().is_some() {
             return Err(TrainError::Setting(format!(
-                "{}: the run has prompts, which transformers has no place for; use {}",
+                "{}: the run has prompts, which transformers has no place for; use {} or {}",
                 flag::MERGED,
-                flag::PEFT
+                flag::PEFT,
+                flag::ONNX
             )));
         }
         let folder = self.folder(to, overwrite)?;
@@ -122,6 +139,35 @@ impl<'a> Export<'a> {
         folder.finish()
     }
 
+    /// Writes the whole classifier as an ONNX model, from images as `input` says to probabilities, its class names, the
+    /// settings of an image processor and a model card to the folder `to`: model.onnx, labels.json,
+    /// preprocessor_config.json, README.md, and model.onnx.data where one file cannot hold all weights.
+    ///
+    /// # Errors
+    /// As of [`Export::peft`].
+    pub fn onnx(&self, to: &Path, overwrite: bool, input: OnnxInput) -> Result<()> {
+        let folder = self.folder(to, overwrite)?;
+        let preprocess = self.preprocess();
+        let parts = onnx::Parts {
+            model: self.model,
+            settings: self.settings,
+            preprocess: &preprocess,
+            adapter: self.adapter.as_ref(),
+            prompts: self.prompts.as_ref().map(|prompts| (prompts.mode, &prompts.values)),
+            head: &self.head,
+        };
+        onnx::write(folder.path(), &parts, input)?;
+        write_json(&folder.path().join(LABELS), &json!(self.head.class_names))?;
+        write_json(&folder.path().join("preprocessor_config.json"), &processor_config(&preprocess))?;
+        self.write_card(&folder, ExportKind::Onnx(input))?;
+        folder.finish()
+    }
+
+    /// That of the run: photos are turned as it turned them.
+    fn preprocess(&self) -> Preprocess {
+        self.model.preprocess.with_orientation(self.settings.orientation)
+    }
+
     fn folder(&self, to: &Path, overwrite: bool) -> Result<NewFolder> {
         NewFolder::beside(to, overwrite, &[self.dir.path(), self.model.dir()])
     }
@@ -135,6 +181,7 @@ impl<'a> Export<'a> {
         let card = Card {
             form,
             settings: self.settings,
+            preprocess: &self.preprocess(),
             base: self.model.base.without_path(),
             class_names: &self.head.class_names,
             adapter: self.adapter.as_ref().map(|adapter| &adapter.spec),
