@@ -15,8 +15,7 @@ pub(crate) const PRIOR: f64 = 1.0;
 
 /// Standard errors of ln T that [`cautious_temperature`] is above the likeliest: the epoch was chosen by the same
 /// photos, so that they are easier for it than others, the more so the fewer they are. Confidence less accuracy on the
-/// test split, the mean of 84 runs each of the demo and of 300 photos of five flowers (six recipes, seven seeds each of
-/// two numbers of photos):
+/// test split, the mean over 84 runs of six recipes on the demo and on 300 photos of five flowers:
 ///
 /// | standard errors | demo | photos |
 /// |---:|---:|---:|
