@@ -122,15 +122,13 @@ impl Parts {
             Ok(bytes) => {
                 let known: Value = serde_json::from_slice(&bytes)
                     .map_err(|e| TrainError::file(&path, format!("not JSON ({e}); name another folder")))?;
-                let keys = manifest.as_object().into_iter().flatten();
-                for (key, value) in keys.filter(|(key, value)| known[key.as_str()] != **value) {
-                    bail!(TrainError::file(
-                        &path,
-                        format!(
-                            "the parts there have {key} {}, and these would have {value}; name another folder",
-                            known[key.as_str()]
-                        )
-                    ));
+                let mut keys = manifest.as_object().into_iter().flatten();
+                if let Some((key, value)) = keys.find(|(key, value)| known[key.as_str()] != **value) {
+                    let known = &known[key.as_str()];
+                    let problem = format!(
+                        "the parts there have {key} {known}, and these would have {value}; name another folder"
+                    );
+                    bail!(TrainError::file(&path, problem));
                 }
             }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
