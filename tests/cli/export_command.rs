@@ -128,8 +128,18 @@ fn a_run_with_adapters() {
         let temperature =
             format!("softmax(logits / {:.3})", summary["temperature"]["value"].as_f64().unwrap());
         assert!(card.contains(&temperature) && card.contains("(logits / temperature).softmax"), "{card}");
-        for part in ["flowers", "3 classes", "| test | 3 |", &top1, "head.safetensors", "q_proj", "# license"]
-        {
+        let opened = "image = ImageOps.exif_transpose(Image.open(photo)).convert(\"RGBA\")";
+        for part in [
+            "flowers",
+            "3 classes",
+            "| test | 3 |",
+            &top1,
+            "head.safetensors",
+            "q_proj",
+            "# license",
+            "from PIL import Image, ImageOps\n",
+            opened,
+        ] {
             assert!(card.contains(part), "{part:?} is not in\n{card}");
         }
         assert!(!card.contains(&place.path().display().to_string()), "no path of this machine:\n{card}");

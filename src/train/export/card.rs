@@ -198,8 +198,11 @@ impl Card<'_> {
         if self.form == ExportKind::Peft && self.adapter.is_some() {
             text += "from peft import PeftModel\n";
         }
-        text += "from PIL import Image\nfrom safetensors import safe_open\n\
-                 from transformers import CLIPImageProcessor, CLIPModel\n\n";
+        let (import, opened) = self.opening();
+        text += &format!(
+            "from PIL import {import}\nfrom safetensors import safe_open\n\
+             from transformers import CLIPImageProcessor, CLIPModel\n\n"
+        );
         text += &match (self.form, self.adapter) {
             (ExportKind::Peft, Some(_)) => format!(
                 "model = CLIPModel.from_pretrained({base}).float()\n\
@@ -214,7 +217,20 @@ impl Card<'_> {
                                   processor = CLIPImageProcessor.from_pretrained(folder)\n"
                 .into(),
         };
-        text + CLASSIFY
+        text + READ_HEAD + &opened + CLASSIFY
+    }
+
+    /// What Python imports of Pillow, and its lines that open a photo as the engine does.
+    fn opening(&self) -> (&'static str, String) {
+        let (import, opened) = match self.preprocess.orientation() {
+            Orientation::Exif => ("Image, ImageOps", "ImageOps.exif_transpose(Image.open(photo))"),
+            Orientation::Ignore => ("Image", "Image.open(photo)"),
+        };
+        let lines = format!(
+            "image = {opened}.convert(\"RGBA\")\n\
+             image = Image.alpha_composite(Image.new(\"RGBA\", image.size, \"white\"), image).convert(\"RGB\")\n"
+        );
+        (import, lines)
     }
 
     fn onnx_usage(&self, input: OnnxInput) -> String {
@@ -230,16 +246,11 @@ impl Card<'_> {
                 format!("(RGB / 255 - mean) / std of the cropped photos, mean {mean:?}, std {std:?}"),
             ),
         };
-        let (turned, import, opened) = match preprocess.orientation() {
-            Orientation::Exif => (
-                "turned upright as EXIF says",
-                "Image, ImageOps",
-                "ImageOps.exif_transpose(Image.open(photo))",
-            ),
-            Orientation::Ignore => {
-                ("taken as they are stored, whatever EXIF says", "Image", "Image.open(photo)")
-            }
+        let turned = match preprocess.orientation() {
+            Orientation::Exif => "turned upright as EXIF says",
+            Orientation::Ignore => "taken as they are stored, whatever EXIF says",
         };
+        let (import, opened) = self.opening();
         let sized = match preprocess.resize() {
             Resize::ShortSide(side) => {
                 format!(
@@ -264,8 +275,7 @@ impl Card<'_> {
              import json\n\nimport numpy as np\nimport onnxruntime\nfrom PIL import {import}\n\n\
              session = onnxruntime.InferenceSession(f\"{{folder}}/{MODEL}\")\n\
              class_names = json.load(open(f\"{{folder}}/{LABELS}\", encoding=\"utf-8\"))\n\n\
-             image = {opened}.convert(\"RGBA\")\n\
-             image = Image.alpha_composite(Image.new(\"RGBA\", image.size, \"white\"), image).convert(\"RGB\")\n"
+             {opened}"
         );
         text += &match preprocess.resize() {
             Resize::ShortSide(short) => {
@@ -304,12 +314,15 @@ impl Card<'_> {
 }
 
 /// The lines behind those that load the model.
-const CLASSIFY: &str = r#"with safe_open(f"{folder}/head.safetensors", "pt") as file:
+const READ_HEAD: &str = r#"with safe_open(f"{folder}/head.safetensors", "pt") as file:
     weight, bias = file.get_tensor("head.weight"), file.get_tensor("head.bias")
     temperature = file.get_tensor("temperature")
     class_names = json.loads(file.metadata()["class_names"])
 
-pixels = processor(images=Image.open(photo).convert("RGB"), return_tensors="pt")["pixel_values"]
+"#;
+
+/// The lines behind those that open a photo.
+const CLASSIFY: &str = r#"pixels = processor(images=image, return_tensors="pt")["pixel_values"]
 with torch.no_grad():
     pooled = model.vision_model(pixel_values=pixels.to(model.dtype)).pooler_output
     features = model.visual_projection(pooled).float()
