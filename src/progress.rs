@@ -44,7 +44,7 @@ pub struct RunPart {
     pub at_most: bool,
 }
 
-/// Tasks that are one: theirs is the only beginning and end that shows.
+/// Tasks whose beginning and end do not show: parts of one that shows, or such as draw no bar.
 pub(crate) struct Within<'a>(pub &'a dyn Monitor);
 
 impl Monitor for Within<'_> {
@@ -82,5 +82,62 @@ impl Monitor for Silent {
     fn line(&self, _text: &str) {}
     fn stopped(&self) -> bool {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    /// Keeps what it is told.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Heard {
+        fn hear(&self, kind: &str, text: &str) {
+            self.0.lock().unwrap().push(format!("{kind} {text}"));
+        }
+    }
+
+    impl Monitor for Heard {
+        fn begin(&self, task: &str, _total: u64) {
+            self.hear("begin", task);
+        }
+        fn advance(&self, units: u64) {
+            self.hear("advance", &units.to_string());
+        }
+        fn state(&self, text: &str) {
+            self.hear("state", text);
+        }
+        fn finish(&self) {
+            self.hear("finish", "");
+        }
+        fn line(&self, text: &str) {
+            self.hear("line", text);
+        }
+        fn warn(&self, text: &str) {
+            self.hear("warn", text);
+        }
+        fn debug(&self, text: &str) {
+            self.hear("debug", text);
+        }
+        fn stopped(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn within_a_task_all_but_its_beginning_and_end_comes_through() {
+        let heard = Heard::default();
+        let monitor = Within(&heard);
+        monitor.begin("task", 2);
+        monitor.warn("one");
+        monitor.line("two");
+        monitor.debug("three");
+        monitor.advance(2);
+        monitor.finish();
+        assert_eq!(*heard.0.lock().unwrap(), ["warn one", "line two", "debug three", "advance 2"]);
+        assert!(monitor.stopped());
     }
 }

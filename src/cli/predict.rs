@@ -12,7 +12,7 @@ use crate::commands::parts::BadPhoto;
 use crate::commands::photos::Photos;
 use crate::files::Staged;
 use crate::hash::hex;
-use crate::progress::Monitor;
+use crate::progress::{Monitor, Within};
 use crate::train::predict::{PredictOptions, Predicted, Predictor};
 use crate::train::run_dir::RunDir;
 use anyhow::{Result, bail};
@@ -80,7 +80,7 @@ pub fn run(args: Args) -> Result<()> {
     let device = args.device.open(&bars)?;
     let model = model_of_run(&dir, &settings, args.model.as_deref(), &bars)?;
     // Where the predictions run over the terminal, they are the sign of progress, and a bar would break them.
-    let without_bar = WithoutBar(&bars);
+    let without_bar = Within(&bars);
     let printed = std::io::stdout().is_terminal() && !args.parts.are_given();
     let monitor: &dyn Monitor = if printed { &without_bar } else { &bars };
     let options = PredictOptions { batch: args.batch_size as usize, top_k: args.top_k as usize };
@@ -133,83 +133,4 @@ pub fn run(args: Args) -> Result<()> {
         }
         printer.finish(tally, known)
     })
-}
-
-/// A monitor that draws no bar.
-struct WithoutBar<'a>(&'a dyn Monitor);
-
-impl Monitor for WithoutBar<'_> {
-    fn begin(&self, _task: &str, _total: u64) {}
-    fn advance(&self, _units: u64) {}
-    fn state(&self, _text: &str) {}
-    fn finish(&self) {}
-    fn line(&self, text: &str) {
-        self.0.line(text);
-    }
-    fn warn(&self, text: &str) {
-        self.0.warn(text);
-    }
-    fn debug(&self, text: &str) {
-        self.0.debug(text);
-    }
-    fn stopped(&self) -> bool {
-        self.0.stopped()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Mutex;
-
-    /// Keeps what it is told.
-    #[derive(Default)]
-    struct Heard(Mutex<Vec<String>>);
-
-    impl Heard {
-        fn hear(&self, kind: &str, text: &str) {
-            self.0.lock().unwrap().push(format!("{kind} {text}"));
-        }
-    }
-
-    impl Monitor for Heard {
-        fn begin(&self, task: &str, _total: u64) {
-            self.hear("begin", task);
-        }
-        fn advance(&self, units: u64) {
-            self.hear("advance", &units.to_string());
-        }
-        fn state(&self, text: &str) {
-            self.hear("state", text);
-        }
-        fn finish(&self) {
-            self.hear("finish", "");
-        }
-        fn line(&self, text: &str) {
-            self.hear("line", text);
-        }
-        fn warn(&self, text: &str) {
-            self.hear("warn", text);
-        }
-        fn debug(&self, text: &str) {
-            self.hear("debug", text);
-        }
-        fn stopped(&self) -> bool {
-            true
-        }
-    }
-
-    #[test]
-    fn without_a_bar_every_kind_of_line_comes_through() {
-        let heard = Heard::default();
-        let monitor = WithoutBar(&heard);
-        monitor.begin("task", 2);
-        monitor.warn("one");
-        monitor.line("two");
-        monitor.debug("three");
-        monitor.advance(2);
-        monitor.finish();
-        assert_eq!(*heard.0.lock().unwrap(), ["warn one", "line two", "debug three"]);
-        assert!(monitor.stopped());
-    }
 }
