@@ -8,7 +8,7 @@ use crate::files::Staged;
 use crate::progress::Monitor;
 use crate::settings::{Key, Sampler, flag};
 use crate::stats::calibration::chance_error;
-use crate::stats::temperature::cautious_temperature;
+use crate::stats::temperature::{PRIOR, cautious_temperature, fit_temperature};
 use crate::tensor::Tensor;
 use crate::train::adapter::{self, HeadFile};
 use crate::train::batches::{evaluate_split, require_numbers};
@@ -151,7 +151,7 @@ impl<B: Backend> Run<'_, '_, B> {
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
         let sums = self.evaluate_on(Split::Val, sums)?;
-        let temperature = fitted_temperature(&sums, self.learner.classes());
+        let temperature = fitted_temperature(&sums, self.learner.classes(), true);
         Ok((Kept { epoch, values, temperature, val: sums.with_temperature(temperature) }, None))
     }
 
@@ -231,10 +231,14 @@ pub(super) struct Kept {
     pub val: Accumulator,
 }
 
-/// Fits the temperature that the logits of a validation split, which chose the epoch, are divided by so that their
-/// probabilities are those that other images show; 1 where there are no logits.
-pub(super) fn fitted_temperature(val: &Accumulator, classes: usize) -> f64 {
+/// Fits the temperature that the logits of a validation split are divided by so that their probabilities are those that
+/// other images show, whether it also chose the epoch that they are of or not; 1 where there are no logits.
+pub(super) fn fitted_temperature(val: &Accumulator, classes: usize, chose_epoch: bool) -> f64 {
     let Some((logits, labels)) = val.logits() else { return 1.0 };
+    let temperature = match chose_epoch {
+        true => cautious_temperature(logits, classes, &labels),
+        false => fit_temperature(logits, classes, &labels, Some(PRIOR)),
+    };
     // As its file holds it, so that what is tested is what others read.
-    f64::from(cautious_temperature(logits, classes, &labels) as f32)
+    f64::from(temperature as f32)
 }

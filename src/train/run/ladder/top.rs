@@ -76,7 +76,7 @@ impl<B: Backend> Run<'_, '_, B> {
     ) -> Result<(Kept, Summit)> {
         let mut top = Top {
             ladder: Ladder { rungs: climb.rungs.clone(), kept: climb.best, reason: String::new() },
-            trial: self.trial(self.start.clone())?,
+            trial: self.trial(self.start.clone(), false)?,
             epoch: 0,
             share: 0.0,
             untested: Vec::new(),
@@ -111,7 +111,7 @@ impl<B: Backend> Run<'_, '_, B> {
     /// Adds the rungs of the adapters, and keeps one of them unless they hurt.
     fn try_adapters(&mut self, climb: &Climb, candidate: Candidate, top: &mut Top) -> Result<()> {
         let (started, epoch, rung) = (Instant::now(), candidate.epoch, top.ladder.rungs.len());
-        let tuned = self.trial(candidate.values)?;
+        let tuned = self.trial(candidate.values, true)?;
         let seconds = climb.look_seconds + self.progress.seconds - self.seconds_before_lora;
         top.ladder.rungs.push(self.rung(RungKind::Lora, climb.describe_lora(epoch), &tuned, seconds));
         let (share, blend) = self.best_blend(&top.trial, &tuned)?;
@@ -176,12 +176,13 @@ impl<B: Backend> Run<'_, '_, B> {
             .collect())
     }
 
-    /// Evaluates values of all that is trained on the validation split, and fits their temperature there.
-    fn trial(&mut self, values: Vec<Tensor>) -> Result<Trial> {
+    /// Evaluates values of all that is trained on the validation split, and fits their temperature there, which is
+    /// cautious where these images chose the epoch too.
+    fn trial(&mut self, values: Vec<Tensor>, epoch_chosen: bool) -> Result<Trial> {
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
         let sums = self.evaluate_on(Split::Val, sums)?;
-        let temperature = fitted_temperature(&sums, self.learner.classes());
+        let temperature = fitted_temperature(&sums, self.learner.classes(), epoch_chosen);
         let (logits, labels) = sums.logits().unwrap_or_default();
         let logits = logits.iter().map(|z| z / temperature).collect();
         Ok(Trial { values, temperature, logits, labels, sums })
@@ -192,7 +193,7 @@ impl<B: Backend> Run<'_, '_, B> {
         let names = self.learner.param_names();
         let mut trials = Vec::new();
         for share in BLENDS {
-            trials.push((share, self.trial(blend(&names, &head.values, &tuned.values, share)?)?));
+            trials.push((share, self.trial(blend(&names, &head.values, &tuned.values, share)?, true)?));
         }
         let nll = |(_, trial): &(f64, Trial)| self.judged(trial).nll();
         let best = trials.into_iter().min_by(|a, b| nll(a).total_cmp(&nll(b)));
