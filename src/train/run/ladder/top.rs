@@ -25,8 +25,11 @@ pub(super) const BLENDS: [f64; 3] = [0.25, 0.5, 0.75];
 struct Trial {
     values: Vec<Tensor>,
     sums: Accumulator,
+    /// What its files get.
     temperature: f64,
-    /// Logits divided by the temperature \[N, C\].
+    /// The likeliest, at which rungs are compared: caution about one of two would be held against it.
+    likeliest: f64,
+    /// Logits divided by the likeliest temperature \[N, C\].
     logits: Vec<f64>,
     labels: Vec<u32>,
 }
@@ -182,10 +185,11 @@ impl<B: Backend> Run<'_, '_, B> {
         self.learner.restore(&values)?;
         let sums = self.learner.accumulator().keep_logits();
         let sums = self.evaluate_on(Split::Val, sums)?;
-        let temperature = fitted_temperature(&sums, self.learner.classes(), epoch_chosen);
+        let fitted = |chose_epoch| fitted_temperature(&sums, self.learner.classes(), chose_epoch);
+        let (temperature, likeliest) = (fitted(epoch_chosen), fitted(false));
         let (logits, labels) = sums.logits().unwrap_or_default();
-        let logits = logits.iter().map(|z| z / temperature).collect();
-        Ok(Trial { values, temperature, logits, labels, sums })
+        let logits = logits.iter().map(|z| z / likeliest).collect();
+        Ok(Trial { values, temperature, likeliest, logits, labels, sums })
     }
 
     /// The blend with the lowest NLL, and its share of what was trained.
@@ -206,7 +210,10 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     fn rung(&self, kind: RungKind, chosen: String, trial: &Trial, seconds: f64) -> Rung {
-        Rung { kind, chosen, val: Some(scores(self.judged(trial))), test: None, seconds }
+        let factor = trial.likeliest / trial.temperature;
+        let logits: Vec<f64> = trial.logits.iter().map(|z| z * factor).collect();
+        let val = scores(Judged { logits: &logits, ..self.judged(trial) });
+        Rung { kind, chosen, val: Some(val), test: None, seconds }
     }
 
     /// The kept rung with its choices fitted to training and validation images together; none when the user asked to stop.
