@@ -190,7 +190,7 @@ fn a_killed_shard_loses_and_doubles_nothing() {
 
 #[cfg(unix)]
 #[test]
-#[ignore = "kills and goes on with a hundred processes"]
+#[ignore = "long: two kills stay"]
 fn fifty_killed_runs_lose_and_double_nothing() {
     killed_and_gone_on_with(50);
 }
