@@ -223,7 +223,8 @@ enum Layout {
 }
 
 impl Layout {
-    /// For photos of which `paths` are the first: rows for many, where they fit the terminal of `columns` columns; a file takes any width.
+    /// For photos of which `paths` are the first: rows for many, where they fit the terminal of `columns` columns; a file
+    /// takes any width.
     fn new(
         paths: &[PathBuf],
         names: &[String],
