@@ -49,6 +49,9 @@ def photos(
 ) -> tuple[bytes, int, list[int], list[str], list[Optional[os.PathLike[str]]]]:
     """Pixels u8 [N, S, S, 3], S, labels [N], names of the classes, paths [N]."""
 
+def list_photos(paths: list[str], watch: Watch) -> list[os.PathLike[str]]:
+    """Files as they are, and the photos of folders."""
+
 def export(
     directory: Place,
     peft: Optional[Place],
@@ -68,9 +71,7 @@ class Predictor:
     def __init__(
         self, directory: Place, model: Optional[Place], device: str, precision: Optional[str], watch: Watch
     ) -> None: ...
-    def paths(self, paths: list[str], top_k: int, batch_size: int, watch: Watch) -> list[Prediction]:
-        """Folders are searched."""
-
+    def files(self, files: list[str], top_k: int, batch_size: int, watch: Watch) -> list[Prediction]: ...
     def arrays(self, images: list[Decoded], top_k: int, batch_size: int, watch: Watch) -> list[Prediction]: ...
 
 class Model:
@@ -78,6 +79,8 @@ class Model:
 
     width: int
     image_size: int
+    weights: str
+    """A hash of the model's weights."""
 
     def __init__(
         self,
@@ -89,8 +92,10 @@ class Model:
     ) -> None:
         """Without a name it is the model of the run in the directory."""
 
-    def embed_paths(self, paths: list[str], batch_size: int, watch: Watch) -> bytes:
-        """Folders are searched."""
+    def embed_files(
+        self, files: list[str], batch_size: int, skip_bad_images: bool, watch: Watch
+    ) -> tuple[bytes, list[Optional[str]]]:
+        """Features of the files that can be read, and by file why it cannot."""
 
     def embed_arrays(self, images: list[Decoded], batch_size: int, watch: Watch) -> bytes: ...
     def embed_text(self, texts: list[str], watch: Watch) -> bytes: ...

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
+from . import _engine
+
 if TYPE_CHECKING:
     import numpy.typing as npt
     import PIL.Image
@@ -18,22 +20,28 @@ if TYPE_CHECKING:
     Images = Union[Image, Iterable[Image]]
 
 
-def groups(images: Images, upright: bool) -> Iterator[tuple[bool, list[Any]]]:
-    """Neighbours of one kind: (True, paths), and (False, (height, width, RGB bytes) of each).
+def groups(images: Images, upright: bool, watch: Any) -> Iterator[tuple[bool, list[Any]]]:
+    """Neighbours of one kind: (True, files), and (False, (height, width, RGB bytes) of each).
 
     `upright` turns Pillow's images as their EXIF data say.
     """
     is_one = images.ndim != 4 if isinstance(images, np.ndarray) else _is_path(images) or _is_pillow(images)
     each: Any = [images] if is_one else images
     for are_paths, group in itertools.groupby(each, _is_path):
-        yield are_paths, [os.fspath(image) if are_paths else _pixels(image, upright) for image in group]
+        if are_paths:
+            yield True, _engine.list_photos([os.fspath(path) for path in group], watch)
+        else:
+            yield False, [_pixels(image, upright) for image in group]
 
 
 def embed(native: Any, images: Images, batch_size: int, upright: bool, watch: Any) -> npt.NDArray[np.float32]:
     """Features [N, E] by a native `Model`."""
     parts = []
-    for are_paths, group in groups(images, upright):
-        parts.append((native.embed_paths if are_paths else native.embed_arrays)(group, batch_size, watch))
+    for are_files, group in groups(images, upright, watch):
+        if are_files:
+            parts.append(native.embed_files(group, batch_size, False, watch)[0])
+        else:
+            parts.append(native.embed_arrays(group, batch_size, watch))
     return features(b"".join(parts), native.width)
 
 

@@ -198,14 +198,14 @@ class Run:
         predictions = []
         with Watch(progress) as watch:
             native = self._native(_engine.Predictor, watch, os.fspath(self), text_of(model), device, precision)
-            for are_paths, group in _images.groups(images, self._is_upright):
-                found = (native.paths if are_paths else native.arrays)(group, top_k, batch_size, watch)
+            for are_files, group in _images.groups(images, self._is_upright, watch):
+                found = (native.files if are_files else native.arrays)(group, top_k, batch_size, watch)
                 for path, choices, problem in found:
                     if problem is not None:
                         raise _engine.EngineError(problem)
                     names = [native.class_names[number] for number, _ in choices]
                     probabilities = np.array([probability for _, probability in choices])
-                    predictions.append(Prediction(os.fspath(path) if are_paths else None, names, probabilities))
+                    predictions.append(Prediction(os.fspath(path) if are_files else None, names, probabilities))
         return predictions
 
     def embed(

@@ -196,6 +196,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(evaluate, module)?)?;
     module.add_function(wrap_pyfunction!(zero_shot, module)?)?;
     module.add_function(wrap_pyfunction!(photos, module)?)?;
+    module.add_function(wrap_pyfunction!(models::list_photos, module)?)?;
     module.add_function(wrap_pyfunction!(compare, module)?)?;
     module.add_function(wrap_pyfunction!(export, module)?)?;
     module.add_function(wrap_pyfunction!(main, module)?)?;

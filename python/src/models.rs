@@ -33,6 +33,12 @@ type Decoded = (usize, usize, PyBackedBytes);
 /// Path or name of a photo with its classes, the most probable first, or why it could not be read.
 type Prediction = (PathBuf, Vec<(usize, f64)>, Option<String>);
 
+/// Files as they are, and the photos of folders.
+#[pyfunction]
+pub fn list_photos(py: Python<'_>, paths: Vec<PathBuf>, watch: Option<Py<PyAny>>) -> PyResult<Vec<PathBuf>> {
+    run(py, watch, |monitor| Ok(Photos::named(&paths, monitor)?.collect::<Result<_, _>>()?))
+}
+
 fn decoded(images: Vec<Decoded>) -> PyResult<Vec<DecodedPhoto>> {
     let photo = |(index, (height, width, pixels)): (usize, Decoded)| {
         let image = RgbImage::new(width, height, pixels.to_vec());
@@ -92,16 +98,16 @@ impl Predictor {
         })
     }
 
-    /// Classifies files, and the photos of folders.
-    fn paths(
+    /// Classifies files.
+    fn files(
         &self,
         py: Python<'_>,
-        paths: Vec<PathBuf>,
+        files: Vec<PathBuf>,
         top_k: usize,
         batch_size: usize,
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Vec<Prediction>> {
-        run(py, watch, |monitor| self.predict(Photos::named(&paths, monitor)?, top_k, batch_size, monitor))
+        run(py, watch, |monitor| self.predict(files.into_iter().map(Ok), top_k, batch_size, monitor))
     }
 
     /// Classifies photos that are decoded.
@@ -213,17 +219,26 @@ impl Model {
         self.model.preprocess.image_size()
     }
 
-    /// Features of files, and of the photos of folders: f32 \[N, E\].
-    fn embed_paths<'py>(
+    /// A hash of the model's weights: of the type, the shape and up to 16 KiB of every tensor.
+    #[getter]
+    fn weights(&self, py: Python<'_>) -> PyResult<String> {
+        run(py, None, |_| Ok(self.model.weights_id()?.hash))
+    }
+
+    /// Features of files: f32 \[N, E\] of those that can be read, and by file why it cannot. Unless bad files are left
+    /// out, the first raises.
+    fn embed_files<'py>(
         &self,
         py: Python<'py>,
-        paths: Vec<PathBuf>,
+        files: Vec<PathBuf>,
         batch_size: usize,
+        skip_bad_images: bool,
         watch: Option<Py<PyAny>>,
-    ) -> PyResult<Bound<'py, PyBytes>> {
-        let found =
-            run(py, watch, |monitor| self.embed(Photos::named(&paths, monitor)?, batch_size, monitor));
-        Ok(PyBytes::new(py, &found?))
+    ) -> PyResult<(Bound<'py, PyBytes>, Vec<Option<String>>)> {
+        let options = EmbedOptions { batch: batch_size, skip_bad_images };
+        let (features, problems) =
+            run(py, watch, |monitor| self.embed(files.into_iter().map(Ok), options, monitor))?;
+        Ok((PyBytes::new(py, &features), problems))
     }
 
     /// Features of photos that are decoded: f32 \[N, E\].
@@ -235,8 +250,10 @@ impl Model {
         watch: Option<Py<PyAny>>,
     ) -> PyResult<Bound<'py, PyBytes>> {
         let photos = decoded(images)?;
-        let found = run(py, watch, |monitor| self.embed(photos.into_iter().map(Ok), batch_size, monitor));
-        Ok(PyBytes::new(py, &found?))
+        let options = EmbedOptions { batch: batch_size, skip_bad_images: false };
+        let (features, _) =
+            run(py, watch, |monitor| self.embed(photos.into_iter().map(Ok), options, monitor))?;
+        Ok(PyBytes::new(py, &features))
     }
 
     /// Features of texts: f32 \[N, E\].
@@ -261,14 +278,14 @@ impl Model {
     fn embed<P: Photo>(
         &self,
         photos: impl Iterator<Item = Result<P, TrainError>> + Send,
-        batch: usize,
+        options: EmbedOptions,
         monitor: &Watch,
-    ) -> Result<Vec<u8>> {
-        let options = EmbedOptions { batch, skip_bad_images: false };
-        let mut features = Vec::new();
+    ) -> Result<(Vec<u8>, Vec<Option<String>>)> {
+        let (mut features, mut problems) = (Vec::new(), Vec::new());
         let take = |batch: &[(P, Row<'_>)]| {
-            for row in batch.iter().flat_map(|(_, row)| row) {
-                row.iter().for_each(|x| features.extend(x.to_le_bytes()));
+            for (_, row) in batch {
+                row.iter().copied().flatten().for_each(|x| features.extend(x.to_le_bytes()));
+                problems.push(row.as_ref().err().cloned());
             }
             Ok(())
         };
@@ -276,6 +293,6 @@ impl Model {
             OpenTower::Cpu(tower) => embed(tower, photos, options, monitor, take)?,
             OpenTower::Cuda(tower) => embed(tower, photos, options, monitor, take)?,
         }
-        Ok(features)
+        Ok((features, problems))
     }
 }
