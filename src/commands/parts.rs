@@ -61,7 +61,7 @@ pub(crate) struct Parts {
     /// Parts that were there.
     kept: AtomicU64,
     written: AtomicU64,
-    /// Photos without a result in these.
+    /// Photos without a result in both.
     bad: AtomicU64,
 }
 
@@ -167,6 +167,17 @@ impl Parts {
         self.dir.join(format!("part-{part:06}.{ending}"))
     }
 
+    /// The first finished part of those from `end` on.
+    fn behind(&self, end: u64) -> Result<Option<u64>, TrainError> {
+        let number = |entry: std::io::Result<std::fs::DirEntry>| {
+            let name = entry.ok()?.file_name();
+            let (number, ending) = name.to_str()?.strip_prefix("part-")?.split_once('.')?;
+            number.parse::<u64>().ok().filter(|&number| ending == ABOUT && number >= end)
+        };
+        let entries = std::fs::read_dir(&self.dir).map_err(TrainError::io(&self.dir, "read the folder"))?;
+        Ok(entries.filter_map(number).min())
+    }
+
     /// What is known of a finished part; none where it is not finished.
     fn finished(&self, part: u64) -> Result<Option<Finished>, TrainError> {
         let path = self.file(part, ABOUT);
@@ -192,13 +203,14 @@ impl Parts {
             return Err(TrainError::file(&path, problem));
         }
         self.kept.fetch_add(1, Ordering::Relaxed);
+        self.bad.fetch_add(finished.bad.len() as u64, Ordering::Relaxed);
         Ok(true)
     }
 
     /// Writes how many photos and parts the whole list comes to, and says what was written and what is there.
     ///
     /// # Errors
-    /// Photos without a result; everything is written then.
+    /// Photos without a result, and parts behind the end of the list; everything is written then.
     pub fn conclude(self) -> Result<String> {
         let Parts { listed, kept, written, bad, .. } = &self;
         let [photos, kept, written, bad] =
@@ -206,6 +218,12 @@ impl Parts {
         let total = Total { photos, parts: photos.div_ceil(self.size) };
         let text = serde_json::to_vec(&total)?;
         write_atomic(&self.dir.join(TOTAL), &text).map_err(TrainError::from)?;
+        if let Some(number) = self.behind(total.parts)? {
+            let problem = format!(
+                "the list ends before it, with {photos} photos; remove the parts of a longer one, or name another folder"
+            );
+            bail!(TrainError::file(&self.file(number, ABOUT), problem));
+        }
         let there = (0..total.parts).filter(|&part| self.file(part, ABOUT).is_file()).count() as u64;
         let (dir, kept) =
             (self.dir.display(), if kept > 0 { format!(", {kept} kept") } else { String::new() });

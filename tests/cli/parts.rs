@@ -217,9 +217,8 @@ fn parts_of_something_else_are_not_mixed_in() {
     refused(&place, &resumed(&[]), 2, &["--parts", "--json or --csv"]);
     refused(&place, &resumed(&["--csv", "--shard", "3/2"]), 2, &["--shard", "1/4"]);
     refused(&place, &["predict", "--run", &place.run, "-", "--shard", "1/2"], 2, &["--parts"]);
-    let (code, out, err) = place.done(&resumed(&["--csv"]));
-    assert_eq!(code, Some(0), "{err}");
-    assert!(out.contains("0 parts written, 3 kept; all 3 parts of 10 photos"), "{out}");
+    // A photo without a result is one when its part is kept, too.
+    refused(&place, &resumed(&["--csv"]), 1, &["1 photo without a result", "all 3 parts of 10 photos"]);
     // Another list, and the same in another order.
     let resumed = resumed(&["--csv"]).iter().map(ToString::to_string).collect::<Vec<_>>();
     let resumed: Vec<&str> = resumed.iter().map(String::as_str).collect();
@@ -228,6 +227,11 @@ fn parts_of_something_else_are_not_mixed_in() {
     refused(&place, &resumed, 1, &["part-000000.csv", "the same list, in the same order"]);
     place.list = list.lines().take(9).map(|line| format!("{line}\n")).collect();
     refused(&place, &resumed, 1, &["part-000002.csv", "the same list, in the same order"]);
+    // One that ends with a part leaves the part behind it to no list.
+    place.list = list.lines().take(8).map(|line| format!("{line}\n")).collect();
+    let (code, _, err) = place.done(&resumed);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("part-000002.json: the list ends before it, with 8 photos"), "{err}");
 }
 
 #[cfg(target_os = "linux")]
