@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import clip_engine.ray
 
 SIZE = 4
 """Photos a part, and a batch: the same batches by one process give the same bits."""
+BAD = (5, 17)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,10 +41,21 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def files(photos, tmp_path_factory) -> list[str]:
-    """The photos, one that is none, and one that is not there."""
+    """The photos, and at BAD one that is none and one that is not there."""
     bad = tmp_path_factory.mktemp("bad") / "none.jpg"
     bad.write_text("no image")
-    return [*map(str, sorted(photos.iterdir())), str(bad), str(bad.with_name("nowhere.jpg"))]
+    found = list(map(str, sorted(photos.iterdir())))
+    return [*found[: BAD[0]], str(bad), *found[BAD[0] :], str(bad.with_name("nowhere.jpg"))]
+
+
+def without(places: tuple[int, ...], items: list) -> list:
+    return [item for at, item in enumerate(items) if at not in places]
+
+
+def good_parts(files: list[str]) -> list[list[str]]:
+    """By part what can be read: the batches of a worker."""
+    parts = [range(first, min(first + SIZE, len(files))) for first in range(0, len(files), SIZE)]
+    return [[files[at] for at in part if at not in BAD] for part in parts]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -73,11 +86,13 @@ def predicted(run, files, tmp_path_factory) -> Path:
 def test_predictions_are_those_of_one_process(run, files, predicted):
     rows = pq.read_table(predicted).to_pylist()
     assert [row["path"] for row in rows] == files
-    for row, expected in zip(rows, run.predict(files[:-2], batch_size=SIZE)):
+    expected = [each for part in good_parts(files) for each in run.predict(part)]
+    assert len(expected) == 16
+    for row, alone in zip(without(BAD, rows), expected):
         assert row["error"] is None
-        assert (row["label"], row["probability"]) == (expected.label, expected.probability)
-        assert (row["classes"], row["probabilities"]) == (expected.classes, expected.probabilities.tolist())
-    for row in rows[-2:]:
+        assert (row["label"], row["probability"]) == (alone.label, alone.probability)
+        assert (row["classes"], row["probabilities"]) == (alone.classes, alone.probabilities.tolist())
+    for row in (rows[at] for at in BAD):
         assert row["path"] in row["error"] and row["label"] is row["probability"] is row["classes"] is None
 
 
@@ -120,11 +135,18 @@ def test_a_driver_that_is_killed_is_gone_on_with(run, files, predicted, cluster,
     assert contents(out) == contents(predicted)
 
     # What is there belongs to another question.
-    with pytest.raises(clip_engine.EngineError, match="part_size 4, and these would have 5"):
+    with pytest.raises(clip_engine.EngineError, match="have part_size 4, and these would have 5"):
         clip_engine.ray.predict(run, files, out, **{**arguments, "part_size": 5})
     with pytest.raises(clip_engine.EngineError, match=r"part-000000\.parquet: made of other photos"):
         clip_engine.ray.predict(run, files[1:], out, **arguments)
-    with pytest.raises(clip_engine.EngineError, match="part_size|command"):
+    with pytest.raises(clip_engine.EngineError, match=r"part-000002\.parquet: the list ends before it"):
+        clip_engine.ray.predict(run, files[: 2 * SIZE], out, **arguments)
+    other = shutil.copytree(run, tmp_path / "other")
+    with open(other / "head.safetensors", "ab") as head:
+        head.write(b" ")
+    with pytest.raises(clip_engine.EngineError, match=r"part-000000\.parquet: made by another run or model"):
+        clip_engine.ray.predict(other, files, out, **arguments)
+    with pytest.raises(clip_engine.EngineError, match="have command predict, and these would have embed"):
         clip_engine.ray.embed(files, out, run=run, **arguments)
     assert contents(out) == contents(predicted)
 
@@ -134,9 +156,11 @@ def test_features_are_those_of_one_process(files, tmp_path):
     made = clip_engine.ray.embed(files, out, model="demo", part_size=SIZE, batch_size=SIZE, progress=False)
     assert (made.photos, made.bad) == (18, 2)
     rows = pq.read_table(out).to_pylist()
-    expected = clip_engine.load("demo", progress=False).embed(files[:-2], batch_size=SIZE)
-    assert np.array_equal(np.array([row["features"] for row in rows[:-2]], np.float32), expected)
-    assert [row["features"] for row in rows[-2:]] == [None, None] and all(row["error"] for row in rows[-2:])
+    model = clip_engine.load("demo", progress=False)
+    expected = np.concatenate([model.embed(part) for part in good_parts(files)])
+    features = [row["features"] for row in rows]
+    assert np.array_equal(np.array(without(BAD, features), np.float32), expected)
+    assert [features[at] for at in BAD] == [None, None] and all(rows[at]["error"] for at in BAD)
 
 
 def trained(folder: Path) -> dict[str, bytes]:

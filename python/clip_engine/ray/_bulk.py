@@ -25,6 +25,11 @@ from ._cluster import UNFINISHED, Share, replace, share
 
 ABOUT = b"clip_engine"
 """Key of what a part says of itself in its file."""
+OTHERS = {
+    "paths": "made of other photos than the list has at its place; give the same list, in the same order",
+    "made_of": "made by another run or model; name that",
+}
+"""What is wrong with a part that says something else of itself."""
 MANIFEST = "_manifest.json"
 """Readers of a folder of Parquet files pass over names that begin with an underscore or a dot."""
 
@@ -153,6 +158,10 @@ def _make(
             {"part": number, "files": b"\0".join(files[first : first + size])}
             for number, first in enumerate(range(0, len(files), size))
         ]
+        for path in sorted(folder.glob("part-*")):
+            if path.name >= _name(len(rows)):
+                problem = "the list ends before it; remove the parts of a longer one, or name another folder"
+                raise _engine.EngineError(f"{path}: {problem}")
         count = min(workers or share.workers, len(rows))
         made = _run(task, rows, folder, share, count)
         watch.begin(task.given["command"], len(files), False)
@@ -239,9 +248,9 @@ class _Worker:
         if path.exists():
             there = pq.read_metadata(path)
             known = json.loads(there.metadata[ABOUT])
-            if known["paths"] != about["paths"]:
-                problem = "made of other photos than the list has at its place; give the same list, in the same order"
-                raise _engine.EngineError(f"{path}: {problem}, or name another folder")
+            for key, problem in OTHERS.items():
+                if known[key] != about[key]:
+                    raise _engine.EngineError(f"{path}: {problem}, or name another folder")
             return _Made(part, there.num_rows, known["bad"], True, known["made_of"])
         files = [os.fsdecode(name) for name in joined.split(b"\0")]
         columns = self._predicted(files) if self._task.given["command"] == "predict" else self._embedded(files)
