@@ -18,7 +18,7 @@ use crate::commands::open;
 use crate::dev::bench::step::{StepSizes, rates};
 use crate::dev::bench::{self, Op, Percentiles, Timing, heads};
 use crate::dev::check::difference::normal;
-use crate::dev::ops::bench::{self as ops, Sizes};
+use crate::dev::ops::bench::{self as ops, Made, Sizes};
 use crate::optim::Rates;
 use crate::progress::Silent;
 use crate::tensor::{DType, Tensor};
@@ -346,7 +346,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     for group in ops::benches().filter(&wanted) {
         let measured = on_device!(device, backend => {
-            ops::group(backend, sizes, group, &mut |op| rows.time(backend, op, "", reps))
+            ops::each(backend, sizes, Made::Group(group), &mut |op| rows.time(backend, op, "", reps))
         });
         rows.went_on(group, "", measured)?;
     }
@@ -355,7 +355,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     {
         for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Gemm, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
-            let measured = ops::lora(&cuda, sizes, &mut |op| rows.time(&cuda, op, name, reps));
+            let measured = ops::each(&cuda, sizes, Made::Lora, &mut |op| rows.time(&cuda, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
         }
     }
@@ -365,7 +365,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
 /// The rate of a square product.
 fn best_product<B: Backend>(backend: &B, n: usize, reps: usize) -> Result<f64> {
     let mut rate = 0.0f64;
-    ops::square_gemm(backend, n, &mut |mut op| {
+    ops::each(backend, &Sizes::square(n), Made::Product, &mut |mut op| {
         let timing = bench::time(backend, &mut op, reps)?;
         rate = rate.max(op.flop / timing.warm.p50);
         Ok(())
