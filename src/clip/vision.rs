@@ -538,7 +538,7 @@ mod tests {
     use crate::backend::cpu::Cpu;
     use crate::clip::config::TowerConfig;
     use crate::clip::random::RandomWeights;
-    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, fold, initial_prompts};
+    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, initial_prompts};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -597,7 +597,7 @@ mod tests {
         let pixels: Vec<u8> = (0..images * 32 * 32 * 3).map(|i| (i * i % 251) as u8).collect();
         let pixels = Tensor::from_slice([images, 32, 32, 3], &pixels).unwrap();
         for _ in 0..2 {
-            fold(&backend, &mut trained.lora).unwrap();
+            BlockLayers::fold(&backend, &mut trained.lora).unwrap();
             tower.forward(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
             let d = a.d_ends.features.typed_mut::<f32>().unwrap();
             d.iter_mut().enumerate().for_each(|(i, d)| *d = (i % 7) as f32 - 3.0);
