@@ -8,7 +8,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::backend::cuda::Cuda;
 use clip_engine::backend::prelude::*;
 use clip_engine::dev::bench::Op;
-use clip_engine::dev::ops::bench::{Sizes, each};
+use clip_engine::dev::ops::bench::{Made, Sizes, benches, each};
 use clip_engine::tensor::DType;
 use divan::Bencher;
 use std::sync::OnceLock;
@@ -36,10 +36,10 @@ fn gpu() -> Option<&'static Cuda> {
 }
 
 /// Hands out the operations one after the other.
-fn visit(only: Option<&str>, visit: &mut dyn FnMut(Op<'_>) -> Result<()>) -> Result<()> {
+fn visit(made: Made<'_>, visit: &mut dyn FnMut(Op<'_>) -> Result<()>) -> Result<()> {
     match gpu() {
-        Some(cuda) => each(cuda, &SIZES, only, visit),
-        None => each(&Cpu::<f32>::new(), &SIZES, only, visit),
+        Some(cuda) => each(cuda, &SIZES, made, visit),
+        None => each(&Cpu::<f32>::new(), &SIZES, made, visit),
     }
 }
 
@@ -49,7 +49,7 @@ fn label(op: &Op<'_>) -> String {
 
 fn labels() -> Vec<String> {
     let mut labels = Vec::new();
-    let listed = visit(None, &mut |op| {
+    let listed = visit(Made::All, &mut |op| {
         labels.push(label(&op));
         Ok(())
     });
@@ -62,14 +62,19 @@ fn labels() -> Vec<String> {
 #[divan::bench(args = labels(), sample_count = 10, sample_size = 1)]
 fn op(bencher: Bencher, wanted: &String) {
     let mut bencher = Some(bencher);
-    let done = visit(Some(wanted), &mut |mut op| {
-        if label(&op) != *wanted {
-            return Ok(());
-        }
-        if let Some(bencher) = bencher.take() {
-            bencher.bench_local(|| (op.run)().and_then(|()| gpu().map_or(Ok(()), |gpu| gpu.synchronize())));
-        }
-        Ok(())
+    // "attention_backward 8x50" is of the group "attention".
+    let mut groups = benches().filter(|group| wanted.starts_with(group));
+    let done = groups.try_for_each(|group| {
+        visit(Made::Group(group), &mut |mut op| {
+            if label(&op) != *wanted {
+                return Ok(());
+            }
+            if let Some(bencher) = bencher.take() {
+                bencher
+                    .bench_local(|| (op.run)().and_then(|()| gpu().map_or(Ok(()), |gpu| gpu.synchronize())));
+            }
+            Ok(())
+        })
     });
     if let Err(error) = done {
         eprintln!("{wanted}: {error}");

@@ -18,7 +18,7 @@ use crate::commands::open;
 use crate::dev::bench::step::{StepSizes, rates};
 use crate::dev::bench::{self, Op, Percentiles, Timing, heads};
 use crate::dev::check::difference::normal;
-use crate::dev::ops::bench::{self as ops, Sizes};
+use crate::dev::ops::bench::{self as ops, Made, Sizes};
 use crate::optim::Rates;
 use crate::progress::Silent;
 use crate::tensor::{DType, Tensor};
@@ -97,7 +97,7 @@ pub fn run(mut args: Args) -> Result<()> {
             let text = "--launches: it lists those of a training step; use it with engine bench step";
             bail!(TrainError::Setting(text.into()));
         }
-        let step = |cuda| recorded_step(cuda, &config, &args);
+        let step = |cuda: Cuda| Steps { backend: &cuda, config: &config, args: &args }.record();
         return launches::run(&args.device, args.batch_size, step, args.json.as_deref());
     }
     let device = args.device.open(&Silent)?;
@@ -168,7 +168,7 @@ fn report_step(
     report: &mut Value,
 ) -> Result<()> {
     let describe = on_device!(device, backend => {
-        step(backend, config, args, reps, report)?;
+        Steps { backend, config, args }.report(reps, report)?;
         backend.describe()
     });
     let memory = match device {
@@ -178,96 +178,126 @@ fn report_step(
     common::say(format!("batch {}; peak memory {memory}; {describe}", args.batch_size))
 }
 
-/// Training steps and evaluations of random images: one at a time, and handed over without waiting.
-fn step<B: Backend>(
-    backend: &B,
-    config: &ClipConfig,
-    args: &Args,
-    reps: usize,
-    report: &mut Value,
-) -> Result<()> {
-    let batch = args.batch_size as usize;
-    let mut learner = learner(backend.clone(), config, args)?;
-    let side = config.vision.image_size;
-    let bytes: Vec<u8> =
-        normal(batch * side * side * 3, 1).iter().map(|v| (v * 50.0 + 128.0) as u8).collect();
-    let images = Tensor::from_slice([batch, side, side, 3], &bytes)?;
-    let labels: Vec<u32> = (0..batch).map(|i| (i * 37 % args.classes as usize) as u32).collect();
-    let rates = rates();
-    let train =
-        times(backend, reps, || Ok(learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?))?;
-    if args.profile {
-        // What a step calls for itself is an error of another kind than the backend's.
-        let mut failed = None;
-        let step = &mut || {
-            failed = learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).err();
-            Ok(())
+/// Steps of a model of these sizes on `backend`.
+struct Steps<'a, B: Backend> {
+    backend: &'a B,
+    config: &'a ClipConfig,
+    args: &'a Args,
+}
+
+impl<B: Backend> Steps<'_, B> {
+    /// Training steps and evaluations of random images: one at a time, and handed over without waiting.
+    fn report(&self, reps: usize, report: &mut Value) -> Result<()> {
+        let Steps { backend, config, args } = *self;
+        let batch = args.batch_size as usize;
+        let mut learner = self.learner()?;
+        let side = config.vision.image_size;
+        let bytes: Vec<u8> =
+            normal(batch * side * side * 3, 1).iter().map(|v| (v * 50.0 + 128.0) as u8).collect();
+        let images = Tensor::from_slice([batch, side, side, 3], &bytes)?;
+        let labels: Vec<u32> = (0..batch).map(|i| (i * 37 % args.classes as usize) as u32).collect();
+        let rates = rates();
+        let train =
+            self.times(reps, || Ok(learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?))?;
+        if args.profile {
+            // What a step calls for itself is an error of another kind than the backend's.
+            let mut failed = None;
+            let step = &mut || {
+                failed = learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0).err();
+                Ok(())
+            };
+            backend.profile(step)?;
+            failed.map_or(Ok(()), Err)?;
+        }
+        let loss = learner.stats()?.loss;
+        if !loss.is_finite() {
+            bail!("the loss of the timed steps is {loss}");
+        }
+        // As in training: the adapters change before an evaluation, and folding them is part of it. It is
+        // done once per split, so it belongs to the first batch only.
+        let eval = self
+            .times(reps, || Ok(learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned)?))?;
+        let probe = self.probe(&learner, &labels, &rates, reps)?;
+        let work = sizes(args).work(backend, config)?;
+        let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
+        let mut rows = Vec::new();
+        for (name, times, work) in
+            [("train", &train, work.train), ("eval", &eval, work.eval), ("probe", &probe, work.probe)]
+        {
+            let Percentiles { p20, p50, p80 } = times.single;
+            let (in_a_row, gflop) = (times.in_a_row, work.flop as f64 / 1e9);
+            let images_per_s = batch as f64 / in_a_row;
+            report[name] = json!({
+                "p20_s": p20, "p50_s": p50, "p80_s": p80, "in_a_row_s": in_a_row,
+                "images_per_s": images_per_s, "gflop": gflop, "gflops_per_s": gflop / in_a_row,
+            });
+            rows.push(vec![
+                name.to_string(),
+                seconds(p20),
+                seconds(p50),
+                seconds(p80),
+                seconds(in_a_row),
+                format!("{images_per_s:.1}"),
+                format!("{gflop:.1}"),
+                format!("{:.1}", gflop / in_a_row),
+            ]);
+        }
+        common::say(table::fitted(&header, &rows))
+    }
+
+    /// A step that is captured, where the backend can: the first of a kind only runs, the second is captured.
+    fn record(&self) -> Result<()> {
+        let mut learner = self.learner()?;
+        let (batch, side) = (self.args.batch_size as usize, self.config.vision.image_size);
+        let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
+        for _ in 0..2 {
+            learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0)?;
+        }
+        Ok(())
+    }
+
+    /// Training steps of the head alone, on features that were computed before.
+    fn probe(&self, learner: &Learner<B>, labels: &[u32], rates: &Rates, reps: usize) -> Result<StepTimes> {
+        let mut learner = sizes(self.args).probe(learner)?;
+        let shape = [labels.len(), learner.tower().features()];
+        let features = Tensor::from_slice(shape, &normal(shape[0] * shape[1], 2))?;
+        self.times(reps, || {
+            Ok(learner.train_step(Batch::of_features(features.view(), labels), rates, 1.0)?)
+        })
+    }
+
+    fn learner(&self) -> Result<Learner<B>> {
+        let weights: Box<dyn WeightSource> = match &self.args.model {
+            Some(dir) => Box::new(Weights::open(dir)?),
+            None => Box::new(RandomWeights { seed: 1 }),
         };
-        backend.profile(step)?;
-        failed.map_or(Ok(()), Err)?;
+        Ok(sizes(self.args).learner(self.backend.clone(), self.config, &*weights)?)
     }
-    let loss = learner.stats()?.loss;
-    if !loss.is_finite() {
-        bail!("the loss of the timed steps is {loss}");
-    }
-    // As in training: the adapters change before an evaluation, and folding them is part of it. It is
-    // done once per split, so it belongs to the first batch only.
-    let eval = times(backend, reps, || {
-        Ok(learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned)?)
-    })?;
-    let probe = probe(&learner, args, &labels, &rates, reps)?;
-    let work = sizes(args).work(backend, config)?;
-    let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
-    let mut rows = Vec::new();
-    for (name, times, work) in
-        [("train", &train, work.train), ("eval", &eval, work.eval), ("probe", &probe, work.probe)]
-    {
-        let Percentiles { p20, p50, p80 } = times.single;
-        let (in_a_row, gflop) = (times.in_a_row, work.flop as f64 / 1e9);
-        let images_per_s = batch as f64 / in_a_row;
-        report[name] = json!({
-            "p20_s": p20, "p50_s": p50, "p80_s": p80, "in_a_row_s": in_a_row,
-            "images_per_s": images_per_s, "gflop": gflop, "gflops_per_s": gflop / in_a_row,
-        });
-        rows.push(vec![
-            name.to_string(),
-            seconds(p20),
-            seconds(p50),
-            seconds(p80),
-            seconds(in_a_row),
-            format!("{images_per_s:.1}"),
-            format!("{gflop:.1}"),
-            format!("{:.1}", gflop / in_a_row),
-        ]);
-    }
-    common::say(table::fitted(&header, &rows))
-}
 
-/// A step that is captured, where the backend can: the first of a kind only runs, the second is captured.
-fn recorded_step<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<()> {
-    let mut learner = learner(backend, config, args)?;
-    let (batch, side) = (args.batch_size as usize, config.vision.image_size);
-    let (images, labels) = (Tensor::zeros([batch, side, side, 3], DType::U8), vec![0; batch]);
-    for _ in 0..2 {
-        learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0)?;
+    fn times(&self, reps: usize, mut body: impl FnMut() -> Result<()>) -> Result<StepTimes> {
+        // The third step of a kind is the first that only replays.
+        for _ in 0..3 {
+            body()?;
+        }
+        self.backend.synchronize()?;
+        let mut single = Vec::with_capacity(reps);
+        for _ in 0..reps {
+            let start = Instant::now();
+            body()?;
+            self.backend.synchronize()?;
+            single.push(start.elapsed().as_secs_f64());
+        }
+        let single = Percentiles::of(&single);
+        if !self.backend.can_capture() {
+            return Ok(StepTimes { single, in_a_row: single.p50 });
+        }
+        let start = Instant::now();
+        for _ in 0..reps {
+            body()?;
+        }
+        self.backend.synchronize()?;
+        Ok(StepTimes { single, in_a_row: start.elapsed().as_secs_f64() / reps as f64 })
     }
-    Ok(())
-}
-
-/// Training steps of the head alone, on features that were computed before.
-fn probe<B: Backend>(
-    learner: &Learner<B>,
-    args: &Args,
-    labels: &[u32],
-    rates: &Rates,
-    reps: usize,
-) -> Result<StepTimes> {
-    let mut learner = sizes(args).probe(learner)?;
-    let shape = [labels.len(), learner.tower().features()];
-    let features = Tensor::from_slice(shape, &normal(shape[0] * shape[1], 2))?;
-    times(&learner.backend().clone(), reps, || {
-        Ok(learner.train_step(Batch::of_features(features.view(), labels), rates, 1.0)?)
-    })
 }
 
 /// "1.23 ms".
@@ -281,14 +311,6 @@ fn seconds(s: f64) -> String {
 
 fn sizes(args: &Args) -> StepSizes {
     StepSizes { batch: args.batch_size as usize, classes: args.classes as usize, rank: args.rank as usize }
-}
-
-fn learner<B: Backend>(backend: B, config: &ClipConfig, args: &Args) -> Result<Learner<B>> {
-    let weights: Box<dyn WeightSource> = match &args.model {
-        Some(dir) => Box::new(Weights::open(dir)?),
-        None => Box::new(RandomWeights { seed: 1 }),
-    };
-    Ok(sizes(args).learner(backend, config, &*weights)?)
 }
 
 /// The rates that operations are measured by.
@@ -346,7 +368,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
     for group in ops::benches().filter(&wanted) {
         let measured = on_device!(device, backend => {
-            ops::group(backend, sizes, group, &mut |op| rows.time(backend, op, "", reps))
+            ops::each(backend, sizes, Made::Group(group), &mut |op| rows.time(backend, op, "", reps))
         });
         rows.went_on(group, "", measured)?;
     }
@@ -355,7 +377,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
     {
         for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Gemm, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
-            let measured = ops::lora(&cuda, sizes, &mut |op| rows.time(&cuda, op, name, reps));
+            let measured = ops::each(&cuda, sizes, Made::Lora, &mut |op| rows.time(&cuda, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
         }
     }
@@ -365,7 +387,7 @@ fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &
 /// The rate of a square product.
 fn best_product<B: Backend>(backend: &B, n: usize, reps: usize) -> Result<f64> {
     let mut rate = 0.0f64;
-    ops::square_gemm(backend, n, &mut |mut op| {
+    ops::each(backend, &Sizes::square(n), Made::Product, &mut |mut op| {
         let timing = bench::time(backend, &mut op, reps)?;
         rate = rate.max(op.flop / timing.warm.p50);
         Ok(())
@@ -477,31 +499,6 @@ struct StepTimes {
     single: Percentiles,
     /// Seconds of one step among `reps` that were handed over without waiting.
     in_a_row: f64,
-}
-
-fn times<B: Backend>(backend: &B, reps: usize, mut body: impl FnMut() -> Result<()>) -> Result<StepTimes> {
-    // The third step of a kind is the first that only replays.
-    for _ in 0..3 {
-        body()?;
-    }
-    backend.synchronize()?;
-    let mut single = Vec::with_capacity(reps);
-    for _ in 0..reps {
-        let start = Instant::now();
-        body()?;
-        backend.synchronize()?;
-        single.push(start.elapsed().as_secs_f64());
-    }
-    let single = Percentiles::of(&single);
-    if !backend.can_capture() {
-        return Ok(StepTimes { single, in_a_row: single.p50 });
-    }
-    let start = Instant::now();
-    for _ in 0..reps {
-        body()?;
-    }
-    backend.synchronize()?;
-    Ok(StepTimes { single, in_a_row: start.elapsed().as_secs_f64() / reps as f64 })
 }
 
 /// Describes the machine that the timings were taken on.

@@ -148,6 +148,137 @@ impl<B: Backend> TextTower<B> {
         backend.take_rows(output, eos, &mut ends.last)?;
         self.end.forward(backend, ends)
     }
+
+    /// Class features with the adapters beside the weights: `t` \[C, E\] in the parameter dtype. Where there is one
+    /// part, its activations are kept.
+    pub fn forward(
+        &self,
+        backend: &B,
+        lora: &[BlockLayers<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        t: &mut B::Tensor,
+    ) -> Result<()> {
+        for index in 0..a.parts.len() {
+            self.forward_part(backend, lora, dropout, a, index)?;
+            let TextPart { first_class, classes, .. } = a.parts[index];
+            backend.copy_rows(&a.classes, 0, t, first_class, classes)?;
+        }
+        Ok(())
+    }
+
+    fn forward_part(
+        &self,
+        backend: &B,
+        lora: &[BlockLayers<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        index: usize,
+    ) -> Result<()> {
+        a.set_part(backend, index)?;
+        let dropout = dropout.map(|dropout| dropout.of_part(index));
+        let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
+        let part = &mut parts[index];
+        if let Some(first) = blocks.first_mut() {
+            std::mem::swap(&mut first.input, &mut part.embedded);
+        }
+        let mut result = Ok(());
+        for (l, block) in self.blocks.iter().enumerate() {
+            let (current, next) = blocks.split_at_mut(l + 1);
+            let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
+            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
+            let memory = BlockMemory { own: &mut current[l], scratch };
+            result = block.forward(backend, lora.get(l), pass, memory, output);
+            if result.is_err() {
+                break;
+            }
+        }
+        if let Some(first) = blocks.first_mut() {
+            std::mem::swap(&mut first.input, &mut part.embedded);
+        }
+        result?;
+        self.project(backend, output, &part.eos, ends)?;
+        backend.class_features(&ends.features, classes, class_norms)
+    }
+
+    /// Class features as evaluation has them, without dropout: `t` \[C, E\]. Adapters that were folded are taken as they
+    /// were then.
+    pub fn infer(
+        &self,
+        backend: &B,
+        lora: &[BlockLayers<B>],
+        a: &mut TextActivations<B>,
+        t: &mut B::Tensor,
+    ) -> Result<()> {
+        for index in 0..a.parts.len() {
+            a.set_part(backend, index)?;
+            let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
+            let (part, Some(own)) = (&parts[index], blocks.first_mut()) else { break };
+            backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
+            for (l, block) in self.blocks.iter().enumerate() {
+                std::mem::swap(&mut own.input, output);
+                let pass = Pass { form: Form::Folded, rows: &part.eos };
+                block.forward(backend, lora.get(l), pass, BlockMemory { own, scratch }, output)?;
+            }
+            self.project(backend, output, &part.eos, ends)?;
+            backend.class_features(&ends.features, classes, class_norms)?;
+            backend.copy_rows(classes, 0, t, part.first_class, part.classes)?;
+        }
+        Ok(())
+    }
+
+    /// From the gradient of the class features `dt` \[C, E\] to the gradients of all adapters, after
+    /// [`TextTower::forward`] with the same dropout. It stops at the first adapter.
+    pub fn backward(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLayers<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        dt: &B::Tensor,
+    ) -> Result<()> {
+        let Some(stop) = lora.iter().position(|l| l.adapters().next().is_some()) else { return Ok(()) };
+        let last = a.parts.len().saturating_sub(1);
+        // The activations of the last part are still there.
+        for index in (0..a.parts.len()).rev() {
+            if index != last {
+                self.forward_part(backend, lora, dropout, a, index)?;
+            }
+            let TextPart { first_class, classes, .. } = a.parts[index];
+            backend.copy_rows(dt, first_class, &mut a.d_classes, 0, classes)?;
+            let dropout = dropout.map(|dropout| dropout.of_part(index));
+            self.backward_part(backend, lora, dropout, a, index, stop)?;
+            let gradients = lora.iter_mut().flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
+            let place = Place::of(last - index, a.parts.len());
+            add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
+        }
+        Ok(())
+    }
+
+    /// From the gradient of the part's class features, in `a.d_classes`.
+    fn backward_part(
+        &self,
+        backend: &B,
+        lora: &mut [BlockLayers<B>],
+        dropout: Option<TowerDropout<'_, B>>,
+        a: &mut TextActivations<B>,
+        index: usize,
+        stop: usize,
+    ) -> Result<()> {
+        let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
+        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
+        self.end.backward(backend, &a.ends, d_ends)?;
+        // Behind the blocks `output` is free: it carries the gradient of the token sequence.
+        backend.clear(&mut a.output)?;
+        backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
+        for l in (stop..self.blocks.len()).rev() {
+            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
+            let memory = BlockMemory { own: &mut a.blocks[l], scratch: &mut a.scratch };
+            let gradient = Gradient { d: &mut a.output, d_input: None, wanted: l > stop };
+            self.blocks[l].backward(backend, lora.get_mut(l), pass, memory, gradient)?;
+        }
+        Ok(())
+    }
 }
 
 struct TextMemory<B: Backend> {
@@ -295,7 +426,7 @@ impl EmbeddedPrompts {
 /// place of those of the part before, and the backward pass computes them again: memory does not grow with
 /// the number of classes, a step takes another forward pass of the tower.
 pub struct TextActivations<B: Backend> {
-    parts: Vec<TextPart<B>>,
+    parts: Vec<TextPart<B::Tensor>>,
     /// Sizes of a whole part.
     sizes: BlockSizes,
     blocks: Vec<BlockActivations<B>>,
@@ -312,12 +443,12 @@ pub struct TextActivations<B: Backend> {
     sums: Vec<B::Tensor>,
 }
 
-/// Prompts that are computed together.
-struct TextPart<B: Backend> {
+/// Prompts that are computed together, in tensors `T`.
+struct TextPart<T> {
     /// \[n, tokens, D\]
-    embedded: B::Tensor,
+    embedded: T,
     /// u32 \[n\]
-    eos: B::Tensor,
+    eos: T,
     first_class: usize,
     classes: usize,
 }
@@ -338,13 +469,14 @@ impl<B: Backend> TextActivations<B> {
         let together = prompts.together(part);
         let parts = (0..prompts.classes())
             .step_by(together)
-            .map(|first| TextPart::new(backend, prompts, first, together))
+            .map(|first| Self::part(backend, prompts, first, together))
             .collect::<Result<Vec<_>>>()?;
         let sums = match parts.len() {
             0 | 1 => Vec::new(),
             _ => {
+                let trained = lora.iter().flat_map(|l| l.adapters()).flat_map(|l| [&l.a, &l.b]);
                 let empty = |p: &Param<B>| backend.empty(p.value.shape(), backend.parameter_dtype());
-                parameters(lora).map(empty).collect::<Result<_>>()?
+                trained.map(empty).collect::<Result<_>>()?
             }
         };
         let (t, e) = (&tower.config.tower, tower.features);
@@ -369,6 +501,25 @@ impl<B: Backend> TextActivations<B> {
         })
     }
 
+    /// Up to `together` classes from class `first` on.
+    fn part(
+        backend: &B,
+        prompts: &EmbeddedPrompts,
+        first: usize,
+        together: usize,
+    ) -> Result<TextPart<B::Tensor>> {
+        let classes = together.min(prompts.classes() - first);
+        let (row, rows) = (first * prompts.templates, classes * prompts.templates);
+        let embedded = prompts.embed(row, rows)?;
+        let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
+        Ok(TextPart {
+            embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
+            eos: backend.upload(eos.view(), DType::U32)?,
+            first_class: first,
+            classes,
+        })
+    }
+
     /// Sets every buffer to the size of part `index`.
     fn set_part(&mut self, backend: &B, index: usize) -> Result<()> {
         let part = &self.parts[index];
@@ -383,164 +534,6 @@ impl<B: Backend> TextActivations<B> {
         self.output.set_rows(prompts)?;
         let of_classes = [&mut self.classes, &mut self.class_norms, &mut self.d_classes];
         of_classes.into_iter().try_for_each(|tensor| tensor.set_rows(classes))
-    }
-}
-
-impl<B: Backend> TextPart<B> {
-    /// Up to `together` classes from class `first` on.
-    fn new(backend: &B, prompts: &EmbeddedPrompts, first: usize, together: usize) -> Result<Self> {
-        let classes = together.min(prompts.classes() - first);
-        let (row, rows) = (first * prompts.templates, classes * prompts.templates);
-        let embedded = prompts.embed(row, rows)?;
-        let eos = Tensor::from_slice([rows], &prompts.eos_rows[row..row + rows])?;
-        Ok(TextPart {
-            embedded: backend.upload(embedded.view(), backend.compute_dtype())?,
-            eos: backend.upload(eos.view(), DType::U32)?,
-            first_class: first,
-            classes,
-        })
-    }
-}
-
-/// `dropout` for the prompts of part number `part`.
-fn of_part<B: Backend>(dropout: Option<TowerDropout<'_, B>>, part: usize) -> Option<TowerDropout<'_, B>> {
-    dropout.map(|dropout| TowerDropout { part: part as u32, ..dropout })
-}
-
-/// The trained tensors of a tower's adapters.
-fn parameters<B: Backend>(lora: &[BlockLayers<B>]) -> impl Iterator<Item = &Param<B>> {
-    lora.iter().flat_map(|l| l.adapters()).flat_map(|l| [&l.a, &l.b])
-}
-
-impl<B: Backend> TextTower<B> {
-    /// Class features with the adapters beside the weights: `t` \[C, E\] in the parameter dtype. Where there is one
-    /// part, its activations are kept.
-    pub fn forward(
-        &self,
-        backend: &B,
-        lora: &[BlockLayers<B>],
-        dropout: Option<TowerDropout<'_, B>>,
-        a: &mut TextActivations<B>,
-        t: &mut B::Tensor,
-    ) -> Result<()> {
-        for index in 0..a.parts.len() {
-            self.forward_part(backend, lora, dropout, a, index)?;
-            let TextPart { first_class, classes, .. } = a.parts[index];
-            backend.copy_rows(&a.classes, 0, t, first_class, classes)?;
-        }
-        Ok(())
-    }
-
-    fn forward_part(
-        &self,
-        backend: &B,
-        lora: &[BlockLayers<B>],
-        dropout: Option<TowerDropout<'_, B>>,
-        a: &mut TextActivations<B>,
-        index: usize,
-    ) -> Result<()> {
-        a.set_part(backend, index)?;
-        let dropout = of_part(dropout, index);
-        let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
-        let part = &mut parts[index];
-        if let Some(first) = blocks.first_mut() {
-            std::mem::swap(&mut first.input, &mut part.embedded);
-        }
-        let mut result = Ok(());
-        for (l, block) in self.blocks.iter().enumerate() {
-            let (current, next) = blocks.split_at_mut(l + 1);
-            let output = next.first_mut().map_or(&mut *output, |next| &mut next.input);
-            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = BlockMemory { own: &mut current[l], scratch };
-            result = block.forward(backend, lora.get(l), pass, memory, output);
-            if result.is_err() {
-                break;
-            }
-        }
-        if let Some(first) = blocks.first_mut() {
-            std::mem::swap(&mut first.input, &mut part.embedded);
-        }
-        result?;
-        self.project(backend, output, &part.eos, ends)?;
-        backend.class_features(&ends.features, classes, class_norms)
-    }
-
-    /// Class features as evaluation has them, without dropout: `t` \[C, E\]. Adapters that were folded are taken as they
-    /// were then.
-    pub fn infer(
-        &self,
-        backend: &B,
-        lora: &[BlockLayers<B>],
-        a: &mut TextActivations<B>,
-        t: &mut B::Tensor,
-    ) -> Result<()> {
-        for index in 0..a.parts.len() {
-            a.set_part(backend, index)?;
-            let TextActivations { parts, blocks, scratch, output, ends, classes, class_norms, .. } = a;
-            let (part, Some(own)) = (&parts[index], blocks.first_mut()) else { break };
-            backend.copy_rows(&part.embedded, 0, output, 0, part.eos.shape().rows())?;
-            for (l, block) in self.blocks.iter().enumerate() {
-                std::mem::swap(&mut own.input, output);
-                let pass = Pass { form: Form::Folded, rows: &part.eos };
-                block.forward(backend, lora.get(l), pass, BlockMemory { own, scratch }, output)?;
-            }
-            self.project(backend, output, &part.eos, ends)?;
-            backend.class_features(&ends.features, classes, class_norms)?;
-            backend.copy_rows(classes, 0, t, part.first_class, part.classes)?;
-        }
-        Ok(())
-    }
-
-    /// From the gradient of the class features `dt` \[C, E\] to the gradients of all adapters, after
-    /// [`TextTower::forward`] with the same dropout. It stops at the first adapter.
-    pub fn backward(
-        &self,
-        backend: &B,
-        lora: &mut [BlockLayers<B>],
-        dropout: Option<TowerDropout<'_, B>>,
-        a: &mut TextActivations<B>,
-        dt: &B::Tensor,
-    ) -> Result<()> {
-        let Some(stop) = lora.iter().position(|l| l.adapters().next().is_some()) else { return Ok(()) };
-        let last = a.parts.len().saturating_sub(1);
-        // The activations of the last part are still there.
-        for index in (0..a.parts.len()).rev() {
-            if index != last {
-                self.forward_part(backend, lora, dropout, a, index)?;
-            }
-            let TextPart { first_class, classes, .. } = a.parts[index];
-            backend.copy_rows(dt, first_class, &mut a.d_classes, 0, classes)?;
-            self.backward_part(backend, lora, of_part(dropout, index), a, index, stop)?;
-            let gradients = lora.iter_mut().flat_map(|l| l.adapters_mut()).flat_map(|l| [&mut l.a, &mut l.b]);
-            let place = Place::of(last - index, a.parts.len());
-            add_up(backend, gradients.map(|p| &mut p.gradient), &mut a.sums, place)?;
-        }
-        Ok(())
-    }
-
-    /// From the gradient of the part's class features, in `a.d_classes`.
-    fn backward_part(
-        &self,
-        backend: &B,
-        lora: &mut [BlockLayers<B>],
-        dropout: Option<TowerDropout<'_, B>>,
-        a: &mut TextActivations<B>,
-        index: usize,
-        stop: usize,
-    ) -> Result<()> {
-        let (part, d_ends) = (&a.parts[index], &mut a.d_ends);
-        backend.class_features_backward(&a.d_classes, &a.classes, &a.class_norms, &mut d_ends.features)?;
-        self.end.backward(backend, &a.ends, d_ends)?;
-        // Behind the blocks `output` is free: it carries the gradient of the token sequence.
-        backend.clear(&mut a.output)?;
-        backend.take_rows_backward(&a.d_ends.last, &part.eos, &mut a.output)?;
-        for l in (stop..self.blocks.len()).rev() {
-            let pass = Pass { form: Form::beside(dropout, Tower::Text, l), rows: &part.eos };
-            let memory = BlockMemory { own: &mut a.blocks[l], scratch: &mut a.scratch };
-            let gradient = Gradient { d: &mut a.output, d_input: None, wanted: l > stop };
-            self.blocks[l].backward(backend, lora.get_mut(l), pass, memory, gradient)?;
-        }
-        Ok(())
     }
 }
 

@@ -171,7 +171,7 @@ impl<B: Backend> VisionTower<B> {
         }
         self.embed(backend, pixels, mix, prompts, 0, a)?;
         for (l, block) in self.blocks.iter().enumerate() {
-            let sizes = self.sizes(l, prompts, a.batch);
+            let (sizes, form) = (self.sizes(l, prompts, a.batch), a.form(tuning.dropout, l));
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
             let output = match (block.rows(), next.first_mut()) {
@@ -184,17 +184,11 @@ impl<B: Backend> VisionTower<B> {
             };
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
-            let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
+            let pass = Pass { form, rows: &a.class_rows };
             let memory = BlockMemory { own: &mut current[l], scratch };
             block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
-            if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
-                let (values, set) = (&prompts.param.value, prompts.set(l + 1));
-                match prompts.mode {
-                    PromptMode::Replace => backend.replace_prompts(values, set, &mut next.input)?,
-                    PromptMode::Accumulate => {
-                        backend.insert_prompts(&a.full_output, values, set, &mut next.input)?
-                    }
-                }
+            if let Some(next) = next.first_mut() {
+                Self::add_prompts(backend, prompts, l + 1, &a.full_output, &mut next.input)?;
             }
         }
         self.project(backend, a)
@@ -229,7 +223,12 @@ impl<B: Backend> VisionTower<B> {
             let current = &mut a.blocks[memory_of(l)];
             if l > 0 {
                 current.set_extent(backend, sizes)?;
-                exchanged[l] = advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
+                // Where there are as many tokens as behind the block before, the two buffers change places.
+                exchanged[l] = prompts.is_none_or(|prompts| prompts.mode == PromptMode::Replace);
+                if exchanged[l] {
+                    std::mem::swap(&mut a.full_output, &mut current.input);
+                }
+                Self::add_prompts(backend, prompts, l, &a.full_output, &mut current.input)?;
             }
             let (scratch, output) = match block.rows() {
                 Rows::One => (&mut a.class_scratch, &mut a.ends.last),
@@ -280,6 +279,23 @@ impl<B: Backend> VisionTower<B> {
         }
     }
 
+    /// Makes the tokens in front of block `l` of those behind the block before: prompts in the place of those that are
+    /// there, in `input`, or beside all of `output`.
+    fn add_prompts(
+        backend: &B,
+        prompts: Option<&Prompts<B>>,
+        l: usize,
+        output: &B::Tensor,
+        input: &mut B::Tensor,
+    ) -> Result<()> {
+        let Some(prompts) = prompts else { return Ok(()) };
+        let (values, set) = (&prompts.param.value, prompts.set(l));
+        match prompts.mode {
+            PromptMode::Replace => backend.replace_prompts(values, set, input),
+            PromptMode::Accumulate => backend.insert_prompts(output, values, set, input),
+        }
+    }
+
     /// From the class token behind the last block to the normalised features.
     fn project(&self, backend: &B, a: &mut VisionActivations<B>) -> Result<()> {
         if self.blocks.last().is_none_or(|block| block.rows() == Rows::All) {
@@ -316,7 +332,7 @@ impl<B: Backend> VisionTower<B> {
         let width = self.config.tower.width;
         let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
-            let sizes = self.sizes(l, prompts.as_deref(), a.batch);
+            let (sizes, form) = (self.sizes(l, prompts.as_deref(), a.batch), a.form(dropout, l));
             let wanted = l > stop || prompts.is_some() || !self.savings.stop_at_first_trained;
             let (block, own) = (&self.blocks[l], &mut a.blocks[l]);
             // Behind the blocks `full_output` is free: it carries the gradient of the token sequence.
@@ -330,19 +346,20 @@ impl<B: Backend> VisionTower<B> {
                 Rows::All => (&mut a.scratch, &mut a.full_output, None),
             };
             scratch.set_extent(backend, sizes)?;
-            let pass = Pass { form: training_form(a.trains_folded, dropout, l), rows: &a.class_rows };
+            let pass = Pass { form, rows: &a.class_rows };
             let (memory, gradient) = (BlockMemory { own, scratch }, Gradient { d, d_input, wanted });
             block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
-                shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
+                shortened[l] = a.prompts_backward(backend, prompts, l, before)?;
             }
         }
         self.end_backward(backend, lora, stop, &shortened, a)
     }
 
     /// Computes the gradients that blocks from `stop` on left to the end of the backward pass, and puts every tensor
-    /// back in its place. `shortened` says in front of which blocks [`prompts_backward`] exchanged tensors.
+    /// back in its place. `shortened` says in front of which blocks [`VisionActivations::prompts_backward`] exchanged
+    /// tensors.
     fn end_backward(
         &self,
         backend: &B,
@@ -369,71 +386,6 @@ impl<B: Backend> VisionTower<B> {
         }
         Ok(())
     }
-}
-
-/// How training steps take the adapters of block `layer`.
-fn training_form<B: Backend>(
-    folded: bool,
-    dropout: Option<TowerDropout<'_, B>>,
-    layer: usize,
-) -> Form<'_, B> {
-    match folded {
-        true => Form::Folded,
-        false => Form::beside(dropout, Tower::Vision, layer),
-    }
-}
-
-/// The tokens behind block `l` − 1 become those in front of block `l`. Where there are as many, the two
-/// buffers change places: true.
-fn advance<B: Backend>(
-    backend: &B,
-    prompts: Option<&Prompts<B>>,
-    l: usize,
-    output: &mut B::Tensor,
-    input: &mut B::Tensor,
-) -> Result<bool> {
-    let Some(prompts) = prompts else {
-        std::mem::swap(input, output);
-        return Ok(true);
-    };
-    let (values, set) = (&prompts.param.value, prompts.set(l));
-    match prompts.mode {
-        PromptMode::Replace => {
-            std::mem::swap(input, output);
-            backend.replace_prompts(values, set, input)?;
-            Ok(true)
-        }
-        PromptMode::Accumulate => {
-            backend.insert_prompts(output, values, set, input)?;
-            Ok(false)
-        }
-    }
-}
-
-/// Adds the gradient of the prompts in front of block `l`. `a.full_output` holds the gradient of the block's
-/// input and then that of the output of the block before it, whose shape is `before`. True where it has changed places
-/// with `a.shorter`.
-fn prompts_backward<B: Backend>(
-    backend: &B,
-    prompts: &mut Prompts<B>,
-    l: usize,
-    before: Option<[usize; 3]>,
-    a: &mut VisionActivations<B>,
-) -> Result<bool> {
-    let (set, mode) = (prompts.set(l), prompts.mode);
-    let gradient = &mut prompts.param.gradient;
-    match (before, mode, &mut a.shorter) {
-        // In front of the first block there is nothing to train but the prompts.
-        (None, ..) => backend.insert_prompts_backward(&a.full_output, set, gradient, None)?,
-        (Some(before), PromptMode::Accumulate, Some(shorter)) => {
-            shorter.set_shape(before.into())?;
-            backend.insert_prompts_backward(&a.full_output, set, gradient, Some(shorter))?;
-            std::mem::swap(&mut a.full_output, shorter);
-            return Ok(true);
-        }
-        _ => backend.replace_prompts_backward(&mut a.full_output, set, gradient)?,
-    }
-    Ok(false)
 }
 
 /// Use that a tower's memory is allocated for.
@@ -543,6 +495,40 @@ impl<B: Backend> VisionActivations<B> {
         let tensors = [&mut self.patches, &mut self.products, &mut self.class_rows, &mut self.full_output];
         tensors.into_iter().try_for_each(|tensor| tensor.set_rows(batch))
     }
+
+    /// How training steps take the adapters of block `layer`.
+    fn form<'d>(&self, dropout: Option<TowerDropout<'d, B>>, layer: usize) -> Form<'d, B> {
+        match self.trains_folded {
+            true => Form::Folded,
+            false => Form::beside(dropout, Tower::Vision, layer),
+        }
+    }
+
+    /// Adds the gradient of the prompts in front of block `l`. `full_output` holds the gradient of the block's
+    /// input and then that of the output of the block before it, whose shape is `before`. True where it has changed places
+    /// with `shorter`.
+    fn prompts_backward(
+        &mut self,
+        backend: &B,
+        prompts: &mut Prompts<B>,
+        l: usize,
+        before: Option<[usize; 3]>,
+    ) -> Result<bool> {
+        let (set, mode) = (prompts.set(l), prompts.mode);
+        let gradient = &mut prompts.param.gradient;
+        match (before, mode, &mut self.shorter) {
+            // In front of the first block there is nothing to train but the prompts.
+            (None, ..) => backend.insert_prompts_backward(&self.full_output, set, gradient, None)?,
+            (Some(before), PromptMode::Accumulate, Some(shorter)) => {
+                shorter.set_shape(before.into())?;
+                backend.insert_prompts_backward(&self.full_output, set, gradient, Some(shorter))?;
+                std::mem::swap(&mut self.full_output, shorter);
+                return Ok(true);
+            }
+            _ => backend.replace_prompts_backward(&mut self.full_output, set, gradient)?,
+        }
+        Ok(false)
+    }
 }
 
 #[cfg(test)]
@@ -552,7 +538,7 @@ mod tests {
     use crate::backend::cpu::Cpu;
     use crate::clip::config::TowerConfig;
     use crate::clip::random::RandomWeights;
-    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, fold, initial_prompts};
+    use crate::tune::{Head, PromptSharing, PromptSpec, Site, Target, Trained, initial_prompts};
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
@@ -611,7 +597,7 @@ mod tests {
         let pixels: Vec<u8> = (0..images * 32 * 32 * 3).map(|i| (i * i % 251) as u8).collect();
         let pixels = Tensor::from_slice([images, 32, 32, 3], &pixels).unwrap();
         for _ in 0..2 {
-            fold(&backend, &mut trained.lora).unwrap();
+            BlockLayers::fold(&backend, &mut trained.lora).unwrap();
             tower.forward(&backend, &pixels, None, trained.tower(), &mut a).unwrap();
             let d = a.d_ends.features.typed_mut::<f32>().unwrap();
             d.iter_mut().enumerate().for_each(|(i, d)| *d = (i % 7) as f32 - 3.0);

@@ -4,7 +4,7 @@
 
 use super::memory::{Estimate, allocated_by, check_batch};
 use super::model::Model;
-use super::run::initial::{Towers, learner_spec, trained_parts};
+use super::run::initial::{Towers, learner_spec};
 use super::run::ladder::Passes;
 use super::work::Counted;
 use super::{Result, TrainError};
@@ -95,10 +95,10 @@ impl Plan {
             false => (None, 0),
         };
         let text_tower = text_training.as_ref().map(|text| &*text.tower);
-        let towers = Towers { vision: &tower, text: text_tower, config: &model.config };
+        let towers = Towers { backend, vision: &tower, text: text_tower, config: &model.config };
         let from = settings.init_from.as_deref();
         let (trained, trained_bytes) =
-            allocated_by(backend, || trained_parts(backend, towers, settings, from, names, &text))?;
+            allocated_by(backend, || towers.trained_parts(settings, from, names, &text))?;
         let side = model.preprocess.image_size();
         let shape: Shape = match settings.dtype {
             CacheType::U8 => [side, side, 3].into(),

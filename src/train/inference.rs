@@ -12,7 +12,7 @@ use crate::data::decode::Orientation;
 use crate::hash::{Parts, hex};
 use crate::settings::Settings;
 use crate::tensor::{DType, Tensor};
-use crate::tune::{self, BlockLayers, PromptSpec, Prompts, TowerTuning};
+use crate::tune::{BlockLayers, PromptSpec, Prompts, TowerTuning};
 use std::path::{Path, PathBuf};
 
 /// Where what was trained in the tower is kept; nothing for plain CLIP.
@@ -84,7 +84,7 @@ impl<B: Backend> TunedTower<B> {
             let mut adapter = Adapter::load(dir)?;
             adapter.check(&model.config)?;
             lora = tower.adapters(&backend, &adapter.spec.clone(), &mut adapter)?;
-            tune::fold(&backend, &mut lora)?;
+            BlockLayers::fold(&backend, &mut lora)?;
         }
         let prompts = match &files.prompts {
             Some((path, spec)) => {

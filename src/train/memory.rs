@@ -7,7 +7,6 @@ use crate::backend::{Backend, DeviceMemory};
 use crate::clip::text::PART;
 use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
-use crate::tune::adapted::room_to_fold;
 use crate::tune::{BlockLayers, TowerTuning, Trained};
 
 /// Batches of pixels that are on their way to the device while it works on another.
@@ -37,7 +36,7 @@ impl Estimate {
         let [fixed, image] = measured(backend, |batch| {
             Ok(Room::new(backend, tower, trained, &LearnerSpec { batch, ..spec.clone() }, folds)?)
         })?;
-        let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, &trained.lora)?))?;
+        let (_, folded) = allocated_by(backend, || Ok(BlockLayers::room_to_fold(backend, &trained.lora)?))?;
         let weights = if spec.keeps_activations(trained) { tower.bytes_to_come(backend) } else { 0 };
         let text = match text.filter(|_| !trained.text_lora.is_empty()) {
             Some(text) => of_text(backend, text, &trained.text_lora, spec.dropout.is_some())?,
@@ -98,7 +97,7 @@ fn of_text<B: Backend>(
         Ok(two + (classes - 2) * class + (together - 1) * of_part)
     };
     let [one, two] = [of_templates(1)?, of_templates(2)?];
-    let (_, folded) = allocated_by(backend, || Ok(room_to_fold(backend, lora)?))?;
+    let (_, folded) = allocated_by(backend, || Ok(BlockLayers::room_to_fold(backend, lora)?))?;
     Ok(one + prompts.templates().saturating_sub(1) * two.saturating_sub(one) + folded)
 }
 
@@ -283,7 +282,7 @@ mod tests {
                 allocated_by(&backend, || of_text(&backend, &training, &lora, true)).unwrap();
             let (_, real) = allocated_by(&backend, || {
                 let tuning = TextTuning::new(&backend, tower.clone(), &training.prompts, &lora, true, PART)?;
-                Ok((tuning, room_to_fold(&backend, &lora)?))
+                Ok((tuning, BlockLayers::room_to_fold(&backend, &lora)?))
             })
             .unwrap();
             assert_eq!(estimate, real, "{rows} prompts");

@@ -16,7 +16,7 @@ use crate::data::Preprocess;
 use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::tensor::Tensor;
-use crate::tune;
+use crate::tune::BlockLayers;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -160,7 +160,7 @@ impl Model {
         let mut lora = Vec::new();
         if let Some(adapter) = adapter {
             lora = tower.adapters(backend, &adapter.spec.clone(), adapter)?;
-            tune::fold(backend, &mut lora)?;
+            BlockLayers::fold(backend, &mut lora)?;
         }
         let features = tower.features(backend, &self.weights, &tokens, &lora, monitor)?;
         Ok(TextClassifier {

@@ -3,7 +3,7 @@
 use super::Result;
 use super::learner::{Batch, Input, Learner, LearnerSpec, MicroBatch, Which};
 use super::model::Model;
-use super::run::initial::{Towers, trained_parts};
+use super::run::initial::Towers;
 use crate::backend::Backend;
 use crate::backend::tally::Tally;
 use crate::clip::text::{EmbeddedPrompts, PART, TextClassifier, TextTower};
@@ -44,8 +44,8 @@ impl Counted {
             None => None,
         };
         let of_text = text_tower.as_ref().map(|(tower, _)| &**tower);
-        let towers = Towers { vision: &tower, text: of_text, config };
-        let trained = trained_parts(&tally, towers, settings, None, classes, text)?;
+        let towers = Towers { backend: &tally, vision: &tower, text: of_text, config };
+        let trained = towers.trained_parts(settings, None, classes, text)?;
         let mut learner = Learner::new(tally.clone(), Arc::new(tower), trained, text, &spec)?;
         if let Some((tower, prompts)) = text_tower {
             learner = learner.with_text_tower(tower, prompts, PART)?;

@@ -363,31 +363,28 @@ impl<B: Backend> BlockLayers<B> {
     pub fn adapters_mut(&mut self) -> impl Iterator<Item = &mut LoraLayer<B>> {
         self.iter_mut().filter_map(|(_, layer)| layer.adapter.as_mut())
     }
-}
 
-/// Memory for copies of all adapted layers of a tower with the adapters folded in; none where they stay beside the
-/// weights.
-pub(crate) fn room_to_fold<B: Backend>(
-    backend: &B,
-    blocks: &[BlockLayers<B>],
-) -> Result<Vec<PerLayer<Option<Linear<B>>>>> {
-    blocks.iter().map(|block| block.map(|_, layer| layer.room_to_fold(backend))).collect()
-}
-
-/// Gives all adapted layers of a tower that memory, if they have none yet.
-pub(crate) fn make_room_to_fold<B: Backend>(backend: &B, blocks: &mut [BlockLayers<B>]) -> Result<()> {
-    let mut layers = blocks.iter_mut().flat_map(|block| block.iter_mut());
-    layers.try_for_each(|(_, layer)| layer.make_room_to_fold(backend))
-}
-
-/// Folds the adapters of a tower as they are now into copies of the weights, which evaluation takes. In bf16 they
-/// stay beside the weights.
-pub fn fold<B: Backend>(backend: &B, blocks: &mut [BlockLayers<B>]) -> Result<()> {
-    make_room_to_fold(backend, blocks)?;
-    let layers = blocks.iter_mut().flat_map(|block| block.iter_mut());
-    let mut layers: Vec<_> = layers.filter_map(|(_, layer)| layer.fold()).collect();
-    if layers.is_empty() {
-        return Ok(());
+    /// Memory for copies of all adapted layers of a tower with the adapters folded in; none where they stay beside the
+    /// weights.
+    pub(crate) fn room_to_fold(backend: &B, blocks: &[Self]) -> Result<Vec<PerLayer<Option<Linear<B>>>>> {
+        blocks.iter().map(|block| block.map(|_, layer| layer.room_to_fold(backend))).collect()
     }
-    backend.lora_fold(&mut layers)
+
+    /// Gives all adapted layers of a tower that memory, if they have none yet.
+    pub(crate) fn make_room_to_fold(backend: &B, blocks: &mut [Self]) -> Result<()> {
+        let mut layers = blocks.iter_mut().flat_map(|block| block.iter_mut());
+        layers.try_for_each(|(_, layer)| layer.make_room_to_fold(backend))
+    }
+
+    /// Folds the adapters of a tower as they are now into copies of the weights, which evaluation takes. In bf16 they
+    /// stay beside the weights.
+    pub fn fold(backend: &B, blocks: &mut [Self]) -> Result<()> {
+        Self::make_room_to_fold(backend, blocks)?;
+        let layers = blocks.iter_mut().flat_map(|block| block.iter_mut());
+        let mut layers: Vec<_> = layers.filter_map(|(_, layer)| layer.fold()).collect();
+        if layers.is_empty() {
+            return Ok(());
+        }
+        backend.lora_fold(&mut layers)
+    }
 }

@@ -47,6 +47,11 @@ pub enum Slot {
 }
 
 impl<'a, B: Backend> TowerDropout<'a, B> {
+    /// The same for part number `part` of a batch.
+    pub(crate) fn of_part(self, part: usize) -> Self {
+        TowerDropout { part: part as u32, ..self }
+    }
+
     pub(crate) fn of(&self, tower: Tower, layer: usize) -> BlockDropout<'a, B> {
         let site = self.part << 16 | (tower as u32) << 15 | (layer as u32) << 3;
         BlockDropout { draw: self.draw, probability: self.probability, site }

@@ -10,7 +10,7 @@ pub(crate) mod prompts;
 use crate::backend::{Backend, DeviceTensor, Result, copyable};
 use crate::tensor::View;
 
-pub use adapted::{BlockLayers, fold};
+pub use adapted::BlockLayers;
 pub use dropout::{DropoutSpec, TowerDropout};
 pub use head::{Head, HeadScale, HeadScaleRule, initial_head};
 pub(crate) use lora::LoraLayer;
@@ -180,21 +180,21 @@ impl<B: Backend> Trained<B> {
 
     /// A name for each of [`Trained::params`], in the same order.
     pub fn names(&self) -> Vec<String> {
-        let lora = names_of(&self.lora, "").chain(names_of(&self.text_lora, "text."));
+        let lora = Self::names_of(&self.lora, "").chain(Self::names_of(&self.text_lora, "text."));
         let prompts = self.prompts.as_ref().map(|_| "prompts".to_string());
         let head = ["head.weight", "head.bias"].map(String::from).into_iter().filter(|_| self.head.trained);
         head.chain(prompts).chain(lora).collect()
     }
-}
 
-/// A name for each tensor of a tower's adapters.
-fn names_of<B: Backend>(lora: &[BlockLayers<B>], prefix: &str) -> impl Iterator<Item = String> {
-    lora.iter().enumerate().flat_map(move |(l, block)| {
-        block.adapters().flat_map(move |layer| {
-            let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
-            ["lora_A", "lora_B"].map(|part| format!("{prefix}layers.{l}.{}.{part}", targets.join("+")))
+    /// A name for each tensor of a tower's adapters.
+    fn names_of(lora: &[BlockLayers<B>], prefix: &str) -> impl Iterator<Item = String> {
+        lora.iter().enumerate().flat_map(move |(l, block)| {
+            block.adapters().flat_map(move |layer| {
+                let targets: Vec<&str> = layer.targets.iter().map(|t| t.name()).collect();
+                ["lora_A", "lora_B"].map(|part| format!("{prefix}layers.{l}.{}.{part}", targets.join("+")))
+            })
         })
-    })
+    }
 }
 
 /// The trained parts inside a vision tower.

@@ -7,7 +7,7 @@ use clip_engine::backend::cuda::{Cuda, LoraForm};
 use clip_engine::backend::prelude::*;
 use clip_engine::dev::bench::Op;
 use clip_engine::dev::listing::Listing;
-use clip_engine::dev::ops::bench::{self as ops, Sizes};
+use clip_engine::dev::ops::bench::{Made, Sizes, each};
 use clip_engine::dev::twin::Twin;
 use clip_engine::tensor::DType;
 use std::sync::Arc;
@@ -67,10 +67,8 @@ fn differences(dtype: DType) -> Vec<String> {
             }
             Ok(())
         };
-        match form {
-            LoraForm::Gemm => ops::lora(&cuda, &SIZES, &mut visit).unwrap(),
-            _ => ops::each(&cuda, &SIZES, None, &mut visit).unwrap(),
-        }
+        let made = if form == LoraForm::Gemm { Made::Lora } else { Made::All };
+        each(&cuda, &SIZES, made, &mut visit).unwrap();
     }
     found
 }

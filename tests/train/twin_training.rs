@@ -21,7 +21,7 @@ use clip_engine::progress::Silent;
 use clip_engine::tensor::{DType, Shape, Tensor};
 use clip_engine::train::learner::{Batch, Input, Learner, StepStats, Which};
 use clip_engine::tune::LoraInit;
-use clip_engine::tune::{BlockLayers, LoraSpec, Site, Target, Tower, TowerTuning, fold};
+use clip_engine::tune::{BlockLayers, LoraSpec, Site, Target, Tower, TowerTuning};
 
 fn twin(dtype: DType) -> Cuda {
     on_twin(dtype, 90).unwrap()
@@ -465,7 +465,7 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
     let (pixels, _) = tiny(TinySizes::EVEN).pixels(30).unwrap();
     let pixels = backend.upload(pixels.view(), DType::U8).unwrap();
     let features = |lora: &mut [BlockLayers<Cuda>]| {
-        fold(&backend, lora).unwrap();
+        BlockLayers::fold(&backend, lora).unwrap();
         let tuning = TowerTuning { lora, prompts: None, dropout: None };
         let mut a = VisionActivations::new(&backend, &tower, 6, tuning, Purpose::Inference).unwrap();
         tower.infer(&backend, &pixels, None, tuning, &mut a).unwrap();
@@ -484,7 +484,7 @@ fn updates_below_half_a_step_of_the_weights_move_the_features_in_bf16() {
         cut: Vec::new(),
     };
     let features = |lora: &mut [BlockLayers<Cuda>]| {
-        fold(&backend, lora).unwrap();
+        BlockLayers::fold(&backend, lora).unwrap();
         tower.features(&backend, &source, &tokens, lora, &Silent).unwrap()
     };
     assert_ne!(features(&mut lora).bytes(), features(&mut []).bytes(), "text tower");

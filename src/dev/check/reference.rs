@@ -17,8 +17,8 @@ use crate::progress::Silent;
 use crate::tensor::{DType, Shape, Tensor};
 use crate::train::learner::{Batch, Learner, LearnerSpec, MicroBatch, Which, loss_scaling};
 use crate::tune::{
-    BlockLayers, DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target,
-    Tower, Trained, lora::LoraInit,
+    DropoutSpec, Head, LoraSpec, Param, Place, PromptMode, PromptSharing, Prompts, Site, Target, Tower,
+    Trained, lora::LoraInit,
 };
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -301,10 +301,9 @@ impl Batches {
 }
 
 /// Features as the head gets them: mixed where they are what is mixed.
-fn features<B: Backend>(learner: &Learner<B>, on: Option<MixOn>, draw: Option<&MixDraw>) -> Result<Vec<f64>> {
-    let features = learner.features()?.view().to_tensor(DType::F64)?;
-    let (width, f) = (features.shape().columns(), features.typed::<f64>()?);
-    let (Some(MixOn::Features), Some(draw)) = (on, draw) else { return Ok(f.to_vec()) };
+fn features(features: &Tensor, on: Option<MixOn>, draw: Option<&MixDraw>) -> Result<Vec<f64>> {
+    let (width, f) = (features.shape().columns(), f64s(features)?);
+    let (Some(MixOn::Features), Some(draw)) = (on, draw) else { return Ok(f) };
     let mixed = (0..f.len()).map(|i| {
         let (row, column) = (i / width, i % width);
         let (own, partner) = (f64::from(draw.lambda[row]), draw.partner[row] as usize);
@@ -320,13 +319,30 @@ fn adapter(site: Site) -> String {
     format!("{prefix}lora.{layer}.{target}")
 }
 
+fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
+    Ok(tensor.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
+}
+
 /// One start of the trained tensors: B = 0 as in training, or B ≠ 0 ("warm.").
+#[derive(Clone, Copy)]
 struct Start<'a> {
     reference: &'a Reference,
     prefix: &'static str,
 }
 
 impl Start<'_> {
+    /// Adds a row comparing `ours` with what the reference has of this start under `name` in f64; where it also has
+    /// f32, its own error is shown.
+    fn compare(&self, rows: &mut Vec<Row>, label: &str, name: &str, ours: &[f64], bound: f64) -> Result<()> {
+        let Start { reference, prefix } = self;
+        let exact = reference.values(&format!("{prefix}f64.{name}"))?;
+        let peer = reference.values(&format!("{prefix}f32.{name}"));
+        let peer = peer.ok().map(|peer| relative_error(&peer, &exact));
+        let error = relative_error(ours, &exact);
+        rows.push(Row { peer, ..Row::new(format!("{prefix}{label}"), "f32", error, bound) });
+        Ok(())
+    }
+
     /// Makes sure that every adapter is there.
     fn check(&self, config: &ClipConfig) -> Result<()> {
         let meta = &self.reference.meta;
@@ -374,55 +390,35 @@ pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<
     let config = ClipConfig::load(model)?;
     let weights = Weights::open(model)?;
     weights.check(&config)?;
-    let mut rows = Vec::new();
-    let text = Text::load(backend, &reference, &config, &weights, &mut rows)?;
+    let mut comparison = Comparison::of_text(backend, &reference, &config, &weights)?;
     let names = reference.names()?;
     for prefix in ["", "warm."] {
         if names.iter().any(|name| name.starts_with(&format!("{prefix}init."))) {
-            let start = Start { reference: &reference, prefix };
-            compare_start(backend, &start, &config, &weights, &text, &names, &mut rows)?;
+            comparison.of_start(Start { reference: &reference, prefix }, &names)?;
         }
     }
-    Ok(rows)
+    Ok(comparison.rows)
 }
 
-/// Adds a row comparing `ours` with the reference's f64 `name`; where the reference also has f32, its own
-/// error is shown.
-fn row(
-    rows: &mut Vec<Row>,
-    reference: &Reference,
-    label: String,
-    name: &str,
-    ours: &[f64],
-    bound: f64,
-) -> Result<()> {
-    let (prefix, quantity) = name.split_once("f64.").unwrap_or(("", name));
-    let exact = reference.values(name)?;
-    let peer = reference.values(&format!("{prefix}f32.{quantity}"));
-    let peer = peer.ok().map(|peer| relative_error(&peer, &exact));
-    rows.push(Row { peer, ..Row::new(label, "f32", relative_error(ours, &exact), bound) });
-    Ok(())
+/// A model that stands beside a reference, with the text tower and what it makes of the reference's prompts.
+struct Comparison<'a, B: Backend> {
+    backend: &'a B,
+    reference: &'a Reference,
+    config: &'a ClipConfig,
+    weights: &'a Weights,
+    text_tower: Arc<TextTower<B>>,
+    text_prompts: EmbeddedPrompts,
+    text: TextClassifier,
+    rows: Vec<Row>,
 }
 
-fn to_f64<B: Backend>(backend: &B, tensor: &B::Tensor) -> Result<Vec<f64>> {
-    f64s(&backend.download(tensor)?)
-}
-
-/// The text tower and what it makes of the reference's prompts.
-struct Text<B: Backend> {
-    tower: Arc<TextTower<B>>,
-    prompts: EmbeddedPrompts,
-    classifier: TextClassifier,
-}
-
-impl<B: Backend> Text<B> {
-    /// Computes the class features of the frozen tower and compares them.
-    fn load(
-        backend: &B,
-        reference: &Reference,
-        config: &ClipConfig,
-        weights: &Weights,
-        rows: &mut Vec<Row>,
+impl<'a, B: Backend> Comparison<'a, B> {
+    /// Computes the class features of the frozen text tower and compares them.
+    fn of_text(
+        backend: &'a B,
+        reference: &'a Reference,
+        config: &'a ClipConfig,
+        weights: &'a Weights,
     ) -> Result<Self> {
         let shape = reference.tensor("text.input_ids")?.shape();
         let ids = reference.indices("text.input_ids")?;
@@ -433,151 +429,229 @@ impl<B: Backend> Text<B> {
         let features = tower.features(backend, weights, &tokens, &[], &Silent)?;
         let templates = reference.meta.templates;
         let classes = text::class_features(&features, templates)?;
-        row(rows, reference, "text features".into(), "f64.text_features", classes.typed::<f64>()?, 1e-5)?;
+        let (start, mut rows) = (Start { reference, prefix: "" }, Vec::new());
+        start.compare(&mut rows, "text features", "text_features", classes.typed::<f64>()?, 1e-5)?;
         let scale = text::logit_scale(weights)?;
-        row(rows, reference, "logit scale".into(), "f64.logit_scale", &[scale.ln()], 1e-6)?;
-        Ok(Text {
-            tower: Arc::new(tower),
-            prompts: EmbeddedPrompts::new(weights, &config.text, &tokens, templates)?,
-            classifier: TextClassifier { features: classes, scale },
+        start.compare(&mut rows, "logit scale", "logit_scale", &[scale.ln()], 1e-6)?;
+        Ok(Comparison {
+            backend,
+            reference,
+            config,
+            weights,
+            text_tower: Arc::new(tower),
+            text_prompts: EmbeddedPrompts::new(weights, &config.text, &tokens, templates)?,
+            text: TextClassifier { features: classes, scale },
+            rows,
         })
     }
-}
 
-fn compare_start<B: Backend>(
-    backend: &B,
-    start: &Start<'_>,
-    config: &ClipConfig,
-    weights: &Weights,
-    text: &Text<B>,
-    names: &[String],
-    rows: &mut Vec<Row>,
-) -> Result<()> {
-    let (reference, prefix) = (start.reference, start.prefix);
-    let batches = Batches::read(reference, config.vision.image_size)?;
-    let mut learner = build(backend, start, config, weights, text, batches.size())?;
-    let (batch, on) = (batches.first(), reference.meta.variant.mix());
-    let label = |what: &str| format!("{prefix}{what}");
-    let name = |what: &str| format!("{prefix}f64.{what}");
-
-    compare_evaluation(&mut learner, start, batch, rows)?;
-    learner.loss(batch)?;
-    let features = features(&learner, on, batch.mix)?;
-    row(rows, reference, label("features"), &name("features"), &features, 1e-5)?;
-    let (head, text) = learner.logits()?;
-    if reference.meta.has_head() {
-        row(rows, reference, label("head_logits"), &name("head_logits"), &f64s(&head)?, 1e-5)?;
-    }
-    row(rows, reference, label("text_logits"), &name("text_logits"), &f64s(&text)?, 1e-5)?;
-    learner.gradients(batch)?;
-    let stats = learner.stats()?;
-    let mut losses = vec![(stats.loss, "loss"), (stats.parts.loss_text, "ce_text")];
-    if reference.meta.has_head() {
-        losses.push((stats.parts.loss_head, "ce_head"));
-    }
-    if reference.meta.variant == Variant::Triplet {
-        losses.push((stats.parts.loss_triplet, "triplet"));
-    }
-    for (value, what) in losses {
-        row(rows, reference, label(what), &name(what), &[value], 1e-5)?;
-    }
-    // In f16 the gradients are computed as many times too large as the loss is scaled.
-    let loss_scale = loss_scaling(learner.backend()).map_or(1.0, |scaling| scaling.start);
-    for (tensor, mut values) in named(&learner, |p| &p.gradient)? {
-        values.iter_mut().for_each(|value| *value /= loss_scale);
-        let gradient = label(&format!("grad {tensor}"));
-        row(rows, reference, gradient, &name(&format!("grad.{tensor}")), &values, 1e-4)?;
-    }
-    if names.contains(&name("traj.loss")) {
-        run(&mut learner, reference, prefix, &batches, rows)?;
-    }
-    Ok(())
-}
-
-/// Features and logits of evaluation, with the adapters folded into the weights, and without dropout.
-fn compare_evaluation<B: Backend>(
-    learner: &mut Learner<B>,
-    start: &Start<'_>,
-    batch: Batch<'_>,
-    rows: &mut Vec<Row>,
-) -> Result<()> {
-    let (reference, prefix) = (start.reference, start.prefix);
-    let on = reference.meta.variant.mix();
-    let pass = if reference.meta.dropout > 0.0 { "eval." } else { "" };
-    let name = |what: &str| format!("{prefix}f64.{pass}{what}");
-    // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
-    if on == Some(MixOn::Pixels) {
-        return Ok(());
-    }
-    learner.evaluate(batch.input, batch.labels, Which::Tuned)?;
-    let features = features(learner, on, batch.mix)?;
-    row(rows, reference, format!("{prefix}features, folded"), &name("features"), &features, 1e-5)?;
-    if on.is_some() {
-        return Ok(());
-    }
-    let (head, text) = learner.logits()?;
-    // A head that is not trained gives the logits of the text features.
-    let of_head = if reference.meta.has_head() { "head_logits" } else { "text_logits" };
-    let label = format!("{prefix}head_logits, folded");
-    row(rows, reference, label, &name(of_head), &f64s(&head)?, 1e-5)?;
-    row(rows, reference, format!("{prefix}text_logits, folded"), &name("text_logits"), &f64s(&text)?, 1e-5)
-}
-
-fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
-    Ok(tensor.view().to_tensor(DType::F64)?.typed::<f64>()?.to_vec())
-}
-
-/// The steps of the reference, from the start: losses and final tensors.
-fn run<B: Backend>(
-    learner: &mut Learner<B>,
-    reference: &Reference,
-    prefix: &str,
-    batches: &Batches,
-    rows: &mut Vec<Row>,
-) -> Result<()> {
-    let hp = &reference.meta.hp;
-    let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
-    let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
-    let (steps, mut losses, mut norms) = (reference.meta.steps, Vec::new(), Vec::new());
-    while norms.len() < steps {
-        let (batch, micro) = batches.of(losses.len())?;
-        learner.train(batch, micro, &rates, 1.0)?;
+    /// Compares the passes from `start`, and the steps where the reference, which has tensors of these `names`, has any.
+    fn of_start(&mut self, start: Start<'_>, names: &[String]) -> Result<()> {
+        let meta = &self.reference.meta;
+        let batches = Batches::read(self.reference, self.config.vision.image_size)?;
+        let mut learner = self.learner(start, batches.size())?;
+        let batch = batches.first();
+        self.of_evaluation(&mut learner, start, batch)?;
+        learner.loss(batch)?;
+        let rows = &mut self.rows;
+        let features = features(&learner.features()?, meta.variant.mix(), batch.mix)?;
+        start.compare(rows, "features", "features", &features, 1e-5)?;
+        let (head, text) = learner.logits()?;
+        if meta.has_head() {
+            start.compare(rows, "head_logits", "head_logits", &f64s(&head)?, 1e-5)?;
+        }
+        start.compare(rows, "text_logits", "text_logits", &f64s(&text)?, 1e-5)?;
+        learner.gradients(batch)?;
         let stats = learner.stats()?;
-        losses.push(stats.loss);
-        if micro.place.completes() {
-            norms.push(stats.grad_norm);
+        let mut losses = vec![(stats.loss, "loss"), (stats.parts.loss_text, "ce_text")];
+        if meta.has_head() {
+            losses.push((stats.parts.loss_head, "ce_head"));
         }
+        if meta.variant == Variant::Triplet {
+            losses.push((stats.parts.loss_triplet, "triplet"));
+        }
+        for (value, what) in losses {
+            start.compare(rows, what, what, &[value], 1e-5)?;
+        }
+        // In f16 the gradients are computed as many times too large as the loss is scaled.
+        let loss_scale = loss_scaling(self.backend).map_or(1.0, |scaling| scaling.start);
+        for (tensor, mut values) in self.named(&learner, |p| &p.gradient)? {
+            values.iter_mut().for_each(|value| *value /= loss_scale);
+            let (label, name) = (format!("grad {tensor}"), format!("grad.{tensor}"));
+            start.compare(&mut self.rows, &label, &name, &values, 1e-4)?;
+        }
+        if names.contains(&format!("{}f64.traj.loss", start.prefix)) {
+            self.of_steps(&mut learner, start, &batches, names)?;
+        }
+        Ok(())
     }
-    let label = format!("{prefix}loss of {steps} steps");
-    row(rows, reference, label, &format!("{prefix}f64.traj.loss"), &losses, 1e-5)?;
-    let name = format!("{prefix}f64.traj.grad_norm");
-    // Files of before have none.
-    if reference.names()?.contains(&name) {
-        row(rows, reference, format!("{prefix}gradient norm of {steps} steps"), &name, &norms, 1e-4)?;
+
+    /// Features and logits of evaluation, with the adapters folded into the weights, and without dropout.
+    fn of_evaluation(&mut self, learner: &mut Learner<B>, start: Start<'_>, batch: Batch<'_>) -> Result<()> {
+        let (meta, rows) = (&self.reference.meta, &mut self.rows);
+        let on = meta.variant.mix();
+        let name = |what: &str| format!("{}{what}", if meta.dropout > 0.0 { "eval." } else { "" });
+        // Evaluation mixes nothing; features can be mixed behind it, pixels cannot.
+        if on == Some(MixOn::Pixels) {
+            return Ok(());
+        }
+        learner.evaluate(batch.input, batch.labels, Which::Tuned)?;
+        let features = features(&learner.features()?, on, batch.mix)?;
+        start.compare(rows, "features, folded", &name("features"), &features, 1e-5)?;
+        if on.is_some() {
+            return Ok(());
+        }
+        let (head, text) = learner.logits()?;
+        // A head that is not trained gives the logits of the text features.
+        let of_head = name(if meta.has_head() { "head_logits" } else { "text_logits" });
+        start.compare(rows, "head_logits, folded", &of_head, &f64s(&head)?, 1e-5)?;
+        start.compare(rows, "text_logits, folded", &name("text_logits"), &f64s(&text)?, 1e-5)
     }
-    for (name, values) in adapters(named(learner, |p| &p.value)?) {
-        let of = |precision: &str| -> Result<Vec<f64>> {
-            let mut all = Vec::new();
-            for (tensor, _) in &values {
-                all.extend(reference.values(&format!("{prefix}{precision}.traj.final.{tensor}"))?);
+
+    /// The steps of the reference, from the start: losses and final tensors.
+    fn of_steps(
+        &mut self,
+        learner: &mut Learner<B>,
+        start: Start<'_>,
+        batches: &Batches,
+        names: &[String],
+    ) -> Result<()> {
+        let Start { reference, prefix } = start;
+        let hp = &reference.meta.hp;
+        let rate = |[learning_rate, weight_decay]: [f64; 2]| Rate { learning_rate, weight_decay };
+        let rates = Rates { head: rate(hp.head), lora: rate(hp.lora), prompt: rate(hp.prompt) };
+        let (steps, mut losses, mut norms) = (reference.meta.steps, Vec::new(), Vec::new());
+        while norms.len() < steps {
+            let (batch, micro) = batches.of(losses.len())?;
+            learner.train(batch, micro, &rates, 1.0)?;
+            let stats = learner.stats()?;
+            losses.push(stats.loss);
+            if micro.place.completes() {
+                norms.push(stats.grad_norm);
             }
-            Ok(all)
-        };
-        let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
-        let exact = of("f64")?;
-        let found = of("f32").ok();
-        let (at, label) = ("f32", format!("{prefix}{name} after {steps} steps"));
-        if name == "prompt" {
-            let peer = found.as_ref().map(|peer| relative_error(peer, &exact));
-            let bound =
-                PROMPT_BOUND.max(peer.filter(|&peer| peer > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
-            let (name, error) = (format!("{label}, worst element"), relative_error(&ours, &exact));
-            rows.push(Row { peer, ..Row::new(name, at, error, bound) });
         }
-        let peer = found.map(|peer| euclidean_error(&peer, &exact));
-        rows.push(Row { peer, ..Row::new(label, at, euclidean_error(&ours, &exact), 1e-5) });
+        start.compare(&mut self.rows, &format!("loss of {steps} steps"), "traj.loss", &losses, 1e-5)?;
+        // Files of before have none.
+        if names.contains(&format!("{prefix}f64.traj.grad_norm")) {
+            let label = format!("gradient norm of {steps} steps");
+            start.compare(&mut self.rows, &label, "traj.grad_norm", &norms, 1e-4)?;
+        }
+        for (name, values) in adapters(self.named(learner, |p| &p.value)?) {
+            let of = |precision: &str| -> Result<Vec<f64>> {
+                let mut all = Vec::new();
+                for (tensor, _) in &values {
+                    all.extend(reference.values(&format!("{prefix}{precision}.traj.final.{tensor}"))?);
+                }
+                Ok(all)
+            };
+            let ours: Vec<f64> = values.iter().flat_map(|(_, values)| values).copied().collect();
+            let exact = of("f64")?;
+            let found = of("f32").ok();
+            let (at, label) = ("f32", format!("{prefix}{name} after {steps} steps"));
+            if name == "prompt" {
+                let peer = found.as_ref().map(|peer| relative_error(peer, &exact));
+                let bound =
+                    PROMPT_BOUND.max(peer.filter(|&peer| peer > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
+                let (name, error) = (format!("{label}, worst element"), relative_error(&ours, &exact));
+                self.rows.push(Row { peer, ..Row::new(name, at, error, bound) });
+            }
+            let peer = found.map(|peer| euclidean_error(&peer, &exact));
+            self.rows.push(Row { peer, ..Row::new(label, at, euclidean_error(&ours, &exact), 1e-5) });
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// A learner for batches of up to `batch` images, at `start`.
+    fn learner(&self, start: Start<'_>, batch: usize) -> Result<Learner<B>> {
+        let Comparison { backend, reference, config, weights, .. } = *self;
+        let meta = &reference.meta;
+        let vision = &config.vision;
+        let pixels = Normalisation::CLIP;
+        let tower = VisionTower::load(backend, weights, vision, config.projection, pixels, Savings::ALL)?;
+        let [lora, text_lora] = if meta.has_lora() {
+            let mut init = start;
+            init.check(config)?;
+            let spec = meta.lora();
+            [tower.adapters(backend, &spec, &mut init)?, self.text_tower.adapters(backend, &spec, &mut init)?]
+        } else {
+            [Vec::new(), Vec::new()]
+        };
+        let trained = Trained { lora, text_lora, prompts: self.prompts(start)?, head: self.head(start)? };
+        let dropout = (meta.dropout > 0.0).then_some(meta.dropout);
+        let image = Shape::from([3, vision.image_size, vision.image_size]);
+        let spec = LearnerSpec {
+            mix: meta.variant.mix(),
+            adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
+            dropout: dropout.map(|probability| DropoutSpec { probability, seed: meta.dropout_seed }),
+            clip: meta.clip_grad_norm,
+            accumulate: meta.accumulate > 1,
+            ..LearnerSpec::new(backend, batch, image, backend.compute_dtype(), meta.objective())
+        };
+        let learner = Learner::new(backend.clone(), Arc::new(tower), trained, &self.text, &spec)?;
+        if !meta.trains_text() {
+            return Ok(learner);
+        }
+        let part = if meta.text_chunk == 0 { usize::MAX } else { meta.text_chunk };
+        Ok(learner.with_text_tower(self.text_tower.clone(), &self.text_prompts, part)?)
+    }
+
+    /// The head of the reference; one that is not trained where it has none.
+    fn head(&self, start: Start<'_>) -> Result<Head<B>> {
+        if !start.reference.meta.has_head() {
+            let weight = &self.text.features;
+            let bias = Tensor::zeros([weight.shape().rows()], DType::F64);
+            return Ok(Head { trained: false, ..Head::new(self.backend, weight.view(), bias.view())? });
+        }
+        let part = |part: &str| start.reference.tensor(&format!("{}init.head.{part}", start.prefix));
+        let head = Head::new(self.backend, part("weight")?.view(), part("bias")?.view())?;
+        Ok(head.scaled(start.reference.meta.head_scale))
+    }
+
+    /// The prompts of the reference, if it has any.
+    fn prompts(&self, start: Start<'_>) -> Result<Option<Prompts<B>>> {
+        let Some((sharing, mode)) = start.reference.meta.variant.prompts() else { return Ok(None) };
+        let initial = start.reference.tensor(&format!("{}init.prompt", start.prefix))?;
+        let initial = match (sharing, initial.shape().dims()) {
+            (PromptSharing::Shared, &[count, width]) => initial.reshape([1, count, width])?,
+            (PromptSharing::PerLayer, [_, _, _]) => initial,
+            (_, _) => {
+                let problem = format!("tensor init.prompt has shape {}", initial.shape());
+                return Err(start.reference.problem(problem));
+            }
+        };
+        Ok(Some(Prompts::new(self.backend, mode, initial.view())?))
+    }
+
+    /// One tensor of every trained parameter under the reference's names, those of each adapted layer apart.
+    fn named(
+        &self,
+        learner: &Learner<B>,
+        of: impl Fn(&Param<B>) -> &B::Tensor,
+    ) -> Result<Vec<(String, Vec<f64>)>> {
+        let values = |param: &Param<B>| f64s(&self.backend.download(of(param))?);
+        let (head, mut named) = (learner.head(), Vec::new());
+        if head.trained {
+            named.push(("head.weight".to_string(), values(&head.weight)?));
+            named.push(("head.bias".to_string(), values(&head.bias)?));
+        }
+        if let Some(prompts) = learner.prompts() {
+            named.push(("prompt".to_string(), values(&prompts.param)?));
+        }
+        for (tower, blocks) in [(Tower::Vision, learner.lora()), (Tower::Text, learner.text_lora())] {
+            let layers = blocks.iter().enumerate();
+            for (layer, lora) in layers.flat_map(|(layer, block)| block.adapters().map(move |l| (layer, l))) {
+                for (param, part) in [(&lora.a, "A"), (&lora.b, "B")] {
+                    let values = values(param)?;
+                    let each = param.value.shape().elements() / lora.targets.len();
+                    for (&target, values) in lora.targets.iter().zip(values.chunks_exact(each)) {
+                        let name = adapter(Site { tower, layer, target });
+                        named.push((format!("{name}.{part}"), values.to_vec()));
+                    }
+                }
+            }
+        }
+        Ok(named)
+    }
 }
 
 /// Trained tensors by what they belong to: A and B of an adapter together, the others alone.
@@ -588,114 +662,4 @@ fn adapters(tensors: Vec<(String, Vec<f64>)>) -> BTreeMap<String, Vec<(String, V
         groups.entry(name.to_string()).or_default().push((tensor, values));
     }
     groups
-}
-
-fn build<B: Backend>(
-    backend: &B,
-    start: &Start<'_>,
-    config: &ClipConfig,
-    weights: &Weights,
-    text: &Text<B>,
-    batch: usize,
-) -> Result<Learner<B>> {
-    let (reference, meta) = (start.reference, &start.reference.meta);
-    let vision = &config.vision;
-    let pixels = Normalisation::CLIP;
-    let tower = VisionTower::load(backend, weights, vision, config.projection, pixels, Savings::ALL)?;
-    let [lora, text_lora] = if meta.has_lora() {
-        let mut init = Start { reference, prefix: start.prefix };
-        init.check(config)?;
-        let spec = meta.lora();
-        [tower.adapters(backend, &spec, &mut init)?, text.tower.adapters(backend, &spec, &mut init)?]
-    } else {
-        [Vec::new(), Vec::new()]
-    };
-    let trained =
-        Trained { lora, text_lora, prompts: prompts(backend, start)?, head: head(backend, start, text)? };
-    let dropout = (meta.dropout > 0.0).then_some(meta.dropout);
-    let image = Shape::from([3, vision.image_size, vision.image_size]);
-    let spec = LearnerSpec {
-        mix: meta.variant.mix(),
-        adamw: Adamw { beta1: meta.betas[0], beta2: meta.betas[1], eps: meta.eps },
-        dropout: dropout.map(|probability| DropoutSpec { probability, seed: meta.dropout_seed }),
-        clip: meta.clip_grad_norm,
-        accumulate: meta.accumulate > 1,
-        ..LearnerSpec::new(backend, batch, image, backend.compute_dtype(), meta.objective())
-    };
-    let learner = Learner::new(backend.clone(), Arc::new(tower), trained, &text.classifier, &spec)?;
-    if !meta.trains_text() {
-        return Ok(learner);
-    }
-    let part = if meta.text_chunk == 0 { usize::MAX } else { meta.text_chunk };
-    Ok(learner.with_text_tower(text.tower.clone(), &text.prompts, part)?)
-}
-
-/// The head of the reference; one that is not trained where it has none.
-fn head<B: Backend>(backend: &B, start: &Start<'_>, text: &Text<B>) -> Result<Head<B>> {
-    if !start.reference.meta.has_head() {
-        let weight = &text.classifier.features;
-        let bias = Tensor::zeros([weight.shape().rows()], DType::F64);
-        return Ok(Head { trained: false, ..Head::new(backend, weight.view(), bias.view())? });
-    }
-    let part = |part: &str| start.reference.tensor(&format!("{}init.head.{part}", start.prefix));
-    let head = Head::new(backend, part("weight")?.view(), part("bias")?.view())?;
-    Ok(head.scaled(start.reference.meta.head_scale))
-}
-
-/// The prompts of the reference, if it has any.
-fn prompts<B: Backend>(backend: &B, start: &Start<'_>) -> Result<Option<Prompts<B>>> {
-    let Some((sharing, mode)) = start.reference.meta.variant.prompts() else { return Ok(None) };
-    let initial = start.reference.tensor(&format!("{}init.prompt", start.prefix))?;
-    let initial = match (sharing, initial.shape().dims()) {
-        (PromptSharing::Shared, &[count, width]) => initial.reshape([1, count, width])?,
-        (PromptSharing::PerLayer, [_, _, _]) => initial,
-        (_, _) => {
-            let problem = format!("tensor init.prompt has shape {}", initial.shape());
-            return Err(start.reference.problem(problem));
-        }
-    };
-    Ok(Some(Prompts::new(backend, mode, initial.view())?))
-}
-
-/// One tensor of every trained parameter under the reference's names.
-fn named<B: Backend>(
-    learner: &Learner<B>,
-    of: impl Fn(&Param<B>) -> &B::Tensor,
-) -> Result<Vec<(String, Vec<f64>)>> {
-    let backend = learner.backend();
-    let (head, mut named) = (learner.head(), Vec::new());
-    if head.trained {
-        named.push(("head.weight".to_string(), to_f64(backend, of(&head.weight))?));
-        named.push(("head.bias".to_string(), to_f64(backend, of(&head.bias))?));
-    }
-    if let Some(prompts) = learner.prompts() {
-        named.push(("prompt".to_string(), to_f64(backend, of(&prompts.param))?));
-    }
-    for (tower, blocks) in [(Tower::Vision, learner.lora()), (Tower::Text, learner.text_lora())] {
-        named.extend(named_adapters(backend, tower, blocks, &of)?);
-    }
-    Ok(named)
-}
-
-/// One tensor of every adapter of a tower, those of each layer apart.
-fn named_adapters<B: Backend>(
-    backend: &B,
-    tower: Tower,
-    blocks: &[BlockLayers<B>],
-    of: &impl Fn(&Param<B>) -> &B::Tensor,
-) -> Result<Vec<(String, Vec<f64>)>> {
-    let mut named = Vec::new();
-    for (layer, block) in blocks.iter().enumerate() {
-        for lora in block.adapters() {
-            for (param, part) in [(&lora.a, "A"), (&lora.b, "B")] {
-                let values = to_f64(backend, of(param))?;
-                let each = param.value.shape().elements() / lora.targets.len();
-                for (&target, values) in lora.targets.iter().zip(values.chunks_exact(each)) {
-                    let name = adapter(Site { tower, layer, target });
-                    named.push((format!("{name}.{part}"), values.to_vec()));
-                }
-            }
-        }
-    }
-    Ok(named)
 }

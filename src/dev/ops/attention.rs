@@ -7,12 +7,14 @@ use std::ops::Range;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-        quick_packed(c)?;
-        quick_split(c)?;
-        if c.scope == Scope::Full {
-            full(c)?;
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
+        let full = if c.scope == Scope::Full { full() } else { Vec::new() };
+        for &size in QUICK.iter().chain(&full) {
+            c.case(size.describe(), |c| match size.queries {
+                None => c.attention_packed(size),
+                Some(queries) => c.attention_split(size, queries),
+            })?;
         }
         Ok(())
     }
@@ -29,17 +31,18 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["attention"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
         [b.sizes.tokens, 197, 257].into_iter().try_for_each(|tokens| b.attention(tokens, visit))?;
         b.attention_one_row(visit)
     }
 }
 
-/// Sizes of a check: `queries` only counts where they are apart from the keys.
+/// Sizes of a check.
 #[derive(Clone, Copy)]
 struct Size {
     batch: usize,
-    queries: usize,
+    /// Where they are apart from the keys.
+    queries: Option<usize>,
     keys: usize,
     heads: usize,
     head: usize,
@@ -52,23 +55,23 @@ struct Size {
 
 impl Size {
     /// `tokens` that see each other.
-    fn of(batch: usize, tokens: usize, heads: usize, head: usize) -> Size {
-        Size { batch, queries: tokens, keys: tokens, heads, head, causal: false, scale: 1.0, shift: 0.0 }
+    const fn of(batch: usize, tokens: usize, heads: usize, head: usize) -> Size {
+        Size { batch, queries: None, keys: tokens, heads, head, causal: false, scale: 1.0, shift: 0.0 }
     }
 
-    fn causal(self) -> Size {
+    const fn causal(self) -> Size {
         Size { causal: true, ..self }
     }
 
-    fn queries(self, queries: usize) -> Size {
-        Size { queries, ..self }
+    const fn queries(self, queries: usize) -> Size {
+        Size { queries: Some(queries), ..self }
     }
 
-    fn scaled(self, scale: f64) -> Size {
+    const fn scaled(self, scale: f64) -> Size {
         Size { scale, ..self }
     }
 
-    fn shifted(self, shift: f64) -> Size {
+    const fn shifted(self, shift: f64) -> Size {
         Size { shift, ..self }
     }
 
@@ -89,7 +92,8 @@ impl Size {
     }
 
     fn describe(&self) -> String {
-        let &Size { batch, queries, keys, heads, head, causal, scale, shift } = self;
+        let &Size { batch, keys, heads, head, causal, scale, shift, .. } = self;
+        let queries = self.queries.unwrap_or(keys);
         let of = if queries == keys { String::new() } else { format!(" of {keys}") };
         let mask = if causal { ", causal" } else { "" };
         let large = if scale == 1.0 { String::new() } else { format!(", q·{scale}") };
@@ -99,74 +103,63 @@ impl Size {
 }
 
 /// Every width that a kernel is built for, and widths between them; one tile, several, and their edges.
-fn quick_packed<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    for size in [
-        Size::of(2, 1, 3, 4),
-        Size::of(2, 5, 2, 7),
-        Size::of(1, 17, 2, 7).causal(),
-        Size::of(1, 65, 1, 4),
-        Size::of(1, 37, 1, 33).causal(),
-        Size::of(1, 5, 2, 70),
-        Size::of(1, 35, 1, 150).causal(),
-        Size::of(2, 17, 2, 8),
-        Size::of(1, 1, 2, 32),
-        Size::of(1, 64, 1, 32),
-        Size::of(1, 130, 1, 32).scaled(64.0),
-        Size::of(1, 130, 1, 32).causal(),
-        Size::of(2, 50, 2, 64),
-        Size::of(2, 7, 1, 64),
-        Size::of(1, 50, 2, 64).causal(),
-        Size::of(1, 63, 1, 64),
-        Size::of(1, 64, 1, 64).causal(),
-        Size::of(1, 65, 1, 64),
-        Size::of(1, 77, 1, 64).causal(),
-        Size::of(1, 50, 1, 64).scaled(8.0),
-        Size::of(1, 64, 1, 64).scaled(64.0),
-        Size::of(1, 5, 1, 64).shifted(4.0),
-        Size::of(1, 17, 2, 80),
-        Size::of(1, 70, 1, 80),
-        Size::of(1, 17, 1, 88),
-        Size::of(1, 70, 1, 88),
-        Size::of(1, 33, 1, 96),
-        Size::of(1, 70, 1, 96).causal(),
-        Size::of(1, 50, 1, 104),
-        Size::of(1, 67, 1, 104),
-        Size::of(1, 17, 2, 128).causal(),
-        Size::of(1, 66, 1, 128),
-    ] {
-        packed(c, size)?;
-    }
-    Ok(())
-}
+const QUICK: &[Size] = &[
+    Size::of(2, 1, 3, 4),
+    Size::of(2, 5, 2, 7),
+    Size::of(1, 17, 2, 7).causal(),
+    Size::of(1, 65, 1, 4),
+    Size::of(1, 37, 1, 33).causal(),
+    Size::of(1, 5, 2, 70),
+    Size::of(1, 35, 1, 150).causal(),
+    Size::of(2, 17, 2, 8),
+    Size::of(1, 1, 2, 32),
+    Size::of(1, 64, 1, 32),
+    Size::of(1, 130, 1, 32).scaled(64.0),
+    Size::of(1, 130, 1, 32).causal(),
+    Size::of(2, 50, 2, 64),
+    Size::of(2, 7, 1, 64),
+    Size::of(1, 50, 2, 64).causal(),
+    Size::of(1, 63, 1, 64),
+    Size::of(1, 64, 1, 64).causal(),
+    Size::of(1, 65, 1, 64),
+    Size::of(1, 77, 1, 64).causal(),
+    Size::of(1, 50, 1, 64).scaled(8.0),
+    Size::of(1, 64, 1, 64).scaled(64.0),
+    Size::of(1, 5, 1, 64).shifted(4.0),
+    Size::of(1, 17, 2, 80),
+    Size::of(1, 70, 1, 80),
+    Size::of(1, 17, 1, 88),
+    Size::of(1, 70, 1, 88),
+    Size::of(1, 33, 1, 96),
+    Size::of(1, 70, 1, 96).causal(),
+    Size::of(1, 50, 1, 104),
+    Size::of(1, 67, 1, 104),
+    Size::of(1, 17, 2, 128).causal(),
+    Size::of(1, 66, 1, 128),
+    Size::of(3, 1, 2, 5).queries(1),
+    Size::of(2, 37, 2, 64).queries(1),
+    Size::of(1, 70, 1, 40).queries(1),
+    Size::of(1, 50, 1, 128).queries(1),
+    Size::of(1, 9, 1, 256).queries(1),
+    Size::of(2, 5, 1, 64).queries(1).shifted(4.0),
+    Size::of(1, 40, 1, 7).queries(19),
+    // A single query for keys of more than one tile, at every width from that of most models on.
+    Size::of(2, 70, 1, 64).queries(1),
+    Size::of(1, 70, 2, 80).queries(1),
+    Size::of(1, 70, 1, 88).queries(1),
+    Size::of(1, 130, 1, 96).queries(1),
+    Size::of(1, 70, 1, 104).queries(1),
+    Size::of(1, 66, 1, 128).queries(1),
+    Size::of(1, 64, 1, 64).queries(3),
+    Size::of(1, 1, 1, 64).queries(3),
+    Size::of(1, 5, 2, 64).queries(50),
+    Size::of(1, 17, 2, 32).queries(70),
+    Size::of(1, 100, 1, 64).queries(3),
+];
 
-fn quick_split<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    for size in [
-        Size::of(3, 1, 2, 5).queries(1),
-        Size::of(2, 37, 2, 64).queries(1),
-        Size::of(1, 70, 1, 40).queries(1),
-        Size::of(1, 50, 1, 128).queries(1),
-        Size::of(1, 9, 1, 256).queries(1),
-        Size::of(2, 5, 1, 64).queries(1).shifted(4.0),
-        Size::of(1, 40, 1, 7).queries(19),
-        // A single query for keys of more than one tile, at every width from that of most models on.
-        Size::of(2, 70, 1, 64).queries(1),
-        Size::of(1, 70, 2, 80).queries(1),
-        Size::of(1, 70, 1, 88).queries(1),
-        Size::of(1, 130, 1, 96).queries(1),
-        Size::of(1, 70, 1, 104).queries(1),
-        Size::of(1, 66, 1, 128).queries(1),
-        Size::of(1, 64, 1, 64).queries(3),
-        Size::of(1, 1, 1, 64).queries(3),
-        Size::of(1, 5, 2, 64).queries(50),
-        Size::of(1, 17, 2, 32).queries(70),
-        Size::of(1, 100, 1, 64).queries(3),
-    ] {
-        split(c, size)?;
-    }
-    Ok(())
-}
-
-fn full<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+/// Sizes of real models.
+fn full() -> Vec<Size> {
+    let mut sizes = Vec::new();
     for (tokens, heads, head) in [
         (50, 12, 64),
         (66, 12, 64),
@@ -179,145 +172,131 @@ fn full<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
         (257, 16, 88),
         (257, 16, 104),
     ] {
-        packed(c, Size::of(4, tokens, heads, head))?;
-        packed(c, Size::of(2, tokens, heads, head).causal())?;
-        split(c, Size::of(4, tokens, heads, head).queries(1))?;
-        split(c, Size::of(2, tokens, heads, head).queries(33))?;
+        let [two, four] = [2, 4].map(|batch| Size::of(batch, tokens, heads, head));
+        sizes.extend([four, two.causal(), four.queries(1), two.queries(33)]);
     }
     for (tokens, heads, head) in [(257, 11, 96), (197, 7, 104), (257, 5, 33)] {
-        packed(c, Size::of(2, tokens, heads, head))?;
-        packed(c, Size::of(2, tokens, heads, head).causal())?;
+        let size = Size::of(2, tokens, heads, head);
+        sizes.extend([size, size.causal()]);
     }
     for scale in [8.0, 64.0] {
-        packed(c, Size::of(2, 197, 4, 64).scaled(scale))?;
-        packed(c, Size::of(2, 197, 4, 64).causal().scaled(scale))?;
+        let size = Size::of(2, 197, 4, 64).scaled(scale);
+        sizes.extend([size, size.causal()]);
     }
-    Ok(())
+    sizes
 }
 
-/// Numbers of which those in each part of a row's columns are turned into `scale·v + shift`.
-fn random_parts<B: Backend, const N: usize>(
-    c: &Checker<'_, B>,
-    shape: [usize; 3],
-    parts: [(f64, f64); N],
-    seed: u64,
-) -> Result<Pair<B>> {
-    let mut values = c.random(shape, DType::F64, 1.0, seed)?.host;
-    let columns = (shape[2] / N).max(1);
-    for (index, part) in values.typed_mut::<f64>()?.chunks_exact_mut(columns).enumerate() {
-        let (scale, shift) = parts[index % N];
-        part.iter_mut().for_each(|v| *v = scale * *v + shift);
+impl<B: Backend> Checker<'_, B> {
+    fn attention_packed(&mut self, size: Size) -> Result<()> {
+        let (d, real, shape) = (size.width(), self.real(), size.shape());
+        let (rows, wide) = ([size.batch, size.keys, d], [size.batch, size.keys, 3 * d]);
+        let qkv = self.random_parts(wide, [(size.scale, size.shift), (1.0, -size.shift), (1.0, 0.0)], 1)?;
+        let d_o = self.random(rows, real, 1.0, 2)?;
+        let (mut o, mut dqkv) = (self.output(rows, real)?, self.output(wide, real)?);
+        let (mut saved, mut scratch) = (self.attention_saved(size)?, self.attention_saved(size)?);
+
+        let (device, host) = (AttentionInput::Packed(&qkv.device), AttentionInput::Packed(&qkv.host));
+        let input = Both { device, host };
+        let (device, host) =
+            (AttentionGradient::Packed(&mut dqkv.device), AttentionGradient::Packed(&mut dqkv.host));
+        let gradient = Both { device, host };
+        both!(self.attention(*input, shape, &mut saved, &mut o));
+        both!(self.attention_backward(AttentionBackward {
+            d_o: &d_o,
+            o: &o,
+            input: *input,
+            shape,
+            saved: &saved,
+            scratch: &mut scratch,
+            gradient: *gradient,
+        }));
+        self.compare_within("attention o", &size.describe(), &o, size.bound(real))?;
+        self.compare_columns("attention dq", size, &dqkv, 0..d)?;
+        self.compare_columns("attention dk", size, &dqkv, d..2 * d)?;
+        self.compare_columns("attention dv", size, &dqkv, 2 * d..3 * d)
     }
-    c.pair(&values, c.real())
-}
 
-/// Both passes on one device.
-fn passes<B: Backend>(
-    device: &B,
-    input: AttentionInput<'_, B>,
-    shape: AttentionShape,
-    d_o: &B::Tensor,
-    [saved, scratch, o]: [&mut B::Tensor; 3],
-    gradient: AttentionGradient<'_, B>,
-) -> backend::Result<()> {
-    device.attention(input, shape, saved, o)?;
-    device.attention_backward(AttentionBackward { d_o, o, input, shape, saved, scratch, gradient })
-}
+    fn attention_split(&mut self, size: Size, queries: usize) -> Result<()> {
+        let (d, real, shape) = (size.width(), self.real(), size.shape());
+        let (rows, wide) = ([size.batch, queries, d], [size.batch, size.keys, 2 * d]);
+        let q = self.random_parts(rows, [(size.scale, size.shift)], 1)?;
+        let kv = self.random_parts(wide, [(1.0, -size.shift), (1.0, 0.0)], 2)?;
+        let d_o = self.random(rows, real, 1.0, 3)?;
+        let (mut o, mut dq, mut dkv) =
+            (self.output(rows, real)?, self.output(rows, real)?, self.output(wide, real)?);
+        let (mut saved, mut scratch) = (self.attention_saved(size)?, self.attention_saved(size)?);
 
-fn packed<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
-    c.case(size.describe(), |c| packed_case(c, size))
-}
+        let device = AttentionInput::Split { q: &q.device, kv: &kv.device };
+        let input = Both { device, host: AttentionInput::Split { q: &q.host, kv: &kv.host } };
+        let device = AttentionGradient::Split { dq: &mut dq.device, dkv: &mut dkv.device };
+        let host = AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host };
+        let gradient = Both { device, host };
+        both!(self.attention(*input, shape, &mut saved, &mut o));
+        both!(self.attention_backward(AttentionBackward {
+            d_o: &d_o,
+            o: &o,
+            input: *input,
+            shape,
+            saved: &saved,
+            scratch: &mut scratch,
+            gradient: *gradient,
+        }));
+        self.compare_within("attention split o", &size.describe(), &o, size.bound(real))?;
+        self.compare_columns("attention split dq", size, &dq, 0..d)?;
+        self.compare_columns("attention split dk", size, &dkv, 0..d)?;
+        self.compare_columns("attention split dv", size, &dkv, d..2 * d)
+    }
 
-fn packed_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
-    let (d, real, shape) = (size.width(), c.real(), size.shape());
-    let (rows, wide) = ([size.batch, size.keys, d], [size.batch, size.keys, 3 * d]);
-    let qkv = random_parts(c, wide, [(size.scale, size.shift), (1.0, -size.shift), (1.0, 0.0)], 1)?;
-    let d_o = c.random(rows, real, 1.0, 2)?;
-    let (mut o, mut dqkv) = (c.output(rows, real)?, c.output(wide, real)?);
-    let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
+    /// Numbers of which those in each part of a row's columns are turned into `scale·v + shift`.
+    fn random_parts<const N: usize>(
+        &self,
+        shape: [usize; 3],
+        parts: [(f64, f64); N],
+        seed: u64,
+    ) -> Result<Pair<B>> {
+        let mut values = self.random(shape, DType::F64, 1.0, seed)?.host;
+        let columns = (shape[2] / N).max(1);
+        for (index, part) in values.typed_mut::<f64>()?.chunks_exact_mut(columns).enumerate() {
+            let (scale, shift) = parts[index % N];
+            part.iter_mut().for_each(|v| *v = scale * *v + shift);
+        }
+        self.pair(&values, self.real())
+    }
 
-    let (to, gradient) = (
-        [&mut saved.device, &mut scratch.device, &mut o.device],
-        AttentionGradient::Packed(&mut dqkv.device),
-    );
-    passes(c.device, AttentionInput::Packed(&qkv.device), shape, &d_o.device, to, gradient)?;
-    let (to, gradient) =
-        ([&mut saved.host, &mut scratch.host, &mut o.host], AttentionGradient::Packed(&mut dqkv.host));
-    passes(&c.cpu, AttentionInput::Packed(&qkv.host), shape, &d_o.host, to, gradient)?;
-    c.compare_within("attention o", &size.describe(), &o, size.bound(real))?;
-    compare_columns(c, "attention dq", size, &dqkv, 0..d)?;
-    compare_columns(c, "attention dk", size, &dqkv, d..2 * d)?;
-    compare_columns(c, "attention dv", size, &dqkv, 2 * d..3 * d)
-}
+    /// Memory for what attention keeps: the two backends keep different things, in different shapes.
+    fn attention_saved(&self, size: Size) -> Result<Pair<B>> {
+        let Size { batch, heads, keys, .. } = size;
+        let queries = size.queries.unwrap_or(keys);
+        let device = self.device.attention_saved(batch, heads, queries, keys);
+        let device = self.device.empty(device, self.device.parameter_dtype())?;
+        let host = self.cpu.zeros(self.cpu.attention_saved(batch, heads, queries, keys), DType::F64)?;
+        Ok(Both { device, host })
+    }
 
-fn split<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
-    c.case(size.describe(), |c| split_case(c, size))
-}
-
-fn split_case<B: Backend>(c: &mut Checker<'_, B>, size: Size) -> Result<()> {
-    let (d, real, shape) = (size.width(), c.real(), size.shape());
-    let (rows, wide) = ([size.batch, size.queries, d], [size.batch, size.keys, 2 * d]);
-    let q = random_parts(c, rows, [(size.scale, size.shift)], 1)?;
-    let kv = random_parts(c, wide, [(1.0, -size.shift), (1.0, 0.0)], 2)?;
-    let d_o = c.random(rows, real, 1.0, 3)?;
-    let (mut o, mut dq, mut dkv) = (c.output(rows, real)?, c.output(rows, real)?, c.output(wide, real)?);
-    let (mut saved, mut scratch) = (saved(c, size)?, saved(c, size)?);
-
-    let (to, gradient) = (
-        [&mut saved.device, &mut scratch.device, &mut o.device],
-        AttentionGradient::Split { dq: &mut dq.device, dkv: &mut dkv.device },
-    );
-    passes(
-        c.device,
-        AttentionInput::Split { q: &q.device, kv: &kv.device },
-        shape,
-        &d_o.device,
-        to,
-        gradient,
-    )?;
-    let (to, gradient) = (
-        [&mut saved.host, &mut scratch.host, &mut o.host],
-        AttentionGradient::Split { dq: &mut dq.host, dkv: &mut dkv.host },
-    );
-    passes(&c.cpu, AttentionInput::Split { q: &q.host, kv: &kv.host }, shape, &d_o.host, to, gradient)?;
-    c.compare_within("attention split o", &size.describe(), &o, size.bound(real))?;
-    compare_columns(c, "attention split dq", size, &dq, 0..d)?;
-    compare_columns(c, "attention split dk", size, &dkv, 0..d)?;
-    compare_columns(c, "attention split dv", size, &dkv, d..2 * d)
-}
-
-/// Memory for what attention keeps: the two backends keep different things, in different shapes.
-fn saved<B: Backend>(c: &Checker<'_, B>, size: Size) -> Result<Pair<B>> {
-    let Size { batch, heads, queries, keys, .. } = size;
-    let device =
-        c.device.empty(c.device.attention_saved(batch, heads, queries, keys), c.device.parameter_dtype())?;
-    let host = c.cpu.zeros(c.cpu.attention_saved(batch, heads, queries, keys), DType::F64)?;
-    Ok(Both { device, host })
-}
-
-/// Adds a row for some columns of a result, so that a small gradient is not measured against a large one.
-fn compare_columns<B: Backend>(
-    c: &mut Checker<'_, B>,
-    name: &str,
-    size: Size,
-    pair: &Pair<B>,
-    columns: Range<usize>,
-) -> Result<()> {
-    let width = pair.host.shape().columns();
-    let part = |values: &[f64]| -> Vec<f64> {
-        values.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect()
-    };
-    let (found, expected) = (part(&c.found(pair)?), part(pair.host.typed::<f64>()?));
-    // The softmax over one key is constant: dq and dk are zero but for rounding, which is then measured
-    // against the numbers that cancel, about 1.
-    let error = if size.keys == 1 && expected.iter().all(|v| v.abs() < 1e-12) {
-        found.iter().fold(0.0, |worst, v| worse(worst, v.abs()))
-    } else {
-        relative_error(&found, &expected)
-    };
-    let (at, bound) = (size.describe(), size.bound(c.real()));
-    c.row(Row::new(name, at, error, bound));
-    Ok(())
+    /// Adds a row for some columns of a result, so that a small gradient is not measured against a large one.
+    fn compare_columns(
+        &mut self,
+        name: &str,
+        size: Size,
+        pair: &Pair<B>,
+        columns: Range<usize>,
+    ) -> Result<()> {
+        let width = pair.host.shape().columns();
+        let part = |values: &[f64]| -> Vec<f64> {
+            values.chunks_exact(width).flat_map(|row| &row[columns.clone()]).copied().collect()
+        };
+        let (found, expected) = (part(&self.found(pair)?), part(pair.host.typed::<f64>()?));
+        // The softmax over one key is constant: dq and dk are zero but for rounding, which is then measured
+        // against the numbers that cancel, about 1.
+        let error = if size.keys == 1 && expected.iter().all(|v| v.abs() < 1e-12) {
+            found.iter().fold(0.0, |worst, v| worse(worst, v.abs()))
+        } else {
+            relative_error(&found, &expected)
+        };
+        let (at, bound) = (size.describe(), size.bound(self.real()));
+        self.row(Row::new(name, at, error, bound));
+        Ok(())
+    }
 }
 
 fn attention_packed_gradients(b: &F64, size: [usize; 4], causal: bool, rows: &mut Vec<Row>) -> Result<()> {

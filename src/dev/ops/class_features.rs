@@ -4,8 +4,8 @@ use super::*;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         // Classes, prompts of each, width: one of everything; odd widths; and more columns than a block takes at a
         // time, in packs and without.
         let mut sizes = vec![(1, 1, 1), (3, 1, 7), (5, 3, 33), (4, 9, 64), (2, 4, 131), (3, 2, 520)];
@@ -14,9 +14,9 @@ impl Operation for Checks {
         }
         for size in sizes {
             let (classes, prompts, width) = size;
-            c.case(format!("{size:?}"), |c| class_features(c, classes, prompts, width))?;
+            c.case(format!("{size:?}"), |c| c.class_features_case(classes, prompts, width))?;
         }
-        c.case("opposite prompts", opposite)
+        c.case("opposite prompts", Checker::class_features_opposite)
     }
 
     fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
@@ -28,47 +28,56 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["class_features"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
-        b.class_features(visit)
+    /// Four prompts of each class.
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        const PROMPTS_OF_CLASS: usize = 4;
+        let (classes, e) = (b.sizes.classes, b.sizes.features);
+        let rows = PROMPTS_OF_CLASS * classes;
+        let (f, mut t, mut norms) =
+            (b.parameter([rows, e], 1.0)?, b.parameter([classes, e], 0.0)?, b.parameter([classes], 0.0)?);
+        let at = format!("{classes} classes of {PROMPTS_OF_CLASS}, width {e}");
+        let run = Box::new(|| b.backend.class_features(&f, &mut t, &mut norms));
+        visit(Ready { name: "class_features", at: at.clone(), run })?;
+        let (dt, mut df) = (b.parameter([classes, e], 1.0)?, b.parameter([rows, e], 0.0)?);
+        let run = Box::new(|| b.backend.class_features_backward(&dt, &t, &norms, &mut df));
+        visit(Ready { name: "class_features_backward", at, run })
     }
 }
 
-fn class_features<B: Backend>(
-    c: &mut Checker<'_, B>,
-    classes: usize,
-    prompts: usize,
-    width: usize,
-) -> Result<()> {
-    let parameter = c.device.parameter_dtype();
-    let at = format!("{classes} classes of {prompts}, width {width}");
-    let f = c.random([classes * prompts, width], parameter, 1.0, 1)?;
-    let (mut t, mut norms) = (c.output([classes, width], parameter)?, c.output([classes], parameter)?);
-    both!(c.class_features(&f, &mut t, &mut norms));
-    c.compare_within("class_features t", &at, &t, bound(parameter))?;
-    c.compare_within("class_features norms", &at, &norms, bound(parameter))?;
-    if width == 1 {
-        // The gradient is zero but for rounding: there is no scale to measure it by.
-        return Ok(());
+impl<B: Backend> Checker<'_, B> {
+    fn class_features_case(&mut self, classes: usize, prompts: usize, width: usize) -> Result<()> {
+        let parameter = self.device.parameter_dtype();
+        let at = format!("{classes} classes of {prompts}, width {width}");
+        let f = self.random([classes * prompts, width], parameter, 1.0, 1)?;
+        let (mut t, mut norms) =
+            (self.output([classes, width], parameter)?, self.output([classes], parameter)?);
+        both!(self.class_features(&f, &mut t, &mut norms));
+        self.compare_within("class_features t", &at, &t, bound(parameter))?;
+        self.compare_within("class_features norms", &at, &norms, bound(parameter))?;
+        if width == 1 {
+            // The gradient is zero but for rounding: there is no scale to measure it by.
+            return Ok(());
+        }
+        let dt = self.random([classes, width], parameter, 1.0, 2)?;
+        let (t, norms) = (self.pair(&t.host, parameter)?, self.pair(&norms.host, parameter)?);
+        let mut df = self.output([classes * prompts, width], parameter)?;
+        both!(self.class_features_backward(&dt, &t, &norms, &mut df));
+        self.compare_within("class_features df", &at, &df, bound(parameter))
     }
-    let dt = c.random([classes, width], parameter, 1.0, 2)?;
-    let (t, norms) = (c.pair(&t.host, parameter)?, c.pair(&norms.host, parameter)?);
-    let mut df = c.output([classes * prompts, width], parameter)?;
-    both!(c.class_features_backward(&dt, &t, &norms, &mut df));
-    c.compare_within("class_features df", &at, &df, bound(parameter))
-}
 
-/// Prompts that cancel out have no direction, and must not become NaN.
-fn opposite<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-    let parameter = c.device.parameter_dtype();
-    let mut values = normal(4 * 8, 1);
-    for i in 0..8 {
-        values[24 + i] = -values[16 + i];
+    /// Prompts that cancel out have no direction, and must not become NaN.
+    fn class_features_opposite(&mut self) -> Result<()> {
+        let parameter = self.device.parameter_dtype();
+        let mut values = normal(4 * 8, 1);
+        for i in 0..8 {
+            values[24 + i] = -values[16 + i];
+        }
+        let f = self.pair(&Tensor::from_slice([4, 8], &values)?, parameter)?;
+        let (mut t, mut norms) = (self.output([2, 8], parameter)?, self.output([2], parameter)?);
+        both!(self.class_features(&f, &mut t, &mut norms));
+        self.compare_within("class_features t", "opposite prompts", &t, bound(parameter))?;
+        self.compare_within("class_features norms", "opposite prompts", &norms, bound(parameter))
     }
-    let f = c.pair(&Tensor::from_slice([4, 8], &values)?, parameter)?;
-    let (mut t, mut norms) = (c.output([2, 8], parameter)?, c.output([2], parameter)?);
-    both!(c.class_features(&f, &mut t, &mut norms));
-    c.compare_within("class_features t", "opposite prompts", &t, bound(parameter))?;
-    c.compare_within("class_features norms", "opposite prompts", &norms, bound(parameter))
 }
 
 fn class_features_gradients(
@@ -88,24 +97,4 @@ fn class_features_gradients(
     b.class_features_backward(&w, &t, &norms, &mut df)?;
     let at = format!("{classes} classes of {prompts}, width {width}");
     row(rows, "class_features df", at, &f, &df, |f| dot(&forward(f)?.0, &w))
-}
-
-impl<B: Backend> Bench<'_, B> {
-    /// Four prompts of each class.
-    fn class_features(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
-        const PROMPTS_OF_CLASS: usize = 4;
-        let (classes, e) = (self.sizes.classes, self.sizes.features);
-        let rows = PROMPTS_OF_CLASS * classes;
-        let (f, mut t, mut norms) = (
-            self.parameter([rows, e], 1.0)?,
-            self.parameter([classes, e], 0.0)?,
-            self.parameter([classes], 0.0)?,
-        );
-        let at = format!("{classes} classes of {PROMPTS_OF_CLASS}, width {e}");
-        let run = Box::new(|| self.backend.class_features(&f, &mut t, &mut norms));
-        visit(Ready { name: "class_features", at: at.clone(), run })?;
-        let (dt, mut df) = (self.parameter([classes, e], 1.0)?, self.parameter([rows, e], 0.0)?);
-        let run = Box::new(|| self.backend.class_features_backward(&dt, &t, &norms, &mut df));
-        visit(Ready { name: "class_features_backward", at, run })
-    }
 }

@@ -4,8 +4,8 @@ use super::*;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         // Rows of x and of y, what is copied from where to where, and the width of a row.
         let cases = [(1, 1, [0, 0, 1], 1), (5, 7, [1, 3, 4], 3), (4, 4, [2, 0, 2], 64), (3, 2, [1, 1, 0], 5)];
         for (x_rows, y_rows, [from, to, rows], width) in cases {
@@ -22,18 +22,11 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["copy_rows"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
-        b.copy_rows(visit)
-    }
-}
-
-impl<B: Backend> Bench<'_, B> {
     /// The features of as many texts as there are images, into those of all classes.
-    fn copy_rows(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
-        let (rows, all, e) =
-            (self.sizes.batch.min(self.sizes.classes), self.sizes.classes, self.sizes.features);
-        let (x, mut y) = (self.parameter([rows, e], 1.0)?, self.parameter([all, e], 0.0)?);
-        let run = Box::new(|| self.backend.copy_rows(&x, 0, &mut y, all - rows, rows));
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let (rows, all, e) = (b.sizes.batch.min(b.sizes.classes), b.sizes.classes, b.sizes.features);
+        let (x, mut y) = (b.parameter([rows, e], 1.0)?, b.parameter([all, e], 0.0)?);
+        let run = Box::new(|| b.backend.copy_rows(&x, 0, &mut y, all - rows, rows));
         visit(Ready { name: "copy_rows", at: format!("{rows}x{e}"), run })
     }
 }

@@ -3,7 +3,7 @@
 //! Inputs are random numbers rounded to the type that the device computes in, so what is measured is the
 //! device's own arithmetic.
 
-use super::{Group, steps};
+use super::Group;
 use crate::backend::cpu::Cpu;
 use crate::backend::{Backend, DeviceTensor, Memory};
 use crate::dev::check::difference::normal;
@@ -66,7 +66,7 @@ pub fn check_part_of_steps<B: Backend>(device: &B, part: usize, parts: usize) ->
     let report = &mut |row| rows.push(row);
     let mut checker =
         Checker { device, cpu: Cpu::new(), scope: Scope::Quick, group: Group::Steps, lost: false, report };
-    steps::check_part(&mut checker, part, parts)?;
+    checker.steps(part, parts)?;
     Ok(rows)
 }
 
@@ -81,7 +81,8 @@ pub struct Checker<'a, B: Backend> {
     report: &'a mut dyn FnMut(Row),
 }
 
-/// Counterparts on the device and, in f64, on the host.
+/// Counterparts on the device and on the host, there in f64 but where it says otherwise.
+#[derive(Clone, Copy)]
 pub struct Both<D, H> {
     pub device: D,
     pub host: H,

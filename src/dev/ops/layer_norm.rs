@@ -5,8 +5,8 @@ use crate::backend::{AddTo, LayerNorm};
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         // One element; rows over one and several turns of a block; and every width that a warp holds, with more
         // and less rows than a block has warps.
         let mut shapes = vec![[1, 1, 1], [2, 3, 7], [1, 5, 301], [3, 3, 64], [1, 1, 256], [1, 2, 512]];
@@ -26,7 +26,7 @@ impl Operation for Checks {
                 [2, 257, 1664],
             ]);
         }
-        shapes.into_iter().try_for_each(|shape| c.case(format!("{shape:?}"), |c| layer_norm(c, shape)))
+        shapes.into_iter().try_for_each(|shape| c.case(format!("{shape:?}"), |c| c.layer_norm_case(shape)))
     }
 
     fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
@@ -38,67 +38,66 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["layer_norm"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
-        b.layer_norm(visit)
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let shape = [b.sizes.batch, b.sizes.tokens, b.sizes.width];
+        let d = b.sizes.width;
+        let norm = b.norm(d)?;
+        let stats = [b.sizes.batch, b.sizes.tokens, 2];
+        let (x, mut y) = (b.random(shape)?, b.empty(shape)?);
+        let mut stats = b.backend.empty(stats, b.backend.parameter_dtype())?;
+        let at = format!("{shape:?}");
+        let run = Box::new(|| b.backend.layer_norm(&x, &norm, &mut y, &mut stats));
+        visit(Ready { name: "layer_norm", at: at.clone(), run })?;
+        let (dy, mut dx) = (b.random(shape)?, b.random(shape)?);
+        let run = Box::new(|| b.backend.layer_norm_backward(&dy, &x, &norm, &stats, AddTo::Output, &mut dx));
+        visit(Ready { name: "layer_norm_backward", at, run })
     }
 }
 
-/// A norm of `width`.
-pub(super) fn norm<B: Backend>(
-    c: &Checker<'_, B>,
-    width: usize,
-    seed: u64,
-) -> Result<Both<LayerNorm<B>, LayerNorm<Cpu<f64>>>> {
-    let parameter = c.device.parameter_dtype();
-    let (weight, bias) =
-        (c.random([width], parameter, 1.0, seed)?, c.random([width], parameter, 1.0, seed + 1)?);
-    let eps = 1e-5;
-    Ok(Both {
-        device: LayerNorm { weight: weight.device, bias: bias.device, eps },
-        host: LayerNorm { weight: weight.host, bias: bias.host, eps },
-    })
-}
+impl<B: Backend> Checker<'_, B> {
+    /// A norm of `width`.
+    pub(super) fn norm(&self, width: usize, seed: u64) -> Result<Both<LayerNorm<B>, LayerNorm<Cpu<f64>>>> {
+        let parameter = self.device.parameter_dtype();
+        let (weight, bias) =
+            (self.random([width], parameter, 1.0, seed)?, self.random([width], parameter, 1.0, seed + 1)?);
+        Ok(both!(LayerNorm { weight: *weight, bias: *bias, eps: 1e-5 }))
+    }
 
-fn layer_norm<B: Backend>(c: &mut Checker<'_, B>, shape: [usize; 3]) -> Result<()> {
-    let (real, parameter) = (c.real(), c.device.parameter_dtype());
-    let norm = norm(c, shape[2], 1)?;
-    // Rows away from zero: their variance is small beside the square of their mean.
-    let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| 0.5 * v + 2.0).collect();
-    let x = c.pair(&Tensor::from_slice(shape, &values)?, real)?;
-    let mut y: Pair<B> = c.output(shape, real)?;
-    let mut stats = c.output([shape[0], shape[1], 2], parameter)?;
-    both!(c.layer_norm(&x, &norm, &mut y, &mut stats));
-    let at = format!("{}x{}x{}", shape[0], shape[1], shape[2]);
-    c.compare("layer_norm y", &at, &y)?;
-    c.compare_within("layer_norm stats", &at, &stats, bound(parameter))?;
+    fn layer_norm_case(&mut self, shape: [usize; 3]) -> Result<()> {
+        let (real, parameter) = (self.real(), self.device.parameter_dtype());
+        let norm = self.norm(shape[2], 1)?;
+        // Rows away from zero: their variance is small beside the square of their mean.
+        let values: Vec<f64> = normal(shape.iter().product(), 3).into_iter().map(|v| 0.5 * v + 2.0).collect();
+        let x = self.pair(&Tensor::from_slice(shape, &values)?, real)?;
+        let mut y: Pair<B> = self.output(shape, real)?;
+        let mut stats = self.output([shape[0], shape[1], 2], parameter)?;
+        both!(self.layer_norm(&x, &norm, &mut y, &mut stats));
+        let at = format!("{}x{}x{}", shape[0], shape[1], shape[2]);
+        self.compare("layer_norm y", &at, &y)?;
+        self.compare_within("layer_norm stats", &at, &stats, bound(parameter))?;
 
-    let dy = c.random(shape, real, 1.0, 4)?;
-    // From the same stats on both sides.
-    let stats = c.pair(&stats.host, parameter)?;
-    let before = c.random(shape, real, 1.0, 5)?;
-    for case in ["added to itself", "added to another", "added to nothing"] {
-        // A single number has no gradient: there is nothing to hold an error against.
-        if shape[2] == 1 && case == "added to nothing" {
-            continue;
+        let dy = self.random(shape, real, 1.0, 4)?;
+        // From the same stats on both sides.
+        let stats = self.pair(&stats.host, parameter)?;
+        let before = self.random(shape, real, 1.0, 5)?;
+        for case in ["added to itself", "added to another", "added to nothing"] {
+            // A single number has no gradient: there is nothing to hold an error against.
+            if shape[2] == 1 && case == "added to nothing" {
+                continue;
+            }
+            let mut dx = self.random(shape, real, 1.0, if case == "added to itself" { 5 } else { 6 })?;
+            let add_to = match case {
+                "added to itself" => Both { device: AddTo::Output, host: AddTo::Output },
+                "added to another" => {
+                    Both { device: AddTo::Tensor(&before.device), host: AddTo::Tensor(&before.host) }
+                }
+                _ => Both { device: AddTo::Nothing, host: AddTo::Nothing },
+            };
+            both!(self.layer_norm_backward(&dy, &x, &norm, &stats, *add_to, &mut dx));
+            self.compare("layer_norm dx", &format!("{at}, {case}"), &dx)?;
         }
-        let mut dx = c.random(shape, real, 1.0, if case == "added to itself" { 5 } else { 6 })?;
-        let (device, host) = match case {
-            "added to itself" => (AddTo::Output, AddTo::Output),
-            "added to another" => (AddTo::Tensor(&before.device), AddTo::Tensor(&before.host)),
-            _ => (AddTo::Nothing, AddTo::Nothing),
-        };
-        c.device.layer_norm_backward(
-            &dy.device,
-            &x.device,
-            &norm.device,
-            &stats.device,
-            device,
-            &mut dx.device,
-        )?;
-        c.cpu.layer_norm_backward(&dy.host, &x.host, &norm.host, &stats.host, host, &mut dx.host)?;
-        c.compare("layer_norm dx", &format!("{at}, {case}"), &dx)?;
+        Ok(())
     }
-    Ok(())
 }
 
 fn layer_norm_gradients(b: &F64, shape: [usize; 3], rows: &mut Vec<Row>) -> Result<()> {
@@ -116,27 +115,4 @@ fn layer_norm_gradients(b: &F64, shape: [usize; 3], rows: &mut Vec<Row>) -> Resu
         b.layer_norm(x, &norm, &mut y, &mut stats)?;
         dot(&y, &w)
     })
-}
-
-impl<B: Backend> Bench<'_, B> {
-    fn layer_norm(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
-        let shape = [self.sizes.batch, self.sizes.tokens, self.sizes.width];
-        let d = self.sizes.width;
-        let norm = self.norm(d)?;
-        let stats = [self.sizes.batch, self.sizes.tokens, 2];
-        let (x, mut y) = (self.random(shape)?, self.empty(shape)?);
-        let mut stats = self.backend.empty(stats, self.backend.parameter_dtype())?;
-        let at = format!("{shape:?}");
-        let run = Box::new(|| self.backend.layer_norm(&x, &norm, &mut y, &mut stats));
-        visit(Ready { name: "layer_norm", at: at.clone(), run })?;
-        let (dy, mut dx) = (self.random(shape)?, self.random(shape)?);
-        let run =
-            Box::new(|| self.backend.layer_norm_backward(&dy, &x, &norm, &stats, AddTo::Output, &mut dx));
-        visit(Ready { name: "layer_norm_backward", at, run })
-    }
-
-    pub(super) fn norm(&self, d: usize) -> backend::Result<LayerNorm<B>> {
-        let weight = self.numbers([d], self.backend.parameter_dtype(), 1.0, 0.1)?;
-        Ok(LayerNorm { weight, bias: self.parameter([d], 0.1)?, eps: 1e-5 })
-    }
 }

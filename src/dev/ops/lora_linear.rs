@@ -1,18 +1,19 @@
 //! Checks and benchmark of lora_linear.
 
-use super::dropout::{DropoutPair, draw};
+use super::dropout::draw;
 use super::*;
 use crate::backend::{Dropout, Linear, Lora, LoraFold, LoraGradients, LoraLinear, LoraLinearBackward};
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-        for case in cases(c) {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
+        for case in cases(c.scope) {
             let (layer, at) = (Layer::new(c, case)?, case.at());
-            c.case(at.clone(), |c| lora_linear(c, case, &layer, None))?;
-            let dropout = DropoutPair::new(c, 0.25)?;
-            c.case(format!("dropout, {at}"), |c| lora_linear(c, case, &layer, Some(&dropout)))?;
+            c.case(at.clone(), |c| c.lora_linear_case(case, &layer, None))?;
+            let draw = c.draw()?;
+            let mask = both!(Dropout { draw: &draw, site: 5, probability: 0.25 });
+            c.case(format!("dropout, {at}"), |c| c.lora_linear_case(case, &layer, Some(mask)))?;
         }
         Ok(())
     }
@@ -29,7 +30,7 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["lora_linear"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
         let (d, m) = (b.sizes.width, b.sizes.mlp);
         b.lora(visit)?;
         b.lora_linear(d, m, 1, visit)?;
@@ -147,16 +148,18 @@ const FULL: &[Case] = &[
 ];
 
 /// The cases of all checks of layers.
-pub(super) fn cases<B: Backend>(c: &Checker<'_, B>) -> Vec<Case> {
-    let full = if c.scope == Scope::Full { FULL } else { &[] };
+pub(super) fn cases(scope: Scope) -> Vec<Case> {
+    let full = if scope == Scope::Full { FULL } else { &[] };
     [QUICK, full].concat()
 }
 
-/// Layers of different sizes to be taken together: all of them, and those that consist of whole packs, for the tensor
-/// cores.
-pub(super) fn together() -> [Vec<Case>; 2] {
+/// Layers to be taken together, and their names: each of [`cases`] alone, all of different sizes, and those of them that
+/// consist of whole packs, for the tensor cores.
+pub(super) fn alone_and_together(scope: Scope) -> Vec<(String, Vec<Case>)> {
+    let alone = cases(scope).into_iter().map(|case| (case.at(), vec![case]));
     let in_packs = |case: &&Case| case.inputs.is_multiple_of(8) && case.out.is_multiple_of(8);
-    [QUICK.to_vec(), QUICK.iter().filter(in_packs).copied().collect()]
+    let together = [QUICK.to_vec(), QUICK.iter().filter(in_packs).copied().collect()];
+    alone.chain(together.map(|cases| (format!("{} layers", cases.len()), cases))).collect()
 }
 
 /// A layer and its adapter on both devices.
@@ -177,81 +180,83 @@ impl<B: Backend> Layer<B> {
         let a = c.random([parts.len() * rank, inputs], DType::F32, near_one, 3)?;
         let b = c.random([parts.len(), out, rank], DType::F32, 0.5 / (rank as f64).sqrt(), 4)?;
         let weight = c.weight(&weight)?;
-        let device = Linear { weight: weight.device, bias: case.bias.then_some(bias.device) };
-        let host = Linear { weight: weight.host, bias: case.bias.then_some(bias.host) };
+        let bias = Both { device: case.bias.then_some(bias.device), host: case.bias.then_some(bias.host) };
         let columns = parts.iter().map(|p| p * out).collect();
-        Ok(Layer { frozen: Both { device, host }, a, b, columns })
+        Ok(Layer { frozen: both!(Linear { weight: *weight, bias: *bias }), a, b, columns })
     }
 
     pub fn lora(&self) -> Both<Lora<'_, B>, Lora<'_, Cpu<f64>>> {
-        let (columns, scale) = (&self.columns[..], 2.0);
-        Both {
-            device: Lora { a: &self.a.device, b: &self.b.device, columns, scale },
-            host: Lora { a: &self.a.host, b: &self.b.host, columns, scale },
-        }
+        let Layer { a, b, columns, .. } = self;
+        both!(Lora { a: &a, b: &b, columns, scale: 2.0 })
     }
 }
 
-/// Where `mask` is given, the adapters see what it leaves of the input.
-fn lora_linear<B: Backend>(
-    c: &mut Checker<'_, B>,
-    case: Case,
-    layer: &Layer<B>,
-    mask: Option<&DropoutPair<B>>,
-) -> Result<()> {
-    const SITE: u32 = 5;
-    let (frozen, lora) = (&layer.frozen, layer.lora());
-    let real = c.real();
-    let at = case.at() + if mask.is_some() { ", dropout" } else { "" };
-    let (rows, width) = (case.rows, case.parts.len() * case.rank);
-    let x = c.random([rows, case.inputs], real, 1.0, 5)?;
-    let residual = c.random([rows, case.outputs()], real, 1.0, 6)?;
-    let dropped = |mask: &DropoutPair<B>| -> Result<Pair<B>> {
-        let mut seen = x.host.clone();
-        c.cpu.dropout(&x.host, mask.host(SITE), &mut seen)?;
-        c.pair(&seen, real)
-    };
-    let seen = mask.map(dropped).transpose()?;
-    let mut u = c.output([rows, width], real)?;
-    let mut y = c.output([rows, case.outputs()], real)?;
-    for residual in [None, Some(&residual)] {
-        both!(c.lora_linear(LoraLinear {
-            x: &x,
-            seen: ?seen,
-            layer: &frozen,
-            lora: *lora,
-            residual: ?residual,
-            u: &mut u,
-            y: &mut y,
-        }));
-        c.compare("lora_linear u", &at, &u)?;
-        c.compare("lora_linear y", &at, &y)?;
-    }
+impl<B: Backend> Checker<'_, B> {
+    /// Where `mask` is given, the adapters see what it leaves of the input.
+    fn lora_linear_case(
+        &mut self,
+        case: Case,
+        layer: &Layer<B>,
+        mask: Option<Both<Dropout<'_, B>, Dropout<'_, Cpu<f64>>>>,
+    ) -> Result<()> {
+        let (frozen, lora) = (&layer.frozen, layer.lora());
+        let real = self.real();
+        let at = case.at() + if mask.is_some() { ", dropout" } else { "" };
+        let (rows, width) = (case.rows, case.parts.len() * case.rank);
+        let x = self.random([rows, case.inputs], real, 1.0, 5)?;
+        let residual = self.random([rows, case.outputs()], real, 1.0, 6)?;
+        let seen = match mask {
+            Some(mask) => {
+                let mut seen = x.host.clone();
+                self.cpu.dropout(&x.host, mask.host, &mut seen)?;
+                Some(self.pair(&seen, real)?)
+            }
+            None => None,
+        };
+        let dropout = Both { device: mask.map(|mask| mask.device), host: mask.map(|mask| mask.host) };
+        let mut u = self.output([rows, width], real)?;
+        let mut y = self.output([rows, case.outputs()], real)?;
+        for residual in [None, Some(&residual)] {
+            both!(self.lora_linear(LoraLinear {
+                x: &x,
+                seen: ?seen,
+                layer: &frozen,
+                lora: *lora,
+                residual: ?residual,
+                u: &mut u,
+                y: &mut y,
+            }));
+            self.compare("lora_linear u", &at, &u)?;
+            self.compare("lora_linear y", &at, &y)?;
+        }
 
-    let dy = c.random([rows, case.outputs()], real, 1.0, 7)?;
-    let mut dx = c.output([rows, case.inputs], real)?;
-    for wanted in [false, true] {
-        let mut du = c.output([rows, width], real)?;
-        let (mut da, mut db) =
-            (c.output([width, case.inputs], DType::F32)?, c.output(layer.b.host.shape(), DType::F32)?);
-        let dropped = seen.as_ref().unwrap_or(&x);
-        both!(c.lora_linear_backward(LoraLinearBackward {
-            dy: &dy,
-            x: &dropped,
-            dropout: ?mask(SITE),
-            u: &u,
-            layer: &frozen,
-            lora: *lora,
-            du: &mut du,
-            da: &mut da,
-            db: &mut db,
-            dx: wanted => &mut dx,
-        }));
-        c.compare("lora_linear du", &at, &du)?;
-        c.compare("lora_linear dA", &at, &da)?;
-        c.compare("lora_linear dB", &at, &db)?;
+        let dy = self.random([rows, case.outputs()], real, 1.0, 7)?;
+        let mut dx = self.output([rows, case.inputs], real)?;
+        for wanted in [false, true] {
+            let mut du = self.output([rows, width], real)?;
+            let (mut da, mut db) = (
+                self.output([width, case.inputs], DType::F32)?,
+                self.output(layer.b.host.shape(), DType::F32)?,
+            );
+            let dropped = seen.as_ref().unwrap_or(&x);
+            both!(self.lora_linear_backward(LoraLinearBackward {
+                dy: &dy,
+                x: &dropped,
+                dropout: *dropout,
+                u: &u,
+                layer: &frozen,
+                lora: *lora,
+                du: &mut du,
+                da: &mut da,
+                db: &mut db,
+                dx: wanted => &mut dx,
+            }));
+            self.compare("lora_linear du", &at, &du)?;
+            self.compare("lora_linear dA", &at, &da)?;
+            self.compare("lora_linear dB", &at, &db)?;
+        }
+        self.compare("lora_linear dx", &at, &dx)
     }
-    c.compare("lora_linear dx", &at, &dx)
 }
 
 fn lora_linear_gradients(

@@ -5,36 +5,49 @@ use crate::backend::Mix;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         // One row; odd widths; one pack; and more columns than a block takes, in packs and without.
         let mut sizes = vec![(1, 1), (2, 7), (3, 33), (9, 4), (5, 100), (3, 131), (6, 520)];
         if c.scope == Scope::Full {
             sizes.extend([(32, 512), (33, 768), (512, 1024)]);
         }
         for (batch, width) in sizes {
-            c.case(format!("{batch}x{width}"), |c| mix_rows(c, batch, width))?;
+            c.case(format!("{batch}x{width}"), |c| c.mix_rows_case(batch, width))?;
         }
         Ok(())
     }
 
     fn gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
-        mix_rows_gradients(b, rows)
+        let (x, w, mix) = (random([4, 7], 1)?, random([4, 7], 2)?, mix(4)?);
+        let mut dx = zeros(x.shape());
+        b.mix_rows_backward(&w, &mix, &mut dx)?;
+        row(rows, "mix_rows dx", "4x7".into(), &x, &dx, |x| {
+            let mut y = zeros(x.shape());
+            b.mix_rows(x, &mix, &mut y)?;
+            dot(&y, &w)
+        })
     }
 
     const BENCHES: &[&str] = &["mix_rows"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
-        b.mix_rows(visit)
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let shape = [b.sizes.batch, b.sizes.features];
+        let (mix, x, mut y) = (b.mix()?, b.parameter(shape, 1.0)?, b.parameter(shape, 0.0)?);
+        let at = format!("{}x{}", shape[0], shape[1]);
+        let run = Box::new(|| b.backend.mix_rows(&x, &mix, &mut y));
+        visit(Ready { name: "mix_rows", at: at.clone(), run })?;
+        let run = Box::new(|| b.backend.mix_rows_backward(&x, &mix, &mut y));
+        visit(Ready { name: "mix_rows_backward", at, run })
     }
 }
 
 pub(super) type MixPair<B> = Both<Mix<B>, Mix<Cpu<f64>>>;
 
-impl<B: Backend> MixPair<B> {
+impl<B: Backend> Checker<'_, B> {
     /// A batch in which each has the next as its partner: a permutation that is not its own inverse. In one of
     /// more than three the first is its own partner. λ is 0, 1 and in between.
-    pub fn new(c: &Checker<'_, B>, batch: usize) -> Result<Self> {
+    pub(super) fn mix(&self, batch: usize) -> Result<MixPair<B>> {
         const LAMBDA: [f64; 7] = [0.3, 0.85, 0.0, 1.0, 0.6, 0.02, 0.97];
         let alone = usize::from(batch > 3);
         let turn = |i: usize, by: usize| match i.checked_sub(alone) {
@@ -46,27 +59,27 @@ impl<B: Backend> MixPair<B> {
         let (partner, inverse) =
             (Tensor::from_slice([batch], &partner)?, Tensor::from_slice([batch], &inverse)?);
         let lambda: Vec<f64> = (0..batch).map(|i| LAMBDA[i % LAMBDA.len()]).collect();
-        let lambda = c.pair(&Tensor::from_slice([batch], &lambda)?, c.device.parameter_dtype())?;
-        let upload = |indices: &Tensor| c.device.upload(indices.view(), DType::U32);
+        let lambda = self.pair(&Tensor::from_slice([batch], &lambda)?, self.device.parameter_dtype())?;
+        let upload = |indices: &Tensor| self.device.upload(indices.view(), DType::U32);
         let device = Mix { partner: upload(&partner)?, inverse: upload(&inverse)?, lambda: lambda.device };
         Ok(Both { device, host: Mix { partner, inverse, lambda: lambda.host } })
     }
-}
 
-fn mix_rows<B: Backend>(c: &mut Checker<'_, B>, batch: usize, width: usize) -> Result<()> {
-    // All of it is in the parameter dtype, whatever the activations are in.
-    let parameter = c.device.parameter_dtype();
-    let mix = MixPair::new(c, batch)?;
-    let at = format!("{batch}x{width}");
-    let x = c.random([batch, width], parameter, 1.0, 1)?;
-    let mut y = c.output([batch, width], parameter)?;
-    both!(c.mix_rows(&x, &mix, &mut y));
-    c.compare_within("mix_rows y", &at, &y, bound(parameter))?;
+    fn mix_rows_case(&mut self, batch: usize, width: usize) -> Result<()> {
+        // All of it is in the parameter dtype, whatever the activations are in.
+        let parameter = self.device.parameter_dtype();
+        let mix = self.mix(batch)?;
+        let at = format!("{batch}x{width}");
+        let x = self.random([batch, width], parameter, 1.0, 1)?;
+        let mut y = self.output([batch, width], parameter)?;
+        both!(self.mix_rows(&x, &mix, &mut y));
+        self.compare_within("mix_rows y", &at, &y, bound(parameter))?;
 
-    let dy = c.random([batch, width], parameter, 1.0, 2)?;
-    let mut dx = c.output([batch, width], parameter)?;
-    both!(c.mix_rows_backward(&dy, &mix, &mut dx));
-    c.compare_within("mix_rows dx", &at, &dx, bound(parameter))
+        let dy = self.random([batch, width], parameter, 1.0, 2)?;
+        let mut dx = self.output([batch, width], parameter)?;
+        both!(self.mix_rows_backward(&dy, &mix, &mut dx));
+        self.compare_within("mix_rows dx", &at, &dx, bound(parameter))
+    }
 }
 
 /// A batch in which each has the next as its partner.
@@ -79,38 +92,4 @@ pub(super) fn mix(n: usize) -> Result<Mix<F64>> {
         inverse: Tensor::from_slice([n], &inverse)?,
         lambda: tensor([n], &lambda)?,
     })
-}
-
-fn mix_rows_gradients(b: &F64, rows: &mut Vec<Row>) -> Result<()> {
-    let (x, w, mix) = (random([4, 7], 1)?, random([4, 7], 2)?, mix(4)?);
-    let mut dx = zeros(x.shape());
-    b.mix_rows_backward(&w, &mix, &mut dx)?;
-    row(rows, "mix_rows dx", "4x7".into(), &x, &dx, |x| {
-        let mut y = zeros(x.shape());
-        b.mix_rows(x, &mix, &mut y)?;
-        dot(&y, &w)
-    })
-}
-
-impl<B: Backend> Bench<'_, B> {
-    /// Each image with the next.
-    pub(super) fn mix(&self) -> backend::Result<Mix<B>> {
-        let n = self.sizes.batch;
-        let indices = |from: usize| -> backend::Result<B::Tensor> {
-            let indices: Vec<u32> = (0..n).map(|i| ((i + from) % n) as u32).collect();
-            self.backend.upload(Tensor::from_slice([n], &indices)?.view(), DType::U32)
-        };
-        let lambda = self.numbers([n], self.backend.parameter_dtype(), 0.5, 0.1)?;
-        Ok(Mix { partner: indices(1)?, inverse: indices(n - 1)?, lambda })
-    }
-
-    fn mix_rows(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
-        let shape = [self.sizes.batch, self.sizes.features];
-        let (mix, x, mut y) = (self.mix()?, self.parameter(shape, 1.0)?, self.parameter(shape, 0.0)?);
-        let at = format!("{}x{}", shape[0], shape[1]);
-        let run = Box::new(|| self.backend.mix_rows(&x, &mix, &mut y));
-        visit(Ready { name: "mix_rows", at: at.clone(), run })?;
-        let run = Box::new(|| self.backend.mix_rows_backward(&x, &mix, &mut y));
-        visit(Ready { name: "mix_rows_backward", at, run })
-    }
 }

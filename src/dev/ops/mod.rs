@@ -2,19 +2,24 @@
 //! ([`device`]), of its gradients against finite differences ([`gradients`]), and its time ([`mod@bench`]).
 
 /// One operation on the device and on the host, each with its own of every argument: `&x`, `&mut x` and `*x` of a pair,
-/// `x(…)` by its methods `device` and `host`, `?` before what may be none, `wanted => &mut x` for what is handed over
-/// where it is wanted. Other arguments are the same on both sides.
+/// `?` before what may be none, `wanted => &mut x` for what is handed over where it is wanted. Other arguments are the
+/// same on both sides. A struct by itself is made on both sides, a pair of it.
 macro_rules! both {
     ($c:ident.$op:ident($Args:ident { $($fields:tt)* })) => {
-        both!(@ (($c.device.$op) $Args) device () $($fields)*)?;
-        both!(@ (($c.cpu.$op) $Args) host () $($fields)*)?
+        both!(@ (($c.device.$op) $Args) device () $($fields)*,)?;
+        both!(@ (($c.cpu.$op) $Args) host () $($fields)*,)?
     };
     ($c:ident.$op:ident($($args:tt)*)) => {
         both!(@ ($c.device.$op) device () $($args)*,)?;
         both!(@ ($c.cpu.$op) host () $($args)*,)?
     };
+    ($Args:ident { $($fields:tt)* }) => {
+        Both { device: both!(@ $Args device () $($fields)*,), host: both!(@ $Args host () $($fields)*,) }
+    };
+    (@ $call:tt $side:ident $done:tt ,) => { both!(@ $call $side $done) };
     (@ (($($call:tt)*) $Args:ident) $side:ident ($($done:tt)*)) => { $($call)*($Args { $($done)* }) };
     (@ ($($call:tt)*) $side:ident ($($done:tt)*)) => { $($call)*($($done)*) };
+    (@ $Args:ident $side:ident ($($done:tt)*)) => { $Args { $($done)* } };
     (@ $call:tt $side:ident ($($done:tt)*) $field:ident: $($rest:tt)*) => {
         both!(@ $call $side ($($done)* $field:) $($rest)*)
     };
@@ -27,14 +32,11 @@ macro_rules! both {
     (@ $call:tt $side:ident ($($done:tt)*) *$x:ident, $($rest:tt)*) => {
         both!(@ $call $side ($($done)* $x.$side,) $($rest)*)
     };
-    (@ $call:tt $side:ident ($($done:tt)*) $x:ident($($a:expr)?), $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.$side($($a)?),) $($rest)*)
-    };
-    (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident($($a:expr)?), $($rest:tt)*) => {
-        both!(@ $call $side ($($done)* $x.as_ref().map(|x| x.$side($($a)?)),) $($rest)*)
-    };
     (@ $call:tt $side:ident ($($done:tt)*) ?$x:ident, $($rest:tt)*) => {
         both!(@ $call $side ($($done)* $x.as_ref().map(|x| &x.$side),) $($rest)*)
+    };
+    (@ $call:tt $side:ident ($($done:tt)*) $x:ident, $($rest:tt)*) => {
+        both!(@ $call $side ($($done)* $x,) $($rest)*)
     };
     (@ $call:tt $side:ident ($($done:tt)*) $wanted:expr => &mut $x:ident, $($rest:tt)*) => {
         both!(@ $call $side ($($done)* $wanted.then_some(&mut $x.$side),) $($rest)*)
@@ -83,12 +85,12 @@ use bench::{Bench, Ready, Visit};
 use device::{Both, Checker, Pair, Scope, bound};
 use gradients::{F64, added, dot, random, row, tensor, values, zeros};
 
-/// What is known of an operation, or of whole steps, beside its definition.
-trait Operation {
-    /// Checks a device's form of it.
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()>;
+/// What is known of an operation, or of whole steps, beside its definition; `B` is the device.
+trait Operation<B: Backend> {
+    /// Checks the device's form of it.
+    fn check(c: &mut Checker<'_, B>) -> Result<()>;
 
-    /// Checks its gradients, of which each becomes a row.
+    /// Checks the gradients of its definition, of which each becomes a row.
     fn gradients(_b: &F64, _rows: &mut Vec<Row>) -> Result<()> {
         Ok(())
     }
@@ -97,7 +99,7 @@ trait Operation {
     const BENCHES: &[&str] = &[];
 
     /// Makes the operations of one of [`Operation::BENCHES`] and hands them to `visit`.
-    fn bench<B: Backend>(_b: &Bench<'_, B>, _name: &str, _visit: &mut Visit<'_>) -> backend::Result<()> {
+    fn bench(_b: &Bench<'_, B>, _name: &str, _visit: &mut Visit<'_>) -> backend::Result<()> {
         Ok(())
     }
 }
@@ -131,13 +133,13 @@ macro_rules! operations {
 
             fn gradients(self, b: &F64, rows: &mut Vec<Row>) -> Result<()> {
                 match self {
-                    $(Group::$variant => $module::Checks::gradients(b, rows),)*
+                    $(Group::$variant => <$module::Checks as Operation<F64>>::gradients(b, rows),)*
                 }
             }
 
             fn benches(self) -> &'static [&'static str] {
                 match self {
-                    $(Group::$variant => $module::Checks::BENCHES,)*
+                    $(Group::$variant => <$module::Checks as Operation<F64>>::BENCHES,)*
                 }
             }
 

@@ -1,16 +1,14 @@
 //! Checks and benchmark of patch_embed.
 
 use super::bench::Sizes;
-use super::layer_norm::norm;
-use super::mix_rows::MixPair;
 use super::*;
 use crate::backend::{LayerNorm, Linear, PatchEmbed, PatchEmbedding};
 use crate::data::preprocess::{CLIP_MEAN, CLIP_STD};
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         // Batch, side, patch, width. One patch alone; patches that leave a border and that no pack divides; an
         // even side that packs of 16 bytes do not divide; and one that they do, in several strips of rows.
         let mut sizes =
@@ -22,7 +20,7 @@ impl Operation for Checks {
             for levels in [true, false] {
                 for mixed in [false, true] {
                     let at = format!("{size:?}, levels {levels}, mixed {mixed}");
-                    c.case(at, |c| patch_embed(c, size, levels, mixed))?;
+                    c.case(at, |c| c.patch_embed_case(size, levels, mixed))?;
                 }
             }
         }
@@ -38,77 +36,101 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["patch_embed"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
-        b.patch_embed(visit)
+    fn bench(b: &Bench<'_, B>, _name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+        let Sizes { batch, side, patch, width: d, .. } = *b.sizes;
+        let count = (side / patch).pow(2);
+        let inputs = 3 * patch * patch;
+        let pixels = b.levels([batch, side])?;
+        let embedding = PatchEmbedding {
+            projection: Linear { weight: b.weight(inputs, d)?, bias: None },
+            class: b.parameter([d], 1.0)?,
+            position: b.parameter([count + 1, d], 0.1)?,
+            norm: b.norm(d)?,
+            patch,
+            mean: CLIP_MEAN,
+            std: CLIP_STD,
+        };
+        let mut patches = b.empty([batch, count, inputs])?;
+        let mut products = b.empty([batch, count, d])?;
+        let mut x = b.empty([batch, count + 1, d])?;
+        let at = format!("{batch} of {side} px in patches of {patch}");
+        let mixed = b.mix()?;
+        for (name, mix) in [("patch_embed", None), ("patch_embed, mixed", Some(&mixed))] {
+            let run = Box::new(|| {
+                let (pixels, embedding) = (&pixels, &embedding);
+                let (patches, products, x) = (&mut patches, &mut products, &mut x);
+                b.backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches, products, x })
+            });
+            visit(Ready { name, at: at.clone(), run })?;
+        }
+        Ok(())
     }
 }
 
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-fn embedding<B: Backend>(
-    c: &Checker<'_, B>,
-    patch: usize,
-    tokens: usize,
-    width: usize,
-) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
-    let (real, parameter, inputs) = (c.real(), c.device.parameter_dtype(), 3 * patch * patch);
-    let weight = c.weight(&c.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?)?;
-    let class = c.random([width], parameter, 1.0, 2)?;
-    let position = c.random([tokens, width], parameter, 1.0, 3)?;
-    let norm = norm(c, width, 4)?;
-    macro_rules! on {
-        ($side:ident) => {
-            PatchEmbedding {
-                projection: Linear { weight: weight.$side, bias: None },
-                class: class.$side,
-                position: position.$side,
-                norm: norm.$side,
-                patch,
-                mean: MEAN,
-                std: STD,
-            }
-        };
+impl<B: Backend> Checker<'_, B> {
+    fn patch_embedding(
+        &self,
+        patch: usize,
+        tokens: usize,
+        width: usize,
+    ) -> Result<Both<PatchEmbedding<B>, PatchEmbedding<Cpu<f64>>>> {
+        let (real, parameter, inputs) = (self.real(), self.device.parameter_dtype(), 3 * patch * patch);
+        let weight = self.weight(&self.random([width, inputs], real, 1.0 / (inputs as f64).sqrt(), 1)?)?;
+        let class = self.random([width], parameter, 1.0, 2)?;
+        let position = self.random([tokens, width], parameter, 1.0, 3)?;
+        let norm = self.norm(width, 4)?;
+        let projection = both!(Linear { weight: *weight, bias: None });
+        Ok(both!(PatchEmbedding {
+            projection: *projection,
+            class: *class,
+            position: *position,
+            norm: *norm,
+            patch,
+            mean: MEAN,
+            std: STD,
+        }))
     }
-    Ok(Both { device: on!(device), host: on!(host) })
-}
 
-fn patch_embed<B: Backend>(
-    c: &mut Checker<'_, B>,
-    (batch, side, patch, width): (usize, usize, usize, usize),
-    levels: bool,
-    mixed: bool,
-) -> Result<()> {
-    let (real, count) = (c.real(), (side / patch).pow(2));
-    let embedding = embedding(c, patch, count + 1, width)?;
-    let pixels = if levels {
-        // Every level in every channel, in no simple order.
-        let pixels: Vec<u8> = (0..batch * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
-        c.same(Tensor::from_slice([batch, side, side, 3], &pixels)?)?
-    } else {
-        c.random([batch, 3, side, side], real, 1.0, 9)?
-    };
-    let mix = if mixed { Some(MixPair::new(c, batch)?) } else { None };
-    let mut patches = c.output([batch, count, 3 * patch * patch], real)?;
-    let mut products = c.output([batch, count, width], real)?;
-    let mut x = c.output([batch, count + 1, width], real)?;
-    both!(c.patch_embed(PatchEmbed {
-        pixels: &pixels,
-        mix: ?mix,
-        embedding: &embedding,
-        patches: &mut patches,
-        products: &mut products,
-        x: &mut x,
-    }));
-    let what = if levels { "u8" } else { "numbers" };
-    let what = format!("{what}{}", if mixed { ", mixed" } else { "" });
-    let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
-    // In f32 the pixels' arithmetic is that of the definition, step by step; a mix of two is rounded.
-    match real {
-        DType::F32 if !mixed => c.compare_within("patch_embed patches", &at, &patches, 0.0)?,
-        _ => c.compare("patch_embed patches", &at, &patches)?,
+    fn patch_embed_case(
+        &mut self,
+        (batch, side, patch, width): (usize, usize, usize, usize),
+        levels: bool,
+        mixed: bool,
+    ) -> Result<()> {
+        let (real, count) = (self.real(), (side / patch).pow(2));
+        let embedding = self.patch_embedding(patch, count + 1, width)?;
+        let pixels = if levels {
+            // Every level in every channel, in no simple order.
+            let pixels: Vec<u8> = (0..batch * side * side * 3).map(|i| (i * 89 % 257) as u8).collect();
+            self.same(Tensor::from_slice([batch, side, side, 3], &pixels)?)?
+        } else {
+            self.random([batch, 3, side, side], real, 1.0, 9)?
+        };
+        let mix = if mixed { Some(self.mix(batch)?) } else { None };
+        let mut patches = self.output([batch, count, 3 * patch * patch], real)?;
+        let mut products = self.output([batch, count, width], real)?;
+        let mut x = self.output([batch, count + 1, width], real)?;
+        both!(self.patch_embed(PatchEmbed {
+            pixels: &pixels,
+            mix: ?mix,
+            embedding: &embedding,
+            patches: &mut patches,
+            products: &mut products,
+            x: &mut x,
+        }));
+        let what = if levels { "u8" } else { "numbers" };
+        let what = format!("{what}{}", if mixed { ", mixed" } else { "" });
+        let at = format!("{batch} of {side} px, patches of {patch}, width {width}, {what}");
+        // In f32 the pixels' arithmetic is that of the definition, step by step; a mix of two is rounded.
+        match real {
+            DType::F32 if !mixed => self.compare_within("patch_embed patches", &at, &patches, 0.0)?,
+            _ => self.compare("patch_embed patches", &at, &patches)?,
+        }
+        self.compare("patch_embed x", &at, &x)
     }
-    c.compare("patch_embed x", &at, &x)
 }
 
 /// The embedding has no gradient; its product form is compared with the sums of a convolution.
@@ -159,36 +181,4 @@ fn patch_embed_gradients(b: &F64, side: usize, patch: usize, rows: &mut Vec<Row>
     let at = format!("{side} px in patches of {patch}");
     rows.push(Row::new("patch_embed x", at, error, 1e-13));
     Ok(())
-}
-
-impl<B: Backend> Bench<'_, B> {
-    fn patch_embed(&self, visit: &mut Visit<'_>) -> backend::Result<()> {
-        let Sizes { batch, side, patch, width: d, .. } = *self.sizes;
-        let count = (side / patch).pow(2);
-        let inputs = 3 * patch * patch;
-        let pixels = self.levels([batch, side])?;
-        let embedding = PatchEmbedding {
-            projection: Linear { weight: self.weight(inputs, d)?, bias: None },
-            class: self.parameter([d], 1.0)?,
-            position: self.parameter([count + 1, d], 0.1)?,
-            norm: self.norm(d)?,
-            patch,
-            mean: CLIP_MEAN,
-            std: CLIP_STD,
-        };
-        let mut patches = self.empty([batch, count, inputs])?;
-        let mut products = self.empty([batch, count, d])?;
-        let mut x = self.empty([batch, count + 1, d])?;
-        let at = format!("{batch} of {side} px in patches of {patch}");
-        let mixed = self.mix()?;
-        for (name, mix) in [("patch_embed", None), ("patch_embed, mixed", Some(&mixed))] {
-            let run = Box::new(|| {
-                let (pixels, embedding) = (&pixels, &embedding);
-                let (patches, products, x) = (&mut patches, &mut products, &mut x);
-                self.backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches, products, x })
-            });
-            visit(Ready { name, at: at.clone(), run })?;
-        }
-        Ok(())
-    }
 }

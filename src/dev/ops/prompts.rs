@@ -8,8 +8,8 @@ const PROMPTS: usize = 16;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
         let case = |batch, kept, count, width, layers| Case { batch, kept, count, width, layers };
         // One of everything; the class token alone; rows that packs of 16 bytes divide and others, in several
         // blocks; more sequences than a block has warps.
@@ -20,8 +20,8 @@ impl Operation for Checks {
             cases.extend([case(32, 50, 16, 768, 1), case(32, 226, 16, 768, 12), case(8, 197, 50, 1024, 2)]);
         }
         for case in cases {
-            c.case(format!("inserted, {}", case.at()), |c| insert(c, case))?;
-            c.case(format!("replaced, {}", case.at()), |c| replace(c, case))?;
+            c.case(format!("inserted, {}", case.at()), |c| c.insert_prompts_case(case))?;
+            c.case(format!("replaced, {}", case.at()), |c| c.replace_prompts_case(case))?;
         }
         Ok(())
     }
@@ -36,7 +36,7 @@ impl Operation for Checks {
 
     const BENCHES: &[&str] = &["insert_prompts", "replace_prompts"];
 
-    fn bench<B: Backend>(b: &Bench<'_, B>, name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
+    fn bench(b: &Bench<'_, B>, name: &str, visit: &mut Visit<'_>) -> backend::Result<()> {
         if name == "insert_prompts" { b.insert_prompts(visit) } else { b.replace_prompts(visit) }
     }
 }
@@ -69,42 +69,46 @@ impl Case {
     }
 }
 
-fn insert<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
-    let (real, parameter, layer, at) = (c.real(), c.device.parameter_dtype(), case.layers - 1, case.at());
-    let x = c.random([case.batch, case.kept, case.width], real, 1.0, 1)?;
-    // Prompts that the activations' type can hold: what is left is a copy.
-    let prompts = c.random(case.prompts(), real, 1.0, 2)?;
-    let prompts = c.pair(&prompts.host, parameter)?;
-    let mut y = c.output(case.with(), real)?;
-    both!(c.insert_prompts(&x, &prompts, layer, &mut y));
-    c.compare_within("insert_prompts y", &at, &y, 0.0)?;
+impl<B: Backend> Checker<'_, B> {
+    fn insert_prompts_case(&mut self, case: Case) -> Result<()> {
+        let (real, parameter, layer, at) =
+            (self.real(), self.device.parameter_dtype(), case.layers - 1, case.at());
+        let x = self.random([case.batch, case.kept, case.width], real, 1.0, 1)?;
+        // Prompts that the activations' type can hold: what is left is a copy.
+        let prompts = self.random(case.prompts(), real, 1.0, 2)?;
+        let prompts = self.pair(&prompts.host, parameter)?;
+        let mut y = self.output(case.with(), real)?;
+        both!(self.insert_prompts(&x, &prompts, layer, &mut y));
+        self.compare_within("insert_prompts y", &at, &y, 0.0)?;
 
-    let dy = c.random(case.with(), real, 1.0, 3)?;
-    for wanted in [true, false] {
-        let mut d_prompts = c.random(case.prompts(), parameter, 1.0, 4)?;
-        let mut dx = c.output(x.device.shape(), real)?;
-        both!(c.insert_prompts_backward(&dy, layer, &mut d_prompts, wanted => &mut dx));
-        // The sums are in the parameter dtype, whatever the activations are in.
-        c.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(parameter))?;
-        if wanted {
-            c.compare_within("insert_prompts dx", &at, &dx, 0.0)?;
+        let dy = self.random(case.with(), real, 1.0, 3)?;
+        for wanted in [true, false] {
+            let mut d_prompts = self.random(case.prompts(), parameter, 1.0, 4)?;
+            let mut dx = self.output(x.device.shape(), real)?;
+            both!(self.insert_prompts_backward(&dy, layer, &mut d_prompts, wanted => &mut dx));
+            // The sums are in the parameter dtype, whatever the activations are in.
+            self.compare_within("insert_prompts d_prompts", &at, &d_prompts, bound(parameter))?;
+            if wanted {
+                self.compare_within("insert_prompts dx", &at, &dx, 0.0)?;
+            }
         }
+        Ok(())
     }
-    Ok(())
-}
 
-fn replace<B: Backend>(c: &mut Checker<'_, B>, case: Case) -> Result<()> {
-    let (real, parameter, layer, at) = (c.real(), c.device.parameter_dtype(), case.layers - 1, case.at());
-    let prompts = c.random(case.prompts(), parameter, 1.0, 1)?;
-    let mut x = c.random(case.with(), real, 1.0, 2)?;
-    both!(c.replace_prompts(&prompts, layer, &mut x));
-    c.compare("replace_prompts x", &at, &x)?;
+    fn replace_prompts_case(&mut self, case: Case) -> Result<()> {
+        let (real, parameter, layer, at) =
+            (self.real(), self.device.parameter_dtype(), case.layers - 1, case.at());
+        let prompts = self.random(case.prompts(), parameter, 1.0, 1)?;
+        let mut x = self.random(case.with(), real, 1.0, 2)?;
+        both!(self.replace_prompts(&prompts, layer, &mut x));
+        self.compare("replace_prompts x", &at, &x)?;
 
-    let mut d: Pair<B> = c.random(case.with(), real, 1.0, 3)?;
-    let mut d_prompts = c.random(case.prompts(), parameter, 1.0, 4)?;
-    both!(c.replace_prompts_backward(&mut d, layer, &mut d_prompts));
-    c.compare_within("replace_prompts d", &at, &d, 0.0)?;
-    c.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(parameter))
+        let mut d: Pair<B> = self.random(case.with(), real, 1.0, 3)?;
+        let mut d_prompts = self.random(case.prompts(), parameter, 1.0, 4)?;
+        both!(self.replace_prompts_backward(&mut d, layer, &mut d_prompts));
+        self.compare_within("replace_prompts d", &at, &d, 0.0)?;
+        self.compare_within("replace_prompts d_prompts", &at, &d_prompts, bound(parameter))
+    }
 }
 
 fn insert_prompts_gradients(

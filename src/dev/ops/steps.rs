@@ -14,9 +14,9 @@ use crate::tune::Target;
 
 pub struct Checks;
 
-impl Operation for Checks {
-    fn check<B: Backend>(c: &mut Checker<'_, B>) -> Result<()> {
-        check_part(c, 0, 1)
+impl<B: Backend> Operation<B> for Checks {
+    fn check(c: &mut Checker<'_, B>) -> Result<()> {
+        c.steps(0, 1)
     }
 }
 
@@ -110,104 +110,99 @@ fn variants() -> Vec<(&'static str, TinyStep)> {
     all
 }
 
-/// Part `part` of `parts`, of about the same length.
-pub(super) fn check_part<B: Backend>(c: &mut Checker<'_, B>, part: usize, parts: usize) -> Result<()> {
-    variants()
-        .iter()
-        .skip(part)
-        .step_by(parts)
-        .try_for_each(|(name, tiny)| c.case(*name, |c| variant(c, name, tiny)))
-}
-
 /// One model with the same weights on both backends.
-struct Learners<B: Backend> {
-    device: Learner<B>,
-    cpu: Learner<Cpu<f32>>,
-}
+type Learners<B> = Both<Learner<B>, Learner<Cpu<f32>>>;
 
-impl<B: Backend> Learners<B> {
-    /// One step; the largest error of the losses of its batches.
-    fn step(&mut self, tiny: &TinyStep, step: u64, rates: &Rates) -> Result<f64> {
-        let mut worst = 0.0f64;
-        for (batch, micro) in tiny.step_batches(step)? {
-            self.device.train(batch.view(), micro, rates, 1.0)?;
-            self.cpu.train(batch.view(), micro, rates, 1.0)?;
-            let (found, expected) = (self.device.stats()?.loss, self.cpu.stats()?.loss);
-            let error = ((found - expected) / expected).abs();
-            worst = worse(worst, error);
-        }
-        Ok(worst)
+impl<B: Backend> Checker<'_, B> {
+    /// Part `part` of `parts`, of about the same length.
+    pub(super) fn steps(&mut self, part: usize, parts: usize) -> Result<()> {
+        variants()
+            .iter()
+            .skip(part)
+            .step_by(parts)
+            .try_for_each(|(name, tiny)| self.case(*name, |c| c.step_variant(name, tiny)))
     }
-}
 
-fn variant<B: Backend>(c: &mut Checker<'_, B>, name: &str, tiny: &TinyStep) -> Result<()> {
-    let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
-    let scaling = (c.real() == DType::F16).then_some(SCALING);
-    let mut learners = Learners {
-        device: tiny.learner_on(c.device.clone(), image, DType::U8, scaling)?,
-        cpu: tiny.learner_on(Cpu::<f32>::new(), image, DType::U8, None)?,
-    };
-    let batch = tiny.training_batch(tiny.sizes.batch, 14)?;
-    learners.device.gradients(batch.view())?;
-    learners.cpu.gradients(batch.view())?;
-    let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.gradient.clone()).collect();
-    let loss_scale = scaling.map_or(1.0, |s| s.start);
-    let found = learners.device.params().into_iter().map(|p| &p.gradient).collect();
-    compare(
-        c,
-        ("gradient", name),
-        &learners.device.param_names(),
-        found,
-        &expected,
-        loss_scale,
-        gradient_bound,
-    )?;
-    // AdamW's steps hardly depend on how long gradients are, its first moments do.
-    if tiny.accumulate > 1 || tiny.clip.is_some() {
-        for step in 0..STILL_STEPS {
-            learners.step(tiny, 50 + step, &Rates::STILL)?;
-        }
-        let expected: Vec<Tensor> = learners.cpu.params().iter().map(|p| p.first_moment.clone()).collect();
-        let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
-        compare(
-            c,
-            ("first moment", name),
+    fn step_variant(&mut self, name: &str, tiny: &TinyStep) -> Result<()> {
+        let image = Shape::from([tiny.sizes.side, tiny.sizes.side, 3]);
+        let scaling = (self.real() == DType::F16).then_some(SCALING);
+        let mut learners = Learners {
+            device: tiny.learner_on(self.device.clone(), image, DType::U8, scaling)?,
+            host: tiny.learner_on(Cpu::<f32>::new(), image, DType::U8, None)?,
+        };
+        let batch = tiny.training_batch(tiny.sizes.batch, 14)?;
+        learners.device.gradients(batch.view())?;
+        learners.host.gradients(batch.view())?;
+        let expected: Vec<Tensor> = learners.host.params().iter().map(|p| p.gradient.clone()).collect();
+        let loss_scale = scaling.map_or(1.0, |s| s.start);
+        let found = learners.device.params().into_iter().map(|p| &p.gradient).collect();
+        self.compare_parts(
+            ("gradient", name),
             &learners.device.param_names(),
             found,
             &expected,
-            1.0,
-            moment_bound,
+            loss_scale,
+            gradient_bound,
         )?;
+        // AdamW's steps hardly depend on how long gradients are, its first moments do.
+        if tiny.accumulate > 1 || tiny.clip.is_some() {
+            for step in 0..STILL_STEPS {
+                Self::step(&mut learners, tiny, 50 + step, &Rates::STILL)?;
+            }
+            let expected: Vec<Tensor> =
+                learners.host.params().iter().map(|p| p.first_moment.clone()).collect();
+            let found = learners.device.params().into_iter().map(|p| &p.first_moment).collect();
+            self.compare_parts(
+                ("first moment", name),
+                &learners.device.param_names(),
+                found,
+                &expected,
+                1.0,
+                moment_bound,
+            )?;
+        }
+        let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
+        let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
+        let mut worst = 0.0f64;
+        for step in 0..STEPS {
+            worst = worse(worst, Self::step(&mut learners, tiny, 20 + step, &rates)?);
+        }
+        let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
+        let bound = loss_bound(self.real());
+        self.row(Row::new(name, at, worst, bound));
+        Ok(())
     }
-    let rate = |learning_rate| Rate { learning_rate, weight_decay: 1e-2 };
-    let rates = Rates { head: rate(1e-2), lora: rate(1e-3), prompt: rate(1e-3) };
-    let mut worst = 0.0f64;
-    for step in 0..STEPS {
-        worst = worse(worst, learners.step(tiny, 20 + step, &rates)?);
-    }
-    let (name, at) = (format!("losses of {STEPS} steps"), name.to_string());
-    let bound = loss_bound(c.real());
-    c.row(Row::new(name, at, worst, bound));
-    Ok(())
-}
 
-/// A row for each part of what is trained: `found` against `scale` times what is `expected`, within a bound that is
-/// asked for by number type, technique and part.
-fn compare<B: Backend>(
-    c: &mut Checker<'_, B>,
-    (what, technique): (&str, &str),
-    parts: &[String],
-    found: Vec<&B::Tensor>,
-    expected: &[Tensor],
-    scale: f64,
-    bound_of: fn(DType, &str, &str) -> f64,
-) -> Result<()> {
-    for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
-        let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
-        let found = c.device.download(found)?.view().to_tensor(DType::F64)?;
-        let error = relative_error(found.typed::<f64>()?, &scaled);
-        let bound = bound_of(c.real(), technique, part);
-        c.row(Row::new(format!("step {what} of {part}"), technique, error, bound));
+    /// A row for each part of what is trained: `found` against `scale` times what is `expected`, within a bound that is
+    /// asked for by number type, technique and part.
+    fn compare_parts(
+        &mut self,
+        (what, technique): (&str, &str),
+        parts: &[String],
+        found: Vec<&B::Tensor>,
+        expected: &[Tensor],
+        scale: f64,
+        bound_of: fn(DType, &str, &str) -> f64,
+    ) -> Result<()> {
+        for ((part, found), expected) in parts.iter().zip(found).zip(expected) {
+            let scaled: Vec<f64> = expected.typed::<f32>()?.iter().map(|&v| f64::from(v) * scale).collect();
+            let found = self.device.download(found)?.view().to_tensor(DType::F64)?;
+            let error = relative_error(found.typed::<f64>()?, &scaled);
+            let bound = bound_of(self.real(), technique, part);
+            self.row(Row::new(format!("step {what} of {part}"), technique, error, bound));
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// One step; the largest error of the losses of its batches.
+    fn step(learners: &mut Learners<B>, tiny: &TinyStep, step: u64, rates: &Rates) -> Result<f64> {
+        let mut worst = 0.0f64;
+        for (batch, micro) in tiny.step_batches(step)? {
+            learners.device.train(batch.view(), micro, rates, 1.0)?;
+            learners.host.train(batch.view(), micro, rates, 1.0)?;
+            let (found, expected) = (learners.device.stats()?.loss, learners.host.stats()?.loss);
+            worst = worse(worst, ((found - expected) / expected).abs());
+        }
+        Ok(worst)
+    }
 }

@@ -4,7 +4,7 @@ use super::{Input, Learner, Outputs, Work, classifier};
 use crate::backend::{Backend, BackendError, Result, Targets};
 use crate::tensor::{DType, View};
 use crate::train::metrics::Accumulator;
-use crate::tune::{TowerTuning, fold};
+use crate::tune::{BlockLayers, TowerTuning};
 
 /// State of the towers in an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,9 +53,9 @@ impl<B: Backend> Learner<B> {
             return Ok(());
         }
         let (backend, trained) = (&self.backend, &mut self.trained);
-        fold(backend, &mut trained.lora)?;
+        BlockLayers::fold(backend, &mut trained.lora)?;
         if let Some(t) = &mut self.text_tuning {
-            fold(backend, &mut trained.text_lora)?;
+            BlockLayers::fold(backend, &mut trained.text_lora)?;
             t.tower.infer(backend, &trained.text_lora, &mut t.activations, &mut t.features)?;
         }
         if !trained.head.trained {

@@ -20,7 +20,6 @@ use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::objective::{MixOn, Objective};
 use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor, View};
-use crate::tune::adapted::make_room_to_fold;
 use crate::tune::{BlockLayers, DropoutSpec, Head, Param, Place, Prompts, TowerTuning, Trained};
 use batch::BatchBuffers;
 use graphs::Graphs;
@@ -234,7 +233,7 @@ impl<B: Backend> Learner<B> {
         let folds = |tuning: TowerTuning<'_, B>| tower.trains_folded(&backend, tuning, spec.batch);
         let mut room = Room::new(&backend, &tower, &trained, spec, folds)?;
         backend.copy_from_host(text.features.view(), &mut room.text)?;
-        make_room_to_fold(&backend, &mut trained.lora)?;
+        BlockLayers::make_room_to_fold(&backend, &mut trained.lora)?;
         Ok(Learner {
             evaluation_is_current: false,
             text: room.text,
@@ -262,7 +261,7 @@ impl<B: Backend> Learner<B> {
     ) -> Result<Self> {
         let (backend, lora) = (&self.backend, &mut self.trained.text_lora);
         let dropout = self.buffers.dropout().is_some();
-        make_room_to_fold(backend, lora)?;
+        BlockLayers::make_room_to_fold(backend, lora)?;
         self.text_tuning = Some(TextTuning::new(backend, tower, prompts, lora, dropout, part)?);
         Ok(self)
     }

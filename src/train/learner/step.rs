@@ -5,7 +5,7 @@ use super::{Batch, Learner, MicroBatch, Triplets, Work, classifier};
 use crate::backend::{Backend, BackendError, Classifier, HeadLossBackward, LossWeights, Result, Targets};
 use crate::objective::MixOn;
 use crate::optim::Rates;
-use crate::tune::{TowerTuning, Trained, fold};
+use crate::tune::{BlockLayers, TowerTuning, Trained};
 
 impl<B: Backend> Learner<B> {
     /// One step of one batch at `factor` times `rates`. Does not wait for the device.
@@ -82,7 +82,7 @@ impl<B: Backend> Learner<B> {
             return self.tower.infer(backend, pixels, mix, TowerTuning::NONE, a);
         }
         if a.trains_folded() {
-            fold(backend, &mut self.trained.lora)?;
+            BlockLayers::fold(backend, &mut self.trained.lora)?;
         }
         let tuning = TowerTuning { dropout: buffers.dropout(), ..self.trained.tower() };
         self.tower.forward(backend, pixels, mix, tuning, a)

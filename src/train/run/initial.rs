@@ -20,67 +20,151 @@ use std::path::Path;
 
 /// The towers that a run works on, and their sizes.
 pub(crate) struct Towers<'a, B: Backend> {
+    pub backend: &'a B,
     pub vision: &'a VisionTower<B>,
     /// Where it is trained.
     pub text: Option<&'a TextTower<B>>,
     pub config: &'a ClipConfig,
 }
 
-impl<B: Backend> Clone for Towers<'_, B> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<B: Backend> Copy for Towers<'_, B> {}
-
 /// Adapters of the vision and of the text tower.
 type Adapters<B> = [Vec<BlockLayers<B>>; 2];
 
-/// Adapters, prompts and head as the run starts with them.
-pub(crate) fn trained_parts<B: Backend>(
-    backend: &B,
-    towers: Towers<'_, B>,
-    settings: &Settings,
-    init_from: Option<&Path>,
-    class_names: &[String],
-    text: &TextClassifier,
-) -> Result<Trained<B>> {
-    let tower = towers.vision;
-    let mut rng = random::stream(settings.seed, 0);
-    let (classes, width) = (class_names.len(), tower.features());
-    let scale = settings.head_scale.value(width);
-    // Drawn whatever the head starts from, so that what is drawn after it stays the same.
-    let drawn = initial_head(classes, width, &mut rng);
-    let zeros = |shape: Shape| Tensor::zeros(shape, DType::F32);
-    let (weight, bias) = match settings.head_init {
-        HeadInit::Zero => (zeros([classes, width].into()), zeros([classes].into())),
-        HeadInit::Random => (times(scale, &drawn.0)?, drawn.1),
-        HeadInit::Text => (times(text.scale, &text.features)?, zeros([classes].into())),
-    };
-    let mut head = Head::new(backend, weight.view(), bias.view())?.scaled(scale);
-    head.trained = settings.classifier == ClassifierKind::Head;
-    let [lora, text_lora] = match settings.lora() {
-        Some(spec) => {
-            let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
-            adapters(backend, towers, &spec, &mut init)?
+impl<B: Backend> Towers<'_, B> {
+    /// Adapters, prompts and head as the run starts with them.
+    pub fn trained_parts(
+        &self,
+        settings: &Settings,
+        init_from: Option<&Path>,
+        class_names: &[String],
+        text: &TextClassifier,
+    ) -> Result<Trained<B>> {
+        let Towers { backend, vision: tower, .. } = *self;
+        let mut rng = random::stream(settings.seed, 0);
+        let (classes, width) = (class_names.len(), tower.features());
+        let scale = settings.head_scale.value(width);
+        // Drawn whatever the head starts from, so that what is drawn after it stays the same.
+        let drawn = initial_head(classes, width, &mut rng);
+        let zeros = |shape: Shape| Tensor::zeros(shape, DType::F32);
+        let (weight, bias) = match settings.head_init {
+            HeadInit::Zero => (zeros([classes, width].into()), zeros([classes].into())),
+            HeadInit::Random => (times(scale, &drawn.0)?, drawn.1),
+            HeadInit::Text => (times(text.scale, &text.features)?, zeros([classes].into())),
+        };
+        let mut head = Head::new(backend, weight.view(), bias.view())?.scaled(scale);
+        head.trained = settings.classifier == ClassifierKind::Head;
+        let [lora, text_lora] = match settings.lora() {
+            Some(spec) => {
+                let mut init = KaimingInit { rank: spec.rank, rng: &mut rng };
+                self.adapters(&spec, &mut init)?
+            }
+            None => [Vec::new(), Vec::new()],
+        };
+        let prompts = match settings.prompt_spec() {
+            Some(spec) => {
+                let sizes = &tower.config().tower;
+                let initial = initial_prompts(&spec, sizes.layers, sizes.width, &mut rng);
+                Some(Prompts::new(backend, spec.mode, initial.view())?)
+            }
+            None => None,
+        };
+        let mut trained = Trained { lora, text_lora, prompts, head };
+        if let Some(from) = init_from {
+            self.replace_parts(settings, class_names, from, &mut trained)?;
         }
-        None => [Vec::new(), Vec::new()],
-    };
-    let prompts = match settings.prompt_spec() {
-        Some(spec) => {
-            let sizes = &tower.config().tower;
-            let initial = initial_prompts(&spec, sizes.layers, sizes.width, &mut rng);
-            Some(Prompts::new(backend, spec.mode, initial.view())?)
-        }
-        None => None,
-    };
-    let mut trained = Trained { lora, text_lora, prompts, head };
-    if let Some(from) = init_from {
-        initial_parts_from(backend, towers, settings, class_names, from, &mut trained)?;
+        trained.prepare_to_train(backend)?;
+        Ok(trained)
     }
-    trained.prepare_to_train(backend)?;
-    Ok(trained)
+
+    /// Adapters as `spec` describes them, starting where `init` says.
+    fn adapters(&self, spec: &LoraSpec, init: &mut dyn LoraInit) -> Result<Adapters<B>> {
+        let vision = self.vision.adapters(self.backend, spec, init)?;
+        match self.text {
+            Some(text) => Ok([vision, text.adapters(self.backend, spec, init)?]),
+            None if spec.towers.contains(&Tower::Text) => {
+                let flag = Key::towers;
+                let text = format!("{flag}: the text tower is to be trained and was not prepared for it");
+                Err(TrainError::Setting(text))
+            }
+            None => Ok([vision, Vec::new()]),
+        }
+    }
+
+    /// Replaces what `from` has files for.
+    fn replace_parts(
+        &self,
+        settings: &Settings,
+        class_names: &[String],
+        from: &Path,
+        trained: &mut Trained<B>,
+    ) -> Result<()> {
+        use Key::{init_from, method, with_lora};
+
+        let (adapter, head_path) = (adapter_in(from)?, from.join("head.safetensors"));
+        let prompts_path = from.join("prompts.safetensors");
+        let Towers { backend, vision: tower, .. } = *self;
+        let sizes = &tower.config().tower;
+        let found = [adapter.is_some(), prompts_path.is_file(), head_path.is_file()];
+        if found == [false; 3] {
+            let problem = format!(
+                "none of adapter/, adapter_config.json, head.safetensors and prompts.safetensors is here; check {init_from}"
+            );
+            return Err(TrainError::file(from, problem));
+        }
+        let unused = |what: &str, remedy: String| {
+            let text =
+                format!("{init_from}: {} has {what}, which this run leaves out; {remedy}", from.display());
+            Err(TrainError::Setting(text))
+        };
+        match (adapter, settings.lora()) {
+            (Some(_), None) => {
+                return unused("an adapter", format!("use {method} lora, or {with_lora} beside prompts"));
+            }
+            (Some(dir), Some(spec)) => {
+                [trained.lora, trained.text_lora] = self.adapters_from(&dir, &spec)?;
+            }
+            (None, _) => {}
+        }
+        match (found[1], settings.prompt_spec()) {
+            (true, None) => return unused("prompts", format!("use {method} vpt")),
+            (true, Some(spec)) => {
+                let values = load_prompts(&prompts_path, &spec, sizes.layers, sizes.width)?;
+                trained.prompts = Some(Prompts::new(backend, spec.mode, values.view())?);
+            }
+            (false, _) => {}
+        }
+        // Without a head of its own a run classifies by the text tower, whatever head stands beside the adapter.
+        if found[2] && trained.head.trained {
+            let file = HeadFile::load(&head_path, tower.features())?;
+            file.check_classes(&head_path, class_names)?;
+            let scale = trained.head.weight.scale;
+            trained.head = Head::new(backend, file.weight.view(), file.bias.view())?.scaled(scale);
+        }
+        Ok(())
+    }
+
+    /// Reads adapters, which must be those that `spec` describes.
+    fn adapters_from(&self, dir: &Path, spec: &LoraSpec) -> Result<Adapters<B>> {
+        let mut adapter = Adapter::load(dir)?;
+        // Dropout is a matter of each run.
+        let mut wanted = LoraSpec { dropout: adapter.spec.dropout, ..spec.clone() };
+        wanted.targets.sort_unstable();
+        wanted.towers.sort_unstable();
+        let differences = differences(&adapter.spec, &wanted);
+        if !differences.is_empty() {
+            let [what, flags] = [0, 1].map(|i| differences.iter().map(|d| d[i].as_str()).collect::<Vec<_>>());
+            let problem = format!("was trained with {}; {}", what.join(", "), flags.join(", "));
+            return Err(TrainError::file(dir, problem));
+        }
+        adapter.check(self.config)?;
+        if let Some(site) = adapter.first_gap(self.config) {
+            let problem = format!(
+                "leaves out {site}, which would never learn; start from an adapter of all layers of its kind"
+            );
+            return Err(TrainError::file(dir, problem));
+        }
+        self.adapters(spec, &mut adapter)
+    }
 }
 
 /// Specifies the learner of a run: for batches of up to `batch` images of shape `image`, cut out of larger ones of side
@@ -107,106 +191,6 @@ fn times(factor: f64, values: &Tensor) -> Result<Tensor> {
     let wide = values.view().to_tensor(DType::F64)?;
     let scaled: Vec<f64> = wide.typed::<f64>()?.iter().map(|v| factor * v).collect();
     Ok(Tensor::from_slice(values.shape(), &scaled)?.view().to_tensor(DType::F32)?)
-}
-
-/// Adapters as `spec` describes them, starting where `init` says.
-fn adapters<B: Backend>(
-    backend: &B,
-    towers: Towers<'_, B>,
-    spec: &LoraSpec,
-    init: &mut dyn LoraInit,
-) -> Result<Adapters<B>> {
-    let vision = towers.vision.adapters(backend, spec, init)?;
-    match towers.text {
-        Some(text) => Ok([vision, text.adapters(backend, spec, init)?]),
-        None if spec.towers.contains(&Tower::Text) => {
-            let flag = Key::towers;
-            let text = format!("{flag}: the text tower is to be trained and was not prepared for it");
-            Err(TrainError::Setting(text))
-        }
-        None => Ok([vision, Vec::new()]),
-    }
-}
-
-/// Replaces what `from` has files for.
-fn initial_parts_from<B: Backend>(
-    backend: &B,
-    towers: Towers<'_, B>,
-    settings: &Settings,
-    class_names: &[String],
-    from: &Path,
-    trained: &mut Trained<B>,
-) -> Result<()> {
-    use Key::{init_from, method, with_lora};
-
-    let (adapter, head_path) = (adapter_in(from)?, from.join("head.safetensors"));
-    let prompts_path = from.join("prompts.safetensors");
-    let tower = towers.vision;
-    let sizes = &tower.config().tower;
-    let found = [adapter.is_some(), prompts_path.is_file(), head_path.is_file()];
-    if found == [false; 3] {
-        let problem = format!(
-            "none of adapter/, adapter_config.json, head.safetensors and prompts.safetensors is here; check {init_from}"
-        );
-        return Err(TrainError::file(from, problem));
-    }
-    let unused = |what: &str, remedy: String| {
-        let text = format!("{init_from}: {} has {what}, which this run leaves out; {remedy}", from.display());
-        Err(TrainError::Setting(text))
-    };
-    match (adapter, settings.lora()) {
-        (Some(_), None) => {
-            return unused("an adapter", format!("use {method} lora, or {with_lora} beside prompts"));
-        }
-        (Some(dir), Some(spec)) => {
-            [trained.lora, trained.text_lora] = adapters_from(backend, towers, &dir, &spec)?;
-        }
-        (None, _) => {}
-    }
-    match (found[1], settings.prompt_spec()) {
-        (true, None) => return unused("prompts", format!("use {method} vpt")),
-        (true, Some(spec)) => {
-            let values = load_prompts(&prompts_path, &spec, sizes.layers, sizes.width)?;
-            trained.prompts = Some(Prompts::new(backend, spec.mode, values.view())?);
-        }
-        (false, _) => {}
-    }
-    // Without a head of its own a run classifies by the text tower, whatever head stands beside the adapter.
-    if found[2] && trained.head.trained {
-        let file = HeadFile::load(&head_path, tower.features())?;
-        file.check_classes(&head_path, class_names)?;
-        let scale = trained.head.weight.scale;
-        trained.head = Head::new(backend, file.weight.view(), file.bias.view())?.scaled(scale);
-    }
-    Ok(())
-}
-
-/// Reads adapters, which must be those that `spec` describes.
-fn adapters_from<B: Backend>(
-    backend: &B,
-    towers: Towers<'_, B>,
-    dir: &Path,
-    spec: &LoraSpec,
-) -> Result<Adapters<B>> {
-    let mut adapter = Adapter::load(dir)?;
-    // Dropout is a matter of each run.
-    let mut wanted = LoraSpec { dropout: adapter.spec.dropout, ..spec.clone() };
-    wanted.targets.sort_unstable();
-    wanted.towers.sort_unstable();
-    let differences = differences(&adapter.spec, &wanted);
-    if !differences.is_empty() {
-        let [what, flags] = [0, 1].map(|i| differences.iter().map(|d| d[i].as_str()).collect::<Vec<_>>());
-        let problem = format!("was trained with {}; {}", what.join(", "), flags.join(", "));
-        return Err(TrainError::file(dir, problem));
-    }
-    adapter.check(towers.config)?;
-    if let Some(site) = adapter.first_gap(towers.config) {
-        let problem = format!(
-            "leaves out {site}, which would never learn; start from an adapter of all layers of its kind"
-        );
-        return Err(TrainError::file(dir, problem));
-    }
-    adapters(backend, towers, spec, &mut adapter)
 }
 
 /// Lists what an adapter and the one that a run asks for differ in: the difference in words, and the remedy.

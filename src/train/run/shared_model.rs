@@ -1,6 +1,6 @@
 //! One model and one set of images on a device, for as many runs as are wanted.
 
-use super::initial::{Towers, learner_spec, trained_parts};
+use super::initial::{Towers, learner_spec};
 use crate::backend::Backend;
 use crate::clip::config::ClipConfig;
 use crate::clip::text::{PART, TextClassifier};
@@ -113,8 +113,8 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         let (backend, tower, names) = (&self.backend, &self.tower, self.cache.class_names());
         let from = settings.init_from.as_deref().filter(|_| !resume);
         let text_tower = self.text_training.as_ref().map(|text| &*text.tower);
-        let towers = Towers { vision: tower, text: text_tower, config: &self.config };
-        let trained = trained_parts(backend, towers, settings, from, names, &self.text)?;
+        let towers = Towers { backend, vision: tower, text: text_tower, config: &self.config };
+        let trained = towers.trained_parts(settings, from, names, &self.text)?;
         let image = (self.cache.image_shape(), self.cache.dtype());
         let crops_of = self.augmented(settings)?.map(|images| images.preprocess().image_size());
         let spec = learner_spec(backend, settings, batch, image, crops_of);
