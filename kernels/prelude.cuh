@@ -210,6 +210,42 @@ DEVICE bool last_block(uint32* counter, uint32 blocks, int* flag) {
   return *flag != 0;
 }
 
+// Returns when others have counted *counter up to `count`, and sees from then on what they did before.
+DEVICE void wait_for_count(const uint32* counter, uint32 count) {
+#ifdef __CUDACC_RTC__
+  uint32 now;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+  } while (now < count);
+#else
+  twin::wait_for_count(TWIN_HERE, counter, count);
+#endif
+}
+
+// The meetings of all blocks of a cooperative launch. `counter` is 0 at its start, and again when all have left. A
+// block keeps nothing in shared memory over a meeting.
+struct Meetings {
+  uint32* counter;
+  uint32 blocks;
+  uint32 held = 0;
+
+  // No block goes on before all have come, and each then sees what the others wrote before.
+  DEVICE void meet() {
+    __syncthreads();
+    held++;
+    if (threadIdx.x == 0) {
+      count_in_order(counter);
+      wait_for_count(counter, held * blocks);
+    }
+    __syncthreads();
+  }
+
+  // After the last meeting.
+  DEVICE void leave() {
+    if (threadIdx.x == 0 && count_in_order(counter) == (held + 1) * blocks - 1) *counter = 0;
+  }
+};
+
 // ---------------------------------------------------------------- tensor cores and asynchronous copies
 
 #if TENSOR_CORES

@@ -302,6 +302,8 @@ impl ClassFeaturesOp for Tally {
 impl CropResizeOp for Tally {
     fn crop_resize_checked(
         device: Checked<'_, Self>,
+impl ClassTailOp for Tally {}
+
         images: &Blank,
         crops: &Blank,
         y: &mut Blank,

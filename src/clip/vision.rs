@@ -175,17 +175,21 @@ impl<B: Backend> VisionTower<B> {
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
             let output = match (block.rows(), next.first_mut()) {
-                (Rows::One, _) => &mut a.ends.last,
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
+            scratch.set_extent(backend, sizes)?;
+            let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
+            let memory = BlockMemory { own: &mut current[l], scratch };
+                (Rows::One, _) => {
+                    let end = (&self.end, &mut a.ends);
+                    block.forward_to_features(backend, tuning.lora.get(l), pass, memory, end)?;
+                    continue;
+                }
                 (Rows::All, Some(next)) if !grows => &mut next.input,
                 (Rows::All, _) => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
                     &mut a.full_output
                 }
             };
-            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
-            scratch.set_extent(backend, sizes)?;
-            let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
-            let memory = BlockMemory { own: &mut current[l], scratch };
             block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
             if let (Some(prompts), Some(next)) = (prompts, next.first_mut()) {
                 let (values, set) = (&prompts.param.value, prompts.set(l + 1));
@@ -231,17 +235,17 @@ impl<B: Backend> VisionTower<B> {
                 current.set_extent(backend, sizes)?;
                 exchanged[l] = advance(backend, prompts, l, &mut a.full_output, &mut current.input)?;
             }
-            let (scratch, output) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.ends.last),
-                Rows::All => {
-                    a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
-                    (&mut a.scratch, &mut a.full_output)
-                }
-            };
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: Form::Folded, rows: &a.class_rows };
-            let memory = BlockMemory { own: current, scratch };
-            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
+            let (memory, layers) = (BlockMemory { own: current, scratch }, tuning.lora.get(l));
+            if block.rows() == Rows::One {
+                let end = (&self.end, &mut a.ends);
+                block.forward_to_features(backend, layers, pass, memory, end)?;
+            } else {
+                a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
+                block.forward(backend, layers, pass, memory, &mut a.full_output)?;
+            }
         }
         self.project(backend, a)?;
         // What comes next finds every tensor in its place.
@@ -280,12 +284,13 @@ impl<B: Backend> VisionTower<B> {
         }
     }
 
-    /// From the class token behind the last block to the normalised features.
+    /// From the tokens behind the last block to the normalised features, unless that block has computed them.
     fn project(&self, backend: &B, a: &mut VisionActivations<B>) -> Result<()> {
-        if self.blocks.last().is_none_or(|block| block.rows() == Rows::All) {
-            backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
+        if self.blocks.last().is_some_and(|block| block.rows() == Rows::One) {
+            return Ok(());
         }
         self.end.forward(backend, &mut a.ends)
+        backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
     }
 
     /// From the gradient of the features, in `a.d_ends`, to the gradients of all adapters and prompts.
@@ -312,7 +317,10 @@ impl<B: Backend> VisionTower<B> {
         if let Some(prompts) = prompts.as_deref_mut() {
             backend.clear(&mut prompts.param.gradient)?;
         }
-        self.end.backward(backend, &a.ends, &mut a.d_ends)?;
+        let last = self.blocks.last().map(Block::rows);
+        if last != Some(Rows::One) {
+            self.end.backward(backend, &a.ends, &mut a.d_ends)?;
+        }
         let width = self.config.tower.width;
         let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
@@ -325,14 +333,17 @@ impl<B: Backend> VisionTower<B> {
                 backend.clear(&mut a.full_output)?;
                 backend.take_rows_backward(&a.d_ends.last, &a.class_rows, &mut a.full_output)?;
             }
-            let (scratch, d, d_input) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.d_ends.last, Some(&mut a.full_output)),
-                Rows::All => (&mut a.scratch, &mut a.full_output, None),
-            };
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: training_form(a.trains_folded, dropout, l), rows: &a.class_rows };
-            let (memory, gradient) = (BlockMemory { own, scratch }, Gradient { d, d_input, wanted });
-            block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
+            let (memory, layers) = (BlockMemory { own, scratch }, lora.get_mut(l));
+            let d = &mut a.full_output;
+            if block.rows() == Rows::One {
+                let ends = (&self.end, &a.ends, &mut a.d_ends);
+                block.backward_from_features(backend, layers, pass, memory, ends, (d, wanted))?;
+            } else {
+                block.backward(backend, layers, pass, memory, Gradient { d, d_input: None, wanted })?;
+            }
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
                 shortened[l] = prompts_backward(backend, prompts, l, before, a)?;
