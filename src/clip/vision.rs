@@ -76,7 +76,8 @@ impl<B: Backend> VisionTower<B> {
             projection: {
                 let name = "vision_model.embeddings.patch_embedding.weight";
                 let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
-                Linear { weight: backend.weight(weight.reshape([d, 3 * p * p])?.view())?, bias: None }
+                let weight = widened(weight.reshape([d, 3 * p * p])?, backend.patch_columns(3 * p * p));
+                Linear { weight: backend.weight(weight.view())?, bias: None }
             },
             class: loader.parameter("vision_model.embeddings.class_embedding", &[d])?,
             position: loader
@@ -174,11 +175,11 @@ impl<B: Backend> VisionTower<B> {
             let sizes = self.sizes(l, prompts, a.batch);
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
-            let output = match (block.rows(), next.first_mut()) {
             let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: training_form(a.trains_folded, tuning.dropout, l), rows: &a.class_rows };
             let memory = BlockMemory { own: &mut current[l], scratch };
+            let output = match (block.rows(), next.first_mut()) {
                 (Rows::One, _) => {
                     let end = (&self.end, &mut a.ends);
                     block.forward_to_features(backend, tuning.lora.get(l), pass, memory, end)?;
@@ -289,8 +290,8 @@ impl<B: Backend> VisionTower<B> {
         if self.blocks.last().is_some_and(|block| block.rows() == Rows::One) {
             return Ok(());
         }
-        self.end.forward(backend, &mut a.ends)
         backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
+        self.end.forward(backend, &mut a.ends)
     }
 
     /// From the gradient of the features, in `a.d_ends`, to the gradients of all adapters and prompts.
@@ -380,6 +381,20 @@ impl<B: Backend> VisionTower<B> {
         }
         Ok(())
     }
+}
+
+/// A matrix with zeros behind its columns, up to so many.
+fn widened(matrix: Tensor, columns: usize) -> Tensor {
+    let (rows, of) = matrix.view().shape().matrix();
+    if of == columns {
+        return matrix;
+    }
+    let (size, mut wide) =
+        (matrix.view().dtype().size(), Tensor::zeros([rows, columns], matrix.view().dtype()));
+    let to = wide.bytes_mut().chunks_exact_mut(columns * size);
+    to.zip(matrix.bytes().chunks_exact(of * size))
+        .for_each(|(to, from)| to[..of * size].copy_from_slice(from));
+    wide
 }
 
 /// How training steps take the adapters of block `layer`.
@@ -523,7 +538,7 @@ impl<B: Backend> VisionActivations<B> {
         Ok(VisionActivations {
             batch,
             trains_folded: folded,
-            patches: make([batch, count, 3 * p * p])?,
+            patches: make([batch, count, backend.patch_columns(3 * p * p)])?,
             products: make([batch, count, d])?,
             blocks,
             scratch: scratch(Rows::All)?,
