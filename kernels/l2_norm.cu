@@ -1,5 +1,5 @@
 // Rows of length one, and the gradient with respect to what they were made of.
-#include "prelude.cuh"
+#include "l2_norm.cuh"
 
 namespace l2_norm {
 
@@ -8,55 +8,6 @@ const int WARPS = 4;
 const int THREADS = 32 * WARPS;
 
 DEVICE int row_of_warp() { return int(blockIdx.x) * WARPS + int(threadIdx.x >> 5); }
-
-template <int N>
-DEVICE void forward(const Real* __restrict__ x, float* __restrict__ f, float* __restrict__ norms, int rows,
-                    int width) {
-  int row = row_of_warp(), lane = threadIdx.x & 31;
-  if (row >= rows) return;
-  size_t start = size_t(row) * width;
-  float squares = 0.0f;
-#pragma unroll 4
-  for (int column = lane * N; column < width; column += 32 * N) {
-    Pack<Real, N> in = load_pack<N>(x + start + column);
-#pragma unroll
-    for (int j = 0; j < N; j++) squares += to_float(in.at[j]) * to_float(in.at[j]);
-  }
-  // The smallest divisor is PyTorch's in `F.normalize`.
-  float norm = fmaxf(sqrtf(warp_sum(squares)), 1e-12f);
-  for (int column = lane * N; column < width; column += 32 * N) {
-    Pack<Real, N> in = load_pack<N>(x + start + column);
-    Pack<float, N> out;
-#pragma unroll
-    for (int j = 0; j < N; j++) out.at[j] = to_float(in.at[j]) / norm;
-    store_pack(f + start + column, out);
-  }
-  if (lane == 0) norms[row] = norm;
-}
-
-template <int N>
-DEVICE void backward(const float* __restrict__ df, const float* __restrict__ f,
-                     const float* __restrict__ norms, Real* __restrict__ dx, int rows, int width) {
-  int row = row_of_warp(), lane = threadIdx.x & 31;
-  if (row >= rows) return;
-  size_t start = size_t(row) * width;
-  float norm = norms[row];
-  float along = 0.0f;
-#pragma unroll 4
-  for (int column = lane * N; column < width; column += 32 * N) {
-    Pack<float, N> d = load_pack<N>(df + start + column), v = load_pack<N>(f + start + column);
-#pragma unroll
-    for (int j = 0; j < N; j++) along += v.at[j] * d.at[j];
-  }
-  along = warp_sum(along);
-  for (int column = lane * N; column < width; column += 32 * N) {
-    Pack<float, N> d = load_pack<N>(df + start + column), v = load_pack<N>(f + start + column);
-    Pack<Real, N> out;
-#pragma unroll
-    for (int j = 0; j < N; j++) out.at[j] = from_float<Real>((d.at[j] - v.at[j] * along) / norm);
-    store_pack(dx + start + column, out);
-  }
-}
 
 }  // namespace l2_norm
 
@@ -67,7 +18,8 @@ DEVICE void backward(const float* __restrict__ df, const float* __restrict__ f,
   extern "C" __global__ void __launch_bounds__(l2_norm::THREADS)                                   \
       name(const Real* __restrict__ x, float* __restrict__ f, float* __restrict__ norms, int rows, \
            int width) {                                                                            \
-    l2_norm::forward<N>(x, f, norms, rows, width);                                                 \
+    int row = l2_norm::row_of_warp();                                                              \
+    if (row < rows) l2_norm::forward<N>(x, f, norms, row, width);                                  \
   }                                                                                                \
   EXPORT_KERNEL(name)
 L2_NORM(l2_norm_fours, 4)
@@ -79,7 +31,8 @@ L2_NORM(l2_norm_ones, 1)
   extern "C" __global__ void __launch_bounds__(l2_norm::THREADS)                                       \
       name(const float* __restrict__ df, const float* __restrict__ f, const float* __restrict__ norms, \
            Real* __restrict__ dx, int rows, int width) {                                               \
-    l2_norm::backward<N>(df, f, norms, dx, rows, width);                                               \
+    int row = l2_norm::row_of_warp();                                                                  \
+    if (row < rows) l2_norm::backward<N>(df, f, norms, dx, row, width);                                \
   }                                                                                                    \
   EXPORT_KERNEL(name)
 L2_NORM_BACKWARD(l2_norm_backward_fours, 4)

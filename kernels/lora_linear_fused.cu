@@ -442,6 +442,21 @@ DEVICE void store_dx(const float (&sum)[T::STRIPES][T::TILES][4], Real* dx, size
       }
 }
 
+// Terms of a stage: DEPTH of them from `term` on of a segment's, fewer at its end. A stage does not reach across two
+// segments, so that it belongs to one part or to none.
+struct Terms {
+  int segment = 0, term = 0;
+
+  // Goes on to the next stage; true where that is another segment's.
+  DEVICE bool advance(int out) {
+    term += DEPTH;
+    if (term < out) return false;
+    term = 0;
+    segment++;
+    return true;
+  }
+};
+
 template <class T>
 DEVICE void backward(const Real* dy, const Real* w, const float* a, const float* b, Real* du, Real* dx, int m,
                      int k, int n, int w_stride, int out, int rank, int width, int parts, float scale) {
@@ -451,16 +466,16 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
   dy += size_t(first) * n;
   w += column;
   du += size_t(first) * width;
-  // Stages do not reach across two segments either, so that each belongs to one part or to none.
-  int each = (out + DEPTH - 1) / DEPTH, steps = n / out * each;
+  int steps = n / out * ((out + DEPTH - 1) / DEPTH);
+  Terms loaded, added;
   auto load = [&](int step) {
     BackwardStage<T>& stage = shared->stages[step % STAGES];
-    int segment = step / each, term = step % each * DEPTH, depth = out - term;
-    int part = (parts >> 4 * segment & 15) - 1;
-    size_t at = size_t(segment) * out + term;
+    int depth = out - loaded.term, part = (parts >> 4 * loaded.segment & 15) - 1;
+    size_t at = size_t(loaded.segment) * out + loaded.term;
     load_left<T::ROWS, T::THREADS>(stage.dy, dy + at, n, rows, depth);
     load_w_rows<T>(stage.w, w + at * w_stride, w_stride, depth, columns);
-    if (part >= 0) load_b<T>(stage.b, b + (size_t(part) * out + term) * rank, depth, rank);
+    if (part >= 0) load_b<T>(stage.b, b + (size_t(part) * out + loaded.term) * rank, depth, rank);
+    loaded.advance(out);
   };
   // du is padded to whole fragments; a warp writes its own stripe.
   int lane = threadIdx.x & 31, stripe = 16 * (threadIdx.x >> 5);
@@ -468,9 +483,9 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
     store_pack(shared->du + stripe * DU_STRIDE + 8 * i, Pack<Real, 8>{});
   float sum[T::STRIPES][T::TILES][4] = {}, narrow[T::RANK / 8][4] = {};
   through_ring(steps, load, [&](int step) {
-    int part = (parts >> 4 * (step / each) & 15) - 1;
+    int part = (parts >> 4 * added.segment & 15) - 1;
     backward_step<T>(sum, narrow, shared->stages[step % STAGES], part >= 0, rank);
-    if (part >= 0 && (step + 1) % each == 0) {
+    if (added.advance(out) && part >= 0) {
       Real* kept = blockIdx.x == 0 ? du + part * rank : nullptr;
       store_du<T>(narrow, shared->du + part * rank, kept, rows, rank, width, scale);
     }
@@ -484,10 +499,12 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
 
 // y = x·Wᵀ + bias + residual + scale·u·Bᵀ with u = x·Aᵀ, of which the first column tile of a part keeps u.
 //
-// M = 1600, K = 768, N = 2304: 5.7 GFLOP, at an H100's dense peak of 989 TFLOP/s 6 µs, of which mma.sync
-// reaches some 60 percent; x, W and y once 13 MB, 2.5 µs from L2. Tiles of 128 by 128 with 8 warps of 64 by
-// 32: 234 blocks, two per multiprocessor (128 registers, 71 KB). Tiles of 64 by 64 with 4 warps of 32 by 32
-// where those would leave multiprocessors idle, as for N = 768: 300 blocks instead of 78.
+// M = 1600, K = 768, N = 2304: 5.7 GFLOP, at an H100's dense peak of 989 TFLOP/s 6 µs; x, W and y once 13 MB,
+// 2.5 µs from L2. Shared memory is the limit: for every 16 terms of a warp's 64 by 32, 4 KB are read and 1 KB is
+// written, 40 cycles of a multiprocessor for 66 kFLOP, by estimate 363 TFLOP/s or 16 µs; an H200 took 33 µs.
+// Tiles of 128 by 128 with 8 warps of 64 by 32: 234 blocks, two per multiprocessor (128 registers, 71 KB). Tiles
+// of 64 by 64 with 4 warps of 32 by 32 where those would leave multiprocessors idle, as for N = 768: 300 blocks
+// instead of 78.
 #define FORWARD_KERNEL(name, threads, min_blocks, ...)                                                       \
   extern "C" __global__ void __launch_bounds__(threads, min_blocks)                                          \
       name(const Real* __restrict__ x, const Real* __restrict__ w, const float* __restrict__ a,              \

@@ -183,22 +183,68 @@ DEVICE float block_sum(float v, float* scratch) {
   return v;
 }
 
+// Adds 1 to a counter in device memory and returns what it was. What the thread did before, or saw done, is seen by
+// whoever counts later, and what was done before the earlier counts is seen by this thread from here on.
+DEVICE uint32 count_in_order(uint32* counter) {
+#ifdef __CUDACC_RTC__
+  uint32 before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+#else
+  return atomicAdd(counter, 1u);
+#endif
+}
+
 // True in every thread of the block that is the last of `blocks` to get here; that block then sees what
 // the others wrote before. `counter` starts at 0 and is 0 again afterwards. `flag`: one int of shared memory.
 //
-// One thread's fence and atomic are enough: the barriers before and after carry the order to the others.
+// One thread's count is enough: the barriers before and after carry its order to the others.
 DEVICE bool last_block(uint32* counter, uint32 blocks, int* flag) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
-    bool last = atomicAdd(counter, 1u) == blocks - 1;
+    bool last = count_in_order(counter) == blocks - 1;
     if (last) *counter = 0;
     *flag = last;
-    __threadfence();
   }
   __syncthreads();
   return *flag != 0;
 }
+
+// Returns when others have counted *counter up to `count`, and sees from then on what they did before.
+DEVICE void wait_for_count(const uint32* counter, uint32 count) {
+#ifdef __CUDACC_RTC__
+  uint32 now;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(counter) : "memory");
+  } while (now < count);
+#else
+  twin::wait_for_count(TWIN_HERE, counter, count);
+#endif
+}
+
+// The meetings of all blocks of a cooperative launch. `counter` is 0 at its start, and again when all have left. A
+// block keeps nothing in shared memory over a meeting.
+struct Meetings {
+  uint32* counter;
+  uint32 blocks;
+  uint32 held = 0;
+
+  // No block goes on before all have come, and each then sees what the others wrote before.
+  DEVICE void meet() {
+    __syncthreads();
+    held++;
+    if (threadIdx.x == 0) {
+      count_in_order(counter);
+      wait_for_count(counter, held * blocks);
+    }
+    __syncthreads();
+  }
+
+  // After the last meeting.
+  DEVICE void leave() {
+    if (threadIdx.x == 0 && count_in_order(counter) == (held + 1) * blocks - 1) *counter = 0;
+  }
+};
 
 // ---------------------------------------------------------------- tensor cores and asynchronous copies
 

@@ -3,7 +3,8 @@
 // As in shared memory, but coarser, because there is more of it: a cell stands for two bytes, single bytes
 // are not followed, and lanes of one warp count as ordered. Threads of a block are ordered by its barriers.
 // Blocks are ordered by nothing but atomics in device memory: what a block did before an atomic is known to
-// a block that has done one since, which is how the last block finds the results of the others.
+// a block that has done one since, or has waited for a counter, which is how the last block finds the results of the
+// others, and how blocks that meet find each other's.
 #pragma once
 
 #include <algorithm>
@@ -26,15 +27,20 @@ inline GlobalCell* global_cells_of(uint64 address) {
   return recent.second->cells + address % GlobalPage::BYTES / 2;
 }
 
+// The run of a block of this launch that the epoch belongs to.
+inline const BlockRun& run_at(uint32 epoch) {
+  auto after = [](uint32 e, const BlockRun& run) { return e < run.start; };
+  return std::upper_bound(machine->runs.begin(), machine->runs.end(), epoch, after)[-1];
+}
+
 // Whether the running thread comes after what `thread` did at `epoch`.
 inline bool comes_after_global(uint32 epoch, uint16 thread) {
   const Machine& m = *machine;
   if (epoch < m.launch_epoch) return true;
   if (epoch >= m.block_epoch)
     return epoch < m.epoch || (thread != OTHER_WARPS && thread / WARP == m.current->linear / WARP);
-  auto after = [](uint32 e, const BlockRun& run) { return e < run.start; };
-  const BlockRun& theirs = std::upper_bound(m.runs.begin(), m.runs.end(), epoch, after)[-1];
-  return theirs.last_atomic >= epoch && m.runs.back().last_atomic > 0;
+  const BlockRun &theirs = run_at(epoch), &mine = m.runs.back();
+  return theirs.block == mine.block || (theirs.last_atomic >= epoch && mine.last_heard >= theirs.last_atomic);
 }
 
 [[noreturn]] inline void fail_global_race(const char* mine, uint64 at, const void* caller, const char* theirs,
@@ -62,12 +68,23 @@ inline void read_global(const void* address, size_t bytes, const void* caller) {
       fail_global_race("reads", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
     if (cell.read_epoch < m.launch_epoch && cell.write_epoch < m.launch_epoch) m.moved += 2;
     if (cell.read_epoch < m.launch_epoch) cell.read_before = 0;
-    else if (cell.read_epoch < m.block_epoch) cell.read_before = 1;
+    else if (cell.read_epoch < m.block_epoch && run_at(cell.read_epoch).block != m.number)
+      cell.read_before = cell.read_epoch;
     bool mine = cell.reader != OTHER_WARPS && cell.reader / WARP == me / WARP;
     cell.reader = cell.read_epoch == m.epoch && !mine ? OTHER_WARPS : me;
     cell.read_epoch = m.epoch;
     cell.read_site = site_of(caller);
   }
+}
+
+// What the block did so far is known from here on to whoever hears of this.
+inline void note_atomic() {
+  Machine& m = *machine;
+  BlockRun& run = m.runs.back();
+  // After another one in the same epoch.
+  if (run.start > m.epoch) return;
+  run.last_atomic = run.last_heard = m.epoch;
+  if (m.launch->cooperative) m.runs.push_back({m.epoch + 1, 0, m.epoch, m.number});
 }
 
 inline void write_global(const void* address, size_t bytes, bool atomic, const void* caller) {
@@ -82,8 +99,8 @@ inline void write_global(const void* address, size_t bytes, bool atomic, const v
       fail_global_race("writes", at, caller, "wrote", cell.write_epoch, cell.writer, cell.write_site);
     if (!comes_after_global(cell.read_epoch, cell.reader))
       fail_global_race("writes", at, caller, "read", cell.read_epoch, cell.reader, cell.read_site);
-    if (cell.read_epoch >= m.launch_epoch && cell.read_before && m.runs.back().last_atomic == 0)
-      fail_global_race("writes", at, caller, "read", m.launch_epoch, me, cell.read_site);
+    if (!comes_after_global(cell.read_before, OTHER_WARPS))
+      fail_global_race("writes", at, caller, "read", cell.read_before, OTHER_WARPS, cell.read_site);
     if (cell.write_epoch < m.launch_epoch) m.moved += 2;
     cell.write_epoch = m.epoch;
     cell.writer = me;
@@ -92,7 +109,7 @@ inline void write_global(const void* address, size_t bytes, bool atomic, const v
     cell.read_epoch = 0;
     cell.read_before = 0;
   }
-  if (atomic) m.runs.back().last_atomic = m.epoch;
+  if (atomic) note_atomic();
 }
 
 }  // namespace twin

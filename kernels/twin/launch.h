@@ -38,6 +38,8 @@ struct Launch {
   unsigned long long rounding;
   // 0: the kernel's loads and stores are not watched, and neither are those that the runtime makes for it.
   unsigned long long watched;
+  // Not 0: blocks may wait for each other.
+  unsigned long long cooperative;
   // Where a message goes.
   char* message;
   unsigned long long message_size;

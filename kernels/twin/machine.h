@@ -30,12 +30,16 @@ struct Copy {
 
 struct Thread {
   Context context;
+  char* stack = nullptr;
   uint3 index;
   uint32 linear = 0;
   bool done = true;
   // Waits until *gate differs from `seen`; null while it can run.
   const uint64* gate = nullptr;
   uint64 seen = 0;
+  // Waits until *counter, which other blocks count up, is `count`; null as above.
+  const uint32* counter = nullptr;
+  uint32 count = 0;
   // The last barrier or warp operation.
   const char *op = "", *where = "";
   const void* caller = nullptr;
@@ -83,11 +87,11 @@ struct Cell {
   uint8 atomic;
 };
 
-// The same for two bytes of device memory; see global_memory.h.
+// The same for two bytes of device memory; see global_memory.h. `read_before`: when another block read them last.
 struct GlobalCell {
-  uint32 write_epoch, write_site, read_epoch, read_site;
+  uint32 write_epoch, write_site, read_epoch, read_site, read_before;
   uint16 writer, reader;
-  uint8 atomic, read_before;
+  uint8 atomic;
 };
 
 struct GlobalPage {
@@ -95,26 +99,35 @@ struct GlobalPage {
   GlobalCell cells[BYTES / 2];
 };
 
-// The epochs in which a block started and did its last atomic in device memory, 0 for none.
+// A stretch of a block's work: all of it, but in a cooperative launch up to an atomic in device memory, or to where it
+// waits for others. Epochs of its start, of the last atomic in it, and up to which the block knows of others' atomics; 0
+// for none.
 struct BlockRun {
-  uint32 start, last_atomic;
+  uint32 start, last_atomic, last_heard;
+  uint64 block;
 };
 
-struct Machine {
-  Stacks stacks;
+// What there is of a block while others run.
+struct Block {
+  uint64 number = 0;
   std::vector<Thread> threads;
   std::vector<Warp> warps;
-  Context host;
   Thread* current = nullptr;
-
-  const Launch* launch = nullptr;
-  uint32 count = 0, live = 0;
-  uint3 block, block_size, grid_size;
-
-  // The block's barrier.
+  uint32 live = 0;
+  // Its barrier.
   uint64 barrier_gate = 0;
   uint32 barrier_arrived = 0;
   const char* barrier_where = "";
+};
+
+// It is the block that runs, too.
+struct Machine : Block {
+  Stacks stacks;
+  Context host;
+
+  const Launch* launch = nullptr;
+  uint32 count = 0;
+  uint3 block, block_size, grid_size;
 
   // Shared memory, dynamic and static, and what is known of its bytes: first those of `dynamic`.
   std::vector<unsigned char> dynamic_memory;
@@ -127,7 +140,8 @@ struct Machine {
   std::unordered_map<uint64, std::unique_ptr<GlobalPage>> pages;
   std::array<std::pair<uint64, GlobalPage*>, 64> recent_pages;
   std::vector<BlockRun> runs;
-
+  // Of each counter of a cooperative launch: what it was counted up to, and in which epoch.
+  std::unordered_map<const uint32*, std::vector<std::pair<uint32, uint32>>> counts;
 
   // The kernel's library: its constants may be read.
   Region library;
@@ -173,10 +187,14 @@ inline std::string thread_text(uint32 linear) {
   return format("thread (%u,%u,%u)", t.x, t.y, t.z);
 }
 
+inline std::string block_text(const Machine& m) {
+  return format("block (%u,%u,%u): ", m.block.x, m.block.y, m.block.z);
+}
+
 // Gives the launch up: the host goes on after its switch to the block, and nothing here ever does.
 [[noreturn]] inline void fail_launch(const std::string& problem) {
   Machine& m = *machine;
-  m.failure = format("block (%u,%u,%u): ", m.block.x, m.block.y, m.block.z) + problem;
+  m.failure = block_text(m) + problem;
   Context abandoned;
   switch_context(abandoned, m.host);
   __builtin_unreachable();

@@ -30,7 +30,7 @@ inline bool in_global(const void* address, size_t bytes) {
 
 inline bool in_own_stack(const void* address) {
   Machine& m = *machine;
-  const char* stack = m.stacks[m.current->linear];
+  const char* stack = m.current->stack;
   return address >= stack && address < stack + Stacks::BYTES;
 }
 
@@ -40,7 +40,7 @@ inline std::string place_text(const void* address) {
   uint64 at = reinterpret_cast<uint64>(address);
   if (at < 4096) return "a null pointer";
   for (uint32 i = 0; i < m.count; i++)
-    if (address >= m.stacks[i] && address < m.stacks[i] + Stacks::BYTES)
+    if (address >= m.threads[i].stack && address < m.threads[i].stack + Stacks::BYTES)
       return "the local memory of " + thread_text(i);
   // Buffers and shared memory may lie beside each other: the nearest is meant.
   const Launch& l = *m.launch;

@@ -1,7 +1,8 @@
 // Runs a kernel on the CPU: block after block, the threads of a block as fibers on one OS thread.
 //
 // A fiber runs until it has to wait for others (a barrier, a shuffle, ...), then another goes on. When
-// none can, the launch has failed; so it has when a kernel does what it must not. The launch is then given
+// none can, another block goes on if the launch is a cooperative one, whose blocks may wait for each other, and when
+// none of those can, the launch has failed; so it has when a kernel does what it must not. The launch is then given
 // up where it stands: what the fibers were doing stays undone, and the message goes to the host.
 #define TWIN_RUNTIME
 #include <link.h>
@@ -18,7 +19,9 @@ namespace twin {
 
 // ---------------------------------------------------------------- scheduling
 
-static bool can_run(const Thread& t) { return !t.done && (!t.gate || *t.gate != t.seen); }
+static bool can_run(const Thread& t) {
+  return !t.done && (!t.gate || *t.gate != t.seen) && (!t.counter || *t.counter >= t.count);
+}
 
 // The next thread in [low, high) that can run, from the one after `after` on, round and round.
 static Thread* next_in(uint32 low, uint32 high, uint32 after) {
@@ -44,20 +47,20 @@ static std::string list_text(const std::vector<uint32>& numbers) {
 }
 
 // Who waits where, one line for all who wait at the same place.
-[[noreturn]] static void fail_deadlock() {
+static std::string deadlock_text() {
   Machine& m = *machine;
   std::map<std::pair<std::string, std::string>, std::vector<uint32>> places;
   for (uint32 i = 0; i < m.count; i++) {
     const Thread& t = m.threads[i];
     places[t.done ? std::make_pair("", "") : std::make_pair(t.op, t.where)].push_back(i);
   }
-  std::string problem = "no thread can go on (a barrier or warp operation that not all reach)";
+  std::string problem = "no thread can go on (a barrier, warp operation or meeting that not all reach)";
   for (auto& [place, threads] : places) {
     problem += "\n  threads " + list_text(threads);
     if (place.first.empty()) problem += " have returned";
     else problem += " wait in " + place.first + " at " + site_text(site_of(m.threads[threads[0]].caller));
   }
-  fail_launch(problem);
+  return problem;
 }
 
 static void switch_to(Thread* next) {
@@ -66,18 +69,30 @@ static void switch_to(Thread* next) {
   switch_context(me->context, next->context);
 }
 
-// Lets others run until `gate` has moved on from `seen`; those of [low, high) come first.
-static void wait_for(const uint64& gate, uint64 seen, uint32 low, uint32 high) {
+// No thread of the block can go on: others may.
+static void leave_block() {
+  if (!machine->launch->cooperative) fail_launch(deadlock_text());
+  switch_context(machine->current->context, machine->host);
+}
+
+// Lets others run until the running thread can; those of [low, high) come first.
+static void let_others_run(uint32 low, uint32 high) {
   Machine& m = *machine;
   Thread* me = m.current;
-  me->gate = &gate;
-  me->seen = seen;
-  while (gate == seen) {
+  while (!can_run(*me)) {
     Thread* next = next_in(low, high, me->linear);
     if (!next) next = next_in(0, m.count, me->linear);
-    if (!next) fail_deadlock();
-    switch_to(next);
+    if (next) switch_to(next);
+    else leave_block();
   }
+}
+
+// The same until `gate` has moved on from `seen`.
+static void wait_for(const uint64& gate, uint64 seen, uint32 low, uint32 high) {
+  Thread* me = machine->current;
+  me->gate = &gate;
+  me->seen = seen;
+  let_others_run(low, high);
   me->gate = nullptr;
 }
 
@@ -101,8 +116,8 @@ static void thread_main() {
       switch_context(me->context, m.host);
       continue;
     }
-    Thread* next = next_in(0, m.count, me->linear);
-    if (!next) fail_deadlock();
+    Thread* next;
+    while (!(next = next_in(0, m.count, me->linear))) leave_block();
     switch_to(next);
   }
 }
@@ -127,6 +142,27 @@ void barrier(const char* where) {
   } else {
     wait_for(m.barrier_gate, seen, 0, m.count);
   }
+}
+
+void wait_for_count(const char* where, const uint32* counter, uint32 count) {
+  Machine& m = *machine;
+  check("wait for a count", counter, sizeof *counter, true, CALLER);
+  if (!m.launch->cooperative)
+    fail_thread(format("waits for other blocks at %s, and the launch is not cooperative", where));
+  Thread* me = m.current;
+  me->op = "a meeting";
+  me->where = where;
+  me->caller = CALLER;
+  me->counter = counter;
+  me->count = count;
+  let_others_run(0, m.count);
+  me->counter = nullptr;
+  // What was counted later is not known of, though the counter may show it by now.
+  for (auto& [value, epoch] : m.counts[counter])
+    if (value >= count) {
+      m.runs.back().last_heard = std::max(m.runs.back().last_heard, epoch);
+      break;
+    }
 }
 
 // The one operation that lanes may reach at different places of the code.
@@ -253,7 +289,9 @@ static T change(const char* op, T* at, const void* caller, Change changed) {
 }
 
 uint32 atomic_add(uint32* at, uint32 value) {
-  return change("atomicAdd", at, CALLER, [&](uint32 old) { return old + value; });
+  uint32 old = change("atomicAdd", at, CALLER, [&](uint32 old) { return old + value; });
+  if (machine->launch->cooperative) machine->counts[at].push_back({old + value, machine->epoch});
+  return old;
 }
 uint32 atomic_max(uint32* at, uint32 value) {
   return change("atomicMax", at, CALLER, [&](uint32 old) { return std::max(old, value); });
@@ -429,24 +467,52 @@ static void poison_shared(Machine& m) {
   memset(m.fixed.start, 0xff, m.fixed.bytes);
 }
 
-static void run_block(Machine& m, uint64 block) {
-  m.block.x = uint32(block % m.grid_size.x);
-  m.block.y = uint32(block / m.grid_size.x % m.grid_size.y);
-  m.block.z = uint32(block / (uint64(m.grid_size.x) * m.grid_size.y));
+// Before the block's first thread runs.
+static void start_block(Machine& m, uint64 block) {
+  m.number = block;
   m.live = m.count;
   m.barrier_arrived = 0;
-  m.block_epoch = ++m.epoch;
-  m.runs.push_back({m.epoch, 0});
-  m.accesses = 0;
   for (Thread& t : m.threads) {
     t.done = false;
     t.gate = nullptr;
+    t.counter = nullptr;
     t.copies.clear();
     t.open_group = 0;
   }
-  poison_shared(m);
   m.current = &m.threads[0];
-  switch_context(m.host, m.threads[0].context);
+}
+
+static void set_index(Machine& m) {
+  m.block.x = uint32(m.number % m.grid_size.x);
+  m.block.y = uint32(m.number / m.grid_size.x % m.grid_size.y);
+  m.block.z = uint32(m.number / (uint64(m.grid_size.x) * m.grid_size.y));
+}
+
+// Lets the block go on until it ends, or waits for others.
+static void run_block(Machine& m) {
+  set_index(m);
+  m.block_epoch = ++m.epoch;
+  m.runs.push_back({m.epoch, 0, 0, m.number});
+  m.accesses = 0;
+  poison_shared(m);
+  switch_context(m.host, m.current->context);
+}
+
+// The fibers of a block, with the stacks from `first` on.
+static bool make_threads(Machine& m, Block& block, size_t first) {
+  const Launch& l = *m.launch;
+  if (!m.stacks.grow(first + m.count)) return false;
+  block.threads.resize(m.count);
+  block.warps.clear();
+  block.warps.resize((m.count + WARP - 1) / WARP);
+  for (uint32 i = 0; i < m.count; i++) {
+    Thread& t = block.threads[i];
+    t.linear = i;
+    t.stack = m.stacks[first + i];
+    t.index = {i % l.block[0], i / l.block[0] % l.block[1], i / (l.block[0] * l.block[1])};
+    make_context(t.context, t.stack, Stacks::BYTES, thread_main);
+  }
+  return true;
 }
 
 // The kernel's library in memory, and its thread-local memory in this OS thread: static shared memory.
@@ -481,16 +547,7 @@ static bool prepare(Machine& m) {
   m.block_size = {l.block[0], l.block[1], l.block[2]};
   m.grid_size = {l.grid[0], l.grid[1], l.grid[2]};
   m.count = l.block[0] * l.block[1] * l.block[2];
-  if (!m.stacks.grow(m.count)) return false;
-  m.threads.resize(m.count);
-  m.warps.clear();
-  m.warps.resize((m.count + WARP - 1) / WARP);
-  for (uint32 i = 0; i < m.count; i++) {
-    Thread& t = m.threads[i];
-    t.linear = i;
-    t.index = {i % l.block[0], i / l.block[0] % l.block[1], i / (l.block[0] * l.block[1])};
-    make_context(t.context, m.stacks[i], Stacks::BYTES, thread_main);
-  }
+  if (!make_threads(m, m, 0)) return false;
   m.dynamic_memory.resize(l.shared + 128);
   unsigned char* start = m.dynamic_memory.data();
   m.dynamic = {start + -reinterpret_cast<uintptr_t>(start) % 128, l.shared};
@@ -504,10 +561,50 @@ static bool prepare(Machine& m) {
   m.recent_pages.fill({0, nullptr});
   m.launch_epoch = m.epoch + 1;
   m.runs.clear();
+  m.counts.clear();
   m.cells.resize(std::max<size_t>(m.cells.size(), m.dynamic.bytes + m.fixed.bytes));
   m.recent = {0, 0};
   m.failure.clear();
   return true;
+}
+
+// The blocks of the launch, one after another.
+static void run_in_turn(Machine& m, const std::vector<uint64>& order) {
+  for (uint64 block : order) {
+    start_block(m, block);
+    run_block(m);
+    if (!m.failure.empty()) return;
+  }
+}
+
+// The blocks of a cooperative launch, each until it waits for others, round after round.
+static void run_together(Machine& m, const std::vector<uint64>& order) {
+  std::vector<Block> blocks(order.size());
+  auto exchange = [&](Block& block) { std::swap(static_cast<Block&>(m), block); };
+  for (size_t i = 0; i < blocks.size() && m.failure.empty(); i++) {
+    if (!make_threads(m, blocks[i], (i + 1) * m.count)) m.failure = "no memory for the stacks of its threads";
+    exchange(blocks[i]);
+    start_block(m, order[i]);
+    exchange(blocks[i]);
+  }
+  for (bool moved = true; moved && m.failure.empty();) {
+    moved = false;
+    for (size_t i = 0; i < blocks.size() && m.failure.empty(); i++) {
+      exchange(blocks[i]);
+      if (std::any_of(m.threads.begin(), m.threads.end(), can_run)) {
+        moved = true;
+        run_block(m);
+      }
+      exchange(blocks[i]);
+    }
+  }
+  for (Block& block : blocks) {
+    if (!m.failure.empty() || !block.live) continue;
+    exchange(block);
+    set_index(m);
+    m.failure = block_text(m) + deadlock_text();
+    exchange(block);
+  }
 }
 
 static std::vector<uint64> block_order(const Machine& m) {
@@ -559,10 +656,7 @@ extern "C" int twin_run(twin::Machine* m, const twin::Launch* launch) {
   } else {
     // Set only now: without a machine the checks let everything pass, the library's own code included.
     twin::machine = m;
-    for (uint64 block : twin::block_order(*m)) {
-      twin::run_block(*m, block);
-      if (!m->failure.empty()) break;
-    }
+    (launch->cooperative ? twin::run_together : twin::run_in_turn)(*m, twin::block_order(*m));
     twin::machine = nullptr;
   }
   if (m->failure.empty()) twin::check_shared_limit(*m);

@@ -37,7 +37,7 @@ typedef unsigned long long uint64;
 #define alignas(bytes) __attribute__((aligned(bytes)))
 
 // Static shared memory is the library's thread-local memory and nothing else is, which is how the runtime
-// finds it: blocks run one at a time on an OS thread.
+// finds it: blocks run one at a time on an OS thread. What a block has in it is lost while it waits for others.
 #define __shared__ static thread_local
 
 #define DYNAMIC_SHARED(T, name) T* name = static_cast<T*>(twin::dynamic_shared())
@@ -76,6 +76,9 @@ __attribute__((const)) void* dynamic_shared();
 void barrier(const char* where);
 void warp_barrier(const char* where, uint32 mask);
 uint32 ballot(const char* where, const char* op, uint32 mask, bool predicate);
+
+// Lets other blocks of a cooperative launch run until they have counted *counter up to `count`.
+void wait_for_count(const char* where, const uint32* counter, uint32 count);
 
 enum class Shuffle { index, up, down, exclusive_or };
 uint64 shuffle_bits(const char* where, Shuffle kind, uint32 mask, uint64 bits, int amount, int width);

@@ -51,6 +51,7 @@ operations! {
     AdamwOp
     AttentionOp
     ClassFeaturesOp
+    ClassTailOp
     CropResizeOp
     DropoutOp
     HeadLossOp

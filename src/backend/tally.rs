@@ -27,6 +27,7 @@ struct Counts {
     parameter: DType,
     saved: Box<dyn Fn(usize, usize, usize, usize) -> Shape + Send + Sync>,
     folds: bool,
+    patch_columns: Box<dyn Fn(usize) -> usize + Send + Sync>,
     flop: AtomicU64,
     bytes: AtomicU64,
     allocated: AtomicUsize,
@@ -74,6 +75,7 @@ impl Tally {
     pub fn of<B: Backend>(device: &B) -> Self {
         let (compute, parameter) = (device.compute_dtype(), device.parameter_dtype());
         let (folds, device) = (device.can_train_folded(), device.clone());
+        let of_patches = device.clone();
         Tally(Arc::new(Counts {
             compute,
             parameter,
@@ -81,6 +83,7 @@ impl Tally {
                 device.attention_saved(batch, heads, queries, keys)
             }),
             folds,
+            patch_columns: Box::new(move |inputs| of_patches.patch_columns(inputs)),
             flop: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             allocated: AtomicUsize::new(0),
@@ -299,6 +302,8 @@ impl ClassFeaturesOp for Tally {
     }
 }
 
+impl ClassTailOp for Tally {}
+
 impl CropResizeOp for Tally {
     fn crop_resize_checked(
         device: Checked<'_, Self>,
@@ -490,6 +495,10 @@ impl MixRowsOp for Tally {
 }
 
 impl PatchEmbedOp for Tally {
+    fn patch_columns(&self, inputs: usize) -> usize {
+        (self.0.patch_columns)(inputs)
+    }
+
     fn patch_embed_checked(
         device: Checked<'_, Self>,
         args: PatchEmbed<'_, Self>,

@@ -7,18 +7,18 @@ use crate::backend::{AddTo, Backend, DeviceTensor, LayerNorm, Linear, Result};
 
 /// The frozen layers behind a tower's blocks.
 pub(super) struct End<B: Backend> {
-    norm: LayerNorm<B>,
-    projection: Linear<B>,
+    pub norm: LayerNorm<B>,
+    pub projection: Linear<B>,
 }
 
 /// Activations behind the blocks, for n sequences.
 pub struct Ends<B: Backend> {
     /// The row that stands for each sequence, and the layer norm of it \[n, 1, D\].
     pub last: B::Tensor,
-    normed: B::Tensor,
-    stats: B::Tensor,
-    projected: B::Tensor,
-    norms: B::Tensor,
+    pub(super) normed: B::Tensor,
+    pub(super) stats: B::Tensor,
+    pub(super) projected: B::Tensor,
+    pub(super) norms: B::Tensor,
     /// Normalised features \[n, E\].
     pub features: B::Tensor,
 }
@@ -27,8 +27,8 @@ pub struct Ends<B: Backend> {
 pub struct EndGradients<B: Backend> {
     /// \[n, E\], where the backward pass starts.
     pub features: B::Tensor,
-    projected: B::Tensor,
-    normed: B::Tensor,
+    pub(super) projected: B::Tensor,
+    pub(super) normed: B::Tensor,
     /// \[n, 1, D\], where it goes on.
     pub last: B::Tensor,
 }

@@ -76,7 +76,8 @@ impl<B: Backend> VisionTower<B> {
             projection: {
                 let name = "vision_model.embeddings.patch_embedding.weight";
                 let weight = source.tensor(name, &[d, 3, p, p])?.view().to_tensor(loader.host_dtype())?;
-                Linear { weight: backend.weight(weight.reshape([d, 3 * p * p])?.view())?, bias: None }
+                let weight = widened(weight.reshape([d, 3 * p * p])?, backend.patch_columns(3 * p * p));
+                Linear { weight: backend.weight(weight.view())?, bias: None }
             },
             class: loader.parameter("vision_model.embeddings.class_embedding", &[d])?,
             position: loader
@@ -174,18 +175,22 @@ impl<B: Backend> VisionTower<B> {
             let (sizes, form) = (self.sizes(l, prompts, a.batch), a.form(tuning.dropout, l));
             let (current, next) = a.blocks.split_at_mut(l + 1);
             let grows = prompts.is_some_and(|p| p.mode == PromptMode::Accumulate);
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
+            scratch.set_extent(backend, sizes)?;
+            let pass = Pass { form, rows: &a.class_rows };
+            let memory = BlockMemory { own: &mut current[l], scratch };
             let output = match (block.rows(), next.first_mut()) {
-                (Rows::One, _) => &mut a.ends.last,
+                (Rows::One, _) => {
+                    let end = (&self.end, &mut a.ends);
+                    block.forward_to_features(backend, tuning.lora.get(l), pass, memory, end)?;
+                    continue;
+                }
                 (Rows::All, Some(next)) if !grows => &mut next.input,
                 (Rows::All, _) => {
                     a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
                     &mut a.full_output
                 }
             };
-            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
-            scratch.set_extent(backend, sizes)?;
-            let pass = Pass { form, rows: &a.class_rows };
-            let memory = BlockMemory { own: &mut current[l], scratch };
             block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
             if let Some(next) = next.first_mut() {
                 Self::add_prompts(backend, prompts, l + 1, &a.full_output, &mut next.input)?;
@@ -230,17 +235,17 @@ impl<B: Backend> VisionTower<B> {
                 }
                 Self::add_prompts(backend, prompts, l, &a.full_output, &mut current.input)?;
             }
-            let (scratch, output) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.ends.last),
-                Rows::All => {
-                    a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
-                    (&mut a.scratch, &mut a.full_output)
-                }
-            };
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form: Form::Folded, rows: &a.class_rows };
-            let memory = BlockMemory { own: current, scratch };
-            block.forward(backend, tuning.lora.get(l), pass, memory, output)?;
+            let (memory, layers) = (BlockMemory { own: current, scratch }, tuning.lora.get(l));
+            if block.rows() == Rows::One {
+                let end = (&self.end, &mut a.ends);
+                block.forward_to_features(backend, layers, pass, memory, end)?;
+            } else {
+                a.full_output.set_shape([sizes.batch, sizes.tokens, sizes.width].into())?;
+                block.forward(backend, layers, pass, memory, &mut a.full_output)?;
+            }
         }
         self.project(backend, a)?;
         // What comes next finds every tensor in its place.
@@ -296,11 +301,12 @@ impl<B: Backend> VisionTower<B> {
         }
     }
 
-    /// From the class token behind the last block to the normalised features.
+    /// From the tokens behind the last block to the normalised features, unless that block has computed them.
     fn project(&self, backend: &B, a: &mut VisionActivations<B>) -> Result<()> {
-        if self.blocks.last().is_none_or(|block| block.rows() == Rows::All) {
-            backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
+        if self.blocks.last().is_some_and(|block| block.rows() == Rows::One) {
+            return Ok(());
         }
+        backend.take_rows(&a.full_output, &a.class_rows, &mut a.ends.last)?;
         self.end.forward(backend, &mut a.ends)
     }
 
@@ -328,7 +334,10 @@ impl<B: Backend> VisionTower<B> {
         if let Some(prompts) = prompts.as_deref_mut() {
             backend.clear(&mut prompts.param.gradient)?;
         }
-        self.end.backward(backend, &a.ends, &mut a.d_ends)?;
+        let last = self.blocks.last().map(Block::rows);
+        if last != Some(Rows::One) {
+            self.end.backward(backend, &a.ends, &mut a.d_ends)?;
+        }
         let width = self.config.tower.width;
         let mut shortened = vec![false; self.blocks.len()];
         for l in (stop..self.blocks.len()).rev() {
@@ -341,14 +350,17 @@ impl<B: Backend> VisionTower<B> {
                 backend.clear(&mut a.full_output)?;
                 backend.take_rows_backward(&a.d_ends.last, &a.class_rows, &mut a.full_output)?;
             }
-            let (scratch, d, d_input) = match block.rows() {
-                Rows::One => (&mut a.class_scratch, &mut a.d_ends.last, Some(&mut a.full_output)),
-                Rows::All => (&mut a.scratch, &mut a.full_output, None),
-            };
+            let scratch = if block.rows() == Rows::One { &mut a.class_scratch } else { &mut a.scratch };
             scratch.set_extent(backend, sizes)?;
             let pass = Pass { form, rows: &a.class_rows };
-            let (memory, gradient) = (BlockMemory { own, scratch }, Gradient { d, d_input, wanted });
-            block.backward(backend, lora.get_mut(l), pass, memory, gradient)?;
+            let (memory, layers) = (BlockMemory { own, scratch }, lora.get_mut(l));
+            let d = &mut a.full_output;
+            if block.rows() == Rows::One {
+                let ends = (&self.end, &a.ends, &mut a.d_ends);
+                block.backward_from_features(backend, layers, pass, memory, ends, (d, wanted))?;
+            } else {
+                block.backward(backend, layers, pass, memory, Gradient { d, d_input: None, wanted })?;
+            }
             if let Some(prompts) = prompts.as_deref_mut() {
                 let before = l.checked_sub(1).map(|l| [sizes.batch, self.tokens(l, Some(prompts)), width]);
                 shortened[l] = a.prompts_backward(backend, prompts, l, before)?;
@@ -386,6 +398,20 @@ impl<B: Backend> VisionTower<B> {
         }
         Ok(())
     }
+}
+
+/// A matrix with zeros behind its columns, up to so many.
+fn widened(matrix: Tensor, columns: usize) -> Tensor {
+    let (rows, of) = matrix.view().shape().matrix();
+    if of == columns {
+        return matrix;
+    }
+    let (size, mut wide) =
+        (matrix.view().dtype().size(), Tensor::zeros([rows, columns], matrix.view().dtype()));
+    let to = wide.bytes_mut().chunks_exact_mut(columns * size);
+    to.zip(matrix.bytes().chunks_exact(of * size))
+        .for_each(|(to, from)| to[..of * size].copy_from_slice(from));
+    wide
 }
 
 /// Use that a tower's memory is allocated for.
@@ -464,7 +490,7 @@ impl<B: Backend> VisionActivations<B> {
         Ok(VisionActivations {
             batch,
             trains_folded: folded,
-            patches: make([batch, count, 3 * p * p])?,
+            patches: make([batch, count, backend.patch_columns(3 * p * p)])?,
             products: make([batch, count, d])?,
             blocks,
             scratch: scratch(Rows::All)?,

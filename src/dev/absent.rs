@@ -62,6 +62,7 @@ impl Absent {
             compute_capability: 90,
             multiprocessors: 132,
             shared_memory_per_block: 227 << 10,
+            cooperative: true,
             l2_cache: 50 << 20,
             memory: 80 << 30,
             software: "none".into(),

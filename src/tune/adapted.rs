@@ -103,6 +103,12 @@ impl<B: Backend> AdaptedLinear<B> {
         }
     }
 
+    /// The layer as a pass of this form multiplies with it, if that is all it computes: no adapter comes besides.
+    pub fn alone(&self, form: Form<'_, B>) -> Option<&Linear<B>> {
+        let (layer, adapter) = self.taken(form);
+        adapter.is_none().then_some(layer)
+    }
+
     /// y = layer(x) (+ residual).
     pub fn forward(
         &self,

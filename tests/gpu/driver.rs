@@ -39,7 +39,7 @@ pub fn upload(gpu: &Gpu, values: &[f32]) -> Address {
 
 pub fn launch_of(name: &'static str, args: Args) -> Launch {
     let kernel = Kernel { file: "probe", name };
-    Launch { kernel, grid: [1, 1, 1], block: [64, 1, 1], shared: 0, args }
+    Launch { kernel, grid: [1, 1, 1], block: [64, 1, 1], shared: 0, cooperative: false, args }
 }
 
 fn scaling(x: Address, y: Address, n: usize, s: f32) -> Launch {
@@ -237,9 +237,33 @@ fn launches_that_fit_no_kernel_are_refused() {
         "cuLaunchKernel: kernel probe_scale of kernels/probe.cu, grid [1, 65536, 1], block [64, 1, 1], 0 bytes \
          of shared memory: CUDA_ERROR_INVALID_VALUE (invalid argument)"
     );
+    assert_eq!(
+        refusal(Launch { grid: [5, 1, 1], cooperative: true, ..scaling(x, x, 4, 2.0) }),
+        "cuLaunchCooperativeKernel: kernel probe_scale of kernels/probe.cu, grid [5, 1, 1], block [64, 1, 1], 0 \
+         bytes of shared memory: CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE (too many blocks in cooperative launch)"
+    );
     scale(&gpu, x, x, 4, 2.0).unwrap();
     assert_eq!(download(&gpu, x, 4), [2.0; 4]);
+    launch(&gpu, &Launch { cooperative: true, ..scaling(x, x, 4, 2.0) }).unwrap();
+    assert_eq!(download(&gpu, x, 4), [4.0; 4]);
     gpu.free(x);
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn launches_whose_blocks_wait_for_each_other_can_be_switched_off() {
+    let session = Session::begin();
+    for cooperative in [true, false] {
+        let options = GpuOptions { cache: None, measure: false, capture: true, cooperative };
+        let info = session.probe_with(DType::F32, options).info().clone();
+        assert_eq!(info.cooperative, cooperative);
+        assert_eq!(
+            info.software.ends_with(", no blocks wait for each other"),
+            !cooperative,
+            "{}",
+            info.software
+        );
+    }
 }
 
 // ---------------------------------------------------------------- beside the running work
@@ -639,7 +663,12 @@ fn products_are_those_of_plain_loops() {
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         for measured in [true, false] {
             session.set("KERNELS", "");
-            let options = GpuOptions { cache: Some(cache.path().into()), measure: measured, capture: true };
+            let options = GpuOptions {
+                cache: Some(cache.path().into()),
+                measure: measured,
+                capture: true,
+                cooperative: true,
+            };
             let gpu = session.probe_with(dtype, options);
             // The second time there is a plan.
             variants(dtype).iter().for_each(|variant| variant.check(&gpu, 2));
@@ -823,7 +852,8 @@ fn products_are_planned_outside_of_graphs_only() {
 
     // Who does not measure takes the first proposal and keeps nothing.
     let untouched = tempfile::tempdir().unwrap();
-    let options = GpuOptions { cache: Some(untouched.path().into()), measure: false, capture: true };
+    let options =
+        GpuOptions { cache: Some(untouched.path().into()), measure: false, capture: true, cooperative: true };
     let gpu = session.probe_with(DType::F32, options);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);

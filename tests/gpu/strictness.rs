@@ -287,7 +287,8 @@ fn candidates_that_fail_when_they_run_are_passed_over() {
     drop(gpu);
     // Who does not measure has the first only.
     session.set("FAILING", "1");
-    let gpu = session.probe_with(DType::F32, GpuOptions { cache: None, measure: false, capture: true });
+    let gpu = session
+        .probe_with(DType::F32, GpuOptions { cache: None, measure: false, capture: true, cooperative: true });
     let squares = Squares::new(&gpu);
     let text = failure(squares.try_run(&gpu));
     assert_eq!(

@@ -32,7 +32,7 @@ fn download<T: bytemuck::Pod>(twin: &Twin, from: Address, count: usize) -> Vec<T
 fn run(twin: &Twin, name: &'static str, grid: [u32; 3], block: [u32; 3], shared: usize, args: Args) {
     let kernel = Kernel { file: "works", name };
     // SAFETY: the twin checks arguments and accesses.
-    unsafe { twin.launch(&Launch { kernel, grid, block, shared, args }) }.unwrap();
+    unsafe { twin.launch(&Launch { kernel, grid, block, shared, cooperative: false, args }) }.unwrap();
 }
 
 /// Numbers without a pattern, from -1 to 1.
@@ -483,7 +483,8 @@ fn a_kernel_that_does_not_compile_shows_the_compilers_log() {
         let twin =
             Twin::with_sources(Sources::embedded().with_file("wrong.cu", &text), DType::F32, 90).unwrap();
         let kernel = Kernel { file: "wrong", name: "wrong" };
-        let launch = Launch { kernel, grid: [1; 3], block: [1; 3], shared: 0, args: Args::new() };
+        let launch =
+            Launch { kernel, grid: [1; 3], block: [1; 3], shared: 0, cooperative: false, args: Args::new() };
         // SAFETY: it never runs.
         says(&unsafe { twin.launch(&launch) }.unwrap_err().to_string(), parts);
     }
@@ -502,8 +503,19 @@ fn every_kernel_of_the_engine_compiles() {
 
 /// Launches a kernel of broken.cu on one block (two for those that need another) and gives the message.
 fn report(twin: &Twin, name: &'static str, threads: u32, blocks: u32, shared: usize, args: Args) -> String {
+    report_launch(twin, name, [threads, blocks], shared, args, false)
+}
+
+fn report_launch(
+    twin: &Twin,
+    name: &'static str,
+    [threads, blocks]: [u32; 2],
+    shared: usize,
+    args: Args,
+    cooperative: bool,
+) -> String {
     let kernel = Kernel { file: "broken", name };
-    let launch = Launch { kernel, grid: [blocks, 1, 1], block: [threads, 1, 1], shared, args };
+    let launch = Launch { kernel, grid: [blocks, 1, 1], block: [threads, 1, 1], shared, cooperative, args };
     // SAFETY: the twin checks arguments and accesses.
     match unsafe { twin.launch(&launch) } {
         Ok(()) => panic!("{name} went unnoticed"),
@@ -591,6 +603,65 @@ fn a_kernel_that_waits_for_another_block_is_given_up() {
         &message,
         &["waits_forever: block", "accesses the block still runs; the last was at kernels/broken.cu:"],
     );
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn blocks_of_a_cooperative_launch_meet() {
+    const ROUNDS: usize = 5;
+    for order in [BlockOrder::Ascending, BlockOrder::Descending, BlockOrder::Shuffled(7)] {
+        let twin = twin(DType::F32);
+        twin.set_block_order(order);
+        let counter = upload(&twin, &[0u32]);
+        let start = [1u32, 20, 300, 4000];
+        let at = [upload(&twin, &start), upload(&twin, &[0u32; 4])];
+        let args = Args::new().address(counter).address(at[0]).address(at[1]).int(ROUNDS);
+        let kernel = Kernel { file: "works", name: "sums_of_all" };
+        let launch =
+            Launch { kernel, grid: [4, 1, 1], block: [64, 1, 1], shared: 0, cooperative: true, args };
+        // SAFETY: the twin checks arguments and accesses.
+        unsafe { twin.launch(&launch) }.unwrap();
+        let mut expected = start.to_vec();
+        for _ in 0..ROUNDS {
+            let sum: u32 = expected.iter().sum();
+            expected = (0..4).map(|block| sum + block).collect();
+        }
+        assert_eq!(download::<u32>(&twin, at[ROUNDS % 2], 4), expected, "{order:?}");
+        assert_eq!(download::<u32>(&twin, counter, 1), [0], "the counter is left as it was found");
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn blocks_that_do_not_meet_as_they_should_are_reported() {
+    let twin = broken(DType::F32);
+    let run = |name, blocks, cooperative| {
+        let args = Args::new().address(upload(&twin, &[0u32])).address(upload(&twin, &[0.0f32; 8]));
+        report_launch(&twin, name, [64, blocks], 0, args, cooperative)
+    };
+    says(
+        &run("a_block_stays_away", 4, true),
+        &[
+            "no thread can go on",
+            "threads 1 to 63 wait in __syncthreads at kernels/prelude.cuh:",
+            "threads 0 wait in a meeting at kernels/prelude.cuh:",
+        ],
+    );
+    let another = "which another block";
+    says(
+        &run("reads_before_they_meet", 4, true),
+        &["race: ", another, " at kernels/broken.cu:", "in the same launch"],
+    );
+    says(
+        &run("writes_before_they_meet", 4, true),
+        &["race: writes byte", another, " read at kernels/broken.cu:", "in the same launch"],
+    );
+    says(&run("keeps_shared_memory", 4, true), &["reads", "which this block has not written yet"]);
+    says(
+        &run("keeps_shared_memory", 4, false),
+        &["waits for other blocks at kernels/prelude.cuh:", "the launch is not cooperative"],
+    );
+    says(&run("keeps_shared_memory", 5, true), &["5 blocks that wait for each other on 4 multiprocessors"]);
 }
 
 #[test]
@@ -720,7 +791,8 @@ fn copies_that_were_not_waited_for_are_reported() {
     says(&said("copy_over_readers"), &["race: writes byte", "read at kernels/broken.cu:"]);
 
     let kernel = Kernel { file: "broken", name: "copy_with_wait" };
-    let launch = Launch { kernel, grid: [1, 1, 1], block: [32, 1, 1], shared: 0, args: both };
+    let launch =
+        Launch { kernel, grid: [1, 1, 1], block: [32, 1, 1], shared: 0, cooperative: false, args: both };
     // SAFETY: the twin checks arguments and accesses.
     unsafe { twin.launch(&launch) }.expect("the same kernel with the right wait is fine");
     assert_eq!(download::<f32>(&twin, y, 64), [1.0; 64]);

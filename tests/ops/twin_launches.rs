@@ -1,6 +1,7 @@
 //! What launchers say of their kernels: the bytes are those that the host twin sees them move, the floating-point
 //! operations those that are counted without a device.
 
+use crate::clocked::Clocked;
 use clip_engine::backend::Result;
 use clip_engine::backend::cuda::driver::Command;
 use clip_engine::backend::cuda::{Cuda, LoraForm};
@@ -30,6 +31,9 @@ const BYTES_NOT_KNOWN: &str = "crop_resize";
 
 /// Kernels compute the scores again: five products in the place of four.
 const COMPUTES_AGAIN: &str = "attention_backward";
+
+/// The same of one query for each image, among other things.
+const COMPUTES_ONE_AGAIN: &str = "class_tail_backward";
 
 /// Counted as a framework does it, part by part, and computed for all parts at once.
 const FLOP_OF_OTHERS: &str = "lora_linear, unfused";
@@ -61,7 +65,11 @@ fn differences(dtype: DType) -> Vec<String> {
             if (bytes as u64).abs_diff(moved) > slack && op.name != BYTES_NOT_KNOWN {
                 found.push(format!("{what}: {moved} bytes moved, {bytes} said"));
             }
-            let counted = if op.name == COMPUTES_AGAIN { op.flop / 4.0 * 5.0 } else { op.flop };
+            let counted = match op.name {
+                COMPUTES_AGAIN => op.flop / 4.0 * 5.0,
+                COMPUTES_ONE_AGAIN => op.flop + (2 * SIZES.batch * SIZES.tokens * SIZES.width) as f64,
+                _ => op.flop,
+            };
             if flop as f64 != counted && op.name != FLOP_OF_OTHERS {
                 found.push(format!("{what}: {counted} FLOP counted, {flop} said"));
             }
@@ -79,5 +87,27 @@ fn kernels_move_and_multiply_what_their_launchers_say() {
     for dtype in [DType::F16, DType::F32] {
         let found = differences(dtype);
         assert!(found.is_empty(), "{dtype}: {found:#?}");
+    }
+}
+
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn the_class_tail_is_one_launch_where_that_is_faster() {
+    for (slow, whole) in [("class_tail", false), ("l2_norm", true)] {
+        let clocked = Arc::new(Clocked::new(slow));
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        let mut visit = |mut op: Op<'_>| -> Result<()> {
+            (op.run)()?;
+            let timings = clocked.timings();
+            assert!(timings > 0);
+            clocked.launched();
+            (op.run)()?;
+            assert_eq!(clocked.timings(), timings, "the choice is remembered");
+            let launched = clocked.launched();
+            let tails = launched.iter().filter(|kernel| kernel.starts_with("class_tail")).count();
+            assert_eq!((tails, launched.len() == 1), (usize::from(whole), whole), "{slow}: {launched:?}");
+            Ok(())
+        };
+        ops::group(&cuda, &SIZES, "class_tail", &mut visit).unwrap();
     }
 }

@@ -10,6 +10,7 @@ mod adamw;
 mod attention;
 mod bf16;
 mod class_features;
+mod class_tail;
 mod crop_resize;
 mod dropout;
 pub(crate) mod gemm;

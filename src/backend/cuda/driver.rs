@@ -39,6 +39,8 @@ pub struct DeviceInfo {
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block can ask for.
     pub shared_memory_per_block: usize,
+    /// Whether there are launches whose blocks wait for each other.
+    pub cooperative: bool,
     pub l2_cache: usize,
     /// Bytes in all, whoever uses them.
     pub memory: usize,
@@ -178,6 +180,8 @@ pub struct Launch {
     pub block: [u32; 3],
     /// Bytes of dynamic shared memory.
     pub shared: usize,
+    /// Blocks wait for each other, so all must be there at once; where [`DeviceInfo::cooperative`].
+    pub cooperative: bool,
     /// One for each of the kernel's parameters, of their sizes.
     pub args: Args,
 }

@@ -10,6 +10,7 @@ mod adamw;
 mod attention;
 mod choose;
 mod class_features;
+mod class_tail;
 mod crop_resize;
 pub mod driver;
 mod dropout;
@@ -256,15 +257,42 @@ impl Cuda {
         shared: usize,
         args: Args,
     ) -> Result<()> {
+        self.enqueue(Kernel { file, name }, grid, (threads, shared), args, false)
+    }
+
+    /// The same with so many blocks that wait for each other, at most one for each multiprocessor.
+    fn launch_together(
+        &self,
+        file: &'static str,
+        name: &'static str,
+        blocks: usize,
+        threads: usize,
+        shared: usize,
+        args: Args,
+    ) -> Result<()> {
+        self.enqueue(Kernel { file, name }, [blocks, 1, 1], (threads, shared), args, true)
+    }
+
+    fn enqueue(
+        &self,
+        kernel: Kernel,
+        grid: [usize; 3],
+        (threads, shared): (usize, usize),
+        args: Args,
+        cooperative: bool,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
         let [x, y, z] = grid.map(|n| n as u32);
         if grid[0] >= 1 << 31 || grid[1].max(grid[2]) >= 1 << 16 {
-            return Err(BackendError::Invalid { op: name, problem: format!("a grid of {grid:?} blocks") });
+            return Err(BackendError::Invalid {
+                op: kernel.name,
+                problem: format!("a grid of {grid:?} blocks"),
+            });
         }
-        let kernel = Kernel { file, name };
-        let launch = Launch { kernel, grid: [x, y, z], block: [threads as u32, 1, 1], shared, args };
+        let block = [threads as u32, 1, 1];
+        let launch = Launch { kernel, grid: [x, y, z], block, shared, cooperative, args };
         // SAFETY: the launchers of this folder pass the kernel's parameters in order, with tensors whose shapes the
         // operation has checked, or nobody had the `Checked` to call them; the host twin's tests hold them to it.
         Ok(unsafe { self.driver().launch(&launch) }?)

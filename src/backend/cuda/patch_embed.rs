@@ -26,6 +26,10 @@ impl PatchEmbedOp for Cuda {
         }
         norm_tokens(&device, products, embedding, x, grid.patches() + 1)
     }
+
+    fn patch_columns(&self, inputs: usize) -> usize {
+        inputs.next_multiple_of(16 / self.real().size())
+    }
 }
 
 /// Copies every patch into a row, in the order of the convolution's weights; of a mixed image, its two images'
@@ -43,8 +47,10 @@ fn gather_patches(
     if let Some(mixed) = mixed {
         args = args.address(mixed.partner).address(mixed.lambda).moving(Mixed::bytes(batch));
     }
-    args = args.address(patches.typed(cuda.real())?).int(side).int(across).int(patch);
+    let stride = patches.shape().columns();
+    args = args.address(patches.typed(cuda.real())?).int(stride).int(side).int(across).int(patch);
     args = args.moving(pixels.bytes() + patches.bytes());
+    // Rows of patches begin at whole packs.
     let pack = cuda.pack(patch);
     if !levels {
         // Here packs are read as well, from rows of the image.

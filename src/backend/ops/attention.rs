@@ -58,7 +58,11 @@ pub struct AttentionExtents {
 
 impl AttentionExtents {
     /// Checks the shapes of `input` and reads the extents from them.
-    fn of<B: Memory>(op: &'static str, input: &AttentionInput<'_, B>, shape: AttentionShape) -> Result<Self> {
+    pub(super) fn of<B: Memory>(
+        op: &'static str,
+        input: &AttentionInput<'_, B>,
+        shape: AttentionShape,
+    ) -> Result<Self> {
         let invalid = |problem: String| Err(BackendError::Invalid { op, problem });
         let (batch, queries, keys, width) = match input {
             AttentionInput::Packed(qkv) => match *qkv.shape().dims() {

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// The patch embedding: `weight` \[D, 3·p·p\] as the convolution stores it (channel, row, column),
-/// `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become
+/// The patch embedding: `weight` \[D, P\] as the convolution stores it (channel, row, column), with zeros behind its
+/// 3·p·p columns where P is more ([`PatchEmbedOp::patch_columns`]), `class` \[D\] and `position` \[S, D\] in the parameter dtype, the layer norm behind them, and how u8 pixels become
 /// numbers: `(v/255 − mean)/std`.
 pub struct PatchEmbedding<B: Memory> {
     /// W; there is no bias.
@@ -86,7 +86,7 @@ pub struct PatchEmbed<'a, B: Memory> {
     pub mix: Option<&'a Mix<B>>,
     /// The weights.
     pub embedding: &'a PatchEmbedding<B>,
-    /// Scratch \[B, S−1, 3·p·p\].
+    /// Scratch \[B, S−1, P\].
     pub patches: &'a mut B::Tensor,
     /// Scratch \[B, S−1, D\].
     pub products: &'a mut B::Tensor,
@@ -104,15 +104,22 @@ pub trait PatchEmbedOp: Memory {
         let x = args.x.shape();
         let grid = PatchGrid::of::<Self>(OP, pixels, self.compute_dtype(), x, embedding.patch)?;
         let (rows, d) = (grid.batch * grid.patches(), x.columns());
-        let weight = self.weight_shape(&embedding.projection.weight);
-        expect_shape(OP, "weight", [d, grid.inputs()], weight)?;
+        let (weight, columns) =
+            (self.weight_shape(&embedding.projection.weight), self.patch_columns(grid.inputs()));
+        expect_shape(OP, "weight", [d, columns], weight)?;
         expect_shape(OP, "class", [d], embedding.class.shape())?;
         expect_shape(OP, "position", [grid.patches() + 1, d], embedding.position.shape())?;
         embedding.norm.expect(OP, d)?;
-        expect_matrix(OP, "patches", rows, grid.inputs(), args.patches.shape())?;
+        expect_matrix(OP, "patches", rows, columns, args.patches.shape())?;
         expect_matrix(OP, "products", rows, d, args.products.shape())?;
         args.mix.map_or(Ok(()), |mix| mix.expect(OP, grid.batch))?;
         Self::patch_embed_checked(Checked(self), args, grid)
+    }
+
+    /// Columns P of patches of so many numbers, and of the weight that they are multiplied with: those behind the numbers
+    /// are zeros, where a product of longer rows is faster.
+    fn patch_columns(&self, inputs: usize) -> usize {
+        inputs
     }
 
     /// [`Self::patch_embed`] of what was checked.

@@ -9,10 +9,11 @@ pub use memory::{BlockActivations, BlockSizes, Scratch};
 
 use super::ClipError;
 use super::config::TowerConfig;
+use super::end::{End, EndGradients, Ends};
 use super::weight_source::Loader;
 use crate::backend::{
-    Activation, AddTo, AttentionBackward, AttentionGradient, AttentionShape, Backend, LayerNorm, LoraSite,
-    Result, copyable,
+    Activation, AddTo, AttentionBackward, AttentionGradient, AttentionShape, Backend, ClassTail,
+    ClassTailBackward, LayerNorm, LoraSite, Result, TailLayers, copyable,
 };
 use crate::tune::adapted::{AdaptedLinear, AdapterPass, BlockPlace, Form, PerLayer, no_memory};
 use crate::tune::dropout::Slot;
@@ -163,6 +164,136 @@ impl<B: Backend> Block<B> {
         layers.fc2.forward(backend, adapters, &scratch.wide, Some(&a.middle), &mut saved.fc2, output)
     }
 
+    /// [`Block::forward`] of a block that computes one row of each sequence, and `end` behind it: to the features.
+    pub(super) fn forward_to_features(
+        &self,
+        backend: &B,
+        layers: Option<&BlockLayers<B>>,
+        pass: Pass<'_, B>,
+        memory: BlockMemory<'_, B>,
+        (end, ends): (&End<B>, &mut Ends<B>),
+    ) -> Result<()> {
+        let taken = layers.unwrap_or(&self.layers);
+        let (Some(tail), true) = (self.tail(taken, pass.form, end), memory.own.chosen.is_some()) else {
+            self.forward(backend, layers, pass, memory, &mut ends.last)?;
+            return end.forward(backend, ends);
+        };
+        let BlockMemory { own: a, scratch } = memory;
+        let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
+        backend.layer_norm(&a.input, &self.norm1, &mut a.normed, &mut a.stats1)?;
+        let saved = &mut a.saved.projections;
+        taken.projections.forward(backend, adapters, &a.normed, None, saved, &mut a.projected)?;
+        let chosen = a.chosen.as_mut().ok_or_else(no_memory)?;
+        backend.class_tail(ClassTail {
+            layers: tail,
+            input: &a.input,
+            normed: &a.normed,
+            rows: pass.rows,
+            kv: &a.projected,
+            chosen: &mut chosen.input,
+            chosen_normed: &mut chosen.normed,
+            q: &mut chosen.q,
+            saved: &mut a.attention,
+            attended: &mut a.attended,
+            middle: &mut a.middle,
+            middle_normed: a.normed2.as_mut().unwrap_or(&mut scratch.narrow),
+            stats: &mut a.stats2,
+            hidden: &mut a.hidden,
+            activated: &mut scratch.wide,
+            last: &mut ends.last,
+            last_normed: &mut ends.normed,
+            last_stats: &mut ends.stats,
+            projected: &mut ends.projected,
+            norms: &mut ends.norms,
+            features: &mut ends.features,
+        })
+    }
+
+    /// What stands behind the keys and values of a block that computes one row of each sequence, and `end`; none where
+    /// an adapter is beside one of the layers.
+    fn tail<'a>(
+        &'a self,
+        layers: &'a BlockLayers<B>,
+        form: Form<'_, B>,
+        end: &'a End<B>,
+    ) -> Option<TailLayers<'a, B>> {
+        Some(TailLayers {
+            q: layers.queries.as_ref()?.alone(form)?,
+            out: layers.out.alone(form)?,
+            norm: &self.norm2,
+            fc1: layers.fc1.alone(form)?,
+            fc2: layers.fc2.alone(form)?,
+            end_norm: &end.norm,
+            projection: &end.projection,
+            shape: self.shape,
+            activation: self.activation,
+        })
+    }
+
+    /// Walks back from the gradient of the features, in `d_ends`, through `end` and a block that computes one row of
+    /// each sequence, as [`Block::backward`] does; the gradient of the block's input goes to `d_input`.
+    pub(super) fn backward_from_features(
+        &self,
+        backend: &B,
+        layers: Option<&mut BlockLayers<B>>,
+        pass: Pass<'_, B>,
+        mut memory: BlockMemory<'_, B>,
+        (end, ends, d_ends): (&End<B>, &Ends<B>, &mut EndGradients<B>),
+        (d_input, wanted): (&mut B::Tensor, bool),
+    ) -> Result<()> {
+        let mut plain;
+        let layers = match layers {
+            Some(layers) => layers,
+            None => {
+                plain = self.layers.plain()?;
+                &mut plain
+            }
+        };
+        // The gradients of adapters of the MLP are computed on the way.
+        let adapted_mlp = layers.fc1.adapter().is_some() || layers.fc2.adapter().is_some();
+        let into_attention = wanted || layers.adapts_projections();
+        let tail = self.tail(layers, pass.form, end).filter(|_| into_attention && !adapted_mlp);
+        let Some(tail) = tail else {
+            end.backward(backend, ends, d_ends)?;
+            let gradient = Gradient { d: &mut d_ends.last, d_input: Some(d_input), wanted };
+            return self.backward(backend, Some(layers), pass, memory, gradient);
+        };
+        let BlockMemory { own: a, scratch } = &mut memory;
+        let g = scratch.attention.as_mut().ok_or_else(no_memory)?;
+        let chosen = a.chosen.as_ref().ok_or_else(no_memory)?;
+        let queries = a.saved.queries.as_mut().ok_or_else(no_memory)?;
+        let dkv = a.saved.projections.dy.as_mut().or(g.d_projections.as_mut()).ok_or_else(no_memory)?;
+        backend.class_tail_backward(ClassTailBackward {
+            layers: tail,
+            q: &chosen.q,
+            kv: &a.projected,
+            saved: &a.attention,
+            attended: &a.attended,
+            middle: &a.middle,
+            stats: &a.stats2,
+            hidden: &a.hidden,
+            last: &ends.last,
+            last_stats: &ends.stats,
+            norms: &ends.norms,
+            features: &ends.features,
+            d_features: &d_ends.features,
+            d_projected: &mut d_ends.projected,
+            d_last_normed: &mut d_ends.normed,
+            d_middle: &mut d_ends.last,
+            d_hidden: &mut scratch.wide,
+            d_chosen: &mut scratch.narrow,
+            d_attended: &mut g.d_attended,
+            d_scores: &mut g.d_scores,
+            dq: queries.dy.as_mut().or(g.d_queries.as_mut()).ok_or_else(no_memory)?,
+            dkv,
+            wanted,
+        })?;
+        let mut gradient = Gradient { d: &mut d_ends.last, d_input: Some(d_input), wanted };
+        self.input_backward(backend, layers, pass, &mut memory, &mut gradient)?;
+        memory.own.exchange(gradient.d);
+        Ok(())
+    }
+
     /// Walks back through the block, after [`Block::forward`] with the same layers and form. What no adapter of this
     /// block and no earlier one needs is not computed. Where the adapters are folded, what the gradients of those around
     /// attention need is kept for [`BlockActivations::gradients`].
@@ -242,14 +373,15 @@ impl<B: Backend> Block<B> {
         backend: &B,
         layers: &mut BlockLayers<B>,
         pass: Pass<'_, B>,
-        BlockMemory { own: a, scratch }: &mut BlockMemory<'_, B>,
-        Gradient { d, d_input, wanted }: &mut Gradient<'_, B>,
+        memory: &mut BlockMemory<'_, B>,
+        gradient: &mut Gradient<'_, B>,
     ) -> Result<()> {
+        let (BlockMemory { own: a, scratch }, wanted) = (&mut *memory, gradient.wanted);
         let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
         let g = scratch.attention.as_mut().ok_or_else(no_memory)?;
         let (input, saved) = (attention_input(&a.chosen, &a.projected), &mut a.saved);
         let dkv = saved.projections.dy.as_mut().or(g.d_projections.as_mut()).ok_or_else(no_memory)?;
-        let gradient = match &mut saved.queries {
+        let to = match &mut saved.queries {
             None => AttentionGradient::Packed(dkv),
             Some(saved) => {
                 let dq = saved.dy.as_mut().or(g.d_queries.as_mut()).ok_or_else(no_memory)?;
@@ -263,13 +395,28 @@ impl<B: Backend> Block<B> {
             shape: self.shape,
             saved: &a.attention,
             scratch: &mut g.d_scores,
-            gradient,
+            gradient: to,
         })?;
         if let (Some(layer), Some(chosen), Some(saved)) = (&mut layers.queries, &a.chosen, &saved.queries) {
             let dq = saved.dy.as_ref().or(g.d_queries.as_ref()).ok_or_else(no_memory)?;
             let dx = wanted.then_some(&mut scratch.narrow);
             layer.backward(backend, adapters, dq, Some(&chosen.normed), saved, dx)?;
         }
+        self.input_backward(backend, layers, pass, memory, gradient)
+    }
+
+    /// The end of [`Block::backward`]: from the gradients of the projections, and where queries are apart of what these
+    /// were computed from, to that of the block's input where that is wanted.
+    fn input_backward(
+        &self,
+        backend: &B,
+        layers: &mut BlockLayers<B>,
+        pass: Pass<'_, B>,
+        BlockMemory { own: a, scratch }: &mut BlockMemory<'_, B>,
+        Gradient { d, d_input, wanted }: &mut Gradient<'_, B>,
+    ) -> Result<()> {
+        let adapters = &mut AdapterPass { form: pass.form, scratch: &mut scratch.adapters };
+        let g = scratch.attention.as_mut().ok_or_else(no_memory)?;
         let saved = &a.saved;
         let dkv = saved.projections.dy.as_ref().or(g.d_projections.as_ref()).ok_or_else(no_memory)?;
         let dx = wanted.then_some(g.d_normed.as_mut().unwrap_or(&mut scratch.narrow));

@@ -58,6 +58,7 @@ mod activation;
 mod adamw;
 mod attention;
 mod class_features;
+mod class_tail;
 mod copy_rows;
 mod crop_resize;
 mod dropout;
@@ -173,6 +174,7 @@ operations! {
     LoraLinear lora_linear,
     LoraFold lora_fold,
     LoraGradients lora_gradients,
+    ClassTail class_tail,
     Steps steps,
 }
 
@@ -180,8 +182,9 @@ impl Group {
     /// All operations but attention and linear layers.
     pub const SMALL: &[Group] = Group::ALL.split_at(Group::Attention as usize).0;
 
-    /// Linear layers.
-    pub const LINEAR: &[Group] = &[Group::Linear, Group::LoraLinear, Group::LoraFold, Group::LoraGradients];
+    /// Linear layers, and what has them in it.
+    pub const LINEAR: &[Group] =
+        &[Group::Linear, Group::LoraLinear, Group::LoraFold, Group::LoraGradients, Group::ClassTail];
 
     pub fn named(name: &str) -> Option<Self> {
         Group::ALL.into_iter().find(|group| group.name() == name)

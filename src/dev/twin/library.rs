@@ -36,6 +36,7 @@ struct RawLaunch {
     order: u64,
     rounding: u64,
     watched: u64,
+    cooperative: u64,
     message: *mut c_char,
     message_size: u64,
 }
@@ -169,6 +170,7 @@ impl Machine {
                 Rounding::Device { seed } => u64::from(seed) + 1,
             },
             watched: u64::from(watched),
+            cooperative: u64::from(launch.cooperative),
             message: message.as_mut_ptr().cast(),
             message_size: message.len() as u64,
         };

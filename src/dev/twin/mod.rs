@@ -11,10 +11,12 @@
 //! - has a race in shared memory, between threads of a block or lanes of a warp, or one in device memory,
 //!   between warps or blocks of the launch, a race being two accesses, one of them a write, in no order that
 //!   barriers, `__syncwarp` or (for blocks) atomics give them, even if both write the same value;
-//! - leaves threads waiting at different barriers, or a warp operation without some of its lanes;
+//! - leaves threads waiting at different barriers, a warp operation without some of its lanes, or blocks waiting for one
+//!   that does not come;
 //! - is launched with other arguments, more threads or more shared memory than it can have.
 //!
-//! Blocks run one after another in a shuffled order ([`Twin::set_block_order`]). What the twin cannot see:
+//! Blocks run one after another in a shuffled order ([`Twin::set_block_order`]). Those of a cooperative launch take turns:
+//! each runs until it waits for others, and has lost what was in its shared memory when it goes on. What the twin cannot see:
 //! - time, registers, spills, bank conflicts, `__launch_bounds__`;
 //! - the device's memory model: blocks and warps that really run at once, missing fences, caches;
 //! - one static shared array running into the next, global arrays of one buffer running into each other;
@@ -284,6 +286,12 @@ impl Twin {
         {
             return refuse(format!("a grid of {:?} blocks", launch.grid));
         }
+        let (blocks, multiprocessors) = (launch.grid.iter().product::<u32>(), self.info.multiprocessors);
+        if launch.cooperative && blocks > multiprocessors {
+            return refuse(format!(
+                "{blocks} blocks that wait for each other on {multiprocessors} multiprocessors"
+            ));
+        }
         let limit = self.info.shared_memory_per_block;
         if launch.shared > limit {
             return refuse(format!(
@@ -312,6 +320,7 @@ fn describe(compute_capability: u32) -> Result<DeviceInfo> {
         compute_capability,
         multiprocessors: 4,
         shared_memory_per_block: shared << 10,
+        cooperative: true,
         l2_cache: 1 << 20,
         memory: 1 << 32,
         software: "host twin".to_owned(),

@@ -344,10 +344,11 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
   BEGIN(Needs_context::NO);
   int capability = int(number("CAPABILITY", 90));
   switch (attribute) {
-    case 16: *value = 4; return SUCCESS;                    // multiprocessors
+    case 16: *value = MULTIPROCESSORS; return SUCCESS;
     case 38: *value = 1 << 20; return SUCCESS;              // L2 cache
     case 75: *value = capability / 10; return SUCCESS;
     case 76: *value = capability % 10; return SUCCESS;
+    case 95: *value = 1; return SUCCESS;                    // cooperative launches
     case 97: *value = capability >= 80 ? 227 << 10 : 64 << 10; return SUCCESS;  // shared memory per block
   }
   return INVALID_VALUE;
@@ -393,6 +394,8 @@ static const Meaning MEANINGS[] = {
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
     {ILLEGAL_ADDRESS, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
+    {COOPERATIVE_LAUNCH_TOO_LARGE, "CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE",
+     "too many blocks in cooperative launch"},
     {OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
     {CAPTURE_UNSUPPORTED, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED",
      "operation not permitted when stream is capturing"},
@@ -782,27 +785,44 @@ static void run_kernel(twin::Launch launch, const TwinLibrary& library, void** a
   }
 }
 
-API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void* stream, void** arguments, void**) {
-  BEGIN();
-  KNOWN("stream", stream);
-  Function* f = static_cast<Function*>(function);
-  uint64_t threads = uint64_t(bx) * by * bz;
+// Both kinds of launches. Those whose blocks wait for each other may have one for each multiprocessor.
+static int launch_kernel(Function* f, std::array<unsigned, 3> grid, std::array<unsigned, 3> block, unsigned shared,
+                         void* stream, void** arguments, bool cooperative) {
+  auto [gx, gy, gz] = grid;
+  uint64_t threads = uint64_t(block[0]) * block[1] * block[2];
   if (!gx || !gy || !gz || gy > 65535 || gz > 65535 || !threads || threads > 1024) return INVALID_VALUE;
   if (threads > f->needs.max_threads || shared > f->dynamic_limit) return INVALID_VALUE;
   // A multiprocessor has so many registers; each warp gets them in steps of 8 for each of its threads.
   const uint64_t ALL_REGISTERS = 65536;
   if ((threads + 31) / 32 * 32 * ((f->needs.registers + 7) / 8 * 8) > ALL_REGISTERS) return OUT_OF_RESOURCES;
+  if (cooperative && uint64_t(gx) * gy * gz > MULTIPROCESSORS) return COOPERATIVE_LAUNCH_TOO_LARGE;
   if (static_cast<Stream*>(stream)->recording) static_cast<Stream*>(stream)->recording->modules.insert(f->module);
   twin::Launch launch = {};
   launch.kernel = f->kernel;
   launch.touch = f->library.touch;
-  std::copy_n(std::array{gx, gy, gz}.begin(), 3, launch.grid);
-  std::copy_n(std::array{bx, by, bz}.begin(), 3, launch.block);
+  std::copy_n(grid.begin(), 3, launch.grid);
+  std::copy_n(block.begin(), 3, launch.block);
   launch.shared = shared;
   launch.shared_limit = 227 << 10;
+  launch.cooperative = cooperative;
   auto given = std::make_shared<Arguments>(*f->kernel, arguments);
   return enqueue(stream, [launch, given, library = f->library] {
     run_kernel(launch, library, given->pointers.data());
   });
+}
+
+API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, void* stream, void** arguments, void**) {
+  BEGIN();
+  KNOWN("stream", stream);
+  Function* f = static_cast<Function*>(function);
+  return launch_kernel(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, arguments, false);
+}
+
+API cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                              unsigned bz, unsigned shared, void* stream, void** arguments) {
+  BEGIN();
+  KNOWN("stream", stream);
+  Function* f = static_cast<Function*>(function);
+  return launch_kernel(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, arguments, true);
 }

@@ -253,18 +253,22 @@ impl Session {
 
     /// A GPU with the engine's kernels, which measures its products.
     pub fn gpu(&self, dtype: DType) -> Gpu {
-        let options = GpuOptions { cache: Some(self.cache()), measure: true, capture: true };
+        let options =
+            GpuOptions { cache: Some(self.cache()), measure: true, capture: true, cooperative: true };
         self.gpu_with(&Sources::embedded(), dtype, options)
     }
 
     /// A GPU with the kernels of probe.cu, which takes cuBLASLt's first proposals.
     pub fn probe(&self) -> Gpu {
-        self.probe_with(DType::F32, GpuOptions { cache: Some(self.cache()), measure: false, capture: true })
+        self.probe_with(
+            DType::F32,
+            GpuOptions { cache: Some(self.cache()), measure: false, capture: true, cooperative: true },
+        )
     }
 
     /// The same, which keeps in `cache` what it keeps and measures its products.
     pub fn probe_in(&self, cache: Option<PathBuf>, dtype: DType) -> Gpu {
-        self.probe_with(dtype, GpuOptions { cache, measure: true, capture: true })
+        self.probe_with(dtype, GpuOptions { cache, measure: true, capture: true, cooperative: true })
     }
 
     pub fn probe_with(&self, dtype: DType, options: GpuOptions) -> Gpu {
@@ -274,7 +278,12 @@ impl Session {
     /// As [`Session::probe_in`], where that may fail.
     pub fn try_probe_in(&self, cache: Option<PathBuf>, dtype: DType) -> Result<Gpu, CudaError> {
         self.set("KERNELS", &libraries_of(&PROBE_SOURCES, dtype));
-        Gpu::new(0, dtype, &PROBE_SOURCES, GpuOptions { cache, measure: true, capture: true })
+        Gpu::new(
+            0,
+            dtype,
+            &PROBE_SOURCES,
+            GpuOptions { cache, measure: true, capture: true, cooperative: true },
+        )
     }
 
     fn gpu_with(&self, sources: &Sources, dtype: DType, options: GpuOptions) -> Gpu {

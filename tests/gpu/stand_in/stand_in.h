@@ -35,9 +35,12 @@ enum Status {
   NOT_READY = 600,
   ILLEGAL_ADDRESS = 700,
   OUT_OF_RESOURCES = 701,
+  COOPERATIVE_LAUNCH_TOO_LARGE = 720,
   CAPTURE_UNSUPPORTED = 900,
   CAPTURE_INVALIDATED = 901,
 };
+
+const unsigned MULTIPROCESSORS = 4;
 
 // What the test has set for STAND_IN_`name`, in the environment or since.
 PUBLIC std::string setting(const char* name, const char* otherwise);

@@ -195,6 +195,33 @@ extern "C" __global__ void left_by_another_block(float* y) {
 }
 EXPORT_KERNEL(left_by_another_block)
 
+// Blocks of a cooperative launch that each write a number of y and read their neighbour's; MISTAKE says what is wrong.
+template <int MISTAKE>
+DEVICE void neighbours(uint32* counter, float* y) {
+  __shared__ float held;
+  Meetings meetings = {counter, gridDim.x};
+  uint32 next = (blockIdx.x + 1) % gridDim.x;
+  if (MISTAKE == 1 && blockIdx.x == 2) return;
+  if (threadIdx.x == 0) {
+    held = 1.0f;
+    y[blockIdx.x] = 1.0f;
+  }
+  if (MISTAKE != 2) meetings.meet();
+  float other = threadIdx.x == 0 ? y[next] : 0.0f;
+  if (MISTAKE != 3) meetings.meet();
+  if (threadIdx.x == 0) y[blockIdx.x] = MISTAKE == 4 ? held : other;
+  meetings.leave();
+}
+
+extern "C" __global__ void a_block_stays_away(uint32* counter, float* y) { neighbours<1>(counter, y); }
+EXPORT_KERNEL(a_block_stays_away)
+extern "C" __global__ void reads_before_they_meet(uint32* counter, float* y) { neighbours<2>(counter, y); }
+EXPORT_KERNEL(reads_before_they_meet)
+extern "C" __global__ void writes_before_they_meet(uint32* counter, float* y) { neighbours<3>(counter, y); }
+EXPORT_KERNEL(writes_before_they_meet)
+extern "C" __global__ void keeps_shared_memory(uint32* counter, float* y) { neighbours<4>(counter, y); }
+EXPORT_KERNEL(keeps_shared_memory)
+
 #if TENSOR_CORES
 
 // Copies 64 floats in two groups; WAIT as the argument says: none, for the first group only, for both.

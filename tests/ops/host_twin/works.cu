@@ -135,6 +135,24 @@ extern "C" __global__ void roundings(const float* x, float* y) {
 }
 EXPORT_KERNEL(roundings)
 
+// Each block of a cooperative launch adds up what all blocks have, and has that from then on; so often.
+extern "C" __global__ void sums_of_all(uint32* counter, uint32* from, uint32* to, int rounds) {
+  Meetings meetings = {counter, gridDim.x};
+  for (int round = 0; round < rounds; round++) {
+    if (threadIdx.x == 0) {
+      uint32 sum = 0;
+      for (uint32 i = 0; i < gridDim.x; i++) sum += from[i];
+      to[blockIdx.x] = sum + blockIdx.x;
+    }
+    meetings.meet();
+    uint32* other = from;
+    from = to;
+    to = other;
+  }
+  meetings.leave();
+}
+EXPORT_KERNEL(sums_of_all)
+
 #if TENSOR_CORES
 
 // One mma with fragments loaded element by element, as the PTX ISA's tables have them:

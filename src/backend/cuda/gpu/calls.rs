@@ -135,6 +135,18 @@ library! {
     fn cuGraphLaunch(executable: CUgraphExec, stream: CUstream);
     fn cuGraphUpload(executable: CUgraphExec, stream: CUstream);
     fn cuInit(flags: c_uint);
+    fn cuLaunchCooperativeKernel(
+        function: CUfunction,
+        grid_x: c_uint,
+        grid_y: c_uint,
+        grid_z: c_uint,
+        block_x: c_uint,
+        block_y: c_uint,
+        block_z: c_uint,
+        shared: c_uint,
+        stream: CUstream,
+        arguments: *mut *mut c_void,
+    );
     fn cuLaunchKernel(
         function: CUfunction,
         grid_x: c_uint,

@@ -115,25 +115,23 @@ impl Kernels {
             let problem = format!("a block of {block:?} threads, and it was compiled for at most {most}");
             return Err(failed(launch.kernel, problem));
         }
+        let (raw, shared, stream) = (function.raw, launch.shared as c_uint, stream.raw());
+        let pointers = pointers.as_mut_ptr();
         // SAFETY: the function belongs to a loaded module and the context is current; `pointers` holds one
         // pointer per argument into `args`, which the driver reads before it returns; the rest is the
         // caller's promise. The checks in `function` keep `shared` far below 2³².
-        let status = unsafe {
-            cu::cuLaunchKernel(
-                function.raw,
-                gx,
-                gy,
-                gz,
-                bx,
-                by,
-                bz,
-                launch.shared as c_uint,
-                stream.raw(),
-                pointers.as_mut_ptr(),
-                null_mut(),
-            )
+        let launched = unsafe {
+            if launch.cooperative {
+                let status =
+                    cu::cuLaunchCooperativeKernel(raw, gx, gy, gz, bx, by, bz, shared, stream, pointers);
+                check("cuLaunchCooperativeKernel", status)
+            } else {
+                let status =
+                    cu::cuLaunchKernel(raw, gx, gy, gz, bx, by, bz, shared, stream, pointers, null_mut());
+                check("cuLaunchKernel", status)
+            }
         };
-        check("cuLaunchKernel", status).map_err(|error| describe(error, launch))
+        launched.map_err(|error| describe(error, launch))
     }
 
     /// The kernel, allowed to use the shared memory that the launch asks for.

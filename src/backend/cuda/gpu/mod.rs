@@ -58,17 +58,21 @@ pub struct GpuOptions {
     pub measure: bool,
     /// Work can be captured; else it is enqueued call by call, so that an error comes where it is made.
     pub capture: bool,
+    /// Kernels whose blocks wait for each other may be launched, where the device can.
+    pub cooperative: bool,
 }
 
-/// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring, and
-/// capturing.
+/// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring,
+/// capturing, and kernels whose blocks wait for each other.
 pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
 pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
+pub const COOPERATIVE: &str = "CLIP_ENGINE_COOPERATIVE";
 
 impl Default for GpuOptions {
     fn default() -> Self {
         let on = |name| std::env::var_os(name).is_none_or(|value| value != "0");
-        GpuOptions { cache: store::folder(), measure: on(MEASURE), capture: on(GRAPHS) }
+        let (measure, capture, cooperative) = (on(MEASURE), on(GRAPHS), on(COOPERATIVE));
+        GpuOptions { cache: store::folder(), measure, capture, cooperative }
     }
 }
 
@@ -116,6 +120,7 @@ impl Gpu {
         let device::Device { raw, mut info } = device::open(index)?;
         device::check_capability(&info, dtype)?;
         info.software = software(&options)?;
+        info.cooperative &= options.cooperative;
         let architecture = compile::architecture_for(info.compute_capability)?;
         let folder = |name: &str| options.cache.as_ref().map(|cache| cache.join(name));
         let compiler = Compiler {
@@ -204,7 +209,11 @@ fn software(options: &GpuOptions) -> Result<String> {
     let kernel_driver = libraries::kernel_driver().map(|version| format!("driver {version}, "));
     let (cuda, nvrtc) = (&libraries::driver()?.version, &libraries::nvrtc()?.version);
     let cublaslt = &libraries::cublaslt()?.version;
-    let off = [(options.measure, ", nothing is measured"), (options.capture, ", nothing is captured")];
+    let off = [
+        (options.measure, ", nothing is measured"),
+        (options.capture, ", nothing is captured"),
+        (options.cooperative, ", no blocks wait for each other"),
+    ];
     let off: String = off.iter().filter(|(on, _)| !on).map(|(_, text)| *text).collect();
     Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}{off}", kernel_driver.unwrap_or_default()))
 }
