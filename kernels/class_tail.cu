@@ -6,7 +6,7 @@
 //
 // and the same backwards, from df to the gradients of q, of keys and values, and of LN₁(x)[row].
 //
-// For B images of ViT-B/32 that are 13 and 11 operations on B×768, each by itself hardly more than its launch: the
+// For B images of ViT-B/32 that are 12 and 10 launches of work on B×768, hardly more than the launches: the
 // blocks of one cooperative launch do one after another, and meet in between. At B = 32 in f16 they read 12.6 MB of
 // weights each way and 4.9 MB of keys and values, 5.3 µs of an H100's memory (backward 4.9 MB more are written, 6.7 µs),
 // besides eight meetings of some 1.5 µs. For 16-bit types on sm_80 and later, and widths that are multiples of 8.
@@ -262,7 +262,7 @@ __device__ __noinline__ void product_backward(Left left, const Real* w, int rows
 
 // ---------------------------------------------------------------- rows
 
-// Calls each(column, pack) for the packs of 8 of this lane.
+// Calls each(column) for where this lane's packs of 8 begin.
 template <class Each>
 DEVICE void each_pack(int width, const Each& each) {
   for (int column = lane_of() * 8; column < width; column += 256) each(column);
