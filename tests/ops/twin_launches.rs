@@ -108,6 +108,6 @@ fn the_class_tail_is_one_launch_where_that_is_faster() {
             assert_eq!((tails, launched.len() == 1), (usize::from(whole), whole), "{slow}: {launched:?}");
             Ok(())
         };
-        ops::group(&cuda, &SIZES, "class_tail", &mut visit).unwrap();
+        each(&cuda, &SIZES, Made::Group("class_tail"), &mut visit).unwrap();
     }
 }

@@ -138,7 +138,7 @@ def sweep(
     rows.sort(key=lambda row: _order(row, metric, mode))
     finished = [_directory(folder, row["trial"]) for row in rows if row["state"] == "finished"]
     comparison = None
-    if len(finished) > 1:
+    if finished:
         comparison = compare(finished[:COMPARED], out=folder / "comparison", overwrite=True)
     return Sweep(Path(output), rows, comparison)
 

@@ -6,6 +6,66 @@ use crate::backend::{
     Activation, AttentionInput, AttentionShape, ClassTail, ClassTailBackward, LayerNorm, Linear, TailLayers,
 };
 
+/// The arguments of a forward pass, on one side of a pair where that is named.
+macro_rules! forward {
+    ($a:ident, $layers:expr $(, $side:ident)?) => {
+        ClassTail {
+            layers: $layers,
+            input: &$a.input$(.$side)?,
+            normed: &$a.normed$(.$side)?,
+            rows: &$a.rows$(.$side)?,
+            kv: &$a.kv$(.$side)?,
+            chosen: &mut $a.chosen$(.$side)?,
+            chosen_normed: &mut $a.chosen_normed$(.$side)?,
+            q: &mut $a.q$(.$side)?,
+            saved: &mut $a.saved$(.$side)?,
+            attended: &mut $a.attended$(.$side)?,
+            middle: &mut $a.middle$(.$side)?,
+            middle_normed: &mut $a.middle_normed$(.$side)?,
+            stats: &mut $a.stats$(.$side)?,
+            hidden: &mut $a.hidden$(.$side)?,
+            activated: &mut $a.activated$(.$side)?,
+            last: &mut $a.last$(.$side)?,
+            last_normed: &mut $a.last_normed$(.$side)?,
+            last_stats: &mut $a.last_stats$(.$side)?,
+            projected: &mut $a.projected$(.$side)?,
+            norms: &mut $a.norms$(.$side)?,
+            features: &mut $a.features$(.$side)?,
+        }
+    };
+}
+
+/// Those of a backward pass.
+macro_rules! backward {
+    ($a:ident, $d:ident, $wanted:expr, $layers:expr $(, $side:ident)?) => {
+        ClassTailBackward {
+            layers: $layers,
+            q: &$a.q$(.$side)?,
+            kv: &$a.kv$(.$side)?,
+            saved: &$a.saved$(.$side)?,
+            attended: &$a.attended$(.$side)?,
+            middle: &$a.middle$(.$side)?,
+            stats: &$a.stats$(.$side)?,
+            hidden: &$a.hidden$(.$side)?,
+            last: &$a.last$(.$side)?,
+            last_stats: &$a.last_stats$(.$side)?,
+            norms: &$a.norms$(.$side)?,
+            features: &$a.features$(.$side)?,
+            d_features: &$d.d_features$(.$side)?,
+            d_projected: &mut $d.d_projected$(.$side)?,
+            d_last_normed: &mut $d.d_last_normed$(.$side)?,
+            d_middle: &mut $d.d_middle$(.$side)?,
+            d_hidden: &mut $d.d_hidden$(.$side)?,
+            d_chosen: &mut $d.d_chosen$(.$side)?,
+            d_attended: &mut $d.d_attended$(.$side)?,
+            d_scores: &mut $d.d_scores$(.$side)?,
+            dq: &mut $d.dq$(.$side)?,
+            dkv: &mut $d.dkv$(.$side)?,
+            wanted: $wanted,
+        }
+    };
+}
+
 pub struct Checks;
 
 impl<B: Backend> Operation<B> for Checks {
@@ -219,66 +279,6 @@ impl<T> Gradients<T> {
             }
         )
     }
-}
-
-/// The arguments of a forward pass, on one side of a pair where that is named.
-macro_rules! forward {
-    ($a:ident, $layers:expr $(, $side:ident)?) => {
-        ClassTail {
-            layers: $layers,
-            input: &$a.input$(.$side)?,
-            normed: &$a.normed$(.$side)?,
-            rows: &$a.rows$(.$side)?,
-            kv: &$a.kv$(.$side)?,
-            chosen: &mut $a.chosen$(.$side)?,
-            chosen_normed: &mut $a.chosen_normed$(.$side)?,
-            q: &mut $a.q$(.$side)?,
-            saved: &mut $a.saved$(.$side)?,
-            attended: &mut $a.attended$(.$side)?,
-            middle: &mut $a.middle$(.$side)?,
-            middle_normed: &mut $a.middle_normed$(.$side)?,
-            stats: &mut $a.stats$(.$side)?,
-            hidden: &mut $a.hidden$(.$side)?,
-            activated: &mut $a.activated$(.$side)?,
-            last: &mut $a.last$(.$side)?,
-            last_normed: &mut $a.last_normed$(.$side)?,
-            last_stats: &mut $a.last_stats$(.$side)?,
-            projected: &mut $a.projected$(.$side)?,
-            norms: &mut $a.norms$(.$side)?,
-            features: &mut $a.features$(.$side)?,
-        }
-    };
-}
-
-/// Those of a backward pass.
-macro_rules! backward {
-    ($a:ident, $d:ident, $wanted:expr, $layers:expr $(, $side:ident)?) => {
-        ClassTailBackward {
-            layers: $layers,
-            q: &$a.q$(.$side)?,
-            kv: &$a.kv$(.$side)?,
-            saved: &$a.saved$(.$side)?,
-            attended: &$a.attended$(.$side)?,
-            middle: &$a.middle$(.$side)?,
-            stats: &$a.stats$(.$side)?,
-            hidden: &$a.hidden$(.$side)?,
-            last: &$a.last$(.$side)?,
-            last_stats: &$a.last_stats$(.$side)?,
-            norms: &$a.norms$(.$side)?,
-            features: &$a.features$(.$side)?,
-            d_features: &$d.d_features$(.$side)?,
-            d_projected: &mut $d.d_projected$(.$side)?,
-            d_last_normed: &mut $d.d_last_normed$(.$side)?,
-            d_middle: &mut $d.d_middle$(.$side)?,
-            d_hidden: &mut $d.d_hidden$(.$side)?,
-            d_chosen: &mut $d.d_chosen$(.$side)?,
-            d_attended: &mut $d.d_attended$(.$side)?,
-            d_scores: &mut $d.d_scores$(.$side)?,
-            dq: &mut $d.dq$(.$side)?,
-            dkv: &mut $d.dkv$(.$side)?,
-            wanted: $wanted,
-        }
-    };
 }
 
 impl<B: Backend> Checker<'_, B> {
