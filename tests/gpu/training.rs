@@ -356,10 +356,20 @@ impl Place {
 
     /// Trains on cuda:0 in f32, with these flags and the rest as in a short run.
     fn train(&self, session: &Session, flags: &[&str], settings: &[(&str, &str)]) -> Done {
+        self.train_on(["--device", "cuda"], session, flags, settings)
+    }
+
+    fn train_on(
+        &self,
+        device: [&str; 2],
+        session: &Session,
+        flags: &[&str],
+        settings: &[(&str, &str)],
+    ) -> Done {
         let [data, model, run] =
             ["images", "model", "run"].map(|name| self.dir.path().join(name).display().to_string());
-        let mut args =
-            vec!["train", "--data", &data, "--model", &model, "--output", &run, "--device", "cuda"];
+        let mut args = vec!["train", "--data", &data, "--model", &model, "--output", &run];
+        args.extend(device);
         args.extend(["--precision", "f32", "--early-stop", "off", "--template", "a {}"]);
         args.extend(flags);
         let kernels = libraries_of(&Sources::embedded(), DType::F32);
@@ -675,6 +685,24 @@ fn a_profile_of_a_step_is_held_against_the_list_of_its_launches() {
         !output.status.success() && err.contains("is layer_norm") && err.contains("the profile has"),
         "{err}"
     );
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn two_devices_train_the_runs_of_two_seeds_as_one_does() {
+    let session = Session::begin();
+    let (one, two) = (Place::new([2, 1, 1]), Place::new([2, 1, 1]));
+    let flags = ["--seeds", "2", "--epochs", "1", "--batch-size", "3"];
+    let both = ["--devices", "cuda:0,cuda:1"];
+    assert!(two.train_on(both, &session, &flags, &[]).error().contains("there is no CUDA device 1"));
+    let done = one.train(&session, &flags, &[]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    let done = two.train_on(both, &session, &flags, &[("DEVICES", "2")]);
+    assert_eq!(done.code, Some(0), "{}{}", done.out, done.err);
+    for file in ["seed-42/adapter/adapter_model.safetensors", "seed-43/head.safetensors"] {
+        let [one, two] = [&one, &two].map(|place| std::fs::read(place.run().join(file)).unwrap());
+        assert!(one == two, "{file}");
+    }
 }
 
 /// What every kind of failure of a kernel looks like to the host: from then on all calls fail.
