@@ -172,6 +172,7 @@ impl Images {
     fn patches<B: Backend>(&self, backend: &B, mix: Option<&Mix<B>>) -> Vec<f32> {
         let dims = self.pixels.shape().dims().to_vec();
         let (count, inputs) = ((dims[2] / self.patch).pow(2), 3 * self.patch * self.patch);
+        let columns = backend.patch_columns(inputs);
         let zeros = |shape: &[usize]| match *shape {
             [n] => backend.zeros([n], DType::F32).unwrap(),
             [m, n] => backend.zeros([m, n], DType::F32).unwrap(),
@@ -180,7 +181,7 @@ impl Images {
         };
         let embedding = PatchEmbedding {
             projection: Linear {
-                weight: backend.weight(Tensor::zeros([4, inputs], DType::F32).view()).unwrap(),
+                weight: backend.weight(Tensor::zeros([4, columns], DType::F32).view()).unwrap(),
                 bias: None,
             },
             class: zeros(&[4]),
@@ -191,12 +192,19 @@ impl Images {
             std: [0.27, 0.26, 0.28],
         };
         let pixels = backend.upload(self.pixels.view(), self.pixels.dtype()).unwrap();
-        let mut patches = zeros(&[2, count, inputs]);
+        let mut patches = zeros(&[2, count, columns]);
         let (mut products, mut x) = (zeros(&[2, count, 4]), zeros(&[2, count + 1, 4]));
         let (pixels, embedding) = (&pixels, &embedding);
         let (to, products, x) = (&mut patches, &mut products, &mut x);
         backend.patch_embed(PatchEmbed { pixels, mix, embedding, patches: to, products, x }).unwrap();
-        backend.download(&patches).unwrap().typed::<f32>().unwrap().to_vec()
+        let patches = backend.download(&patches).unwrap();
+        patches
+            .typed::<f32>()
+            .unwrap()
+            .chunks_exact(columns)
+            .flat_map(|row| &row[..inputs])
+            .copied()
+            .collect()
     }
 }
 
