@@ -27,10 +27,8 @@ sweep = clip_engine.ray.sweep(
     },
     trials=4,
     epochs=12,
-    grace=3,
-    reduction=2,
     resume=Path(out, "sweep.json").exists(),
 )
 for row in sweep.rows:
     print({name: value for name, value in row.items() if value is not None})
-print(f"{sweep.best}: {sweep.best.summary['test']['top1']:.1%} of the test images; those that finished: {out}/comparison/report.html")
+print(f"{sweep.best}: {sweep.best.summary['test']['top1']:.1%} of the test images")
