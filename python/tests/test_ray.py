@@ -127,7 +127,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(run, files, predicted, cluster,
     driver.communicate()
     (out / ".unfinished-0").write_text("of a worker that died")
     there = len(list(out.glob("part-*")))
-    with pytest.raises(clip_engine.EngineError, match="there already; resume=True"):
+    with pytest.raises(clip_engine.EngineError, match="a folder of parts is there already; resume=True"):
         clip_engine.ray.predict(run, files, out, part_size=SIZE, progress=False)
     arguments = {"part_size": SIZE, "batch_size": SIZE, "resume": True, "progress": False}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -135,7 +135,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(run, files, predicted, cluster,
     assert contents(out) == contents(predicted)
 
     # What is there belongs to another question.
-    with pytest.raises(clip_engine.EngineError, match="have part_size 4, and these would have 5"):
+    with pytest.raises(clip_engine.EngineError, match="part_size of the folder of parts there is 4, not 5"):
         clip_engine.ray.predict(run, files, out, **{**arguments, "part_size": 5})
     with pytest.raises(clip_engine.EngineError, match=r"part-000000\.parquet: made of other photos"):
         clip_engine.ray.predict(run, files[1:], out, **arguments)
@@ -146,7 +146,7 @@ def test_a_driver_that_is_killed_is_gone_on_with(run, files, predicted, cluster,
         head.write(b" ")
     with pytest.raises(clip_engine.EngineError, match=r"part-000000\.parquet: made by another run or model"):
         clip_engine.ray.predict(other, files, out, **arguments)
-    with pytest.raises(clip_engine.EngineError, match="have command predict, and these would have embed"):
+    with pytest.raises(clip_engine.EngineError, match="command of the folder of parts there is predict, not embed"):
         clip_engine.ray.embed(files, out, run=run, **arguments)
     assert contents(out) == contents(predicted)
 

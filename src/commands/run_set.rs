@@ -233,23 +233,19 @@ impl RunSet {
             self.train_on((name, device), model, images, &next, &aside, monitor)
         };
         let (on, failed) = (&on, &failed);
-        let ended: Vec<Result<()>> = thread::scope(|scope| {
+        let ended: Vec<(bool, Result<()>)> = thread::scope(|scope| {
             let start = |name| {
-                let thread =
-                    scope.spawn(move || on(name).inspect_err(|_| failed.store(true, Ordering::SeqCst)));
+                let thread = scope.spawn(move || {
+                    let result = on(name);
+                    (result.is_err() && !failed.swap(true, Ordering::SeqCst), result)
+                });
                 move || thread.join().unwrap_or_else(|panic| resume_unwind(panic))
             };
             let started: Vec<_> = self.devices.iter().map(start).collect();
             started.into_iter().map(|end| end()).collect()
         });
         // What made the others stop says more than that they did.
-        let interrupted = |error: &anyhow::Error| {
-            let error = error.downcast_ref::<TrainError>();
-            error.is_some_and(|e| matches!(e, TrainError::Interrupted { .. } | TrainError::InterruptedEarly))
-        };
-        let (stopped, failed): (Vec<_>, Vec<_>) =
-            ended.into_iter().filter_map(Result::err).partition(interrupted);
-        failed.into_iter().chain(stopped).next().map_or(Ok(()), Err)
+        ended.into_iter().find_map(|(first, result)| first.then_some(result)).unwrap_or(Ok(()))
     }
 
     /// Settings of the `first` run, with those images that any of them needs.

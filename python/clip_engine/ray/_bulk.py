@@ -21,7 +21,7 @@ import ray.data
 from .. import _engine
 from .._progress import Watch
 from .._settings import Place, text_of
-from ._cluster import UNFINISHED, Share, replace, share
+from ._cluster import UNFINISHED, Share, open_folder, replace, share
 
 ABOUT = b"clip_engine"
 """Key of what a part says of itself in its file."""
@@ -153,7 +153,7 @@ def _make(
         if not files:
             raise _engine.EngineError("there are no photos in the list")
         folder = Path(os.path.abspath(out))
-        _open_folder(folder, task.given, resume)
+        open_folder(folder, "folder of parts", MANIFEST, task.given, resume)
         rows = [
             {"part": number, "files": b"\0".join(files[first : first + size])}
             for number, first in enumerate(range(0, len(files), size))
@@ -209,23 +209,6 @@ def _level(name: str, level: int) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(before)
-
-
-def _open_folder(folder: Path, given: dict[str, Any], resume: bool) -> None:
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        if not resume:
-            raise _engine.EngineError(f"{folder}: parts are there already; resume=True keeps them")
-        known = json.loads(manifest.read_text())
-        for key, value in given.items():
-            if known.get(key) != value:
-                problem = f"its parts have {key} {known.get(key)}, and these would have {value}; name another folder"
-                raise _engine.EngineError(f"{folder}: {problem}")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise _engine.EngineError(f"{folder}: not empty, and not a folder of parts; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(manifest, lambda path: path.write_text(json.dumps(given, indent=2) + "\n"))
 
 
 class _Worker:

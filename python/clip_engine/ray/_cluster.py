@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import ray
 
@@ -64,3 +65,24 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     with open(unfinished, "rb+") as file:
         os.fsync(file.fileno())
     os.replace(unfinished, path)
+
+
+def open_folder(folder: Path, what: str, name: str, how: dict[str, Any], resume: bool) -> None:
+    """Makes the folder of results, which follow from `how`, as a file of this name there says; or goes on with it.
+
+    Raises EngineError for one that is there and not to be gone on with, and for one that follows from something else.
+    """
+    manifest, how = folder / name, json.loads(json.dumps(how, default=str))
+    if manifest.exists():
+        if not resume:
+            raise _engine.EngineError(f"{folder}: a {what} is there already; resume=True goes on with it")
+        known = json.loads(manifest.read_text())
+        for key, value in how.items():
+            if known.get(key) != value:
+                problem = f"{key} of the {what} there is {known.get(key)}, not {value}; name another folder"
+                raise _engine.EngineError(f"{folder}: {problem}")
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise _engine.EngineError(f"{folder}: not empty, and no {what}; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(manifest, lambda path: path.write_text(json.dumps(how, indent=2) + "\n"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from .. import _engine, _html
 from .._compare import Comparison, compare
 from .._run import Run, train
 from .._settings import Place, texts
-from ._cluster import Share, replace, share
+from ._cluster import Share, open_folder, share
 
 MANIFEST = "sweep.json"
 EXPERIMENT = "tune"
@@ -103,7 +102,8 @@ def sweep(
     given = share(cpus, gpus)
     how = {"trials": trials, "metric": metric, "mode": mode, "grace": grace, "reduction": reduction, "seed": seed}
     searched = {name: _shown(domain) for name, domain in space.items()}
-    _open_folder(folder, {"data": os.fspath(data), "settings": fixed, "space": searched, **how}, resume)
+    how = {"data": os.fspath(data), "settings": fixed, "space": searched, **how}
+    open_folder(folder, "sweep", MANIFEST, how, resume)
 
     trial = ray.tune.with_parameters(_trial, data=data, fixed=fixed, folder=folder, share=given)
     trial = ray.tune.with_resources(trial, {"cpu": given.cpus, "gpu": given.gpus})
@@ -194,24 +194,6 @@ def _order(row: dict[str, Any], metric: str, mode: str) -> tuple[Any, ...]:
     score, loss = row[metric], row["val.loss"]
     score = float("inf") if score is None else -score if mode == "max" else score
     return state, score, float("inf") if loss is None else loss, row["trial"]
-
-
-def _open_folder(folder: Path, how: dict[str, Any], resume: bool) -> None:
-    how = json.loads(json.dumps(how, default=str))
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        if not resume:
-            raise _engine.EngineError(f"{folder}: a sweep is there already; resume=True goes on with it")
-        known = json.loads(manifest.read_text())
-        for key, value in how.items():
-            if known.get(key) != value:
-                problem = f"{key} of the sweep there is {known.get(key)}, not {value}; name another folder"
-                raise _engine.EngineError(f"{folder}: {problem}")
-        return
-    if folder.exists() and any(folder.iterdir()):
-        raise _engine.EngineError(f"{folder}: not empty, and not a sweep; name another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(manifest, lambda path: path.write_text(json.dumps(how, indent=2) + "\n"))
 
 
 def _shown(domain: Any) -> str:
