@@ -192,6 +192,8 @@ def test_trials_are_the_runs_of_one_process_and_one_that_is_killed_goes_on(tmp_p
     killer.start()
     sweep = clip_engine.ray.sweep("demo", out, space=SPACE, trials=1, grace=3, progress=False, **SHORT)
     killer.join()
+    # Ctrl-C is again what it was.
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert all(path.read_text().splitlines()[:4] == lines for path, lines in before.items())
     assert [row["state"] for row in sweep.rows] == ["finished"] * 2, sweep.rows
     assert {(row["lr_lora"], row["seed"]) for row in sweep.rows} == {(1e-3, 1), (1e-2, 1)}

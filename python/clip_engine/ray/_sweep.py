@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Optional
 
@@ -134,13 +137,28 @@ def sweep(
                 verbose=1 if progress else 0,
             ),
         )
-    rows = [_row(folder, result, metric, list(space)) for result in tuner.fit()]
+    with _interrupts_kept():
+        results = tuner.fit()
+    rows = [_row(folder, result, metric, list(space)) for result in results]
     rows.sort(key=lambda row: _order(row, metric, mode))
     finished = [_directory(folder, row["trial"]) for row in rows if row["state"] == "finished"]
     comparison = None
     if finished:
         comparison = compare(finished[:COMPARED], out=folder / "comparison", overwrite=True)
     return Sweep(Path(output), rows, comparison)
+
+
+@contextlib.contextmanager
+def _interrupts_kept() -> Iterator[None]:
+    """Ray Tune handles Ctrl-C in its own way, and would go on to when it is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _trial(config: dict[str, Any], *, data: Place, fixed: dict[str, Any], folder: Path, share: Share) -> None:
