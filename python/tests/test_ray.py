@@ -211,7 +211,8 @@ def test_trials_are_the_runs_of_one_process_and_one_that_is_killed_goes_on(tmp_p
 
 # Without the text features as a start, rates as low as these leave a head that knows nothing.
 RATES = [1e-2, 1e-6, 1e-3, 1e-5]
-SHORTER = {"trials": 1, "grace": 1, "reduction": 2, "recipe": "linear", "head_init": "random", "shots": 2}
+# One after the other, so that each meets what the ones before it have shown.
+SHORTER = {"workers": 1, "trials": 1, "grace": 1, "reduction": 2, "recipe": "linear", "head_init": "random", "shots": 2}
 
 
 def test_a_sweep_that_is_killed_goes_on_and_stops_what_falls_behind(cluster, tmp_path):
@@ -239,7 +240,6 @@ def test_a_sweep_that_is_killed_goes_on_and_stops_what_falls_behind(cluster, tmp
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
     by_rate = {row["lr_head"]: row for row in sweep.rows}
     assert len(by_rate) == 4 and not any(row["error"] for row in sweep.rows), sweep.rows
-    # The last one, when the others have shown what can be had.
     assert by_rate[1e-5]["state"] == "stopped" and by_rate[1e-5]["epochs"] < 3, sweep.rows
     assert by_rate[1e-2]["state"] == "finished" and sweep.best.settings["lr_head"] == 1e-2
 
