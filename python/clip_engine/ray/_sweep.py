@@ -125,9 +125,13 @@ def sweep(
                 metric=metric,
                 mode=mode,
                 scheduler=scheduler,
-                search_alg=ray.tune.search.BasicVariantGenerator(constant_grid_search=True, random_state=seed),
+                search_alg=ray.tune.search.BasicVariantGenerator(
+                    # Here and not in TuneConfig, which forgets it when a sweep is restored.
+                    max_concurrent=workers or 0,
+                    constant_grid_search=True,
+                    random_state=seed,
+                ),
                 num_samples=trials,
-                max_concurrent_trials=workers,
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=ray.tune.RunConfig(
@@ -171,14 +175,16 @@ def _trial(config: dict[str, Any], *, data: Place, fixed: dict[str, Any], folder
         if epoch["epoch"] < Run(path).settings["epochs"]:
             ray.tune.report(epoch)
 
-    if not _is_finished(path):
-        # Written after the record of an epoch; a run that died before the first has nothing to go on with.
-        resume = (path / "state.safetensors").exists()
+    finished = _is_finished(path)
+    # Written after the record of an epoch; a run that died before the first has nothing to go on with.
+    resume = not finished and (path / "state.safetensors").exists()
+    if finished or resume:
+        # They may not have arrived, and a scheduler that was restored may know none.
+        for epoch in Run(path).history:
+            report(epoch)
+    if not finished:
         given = {} if resume else {**fixed, **config}
         given["device"] = device
-        if resume:
-            # It may not have arrived.
-            report(Run(path).history[-1])
         train(data, output=path, overwrite=not resume, resume=resume, progress=False, on_epoch=report, **given)
     ray.tune.report(Run(path).history[-1])
 
