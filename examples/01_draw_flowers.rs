@@ -50,14 +50,14 @@ fn write_image_folder(output: &Path, seed: u64) -> Result<()> {
     let side = IMAGE_SIZE as u32;
     let images = demo_dataset(seed);
     let count = images.len();
-    for image in images {
+    images.try_for_each(|image| {
         let path = output.join(&image.name);
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
         }
         image::save_buffer(&path, &image.pixels, side, side, image::ExtendedColorType::Rgb8)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+            .with_context(|| format!("cannot write {}", path.display()))
+    })?;
     let names = output.join("classes.json");
     fs::write(&names, serde_json::to_string_pretty(&demo_class_names())?)
         .with_context(|| format!("cannot write {}", names.display()))?;

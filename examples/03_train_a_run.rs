@@ -12,6 +12,7 @@ use clip_engine::train::demo;
 use clip_engine::train::predict::{PredictOptions, Predictor};
 use clip_engine::train::run::SharedModel;
 use clip_engine::train::run_dir::RunDir;
+use rayon::prelude::*;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
 
     // Predictions need the run directory and the model alone.
     let photo = arguments.output.join("flower.png");
-    let flower = demo_dataset(7).next().context("there is always a first flower")?;
+    let flower = demo_dataset(7).find_first(|_| true).context("there is always a first flower")?;
     let (side, colours) = (IMAGE_SIZE as u32, image::ExtendedColorType::Rgb8);
     image::save_buffer(&photo, &flower.pixels, side, side, colours)?;
     let predictor = Predictor::open(backend, &demo::model()?, &dir, &settings)?;

@@ -57,11 +57,11 @@ fn places(classes: usize) -> Vec<Place> {
     places
 }
 
-/// The demo set, drawn as it is iterated: all of train, then val, then test, classes in label order. The names are
-/// relative paths as in an image folder: `train/five-petalled …/007.png`.
+/// The demo set, drawn as it is iterated, on all cores: all of train, then val, then test, classes in label order. The
+/// names are relative paths as in an image folder: `train/five-petalled …/007.png`.
 ///
 /// Each picture has its own random stream, so it does not depend on the ones drawn before it.
-pub fn demo_dataset(seed: u64) -> impl ExactSizeIterator<Item = MemoryImage> {
+pub fn demo_dataset(seed: u64) -> impl IndexedParallelIterator<Item = MemoryImage> {
     demo_pictures(seed, IMAGE_SIZE, |_| true)
 }
 
@@ -71,7 +71,7 @@ pub(crate) fn demo_splits_at(
     seed: u64,
     splits: &[Split],
     side: usize,
-) -> impl ExactSizeIterator<Item = MemoryImage> {
+) -> impl IndexedParallelIterator<Item = MemoryImage> {
     demo_pictures(seed, side, |split| splits.contains(&split))
 }
 
@@ -79,17 +79,16 @@ fn demo_pictures(
     seed: u64,
     side: usize,
     wanted: impl Fn(Split) -> bool,
-) -> impl ExactSizeIterator<Item = MemoryImage> {
+) -> impl IndexedParallelIterator<Item = MemoryImage> {
     let classes = demo_classes();
     let streams = places(classes.len()).into_iter().zip(0u64..);
     let wanted: Vec<_> = streams.filter(|(place, _)| wanted(place.split)).collect();
-    let drawn = wanted.into_par_iter().map(|(Place { split, label, index }, stream)| MemoryImage {
+    wanted.into_par_iter().map(move |(Place { split, label, index }, stream)| MemoryImage {
         pixels: draw(&classes[label], World::Field, &mut random::stream(seed, stream), side),
         label: label as u32,
         name: format!("{}/{}/{index:03}.png", split, classes[label].name()),
         split,
-    });
-    drawn.collect::<Vec<_>>().into_iter()
+    })
 }
 
 #[cfg(test)]
@@ -129,8 +128,9 @@ mod tests {
         const COUNT: usize = 6;
         let train: Vec<MemoryImage> = demo_dataset(9).take(COUNT).collect();
         let (mut finer_roughness, mut own_roughness) = (0.0, 0.0);
-        for (i, finer) in demo_splits_at(9, &[Split::Train], 2 * IMAGE_SIZE).take(COUNT).enumerate() {
-            let image = &train[i];
+        let finer: Vec<MemoryImage> =
+            demo_splits_at(9, &[Split::Train], 2 * IMAGE_SIZE).take(COUNT).collect();
+        for (i, (finer, image)) in finer.iter().zip(&train).enumerate() {
             assert_eq!((finer.label, &finer.name, finer.split), (image.label, &image.name, image.split));
             let small = halve(&finer.pixels);
             let own = mean_difference(&small, &image.pixels);
@@ -147,11 +147,11 @@ mod tests {
     #[test]
     fn larger_pictures_make_a_cache_of_their_own_size() {
         let preprocess = Preprocess::clip(IMAGE_SIZE).enlarged(73).unwrap();
-        let images = demo_splits_at(1, &[Split::Train], 73).take(3);
+        let images: Vec<_> = demo_splits_at(1, &[Split::Train], 73).take(3).collect();
+        let picture = images[2].clone();
         let cache = Cache::from_images(demo_class_names(), &preprocess, images).unwrap();
         let train = cache.split(Split::Train);
         assert_eq!((cache.len(), train.len(), cache.image_shape().dims()), (3, 3, &[73, 73, 3][..]));
-        let picture = demo_splits_at(1, &[Split::Train], 73).nth(2).unwrap();
         assert_eq!(train.path(2).unwrap().to_str(), Some(picture.name.as_str()));
         assert_eq!((train.labels()[2], train.rgb(2).unwrap()), (picture.label, picture.pixels));
     }
@@ -162,10 +162,10 @@ mod tests {
         let mut first = 0;
         for split in Split::ALL {
             let splits = [split];
-            let mut pictures = demo_splits_at(4, &splits, IMAGE_SIZE);
+            let pictures = demo_splits_at(4, &splits, IMAGE_SIZE);
             let count = per_class(split) * classes.len();
             assert_eq!(pictures.len(), count);
-            let picture = pictures.nth(1).unwrap();
+            let picture = &pictures.skip(1).take(1).collect::<Vec<_>>()[0];
             assert_eq!(picture.name, format!("{split}/{}/001.png", classes[0].name()));
             let mut rng = random::stream(4, first + 1);
             assert_eq!(picture.pixels, draw(&classes[0], World::Field, &mut rng, IMAGE_SIZE));

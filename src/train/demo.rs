@@ -5,6 +5,7 @@ use super::model::Model;
 use super::{Result, TrainError};
 use crate::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset, demo_splits_at};
 use crate::data::{Cache, Preprocess, Split, larger_side};
+use rayon::prelude::*;
 
 /// The files of assets/demo-clip.
 const FILES: [(&str, &[u8]); 4] = [
@@ -30,13 +31,13 @@ pub fn model() -> Result<Model> {
 
 /// Draws the demo's flowers.
 pub fn cache(seed: u64) -> Result<Cache> {
-    let images = demo_dataset(seed);
+    let images: Vec<_> = demo_dataset(seed).collect();
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(IMAGE_SIZE), images)?)
 }
 
 /// Draws the flowers of some splits in the size that crops are taken of.
 pub fn enlarged_cache(seed: u64, splits: &[Split]) -> Result<Cache> {
     let side = larger_side(IMAGE_SIZE);
-    let images = demo_splits_at(seed, splits, side);
+    let images: Vec<_> = demo_splits_at(seed, splits, side).collect();
     Ok(Cache::from_images(demo_class_names(), &Preprocess::clip(side), images)?)
 }

@@ -1,10 +1,12 @@
 //! The `engine` command on small folders of drawn flowers, for the tests that run it.
 
-use clip_engine::data::Split;
 use clip_engine::data::demo::{IMAGE_SIZE, demo_class_names, demo_dataset};
+use clip_engine::data::{MemoryImage, Split};
+use rayon::prelude::*;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use tempfile::TempDir;
 
 /// What a finished command left.
@@ -88,7 +90,9 @@ pub fn flowers(to: &Path, counts: [usize; 3]) -> PathBuf {
     let root = to.join("flowers");
     let names = demo_class_names();
     let mut written = std::collections::HashMap::new();
-    for image in demo_dataset(7).filter(|image| image.label < 3) {
+    static DRAWN: LazyLock<Vec<MemoryImage>> =
+        LazyLock::new(|| demo_dataset(7).filter(|image| image.label < 3).collect());
+    for image in DRAWN.iter() {
         let wanted = counts[Split::ALL.iter().position(|&s| s == image.split).unwrap()];
         let count = written.entry((image.split, image.label)).or_insert(0usize);
         if *count == wanted {
@@ -97,7 +101,7 @@ pub fn flowers(to: &Path, counts: [usize; 3]) -> PathBuf {
         let dir = root.join(image.split.name()).join(names[image.label as usize].replace(' ', "_"));
         std::fs::create_dir_all(&dir).unwrap();
         let side = IMAGE_SIZE as u32;
-        let png = image::RgbImage::from_raw(side, side, image.pixels).unwrap();
+        let png = image::RgbImage::from_raw(side, side, image.pixels.clone()).unwrap();
         png.save(dir.join(format!("{count:03}.png"))).unwrap();
         *count += 1;
     }
