@@ -43,11 +43,7 @@ pub struct Staged {
 impl Staged {
     /// Writes `bytes` beside `path` and syncs them.
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self> {
-        Staged::filled(path, beside(path, PREFIX), bytes)
-    }
-
-    fn filled(path: &Path, file: io::Result<NamedTempFile>, bytes: &[u8]) -> Result<Self> {
-        let written = file.and_then(|mut file| {
+        let written = beside(path, PREFIX).and_then(|mut file| {
             file.write_all(bytes)?;
             file.as_file().sync_all()?;
             Ok(file)
@@ -66,10 +62,15 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     Staged::new(path, bytes)?.persist()
 }
 
-/// Writes a whole file or none, which its owner alone may read and write.
+/// Writes a file of a cache, which its owner alone may read and write. A reader finds the old file or this one. It is not
+/// synced: what can be made again is not waited for, and after a crash of the whole machine a reader may find it spoilt.
 pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     let file = tempfile::Builder::new().prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder_of(path));
-    Staged::filled(path, file, bytes)?.persist()
+    let written = file.and_then(|mut file| {
+        file.write_all(bytes)?;
+        Ok(file.persist(path)?)
+    });
+    written.map(drop).map_err(FileError::of(path, WRITE))
 }
 
 /// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
