@@ -47,12 +47,19 @@ fn gather(dir: &Path, files: &mut Vec<PathBuf>) {
 /// Sets a cfg for each of the tests' needs that is met. What is found is watched, so that a build after it has gone
 /// knows; what is missing cannot be watched, and tests/untested.rs says what to do once it is there.
 fn needs_of_tests() {
-    println!("cargo::rustc-check-cfg=cfg(cxx, nvrtc, chromium, script, bash, python, nvidia_driver)");
+    println!(
+        "cargo::rustc-check-cfg=cfg(cxx, nvrtc, nvdisasm, chromium, script, bash, python, nvidia_driver)"
+    );
     let cxx = env::var("CXX").ok().and_then(|words| words.split_whitespace().next().map(str::to_owned));
     let chromium = on_path(&["chromium", "chromium-browser", "google-chrome"]);
+    let nvrtc = library("libnvrtc.so.");
+    // Its wheel lays it beside the libraries.
+    let beside = nvrtc.as_deref().and_then(|library| Some(library.parent()?.parent()?.join("bin/nvdisasm")));
+    let nvdisasm = beside.filter(|path| path.is_file()).or_else(|| on_path(&["nvdisasm"]));
     for (name, found) in [
         ("cxx", on_path(&[cxx.as_deref().unwrap_or("c++")])),
-        ("nvrtc", library("libnvrtc.so.")),
+        ("nvrtc", nvrtc),
+        ("nvdisasm", nvdisasm.clone()),
         ("chromium", chromium.clone()),
         ("script", on_path(&["script"])),
         ("bash", on_path(&["bash"])),
@@ -64,8 +71,10 @@ fn needs_of_tests() {
             println!("cargo::rerun-if-changed={}", path.display());
         }
     }
-    if let Some(path) = chromium {
-        println!("cargo::rustc-env=CLIP_ENGINE_CHROMIUM={}", path.display());
+    for (variable, program) in [("CLIP_ENGINE_CHROMIUM", chromium), ("CLIP_ENGINE_NVDISASM", nvdisasm)] {
+        if let Some(path) = program {
+            println!("cargo::rustc-env={variable}={}", path.display());
+        }
     }
     for variable in ["CXX", folders::FOLDERS] {
         println!("cargo::rerun-if-env-changed={variable}");

@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// What tests may need: how their `ignore` names it, whether the build script found it, and how to get it on Debian
 /// and Ubuntu.
-const NEEDS: [(&str, bool, &str); 7] = [
+const NEEDS: [(&str, bool, &str); 8] = [
     ("c++", cfg!(cxx), "apt-get install g++"),
     (
         "NVRTC",
@@ -14,6 +14,7 @@ const NEEDS: [(&str, bool, &str); 7] = [
         "python3 -m venv target/nvrtc && target/nvrtc/bin/pip install 'nvidia-cuda-nvrtc==13.0.*' && \
          export CLIP_ENGINE_CUDA_LIBRARIES=$(echo $PWD/target/nvrtc/lib/python3*/site-packages/nvidia/cu13/lib)",
     ),
+    ("nvdisasm", cfg!(nvdisasm), "target/nvrtc/bin/pip install 'nvidia-cuda-nvdisasm==13.5.*'"),
     ("Chromium", cfg!(chromium), "apt-get install chromium"),
     ("script", cfg!(script), "apt-get install bsdutils"),
     ("bash", cfg!(bash), "apt-get install bash"),

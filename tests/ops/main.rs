@@ -10,6 +10,7 @@ mod gradients;
 #[cfg(target_os = "linux")]
 mod host_twin;
 mod nvrtc;
+mod sass;
 #[cfg(target_os = "linux")]
 mod twin_attention;
 #[cfg(target_os = "linux")]
