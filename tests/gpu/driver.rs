@@ -71,7 +71,7 @@ fn the_device_is_described() {
     let info = gpu.info();
     assert_eq!((info.name.as_str(), info.index, info.compute_capability), ("stand-in", 0, 90));
     assert_eq!((info.multiprocessors, info.shared_memory_per_block), (4, 227 << 10));
-    assert_eq!((info.l2_cache, info.memory), (1 << 20, 1 << 30));
+    assert_eq!((info.l2_cache, info.memory), (1 << 10, 1 << 30));
     assert!(
         info.software.contains("CUDA 13.0, NVRTC ")
             && info.software.ends_with("cuBLASLt 13.1.0, nothing is measured")

@@ -172,7 +172,7 @@ fn assert_no_spills(reports: &[Report]) {
 #[test]
 #[ignore = "long: two architectures stay, in f16"]
 fn every_kernel_compiles_for_every_architecture_without_spills() {
-    OTHER_ARCHITECTURES.map(|architecture| assert_no_spills(in_f16(architecture)));
+    OTHER_ARCHITECTURES.iter().for_each(|architecture| assert_no_spills(in_f16(*architecture)));
     for (architecture, dtype) in [(75, DType::BF16), (90, DType::BF16), (90, DType::F32)] {
         assert_no_spills(&compile_files(&|_| true, architecture, dtype));
     }
@@ -181,7 +181,7 @@ fn every_kernel_compiles_for_every_architecture_without_spills() {
 #[test]
 #[cfg_attr(not(nvrtc), ignore = "needs NVRTC")]
 fn every_kernel_compiles_for_turing_and_hopper_without_spills() {
-    ARCHITECTURES.map(|architecture| assert_no_spills(in_f16(architecture)));
+    ARCHITECTURES.iter().for_each(|architecture| assert_no_spills(in_f16(*architecture)));
 }
 
 #[test]

@@ -158,13 +158,13 @@ fn assert_wide(architecture: u32) {
 
 #[test]
 #[cfg_attr(not(all(nvrtc, nvdisasm)), ignore = "needs NVRTC and nvdisasm")]
-fn hot_kernels_move_sixteen_bytes_at_a_time() {
+fn hot_kernels_of_hopper_move_sixteen_bytes_at_a_time() {
     assert_wide(90);
 }
 
 #[test]
 #[ignore = "long: Hopper stays"]
-fn hot_kernels_move_sixteen_bytes_at_a_time_on_ampere() {
+fn hot_kernels_of_ampere_move_sixteen_bytes_at_a_time() {
     assert_wide(80);
 }
 

@@ -4,6 +4,7 @@
 // once more before a bias, as cuBLASLt does; they differ in the time that the device's clock is told. An algorithm
 // is good for the shape and the alignment that it was proposed for.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <map>
@@ -106,6 +107,9 @@ struct Proposal {
 const uint64_t ALGORITHMS = 4;
 // Microseconds on the device's clock: of those that do not split k the second is the fastest.
 const double COSTS[ALGORITHMS + 1] = {0, 30, 10, 20, 5};
+// The third would be, on weights that are still in the cache since the product before.
+const uint64_t WARM = 3;
+const double WARM_COST = 4;
 // The one that splits k, and in how many parts.
 const uint64_t SPLITTING = 4;
 const uint32_t PARTS = 3;
@@ -156,8 +160,7 @@ struct Product {
   const void *A, *B, *C;
   void *D, *workspace;
   float alpha, beta;
-  double cost;
-  bool splits;
+  uint64_t algorithm;
 
   // Where D begins and ends, no input may be.
   bool overlaps() const {
@@ -188,14 +191,21 @@ struct Product {
     return dense;
   }
 
+  double cost() const {
+    static std::atomic<const void*> before;
+    bool warm = before.exchange(A) == A && a.bytes() <= stand_in::CACHE;
+    return warm && algorithm == WARM ? WARM_COST : COSTS[algorithm];
+  }
+
   void run() const {
-    stand_in::spend(cost);
+    stand_in::spend(cost());
     if (!may_touch()) return;
     stand_in::profile("nvjet_hsh_128x256_64x4");
     // Whatever lay there is gone.
     memset(workspace, 0xff, WORKSPACE);
     uint64_t m = d.rows;
     std::vector<float> dense = gather(), sum(m);
+    bool splits = algorithm == SPLITTING;
     for (uint64_t j = 0; j < d.columns; j++) {
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (uint64_t l = 0; l < b.rows; l++) {
@@ -392,7 +402,7 @@ API cublasLtMatmul(void*, void* operation, const float* alpha, const void* A, vo
   auto user = users.emplace(workspace, stream).first;
   if (user->second != stream) stand_in::misuse("one workspace on two streams");
   Product product = {o, layout(a), layout(b), layout(c), layout(d), A, B, C, D, workspace, *alpha, *beta,
-                     COSTS[algorithm->id], algorithm->id == SPLITTING};
+                     algorithm->id};
   if (product.overlaps()) stand_in::misuse("a product's D lies over its A or B");
   // A fault of the device hides behind a status of cuBLASLt's own.
   return stand_in::enqueue(stream, [product] { product.run(); }) ? EXECUTION_FAILED : SUCCESS;

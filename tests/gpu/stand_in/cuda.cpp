@@ -345,7 +345,7 @@ API cuDeviceGetAttribute(int* value, int attribute, int) {
   int capability = int(number("CAPABILITY", 90));
   switch (attribute) {
     case 16: *value = MULTIPROCESSORS; return SUCCESS;
-    case 38: *value = 1 << 20; return SUCCESS;              // L2 cache
+    case 38: *value = int(CACHE); return SUCCESS;           // L2 cache
     case 75: *value = capability / 10; return SUCCESS;
     case 76: *value = capability % 10; return SUCCESS;
     case 95: *value = 1; return SUCCESS;                    // cooperative launches

@@ -41,6 +41,8 @@ enum Status {
 };
 
 const unsigned MULTIPROCESSORS = 4;
+// Bytes of its cache: a few copies of a small product's weights fill it.
+const size_t CACHE = 1 << 10;
 
 // What the test has set for STAND_IN_`name`, in the environment or since.
 PUBLIC std::string setting(const char* name, const char* otherwise);

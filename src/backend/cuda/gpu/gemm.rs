@@ -7,7 +7,7 @@
 use super::calls::{Status, cublaslt as lt};
 use super::choices::{Choices, Map};
 use super::handles::{Context, DeviceBuffer, Event, Stream};
-use crate::backend::cuda::driver::{Address, Gemm, Result};
+use crate::backend::cuda::driver::{Address, DeviceInfo, Gemm, Result};
 use crate::backend::cuda::{CudaError, locked};
 use crate::tensor::DType;
 use std::collections::HashMap;
@@ -23,10 +23,13 @@ use std::sync::{Arc, Mutex};
 const CANDIDATES: usize = 24;
 /// Seconds of work before the first measurement: until then the device's clock may still be rising.
 const WARM_UP: f64 = 0.03;
-/// Products in a graph that is timed, and how often it is: the gaps between launches from the host, as
+/// Products in a graph that is timed, at least, and how often it is: the gaps between launches from the host, as
 /// long as a small product, are not measured, and the shortest of the times is disturbed least.
 const RUNS: usize = 10;
 const REPETITIONS: usize = 3;
+/// Copies of the weights that are multiplied in turns, at most. A step goes through more weights than the cache holds
+/// before it comes back to the same ones, so that they lie in memory, not in the cache, when they are needed.
+const MOST_COPIES: usize = 63;
 /// A later candidate, which the heuristic thinks worse, must be faster by this factor.
 const CLEARLY_FASTER: f64 = 0.98;
 /// Alignments beyond this one gain nothing.
@@ -145,6 +148,8 @@ pub struct Gemms {
     plans: Mutex<HashMap<Key, Plan>>,
     workspace: DeviceBuffer,
     workspace_bytes: usize,
+    /// Bytes of the device's cache.
+    l2_cache: usize,
     choices: Arc<Choices>,
     /// Whether measurements are of captured graphs.
     capture: bool,
@@ -157,17 +162,18 @@ pub struct Gemms {
 impl Gemms {
     pub fn new(
         context: &Arc<Context>,
-        compute_capability: u32,
+        info: &DeviceInfo,
         choices: Arc<Choices>,
         capture: bool,
     ) -> Result<Self> {
         // What NVIDIA recommends: 32 MiB from Hopper on, 4 before; some algorithms use a little more.
-        let workspace_bytes = if compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
+        let workspace_bytes = if info.compute_capability >= 90 { 32 << 20 } else { 8 << 20 };
         context.enter()?;
         Ok(Gemms {
             plans: Mutex::new(HashMap::new()),
             workspace: DeviceBuffer::new(context, workspace_bytes)?,
             workspace_bytes,
+            l2_cache: info.l2_cache,
             choices,
             capture,
             warm: AtomicBool::new(false),
@@ -360,13 +366,19 @@ impl Gemms {
         unsafe { stream.copy(y.0, gemm.y.0, bytes) }?;
         let add = gemm.add.map(|add| if add == gemm.y { y } else { add });
         let trial = Gemm { y, add, ..*gemm };
+        // SAFETY: as the caller promises.
+        let copies = unsafe { self.copies_of_weights(gemm, stream) }?;
+        let weights = copies.iter().flat_map(|(_, weights)| weights);
+        let trials: Vec<Gemm> = [gemm.w].iter().chain(weights).map(|w| Gemm { w: *w, ..trial }).collect();
         if !self.warm.swap(true, Ordering::Relaxed) {
             let mut seconds = 0.0;
             while seconds < WARM_UP {
                 // SAFETY: as the caller promises, and the output has moved to scratch memory of its size.
-                match unsafe { self.measure(plan, &candidates[0], &trial, stream) } {
+                match unsafe { self.measure(plan, &candidates[0], &trials, stream) } {
                     // Each measurement is of REPETITIONS + 1 graphs.
-                    Ok(one) if one > 0.0 => seconds += one * (RUNS * (REPETITIONS + 1)) as f64,
+                    Ok(one) if one > 0.0 => {
+                        seconds += one * (RUNS.max(trials.len()) * (REPETITIONS + 1)) as f64;
+                    }
                     // What is wrong with it is found again below.
                     _ => break,
                 }
@@ -376,7 +388,7 @@ impl Gemms {
         let mut failure = None;
         for algorithm in candidates {
             // SAFETY: as the caller promises, and the output has moved to scratch memory of its size.
-            match unsafe { self.measure(plan, algorithm, &trial, stream) } {
+            match unsafe { self.measure(plan, algorithm, &trials, stream) } {
                 Ok(seconds) if seconds < best.1 * CLEARLY_FASTER => best = (*algorithm, seconds),
                 Ok(_) => {}
                 Err(error @ CudaError::Lost { .. }) => return Err(error),
@@ -390,7 +402,34 @@ impl Gemms {
         }
     }
 
-    /// Seconds that one product takes with this algorithm.
+    /// As many copies of a product's weights as fill the cache with those they are copies of, each as far from an aligned
+    /// address, and the memory that they lie in; none where there is no room for them.
+    ///
+    /// # Safety
+    /// As [`Gemms::enqueue`].
+    unsafe fn copies_of_weights(
+        &self,
+        gemm: &Gemm,
+        stream: &Stream,
+    ) -> Result<Option<(DeviceBuffer, Vec<Address>)>> {
+        let (rows, columns) = if gemm.transposed { (gemm.n, gemm.k) } else { (gemm.k, gemm.n) };
+        let bytes = ((rows - 1) * gemm.w_stride + columns) * gemm.dtype.size();
+        let apart = (bytes as u64).next_multiple_of(MAX_ALIGNMENT);
+        let count = (self.l2_cache / bytes).min(MOST_COPIES) as u64;
+        let buffer = match DeviceBuffer::new(&self.context, (count * apart + MAX_ALIGNMENT) as usize) {
+            Err(CudaError::OutOfMemory { .. }) => return Ok(None),
+            buffer => buffer?,
+        };
+        let first = buffer.address() + gemm.w.0 % MAX_ALIGNMENT;
+        let copies: Vec<Address> = (0..count).map(|index| Address(first + index * apart)).collect();
+        for copy in &copies {
+            // SAFETY: `bytes` is what the weights span, and there is as much room at each of the addresses.
+            unsafe { stream.copy(copy.0, gemm.w.0, bytes) }?;
+        }
+        Ok(Some((buffer, copies)))
+    }
+
+    /// Seconds that one product takes with this algorithm, those given in turns.
     ///
     /// # Safety
     /// As [`Gemms::enqueue`].
@@ -398,14 +437,15 @@ impl Gemms {
         &self,
         plan: &Plan,
         algorithm: &lt::cublasLtMatmulAlgo_t,
-        trial: &Gemm,
+        trials: &[Gemm],
         stream: &Stream,
     ) -> Result<f64> {
         // SAFETY: as the caller promises.
-        let run = || unsafe { self.run(plan, algorithm, trial, stream) };
-        run()?;
+        let run = |trial: &Gemm| unsafe { self.run(plan, algorithm, trial, stream) };
+        run(&trials[0])?;
         stream.synchronize()?;
-        let runs = || (0..RUNS).try_for_each(|_| run());
+        let count = RUNS.max(trials.len());
+        let runs = || trials.iter().cycle().take(count).try_for_each(run);
         let graph = self.capture.then(|| stream.capture(runs)?.instantiate()).transpose()?;
         let once = || graph.as_ref().map_or_else(runs, |graph| graph.launch(stream));
         let (start, end) = (Event::timing(&self.context)?, Event::timing(&self.context)?);
@@ -416,7 +456,7 @@ impl Gemms {
             once()?;
             end.record(stream)?;
             end.synchronize()?;
-            best = best.min(start.seconds_until(&end)? / RUNS as f64);
+            best = best.min(start.seconds_until(&end)? / count as f64);
         }
         Ok(best)
     }

@@ -141,7 +141,7 @@ impl Gpu {
             capture: Mutex::new(CaptureState::Closed),
             ledger: Mutex::default(),
             kernels: Arc::new(kernels),
-            gemms: Gemms::new(&context, info.compute_capability, choices.clone(), options.capture)?,
+            gemms: Gemms::new(&context, &info, choices.clone(), options.capture)?,
             large_copies: Ring::new(&context, LARGE_COPIES, SMALL_COPY),
             small_copies: Ring::new(&context, SMALL_FEEDS, SMALL_COPY),
             landings: Landings::new(&context, &latest),
