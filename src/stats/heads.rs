@@ -416,7 +416,7 @@ mod tests {
         let heads = images.material(5).heads();
         let heads = heads.unwrap();
         assert!(heads.mean.held_out.iter().all(|z| z.is_finite()));
-        for (classes, width, n) in [(2, 3, 9), (300, 4, 300)] {
+        for (classes, width, n) in [(2, 3, 9), (1200, 4, 1200)] {
             let labels: Vec<u32> = (0..n).map(|i| (i % classes) as u32).collect();
             let features: Vec<f64> = (0..n * width).map(|k| ((k * k + k / 3) % 17) as f64 / 17.0).collect();
             let text = vec![0.0; n * classes];
