@@ -1,12 +1,11 @@
 //! The MLP's non-linearity.
 
-use super::number::Number;
-use super::real::{Real, vectors};
+use super::real::{Arithmetic, Real, vectors};
 use super::*;
 use rayon::prelude::*;
 
 /// Elements that one task handles.
-const BLOCK: usize = 16 * 1024;
+pub const BLOCK: usize = 16 * 1024;
 
 /// 1.702: the slope at which z·σ(1.702·z) lies closest to GELU.
 const QUICK: f64 = 1.702;
@@ -18,7 +17,10 @@ impl<T: Real> ActivationOp for Cpu<T> {
         z: &Tensor,
         g: &mut Tensor,
     ) -> Result<()> {
-        in_type!(device, activation<>(kind, z, g))
+        match device.bf16 {
+            None => activation::<T>(kind, z, g),
+            Some(isa) => bf16::activation::activation(isa, kind, z, g),
+        }
     }
 
     fn activation_backward_checked(
@@ -27,17 +29,20 @@ impl<T: Real> ActivationOp for Cpu<T> {
         z: &Tensor,
         d: &mut Tensor,
     ) -> Result<()> {
-        in_type!(device, activation_backward<>(kind, z, d))
+        match device.bf16 {
+            None => activation_backward::<T>(kind, z, d),
+            Some(isa) => bf16::activation::activation_backward(isa, kind, z, d),
+        }
     }
 }
 
-fn activation<T: Number>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
+fn activation<T: Real>(kind: Activation, z: &Tensor, g: &mut Tensor) -> Result<()> {
     let (g, z) = (g.typed_mut::<T>()?, z.typed::<T>()?);
     g.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(g, z)| activate(kind, z, g));
     Ok(())
 }
 
-fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
+fn activation_backward<T: Real>(kind: Activation, z: &Tensor, d: &mut Tensor) -> Result<()> {
     let (d, z) = (d.typed_mut::<T>()?, z.typed::<T>()?);
     d.par_chunks_mut(BLOCK).zip(z.par_chunks(BLOCK)).for_each(|(d, z)| slope(kind, z, d));
     Ok(())
@@ -45,30 +50,28 @@ fn activation_backward<T: Number>(kind: Activation, z: &Tensor, d: &mut Tensor) 
 
 /// act(z).
 #[inline(always)]
-pub fn activated<R: Real>(kind: Activation, z: R) -> R {
+pub fn activated<A: Arithmetic>(kind: Activation, z: A) -> A {
+    let of = A::from_f64;
     match kind {
-        Activation::QuickGelu => z / (R::ONE + (-(R::from_f64(QUICK) * z)).exp()),
-        Activation::Gelu => {
-            R::from_f64(0.5) * z * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf())
-        }
+        Activation::QuickGelu => z / (of(1.0) + (-(of(QUICK) * z)).exp()),
+        Activation::Gelu => of(0.5) * z * (of(1.0) + (z * of(std::f64::consts::FRAC_1_SQRT_2)).erf()),
     }
 }
 
 /// d·act′(z).
 #[inline(always)]
-pub fn sloped<R: Real>(kind: Activation, z: R, d: R) -> R {
-    let half = R::from_f64(0.5);
+pub fn sloped<A: Arithmetic>(kind: Activation, z: A, d: A) -> A {
+    let of = A::from_f64;
     match kind {
         Activation::QuickGelu => {
-            let quick = R::from_f64(QUICK);
-            let sigma = R::ONE / (R::ONE + (-(quick * z)).exp());
-            d * sigma * (R::ONE + quick * z * (R::ONE - sigma))
+            let sigma = of(1.0) / (of(1.0) + (-(of(QUICK) * z)).exp());
+            d * sigma * (of(1.0) + of(QUICK) * z * (of(1.0) - sigma))
         }
         Activation::Gelu => {
             // The normal density at 0: 1/√(2π).
-            let density = R::from_f64(0.398_942_280_401_432_7);
-            let cdf = half * (R::ONE + (z * R::from_f64(std::f64::consts::FRAC_1_SQRT_2)).erf());
-            d * (cdf + z * density * (-(half * z * z)).exp())
+            let density = of(0.398_942_280_401_432_7);
+            let cdf = of(0.5) * (of(1.0) + (z * of(std::f64::consts::FRAC_1_SQRT_2)).erf());
+            d * (cdf + z * density * (-(of(0.5) * z * z)).exp())
         }
     }
 }
@@ -92,10 +95,10 @@ pub(in crate::backend::cpu) use of_kind;
 
 vectors! {
     /// g = act(z).
-    fn activate[T: Number](kind: Activation, z: &[T], g: &mut [T]) {
+    fn activate[T: Real](kind: Activation, z: &[T], g: &mut [T]) {
         of_kind!(kind => {
             for (g, &z) in g.iter_mut().zip(z) {
-                *g = T::narrow(activated(kind, z.widen()));
+                *g = activated(kind, z);
             }
         })
     }
@@ -103,10 +106,10 @@ vectors! {
 
 vectors! {
     /// d becomes d·act′(z).
-    fn slope[T: Number](kind: Activation, z: &[T], d: &mut [T]) {
+    fn slope[T: Real](kind: Activation, z: &[T], d: &mut [T]) {
         of_kind!(kind => {
             for (d, &z) in d.iter_mut().zip(z) {
-                *d = T::narrow(sloped(kind, z.widen(), d.widen()));
+                *d = sloped(kind, z, *d);
             }
         })
     }

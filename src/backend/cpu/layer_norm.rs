@@ -16,7 +16,15 @@ impl<T: Real> LayerNormOp for Cpu<T> {
         y: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        in_type!(device, layer_norm<Self>(x, norm, y, stats))
+        match device.bf16 {
+            None => layer_norm::<T, Self>(x, norm, y, stats, normalise),
+            Some(isa) => {
+                let isa = isa.ready();
+                layer_norm::<Bf16, Self>(x, norm, y, stats, |x, weight, bias, eps, y, stats| {
+                    bf16::layer_norm::normalise(isa, x, weight, bias, eps, y, stats)
+                })
+            }
+        }
     }
 
     fn layer_norm_backward_checked(
@@ -28,7 +36,15 @@ impl<T: Real> LayerNormOp for Cpu<T> {
         to: AddTo<'_, Tensor>,
         dx: &mut Tensor,
     ) -> Result<()> {
-        in_type!(device, layer_norm_backward<Self>(dy, x, norm, stats, to, dx))
+        match device.bf16 {
+            None => layer_norm_backward::<T, Self>(dy, x, norm, stats, to, dx, normalise_backward),
+            Some(isa) => {
+                let isa = isa.ready();
+                layer_norm_backward::<Bf16, Self>(dy, x, norm, stats, to, dx, |dy, x, weight, stats, dx| {
+                    bf16::layer_norm::normalise_backward(isa, dy, x, weight, stats, dx)
+                })
+            }
+        }
     }
 }
 
@@ -37,6 +53,7 @@ fn layer_norm<T: Number, B: OnHost>(
     norm: &LayerNorm<B>,
     y: &mut Tensor,
     stats: &mut Tensor,
+    normalise: impl Fn(&[T], &[T::Real], &[T::Real], T::Real, &mut [T], &mut [T::Real]) + Sync,
 ) -> Result<()> {
     let d = x.shape().columns();
     let (weight, bias) = (norm.weight.typed::<T::Real>()?, norm.bias.typed::<T::Real>()?);
@@ -52,22 +69,15 @@ fn layer_norm<T: Number, B: OnHost>(
 }
 
 vectors! {
-    fn normalise[T: Number](
-        x: &[T],
-        weight: &[T::Real],
-        bias: &[T::Real],
-        eps: T::Real,
-        y: &mut [T],
-        stats: &mut [T::Real],
-    ) {
-        let (d, n) = (weight.len(), T::Real::from_f64(weight.len() as f64));
+    fn normalise[T: Real](x: &[T], weight: &[T], bias: &[T], eps: T, y: &mut [T], stats: &mut [T]) {
+        let (d, n) = (weight.len(), T::from_f64(weight.len() as f64));
         let rows = y.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(stats.chunks_exact_mut(2));
         for ((y, x), stats) in rows {
-            let mean = sum_of(x, x, |v, _| v.widen()) / n;
-            let variance = sum_of(x, x, |v, _| (v.widen() - mean) * (v.widen() - mean)) / n;
-            let inverse = T::Real::ONE / (variance + eps).sqrt();
+            let mean = sum_of(x, x, |v, _| v) / n;
+            let variance = sum_of(x, x, |v, _| (v - mean) * (v - mean)) / n;
+            let inverse = T::ONE / (variance + eps).sqrt();
             for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                *y = T::narrow((x.widen() - mean) * inverse * w + b);
+                *y = (x - mean) * inverse * w + b;
             }
             stats[0] = mean;
             stats[1] = inverse;
@@ -112,6 +122,7 @@ fn layer_norm_backward<T: Number, B: OnHost>(
     stats: &Tensor,
     to: AddTo<'_, Tensor>,
     dx: &mut Tensor,
+    normalise_backward: impl Fn(&[T], &[T], &[T::Real], &[T::Real], &mut [T]) + Sync,
 ) -> Result<()> {
     let d = x.shape().columns();
     match to {
@@ -134,29 +145,23 @@ fn layer_norm_backward<T: Number, B: OnHost>(
 }
 
 vectors! {
-    fn normalise_backward[T: Number](
-        dy: &[T],
-        x: &[T],
-        weight: &[T::Real],
-        stats: &[T::Real],
-        dx: &mut [T],
-    ) {
-        let (d, n) = (weight.len(), T::Real::from_f64(weight.len() as f64));
+    fn normalise_backward[T: Real](dy: &[T], x: &[T], weight: &[T], stats: &[T], dx: &mut [T]) {
+        let (d, n) = (weight.len(), T::from_f64(weight.len() as f64));
         let rows =
             dx.chunks_exact_mut(d).zip(dy.chunks_exact(d)).zip(x.chunks_exact(d)).zip(stats.chunks_exact(2));
         for (((dx, dy), x), stats) in rows {
             let (mean, inverse) = (stats[0], stats[1]);
-            let mean_g = sum_of(dy, weight, |d, w| d.widen() * w) / n;
-            let mut lanes = [T::Real::ZERO; 16];
+            let mean_g = sum_of(dy, weight, |d, w| d * w) / n;
+            let mut lanes = [T::ZERO; 16];
             for ((dy, x), w) in dy.chunks(16).zip(x.chunks(16)).zip(weight.chunks(16)) {
                 for (lane, ((&d, &x), &w)) in lanes.iter_mut().zip(dy.iter().zip(x).zip(w)) {
-                    *lane += d.widen() * w * (x.widen() - mean);
+                    *lane += d * w * (x - mean);
                 }
             }
             let mean_gx = sum_of(&lanes, &lanes, |v, _| v) * inverse / n;
             for (((dx, &dy), &x), &w) in dx.iter_mut().zip(dy).zip(x).zip(weight) {
-                let g = dy.widen() * w - mean_g - (x.widen() - mean) * inverse * mean_gx;
-                *dx = T::narrow(dx.widen() + g * inverse);
+                let g = dy * w - mean_g - (x - mean) * inverse * mean_gx;
+                *dx += g * inverse;
             }
         }
     }

@@ -36,7 +36,7 @@ use super::*;
 use crate::tensor::{DType, Shape, Tensor, View};
 use ::half::bf16 as Bf16;
 use linear::Padded;
-use real::Real;
+use real::{Arithmetic, Real};
 use std::cell::Cell;
 use std::marker::PhantomData;
 

@@ -59,6 +59,7 @@ fn gather_patches<T: Number, B: OnHost>(
     let images = out.par_chunks_mut(grid.patches() * grid.inputs()).enumerate();
     if grid.levels {
         let table = normalisation::<T::Real>(embedding.mean, embedding.std);
+        let narrowed = table.map(|levels| levels.map(T::narrow));
         let pixels = pixels.typed::<u8>()?;
         // The pixels of a row of a patch.
         let row = |image: usize, y: usize, x: usize| {
@@ -68,10 +69,10 @@ fn gather_patches<T: Number, B: OnHost>(
             each_row(out, across, p, |channel, y, x, out| {
                 let (levels, own) = (&table[channel], row(image, y, x));
                 match mixed.map(|mixed| mixed.of(image)) {
-                    None => out
-                        .iter_mut()
-                        .zip(own)
-                        .for_each(|(out, a)| *out = T::narrow(levels[usize::from(a[channel])])),
+                    None => {
+                        let levels = &narrowed[channel];
+                        out.iter_mut().zip(own).for_each(|(out, a)| *out = levels[usize::from(a[channel])]);
+                    }
                     Some((partner, share, other)) => {
                         for ((out, a), b) in out.iter_mut().zip(own).zip(row(partner, y, x)) {
                             let (a, b) = (levels[usize::from(a[channel])], levels[usize::from(b[channel])]);

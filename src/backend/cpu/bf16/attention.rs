@@ -2,13 +2,13 @@
 //!
 //! Of the probabilities the logarithm of each row's sum is kept, and the backward pass makes them again.
 
-use super::block::{Block, Rows, SIDE, Term, Unit};
-use super::isa::Isa;
-use super::panels::{Lines, Panels};
+use super::block::{Block, Part, Rows, SIDE, Unit};
+use super::isa::{Isa, Ready};
+use super::lanes::{Row, lanes};
+use super::panels::{Factor, Lines, Panels, turn};
 use super::product::Target;
-use super::{round, widen};
 use crate::backend::cpu::number::OnHost;
-use crate::backend::cpu::real::{Real, max_of, sum_of, vectors};
+use crate::backend::cpu::real::Arithmetic;
 use crate::backend::{AttentionBackward, AttentionExtents, AttentionGradient, AttentionInput, Result};
 use crate::tensor::Tensor;
 use half::bf16;
@@ -31,15 +31,15 @@ impl<'a> Head<'a> {
     }
 
     /// The rows as a second factor whose columns they are.
-    fn as_columns(&self, panels: &mut Panels) {
+    fn as_columns(&self, isa: Ready, panels: &mut Panels) {
         panels.extend_to(self.width, self.rows);
-        panels.pack_transposed(self.data, self.stride);
+        panels.pack_transposed(isa, self.data, self.stride);
     }
 
     /// The rows as a second factor whose rows they are.
-    fn as_rows(&self, panels: &mut Panels) {
+    fn as_rows(&self, isa: Ready, panels: &mut Panels) {
         panels.extend_to(self.rows, self.width);
-        panels.pack(self.data, self.stride);
+        panels.pack(isa, self.data, self.stride);
     }
 }
 
@@ -111,8 +111,13 @@ impl Strips {
         }
     }
 
-    fn strip(&self, index: usize) -> Rows<'_> {
-        Rows { data: &self.data[index * SIDE * self.stride..], stride: self.stride }
+    /// A strip, and how many of its rows there are.
+    fn strip(&self, index: usize) -> (Rows<'_>, usize) {
+        let first = index * SIDE;
+        (
+            Rows { data: &self.data[first * self.stride..], stride: self.stride },
+            (self.extents.0 - first).min(SIDE),
+        )
     }
 }
 
@@ -129,108 +134,129 @@ struct Memory {
     third: Panels,
     scores: Vec<f32>,
     d_scores: Vec<f32>,
-    sums: Vec<f32>,
+    log_sums: Vec<f32>,
+    along: Vec<f32>,
 }
 
 thread_local! {
     static MEMORY: RefCell<Memory> = RefCell::default();
 }
 
-/// A strip of rows by all panels, times `scale`, as rows of f32, `panels` · 32 wide.
-fn strip_of_scores(unit: &Unit, rows: Rows<'_>, panels: &Panels, scale: f32, scores: &mut Vec<f32>) {
-    let stride = panels.count() * SIDE;
-    scores.resize(SIDE * stride, 0.0);
+/// Multiplies a strip of rows by all panels, and hands on each block with its first column and its part.
+fn strip_by_panels(
+    unit: &Unit,
+    (rows, count): (Rows<'_>, usize),
+    panels: &Panels,
+    mut to: impl FnMut(&Block, usize, Part),
+) {
     let mut block = Block::ZERO;
     for panel in 0..panels.count() {
-        unit.multiply(&[Term { rows, steps: panels.panel(panel) }], &mut block);
-        scaled_columns(&block, scale, &mut scores[panel * SIDE..], stride);
+        let column = panel * SIDE;
+        let part = Part { rows: count, columns: (panels.columns() - column).min(SIDE) };
+        unit.multiply(&[panels.term(rows, panel)], part, &mut block);
+        to(&block, column, part);
     }
 }
 
-vectors! {
-    /// The block's rows times `scale`, `stride` numbers apart.
-    fn scaled_columns[](block: &Block, scale: f32, to: &mut [f32], stride: usize) {
-        for (to, row) in to.chunks_mut(stride).zip(block.0.as_chunks::<SIDE>().0) {
+/// A strip of rows by all panels, times `scale`, as rows of f32, `panels` · 32 wide.
+fn strip_of_scores(
+    unit: &Unit,
+    strip: (Rows<'_>, usize),
+    panels: &Panels,
+    scale: f32,
+    scores: &mut Vec<f32>,
+) {
+    let stride = panels.count() * SIDE;
+    scores.resize(SIDE * stride, 0.0);
+    strip_by_panels(unit, strip, panels, |block, column, part| {
+        scale_rows(unit.isa(), block, scale, part.rows, &mut scores[column..], stride);
+    });
+}
+
+lanes! {
+    /// The block's first rows times `scale`, `stride` numbers apart.
+    fn scale_rows[L](block: &Block, scale: f32, rows: usize, to: &mut [f32], stride: usize) {
+        let scale = Row::<L>::splat(scale);
+        for (to, row) in to.chunks_mut(stride).zip(block.0.as_chunks::<SIDE>().0).take(rows) {
             if let Some(to) = to.first_chunk_mut::<SIDE>() {
-                for i in 0..SIDE {
-                    to[i] = scale * row[i];
-                }
+                (Row::load(row) * scale).store(to);
             }
         }
     }
 }
 
-/// The first `rows` rows of strips by panels, times `scale`, rounded: row r from column c on to `to(r, c, width)`.
-fn multiply_to<'a>(
+/// All strips by panels, times `scale`, rounded to part of `to` whose columns begin at `first`.
+fn multiply_to(
     unit: &Unit,
     strips: &Strips,
     panels: &Panels,
-    rows: usize,
     scale: f32,
-    mut to: impl FnMut(usize, usize, usize) -> &'a mut [bf16],
+    to: &Target<'_, bf16>,
+    first: usize,
 ) {
-    let mut block = Block::ZERO;
-    for strip in 0..rows.div_ceil(SIDE) {
-        for panel in 0..panels.count() {
-            unit.multiply(&[Term { rows: strips.strip(strip), steps: panels.panel(panel) }], &mut block);
-            let (column, width) = (panel * SIDE, SIDE.min(panels.columns() - panel * SIDE));
-            round_into(&block, scale, strip * SIDE..rows.min((strip + 1) * SIDE), |row| {
-                to(row, column, width)
-            });
-        }
+    for strip in 0..strips.extents.0.div_ceil(SIDE) {
+        strip_by_panels(unit, strips.strip(strip), panels, |block, column, part| {
+            let column = first + column;
+            let rows = strip * SIDE..strip * SIDE + part.rows;
+            round_to(unit.isa(), block, scale, rows, column..column + part.columns, to);
+        });
     }
 }
 
-vectors! {
-    /// Rounds the first rows of a block, times `scale`, to as many rows of some head.
-    fn round_into['a, F: FnMut(usize) -> &'a mut [bf16]](block: &Block, scale: f32, rows: Range<usize>, to: F) {
-        let mut to = to;
+lanes! {
+    /// Rounds part of a block, times `scale`.
+    fn round_to[L](block: &Block, scale: f32, rows: Range<usize>, columns: Range<usize>, to: &Target<'_, bf16>) {
+        let scale = Row::<L>::splat(scale);
         for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
-            let to = to(row);
-            match to.first_chunk_mut::<SIDE>() {
-                Some(to) => {
-                    for i in 0..SIDE {
-                        to[i] = round(scale * sums[i]);
-                    }
-                }
-                None => to.iter_mut().zip(sums).for_each(|(to, &sum)| *to = round(scale * sum)),
-            }
+            // SAFETY: an image's rows are one task's, which uses one part at a time.
+            let to = unsafe { to.part(row, columns.clone()) };
+            (Row::load(sums) * scale).round_to(to);
         }
     }
 }
 
-vectors! {
+lanes! {
     /// Softmax of the rows of a strip, the queries from `first` on: rounded to `p`, the logarithms of its sums to `saved`.
-    fn softmax_strip[](e: AttentionExtents, first: usize, scores: &mut [f32], p: &mut [bf16], saved: &mut [f32]) {
+    fn softmax_strip[L](e: AttentionExtents, first: usize, scores: &mut [f32], p: &mut [bf16], saved: &mut [f32]) {
         let stride = e.keys.next_multiple_of(SIDE);
         let rows = scores.chunks_exact_mut(stride).zip(p.chunks_exact_mut(stride)).zip(saved);
         for (row, ((scores, p), saved)) in rows.enumerate() {
             let seen = if e.causal { first + row + 1 } else { e.keys };
-            let scores = &mut scores[..seen];
-            let max = max_of(scores);
-            for s in scores.iter_mut() {
-                *s = Real::exp(*s - max);
+            scores[seen..].fill(f32::NEG_INFINITY);
+            let scores = scores.as_chunks_mut::<SIDE>().0;
+            let mut most = Row::<L>::splat(f32::NEG_INFINITY);
+            for scores in &*scores {
+                most = most.larger(Row::load(scores));
             }
-            let sum: f32 = sum_of(scores, scores, |s, _| s);
+            let max = most.largest();
+            let (of_max, mut sums) = (Row::splat(max), Row::splat(0.0));
+            for scores in &mut *scores {
+                let power = (Row::<L>::load(scores) - of_max).exp();
+                power.store(scores);
+                sums = sums + power;
+            }
+            let sum = sums.sum();
             *saved = max + sum.ln();
-            let inverse = 1.0 / sum;
-            for (p, &s) in p.iter_mut().zip(scores.iter()) {
-                *p = round(s * inverse);
+            let inverse = Row::splat(1.0 / sum);
+            let p_rows = p.as_chunks_mut::<SIDE>().0;
+            for i in 0..scores.len() {
+                p_rows[i] = (Row::<L>::load(&scores[i]) * inverse).rounded();
             }
             p[seen..].fill(bf16::ZERO);
         }
     }
 }
 
-vectors! {
+lanes! {
     /// Of a strip of keys from `first` on: probabilities from scores, and from their gradients those of the scores, both
-    /// rounded. `of_queries` has log Σ exp and Σ do·o of each query.
-    fn softmax_strip_backward[](
+    /// rounded. `log_sums` has log Σ exp of each query and `along` Σ do·o, both in whole rows.
+    fn softmax_strip_backward[L](
         e: AttentionExtents,
         first: usize,
         scores: &[f32],
         d_scores: &[f32],
-        of_queries: [&[f32]; 2],
+        log_sums: &[[f32; SIDE]],
+        along: &[[f32; SIDE]],
         p: &mut [bf16],
         ds: &mut [bf16],
     ) {
@@ -238,26 +264,31 @@ vectors! {
         let rows = scores.chunks_exact(stride).zip(d_scores.chunks_exact(stride));
         let rows = rows.zip(p.chunks_exact_mut(stride).zip(ds.chunks_exact_mut(stride)));
         for (key, ((scores, d_scores), (p, ds))) in (first..e.keys).zip(rows) {
-            // A query sees no key behind it.
-            let from = if e.causal { key } else { 0 };
-            let of = from..e.queries;
-            let (scores, d_scores) = (&scores[of.clone()], &d_scores[of.clone()]);
-            let (log_sums, along) = (&of_queries[0][of.clone()], &of_queries[1][of.clone()]);
-            p[..from].fill(bf16::ZERO);
-            ds[..from].fill(bf16::ZERO);
-            let (p, ds) = (&mut p[of.clone()], &mut ds[of]);
+            let [scores, d_scores] = [scores, d_scores].map(|of| of.as_chunks::<SIDE>().0);
+            let (p_rows, ds_rows) = (p.as_chunks_mut::<SIDE>().0, ds.as_chunks_mut::<SIDE>().0);
             for i in 0..scores.len() {
-                let probability = Real::exp(scores[i] - log_sums[i]);
-                p[i] = round(probability);
-                ds[i] = round(probability * (d_scores[i] - along[i]));
+                let probability = (Row::<L>::load(&scores[i]) - Row::load(&log_sums[i])).exp();
+                p_rows[i] = probability.rounded();
+                let difference = Row::<L>::load(&d_scores[i]) - Row::load(&along[i]);
+ ds_rows[i] = (probability * difference).rounded();
+            }
+            // A query sees no key behind it.
+            let unseen = if e.causal { 0..key } else { 0..0 };
+            for part in [unseen, e.queries..stride] {
+                p[part.clone()].fill(bf16::ZERO);
+                ds[part].fill(bf16::ZERO);
             }
         }
     }
 }
 
-vectors! {
-    fn dot[](a: &[bf16], b: &[bf16]) -> f32 {
-        sum_of(a, b, |a, b| widen(a) * widen(b))
+lanes! {
+    fn dot[L](a: &[bf16], b: &[bf16]) -> f32 {
+        let mut sum = Row::<L>::splat(0.0);
+        for at in (0..a.len()).step_by(SIDE) {
+            sum = sum + Row::widened_part(&a[at..]) * Row::widened_part(&b[at..]);
+        }
+        sum.sum()
     }
 }
 
@@ -297,22 +328,18 @@ fn head_forward(
     o: &Target<'_, bf16>,
     m: &mut Memory,
 ) {
-    let e = image.e;
+    let (e, isa) = (image.e, unit.isa());
     m.rows.copy(image.q(head));
-    image.k(head).as_columns(&mut m.first);
-    image.v(head).as_rows(&mut m.second);
+    image.k(head).as_columns(isa, &mut m.first);
+    image.v(head).as_rows(isa, &mut m.second);
     m.probabilities.extend_to(e.queries, e.keys);
     let stride = m.probabilities.stride;
     for (strip, saved) in saved.chunks_mut(SIDE).enumerate() {
         strip_of_scores(unit, m.rows.strip(strip), &m.first, scale_of(e), &mut m.scores);
         let p = &mut m.probabilities.data[strip * SIDE * stride..];
-        softmax_strip(e, strip * SIDE, &mut m.scores, p, saved);
+        softmax_strip(isa, e, strip * SIDE, &mut m.scores, p, saved);
     }
-    let first = head * e.head;
-    multiply_to(unit, &m.probabilities, &m.second, e.queries, 1.0, |row, column, width| {
-        // SAFETY: an image is one task's, which uses one part at a time.
-        unsafe { o.part(row, first + column..first + column + width) }
-    });
+    multiply_to(unit, &m.probabilities, &m.second, 1.0, o, head * e.head);
 }
 
 /// Where the gradients of an image's queries, keys and values go: a first element and a stride for each.
@@ -323,20 +350,12 @@ struct Gradients<'a> {
 }
 
 impl<'a> Gradients<'a> {
-    /// Part of row `row` of the queries' gradient.
-    fn q(&self, row: usize, columns: Range<usize>) -> &'a mut [bf16] {
-        // SAFETY: an image's gradient is one task's, which uses one part at a time.
-        unsafe { self.q.part(row, columns) }
-    }
-
-    /// As [`Gradients::q`], for keys (`which` 0) and values (1) of `width` columns.
-    fn kv(&self, which: usize, width: usize, row: usize, columns: Range<usize>) -> &'a mut [bf16] {
-        let (target, first) = match &self.kv {
+    /// Where those of keys (0) or values (1) go, and their first column.
+    fn kv(&self, which: usize, width: usize) -> (&Target<'a, bf16>, usize) {
+        match &self.kv {
             Some(kv) => (kv, which * width),
             None => (&self.q, (1 + which) * width),
-        };
-        // SAFETY: as above.
-        unsafe { target.part(row, first + columns.start..first + columns.end) }
+        }
     }
 }
 
@@ -391,16 +410,22 @@ fn head_backward(
     gradients: &Gradients<'_>,
     m: &mut Memory,
 ) {
-    let (e, scale) = (image.e, scale_of(image.e));
+    let (e, scale, isa) = (image.e, scale_of(image.e), unit.isa());
     let d_o = image.head(d_o, head, e.queries, e.width);
     let o = image.head(o, head, e.queries, e.width);
     let (q, k) = (image.q(head), image.k(head));
     m.rows.copy(k);
     m.other.copy(image.v(head));
-    q.as_columns(&mut m.first);
-    d_o.as_columns(&mut m.second);
-    m.sums.clear();
-    m.sums.extend((0..e.queries).map(|row| dot(d_o.row(row), o.row(row))));
+    q.as_columns(isa, &mut m.first);
+    d_o.as_columns(isa, &mut m.second);
+    let whole = e.queries.next_multiple_of(SIDE);
+    m.along.clear();
+    m.along.extend((0..e.queries).map(|row| dot(isa, d_o.row(row), o.row(row))));
+    m.along.resize(whole, 0.0);
+    m.log_sums.clear();
+    m.log_sums.extend_from_slice(saved);
+    m.log_sums.resize(whole, 0.0);
+    let [log_sums, along] = [&m.log_sums, &m.along].map(|of| of.as_chunks::<SIDE>().0);
     m.probabilities.extend_to(e.keys, e.queries);
     m.gradients.extend_to(e.keys, e.queries);
     m.turned.extend_to(e.queries, e.keys);
@@ -411,36 +436,24 @@ fn head_backward(
         let first = strip * SIDE;
         let p = &mut m.probabilities.data[first * stride..];
         let ds = &mut m.gradients.data[first * stride..];
-        softmax_strip_backward(e, first, &m.scores, &m.d_scores, [saved, &m.sums], p, ds);
+        softmax_strip_backward(isa, e, first, &m.scores, &m.d_scores, log_sums, along, p, ds);
     }
-    turn(&m.gradients, e.keys, e.queries, &mut m.turned);
-    q.as_rows(&mut m.first);
-    d_o.as_rows(&mut m.second);
-    k.as_rows(&mut m.third);
+    let Strips { data, extents: (rows, columns), stride } = &m.gradients;
+    turn(
+        isa,
+        Factor { data, rows: *rows, columns: *columns, stride: *stride },
+        &mut m.turned.data,
+        m.turned.stride,
+    );
+    q.as_rows(isa, &mut m.first);
+    d_o.as_rows(isa, &mut m.second);
+    k.as_rows(isa, &mut m.third);
     let (width, at) = (e.width, head * e.head);
-    let columns = |column: usize, width: usize| at + column..at + column + width;
-    multiply_to(unit, &m.probabilities, &m.second, e.keys, 1.0, |row, column, part| {
-        gradients.kv(1, width, row, columns(column, part))
-    });
-    multiply_to(unit, &m.gradients, &m.first, e.keys, scale, |row, column, part| {
-        gradients.kv(0, width, row, columns(column, part))
-    });
-    multiply_to(unit, &m.turned, &m.third, e.queries, scale, |row, column, part| {
-        gradients.q(row, columns(column, part))
-    });
-}
-
-/// The first `rows` rows of `columns` columns as columns, 16 by 16 for the cache's sake.
-fn turn(from: &Strips, rows: usize, columns: usize, to: &mut Strips) {
-    const TILE: usize = 16;
-    for first in (0..rows).step_by(TILE) {
-        for column in (0..columns).step_by(TILE) {
-            for row in first..rows.min(first + TILE) {
-                let values = &from.data[row * from.stride + column..][..TILE.min(columns - column)];
-                for (i, &value) in values.iter().enumerate() {
-                    to.data[(column + i) * to.stride + row] = value;
-                }
-            }
-        }
+    for (which, rows, panels, scale) in
+        [(1, &m.probabilities, &m.second, 1.0), (0, &m.gradients, &m.first, scale)]
+    {
+        let (to, first) = gradients.kv(which, width);
+        multiply_to(unit, rows, panels, scale, to, first + at);
     }
+    multiply_to(unit, &m.turned, &m.third, scale, &gradients.q, at);
 }

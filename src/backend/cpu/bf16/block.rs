@@ -3,7 +3,7 @@
 //! Terms are 32 deep, or a multiple of it. The second factor of each lies packed as [`Panels`](super::panels::Panels)
 //! says, in the order in which both AMX and AVX-512 read it.
 
-use super::isa::Isa;
+use super::isa::{Isa, Ready};
 use super::widen;
 use crate::backend::cpu::real::vectors;
 use half::bf16;
@@ -41,6 +41,8 @@ pub struct Rows<'a> {
 pub struct Term<'a> {
     pub rows: Rows<'a>,
     pub steps: &'a [bf16],
+    /// What is behind it, up to the end of the steps, is zeros, and may be left out.
+    pub depth: usize,
 }
 
 impl Term<'_> {
@@ -48,6 +50,7 @@ impl Term<'_> {
         let depth = self.steps.len() / STEP * SIDE;
         assert!(
             self.steps.len().is_multiple_of(STEP)
+                && self.depth <= depth
                 && (SIDE - 1) * self.rows.stride + depth <= self.rows.data.len(),
             "{} packed elements by 32 rows {} apart in {}",
             self.steps.len(),
@@ -57,9 +60,16 @@ impl Term<'_> {
     }
 }
 
+/// The part of a block that is asked for: its first rows and columns. The rest may be anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    pub rows: usize,
+    pub columns: usize,
+}
+
 /// A thread's leave to multiply; while it lives, the thread's tiles are set up for it.
 pub struct Unit {
-    isa: Isa,
+    isa: Ready,
     /// Tiles are a thread's own.
     on_this_thread: PhantomData<*const ()>,
 }
@@ -68,26 +78,32 @@ impl Unit {
     /// # Panics
     /// Where the machine does not run `isa`.
     pub fn new(isa: Isa) -> Self {
-        // Asking again is cheap: the answers are kept.
-        assert!(isa == Isa::Plain || Isa::found().any(|found| found == isa), "this machine has no {isa}");
+        let ready = isa.ready();
         #[cfg(target_arch = "x86_64")]
         if isa == Isa::Amx {
             // SAFETY: the machine has AMX, as was asserted.
             unsafe { amx::set_up() };
         }
-        Unit { isa, on_this_thread: PhantomData }
+        Unit { isa: ready, on_this_thread: PhantomData }
     }
 
-    /// block = Σ rows·steps over `terms`, of which there is at least one.
+    /// What it multiplies with.
+    #[inline(always)]
+    pub fn isa(&self) -> Ready {
+        self.isa
+    }
+
+    /// `part` of block = Σ rows·steps over `terms`, of which there is at least one.
     #[inline]
-    pub fn multiply(&self, terms: &[Term<'_>], block: &mut Block) {
+    pub fn multiply(&self, terms: &[Term<'_>], part: Part, block: &mut Block) {
         terms.iter().for_each(Term::check);
-        match self.isa {
+        assert!(part.rows <= SIDE && part.columns <= SIDE, "{part:?}");
+        match self.isa.isa() {
             Isa::Plain => plain(terms, block),
             // SAFETY: `new` has asserted that the machine has the instructions, and set up the tiles of this thread,
             // which this value does not leave. All reads lie within the slices, as was just checked.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::multiply(terms, block) },
+            Isa::Avx512 => unsafe { avx512::multiply(terms, part, block) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Isa::Amx => unsafe { amx::multiply(terms, block) },
@@ -100,7 +116,7 @@ impl Unit {
 impl Drop for Unit {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
-        if self.isa == Isa::Amx {
+        if self.isa.isa() == Isa::Amx {
             // SAFETY: the machine has AMX, and nobody else uses the tiles of this thread.
             unsafe { amx::release() };
         }
@@ -117,7 +133,7 @@ vectors! {
     /// The definition.
     fn plain[](terms: &[Term<'_>], block: &mut Block) {
         block.0.fill(0.0);
-        for Term { rows, steps } in terms {
+        for Term { rows, steps, .. } in terms {
             let mut wide = [0.0f32; STEP];
             for (step, packed) in steps.chunks_exact(STEP).enumerate() {
                 for k in 0..SIDE {
@@ -141,21 +157,50 @@ vectors! {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Block, SIDE, STEP, Term};
+    use super::{Block, Part, SIDE, STEP, Term};
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m512, __m512i, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_store_ps,
+        __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
+        _mm512_setzero_si512, _mm512_store_ps,
     };
 
     /// # Safety
-    /// For machines with AVX-512 F and BF16, and terms that were checked.
+    /// For machines with AVX-512 F and BF16, and terms and a part that were checked.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn multiply(terms: &[Term<'_>], block: &mut Block) {
-        // SAFETY: rows 0 to 31.
+    pub unsafe fn multiply(terms: &[Term<'_>], part: Part, block: &mut Block) {
+        let mut first = 0;
+        while first < part.rows {
+            let left = part.rows - first;
+            // SAFETY: rows of the block.
+            first += unsafe {
+                match part.columns > SIDE / 2 {
+                    true => some_rows::<2>(terms, block, first, left),
+                    false => some_rows::<1>(terms, block, first, left),
+                }
+            };
+        }
+    }
+
+    /// As many rows from `first` on as go at once, up to `left`, of so many halves of the columns; says how many.
+    ///
+    /// # Safety
+    /// As [`multiply`]; the rows are of the block.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn some_rows<const H: usize>(
+        terms: &[Term<'_>],
+        block: &mut Block,
+        first: usize,
+        left: usize,
+    ) -> usize {
+        // SAFETY: as of this function.
         unsafe {
-            rows::<12>(terms, block, 0);
-            rows::<12>(terms, block, 12);
-            rows::<8>(terms, block, 24);
+            match left {
+                12.. => rows::<12, H>(terms, block, first),
+                8.. => rows::<8, H>(terms, block, first),
+                4.. => rows::<4, H>(terms, block, first),
+                2.. => rows::<2, H>(terms, block, first),
+                _ => rows::<1, H>(terms, block, first),
+            }
         }
     }
 
@@ -175,42 +220,66 @@ mod avx512 {
         sum
     }
 
-    /// Rows `first` to `first` + R − 1 of the block.
+    /// Adds the products of two elements of each row, which begin at `$a`, with two rows of a step. Not a function: `$sums`
+    /// are registers.
+    macro_rules! add_pair {
+        ($sums:ident, $a:expr, $stride:expr, $packed:expr) => {
+            let (a, packed) = ($a, $packed);
+            let mut halves = [_mm512_setzero_si512(); H];
+            for half in 0..H {
+                halves[half] = _mm512_loadu_si512(packed.add(STEP / 2 * half).cast());
+            }
+            for row in 0..R {
+                let two = _mm512_set1_epi32(a.add(row * $stride).cast::<i32>().read_unaligned());
+                for half in 0..H {
+                    $sums[row][half] = dot_pairs($sums[row][half], two, halves[half]);
+                }
+            }
+        };
+    }
+
+    /// Rows `first` to `first` + R − 1 of the block, and H halves of their columns; says R.
     ///
     /// # Safety
     /// As [`multiply`]; the rows are of the block.
     #[target_feature(enable = "avx512f")]
-    unsafe fn rows<const R: usize>(terms: &[Term<'_>], block: &mut Block, first: usize) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        for Term { rows, steps } in terms {
-            // SAFETY: the term was checked: 32 rows of as many elements as the steps are deep.
+    unsafe fn rows<const R: usize, const H: usize>(
+        terms: &[Term<'_>],
+        block: &mut Block,
+        first: usize,
+    ) -> usize {
+        let mut sums = [[_mm512_setzero_ps(); H]; R];
+        for Term { rows, steps, depth } in terms {
+            // SAFETY: the term was checked: 32 rows of as many elements as the steps are deep, which is no less than
+            // `depth`. What is fetched ahead need not be there.
             unsafe {
-                let a = rows.data.as_ptr().add(first * rows.stride);
+                let mut a = rows.data.as_ptr().add(first * rows.stride);
                 let mut packed = steps.as_ptr();
-                for step in 0..steps.len() / STEP {
-                    let a = a.add(step * SIDE);
+                for _ in 0..depth / SIDE {
                     for pair in 0..SIDE / 2 {
-                        let left = _mm512_loadu_si512(packed.add(pair * 32).cast());
-                        let right = _mm512_loadu_si512(packed.add(512 + pair * 32).cast());
-                        for (row, sums) in sums.iter_mut().enumerate() {
-                            let two = a.add(row * rows.stride + 2 * pair).cast::<i32>().read_unaligned();
-                            let two = _mm512_set1_epi32(two);
-                            sums[0] = dot_pairs(sums[0], two, left);
-                            sums[1] = dot_pairs(sums[1], two, right);
+                        let next = packed.wrapping_add(STEP + pair * 32).cast();
+                        _mm_prefetch::<_MM_HINT_T0>(next);
+                        if H == 2 {
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(STEP));
                         }
+                        add_pair!(sums, a.add(2 * pair), rows.stride, packed.add(pair * 32));
                     }
+                    a = a.add(SIDE);
                     packed = packed.add(STEP);
+                }
+                for pair in 0..(depth % SIDE).div_ceil(2) {
+                    add_pair!(sums, a.add(2 * pair), rows.stride, packed.add(pair * 32));
                 }
             }
         }
         for (row, sums) in sums.iter().enumerate() {
             let at = &mut block.0[(first + row) * SIDE..][..SIDE];
-            // SAFETY: 32 numbers, in a block that begins at a cache line.
-            unsafe {
-                _mm512_store_ps(at.as_mut_ptr(), sums[0]);
-                _mm512_store_ps(at.as_mut_ptr().add(16), sums[1]);
+            for (half, &sums) in sums.iter().enumerate() {
+                // SAFETY: 16 numbers of 32, in a block that begins at a cache line.
+                unsafe { _mm512_store_ps(at.as_mut_ptr().add(16 * half), sums) };
             }
         }
+        R
     }
 }
 
@@ -265,7 +334,7 @@ mod amx {
                 "tilezero tmm3",
                 options(nostack, preserves_flags, nomem)
             );
-            for Term { rows, steps } in terms {
+            for Term { rows, steps, .. } in terms {
                 if steps.is_empty() {
                     continue;
                 }

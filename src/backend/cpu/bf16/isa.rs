@@ -75,7 +75,7 @@ impl Isa {
         match self {
             Isa::Plain => true,
             Isa::Avx512 => features.avx512 && features.avx512_bf16,
-            Isa::Amx => features.avx512 && features.amx_bf16,
+            Isa::Amx => features.avx512 && features.avx512_bf16 && features.amx_bf16,
         }
     }
 
@@ -88,6 +88,32 @@ impl Isa {
     pub fn found() -> impl Iterator<Item = Isa> {
         let features = Features::found();
         Isa::ALL.into_iter().filter(move |isa| isa.runs_with(features))
+    }
+}
+
+/// One that this machine was found to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready(Isa);
+
+impl Isa {
+    /// # Panics
+    /// Where the machine does not run it.
+    pub fn ready(self) -> Ready {
+        // Asking again is cheap: the answers are kept.
+        assert!(self == Isa::Plain || Isa::found().any(|found| found == self), "this machine has no {self}");
+        Ready(self)
+    }
+}
+
+impl Ready {
+    pub fn isa(self) -> Isa {
+        self.0
+    }
+
+    /// Whether it has the registers of AVX-512, and the instructions that round in them.
+    #[inline(always)]
+    pub fn wide(self) -> bool {
+        self.0 != Isa::Plain
     }
 }
 
@@ -110,9 +136,8 @@ mod tests {
         let all = Features { avx512: true, avx512_bf16: true, amx_bf16: true };
         assert_eq!(Isa::best(all), Isa::Amx);
         assert_eq!(Isa::best(Features { amx_bf16: false, ..all }), Isa::Avx512);
-        assert_eq!(Isa::best(Features { avx512_bf16: false, ..all }), Isa::Amx);
-        assert_eq!(Isa::best(Features { avx512_bf16: false, amx_bf16: false, ..all }), Isa::Plain);
-        // The loops around both are AVX-512's.
+        // What is around both is AVX-512's.
+        assert_eq!(Isa::best(Features { avx512_bf16: false, ..all }), Isa::Plain);
         assert_eq!(Isa::best(Features { avx512: false, ..all }), Isa::Plain);
         assert_eq!(Isa::best(Features::default()), Isa::Plain);
     }

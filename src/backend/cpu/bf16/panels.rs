@@ -1,7 +1,9 @@
 //! Factors as the products read them: panels of 32 columns packed in steps of 32 rows, and rows that are padded to them.
 
-use super::block::{Rows, SIDE, STEP, place};
-use crate::backend::cpu::real::vectors;
+use super::block::{Rows, SIDE, STEP, Term, place};
+use super::fetch;
+use super::isa::Ready;
+use super::lanes::lanes;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use rayon::prelude::*;
@@ -87,6 +89,11 @@ impl Panels {
         &self.data[index * length..][..length]
     }
 
+    /// Rows as deep as this factor by the columns of a panel.
+    pub fn term<'a>(&'a self, rows: Rows<'a>, panel: usize) -> Term<'a> {
+        Term { rows, steps: self.panel(panel), depth: self.depth }
+    }
+
     pub fn bytes(&self) -> usize {
         self.data.len() * size_of::<bf16>()
     }
@@ -96,17 +103,15 @@ impl Panels {
         self.panel(n / SIDE)[k / SIDE * STEP + place(k % SIDE, n % SIDE)]
     }
 
-    /// Sets element (k, n) to `value(k, n)` everywhere, several panels at a time.
+    /// Sets element (k, n) to `value(k, n)` everywhere, several steps at a time.
     pub fn fill(&mut self, value: impl Fn(usize, usize) -> bf16 + Sync) {
         let (depth, columns) = (self.depth, self.columns);
-        let length = depth.div_ceil(SIDE) * STEP;
-        self.data.par_chunks_mut(length.max(1)).enumerate().for_each(|(panel, data)| {
-            let first = panel * SIDE;
+        let of_panel = depth.div_ceil(SIDE).max(1);
+        self.data.par_chunks_exact_mut(STEP).enumerate().for_each(|(index, step)| {
+            let (first, from) = (index / of_panel * SIDE, index % of_panel * SIDE);
             for n in first..columns.min(first + SIDE) {
-                for (k, step) in (0..depth).step_by(SIDE).zip(data.chunks_exact_mut(STEP)) {
-                    for k in k..depth.min(k + SIDE) {
-                        step[place(k % SIDE, n % SIDE)] = value(k, n);
-                    }
+                for k in from..depth.min(from + SIDE) {
+                    step[place(k % SIDE, n % SIDE)] = value(k, n);
                 }
             }
         });
@@ -127,40 +132,51 @@ impl Panels {
     }
 
     /// Packs the transposed of a matrix: columns of the factor are rows of `rows`, `stride` elements apart.
-    pub fn pack_transposed(&mut self, rows: &[bf16], stride: usize) {
+    pub fn pack_transposed(&mut self, isa: Ready, rows: &[bf16], stride: usize) {
         let length = self.depth.div_ceil(SIDE) * STEP;
-        for n in 0..self.columns {
-            let panel = &mut self.data[n / SIDE * length..][..length];
-            let row = &rows[n * stride..][..self.depth];
-            let (pairs, rest) = row.as_chunks::<2>();
-            // Pair i of a step is a line further than pair i - 1.
-            for (step, pairs) in panel.chunks_exact_mut(STEP).zip(pairs.chunks(SIDE / 2)) {
-                let column = &mut step.as_chunks_mut::<2>().0[place(0, n % SIDE) / 2..];
-                for (to, &pair) in column.iter_mut().step_by(SIDE / 2).zip(pairs) {
-                    *to = pair;
-                }
-            }
-            if let [last] = rest {
-                let k = self.depth - 1;
-                panel[k / SIDE * STEP + place(k % SIDE, n % SIDE)] = *last;
-            }
+        for first in (0..self.columns).step_by(SIDE / 2) {
+            let panel = &mut self.data[first / SIDE * length..][..length];
+            let columns = (self.columns - first).min(SIDE / 2);
+            pack_turned(
+                isa,
+                &mut panel[place(0, first % SIDE)..],
+                &rows[first * stride..],
+                stride,
+                columns,
+                self.depth,
+            );
         }
     }
 
     /// Packs a matrix as it is: rows of the factor are rows of `rows`, `stride` elements apart.
-    pub fn pack(&mut self, rows: &[bf16], stride: usize) {
+    pub fn pack(&mut self, isa: Ready, rows: &[bf16], stride: usize) {
         let length = self.depth.div_ceil(SIDE) * STEP;
         for panel in 0..self.count() {
             let (first, width) = (panel * SIDE, SIDE.min(self.columns - panel * SIDE));
             let data = &mut self.data[panel * length..][..length];
-            pack_panel(data, &rows[first..], stride, width, self.depth);
+            pack_panel(isa, data, &rows[first..], stride, width, self.depth);
         }
     }
 }
 
-vectors! {
+lanes! {
+    /// Packs up to 16 rows, `stride` elements apart, as columns of a panel; `panel` begins at the first of them.
+    fn pack_turned[L](panel: &mut [bf16], rows: &[bf16], stride: usize, columns: usize, depth: usize) {
+        for (k, step) in (0..depth).step_by(SIDE).zip(panel.chunks_mut(STEP)) {
+            let mut tile = [[bf16::ZERO; SIDE]; SIDE / 2];
+            for (row, to) in tile.iter_mut().enumerate().take(columns) {
+                copy(&rows[row * stride + k..], to, depth - k);
+            }
+            step[..STEP / 2].copy_from_slice(L::turned(&tile).as_flattened());
+        }
+    }
+}
+
+lanes! {
     /// Packs a panel of `width` columns, up to 32, of a matrix of `depth` rows, `stride` elements apart.
-    pub fn pack_panel[](panel: &mut [bf16], rows: &[bf16], stride: usize, width: usize, depth: usize) {
+    pub fn pack_panel[L](panel: &mut [bf16], rows: &[bf16], stride: usize, width: usize, depth: usize) {
+        /// Rows that the cache is told of before they are read.
+        const AHEAD: usize = 16;
         for (step, packed) in panel.chunks_exact_mut(STEP).enumerate() {
             let (left, right) = packed.split_at_mut(STEP / 2);
             let pairs = left.as_chunks_mut::<SIDE>().0.iter_mut().zip(right.as_chunks_mut::<SIDE>().0);
@@ -168,19 +184,52 @@ vectors! {
                 let k = step * SIDE + 2 * pair;
                 let mut both = [[bf16::ZERO; SIDE]; 2];
                 for (row, both) in both.iter_mut().enumerate().take(depth.saturating_sub(k)) {
-                    let from = &rows[(k + row) * stride..];
-                    match from.first_chunk::<SIDE>() {
-                        Some(from) if width == SIDE => *both = *from,
-                        _ => both[..width].copy_from_slice(&from[..width]),
+                    fetch::<true>(rows.as_ptr().wrapping_add((k + row + AHEAD) * stride));
+                    copy(&rows[(k + row) * stride..], both, width);
+                }
+                [*left, *right] = L::interleaved([&both[0], &both[1]]);
+            }
+        }
+    }
+}
+
+lanes! {
+    /// The rows as columns, `stride` elements apart, with zeros up to a multiple of 32 of them.
+    pub fn turn[L](from: Factor<'_>, to: &mut [bf16], stride: usize) {
+        for row in (0..from.rows).step_by(SIDE) {
+            for column in (0..from.columns).step_by(SIDE) {
+                let mut halves = [[[bf16::ZERO; SIDE]; SIDE / 2]; 2];
+                for pair in 0..SIDE / 2 {
+                    let mut both = [[bf16::ZERO; SIDE]; 2];
+                    for i in 0..2 {
+                        let row = row + 2 * pair + i;
+                        if row < from.rows {
+                            copy(&from.data[row * from.stride + column..], &mut both[i], from.columns - column);
+                        }
+                    }
+                    let both = L::interleaved([&both[0], &both[1]]);
+                    (halves[0][pair], halves[1][pair]) = (both[0], both[1]);
+                }
+                for half in 0..2 {
+                    let columns = L::turned(&halves[half]);
+                    for i in 0..(from.columns - column).saturating_sub(half * SIDE / 2).min(SIDE / 2) {
+                        let first = (column + half * SIDE / 2 + i) * stride + row;
+                        to[first..first + SIDE].copy_from_slice(&columns[i]);
                     }
                 }
-                for n in 0..SIDE / 2 {
-                    left[2 * n] = both[0][n];
-                    left[2 * n + 1] = both[1][n];
-                    right[2 * n] = both[0][SIDE / 2 + n];
-                    right[2 * n + 1] = both[1][SIDE / 2 + n];
-                }
             }
+        }
+    }
+}
+
+/// The first `count` elements, up to 32.
+#[inline(always)]
+fn copy(from: &[bf16], to: &mut [bf16; SIDE], count: usize) {
+    match from.first_chunk() {
+        Some(from) if count >= SIDE => *to = *from,
+        _ => {
+            let count = count.min(SIDE);
+            to[..count].copy_from_slice(&from[..count]);
         }
     }
 }

@@ -1,18 +1,19 @@
 //! Products of whole matrices: which blocks they are cut into, who computes which, and what becomes of the sums.
 
-use super::block::{Block, Rows, SIDE, Term, Unit};
-use super::isa::Isa;
-use super::panels::{Factor, Lines, Panels, pack_panel};
-use super::{round, widen};
+use super::block::{Block, Part, Rows, SIDE, Term, Unit};
+use super::fetch;
+use super::isa::{Isa, Ready};
+use super::lanes::{Row, lanes, put};
+use super::panels::{Factor, Lines, Panels, pack_panel, turn};
 use crate::backend::Activation;
 use crate::backend::cpu::activation::{activated, of_kind, sloped};
 use crate::backend::cpu::dropout::Mask;
-use crate::backend::cpu::real::vectors;
 use half::bf16;
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 /// Bytes of rows that a task goes through for each panel: what a core's second cache has room for beside the panel.
 const ROWS: usize = 1 << 20;
@@ -89,15 +90,44 @@ fn cut(length: usize, count: usize, index: usize) -> Range<usize> {
     length * index / count..length * (index + 1) / count
 }
 
-/// Row strips and panels of each task, of a product this deep.
-fn tasks(strips: usize, depth: usize, panels: usize) -> Vec<(Range<usize>, Range<usize>)> {
-    let threads = rayon::current_num_threads();
-    let most = (ROWS / (SIDE * depth.max(1) * size_of::<bf16>())).max(1);
-    // As many for each thread.
-    let blocks = strips.div_ceil(most).next_multiple_of(threads).min(strips).max(1);
-    let groups = threads.div_ceil(blocks).min(panels).max(1);
-    let each = |block| (0..groups).map(move |group| (cut(strips, blocks, block), cut(panels, groups, group)));
-    (0..blocks).flat_map(each).collect()
+/// The blocks of a product, handed out to whoever has time: at first as many strips of rows as the cache holds, towards
+/// the end fewer and fewer, so that all threads end together though one of them was held up.
+struct Work {
+    strips: usize,
+    /// Of one strip, where there are fewer strips than threads: parts of its panels.
+    groups: usize,
+    most: usize,
+    threads: usize,
+    /// Strips, or groups of them, that were handed out.
+    taken: AtomicUsize,
+}
+
+impl Work {
+    /// Of a product of so many strips and panels, this deep.
+    fn new(strips: usize, depth: usize, panels: usize) -> Self {
+        let threads = rayon::current_num_threads();
+        let most = (ROWS / (SIDE * depth.max(1) * size_of::<bf16>())).max(1);
+        let groups = threads.div_ceil(strips.max(1)).min(panels).max(1);
+        Work { strips, groups, most, threads, taken: AtomicUsize::new(0) }
+    }
+
+    /// Strips and the part of the panels to multiply them by, of `panels`.
+    fn take(&self, panels: usize) -> Option<(Range<usize>, Range<usize>)> {
+        let all = self.strips * self.groups;
+        let size = |left: usize| match self.groups {
+            1 => (left / (2 * self.threads)).clamp(1, self.most),
+            _ => 1,
+        };
+        let next = |taken: usize| (taken < all).then(|| taken + size(all - taken));
+        let taken = self.taken.fetch_update(Relaxed, Relaxed, next).ok()?;
+        let strips = taken / self.groups..next(taken)?.div_ceil(self.groups);
+        Some((strips, cut(panels, self.groups, taken % self.groups)))
+    }
+
+    /// Runs `body` on all threads.
+    fn share(&self, body: impl Fn() + Sync) {
+        (0..self.threads).into_par_iter().with_max_len(1).for_each(|_| body());
+    }
 }
 
 /// y = rows·panels + bias + residual, and what is `narrow` beside it. Without `panels` only the narrow product.
@@ -108,56 +138,71 @@ pub fn product(
     narrow: Option<&Narrow<'_>>,
     output: &impl Output,
 ) {
-    let columns = panels.map_or(0, Panels::columns);
     let of_panels = panels.map_or(0, Panels::count);
-    tasks(rows.rows.div_ceil(SIDE), rows.columns, of_panels).into_par_iter().for_each(
-        |(strips, own_panels)| {
-            STRIPS_OF_THREAD.with_borrow_mut(|memory| {
-                let (unit, mut block, mut other) = (Unit::new(isa), Block::ZERO, Block::ZERO);
-                memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
-                memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
-                let mut of_strips: Vec<[Option<Rows<'_>>; 2]> = Vec::with_capacity(strips.len());
-                let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
-                for (strip, (padded, kept)) in strips.clone().zip(buffers) {
-                    let own = rows.strip(strip, padded);
-                    let below = narrow.map(|narrow| {
-                        let seen = narrow.rows.map_or(own, |rows| rows.strip(strip, &mut memory.seen));
-                        // Every group of panels needs it, and the first keeps it.
-                        let keep = own_panels.start == 0;
-                        narrow_strip(&unit, seen, narrow, (strip, keep), &mut block, kept)
-                    });
-                    of_strips.push([Some(own), below]);
-                }
-                let Some(panels) = panels else { return };
-                for panel in own_panels {
-                    let to = panel * SIDE..columns.min((panel + 1) * SIDE);
-                    for (strip, &[own, below]) in strips.clone().zip(&of_strips) {
-                        let Some(own) = own else { continue };
-                        let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
-                        output.ahead(from.clone(), &to);
-                        let first = Term { rows: own, steps: panels.panel(panel) };
-                        let second = below.zip(narrow).and_then(|(rows, narrow)| {
-                            Some((Term { rows, steps: narrow.wide?.panel(panel) }, narrow.mask))
-                        });
-                        match second {
-                            None => unit.multiply(&[first], &mut block),
-                            Some((second, None)) => unit.multiply(&[first, second], &mut block),
-                            Some((second, Some(mask))) => {
-                                unit.multiply(&[second], &mut other);
-                                for (i, row) in from.clone().enumerate() {
-                                    let sums = &mut other.0[i * SIDE..][..to.len()];
-                                    mask.apply(row * columns + to.start, sums);
-                                }
-                                unit.multiply(&[first], &mut block);
-                                block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
-                            }
-                        }
-                        output.write(&block, from, to.clone());
+    let work = Work::new(rows.rows.div_ceil(SIDE), rows.columns, of_panels);
+    work.share(|| {
+        let unit = Unit::new(isa);
+        STRIPS_OF_THREAD.with_borrow_mut(|memory| {
+            while let Some((strips, own_panels)) = work.take(of_panels) {
+                multiply_strips(&unit, rows, panels, narrow, output, (strips, own_panels), memory);
+            }
+        });
+    });
+}
+
+/// Strips by some of the panels.
+fn multiply_strips(
+    unit: &Unit,
+    rows: Factor<'_>,
+    panels: Option<&Panels>,
+    narrow: Option<&Narrow<'_>>,
+    output: &impl Output,
+    (strips, own_panels): (Range<usize>, Range<usize>),
+    memory: &mut Strips,
+) {
+    let columns = panels.map_or(0, Panels::columns);
+    let (mut block, mut other) = (Block::ZERO, Block::ZERO);
+    memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
+    memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
+    let mut of_strips: Vec<(Rows<'_>, Option<Rows<'_>>)> = Vec::with_capacity(strips.len());
+    let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
+    for (strip, (padded, kept)) in strips.clone().zip(buffers) {
+        let own = rows.strip(strip, padded);
+        let below = narrow.map(|narrow| {
+            let seen = narrow.rows.map_or(own, |rows| rows.strip(strip, &mut memory.seen));
+            // Every group of panels needs it, and the first keeps it.
+            let keep = own_panels.start == 0;
+            narrow_strip(unit, seen, narrow, (strip, keep), &mut block, kept)
+        });
+        of_strips.push((own, below));
+    }
+    let Some(panels) = panels else { return };
+    for panel in own_panels {
+        let to = panel * SIDE..columns.min((panel + 1) * SIDE);
+        for (strip, &(own, below)) in strips.clone().zip(&of_strips) {
+            let from = strip * SIDE..rows.rows.min((strip + 1) * SIDE);
+            output.ahead(from.clone(), &to);
+            let part = Part { rows: from.len(), columns: to.len() };
+            let first = panels.term(own, panel);
+            let second = below
+                .zip(narrow)
+                .and_then(|(rows, narrow)| Some((narrow.wide?.term(rows, panel), narrow.mask)));
+            match second {
+                None => unit.multiply(&[first], part, &mut block),
+                Some((second, None)) => unit.multiply(&[first, second], part, &mut block),
+                Some((second, Some(mask))) => {
+                    unit.multiply(&[second], part, &mut other);
+                    for (i, row) in from.clone().enumerate() {
+                        let sums = &mut other.0[i * SIDE..][..to.len()];
+                        mask.apply(row * columns + to.start, sums);
                     }
+                    unit.multiply(&[first], part, &mut block);
+                    block.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
                 }
-            });
-        },
-    );
+            }
+            output.write(unit.isa(), &block, from, to.clone());
+        }
+    }
 }
 
 /// The narrow product of a strip, rounded, as rows for the next product.
@@ -172,11 +217,9 @@ fn narrow_strip<'s>(
     let (width, stride) = (narrow.panels.columns(), narrow.panels.count() * SIDE);
     rounded.grow(SIDE * stride);
     for panel in 0..narrow.panels.count() {
-        unit.multiply(&[Term { rows: seen, steps: narrow.panels.panel(panel) }], block);
-        for (row, to) in rounded.chunks_exact_mut(stride).take(SIDE).enumerate() {
-            let to = &mut to[panel * SIDE..][..SIDE];
-            round_rows(block.row(row, SIDE), to);
-        }
+        let columns = (width - panel * SIDE).min(SIDE);
+        unit.multiply(&[narrow.panels.term(seen, panel)], Part { rows: SIDE, columns }, block);
+        round_rows(unit.isa(), block, 1.0, columns, &mut rounded[panel * SIDE..], stride);
     }
     if keep {
         let first = strip * SIDE;
@@ -193,14 +236,14 @@ fn narrow_strip<'s>(
 pub trait Output: Sync {
     /// Fetches into the cache what the block will be written to, while it is being computed.
     fn ahead(&self, _rows: Range<usize>, _columns: &Range<usize>) {}
-    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>);
+    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>);
 }
 
 /// Where there are no panels, and nothing is written.
 pub struct Nothing;
 
 impl Output for Nothing {
-    fn write(&self, _block: &Block, _rows: Range<usize>, _columns: Range<usize>) {}
+    fn write(&self, _isa: Ready, _block: &Block, _rows: Range<usize>, _columns: Range<usize>) {}
 }
 
 /// Sums rounded, with what is added to them.
@@ -228,15 +271,8 @@ impl Output for Rounded<'_> {
         }
     }
 
-    #[inline(always)]
-    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        let mut start = [0.0f32; SIDE];
-        if let Some(bias) = self.bias {
-            start.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, &bias)| *to = widen(bias));
-        }
-        // SAFETY: a block is one task's.
-        let to = |row: usize| unsafe { self.y.part(row, columns.clone()) };
-        write_rounded(block, &start, rows, to, |row| self.residual(row, &columns));
+    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        write_rounded(isa, self, None, block, rows, columns);
     }
 }
 
@@ -254,34 +290,37 @@ impl Output for Activated<'_> {
         rows.for_each(|row| self.g.ahead(row, columns.start));
     }
 
-    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        self.z.write(block, rows.clone(), columns.clone());
-        // SAFETY: a block is one task's, of z as of g.
-        let part =
-            |row: usize| unsafe { (self.z.y.part(row, columns.clone()), self.g.part(row, columns.clone())) };
-        activate_rows(self.kind, rows, part);
+    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        write_rounded(isa, &self.z, Some((&self.g, self.kind)), block, rows, columns);
     }
 }
 
-vectors! {
-    fn activate_rows['a, F: Fn(usize) -> (&'a mut [bf16], &'a mut [bf16])](
-        kind: Activation,
+lanes! {
+    /// Rounds sums with what is added to them, and where it is asked for the activation of what they were rounded to.
+    fn write_rounded[L](
+        z: &Rounded<'_>,
+        activation: Option<(&Target<'_, bf16>, Activation)>,
+        block: &Block,
         rows: Range<usize>,
-        part: F,
+        columns: Range<usize>,
     ) {
-        of_kind!(kind => {
-            for row in rows {
-                let (z, g) = part(row);
-                match (z.first_chunk::<SIDE>(), g.first_chunk_mut::<SIDE>()) {
-                    (Some(z), Some(g)) => {
-                        for i in 0..SIDE {
-                            g[i] = round(activated(kind, widen(z[i])));
-                        }
-                    }
-                    _ => g.iter_mut().zip(z).for_each(|(g, z)| *g = round(activated(kind, widen(*z)))),
-                }
+        let start = Row::<L>::widened_part(z.bias.map_or(&[], |bias| &bias[columns.clone()]));
+        for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
+            let mut sums = Row::load(sums) + start;
+            if let Some(residual) = z.residual(row, &columns) {
+                sums = sums + Row::widened_part(residual);
             }
-        })
+            let rounded = sums.rounded();
+            // SAFETY: a block is one task's.
+            put(&rounded, unsafe { z.y.part(row, columns.clone()) });
+            if let Some((g, kind)) = activation {
+                // SAFETY: as above.
+                let g = unsafe { g.part(row, columns.clone()) };
+                of_kind!(kind => {
+                    activated(kind, Row::<L>::widened(&rounded)).round_to(g);
+                })
+            }
+        }
     }
 }
 
@@ -308,95 +347,35 @@ impl Output for Sloped<'_> {
         }
     }
 
-    fn write(&self, block: &Block, rows: Range<usize>, columns: Range<usize>) {
-        // SAFETY: a block is one task's.
-        let part = |row: usize| unsafe { (self.z(row, &columns), self.dz.part(row, columns.clone())) };
-        write_sloped(block, self.kind, rows, part);
+    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        write_sloped(isa, self, block, rows, columns);
     }
 }
 
-vectors! {
-    fn write_sloped['a, F: Fn(usize) -> (&'a [bf16], &'a mut [bf16])](
-        block: &Block,
-        kind: Activation,
-        rows: Range<usize>,
-        part: F,
-    ) {
+lanes! {
+    fn write_sloped[L](output: &Sloped<'_>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        let kind = output.kind;
         of_kind!(kind => {
             for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
-                let (z, dz) = part(row);
+                let z = Row::<L>::widened_part(output.z(row, &columns));
                 // As if the gradient had been written before: rounded.
-                let d = |i: usize| widen(round(sums[i]));
-                match (z.first_chunk::<SIDE>(), dz.first_chunk_mut::<SIDE>()) {
-                    (Some(z), Some(dz)) => {
-                        for i in 0..SIDE {
-                            dz[i] = round(sloped(kind, widen(z[i]), d(i)));
-                        }
-                    }
-                    _ => {
-                        for (i, (dz, z)) in dz.iter_mut().zip(z).enumerate() {
-                            *dz = round(sloped(kind, widen(*z), d(i)));
-                        }
-                    }
-                }
+                let d = Row::widened(&Row::<L>::load(sums).rounded());
+                // SAFETY: a block is one task's.
+                let dz = unsafe { output.dz.part(row, columns.clone()) };
+                sloped(kind, z, d).round_to(dz);
             }
         })
     }
 }
 
-/// Asks for the cache line at `at`, to read it or to write to it.
-#[inline(always)]
-fn fetch<const READ: bool>(at: *const bf16) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which may name any address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
-        if READ { _mm_prefetch::<_MM_HINT_T0>(at.cast()) } else { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-vectors! {
-    fn write_rounded['a, F: Fn(usize) -> &'a mut [bf16], R: Fn(usize) -> Option<&'a [bf16]>](
-        block: &Block,
-        start: &[f32; SIDE],
-        rows: Range<usize>,
-        to: F,
-        residual: R,
-    ) {
-        for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
-            let (to, residual) = (to(row), residual(row));
-            let mut sums = *sums;
-            for i in 0..SIDE {
-                sums[i] += start[i];
-            }
-            if let Some(residual) = residual {
-                match residual.first_chunk::<SIDE>() {
-                    Some(residual) => {
-                        for i in 0..SIDE {
-                            sums[i] += widen(residual[i]);
-                        }
-                    }
-                    None => sums.iter_mut().zip(residual).for_each(|(sum, &residual)| *sum += widen(residual)),
-                }
-            }
-            match to.first_chunk_mut::<SIDE>() {
-                Some(to) => {
-                    for i in 0..SIDE {
-                        to[i] = round(sums[i]);
-                    }
-                }
-                None => to.iter_mut().zip(sums).for_each(|(to, sum)| *to = round(sum)),
-            }
-        }
-    }
-}
-
-vectors! {
-    fn round_rows[](sums: &[f32], rounded: &mut [bf16]) {
-        for (to, &sum) in rounded.iter_mut().zip(sums) {
-            *to = round(sum);
+lanes! {
+    /// Rounds the first columns of a block, times `scale`, to rows `stride` elements apart, with zeros up to the 32nd.
+    pub fn round_rows[L](block: &Block, scale: f32, columns: usize, to: &mut [bf16], stride: usize) {
+        let scale = Row::<L>::splat(scale);
+        for (sums, to) in block.0.as_chunks::<SIDE>().0.iter().zip(to.chunks_mut(stride)) {
+            let to = &mut to[..SIDE];
+            (Row::load(sums) * scale).round_to(to);
+            to[columns..].fill(bf16::ZERO);
         }
     }
 }
@@ -412,23 +391,22 @@ pub fn sums_over_rows(
     let (depth, stride) = (left.rows, left.rows.next_multiple_of(SIDE));
     let mut turned = Lines::default();
     turned.reset(left.columns.next_multiple_of(SIDE) * stride);
-    for (row, from) in left.data.chunks(left.stride).take(depth).enumerate() {
-        for (column, &value) in from[..left.columns].iter().enumerate() {
-            turned[column * stride + row] = value;
-        }
-    }
+    turn(isa.ready(), left, &mut turned, stride);
+    let turned = &turned;
     (0..right.columns.div_ceil(SIDE)).into_par_iter().for_each(|panel| {
         PANEL.with_borrow_mut(|packed| {
             let columns = panel * SIDE..right.columns.min((panel + 1) * SIDE);
             let steps = stride * SIDE;
             packed.grow(steps);
             let packed = &mut packed[..steps];
-            pack_panel(packed, &right.data[columns.start..], right.stride, columns.len(), depth);
             let (unit, mut block) = (Unit::new(isa), Block::ZERO);
+            pack_panel(unit.isa(), packed, &right.data[columns.start..], right.stride, columns.len(), depth);
             for first in (0..left.columns).step_by(SIDE) {
                 let rows = Rows { data: &turned[first * stride..], stride };
-                unit.multiply(&[Term { rows, steps: packed }], &mut block);
-                write(&block, first..left.columns.min(first + SIDE), columns.clone());
+                let of_left = first..left.columns.min(first + SIDE);
+                let part = Part { rows: of_left.len(), columns: columns.len() };
+                unit.multiply(&[Term { rows, steps: packed, depth }], part, &mut block);
+                write(&block, of_left, columns.clone());
             }
         });
     });
