@@ -7,6 +7,7 @@ use super::table::Lines;
 use super::{common, launches, table};
 use crate::TrainError;
 use crate::backend::Backend;
+use crate::backend::cpu::{Cpu, Features, InstructionRate, Isa};
 use crate::backend::cuda::{Cuda, LoraForm};
 use crate::backend::prelude::*;
 use crate::clip::config::ClipConfig;
@@ -21,6 +22,7 @@ use crate::dev::check::difference::normal;
 use crate::dev::ops::bench::{self as ops, Made, Sizes};
 use crate::optim::Rates;
 use crate::progress::Silent;
+use crate::settings::Precision;
 use crate::tensor::{DType, Tensor};
 use crate::train::learner::{Batch, Input, Learner, Which};
 use anyhow::{Result, bail};
@@ -314,11 +316,40 @@ fn sizes(args: &Args) -> StepSizes {
 }
 
 /// The rates that operations are measured by.
+#[derive(Clone, Copy)]
 struct Best {
+    dtype: DType,
     /// Operations per second of the best product.
     flop_rate: f64,
+    /// Those of the instruction that products are made of, where that is known.
+    instruction_rate: Option<f64>,
     /// Bytes per second of a copy within the device, read and written.
     copy_rate: Option<f64>,
+}
+
+/// The CPU in each type that it is measured in: that which was asked for, or all that it has products for.
+fn types_of_cpu(cpu: &Cpu<f32>, asked: Option<Precision>) -> Result<Vec<Cpu<f32>>> {
+    let isa = Isa::best(Features::found());
+    Ok(match asked {
+        None if isa != Isa::Plain => vec![*cpu, Cpu::in_bf16(isa)?],
+        _ => vec![*cpu],
+    })
+}
+
+/// Measures the rates of the CPU in one type, and says them.
+fn best_of_cpu(cpu: &Cpu<f32>, reps: usize, report: &mut Value) -> Result<Best> {
+    let (dtype, rate) = (cpu.compute_dtype(), cpu.instruction_rate());
+    let flop_rate = best_product(cpu, 2048, reps)?;
+    let of_instruction = rate.map_or(String::new(), |InstructionRate { instruction, flop_per_s }| {
+        format!(", {instruction} on registers {:.1}", flop_per_s / 1e9)
+    });
+    common::say(format!("{dtype}: best product {:.1} GFLOP/s{of_instruction}", flop_rate / 1e9))?;
+    report["types"][dtype.to_string()] = json!({
+        "best_product_flop_per_s": flop_rate,
+        "instruction": rate.map(|rate| rate.instruction),
+        "instruction_flop_per_s": rate.map(|rate| rate.flop_per_s),
+    });
+    Ok(Best { dtype, flop_rate, instruction_rate: rate.map(|rate| rate.flop_per_s), copy_rate: None })
 }
 
 /// Single operations at the sizes of a step, against the best product and the copy rate of the device.
@@ -342,18 +373,28 @@ fn report_ops(
         side: vision.image_size,
         patch: vision.patch_size,
     };
-    let best = match device {
-        Device::Cpu(cpu) => Best { flop_rate: best_product(cpu, 2048, reps)?, copy_rate: None },
+    let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
+    let groups: Vec<&str> = ops::benches().filter(wanted).collect();
+    let mut rows;
+    let measured = match device {
+        Device::Cpu(cpu) => {
+            let types = types_of_cpu(cpu, args.device.precision())?;
+            let with_best = |cpu: Cpu<f32>| Ok((cpu, best_of_cpu(&cpu, reps, report)?));
+            let types = types.into_iter().map(with_best).collect::<Result<Vec<_>>>()?;
+            rows = OpRows::new(false, types.len() > 1);
+            measure_on_cpu(&types, &sizes, &groups, reps, &mut rows)
+        }
         Device::Cuda(cuda) => {
             // Some tiles of 128 by 128 for each multiprocessor: 8192 on an H100.
             let n = (64 * cuda.driver().info().multiprocessors as usize / 256 * 256).clamp(256, 8192);
-            Best { flop_rate: best_product(cuda, n, 10)?, copy_rate: Some(copy_rate(cuda)?) }
+            let (dtype, flop_rate) = (cuda.compute_dtype(), best_product(cuda, n, 10)?);
+            let best = Best { dtype, flop_rate, instruction_rate: None, copy_rate: Some(copy_rate(cuda)?) };
+            report["best_product_flop_per_s"] = json!(best.flop_rate);
+            report["copy_bytes_per_s"] = json!(best.copy_rate);
+            rows = OpRows::new(true, false);
+            measure_on_gpu(cuda, &best, &sizes, &groups, reps, &mut rows)
         }
     };
-    report["best_product_flop_per_s"] = json!(best.flop_rate);
-    report["copy_bytes_per_s"] = json!(best.copy_rate);
-    let mut rows = OpRows::new(best);
-    let measured = measure_ops(device, &sizes, args, reps, &mut rows);
     report["ops"] = json!(rows.entries);
     rows.lines.end()?;
     measured?;
@@ -363,21 +404,43 @@ fn report_ops(
     }
 }
 
-/// A row for each operation of the groups that are asked for.
-fn measure_ops(device: &Device, sizes: &Sizes, args: &Args, reps: usize, rows: &mut OpRows) -> Result<()> {
-    let wanted = |name: &&str| args.only.is_empty() || args.only.iter().any(|only| only == name);
-    for group in ops::benches().filter(&wanted) {
-        let measured = on_device!(device, backend => {
-            ops::each(backend, sizes, Made::Group(group), &mut |op| rows.time(backend, op, "", reps))
-        });
+/// A row for each operation of these groups in each type, types beside each other.
+fn measure_on_cpu(
+    types: &[(Cpu<f32>, Best)],
+    sizes: &Sizes,
+    groups: &[&str],
+    reps: usize,
+    rows: &mut OpRows,
+) -> Result<()> {
+    for group in groups {
+        for (cpu, best) in types {
+            let made = Made::Group(group);
+            let measured = ops::each(cpu, sizes, made, &mut |op| rows.time(cpu, best, op, "", reps));
+            rows.went_on(group, "", measured)?;
+        }
+    }
+    Ok(())
+}
+
+/// A row for each operation of these groups, the linear layers with adapters in each form.
+fn measure_on_gpu(
+    cuda: &Cuda,
+    best: &Best,
+    sizes: &Sizes,
+    groups: &[&str],
+    reps: usize,
+    rows: &mut OpRows,
+) -> Result<()> {
+    for group in groups {
+        let made = Made::Group(group);
+        let measured = ops::each(cuda, sizes, made, &mut |op| rows.time(cuda, best, op, "", reps));
         rows.went_on(group, "", measured)?;
     }
-    if let Device::Cuda(cuda) = device
-        && wanted(&"lora_linear")
-    {
+    if groups.contains(&"lora_linear") {
         for (form, name) in [(LoraForm::Fused, ", fused"), (LoraForm::Gemm, ", product")] {
             let cuda = cuda.with_lora_form(form)?;
-            let measured = ops::each(&cuda, sizes, Made::Lora, &mut |op| rows.time(&cuda, op, name, reps));
+            let measured =
+                ops::each(&cuda, sizes, Made::Lora, &mut |op| rows.time(&cuda, best, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
         }
     }
@@ -410,39 +473,40 @@ fn copy_rate(cuda: &Cuda) -> Result<f64> {
 
 /// Timed operations, printed as they come, and for JSON.
 struct OpRows {
-    best: Best,
-    lines: Lines<6>,
+    lines: Lines<8>,
     entries: Vec<Value>,
     failed: usize,
 }
 
 impl OpRows {
-    fn new(best: Best) -> Self {
-        // On the CPU nothing is timed cold, and there is no rate of copies.
-        let gpu = best.copy_rate.is_some();
+    fn new(gpu: bool, several_types: bool) -> Self {
+        // On the CPU nothing is timed cold, and there is no rate of copies; on a GPU none of an instruction.
         let columns = [
+            ("type", 4, several_types),
             ("p50", 9, true),
             ("cold p50", 9, gpu),
             ("GB/s", 7, true),
             ("of copy", 7, gpu),
             ("GFLOP/s", 9, true),
             ("of best", 7, true),
+            ("of rate", 7, !gpu),
         ];
         let lines = Lines::begin(columns, "operation");
-        OpRows { best, lines, entries: Vec::new(), failed: 0 }
+        OpRows { lines, entries: Vec::new(), failed: 0 }
     }
 
     /// Times an operation. One that fails is a row too, and an error only where nothing can follow.
     fn time<B: Backend>(
         &mut self,
         backend: &B,
+        best: &Best,
         mut op: Op<'_>,
         suffix: &str,
         reps: usize,
     ) -> crate::backend::Result<()> {
         let name = format!("{}{suffix}", op.name);
         match bench::time(backend, &mut op, reps) {
-            Ok(timing) => self.timed(&name, &op, timing),
+            Ok(timing) => self.timed(&name, best, &op, timing),
             Err(problem) if problem.lost_device() => return Err(problem),
             Err(problem) => self.failure(&name, &op.at, &problem.to_string()),
         }
@@ -462,33 +526,38 @@ impl OpRows {
     }
 
     fn failure(&mut self, name: &str, at: &str, problem: &str) {
-        let mut cells = [const { String::new() }; 6];
-        cells[0] = "FAILED".into();
+        let mut cells = [const { String::new() }; 8];
+        cells[1] = "FAILED".into();
         self.lines.add(cells, &format!("{name} {at}"));
         self.lines.remark(problem);
         self.entries.push(json!({ "op": name, "at": at, "problem": problem }));
         self.failed += 1;
     }
 
-    fn timed(&mut self, name: &str, op: &Op<'_>, Timing { warm, cold }: Timing) {
+    fn timed(&mut self, name: &str, best: &Best, op: &Op<'_>, Timing { warm, cold }: Timing) {
         let (bytes, flop) = (op.bytes / warm.p50, op.flop / warm.p50);
-        let of_copy = self.best.copy_rate.map(|rate| bytes / rate);
-        let of_best = flop / self.best.flop_rate;
+        let of_copy = best.copy_rate.map(|rate| bytes / rate);
+        let of_best = flop / best.flop_rate;
+        let of_instruction = best.instruction_rate.map(|rate| flop / rate);
         let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+        let of_flop = |text: Option<String>| text.filter(|_| flop > 0.0).unwrap_or_default();
         let cells = [
+            best.dtype.to_string(),
             seconds(warm.p50),
             cold.map_or(String::new(), |c| seconds(c.p50)),
             format!("{:.1}", bytes / 1e9),
             of_copy.map_or(String::new(), percent),
-            if flop > 0.0 { format!("{:.1}", flop / 1e9) } else { String::new() },
-            if flop > 0.0 { percent(of_best) } else { String::new() },
+            of_flop(Some(format!("{:.1}", flop / 1e9))),
+            of_flop(Some(percent(of_best))),
+            of_flop(of_instruction.map(percent)),
         ];
         self.lines.add(cells, &format!("{name} {}", op.at));
         let percentiles = |p: Percentiles| json!({ "p20_s": p.p20, "p50_s": p.p50, "p80_s": p.p80 });
         self.entries.push(json!({
-            "op": name, "at": op.at, "warm": percentiles(warm), "cold": cold.map(percentiles),
+            "op": name, "at": op.at, "dtype": best.dtype.to_string(),
+            "warm": percentiles(warm), "cold": cold.map(percentiles),
             "bytes": op.bytes, "bytes_per_s": bytes, "of_copy": of_copy,
-            "flop": op.flop, "flop_per_s": flop, "of_best_product": of_best,
+            "flop": op.flop, "flop_per_s": flop, "of_best_product": of_best, "of_instruction": of_instruction,
         }));
     }
 }

@@ -28,6 +28,11 @@ impl DeviceArgs {
         open(&self.device, self.precision, monitor)
     }
 
+    /// The type of numbers that is asked for.
+    pub fn precision(&self) -> Option<Precision> {
+        self.precision
+    }
+
     /// The settings device and precision.
     pub fn given(self) -> (String, Option<Precision>) {
         (self.device, self.precision)

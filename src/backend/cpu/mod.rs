@@ -26,11 +26,13 @@ mod mix_rows;
 mod number;
 mod patch_embed;
 mod prompts;
+mod rate;
 pub mod real;
 mod take_rows;
 mod triplet;
 
 pub use bf16::isa::{Features, Isa};
+pub use rate::InstructionRate;
 
 use super::*;
 use crate::tensor::{DType, Shape, Tensor, View};
