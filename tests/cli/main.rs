@@ -8,6 +8,7 @@ mod server;
 
 mod adapter_files;
 mod balance;
+mod bench_command;
 mod check_command;
 mod command_line;
 mod compare_command;
