@@ -54,11 +54,13 @@ impl Linear {
 
 /// The scalar product, by eight sums, which the compiler keeps in vectors.
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let (heads, tails) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = heads.remainder().iter().zip(tails.remainder()).map(|(a, b)| a * b).sum();
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let rest: f64 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
     let mut sums = [0.0; 8];
-    for (a, b) in heads.zip(tails) {
-        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    for (a, b) in a.iter().zip(b) {
+        for i in 0..8 {
+            sums[i] += a[i] * b[i];
+        }
     }
     sums.iter().sum::<f64>() + rest
 }

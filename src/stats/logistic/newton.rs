@@ -15,6 +15,7 @@
 use super::Photos;
 use crate::backend::cpu::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
 use crate::stats::linear::dot;
+use rayon::prelude::*;
 
 /// Steps end where the decrease that the last one predicts is below this part of the objective.
 const TOLERANCE: f64 = 1e-8;
@@ -29,6 +30,8 @@ const MAX_GRADIENTS: usize = 1000;
 const ROUNDING: f64 = 1e-20;
 /// Multiplications of a product that one thread does.
 const SMALL: usize = 4_000_000;
+/// Numbers of the rows that one task goes through.
+const ELEMENTS: usize = 32_768;
 /// Below this the curvature of a class says nothing.
 const MIN_CURVATURE: f64 = 1e-6;
 
@@ -204,15 +207,19 @@ impl Newton {
 
     /// Mean NLL of the logits, and their softmax.
     fn loss(&self, logits: &[f64], probabilities: &mut [f64]) -> f64 {
-        let rows = logits.chunks_exact(self.classes).zip(probabilities.chunks_exact_mut(self.classes));
-        let losses = rows.zip(&self.labels).map(|((z, p), &label)| {
-            let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            p.iter_mut().zip(z).for_each(|(p, z)| *p = (z - max).exp());
-            let sum: f64 = p.iter().sum();
-            p.iter_mut().for_each(|p| *p /= sum);
-            sum.ln() + (max - z[label as usize])
-        });
-        losses.sum::<f64>() / self.labels.len() as f64
+        let rows =
+            logits.par_chunks_exact(self.classes).zip(probabilities.par_chunks_exact_mut(self.classes));
+        let rows = rows.zip(&self.labels).with_min_len(self.rows_of_task());
+        let losses: Vec<f64> = rows
+            .map(|((z, p), &label)| {
+                let max = z.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                p.iter_mut().zip(z).for_each(|(p, z)| *p = (z - max).exp());
+                let sum: f64 = p.iter().sum();
+                p.iter_mut().for_each(|p| *p /= sum);
+                sum.ln() + (max - z[label as usize])
+            })
+            .collect();
+        losses.iter().sum::<f64>() / self.labels.len() as f64
     }
 
     fn gradient(&self, place: &Place, decay: f64) -> Vec<f64> {
@@ -280,11 +287,17 @@ impl Newton {
 
     /// Q without its 1/N, for logits that change by `image`.
     fn curve(&self, probabilities: &[f64], image: &[f64], out: &mut [f64]) {
-        let rows = probabilities.chunks_exact(self.classes).zip(image.chunks_exact(self.classes));
-        for (out, (p, a)) in out.chunks_exact_mut(self.classes).zip(rows) {
+        let rows = probabilities.par_chunks_exact(self.classes).zip(image.par_chunks_exact(self.classes));
+        let rows = out.par_chunks_exact_mut(self.classes).zip(rows).with_min_len(self.rows_of_task());
+        rows.for_each(|(out, (p, a))| {
             let mean = dot(p, a);
             out.iter_mut().zip(p.iter().zip(a)).for_each(|(out, (p, a))| *out = p * (a - mean));
-        }
+        });
+    }
+
+    /// Rows of logits whose numbers are worth a task.
+    fn rows_of_task(&self) -> usize {
+        ELEMENTS.div_ceil(self.classes)
     }
 
     /// Halves the step until it brings a part of what its slope promises (Armijo); false where no step does.
