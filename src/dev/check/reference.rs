@@ -350,8 +350,9 @@ enum Kind {
 
 impl Kind {
     /// What all tensors of the kind are called, where they are judged together, and how many times as large as PyTorch's
-    /// own their error in bf16 may be. Over 30 references from four seeds it is 0.65 to 1.3 times as large for gradients
-    /// and up to 1.6 times for the others, of which there are fewer.
+    /// own their error in bf16 may be. Over 40 references of small models with four seeds it is 0.9 times as large at the
+    /// median; at the most 1.4 times for gradients, of which there are many, and 1.5 times for the others. Two of the
+    /// triplet loss are not among them, one of which fails: where rounding chooses another hardest image, the gradient is another one.
     fn together(self) -> Option<(&'static str, f64)> {
         match self {
             Kind::Features => Some(("features and logits", 2.0)),
@@ -393,9 +394,10 @@ impl Bounds {
     /// no part in each other: they add up as the square root of their number. Losses are means over images, in which most
     /// of it cancels, whatever the depth.
     ///
-    /// Of 45 references of two and three blocks the worst is 0.8 of the bound for features, 0.6 for losses, 0.7 for
-    /// gradients, 0.9 in the text tower, where of the gradient of the class features only the part across them is left,
-    /// and 0.5 for gradient norms; of ViT-B/32 0.4 and 0.3 for features and gradients. PyTorch's own is as near.
+    /// Of the same references the worst is 0.8 of the bound for features, 0.6 for losses, 0.7 for gradients, 0.8 in the text
+    /// tower, where of the gradient of the class features only the part across them is left, 0.5 for gradient norms and
+    /// 0.4 for trained tensors; PyTorch's own 1.1, 0.8, 0.7, 0.7, 0.9 and 0.4. Of ViT-B/32 it is 0.4 and 0.3 for features
+    /// and gradients.
     fn of_bf16(self, kind: Kind) -> f64 {
         let roundings = |count: f64| count * BF16_ROUNDOFF;
         let per_block = |count: f64| roundings(count) * (self.layers as f64).sqrt();
@@ -722,7 +724,9 @@ impl<'a, B: Backend> Comparison<'a, B> {
             label += ", of the way";
         } else if name == "prompt" {
             let peer = peer.as_ref().map(|peer| relative_error(peer, &exact));
-            let bound = PROMPT_BOUND.max(peer.filter(|&p| p > PROMPT_BOUND).unwrap_or(0.0) * PROMPT_PEERS);
+            // PyTorch's bf16 is no measure of f32.
+            let comparable = peer.filter(|&peer| peer > PROMPT_BOUND && start.peer() == DType::F32);
+            let bound = PROMPT_BOUND.max(comparable.unwrap_or(0.0) * PROMPT_PEERS);
             let error = relative_error(&ours, &exact);
             let row =
                 Row::new(format!("{label}, worst element"), self.rows.bounds.dtype.name(), error, bound);
