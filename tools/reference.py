@@ -2,6 +2,7 @@
 
     python tools/reference.py --size tiny --variant lora --out tests/fixtures/reference
     python tools/reference.py --size tiny --variant all --out /tmp/reference
+    python tools/reference.py --size odd --variant lora --precision bf16 --out tests/fixtures/reference
 
 writes OUT/SIZE/{config.json,model.safetensors}, a randomly initialised model as transformers saves it, and
 OUT/SIZE/VARIANT.safetensors with
@@ -22,6 +23,11 @@ OUT/SIZE/VARIANT.safetensors with
     f64.hidden.l [B,tokens,D]                              input of vision block l; after the last block for l = L
     warm.*                                                 init, passes, gradients and steps again with LoRA's B
                                                            not zero, without which A has no gradient
+
+With --precision bf16 the model's weights and the pixels are numbers of bf16, so that an engine in bf16 has them without
+rounding; the directory is OUT/SIZE-bf16. Then {bf16,f64} stand in the place of {f32,f64}: "bf16" has frozen weights and
+activations in bf16, and what is trained, the features and the losses in f32. There "f64" is stored as f32, which is
+precise enough to measure bf16 by.
 
 where NAME is head.weight, head.bias, prompt, lora.LAYER.TARGET.A and .B of the vision tower, or the same after
 text_lora of the text tower. With adapters in the text tower T belongs to the pass and stands under warm.* too. The
@@ -48,7 +54,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
-PRECISIONS = {"f32": torch.float32, "f64": torch.float64}
+# What PyTorch computes the peer in, and the exact values.
+PRECISIONS = {"f32": torch.float32, "bf16": torch.bfloat16}
+EXACT = torch.float64
 ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 MLP = ("fc1", "fc2")
 TOWERS = ("vision", "text")
@@ -121,6 +129,8 @@ class Settings:
     size: str
     variant: str
     seed: int = 0
+    # Of the peer; the frozen weights and pixels are numbers of it.
+    precision: str = "f32"
     targets: tuple[str, ...] = ATTENTION
     with_lora: bool = False
     towers: tuple[str, ...] = ("vision",)
@@ -165,6 +175,11 @@ class Settings:
     @property
     def sizes(self) -> Size:
         return SIZES[self.size]
+
+    @property
+    def directory(self) -> str:
+        """The model's, which all references of one size and precision share."""
+        return self.size if self.precision == "f32" else f"{self.size}-{self.precision}"
 
     @property
     def has_head(self) -> bool:
@@ -243,6 +258,7 @@ def build_model(settings: Settings) -> CLIPModel:
             p.add_(0.1 * torch.randn(p.shape, generator=rng))
         elif not settings.sizes.published and p.dim() > 0:
             p.mul_(1.5)  # livelier activations where few layers build them up
+        p.copy_(p.to(PRECISIONS[settings.precision]))
     return model.eval()
 
 
@@ -277,6 +293,7 @@ def make_batches(settings: Settings) -> dict[str, Tensor]:
     labels[:, 0] = s.classes - 1
     patterns = torch.randn(s.classes, 3, side, side, generator=rng)
     pixels = patterns[labels] + torch.randn(settings.batches, s.batch, 3, side, side, generator=rng)
+    pixels = pixels.to(PRECISIONS[settings.precision])
     batches = {"pixel_values": pixels, "labels": labels}
     if settings.variant.startswith("mixup"):
         torch.manual_seed(settings.seed + 5)  # Beta takes no generator
@@ -388,7 +405,8 @@ class AdaptedLinear(torch.nn.Module):
         self.base, self.scale, self.site, self.dropout, self.a, self.b = base, scale, site, dropout, None, None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scale * F.linear(F.linear(self.dropout(x, self.site), self.a), self.b)
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        return self.base(x) + self.scale * F.linear(F.linear(self.dropout(x, self.site), a), b)
 
 
 @dataclass
@@ -409,15 +427,25 @@ def add_adapters(model: CLIPModel, settings: Settings) -> Adapters:
     return Adapters(layers, dropout)
 
 
+def whole(dtype: torch.dtype) -> torch.dtype:
+    """What is trained, and what comes behind the towers, is in, where these compute in `dtype`: f32 at the least."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def unit(x: Tensor) -> Tensor:
+    """What a tower gives, at unit length."""
+    return F.normalize(x.to(whole(x.dtype)), dim=-1)
+
+
 def text_features(model: CLIPModel, ids: Tensor, templates: int) -> Tensor:
     """T, [C, E]: unit features of the prompts, averaged per class, to unit length again."""
-    f = F.normalize(model.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    f = unit(model.get_text_features(input_ids=ids).pooler_output)
     return F.normalize(f.view(-1, templates, f.shape[-1]).mean(1), dim=-1)
 
 
 def insert_prompts(h: Tensor, prompt: Tensor, layer: int, variant: str) -> Tensor:
     """Prompts go between the class token and the rest; in mode replace the previous layer's go out."""
-    prompt = prompt if prompt.dim() == 2 else prompt[layer]
+    prompt = (prompt if prompt.dim() == 2 else prompt[layer]).to(h.dtype)
     first = 1 + (len(prompt) if layer > 0 and variant.endswith("replace") else 0)
     return torch.cat([h[:, :1], prompt.expand(len(h), -1, -1), h[:, first:]], dim=1)
 
@@ -432,7 +460,7 @@ def image_features(model: CLIPModel, pixels: Tensor, p: dict[str, Tensor], varia
         hidden.append(h)
         h = layer(h, attention_mask=None)
     hidden.append(h)
-    return F.normalize(model.visual_projection(tower.post_layernorm(h[:, 0])), dim=-1), hidden
+    return unit(model.visual_projection(tower.post_layernorm(h[:, 0]))), hidden
 
 
 # ---------------------------------------------------------------- the objectives
@@ -454,13 +482,13 @@ def forward(model: CLIPModel, T: Tensor, p: dict[str, Tensor], batch: dict, sett
     pixels, labels = batch["pixel_values"], batch["labels"]
     mixed = settings.variant.startswith("mixup")
     if mixed:
-        partner, lam = batch["perm"], batch["lam"].to(pixels.dtype)
-        blend = lambda x: (l := lam.view(-1, *[1] * (x.dim() - 1))) * x + (1 - l) * x[partner]
+        partner, lam = batch["perm"], batch["lam"]
+        blend = lambda x: (l := lam.view(-1, *[1] * (x.dim() - 1)).to(x.dtype)) * x + (1 - l) * x[partner]
 
     f, hidden = image_features(model, blend(pixels) if settings.variant == "mixup_pixel" else pixels, p,
                                settings.variant)
     f = blend(f) if settings.variant == "mixup_feat" else f
-    text = model.logit_scale.exp() * f @ T.T
+    text = model.logit_scale.to(f.dtype).exp() * f @ T.T
 
     def cross_entropy(logits, classifies):
         if not mixed:
@@ -493,7 +521,7 @@ class Run:
     def __init__(self, model, adapters, ids, tensors, batches, settings, dtype):
         self.model, self.ids, self.batches, self.settings, self.dtype = model, ids, batches, settings, dtype
         self.dropout = adapters.dropout
-        self.p = {k: v.to(dtype, copy=True).requires_grad_() for k, v in tensors.items()}
+        self.p = {k: v.to(whole(dtype), copy=True).requires_grad_() for k, v in tensors.items()}
         for name, adapter in adapters.layers.items():
             adapter.a, adapter.b = self.p[f"{name}.A"], self.p[f"{name}.B"]
         self.T = self.constant_text_features()
@@ -513,7 +541,9 @@ class Run:
     def forward(self, t: int, images: int | None = None, drop: bool = True) -> dict:
         """The pass over batch `t` of a run, over its first images where not all are wanted."""
         batch = {k: v[t % self.settings.batches][:images] for k, v in self.batches.items()}
-        batch = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in batch.items()}
+        batch["pixel_values"] = batch["pixel_values"].to(self.dtype)
+        if "lam" in batch:
+            batch["lam"] = batch["lam"].to(whole(self.dtype))
         self.dropout.step = t if drop else None
         if not self.settings.trains_text:
             return forward(self.model, self.T, self.p, batch, self.settings)
@@ -574,7 +604,7 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
         starts["warm."] = initial_tensors(model, settings, warm=True)
     saved = {f"batch.{k}": v for k, v in batches.items()} | {"text.input_ids": ids}
     adapters = add_adapters(model, settings)
-    for precision, dtype in PRECISIONS.items():
+    for precision, dtype in {settings.precision: PRECISIONS[settings.precision], "f64": EXACT}.items():
         model.to(dtype)
         saved[f"{precision}.logit_scale"] = model.logit_scale
         for start, tensors in starts.items():
@@ -586,7 +616,10 @@ def reference(model: CLIPModel, settings: Settings, keep_hidden: bool = True) ->
             saved |= {f"{start}{precision}.{k}": v for k, v in (out | run().train()).items()}
             if keep_hidden and precision == "f64" and start == "":
                 saved |= {f"f64.hidden.{i}": h for i, h in enumerate(hidden)}
-    return {k: on_features(k, v.detach(), settings.head_scale).clone().contiguous() for k, v in saved.items()}
+    saved = {k: on_features(k, v.detach(), settings.head_scale) for k, v in saved.items()}
+    if settings.precision != "f32":
+        saved = {k: v.float() if v.dtype == EXACT else v for k, v in saved.items()}
+    return {k: v.clone().contiguous() for k, v in saved.items()}
 
 
 def on_features(name: str, value: Tensor, head_scale: float) -> Tensor:
@@ -598,11 +631,14 @@ def on_features(name: str, value: Tensor, head_scale: float) -> Tensor:
 
 def write(settings: Settings, out: Path, name: str, keep_hidden: bool | None = None) -> Path:
     """Writes the model directory and one reference file; returns the file's path."""
-    directory = out / settings.size
+    directory = out / settings.directory
     model = build_model(settings)
-    model.save_pretrained(directory)
+    # Without a loss: its numbers are of this type already.
+    model.to(PRECISIONS[settings.precision]).save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
-    tensors = reference(model, settings, not settings.sizes.published if keep_hidden is None else keep_hidden)
+    if keep_hidden is None:
+        keep_hidden = not settings.sizes.published and settings.precision == "f32"
+    tensors = reference(model, settings, keep_hidden)
     for start in ("", "warm.") if settings.clip_grad_norm else ():
         norms = tensors[f"{start}f64.traj.grad_norm"].tolist()
         if not min(norms) < settings.clip_grad_norm < max(norms):
@@ -610,9 +646,10 @@ def write(settings: Settings, out: Path, name: str, keep_hidden: bool | None = N
                      f"{', '.join(f'{n:.3g}' for n in norms)} long")
     path = directory / f"{name}.safetensors"
     save_file(tensors, path, metadata={"meta": settings.meta()})
-    worst = max(relative_error(tensors[k.replace("f64", "f32")], v) for k, v in tensors.items() if "f64.grad" in k)
+    peer = settings.precision
+    worst = max(relative_error(tensors[k.replace("f64", peer)], v) for k, v in tensors.items() if "f64.grad" in k)
     print(f"{path}: {len(tensors)} tensors, {path.stat().st_size / 1e6:.2f} MB, loss {tensors['f64.loss']:.6f}, "
-          f"f32 gradients within {worst:.1e} of f64", file=sys.stderr)
+          f"{peer} gradients within {worst:.1e} of f64", file=sys.stderr)
     return path
 
 
@@ -626,6 +663,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--variant", choices=(*PRESETS, "all"), default="lora")
+    parser.add_argument("--precision", choices=PRECISIONS, default="f32", help="of frozen weights, and of the peer (f32)")
     parser.add_argument("--targets", help="linear layers with LoRA, comma-separated: " + ",".join(ATTENTION + MLP))
     parser.add_argument("--with-lora", action="store_true", help="train LoRA beside the prompts of a vpt variant")
     parser.add_argument("--text-weight", type=float, help="weight of the text loss (0.3; mixup and triplet 0)")
@@ -646,7 +684,7 @@ def main() -> None:
             parser.error(f"--targets: unknown {', '.join(sorted(unknown))}")
     torch.set_num_threads(2)
     for name in PRESETS if args.variant == "all" else [args.variant]:
-        preset = PRESETS[name] | given | dict(size=args.size, seed=args.seed)
+        preset = PRESETS[name] | given | dict(size=args.size, seed=args.seed, precision=args.precision)
         settings = Settings(with_lora=args.with_lora and preset["variant"].startswith("vpt"), **preset)
         write(settings, args.out, args.name or name + "_lora" * settings.with_lora, False if args.no_hidden else None)
 

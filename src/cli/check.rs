@@ -118,5 +118,5 @@ impl<'a> Report<'a> {
 
 fn as_json(row: &Row) -> Value {
     json!({"name": row.name, "at": row.at, "error": row.error, "bound": row.bound, "passed": row.passed(),
-           "pytorch_f32_error": row.peer, "problem": row.problem})
+           "pytorch_error": row.peer, "problem": row.problem})
 }

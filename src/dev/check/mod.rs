@@ -36,7 +36,7 @@ pub struct Row {
     /// Largest absolute error over the largest absolute value.
     pub error: f64,
     pub bound: f64,
-    /// PyTorch's own f32 error on the same numbers, where the reference tells.
+    /// PyTorch's own error on the same numbers, in the precision of the reference, where that tells.
     pub peer: Option<f64>,
     /// Why there is no error to tell: the operation failed. The error is not a number then.
     pub problem: Option<String>,
