@@ -1,7 +1,7 @@
 //! The MLP's non-linearity in bf16, as behind the products.
 
-use super::isa::Isa;
-use super::lanes::{Row, lanes};
+use crate::backend::cpu::packed::isa::Isa;
+use crate::backend::cpu::packed::lanes::{Row, lanes};
 use crate::backend::cpu::activation::{BLOCK, activated, of_kind, sloped};
 use crate::backend::{Activation, Result};
 use crate::tensor::Tensor;
