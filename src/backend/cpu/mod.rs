@@ -79,7 +79,7 @@ impl Cpu<f32> {
         if isa.runs_f32_with(Features::found()) {
             return Ok(Cpu { bf16: None, f32: Some(isa), number: PhantomData });
         }
-        Err(BackendError::Invalid { op: "f32", problem: format!("this machine has no {isa}") })
+        Err(BackendError::Invalid { op: "f32", problem: format!("this machine packs nothing for {isa:?}") })
     }
 }
 

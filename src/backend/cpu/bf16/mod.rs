@@ -3,7 +3,6 @@
 //!
 //! Products are those of [`packed`](super::packed); here is what is around them.
 
-pub mod activation;
 pub mod attention;
 pub mod layer_norm;
 

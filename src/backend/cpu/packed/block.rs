@@ -274,8 +274,7 @@ mod avx512 {
         #[inline]
         #[target_feature(enable = "avx512f")]
         unsafe fn add(sum: __m512, a: __m512, b: __m512) -> __m512 {
-            // SAFETY: as of this function.
-            unsafe { _mm512_fmadd_ps(a, b, sum) }
+            _mm512_fmadd_ps(a, b, sum)
         }
     }
 

@@ -108,7 +108,7 @@ impl<L: Lanes> Row<L> {
     /// Rounds the first of them to all of `to`, 32 at most.
     #[inline(always)]
     pub fn round_to<E: Packed>(self, to: &mut [E]) {
-        put(&self.rounded(), to);
+        E::put(self, to);
     }
 
     /// The larger of each two.

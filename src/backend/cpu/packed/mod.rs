@@ -3,6 +3,7 @@
 //! Every product is cut into blocks of 32 by 32, which [`block`] computes by the instructions that the processor has.
 //! Frozen weights are packed for them once, when they are loaded; adapters stay beside the weights.
 
+pub mod activation;
 pub mod block;
 pub mod isa;
 pub mod lanes;
@@ -14,7 +15,7 @@ use super::number::Number;
 use block::{Block, Part, Term};
 use half::bf16;
 use isa::{Features, Isa};
-use lanes::{Lanes, Row};
+use lanes::{Lanes, Row, put};
 use product::Strips;
 use std::cell::RefCell;
 use std::thread::LocalKey;
@@ -43,6 +44,12 @@ pub trait Packed: Number<Real = f32> + Default {
 
     /// The nearest, of two the even one.
     fn rounded<L: Lanes>(row: Row<L>) -> [Self; 32];
+
+    /// What `rounded` gives, widened.
+    fn kept<L: Lanes>(row: Row<L>) -> Row<L>;
+
+    /// Rounds the first of them to all of `to`, 32 at most.
+    fn put<L: Lanes>(row: Row<L>, to: &mut [Self]);
 
     /// Two rows as they lie in a step: columns 0 to 15, and 16 to 31.
     fn interleaved<L: Lanes>(rows: [&[Self; 32]; 2]) -> [[Self; 32]; 2];
@@ -83,6 +90,16 @@ impl Packed for bf16 {
     #[inline(always)]
     fn rounded<L: Lanes>(row: Row<L>) -> [bf16; 32] {
         L::rounded(row.0[0], row.0[1])
+    }
+
+    #[inline(always)]
+    fn kept<L: Lanes>(row: Row<L>) -> Row<L> {
+        Self::widened(&Self::rounded(row))
+    }
+
+    #[inline(always)]
+    fn put<L: Lanes>(row: Row<L>, to: &mut [bf16]) {
+        put(&Self::rounded(row), to);
     }
 
     #[inline(always)]
@@ -133,6 +150,20 @@ impl Packed for f32 {
         let mut to = [0.0; 32];
         row.store(&mut to);
         to
+    }
+
+    #[inline(always)]
+    fn kept<L: Lanes>(row: Row<L>) -> Row<L> {
+        row
+    }
+
+    /// Past an array of its own, which would not lie in whole cache lines.
+    #[inline(always)]
+    fn put<L: Lanes>(row: Row<L>, to: &mut [f32]) {
+        match to.first_chunk_mut() {
+            Some(to) => row.store(to),
+            None => put(&Self::rounded(row), to),
+        }
     }
 
     #[inline(always)]

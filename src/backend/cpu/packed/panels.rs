@@ -281,7 +281,10 @@ impl<'a, E: Packed> Factor<'a, E> {
         if crowded(stride) {
             stride += SIDE;
         }
-        padded.reset(SIDE * stride);
+        match rows == SIDE && self.columns.is_multiple_of(SIDE) {
+            true => padded.grow(SIDE * stride),
+            false => padded.reset(SIDE * stride),
+        }
         for (to, row) in padded.chunks_exact_mut(stride).zip(0..rows) {
             to[..self.columns].copy_from_slice(&data[row * self.stride..][..self.columns]);
         }

@@ -2,7 +2,7 @@
 
 use super::block::{Block, Part, Rows, SIDE, STEP, Term, Unit};
 use super::isa::{Isa, Ready};
-use super::lanes::{Row, lanes, put};
+use super::lanes::{Row, lanes};
 use super::panels::{Factor, Lines, Panels, pack_panel, turn};
 use super::{Packed, fetch};
 use crate::backend::Activation;
@@ -317,14 +317,13 @@ lanes! {
             if let Some(residual) = z.residual(row, &columns) {
                 sums = sums + Row::widened_part(residual);
             }
-            let rounded = sums.rounded::<E>();
             // SAFETY: a block is one task's.
-            put(&rounded, unsafe { z.y.part(row, columns.clone()) });
+            sums.round_to(unsafe { z.y.part(row, columns.clone()) });
             if let Some((g, kind)) = activation {
                 // SAFETY: as above.
                 let g = unsafe { g.part(row, columns.clone()) };
                 of_kind!(kind => {
-                    activated(kind, Row::<L>::widened(&rounded)).round_to(g);
+                    activated(kind, E::kept(sums)).round_to(g);
                 })
             }
         }
@@ -366,7 +365,7 @@ lanes! {
             for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
                 let z = Row::<L>::widened_part(output.z(row, &columns));
                 // As if the gradient had been written before: rounded.
-                let d = Row::widened(&Row::<L>::load(sums).rounded::<E>());
+                let d = E::kept(Row::<L>::load(sums));
                 // SAFETY: a block is one task's.
                 let dz = unsafe { output.dz.part(row, columns.clone()) };
                 sloped(kind, z, d).round_to(dz);

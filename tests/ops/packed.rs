@@ -1,18 +1,21 @@
-//! The CPU in bf16, by every kind of instruction that this machine has, against the definitions in f64.
+//! The CPU where it multiplies by packed factors, by every kind of instruction that this machine has, against the
+//! definitions in f64.
 
 use clip_engine::backend::cpu::{Cpu, Features, Isa};
 use clip_engine::backend::prelude::*;
-use clip_engine::backend::{Activation, Linear, Lora, LoraLinear, LoraLinearBackward};
+use clip_engine::backend::{Activation, Linear, Lora, LoraFold, LoraLinear, LoraLinearBackward};
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::tensor::{DType, Tensor};
 
-fn found() -> Vec<Isa> {
-    Isa::ALL.into_iter().filter(|isa| isa.runs_with(Features::found())).collect()
+/// In bf16 and in f32; the fastest of each are the last two.
+fn found() -> Vec<Cpu<f32>> {
+    Isa::ALL.into_iter().flat_map(|isa| [Cpu::packed(isa), Cpu::in_bf16(isa)]).flatten().collect()
 }
 
-fn cpu(isa: Isa) -> Cpu<f32> {
-    Cpu::in_bf16(isa).unwrap()
+/// By which instructions, and in what.
+fn named(cpu: Cpu<f32>) -> String {
+    format!("{cpu:?}")
 }
 
 /// Numbers in ±1 that follow from their place.
@@ -28,10 +31,10 @@ fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor {
 
 #[test]
 fn every_operation_is_within_its_bounds() {
-    for isa in found() {
-        let cpu = cpu(isa);
+    for cpu in found() {
         // Whole steps by the machine's own alone.
-        let steps = isa == Isa::best(Features::found());
+        let own = [Cpu::new(), Cpu::in_bf16(Isa::best(Features::found())).unwrap()];
+        let steps = own.map(named).contains(&named(cpu));
         let groups = if steps { &Group::ALL[..] } else { Group::ALL.split_last().unwrap().1 };
         let rows = rows(&cpu, Scope::Quick, groups).unwrap();
         let failed: Vec<String> = rows
@@ -39,22 +42,22 @@ fn every_operation_is_within_its_bounds() {
             .filter(|row| !row.passed())
             .map(|row| format!("{} at {}: {:e} of {:e}", row.name, row.at, row.error, row.bound))
             .collect();
-        assert!(rows.len() > 500, "{}: {} rows", cpu.describe(), rows.len());
-        assert!(failed.is_empty(), "{}: of {} rows\n{}", cpu.describe(), rows.len(), failed.join("\n"));
+        assert!(rows.len() > 500, "{}: {} rows", named(cpu), rows.len());
+        assert!(failed.is_empty(), "{}: of {} rows\n{}", named(cpu), rows.len(), failed.join("\n"));
     }
 }
 
 /// Outputs, and all that a layer with adapters leaves behind, of one kind of instructions and so many threads.
-fn layer(isa: Isa, threads: usize, [rows, inputs, outputs, rank]: [usize; 4]) -> Vec<Tensor> {
-    let cpu = cpu(isa);
+fn layer(cpu: Cpu<f32>, threads: usize, [rows, inputs, outputs, rank]: [usize; 4]) -> Vec<Tensor> {
+    let dtype = cpu.compute_dtype();
     let run = || {
         let weight = cpu.weight(numbers([outputs, inputs], 1, DType::F32).view()).unwrap();
-        let linear = Linear::<Cpu<f32>> { weight, bias: Some(numbers([outputs], 2, DType::BF16)) };
+        let linear = Linear::<Cpu<f32>> { weight, bias: Some(numbers([outputs], 2, dtype)) };
         let (a, b) = (numbers([rank, inputs], 3, DType::F32), numbers([1, outputs, rank], 4, DType::F32));
         let lora = Lora::<Cpu<f32>> { a: &a, b: &b, columns: &[0], scale: 0.5 };
-        let (x, dy) = (numbers([rows, inputs], 5, DType::BF16), numbers([rows, outputs], 6, DType::BF16));
-        let [mut u, mut du] = [(); 2].map(|()| zeros([rows, rank], DType::BF16));
-        let (mut y, mut dx) = (zeros([rows, outputs], DType::BF16), zeros([rows, inputs], DType::BF16));
+        let (x, dy) = (numbers([rows, inputs], 5, dtype), numbers([rows, outputs], 6, dtype));
+        let [mut u, mut du] = [(); 2].map(|()| zeros([rows, rank], dtype));
+        let (mut y, mut dx) = (zeros([rows, outputs], dtype), zeros([rows, inputs], dtype));
         let (mut da, mut db) = (zeros([rank, inputs], DType::F32), zeros([1, outputs, rank], DType::F32));
         let layer = &linear;
         let (u_to, residual) = (&mut u, Some(&dy));
@@ -80,13 +83,14 @@ fn layer(isa: Isa, threads: usize, [rows, inputs, outputs, rank]: [usize; 4]) ->
 /// Sums do not depend on who computes them.
 #[test]
 fn products_have_the_same_bits_on_any_number_of_threads() {
-    for isa in found() {
+    for cpu in found() {
+        let name = named(cpu);
         for sizes in [[1, 588, 40, 3], [70, 64, 200, 8], [300, 96, 96, 24]] {
-            let one = layer(isa, 1, sizes);
+            let one = layer(cpu, 1, sizes);
             for threads in [2, 3, 7] {
-                let several = layer(isa, threads, sizes);
+                let several = layer(cpu, threads, sizes);
                 let same = one.iter().zip(&several).all(|(a, b)| a.bytes() == b.bytes());
-                assert!(same, "{isa}, {sizes:?} on {threads} threads");
+                assert!(same, "{name}, {sizes:?} on {threads} threads");
             }
         }
     }
@@ -95,29 +99,29 @@ fn products_have_the_same_bits_on_any_number_of_threads() {
 /// The product with its activation is the product and then the activation.
 #[test]
 fn activations_beside_a_product_are_those_behind_it() {
-    for isa in found() {
-        let cpu = cpu(isa);
+    for cpu in found() {
+        let (dtype, name) = (cpu.compute_dtype(), named(cpu));
         for (rows, inputs, outputs) in [(1, 5, 11), (33, 64, 96), (70, 72, 136)] {
             let weight = cpu.weight(numbers([outputs, inputs], 1, DType::F32).view()).unwrap();
-            let linear = Linear::<Cpu<f32>> { weight, bias: Some(numbers([outputs], 2, DType::BF16)) };
-            let x = numbers([rows, inputs], 3, DType::BF16);
-            let z_of_back = numbers([rows, inputs], 4, DType::BF16);
-            let dy = numbers([rows, outputs], 5, DType::BF16);
+            let linear = Linear::<Cpu<f32>> { weight, bias: Some(numbers([outputs], 2, dtype)) };
+            let x = numbers([rows, inputs], 3, dtype);
+            let z_of_back = numbers([rows, inputs], 4, dtype);
+            let dy = numbers([rows, outputs], 5, dtype);
             for kind in [Activation::QuickGelu, Activation::Gelu] {
-                let out = || zeros([rows, outputs], DType::BF16);
+                let out = || zeros([rows, outputs], dtype);
                 let [mut z, mut g, mut z_alone, mut g_alone] = [out(), out(), out(), out()];
                 cpu.linear_activation(&x, &linear, kind, &mut z, &mut g).unwrap();
                 cpu.linear(&x, &linear, None, &mut z_alone).unwrap();
                 cpu.activation(kind, &z_alone, &mut g_alone).unwrap();
                 assert!(
                     z.bytes() == z_alone.bytes() && g.bytes() == g_alone.bytes(),
-                    "{isa}, {kind:?}, {rows}"
+                    "{name}, {kind:?}, {rows}"
                 );
-                let [mut dz, mut dz_alone] = [(); 2].map(|()| zeros([rows, inputs], DType::BF16));
+                let [mut dz, mut dz_alone] = [(); 2].map(|()| zeros([rows, inputs], dtype));
                 cpu.linear_activation_backward(&dy, &linear, kind, &z_of_back, &mut dz).unwrap();
                 cpu.linear_backward(&dy, &linear, &mut dz_alone).unwrap();
                 cpu.activation_backward(kind, &z_of_back, &mut dz_alone).unwrap();
-                assert!(dz.bytes() == dz_alone.bytes(), "{isa}, {kind:?}, {rows}, backward");
+                assert!(dz.bytes() == dz_alone.bytes(), "{name}, {kind:?}, {rows}, backward");
             }
         }
     }
@@ -126,18 +130,18 @@ fn activations_beside_a_product_are_those_behind_it() {
 /// What is beyond a matrix is not part of it, whatever stands there.
 #[test]
 fn numbers_that_are_none_stay_where_they_are() {
-    for isa in found() {
-        let cpu = cpu(isa);
+    for cpu in found() {
+        let (dtype, name) = (cpu.compute_dtype(), named(cpu));
         let weight = cpu.weight(numbers([33, 45], 1, DType::F32).view()).unwrap();
         let linear = Linear::<Cpu<f32>> { weight, bias: None };
         let mut values = vec![1.0f32; 3 * 45];
         values[45] = f32::NAN;
-        let x = Tensor::from_slice([3, 45], &values).unwrap().view().to_tensor(DType::BF16).unwrap();
-        let mut y = zeros([3, 33], DType::BF16);
+        let x = Tensor::from_slice([3, 45], &values).unwrap().view().to_tensor(dtype).unwrap();
+        let mut y = zeros([3, 33], dtype);
         cpu.linear(&x, &linear, None, &mut y).unwrap();
         let y = y.view().to_tensor(DType::F32).unwrap();
         for (row, y) in y.typed::<f32>().unwrap().chunks(33).enumerate() {
-            assert!(y.iter().all(|v| v.is_nan() == (row == 1)), "{isa}, row {row}: {y:?}");
+            assert!(y.iter().all(|v| v.is_nan() == (row == 1)), "{name}, row {row}: {y:?}");
         }
     }
 }
@@ -151,13 +155,18 @@ fn what_the_machine_lacks_is_refused() {
             assert_eq!(cpu.compute_dtype(), DType::BF16);
             assert_eq!(cpu.parameter_dtype(), DType::F32);
         }
+        let made = Cpu::packed(isa);
+        assert_eq!(made.is_ok(), isa.runs_f32_with(Features::found()), "{isa}");
+        if let Ok(cpu) = made {
+            assert_eq!((cpu.compute_dtype(), cpu.parameter_dtype()), (DType::F32, DType::F32));
+        }
     }
 }
 
 /// Wider ones too: their rows would be read as if they were those of the input.
 #[test]
 fn weights_of_another_width_are_refused() {
-    for cpu in [Cpu::<f32>::new(), Cpu::in_bf16(Isa::Plain).unwrap()] {
+    for cpu in found() {
         let dtype = cpu.compute_dtype();
         let (x, mut y) = (cpu.zeros([70, 32], dtype).unwrap(), cpu.zeros([70, 8], dtype).unwrap());
         for width in [31, 33, 64] {
@@ -165,6 +174,36 @@ fn weights_of_another_width_are_refused() {
             let layer = Linear { weight, bias: None };
             let problem = cpu.linear(&x, &layer, None, &mut y).unwrap_err().to_string();
             assert!(problem.contains("weight") && problem.contains("[8, 32]"), "{problem}");
+        }
+    }
+}
+
+/// A weight that is folded anew has what is made of it made anew.
+#[test]
+fn folded_weights_serve_both_ways() {
+    let (inputs, outputs, rank) = (45, 70, 3);
+    for cpu in found() {
+        let dtype = cpu.compute_dtype();
+        let mut folded = cpu.weight(numbers([outputs, inputs], 7, DType::F32).view()).unwrap();
+        let weight = cpu.weight(numbers([outputs, inputs], 1, DType::F32).view()).unwrap();
+        for seed in [3, 8] {
+            let a = numbers([2 * rank, inputs], seed, DType::F32);
+            let b = numbers([2, 30, rank], seed + 1, DType::F32);
+            let lora = Lora::<Cpu<f32>> { a: &a, b: &b, columns: &[0, 40], scale: 0.5 };
+            let mut layers = [LoraFold { weight: &weight, lora, folded: &mut folded }];
+            cpu.lora_fold(&mut layers).unwrap();
+            let values = cpu.weight_values(&folded).unwrap();
+            let layer = Linear::<Cpu<f32>> { weight: folded, bias: None };
+            let same = Linear::<Cpu<f32>> { weight: cpu.weight(values.view()).unwrap(), bias: None };
+            let (x, dy) = (numbers([9, inputs], 5, dtype), numbers([9, outputs], 6, dtype));
+            let [mut y, mut y_same] = [(); 2].map(|()| zeros([9, outputs], dtype));
+            let [mut dx, mut dx_same] = [(); 2].map(|()| zeros([9, inputs], dtype));
+            for (layer, y, dx) in [(&layer, &mut y, &mut dx), (&same, &mut y_same, &mut dx_same)] {
+                cpu.linear(&x, layer, None, y).unwrap();
+                cpu.linear_backward(&dy, layer, dx).unwrap();
+            }
+            assert!(y.bytes() == y_same.bytes() && dx.bytes() == dx_same.bytes(), "{cpu:?}, {seed}");
+            folded = layer.weight;
         }
     }
 }
