@@ -114,8 +114,7 @@ pub const LN2_HIGH: f32 = 0.693_359_4;
 /// As [`LN2_HIGH`].
 pub const LN2_LOW: f32 = -2.121_944_4e-4;
 /// (eʳ − 1 − r)/r² on |r| ≤ ln 2/2; the highest power first.
-pub const EXP: [f32; 6] =
-    [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
+pub const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
 /// Of `erf`, as polynomials in x²; the highest power first.
 pub const ERF_TOP: [f32; 7] = [
     -2.726_142_3e-10,

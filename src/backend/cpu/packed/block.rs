@@ -175,8 +175,8 @@ mod avx512 {
     use super::{Block, Part, SIDE, STEP, Term, bf16};
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_epi32,
-        _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps,
+        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_castsi512_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
+        _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_store_ps,
     };
 
     /// # Safety
@@ -219,12 +219,12 @@ mod avx512 {
         }
     }
 
-    /// What becomes of the elements of one cache line of a row of the sums: a pair of bf16 or an f32 of each row of a step.
+    /// What one instruction multiplies: a pair of rows of a step in bf16, a row in f32.
     pub trait Depths: Copy {
-        /// Rows of a step that one instruction takes.
+        /// Rows of a step.
         const AT_ONCE: usize;
 
-        /// These rows of the first factor, everywhere in a register.
+        /// Their elements in a row of the first factor, repeated over a register.
         ///
         /// # Safety
         /// For machines with AVX-512 F, and `AT_ONCE` elements at `a`.

@@ -25,8 +25,12 @@ pub trait Lanes: Arithmetic {
 
 /// The registers for an element; for bf16 where none is named.
 macro_rules! wide_of {
-    () => { $crate::backend::cpu::packed::lanes::Wide };
-    ($element:ident) => { <$element as $crate::backend::cpu::packed::Packed>::Wide };
+    () => {
+        $crate::backend::cpu::packed::lanes::Wide
+    };
+    ($element:ident) => {
+        <$element as $crate::backend::cpu::packed::Packed>::Wide
+    };
 }
 #[cfg(target_arch = "x86_64")]
 pub(in crate::backend::cpu) use wide_of;
@@ -335,7 +339,8 @@ mod wide {
             unsafe {
                 if EXACT {
                     let x = _mm512_max_ps(_mm512_set1_ps(-87.0), _mm512_min_ps(_mm512_set1_ps(87.0), self.0));
-                    let n = _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+                    let n =
+                        _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
                     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
                     let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
                     let p = _mm512_mul_ps(polynomial(&EXP, r), _mm512_mul_ps(r, r));
@@ -496,7 +501,7 @@ mod wide {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::packed::isa::{Isa, Ready};
+    use crate::backend::cpu::packed::isa::{Features, Isa, Ready};
 
     /// Every kind that this machine runs.
     fn kinds() -> impl Iterator<Item = Ready> {
@@ -543,6 +548,33 @@ mod tests {
                 y[0].is_nan() && y[1] < 1e-37 && y[2] > 1e37 && (y[3] - 1.0).abs() < 1e-5,
                 "{isa:?}: {y:?}"
             );
+        }
+    }
+
+    lanes! {
+        fn exp_in[L, E](from: &[f32; 16], to: &mut [f32; 16]) {
+            L::load(from).exp().store(to);
+        }
+    }
+
+    #[test]
+    fn exp_in_f32_is_within_two_ulp() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.runs_f32_with(Features::found())) {
+            let mut worst = 0.0f64;
+            for i in -54_000..54_000 {
+                let x: [f32; 16] = std::array::from_fn(|lane| (i * 16 + lane as i32) as f32 * 1e-4);
+                let mut y = [0.0; 16];
+                exp_in(isa.ready::<f32>(), &x, &mut y);
+                for (x, y) in x.iter().zip(y) {
+                    let exact = f64::from(*x).exp();
+                    worst = worst.max((f64::from(y) - exact).abs() / exact);
+                }
+            }
+            assert!(worst < 2.0 * f64::from(f32::EPSILON), "{isa:?}: {worst:e}");
+            let mut y = [0.0; 16];
+            let x = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0].repeat(4).try_into().unwrap();
+            exp_in(isa.ready::<f32>(), &x, &mut y);
+            assert!(y[0].is_nan() && y[1] < 1e-37 && y[2] > 1e37 && y[3] == 1.0, "{isa:?}: {y:?}");
         }
     }
 

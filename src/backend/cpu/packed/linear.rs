@@ -2,17 +2,17 @@
 //!
 //! The update is part of the same product: u = x̃·Aᵀ of a strip of rows stands behind the strip, scale·Bᵀ behind Wᵀ.
 
+use super::Packed;
 use super::block::{Block, SIDE};
 use super::isa::Isa;
 use super::panels::{Factor, Panels};
 use super::product::{Activated, Folded, Narrow, Nothing, Rounded, Sloped, Target, product, sums_over_rows};
-use super::Packed;
 use crate::backend::cpu::dropout::Mask;
 use crate::backend::cpu::lora_linear::Parts;
 use crate::backend::cpu::number::OnHost;
 use crate::backend::{Activation, Lora, LoraLinear, LoraLinearBackward, Result};
-use half::bf16;
 use crate::tensor::{DType, Shape, Tensor, View};
+use half::bf16;
 use std::ops::Range;
 use std::sync::OnceLock;
 
@@ -189,7 +189,11 @@ impl Parts<'_, f32> {
     }
 }
 
-pub fn lora_linear<E: Packed, B: OnHost>(isa: Isa, weight: &Weight<E>, args: LoraLinear<'_, B>) -> Result<()> {
+pub fn lora_linear<E: Packed, B: OnHost>(
+    isa: Isa,
+    weight: &Weight<E>,
+    args: LoraLinear<'_, B>,
+) -> Result<()> {
     let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
     let (rows, inputs) = x.shape().matrix();
     let parts = Parts::<f32>::of(lora)?;
@@ -250,7 +254,11 @@ pub fn lora_linear_backward<E: Packed, B: OnHost>(
 }
 
 /// Rounds the sum to bf16 again, which evaluation in bf16 does not want: it keeps adapters beside the weights.
-pub fn fold_bf16<B: OnHost>(weight: &Weight<bf16>, lora: Lora<'_, B>, folded: &mut Weight<bf16>) -> Result<()> {
+pub fn fold_bf16<B: OnHost>(
+    weight: &Weight<bf16>,
+    lora: Lora<'_, B>,
+    folded: &mut Weight<bf16>,
+) -> Result<()> {
     let inputs = lora.a.shape().columns();
     let parts = Parts::<f32>::of(lora)?;
     let mut sums = weight.values()?.view().to_tensor(DType::F32)?;
@@ -260,7 +268,12 @@ pub fn fold_bf16<B: OnHost>(weight: &Weight<bf16>, lora: Lora<'_, B>, folded: &m
 }
 
 /// W + scale·B·A, written as W lies.
-pub fn fold_f32<B: OnHost>(isa: Isa, weight: &Weight<f32>, lora: Lora<'_, B>, folded: &mut Weight<f32>) -> Result<()> {
+pub fn fold_f32<B: OnHost>(
+    isa: Isa,
+    weight: &Weight<f32>,
+    lora: Lora<'_, B>,
+    folded: &mut Weight<f32>,
+) -> Result<()> {
     let parts = Parts::<f32>::of(lora)?;
     let (inputs, outputs, width) = (weight.forward.depth(), weight.forward.columns(), parts.width());
     let b = parts.b_transposed(outputs);
