@@ -40,6 +40,7 @@ macro_rules! lanes {
     ($(#[$meta:meta])* $vis:vis fn $name:ident [$lanes:ident $(, $element:ident)?] ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "`isa` is one more")]
+        #[allow(clippy::needless_range_loop, reason = "iterators are functions of their own")]
         $vis fn $name $(<$element: $crate::backend::cpu::packed::Packed>)? (isa: $crate::backend::cpu::packed::isa::Ready $(<$element>)?, $($arg: $type),*) $(-> $result)? {
             #[inline(always)]
             fn body<$lanes: $crate::backend::cpu::packed::lanes::Lanes $(, $element: $crate::backend::cpu::packed::Packed)?>($($arg: $type),*) $(-> $result)? $body
@@ -313,6 +314,7 @@ mod wide {
     const POWER: [f32; 5] = [9.570_101e-3, 5.591_786e-2, 2.402_474_4e-1, 6.931_218e-1, 9.999_993e-1];
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "iterators are functions of their own")]
     fn polynomial<const N: usize>(coefficients: &[f32; N], x: __m512) -> __m512 {
         // SAFETY: as of `Wide`.
         unsafe {
