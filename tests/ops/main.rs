@@ -2,7 +2,6 @@
 //! against the CPU's by way of the host twin, and what NVRTC makes of every kernel.
 
 mod adamw;
-mod bf16;
 #[cfg(target_os = "linux")]
 mod clocked;
 mod crop_resize;
@@ -10,6 +9,7 @@ mod gradients;
 #[cfg(target_os = "linux")]
 mod host_twin;
 mod nvrtc;
+mod packed;
 mod sass;
 #[cfg(target_os = "linux")]
 mod twin_attention;

@@ -17,9 +17,10 @@ impl<T: Real> ActivationOp for Cpu<T> {
         z: &Tensor,
         g: &mut Tensor,
     ) -> Result<()> {
-        match device.bf16 {
-            None => activation::<T>(kind, z, g),
-            Some(isa) => bf16::activation::activation(isa, kind, z, g),
+        match (device.bf16, device.f32) {
+            (None, None) => activation::<T>(kind, z, g),
+            (None, Some(isa)) => packed::activation::activation::<f32>(isa, kind, z, g),
+            (Some(isa), _) => packed::activation::activation::<Bf16>(isa, kind, z, g),
         }
     }
 
@@ -29,9 +30,10 @@ impl<T: Real> ActivationOp for Cpu<T> {
         z: &Tensor,
         d: &mut Tensor,
     ) -> Result<()> {
-        match device.bf16 {
-            None => activation_backward::<T>(kind, z, d),
-            Some(isa) => bf16::activation::activation_backward(isa, kind, z, d),
+        match (device.bf16, device.f32) {
+            (None, None) => activation_backward::<T>(kind, z, d),
+            (None, Some(isa)) => packed::activation::activation_backward::<f32>(isa, kind, z, d),
+            (Some(isa), _) => packed::activation::activation_backward::<Bf16>(isa, kind, z, d),
         }
     }
 }

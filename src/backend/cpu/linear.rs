@@ -5,6 +5,19 @@ use super::real::{Real, vectors};
 use super::*;
 use rayon::prelude::*;
 
+/// A product by a layer's weight as it lies there: by the `gemm` crate, or by `$isa`.
+macro_rules! by_layout {
+    ($device:ident, $layer:expr, $op:literal, $weight:ident => $real:expr, $isa:ident => $packed:expr) => {
+        match (&$layer.weight.0, $device.bf16, $device.f32) {
+            (Layout::Real($weight), None, None) => $real,
+            (Layout::F32($weight), None, Some($isa)) => $packed,
+            (Layout::Bf16($weight), Some($isa), _) => $packed,
+            _ => Err(foreign($op)),
+        }
+    };
+}
+pub(super) use by_layout;
+
 impl<T: Real> LinearOp for Cpu<T> {
     fn linear_checked(
         device: Checked<'_, Self>,
@@ -14,11 +27,9 @@ impl<T: Real> LinearOp for Cpu<T> {
         y: &mut Tensor,
     ) -> Result<()> {
         let bias = layer.bias.as_ref();
-        match (device.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => linear::<T>(x, weight, bias, residual, y),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear(isa, x, weight, bias, residual, y),
-            _ => Err(foreign("linear")),
-        }
+        by_layout!(device, layer, "linear",
+            weight => linear::<T>(x, weight, bias, residual, y),
+            isa => packed::linear::linear(isa, x, weight, bias, residual, y))
     }
 
     fn linear_backward_checked(
@@ -27,11 +38,9 @@ impl<T: Real> LinearOp for Cpu<T> {
         layer: &Linear<Self>,
         dx: &mut Tensor,
     ) -> Result<()> {
-        match (device.bf16, &layer.weight.0) {
-            (None, Layout::Real(weight)) => linear_backward::<T>(dy, weight, dx),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::linear_backward(isa, dy, weight, dx),
-            _ => Err(foreign("linear_backward")),
-        }
+        by_layout!(device, layer, "linear_backward",
+            weight => linear_backward::<T>(dy, weight, dx),
+            isa => packed::linear::linear_backward(isa, dy, weight, dx))
     }
 
     fn linear_activation_checked(
@@ -42,11 +51,12 @@ impl<T: Real> LinearOp for Cpu<T> {
         z: &mut Tensor,
         g: &mut Tensor,
     ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
-            return bf16::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g);
-        }
-        Self::linear_checked(device, x, layer, None, z)?;
-        Self::activation_checked(device, kind, z, g)
+        by_layout!(device, layer, "linear_activation",
+            weight => {
+                linear::<T>(x, weight, layer.bias.as_ref(), None, z)?;
+                Self::activation_checked(device, kind, z, g)
+            },
+            isa => packed::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g))
     }
 
     fn linear_activation_backward_checked(
@@ -57,11 +67,12 @@ impl<T: Real> LinearOp for Cpu<T> {
         z: &Tensor,
         dz: &mut Tensor,
     ) -> Result<()> {
-        if let (Some(isa), Layout::Bf16(weight)) = (device.bf16, &layer.weight.0) {
-            return bf16::linear::linear_activation_backward(isa, dy, weight, kind, z, dz);
-        }
-        Self::linear_backward_checked(device, dy, layer, dz)?;
-        Self::activation_backward_checked(device, kind, z, dz)
+        by_layout!(device, layer, "linear_activation_backward",
+            weight => {
+                linear_backward::<T>(dy, weight, dz)?;
+                Self::activation_backward_checked(device, kind, z, dz)
+            },
+            isa => packed::linear::linear_activation_backward(isa, dy, weight, kind, z, dz))
     }
 }
 

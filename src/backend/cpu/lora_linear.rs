@@ -2,7 +2,7 @@
 
 use super::dropout::mask;
 use super::gemm::{Matrix, MatrixMut, Threads, Write, gemm};
-use super::linear::{Padded, linear, linear_backward};
+use super::linear::{Padded, by_layout, linear, linear_backward};
 use super::number::OnHost;
 use super::real::Real;
 use super::*;
@@ -71,22 +71,18 @@ impl<'a, T: Real> Parts<'a, T> {
 
 impl<T: Real> LoraLinearOp for Cpu<T> {
     fn lora_linear_checked(device: Checked<'_, Self>, args: LoraLinear<'_, Self>) -> Result<()> {
-        match (device.bf16, &args.layer.weight.0) {
-            (None, Layout::Real(weight)) => lora_linear::<T, Self>(weight, args),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear(isa, weight, args),
-            _ => Err(foreign("lora_linear")),
-        }
+        by_layout!(device, args.layer, "lora_linear",
+            weight => lora_linear::<T, Self>(weight, args),
+            isa => packed::linear::lora_linear(isa, weight, args))
     }
 
     fn lora_linear_backward_checked(
         device: Checked<'_, Self>,
         args: LoraLinearBackward<'_, Self>,
     ) -> Result<()> {
-        match (device.bf16, &args.layer.weight.0) {
-            (None, Layout::Real(weight)) => lora_linear_backward::<T, Self>(weight, args),
-            (Some(isa), Layout::Bf16(weight)) => bf16::linear::lora_linear_backward(isa, weight, args),
-            _ => Err(foreign("lora_linear_backward")),
-        }
+        by_layout!(device, args.layer, "lora_linear_backward",
+            weight => lora_linear_backward::<T, Self>(weight, args),
+            isa => packed::linear::lora_linear_backward(isa, weight, args))
     }
 }
 

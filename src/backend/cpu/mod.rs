@@ -2,7 +2,7 @@
 //!
 //! Plain loops and products in f32. In f64 the same code serves the gradient checks. One file per
 //! operation; [`real`] makes the loops vectorise, `gemm` holds the matrix products. In bf16 the loops are the same, and
-//! the products those of `bf16`.
+//! the products those of `packed`, which in f32 multiply by frozen weights where the machine has AVX-512.
 
 mod accumulate;
 mod activation;
@@ -24,6 +24,7 @@ mod lora_linear;
 mod memory;
 mod mix_rows;
 mod number;
+mod packed;
 mod patch_embed;
 mod prompts;
 mod rate;
@@ -31,7 +32,7 @@ pub mod real;
 mod take_rows;
 mod triplet;
 
-pub use bf16::isa::{Features, Isa};
+pub use packed::isa::{Features, Isa};
 pub use rate::InstructionRate;
 
 use super::*;
@@ -47,13 +48,16 @@ use std::marker::PhantomData;
 pub struct Cpu<T> {
     /// What products in bf16 are computed with, where it is bf16.
     bf16: Option<Isa>,
+    /// What frozen weights in f32 are packed for; without it the `gemm` crate packs them in every product.
+    f32: Option<Isa>,
     number: PhantomData<T>,
 }
 
 impl<T: Real> Cpu<T> {
     /// The one CPU, on the threads of rayon's current pool.
     pub fn new() -> Self {
-        Cpu { bf16: None, number: PhantomData }
+        let f32 = Isa::of_f32(Features::found()).filter(|_| T::DTYPE == DType::F32);
+        Cpu { bf16: None, f32, number: PhantomData }
     }
 }
 
@@ -64,9 +68,20 @@ impl Cpu<f32> {
     /// Where the machine does not have them.
     pub fn in_bf16(isa: Isa) -> Result<Self> {
         if isa.runs_with(Features::found()) {
-            return Ok(Cpu { bf16: Some(isa), number: PhantomData });
+            return Ok(Cpu { bf16: Some(isa), f32: None, number: PhantomData });
         }
         Err(BackendError::Invalid { op: "bf16", problem: format!("this machine has no {isa}") })
+    }
+
+    /// The CPU in f32, with frozen weights packed for these instructions.
+    ///
+    /// # Errors
+    /// Where the machine does not have them.
+    pub fn packed(isa: Isa) -> Result<Self> {
+        if isa.runs_f32_with(Features::found()) {
+            return Ok(Cpu { bf16: None, f32: Some(isa), number: PhantomData });
+        }
+        Err(BackendError::Invalid { op: "f32", problem: format!("this machine packs nothing for {isa:?}") })
     }
 }
 
@@ -75,7 +90,8 @@ pub struct Weight(Layout);
 
 enum Layout {
     Real(Padded),
-    Bf16(bf16::linear::Weight),
+    F32(packed::linear::Weight<f32>),
+    Bf16(packed::linear::Weight<Bf16>),
 }
 
 /// An operation over the type of activations and, where it is named, over the backend.
@@ -127,14 +143,19 @@ impl<T: Real> Memory for Cpu<T> {
     }
 
     fn weight(&self, source: View<'_>) -> Result<Weight> {
-        let (weight, bytes) = match self.bf16 {
-            None => {
+        let (weight, bytes) = match (self.bf16, self.f32) {
+            (None, None) => {
                 let weight = Padded::new::<T>(source)?;
                 let bytes = weight.bytes();
                 (Layout::Real(weight), bytes)
             }
-            Some(_) => {
-                let weight = bf16::linear::Weight::new(source)?;
+            (None, Some(_)) => {
+                let weight = packed::linear::Weight::new(source)?;
+                let bytes = weight.bytes();
+                (Layout::F32(weight), bytes)
+            }
+            (Some(_), _) => {
+                let weight = packed::linear::Weight::new(source)?;
                 let bytes = weight.bytes();
                 (Layout::Bf16(weight), bytes)
             }
@@ -146,6 +167,7 @@ impl<T: Real> Memory for Cpu<T> {
     fn weight_shape(&self, weight: &Weight) -> Shape {
         match &weight.0 {
             Layout::Real(weight) => weight.shape(),
+            Layout::F32(weight) => weight.shape(),
             Layout::Bf16(weight) => weight.shape(),
         }
     }
@@ -153,6 +175,7 @@ impl<T: Real> Memory for Cpu<T> {
     fn weight_bytes_to_come(&self, weight: &Weight) -> usize {
         match &weight.0 {
             Layout::Real(_) => 0,
+            Layout::F32(weight) => weight.bytes_to_come(),
             Layout::Bf16(weight) => weight.bytes_to_come(),
         }
     }
@@ -160,6 +183,7 @@ impl<T: Real> Memory for Cpu<T> {
     fn weight_values(&self, weight: &Weight) -> Result<Tensor> {
         match &weight.0 {
             Layout::Real(weight) => weight.values::<T>(),
+            Layout::F32(weight) => weight.values(),
             Layout::Bf16(weight) => weight.values(),
         }
     }

@@ -1,9 +1,8 @@
 //! How fast this machine's threads run the instruction that products are made of, on registers alone: what no product can
 //! exceed.
 
-use super::bf16::isa::Isa;
 use super::real::Vectors;
-use super::{Cpu, Real};
+use super::{Cpu, Isa, Real};
 use std::time::Instant;
 
 /// The rate of an instruction.

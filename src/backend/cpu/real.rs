@@ -69,19 +69,15 @@ impl Arithmetic for f32 {
     fn exp(self) -> f32 {
         // Adding and taking away 1.5·2²³ rounds to the nearest integer and leaves it in the low bits.
         const ROUND: f32 = 12_582_912.0;
-        const LN2_HIGH: f32 = 0.693_359_4;
-        const LN2_LOW: f32 = -2.121_944_4e-4;
         let x = if self > 87.0 { 87.0 } else { self };
         let x = if x < -87.0 { -87.0 } else { x };
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
         let n = shifted - ROUND;
         let r = x - n * LN2_HIGH - n * LN2_LOW;
-        let mut p = 1.987_569_1e-4;
-        p = p * r + 1.398_2e-3;
-        p = p * r + 8.333_452e-3;
-        p = p * r + 4.166_579_6e-2;
-        p = p * r + 1.666_666_6e-1;
-        p = p * r + 0.5;
+        let mut p = EXP[0];
+        for coefficient in &EXP[1..] {
+            p = p * r + coefficient;
+        }
         let power = (shifted.to_bits() << 23).wrapping_add(127 << 23);
         (p * r * r + r + 1.0) * f32::from_bits(power)
     }
@@ -113,6 +109,12 @@ impl Real for f32 {
     }
 }
 
+/// ln 2 in two parts.
+pub const LN2_HIGH: f32 = 0.693_359_4;
+/// As [`LN2_HIGH`].
+pub const LN2_LOW: f32 = -2.121_944_4e-4;
+/// (eʳ − 1 − r)/r² on |r| ≤ ln 2/2; the highest power first.
+pub const EXP: [f32; 6] = [1.987_569_1e-4, 1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5];
 /// Of `erf`, as polynomials in x²; the highest power first.
 pub const ERF_TOP: [f32; 7] = [
     -2.726_142_3e-10,

@@ -2,12 +2,12 @@
 //!
 //! Of the probabilities the logarithm of each row's sum is kept, and the backward pass makes them again.
 
-use super::block::{Block, Part, Rows, SIDE, Unit};
-use super::isa::{Isa, Ready};
-use super::lanes::{Row, lanes};
-use super::panels::{Factor, Lines, Panels, turn};
-use super::product::Target;
 use crate::backend::cpu::number::OnHost;
+use crate::backend::cpu::packed::block::{Block, Part, Rows, SIDE, Unit};
+use crate::backend::cpu::packed::isa::{Isa, Ready};
+use crate::backend::cpu::packed::lanes::{Row, lanes};
+use crate::backend::cpu::packed::panels::{Factor, Lines, Panels, turn};
+use crate::backend::cpu::packed::product::Target;
 use crate::backend::cpu::real::Arithmetic;
 use crate::backend::{AttentionBackward, AttentionExtents, AttentionGradient, AttentionInput, Result};
 use crate::tensor::Tensor;

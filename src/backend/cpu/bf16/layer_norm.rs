@@ -1,7 +1,7 @@
 //! Layer norm of rows in bf16, with statistics in f32.
 
-use super::block::SIDE;
-use super::lanes::{Row, lanes};
+use crate::backend::cpu::packed::block::SIDE;
+use crate::backend::cpu::packed::lanes::{Row, lanes};
 use half::bf16;
 
 /// Numbers in whole [`Row`]s, with zeros behind them.

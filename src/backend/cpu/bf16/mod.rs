@@ -1,18 +1,10 @@
 //! The CPU backend in bf16: activations and frozen weights in 16 bits, sums, statistics, losses and all that is trained
 //! in f32.
 //!
-//! Every product is cut into blocks of 32 by 32, which [`block`] computes by the instructions that the processor has.
-//! Frozen weights are packed for them once, when they are loaded; adapters stay beside the weights.
+//! Products are those of [`packed`](super::packed); here is what is around them.
 
-pub mod activation;
 pub mod attention;
-mod block;
-pub mod isa;
-mod lanes;
 pub mod layer_norm;
-pub mod linear;
-mod panels;
-mod product;
 
 use super::number::Number;
 use half::bf16;
@@ -29,19 +21,6 @@ pub fn round(value: f32) -> bf16 {
 #[inline(always)]
 pub fn widen(value: bf16) -> f32 {
     f32::from_bits(u32::from(value.to_bits()) << 16)
-}
-
-/// Asks for the cache line at `at`, to read it or to write to it.
-#[inline(always)]
-fn fetch<const READ: bool>(at: *const bf16) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, which may name any address.
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_ET0, _MM_HINT_T0, _mm_prefetch};
-        if READ { _mm_prefetch::<_MM_HINT_T0>(at.cast()) } else { _mm_prefetch::<_MM_HINT_ET0>(at.cast()) }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 impl Number for bf16 {

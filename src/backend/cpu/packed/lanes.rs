@@ -1,7 +1,8 @@
 //! Sixteen numbers at once, for what is computed around the products: the formulas stand once, over [`Lanes`], and run as
 //! plain arrays or in the registers of AVX-512, as the products do.
 
-use super::{round, widen};
+use super::Packed;
+use crate::backend::cpu::bf16::{round, widen};
 use crate::backend::cpu::real::{Arithmetic, max_of};
 use half::bf16;
 use std::ops::{Add, Div, Mul, Neg, Sub};
@@ -22,36 +23,49 @@ pub trait Lanes: Arithmetic {
     fn turned(rows: &[[bf16; 32]; 16]) -> [[bf16; 32]; 16];
 }
 
-/// A function over `$lanes`, run for the instructions of `isa`. Its arguments' types name no parameters.
+/// The registers for an element; for bf16 where none is named.
+macro_rules! wide_of {
+    () => {
+        $crate::backend::cpu::packed::lanes::Wide
+    };
+    ($element:ident) => {
+        <$element as $crate::backend::cpu::packed::Packed>::Wide
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(in crate::backend::cpu) use wide_of;
+
+/// A function over `$lanes`, and over `$element` where it is for more than bf16, run for the instructions of `isa`.
 macro_rules! lanes {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident [$lanes:ident] ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident [$lanes:ident $(, $element:ident)?] ($($arg:ident: $type:ty),* $(,)?) $(-> $result:ty)? $body:block) => {
         $(#[$meta])*
         #[allow(clippy::too_many_arguments, reason = "`isa` is one more")]
-        $vis fn $name(isa: $crate::backend::cpu::bf16::isa::Ready, $($arg: $type),*) $(-> $result)? {
+        #[allow(clippy::needless_range_loop, reason = "iterators are functions of their own")]
+        $vis fn $name $(<$element: $crate::backend::cpu::packed::Packed>)? (isa: $crate::backend::cpu::packed::isa::Ready $(<$element>)?, $($arg: $type),*) $(-> $result)? {
             #[inline(always)]
-            fn body<$lanes: $crate::backend::cpu::bf16::lanes::Lanes>($($arg: $type),*) $(-> $result)? $body
+            fn body<$lanes: $crate::backend::cpu::packed::lanes::Lanes $(, $element: $crate::backend::cpu::packed::Packed)?>($($arg: $type),*) $(-> $result)? $body
 
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-            fn wide($($arg: $type),*) $(-> $result)? {
-                body::<$crate::backend::cpu::bf16::lanes::Wide>($($arg),*)
+            fn wide $(<$element: $crate::backend::cpu::packed::Packed>)? ($($arg: $type),*) $(-> $result)? {
+                body::<$crate::backend::cpu::packed::lanes::wide_of!($($element)?) $(, $element)?>($($arg),*)
             }
 
             #[cfg(target_arch = "x86_64")]
             if isa.wide() {
                 // SAFETY: the machine has these instructions.
-                return unsafe { wide($($arg),*) };
+                return unsafe { wide $(::<$element>)? ($($arg),*) };
             }
             let _ = isa;
-            body::<$crate::backend::cpu::bf16::lanes::Plain>($($arg),*)
+            body::<$crate::backend::cpu::packed::lanes::Plain $(, $element)?>($($arg),*)
         }
     };
 }
-pub(super) use lanes;
+pub(in crate::backend::cpu) use lanes;
 
 /// 32 numbers of a row.
 #[derive(Clone, Copy)]
-pub struct Row<L>([L; 2]);
+pub struct Row<L>(pub [L; 2]);
 
 /// No closures here, nor in what follows: a function of its own is compiled without the instructions.
 impl<L: Lanes> Row<L> {
@@ -74,18 +88,17 @@ impl<L: Lanes> Row<L> {
     }
 
     #[inline(always)]
-    pub fn widened(from: &[bf16; 32]) -> Self {
-        let (halves, _) = from.as_chunks::<16>();
-        Row([L::widened(&halves[0]), L::widened(&halves[1])])
+    pub fn widened<E: Packed>(from: &[E; 32]) -> Self {
+        E::widened(from)
     }
 
     /// Of up to 32 numbers, and zeros behind them.
     #[inline(always)]
-    pub fn widened_part(from: &[bf16]) -> Self {
+    pub fn widened_part<E: Packed>(from: &[E]) -> Self {
         match from.first_chunk() {
             Some(from) => Self::widened(from),
             None => {
-                let mut padded = [bf16::ZERO; 32];
+                let mut padded = [E::default(); 32];
                 padded[..from.len()].copy_from_slice(from);
                 Self::widened(&padded)
             }
@@ -93,14 +106,14 @@ impl<L: Lanes> Row<L> {
     }
 
     #[inline(always)]
-    pub fn rounded(self) -> [bf16; 32] {
-        L::rounded(self.0[0], self.0[1])
+    pub fn rounded<E: Packed>(self) -> [E; 32] {
+        E::rounded(self)
     }
 
     /// Rounds the first of them to all of `to`, 32 at most.
     #[inline(always)]
-    pub fn round_to(self, to: &mut [bf16]) {
-        put(&self.rounded(), to);
+    pub fn round_to<E: Packed>(self, to: &mut [E]) {
+        E::put(self, to);
     }
 
     /// The larger of each two.
@@ -131,7 +144,7 @@ impl<L: Lanes> Row<L> {
 
 /// The first of them, as many as there is room for.
 #[inline(always)]
-pub fn put(from: &[bf16; 32], to: &mut [bf16]) {
+pub fn put<E: Packed>(from: &[E; 32], to: &mut [E]) {
     match to.first_chunk_mut() {
         Some(to) => *to = *from,
         None => to.copy_from_slice(&from[..to.len()]),
@@ -259,7 +272,7 @@ macro_rules! operators {
         }
 
         #[cfg(target_arch = "x86_64")]
-        impl $op for Wide {
+        impl<const EXACT: bool> $op for Wide<EXACT> {
             type Output = Self;
 
             #[inline(always)]
@@ -286,20 +299,22 @@ use wide::{_mm512_add_ps, _mm512_div_ps, _mm512_mul_ps, _mm512_sub_ps};
 #[cfg(target_arch = "x86_64")]
 mod wide {
     use super::{Arithmetic, Lanes, Neg, bf16};
-    use crate::backend::cpu::real::{ERF_BOTTOM, ERF_TOP};
+    use crate::backend::cpu::real::{ERF_BOTTOM, ERF_TOP, EXP, LN2_HIGH, LN2_LOW};
     use std::arch::asm;
     use std::arch::x86_64::*;
     pub use std::arch::x86_64::{_mm512_add_ps, _mm512_div_ps, _mm512_mul_ps, _mm512_sub_ps};
 
-    /// A register. [`lanes!`](super::lanes) alone names it, where the machine was found to have AVX-512 F, BW, DQ and VL
-    /// and AVX512-BF16, in functions that are compiled for it: all that is below becomes part of them.
+    /// A register, with functions as exact as those of f32 or as bf16 needs. [`lanes!`](super::lanes) alone names it, where
+    /// the machine was found to have AVX-512 F, BW, DQ and VL, and for bf16 AVX512-BF16, in functions that are compiled for
+    /// it: all that is below becomes part of them.
     #[derive(Clone, Copy)]
-    pub struct Wide(pub __m512);
+    pub struct Wide<const EXACT: bool = false>(pub __m512);
 
     /// 2ʳ on |r| ≤ 1/2 to 2.7e-6; the highest power first.
     const POWER: [f32; 5] = [9.570_101e-3, 5.591_786e-2, 2.402_474_4e-1, 6.931_218e-1, 9.999_993e-1];
 
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "iterators are functions of their own")]
     fn polynomial<const N: usize>(coefficients: &[f32; N], x: __m512) -> __m512 {
         // SAFETY: as of `Wide`.
         unsafe {
@@ -311,19 +326,29 @@ mod wide {
         }
     }
 
-    impl Arithmetic for Wide {
+    impl<const EXACT: bool> Arithmetic for Wide<EXACT> {
         #[inline(always)]
         fn from_f64(value: f64) -> Self {
             // SAFETY: as of `Wide`.
             Wide(unsafe { _mm512_set1_ps(value as f32) })
         }
 
-        /// To 1e-5 of it, a fifth of a hundredth of what rounding takes; saturates at 2^±126. The constants stand first,
-        /// so that what is not a number stays that.
+        /// As that of f32, or to 1e-5 of it, a fifth of a hundredth of what rounding to bf16 takes; saturates at 2^±126. The
+        /// constants stand first, so that what is not a number stays that.
         #[inline(always)]
         fn exp(self) -> Self {
             // SAFETY: as of `Wide`.
             unsafe {
+                if EXACT {
+                    let x = _mm512_max_ps(_mm512_set1_ps(-87.0), _mm512_min_ps(_mm512_set1_ps(87.0), self.0));
+                    let n =
+                        _mm512_roundscale_ps::<0>(_mm512_mul_ps(x, _mm512_set1_ps(std::f32::consts::LOG2_E)));
+                    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_HIGH), x);
+                    let r = _mm512_fnmadd_ps(n, _mm512_set1_ps(LN2_LOW), r);
+                    let p = _mm512_mul_ps(polynomial(&EXP, r), _mm512_mul_ps(r, r));
+                    let p = _mm512_add_ps(_mm512_add_ps(p, r), _mm512_set1_ps(1.0));
+                    return Wide(_mm512_scalef_ps(p, n));
+                }
                 let t = _mm512_mul_ps(self.0, _mm512_set1_ps(std::f32::consts::LOG2_E));
                 let t = _mm512_max_ps(_mm512_set1_ps(-126.0), _mm512_min_ps(_mm512_set1_ps(126.0), t));
                 let n = _mm512_roundscale_ps::<0>(t);
@@ -342,7 +367,7 @@ mod wide {
         }
     }
 
-    impl Neg for Wide {
+    impl<const EXACT: bool> Neg for Wide<EXACT> {
         type Output = Self;
 
         #[inline(always)]
@@ -384,7 +409,7 @@ mod wide {
         rounded
     }
 
-    impl Lanes for Wide {
+    impl<const EXACT: bool> Lanes for Wide<EXACT> {
         #[inline(always)]
         fn load(from: &[f32; 16]) -> Self {
             // SAFETY: 64 bytes, and as of `Wide`.
@@ -478,7 +503,7 @@ mod wide {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cpu::bf16::isa::{Isa, Ready};
+    use crate::backend::cpu::packed::isa::{Features, Isa, Ready};
 
     /// Every kind that this machine runs.
     fn kinds() -> impl Iterator<Item = Ready> {
@@ -525,6 +550,33 @@ mod tests {
                 y[0].is_nan() && y[1] < 1e-37 && y[2] > 1e37 && (y[3] - 1.0).abs() < 1e-5,
                 "{isa:?}: {y:?}"
             );
+        }
+    }
+
+    lanes! {
+        fn exp_in[L, E](from: &[f32; 16], to: &mut [f32; 16]) {
+            L::load(from).exp().store(to);
+        }
+    }
+
+    #[test]
+    fn exp_in_f32_is_within_two_ulp() {
+        for isa in Isa::ALL.into_iter().filter(|isa| isa.runs_f32_with(Features::found())) {
+            let mut worst = 0.0f64;
+            for i in -54_000..54_000 {
+                let x: [f32; 16] = std::array::from_fn(|lane| (i * 16 + lane as i32) as f32 * 1e-4);
+                let mut y = [0.0; 16];
+                exp_in(isa.ready::<f32>(), &x, &mut y);
+                for (x, y) in x.iter().zip(y) {
+                    let exact = f64::from(*x).exp();
+                    worst = worst.max((f64::from(y) - exact).abs() / exact);
+                }
+            }
+            assert!(worst < 2.0 * f64::from(f32::EPSILON), "{isa:?}: {worst:e}");
+            let mut y = [0.0; 16];
+            let x = [f32::NAN, f32::NEG_INFINITY, f32::INFINITY, 0.0].repeat(4).try_into().unwrap();
+            exp_in(isa.ready::<f32>(), &x, &mut y);
+            assert!(y[0].is_nan() && y[1] < 1e-37 && y[2] > 1e37 && y[3] == 1.0, "{isa:?}: {y:?}");
         }
     }
 

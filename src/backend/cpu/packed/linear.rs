@@ -1,12 +1,12 @@
-//! Frozen linear layers in bf16, with and without a low-rank update beside them.
+//! Frozen linear layers over packed weights, with and without a low-rank update beside them.
 //!
 //! The update is part of the same product: u = x̃·Aᵀ of a strip of rows stands behind the strip, scale·Bᵀ behind Wᵀ.
 
+use super::Packed;
 use super::block::{Block, SIDE};
 use super::isa::Isa;
 use super::panels::{Factor, Panels};
-use super::product::{Activated, Narrow, Nothing, Rounded, Sloped, Target, product, sums_over_rows};
-use super::round;
+use super::product::{Activated, Folded, Narrow, Nothing, Rounded, Sloped, Target, product, sums_over_rows};
 use crate::backend::cpu::dropout::Mask;
 use crate::backend::cpu::lora_linear::Parts;
 use crate::backend::cpu::number::OnHost;
@@ -17,17 +17,17 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 /// A frozen weight \[out, in\], packed.
-pub struct Weight {
+pub struct Weight<E> {
     /// Wᵀ, for y = x·Wᵀ.
-    forward: Panels,
+    forward: Panels<E>,
     /// W, for dx = dy·W; made when it is first asked for: who only evaluates has no use for it.
-    backward: OnceLock<Panels>,
+    backward: OnceLock<Panels<E>>,
 }
 
-impl Weight {
+impl<E: Packed> Weight<E> {
     pub fn new(source: View<'_>) -> Result<Self> {
-        let rounded = source.to_tensor(DType::BF16)?;
-        let (values, inputs) = (rounded.typed::<bf16>()?, source.shape().columns());
+        let rounded = source.to_tensor(E::DTYPE)?;
+        let (values, inputs) = (rounded.typed::<E>()?, source.shape().columns());
         let outputs = source.shape().rows();
         let mut forward = Panels::new(inputs, outputs);
         forward.fill(|k, n| values[n * inputs + k]);
@@ -40,8 +40,8 @@ impl Weight {
 
     pub fn values(&self) -> Result<Tensor> {
         let (inputs, outputs) = (self.forward.depth(), self.forward.columns());
-        let mut values = Tensor::zeros([outputs, inputs], DType::BF16);
-        for (index, value) in values.typed_mut::<bf16>()?.iter_mut().enumerate() {
+        let mut values = Tensor::zeros([outputs, inputs], E::DTYPE);
+        for (index, value) in values.typed_mut::<E>()?.iter_mut().enumerate() {
             *value = self.forward.get(index % inputs, index / inputs);
         }
         Ok(values)
@@ -56,15 +56,15 @@ impl Weight {
         if self.backward.get().is_some() { 0 } else { self.forward.bytes() }
     }
 
-    fn backward(&self) -> &Panels {
+    fn backward(&self) -> &Panels<E> {
         self.backward.get_or_init(|| self.forward.transposed())
     }
 }
 
-pub fn linear(
+pub fn linear<E: Packed>(
     isa: Isa,
     x: &Tensor,
-    weight: &Weight,
+    weight: &Weight<E>,
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
     y: &mut Tensor,
@@ -72,10 +72,10 @@ pub fn linear(
     forward(isa, x, weight, bias, residual, y, None)
 }
 
-pub fn linear_activation(
+pub fn linear_activation<E: Packed>(
     isa: Isa,
     x: &Tensor,
-    weight: &Weight,
+    weight: &Weight<E>,
     bias: Option<&Tensor>,
     kind: Activation,
     z: &mut Tensor,
@@ -83,7 +83,7 @@ pub fn linear_activation(
 ) -> Result<()> {
     let (rows, inputs) = x.shape().matrix();
     let outputs = z.shape().columns();
-    let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
+    let bias = bias.map(|bias| bias.typed::<E>()).transpose()?;
     let y = Target::new(z.typed_mut()?, rows, outputs);
     let g = Target::new(g.typed_mut()?, rows, outputs);
     let output = Activated { z: Rounded { y, bias, residual: None }, g, kind };
@@ -91,10 +91,10 @@ pub fn linear_activation(
     Ok(())
 }
 
-pub fn linear_activation_backward(
+pub fn linear_activation_backward<E: Packed>(
     isa: Isa,
     dy: &Tensor,
-    weight: &Weight,
+    weight: &Weight<E>,
     kind: Activation,
     z: &Tensor,
     dz: &mut Tensor,
@@ -108,36 +108,36 @@ pub fn linear_activation_backward(
 }
 
 /// y = x·Wᵀ + b + residual, and what is narrow beside it.
-fn forward(
+fn forward<E: Packed>(
     isa: Isa,
     x: &Tensor,
-    weight: &Weight,
+    weight: &Weight<E>,
     bias: Option<&Tensor>,
     residual: Option<&Tensor>,
     y: &mut Tensor,
-    narrow: Option<&Narrow<'_>>,
+    narrow: Option<&Narrow<'_, E>>,
 ) -> Result<()> {
     let (rows, inputs) = x.shape().matrix();
     let outputs = y.shape().columns();
-    let bias = bias.map(|bias| bias.typed::<bf16>()).transpose()?;
-    let residual = residual.map(|residual| residual.typed::<bf16>()).transpose()?;
+    let bias = bias.map(|bias| bias.typed::<E>()).transpose()?;
+    let residual = residual.map(|residual| residual.typed::<E>()).transpose()?;
     let x = Factor::new(x.typed()?, rows, inputs);
     let y = Target::new(y.typed_mut()?, rows, outputs);
     product(isa, x, Some(&weight.forward), narrow, &Rounded { y, bias, residual });
     Ok(())
 }
 
-pub fn linear_backward(isa: Isa, dy: &Tensor, weight: &Weight, dx: &mut Tensor) -> Result<()> {
+pub fn linear_backward<E: Packed>(isa: Isa, dy: &Tensor, weight: &Weight<E>, dx: &mut Tensor) -> Result<()> {
     backward(isa, dy, weight, dx, None)
 }
 
 /// dx = dy·W, and what is narrow beside it.
-fn backward(
+fn backward<E: Packed>(
     isa: Isa,
     dy: &Tensor,
-    weight: &Weight,
+    weight: &Weight<E>,
     dx: &mut Tensor,
-    narrow: Option<&Narrow<'_>>,
+    narrow: Option<&Narrow<'_, E>>,
 ) -> Result<()> {
     let (rows, outputs) = dy.shape().matrix();
     let inputs = dx.shape().columns();
@@ -149,47 +149,51 @@ fn backward(
 
 impl Parts<'_, f32> {
     /// Aᵀ of all parts: \[in, n·r\].
-    fn a_transposed(&self) -> Panels {
+    fn a_transposed<E: Packed>(&self) -> Panels<E> {
         let mut panels = Panels::new(self.inputs, self.width());
-        panels.fill(|k, n| round(self.a[n * self.inputs + k]));
+        panels.fill(|k, n| E::narrow(self.a[n * self.inputs + k]));
         panels
     }
 
     /// A of all parts: \[n·r, in\].
-    fn a_packed(&self) -> Panels {
+    fn a_packed<E: Packed>(&self) -> Panels<E> {
         let mut panels = Panels::new(self.width(), self.inputs);
-        panels.fill(|k, n| round(self.a[k * self.inputs + n]));
+        panels.fill(|k, n| E::narrow(self.a[k * self.inputs + n]));
         panels
     }
 
     /// Element (row of u, column of y) of scale·Bᵀ, with zeros where a part has no such column.
-    fn b_at(&self, of_u: usize, column: usize) -> bf16 {
+    fn b_at<E: Packed>(&self, of_u: usize, column: usize) -> E {
         let part = of_u / self.rank;
         let first = self.columns[part];
         match column.checked_sub(first).filter(|&row| row < self.outputs) {
             Some(row) => {
-                round(self.scale * self.b[(part * self.outputs + row) * self.rank + of_u % self.rank])
+                E::narrow(self.scale * self.b[(part * self.outputs + row) * self.rank + of_u % self.rank])
             }
-            None => bf16::ZERO,
+            None => E::default(),
         }
     }
 
     /// scale·Bᵀ of all parts, each at its columns of y: \[n·r, columns\].
-    fn b_transposed(&self, columns: usize) -> Panels {
+    fn b_transposed<E: Packed>(&self, columns: usize) -> Panels<E> {
         let mut panels = Panels::new(self.width(), columns);
         panels.fill(|k, n| self.b_at(k, n));
         panels
     }
 
     /// scale·B of all parts, each at its columns of y: \[columns, n·r\].
-    fn b_packed(&self, columns: usize) -> Panels {
+    fn b_packed<E: Packed>(&self, columns: usize) -> Panels<E> {
         let mut panels = Panels::new(columns, self.width());
         panels.fill(|k, n| self.b_at(n, k));
         panels
     }
 }
 
-pub fn lora_linear<B: OnHost>(isa: Isa, weight: &Weight, args: LoraLinear<'_, B>) -> Result<()> {
+pub fn lora_linear<E: Packed, B: OnHost>(
+    isa: Isa,
+    weight: &Weight<E>,
+    args: LoraLinear<'_, B>,
+) -> Result<()> {
     let LoraLinear { x, seen, layer, lora, residual, u, y } = args;
     let (rows, inputs) = x.shape().matrix();
     let parts = Parts::<f32>::of(lora)?;
@@ -201,9 +205,9 @@ pub fn lora_linear<B: OnHost>(isa: Isa, weight: &Weight, args: LoraLinear<'_, B>
     forward(isa, x, weight, layer.bias.as_ref(), residual, y, Some(&narrow))
 }
 
-pub fn lora_linear_backward<B: OnHost>(
+pub fn lora_linear_backward<E: Packed, B: OnHost>(
     isa: Isa,
-    weight: &Weight,
+    weight: &Weight<E>,
     args: LoraLinearBackward<'_, B>,
 ) -> Result<()> {
     let LoraLinearBackward { dy, x, dropout, u, lora, du, da, db, dx, .. } = args;
@@ -228,7 +232,7 @@ pub fn lora_linear_backward<B: OnHost>(
             to.copy_from_slice(block.row(i, columns.len()));
         }
     };
-    let (du, x) = (Factor::new(du.typed()?, rows, width), Factor::new(x.typed()?, rows, inputs));
+    let (du, x) = (Factor::<E>::new(du.typed()?, rows, width), Factor::new(x.typed()?, rows, inputs));
     sums_over_rows(isa, du, x, &write);
 
     let (outputs, rank) = (parts.outputs, parts.rank);
@@ -245,16 +249,42 @@ pub fn lora_linear_backward<B: OnHost>(
             }
         }
     };
-    sums_over_rows(isa, Factor::new(u.typed()?, rows, width), of_dy, &write);
+    sums_over_rows(isa, Factor::<E>::new(u.typed()?, rows, width), of_dy, &write);
     Ok(())
 }
 
 /// Rounds the sum to bf16 again, which evaluation in bf16 does not want: it keeps adapters beside the weights.
-pub fn lora_fold<B: OnHost>(weight: &Weight, lora: Lora<'_, B>, folded: &mut Weight) -> Result<()> {
+pub fn fold_bf16<B: OnHost>(
+    weight: &Weight<bf16>,
+    lora: Lora<'_, B>,
+    folded: &mut Weight<bf16>,
+) -> Result<()> {
     let inputs = lora.a.shape().columns();
     let parts = Parts::<f32>::of(lora)?;
     let mut sums = weight.values()?.view().to_tensor(DType::F32)?;
     parts.fold_into(sums.typed_mut()?, inputs);
     *folded = Weight::new(sums.view())?;
+    Ok(())
+}
+
+/// W + scale·B·A, written as W lies.
+pub fn fold_f32<B: OnHost>(
+    isa: Isa,
+    weight: &Weight<f32>,
+    lora: Lora<'_, B>,
+    folded: &mut Weight<f32>,
+) -> Result<()> {
+    let parts = Parts::<f32>::of(lora)?;
+    let (inputs, outputs, width) = (weight.forward.depth(), weight.forward.columns(), parts.width());
+    let b = parts.b_transposed(outputs);
+    let mut a = vec![0.0; inputs * width];
+    for (of_u, row) in parts.a.chunks_exact(inputs).enumerate() {
+        for (input, &value) in row.iter().enumerate() {
+            a[input * width + of_u] = value;
+        }
+    }
+    folded.backward = OnceLock::new();
+    let output = Folded::new(&weight.forward, &mut folded.forward);
+    product(isa, Factor::new(&a, inputs, width), Some(&b), None, &output);
     Ok(())
 }

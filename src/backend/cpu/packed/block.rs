@@ -3,8 +3,8 @@
 //! Terms are 32 deep, or a multiple of it. The second factor of each lies packed as [`Panels`](super::panels::Panels)
 //! says, in the order in which both AMX and AVX-512 read it.
 
+use super::Packed;
 use super::isa::{Isa, Ready};
-use super::widen;
 use crate::backend::cpu::real::vectors;
 use half::bf16;
 use std::marker::PhantomData;
@@ -31,21 +31,21 @@ impl Block {
 
 /// 32 rows of a first factor, `stride` elements apart.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
-    pub data: &'a [bf16],
+pub struct Rows<'a, E = bf16> {
+    pub data: &'a [E],
     pub stride: usize,
 }
 
 /// A product that goes into a sum: rows, and steps of the second factor.
 #[derive(Clone, Copy)]
-pub struct Term<'a> {
-    pub rows: Rows<'a>,
-    pub steps: &'a [bf16],
+pub struct Term<'a, E = bf16> {
+    pub rows: Rows<'a, E>,
+    pub steps: &'a [E],
     /// What is behind it, up to the end of the steps, is zeros, and may be left out.
     pub depth: usize,
 }
 
-impl Term<'_> {
+impl<E> Term<'_, E> {
     fn check(&self) {
         let depth = self.steps.len() / STEP * SIDE;
         assert!(
@@ -68,52 +68,73 @@ pub struct Part {
 }
 
 /// A thread's leave to multiply; while it lives, the thread's tiles are set up for it.
-pub struct Unit {
-    isa: Ready,
+pub struct Unit<E = bf16> {
+    isa: Ready<E>,
     /// Tiles are a thread's own.
     on_this_thread: PhantomData<*const ()>,
 }
 
-impl Unit {
+impl<E: Packed> Unit<E> {
     /// # Panics
     /// Where the machine does not run `isa`.
     pub fn new(isa: Isa) -> Self {
-        let ready = isa.ready();
+        let isa = isa.ready();
         #[cfg(target_arch = "x86_64")]
-        if isa == Isa::Amx {
+        if isa.isa() == Isa::Amx {
             // SAFETY: the machine has AMX, as was asserted.
             unsafe { amx::set_up() };
         }
-        Unit { isa: ready, on_this_thread: PhantomData }
+        Unit { isa, on_this_thread: PhantomData }
     }
 
     /// What it multiplies with.
     #[inline(always)]
-    pub fn isa(&self) -> Ready {
+    pub fn isa(&self) -> Ready<E> {
         self.isa
     }
 
     /// `part` of block = Σ rows·steps over `terms`, of which there is at least one.
     #[inline]
-    pub fn multiply(&self, terms: &[Term<'_>], part: Part, block: &mut Block) {
+    pub fn multiply(&self, terms: &[Term<'_, E>], part: Part, block: &mut Block) {
         terms.iter().for_each(Term::check);
         assert!(part.rows <= SIDE && part.columns <= SIDE, "{part:?}");
-        match self.isa.isa() {
-            Isa::Plain => plain(terms, block),
-            // SAFETY: `new` has asserted that the machine has the instructions, and set up the tiles of this thread,
-            // which this value does not leave. All reads lie within the slices, as was just checked.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512::multiply(terms, part, block) },
-            // SAFETY: as above.
-            #[cfg(target_arch = "x86_64")]
-            Isa::Amx => unsafe { amx::multiply(terms, block) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx512 | Isa::Amx => unreachable!("no machine of this kind has them"),
-        }
+        // SAFETY: `new` has asserted that the machine has the instructions, and set up the tiles of this thread, which this
+        // value does not leave. All reads lie within the slices, as was just checked.
+        unsafe { E::multiply(self.isa.isa(), terms, part, block) }
     }
 }
 
-impl Drop for Unit {
+/// # Safety
+/// For machines that run `isa`, on a thread whose tiles are set up where it is AMX, and terms and a part that were checked.
+#[inline(always)]
+pub unsafe fn multiply_bf16(isa: Isa, terms: &[Term<'_>], part: Part, block: &mut Block) {
+    match isa {
+        Isa::Plain => plain(terms, block),
+        // SAFETY: as of this function.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::multiply(terms, part, block) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Amx => unsafe { amx::multiply(terms, block) },
+        #[cfg(not(target_arch = "x86_64"))]
+        Isa::Avx512 | Isa::Amx => unreachable!("no machine of this kind has them"),
+    }
+}
+
+/// # Safety
+/// As [`multiply_bf16`].
+#[inline(always)]
+pub unsafe fn multiply_f32(isa: Isa, terms: &[Term<'_, f32>], part: Part, block: &mut Block) {
+    match isa {
+        Isa::Plain => plain(terms, block),
+        // SAFETY: as of this function.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { avx512::multiply(terms, part, block) },
+        _ => unreachable!("not in f32"),
+    }
+}
+
+impl<E> Drop for Unit<E> {
     fn drop(&mut self) {
         #[cfg(target_arch = "x86_64")]
         if self.isa.isa() == Isa::Amx {
@@ -123,28 +144,22 @@ impl Drop for Unit {
     }
 }
 
-/// Place of element (k, n) in a packed step: two tiles of 16 columns, in which pairs of rows are interleaved.
-#[inline(always)]
-pub const fn place(k: usize, n: usize) -> usize {
-    n / 16 * 512 + k / 2 * 32 + n % 16 * 2 + k % 2
-}
-
 vectors! {
     /// The definition.
-    fn plain[](terms: &[Term<'_>], block: &mut Block) {
+    fn plain[E: Packed](terms: &[Term<'_, E>], block: &mut Block) {
         block.0.fill(0.0);
         for Term { rows, steps, .. } in terms {
             let mut wide = [0.0f32; STEP];
             for (step, packed) in steps.chunks_exact(STEP).enumerate() {
                 for k in 0..SIDE {
                     for n in 0..SIDE {
-                        wide[k * SIDE + n] = widen(packed[place(k, n)]);
+                        wide[k * SIDE + n] = packed[E::place(k, n)].widen();
                     }
                 }
                 for (row, sums) in block.0.chunks_exact_mut(SIDE).enumerate() {
                     let a = &rows.data[row * rows.stride + step * SIDE..][..SIDE];
                     for (&a, wide) in a.iter().zip(wide.chunks_exact(SIDE)) {
-                        let a = widen(a);
+                        let a = a.widen();
                         for (sum, &b) in sums.iter_mut().zip(wide) {
                             *sum += a * b;
                         }
@@ -157,25 +172,26 @@ vectors! {
 
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{Block, Part, SIDE, STEP, Term};
+    use super::{Block, Part, SIDE, STEP, Term, bf16};
     use std::arch::asm;
     use std::arch::x86_64::{
-        __m512, __m512i, _MM_HINT_T0, _mm_prefetch, _mm512_loadu_si512, _mm512_set1_epi32, _mm512_setzero_ps,
-        _mm512_setzero_si512, _mm512_store_ps,
+        __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castsi512_ps, _mm512_fmadd_ps,
+        _mm512_load_ps, _mm512_loadu_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+        _mm512_store_ps,
     };
 
     /// # Safety
-    /// For machines with AVX-512 F and BF16, and terms and a part that were checked.
+    /// For machines with AVX-512 F, for bf16 with AVX512-BF16, and terms and a part that were checked.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn multiply(terms: &[Term<'_>], part: Part, block: &mut Block) {
+    pub unsafe fn multiply<E: Depths>(terms: &[Term<'_, E>], part: Part, block: &mut Block) {
         let mut first = 0;
         while first < part.rows {
             let left = part.rows - first;
             // SAFETY: rows of the block.
             first += unsafe {
                 match part.columns > SIDE / 2 {
-                    true => some_rows::<2>(terms, block, first, left),
-                    false => some_rows::<1>(terms, block, first, left),
+                    true => some_rows::<E, 2>(terms, block, first, left),
+                    false => some_rows::<E, 1>(terms, block, first, left),
                 }
             };
         }
@@ -186,8 +202,8 @@ mod avx512 {
     /// # Safety
     /// As [`multiply`]; the rows are of the block.
     #[target_feature(enable = "avx512f")]
-    unsafe fn some_rows<const H: usize>(
-        terms: &[Term<'_>],
+    unsafe fn some_rows<E: Depths, const H: usize>(
+        terms: &[Term<'_, E>],
         block: &mut Block,
         first: usize,
         left: usize,
@@ -195,44 +211,106 @@ mod avx512 {
         // SAFETY: as of this function.
         unsafe {
             match left {
-                12.. => rows::<12, H>(terms, block, first),
-                8.. => rows::<8, H>(terms, block, first),
-                4.. => rows::<4, H>(terms, block, first),
-                2.. => rows::<2, H>(terms, block, first),
-                _ => rows::<1, H>(terms, block, first),
+                12.. => rows::<E, 12, H>(terms, block, first),
+                8.. => rows::<E, 8, H>(terms, block, first),
+                4.. => rows::<E, 4, H>(terms, block, first),
+                2.. => rows::<E, 2, H>(terms, block, first),
+                _ => rows::<E, 1, H>(terms, block, first),
             }
         }
     }
 
-    /// Σ of pairs of products, added to `sum`. `_mm512_dpbf16_ps` came after the oldest Rust that builds this.
-    ///
-    /// # Safety
-    /// For machines with AVX512-BF16.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn dot_pairs(sum: __m512, a: __m512i, b: __m512i) -> __m512 {
-        let mut sum = sum;
-        // SAFETY: registers only.
-        unsafe {
-            asm!("vdpbf16ps {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
-                options(pure, nomem, nostack, preserves_flags));
-        }
-        sum
+    /// What one instruction multiplies: a pair of rows of a step in bf16, a row in f32.
+    pub trait Depths: Copy {
+        /// Rows of a step.
+        const AT_ONCE: usize;
+        /// After so many steps sums are put aside and begin again: each addition rounds by as much as the sum is large.
+        const STEPS_OF_SUM: usize;
+
+        /// Their elements in a row of the first factor, repeated over a register.
+        ///
+        /// # Safety
+        /// For machines with AVX-512 F, and `AT_ONCE` elements at `a`.
+        unsafe fn everywhere(a: *const Self) -> __m512;
+
+        /// sum + a·b.
+        ///
+        /// # Safety
+        /// For machines with AVX-512 F, for bf16 with AVX512-BF16.
+        unsafe fn add(sum: __m512, a: __m512, b: __m512) -> __m512;
     }
 
-    /// Adds the products of two elements of each row, which begin at `$a`, with two rows of a step. Not a function: `$sums`
-    /// are registers.
-    macro_rules! add_pair {
+    impl Depths for bf16 {
+        const AT_ONCE: usize = 2;
+        // What the numbers were rounded by before is more.
+        const STEPS_OF_SUM: usize = usize::MAX;
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn everywhere(a: *const bf16) -> __m512 {
+            // SAFETY: as of this function.
+            unsafe { _mm512_castsi512_ps(_mm512_set1_epi32(a.cast::<i32>().read_unaligned())) }
+        }
+
+        /// `_mm512_dpbf16_ps` came after the oldest Rust that builds this.
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn add(sum: __m512, a: __m512, b: __m512) -> __m512 {
+            let mut sum = sum;
+            // SAFETY: registers only.
+            unsafe {
+                asm!("vdpbf16ps {}, {}, {}", inout(zmm_reg) sum, in(zmm_reg) a, in(zmm_reg) b,
+                    options(pure, nomem, nostack, preserves_flags));
+            }
+            sum
+        }
+    }
+
+    impl Depths for f32 {
+        const AT_ONCE: usize = 1;
+        const STEPS_OF_SUM: usize = 12;
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn everywhere(a: *const f32) -> __m512 {
+            // SAFETY: as of this function.
+            unsafe { _mm512_set1_ps(*a) }
+        }
+
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn add(sum: __m512, a: __m512, b: __m512) -> __m512 {
+            _mm512_fmadd_ps(a, b, sum)
+        }
+    }
+
+    /// Adds the products of the elements of each row that go at once, which begin at `$a`, with a line of each half of a
+    /// step. Not a function: `$sums` are registers.
+    macro_rules! add_line {
         ($sums:ident, $a:expr, $stride:expr, $packed:expr) => {
             let (a, packed) = ($a, $packed);
-            let mut halves = [_mm512_setzero_si512(); H];
+            let mut halves = [_mm512_setzero_ps(); H];
             for half in 0..H {
-                halves[half] = _mm512_loadu_si512(packed.add(STEP / 2 * half).cast());
+                halves[half] = _mm512_loadu_ps(packed.add(STEP / 2 * half).cast());
             }
             for row in 0..R {
-                let two = _mm512_set1_epi32(a.add(row * $stride).cast::<i32>().read_unaligned());
+                let a = E::everywhere(a.add(row * $stride));
                 for half in 0..H {
-                    $sums[row][half] = dot_pairs($sums[row][half], two, halves[half]);
+                    $sums[row][half] = E::add($sums[row][half], a, halves[half]);
+                }
+            }
+        };
+    }
+
+    /// Adds sums to the block, or writes them there; it begins at a cache line.
+    macro_rules! put_aside {
+        ($sums:ident, $block:ident, $first:expr, $add:expr) => {
+            for row in 0..R {
+                let at = &mut $block.0[($first + row) * SIDE..][..SIDE];
+                for half in 0..H {
+                    let at = at.as_mut_ptr().add(SIDE / 2 * half);
+                    let before = if $add { _mm512_load_ps(at) } else { _mm512_setzero_ps() };
+                    _mm512_store_ps(at, _mm512_add_ps(before, $sums[row][half]));
                 }
             }
         };
@@ -243,42 +321,54 @@ mod avx512 {
     /// # Safety
     /// As [`multiply`]; the rows are of the block.
     #[target_feature(enable = "avx512f")]
-    unsafe fn rows<const R: usize, const H: usize>(
-        terms: &[Term<'_>],
+    unsafe fn rows<E: Depths, const R: usize, const H: usize>(
+        terms: &[Term<'_, E>],
         block: &mut Block,
         first: usize,
     ) -> usize {
-        let mut sums = [[_mm512_setzero_ps(); H]; R];
+        let zeros = [[_mm512_setzero_ps(); H]; R];
+        let (mut sums, mut some_there) = (zeros, false);
+        // Elements of a cache line.
+        let of_line = SIDE / 2 * E::AT_ONCE;
         for Term { rows, steps, depth } in terms {
             // SAFETY: the term was checked: 32 rows of as many elements as the steps are deep, which is no less than
             // `depth`. What is fetched ahead need not be there.
             unsafe {
                 let mut a = rows.data.as_ptr().add(first * rows.stride);
                 let mut packed = steps.as_ptr();
-                for _ in 0..depth / SIDE {
-                    for pair in 0..SIDE / 2 {
-                        let next = packed.wrapping_add(STEP + pair * 32).cast();
-                        _mm_prefetch::<_MM_HINT_T0>(next);
-                        if H == 2 {
-                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(STEP));
+                let mut left = depth / SIDE;
+                loop {
+                    let now = left.min(E::STEPS_OF_SUM);
+                    for _ in 0..now {
+                        for line in 0..SIDE / E::AT_ONCE {
+                            let next = packed.wrapping_add(STEP + line * of_line);
+                            for half in 0..H {
+                                _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(STEP / 2 * half).cast());
+                            }
+                            add_line!(
+                                sums,
+                                a.add(line * E::AT_ONCE),
+                                rows.stride,
+                                packed.add(line * of_line)
+                            );
                         }
-                        add_pair!(sums, a.add(2 * pair), rows.stride, packed.add(pair * 32));
+                        a = a.add(SIDE);
+                        packed = packed.add(STEP);
                     }
-                    a = a.add(SIDE);
-                    packed = packed.add(STEP);
+                    left -= now;
+                    if left == 0 {
+                        break;
+                    }
+                    put_aside!(sums, block, first, some_there);
+                    (sums, some_there) = (zeros, true);
                 }
-                for pair in 0..(depth % SIDE).div_ceil(2) {
-                    add_pair!(sums, a.add(2 * pair), rows.stride, packed.add(pair * 32));
+                for line in 0..(depth % SIDE).div_ceil(E::AT_ONCE) {
+                    add_line!(sums, a.add(line * E::AT_ONCE), rows.stride, packed.add(line * of_line));
                 }
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            let at = &mut block.0[(first + row) * SIDE..][..SIDE];
-            for (half, &sums) in sums.iter().enumerate() {
-                // SAFETY: 16 numbers of 32, in a block that begins at a cache line.
-                unsafe { _mm512_store_ps(at.as_mut_ptr().add(16 * half), sums) };
-            }
-        }
+        // SAFETY: rows of the block.
+        unsafe { put_aside!(sums, block, first, some_there) };
         R
     }
 }

@@ -1,18 +1,21 @@
-//! The instructions that products in bf16 are made of, chosen when the backend is.
+//! The instructions that packed products are made of, chosen when the backend is.
 
+use super::Packed;
+use half::bf16;
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::LazyLock;
 
-/// How products in bf16 are computed. Each sums in f32, in an order that is fixed; the sums of two differ in their last
+/// How packed products are computed. Each sums in f32, in an order that is fixed; the sums of two differ in their last
 /// bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Isa {
-    /// Loops in f32 that any processor runs, slower than f32 throughout: what the others are checked by.
+    /// Loops that any processor runs, slower than the `gemm` crate: what the others are checked by.
     #[default]
     Plain,
-    /// `vdpbf16ps` of AVX-512, on AMD since Zen 4 and on Intel since Cooper Lake.
+    /// AVX-512: in bf16 `vdpbf16ps`, on AMD since Zen 4 and on Intel since Cooper Lake; in f32 multiply-add.
     Avx512,
-    /// The tiles of AMX, on Intel since Sapphire Rapids.
+    /// The tiles of AMX, on Intel since Sapphire Rapids; in bf16 alone.
     Amx,
 }
 
@@ -70,7 +73,7 @@ impl Isa {
     /// All of them, the fastest last.
     pub const ALL: [Isa; 3] = [Isa::Plain, Isa::Avx512, Isa::Amx];
 
-    /// Whether a machine with these features runs it.
+    /// Whether a machine with these features runs it in bf16.
     pub fn runs_with(self, features: Features) -> bool {
         match self {
             Isa::Plain => true,
@@ -79,38 +82,61 @@ impl Isa {
         }
     }
 
-    /// The fastest that a machine with these features runs.
+    /// Whether a machine with these features runs it in f32.
+    pub fn runs_f32_with(self, features: Features) -> bool {
+        match self {
+            Isa::Plain => true,
+            Isa::Avx512 => features.avx512,
+            Isa::Amx => false,
+        }
+    }
+
+    /// What packs weights in f32, on a machine with these features; on others the `gemm` crate is faster.
+    pub fn of_f32(features: Features) -> Option<Self> {
+        Isa::Avx512.runs_f32_with(features).then_some(Isa::Avx512)
+    }
+
+    /// The fastest that a machine with these features runs in bf16.
     pub fn best(features: Features) -> Self {
         Isa::ALL.into_iter().rev().find(|isa| isa.runs_with(features)).unwrap_or_default()
     }
 
-    /// Those that this machine runs.
+    /// Those that this machine runs in bf16.
     pub fn found() -> impl Iterator<Item = Isa> {
         let features = Features::found();
         Isa::ALL.into_iter().filter(move |isa| isa.runs_with(features))
     }
 }
 
-/// One that this machine was found to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ready(Isa);
+/// One that this machine was found to have for products of `E`.
+#[derive(Debug)]
+pub struct Ready<E = bf16>(Isa, PhantomData<E>);
+
+impl<E> Clone for Ready<E> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Ready<E> {}
 
 impl Isa {
     /// # Panics
     /// Where the machine does not run it.
-    pub fn ready(self) -> Ready {
+    pub fn ready<E: Packed>(self) -> Ready<E> {
         // Asking again is cheap: the answers are kept.
-        assert!(self == Isa::Plain || Isa::found().any(|found| found == self), "this machine has no {self}");
-        Ready(self)
+        assert!(self == Isa::Plain || E::runs(self, Features::found()), "this machine has no {self}");
+        Ready(self, PhantomData)
     }
 }
 
-impl Ready {
+impl<E> Ready<E> {
     pub fn isa(self) -> Isa {
         self.0
     }
 
-    /// Whether it has the registers of AVX-512, and the instructions that round in them.
+    /// Whether it has the registers of AVX-512, and for bf16 the instructions that round in them.
     #[inline(always)]
     pub fn wide(self) -> bool {
         self.0 != Isa::Plain
@@ -140,5 +166,8 @@ mod tests {
         assert_eq!(Isa::best(Features { avx512_bf16: false, ..all }), Isa::Plain);
         assert_eq!(Isa::best(Features { avx512: false, ..all }), Isa::Plain);
         assert_eq!(Isa::best(Features::default()), Isa::Plain);
+        // f32 asks for no more than AVX-512.
+        assert_eq!(Isa::of_f32(Features { avx512: true, ..Features::default() }), Some(Isa::Avx512));
+        assert_eq!(Isa::of_f32(Features { avx512: false, ..all }), None);
     }
 }

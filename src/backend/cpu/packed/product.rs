@@ -1,16 +1,14 @@
 //! Products of whole matrices: which blocks they are cut into, who computes which, and what becomes of the sums.
 
-use super::block::{Block, Part, Rows, SIDE, Term, Unit};
-use super::fetch;
+use super::block::{Block, Part, Rows, SIDE, STEP, Term, Unit};
 use super::isa::{Isa, Ready};
-use super::lanes::{Row, lanes, put};
+use super::lanes::{Row, lanes};
 use super::panels::{Factor, Lines, Panels, pack_panel, turn};
+use super::{Packed, fetch};
 use crate::backend::Activation;
 use crate::backend::cpu::activation::{activated, of_kind, sloped};
 use crate::backend::cpu::dropout::Mask;
-use half::bf16;
 use rayon::prelude::*;
-use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -29,11 +27,11 @@ pub struct Target<'a, T> {
 // SAFETY: whoever asks for a part says that nobody else has it.
 unsafe impl<T: Send> Sync for Target<'_, T> {}
 
-impl Target<'_, bf16> {
-    /// Fetches the cache line of an element that will be written.
+impl<E: Packed> Target<'_, E> {
+    /// Fetches the cache lines of the 32 elements that will be written.
     #[inline(always)]
     fn ahead(&self, row: usize, column: usize) {
-        fetch::<false>(self.at.wrapping_add(row * self.columns + column));
+        fetch_row::<false, E>(self.at.wrapping_add(row * self.columns + column));
     }
 }
 
@@ -61,28 +59,33 @@ impl<'a, T> Target<'a, T> {
 }
 
 /// A narrow product of the same rows, which is kept, and multiplied by `wide` goes into the sums: x·Aᵀ and then ·Bᵀ.
-pub struct Narrow<'a> {
+pub struct Narrow<'a, E> {
     /// The rows, where they are others than those of the product.
-    pub rows: Option<Factor<'a>>,
-    pub panels: &'a Panels,
-    pub kept: Target<'a, bf16>,
+    pub rows: Option<Factor<'a, E>>,
+    pub panels: &'a Panels<E>,
+    pub kept: Target<'a, E>,
     /// Deep as `kept` is wide.
-    pub wide: Option<&'a Panels>,
+    pub wide: Option<&'a Panels<E>>,
     /// What `wide` gives goes through dropout.
     pub mask: Option<Mask>,
 }
 
-/// Memory of a thread for the strips of a task.
-#[derive(Default)]
-struct Strips {
-    rows: Vec<Lines>,
-    seen: Lines,
-    narrow: Vec<Lines>,
+/// The cache lines of 32 elements.
+#[inline(always)]
+fn fetch_row<const READ: bool, E>(at: *const E) {
+    for line in 0..SIDE * size_of::<E>() / 64 {
+        fetch::<READ, u8>(at.cast::<u8>().wrapping_add(64 * line));
+    }
 }
 
-thread_local! {
-    static STRIPS_OF_THREAD: RefCell<Strips> = RefCell::default();
-    static PANEL: RefCell<Lines> = RefCell::default();
+/// Memory of a thread for the strips of a task.
+#[derive(Default)]
+pub struct Strips<E> {
+    rows: Vec<Lines<E>>,
+    seen: Lines<E>,
+    narrow: Vec<Lines<E>>,
+    /// A panel of `sums_over_rows`.
+    panel: Lines<E>,
 }
 
 /// Part `index` of `count` parts of 0 to `length`, of about the same length.
@@ -104,9 +107,9 @@ struct Work {
 
 impl Work {
     /// Of a product of so many strips and panels, this deep.
-    fn new(strips: usize, depth: usize, panels: usize) -> Self {
+    fn new<E>(strips: usize, depth: usize, panels: usize) -> Self {
         let threads = rayon::current_num_threads();
-        let most = (ROWS / (SIDE * depth.max(1) * size_of::<bf16>())).max(1);
+        let most = (ROWS / (SIDE * depth.max(1) * size_of::<E>())).max(1);
         let groups = threads.div_ceil(strips.max(1)).min(panels).max(1);
         Work { strips, groups, most, threads, taken: AtomicUsize::new(0) }
     }
@@ -131,18 +134,18 @@ impl Work {
 }
 
 /// y = rows·panels + bias + residual, and what is `narrow` beside it. Without `panels` only the narrow product.
-pub fn product(
+pub fn product<E: Packed>(
     isa: Isa,
-    rows: Factor<'_>,
-    panels: Option<&Panels>,
-    narrow: Option<&Narrow<'_>>,
-    output: &impl Output,
+    rows: Factor<'_, E>,
+    panels: Option<&Panels<E>>,
+    narrow: Option<&Narrow<'_, E>>,
+    output: &impl Output<E>,
 ) {
     let of_panels = panels.map_or(0, Panels::count);
-    let work = Work::new(rows.rows.div_ceil(SIDE), rows.columns, of_panels);
+    let work = Work::new::<E>(rows.rows.div_ceil(SIDE), rows.columns, of_panels);
     work.share(|| {
         let unit = Unit::new(isa);
-        STRIPS_OF_THREAD.with_borrow_mut(|memory| {
+        E::strips().with_borrow_mut(|memory| {
             while let Some((strips, own_panels)) = work.take(of_panels) {
                 multiply_strips(&unit, rows, panels, narrow, output, (strips, own_panels), memory);
             }
@@ -151,20 +154,20 @@ pub fn product(
 }
 
 /// Strips by some of the panels.
-fn multiply_strips(
-    unit: &Unit,
-    rows: Factor<'_>,
-    panels: Option<&Panels>,
-    narrow: Option<&Narrow<'_>>,
-    output: &impl Output,
+fn multiply_strips<E: Packed>(
+    unit: &Unit<E>,
+    rows: Factor<'_, E>,
+    panels: Option<&Panels<E>>,
+    narrow: Option<&Narrow<'_, E>>,
+    output: &impl Output<E>,
     (strips, own_panels): (Range<usize>, Range<usize>),
-    memory: &mut Strips,
+    memory: &mut Strips<E>,
 ) {
     let columns = panels.map_or(0, Panels::columns);
     let (mut block, mut other) = (Block::ZERO, Block::ZERO);
     memory.rows.resize_with(memory.rows.len().max(strips.len()), Lines::default);
     memory.narrow.resize_with(memory.narrow.len().max(strips.len()), Lines::default);
-    let mut of_strips: Vec<(Rows<'_>, Option<Rows<'_>>)> = Vec::with_capacity(strips.len());
+    let mut of_strips: Vec<(Rows<'_, E>, Option<Rows<'_, E>>)> = Vec::with_capacity(strips.len());
     let buffers = memory.rows.iter_mut().zip(&mut memory.narrow);
     for (strip, (padded, kept)) in strips.clone().zip(buffers) {
         let own = rows.strip(strip, padded);
@@ -206,14 +209,14 @@ fn multiply_strips(
 }
 
 /// The narrow product of a strip, rounded, as rows for the next product.
-fn narrow_strip<'s>(
-    unit: &Unit,
-    seen: Rows<'_>,
-    narrow: &Narrow<'_>,
+fn narrow_strip<'s, E: Packed>(
+    unit: &Unit<E>,
+    seen: Rows<'_, E>,
+    narrow: &Narrow<'_, E>,
     (strip, keep): (usize, bool),
     block: &mut Block,
-    rounded: &'s mut Lines,
-) -> Rows<'s> {
+    rounded: &'s mut Lines<E>,
+) -> Rows<'s, E> {
     let (width, stride) = (narrow.panels.columns(), narrow.panels.count() * SIDE);
     rounded.grow(SIDE * stride);
     for panel in 0..narrow.panels.count() {
@@ -233,91 +236,94 @@ fn narrow_strip<'s>(
 }
 
 /// What becomes of blocks of sums. A block has the first of its columns at each of its rows.
-pub trait Output: Sync {
+pub trait Output<E>: Sync {
     /// Fetches into the cache what the block will be written to, while it is being computed.
     fn ahead(&self, _rows: Range<usize>, _columns: &Range<usize>) {}
-    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>);
+    fn write(&self, isa: Ready<E>, block: &Block, rows: Range<usize>, columns: Range<usize>);
 }
 
 /// Where there are no panels, and nothing is written.
 pub struct Nothing;
 
-impl Output for Nothing {
-    fn write(&self, _isa: Ready, _block: &Block, _rows: Range<usize>, _columns: Range<usize>) {}
+impl<E> Output<E> for Nothing {
+    fn write(&self, _isa: Ready<E>, _block: &Block, _rows: Range<usize>, _columns: Range<usize>) {}
 }
 
 /// Sums rounded, with what is added to them.
-pub struct Rounded<'a> {
-    pub y: Target<'a, bf16>,
-    pub bias: Option<&'a [bf16]>,
+pub struct Rounded<'a, E> {
+    pub y: Target<'a, E>,
+    pub bias: Option<&'a [E]>,
     /// Of y's shape.
-    pub residual: Option<&'a [bf16]>,
+    pub residual: Option<&'a [E]>,
 }
 
-impl Rounded<'_> {
-    fn residual(&self, row: usize, columns: &Range<usize>) -> Option<&[bf16]> {
+impl<E: Packed> Rounded<'_, E> {
+    fn residual(&self, row: usize, columns: &Range<usize>) -> Option<&[E]> {
         self.residual.map(|all| &all[row * self.y.columns + columns.start..][..columns.len()])
     }
 }
 
-impl Output for Rounded<'_> {
+impl<E: Packed> Output<E> for Rounded<'_, E> {
     #[inline(always)]
     fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
         for row in rows {
             self.y.ahead(row, columns.start);
             if let Some(residual) = self.residual(row, columns) {
-                fetch::<true>(residual.as_ptr());
+                fetch_row::<true, E>(residual.as_ptr());
             }
         }
     }
 
-    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+    fn write(&self, isa: Ready<E>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         write_rounded(isa, self, None, block, rows, columns);
     }
 }
 
 /// Sums rounded, and the activation of what they were rounded to.
-pub struct Activated<'a> {
-    pub z: Rounded<'a>,
-    pub g: Target<'a, bf16>,
+pub struct Activated<'a, E> {
+    pub z: Rounded<'a, E>,
+    pub g: Target<'a, E>,
     pub kind: Activation,
 }
 
-impl Output for Activated<'_> {
+impl<E: Packed> Output<E> for Activated<'_, E> {
     #[inline(always)]
     fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
         self.z.ahead(rows.clone(), columns);
         rows.for_each(|row| self.g.ahead(row, columns.start));
     }
 
-    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+    fn write(&self, isa: Ready<E>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         write_rounded(isa, &self.z, Some((&self.g, self.kind)), block, rows, columns);
     }
 }
 
 lanes! {
     /// Rounds sums with what is added to them, and where it is asked for the activation of what they were rounded to.
-    fn write_rounded[L](
-        z: &Rounded<'_>,
-        activation: Option<(&Target<'_, bf16>, Activation)>,
+    fn write_rounded[L, E](
+        z: &Rounded<'_, E>,
+        activation: Option<(&Target<'_, E>, Activation)>,
         block: &Block,
         rows: Range<usize>,
         columns: Range<usize>,
     ) {
-        let start = Row::<L>::widened_part(z.bias.map_or(&[], |bias| &bias[columns.clone()]));
+        let bias: &[E] = match z.bias {
+            Some(bias) => &bias[columns.clone()],
+            None => &[],
+        };
+        let start = Row::<L>::widened_part(bias);
         for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
             let mut sums = Row::load(sums) + start;
             if let Some(residual) = z.residual(row, &columns) {
                 sums = sums + Row::widened_part(residual);
             }
-            let rounded = sums.rounded();
             // SAFETY: a block is one task's.
-            put(&rounded, unsafe { z.y.part(row, columns.clone()) });
+            sums.round_to(unsafe { z.y.part(row, columns.clone()) });
             if let Some((g, kind)) = activation {
                 // SAFETY: as above.
                 let g = unsafe { g.part(row, columns.clone()) };
                 of_kind!(kind => {
-                    activated(kind, Row::<L>::widened(&rounded)).round_to(g);
+                    activated(kind, E::kept(sums)).round_to(g);
                 })
             }
         }
@@ -325,41 +331,41 @@ lanes! {
 }
 
 /// Sums times the slope of the activation at z, rounded.
-pub struct Sloped<'a> {
-    pub dz: Target<'a, bf16>,
+pub struct Sloped<'a, E> {
+    pub dz: Target<'a, E>,
     /// Of dz's shape.
-    pub z: &'a [bf16],
+    pub z: &'a [E],
     pub kind: Activation,
 }
 
-impl Sloped<'_> {
-    fn z(&self, row: usize, columns: &Range<usize>) -> &[bf16] {
+impl<E: Packed> Sloped<'_, E> {
+    fn z(&self, row: usize, columns: &Range<usize>) -> &[E] {
         &self.z[row * self.dz.columns + columns.start..][..columns.len()]
     }
 }
 
-impl Output for Sloped<'_> {
+impl<E: Packed> Output<E> for Sloped<'_, E> {
     #[inline(always)]
     fn ahead(&self, rows: Range<usize>, columns: &Range<usize>) {
         for row in rows {
             self.dz.ahead(row, columns.start);
-            fetch::<true>(self.z(row, columns).as_ptr());
+            fetch_row::<true, E>(self.z(row, columns).as_ptr());
         }
     }
 
-    fn write(&self, isa: Ready, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+    fn write(&self, isa: Ready<E>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         write_sloped(isa, self, block, rows, columns);
     }
 }
 
 lanes! {
-    fn write_sloped[L](output: &Sloped<'_>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+    fn write_sloped[L, E](output: &Sloped<'_, E>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
         let kind = output.kind;
         of_kind!(kind => {
             for (row, sums) in rows.zip(block.0.as_chunks::<SIDE>().0) {
                 let z = Row::<L>::widened_part(output.z(row, &columns));
                 // As if the gradient had been written before: rounded.
-                let d = Row::widened(&Row::<L>::load(sums).rounded());
+                let d = E::kept(Row::<L>::load(sums));
                 // SAFETY: a block is one task's.
                 let dz = unsafe { output.dz.part(row, columns.clone()) };
                 sloped(kind, z, d).round_to(dz);
@@ -368,38 +374,81 @@ lanes! {
     }
 }
 
+/// Sums added to a factor, in panels as packed as its own: rows are as deep, and columns its columns.
+pub struct Folded<'a> {
+    source: &'a Panels<f32>,
+    /// A row for each step.
+    to: Target<'a, f32>,
+}
+
+impl<'a> Folded<'a> {
+    pub fn new(source: &'a Panels<f32>, to: &'a mut Panels<f32>) -> Self {
+        assert!((source.depth(), source.columns()) == (to.depth(), to.columns()), "panels of other extents");
+        let steps = to.steps_mut();
+        let count = steps.len() / STEP;
+        Folded { source, to: Target::new(steps, count, STEP) }
+    }
+}
+
+impl Output<f32> for Folded<'_> {
+    fn write(&self, isa: Ready<f32>, block: &Block, rows: Range<usize>, columns: Range<usize>) {
+        let (panel, step) = (columns.start / SIDE, rows.start / SIDE);
+        let from = self.source.panel(panel);
+        let first = panel * (from.len() / STEP) + step;
+        // SAFETY: a block is one task's, and this step its place.
+        let to = unsafe { self.to.part(first, 0..STEP) };
+        add_step(isa, block, rows.len(), &from[step * STEP..][..STEP], to);
+    }
+}
+
+lanes! {
+    /// to = from + the first rows of a block; beyond them there are zeros. Columns beyond the factor's have sums of 0.
+    fn add_step[L, E](block: &Block, rows: usize, from: &[f32], to: &mut [f32]) {
+        let (left, right) = from.split_at(STEP / 2);
+        let (left, right) = (left.as_chunks::<16>().0, right.as_chunks::<16>().0);
+        let (to_left, to_right) = to.split_at_mut(STEP / 2);
+        let (to_left, to_right) = (to_left.as_chunks_mut::<16>().0, to_right.as_chunks_mut::<16>().0);
+        for row in 0..rows {
+            let sums = block.0[row * SIDE..][..SIDE].as_chunks::<16>().0;
+            (L::load(&sums[0]) + L::load(&left[row])).store(&mut to_left[row]);
+            (L::load(&sums[1]) + L::load(&right[row])).store(&mut to_right[row]);
+        }
+    }
+}
+
 lanes! {
     /// Rounds the first columns of a block, times `scale`, to rows `stride` elements apart, with zeros up to the 32nd.
-    pub fn round_rows[L](block: &Block, scale: f32, columns: usize, to: &mut [bf16], stride: usize) {
+    pub fn round_rows[L, E](block: &Block, scale: f32, columns: usize, to: &mut [E], stride: usize) {
         let scale = Row::<L>::splat(scale);
         for (sums, to) in block.0.as_chunks::<SIDE>().0.iter().zip(to.chunks_mut(stride)) {
             let to = &mut to[..SIDE];
             (Row::load(sums) * scale).round_to(to);
-            to[columns..].fill(bf16::ZERO);
+            to[columns..].fill(E::default());
         }
     }
 }
 
 /// The products of all columns of `left` with those of `right`, sums over their rows: block (i, j) has the columns of
 /// `left` from 32·i on as rows, and the columns of `right` from 32·j on as columns.
-pub fn sums_over_rows(
+pub fn sums_over_rows<E: Packed>(
     isa: Isa,
-    left: Factor<'_>,
-    right: Factor<'_>,
+    left: Factor<'_, E>,
+    right: Factor<'_, E>,
     write: &(impl Fn(&Block, Range<usize>, Range<usize>) + Sync),
 ) {
     let (depth, stride) = (left.rows, left.rows.next_multiple_of(SIDE));
-    let mut turned = Lines::default();
+    let mut turned = Lines::<E>::default();
     turned.reset(left.columns.next_multiple_of(SIDE) * stride);
     turn(isa.ready(), left, &mut turned, stride);
     let turned = &turned;
     (0..right.columns.div_ceil(SIDE)).into_par_iter().for_each(|panel| {
-        PANEL.with_borrow_mut(|packed| {
+        E::strips().with_borrow_mut(|memory| {
+            let packed = &mut memory.panel;
             let columns = panel * SIDE..right.columns.min((panel + 1) * SIDE);
             let steps = stride * SIDE;
             packed.grow(steps);
             let packed = &mut packed[..steps];
-            let (unit, mut block) = (Unit::new(isa), Block::ZERO);
+            let (unit, mut block) = (Unit::<E>::new(isa), Block::ZERO);
             pack_panel(unit.isa(), packed, &right.data[columns.start..], right.stride, columns.len(), depth);
             for first in (0..left.columns).step_by(SIDE) {
                 let rows = Rows { data: &turned[first * stride..], stride };
