@@ -268,7 +268,7 @@ mod avx512 {
 
     impl Depths for f32 {
         const AT_ONCE: usize = 1;
-        const STEPS_OF_SUM: usize = 12;
+        const STEPS_OF_SUM: usize = 24;
 
         #[inline]
         #[target_feature(enable = "avx512f")]

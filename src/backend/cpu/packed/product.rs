@@ -460,3 +460,28 @@ pub fn sums_over_rows<E: Packed>(
         });
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_is_handed_out_once() {
+        for (strips, panels, threads) in
+            [(50, 24, 2), (1, 96, 16), (3, 2, 8), (7, 1, 1), (200, 3, 5), (0, 4, 2), (4, 0, 3)]
+        {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let work = pool.install(|| Work::new::<f32>(strips, 768, panels));
+            let mut times = vec![0; strips * panels];
+            let mut largest = 0;
+            while let Some((of_strips, of_panels)) = work.take(panels) {
+                largest = largest.max(of_strips.len());
+                assert!(!of_strips.is_empty(), "{strips}, {threads}");
+                of_strips
+                    .for_each(|strip| of_panels.clone().for_each(|panel| times[strip * panels + panel] += 1));
+            }
+            assert!(times.iter().all(|&times| times == 1), "{strips} by {panels} on {threads}: {times:?}");
+            assert!(largest * threads <= strips.max(threads), "{largest} of {strips} on {threads}");
+        }
+    }
+}
