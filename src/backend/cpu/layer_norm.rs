@@ -1,6 +1,7 @@
 //! Layer norm over the last dimension, and its gradient with respect to the input.
 
 use super::number::{Number, OnHost};
+use super::packed::Packed;
 use super::real::{Real, sum_of, vectors};
 use super::*;
 use rayon::prelude::*;
@@ -16,14 +17,10 @@ impl<T: Real> LayerNormOp for Cpu<T> {
         y: &mut Tensor,
         stats: &mut Tensor,
     ) -> Result<()> {
-        match device.bf16 {
-            None => layer_norm::<T, Self>(x, norm, y, stats, normalise),
-            Some(isa) => {
-                let isa = isa.ready();
-                layer_norm::<Bf16, Self>(x, norm, y, stats, |x, weight, bias, eps, y, stats| {
-                    bf16::layer_norm::normalise(isa, x, weight, bias, eps, y, stats)
-                })
-            }
+        match (device.bf16, device.f32) {
+            (None, None) => layer_norm::<T, Self>(x, norm, y, stats, normalise),
+            (None, Some(isa)) => in_lanes::<f32, Self>(isa, x, norm, y, stats),
+            (Some(isa), _) => in_lanes::<Bf16, Self>(isa, x, norm, y, stats),
         }
     }
 
@@ -36,16 +33,40 @@ impl<T: Real> LayerNormOp for Cpu<T> {
         to: AddTo<'_, Tensor>,
         dx: &mut Tensor,
     ) -> Result<()> {
-        match device.bf16 {
-            None => layer_norm_backward::<T, Self>(dy, x, norm, stats, to, dx, normalise_backward),
-            Some(isa) => {
-                let isa = isa.ready();
-                layer_norm_backward::<Bf16, Self>(dy, x, norm, stats, to, dx, |dy, x, weight, stats, dx| {
-                    bf16::layer_norm::normalise_backward(isa, dy, x, weight, stats, dx)
-                })
-            }
+        match (device.bf16, device.f32) {
+            (None, None) => layer_norm_backward::<T, Self>(dy, x, norm, stats, to, dx, normalise_backward),
+            (None, Some(isa)) => backward_in_lanes::<f32, Self>(isa, dy, x, norm, stats, to, dx),
+            (Some(isa), _) => backward_in_lanes::<Bf16, Self>(isa, dy, x, norm, stats, to, dx),
         }
     }
+}
+
+fn in_lanes<E: Packed, B: OnHost>(
+    isa: Isa,
+    x: &Tensor,
+    norm: &LayerNorm<B>,
+    y: &mut Tensor,
+    stats: &mut Tensor,
+) -> Result<()> {
+    let isa = isa.ready();
+    layer_norm::<E, B>(x, norm, y, stats, |x, weight, bias, eps, y, stats| {
+        packed::layer_norm::normalise(isa, x, weight, bias, eps, y, stats)
+    })
+}
+
+fn backward_in_lanes<E: Packed, B: OnHost>(
+    isa: Isa,
+    dy: &Tensor,
+    x: &Tensor,
+    norm: &LayerNorm<B>,
+    stats: &Tensor,
+    to: AddTo<'_, Tensor>,
+    dx: &mut Tensor,
+) -> Result<()> {
+    let isa = isa.ready();
+    layer_norm_backward::<E, B>(dy, x, norm, stats, to, dx, |dy, x, weight, stats, dx| {
+        packed::layer_norm::normalise_backward(isa, dy, x, weight, stats, dx)
+    })
 }
 
 fn layer_norm<T: Number, B: OnHost>(

@@ -4,7 +4,6 @@
 //! Products are those of [`packed`](super::packed); here is what is around them.
 
 pub mod attention;
-pub mod layer_norm;
 
 use super::number::Number;
 use half::bf16;

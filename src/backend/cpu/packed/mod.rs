@@ -7,6 +7,7 @@ pub mod activation;
 pub mod block;
 pub mod isa;
 pub mod lanes;
+pub mod layer_norm;
 pub mod linear;
 pub mod panels;
 pub mod product;

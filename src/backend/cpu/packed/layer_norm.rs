@@ -1,8 +1,7 @@
-//! Layer norm of rows in bf16, with statistics in f32.
+//! Layer norm of rows, with statistics in f32.
 
 use crate::backend::cpu::packed::block::SIDE;
 use crate::backend::cpu::packed::lanes::{Row, lanes};
-use half::bf16;
 
 /// Numbers in whole [`Row`]s, with zeros behind them.
 fn padded(values: &[f32]) -> Vec<[f32; SIDE]> {
@@ -13,14 +12,14 @@ fn padded(values: &[f32]) -> Vec<[f32; SIDE]> {
 
 /// Row `i` of a row of `values`, the last of which may be shorter.
 #[inline(always)]
-fn part(values: &mut [bf16], i: usize) -> &mut [bf16] {
+fn part<E>(values: &mut [E], i: usize) -> &mut [E] {
     let end = values.len().min((i + 1) * SIDE);
     &mut values[i * SIDE..end]
 }
 
 lanes! {
     /// Rows as wide as `weight`, normalised, and the mean and 1/σ of each.
-    pub fn normalise[L](x: &[bf16], weight: &[f32], bias: &[f32], eps: f32, y: &mut [bf16], stats: &mut [f32]) {
+    pub fn normalise[L, E](x: &[E], weight: &[f32], bias: &[f32], eps: f32, y: &mut [E], stats: &mut [f32]) {
         let (d, n) = (weight.len(), weight.len() as f32);
         let (there, weight, bias) = (padded(&vec![1.0; d]), padded(weight), padded(bias));
         let mut centred = there.clone();
@@ -50,7 +49,7 @@ lanes! {
 
 lanes! {
     /// Adds to dx the gradient of rows as wide as `weight`. Behind a row's end its gradient is 0, and adds to no sum.
-    pub fn normalise_backward[L](dy: &[bf16], x: &[bf16], weight: &[f32], stats: &[f32], dx: &mut [bf16]) {
+    pub fn normalise_backward[L, E](dy: &[E], x: &[E], weight: &[f32], stats: &[f32], dx: &mut [E]) {
         let (d, n) = (weight.len(), weight.len() as f32);
         let weight = padded(weight);
         let (mut normal, mut g) = (weight.clone(), weight.clone());
