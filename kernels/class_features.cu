@@ -1,5 +1,5 @@
 // Class features from the features of their prompts, and the gradient of those; all in f32.
-#include "prelude.cuh"
+#include "l2_norm.cuh"
 
 namespace class_features {
 
@@ -25,8 +25,7 @@ DEVICE void forward(const float* __restrict__ f, float* __restrict__ t, float* _
     for (int j = 0; j < N; j++) squares += sum.at[j] * sum.at[j];
     store_pack(t + column, sum);
   }
-  // The smallest divisor is PyTorch's in `F.normalize`.
-  float norm = fmaxf(sqrtf(block_sum(squares, scratch)), 1e-12f);
+  float norm = l2_norm::length(block_sum(squares, scratch));
   for (int column = int(threadIdx.x) * N; column < width; column += THREADS * N) {
     Pack<float, N> sum = load_pack<N>(t + column);
 #pragma unroll
@@ -53,7 +52,7 @@ DEVICE void backward(const float* __restrict__ dt, const float* __restrict__ t,
   for (int column = int(threadIdx.x) * N; column < width; column += THREADS * N) {
     Pack<float, N> d = load_pack<N>(dt + column), v = load_pack<N>(t + column);
 #pragma unroll
-    for (int j = 0; j < N; j++) d.at[j] = (d.at[j] - v.at[j] * along) / norm;
+    for (int j = 0; j < N; j++) d.at[j] = l2_norm::across(d.at[j], v.at[j], along, norm);
     for (int i = 0; i < prompts; i++) store_pack(df + size_t(i) * width + column, d);
   }
 }

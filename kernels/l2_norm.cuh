@@ -5,6 +5,12 @@
 
 namespace l2_norm {
 
+// What a row is divided by; the smallest is PyTorch's in `F.normalize`.
+DEVICE float length(float squares) { return fmaxf(sqrtf(squares), 1e-12f); }
+
+// Of a gradient d what is across f = x/|x|, whose ⟨f, d⟩ is `along`: the gradient of x.
+DEVICE float across(float d, float f, float along, float norm) { return (d - f * along) / norm; }
+
 template <int N>
 DEVICE void forward(const Real* x, float* f, float* norms, int row, int width) {
   int lane = threadIdx.x & 31;
@@ -16,8 +22,7 @@ DEVICE void forward(const Real* x, float* f, float* norms, int row, int width) {
 #pragma unroll
     for (int j = 0; j < N; j++) squares += to_float(in.at[j]) * to_float(in.at[j]);
   }
-  // The smallest divisor is PyTorch's in `F.normalize`.
-  float norm = fmaxf(sqrtf(warp_sum(squares)), 1e-12f);
+  float norm = length(warp_sum(squares));
   for (int column = lane * N; column < width; column += 32 * N) {
     Pack<Real, N> in = load_pack<N>(x + start + column);
     Pack<float, N> out;
@@ -45,7 +50,7 @@ DEVICE void backward(const float* df, const float* f, const float* norms, Real* 
     Pack<float, N> d = load_pack<N>(df + start + column), v = load_pack<N>(f + start + column);
     Pack<Real, N> out;
 #pragma unroll
-    for (int j = 0; j < N; j++) out.at[j] = from_float<Real>((d.at[j] - v.at[j] * along) / norm);
+    for (int j = 0; j < N; j++) out.at[j] = from_float<Real>(across(d.at[j], v.at[j], along, norm));
     store_pack(dx + start + column, out);
   }
 }
