@@ -523,7 +523,7 @@ const PROMPT_PEERS: f64 = 5.0;
 
 /// Compares this engine on `backend` with the reference; one row per quantity. The bounds are those of
 /// f32: features 1e-5, gradients 1e-4, losses 1e-5, trained tensors after the last step 1e-5; in bf16 see
-/// [`Bounds::of_bf16`].
+/// the source, `Bounds::of_bf16`.
 ///
 /// Errors are relative to the largest value of their tensor. Only after the last step each adapter, A and B
 /// together, is measured as one vector, |error|/|adapter|: a B that started at zero is as small as the
@@ -533,7 +533,7 @@ const PROMPT_PEERS: f64 = 5.0;
 ///
 /// In bf16 what is trained is measured by the way it went, |error|/|after − before|: five steps move an adapter by
 /// less than 1e-2 of itself, so that it would pass without any. And all tensors of a kind together, each by
-/// |error|/|tensor|, may be no more than so many times as far off as PyTorch's own in bf16: [`Kind::together`].
+/// |error|/|tensor|, may be no more than so many times as far off as PyTorch's own in bf16: `Kind::together`.
 pub fn check<B: Backend>(backend: &B, model: &Path, reference: &Path) -> Result<Vec<Row>> {
     let reference = Reference::read(reference)?;
     let config = ClipConfig::load(model)?;
