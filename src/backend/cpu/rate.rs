@@ -2,7 +2,7 @@
 //! exceed.
 
 use super::real::Vectors;
-use super::{Cpu, Isa, Real};
+use super::{Cpu, Isa};
 use std::time::Instant;
 
 /// The rate of an instruction.
@@ -17,25 +17,33 @@ pub struct InstructionRate {
 /// Sums that do not wait for one another, more than any processor has on their way.
 const CHAINS: usize = 24;
 
-impl<T: Real> Cpu<T> {
+impl Cpu<f32> {
     /// That of the products in f32 or bf16, measured; none where it is not known how: of AMX, and of other kinds of
     /// processors.
     pub fn instruction_rate(&self) -> Option<InstructionRate> {
         #[cfg(target_arch = "x86_64")]
         {
-            // SAFETY of all: the machine was found to have the instruction.
             let of = |instruction, flop: usize, run: &(dyn Fn(usize) + Sync)| {
                 Some(InstructionRate { instruction, flop_per_s: measured(flop, run) })
             };
             match (self.bf16, Vectors::found()) {
                 (Some(Isa::Avx512), _) => {
-                    of("vdpbf16ps (AVX-512)", 64, &|count| unsafe { x86::dot_pairs(count) })
+                    of("vdpbf16ps (AVX-512)", 64, &|count| {
+                        // SAFETY: the machine was found to have the instruction.
+                        unsafe { x86::dot_pairs(count) }
+                    })
                 }
                 (None, Vectors::Avx512) => {
-                    of("vfmadd231ps (AVX-512)", 32, &|count| unsafe { x86::multiply_add_512(count) })
+                    of("vfmadd231ps (AVX-512)", 32, &|count| {
+                        // SAFETY: the machine was found to have the instruction.
+                        unsafe { x86::multiply_add_512(count) }
+                    })
                 }
                 (None, Vectors::Avx2) => {
-                    of("vfmadd231ps (AVX2)", 16, &|count| unsafe { x86::multiply_add_256(count) })
+                    of("vfmadd231ps (AVX2)", 16, &|count| {
+                        // SAFETY: the machine was found to have the instruction.
+                        unsafe { x86::multiply_add_256(count) }
+                    })
                 }
                 _ => None,
             }

@@ -89,8 +89,14 @@ impl Arithmetic for f32 {
         let x = if self > 4.0 { 4.0 } else { self };
         let x = if x < -4.0 { -4.0 } else { x };
         let q = x * x;
-        let polynomial = |coefficients: &[f32]| coefficients.iter().fold(0.0, |sum, c| sum * q + c);
-        x * polynomial(&ERF_TOP) / polynomial(&ERF_BOTTOM)
+        let (mut top, mut bottom) = (ERF_TOP[0], ERF_BOTTOM[0]);
+        for coefficient in &ERF_TOP[1..] {
+            top = top * q + coefficient;
+        }
+        for coefficient in &ERF_BOTTOM[1..] {
+            bottom = bottom * q + coefficient;
+        }
+        x * top / bottom
     }
 }
 

@@ -222,7 +222,7 @@ fn narrow_strip<'s, E: Packed>(
     for panel in 0..narrow.panels.count() {
         let columns = (width - panel * SIDE).min(SIDE);
         unit.multiply(&[narrow.panels.term(seen, panel)], Part { rows: SIDE, columns }, block);
-        round_rows(unit.isa(), block, 1.0, columns, &mut rounded[panel * SIDE..], stride);
+        round_rows(unit.isa(), block, columns, &mut rounded[panel * SIDE..], stride);
     }
     if keep {
         let first = strip * SIDE;
@@ -417,12 +417,11 @@ lanes! {
 }
 
 lanes! {
-    /// Rounds the first columns of a block, times `scale`, to rows `stride` elements apart, with zeros up to the 32nd.
-    pub fn round_rows[L, E](block: &Block, scale: f32, columns: usize, to: &mut [E], stride: usize) {
-        let scale = Row::<L>::splat(scale);
+    /// Rounds the first columns of a block to rows `stride` elements apart, with zeros up to the 32nd.
+    fn round_rows[L, E](block: &Block, columns: usize, to: &mut [E], stride: usize) {
         for (sums, to) in block.0.as_chunks::<SIDE>().0.iter().zip(to.chunks_mut(stride)) {
             let to = &mut to[..SIDE];
-            (Row::load(sums) * scale).round_to(to);
+            Row::<L>::load(sums).round_to(to);
             to[columns..].fill(E::default());
         }
     }
