@@ -36,7 +36,7 @@ impl Given {
         let (from, to) = (Settings::of(from), Settings::of(to));
         if self.steps_per_shot.is_some() && self.steps_per_shot == from.steps_per_shot {
             // They were settled by it.
-            self.epochs = None;
+            (self.epochs, self.validate_every) = (None, None);
         }
         if to.steps_per_shot.is_some() && self.epochs == Some(from.epochs) {
             self.epochs = None;

@@ -40,6 +40,9 @@ const MAX_ACCUMULATE: usize = 1 << 20;
 /// CLIP-LoRA was tried with.
 const MAX_SHOTS: usize = 16;
 
+/// Validations of a run whose epochs [`Settings::steps_per_shot`] sets.
+const MOST_VALIDATIONS: u32 = 50;
+
 /// A file may leave settings out.
 impl Default for Settings {
     fn default() -> Self {
@@ -54,12 +57,18 @@ impl Settings {
     }
 
     /// Sets the number of epochs that [`Settings::steps_per_shot`] makes of `images` training images in `classes`
-    /// classes.
+    /// classes, and after how many of them to validate: an epoch of few images is shorter than a validation.
     pub fn settle_epochs(&mut self, images: usize, classes: usize) {
         let Some(steps) = self.steps_per_shot else { return };
         let shots = images.div_ceil(classes.max(1)).clamp(1, MAX_SHOTS);
         let of_epoch = images.div_ceil(self.batch_size.max(1)).div_ceil(self.accumulate.max(1)).max(1);
         self.epochs = (steps as usize * shots).div_ceil(of_epoch).clamp(1, u32::MAX as usize) as u32;
+        self.validate_every.get_or_insert(self.epochs.div_ceil(MOST_VALIDATIONS));
+    }
+
+    /// Epochs between validations.
+    pub(crate) fn validate_every(&self) -> u32 {
+        self.validate_every.unwrap_or(1)
     }
 
     /// Images of a batch at the most: those of the largest split, or of what is trained on together in the end, where
@@ -220,6 +229,22 @@ mod tests {
         assert_eq!(flags(Recipe::Lora), "--lr-head, --lr-lora, --clip-grad-norm");
         assert_eq!(flags(Recipe::Vpt), "--lr-head, --lr-prompt, --clip-grad-norm");
         assert_eq!(flags(Recipe::ClipLora), "--lr-lora, --clip-grad-norm");
+    }
+
+    #[test]
+    fn many_short_epochs_are_validated_some_fifty_times() {
+        let settled = |images, validate_every| {
+            let mut settings = Settings { validate_every, ..Settings::of(Recipe::ClipLora) };
+            settings.settle_epochs(images, 12);
+            (settings.epochs, settings.validate_every())
+        };
+        // Four images of each class make two steps; of sixteen and more, which count as 16, 8000 steps are made.
+        assert_eq!(settled(12, None), (500, 10));
+        assert_eq!(settled(48, None), (1000, 20));
+        assert_eq!(settled(16 * 12, None), (1334, 27));
+        assert_eq!(settled(12 * 9000, None), (3, 1));
+        assert_eq!(settled(12, Some(1)), (500, 1));
+        assert_eq!(Settings::of(Recipe::Lora).validate_every(), 1);
     }
 
     #[test]

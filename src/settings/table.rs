@@ -441,6 +441,9 @@ settings! {
         epochs: u32 = 40, note: Some("by --steps-per-shot in clip-lora"), range: AT_LEAST_1;
     /// As many epochs as make N steps for each training image of a class, of which up to 16 count.
     [OPTIMISATION, long, Number "N"] steps_per_shot?: u32, range: AT_LEAST_1;
+    /// Epochs between validations, after each of which the run's state is saved.
+    [OPTIMISATION, long, Number "N"]
+        validate_every?: u32, unset: Some("1, with --steps-per-shot what makes up to 50 validations"), range: AT_LEAST_1;
     /// Images per batch.
     [OPTIMISATION, short, Number "B"] batch_size: usize = 32, range: AT_LEAST_1, most: Some(MAX_BATCH);
     /// Batches whose gradients make up one step.
@@ -478,9 +481,9 @@ settings! {
     [OPTIMISATION, long, Word "constant|cosine"] schedule: ScheduleKind = ScheduleKind::Constant;
     /// Steps over which the learning rates climb to their values.
     [OPTIMISATION, long, Number "STEPS"] warmup: u64 = 0;
-    /// Stop after N epochs in a row without a new lowest validation loss.
+    /// Stop after N validations in a row without a new lowest loss.
     [STOPPING, short, Number "N|off"] early_stop: Patience = Patience::Epochs(3);
-    /// By how much an epoch's validation loss must undercut the lowest before it to count.
+    /// By how much a validation loss must undercut the lowest before it to count.
     [STOPPING, long, Number "D"] early_stop_min_delta: f64 = 0.0, no_effect: never_stops, range: AT_LEAST_0;
     /// Compare with the best epoch so far or with the one before.
     [STOPPING, long, Word "best|previous"]

@@ -101,6 +101,38 @@ fn every_technique_resumes_and_repeats_to_the_bit() {
     }
 }
 
+/// Validation changes nothing of training; a run that goes on validates after the epochs that it would have.
+#[test]
+fn a_run_takes_the_same_steps_however_often_it_is_validated() {
+    let place = Place::new([4, 2, 2]);
+    let [each, some, parts] = ["each", "some", "parts"].map(|name| place.at(name));
+    let flags = ["--augment", "crop-flip", "--accumulate", "2"];
+    train(&place, &each, &[&flags[..], &["--epochs", "5"]].concat());
+    let seldom = [&flags[..], &["--validate-every", "2"]].concat();
+    train(&place, &some, &[&seldom[..], &["--epochs", "5"]].concat());
+    train(&place, &parts, &[&seldom[..], &["--epochs", "2"]].concat());
+    succeed(&["train", "--output", &parts, "--resume", "--epochs", "5"], place.path());
+
+    let lines =
+        |run: &str, kind: &str| metrics(run).into_iter().filter(|l| l["type"] == kind).collect::<Vec<_>>();
+    assert_eq!(lines(&each, "step"), lines(&some, "step"));
+    assert_eq!(metrics(&some), metrics(&parts));
+    assert_eq!(bytes(&some, "head.safetensors"), bytes(&parts, "head.safetensors"));
+    let [each, some] = [&each, &some].map(|run| lines(run, "epoch"));
+    let epochs: Vec<u64> = some.iter().map(|line| line["epoch"].as_u64().unwrap()).collect();
+    assert_eq!(epochs, [2, 4, 5]);
+    for (line, last) in some.iter().zip([2, 4, 5]) {
+        let same = &each[last - 1];
+        assert_eq!(line["val"], same["val"], "{last}");
+        let of = |line: &Value, key: &str| line["train"][key].as_f64().unwrap();
+        for key in ["loss", "top1"] {
+            let mean =
+                if last == 5 { of(same, key) } else { (of(&each[last - 2], key) + of(same, key)) / 2.0 };
+            assert!((of(line, key) - mean).abs() < 1e-12, "{last}, {key}: {} is not {mean}", of(line, key));
+        }
+    }
+}
+
 #[test]
 fn prompts_can_be_started_from_and_embedded_with() {
     let place = Place::new([4, 2, 2]);

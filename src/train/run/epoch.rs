@@ -1,11 +1,11 @@
-//! One pass over the training images.
+//! Passes over the training images.
 
 use super::Run;
 use super::balance::{self, BalancedWeights};
 use super::inputs::Training;
 use crate::backend::Backend;
 use crate::objective::{MixDraw, Objective};
-use crate::optim::{Rate, Rates};
+use crate::optim::Rate;
 use crate::progress::{Monitor, RunPart};
 use crate::random;
 use crate::settings::Key;
@@ -18,6 +18,7 @@ use crate::train::{Result, TrainError};
 use crate::tune::Place;
 use rand::seq::SliceRandom;
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::Instant;
 
 /// Steps that are handed to the device before the host waits for the results of the first.
@@ -30,6 +31,7 @@ const SMALLEST_LOSS_SCALE: f64 = 1.0 / 1024.0;
 struct InFlight<B: Backend> {
     /// The step that it belongs to.
     step: u64,
+    epoch: u32,
     images: usize,
     micro: MicroBatch,
     /// The schedule's.
@@ -40,6 +42,7 @@ struct InFlight<B: Backend> {
 /// A step, from its micro-batches.
 struct Step {
     step: u64,
+    epoch: u32,
     images: usize,
     factor: f64,
     stats: StepStats,
@@ -49,7 +52,7 @@ impl Step {
     /// Before its first batch.
     fn new<B: Backend>(batch: &InFlight<B>) -> Self {
         let stats = StepStats::default();
-        Step { step: batch.step, images: 0, factor: batch.factor, stats }
+        Step { step: batch.step, epoch: batch.epoch, images: 0, factor: batch.factor, stats }
     }
 
     /// Adds a micro-batch: the losses are means over the images, what the optimizer says is that of the last.
@@ -62,7 +65,7 @@ impl Step {
     }
 }
 
-/// Sums over the steps of an epoch.
+/// Sums over the steps of one epoch or several.
 #[derive(Default)]
 struct EpochSums {
     images: usize,
@@ -95,34 +98,38 @@ impl EpochSums {
 }
 
 impl<B: Backend> Run<'_, '_, B> {
-    /// Trains on every image once; `None` when the user asked to stop. Steps are handed to the
-    /// device ahead of their results, which are written down as they arrive.
-    pub(super) fn train_epoch(&mut self, epoch: u32) -> Result<Option<StepStats>> {
-        let order = self.order(epoch);
-        let (rates, of) = (self.rates, self.epochs);
+    /// Trains on every image once an epoch; `None` when the user asked to stop. Steps are handed to the device ahead of
+    /// their results, which are written down as they arrive.
+    pub(super) fn train_epochs(&mut self, epochs: RangeInclusive<u32>) -> Result<Option<StepStats>> {
+        let (first, last, of, every) =
+            (*epochs.start(), *epochs.end(), self.epochs, self.settings.validate_every());
+        let images = self.inputs.training.chosen.len() as u64;
         let mut sums = EpochSums::default();
         let mut waiting = VecDeque::new();
         let mut clock = Instant::now();
         let (after, at_most) = (self.inputs.val.labels().len() as u64, self.early_stop.is_some());
-        self.monitor.part(RunPart { index: epoch - 1, of, after, at_most });
-        self.monitor.begin(&format!("{} {epoch}/{of}", self.task), order.len() as u64);
-        for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
-            if self.monitor.stopped() {
-                self.monitor.finish();
-                return Ok(None);
+        self.monitor.part(RunPart { index: (first - 1) / every, of: of.div_ceil(every), after, at_most });
+        self.monitor.begin(&format!("{} {last}/{of}", self.task), images * u64::from(last + 1 - first));
+        for epoch in epochs {
+            let order = self.order(epoch);
+            for (index, indices) in order.chunks(self.settings.batch_size).enumerate() {
+                if self.monitor.stopped() {
+                    self.monitor.finish();
+                    return Ok(None);
+                }
+                let (micro, step) = (self.micro_batch(order.len(), index), self.learner.steps() + 1);
+                self.weigh_classes(&order, index);
+                let number = (epoch as usize - 1) * order.len().div_ceil(self.settings.batch_size) + index;
+                let factor = self.schedule.factor(self.learner.steps());
+                self.start_batch(epoch, number as u32, indices, micro, factor)?;
+                let (images, stats) = (indices.len(), self.learner.fetch_stats()?);
+                waiting.push_back(InFlight { step, epoch, images, micro, factor, stats });
+                let wait = waiting.len() > STEPS_AHEAD;
+                self.write_steps(&mut waiting, wait, &mut sums, &mut clock)?;
             }
-            let factor = self.schedule.factor(self.learner.steps());
-            let (micro, step) = (self.micro_batch(order.len(), index), self.learner.steps() + 1);
-            self.weigh_classes(&order, index);
-            let number = (epoch as usize - 1) * order.len().div_ceil(self.settings.batch_size) + index;
-            self.start_batch(epoch, number as u32, indices, micro, &rates, factor)?;
-            let (images, stats) = (indices.len(), self.learner.fetch_stats()?);
-            waiting.push_back(InFlight { step, images, micro, factor, stats });
-            let wait = waiting.len() > STEPS_AHEAD;
-            self.write_steps(epoch, &mut waiting, wait, &mut sums, &mut clock)?;
         }
         while !waiting.is_empty() {
-            self.write_steps(epoch, &mut waiting, true, &mut sums, &mut clock)?;
+            self.write_steps(&mut waiting, true, &mut sums, &mut clock)?;
         }
         self.monitor.finish();
         Ok(Some(sums.mean()))
@@ -155,7 +162,6 @@ impl<B: Backend> Run<'_, '_, B> {
         number: u32,
         indices: &[usize],
         micro: MicroBatch,
-        rates: &Rates,
         factor: f64,
     ) -> Result<()> {
         let Training { inputs, staging, augmentation, .. } = &mut self.inputs.training;
@@ -177,13 +183,12 @@ impl<B: Backend> Run<'_, '_, B> {
             number,
             class_weights: self.class_weights.as_ref().map(BalancedWeights::of_step),
         };
-        Ok(self.learner.train(batch, micro, rates, factor)?)
+        Ok(self.learner.train(batch, micro, &self.rates, factor)?)
     }
 
     /// Writes down the steps whose numbers have arrived, oldest first; `wait` for the first of them.
     fn write_steps(
         &mut self,
-        epoch: u32,
         waiting: &mut VecDeque<InFlight<B>>,
         mut wait: bool,
         sums: &mut EpochSums,
@@ -200,7 +205,7 @@ impl<B: Backend> Run<'_, '_, B> {
                 let seconds = clock.elapsed().as_secs_f64();
                 *clock = Instant::now();
                 if let Some(step) = sums.step.take() {
-                    self.write_step(epoch, &step, seconds)?;
+                    self.write_step(&step, seconds)?;
                 }
             }
             self.monitor.advance(batch.images as u64);
@@ -216,8 +221,8 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     /// One line of metrics; `seconds` since the step before was done.
-    fn write_step(&mut self, epoch: u32, step: &Step, seconds: f64) -> Result<()> {
-        let stats = &step.stats;
+    fn write_step(&mut self, step: &Step, seconds: f64) -> Result<()> {
+        let (epoch, stats) = (step.epoch, &step.stats);
         let finite = stats.loss.is_finite() && stats.grad_norm.is_finite();
         let scaled_down = stats.skipped && stats.loss_scale >= SMALLEST_LOSS_SCALE;
         if !finite && !scaled_down {
@@ -267,7 +272,7 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 }
 
-/// Makes the record of an epoch on `images` training images.
+/// Makes the record of the epochs since the last validation, in which `images` training images were seen.
 pub(super) fn record(
     epoch: u32,
     train: &StepStats,

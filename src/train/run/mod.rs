@@ -233,9 +233,9 @@ impl<B: Backend> Run<'_, '_, B> {
             ));
         }
         while self.progress.epoch < self.epochs && !stopped {
-            let epoch = self.progress.epoch + 1;
-            let started = Instant::now();
-            let Some(train) = self.train_epoch(epoch)? else { return self.finish_early() };
+            let (before, started) = (self.progress.epoch, Instant::now());
+            let epoch = self.epochs.min(before.saturating_add(self.settings.validate_every()));
+            let Some(train) = self.train_epochs(before + 1..=epoch)? else { return self.finish_early() };
             let sums = self.learner.accumulator();
             let Some(sums) = self.evaluate(Split::Val, sums)? else { return self.finish_early() };
             let val = sums.finish();
@@ -249,7 +249,7 @@ impl<B: Backend> Run<'_, '_, B> {
             let record = epoch::record(
                 epoch,
                 &train,
-                self.inputs.training.chosen.len(),
+                self.inputs.training.chosen.len() * (epoch - before) as usize,
                 val,
                 self.learner.objective(),
             );

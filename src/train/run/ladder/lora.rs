@@ -131,10 +131,8 @@ impl<B: Backend> Run<'_, '_, B> {
     }
 
     fn look_at_rate(&mut self) -> Result<Option<f64>> {
-        for epoch in 1..=self.look_epochs() {
-            if self.train_epoch(epoch)?.is_none() {
-                return Ok(None);
-            }
+        if self.train_epochs(1..=self.look_epochs())?.is_none() {
+            return Ok(None);
         }
         let sums = self.learner.accumulator();
         let Some(sums) = self.evaluate(Split::Val, sums)? else { return Ok(None) };

@@ -262,12 +262,9 @@ impl<B: Backend> Run<'_, '_, B> {
         self.learner.restart(start)?;
         let metrics = self.metrics.take();
         self.task = "final fit, epoch".into();
-        let mut is_whole = true;
-        for epoch in 1..=epochs {
-            is_whole = is_whole && self.train_epoch(epoch)?.is_some();
-        }
+        let trained = self.train_epochs(1..=epochs)?;
         self.metrics = metrics;
-        if !is_whole {
+        if trained.is_none() {
             self.stop_climbing();
             return Ok(None);
         }
