@@ -27,6 +27,7 @@ struct Pair {
 extern "C" __global__ void __launch_bounds__(accumulate::THREADS)
     accumulate_chunks(const accumulate::Pair* __restrict__ pairs, const Chunk* __restrict__ chunks,
                       int first) {
+  begin_kernel();
   using namespace accumulate;
   Chunk chunk = chunks[blockIdx.x];
   Pair pair = pairs[chunk.entry];

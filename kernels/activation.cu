@@ -77,6 +77,7 @@ DEVICE void backward(const Real* __restrict__ z, Real* __restrict__ d, int packs
 #define ACTIVATION(name, F)                                                         \
   extern "C" __global__ void __launch_bounds__(activation::THREADS)                 \
       name(const Real* __restrict__ z, Real* __restrict__ g, int packs, int rest) { \
+    begin_kernel();                                                                 \
     activation::forward<activation::F>(z, g, packs, rest);                          \
   }                                                                                 \
   EXPORT_KERNEL(name)
@@ -88,6 +89,7 @@ ACTIVATION(activation_gelu, Gelu)
 #define ACTIVATION_BACKWARD(name, F)                                                \
   extern "C" __global__ void __launch_bounds__(activation::THREADS)                 \
       name(const Real* __restrict__ z, Real* __restrict__ d, int packs, int rest) { \
+    begin_kernel();                                                                 \
     activation::backward<activation::F>(z, d, packs, rest);                         \
   }                                                                                 \
   EXPORT_KERNEL(name)

@@ -111,6 +111,7 @@ extern "C" __global__ void __launch_bounds__(adamw::THREADS)
     adamw_norm(const adamw::Tensor* __restrict__ tensors, const Chunk* __restrict__ chunks, int count,
                const float* __restrict__ control, int scaling, double beta1, double beta2,
                float* __restrict__ squares, double* __restrict__ corrections) {
+  begin_kernel();
   using namespace adamw;
   __shared__ float scratch[32];
   if (int(blockIdx.x) == count) {
@@ -143,6 +144,7 @@ EXPORT_KERNEL(adamw_norm)
 // where every block of adamw_update would add all of the 73 000 squares, 21 GB in all.
 extern "C" __global__ void __launch_bounds__(adamw::THREADS)
     adamw_total(const float* __restrict__ squares, int count, float* __restrict__ total) {
+  begin_kernel();
   __shared__ float scratch[32];
   float sum = adamw::sum_of(squares, count, scratch);
   if (threadIdx.x == 0) *total = sum;
@@ -162,6 +164,7 @@ extern "C" __global__ void __launch_bounds__(adamw::THREADS)
                  const float* __restrict__ factor, float* control, float* __restrict__ stats,
                  uint32* __restrict__ counter, double beta1, double beta2, double eps, int scaling,
                  double growth, double backoff, int interval, int clipping, float clip) {
+  begin_kernel();
   using namespace adamw;
   __shared__ float scratch[32];
   __shared__ Constants constants;

@@ -293,6 +293,7 @@ DEVICE void backward_general(const Rows& own1, const Rows& own2, const Rows& oth
 #define ATTENTION_GENERAL(CHUNK)                                                                           \
   extern "C" __global__ void __launch_bounds__(attention::THREADS, 3)                                      \
       attention_general_##CHUNK(ATTENTION_PARAMETERS) {                                                    \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::forward_general<CHUNK>(q_rows, k_rows, v_rows, lse, head_of(o, queries, o_stride, head),    \
                                       o_stride, sizes);                                                    \
@@ -309,6 +310,7 @@ ATTENTION_GENERAL(128)
 #define ATTENTION_BACKWARD_GENERAL(CHUNK)                                                                  \
   extern "C" __global__ void __launch_bounds__(attention::THREADS, 2)                                      \
       attention_backward_general_##CHUNK(ATTENTION_BACKWARD_PARAMETERS) {                                  \
+    begin_kernel();                                                                                        \
     __shared__ attention::General<CHUNK>::Shared shared;                                                   \
     ATTENTION_HEAD;                                                                                        \
     attention::Rows d_o_rows = {head_of(d_o, queries, o_stride, head), o_stride, queries};                 \
@@ -521,12 +523,14 @@ DEVICE void backward_single(const Rows& d_o, const Rows& o, const Rows& q, const
 #define ATTENTION_SINGLE(PACKS)                                                                            \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_single_##PACKS(ATTENTION_PARAMETERS) {                                                     \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::forward_single<PACKS>(q_rows, k_rows, v_rows, lse, head_of(o, 1, o_stride, head), sizes);   \
   }                                                                                                        \
   EXPORT_KERNEL(attention_single_##PACKS)                                                                  \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_single_##PACKS(ATTENTION_BACKWARD_PARAMETERS) {                                   \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::Rows d_o_rows = {head_of(d_o, 1, o_stride, head), o_stride, 1};                             \
     attention::Rows o_rows = {head_of(o, 1, o_stride, head), o_stride, 1};                                 \

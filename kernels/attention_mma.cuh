@@ -549,6 +549,7 @@ DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, cons
 #define ATTENTION_MMA(HEAD)                                                                                \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_mma_##HEAD(ATTENTION_PARAMETERS) {                                                         \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::forward_mma<HEAD>(q_rows, k_rows, v_rows, lse, head_of(o, queries, o_stride, head),         \
                                  o_stride, sizes);                                                         \
@@ -564,6 +565,7 @@ DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, cons
 #define ATTENTION_BACKWARD_MMA(HEAD)                                                                       \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_mma_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                       \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::Rows d_o_rows = {head_of(d_o, queries, o_stride, head), o_stride, queries};                 \
     attention::Rows o_rows = {head_of(o, queries, o_stride, head), o_stride, queries};                     \
@@ -592,6 +594,7 @@ DEVICE void backward_mma_whole(const Rows& q, const Rows& k, const Rows& v, cons
 #define ATTENTION_BACKWARD_MMA_WHOLE(HEAD)                                                                 \
   extern "C" __global__ void __launch_bounds__(attention::THREADS)                                         \
       attention_backward_mma_whole_##HEAD(ATTENTION_BACKWARD_PARAMETERS) {                                 \
+    begin_kernel();                                                                                        \
     ATTENTION_HEAD;                                                                                        \
     attention::Rows d_o_rows = {head_of(d_o, queries, o_stride, head), o_stride, queries};                 \
     attention::backward_mma_whole<HEAD>(q_rows, k_rows, v_rows, d_o_rows, lse,                             \

@@ -67,6 +67,7 @@ DEVICE void backward(const float* __restrict__ dt, const float* __restrict__ t,
   extern "C" __global__ void __launch_bounds__(class_features::THREADS)                            \
       name(const float* __restrict__ f, float* __restrict__ t, float* __restrict__ norms,          \
            int prompts, int width) {                                                               \
+    begin_kernel();                                                                                \
     class_features::forward<N>(f, t, norms, prompts, width);                                       \
   }                                                                                                \
   EXPORT_KERNEL(name)
@@ -79,6 +80,7 @@ CLASS_FEATURES(class_features_ones, 1)
   extern "C" __global__ void __launch_bounds__(class_features::THREADS)                                \
       name(const float* __restrict__ dt, const float* __restrict__ t, const float* __restrict__ norms, \
            float* __restrict__ df, int prompts, int width) {                                           \
+    begin_kernel();                                                                                    \
     class_features::backward<N>(dt, t, norms, df, prompts, width);                                     \
   }                                                                                                    \
   EXPORT_KERNEL(name)

@@ -517,17 +517,19 @@ DEVICE void backward(const Backward& t, const Sizes& sizes, bool wanted, uint32*
 }  // namespace class_tail
 
 extern "C" __global__ void __launch_bounds__(class_tail::THREADS, 1)
-    class_tail_forward(const class_tail::Forward* __restrict__ tail, uint32* counter, int batch, int tokens,
+    class_tail_forward(const class_tail::Forward* tail, uint32* counter, int batch, int tokens,
                        int width, int mlp, int heads, int features, int gelu, float eps, float end_eps,
                        float scale) {
+  begin_kernel();
   class_tail::Sizes sizes = {batch, tokens, width, mlp, heads, features, gelu != 0, eps, end_eps, scale};
   class_tail::forward(*tail, sizes, counter);
 }
 EXPORT_KERNEL(class_tail_forward)
 
 extern "C" __global__ void __launch_bounds__(class_tail::THREADS, 1)
-    class_tail_backward(const class_tail::Backward* __restrict__ tail, uint32* counter, int batch, int tokens,
+    class_tail_backward(const class_tail::Backward* tail, uint32* counter, int batch, int tokens,
                         int width, int mlp, int heads, int features, int gelu, float scale, int wanted) {
+  begin_kernel();
   class_tail::Sizes sizes = {batch, tokens, width, mlp, heads, features, gelu != 0, 0.0f, 0.0f, scale};
   class_tail::backward(*tail, sizes, wanted != 0, counter);
 }

@@ -102,6 +102,7 @@ DEVICE void add_rows(const uint8* __restrict__ line, size_t stride, int rows, co
 extern "C" __global__ void __launch_bounds__(crop_resize::THREADS)
     crop_resize_levels(const uint8* __restrict__ images, const uint32* __restrict__ crops,
                        uint8* __restrict__ y, int height, int width, int side) {
+  begin_kernel();
   using namespace crop_resize;
   __shared__ Taps rows[ROWS];
   __shared__ float shares[CHUNK][ROWS];

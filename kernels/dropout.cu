@@ -13,8 +13,9 @@ const int THREADS = 256;
 // training step. A thread takes 16 bytes, which its two blocks of words (one in f32) belong to alone: 600 blocks
 // of 256. The elements behind the last whole 16 bytes are one thread's.
 extern "C" __global__ void __launch_bounds__(dropout::THREADS)
-    dropout_apply(const Real* __restrict__ x, const uint32* __restrict__ draw, uint32 site, uint32 threshold,
+    dropout_apply(const Real* __restrict__ x, const uint32* draw, uint32 site, uint32 threshold,
                   float scale, Real* __restrict__ y, int count) {
+  begin_kernel();
   using namespace dropout;
   const int N = Wide<Real>::N;
   uint32 first = (blockIdx.x * THREADS + threadIdx.x) * N;

@@ -260,6 +260,7 @@ DEVICE void weighted_sums(const Terms& terms, Parts<N>& shared, float* out, floa
            const float* __restrict__ class_weights, float smoothing, int text_counts,                         \
            float* head, float* text, float* outcomes, uint32* counters, float* stats, int batch, int classes, \
            int width) {                                                                                       \
+    begin_kernel();                                                                                           \
     using namespace head_loss;                                                                                \
     __shared__ int flag;                                                                                      \
     int kind = blockIdx.z, group = blockIdx.y, groups = gridDim.y;                                            \
@@ -299,6 +300,7 @@ extern "C" __global__ void __launch_bounds__(head_loss::GRADIENT_THREADS)
                               const float* __restrict__ class_weights, float smoothing, int text_counts,
                               float head_scale, float text_scale, const float* __restrict__ loss_scale,
                               int batch, int classes) {
+  begin_kernel();
   using namespace head_loss;
   int image = int(blockIdx.x) * GRADIENT_WARPS + int(threadIdx.x >> 5);
   if (image >= batch) return;
@@ -352,6 +354,7 @@ EXPORT_KERNEL(head_loss_backward_logits)
            float* __restrict__ d_weight, float* __restrict__ d_bias, float* __restrict__ df,                  \
            float* __restrict__ d_text_weight, int class_tiles, int image_tiles, int batch, int classes,       \
            int width) {                                                                                       \
+    begin_kernel();                                                                                           \
     using namespace head_loss;                                                                                \
     __shared__ Parts<N> shared;                                                                               \
     int tile = int(blockIdx.x) - class_tiles;                                                                 \

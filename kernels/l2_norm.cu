@@ -18,6 +18,7 @@ DEVICE int row_of_warp() { return int(blockIdx.x) * WARPS + int(threadIdx.x >> 5
   extern "C" __global__ void __launch_bounds__(l2_norm::THREADS)                                   \
       name(const Real* __restrict__ x, float* __restrict__ f, float* __restrict__ norms, int rows, \
            int width) {                                                                            \
+    begin_kernel();                                                                                \
     int row = l2_norm::row_of_warp();                                                              \
     if (row < rows) l2_norm::forward<N>(x, f, norms, row, width);                                  \
   }                                                                                                \
@@ -31,6 +32,7 @@ L2_NORM(l2_norm_ones, 1)
   extern "C" __global__ void __launch_bounds__(l2_norm::THREADS)                                       \
       name(const float* __restrict__ df, const float* __restrict__ f, const float* __restrict__ norms, \
            Real* __restrict__ dx, int rows, int width) {                                               \
+    begin_kernel();                                                                                    \
     int row = l2_norm::row_of_warp();                                                                  \
     if (row < rows) l2_norm::backward<N>(df, f, norms, dx, row, width);                                \
   }                                                                                                    \

@@ -213,6 +213,7 @@ DEVICE void backward(const Real* __restrict__ dy, const Real* __restrict__ x, co
       layer_norm_##WIDTH(const Real* __restrict__ x, const float* __restrict__ weight,                      \
                            const float* __restrict__ bias, Real* __restrict__ y, float* __restrict__ stats, \
                            int rows, int width, float eps) {                                                \
+    begin_kernel();                                                                                         \
     layer_norm::forward<WIDTH>(layer_norm::Rows{x, WIDTH}, weight, bias, y, stats, rows, eps);              \
   }                                                                                                         \
   EXPORT_KERNEL(layer_norm_##WIDTH)
@@ -228,6 +229,7 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
     layer_norm_general(const Real* __restrict__ x, const float* __restrict__ weight,
                        const float* __restrict__ bias, Real* __restrict__ y, float* __restrict__ stats,
                        int rows, int width, float eps) {
+  begin_kernel();
   layer_norm::forward_general(layer_norm::Rows{x, width}, weight, bias, y, stats, width, eps);
 }
 EXPORT_KERNEL(layer_norm_general)
@@ -241,6 +243,7 @@ EXPORT_KERNEL(layer_norm_general)
                                 const float* __restrict__ position, const float* __restrict__ weight,       \
                                 const float* __restrict__ bias, Real* __restrict__ x, int rows, int tokens, \
                                 int width, float eps) {                                                     \
+    begin_kernel();                                                                                         \
     layer_norm::Tokens source = {products, first, position, tokens, WIDTH};                                 \
     layer_norm::forward<WIDTH>(source, weight, bias, x, nullptr, rows, eps);                                \
   }                                                                                                         \
@@ -257,6 +260,7 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
                               const float* __restrict__ position, const float* __restrict__ weight,
                               const float* __restrict__ bias, Real* __restrict__ x, int rows, int tokens,
                               int width, float eps) {
+  begin_kernel();
   layer_norm::Tokens source = {products, first, position, tokens, width};
   layer_norm::forward_general(source, weight, bias, x, nullptr, width, eps);
 }
@@ -271,6 +275,7 @@ EXPORT_KERNEL(layer_norm_tokens_general)
       layer_norm_backward_##WIDTH(const Real* __restrict__ dy, const Real* __restrict__ x,             \
                                     const float* __restrict__ weight, const float* __restrict__ stats, \
                                     const Real* to, Real* dx, int rows, int width) {                   \
+    begin_kernel();                                                                                    \
     layer_norm::backward<WIDTH>(dy, x, weight, stats, to, dx, rows);                                   \
   }                                                                                                    \
   EXPORT_KERNEL(layer_norm_backward_##WIDTH)
@@ -285,6 +290,7 @@ extern "C" __global__ void __launch_bounds__(layer_norm::GENERAL_THREADS)
     layer_norm_backward_general(const Real* __restrict__ dy, const Real* __restrict__ x,
                                 const float* __restrict__ weight, const float* __restrict__ stats,
                                 const Real* to, Real* dx, int rows, int width) {
+  begin_kernel();
   __shared__ float scratch[32];
   size_t start = size_t(blockIdx.x) * width;
   Pack<float, 2> both = load_pack<2>(stats + 2 * size_t(blockIdx.x));

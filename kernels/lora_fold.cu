@@ -68,6 +68,7 @@ DEVICE void fold(const Layer* layers, const Chunk* chunks) {
 // ViT-B/32: 113 MB, 34 µs. Four warps of 8 rows by 256 columns.
 extern "C" __global__ void __launch_bounds__(128)
     lora_fold(const folding::Layer* __restrict__ layers, const Chunk* __restrict__ chunks) {
+  begin_kernel();
   folding::fold<Wide<Real>::N>(layers, chunks);
 }
 EXPORT_KERNEL(lora_fold)
@@ -75,6 +76,7 @@ EXPORT_KERNEL(lora_fold)
 // As lora_fold, for widths that are no multiple of 16 bytes.
 extern "C" __global__ void __launch_bounds__(128)
     lora_fold_any(const folding::Layer* __restrict__ layers, const Chunk* __restrict__ chunks) {
+  begin_kernel();
   folding::fold<1>(layers, chunks);
 }
 EXPORT_KERNEL(lora_fold_any)

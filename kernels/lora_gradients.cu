@@ -80,6 +80,7 @@ DEVICE void narrow_rows(const Real* left, int left_stride, int rows, int depth, 
 
 extern "C" __global__ void __launch_bounds__(lora_linear::NARROW_THREADS)
     lora_gradients_start(GROUPED_PARAMETERS) {
+  begin_kernel();
   GROUPED_LAYER;
   int stripes = (layer.m + 16 * NARROW_WARPS - 1) / (16 * NARROW_WARPS);
   int part = index / stripes - 1;
@@ -106,6 +107,7 @@ EXPORT_KERNEL(lora_gradients_start)
 // The same for any type and size: 16 rows a block.
 extern "C" __global__ void __launch_bounds__(lora_linear::ANY_THREADS, 4)
     lora_gradients_start_any(GROUPED_PARAMETERS) {
+  begin_kernel();
   GROUPED_LAYER;
   __shared__ AnyShared shared;
   int stripes = (layer.m + ANY_ROWS - 1) / ANY_ROWS;
@@ -145,6 +147,7 @@ DEVICE GradientSlabs slabs_of(const GroupedLayer& grouped, int index, float* par
 #if TENSOR_CORES
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 4)
     lora_gradients(GROUPED_PARAMETERS, float* partial, uint32* counters, int most) {
+  begin_kernel();
   GROUPED_LAYER;
   __shared__ GradientStage stages[GRADIENT_STAGES];
   __shared__ int flag;
@@ -157,6 +160,7 @@ EXPORT_KERNEL(lora_gradients)
 // The same for any type and size.
 extern "C" __global__ void __launch_bounds__(lora_linear::GRADIENT_THREADS, 3)
     lora_gradients_any(GROUPED_PARAMETERS, float* partial, uint32* counters, int most) {
+  begin_kernel();
   GROUPED_LAYER;
   __shared__ GradientAny shared;
   __shared__ int flag;

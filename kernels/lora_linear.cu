@@ -53,6 +53,7 @@ DEVICE void start(StartShared<STRIPES>& shared, const Real* x, const float* a, c
       name(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,              \
            const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y, int m, int k,  \
            int n, int out, int rank, int width, int parts, float scale) {                                     \
+    begin_kernel();                                                                                           \
     __shared__ lora_linear::StartShared<stripes> shared;                                                      \
     lora_linear::start(shared, x, a, b, bias, residual, u, y, m, k, n, out, rank, width, parts, scale);       \
   }                                                                                                           \
@@ -69,6 +70,7 @@ extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_start_any(const Real* __restrict__ x, const float* __restrict__ a, const float* __restrict__ b,
                           const Real* __restrict__ bias, const Real* __restrict__ residual, Real* u, Real* y,
                           int m, int k, int n, int out, int rank, int width, int parts, float scale) {
+  begin_kernel();
   using namespace lora_linear;
   __shared__ AnyShared shared;
   int row = blockIdx.x * ANY_ROWS, rows = min(ANY_ROWS, m - row);
@@ -95,6 +97,7 @@ EXPORT_KERNEL(lora_linear_start_any)
 #define BACKWARD_START_KERNEL(name, stripes)                                                                \
   extern "C" __global__ void __launch_bounds__(256, 2)                                                      \
       name(BACKWARD_START_PARAMETERS) {                                                                     \
+    begin_kernel();                                                                                         \
     using namespace lora_linear;                                                                            \
     __shared__ StartShared<stripes> shared;                                                                 \
     backward_start(shared, dy, a, b, du, dx, m, k, n, out, rank, width, count, segments, scale,             \
@@ -109,6 +112,7 @@ BACKWARD_START_KERNEL(lora_linear_backward_start_32_rows, 2)
 // The same for any type and size: blocks of 16 rows.
 extern "C" __global__ void __launch_bounds__(128, 4)
     lora_linear_backward_start_any(BACKWARD_START_PARAMETERS) {
+  begin_kernel();
   using namespace lora_linear;
   __shared__ AnyShared shared;
   any_backward_start(shared, dy, a, b, du, dx, m, k, n, out, rank, width, count, segments, scale, Unchanged{});
@@ -128,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(128)
     lora_linear_gradients(Real* du, const Real* x, Real* u, const Real* dy, float* da, float* db, float* partial,
                           uint32* counters, int m, int k, int n, int out, int rank, int width, int segments, float scale,
                           int slab_rows) {
+  begin_kernel();
   using namespace lora_linear;
   __shared__ GradientStage stages[GRADIENT_STAGES];
   __shared__ int flag;
@@ -145,6 +150,7 @@ extern "C" __global__ void __launch_bounds__(128)
     lora_linear_gradients_any(Real* du, const Real* x, Real* u, const Real* dy, float* da, float* db, float* partial,
                               uint32* counters, int m, int k, int n, int out, int rank, int width, int segments, float scale,
                               int slab_rows) {
+  begin_kernel();
   using namespace lora_linear;
   __shared__ GradientAny shared;
   __shared__ int flag;

@@ -24,8 +24,9 @@ struct Dropped {
 
 #define BACKWARD_START_KERNEL(name, stripes)                                                                \
   extern "C" __global__ void __launch_bounds__(256, 2)                                                      \
-      name(BACKWARD_START_PARAMETERS, const uint32* __restrict__ draw, uint32 site, uint32 threshold,       \
+      name(BACKWARD_START_PARAMETERS, const uint32* draw, uint32 site, uint32 threshold,                    \
            float keep_scale) {                                                                              \
+    begin_kernel();                                                                                         \
     using namespace lora_linear;                                                                            \
     __shared__ StartShared<stripes> shared;                                                                 \
     Dropped change = {dropout::mask_of(draw, site, threshold, keep_scale), blockIdx.x * 16 * stripes * k};  \
@@ -40,8 +41,9 @@ BACKWARD_START_KERNEL(lora_linear_dropout_backward_start_32_rows, 2)
 // The same for any type and size: blocks of 16 rows. A thread's elements lie in different rows, so each draws
 // the four words of its neighbours too: a few percent of what the product takes in f32.
 extern "C" __global__ void __launch_bounds__(128, 4)
-    lora_linear_dropout_backward_start_any(BACKWARD_START_PARAMETERS, const uint32* __restrict__ draw,
+    lora_linear_dropout_backward_start_any(BACKWARD_START_PARAMETERS, const uint32* draw,
                                            uint32 site, uint32 threshold, float keep_scale) {
+  begin_kernel();
   using namespace lora_linear;
   __shared__ AnyShared shared;
   Dropped change = {dropout::mask_of(draw, site, threshold, keep_scale), blockIdx.x * ANY_ROWS * k};

@@ -511,6 +511,7 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
            const float* __restrict__ b, const Real* __restrict__ bias, const Real* __restrict__ residual,    \
            Real* __restrict__ u, Real* __restrict__ y, int m, int k, int n, int w_stride, int out, int rank, \
            int width, int parts, float scale) {                                                              \
+    begin_kernel();                                                                                          \
     using namespace lora_linear_fused;                                                                       \
     static_assert(Tile<__VA_ARGS__>::THREADS == threads, "as many threads as the tile's warps have");        \
     forward<Tile<__VA_ARGS__>>(x, w, a, b, bias, residual, u, y, m, k, n, w_stride, out, rank, width,        \
@@ -531,6 +532,7 @@ FORWARD_KERNEL(lora_linear_fused_64x64_r16, 128, 4, 64, 64, 32, 32, 16)
       name(const Real* __restrict__ dy, const Real* __restrict__ w, const float* __restrict__ a,           \
            const float* __restrict__ b, Real* __restrict__ du, Real* __restrict__ dx, int m, int k, int n, \
            int w_stride, int out, int rank, int width, int parts, float scale) {                           \
+    begin_kernel();                                                                                        \
     using namespace lora_linear_fused;                                                                     \
     static_assert(Tile<__VA_ARGS__>::THREADS == threads, "as many threads as the tile's warps have");      \
     backward<Tile<__VA_ARGS__>>(dy, w, a, b, du, dx, m, k, n, w_stride, out, rank, width, parts, scale);   \

@@ -34,6 +34,7 @@ DEVICE void weighted(const float* __restrict__ x, float* __restrict__ y, uint32 
   extern "C" __global__ void __launch_bounds__(mix_rows::THREADS)                \
       name(const float* __restrict__ x, const uint32* __restrict__ partners,     \
            const float* __restrict__ lambda, float* __restrict__ y, int width) { \
+    begin_kernel();                                                              \
     float own = lambda[blockIdx.x];                                              \
     mix_rows::weighted<N>(x, y, partners[blockIdx.x], own, 1.0f - own, width);   \
   }                                                                              \
@@ -48,6 +49,7 @@ MIX_ROWS(mix_rows_ones, 1)
   extern "C" __global__ void __launch_bounds__(mix_rows::THREADS)                 \
       name(const float* __restrict__ dy, const uint32* __restrict__ inverse,      \
            const float* __restrict__ lambda, float* __restrict__ dx, int width) { \
+    begin_kernel();                                                               \
     uint32 k = inverse[blockIdx.x];                                               \
     float other = 1.0f - lambda[min(k, gridDim.x - 1)];                           \
     mix_rows::weighted<N>(dy, dx, k, lambda[blockIdx.x], other, width);           \

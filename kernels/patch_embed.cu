@@ -164,6 +164,7 @@ DEVICE void numbers_mixed(const Real* __restrict__ images, const Mixed& mix, Rea
   extern "C" __global__ void __launch_bounds__(patch_embed::THREADS)                                                  \
       name(const uint8* __restrict__ images, Real* __restrict__ patches, int stride, int side, int across, int patch, \
            int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {                     \
+    begin_kernel();                                                                                                   \
     DYNAMIC_SHARED(uint8, strip);                                                                                     \
     __shared__ float table[3][patch_embed::LEVELS];                                                                   \
     patch_embed::fill_table(table, mean0, mean1, mean2, std0, std1, std2);                                            \
@@ -185,6 +186,7 @@ PATCH_EMBED_PIXELS(patch_embed_pixels_ones, 1)
       name(const uint8* __restrict__ images, const uint32* __restrict__ partners,                                     \
            const float* __restrict__ lambda, Real* __restrict__ patches, int stride, int side, int across, int patch, \
            int rows, float mean0, float mean1, float mean2, float std0, float std1, float std2) {                     \
+    begin_kernel();                                                                                                   \
     DYNAMIC_SHARED(uint8, strips);                                                                                    \
     __shared__ float table[3][patch_embed::LEVELS];                                                                   \
     patch_embed::Mixed mix = patch_embed::mixed(partners, lambda);                                                    \
@@ -202,6 +204,7 @@ PATCH_EMBED_PIXELS_MIXED(patch_embed_pixels_mixed_ones, 1, patch_embed::THREADS,
 #define PATCH_EMBED_NUMBERS(name, N)                                                                                   \
   extern "C" __global__ void __launch_bounds__(patch_embed::THREADS)                                                   \
       name(const Real* __restrict__ images, Real* __restrict__ patches, int stride, int side, int across, int patch) { \
+    begin_kernel();                                                                                                    \
     patch_embed::numbers<N>(images, patches, stride, side, across, patch);                                             \
   }                                                                                                                    \
   EXPORT_KERNEL(name)
@@ -215,6 +218,7 @@ PATCH_EMBED_NUMBERS(patch_embed_numbers_ones, 1)
       name(const Real* __restrict__ images, const uint32* __restrict__ partners,                                       \
            const float* __restrict__ lambda, Real* __restrict__ patches, int stride, int side, int across,             \
            int patch) {                                                                                                \
+    begin_kernel();                                                                                                    \
     patch_embed::numbers_mixed<N>(images, patch_embed::mixed(partners, lambda), patches, stride, side, across, patch); \
   }                                                                                                                    \
   EXPORT_KERNEL(name)

@@ -122,6 +122,23 @@ DEVICE float2 unpack_pair(uint32 pair) {
   return make_float2(to_float(low), to_float(high));
 }
 
+// ---------------------------------------------------------------- kernels one after another
+
+// What every kernel begins with, before it reads or writes device memory. From sm_90 on a launch may be allowed to begin
+// while the one before it ends: once all blocks of that have begun, the blocks of this one take the places that are free,
+// and wait here until it has ended and what it wrote is seen. What waited in turn is over then, too, as every kernel
+// waits. Without the permission, and elsewhere, nothing is waited for.
+//
+// The compiler may read what a `const … __restrict__` parameter points to before the wait, as nothing can change it while
+// the kernel runs; it did where the address is the parameter itself. Such a parameter has no __restrict__, and
+// tests/ops/sass.rs holds all kernels to it.
+DEVICE void begin_kernel() {
+#if defined(__CUDACC_RTC__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---------------------------------------------------------------- wide accesses
 
 // N consecutive elements that move in one access; N·sizeof(T) is 4, 8 or 16.

@@ -116,6 +116,7 @@ DEVICE void copy_others(const Real* __restrict__ dy, Real* __restrict__ dx, int 
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                                \
       name(const Real* __restrict__ x, const float* __restrict__ prompts, Real* __restrict__ y, \
            int tokens, int count, int width) {                                                  \
+    begin_kernel();                                                                             \
     prompts::insert<N>(x, prompts, y, tokens, count, width);                                    \
   }                                                                                             \
   EXPORT_KERNEL(name)
@@ -131,6 +132,7 @@ INSERT_PROMPTS(insert_prompts_ones, 1)
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                                             \
       name(const Real* __restrict__ dy, float* __restrict__ d_prompts, Real* __restrict__ dx,                \
            int sum_blocks, int batch, int tokens, int count, int width) {                                    \
+    begin_kernel();                                                                                          \
     __shared__ float parts[prompts::WARPS][32 * N];                                                          \
     if (int(blockIdx.x) < sum_blocks) {                                                                      \
       prompts::add_gradient<N>(dy, d_prompts, parts, batch, tokens, count, width);                           \
@@ -149,6 +151,7 @@ INSERT_PROMPTS_BACKWARD(insert_prompts_backward_ones, 1)
 #define REPLACE_PROMPTS(name, N)                                                                            \
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                                            \
       name(const float* __restrict__ prompts, Real* __restrict__ x, int tokens, int count, int width) {     \
+    begin_kernel();                                                                                         \
     prompts::replace<N>(prompts, x, tokens, count, width);                                                  \
   }                                                                                                         \
   EXPORT_KERNEL(name)
@@ -161,6 +164,7 @@ REPLACE_PROMPTS(replace_prompts_ones, 1)
 #define REPLACE_PROMPTS_BACKWARD(name, N)                                              \
   extern "C" __global__ void __launch_bounds__(prompts::THREADS)                       \
       name(Real* d, float* d_prompts, int batch, int tokens, int count, int width) {   \
+    begin_kernel();                                                                    \
     __shared__ float parts[prompts::WARPS][32 * N];                                    \
     prompts::add_gradient<N>(d, d_prompts, parts, batch, tokens, count, width);        \
     prompts::clear<N>(d, batch, tokens, count, width);                                 \

@@ -55,6 +55,7 @@ DEVICE void take_backward(const Real* __restrict__ dy, const uint32* __restrict_
   extern "C" __global__ void __launch_bounds__(take_rows::THREADS)                                   \
       name(const Real* __restrict__ x, const uint32* __restrict__ rows, Real* __restrict__ y, int s, \
            int width) {                                                                              \
+    begin_kernel();                                                                                  \
     take_rows::take<N>(x, rows, y, s, width);                                                        \
   }                                                                                                  \
   EXPORT_KERNEL(name)
@@ -67,6 +68,7 @@ TAKE_ROWS(take_rows_ones, 1)
   extern "C" __global__ void __launch_bounds__(take_rows::THREADS)                                     \
       name(const Real* __restrict__ dy, const uint32* __restrict__ rows, Real* __restrict__ dx, int s, \
            int width) {                                                                                \
+    begin_kernel();                                                                                    \
     take_rows::take_backward<N>(dy, rows, dx, s, width);                                               \
   }                                                                                                    \
   EXPORT_KERNEL(name)

@@ -185,6 +185,7 @@ DEVICE void backward(const float* __restrict__ f, const uint32* __restrict__ pai
       name(const float* __restrict__ f, const uint32* __restrict__ labels, float margin,                  \
            uint32* __restrict__ pairs, float* __restrict__ distances, float* losses, uint32* counter,     \
            float* loss, int batch, int width) {                                                           \
+    begin_kernel();                                                                                       \
     using namespace triplet;                                                                              \
     __shared__ Largest found[2][WARPS];                                                                   \
     __shared__ float scratch[32];                                                                         \
@@ -236,6 +237,7 @@ TRIPLET(triplet_ones, 1)
   extern "C" __global__ void __launch_bounds__(triplet::LANES)                                                 \
       name(const float* __restrict__ f, const uint32* __restrict__ pairs, const float* __restrict__ distances, \
            float scale, const float* __restrict__ loss_scale, float* __restrict__ df, int batch, int width) {  \
+    begin_kernel();                                                                                            \
     if (loss_scale != nullptr) scale *= *loss_scale;                                                           \
     triplet::backward<N>(f, pairs, distances, scale, df, batch, width);                                        \
   }                                                                                                            \

@@ -127,6 +127,11 @@ pub trait Memory: Clone + Send + Sync + 'static {
         self.synchronize()?;
         Ok(start.elapsed().as_secs_f64())
     }
+    /// Settles by time what work on `rows` rows of `width` activations leaves open.
+    fn settle(&self, _rows: usize, _width: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Bytes of the last cache in front of the memory; 0 where timings need not care.
     fn cache_bytes(&self) -> usize {
         0

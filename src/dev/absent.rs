@@ -63,6 +63,7 @@ impl Absent {
             multiprocessors: 132,
             shared_memory_per_block: 227 << 10,
             cooperative: true,
+            overlap: false,
             l2_cache: 50 << 20,
             memory: 80 << 30,
             software: "none".into(),

@@ -109,6 +109,10 @@ impl Driver for Listing {
         Ok(())
     }
 
+    fn overlap(&self, on: bool) {
+        self.driver.overlap(on);
+    }
+
     fn can_capture(&self) -> bool {
         self.driver.can_capture()
     }

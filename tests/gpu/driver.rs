@@ -254,7 +254,7 @@ fn launches_that_fit_no_kernel_are_refused() {
 fn launches_whose_blocks_wait_for_each_other_can_be_switched_off() {
     let session = Session::begin();
     for cooperative in [true, false] {
-        let options = GpuOptions { cache: None, measure: false, capture: true, cooperative };
+        let options = GpuOptions { cache: None, measure: false, capture: true, cooperative, overlap: true };
         let info = session.probe_with(DType::F32, options).info().clone();
         assert_eq!(info.cooperative, cooperative);
         assert_eq!(
@@ -263,6 +263,45 @@ fn launches_whose_blocks_wait_for_each_other_can_be_switched_off() {
             "{}",
             info.software
         );
+    }
+}
+
+/// Asked to, launches get the permission to begin early, in a capture too; the others of a step do not.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn launches_may_begin_while_the_one_before_ends() {
+    let session = Session::begin();
+    session.calls_may_fail();
+    let gpu = session.probe();
+    let x = gpu.allocate(16).unwrap();
+    gpu.upload(x, &bytes(&[1.0; 4])).unwrap();
+    let is_early = |gpu: &Gpu| {
+        session.set("FAIL", "cuLaunchKernelEx:1:9876");
+        let failed = scale(gpu, x, x, 4, 1.0).is_err();
+        session.set("FAIL", "");
+        failed
+    };
+    assert!(!is_early(&gpu));
+    gpu.overlap(true);
+    assert!(is_early(&gpu));
+    scale(&gpu, x, x, 4, 2.0).unwrap();
+    launch(&gpu, &Launch { cooperative: true, ..scaling(x, x, 4, 2.0) }).unwrap();
+    gpu.begin_capture().unwrap();
+    scale(&gpu, x, x, 4, 3.0).unwrap();
+    let graph = gpu.end_capture().unwrap();
+    gpu.replay(&*graph).unwrap();
+    assert_eq!(download(&gpu, x, 4), [2.0 * 2.0 * 3.0; 4]);
+    gpu.overlap(false);
+    assert!(!is_early(&gpu));
+    gpu.free(x);
+    drop((graph, gpu));
+
+    for (capability, overlap, on) in [("89", true, false), ("90", true, true), ("90", false, false)] {
+        session.set("CAPABILITY", capability);
+        let options = GpuOptions { cache: None, measure: false, capture: true, cooperative: true, overlap };
+        let info = session.probe_with(DType::F32, options).info().clone();
+        assert_eq!(info.overlap, on, "{capability}");
+        assert_eq!(info.software.ends_with(", no launches overlap"), !overlap, "{}", info.software);
     }
 }
 
@@ -668,6 +707,7 @@ fn products_are_those_of_plain_loops() {
                 measure: measured,
                 capture: true,
                 cooperative: true,
+                overlap: true,
             };
             let gpu = session.probe_with(dtype, options);
             // The second time there is a plan.
@@ -852,8 +892,13 @@ fn products_are_planned_outside_of_graphs_only() {
 
     // Who does not measure takes the first proposal and keeps nothing.
     let untouched = tempfile::tempdir().unwrap();
-    let options =
-        GpuOptions { cache: Some(untouched.path().into()), measure: false, capture: true, cooperative: true };
+    let options = GpuOptions {
+        cache: Some(untouched.path().into()),
+        measure: false,
+        capture: true,
+        cooperative: true,
+        overlap: true,
+    };
     let gpu = session.probe_with(DType::F32, options);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);

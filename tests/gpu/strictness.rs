@@ -206,6 +206,7 @@ fn any_call_may_fail_and_is_named() {
         "cuModuleGetFunction",
         "cuFuncGetAttribute",
         "cuLaunchKernel",
+        "cuLaunchKernelEx",
         "cuMemHostAlloc",
         "cuEventCreate",
         "cuEventRecord",
@@ -231,6 +232,8 @@ fn any_call_may_fail_and_is_named() {
         let body = || {
             gpu.upload(memory, &bytes(&[1.0; 64]))?;
             gpu.copy_from_host_async(memory, &bytes(&[1.0; 64]))?;
+            scale(&gpu, memory, memory, 64, 2.0)?;
+            gpu.overlap(true);
             scale(&gpu, memory, memory, 64, 2.0)?;
             gpu.clear(memory, 4)?;
             gpu.begin_capture()?;
@@ -287,8 +290,10 @@ fn candidates_that_fail_when_they_run_are_passed_over() {
     drop(gpu);
     // Who does not measure has the first only.
     session.set("FAILING", "1");
-    let gpu = session
-        .probe_with(DType::F32, GpuOptions { cache: None, measure: false, capture: true, cooperative: true });
+    let gpu = session.probe_with(
+        DType::F32,
+        GpuOptions { cache: None, measure: false, capture: true, cooperative: true, overlap: true },
+    );
     let squares = Squares::new(&gpu);
     let text = failure(squares.try_run(&gpu));
     assert_eq!(

@@ -31,6 +31,7 @@ const PROBE: &str = r#"
 #include "prelude.cuh"
 
 extern "C" __global__ void probe_sum(const Real* x, float* y, int n) {
+  begin_kernel();
   __shared__ float scratch[32];
   float sum = 0.0f;
   for (int i = threadIdx.x; i < n; i += blockDim.x) sum += to_float(x[blockIdx.x * n + i]);
@@ -39,6 +40,7 @@ extern "C" __global__ void probe_sum(const Real* x, float* y, int n) {
 }
 
 extern "C" __global__ void probe_scale(const Real* x, Real* y, float s, int n) {
+  begin_kernel();
   int i = (blockIdx.x * blockDim.x + threadIdx.x) * Wide<Real>::N;
   if (i >= n) return;
   Pack<Real, Wide<Real>::N> v = load_pack<Wide<Real>::N>(x + i);
@@ -152,12 +154,18 @@ fn compile_files(files: &dyn Fn(&str) -> bool, architecture: u32, dtype: DType) 
     reports
 }
 
-/// Every kernel in f16 for one architecture, compiled once for all tests.
+/// Every kernel in f16 for one architecture.
 pub fn in_f16(architecture: u32) -> &'static [Report] {
-    static COMPILED: Mutex<BTreeMap<u32, &[Report]>> = Mutex::new(BTreeMap::new());
+    compiled(architecture, DType::F16)
+}
+
+/// Every kernel for one architecture and number type, compiled once for all tests.
+pub fn compiled(architecture: u32, dtype: DType) -> &'static [Report] {
+    static COMPILED: Mutex<BTreeMap<(u32, &str), &[Report]>> = Mutex::new(BTreeMap::new());
     let files = |file: &str| ARCHITECTURES.contains(&architecture) || !BETWEEN.contains(&file);
     let mut compiled = COMPILED.lock().unwrap();
-    compiled.entry(architecture).or_insert_with(|| compile_files(&files, architecture, DType::F16).leak())
+    let key = (architecture, dtype.name());
+    compiled.entry(key).or_insert_with(|| compile_files(&files, architecture, dtype).leak())
 }
 
 fn assert_no_spills(reports: &[Report]) {
@@ -174,7 +182,7 @@ fn assert_no_spills(reports: &[Report]) {
 fn every_kernel_compiles_for_every_architecture_without_spills() {
     OTHER_ARCHITECTURES.iter().for_each(|architecture| assert_no_spills(in_f16(*architecture)));
     for (architecture, dtype) in [(75, DType::BF16), (90, DType::BF16), (90, DType::F32)] {
-        assert_no_spills(&compile_files(&|_| true, architecture, dtype));
+        assert_no_spills(compiled(architecture, dtype));
     }
 }
 

@@ -1,7 +1,9 @@
 //! How the kernels that a step spends its time in reach memory, counted in their machine code: 16 bytes at a time where
-//! rows are whole, and nothing in local memory. No GPU is needed.
+//! rows are whole, nothing in local memory, and on Hopper nothing before what the launch before wrote can be seen. No GPU
+//! is needed.
 
-use crate::nvrtc::in_f16;
+use crate::nvrtc::{compiled, in_f16};
+use clip_engine::tensor::DType;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::process::Command;
@@ -18,6 +20,9 @@ struct Accesses {
     /// Loads and stores of local memory.
     local: usize,
     tensor_core: usize,
+    /// Instructions that reach device memory, or that branch, before the kernel has waited for the launch before it.
+    early: usize,
+    waits: usize,
 }
 
 /// What a kernel must have: at least so many wide ones, at most so many narrow ones.
@@ -99,7 +104,14 @@ fn counted(text: &str) -> BTreeMap<String, Accesses> {
             "U8" | "S8" => 1,
             _ => width,
         });
+        let reaches = [
+            "LD", "LDG", "LDGSTS", "ST", "STG", "ATOM", "ATOMG", "RED", "REDG", "BRA", "BRX", "CALL", "EXIT",
+        ];
+        if found.waits == 0 && reaches.contains(&name) {
+            found.early += 1;
+        }
         let count = match (name, width) {
+            ("ACQBULK", _) => &mut found.waits,
             ("LDL" | "STL", _) => &mut found.local,
             ("HMMA", _) => &mut found.tensor_core,
             ("LD" | "LDG" | "LDGSTS", 16) => &mut found.wide_loads,
@@ -168,15 +180,48 @@ fn hot_kernels_of_ampere_move_sixteen_bytes_at_a_time() {
     assert_wide(80);
 }
 
+/// A launch that may begin before the one in front of it has ended reads nothing of it before its kernel has waited.
+fn assert_all_wait(architecture: u32, dtype: DType) {
+    let (mut wrong, mut kernels) = (String::new(), 0);
+    for report in compiled(architecture, dtype) {
+        for (kernel, found) in disassemble(&report.cubin) {
+            kernels += 1;
+            if found.waits != 1 || found.early > 0 {
+                let Accesses { waits, early, .. } = found;
+                writeln!(wrong, "{} {kernel}: {waits} waits, {early} instructions before", report.file)
+                    .unwrap();
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+    assert!(kernels > 90, "{kernels}");
+}
+
+#[test]
+#[cfg_attr(not(all(nvrtc, nvdisasm)), ignore = "needs NVRTC and nvdisasm")]
+fn every_kernel_of_hopper_waits_before_it_reaches_device_memory() {
+    assert_all_wait(90, DType::F16);
+}
+
+#[test]
+#[ignore = "long: Hopper stays, in f16"]
+fn every_kernel_waits_on_blackwell_and_in_other_types() {
+    for (architecture, dtype) in [(90, DType::BF16), (90, DType::F32), (100, DType::F16), (120, DType::F16)] {
+        assert_all_wait(architecture, dtype);
+    }
+}
+
 #[test]
 fn instructions_are_told_apart_by_name_and_width() {
     let text = "\t.section\t.text.copy,\"ax\",@progbits\n\
         copy:\n\
+        \x20 /*0000*/                   PREEXIT ;\n\
         \x20 /*0000*/                   LDG.E.128.CONSTANT R4, desc[UR4][R2.64] ;\n\
         \x20 /*0010*/               @!P0 LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;\n\
         \x20 /*0020*/               @P1 STG.E.128 desc[UR4][R2.64], R4 ;\n\
         \x20 /*0030*/                   LD.E.U16 R4, desc[UR4][R2.64] ;\n\
         \x20 /*0040*/                   STG.E.U8 desc[UR4][R2.64], R4 ;\n\
+        \x20 /*0048*/                   ACQBULK ;\n\
         \x20 /*0050*/                   STG.E desc[UR4][R2.64], R4 ;\n\
         \x20 /*0060*/                   LDL.LU R4, [R1] ;\n\
         \x20 /*0070*/                   HMMA.16816.F32 R4, R4, R8, R4 ;\n\
@@ -193,9 +238,11 @@ fn instructions_are_told_apart_by_name_and_width() {
                 narrow_stores: 1,
                 local: 1,
                 tensor_core: 1,
+                early: 5,
+                waits: 1,
             },
         ),
-        ("other".to_owned(), Accesses { narrow_loads: 1, ..Accesses::default() }),
+        ("other".to_owned(), Accesses { narrow_loads: 1, early: 1, ..Accesses::default() }),
     ];
     assert_eq!(counted(text), BTreeMap::from(expected));
 }

@@ -41,6 +41,8 @@ pub struct DeviceInfo {
     pub shared_memory_per_block: usize,
     /// Whether there are launches whose blocks wait for each other.
     pub cooperative: bool,
+    /// Whether a launch may begin while the one before it ends: [`Driver::overlap`].
+    pub overlap: bool,
     pub l2_cache: usize,
     /// Bytes in all, whoever uses them.
     pub memory: usize,
@@ -310,6 +312,10 @@ pub trait Driver: Send + Sync {
     /// # Safety
     /// All addresses must be of allocated memory of the sizes that the product tells.
     unsafe fn gemm(&self, gemm: &Gemm) -> Result<()>;
+
+    /// Lets launches from here on begin while the one before them ends, or not; where [`DeviceInfo::overlap`]. What they
+    /// compute is the same.
+    fn overlap(&self, _on: bool) {}
 
     fn can_capture(&self) -> bool {
         true

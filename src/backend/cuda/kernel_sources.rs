@@ -94,6 +94,16 @@ impl Sources {
         })
     }
 
+    /// Whether every kernel begins with `begin_kernel`, by which its launch may begin early.
+    pub fn all_begin(&self) -> bool {
+        let begins = |text: &str| {
+            let kernels = text.split("extern \"C\" __global__").skip(1);
+            let mut bodies = kernels.map(|kernel| kernel.split_once(") {").map_or("", |(_, body)| body));
+            bodies.all(|body| body.trim_start_matches(['\\', '\n', ' ']).starts_with("begin_kernel();"))
+        };
+        self.files.iter().all(|(_, text)| begins(text))
+    }
+
     /// SHA-256 over the names and texts of `names`.
     pub fn hash(&self, names: &[&str]) -> Result<[u8; 32]> {
         let mut hash = Parts::default();
@@ -112,5 +122,21 @@ pub fn real_macro(dtype: DType) -> Result<&'static str> {
         DType::BF16 => Ok("REAL_BF16"),
         DType::F32 => Ok("REAL_F32"),
         other => Err(CudaError::Unsupported(format!("the kernels compute in f16, bf16 or f32, not {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_does_not_begin_as_others_do_is_noticed() {
+        assert!(Sources::embedded().all_begin());
+        let kernel =
+            |body: &str| format!("extern \"C\" __global__ void f(int* x, const int (&y)[2]) {{ {body} }}\n");
+        let with = |text: String| Sources::embedded().with_file("new.cu", &text);
+        assert!(with(kernel("\\\n    begin_kernel(); *x = y[0];")).all_begin());
+        assert!(!with(kernel("*x = y[0];")).all_begin());
+        assert!(!with(kernel("begin_kernel();") + &kernel("*x = 1; begin_kernel();")).all_begin());
     }
 }

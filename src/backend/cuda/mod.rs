@@ -25,6 +25,7 @@ mod lora_fold;
 mod lora_gradients;
 mod lora_linear;
 mod mix_rows;
+mod overlap;
 mod patch_embed;
 mod prompts;
 mod tables;
@@ -412,6 +413,10 @@ impl Memory for Cuda {
             Some(error) => Err(error),
             None => Ok(seconds?),
         }
+    }
+
+    fn settle(&self, rows: usize, width: usize) -> Result<()> {
+        overlap::settle(self, [rows, width])
     }
 
     fn cache_bytes(&self) -> usize {

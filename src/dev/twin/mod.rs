@@ -321,6 +321,7 @@ fn describe(compute_capability: u32) -> Result<DeviceInfo> {
         multiprocessors: 4,
         shared_memory_per_block: shared << 10,
         cooperative: true,
+        overlap: false,
         l2_cache: 1 << 20,
         memory: 1 << 32,
         software: "host twin".to_owned(),

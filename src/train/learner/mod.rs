@@ -234,6 +234,8 @@ impl<B: Backend> Learner<B> {
         let mut room = Room::new(&backend, &tower, &trained, spec, folds)?;
         backend.copy_from_host(text.features.view(), &mut room.text)?;
         BlockLayers::make_room_to_fold(&backend, &mut trained.lora)?;
+        let rows = spec.batch * tower.longest(trained.tower().prompts);
+        backend.settle(rows, tower.config().tower.width)?;
         Ok(Learner {
             evaluation_is_current: false,
             text: room.text,

@@ -819,6 +819,35 @@ API cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
   return launch_kernel(f, {gx, gy, gz}, {bx, by, bz}, shared, stream, arguments, false);
 }
 
+// CUlaunchConfig and CUlaunchAttribute of cuda.h.
+struct LaunchAttribute {
+  int id;
+  char padding[4];
+  union {
+    char bytes[64];
+    int flag;
+  } value;
+};
+struct LaunchConfig {
+  unsigned grid[3], block[3], shared;
+  void* stream;
+  const LaunchAttribute* attributes;
+  unsigned count;
+};
+
+API cuLaunchKernelEx(const LaunchConfig* config, void* function, void** arguments, void**) {
+  BEGIN();
+  KNOWN("stream", config->stream);
+  const int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+  for (unsigned i = 0; i < config->count; i++)
+    if (config->attributes[i].id != PROGRAMMATIC_STREAM_SERIALIZATION || config->attributes[i].value.flag != 1)
+      return INVALID_VALUE;
+  Function* f = static_cast<Function*>(function);
+  auto [gx, gy, gz] = config->grid;
+  auto [bx, by, bz] = config->block;
+  return launch_kernel(f, {gx, gy, gz}, {bx, by, bz}, config->shared, config->stream, arguments, false);
+}
+
 API cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
                               unsigned bz, unsigned shared, void* stream, void** arguments) {
   BEGIN();

@@ -253,8 +253,13 @@ impl Session {
 
     /// A GPU with the engine's kernels, which measures its products.
     pub fn gpu(&self, dtype: DType) -> Gpu {
-        let options =
-            GpuOptions { cache: Some(self.cache()), measure: true, capture: true, cooperative: true };
+        let options = GpuOptions {
+            cache: Some(self.cache()),
+            measure: true,
+            capture: true,
+            cooperative: true,
+            overlap: true,
+        };
         self.gpu_with(&Sources::embedded(), dtype, options)
     }
 
@@ -262,13 +267,22 @@ impl Session {
     pub fn probe(&self) -> Gpu {
         self.probe_with(
             DType::F32,
-            GpuOptions { cache: Some(self.cache()), measure: false, capture: true, cooperative: true },
+            GpuOptions {
+                cache: Some(self.cache()),
+                measure: false,
+                capture: true,
+                cooperative: true,
+                overlap: true,
+            },
         )
     }
 
     /// The same, which keeps in `cache` what it keeps and measures its products.
     pub fn probe_in(&self, cache: Option<PathBuf>, dtype: DType) -> Gpu {
-        self.probe_with(dtype, GpuOptions { cache, measure: true, capture: true, cooperative: true })
+        self.probe_with(
+            dtype,
+            GpuOptions { cache, measure: true, capture: true, cooperative: true, overlap: true },
+        )
     }
 
     pub fn probe_with(&self, dtype: DType, options: GpuOptions) -> Gpu {
@@ -282,7 +296,7 @@ impl Session {
             0,
             dtype,
             &PROBE_SOURCES,
-            GpuOptions { cache, measure: true, capture: true, cooperative: true },
+            GpuOptions { cache, measure: true, capture: true, cooperative: true, overlap: true },
         )
     }
 

@@ -110,7 +110,8 @@ library! {
     /// The driver, libcuda.
     mod cuda from cudarc::driver::sys, status CUresult, before 3;
     use CUcontext, CUdevice, CUdevice_attribute, CUdeviceptr, CUevent, CUevent_flags, CUfunction,
-        CUfunction_attribute, CUgraph, CUgraphExec, CUmodule, CUresult, CUstream, CUstreamCaptureMode,
+        CUfunction_attribute, CUgraph, CUgraphExec, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+        CUlaunchConfig, CUmodule, CUresult, CUstream, CUstreamCaptureMode,
         CUstream_flags;
     fn cuCtxSetCurrent(context: CUcontext);
     fn cuDeviceGet(device: *mut CUdevice, ordinal: c_int);
@@ -157,6 +158,12 @@ library! {
         block_z: c_uint,
         shared: c_uint,
         stream: CUstream,
+        arguments: *mut *mut c_void,
+        extra: *mut *mut c_void,
+    );
+    fn cuLaunchKernelEx(
+        config: *const CUlaunchConfig,
+        function: CUfunction,
         arguments: *mut *mut c_void,
         extra: *mut *mut c_void,
     );

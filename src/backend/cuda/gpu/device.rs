@@ -13,6 +13,9 @@ const OLDEST: u32 = 75;
 /// bf16 arithmetic begins here.
 const OLDEST_BF16: u32 = 80;
 
+/// The first on which a launch may begin while the one before it ends.
+const FIRST_TO_OVERLAP: u32 = 90;
+
 /// A device as the driver numbers it.
 pub struct Device {
     pub raw: cu::CUdevice,
@@ -63,6 +66,7 @@ pub fn open(index: usize) -> Result<Device> {
         multiprocessors: attribute(raw, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_memory_per_block: shared as usize,
         cooperative: attribute(raw, Attribute::CU_DEVICE_ATTRIBUTE_COOPERATIVE_LAUNCH)? != 0,
+        overlap: major * 10 + minor >= FIRST_TO_OVERLAP && libraries::driver()?.is_at_least(12, 3),
         l2_cache: attribute(raw, Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)? as usize,
         memory,
         software: String::new(),
@@ -134,6 +138,7 @@ mod tests {
             multiprocessors: 1,
             shared_memory_per_block: 49152,
             cooperative: true,
+            overlap: true,
             l2_cache: 1 << 20,
             memory: 1 << 30,
             software: String::new(),

@@ -91,11 +91,11 @@ impl Kernels {
         })
     }
 
-    /// Enqueues a kernel.
+    /// Enqueues a kernel, which may begin while the one before it ends if `early`.
     ///
     /// # Safety
     /// The arguments must be those of the kernel, and all memory it touches through them must be allocated.
-    pub unsafe fn launch(&self, launch: &Launch, stream: &Stream) -> Result<()> {
+    pub unsafe fn launch(&self, launch: &Launch, early: bool, stream: &Stream) -> Result<()> {
         self.context.enter()?;
         let function = self.function(launch)?;
         let mut args = launch.args;
@@ -125,6 +125,21 @@ impl Kernels {
                 let status =
                     cu::cuLaunchCooperativeKernel(raw, gx, gy, gz, bx, by, bz, shared, stream, pointers);
                 check("cuLaunchCooperativeKernel", status)
+            } else if early {
+                let mut attribute = may_begin_early();
+                let config = cu::CUlaunchConfig {
+                    gridDimX: gx,
+                    gridDimY: gy,
+                    gridDimZ: gz,
+                    blockDimX: bx,
+                    blockDimY: by,
+                    blockDimZ: bz,
+                    sharedMemBytes: shared,
+                    hStream: stream,
+                    attrs: &mut attribute,
+                    numAttrs: 1,
+                };
+                check("cuLaunchKernelEx", cu::cuLaunchKernelEx(&config, raw, pointers, null_mut()))
             } else {
                 let status =
                     cu::cuLaunchKernel(raw, gx, gy, gz, bx, by, bz, shared, stream, pointers, null_mut());
@@ -184,6 +199,16 @@ impl Kernels {
         let dynamic_shared = allowed.min(WITHOUT_ASKING.saturating_sub(static_shared));
         Ok(Function { raw, static_shared, dynamic_shared, max_threads, parameters })
     }
+}
+
+/// The permission to begin once all blocks of the launch before have: every kernel waits for the end of that itself, in
+/// `begin_kernel`.
+fn may_begin_early() -> cu::CUlaunchAttribute {
+    // SAFETY: numbers and pointers, which may all be zero.
+    let mut attribute: cu::CUlaunchAttribute = unsafe { std::mem::zeroed() };
+    attribute.id = cu::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+    attribute.value = cu::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+    attribute
 }
 
 /// Shared memory of a block, static and dynamic, that needs no permission, in bytes.

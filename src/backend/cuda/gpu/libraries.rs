@@ -32,6 +32,14 @@ pub struct Loaded {
     pub found_by: String,
 }
 
+impl Loaded {
+    /// Whether its version is `major`.`minor` or a later one.
+    pub fn is_at_least(&self, major: u32, minor: u32) -> bool {
+        let found = self.version.split('.').nth(1).and_then(|part| part.parse().ok());
+        (self.major, found.unwrap_or(0)) >= (major, minor)
+    }
+}
+
 /// The library, or what was found that cannot be used, and what to do.
 type Outcome = Result<Loaded, String>;
 

@@ -40,6 +40,7 @@ use kernels::{Compiler, Kernels};
 use latest::{Enqueued, Latest};
 use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use transfer::{Landings, Ring, Streams};
 
@@ -60,19 +61,27 @@ pub struct GpuOptions {
     pub capture: bool,
     /// Kernels whose blocks wait for each other may be launched, where the device can.
     pub cooperative: bool,
+    /// Launches may begin while the one before them ends, where the device can.
+    pub overlap: bool,
 }
 
 /// The environment variables that switch off what makes a fault hard to find, when they are `0`: measuring,
-/// capturing, and kernels whose blocks wait for each other.
+/// capturing, kernels whose blocks wait for each other, and launches that begin while the one before them ends.
 pub const MEASURE: &str = "CLIP_ENGINE_MEASURE";
 pub const GRAPHS: &str = "CLIP_ENGINE_GRAPHS";
 pub const COOPERATIVE: &str = "CLIP_ENGINE_COOPERATIVE";
+pub const OVERLAP: &str = "CLIP_ENGINE_OVERLAP";
 
 impl Default for GpuOptions {
     fn default() -> Self {
         let on = |name| std::env::var_os(name).is_none_or(|value| value != "0");
-        let (measure, capture, cooperative) = (on(MEASURE), on(GRAPHS), on(COOPERATIVE));
-        GpuOptions { cache: store::folder(), measure, capture, cooperative }
+        GpuOptions {
+            cache: store::folder(),
+            measure: on(MEASURE),
+            capture: on(GRAPHS),
+            cooperative: on(COOPERATIVE),
+            overlap: on(OVERLAP),
+        }
     }
 }
 
@@ -95,6 +104,8 @@ enum CaptureState {
 
 pub struct Gpu {
     info: DeviceInfo,
+    /// Whether launches may begin early now.
+    overlap: AtomicBool,
     kernels_hash: String,
     options: GpuOptions,
     capture: Mutex<CaptureState>,
@@ -121,6 +132,7 @@ impl Gpu {
         device::check_capability(&info, dtype)?;
         info.software = software(&options)?;
         info.cooperative &= options.cooperative;
+        info.overlap &= options.overlap && sources.all_begin();
         let architecture = compile::architecture_for(info.compute_capability)?;
         let folder = |name: &str| options.cache.as_ref().map(|cache| cache.join(name));
         let compiler = Compiler {
@@ -137,6 +149,7 @@ impl Gpu {
         let latest = Arc::new(Latest::default());
         let choices = Arc::new(Choices::open(folder("choices").as_deref(), scope(&info)?));
         Ok(Gpu {
+            overlap: AtomicBool::new(false),
             kernels_hash: kernels_hash(sources)?,
             capture: Mutex::new(CaptureState::Closed),
             ledger: Mutex::default(),
@@ -213,6 +226,7 @@ fn software(options: &GpuOptions) -> Result<String> {
         (options.measure, ", nothing is measured"),
         (options.capture, ", nothing is captured"),
         (options.cooperative, ", no blocks wait for each other"),
+        (options.overlap, ", no launches overlap"),
     ];
     let off: String = off.iter().filter(|(on, _)| !on).map(|(_, text)| *text).collect();
     Ok(format!("{}CUDA {cuda}, NVRTC {nvrtc}, cuBLASLt {cublaslt}{off}", kernel_driver.unwrap_or_default()))
@@ -338,7 +352,8 @@ impl Driver for Gpu {
 
     unsafe fn launch(&self, launch: &Launch) -> Result<()> {
         // SAFETY: as the caller promises.
-        let launched = unsafe { self.kernels.launch(launch, &self.streams.compute) };
+        let launched =
+            unsafe { self.kernels.launch(launch, self.overlap.load(Relaxed), &self.streams.compute) };
         let launched = self.captured(launched);
         self.latest.set(Enqueued::Launch(*launch));
         launched
@@ -360,6 +375,10 @@ impl Driver for Gpu {
         let result = self.captured(result);
         self.latest.set(Enqueued::Gemm(*gemm));
         result
+    }
+
+    fn overlap(&self, on: bool) {
+        self.overlap.store(on && self.info.overlap, Relaxed);
     }
 
     fn can_capture(&self) -> bool {
