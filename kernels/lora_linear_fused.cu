@@ -3,9 +3,10 @@
 // 8; lora_linear.cu has the form for everything else, and the gradients.
 //
 // A tiled product as usual: a ring of stages in shared memory filled by asynchronous copies, 32 terms each,
-// one barrier per stage; each warp a tile of 16-row and 8-column mma. On top of it every warp carries the
-// 16 rows by RANK sums of u = x·Aᵀ (or du = dy·B) for the rows 16·warp of the block along the same stages,
-// one or two mma more for every sixteen, and in the end adds u·Bᵀ (or du·A) by one mma more per tile.
+// one barrier per stage; each warp a tile of 16-row and 8-column mma. On top of it the warps side by side share
+// out the sums of u = x·Aᵀ (or du = dy·B) for their rows, 16 rows by RANK at a time: the fragments of x are in
+// their registers already, so that it takes one or two mma more for every sixteen terms. In the end each adds
+// u·Bᵀ (or du·A) by one mma more per tile.
 // A column tile never reaches across two segments, so it belongs to one part or to none. A and B stay in
 // float up to the fragments; u and du are rounded to Real before they are used, as they are when kept.
 #include "prelude.cuh"
@@ -16,17 +17,30 @@ namespace lora_linear_fused {
 
 const int DEPTH = 32, STAGES = 4, GROUP = 32;
 
-// The block's tile and the warps' tiles in it; RANK is the rank rounded up to 8 or 16. There are as many
-// warps as the tile has 16-row stripes, because each carries the narrow sums of one.
+// The block's tile and the warps' tiles in it; RANK is the rank rounded up to 8 or 16. Of the STRIPES of 16 rows that
+// a warp's tile has, and those beside it have too, it carries the narrow sums of NARROW.
 template <int ROWS_, int COLUMNS_, int WARP_ROWS_, int WARP_COLUMNS_, int RANK_>
 struct Tile {
   static const int ROWS = ROWS_, COLUMNS = COLUMNS_, WARP_ROWS = WARP_ROWS_, WARP_COLUMNS = WARP_COLUMNS_;
   static const int RANK = RANK_, WARPS_ACROSS = COLUMNS / WARP_COLUMNS;
   static const int WARPS = ROWS / WARP_ROWS * WARPS_ACROSS, THREADS = 32 * WARPS;
-  static const int STRIPES = WARP_ROWS / 16, TILES = WARP_COLUMNS / 8;
-  static_assert(WARPS * 16 == ROWS, "one stripe of narrow sums per warp");
+  static const int STRIPES = WARP_ROWS / 16, TILES = WARP_COLUMNS / 8, NARROW = STRIPES / WARPS_ACROSS;
+  static_assert(STRIPES % WARPS_ACROSS == 0, "warps side by side carry as many narrow sums each");
   static_assert(WARP_COLUMNS % GROUP == 0, "columns are stored in groups of four mma");
 };
+
+// The sums of a warp: its tile of the product, and its stripes of the narrow one.
+template <class T>
+struct Sums {
+  float wide[T::STRIPES][T::TILES][4], narrow[T::NARROW][T::RANK / 8][4];
+};
+
+// The block's row at which the warp's first stripe of narrow sums lies; the others follow.
+template <class T>
+DEVICE int narrow_row() {
+  int warp = threadIdx.x >> 5;
+  return warp / T::WARPS_ACROSS * T::WARP_ROWS + warp % T::WARPS_ACROSS * T::NARROW * 16;
+}
 
 // Where a 16-byte chunk lies in a tile of rows of 32 elements, such that eight neighbouring rows of one
 // chunk meet all banks. In elements.
@@ -55,13 +69,12 @@ DEVICE void load_left(Real* tile, const Real* from, size_t stride, int rows, int
   }
 }
 
-// Adds a stage to the warp's tile of the product and, where a part is, to its stripe of the narrow sums. `left` is the
+// Adds a stage to the warp's tile of the product and, where a part is, to its narrow sums. `left` is the
 // stage's left factor; `right(b, step, t)` loads the fragments of the warp's column tiles t and t + 1 of the right one,
 // `narrow_right(b, step, t)` that of 8 narrow columns.
 template <class T, class Right, class NarrowRight>
-DEVICE void add_stage(float (&sum)[T::STRIPES][T::TILES][4], float (&narrow)[T::RANK / 8][4], const Real* left,
-                      bool has_part, Right right, NarrowRight narrow_right) {
-  int warp = threadIdx.x >> 5, row = warp / T::WARPS_ACROSS * T::WARP_ROWS;
+DEVICE void add_stage(Sums<T>& sums, const Real* left, bool has_part, Right right, NarrowRight narrow_right) {
+  int warp = threadIdx.x >> 5, row = warp / T::WARPS_ACROSS * T::WARP_ROWS, across = warp % T::WARPS_ACROSS;
 #pragma unroll
   for (int step = 0; step < DEPTH / 16; step++) {
     uint32 a[T::STRIPES][4];
@@ -74,18 +87,19 @@ DEVICE void add_stage(float (&sum)[T::STRIPES][T::TILES][4], float (&narrow)[T::
       uint32 low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
       for (int s = 0; s < T::STRIPES; s++) {
-        mma_m16n8k16<Real>(sum[s][t], a[s], low);
-        mma_m16n8k16<Real>(sum[s][t + 1], a[s], high);
+        mma_m16n8k16<Real>(sums.wide[s][t], a[s], low);
+        mma_m16n8k16<Real>(sums.wide[s][t + 1], a[s], high);
       }
     }
     if (has_part) {
-      uint32 stripe[4];
-      left_fragment(stripe, left, 16 * warp, step);
+      uint32 b[T::RANK / 8][2];
 #pragma unroll
-      for (int t = 0; t < T::RANK / 8; t++) {
-        uint32 b[2];
-        narrow_right(b, step, t);
-        mma_m16n8k16<Real>(narrow[t], stripe, b);
+      for (int t = 0; t < T::RANK / 8; t++) narrow_right(b[t], step, t);
+#pragma unroll
+      for (int s = 0; s < T::STRIPES; s++) {
+        if (s / T::NARROW != across) continue;
+#pragma unroll
+        for (int t = 0; t < T::RANK / 8; t++) mma_m16n8k16<Real>(sums.narrow[s % T::NARROW][t], a[s], b[t]);
       }
     }
   }
@@ -147,10 +161,9 @@ DEVICE void load_a(float* tile, const float* a, size_t stride, int rank, int dep
   cp_async_16(tile + row * A_STRIDE + chunk * 4, inside ? a + row * stride + chunk * 4 : a, inside);
 }
 
-// Adds a stage to the warp's tile of y and, where a part is, to its stripe of u.
+// Adds a stage to the warp's tile of y and, where a part is, to its stripes of u.
 template <class T>
-DEVICE void forward_step(float (&y)[T::STRIPES][T::TILES][4], float (&u)[T::RANK / 8][4],
-                         const ForwardStage<T>& stage, bool has_part) {
+DEVICE void forward_step(Sums<T>& sums, const ForwardStage<T>& stage, bool has_part) {
   int lane = threadIdx.x & 31, column = int(threadIdx.x >> 5) % T::WARPS_ACROSS * T::WARP_COLUMNS;
   auto right = [&](uint32(&b)[4], int step, int t) {
     int at = column + 8 * t + (lane >> 4) * 8 + (lane & 7);
@@ -162,23 +175,23 @@ DEVICE void forward_step(float (&y)[T::STRIPES][T::TILES][4], float (&u)[T::RANK
     b[0] = pack_pair<Real>(low.at[0], low.at[1]);
     b[1] = pack_pair<Real>(high.at[0], high.at[1]);
   };
-  add_stage<T>(y, u, stage.x, has_part, right, of_a);
+  add_stage<T>(sums, stage.x, has_part, right, of_a);
 }
 
-// Rounds the warp's stripe of u into shared memory, 16 columns wide, and keeps it in `kept` if that is not
+// Rounds the warp's stripes of u into shared memory, 16 columns wide, and keeps them in `kept` if that is not
 // null (at the block's first row and the part's first column).
 template <class T>
-DEVICE void store_u(const float (&u)[T::RANK / 8][4], Real* shared, Real* kept, int rows, int rank, int width) {
+DEVICE void store_u(const Sums<T>& sums, Real* shared, Real* kept, int rows, int rank, int width) {
   int lane = threadIdx.x & 31, q = lane & 3;
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    int row = 16 * (threadIdx.x >> 5) + (lane >> 2) + 8 * h;
+  for (int i = 0; i < 2 * T::NARROW; i++) {
+    int s = i / 2, h = i % 2, row = narrow_row<T>() + 16 * s + (lane >> 2) + 8 * h;
 #pragma unroll
     for (int t = 0; t < 2; t++) {
       Pack<Real, 2> pair = {};
       if (t < T::RANK / 8) {
-        pair.at[0] = from_float<Real>(u[t % (T::RANK / 8)][2 * h]);
-        pair.at[1] = from_float<Real>(u[t % (T::RANK / 8)][2 * h + 1]);
+        pair.at[0] = from_float<Real>(sums.narrow[s][t % (T::RANK / 8)][2 * h]);
+        pair.at[1] = from_float<Real>(sums.narrow[s][t % (T::RANK / 8)][2 * h + 1]);
       }
       int j = 8 * t + 2 * q;
       store_pack(shared + row * U_STRIDE + j, pair);
@@ -273,21 +286,21 @@ DEVICE void forward(const Real* x, const Real* w, const float* a, const float* b
     load_w<T>(stage.w, w + step * DEPTH, w_stride, columns, depth);
     if (part >= 0) load_a<T>(stage.a, a + step * DEPTH, k, rank, depth);
   };
-  float sum[T::STRIPES][T::TILES][4] = {}, narrow[T::RANK / 8][4] = {};
+  Sums<T> sums = {};
   through_ring((k + DEPTH - 1) / DEPTH, load, [&](int step) {
-    forward_step<T>(sum, narrow, stages[step % STAGES], part >= 0);
+    forward_step<T>(sums, stages[step % STAGES], part >= 0);
   });
   if (part >= 0) {
     // The stages are done with: their memory takes u.
     __syncthreads();
     Real* shared = reinterpret_cast<Real*>(stages);
     Real* kept = column == 0 ? u + size_t(first) * width + part * rank : nullptr;
-    store_u<T>(narrow, shared, kept, rows, rank, width);
+    store_u<T>(sums, shared, kept, rows, rank, width);
     __syncthreads();
-    add_update<T>(sum, shared, b + (size_t(part) * out + column) * rank, columns, rank, scale);
+    add_update<T>(sums.wide, shared, b + (size_t(part) * out + column) * rank, columns, rank, scale);
   }
   size_t at = size_t(first) * n + c;
-  store_y<T>(sum, bias ? bias + c : nullptr, residual ? residual + at : nullptr, y + at, n, rows, columns);
+  store_y<T>(sums.wide, bias ? bias + c : nullptr, residual ? residual + at : nullptr, y + at, n, rows, columns);
 }
 
 // ---------------------------------------------------------------- backward
@@ -334,10 +347,9 @@ DEVICE void load_b(float* tile, const float* b, int rows, int rank) {
   cp_async_16(tile + i, inside ? b + i : b, inside);
 }
 
-// Adds a stage to the warp's tile of dx and, where the stage is a part's, to its stripe of du.
+// Adds a stage to the warp's tile of dx and, where the stage is a part's, to its stripes of du.
 template <class T>
-DEVICE void backward_step(float (&dx)[T::STRIPES][T::TILES][4], float (&du)[T::RANK / 8][4],
-                          const BackwardStage<T>& stage, bool has_part, int rank) {
+DEVICE void backward_step(Sums<T>& sums, const BackwardStage<T>& stage, bool has_part, int rank) {
   int lane = threadIdx.x & 31, column = int(threadIdx.x >> 5) % T::WARPS_ACROSS * T::WARP_COLUMNS;
   auto right = [&](uint32(&b)[4], int step, int t) {
     int at = step * 16 + (lane >> 3 & 1) * 8 + (lane & 7);
@@ -354,25 +366,26 @@ DEVICE void backward_step(float (&dx)[T::STRIPES][T::TILES][4], float (&du)[T::R
     b[0] = pack_pair<Real>(v[0], v[1]);
     b[1] = pack_pair<Real>(v[2], v[3]);
   };
-  add_stage<T>(dx, du, stage.dy, has_part, right, of_b);
+  add_stage<T>(sums, stage.dy, has_part, right, of_b);
 }
 
-// Rounds the warp's stripe of one part's du into shared memory, keeps it in `kept` if that is not null, and
-// starts it again from zero.
+// Rounds the warp's stripes of one part's du into shared memory, keeps them in `kept` if that is not null, and
+// starts them again from zero.
 template <class T>
-DEVICE void store_du(float (&du)[T::RANK / 8][4], Real* shared, Real* kept, int rows, int rank, int width,
-                     float scale) {
+DEVICE void store_du(Sums<T>& sums, Real* shared, Real* kept, int rows, int rank, int width, float scale) {
   int lane = threadIdx.x & 31;
 #pragma unroll
-  for (int t = 0; t < T::RANK / 8; t++)
+  for (int s = 0; s < T::NARROW; s++)
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      int row = 16 * (threadIdx.x >> 5) + (lane >> 2) + 8 * (i >> 1), j = 8 * t + 2 * (lane & 3) + (i & 1);
-      Real v = from_float<Real>(scale * du[t][i]);
-      if (j < rank) shared[row * DU_STRIDE + j] = v;
-      if (kept && j < rank && row < rows) kept[size_t(row) * width + j] = v;
-      du[t][i] = 0.0f;
-    }
+    for (int t = 0; t < T::RANK / 8; t++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) {
+        int row = narrow_row<T>() + 16 * s + (lane >> 2) + 8 * (i >> 1), j = 8 * t + 2 * (lane & 3) + (i & 1);
+        Real v = from_float<Real>(scale * sums.narrow[s][t][i]);
+        if (j < rank) shared[row * DU_STRIDE + j] = v;
+        if (kept && j < rank && row < rows) kept[size_t(row) * width + j] = v;
+        sums.narrow[s][t][i] = 0.0f;
+      }
 }
 
 // dx += du·A for the warp's tile; `a` at the block's first column, `columns` of them.
@@ -477,22 +490,22 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
     if (part >= 0) load_b<T>(stage.b, b + (size_t(part) * out + loaded.term) * rank, depth, rank);
     loaded.advance(out);
   };
-  // du is padded to whole fragments; a warp writes its own stripe.
-  int lane = threadIdx.x & 31, stripe = 16 * (threadIdx.x >> 5);
-  for (int i = lane; i < 16 * DU_STRIDE / 8; i += 32)
-    store_pack(shared->du + stripe * DU_STRIDE + 8 * i, Pack<Real, 8>{});
-  float sum[T::STRIPES][T::TILES][4] = {}, narrow[T::RANK / 8][4] = {};
+  // du is padded to whole fragments; a warp writes its own stripes.
+  int lane = threadIdx.x & 31;
+  for (int i = lane; i < T::NARROW * 16 * DU_STRIDE / 8; i += 32)
+    store_pack(shared->du + narrow_row<T>() * DU_STRIDE + 8 * i, Pack<Real, 8>{});
+  Sums<T> sums = {};
   through_ring(steps, load, [&](int step) {
     int part = (parts >> 4 * added.segment & 15) - 1;
-    backward_step<T>(sum, narrow, shared->stages[step % STAGES], part >= 0, rank);
+    backward_step<T>(sums, shared->stages[step % STAGES], part >= 0, rank);
     if (added.advance(out) && part >= 0) {
       Real* kept = blockIdx.x == 0 ? du + part * rank : nullptr;
-      store_du<T>(narrow, shared->du + part * rank, kept, rows, rank, width, scale);
+      store_du<T>(sums, shared->du + part * rank, kept, rows, rank, width, scale);
     }
   });
   __syncthreads();
-  add_narrow<T>(sum, shared->du, a + column, k, width, columns);
-  store_dx<T>(sum, dx + size_t(first) * k + column, k, rows, columns);
+  add_narrow<T>(sums.wide, shared->du, a + column, k, width, columns);
+  store_dx<T>(sums.wide, dx + size_t(first) * k + column, k, rows, columns);
 }
 
 }  // namespace lora_linear_fused
@@ -500,11 +513,11 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
 // y = x·Wᵀ + bias + residual + scale·u·Bᵀ with u = x·Aᵀ, of which the first column tile of a part keeps u.
 //
 // M = 1600, K = 768, N = 2304: 5.7 GFLOP, at an H100's dense peak of 989 TFLOP/s 6 µs; x, W and y once 13 MB,
-// 2.5 µs from L2. Shared memory is the limit: for every 16 terms of a warp's 64 by 32, 4 KB are read and 1 KB is
-// written, 40 cycles of a multiprocessor for 66 kFLOP, by estimate 363 TFLOP/s or 16 µs; an H200 took 33 µs.
-// Tiles of 128 by 128 with 8 warps of 64 by 32: 234 blocks, two per multiprocessor (128 registers, 71 KB). Tiles
-// of 64 by 64 with 4 warps of 32 by 32 where those would leave multiprocessors idle, as for N = 768: 300 blocks
-// instead of 78.
+// 2.5 µs from L2. Shared memory is the limit: for every 16 terms of a warp's 64 by 64, 4.5 KB are read and 2 KB are
+// written, 52 cycles of a multiprocessor for 131 kFLOP, by estimate 580 TFLOP/s or 10 µs. (With twice as many warps of 64 by
+// 32, which read x again for u, it was 363 and 16, and an H200 took 33 µs.) Tiles of 128 by 128 with 4 warps: 234 blocks, two
+// per multiprocessor (71 KB). Tiles of 64 by 64 with 4 warps of 32 by 32 where those would leave multiprocessors idle, as
+// for N = 768: 300 blocks instead of 78.
 #define FORWARD_KERNEL(name, threads, min_blocks, ...)                                                       \
   extern "C" __global__ void __launch_bounds__(threads, min_blocks)                                          \
       name(const Real* __restrict__ x, const Real* __restrict__ w, const float* __restrict__ a,              \
@@ -518,8 +531,8 @@ DEVICE void backward(const Real* dy, const Real* w, const float* a, const float*
                                parts, scale);                                                                \
   }                                                                                                          \
   EXPORT_KERNEL(name)
-FORWARD_KERNEL(lora_linear_fused_128x128_r8, 256, 2, 128, 128, 64, 32, 8)
-FORWARD_KERNEL(lora_linear_fused_128x128_r16, 256, 2, 128, 128, 64, 32, 16)
+FORWARD_KERNEL(lora_linear_fused_128x128_r8, 128, 2, 128, 128, 64, 64, 8)
+FORWARD_KERNEL(lora_linear_fused_128x128_r16, 128, 2, 128, 128, 64, 64, 16)
 FORWARD_KERNEL(lora_linear_fused_64x64_r8, 128, 4, 64, 64, 32, 32, 8)
 FORWARD_KERNEL(lora_linear_fused_64x64_r16, 128, 4, 64, 64, 32, 32, 16)
 
@@ -538,8 +551,8 @@ FORWARD_KERNEL(lora_linear_fused_64x64_r16, 128, 4, 64, 64, 32, 32, 16)
     backward<Tile<__VA_ARGS__>>(dy, w, a, b, du, dx, m, k, n, w_stride, out, rank, width, parts, scale);   \
   }                                                                                                        \
   EXPORT_KERNEL(name)
-BACKWARD_KERNEL(lora_linear_backward_fused_128x128_r8, 256, 2, 128, 128, 64, 32, 8)
-BACKWARD_KERNEL(lora_linear_backward_fused_128x128_r16, 256, 2, 128, 128, 64, 32, 16)
+BACKWARD_KERNEL(lora_linear_backward_fused_128x128_r8, 128, 2, 128, 128, 64, 64, 8)
+BACKWARD_KERNEL(lora_linear_backward_fused_128x128_r16, 128, 2, 128, 128, 64, 64, 16)
 BACKWARD_KERNEL(lora_linear_backward_fused_64x64_r8, 128, 4, 64, 64, 32, 32, 8)
 BACKWARD_KERNEL(lora_linear_backward_fused_64x64_r16, 128, 4, 64, 64, 32, 32, 16)
 

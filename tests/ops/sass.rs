@@ -57,8 +57,8 @@ const HOT: [Hot; 20] = [
     hot("lora_linear", "lora_linear_backward_start_32_rows", [32, 12], [64, 3]),
     hot("lora_linear", "lora_linear_gradients", [24, 0], [32, 0]),
     hot("lora_linear", "lora_linear_start_32_rows", [86, 24], [64, 7]),
-    hot("lora_linear_fused", "lora_linear_backward_fused_128x128_r8", [20, 8], [0, 4]),
-    hot("lora_linear_fused", "lora_linear_fused_128x128_r8", [29, 16], [0, 8]),
+    hot("lora_linear_fused", "lora_linear_backward_fused_128x128_r8", [36, 16], [0, 8]),
+    hot("lora_linear_fused", "lora_linear_fused_128x128_r8", [54, 32], [0, 16]),
     hot("patch_embed", "patch_embed_pixels_wide", [15, 1], [29, 5]),
 ];
 

@@ -73,7 +73,7 @@ fn pick(
     blocks: impl Fn(&Tile) -> usize,
 ) -> Tiles {
     let info = cuda.driver().info();
-    let large = Tile { kernel: large, rows: 128, columns: 128, threads: 256, shared: shared(128, 128) };
+    let large = Tile { kernel: large, rows: 128, columns: 128, threads: 128, shared: shared(128, 128) };
     let small = Tile { kernel: small, rows: 64, columns: 64, threads: 128, shared: shared(64, 64) };
     let fits = |tile: Tile| (tile.shared <= info.shared_memory_per_block).then_some(tile);
     match (fits(large), fits(small)) {
