@@ -8,6 +8,7 @@ use crate::data::{Cache, SplitView};
 use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::tensor::Tensor;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Source of the batches of a split: its images, or their features where these do not change.
@@ -90,6 +91,10 @@ impl Staging {
     }
 }
 
+/// Batches that the device has before the oldest of them is waited for and counted: it works on one while the host
+/// gathers the next.
+const BEHIND: usize = 2;
+
 /// Runs over a split in order and adds it to `sums`; `None` when the user asked to stop.
 pub(crate) fn evaluate_split<B: Backend>(
     learner: &mut Learner<B>,
@@ -101,7 +106,7 @@ pub(crate) fn evaluate_split<B: Backend>(
     monitor: &dyn Monitor,
 ) -> Result<Option<Accumulator>> {
     let indices: Vec<usize> = (0..inputs.labels().len()).collect();
-    let mut waiting: Option<Waiting<B>> = None;
+    let mut waiting: VecDeque<Waiting<B>> = VecDeque::with_capacity(BEHIND + 1);
     monitor.begin(task, indices.len() as u64);
     for indices in indices.chunks(batch) {
         if monitor.stopped() {
@@ -115,12 +120,14 @@ pub(crate) fn evaluate_split<B: Backend>(
         };
         learner.evaluate(staging.input(inputs), &staging.labels, which)?;
         let logits = learner.fetch_logits()?;
-        // One batch behind, so that the device works on the next while this one is counted.
-        if let Some(previous) = waiting.replace(Waiting { logits, labels: staging.labels.clone() }) {
-            previous.count(learner.backend(), &mut sums, monitor)?;
+        waiting.push_back(Waiting { logits, labels: staging.labels.clone() });
+        if waiting.len() > BEHIND
+            && let Some(oldest) = waiting.pop_front()
+        {
+            oldest.count(learner.backend(), &mut sums, monitor)?;
         }
     }
-    if let Some(last) = waiting {
+    for last in waiting {
         last.count(learner.backend(), &mut sums, monitor)?;
     }
     monitor.finish();
