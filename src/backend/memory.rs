@@ -105,6 +105,10 @@ pub trait Memory: Clone + Send + Sync + 'static {
     fn copy_from_host_async(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
         self.copy_from_host(source, target)
     }
+    /// [`Memory::copy_from_host_async`] of several tensors, at once where a transfer costs time of its own.
+    fn feed(&self, parts: Vec<(View<'_>, &mut Self::Tensor)>) -> Result<()> {
+        parts.into_iter().try_for_each(|(source, target)| self.copy_from_host_async(source, target))
+    }
     /// Starts copying `source`, as it is after the operations so far, to the host.
     fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;
     /// Returns the copy that [`Memory::fetch`] started, if it is here; waits for it where `wait` is true.

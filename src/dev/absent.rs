@@ -117,7 +117,7 @@ impl Driver for Absent {
         Ok(())
     }
 
-    fn copy_from_host_async(&self, _: Address, _: &[u8]) -> Result<()> {
+    fn feed(&self, _: &[(Address, &[u8])]) -> Result<()> {
         Ok(())
     }
 

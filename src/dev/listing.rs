@@ -87,8 +87,8 @@ impl Driver for Listing {
         self.driver.download(from, to)
     }
 
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
-        self.driver.copy_from_host_async(to, from)
+    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
+        self.driver.feed(parts)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {

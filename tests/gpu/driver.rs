@@ -335,6 +335,35 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
     }
 }
 
+/// What is fed together arrives whole, each part where it belongs, by one transfer.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn parts_of_a_feed_travel_together() {
+    let session = Session::begin();
+    session.calls_may_fail();
+    let gpu = session.probe();
+    for sizes in [vec![12, 0, 260, 4], vec![4, (64 << 10) + 4, 8], vec![]] {
+        let places: Vec<Address> =
+            sizes.iter().map(|&size: &usize| gpu.allocate(size.max(4)).unwrap()).collect();
+        for turn in 0..8 {
+            let values = |part: usize| bytes(&vec![(10 * turn + part) as f32; sizes[part] / 4]);
+            let parts: Vec<Vec<u8>> = (0..sizes.len()).map(values).collect();
+            session.set("FAIL", "cuMemcpyHtoDAsync_v2:2:9876");
+            gpu.feed(&places.iter().copied().zip(parts.iter().map(Vec::as_slice)).collect::<Vec<_>>())
+                .unwrap();
+            session.set("FAIL", "");
+            for (part, (from, size)) in places.iter().zip(&sizes).enumerate() {
+                assert_eq!(
+                    bytes(&download(&gpu, *from, size / 4)),
+                    parts[part],
+                    "turn {turn}, part {part} of {sizes:?}"
+                );
+            }
+        }
+        places.into_iter().for_each(|place| gpu.free(place));
+    }
+}
+
 /// A copy from the host overwrites only what the work before it is done with.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
@@ -447,7 +476,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_capture_whole() {
     let refusals = [
         ("upload", failure(gpu.upload(x, &[0; 4]))),
         ("download", failure(gpu.download(x, &mut [0; 4]))),
-        ("copy_from_host_async", failure(gpu.copy_from_host_async(x, &[0; 4]))),
+        ("feed", failure(gpu.copy_from_host_async(x, &[0; 4]))),
         ("fetch", failure(gpu.fetch(x, 4))),
         ("replay", failure(gpu.replay(&*earlier))),
         ("synchronize", failure(gpu.synchronize())),

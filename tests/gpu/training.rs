@@ -97,8 +97,8 @@ impl Driver for PlainProducts {
         self.0.download(from, to)
     }
 
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
-        self.0.copy_from_host_async(to, from)
+    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
+        self.0.feed(parts)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {

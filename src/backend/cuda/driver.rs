@@ -296,9 +296,13 @@ pub trait Driver: Send + Sync {
     fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host; waits for all work enqueued before.
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
-    /// From the host, in order with the enqueued work, which goes on meanwhile: through pinned memory on
-    /// a second stream. `from` is free again on return. Never captured.
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()>;
+    /// From the host, each part to its address, in order with the enqueued work, which goes on meanwhile: through pinned
+    /// memory on a second stream, all at once. The bytes are free again on return. Never captured.
+    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()>;
+    /// [`Driver::feed`] of one part.
+    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
+        self.feed(&[(to, from)])
+    }
     /// To the host, in order with the enqueued work; does not wait.
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
 

@@ -36,6 +36,7 @@ use super::*;
 use crate::tensor::{DType, Shape, Tensor, TensorError, View};
 use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The environment variable that leaves the adapters beside the weights in training steps, when it is `0`.
@@ -352,7 +353,7 @@ impl Memory for Cuda {
     }
 
     fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        in_type_of(source, target, |bytes, address| self.driver().upload(address, bytes))
+        Ok(self.driver().upload(target.memory.address, &in_type_of(source, target)?)?)
     }
 
     fn weight(&self, source: View<'_>) -> Result<CudaTensor> {
@@ -376,7 +377,16 @@ impl Memory for Cuda {
     }
 
     fn copy_from_host_async(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        in_type_of(source, target, |bytes, address| self.driver().copy_from_host_async(address, bytes))
+        self.feed(vec![(source, target)])
+    }
+
+    fn feed(&self, parts: Vec<(View<'_>, &mut CudaTensor)>) -> Result<()> {
+        let parts = parts
+            .into_iter()
+            .map(|(source, target)| Ok((target.memory.address, in_type_of(source, target)?)));
+        let parts = parts.collect::<Result<Vec<_>>>()?;
+        let parts: Vec<_> = parts.iter().map(|(to, bytes)| (*to, &**bytes)).collect();
+        Ok(self.driver().feed(&parts)?)
     }
 
     fn fetch(&self, source: &CudaTensor) -> Result<PendingTensor> {
@@ -471,21 +481,13 @@ pub struct PendingTensor {
     dtype: DType,
 }
 
-/// Hands the bytes of `source`, in the type of `target`, to `copy`.
-fn in_type_of(
-    source: View<'_>,
-    target: &mut CudaTensor,
-    copy: impl FnOnce(&[u8], Address) -> driver::Result<()>,
-) -> Result<()> {
+/// The bytes of `source` in the type of `target`, which has its shape.
+fn in_type_of<'a>(source: View<'a>, target: &CudaTensor) -> Result<Cow<'a, [u8]>> {
     if source.shape() != target.shape {
         return Err(TensorError::shape("copy", target.shape, source.shape()).into());
     }
-    if source.bytes().is_empty() {
-        return Ok(());
-    }
-    let address = target.memory.address;
     if source.dtype() == target.dtype {
-        return Ok(copy(source.bytes(), address)?);
+        return Ok(Cow::Borrowed(source.bytes()));
     }
-    Ok(copy(source.to_tensor(target.dtype)?.bytes(), address)?)
+    Ok(Cow::Owned(source.to_tensor(target.dtype)?.bytes().to_vec()))
 }

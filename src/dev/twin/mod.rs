@@ -373,10 +373,12 @@ impl Driver for Twin {
         Ok(())
     }
 
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
+    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
         let mut state = locked(&self.state);
-        refuse_in_capture(&state, "copy_from_host_async")?;
-        state.memory.bytes_mut(to, from.len(), "copy_from_host_async")?.copy_from_slice(from);
+        refuse_in_capture(&state, "feed")?;
+        for (to, from) in parts {
+            state.memory.bytes_mut(*to, from.len(), "feed")?.copy_from_slice(from);
+        }
         Ok(())
     }
 

@@ -124,6 +124,11 @@ impl<B: Backend> Mixing<B> {
     }
 }
 
+/// Values of the type `dtype`, one after another.
+fn row_of<T: bytemuck::NoUninit>(values: &[T], dtype: DType) -> Result<View<'_>> {
+    Ok(View::new(Shape::from([values.len()]), dtype, bytemuck::cast_slice(values))?)
+}
+
 fn invalid<T>(problem: impl Into<String>) -> Result<T> {
     Err(BackendError::Invalid { op: "batch", problem: problem.into() })
 }
@@ -190,62 +195,49 @@ impl<B: Backend> BatchBuffers<B> {
         labels: &[u32],
         features: &mut B::Tensor,
     ) -> Result<()> {
-        self.load_labels(backend, labels)?;
-        match input {
-            Input::Images(images) => backend.copy_from_host_async(images, &mut self.pixels),
-            Input::Features(values) => backend.copy_from_host_async(values, features),
-        }
+        let input = match input {
+            Input::Images(images) => (images, &mut self.pixels),
+            Input::Features(values) => (values, features),
+        };
+        backend.feed(vec![(row_of(labels, DType::U32)?, &mut self.labels), input])
     }
 
     /// Uploads a batch to train on; features go to `features`.
     pub fn load(&mut self, backend: &B, batch: Batch<'_>, features: &mut B::Tensor) -> Result<()> {
-        self.load_labels(backend, batch.labels)?;
+        let rows = self.rows();
+        let mut feed = vec![(row_of(batch.labels, DType::U32)?, &mut self.labels)];
+        let words;
         if let Some((values, spec)) = &mut self.draw {
-            let draw = [spec.seed as u32, (spec.seed >> 32) as u32, batch.number, 0];
-            backend.copy_from_host_async(Tensor::from_slice([4], &draw)?.view(), values)?;
+            words = [spec.seed as u32, (spec.seed >> 32) as u32, batch.number, 0];
+            feed.push((row_of(&words, DType::U32)?, values));
         }
-        self.load_mix(backend, batch.mix)?;
-        self.load_class_weights(backend, batch.class_weights)?;
-        match (batch.input, &mut self.crops, batch.crops) {
-            (Input::Features(values), _, None) => backend.copy_from_host_async(values, features),
-            (Input::Images(images), None, None) => backend.copy_from_host_async(images, &mut self.pixels),
-            (Input::Images(images), Some(to), Some(crops)) => {
-                backend.copy_from_host_async(images, &mut to.images)?;
-                backend.copy_from_host_async(crops, &mut to.rectangles)
+        let mixed;
+        match (&mut self.mixing, batch.mix) {
+            (None, None) => {}
+            (Some(m), Some(draw)) if draw.fits(rows) => {
+                let indices = |values: &[u32]| Tensor::from_slice([rows], values);
+                let lambda = Tensor::from_slice([rows], &draw.lambda)?;
+                mixed = [indices(&draw.partner)?, indices(&draw.inverse())?, lambda];
+                let Mix { partner, inverse, lambda } = &mut m.mix;
+                feed.extend(mixed.iter().map(Tensor::view).zip([partner, inverse, lambda]));
             }
-            _ => invalid("crops go with a learner that was made for them, and with no other"),
-        }
-    }
-
-    fn load_labels(&mut self, backend: &B, labels: &[u32]) -> Result<()> {
-        let labels = View::new(Shape::from([labels.len()]), DType::U32, bytemuck::cast_slice(labels))?;
-        backend.copy_from_host_async(labels, &mut self.labels)
-    }
-
-    fn load_mix(&mut self, backend: &B, mix: Option<&MixDraw>) -> Result<()> {
-        let batch = self.rows();
-        let (m, draw) = match (&mut self.mixing, mix) {
-            (None, None) => return Ok(()),
-            (Some(m), Some(draw)) if draw.fits(batch) => (m, draw),
-            (Some(_), Some(draw)) => return invalid(format!("{draw:?} is no way of mixing {batch} images")),
+            (Some(_), Some(draw)) => return invalid(format!("{draw:?} is no way of mixing {rows} images")),
             _ => return invalid("a draw goes with a learner that mixes, and with no other"),
-        };
-        let indices = |values: &[u32]| Tensor::from_slice([batch], values);
-        backend.copy_from_host_async(indices(&draw.partner)?.view(), &mut m.mix.partner)?;
-        backend.copy_from_host_async(indices(&draw.inverse())?.view(), &mut m.mix.inverse)?;
-        backend.copy_from_host_async(Tensor::from_slice([batch], &draw.lambda)?.view(), &mut m.mix.lambda)
-    }
-
-    fn load_class_weights(&mut self, backend: &B, weights: Option<&[f32]>) -> Result<()> {
-        match (&mut self.class_weights, weights) {
-            (None, None) => Ok(()),
-            (Some(to), Some(weights)) => {
-                let weights =
-                    View::new(Shape::from([weights.len()]), DType::F32, bytemuck::cast_slice(weights))?;
-                backend.copy_from_host_async(weights, to)
-            }
-            _ => invalid("class weights go with a learner that was made for them, and with no other"),
         }
+        match (&mut self.class_weights, batch.class_weights) {
+            (None, None) => {}
+            (Some(to), Some(weights)) => feed.push((row_of(weights, DType::F32)?, to)),
+            _ => return invalid("class weights go with a learner that was made for them, and with no other"),
+        }
+        match (batch.input, &mut self.crops, batch.crops) {
+            (Input::Features(values), _, None) => feed.push((values, features)),
+            (Input::Images(images), None, None) => feed.push((images, &mut self.pixels)),
+            (Input::Images(images), Some(to), Some(crops)) => {
+                feed.extend([(images, &mut to.images), (crops, &mut to.rectangles)]);
+            }
+            _ => return invalid("crops go with a learner that was made for them, and with no other"),
+        }
+        backend.feed(feed)
     }
 
     /// Dropout of the batch, where there is any.

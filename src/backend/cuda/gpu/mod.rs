@@ -330,21 +330,23 @@ impl Driver for Gpu {
         })
     }
 
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
-        if from.is_empty() {
+    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
+        let parts: Vec<_> = parts.iter().filter(|(_, from)| !from.is_empty()).copied().collect();
+        if parts.is_empty() {
             return Ok(());
         }
         // Whether a capture is open is asked before a slot is waited for, and again when it is used.
-        self.outside("copy_from_host_async", || Ok(()))?;
-        let ring = if from.len() <= SMALL_COPY { &self.small_copies } else { &self.large_copies };
-        let filled = ring.fill(from)?;
+        self.outside("feed", || Ok(()))?;
+        let bytes: usize = parts.iter().map(|(_, from)| from.len()).sum();
+        let ring = if bytes <= SMALL_COPY { &self.small_copies } else { &self.large_copies };
+        let filled = ring.fill(&parts)?;
         // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
-        self.outside("copy_from_host_async", || unsafe { filled.send(to.0, &self.streams) })
+        self.outside("feed", || unsafe { filled.send(&self.streams) })
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
         self.outside("fetch", || {
-            // SAFETY: as for `copy_from_host_async`.
+            // SAFETY: as for `feed`.
             let fetch = unsafe { self.landings.fetch(from.0, bytes, &self.streams.compute) }?;
             Ok(Box::new(fetch) as Box<dyn Fetch>)
         })

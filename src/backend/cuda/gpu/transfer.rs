@@ -3,7 +3,7 @@
 
 use super::handles::{Context, DeviceBuffer, Event, PinnedBuffer, Stream};
 use super::latest::Latest;
-use crate::backend::cuda::driver::{Fetch, Result};
+use crate::backend::cuda::driver::{Address, Fetch, Result};
 use crate::backend::cuda::{CudaError, locked};
 use rayon::prelude::*;
 use std::collections::VecDeque;
@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex};
 /// From here on several threads copy into pinned memory: one alone is slower than the bus.
 const PARALLEL_COPY: usize = 1 << 20;
 const COPY_CHUNK: usize = 256 << 10;
+
+/// Parts of a slot begin at multiples of this.
+const ALIGNMENT: usize = 256;
 
 /// The streams of a device.
 pub struct Streams {
@@ -62,25 +65,33 @@ impl Ring {
         Ring { slots, minimum, state: Mutex::default(), context: context.clone() }
     }
 
-    /// A slot with `from` in its pinned buffer. Waits only while all slots are on their way. No lock is
-    /// held while the bytes are copied, for that may run other tasks on this thread.
-    pub fn fill(&self, from: &[u8]) -> Result<Filled<'_>> {
+    /// A slot with the bytes of all parts in its pinned buffer, on their way to these addresses. Waits only while all
+    /// slots are on their way. No lock is held while the bytes are copied, for that may run other tasks on this thread.
+    pub fn fill(&self, parts: &[(Address, &[u8])]) -> Result<Filled<'_>> {
+        let mut bytes = 0;
+        let mut places = Vec::with_capacity(parts.len());
+        for (to, from) in parts {
+            places.push(Place { to: to.0, offset: bytes, bytes: from.len() });
+            bytes += from.len().next_multiple_of(ALIGNMENT);
+        }
         let slot = match self.take()? {
             Some(slot) => slot,
-            None => self.make(from.len())?,
+            None => self.make(bytes)?,
         };
-        let mut filled = Filled { slot: Some(slot), bytes: from.len(), ring: self };
+        let mut filled = Filled { slot: Some(slot), bytes, places, ring: self };
         let Some(slot) = &mut filled.slot else { return Ok(filled) };
         slot.taken.synchronize()?;
-        if slot.pinned.capacity() < from.len() {
-            let bytes = from.len().next_multiple_of(4096);
+        if slot.pinned.capacity() < bytes {
+            let bytes = bytes.next_multiple_of(4096);
             let pinned = PinnedBuffer::new(&self.context, bytes)?;
             slot.staging = DeviceBuffer::new(&self.context, bytes)?;
             slot.pinned = pinned;
         }
         // SAFETY: the last copy from this buffer was over before `taken` was recorded behind it.
         let to = unsafe { slot.pinned.bytes_mut() };
-        copy(from, &mut to[..from.len()]);
+        for ((_, from), place) in parts.iter().zip(&filled.places) {
+            copy(from, &mut to[place.offset..][..place.bytes]);
+        }
         Ok(filled)
     }
 
@@ -106,25 +117,37 @@ pub struct Filled<'a> {
     /// Some until it is dropped.
     slot: Option<Slot>,
     bytes: usize,
+    places: Vec<Place>,
     ring: &'a Ring,
 }
 
+/// Where a part lies in a slot, and where it goes.
+struct Place {
+    to: u64,
+    offset: usize,
+    bytes: usize,
+}
+
 impl Filled<'_> {
-    /// Sends the bytes to `to`, in order with the compute stream.
+    /// Sends the bytes to where they go, in order with the compute stream.
     ///
     /// # Safety
-    /// As many bytes must be allocated at `to`.
-    pub unsafe fn send(self, to: u64, streams: &Streams) -> Result<()> {
+    /// As many bytes must be allocated at each address.
+    pub unsafe fn send(self, streams: &Streams) -> Result<()> {
         let Some(slot) = &self.slot else { return Ok(()) };
         // SAFETY: both buffers are large enough and stay until `taken`, which is waited for before they
-        // are used again; `to` is the caller's promise.
+        // are used again; where the parts go is the caller's promise.
         let sent = unsafe {
             streams
                 .copy
                 .copy_from_host(slot.staging.address(), slot.pinned.pointer(), self.bytes)
                 .and_then(|()| slot.arrived.record(&streams.copy))
                 .and_then(|()| streams.compute.wait_for(&slot.arrived))
-                .and_then(|()| streams.compute.copy(to, slot.staging.address(), self.bytes))
+                .and_then(|()| {
+                    let from = slot.staging.address();
+                    let mut places = self.places.iter();
+                    places.try_for_each(|p| streams.compute.copy(p.to, from + p.offset as u64, p.bytes))
+                })
                 .and_then(|()| slot.taken.record(&streams.compute))
         };
         if sent.is_err() {
