@@ -76,6 +76,7 @@ recipes! {
     /// Prompts in front of every block and a head.
     Vpt "vpt" {
         method: Method::Vpt,
+        schedule: ScheduleKind::Cosine,
     }
 
     /// LoRA in both towers and no head: images are classified by their text logits. Made for few images of each class
