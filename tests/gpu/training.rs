@@ -2,7 +2,7 @@
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
 
 use crate::stand_in::{Kind, Session, build, libraries_of};
-use clip_engine::backend::LossScaling;
+use clip_engine::backend::{Activation, LossScaling};
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
 use clip_engine::backend::cuda::gpu::libraries;
 use clip_engine::backend::cuda::kernel_sources::Sources;
@@ -542,6 +542,29 @@ fn a_cache_that_cannot_be_written_is_warned_of() {
     for part in ["warning: ", "a resumed run may differ", &below, "set CLIP_ENGINE_CACHE to a folder"] {
         assert!(warnings[0].contains(part), "{part}: {}", warnings[0]);
     }
+}
+
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn launches_overlap_by_the_clock_and_not_where_the_driver_refuses() {
+    let session = Session::begin();
+    session.calls_may_fail();
+    let gpu = Arc::new(session.gpu(DType::F32));
+    let cuda = Cuda::new(gpu.clone(), DType::F32, LoraForm::Gemm).unwrap();
+    session.set("FAIL", "cuLaunchKernelEx:1:9876");
+    cuda.settle(6, 64).unwrap();
+    session.set("FAIL", "");
+    assert_eq!(gpu.recall("launches of f32 6x64").as_deref(), Some("one after the other"));
+    cuda.settle(7, 64).unwrap();
+    let chosen = gpu.recall("launches of f32 7x64").unwrap();
+    assert!(["one after the other", "overlapping"].contains(&chosen.as_str()), "{chosen}");
+    // What was chosen holds: the next launch is or is not one of that kind.
+    let x = cuda.zeros([4, 8], DType::F32).unwrap();
+    let mut y = cuda.empty([4, 8], DType::F32).unwrap();
+    session.set("FAIL", "cuLaunchKernelEx:1:9876");
+    let refused = cuda.activation(Activation::QuickGelu, &x, &mut y).is_err();
+    session.set("FAIL", "");
+    assert_eq!(refused, chosen == "overlapping");
 }
 
 /// For who looks for a fault: every call is made when it is met, and nothing depends on what was measured.

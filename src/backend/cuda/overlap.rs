@@ -4,31 +4,35 @@ use super::choose::fastest;
 use super::*;
 
 /// Lets launches overlap from here on, where the device can and a chain of a block's operations on `rows` rows of `width`
-/// activations takes less time that way.
-/// Without room to find out they do not.
+/// activations takes less time that way. Without room to find out they do not, nor where the driver refuses one that may.
 pub fn settle(cuda: &Cuda, [rows, width]: [usize; 2]) -> Result<()> {
     if !cuda.driver().info().overlap {
         return Ok(());
     }
     let forms = [("one after the other", false), ("overlapping", true)];
     let key = format!("launches of {} {rows}x{width}", cuda.real());
-    let mut chain = None;
+    let (mut chain, mut early) = (None, false);
     let chosen = fastest(cuda, &key, &forms, &mut |on| {
         if chain.is_none() {
             chain = Some(Chain::new(cuda, [rows, width])?);
         }
+        early = on;
         cuda.driver().overlap(on);
         chain.as_mut().map_or(Ok(()), |chain| chain.run(cuda))
     });
-    let on = match chosen {
-        Err(BackendError::Cuda(error)) if matches!(*error, CudaError::OutOfMemory { .. }) => Ok(false),
-        chosen => chosen,
-    };
-    cuda.driver().overlap(matches!(on, Ok(true)));
-    on.map(drop)
+    cuda.driver().overlap(matches!(chosen, Ok(true)));
+    match chosen {
+        Err(BackendError::Cuda(error)) if matches!(*error, CudaError::OutOfMemory { .. }) => Ok(()),
+        Err(BackendError::Cuda(error)) if early && matches!(*error, CudaError::Call { .. }) => {
+            cuda.driver().remember(&key, forms[0].0)?;
+            Ok(())
+        }
+        chosen => chosen.map(drop),
+    }
 }
 
-/// Kernels of our own behind a product and behind each other, as in a step; each needs what the one before wrote.
+/// Kernels of our own behind a product, behind each other and behind what is no kernel, as in a step; each needs what the one
+/// before wrote.
 struct Chain {
     norm: LayerNorm<Cuda>,
     layer: Linear<Cuda>,
@@ -50,6 +54,7 @@ impl Chain {
 
     fn run(&mut self, cuda: &Cuda) -> Result<()> {
         let Chain { norm, layer, values: [x, y, z], stats } = self;
+        cuda.clear(stats)?;
         cuda.layer_norm(x, norm, y, stats)?;
         cuda.linear(y, layer, None, z)?;
         cuda.activation(Activation::QuickGelu, z, y)?;
