@@ -2,12 +2,12 @@
 //! the host twin: whole steps of a tiny model, and the program in good and in bad circumstances.
 
 use crate::stand_in::{Kind, Session, build, libraries_of};
-use clip_engine::backend::{Activation, LossScaling};
 use clip_engine::backend::cuda::driver::{Address, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch};
 use clip_engine::backend::cuda::gpu::libraries;
 use clip_engine::backend::cuda::kernel_sources::Sources;
 use clip_engine::backend::cuda::{Cuda, CudaError, LoraForm};
 use clip_engine::backend::prelude::*;
+use clip_engine::backend::{Activation, LossScaling};
 use clip_engine::data::Split;
 use clip_engine::dev::check::step::{TinySizes, TinyStep};
 use clip_engine::dev::twin::Twin;
