@@ -353,7 +353,10 @@ impl Memory for Cuda {
     }
 
     fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        Ok(self.driver().upload(target.memory.address, &in_type_of(source, target)?)?)
+        match &*in_type_of(source, target)? {
+            [] => Ok(()),
+            bytes => Ok(self.driver().upload(target.memory.address, bytes)?),
+        }
     }
 
     fn weight(&self, source: View<'_>) -> Result<CudaTensor> {
@@ -385,7 +388,8 @@ impl Memory for Cuda {
             .into_iter()
             .map(|(source, target)| Ok((target.memory.address, in_type_of(source, target)?)));
         let parts = parts.collect::<Result<Vec<_>>>()?;
-        let parts: Vec<_> = parts.iter().map(|(to, bytes)| (*to, &**bytes)).collect();
+        let parts = parts.iter().map(|(to, bytes)| (*to, &**bytes)).filter(|(_, bytes)| !bytes.is_empty());
+        let parts: Vec<_> = parts.collect();
         Ok(self.driver().feed(&parts)?)
     }
 
