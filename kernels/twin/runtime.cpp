@@ -515,9 +515,9 @@ static bool make_threads(Machine& m, Block& block, size_t first) {
   return true;
 }
 
-// The kernel's library in memory, and its thread-local memory in this OS thread: static shared memory.
+// The kernel's library in memory, and its thread-local memory in this OS thread: static shared memory. The loader may not
+// say where that lies while another thread loads a library.
 static void find_library(Machine& m) {
-  m.launch->touch();
   auto look = [](dl_phdr_info* library, size_t, void* data) {
     Machine& m = *static_cast<Machine*>(data);
     uint64 code = reinterpret_cast<uint64>(m.launch->touch), base = library->dlpi_addr, end = base;
@@ -536,7 +536,10 @@ static void find_library(Machine& m) {
     m.fixed = {static_cast<unsigned char*>(library->dlpi_tls_data), fixed_bytes};
     return 1;
   };
-  dl_iterate_phdr(look, &m);
+  do {
+    m.launch->touch();
+    dl_iterate_phdr(look, &m);
+  } while (m.fixed.bytes && !m.fixed.start);
 }
 
 // Some 800 MiB of cells.
