@@ -7,7 +7,7 @@ use clip_engine::backend::cpu::Cpu;
 use clip_engine::clip::vision::{Purpose, VisionActivations};
 use clip_engine::data::Split;
 use clip_engine::progress::Silent;
-use clip_engine::tensor::{DType, Tensor};
+use clip_engine::tensor::DType;
 use clip_engine::train::demo;
 use clip_engine::tune::TowerTuning;
 
@@ -33,8 +33,7 @@ fn main() -> Result<()> {
     let test = cache.split(Split::Test);
     let mut right = 0;
     for chunk in (0..test.len()).collect::<Vec<_>>().chunks(BATCH) {
-        let mut pixels = Tensor::zeros(cache.batch_shape(chunk.len()), cache.dtype());
-        test.gather(chunk, &mut pixels)?;
+        let pixels = test.batch(chunk)?;
         memory.set_batch(chunk.len())?;
         tower.infer(&backend, &pixels, None, TowerTuning::NONE, &mut memory)?;
         // Rows of length 1: the nearest class is the one with the largest dot product.

@@ -8,7 +8,6 @@ use clip_engine::data::Split;
 use clip_engine::objective::Objective;
 use clip_engine::optim::{Rate, Rates};
 use clip_engine::progress::Silent;
-use clip_engine::tensor::Tensor;
 use clip_engine::train::demo;
 use clip_engine::train::learner::{Batch, Input, Learner, LearnerSpec, Which};
 use clip_engine::tune::KaimingInit;
@@ -56,8 +55,7 @@ fn main() -> Result<()> {
         order.shuffle(&mut rng);
         let mut loss = 0.0;
         for indices in order.chunks(BATCH) {
-            let mut images = Tensor::zeros(cache.batch_shape(indices.len()), cache.dtype());
-            train.gather(indices, &mut images)?;
+            let images = train.batch(indices)?;
             let labels: Vec<u32> = indices.iter().map(|&index| train.labels()[index]).collect();
             learner.train_step(Batch::new(images.view(), &labels), &rates, 1.0)?;
             // Waits for the device; `fetch_stats` does not.
@@ -79,10 +77,9 @@ fn accuracy(learner: &mut Learner<Cpu<f32>>, cache: &clip_engine::data::Cache, s
     let images = cache.split(split);
     let mut right = 0.0;
     for indices in (0..images.len()).collect::<Vec<_>>().chunks(BATCH) {
-        let mut batch = Tensor::zeros(cache.batch_shape(indices.len()), cache.dtype());
-        images.gather(indices, &mut batch)?;
+        let batch = images.batch(indices)?;
         let labels: Vec<u32> = indices.iter().map(|&index| images.labels()[index]).collect();
-        learner.evaluate(Input::Images(batch.view()), &labels, Which::Tuned)?;
+        learner.evaluate(Input::Images(batch.view().into()), &labels, Which::Tuned)?;
         right += learner.stats()?.correct;
     }
     Ok(right / images.len() as f64)

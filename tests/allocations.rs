@@ -100,7 +100,7 @@ fn step_bytes(recipe: Recipe, layers: usize) -> (usize, usize) {
         let class_weights = Some(&[1.5, 0.5, 1.0, 0.75, 1.25][..]);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
         learner.train_step(batch, &Rates::all(rate), 1.0).unwrap();
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
     };
     (0..4).for_each(|_| step());
     let before = HELD.load(Ordering::Relaxed);

@@ -1,7 +1,7 @@
 //! A device: its memory, what is copied to and from it, and how its operations are run.
 
 use super::{BackendError, Result, expect_shape};
-use crate::tensor::{DType, Shape, Tensor, View};
+use crate::tensor::{DType, Shape, Source, Tensor, View};
 
 /// Memory on a device, with a shape and an element type.
 pub trait DeviceTensor: Send + Sync {
@@ -101,13 +101,15 @@ pub trait Memory: Clone + Send + Sync + 'static {
     fn copy_from_host(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()>;
     /// A copy on the host; waits for the device.
     fn download(&self, source: &Self::Tensor) -> Result<Tensor>;
-    /// As [`Memory::copy_from_host`], in order with the operations, for which the caller does not wait.
-    fn copy_from_host_async(&self, source: View<'_>, target: &mut Self::Tensor) -> Result<()> {
-        self.copy_from_host(source, target)
-    }
-    /// [`Memory::copy_from_host_async`] of several tensors, at once where a transfer costs time of its own.
-    fn feed(&self, parts: Vec<(View<'_>, &mut Self::Tensor)>) -> Result<()> {
-        parts.into_iter().try_for_each(|(source, target)| self.copy_from_host_async(source, target))
+    /// Overwrites tensors, each with the source of its shape, converting, in order with the operations; for these the
+    /// caller does not wait.
+    ///
+    /// Where it is given two sets of tensors in turns, it may be in order with the operations before the last feed only:
+    /// those since then, which read the one set while the other is fed, must leave the other alone.
+    fn feed(&self, parts: Vec<(Source<'_>, &mut Self::Tensor)>) -> Result<()>;
+    /// Sets of tensors that [`Memory::feed`] is best given in turns: 2 where it goes on beside the operations.
+    fn feed_sets(&self) -> usize {
+        1
     }
     /// Starts copying `source`, as it is after the operations so far, to the host.
     fn fetch(&self, source: &Self::Tensor) -> Result<Self::Pending>;

@@ -5,7 +5,7 @@
 //! what one of its parts hands to the next never left the caches.
 
 use super::*;
-use crate::tensor::{DType, Tensor, TensorError, View};
+use crate::tensor::{DType, Source, Tensor, TensorError, View};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -27,6 +27,7 @@ struct Counts {
     parameter: DType,
     saved: Box<dyn Fn(usize, usize, usize, usize) -> Shape + Send + Sync>,
     folds: bool,
+    feed_sets: usize,
     patch_columns: Box<dyn Fn(usize) -> usize + Send + Sync>,
     flop: AtomicU64,
     bytes: AtomicU64,
@@ -74,7 +75,7 @@ impl Tally {
     /// Counts what `device` would compute and allocate, for tensors of its types.
     pub fn of<B: Backend>(device: &B) -> Self {
         let (compute, parameter) = (device.compute_dtype(), device.parameter_dtype());
-        let (folds, device) = (device.can_train_folded(), device.clone());
+        let (folds, feed_sets, device) = (device.can_train_folded(), device.feed_sets(), device.clone());
         let of_patches = device.clone();
         Tally(Arc::new(Counts {
             compute,
@@ -83,6 +84,7 @@ impl Tally {
                 device.attention_saved(batch, heads, queries, keys)
             }),
             folds,
+            feed_sets,
             patch_columns: Box::new(move |inputs| of_patches.patch_columns(inputs)),
             flop: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -164,8 +166,17 @@ impl Memory for Tally {
         expect_shape("copy", "source", target.shape, source.shape())
     }
 
+    fn feed(&self, parts: Vec<(Source<'_>, &mut Blank)>) -> Result<()> {
+        let mut shapes = parts.iter().map(|(source, target)| (target.shape, source.shape()));
+        shapes.try_for_each(|(expected, found)| expect_shape("feed", "source", expected, found))
+    }
+
     fn download(&self, source: &Blank) -> Result<Tensor> {
         Ok(Tensor::zeros(source.shape, source.dtype))
+    }
+
+    fn feed_sets(&self) -> usize {
+        self.0.feed_sets
     }
 
     fn fetch(&self, source: &Blank) -> Result<Option<Tensor>> {

@@ -217,8 +217,9 @@ impl<B: Backend> Steps<'_, B> {
         }
         // As in training: the adapters change before an evaluation, and folding them is part of it. It is
         // done once per split, so it belongs to the first batch only.
-        let eval = self
-            .times(reps, || Ok(learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned)?))?;
+        let eval = self.times(reps, || {
+            Ok(learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned)?)
+        })?;
         let probe = self.probe(&learner, &labels, &rates, reps)?;
         let work = sizes(args).work(backend, config)?;
         let header = ["", "p20", "p50", "p80", "in a row", "images/s", "GFLOP", "GFLOP/s"];
@@ -277,7 +278,8 @@ impl<B: Backend> Steps<'_, B> {
     }
 
     fn times(&self, reps: usize, mut body: impl FnMut() -> Result<()>) -> Result<StepTimes> {
-        // The third step of a kind is the first that only replays.
+        // The first step of a kind only runs, and a batch may be in either of two memories: those behind the third only
+        // replay.
         for _ in 0..3 {
             body()?;
         }

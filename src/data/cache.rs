@@ -3,7 +3,7 @@
 //! A cache holds what one dataset, one preprocessing and one element type give: u8 pixels after the crop,
 //! [N, S, S, 3] (exact, and the smallest), or normalised f16 or f32, [N, 3, S, S]. [`Cache::open_or_build`]
 //! makes it when it is missing or when a photo, the dataset or the settings have changed. Readers borrow
-//! from the mapping, nothing is copied before [`SplitView::gather`].
+//! from the mapping, nothing is copied before a batch goes to the device.
 
 mod build;
 mod duplicates;
@@ -12,9 +12,8 @@ mod file;
 use super::decode::SixteenBit;
 use super::{DataError, Dataset, Preprocess, Split};
 use crate::progress::Monitor;
-use crate::tensor::{DType, Shape, Tensor, TensorError, View};
+use crate::tensor::{DType, Rows, Shape, Source, Tensor, View};
 use file::{Header, Mapping, PixelType};
-use rayon::prelude::*;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -173,7 +172,7 @@ impl Cache {
         self.header.image_shape()
     }
 
-    /// Shape of a batch of `rows` images, for allocating the tensor that [`SplitView::gather`] fills.
+    /// Shape of a batch of `rows` images, whose rows [`SplitView::images`] finds.
     pub fn batch_shape(&self, rows: usize) -> Shape {
         self.header.batch_shape(rows)
     }
@@ -232,6 +231,11 @@ pub struct SplitView<'a> {
 }
 
 impl<'a> SplitView<'a> {
+    /// The cache that it is of.
+    pub fn cache(&self) -> &'a Cache {
+        self.cache
+    }
+
     /// Number of images.
     pub fn len(&self) -> usize {
         self.range.len()
@@ -293,27 +297,23 @@ impl<'a> SplitView<'a> {
         Some(self.cache.header.root.join(name))
     }
 
-    /// Copies the images `indices` into `batch`, whose shape is [`Cache::batch_shape`] of their number
-    /// and whose type is the cache's.
+    /// Where the images `indices` lie: the bytes of each. In this order they are the rows of a batch, whose shape is
+    /// [`Cache::batch_shape`] of their number and whose type is the cache's.
     ///
     /// # Errors
-    /// A batch of another shape or type; an index past the end. The batch's contents are then undefined.
-    pub fn gather(&self, indices: &[usize], batch: &mut Tensor) -> Result<(), DataError> {
-        let shape = self.cache.batch_shape(indices.len());
-        if batch.dtype() != self.cache.dtype() {
-            let (expected, found) = (self.cache.dtype(), batch.dtype());
-            return Err(TensorError::DType { expected, found }.into());
-        }
-        if batch.shape() != shape {
-            let found = batch.shape();
-            return Err(TensorError::shape("gather", shape, found).into());
-        }
-        let size = self.cache.header.image_bytes() as usize;
-        let rows = batch.bytes_mut().par_chunks_exact_mut(size).zip(indices);
-        rows.try_for_each(|(row, &index)| {
-            row.copy_from_slice(self.image_bytes(index)?);
-            Ok(())
-        })
+    /// An index past the end.
+    pub fn images(&self, indices: &[usize]) -> Result<Vec<&'a [u8]>, DataError> {
+        indices.iter().map(|&index| self.image_bytes(index)).collect()
+    }
+
+    /// A copy of the images `indices` as one batch.
+    ///
+    /// # Errors
+    /// An index past the end.
+    pub fn batch(&self, indices: &[usize]) -> Result<Tensor, DataError> {
+        let (cache, images) = (self.cache, self.images(indices)?);
+        let rows = Rows::new(cache.batch_shape(indices.len()), cache.dtype(), &images)?;
+        Ok(Source::from(rows).to_tensor(cache.dtype())?)
     }
 
     fn image_bytes(&self, index: usize) -> Result<&'a [u8], DataError> {

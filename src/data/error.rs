@@ -150,9 +150,9 @@ pub enum DataError {
         /// Property that does not fit: the number of bytes, or the label.
         reason: String,
     },
-    /// A batch buffer of another shape or element type.
-    #[error("batch buffer: {0}; allocate it with the shape and type of the cache")]
-    Batch(#[from] TensorError),
+    /// Images of another shape or element type.
+    #[error("images: {0}")]
+    Tensor(#[from] TensorError),
     /// A class that cannot be learnt.
     #[error("class {class:?} has no image in the {split} split; add images of it or remove the class")]
     NoImageOfClass {

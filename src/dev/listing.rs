@@ -87,8 +87,8 @@ impl Driver for Listing {
         self.driver.download(from, to)
     }
 
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
-        self.driver.feed(parts)
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<()> {
+        self.driver.feed(pieces)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {

@@ -5,9 +5,11 @@
 
 mod dtype;
 mod shape;
+mod source;
 
 pub use dtype::{DType, Element};
 pub use shape::{Shape, ShapeError};
+pub use source::{Rows, Source};
 
 use bytemuck::{Pod, Zeroable};
 use half::slice::HalfFloatSliceExt;

@@ -4,10 +4,10 @@ use super::learner::{Input, Learner, Which};
 use super::metrics::Accumulator;
 use super::{Result, TrainError};
 use crate::backend::Backend;
-use crate::data::{Cache, SplitView};
+use crate::data::SplitView;
 use crate::progress::Monitor;
 use crate::settings::Key;
-use crate::tensor::Tensor;
+use crate::tensor::{DType, Rows, Shape, Tensor};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -35,99 +35,94 @@ impl Inputs<'_> {
         }
     }
 
-    /// Room for batches of these, which are `cache`'s images or their features.
-    pub(crate) fn staging(&self, cache: &Cache, batch: usize) -> Staging {
-        match self {
-            Inputs::Images(_) => Staging::new(cache, batch),
-            Inputs::Features { values, .. } => Staging::of_features(values, batch),
-        }
+    /// The images, or features, `indices` of these.
+    pub(crate) fn batch(&self, indices: &[usize]) -> Result<HostBatch<'_>> {
+        let (shape, dtype, rows) = match self {
+            Inputs::Images(split) => {
+                let cache = split.cache();
+                (cache.batch_shape(indices.len()), cache.dtype(), split.images(indices)?)
+            }
+            Inputs::Features { values, .. } => {
+                let row = |&index| Ok(values.view().rows(index, 1)?.bytes());
+                let rows = indices.iter().map(row).collect::<Result<_>>()?;
+                (values.shape().with_rows(indices.len()), values.dtype(), rows)
+            }
+        };
+        let labels = indices.iter().map(|&index| self.labels()[index]).collect();
+        Ok(HostBatch { shape, dtype, rows, labels, features: matches!(self, Inputs::Features { .. }) })
     }
 }
 
-/// A batch on the host: images or features next to each other, and their labels.
-pub(crate) struct Staging {
-    /// \[n, …\]: the batch that was filled in last; the memory is that of the largest.
-    pub inputs: Tensor,
+/// A batch on the host: where its images or features lie, and their labels.
+pub(crate) struct HostBatch<'a> {
+    shape: Shape,
+    dtype: DType,
+    rows: Vec<&'a [u8]>,
     /// \[n\]
     pub labels: Vec<u32>,
+    features: bool,
 }
 
-impl Staging {
-    /// Room for `batch` images of `cache`.
-    pub fn new(cache: &Cache, batch: usize) -> Self {
-        let inputs = Tensor::zeros(cache.batch_shape(batch), cache.dtype());
-        Staging { inputs, labels: Vec::with_capacity(batch) }
-    }
-
-    /// Room for the features of `batch` images.
-    pub fn of_features(features: &Tensor, batch: usize) -> Self {
-        let inputs = Tensor::zeros([batch, features.shape().columns()], features.dtype());
-        Staging { inputs, labels: Vec::with_capacity(batch) }
-    }
-
-    /// The batch that was filled in last, as a learner takes it.
-    pub fn input(&self, of: &Inputs<'_>) -> Input<'_> {
-        match of {
-            Inputs::Images(_) => Input::Images(self.inputs.view()),
-            Inputs::Features { .. } => Input::Features(self.inputs.view()),
-        }
-    }
-
-    /// Copies the images, or features, `indices`.
-    pub fn fill(&mut self, inputs: &Inputs<'_>, indices: &[usize]) -> Result<()> {
-        self.inputs.set_rows(indices.len())?;
-        match inputs {
-            Inputs::Images(split) => split.gather(indices, &mut self.inputs)?,
-            Inputs::Features { values, .. } => {
-                let size = values.shape().columns() * values.dtype().size();
-                for (row, &index) in self.inputs.bytes_mut().chunks_exact_mut(size).zip(indices) {
-                    row.copy_from_slice(values.view().rows(index, 1)?.bytes());
-                }
-            }
-        }
-        self.labels.clear();
-        self.labels.extend(indices.iter().map(|&i| inputs.labels()[i]));
-        Ok(())
+impl HostBatch<'_> {
+    /// As a learner takes it.
+    pub fn input(&self) -> Result<Input<'_>> {
+        let rows = Rows::new(self.shape, self.dtype, &self.rows)?.into();
+        Ok(if self.features { Input::Features(rows) } else { Input::Images(rows) })
     }
 }
 
-/// Batches that the device has before the oldest of them is waited for and counted: it works on one while the host
-/// gathers the next.
-const BEHIND: usize = 2;
+/// What is on its way from the device: it works on a batch while the host sees to the next.
+pub(crate) struct Behind<T>(VecDeque<T>);
+
+impl<T> Behind<T> {
+    /// Batches that the device has before the oldest of them is waited for.
+    const BATCHES: usize = 2;
+
+    pub fn new() -> Self {
+        Behind(VecDeque::with_capacity(Self::BATCHES + 1))
+    }
+
+    /// Adds what a batch gives, and returns what is to be waited for, if anything is.
+    pub fn push(&mut self, latest: T) -> Option<T> {
+        self.0.push_back(latest);
+        if self.0.len() > Self::BATCHES { self.0.pop_front() } else { None }
+    }
+
+    /// The rest, once there are no more batches.
+    pub fn rest(self) -> impl Iterator<Item = T> {
+        self.0.into_iter()
+    }
+}
 
 /// Runs over a split in order and adds it to `sums`; `None` when the user asked to stop.
 pub(crate) fn evaluate_split<B: Backend>(
     learner: &mut Learner<B>,
     inputs: &Inputs<'_>,
-    staging: &mut Staging,
     batch: usize,
     task: &str,
     mut sums: Accumulator,
     monitor: &dyn Monitor,
 ) -> Result<Option<Accumulator>> {
     let indices: Vec<usize> = (0..inputs.labels().len()).collect();
-    let mut waiting: VecDeque<Waiting<B>> = VecDeque::with_capacity(BEHIND + 1);
+    let mut waiting = Behind::new();
     monitor.begin(task, indices.len() as u64);
     for indices in indices.chunks(batch) {
         if monitor.stopped() {
             monitor.finish();
             return Ok(None);
         }
-        staging.fill(inputs, indices)?;
+        let host = inputs.batch(indices)?;
         let which = match inputs {
             Inputs::Images(_) => Which::Tuned,
             Inputs::Features { which, .. } => *which,
         };
-        learner.evaluate(staging.input(inputs), &staging.labels, which)?;
+        learner.evaluate(host.input()?, &host.labels, which)?;
         let logits = learner.fetch_logits()?;
-        waiting.push_back(Waiting { logits, labels: staging.labels.clone() });
-        if waiting.len() > BEHIND
-            && let Some(oldest) = waiting.pop_front()
-        {
+        if let Some(oldest) = waiting.push(Waiting { logits, labels: host.labels }) {
             oldest.count(learner.backend(), &mut sums, monitor)?;
         }
     }
-    for last in waiting {
+    for last in waiting.rest() {
         last.count(learner.backend(), &mut sums, monitor)?;
     }
     monitor.finish();

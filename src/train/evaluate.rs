@@ -1,7 +1,7 @@
 //! Evaluation of a split: plain CLIP, or what a run has kept.
 
 use super::adapter::{Adapter, HeadFile, load_prompts};
-use super::batches::{Inputs, Staging, evaluate_split, require_numbers};
+use super::batches::{Inputs, evaluate_split, require_numbers};
 use super::learner::{Learner, LearnerSpec};
 use super::memory;
 use super::metrics::{Accumulator, EvalMetrics, Evaluation};
@@ -131,10 +131,9 @@ fn evaluate<B: Backend>(
     let spec = LearnerSpec { trains: false, ..LearnerSpec::new(&backend, batch, image, dtype, objective) };
     memory::check_batch(&backend, &tower, None, &trained, &spec)?;
     let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec)?;
-    let mut staging = Staging::new(cache, batch);
     let sums = learner.accumulator().with_temperature(files.head.temperature);
     let (name, inputs) = (split.to_string(), Inputs::Images(cache.split(split)));
-    let sums = evaluate_split(&mut learner, &inputs, &mut staging, batch, &name, sums, monitor)?;
+    let sums = evaluate_split(&mut learner, &inputs, batch, &name, sums, monitor)?;
     let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
     require_numbers(&sums, view)?;
     Ok(sums)

@@ -9,7 +9,7 @@ use crate::clip::vision::{Purpose, VisionActivations, VisionTower};
 use crate::tensor::DType;
 use crate::tune::{BlockLayers, TowerTuning, Trained};
 
-/// Batches of pixels that are on their way to the device while it works on another.
+/// Batches of photos that are on their way to the device while it works on another.
 const ON_THEIR_WAY: usize = 3;
 
 /// Estimate of the device's memory that training takes beside the weights and what is trained.
@@ -42,11 +42,9 @@ impl Estimate {
             Some(text) => of_text(backend, text, &trained.text_lora, spec.dropout.is_some())?,
             None => 0,
         };
-        let source = spec.crops_of.map_or(0, |side| side * side * 3);
-        let pixels = spec.image.elements() * spec.pixel_dtype(backend).size() + source;
         Ok(Estimate {
             fixed: fixed + weights + folded + text,
-            image: image + ON_THEIR_WAY * pixels + trial(backend, tower, trained.tower()),
+            image: image + trial(backend, tower, trained.tower()),
         })
     }
 
@@ -223,8 +221,7 @@ mod tests {
             ..LearnerSpec::new(&backend, images, [32, 32, 3].into(), DType::U8, objective)
         };
         let estimate = Estimate::of(&backend, &tower, None, &trained, &spec).unwrap();
-        let comes_and_goes =
-            ON_THEIR_WAY * 3 * (32 * 32 + 40 * 40) + trial(&backend, &tower, trained.tower());
+        let comes_and_goes = trial(&backend, &tower, trained.tower());
         // Weights packed for the way back are made on it.
         let to_come = tower.bytes_to_come(&backend);
         let text = TextClassifier { features, scale: 1.0 };

@@ -91,7 +91,11 @@ impl Counted {
 
     fn count(&mut self, images: usize, on_features: bool, which: Which) -> Result<f64> {
         let (input, labels) = (self.input(images, on_features)?, vec![0; images]);
-        let input = if on_features { Input::Features(input.view()) } else { Input::Images(input.view()) };
+        let input = if on_features {
+            Input::Features(input.view().into())
+        } else {
+            Input::Images(input.view().into())
+        };
         self.refresh()?;
         let learner = &mut self.learner;
         Ok(self.tally.count(|| learner.evaluate(input, &labels, which))?.flop as f64)

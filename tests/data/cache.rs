@@ -148,26 +148,19 @@ fn every_image_holds_the_pixels_of_its_own_photo() {
 }
 
 #[test]
-fn gather_copies_the_images_asked_for() {
+fn the_images_asked_for_make_a_batch() {
     let workspace = Workspace::new(&PHOTOS);
     for dtype in [DType::U8, DType::F16] {
         let cache = workspace.build(dtype, &CacheOptions::default(), &Silent).unwrap();
         let train = cache.split(Split::Train);
         let val = cache.split(Split::Val);
-        let mut batch = Tensor::zeros(cache.batch_shape(4), dtype);
-        train.gather(&[9, 0, 3, 3], &mut batch).unwrap();
+        let found = train.batch(&[9, 0, 3, 3]).unwrap();
         for (row, i) in [9, 0, 3, 3].into_iter().enumerate() {
-            let found = batch.view().rows(row, 1).unwrap();
-            assert_eq!(found.bytes(), train.image(i).unwrap().bytes());
+            assert_eq!(found.view().rows(row, 1).unwrap().bytes(), train.image(i).unwrap().bytes());
         }
         assert_ne!(train.image(9).unwrap().bytes(), train.image(0).unwrap().bytes());
-        batch.set_rows(2).unwrap();
-        val.gather(&[1, 0], &mut batch).unwrap();
-        assert_eq!(batch.view().rows(0, 1).unwrap().bytes(), val.image(1).unwrap().bytes());
-        assert!(matches!(val.gather(&[0, 2], &mut batch), Err(DataError::Index { index: 2, len: 2 })));
-        assert!(matches!(val.gather(&[0], &mut batch), Err(DataError::Batch(_))));
-        let mut other = Tensor::zeros(cache.batch_shape(2), DType::F32);
-        assert!(matches!(val.gather(&[0, 1], &mut other), Err(DataError::Batch(_))));
+        assert_eq!(val.batch(&[1]).unwrap().bytes(), val.image(1).unwrap().bytes());
+        assert!(matches!(val.batch(&[0, 2]), Err(DataError::Index { index: 2, len: 2 })));
     }
 }
 
@@ -563,8 +556,7 @@ fn crops_of_a_batch_are_what_the_backend_takes() {
     let cache = workspace.cache();
     let train = cache.split(Split::Train);
     let indices = [7, 0, 4];
-    let mut images = Tensor::zeros(cache.batch_shape(3), DType::U8);
-    train.gather(&indices, &mut images).unwrap();
+    let images = train.batch(&indices).unwrap();
     let cpu = Cpu::<f32>::new();
     let cut = |augmentation: &Augmentation, side: usize| {
         let crops = augmentation.crops(1, 0, &indices, SIDE, SIDE).unwrap();
@@ -652,8 +644,7 @@ fn generated_images_are_read_like_photos() {
     let train = cache.split(Split::Train);
     assert_eq!((train.labels(), train.path(1).unwrap()), (&[0, 1][..], PathBuf::from("g3")));
     assert_eq!(cache.split(Split::Test).image(0).unwrap().bytes(), [1; 48]);
-    let mut batch = Tensor::zeros(cache.batch_shape(2), DType::U8);
-    train.gather(&[1, 0], &mut batch).unwrap();
+    let batch = train.batch(&[1, 0]).unwrap();
     assert_eq!((batch.bytes()[0], batch.bytes()[48]), (3, 2));
     assert!(cache.path().is_none());
     assert!(Cache::from_images(names(), &preprocess, [image(1, 2, Split::Val)]).is_err());

@@ -134,7 +134,7 @@ fn bytes_go_up_down_and_across() {
     gpu.upload(x, &[]).unwrap();
     gpu.clear(x, 0).unwrap();
     gpu.copy(x, y, 0).unwrap();
-    gpu.copy_from_host_async(x, &[]).unwrap();
+    gpu.feed(&[(x, &[])]).unwrap();
     gpu.download(x, &mut []).unwrap();
     assert_eq!(download(&gpu, x, 4), [1.0, 0.0, 3.0, 4.0]);
     gpu.free(x);
@@ -322,7 +322,7 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
         for (turn, to) in kept.iter().enumerate() {
             let size = sizes[turn % sizes.len()];
             let mut batch = bytes(&vec![turn as f32; size / 4]);
-            gpu.copy_from_host_async(fed, &batch).unwrap();
+            gpu.feed(&[(fed, &batch)]).unwrap();
             batch.fill(0xee);
             gpu.copy(*to, fed, 4).unwrap();
             gpu.copy(to.offset(4), fed.offset(size - 4), 4).unwrap();
@@ -335,7 +335,8 @@ fn feeds_keep_their_order_while_their_buffers_are_used_again() {
     }
 }
 
-/// What is fed together arrives whole, each part where it belongs, by one transfer.
+/// What is fed together arrives whole, each part where it belongs, by a transfer each: pieces that follow one another are
+/// one.
 #[test]
 #[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
 fn parts_of_a_feed_travel_together() {
@@ -348,9 +349,14 @@ fn parts_of_a_feed_travel_together() {
         for turn in 0..8 {
             let values = |part: usize| bytes(&vec![(10 * turn + part) as f32; sizes[part] / 4]);
             let parts: Vec<Vec<u8>> = (0..sizes.len()).map(values).collect();
-            session.set("FAIL", "cuMemcpyHtoDAsync_v2:2:9876");
-            gpu.feed(&places.iter().copied().zip(parts.iter().map(Vec::as_slice)).collect::<Vec<_>>())
-                .unwrap();
+            let mut pieces: Vec<(Address, &[u8])> = Vec::new();
+            for (to, part) in places.iter().zip(&parts) {
+                let at = 4 * (turn % 3).min(part.len() / 4);
+                pieces.extend([(*to, &part[..at]), (to.offset(at), &part[at..])]);
+            }
+            let transfers = sizes.iter().filter(|size| **size > 0).count();
+            session.set("FAIL", &format!("cuMemcpyHtoDAsync_v2:{}:9876", transfers + 1));
+            gpu.feed(&pieces).unwrap();
             session.set("FAIL", "");
             for (part, (from, size)) in places.iter().zip(&sizes).enumerate() {
                 assert_eq!(
@@ -372,12 +378,68 @@ fn feeds_wait_for_the_work_before_them() {
     let gpu = session.probe();
     let (x, y) = (upload(&gpu, &[1.0; 16]), gpu.allocate(64).unwrap());
     scale(&gpu, x, y, 16, 2.0).unwrap();
-    gpu.copy_from_host_async(x, &bytes(&[10.0; 16])).unwrap();
+    gpu.feed(&[(x, &bytes(&[10.0; 16]))]).unwrap();
     scale(&gpu, x, x, 16, 2.0).unwrap();
     assert_eq!(download(&gpu, y, 16), [2.0; 16]);
     assert_eq!(download(&gpu, x, 16), [20.0; 16]);
     gpu.free(x);
     gpu.free(y);
+}
+
+/// Where two sets of memory are fed in turns, what is on its way to the one does not wait for the work on the other.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn feeds_in_turns_run_ahead_of_the_work_between_them() {
+    const LARGE: usize = 40_000;
+    let session = Session::begin();
+    let gpu = session.probe();
+    let sets: Vec<[Address; 2]> = (0..2).map(|_| [64, LARGE].map(|n| gpu.allocate(4 * n).unwrap())).collect();
+    let turns = 12;
+    let kept: Vec<Address> = (0..turns).map(|_| gpu.allocate(8).unwrap()).collect();
+    let before = session.launches();
+    for turn in 0..turns {
+        let [small, large] = sets[turn % 2];
+        // The last batch of an epoch is smaller.
+        let n = if turn % 5 == 4 { LARGE / 2 } else { LARGE };
+        let values = [vec![turn as f32; 64], vec![-(turn as f32); n]].map(|v| bytes(&v));
+        gpu.feed(&[(small, &values[0]), (large, &values[1])]).unwrap();
+        // The buffer was used three turns ago, by a feed that waited for the work of two turns before itself and earlier.
+        if turn > 4 {
+            assert_eq!(session.launches() - before, turn as i64 - 4, "turn {turn}");
+        }
+        scale(&gpu, small, kept[turn], 1, 2.0).unwrap();
+        gpu.copy(kept[turn].offset(4), large.offset(4 * (n - 1)), 4).unwrap();
+    }
+    for (turn, from) in kept.iter().enumerate() {
+        assert_eq!(download(&gpu, *from, 2), [2.0 * turn as f32, -(turn as f32)], "turn {turn}");
+        gpu.free(*from);
+    }
+    sets.into_iter().flatten().for_each(|x| gpu.free(x));
+}
+
+/// Memory that is new where other memory was fed is fed behind what cleared it.
+#[test]
+#[cfg_attr(not(all(cxx, nvrtc)), ignore = "needs c++ and NVRTC")]
+fn feeds_of_new_memory_wait_for_all_work() {
+    let session = Session::begin();
+    let gpu = session.probe();
+    const N: usize = 20_000;
+    let sets = [0, 1].map(|_| gpu.allocate(4 * N).unwrap());
+    let other = gpu.allocate(64).unwrap();
+    let feed = |to: usize, value: f32| gpu.feed(&[(sets[to], &bytes(&[value; N]))]).unwrap();
+    (0..4).for_each(|turn| feed(turn % 2, turn as f32));
+    gpu.free(other);
+    gpu.clear(sets[0], 4 * N).unwrap();
+    feed(0, 9.0);
+    // Until the buffer that the nines went through is used again, which is when they have arrived.
+    (0..3).for_each(|_| feed(1, 0.0));
+    assert_eq!(download(&gpu, sets[0], N), [9.0; N]);
+    // Fed twice in a row: the second behind what was done with the first.
+    scale(&gpu, sets[0], sets[1], 16, 2.0).unwrap();
+    feed(0, 8.0);
+    assert_eq!(download(&gpu, sets[0], N), [8.0; N]);
+    assert_eq!(download(&gpu, sets[1], 16), [18.0; 16]);
+    sets.into_iter().for_each(|x| gpu.free(x));
 }
 
 #[test]
@@ -393,7 +455,7 @@ fn several_threads_may_feed_and_fetch_at_once() {
                 let (x, y) = (gpu.allocate(4 * count).unwrap(), gpu.allocate(4 * count).unwrap());
                 for turn in 0..30 {
                     let value = (100 * thread + turn) as f32;
-                    gpu.copy_from_host_async(x, &bytes(&vec![value; count])).unwrap();
+                    gpu.feed(&[(x, &bytes(&vec![value; count]))]).unwrap();
                     gpu.copy(y, x, 4 * count).unwrap();
                     let mut fetch = gpu.fetch(y, 4 * count).unwrap();
                     let found = floats(&fetch.wait().unwrap());
@@ -415,7 +477,7 @@ fn fetches_bring_what_was_there_and_wait_only_when_asked() {
     let x = upload(&gpu, &[0.0; 16]);
     let mut fetches = Vec::new();
     for turn in 0..12 {
-        gpu.copy_from_host_async(x, &bytes(&[turn as f32; 16])).unwrap();
+        gpu.feed(&[(x, &bytes(&[turn as f32; 16]))]).unwrap();
         // Some are never looked at, and their memory is used again.
         drop(gpu.fetch(x, 64).unwrap());
         fetches.push(gpu.fetch(x, if turn % 2 == 0 { 64 } else { 8 }).unwrap());
@@ -452,7 +514,7 @@ fn graphs_run_when_they_are_replayed_and_as_often() {
     assert_eq!(download(&gpu, x, 8), [1.0; 8]);
     assert_eq!(download(&gpu, y, 8), [9.0; 8]);
     gpu.replay(&*graph).unwrap();
-    gpu.copy_from_host_async(x, &bytes(&[5.0; 8])).unwrap();
+    gpu.feed(&[(x, &bytes(&[5.0; 8]))]).unwrap();
     gpu.replay(&*graph).unwrap();
     gpu.replay(&*graph).unwrap();
     // What is enqueued needs it no more.
@@ -476,7 +538,7 @@ fn what_cannot_be_recorded_is_refused_and_leaves_the_capture_whole() {
     let refusals = [
         ("upload", failure(gpu.upload(x, &[0; 4]))),
         ("download", failure(gpu.download(x, &mut [0; 4]))),
-        ("feed", failure(gpu.copy_from_host_async(x, &[0; 4]))),
+        ("feed", failure(gpu.feed(&[(x, &[0; 4])]))),
         ("fetch", failure(gpu.fetch(x, 4))),
         ("replay", failure(gpu.replay(&*earlier))),
         ("synchronize", failure(gpu.synchronize())),
@@ -1040,8 +1102,8 @@ fn everything_is_given_back() {
     let gpu = session.probe_in(Some(session.cache()), DType::F32);
     let squares = Squares::new(&gpu);
     squares.run(&gpu);
-    gpu.copy_from_host_async(squares.at[0], &[0; 256]).unwrap();
-    gpu.copy_from_host_async(squares.at[0], &[0; 64]).unwrap();
+    gpu.feed(&[(squares.at[0], &[0; 256])]).unwrap();
+    gpu.feed(&[(squares.at[0], &[0; 64])]).unwrap();
     let fetch = gpu.fetch(squares.at[0], 256).unwrap();
     gpu.begin_capture().unwrap();
     gpu.clear(squares.at[1], 256).unwrap();

@@ -231,7 +231,7 @@ fn any_call_may_fail_and_is_named() {
         let memory = gpu.allocate(256)?;
         let body = || {
             gpu.upload(memory, &bytes(&[1.0; 64]))?;
-            gpu.copy_from_host_async(memory, &bytes(&[1.0; 64]))?;
+            gpu.feed(&[(memory, &bytes(&[1.0; 64]))])?;
             scale(&gpu, memory, memory, 64, 2.0)?;
             gpu.overlap(true);
             scale(&gpu, memory, memory, 64, 2.0)?;

@@ -97,8 +97,8 @@ impl Driver for PlainProducts {
         self.0.download(from, to)
     }
 
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
-        self.0.feed(parts)
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<()> {
+        self.0.feed(pieces)
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {
@@ -176,7 +176,7 @@ fn trace(driver: Arc<dyn Driver>, dtype: DType, form: LoraForm, sizes: TinySizes
     }
     for seed in 50..53 {
         let (images, labels) = tiny.pixels(seed).unwrap();
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
         let (head, text) = learner.logits().unwrap();
         logits.extend([head.bytes().to_vec(), text.bytes().to_vec()]);
     }
@@ -232,9 +232,9 @@ fn a_replayed_step_makes_few_calls() {
         calls.push(session.calls() - before);
         learner.backend().synchronize().unwrap();
     }
-    // The first plans, the second captures; images and labels are copied for the others.
-    assert!(calls[0] > 500 && calls[1] > 100, "{calls:?}");
-    assert!(calls[2..].iter().all(|&count| count <= REPLAYED_CALLS), "{calls:?}");
+    // The first plans, the next two capture, one for each memory of a batch; the others only bring their batch.
+    assert!(calls[0] > 500 && calls[1..3].iter().all(|&count| count > 100), "{calls:?}");
+    assert!(calls[3..].iter().all(|&count| count <= REPLAYED_CALLS), "{calls:?}");
 }
 
 /// Calls of a replayed step at most.

@@ -63,8 +63,8 @@ impl Driver for Clocked {
     fn download(&self, from: Address, to: &mut [u8]) -> Result<(), CudaError> {
         self.twin.download(from, to)
     }
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<(), CudaError> {
-        self.twin.feed(parts)
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<(), CudaError> {
+        self.twin.feed(pieces)
     }
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>, CudaError> {
         self.twin.fetch(from, bytes)

@@ -100,14 +100,14 @@ fn folded_adapters_evaluate_as_unfolded_ones_train() {
         let (images, labels) = tiny.batch().unwrap();
         let loss = learner.loss(Batch::new(images.view(), &labels)).unwrap();
         let features = learner.features().unwrap();
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
         let folded = learner.features().unwrap();
         let error = relative_error(folded.typed().unwrap(), features.typed().unwrap());
         assert!(error < 1e-13, "features: {error:e}");
         assert!((learner.stats().unwrap().loss - loss).abs() < 1e-13);
         // A smaller batch through the same buffers.
         let part = images.view().rows(1, 2).unwrap();
-        learner.evaluate(Input::Images(part), &labels[1..3], Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(part.into()), &labels[1..3], Which::Tuned).unwrap();
         let two = learner.features().unwrap();
         let error = relative_error(two.typed().unwrap(), &features.typed::<f64>().unwrap()[6..18]);
         assert!(error < 1e-13, "features of a part: {error:e}");

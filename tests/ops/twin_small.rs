@@ -756,7 +756,7 @@ fn a_recorded_dropout_draws_anew_for_each_batch() {
     let graph = cuda.capture(|| run(&draw, &mut y)).unwrap();
     let mut masks = Vec::new();
     for batch in 1..4u32 {
-        cuda.copy_from_host_async(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view(), &mut draw)
+        cuda.feed(vec![(Tensor::from_slice([4], &[3, 4, batch, 0]).unwrap().view().into(), &mut draw)])
             .unwrap();
         cuda.replay(&graph).unwrap();
         let replayed = cuda.download(&y).unwrap();

@@ -78,7 +78,7 @@ fn evaluation_alone_has_no_memory_for_the_optimizer() {
         let spec = LearnerSpec::new(&backend, labels.len(), image, DType::U8, Objective::new(1.0, 0.3));
         let spec = LearnerSpec { trains, ..spec };
         let mut learner = Learner::new(backend, Arc::new(tower), trained, &text, &spec).unwrap();
-        learner.evaluate(Input::Images(pixels.view()), &labels, Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(pixels.view().into()), &labels, Which::Tuned).unwrap();
         let (head, _) = learner.logits().unwrap();
         let elements = |p: &&Param<Cpu<f32>>| {
             [&p.gradient, &p.first_moment, &p.second_moment].map(|t| t.shape().elements())

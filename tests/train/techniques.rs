@@ -49,7 +49,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
         let (images, labels) = tiny.batch().unwrap();
         let weights = tiny.class_weights(0);
         let class_weights = weights.as_deref();
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         let (frozen, (_, text)) = (learner.features().unwrap(), learner.logits().unwrap());
         let before = learner.snapshot().unwrap();
         let draw = tiny.draw(labels.len(), 0);
@@ -61,7 +61,7 @@ fn a_step_moves_all_that_is_trained_and_nothing_else() {
             let still = values(before).iter().zip(values(after)).filter(|(before, after)| before == after);
             assert_eq!(still.count(), 0, "{name}: numbers of {part} that did not move");
         }
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         assert_eq!(values(&learner.features().unwrap()), values(&frozen), "{name}: the frozen tower");
         assert_eq!(values(&learner.logits().unwrap().1), values(&text), "{name}: the text features");
     }
@@ -80,7 +80,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         let weights = tiny.class_weights(0);
         let class_weights = weights.as_deref();
         let (part, part_labels) = (images.view().rows(1, 4).unwrap(), &labels[1..5]);
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         let frozen = learner.features().unwrap();
         let draw = tiny.draw(labels.len(), 0);
         let batch = Batch { mix: draw.as_ref(), class_weights, ..Batch::new(images.view(), &labels) };
@@ -102,17 +102,17 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
         assert_eq!(apart > 1e-3, in_tower, "{name}: {apart:e} from the frozen tower");
         for round in 0..2 {
             let what = |what: &str| format!("{name}, round {round}: {what}");
-            learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+            learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
             assert_same(&learner.features().unwrap(), &expected, &what("features"));
             let (of_head, of_text) = learner.logits().unwrap();
             assert_same(&of_text, &text, &what("text logits"));
             if !tiny.head {
                 assert_same(&of_head, &text, &what("logits of the head that mirrors the text features"));
             }
-            learner.evaluate(Input::Images(part), part_labels, Which::Tuned).unwrap();
+            learner.evaluate(Input::Images(part.into()), part_labels, Which::Tuned).unwrap();
             let rows = expected.view().rows(1, 4).unwrap().to_tensor(expected.dtype()).unwrap();
             assert_same(&learner.features().unwrap(), &rows, &what("features of a part"));
-            learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+            learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
             assert_same(&learner.features().unwrap(), &frozen, &what("frozen features"));
             learner.gradients(batch).unwrap();
             assert_same(&learner.features().unwrap(), &dropped, &what("features of a training pass"));
@@ -121,7 +121,7 @@ fn evaluation_sees_what_was_trained_whatever_ran_before() {
             {
                 assert_same(found, expected, &what(&format!("gradient of {part}")));
             }
-            learner.evaluate(Input::Images(part), part_labels, Which::Frozen).unwrap();
+            learner.evaluate(Input::Images(part.into()), part_labels, Which::Frozen).unwrap();
         }
     }
 }
@@ -249,7 +249,7 @@ fn features_of_a_frozen_vision_tower_train_as_its_images_do() {
     ] {
         let [mut by_images, mut by_features, mut plain] = [0; 3].map(|_| tiny.learner().unwrap());
         let (images, labels) = tiny.batch().unwrap();
-        plain.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        plain.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         let (features, frozen) = (plain.features().unwrap(), plain.logits().unwrap().1);
         for number in 0..4 {
             let draw = tiny.draw(labels.len(), u64::from(number));
@@ -263,15 +263,15 @@ fn features_of_a_frozen_vision_tower_train_as_its_images_do() {
         for (a, b) in by_images.snapshot().unwrap().iter().zip(by_features.snapshot().unwrap()) {
             assert_eq!(values(a), values(&b), "{name}");
         }
-        by_images.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
-        by_features.evaluate(Input::Features(features.view()), &labels, Which::Tuned).unwrap();
+        by_images.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
+        by_features.evaluate(Input::Features(features.view().into()), &labels, Which::Tuned).unwrap();
         let [expected, found] = [by_images.logits().unwrap(), by_features.logits().unwrap()];
         assert_eq!(
             (values(&found.0), values(&found.1)),
             (values(&expected.0), values(&expected.1)),
             "{name}"
         );
-        by_features.evaluate(Input::Features(features.view()), &labels, Which::Frozen).unwrap();
+        by_features.evaluate(Input::Features(features.view().into()), &labels, Which::Frozen).unwrap();
         let (_, text) = by_features.logits().unwrap();
         assert_eq!(values(&text), values(&frozen), "{name}: plain CLIP");
         assert_ne!(values(&found.1), values(&frozen), "{name}: the text tower was trained");

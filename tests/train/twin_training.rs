@@ -223,9 +223,9 @@ fn trace(tiny: &TinyStep, record: bool) -> (Vec<StepStats>, Vec<Vec<u8>>, Vec<Ve
     let (images, labels) = tiny.pixels(50).unwrap();
     let mut logits = Vec::new();
     for _ in 0..3 {
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned).unwrap();
         logits.push(learner.logits().unwrap().0.bytes().to_vec());
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         logits.push(learner.logits().unwrap().1.bytes().to_vec());
     }
     assert_eq!(logits[0], logits[4], "the third evaluation, which is a replay, differs from the first");
@@ -304,9 +304,9 @@ fn turn<B: Backend>(learner: &mut Learner<B>, train: &TinyBatch, test: &TinyBatc
     }
     learner.train_step(train.view(), &rates(), 1.0).unwrap();
     let (step, _) = left(learner);
-    learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Tuned).unwrap();
+    learner.evaluate(Input::Images(test.images.view().into()), &test.labels, Which::Tuned).unwrap();
     let (evaluation, features) = left(learner);
-    learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Frozen).unwrap();
+    learner.evaluate(Input::Images(test.images.view().into()), &test.labels, Which::Frozen).unwrap();
     let (frozen, frozen_features) = left(learner);
     Turn { losses: [step, evaluation, frozen], features, frozen_features }
 }
@@ -318,7 +318,7 @@ fn every_trained_tensor_moves_and_no_frozen_one_does() {
     let mut learner = learner(twin(DType::BF16), &tiny, None);
     let (images, labels) = tiny.pixels(30).unwrap();
     let frozen = |learner: &mut Learner<Cuda>| {
-        learner.evaluate(Input::Images(images.view()), &labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(images.view().into()), &labels, Which::Frozen).unwrap();
         learner.features().unwrap().bytes().to_vec()
     };
     let (before, features) = (learner.snapshot().unwrap(), frozen(&mut learner));
@@ -402,11 +402,11 @@ fn bf16_is_evaluated_as_it_is_trained() {
         let loss = learner.loss(test.view()).unwrap();
         let features = learner.features().unwrap();
         for _ in 0..3 {
-            learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Tuned).unwrap();
+            learner.evaluate(Input::Images(test.images.view().into()), &test.labels, Which::Tuned).unwrap();
             assert_eq!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
             assert_eq!(learner.stats().unwrap().loss, loss, "{name}");
         }
-        learner.evaluate(Input::Images(test.images.view()), &test.labels, Which::Frozen).unwrap();
+        learner.evaluate(Input::Images(test.images.view().into()), &test.labels, Which::Frozen).unwrap();
         assert_ne!(learner.features().unwrap().bytes(), features.bytes(), "{name}");
     }
 }

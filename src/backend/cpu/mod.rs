@@ -36,7 +36,7 @@ pub use packed::isa::{Features, Isa};
 pub use rate::InstructionRate;
 
 use super::*;
-use crate::tensor::{DType, Shape, Tensor, View};
+use crate::tensor::{DType, Shape, Source, Tensor, View};
 use ::half::bf16 as Bf16;
 use linear::Padded;
 use real::{Arithmetic, Real};
@@ -207,6 +207,10 @@ impl<T: Real> Memory for Cpu<T> {
 
     fn copy_from_host(&self, source: View<'_>, target: &mut Tensor) -> Result<()> {
         Ok(source.convert_into(target)?)
+    }
+
+    fn feed(&self, parts: Vec<(Source<'_>, &mut Tensor)>) -> Result<()> {
+        Ok(parts.into_iter().try_for_each(|(source, target)| source.convert_into(target))?)
     }
 
     fn download(&self, source: &Tensor) -> Result<Tensor> {

@@ -296,13 +296,12 @@ pub trait Driver: Send + Sync {
     fn upload(&self, to: Address, from: &[u8]) -> Result<()>;
     /// To the host; waits for all work enqueued before.
     fn download(&self, from: Address, to: &mut [u8]) -> Result<()>;
-    /// From the host, each part to its address, in order with the enqueued work, which goes on meanwhile: through pinned
-    /// memory on a second stream, all at once. The bytes are free again on return. Never captured.
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()>;
-    /// [`Driver::feed`] of one part.
-    fn copy_from_host_async(&self, to: Address, from: &[u8]) -> Result<()> {
-        self.feed(&[(to, from)])
-    }
+    /// From the host, each piece to its address, in order with the enqueued work, which goes on meanwhile: through pinned
+    /// memory on a second stream. The bytes are free again on return. Never captured.
+    ///
+    /// Where the last feed but one went to the same addresses, and the last to others, it is in order with the work before
+    /// the last feed only: the work since then, which goes on until it is done, must leave these addresses alone.
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<()>;
     /// To the host, in order with the enqueued work; does not wait.
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>>;
 

@@ -33,10 +33,9 @@ mod take_rows;
 mod triplet;
 
 use super::*;
-use crate::tensor::{DType, Shape, Tensor, TensorError, View};
+use crate::tensor::{DType, Shape, Source, Tensor, TensorError, View};
 use driver::{Address, Args, Driver, Gemm, Kernel, Launch};
 pub use error::CudaError;
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The environment variable that leaves the adapters beside the weights in training steps, when it is `0`.
@@ -353,7 +352,8 @@ impl Memory for Cuda {
     }
 
     fn copy_from_host(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        match &*in_type_of(source, target)? {
+        let converted = in_type_of(source.into(), target)?;
+        match converted.as_ref().map_or(source.bytes(), Tensor::bytes) {
             [] => Ok(()),
             bytes => Ok(self.driver().upload(target.memory.address, bytes)?),
         }
@@ -379,18 +379,24 @@ impl Memory for Cuda {
         Ok(tensor)
     }
 
-    fn copy_from_host_async(&self, source: View<'_>, target: &mut CudaTensor) -> Result<()> {
-        self.feed(vec![(source, target)])
+    fn feed(&self, parts: Vec<(Source<'_>, &mut CudaTensor)>) -> Result<()> {
+        // Converted on the host where the types differ.
+        let converted = parts.iter().map(|(source, target)| in_type_of(*source, target));
+        let converted = converted.collect::<Result<Vec<_>>>()?;
+        let mut pieces = Vec::new();
+        for ((source, target), converted) in parts.iter().zip(&converted) {
+            let mut to = target.memory.address;
+            let whole = converted.as_ref().map(Tensor::bytes);
+            for piece in whole.as_ref().map_or(source.pieces(), std::slice::from_ref) {
+                pieces.push((to, *piece));
+                to = to.offset(piece.len());
+            }
+        }
+        Ok(self.driver().feed(&pieces)?)
     }
 
-    fn feed(&self, parts: Vec<(View<'_>, &mut CudaTensor)>) -> Result<()> {
-        let parts = parts
-            .into_iter()
-            .map(|(source, target)| Ok((target.memory.address, in_type_of(source, target)?)));
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let parts = parts.iter().map(|(to, bytes)| (*to, &**bytes)).filter(|(_, bytes)| !bytes.is_empty());
-        let parts: Vec<_> = parts.collect();
-        Ok(self.driver().feed(&parts)?)
+    fn feed_sets(&self) -> usize {
+        2
     }
 
     fn fetch(&self, source: &CudaTensor) -> Result<PendingTensor> {
@@ -485,13 +491,11 @@ pub struct PendingTensor {
     dtype: DType,
 }
 
-/// The bytes of `source` in the type of `target`, which has its shape.
-fn in_type_of<'a>(source: View<'a>, target: &CudaTensor) -> Result<Cow<'a, [u8]>> {
+/// `source` in the type of `target`, which has its shape; none where it has that type.
+fn in_type_of(source: Source<'_>, target: &CudaTensor) -> Result<Option<Tensor>> {
     if source.shape() != target.shape {
         return Err(TensorError::shape("copy", target.shape, source.shape()).into());
     }
-    if source.dtype() == target.dtype {
-        return Ok(Cow::Borrowed(source.bytes()));
-    }
-    Ok(Cow::Owned(source.to_tensor(target.dtype)?.bytes().to_vec()))
+    let other = source.dtype() != target.dtype;
+    Ok(other.then(|| source.to_tensor(target.dtype)).transpose()?)
 }

@@ -74,7 +74,8 @@ impl StepSizes {
         let labels = vec![0; self.batch];
         let train = tally.count(|| learner.train_step(Batch::new(images.view(), &labels), &rates(), 1.0))?;
         learner.refresh()?;
-        let eval = tally.count(|| learner.evaluate(Input::Images(images.view()), &labels, Which::Tuned))?;
+        let eval =
+            tally.count(|| learner.evaluate(Input::Images(images.view().into()), &labels, Which::Tuned))?;
         let mut learner = self.probe(&learner)?;
         let batch = Batch::of_features(features.view(), &labels);
         let probe = tally.count(|| learner.train_step(batch, &rates(), 1.0))?;

@@ -115,7 +115,7 @@ pub struct TinyBatch {
 impl TinyBatch {
     pub fn view(&self) -> Batch<'_> {
         Batch {
-            input: Input::Images(self.images.view()),
+            input: Input::Images(self.images.view().into()),
             labels: &self.labels,
             mix: self.mix.as_ref(),
             crops: self.crops.as_ref().map(Tensor::view),

@@ -20,12 +20,12 @@ impl<B: Backend> Operation<B> for Checks {
     }
 }
 
-/// Steps of which the losses are compared. A device that captures replays the third and those after it: images,
+/// Steps of which the losses are compared. A device that captures only replays the fourth and those after it: images,
 /// draws, crops and the masks of dropout are others in every step.
 const STEPS: u64 = 5;
 
 /// Steps that move nothing, of which the first moments are compared; the last is replayed.
-const STILL_STEPS: u64 = 3;
+const STILL_STEPS: u64 = 4;
 
 /// Shorter than any gradient of the steps that it is for, which are some 2 long.
 const CLIP: f64 = 0.25;

@@ -373,10 +373,10 @@ impl Driver for Twin {
         Ok(())
     }
 
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<()> {
         let mut state = locked(&self.state);
         refuse_in_capture(&state, "feed")?;
-        for (to, from) in parts {
+        for (to, from) in pieces {
             state.memory.bytes_mut(*to, from.len(), "feed")?.copy_from_slice(from);
         }
         Ok(())

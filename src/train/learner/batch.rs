@@ -3,22 +3,23 @@
 use super::LearnerSpec;
 use crate::backend::{Backend, BackendError, Counting, DeviceTensor, Mix, Result};
 use crate::objective::{MixDraw, MixOn, Objective};
-use crate::tensor::{DType, Shape, Tensor, TensorError, View};
+use crate::tensor::{DType, Shape, Source, Tensor, TensorError, View};
 use crate::tune::{DropoutSpec, Place, TowerDropout};
+use std::ops::{Deref, DerefMut};
 
 /// Input of a batch: images, or features in their place.
 #[derive(Clone, Copy)]
 pub enum Input<'a> {
     /// \[n, …\]: images as [`LearnerSpec::image`] says, or those that crops are taken of.
-    Images(View<'a>),
+    Images(Source<'a>),
     /// \[n, E\]: normalised features of the frozen vision tower in the place of images.
-    Features(View<'a>),
+    Features(Source<'a>),
 }
 
 impl<'a> Input<'a> {
-    fn view(self) -> View<'a> {
+    pub(super) fn source(self) -> Source<'a> {
         match self {
-            Input::Images(view) | Input::Features(view) => view,
+            Input::Images(source) | Input::Features(source) => source,
         }
     }
 
@@ -48,12 +49,19 @@ pub struct Batch<'a> {
 impl<'a> Batch<'a> {
     /// Images as they are.
     pub fn new(images: View<'a>, labels: &'a [u32]) -> Self {
-        Batch { input: Input::Images(images), labels, mix: None, crops: None, number: 0, class_weights: None }
+        Batch {
+            input: Input::Images(images.into()),
+            labels,
+            mix: None,
+            crops: None,
+            number: 0,
+            class_weights: None,
+        }
     }
 
     /// Features in the place of images.
     pub fn of_features(features: View<'a>, labels: &'a [u32]) -> Self {
-        Batch { input: Input::Features(features), ..Batch::new(features, labels) }
+        Batch { input: Input::Features(features.into()), ..Batch::new(features, labels) }
     }
 }
 
@@ -71,6 +79,45 @@ impl MicroBatch {
     pub(crate) const ALONE: MicroBatch = MicroBatch { place: Place::Alone, share: 1.0 };
 }
 
+/// Memory for the batches of a learner on the device: that of the current one, which [`Batches::next`] changes.
+pub(super) struct Batches<B: Backend> {
+    sets: Vec<BatchBuffers<B>>,
+    current: usize,
+}
+
+impl<B: Backend> Batches<B> {
+    /// For `classes` classes and features of width `width`.
+    pub fn new(backend: &B, spec: &LearnerSpec, classes: usize, width: usize) -> Result<Self> {
+        let sets = (0..backend.feed_sets()).map(|_| BatchBuffers::new(backend, spec, classes, width));
+        Ok(Batches { sets: sets.collect::<Result<_>>()?, current: 0 })
+    }
+
+    /// Takes the memory that was current the longest ago: the device may work on the others.
+    pub fn next(&mut self) {
+        self.current = self.current() + 1;
+    }
+
+    /// Which memory is current, from 0 on.
+    pub fn current(&self) -> usize {
+        self.current % self.sets.len()
+    }
+}
+
+impl<B: Backend> Deref for Batches<B> {
+    type Target = BatchBuffers<B>;
+
+    fn deref(&self) -> &BatchBuffers<B> {
+        &self.sets[self.current()]
+    }
+}
+
+impl<B: Backend> DerefMut for Batches<B> {
+    fn deref_mut(&mut self) -> &mut BatchBuffers<B> {
+        let current = self.current();
+        &mut self.sets[current]
+    }
+}
+
 /// Memory for a batch on the device.
 pub(super) struct BatchBuffers<B: Backend> {
     /// \[n, …\]: what the tower sees.
@@ -79,11 +126,29 @@ pub(super) struct BatchBuffers<B: Backend> {
     pub mixing: Option<Mixing<B>>,
     /// \[C\]
     pub class_weights: Option<B::Tensor>,
+    pub features: Loaded<B>,
     /// \[n\]
     pub labels: B::Tensor,
+    /// \[1\]: the schedule's.
+    pub factor: B::Tensor,
     /// See [`Dropout::draw`](crate::backend::Dropout::draw).
     draw: Option<(B::Tensor, DropoutSpec)>,
     classes: usize,
+}
+
+/// Features that are loaded in the place of images.
+pub(super) struct Loaded<B: Backend> {
+    /// \[n, E\]
+    values: B::Tensor,
+    /// Whether the last batch was of features.
+    used: bool,
+}
+
+impl<B: Backend> Loaded<B> {
+    /// The batch's features: `computed` are those of its images.
+    pub fn or<'a>(&'a self, computed: &'a B::Tensor) -> &'a B::Tensor {
+        if self.used { &self.values } else { computed }
+    }
 }
 
 /// Larger images of a batch, and the rectangles of them that it is trained on.
@@ -125,8 +190,8 @@ impl<B: Backend> Mixing<B> {
 }
 
 /// Values of the type `dtype`, one after another.
-fn row_of<T: bytemuck::NoUninit>(values: &[T], dtype: DType) -> Result<View<'_>> {
-    Ok(View::new(Shape::from([values.len()]), dtype, bytemuck::cast_slice(values))?)
+fn row_of<T: bytemuck::NoUninit>(values: &[T], dtype: DType) -> Result<Source<'_>> {
+    Ok(View::new(Shape::from([values.len()]), dtype, bytemuck::cast_slice(values))?.into())
 }
 
 fn invalid<T>(problem: impl Into<String>) -> Result<T> {
@@ -134,8 +199,7 @@ fn invalid<T>(problem: impl Into<String>) -> Result<T> {
 }
 
 impl<B: Backend> BatchBuffers<B> {
-    /// For `classes` classes and features of width `width`.
-    pub fn new(backend: &B, spec: &LearnerSpec, classes: usize, width: usize) -> Result<Self> {
+    fn new(backend: &B, spec: &LearnerSpec, classes: usize, width: usize) -> Result<Self> {
         let batch = spec.batch;
         let draw =
             spec.dropout.map(|dropout| Ok::<_, BackendError>((backend.zeros([4], DType::U32)?, dropout)));
@@ -156,7 +220,12 @@ impl<B: Backend> BatchBuffers<B> {
             class_weights: weighted
                 .then(|| backend.zeros([classes], backend.parameter_dtype()))
                 .transpose()?,
+            features: Loaded {
+                values: backend.zeros([batch, width], backend.parameter_dtype())?,
+                used: false,
+            },
             labels: backend.zeros([batch], DType::U32)?,
+            factor: backend.zeros([1], backend.parameter_dtype())?,
             classes,
         })
     }
@@ -170,13 +239,16 @@ impl<B: Backend> BatchBuffers<B> {
     pub fn set_rows(&mut self, batch: usize) -> Result<()> {
         let crops = self.crops.iter_mut().flat_map(|c| [&mut c.images, &mut c.rectangles]);
         let mixing = self.mixing.iter_mut().flat_map(Mixing::tensors);
-        let mut all = [&mut self.pixels, &mut self.labels].into_iter().chain(crops).chain(mixing);
+        let mut all = [&mut self.pixels, &mut self.features.values, &mut self.labels]
+            .into_iter()
+            .chain(crops)
+            .chain(mixing);
         all.try_for_each(|tensor| tensor.set_rows(batch))
     }
 
     /// Refuses a batch whose labels do not fit.
     pub fn check(&self, input: Input<'_>, labels: &[u32]) -> Result<()> {
-        let inputs = input.view().shape();
+        let inputs = input.source().shape();
         if inputs.rows() != labels.len() {
             let expected = Shape::from([labels.len()]);
             return Err(TensorError::shape("labels of a batch of images", expected, inputs).into());
@@ -187,25 +259,25 @@ impl<B: Backend> BatchBuffers<B> {
         }
     }
 
-    /// Uploads a batch as it is evaluated; features go to `features`.
-    pub(crate) fn load_plain(
-        &mut self,
-        backend: &B,
-        input: Input<'_>,
-        labels: &[u32],
-        features: &mut B::Tensor,
-    ) -> Result<()> {
+    /// Uploads a batch as it is evaluated.
+    pub(crate) fn load_plain(&mut self, backend: &B, input: Input<'_>, labels: &[u32]) -> Result<()> {
+        self.features.used = input.is_features();
         let input = match input {
             Input::Images(images) => (images, &mut self.pixels),
-            Input::Features(values) => (values, features),
+            Input::Features(values) => (values, &mut self.features.values),
         };
         backend.feed(vec![(row_of(labels, DType::U32)?, &mut self.labels), input])
     }
 
-    /// Uploads a batch to train on; features go to `features`.
-    pub fn load(&mut self, backend: &B, batch: Batch<'_>, features: &mut B::Tensor) -> Result<()> {
+    /// Uploads a batch to train on, at `factor` times the learning rates.
+    pub fn load(&mut self, backend: &B, batch: Batch<'_>, factor: f64) -> Result<()> {
         let rows = self.rows();
-        let mut feed = vec![(row_of(batch.labels, DType::U32)?, &mut self.labels)];
+        self.features.used = batch.input.is_features();
+        let factor = [factor];
+        let mut feed = vec![
+            (row_of(batch.labels, DType::U32)?, &mut self.labels),
+            (row_of(&factor, DType::F64)?, &mut self.factor),
+        ];
         let words;
         if let Some((values, spec)) = &mut self.draw {
             words = [spec.seed as u32, (spec.seed >> 32) as u32, batch.number, 0];
@@ -219,7 +291,7 @@ impl<B: Backend> BatchBuffers<B> {
                 let lambda = Tensor::from_slice([rows], &draw.lambda)?;
                 mixed = [indices(&draw.partner)?, indices(&draw.inverse())?, lambda];
                 let Mix { partner, inverse, lambda } = &mut m.mix;
-                feed.extend(mixed.iter().map(Tensor::view).zip([partner, inverse, lambda]));
+                feed.extend(mixed.iter().map(|m| m.view().into()).zip([partner, inverse, lambda]));
             }
             (Some(_), Some(draw)) => return invalid(format!("{draw:?} is no way of mixing {rows} images")),
             _ => return invalid("a draw goes with a learner that mixes, and with no other"),
@@ -230,10 +302,10 @@ impl<B: Backend> BatchBuffers<B> {
             _ => return invalid("class weights go with a learner that was made for them, and with no other"),
         }
         match (batch.input, &mut self.crops, batch.crops) {
-            (Input::Features(values), _, None) => feed.push((values, features)),
+            (Input::Features(values), _, None) => feed.push((values, &mut self.features.values)),
             (Input::Images(images), None, None) => feed.push((images, &mut self.pixels)),
             (Input::Images(images), Some(to), Some(crops)) => {
-                feed.extend([(images, &mut to.images), (crops, &mut to.rectangles)]);
+                feed.extend([(images, &mut to.images), (crops.into(), &mut to.rectangles)]);
             }
             _ => return invalid("crops go with a learner that was made for them, and with no other"),
         }

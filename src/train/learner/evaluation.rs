@@ -20,7 +20,7 @@ impl<B: Backend> Learner<B> {
     /// device.
     pub fn evaluate(&mut self, input: Input<'_>, labels: &[u32], which: Which) -> Result<()> {
         self.make_room(input, labels)?;
-        self.buffers.load_plain(&self.backend, input, labels, &mut self.activations.ends.features)?;
+        self.buffers.load_plain(&self.backend, input, labels)?;
         if which == Which::Tuned {
             self.refresh()?;
         }
@@ -32,18 +32,17 @@ impl<B: Backend> Learner<B> {
     ///
     /// # Errors
     /// A learner that was made for no crops.
-    pub(crate) fn embed_crops(&mut self, images: View<'_>, crops: View<'_>, labels: &[u32]) -> Result<()> {
-        self.make_room(Input::Images(images), labels)?;
-        let backend = &self.backend;
-        let Some(to) = &mut self.buffers.crops else {
+    pub(crate) fn embed_crops(&mut self, images: Input<'_>, crops: View<'_>, labels: &[u32]) -> Result<()> {
+        self.make_room(images, labels)?;
+        let (backend, buffers) = (&self.backend, &mut *self.buffers);
+        let Some(to) = &mut buffers.crops else {
             let problem = "the learner was made for no crops".into();
             return Err(BackendError::Invalid { op: "crop_resize", problem });
         };
-        backend.copy_from_host_async(images, &mut to.images)?;
-        backend.copy_from_host_async(crops, &mut to.rectangles)?;
-        backend.crop_resize(&to.images, &to.rectangles, &mut self.buffers.pixels)?;
+        backend.feed(vec![(images.source(), &mut to.images), (crops.into(), &mut to.rectangles)])?;
+        backend.crop_resize(&to.images, &to.rectangles, &mut buffers.pixels)?;
         let a = &mut self.activations;
-        self.tower.infer(backend, &self.buffers.pixels, None, TowerTuning::NONE, a)
+        self.tower.infer(backend, &buffers.pixels, None, TowerTuning::NONE, a)
     }
 
     /// Brings what evaluation uses up to date with the trained tensors: folded weights, class features, and
@@ -85,7 +84,7 @@ impl<B: Backend> Learner<B> {
         let classifier = classifier(&self.trained.head, text, self.text_scale);
         let targets = Targets::of(&self.buffers.labels);
         let Outputs { head_logits, text_logits, stats, .. } = &mut self.outputs;
-        let features = &self.activations.ends.features;
+        let features = self.buffers.features.or(&self.activations.ends.features);
         self.backend.head_loss(features, classifier, targets, head_logits, text_logits, stats)
     }
 }

@@ -4,10 +4,10 @@ use crate::backend::{Backend, Result};
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Graphs of the work that has run so far, by its key; a piece of work is captured when it runs for the second time,
-/// because the first time may choose algorithms and allocate.
+/// Graphs of the work that has run so far, by its key, one for each memory that a batch may be in. A piece of work is
+/// captured from the second time on that it runs, because the first time may choose algorithms and allocate.
 pub(super) struct Graphs<B: Backend, K> {
-    pub captured: HashMap<K, Option<B::Graph>>,
+    pub captured: HashMap<K, Vec<Option<B::Graph>>>,
     pub enabled: bool,
 }
 
@@ -18,24 +18,22 @@ impl<B: Backend, K> Default for Graphs<B, K> {
 }
 
 impl<B: Backend, K: Hash + Eq + Copy> Graphs<B, K> {
-    /// Does `work`: from its graph, where there is one.
-    pub fn run(&mut self, backend: &B, key: K, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    /// Does `work` on the batch in memory `set`: from its graph, where there is one.
+    pub fn run(&mut self, backend: &B, key: K, set: usize, work: impl FnOnce() -> Result<()>) -> Result<()> {
         if !self.enabled {
             return work();
         }
-        match self.captured.get(&key) {
-            Some(Some(graph)) => backend.replay(graph),
-            Some(None) => {
-                let graph = backend.capture(work)?;
-                backend.replay(&graph)?;
-                self.captured.insert(key, Some(graph));
-                Ok(())
-            }
-            None => {
-                work()?;
-                self.captured.insert(key, None);
-                Ok(())
-            }
+        let Some(graphs) = self.captured.get_mut(&key) else {
+            work()?;
+            self.captured.insert(key, Vec::new());
+            return Ok(());
+        };
+        if graphs.len() <= set {
+            graphs.resize_with(set + 1, || None);
+        }
+        match &mut graphs[set] {
+            Some(graph) => backend.replay(graph),
+            graph => backend.replay(graph.insert(backend.capture(work)?)),
         }
     }
 

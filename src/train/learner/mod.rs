@@ -21,7 +21,7 @@ use crate::objective::{MixOn, Objective};
 use crate::optim::Adamw;
 use crate::tensor::{DType, Shape, Tensor, View};
 use crate::tune::{BlockLayers, DropoutSpec, Head, Param, Place, Prompts, TowerTuning, Trained};
-use batch::BatchBuffers;
+use batch::Batches;
 use graphs::Graphs;
 use optimizer::Optimizer;
 use std::sync::Arc;
@@ -143,7 +143,7 @@ struct Outputs<B: Backend> {
 
 /// What a learner allocates besides what is trained, for batches of up to as many images as its [`LearnerSpec`] says.
 pub(in crate::train) struct Room<B: Backend> {
-    buffers: BatchBuffers<B>,
+    buffers: Batches<B>,
     activations: VisionActivations<B>,
     outputs: Outputs<B>,
     optimizer: Optimizer<B>,
@@ -162,7 +162,7 @@ impl<B: Backend> Room<B> {
     ) -> Result<Self> {
         let (batch, parameter) = (spec.batch, backend.parameter_dtype());
         let classes = trained.head.bias.value.shape().rows();
-        let buffers = BatchBuffers::new(backend, spec, classes, tower.features())?;
+        let buffers = Batches::new(backend, spec, classes, tower.features())?;
         let tuning = TowerTuning { dropout: buffers.dropout(), ..trained.tower() };
         let purpose = match spec.keeps_activations(trained) {
             true => Purpose::Training { folded: folds(tuning)? },
@@ -199,7 +199,7 @@ pub struct Learner<B: Backend> {
     text: B::Tensor,
     text_scale: f64,
     text_tuning: Option<TextTuning<B>>,
-    buffers: BatchBuffers<B>,
+    buffers: Batches<B>,
     activations: VisionActivations<B>,
     outputs: Outputs<B>,
     objective: Objective,
@@ -365,7 +365,12 @@ impl<B: Backend> Learner<B> {
 
     /// Normalised features of the last batch \[n, E\].
     pub fn features(&self) -> Result<Tensor> {
-        self.backend.download(&self.activations.ends.features)
+        self.backend.download(self.buffers.features.or(&self.activations.ends.features))
+    }
+
+    /// As [`Learner::features`], without waiting.
+    pub(crate) fn fetch_features(&self) -> Result<B::Pending> {
+        self.backend.fetch(self.buffers.features.or(&self.activations.ends.features))
     }
 
     /// Losses and counts of the last batch; the gradient norm is that of the last training step. Waits for
@@ -411,15 +416,13 @@ impl<B: Backend> Learner<B> {
         self.optimizer.restart(&backend)
     }
 
-    /// Checks a batch, and sets every buffer to its size.
+    /// Checks a batch, and sets every buffer of the next one to its size.
     fn make_room(&mut self, input: Input<'_>, labels: &[u32]) -> Result<()> {
         self.buffers.check(input, labels)?;
+        self.buffers.next();
         let batch = labels.len();
-        if self.buffers.rows() == batch {
-            return Ok(());
-        }
-        self.activations.set_batch(batch)?;
         self.buffers.set_rows(batch)?;
+        self.activations.set_batch(batch)?;
         let Outputs { head_logits, text_logits, triplets, .. } = &mut self.outputs;
         let triplets = triplets.iter_mut().flat_map(|t| [&mut t.pairs, &mut t.distances]);
         [head_logits, text_logits].into_iter().chain(triplets).try_for_each(|t| t.set_rows(batch))
@@ -427,9 +430,9 @@ impl<B: Backend> Learner<B> {
 
     /// Runs work on the batch that was loaded.
     fn run(&mut self, work: Work) -> Result<()> {
-        let (backend, key) = (self.backend.clone(), (work, self.buffers.rows()));
+        let (backend, key, set) = (self.backend.clone(), (work, self.buffers.rows()), self.buffers.current());
         let mut graphs = std::mem::take(&mut self.graphs);
-        let result = graphs.run(&backend, key, || match work {
+        let result = graphs.run(&backend, key, set, || match work {
             Work::Train { on_features, place, share } => {
                 self.training_step(on_features, MicroBatch { place, share: f64::from_bits(share) })
             }

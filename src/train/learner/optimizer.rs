@@ -16,9 +16,6 @@ pub(super) struct Optimizer<B: Backend> {
     scaling: Option<LossScaling>,
     clip: Option<f64>,
     rates: Option<Rates>,
-    /// The schedule's factor \[1\], and its value.
-    factor: B::Tensor,
-    factor_value: f64,
     /// See [`Control`].
     pub control: B::Tensor,
     /// Gradients over the micro-batches of a step so far; empty where a step is one batch.
@@ -39,8 +36,6 @@ impl<B: Backend> Optimizer<B> {
             scaling: spec.scaling,
             clip: spec.clip,
             rates: None,
-            factor: backend.upload(Tensor::from_slice([1], &[1.0f32])?.view(), parameter)?,
-            factor_value: 1.0,
             control: backend.upload(control.view(), parameter)?,
             sums: summed.iter().map(sum).collect::<Result<_>>()?,
             steps: 0,
@@ -59,28 +54,24 @@ impl<B: Backend> Optimizer<B> {
         self.scaling.is_some().then_some(&self.control)
     }
 
-    /// Prepares a micro-batch of a step at `factor` times `rates`. Returns whether the rates, which captured steps
-    /// hold, are others than before.
-    pub fn begin(&mut self, backend: &B, micro: MicroBatch, rates: &Rates, factor: f64) -> Result<bool> {
+    /// Prepares a micro-batch of a step. Returns whether the rates, which captured steps hold, are others than before.
+    pub fn begin(&mut self, micro: MicroBatch, rates: &Rates) -> Result<bool> {
         if micro.place != Place::Alone && self.sums.is_empty() {
             let problem = "steps of several batches need a learner that was made for them".into();
             return Err(BackendError::Invalid { op: "train", problem });
         }
         let others = self.rates.replace(*rates) != Some(*rates);
-        if self.factor_value != factor {
-            self.factor_value = factor;
-            backend.copy_from_host_async(Tensor::from_slice([1], &[factor])?.view(), &mut self.factor)?;
-        }
         self.steps += u64::from(micro.place.completes());
         Ok(others)
     }
 
-    /// Adds up the gradients of a micro-batch, and moves `params` where they complete the step.
+    /// Adds up the gradients of a micro-batch, and moves `params`, at `factor` \[1\] times the rates, where they complete
+    /// the step.
     pub fn update(
         &mut self,
         backend: &B,
         mut params: Vec<&mut Param<B>>,
-        place: Place,
+        (place, factor): (Place, &B::Tensor),
         stats: &mut B::Tensor,
     ) -> Result<()> {
         add_up(backend, params.iter_mut().map(|p| &mut p.gradient), &mut self.sums, place)?;
@@ -97,7 +88,7 @@ impl<B: Backend> Optimizer<B> {
             eps: self.adamw.eps,
             scaling: self.scaling,
             clip: self.clip,
-            factor: &self.factor,
+            factor,
             control: &mut self.control,
         };
         let mut tensors: Vec<AdamwTensor<'_, B>> = params

@@ -20,8 +20,8 @@ impl<B: Backend> Learner<B> {
     /// Features in the place of images for a learner that trains something in the vision tower, or mixes or crops
     /// pixels.
     pub fn train(&mut self, batch: Batch<'_>, micro: MicroBatch, rates: &Rates, factor: f64) -> Result<()> {
-        self.load(batch)?;
-        if self.optimizer.begin(&self.backend, micro, rates, factor)? {
+        self.load(batch, factor)?;
+        if self.optimizer.begin(micro, rates)? {
             self.graphs.forget(|(work, _)| matches!(work, Work::Train { .. }));
         }
         self.evaluation_is_current = false;
@@ -32,7 +32,7 @@ impl<B: Backend> Learner<B> {
     /// Forward and backward only: afterwards every trained tensor holds its gradient, times the loss scale
     /// where there is one.
     pub fn gradients(&mut self, batch: Batch<'_>) -> Result<()> {
-        self.load(batch)?;
+        self.load(batch, 1.0)?;
         self.forward()?;
         self.loss_forward()?;
         self.backward(1.0)
@@ -40,7 +40,7 @@ impl<B: Backend> Learner<B> {
 
     /// The loss of a batch as training computes it; no gradients.
     pub fn loss(&mut self, batch: Batch<'_>) -> Result<f64> {
-        self.load(batch)?;
+        self.load(batch, 1.0)?;
         self.forward()?;
         self.loss_forward()?;
         Ok(self.stats()?.loss)
@@ -53,11 +53,11 @@ impl<B: Backend> Learner<B> {
         self.loss_forward()?;
         self.backward(micro.share)?;
         let (params, stats) = (self.trained.params_mut(), &mut self.outputs.stats);
-        self.optimizer.update(&self.backend, params, micro.place, stats)
+        self.optimizer.update(&self.backend, params, (micro.place, &self.buffers.factor), stats)
     }
 
-    /// Uploads a batch to train on.
-    fn load(&mut self, batch: Batch<'_>) -> Result<()> {
+    /// Uploads a batch to train on, at `factor` times the learning rates.
+    fn load(&mut self, batch: Batch<'_>, factor: f64) -> Result<()> {
         if !self.optimizer.exists {
             let problem = "the learner was made for evaluation alone".into();
             return Err(BackendError::Invalid { op: "train", problem });
@@ -68,15 +68,15 @@ impl<B: Backend> Learner<B> {
             return Err(BackendError::Invalid { op: "train", problem: problem.into() });
         }
         self.make_room(batch.input, batch.labels)?;
-        self.buffers.load(&self.backend, batch, &mut self.activations.ends.features)
+        self.buffers.load(&self.backend, batch, factor)
     }
 
     /// From pixels to features; where nothing in the tower is trained, no activation is kept.
     fn forward(&mut self) -> Result<()> {
-        if let Some(crops) = &self.buffers.crops {
-            self.backend.crop_resize(&crops.images, &crops.rectangles, &mut self.buffers.pixels)?;
+        let (backend, buffers, a) = (&self.backend, &mut *self.buffers, &mut self.activations);
+        if let Some(crops) = &buffers.crops {
+            backend.crop_resize(&crops.images, &crops.rectangles, &mut buffers.pixels)?;
         }
-        let (backend, buffers, a) = (&self.backend, &self.buffers, &mut self.activations);
         let (pixels, mix) = (&buffers.pixels, buffers.pixel_mix());
         if self.trained.tower().is_none() {
             return self.tower.infer(backend, pixels, mix, TowerTuning::NONE, a);
@@ -97,8 +97,8 @@ impl<B: Backend> Learner<B> {
             // Evaluation has its class features, without dropout, in the same place.
             self.evaluation_is_current = false;
         }
-        let own = &self.activations.ends.features;
-        let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
+        let BatchBuffers { mixing, labels, class_weights, features, .. } = &mut *self.buffers;
+        let own = features.or(&self.activations.ends.features);
         let (features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => {
                 backend.mix_rows(own, &m.mix, &mut m.features)?;
@@ -133,10 +133,12 @@ impl<B: Backend> Learner<B> {
         };
         let (weight, bias) = (&head.weight.value, &head.bias.value);
         let classifier = Classifier { weight, bias, text, text_scale: self.text_scale };
-        let BatchBuffers { mixing, labels, class_weights, .. } = &mut self.buffers;
+        let BatchBuffers { mixing, labels, class_weights, features, .. } = &mut *self.buffers;
         let (features, d_features, mix) = match mixing {
             Some(m) if m.on == MixOn::Features => (&m.features, &mut m.d_features, Some(&m.mix)),
-            mixing => (&a.ends.features, &mut a.d_ends.features, mixing.as_ref().map(|m| &m.mix)),
+            mixing => {
+                (features.or(&a.ends.features), &mut a.d_ends.features, mixing.as_ref().map(|m| &m.mix))
+            }
         };
         let targets = Targets { labels, mix, counting: counting(self.objective, class_weights.as_ref()) };
         backend.head_loss_backward(HeadLossBackward {

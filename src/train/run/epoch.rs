@@ -164,9 +164,9 @@ impl<B: Backend> Run<'_, '_, B> {
         micro: MicroBatch,
         factor: f64,
     ) -> Result<()> {
-        let Training { inputs, staging, augmentation, .. } = &mut self.inputs.training;
+        let Training { inputs, augmentation, .. } = &self.inputs.training;
         let settings = self.settings;
-        staging.fill(inputs, indices)?;
+        let host = inputs.batch(indices)?;
         let mix = match settings.has_mixup() {
             true => Some(mix_draw(settings, indices.len(), u64::from(number))?),
             false => None,
@@ -176,8 +176,8 @@ impl<B: Backend> Run<'_, '_, B> {
             .map(|(augmentation, side)| augmentation.crops(settings.seed, epoch, indices, *side, *side))
             .transpose()?;
         let batch = Batch {
-            input: staging.input(inputs),
-            labels: &staging.labels,
+            input: host.input()?,
+            labels: &host.labels,
             mix: mix.as_ref(),
             crops: crops.as_ref().map(Tensor::view),
             number,

@@ -26,9 +26,9 @@ impl<B: Backend> Run<'_, '_, B> {
             (Split::Test, Some(test)) => test,
             _ => &self.inputs.val,
         };
-        let (learner, staging) = (&mut self.learner, &mut self.staging);
+        let learner = &mut self.learner;
         let begun = self.at_summit.then(|| sums.clone());
-        let found = evaluate_split(learner, inputs, staging, self.batch, split.name(), sums, self.monitor)?;
+        let found = evaluate_split(learner, inputs, self.batch, split.name(), sums, self.monitor)?;
         match (found, begun) {
             (None, Some(begun)) => {
                 self.stop_climbing();

@@ -12,7 +12,7 @@ use crate::progress::Monitor;
 use crate::settings::Key;
 use crate::settings::{Augment, ClassWeights, Sampler, Settings};
 use crate::tensor::Tensor;
-use crate::train::batches::{Inputs, Staging, evaluate_split, require_numbers};
+use crate::train::batches::{Inputs, evaluate_split, require_numbers};
 use crate::train::learner::{Learner, Which};
 use crate::train::metrics::Accumulator;
 use crate::train::records::Baseline;
@@ -24,7 +24,6 @@ pub(super) struct Training<'a> {
     pub inputs: Inputs<'a>,
     /// The images that take part.
     pub chosen: Vec<usize>,
-    pub staging: Staging,
     /// How they are augmented, and their side before.
     pub augmentation: Option<(Augmentation, usize)>,
 }
@@ -152,12 +151,11 @@ impl<'a, B: Backend> SharedModel<'a, B> {
             Some(images) => Training {
                 inputs: Inputs::Images(images.split(Split::Train)),
                 chosen,
-                staging: Staging::new(images, batch),
                 augmentation: settings.augmentation().map(|crops| (crops, images.preprocess().image_size())),
             },
             None => {
                 let inputs = inputs(self, Split::Train, settings.on_frozen_features())?;
-                Training { staging: inputs.staging(cache, batch), inputs, chosen, augmentation: None }
+                Training { inputs, chosen, augmentation: None }
             }
         };
         Ok((plain, RunInputs { training, val, test, seconds }))
@@ -197,9 +195,8 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         let values = self.features(learner, split, batch, monitor)?.values.clone();
         let inputs =
             Inputs::Features { values, labels: self.cache.split(split).labels(), which: Which::Frozen };
-        let mut staging = inputs.staging(self.cache, batch);
         let (task, sums) = (format!("plain CLIP {split}"), learner.accumulator());
-        let sums = evaluate_split(learner, &inputs, &mut staging, batch, &task, sums, monitor)?;
+        let sums = evaluate_split(learner, &inputs, batch, &task, sums, monitor)?;
         let sums = sums.ok_or(TrainError::Data(DataError::Interrupted))?;
         require_numbers(&sums, self.cache.split(split))?;
         Ok(sums)

@@ -18,7 +18,6 @@ mod state;
 
 pub use shared_model::SharedModel;
 
-use super::batches::Staging;
 use super::keep::Candidates;
 use super::learner::Learner;
 use super::metrics::EvalMetrics;
@@ -52,7 +51,6 @@ struct Run<'r, 'a, B: Backend> {
     batch: usize,
     inputs: RunInputs<'a>,
     /// Where batches that are evaluated are put together.
-    staging: Staging,
     class_weights: Option<BalancedWeights>,
     /// Epochs that are trained.
     epochs: u32,
@@ -153,7 +151,6 @@ impl<B: Backend> SharedModel<'_, B> {
             monitor: &Patience::new(monitor),
             learner,
             batch,
-            staging: inputs.val.staging(cache, batch),
             class_weights: (settings.class_weights == ClassWeights::Balanced)
                 .then(|| BalancedWeights::new(&inputs.training.counts(cache.class_names().len()))),
             inputs,

@@ -11,7 +11,7 @@ use crate::settings::Key;
 use crate::settings::Settings;
 use crate::tensor::Tensor;
 use crate::train::base_model::BaseModel;
-use crate::train::batches::Inputs;
+use crate::train::batches::{Behind, Inputs};
 use crate::train::learner::{Learner, Which};
 use crate::train::memory;
 use crate::train::model::{Model, TextTraining};
@@ -159,20 +159,27 @@ impl<'a, B: Backend> SharedModel<'a, B> {
         let count = images.len();
         let (width, dtype) = (self.tower.features(), self.backend.parameter_dtype());
         let mut bytes = Vec::with_capacity(count * width * dtype.size());
+        let mut keep = |mut features: B::Pending| -> Result<()> {
+            if let Some(features) = self.backend.arrived(&mut features, true)? {
+                bytes.extend_from_slice(features.bytes());
+                monitor.advance(features.shape().rows() as u64);
+            }
+            Ok(())
+        };
+        let mut waiting = Behind::new();
         let indices: Vec<usize> = (0..count).collect();
         let inputs = Inputs::Images(images);
-        let mut staging = inputs.staging(self.cache, batch);
         monitor.begin(&format!("features {split}"), count as u64);
         for chunk in indices.chunks(batch) {
             if monitor.stopped() {
                 monitor.finish();
                 return Err(DataError::Interrupted.into());
             }
-            staging.fill(&inputs, chunk)?;
-            learner.evaluate(staging.input(&inputs), &staging.labels, Which::Frozen)?;
-            bytes.extend_from_slice(learner.features()?.bytes());
-            monitor.advance(chunk.len() as u64);
+            let host = inputs.batch(chunk)?;
+            learner.evaluate(host.input()?, &host.labels, Which::Frozen)?;
+            waiting.push(learner.fetch_features()?).map_or(Ok(()), &mut keep)?;
         }
+        waiting.rest().try_for_each(keep)?;
         monitor.finish();
         let mut values = Tensor::zeros([count, width], dtype);
         values.bytes_mut().copy_from_slice(&bytes);

@@ -42,7 +42,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use transfer::{Landings, Ring, Streams};
+use transfer::{Landings, Order, Ring, Streams};
 
 /// Batches that may be on their way to the device at once, and small things like labels.
 const LARGE_COPIES: usize = 3;
@@ -114,6 +114,7 @@ pub struct Gpu {
     gemms: Gemms,
     large_copies: Ring,
     small_copies: Ring,
+    order: Mutex<Order>,
     landings: Arc<Landings>,
     latest: Arc<Latest>,
     choices: Arc<Choices>,
@@ -157,6 +158,7 @@ impl Gpu {
             gemms: Gemms::new(&context, &info, choices.clone(), options.capture)?,
             large_copies: Ring::new(&context, LARGE_COPIES, SMALL_COPY),
             small_copies: Ring::new(&context, SMALL_FEEDS, SMALL_COPY),
+            order: Mutex::new(Order::new(&context)?),
             landings: Landings::new(&context, &latest),
             latest,
             choices,
@@ -277,6 +279,7 @@ impl Driver for Gpu {
         ledger.now -= bytes;
         ledger.to_free.push(buffer);
         drop(ledger);
+        locked(&self.order).forget();
         self.free_deferred();
     }
 
@@ -330,18 +333,19 @@ impl Driver for Gpu {
         })
     }
 
-    fn feed(&self, parts: &[(Address, &[u8])]) -> Result<()> {
-        let parts: Vec<_> = parts.iter().filter(|(_, from)| !from.is_empty()).copied().collect();
-        if parts.is_empty() {
+    fn feed(&self, pieces: &[(Address, &[u8])]) -> Result<()> {
+        let pieces: Vec<_> = pieces.iter().filter(|(_, from)| !from.is_empty()).copied().collect();
+        if pieces.is_empty() {
             return Ok(());
         }
         // Whether a capture is open is asked before a slot is waited for, and again when it is used.
         self.outside("feed", || Ok(()))?;
-        let bytes: usize = parts.iter().map(|(_, from)| from.len()).sum();
+        let bytes: usize = pieces.iter().map(|(_, from)| from.len()).sum();
         let ring = if bytes <= SMALL_COPY { &self.small_copies } else { &self.large_copies };
-        let filled = ring.fill(&parts)?;
-        // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by.
-        self.outside("feed", || unsafe { filled.send(&self.streams) })
+        let filled = ring.fill(&pieces)?;
+        // SAFETY: callers pass memory that they allocated, which is freed once the stream has come by, and feed as
+        // `Driver::feed` says.
+        self.outside("feed", || unsafe { filled.send(&self.streams, &self.order) })
     }
 
     fn fetch(&self, from: Address, bytes: usize) -> Result<Box<dyn Fetch>> {

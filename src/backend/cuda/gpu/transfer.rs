@@ -1,19 +1,20 @@
 //! Bytes between host and device beside the running work: a ring of pinned buffers that feeds the device,
 //! and a pool of them that results are fetched into.
 
-use super::handles::{Context, DeviceBuffer, Event, PinnedBuffer, Stream};
+use super::handles::{Context, Event, PinnedBuffer, Stream};
 use super::latest::Latest;
 use crate::backend::cuda::driver::{Address, Fetch, Result};
 use crate::backend::cuda::{CudaError, locked};
 use rayon::prelude::*;
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 /// From here on several threads copy into pinned memory: one alone is slower than the bus.
 const PARALLEL_COPY: usize = 1 << 20;
 const COPY_CHUNK: usize = 256 << 10;
 
-/// Parts of a slot begin at multiples of this.
+/// Places in a slot begin at multiples of this.
 const ALIGNMENT: usize = 256;
 
 /// The streams of a device.
@@ -24,25 +25,11 @@ pub struct Streams {
     pub copy: Stream,
 }
 
-/// A pinned buffer and one on the device behind it.
+/// A pinned buffer that bytes are sent from.
 struct Slot {
     pinned: PinnedBuffer,
-    staging: DeviceBuffer,
     /// The bytes are on the device.
     arrived: Event,
-    /// The compute stream has taken them from there.
-    taken: Event,
-}
-
-impl Slot {
-    fn new(context: &Arc<Context>, bytes: usize) -> Result<Self> {
-        Ok(Slot {
-            pinned: PinnedBuffer::new(context, bytes)?,
-            staging: DeviceBuffer::new(context, bytes)?,
-            arrived: Event::new(context)?,
-            taken: Event::new(context)?,
-        })
-    }
 }
 
 /// Slots in the order of their last use, the longest ago first.
@@ -65,40 +52,30 @@ impl Ring {
         Ring { slots, minimum, state: Mutex::default(), context: context.clone() }
     }
 
-    /// A slot with the bytes of all parts in its pinned buffer, on their way to these addresses. Waits only while all
+    /// A slot with the bytes of all pieces in its pinned buffer, to be sent to these addresses. Waits only while all
     /// slots are on their way. No lock is held while the bytes are copied, for that may run other tasks on this thread.
-    pub fn fill(&self, parts: &[(Address, &[u8])]) -> Result<Filled<'_>> {
-        let mut bytes = 0;
-        let mut places = Vec::with_capacity(parts.len());
-        for (to, from) in parts {
-            places.push(Place { to: to.0, offset: bytes, bytes: from.len() });
-            bytes += from.len().next_multiple_of(ALIGNMENT);
-        }
+    pub fn fill(&self, pieces: &[(Address, &[u8])]) -> Result<Filled<'_>> {
+        let places = places(pieces);
+        let bytes = places.last().map_or(0, |last| last.offset + last.bytes);
         let slot = match self.take()? {
             Some(slot) => slot,
             None => self.make(bytes)?,
         };
-        let mut filled = Filled { slot: Some(slot), bytes, places, ring: self };
+        let mut filled = Filled { slot: Some(slot), places, ring: self };
         let Some(slot) = &mut filled.slot else { return Ok(filled) };
-        slot.taken.synchronize()?;
+        slot.arrived.synchronize()?;
         if slot.pinned.capacity() < bytes {
-            let bytes = bytes.next_multiple_of(4096);
-            let pinned = PinnedBuffer::new(&self.context, bytes)?;
-            slot.staging = DeviceBuffer::new(&self.context, bytes)?;
-            slot.pinned = pinned;
+            slot.pinned = PinnedBuffer::new(&self.context, bytes.next_multiple_of(4096))?;
         }
-        // SAFETY: the last copy from this buffer was over before `taken` was recorded behind it.
-        let to = unsafe { slot.pinned.bytes_mut() };
-        for ((_, from), place) in parts.iter().zip(&filled.places) {
-            copy(from, &mut to[place.offset..][..place.bytes]);
-        }
+        // SAFETY: the last copy from this buffer was over when `arrived` was.
+        copy(pieces, &filled.places, unsafe { slot.pinned.bytes_mut() });
         Ok(filled)
     }
 
     /// The oldest slot if it is free, or if there may be no more slots; else none.
     fn take(&self) -> Result<Option<Slot>> {
         let mut state = locked(&self.state);
-        let oldest = state.free.front().map(|slot| slot.taken.is_done()).transpose()?;
+        let oldest = state.free.front().map(|slot| slot.arrived.is_done()).transpose()?;
         match oldest {
             Some(done) if done || state.made >= self.slots => Ok(state.free.pop_front()),
             _ => Ok(None),
@@ -106,7 +83,8 @@ impl Ring {
     }
 
     fn make(&self, bytes: usize) -> Result<Slot> {
-        let slot = Slot::new(&self.context, bytes.max(self.minimum).next_multiple_of(4096))?;
+        let pinned = PinnedBuffer::new(&self.context, bytes.max(self.minimum).next_multiple_of(4096))?;
+        let slot = Slot { pinned, arrived: Event::new(&self.context)? };
         locked(&self.state).made += 1;
         Ok(slot)
     }
@@ -116,42 +94,97 @@ impl Ring {
 pub struct Filled<'a> {
     /// Some until it is dropped.
     slot: Option<Slot>,
-    bytes: usize,
     places: Vec<Place>,
     ring: &'a Ring,
 }
 
-/// Where a part lies in a slot, and where it goes.
+/// Bytes that lie together, in a slot and where they go.
 struct Place {
-    to: u64,
+    to: Range<u64>,
     offset: usize,
     bytes: usize,
+}
+
+/// The places of pieces: those that follow one another on the device are one.
+fn places(pieces: &[(Address, &[u8])]) -> Vec<Place> {
+    let mut places: Vec<Place> = Vec::new();
+    for (to, from) in pieces {
+        let (bytes, end) = (from.len(), to.0 + from.len() as u64);
+        match places.last_mut() {
+            Some(last) if last.to.end == to.0 => (last.to.end, last.bytes) = (end, last.bytes + bytes),
+            last => {
+                let offset = last.map_or(0, |last| (last.offset + last.bytes).next_multiple_of(ALIGNMENT));
+                places.push(Place { to: to.0..end, offset, bytes });
+            }
+        }
+    }
+    places
+}
+
+/// Where feeds come in the order of the work.
+pub struct Order {
+    /// Recorded as the last feed came: behind everything that was enqueued before it.
+    before: Event,
+    /// Where the last two feeds went, the last one first.
+    targets: [Vec<Range<u64>>; 2],
+}
+
+impl Order {
+    pub fn new(context: &Arc<Context>) -> Result<Self> {
+        Ok(Order { before: Event::new(context)?, targets: Default::default() })
+    }
+
+    /// For when memory changes hands.
+    pub fn forget(&mut self) {
+        self.targets = Default::default();
+    }
+
+    /// Holds the copy stream back until what is overwritten is no longer read. Where feeds go to two sets of targets in
+    /// turns, these are read before the feed to the other set: the work since then goes on.
+    fn admit(&mut self, places: &[Place], streams: &Streams) -> Result<()> {
+        let targets: Vec<_> = places.iter().map(|place| place.to.clone()).collect();
+        let [last, before_last] = &self.targets;
+        let starts = |targets: &[Range<u64>]| targets.iter().map(|to| to.start).collect::<Vec<_>>();
+        let overlaps = |a: &Range<u64>, b: &Range<u64>| a.start < b.end && b.start < a.end;
+        let in_turns = starts(&targets) == starts(before_last)
+            && !targets.iter().any(|to| last.iter().any(|other| overlaps(to, other)));
+        if !in_turns {
+            self.before.record(&streams.compute)?;
+        }
+        streams.copy.wait_for(&self.before)?;
+        if in_turns {
+            self.before.record(&streams.compute)?;
+        }
+        self.targets = [targets, std::mem::take(&mut self.targets[0])];
+        Ok(())
+    }
 }
 
 impl Filled<'_> {
     /// Sends the bytes to where they go, in order with the compute stream.
     ///
     /// # Safety
-    /// As many bytes must be allocated at each address.
-    pub unsafe fn send(self, streams: &Streams) -> Result<()> {
+    /// As many bytes must be allocated at each address. Where the last feed but one went to the same addresses, and the
+    /// last to others, nothing that was enqueued since the last may read or write at these.
+    pub unsafe fn send(self, streams: &Streams, order: &Mutex<Order>) -> Result<()> {
         let Some(slot) = &self.slot else { return Ok(()) };
-        // SAFETY: both buffers are large enough and stay until `taken`, which is waited for before they
-        // are used again; where the parts go is the caller's promise.
-        let sent = unsafe {
-            streams
-                .copy
-                .copy_from_host(slot.staging.address(), slot.pinned.pointer(), self.bytes)
-                .and_then(|()| slot.arrived.record(&streams.copy))
-                .and_then(|()| streams.compute.wait_for(&slot.arrived))
-                .and_then(|()| {
-                    let from = slot.staging.address();
-                    let mut places = self.places.iter();
-                    places.try_for_each(|p| streams.compute.copy(p.to, from + p.offset as u64, p.bytes))
-                })
-                .and_then(|()| slot.taken.record(&streams.compute))
+        let send = |place: &Place| {
+            // SAFETY: the buffer is large enough and stays until `arrived`, which is waited for before it is used
+            // again; where the bytes go is the caller's promise.
+            unsafe {
+                let from = slot.pinned.pointer().add(place.offset);
+                streams.copy.copy_from_host(place.to.start, from, place.bytes)
+            }
         };
+        let mut order = locked(order);
+        let sent = order
+            .admit(&self.places, streams)
+            .and_then(|()| self.places.iter().try_for_each(send))
+            .and_then(|()| slot.arrived.record(&streams.copy))
+            .and_then(|()| streams.compute.wait_for(&slot.arrived));
         if sent.is_err() {
-            // `taken` may not cover what was enqueued before the failure.
+            // `arrived` may not cover what was enqueued before the failure.
+            order.forget();
             let _ = streams.copy.synchronize();
             let _ = streams.compute.synchronize();
         }
@@ -167,12 +200,25 @@ impl Drop for Filled<'_> {
     }
 }
 
-fn copy(from: &[u8], to: &mut [u8]) {
-    if from.len() <= PARALLEL_COPY {
-        return to.copy_from_slice(from);
+/// Copies the pieces to where their places lie in a slot.
+fn copy(pieces: &[(Address, &[u8])], places: &[Place], mut to: &mut [u8]) {
+    let mut chunks = Vec::new();
+    let (mut places, mut at) = (places.iter().peekable(), 0);
+    for (address, from) in pieces {
+        // The first piece of a place begins where that does; the others follow.
+        if let Some(place) = places.next_if(|place| place.to.start == address.0) {
+            to = &mut to[place.offset - at..];
+            at = place.offset;
+        }
+        let (own, rest) = to.split_at_mut(from.len());
+        chunks.extend(own.chunks_mut(COPY_CHUNK).zip(from.chunks(COPY_CHUNK)));
+        (to, at) = (rest, at + from.len());
     }
-    let chunks = to.par_chunks_mut(COPY_CHUNK).zip(from.par_chunks(COPY_CHUNK));
-    chunks.for_each(|(to, from)| to.copy_from_slice(from));
+    if at <= PARALLEL_COPY {
+        chunks.into_iter().for_each(|(to, from)| to.copy_from_slice(from));
+    } else {
+        chunks.into_par_iter().for_each(|(to, from)| to.copy_from_slice(from));
+    }
 }
 
 /// A pinned buffer that bytes are fetched into, and the event behind them.

@@ -12,7 +12,7 @@ use crate::stats::linear::Linear;
 use crate::stats::photos::Photos;
 use crate::tensor::{DType, Tensor};
 use crate::train::Result;
-use crate::train::batches::{Inputs, Staging};
+use crate::train::batches::{Behind, Inputs};
 use crate::train::learner::Learner;
 use crate::train::records::{Rung, RungKind};
 use crate::train::run::SharedModel;
@@ -179,8 +179,19 @@ impl<B: Backend> SharedModel<'_, B> {
             of_image[width..2 * width].copy_from_slice(own);
         }
         let side = enlarged.preprocess().image_size();
-        let mut staging = Staging::new(enlarged, batch);
         let inputs = Inputs::Images(images(enlarged));
+        let mut keep = |(view, part, mut pending): (usize, usize, B::Pending)| -> Result<()> {
+            let Some(found) = self.backend.arrived(&mut pending, true)? else { return Ok(()) };
+            let found = found.view().to_tensor(DType::F64)?;
+            let rows = found.typed::<f64>()?.chunks_exact(width);
+            monitor.advance(rows.len() as u64);
+            for (i, row) in rows.enumerate() {
+                let at = ((part * batch + i) * views + view + 2) * width;
+                features[at..at + width].copy_from_slice(row);
+            }
+            Ok(())
+        };
+        let mut waiting = Behind::new();
         monitor.begin("features of crops", (chosen.len() * CROPS) as u64);
         for view in 0..CROPS {
             // Crops of their own: those of the epochs are numbered from 1.
@@ -190,17 +201,15 @@ impl<B: Backend> SharedModel<'_, B> {
                     monitor.finish();
                     return Err(DataError::Interrupted.into());
                 }
-                staging.fill(&inputs, indices)?;
+                let host = inputs.batch(indices)?;
                 let crops = augmentation.crops(settings.seed, number, indices, side, side)?;
-                learner.embed_crops(staging.inputs.view(), crops.view(), &staging.labels)?;
-                let found = learner.features()?.view().to_tensor(DType::F64)?;
-                for (i, row) in found.typed::<f64>()?.chunks_exact(width).enumerate() {
-                    let at = ((part * batch + i) * views + view + 2) * width;
-                    features[at..at + width].copy_from_slice(row);
+                learner.embed_crops(host.input()?, crops.view(), &host.labels)?;
+                if let Some(oldest) = waiting.push((view, part, learner.fetch_features()?)) {
+                    keep(oldest)?;
                 }
-                monitor.advance(indices.len() as u64);
             }
         }
+        waiting.rest().try_for_each(keep)?;
         monitor.finish();
         let labels = plain.labels.iter().flat_map(|&label| std::iter::repeat_n(label, views)).collect();
         self.with_text(features, labels, views).map(Some)

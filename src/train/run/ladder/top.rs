@@ -251,12 +251,7 @@ impl<B: Backend> Run<'_, '_, B> {
         };
         let chosen = self.training_and_val();
         let training = &mut self.inputs.training;
-        *training = Training {
-            inputs: Inputs::Images(images),
-            chosen,
-            staging: std::mem::replace(&mut training.staging, crate::train::batches::Staging::new(cache, 0)),
-            augmentation: training.augmentation,
-        };
+        *training = Training { inputs: Inputs::Images(images), chosen, augmentation: training.augmentation };
         self.schedule = schedule(self.settings, self.inputs.training.chosen.len());
         self.schedule.total = self.schedule.total / u64::from(self.settings.epochs) * u64::from(self.epochs);
         self.learner.restart(start)?;
