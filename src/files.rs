@@ -73,6 +73,22 @@ pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> Result<()> {
     written.map(drop).map_err(FileError::of(path, WRITE))
 }
 
+/// Appends to a file of a cache, which its owner alone may read and write, in a single write: what other processes
+/// append comes before it or behind it. It is not synced, as in [`write_private`].
+pub(crate) fn append_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut options = OpenOptions::new();
+    options.create(true).append(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600);
+    }
+    let written = options.open(path).and_then(|mut file| file.write(bytes));
+    let whole = written
+        .and_then(|count| if count == bytes.len() { Ok(()) } else { Err(ErrorKind::WriteZero.into()) });
+    whole.map_err(FileError::of(path, WRITE))
+}
+
 /// A new file in the folder of `path`, with the rights of any other: the user's umask decides.
 pub(crate) fn beside(path: &Path, prefix: &str) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();

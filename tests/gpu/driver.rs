@@ -899,23 +899,25 @@ impl Squares {
     }
 }
 
-/// The one file of choices in a cache; its lock lies beside it.
+/// The one file of choices in a cache.
 fn choices_file(cache: &Path) -> PathBuf {
     let files = std::fs::read_dir(cache.join("choices")).unwrap().map(|entry| entry.unwrap().path());
-    let files: Vec<_> = files.filter(|path| path.extension().is_none_or(|e| e != "lock")).collect();
-    assert_eq!(files.len(), 1);
+    let files: Vec<_> = files.collect();
+    assert_eq!(files.len(), 1, "{files:?}");
     files[0].clone()
 }
 
 /// The number of the only algorithm that is kept.
 fn kept_algorithm(cache: &Path) -> String {
-    let stored: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(choices_file(cache)).unwrap()).unwrap();
-    let products = stored["products"].as_object().unwrap();
-    assert_eq!(products.len(), 1, "{products:?}");
-    let (key, hex) = products.iter().next().unwrap();
-    assert_eq!(key, "f32 m=8 n=8 k=8 x/8 wT/8 y/8 aligned 256 256 256 256");
-    hex.as_str().unwrap()[..16].trim_start_matches('0').to_owned()
+    let text = std::fs::read_to_string(choices_file(cache)).unwrap();
+    let lines = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let kept = lines.fold(None, |before: Option<String>, line| {
+        assert_eq!(line["map"], "gemms");
+        assert_eq!(line["key"], "f32 m=8 n=8 k=8 x/8 wT/8 y/8 aligned 256 256 256 256");
+        assert_eq!(line["replaces"].as_str(), before.as_deref());
+        Some(line["choice"].as_str().unwrap().to_owned())
+    });
+    kept.unwrap()[..16].trim_start_matches('0').to_owned()
 }
 
 #[test]
