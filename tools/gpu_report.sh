@@ -34,7 +34,7 @@ declare -A calls=([first]='doctor check bench demo sanitizer' [second]='doctor p
 declare -A seconds_of=([first]=280 [second]=420)
 stages=(doctor check bench demo sanitizer profile flowers peers)
 groups=(layer_norm activation dropout crop_resize patch_embed take_rows copy_rows prompts l2_norm class_features mix_rows head_loss
-  triplet accumulate adamw attention linear lora_linear lora_fold lora_gradients class_tail steps)
+  triplet accumulate adamw attention linear linear_activation lora_linear lora_fold lora_gradients class_tail steps)
 
 usage() {
     sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"

@@ -231,18 +231,20 @@ impl ActivationOp for Tally {
         device: Checked<'_, Self>,
         _kind: Activation,
         z: &Blank,
+        bias: Option<&Blank>,
         _g: &mut Blank,
     ) -> Result<()> {
-        device.add(0, 2 * z.bytes())
+        device.add(0, 2 * z.bytes() + bias.map_or(0, Blank::bytes))
     }
 
     fn activation_backward_checked(
         device: Checked<'_, Self>,
         _kind: Activation,
         z: &Blank,
+        bias: Option<&Blank>,
         _d: &mut Blank,
     ) -> Result<()> {
-        device.add(0, 3 * z.bytes())
+        device.add(0, 3 * z.bytes() + bias.map_or(0, Blank::bytes))
     }
 }
 

@@ -8,7 +8,7 @@ use super::{common, launches, table};
 use crate::TrainError;
 use crate::backend::Backend;
 use crate::backend::cpu::{Cpu, Features, InstructionRate, Isa};
-use crate::backend::cuda::{Cuda, LoraForm};
+use crate::backend::cuda::{BiasForm, Cuda, LoraForm};
 use crate::backend::prelude::*;
 use crate::clip::config::ClipConfig;
 use crate::clip::random::RandomWeights;
@@ -424,7 +424,7 @@ fn measure_on_cpu(
     Ok(())
 }
 
-/// A row for each operation of these groups, the linear layers with adapters in each form.
+/// A row for each operation of these groups, the linear layers with adapters or a function behind them in each form.
 fn measure_on_gpu(
     cuda: &Cuda,
     best: &Best,
@@ -444,6 +444,14 @@ fn measure_on_gpu(
             let measured =
                 ops::each(&cuda, sizes, Made::Lora, &mut |op| rows.time(&cuda, best, op, name, reps));
             rows.went_on("lora_linear", name, measured)?;
+        }
+    }
+    if let Some(group) = groups.iter().find(|group| **group == "linear_activation") {
+        for (name, form) in BiasForm::BOTH {
+            let (cuda, name) = (cuda.with_bias_form(form)?, format!(", {name}"));
+            let made = Made::Group(group);
+            let measured = ops::each(&cuda, sizes, made, &mut |op| rows.time(&cuda, best, op, &name, reps));
+            rows.went_on(group, &name, measured)?;
         }
     }
     Ok(())

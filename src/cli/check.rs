@@ -4,6 +4,7 @@ use super::bars::Bars;
 use super::common;
 use super::table::Lines;
 use crate::backend::Memory;
+use crate::backend::cuda::{BiasForm, Cuda};
 use crate::commands::device::{self, Device, on_device};
 use crate::commands::open;
 use crate::dev::check::{self, CheckError, Row};
@@ -63,9 +64,26 @@ pub fn run(args: Args) -> Result<()> {
             let named: Vec<Group> = args.only.iter().filter_map(|name| Group::named(name)).collect();
             let groups = if named.is_empty() { &Group::ALL[..] } else { &named };
             of_device::check(cuda, scope, groups, &mut |row| report.add(row))
+                .and_then(|()| check_bias_form(cuda, scope, groups, &mut report))
         }
     };
     report.finish(checked)
+}
+
+/// Checks the form of linear_activation that is taken only where it was faster, if that is one of these groups.
+fn check_bias_form(
+    cuda: &Cuda,
+    scope: Scope,
+    groups: &[Group],
+    report: &mut Report<'_>,
+) -> check::Result<()> {
+    const GROUP: Group = Group::LinearActivation;
+    if !groups.contains(&GROUP) {
+        return Ok(());
+    }
+    let (name, form) = BiasForm::BOTH[1];
+    let mut add = |row: Row| report.add(Row { at: format!("{}, {name}", row.at), ..row });
+    of_device::check(&cuda.with_bias_form(form)?, scope, &[GROUP], &mut add)
 }
 
 /// The rows so far: printed as they come, so that what stops the program leaves them.

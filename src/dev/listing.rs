@@ -1,10 +1,10 @@
 //! A device that passes everything on to another one, and keeps a list of what was captured.
 
+use crate::backend;
 use crate::backend::cuda::driver::{
     Address, Command, DeviceInfo, Driver, Fetch, Gemm, Graph, Launch, Result,
 };
 use crate::backend::cuda::{Cuda, locked};
-use crate::backend::{self, Memory};
 use std::sync::{Arc, Mutex};
 
 pub struct Listing {
@@ -26,7 +26,7 @@ impl Listing {
     /// Where the device has no memory left.
     pub fn around(cuda: &Cuda) -> backend::Result<(Cuda, Arc<Self>)> {
         let listing = Arc::new(Listing::new(cuda.driver().clone()));
-        Ok((Cuda::new(listing.clone(), cuda.compute_dtype(), cuda.lora_form())?, listing))
+        Ok((cuda.on(listing.clone())?, listing))
     }
 
     pub fn new(driver: Arc<dyn Driver>) -> Self {

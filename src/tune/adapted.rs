@@ -6,8 +6,8 @@
 use super::dropout::{BlockDropout, Slot, TowerDropout};
 use super::{LoraInit, LoraLayer, LoraSpec, Site, Target, Tower};
 use crate::backend::{
-    Activation, Backend, BackendError, DeviceTensor, Dropout, Linear, LoraFold, LoraGradients, LoraLinear,
-    LoraLinearBackward, Result, copyable,
+    Activation, Backend, BackendError, DeviceTensor, Dropout, Kept, Linear, LoraFold, LoraGradients,
+    LoraLinear, LoraLinearBackward, Result, copyable,
 };
 use crate::tensor::{DType, Tensor};
 use std::sync::Arc;
@@ -130,7 +130,7 @@ impl<B: Backend> AdaptedLinear<B> {
         backend.lora_linear(LoraLinear { x, seen, layer, lora, residual, u, y })
     }
 
-    /// z = layer(x) and g = act(z).
+    /// g = act(z) with z = layer(x), and in `z` what is kept of it, as is said.
     pub fn forward_activated(
         &self,
         backend: &B,
@@ -139,12 +139,13 @@ impl<B: Backend> AdaptedLinear<B> {
         kind: Activation,
         saved: &mut Saved<B>,
         (z, g): (&mut B::Tensor, &mut B::Tensor),
-    ) -> Result<()> {
+    ) -> Result<Kept> {
         match self.taken(pass.form) {
             (layer, None) => backend.linear_activation(x, layer, kind, z, g),
             _ => {
                 self.forward(backend, pass, x, None, saved, z)?;
-                backend.activation(kind, z, g)
+                backend.activation(kind, z, None, g)?;
+                Ok(Kept::Sum)
             }
         }
     }

@@ -562,7 +562,7 @@ fn launches_overlap_by_the_clock_and_not_where_the_driver_refuses() {
     let x = cuda.zeros([4, 8], DType::F32).unwrap();
     let mut y = cuda.empty([4, 8], DType::F32).unwrap();
     session.set("FAIL", "cuLaunchKernelEx:1:9876");
-    let refused = cuda.activation(Activation::QuickGelu, &x, &mut y).is_err();
+    let refused = cuda.activation(Activation::QuickGelu, &x, None, &mut y).is_err();
     session.set("FAIL", "");
     assert_eq!(refused, chosen == "overlapping");
 }

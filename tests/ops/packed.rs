@@ -3,7 +3,7 @@
 
 use clip_engine::backend::cpu::{Cpu, Features, Isa};
 use clip_engine::backend::prelude::*;
-use clip_engine::backend::{Activation, Linear, Lora, LoraFold, LoraLinear, LoraLinearBackward};
+use clip_engine::backend::{Activation, Kept, Linear, Lora, LoraFold, LoraLinear, LoraLinearBackward};
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, rows};
 use clip_engine::tensor::{DType, Tensor};
@@ -110,17 +110,18 @@ fn activations_beside_a_product_are_those_behind_it() {
             for kind in [Activation::QuickGelu, Activation::Gelu] {
                 let out = || zeros([rows, outputs], dtype);
                 let [mut z, mut g, mut z_alone, mut g_alone] = [out(), out(), out(), out()];
-                cpu.linear_activation(&x, &linear, kind, &mut z, &mut g).unwrap();
+                let kept = cpu.linear_activation(&x, &linear, kind, &mut z, &mut g).unwrap();
+                assert_eq!(kept, Kept::Sum);
                 cpu.linear(&x, &linear, None, &mut z_alone).unwrap();
-                cpu.activation(kind, &z_alone, &mut g_alone).unwrap();
+                cpu.activation(kind, &z_alone, None, &mut g_alone).unwrap();
                 assert!(
                     z.bytes() == z_alone.bytes() && g.bytes() == g_alone.bytes(),
                     "{name}, {kind:?}, {rows}"
                 );
                 let [mut dz, mut dz_alone] = [(); 2].map(|()| zeros([rows, inputs], dtype));
-                cpu.linear_activation_backward(&dy, &linear, kind, &z_of_back, &mut dz).unwrap();
+                cpu.linear_activation_backward(&dy, &linear, kind, &z_of_back, None, &mut dz).unwrap();
                 cpu.linear_backward(&dy, &linear, &mut dz_alone).unwrap();
-                cpu.activation_backward(kind, &z_of_back, &mut dz_alone).unwrap();
+                cpu.activation_backward(kind, &z_of_back, None, &mut dz_alone).unwrap();
                 assert!(dz.bytes() == dz_alone.bytes(), "{name}, {kind:?}, {rows}, backward");
             }
         }

@@ -39,8 +39,10 @@ const fn hot(file: &'static str, kernel: &'static str, wide: [usize; 2], narrow:
 
 /// By file and kernel: wide loads and stores, narrow loads and stores. Narrow ones are a row's last values behind the
 /// whole sixteen bytes, and columns of an adapter's narrow side.
-const HOT: [Hot; 20] = [
+const HOT: [Hot; 22] = [
     hot("activation", "activation_backward_quick_gelu", [4, 2], [2, 1]),
+    hot("activation", "activation_bias_backward_quick_gelu", [9, 4], [0, 0]),
+    hot("activation", "activation_bias_quick_gelu", [5, 4], [0, 0]),
     hot("activation", "activation_quick_gelu", [2, 2], [1, 1]),
     hot("adamw", "adamw_update", [12, 9], [0, 0]),
     hot("attention_mma_64", "attention_backward_mma_64", [60, 12], [0, 0]),

@@ -2,10 +2,10 @@
 //! operations those that are counted without a device.
 
 use crate::clocked::Clocked;
-use clip_engine::backend::Result;
 use clip_engine::backend::cuda::driver::Command;
-use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::backend::cuda::{BiasForm, Cuda, LoraForm};
 use clip_engine::backend::prelude::*;
+use clip_engine::backend::{Activation, Kept, Linear, Result};
 use clip_engine::dev::bench::Op;
 use clip_engine::dev::listing::Listing;
 use clip_engine::dev::ops::bench::{Made, Sizes, each};
@@ -109,5 +109,50 @@ fn the_class_tail_is_one_launch_where_that_is_faster() {
             Ok(())
         };
         each(&cuda, &SIZES, Made::Group("class_tail"), &mut visit).unwrap();
+    }
+}
+
+/// The names of the kernels behind the product of the layers that are timed.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn a_bias_is_added_where_that_takes_less_time() {
+    let forms = [
+        // The backward pass counts, too.
+        ("activation_bias_backward", BiasForm::Product, ["activation_quick_gelu", "activation_gelu"]),
+        ("activation_backward", BiasForm::Activation, ["activation_bias_quick_gelu", "activation_bias_gelu"]),
+    ];
+    for (slow, form, kernels) in forms {
+        let clocked = Arc::new(Clocked::new(slow));
+        let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+        for (cuda, timed) in [(&cuda, true), (&cuda, false), (&cuda.with_bias_form(form).unwrap(), false)] {
+            let (before, mut launched) = (clocked.timings(), Vec::new());
+            let mut visit = |mut op: Op<'_>| -> Result<()> {
+                clocked.launched();
+                (op.run)()?;
+                launched.extend(clocked.launched());
+                Ok(())
+            };
+            each(cuda, &SIZES, Made::Group("linear_activation"), &mut visit).unwrap();
+            assert_eq!(launched, kernels, "{slow}");
+            assert_eq!(clocked.timings() > before, timed, "{slow}");
+        }
+    }
+}
+
+/// Where a pack would be of two rows, or there is no bias, there is one form.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn rows_of_no_whole_packs_leave_no_bias_to_the_function() {
+    let clocked = Arc::new(Clocked::new("none"));
+    let cuda = Cuda::new(clocked.clone(), DType::F16, LoraForm::Auto).unwrap();
+    for (columns, has_bias) in [(12, true), (16, false)] {
+        for cuda in [&cuda, &cuda.with_bias_form(BiasForm::Activation).unwrap()] {
+            let zeros = |shape: [usize; 2]| cuda.zeros(shape, DType::F16).unwrap();
+            let bias = has_bias.then(|| cuda.zeros([columns], DType::F16).unwrap());
+            let layer = Linear { weight: zeros([columns, 8]), bias };
+            let (x, mut z, mut g) = (zeros([3, 8]), zeros([3, columns]), zeros([3, columns]));
+            let kept = cuda.linear_activation(&x, &layer, Activation::Gelu, &mut z, &mut g).unwrap();
+            assert_eq!((kept, clocked.timings()), (Kept::Sum, 0), "{columns}");
+        }
     }
 }

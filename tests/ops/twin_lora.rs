@@ -2,7 +2,7 @@
 
 use super::clocked::Clocked;
 use clip_engine::backend::cuda::driver::Driver;
-use clip_engine::backend::cuda::{Cuda, CudaTensor, LoraForm};
+use clip_engine::backend::cuda::{BiasForm, Cuda, CudaTensor, LoraForm};
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{
     BackendError, DeviceTensor, Dropout, Linear, Lora, LoraGradients, LoraLinear, LoraLinearBackward,
@@ -17,8 +17,11 @@ use std::sync::Arc;
 fn check(dtype: DType, compute_capability: u32, form: LoraForm) {
     let twin = Twin::new(dtype, compute_capability).unwrap();
     let cuda = Cuda::new(Arc::new(twin), dtype, form).unwrap();
-    let rows = rows(&cuda, Scope::Quick, Group::LINEAR).unwrap();
-    assert!(!rows.is_empty());
+    let biased = cuda.with_bias_form(BiasForm::Activation).unwrap();
+    let groups = [(&cuda, Group::LINEAR), (&biased, &[Group::LinearActivation, Group::ClassTail])];
+    let rows = groups.map(|(cuda, groups)| rows(cuda, Scope::Quick, groups).unwrap());
+    assert!(rows.iter().all(|rows| !rows.is_empty()));
+    let rows = rows.concat();
     let failed: Vec<String> = rows
         .iter()
         .filter(|row| !row.passed())

@@ -2,7 +2,7 @@
 //! steps are taken in the product form of the linear layers, which rounds more than the fused one.
 //! `--nocapture` shows the errors that are nearest to their bounds.
 
-use clip_engine::backend::cuda::{Cuda, LoraForm};
+use clip_engine::backend::cuda::{BiasForm, Cuda, LoraForm};
 use clip_engine::dev::check::Row;
 use clip_engine::dev::ops::Group;
 use clip_engine::dev::ops::device::{Scope, check_part_of_steps, rows};
@@ -27,11 +27,15 @@ fn passes(dtype: DType) {
 
     let attention = || rows(&device(LoraForm::Auto), Scope::Quick, &[Group::Attention]).unwrap();
     let linear = |form| rows(&device(form), Scope::Quick, Group::LINEAR).unwrap();
+    let biased = || {
+        let cuda = device(LoraForm::Auto).with_bias_form(BiasForm::Activation).unwrap();
+        rows(&cuda, Scope::Quick, &[Group::LinearActivation]).unwrap()
+    };
     // In bf16 the steps alone take the product form.
     let gemm = || if dtype == DType::BF16 { Vec::new() } else { linear(LoraForm::Gemm) };
     let steps = |part| check_part_of_steps(&device(LoraForm::Gemm), part, 2).unwrap();
     let mut rows = std::thread::scope(|scope| {
-        let other = scope.spawn(|| [linear(LoraForm::Auto), gemm(), steps(1)].concat());
+        let other = scope.spawn(|| [linear(LoraForm::Auto), biased(), gemm(), steps(1)].concat());
         // In f16 half of them: the first tier takes all with the twin's own rounding.
         let others = if dtype == DType::F16 { Vec::new() } else { steps(0) };
         [small, attention(), others, other.join().unwrap()].concat()

@@ -4,7 +4,7 @@
 
 use clip_engine::backend::Backend;
 use clip_engine::backend::cpu::{Cpu, Isa};
-use clip_engine::backend::cuda::LoraForm;
+use clip_engine::backend::cuda::{BiasForm, LoraForm};
 use clip_engine::dev::{on_twin, on_unwatched_twin};
 
 use clip_engine::dev::check::reference;
@@ -239,6 +239,9 @@ fn the_cuda_backend() {
 fn the_cuda_backend_folds() {
     compare_folded("gelu", "lora_all", 104);
     compare_folded("odd", "vpt_shared_accum_lora", 70);
+    // The bias of fc1, which has an adapter as fc2 has, left to the activation function.
+    let twin = on_unwatched_twin(DType::F32, 90).unwrap().with_lora_form(LoraForm::Folded).unwrap();
+    compare_on(&twin.with_bias_form(BiasForm::Activation).unwrap(), "gelu", "lora_all", 104);
 }
 
 #[cfg(target_os = "linux")]

@@ -2,7 +2,8 @@
 //! loss scaling, against the CPU backend.
 
 use clip_engine::backend::cpu::Cpu;
-use clip_engine::backend::cuda::Cuda;
+use clip_engine::backend::cuda::driver::Command;
+use clip_engine::backend::cuda::{BiasForm, Cuda};
 use clip_engine::backend::prelude::*;
 use clip_engine::backend::{Activation, Backend, Control, LossScaling};
 use clip_engine::clip::ClipError;
@@ -13,7 +14,8 @@ use clip_engine::clip::tokenizer::TokenBatch;
 use clip_engine::clip::vision::{Normalisation, Purpose, Savings, VisionActivations, VisionTower};
 use clip_engine::clip::weight_source::{Loaded, WeightSource};
 use clip_engine::dev::check::relative_error;
-use clip_engine::dev::check::step::{TinyBatch, TinySizes, TinyStep, techniques};
+use clip_engine::dev::check::step::{TinyBatch, TinySizes, TinyStep, adapter_techniques, techniques};
+use clip_engine::dev::listing::Listing;
 use clip_engine::dev::ops::device::check_part_of_steps;
 use clip_engine::dev::{on_twin, on_unwatched_twin};
 use clip_engine::optim::{Rate, Rates};
@@ -90,6 +92,52 @@ fn twenty_steps_in_f32_are_the_cpus() {
         assert!(relative(gpu.grad_norm, cpu.grad_norm) < 1e-3, "step {step}: gradient norms");
     }
     assert!(cpu[19].loss < 0.95 * cpu[0].loss, "nothing was learned: {} to {}", cpu[0].loss, cpu[19].loss);
+}
+
+/// Gradients of a step that moves nothing, its loss, and whether its biases were left to activation functions.
+fn with_bias(form: BiasForm, dtype: DType, tiny: &TinyStep) -> (Vec<(String, Vec<f64>)>, f64, bool) {
+    let cuda = on_unwatched_twin(dtype, 90).unwrap().with_bias_form(form).unwrap();
+    let (cuda, listing) = Listing::around(&cuda).unwrap();
+    let scaling = (dtype == DType::F16).then_some(LossScaling { start: 256.0, ..Default::default() });
+    let mut learner = learner(cuda, tiny, scaling);
+    let still = Rates::all(Rate { learning_rate: 0.0, weight_decay: 0.0 });
+    let batch = tiny.training_batch(tiny.sizes.batch, 30).unwrap();
+    // The second step is captured.
+    for _ in 0..2 {
+        learner.train_step(batch.view(), &still, 1.0).unwrap();
+    }
+    let of_bias = |command: &Command| match command {
+        Command::Launch(launch) => launch.kernel.name.starts_with("activation_bias"),
+        _ => false,
+    };
+    let moment = |tensor| {
+        let moment = learner.backend().download(tensor).unwrap();
+        moment.typed::<f32>().unwrap().iter().map(|v| f64::from(*v)).collect()
+    };
+    let moments = learner.params().into_iter().map(|param| moment(&param.first_moment));
+    let gradients = learner.param_names().into_iter().zip(moments).collect();
+    (gradients, learner.stats().unwrap().loss, listing.last_graph().iter().any(of_bias))
+}
+
+/// With a plain fc1 and with fc2 adapted, whose gradients need the activations again.
+#[test]
+#[cfg_attr(not(cxx), ignore = "needs c++")]
+fn where_a_bias_is_added_changes_a_step_by_its_rounding() {
+    let fc2 =
+        adapter_techniques(TinySizes::EVEN, 2).into_iter().find(|(name, _)| *name == "fc2 alone").unwrap().1;
+    for (dtype, bound) in [(DType::F32, 1e-5), (DType::F16, 5e-3), (DType::BF16, 3e-2)] {
+        for tiny in [&tiny(TinySizes::EVEN), &fc2] {
+            let (expected, loss, apart) = with_bias(BiasForm::Product, dtype, tiny);
+            assert!(!apart);
+            let (found, found_loss, apart) = with_bias(BiasForm::Activation, dtype, tiny);
+            assert!(apart, "the form was not taken");
+            assert!(relative(found_loss, loss) < bound, "{dtype}: losses {found_loss} and {loss}");
+            for ((name, expected), (_, found)) in expected.iter().zip(&found) {
+                let error = relative_error(found, expected);
+                assert!(error < bound, "{dtype} {name}: {error}");
+            }
+        }
+    }
 }
 
 /// A scale that no f16 gradient survives is halved until one does; every halving skips exactly one step.

@@ -50,13 +50,14 @@ impl<T: Real> LinearOp for Cpu<T> {
         kind: Activation,
         z: &mut Tensor,
         g: &mut Tensor,
-    ) -> Result<()> {
+    ) -> Result<Kept> {
         by_layout!(device, layer, "linear_activation",
             weight => {
                 linear::<T>(x, weight, layer.bias.as_ref(), None, z)?;
-                Self::activation_checked(device, kind, z, g)
+                Self::activation_checked(device, kind, z, None, g)
             },
-            isa => packed::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g))
+            isa => packed::linear::linear_activation(isa, x, weight, layer.bias.as_ref(), kind, z, g))?;
+        Ok(Kept::Sum)
     }
 
     fn linear_activation_backward_checked(
@@ -65,12 +66,17 @@ impl<T: Real> LinearOp for Cpu<T> {
         layer: &Linear<Self>,
         kind: Activation,
         z: &Tensor,
+        bias: Option<&Tensor>,
         dz: &mut Tensor,
     ) -> Result<()> {
+        if bias.is_some() {
+            Self::linear_backward_checked(device, dy, layer, dz)?;
+            return Self::activation_backward_checked(device, kind, z, bias, dz);
+        }
         by_layout!(device, layer, "linear_activation_backward",
             weight => {
                 linear_backward::<T>(dy, weight, dz)?;
-                Self::activation_backward_checked(device, kind, z, dz)
+                Self::activation_backward_checked(device, kind, z, None, dz)
             },
             isa => packed::linear::linear_activation_backward(isa, dy, weight, kind, z, dz))
     }

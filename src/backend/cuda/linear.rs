@@ -1,5 +1,7 @@
-//! Frozen linear layers: a cuBLASLt product each.
+//! Frozen linear layers: a cuBLASLt product each. Where an activation function is behind one, its bias is the product's,
+//! or added with the function: a product without one has more algorithms, such as split k, which would round it twice.
 
+use super::choose::fastest;
 use super::driver::Gemm;
 use super::*;
 
@@ -24,6 +26,52 @@ impl LinearOp for Cuda {
         let (m, n) = dy.matrix();
         let sizes = Sizes::of((m, dx.shape.columns()), n, layer);
         Frozen::backward(&device, sizes, dy, layer, dx)?.gemm(&device)
+    }
+
+    fn linear_activation_checked(
+        device: Checked<'_, Self>,
+        x: &CudaTensor,
+        layer: &Linear<Cuda>,
+        kind: Activation,
+        z: &mut CudaTensor,
+        g: &mut CudaTensor,
+    ) -> Result<Kept> {
+        let sizes = Sizes::of(x.matrix(), z.shape.columns(), layer);
+        let product = Frozen::forward(&device, sizes, x, layer, None, z)?;
+        let mut run = |form: BiasForm, backward: bool| {
+            let bias = kept_in(form).bias(layer);
+            let product = Frozen { bias: product.bias.filter(|_| bias.is_none()), ..product };
+            product.gemm(&device)?;
+            Self::activation_checked(device, kind, z, bias, g)?;
+            if backward { Self::activation_backward_checked(device, kind, z, bias, g) } else { Ok(()) }
+        };
+        let form = bias_form(&device, &product, kind, &mut |form| run(form, true))?;
+        run(form, false)?;
+        Ok(kept_in(form))
+    }
+}
+
+fn kept_in(form: BiasForm) -> Kept {
+    if form == BiasForm::Activation { Kept::Product } else { Kept::Sum }
+}
+
+/// Where the product's bias is added: as asked for, else by the clock, with the function only where rows are whole
+/// packs. `run` enqueues a form forward and backward, since the choice is for both; between the two the gradient stands
+/// in the place of the result.
+fn bias_form(
+    cuda: &Cuda,
+    product: &Frozen,
+    kind: Activation,
+    run: &mut dyn FnMut(BiasForm) -> Result<()>,
+) -> Result<BiasForm> {
+    let Sizes { m, k, n, .. } = product.sizes;
+    match cuda.bias_form() {
+        _ if product.bias.is_none() || cuda.pack(n) == 1 || m == 0 => Ok(BiasForm::Product),
+        BiasForm::Auto => {
+            let key = format!("linear_activation {} {m}x{k} to {n}, {kind:?}", product.dtype);
+            fastest(cuda, &key, &BiasForm::BOTH, run)
+        }
+        form => Ok(form),
     }
 }
 

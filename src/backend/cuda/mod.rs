@@ -58,6 +58,24 @@ pub enum LoraForm {
     Gemm,
 }
 
+/// Where the bias of a layer with an activation function behind it is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BiasForm {
+    /// The faster of the two below for each shape, timed once and remembered.
+    #[default]
+    Auto,
+    /// In the product.
+    Product,
+    /// With the function, forward and backward; in the product where rows are no whole packs.
+    Activation,
+}
+
+impl BiasForm {
+    /// Those without the open question, under their names; the first is taken where nothing is measured.
+    pub const BOTH: [(&'static str, BiasForm); 2] =
+        [("product", BiasForm::Product), ("activation_bias", BiasForm::Activation)];
+}
+
 /// A device that computes in f16, bf16 or f32, with f32 for everything that is trained.
 ///
 /// Operations on one device, clones of it included, belong to one thread at a time: some leave values in scratch
@@ -72,6 +90,7 @@ struct Inner {
     driver: Arc<dyn Driver>,
     dtype: DType,
     lora_form: LoraForm,
+    bias_form: BiasForm,
     /// Memory that one launch hands to the next, or one block to another; see [`Cuda::scratch`].
     scratch: Mutex<Scratch>,
     counters: Allocation,
@@ -160,13 +179,22 @@ impl DeviceTensor for CudaTensor {
 impl Cuda {
     /// A backend on `driver`, computing in `dtype`.
     pub fn new(driver: Arc<dyn Driver>, dtype: DType, lora_form: LoraForm) -> Result<Self> {
+        Cuda::with_forms(driver, dtype, lora_form, BiasForm::default())
+    }
+
+    fn with_forms(
+        driver: Arc<dyn Driver>,
+        dtype: DType,
+        lora_form: LoraForm,
+        bias_form: BiasForm,
+    ) -> Result<Self> {
         kernel_sources::real_macro(dtype)?;
         let bytes = Cuda::COUNTERS * size_of::<u32>();
         let counters = Allocation::new(&driver, bytes)?;
         driver.clear(counters.address, bytes)?;
         let scratch = Mutex::new(Scratch::default());
         let tables = Mutex::new(tables::Tables::default());
-        Ok(Cuda { inner: Arc::new(Inner { driver, dtype, lora_form, scratch, counters, tables }) })
+        Ok(Cuda { inner: Arc::new(Inner { driver, dtype, lora_form, bias_form, scratch, counters, tables }) })
     }
 
     /// Counters that [`Cuda::counters`] can hand out at once.
@@ -196,7 +224,20 @@ impl Cuda {
 
     /// A backend on the same device, with another form of the linear layers with adapters.
     pub fn with_lora_form(&self, lora_form: LoraForm) -> Result<Self> {
-        Cuda::new(self.inner.driver.clone(), self.inner.dtype, lora_form)
+        let Inner { driver, dtype, bias_form, .. } = &*self.inner;
+        Cuda::with_forms(driver.clone(), *dtype, lora_form, *bias_form)
+    }
+
+    /// A backend on the same device, which adds the biases in front of activation functions elsewhere.
+    pub fn with_bias_form(&self, bias_form: BiasForm) -> Result<Self> {
+        let Inner { driver, dtype, lora_form, .. } = &*self.inner;
+        Cuda::with_forms(driver.clone(), *dtype, *lora_form, bias_form)
+    }
+
+    /// A backend of the same type and forms on another device.
+    pub(crate) fn on(&self, driver: Arc<dyn Driver>) -> Result<Self> {
+        let Inner { dtype, lora_form, bias_form, .. } = *self.inner;
+        Cuda::with_forms(driver, dtype, lora_form, bias_form)
     }
 
     /// The device below. Work given to it directly keeps its place among the operations.
@@ -204,8 +245,12 @@ impl Cuda {
         &self.inner.driver
     }
 
-    pub(crate) fn lora_form(&self) -> LoraForm {
+    fn lora_form(&self) -> LoraForm {
         self.inner.lora_form
+    }
+
+    fn bias_form(&self) -> BiasForm {
+        self.inner.bias_form
     }
 
     /// The type of activations.

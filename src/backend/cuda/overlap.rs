@@ -57,8 +57,8 @@ impl Chain {
         cuda.clear(stats)?;
         cuda.layer_norm(x, norm, y, stats)?;
         cuda.linear(y, layer, None, z)?;
-        cuda.activation(Activation::QuickGelu, z, y)?;
-        cuda.activation_backward(Activation::QuickGelu, z, y)?;
+        cuda.activation(Activation::QuickGelu, z, None, y)?;
+        cuda.activation_backward(Activation::QuickGelu, z, None, y)?;
         cuda.layer_norm_backward(y, z, norm, stats, AddTo::Nothing, x)
     }
 }

@@ -13,18 +13,32 @@ pub enum Activation {
 
 /// The MLP's non-linearity.
 pub trait ActivationOp: Memory {
-    /// g = act(z).
-    fn activation(&self, kind: Activation, z: &Self::Tensor, g: &mut Self::Tensor) -> Result<()> {
+    /// g = act(z), or act(z + bias) with the same bias \[columns\] for every row.
+    fn activation(
+        &self,
+        kind: Activation,
+        z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+        g: &mut Self::Tensor,
+    ) -> Result<()> {
         const OP: &str = "activation";
+        expect_bias(OP, z.shape().columns(), bias)?;
         expect_shape(OP, "g", z.shape(), g.shape())?;
-        Self::activation_checked(Checked(self), kind, z, g)
+        Self::activation_checked(Checked(self), kind, z, bias, g)
     }
 
-    /// dz = dg·act′(z), in place: `d` holds dg and then dz.
-    fn activation_backward(&self, kind: Activation, z: &Self::Tensor, d: &mut Self::Tensor) -> Result<()> {
+    /// dz = dg·act′(z), or dg·act′(z + bias), in place: `d` holds dg and then dz.
+    fn activation_backward(
+        &self,
+        kind: Activation,
+        z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
+        d: &mut Self::Tensor,
+    ) -> Result<()> {
         const OP: &str = "activation_backward";
+        expect_bias(OP, z.shape().columns(), bias)?;
         expect_shape(OP, "d", z.shape(), d.shape())?;
-        Self::activation_backward_checked(Checked(self), kind, z, d)
+        Self::activation_backward_checked(Checked(self), kind, z, bias, d)
     }
 
     /// [`Self::activation`] of what was checked.
@@ -32,6 +46,7 @@ pub trait ActivationOp: Memory {
         device: Checked<'_, Self>,
         kind: Activation,
         z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
         g: &mut Self::Tensor,
     ) -> Result<()>;
 
@@ -40,6 +55,7 @@ pub trait ActivationOp: Memory {
         device: Checked<'_, Self>,
         kind: Activation,
         z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
         d: &mut Self::Tensor,
     ) -> Result<()>;
 }

@@ -277,8 +277,9 @@ pub(in crate::backend) fn tail_by_operations<B: ClassTailOp>(
     B::attention_checked(device, split, extents.attention, args.saved, args.attended)?;
     B::linear_checked(device, args.attended, layers.out, Some(args.chosen), args.middle)?;
     B::layer_norm_checked(device, args.middle, layers.norm, args.middle_normed, args.stats)?;
-    let (z, g) = (&mut *args.hidden, &mut *args.activated);
-    B::linear_activation_checked(device, args.middle_normed, layers.fc1, layers.activation, z, g)?;
+    // What is kept is the sum, as in one launch, whichever of the two the backward pass takes.
+    B::linear_checked(device, args.middle_normed, layers.fc1, None, args.hidden)?;
+    B::activation_checked(device, layers.activation, args.hidden, None, args.activated)?;
     B::linear_checked(device, args.activated, layers.fc2, Some(args.middle), args.last)?;
     B::layer_norm_checked(device, args.last, layers.end_norm, args.last_normed, args.last_stats)?;
     B::linear_checked(device, args.last_normed, layers.projection, None, args.projected)?;
@@ -298,7 +299,7 @@ pub(in crate::backend) fn tail_backward_by_operations<B: ClassTailOp>(
     let (dy, d) = (&*args.d_last_normed, &mut *args.d_middle);
     B::layer_norm_backward_checked(device, dy, args.last, norm, args.last_stats, to, d)?;
     let (kind, dz) = (layers.activation, &mut *args.d_hidden);
-    B::linear_activation_backward_checked(device, args.d_middle, layers.fc2, kind, args.hidden, dz)?;
+    B::linear_activation_backward_checked(device, args.d_middle, layers.fc2, kind, args.hidden, None, dz)?;
     B::linear_backward_checked(device, args.d_hidden, layers.fc1, args.d_chosen)?;
     let (dy, d) = (&*args.d_chosen, &mut *args.d_middle);
     B::layer_norm_backward_checked(device, dy, args.middle, layers.norm, args.stats, AddTo::Output, d)?;

@@ -10,6 +10,27 @@ pub struct Linear<B: Memory> {
     pub bias: Option<B::Tensor>,
 }
 
+/// What is kept of z = x·Wᵀ + b for the backward pass through the activation function behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// z.
+    Sum,
+    /// x·Wᵀ, to which b is added again.
+    Product,
+}
+
+impl Kept {
+    /// What is still to be added to what was kept.
+    pub fn bias<B: Memory>(self, layer: &Linear<B>) -> Option<&B::Tensor> {
+        layer.bias.as_ref().filter(|_| self == Kept::Product)
+    }
+}
+
+/// Checks what is added to each row of so many columns.
+pub(super) fn expect_bias<T: DeviceTensor>(op: &'static str, columns: usize, bias: Option<&T>) -> Result<()> {
+    bias.map_or(Ok(()), |bias| expect_shape(op, "bias", [columns], bias.shape()))
+}
+
 /// Checks a layer of `device` with so many inputs and outputs.
 pub(super) fn expect_layer<B: Memory>(
     device: &B,
@@ -19,10 +40,7 @@ pub(super) fn expect_layer<B: Memory>(
     outputs: usize,
 ) -> Result<()> {
     expect_shape(op, "weight", [outputs, inputs], device.weight_shape(&layer.weight))?;
-    match &layer.bias {
-        Some(bias) => expect_shape(op, "bias", [outputs], bias.shape()),
-        None => Ok(()),
-    }
+    expect_bias(op, outputs, layer.bias.as_ref())
 }
 
 /// Checks the output of a layer for `x`, and what is added to it.
@@ -61,7 +79,7 @@ pub trait LinearOp: ActivationOp {
         Self::linear_backward_checked(Checked(self), dy, layer, dx)
     }
 
-    /// z = x·Wᵀ + b, and g = act(z).
+    /// g = act(z) with z = x·Wᵀ + b, and in `z` what is kept of it, as is said.
     fn linear_activation(
         &self,
         x: &Self::Tensor,
@@ -69,7 +87,7 @@ pub trait LinearOp: ActivationOp {
         kind: Activation,
         z: &mut Self::Tensor,
         g: &mut Self::Tensor,
-    ) -> Result<()> {
+    ) -> Result<Kept> {
         const OP: &str = "linear_activation";
         expect_layer(self, OP, layer, x.shape().columns(), z.shape().columns())?;
         expect_output::<Self>(OP, x, None, z)?;
@@ -77,13 +95,14 @@ pub trait LinearOp: ActivationOp {
         Self::linear_activation_checked(Checked(self), x, layer, kind, z, g)
     }
 
-    /// dz = (dy·W)·act′(z).
+    /// dz = (dy·W)·act′(z), or (dy·W)·act′(z + bias): see [`Kept::bias`], of the layer in front of the function.
     fn linear_activation_backward(
         &self,
         dy: &Self::Tensor,
         layer: &Linear<Self>,
         kind: Activation,
         z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
         dz: &mut Self::Tensor,
     ) -> Result<()> {
         const OP: &str = "linear_activation_backward";
@@ -91,7 +110,8 @@ pub trait LinearOp: ActivationOp {
         expect_layer(self, OP, layer, dz.shape().columns(), outputs)?;
         expect_matrix(OP, "dz", rows, dz.shape().columns(), dz.shape())?;
         expect_shape(OP, "z", dz.shape(), z.shape())?;
-        Self::linear_activation_backward_checked(Checked(self), dy, layer, kind, z, dz)
+        expect_bias(OP, z.shape().columns(), bias)?;
+        Self::linear_activation_backward_checked(Checked(self), dy, layer, kind, z, bias, dz)
     }
 
     /// [`Self::linear`] of what was checked.
@@ -119,9 +139,10 @@ pub trait LinearOp: ActivationOp {
         kind: Activation,
         z: &mut Self::Tensor,
         g: &mut Self::Tensor,
-    ) -> Result<()> {
+    ) -> Result<Kept> {
         Self::linear_checked(device, x, layer, None, z)?;
-        Self::activation_checked(device, kind, z, g)
+        Self::activation_checked(device, kind, z, None, g)?;
+        Ok(Kept::Sum)
     }
 
     /// [`Self::linear_activation_backward`] of what was checked: two operations where a device has no better form.
@@ -131,9 +152,10 @@ pub trait LinearOp: ActivationOp {
         layer: &Linear<Self>,
         kind: Activation,
         z: &Self::Tensor,
+        bias: Option<&Self::Tensor>,
         dz: &mut Self::Tensor,
     ) -> Result<()> {
         Self::linear_backward_checked(device, dy, layer, dz)?;
-        Self::activation_backward_checked(device, kind, z, dz)
+        Self::activation_backward_checked(device, kind, z, bias, dz)
     }
 }

@@ -29,7 +29,7 @@ mod triplet;
 use super::{BackendError, Checked, DeviceTensor, Memory, Result, expect_matrix, expect_shape};
 use crate::tensor::{DType, Shape};
 use adamw::expect_control;
-use linear::{expect_layer, expect_output};
+use linear::{expect_bias, expect_layer, expect_output};
 
 pub use accumulate::*;
 pub use activation::*;

@@ -1,7 +1,7 @@
 //! Memory of blocks: what each keeps of a forward pass, and what all of one kind share.
 
 use super::Rows;
-use crate::backend::{AttentionInput, Backend, DeviceTensor, LoraGradients, Result};
+use crate::backend::{AttentionInput, Backend, DeviceTensor, Kept, LoraGradients, Result};
 use crate::tune::BlockLayers;
 use crate::tune::adapted::{AdaptedLinear, AdapterScratch, PerLayer, Saved};
 use crate::tune::dropout::Slot;
@@ -55,8 +55,9 @@ pub struct BlockActivations<B: Backend> {
     pub(super) stats2: B::Tensor,
     /// LN₂ of `middle`, where fc1 has an adapter.
     pub(super) normed2: Option<B::Tensor>,
-    /// Hidden layer of the MLP in front of the activation function.
+    /// Hidden layer of the MLP in front of the activation function, and whether it is without the bias.
     pub(super) hidden: B::Tensor,
+    pub(super) kept: Kept,
     /// What each linear layer keeps for its adapter.
     pub(super) saved: PerLayer<Saved<B>>,
     /// The gradient kept for the layer behind attention has changed places with what carries the gradient from block to
@@ -129,6 +130,7 @@ impl<B: Backend> BlockActivations<B> {
             stats2: stats(queries)?,
             normed2: adapter(Slot::Expand).map(|_| make([n, queries, d])).transpose()?,
             hidden: make([n, queries, s.mlp])?,
+            kept: Kept::Sum,
             saved,
             exchanged: false,
         })

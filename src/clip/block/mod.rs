@@ -13,7 +13,7 @@ use super::end::{End, EndGradients, Ends};
 use super::weight_source::Loader;
 use crate::backend::{
     Activation, AddTo, AttentionBackward, AttentionGradient, AttentionShape, Backend, ClassTail,
-    ClassTailBackward, LayerNorm, LoraSite, Result, TailLayers, copyable,
+    ClassTailBackward, Kept, LayerNorm, LoraSite, Result, TailLayers, copyable,
 };
 use crate::tune::adapted::{AdaptedLinear, AdapterPass, BlockPlace, Form, PerLayer, no_memory};
 use crate::tune::dropout::Slot;
@@ -160,7 +160,8 @@ impl<B: Backend> Block<B> {
         let normed = a.normed2.as_mut().unwrap_or(&mut scratch.narrow);
         backend.layer_norm(&a.middle, &self.norm2, normed, &mut a.stats2)?;
         let hidden = (&mut a.hidden, &mut scratch.wide);
-        layers.fc1.forward_activated(backend, adapters, normed, self.activation, &mut saved.fc1, hidden)?;
+        let (kind, saved_fc1) = (self.activation, &mut saved.fc1);
+        a.kept = layers.fc1.forward_activated(backend, adapters, normed, kind, saved_fc1, hidden)?;
         layers.fc2.forward(backend, adapters, &scratch.wide, Some(&a.middle), &mut saved.fc2, output)
     }
 
@@ -184,6 +185,7 @@ impl<B: Backend> Block<B> {
         let saved = &mut a.saved.projections;
         taken.projections.forward(backend, adapters, &a.normed, None, saved, &mut a.projected)?;
         let chosen = a.chosen.as_mut().ok_or_else(no_memory)?;
+        a.kept = Kept::Sum;
         backend.class_tail(ClassTail {
             layers: tail,
             input: &a.input,
@@ -343,17 +345,18 @@ impl<B: Backend> Block<B> {
     ) -> Result<()> {
         let adapters = &mut AdapterPass { form, scratch: &mut scratch.adapters };
         let into_hidden = wanted || fc1.adapter().is_some();
+        let (kind, bias) = (self.activation, a.kept.bias(fc1.frozen()));
         if fc2.adapter().is_some() {
             let activated = scratch.activated.as_mut().ok_or_else(no_memory)?;
-            backend.activation(self.activation, &a.hidden, activated)?;
+            backend.activation(kind, &a.hidden, bias, activated)?;
             let d_hidden = into_hidden.then_some(&mut scratch.wide);
             fc2.backward(backend, adapters, d, Some(activated), &a.saved.fc2, d_hidden)?;
             if into_hidden {
-                backend.activation_backward(self.activation, &a.hidden, &mut scratch.wide)?;
+                backend.activation_backward(kind, &a.hidden, bias, &mut scratch.wide)?;
             }
         } else if into_hidden {
             let dz = &mut scratch.wide;
-            backend.linear_activation_backward(d, fc2.frozen(), self.activation, &a.hidden, dz)?;
+            backend.linear_activation_backward(d, fc2.frozen(), kind, &a.hidden, bias, dz)?;
         }
         if !into_hidden {
             return Ok(());

@@ -66,6 +66,7 @@ mod head_loss;
 mod l2_norm;
 mod layer_norm;
 mod linear;
+mod linear_activation;
 mod lora_fold;
 mod lora_gradients;
 mod lora_linear;
@@ -171,6 +172,7 @@ operations! {
     Adamw adamw,
     Attention attention,
     Linear linear,
+    LinearActivation linear_activation,
     LoraLinear lora_linear,
     LoraFold lora_fold,
     LoraGradients lora_gradients,
@@ -183,8 +185,14 @@ impl Group {
     pub const SMALL: &[Group] = Group::ALL.split_at(Group::Attention as usize).0;
 
     /// Linear layers, and what has them in it.
-    pub const LINEAR: &[Group] =
-        &[Group::Linear, Group::LoraLinear, Group::LoraFold, Group::LoraGradients, Group::ClassTail];
+    pub const LINEAR: &[Group] = &[
+        Group::Linear,
+        Group::LinearActivation,
+        Group::LoraLinear,
+        Group::LoraFold,
+        Group::LoraGradients,
+        Group::ClassTail,
+    ];
 
     pub fn named(name: &str) -> Option<Self> {
         Group::ALL.into_iter().find(|group| group.name() == name)
