@@ -92,9 +92,11 @@ impl<B: Backend> Batches<B> {
         Ok(Batches { sets: sets.collect::<Result<_>>()?, current: 0 })
     }
 
-    /// Takes the memory that was current the longest ago: the device may work on the others.
-    pub fn next(&mut self) {
+    /// Takes the memory that was current the longest ago: the device may work on the others. `of_features` says whether
+    /// the batch is one of features.
+    pub fn next(&mut self, of_features: bool) {
         self.current = self.current() + 1;
+        self.features.used = of_features;
     }
 
     /// Which memory is current, from 0 on.
@@ -261,7 +263,6 @@ impl<B: Backend> BatchBuffers<B> {
 
     /// Uploads a batch as it is evaluated.
     pub(crate) fn load_plain(&mut self, backend: &B, input: Input<'_>, labels: &[u32]) -> Result<()> {
-        self.features.used = input.is_features();
         let input = match input {
             Input::Images(images) => (images, &mut self.pixels),
             Input::Features(values) => (values, &mut self.features.values),
@@ -272,7 +273,6 @@ impl<B: Backend> BatchBuffers<B> {
     /// Uploads a batch to train on, at `factor` times the learning rates.
     pub fn load(&mut self, backend: &B, batch: Batch<'_>, factor: f64) -> Result<()> {
         let rows = self.rows();
-        self.features.used = batch.input.is_features();
         let factor = [factor];
         let mut feed = vec![
             (row_of(batch.labels, DType::U32)?, &mut self.labels),

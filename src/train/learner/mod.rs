@@ -419,7 +419,7 @@ impl<B: Backend> Learner<B> {
     /// Checks a batch, and sets every buffer of the next one to its size.
     fn make_room(&mut self, input: Input<'_>, labels: &[u32]) -> Result<()> {
         self.buffers.check(input, labels)?;
-        self.buffers.next();
+        self.buffers.next(input.is_features());
         let batch = labels.len();
         self.buffers.set_rows(batch)?;
         self.activations.set_batch(batch)?;
